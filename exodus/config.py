@@ -1,0 +1,226 @@
+"""What a migration is, and every bound the engine works within. Imports nothing of ours but the errors.
+
+`Plan` is what the control store and the Prefect blocks hold; it never carries a password. `Address` is one server;
+its password is a `SecretStr` that is left out of every dump and read again from the environment or a file by whoever
+connects (see `SecretRef`).
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from exodus.errors import OperatorError
+
+# Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
+STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
+RETAINED_ARG_BYTES = 64 * 1024  # an argument longer than this is skipped, never copied; as a key it is a gap
+RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
+INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
+HELD_BYTES_MAX = 1024 * 1024  # what a session keeps of a client while its writes are held, before it stops reading
+TRANSACTION_BYTES_MAX = 1024 * 1024  # a queued MULTI larger than this cannot be carried over a switch
+SUBSCRIPTIONS_TRACKED_MAX = 10_000
+JOURNAL_WINDOW_S = 0.005  # keys written within it are one journal entry
+JOURNAL_BATCH_KEYS = 4_000
+JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far
+SPOOL_BYTES_MAX = 256 * 1024 * 1024
+INTENT_SEGMENT_BYTES = 1024 * 1024
+INTENT_SEGMENTS_MAX = 64
+HEARTBEAT_S = 0.5
+HEARTBEAT_STALE_S = 5.0
+LEASE_MS = 5_000
+HOLD_SECONDS_MAX = 10.0
+SHADOW_QUEUE_MAX = 10_000
+SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
+CONNECT_TIMEOUT_S = 5.0
+DEAD_LETTER_ATTEMPTS = 5
+
+RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted
+
+
+class Side(StrEnum):
+    """A place. Which of the two is the authority is the route's to say."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+    @property
+    def other(self) -> Side:
+        """The opposite place."""
+        return Side.TARGET if self is Side.SOURCE else Side.SOURCE
+
+
+class Hold(StrEnum):
+    """What the gateways keep back."""
+
+    NONE = "none"
+    WRITES = "writes"
+
+
+class JournalMode(StrEnum):
+    """Which written keys the gateways journal."""
+
+    OFF = "off"
+    SAMPLE = "sample"
+    ALL = "all"
+
+
+class Phase(StrEnum):
+    """The seven phases, by the names of their flows and deployments."""
+
+    PRE_TEST = "pre-test"
+    ANALYZE = "analyze"
+    COMPARE = "compare"
+    TEST = "test"
+    MIGRATE = "migrate"
+    ROLLBACK = "rollback"
+    COMMIT = "commit"
+
+
+class Verdict(StrEnum):
+    """What a person can answer to a decision."""
+
+    APPROVE = "approve"
+    REJECT = "reject"
+
+
+class Address(BaseModel):
+    """Where one server is and how to speak to it. `password` is never dumped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65535)
+    username: str | None = None
+    password: SecretStr | None = Field(default=None, exclude=True)
+    password_env: str | None = Field(default=None, description="environment variable that holds the password")
+    password_file: Path | None = Field(default=None, description="file whose first line is the password")
+    tls: bool = False
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+
+    @classmethod
+    def parse(cls, url: str, *, field: str, **more: object) -> Self:
+        """Read `redis://user:password@host:port` or `rediss://…` (TLS).
+
+        Raises:
+            OperatorError: the scheme is unknown, the host or port is missing, or a path names a database.
+        """
+        parts = urlsplit(url)
+        shown = f"{parts.scheme}://{parts.hostname or '?'}"
+        if parts.scheme not in ("redis", "rediss"):
+            raise OperatorError(
+                f"{field}: the scheme of {shown!r} is not known",
+                why="Exodus speaks the Redis protocol: redis:// (plain) or rediss:// (TLS)",
+                next_step=f"write {field} as redis://user@host:port",
+            )
+        try:
+            port = parts.port or 6379
+        except ValueError as exc:
+            raise OperatorError(
+                f"{field}: the port of {shown!r} is not a port",
+                why=str(exc),
+                next_step=f"write {field} as redis://user@host:port with a port from 1 to 65535",
+            ) from exc
+        if not parts.hostname:
+            raise OperatorError(
+                f"{field}: {shown!r} names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port"
+            )
+        if parts.path not in ("", "/", "/0"):
+            raise OperatorError(
+                f"{field}: {parts.path!r} names one database",
+                why="a migration moves every database of a server",
+                next_step=f"leave the path of {field} away",
+            )
+        return cls.model_validate(
+            {
+                "host": parts.hostname,
+                "port": port,
+                "username": unquote(parts.username) if parts.username else None,
+                "password": SecretStr(unquote(parts.password)) if parts.password else None,
+                "tls": parts.scheme == "rediss",
+                **more,
+            }
+        )
+
+    @property
+    def url(self) -> str:
+        """The address without its password, fit to be shown."""
+        user = f"{self.username}@" if self.username else ""
+        return f"{'rediss' if self.tls else 'redis'}://{user}{self.host}:{self.port}"
+
+    def secret(self, field: str) -> str | None:
+        """The password, from where the address says it is.
+
+        Raises:
+            OperatorError: the named variable is not set, or the file cannot be read.
+        """
+        if self.password is not None:
+            return self.password.get_secret_value()
+        if self.password_env is not None:
+            value = os.environ.get(self.password_env)
+            if value is None:
+                raise OperatorError(
+                    f"{field}: no password in ${self.password_env}",
+                    why="the plan names this environment variable and it is not set here",
+                    next_step=f"export {self.password_env}=… for this process, or name a password_file",
+                )
+            return value
+        if self.password_file is not None:
+            try:
+                return self.password_file.read_text().splitlines()[0]
+            except (OSError, IndexError) as exc:
+                raise OperatorError(
+                    f"{field}: no password in {self.password_file}",
+                    why=str(exc) or "the file is empty",
+                    next_step="write the password on the first line of the file and let this user read it",
+                ) from exc
+        return None
+
+
+class Listen(BaseModel):
+    """Where the gateway listens. Loopback unless the operator says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=6400, ge=0, le=65535)
+
+
+class Plan(BaseModel):
+    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
+    source: Address
+    target: Address
+    gateway: Listen = Listen()
+    partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
+    slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
+    sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
+    observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
+    rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)
+    allow_nonempty: bool = Field(default=False, description="the target may hold keys before Migrate; they are replaced")
+    hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
+    evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
+    decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
+    advance: Literal["manual", "auto"] = "manual"
+
+    @field_validator("slices")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError("slices must be a power of two: 1, 2, 4, 8, 16 or 32")
+        return value
+
+    def address(self, side: Side) -> Address:
+        """The address of one side."""
+        return self.source if side is Side.SOURCE else self.target

@@ -1,0 +1,50 @@
+"""How far a backfill has come: one JSON document a slice, in one hash a run.
+
+A cursor means something only together with the node's run id, the database and the slice (race rule 5), so all three stand
+beside it; whoever resumes compares them and begins the slice anew where they differ.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from exodus.control.store import ControlStore, answered
+
+
+class SliceProgress(BaseModel):
+    """One slice of one database of one node."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slice_id: str  # "NODE/DB/INDEX of COUNT"
+    run_id: str  # the node's, from INFO server
+    cursor: int = 0  # SCAN goes on from here
+    done: bool = False
+    scans: int = 0  # SCAN calls made, over all attempts
+    keys_seen: int = 0
+    keys_copied: int = 0
+    keys_removed: int = 0  # gone by the time they were read
+    keys_failed: int = 0  # listed as dead letters
+    keys_skipped: int = 0  # Exodus's own
+    payload_bytes: int = 0
+    re_marked: int = 0  # changed while their chunk was in flight (race rule 3)
+    seconds: float = 0.0
+    restarts: int = 0  # times the cursor was void
+    attempts: int = 0  # times a process took the slice up
+    chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
+
+
+async def save_progress(store: ControlStore, run: str, progress: SliceProgress) -> None:
+    """Write one slice's checkpoint."""
+    await answered(store.client.hset(store.keys.checkpoint(run), progress.slice_id, progress.model_dump_json()))
+
+
+async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgress]:
+    """All slices of a run by their id; empty where the run is new."""
+    raw = await answered(store.client.hgetall(store.keys.checkpoint(run)))
+    return {name.decode(): SliceProgress.model_validate_json(value) for name, value in raw.items()}
+
+
+async def forget_run(store: ControlStore, run: str) -> None:
+    """Drop a run's checkpoints, so that the next one copies everything again."""
+    await answered(store.client.delete(store.keys.checkpoint(run)))

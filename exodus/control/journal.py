@@ -1,0 +1,161 @@
+"""The journal: which keys changed, in partitions by key hash, as streams in the control store.
+
+An entry's field `k` holds packed keys (`pack`), its field `b` a barrier: an operation that may have changed every key of a
+database. Entries say *that* a key changed, never how: `sync_key` reads the state itself.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from exodus.config import JOURNAL_BATCH_KEYS
+from exodus.control.store import ControlStore, answered
+
+Key = tuple[int, bytes]  # (database, name)
+_HEAD = struct.Struct("<HI")
+
+
+def partition_of(db: int, key: bytes, partitions: int) -> int:
+    """The journal partition, and so the one lane, of a key. Stable across processes, unlike `hash`."""
+    return zlib.crc32(key, db) % partitions
+
+
+def pack(keys: Iterable[Key]) -> bytes:
+    """Keys with their databases in one byte string."""
+    return b"".join([_HEAD.pack(db, len(key)) + key for db, key in keys])
+
+
+def unpack(packed: bytes) -> list[Key]:
+    """The reverse of `pack`."""
+    keys: list[Key] = []
+    at = 0
+    while at < len(packed):
+        db, size = _HEAD.unpack_from(packed, at)
+        at += _HEAD.size
+        keys.append((db, packed[at : at + size]))
+        at += size
+    return keys
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An operation that may have changed every key of `databases` (empty: all of them)."""
+
+    what: str
+    databases: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        """As it stands in an entry."""
+        return f"{self.what}:{','.join(map(str, self.databases))}".encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Barrier:
+        """The reverse of `encode`."""
+        what, _, dbs = raw.decode().partition(":")
+        return cls(what, tuple(int(db) for db in dbs.split(",") if db))
+
+
+@dataclass
+class Changes:
+    """What a partition or the whole journal holds since a position."""
+
+    keys: list[Key] = field(default_factory=list)
+    barriers: list[Barrier] = field(default_factory=list)
+    gap: bool = False  # entries between the position and the first kept one were trimmed: all keys may have changed
+    last_id: bytes | None = None
+
+
+def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:
+    """Keys and barriers of stream entries, in their order."""
+    changes = Changes()
+    for entry_id, fields in entries:
+        changes.last_id = entry_id
+        if b"k" in fields:
+            changes.keys.extend(unpack(fields[b"k"]))
+        if b"b" in fields:
+            changes.barriers.append(Barrier.decode(fields[b"b"]))
+    return changes
+
+
+async def append(store: ControlStore, keys: Iterable[Key], partitions: int, barriers: Iterable[Barrier] = ()) -> None:
+    """Mark keys as changed, one entry a partition (more where a partition has over JOURNAL_BATCH_KEYS).
+
+    One MULTI: a reader never sees a half, and the caller knows that all of it or nothing is in. Each barrier is written once,
+    to partition 0: what it asks for, a rescan, marks keys in every partition.
+
+    Raises:
+        redis.exceptions.RedisError, OSError: the store did not take it; the caller keeps the keys.
+    """
+    by_partition: dict[int, list[Key]] = {}
+    for db, key in keys:
+        by_partition.setdefault(partition_of(db, key, partitions), []).append((db, key))
+    pipe = store.client.pipeline(transaction=True)
+    for partition, members in by_partition.items():
+        for start in range(0, len(members), JOURNAL_BATCH_KEYS):
+            pipe.xadd(store.keys.journal(partition), {"k": pack(members[start : start + JOURNAL_BATCH_KEYS])})
+    for barrier in barriers:
+        pipe.xadd(store.keys.journal(0), {"b": barrier.encode()})
+    if len(pipe):
+        await pipe.execute()
+
+
+async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
+    """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever written."""
+    pipe = store.client.pipeline(transaction=True)
+    for partition in range(partitions):
+        # An emptied stream forgets its last id here, so the synced position counts too.
+        pipe.xrevrange(store.keys.journal(partition), count=1)
+    found = await pipe.execute()
+    synced = await positions(store)
+    result: dict[int, bytes] = {}
+    for partition, entries in enumerate(found):
+        result[partition] = max(entries[0][0] if entries else b"0-0", synced.get(partition, b"0-0"), key=id_order)
+    return result
+
+
+async def since(store: ControlStore, start: Mapping[int, bytes]) -> Changes:
+    """All that changed after the positions `start` (from `ends`), over all partitions."""
+    pipe = store.client.pipeline(transaction=True)
+    pipe.hgetall(store.keys.trimmed)
+    for partition, entry_id in start.items():
+        pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id)
+    trimmed, *found = await pipe.execute()
+    merged = Changes()
+    for (partition, entry_id), entries in zip(start.items(), found, strict=True):
+        if id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id):
+            merged.gap = True
+        changes = parse_entries(entries)
+        merged.keys.extend(changes.keys)
+        merged.barriers.extend(changes.barriers)
+    return merged
+
+
+async def positions(store: ControlStore) -> dict[int, bytes]:
+    """How far each partition has been synced."""
+    raw = await answered(store.client.hgetall(store.keys.position))
+    return {int(partition): entry_id for partition, entry_id in raw.items()}
+
+
+async def lag_entries(store: ControlStore, partitions: int, *, at_most: int = 10_000) -> int:
+    """Entries that no syncer has finished, over all partitions, counted up to `at_most` in each."""
+    synced = await positions(store)
+    pipe = store.client.pipeline(transaction=False)
+    for partition in range(partitions):
+        pipe.xrange(store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=at_most)
+    return sum(len(entries) for entries in await pipe.execute())
+
+
+async def drained(store: ControlStore, partitions: int) -> bool:
+    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it."""
+    last = await ends(store, partitions)
+    synced = await positions(store)
+    return all(synced.get(partition, b"0-0") == entry_id for partition, entry_id in last.items())
+
+
+def id_order(entry_id: bytes) -> tuple[int, int]:
+    """A stream id as something that sorts."""
+    ms, _, seq = entry_id.partition(b"-")
+    return int(ms), int(seq or b"0")

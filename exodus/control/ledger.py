@@ -1,0 +1,64 @@
+"""The ledger: who decided what, when, why and on which evidence. Entries are appended and never changed.
+
+A phase may begin when the ledger says that what it builds on was approved and that the evidence for it is fresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from exodus.config import Phase
+from exodus.control.store import ControlStore, answered
+
+
+class LedgerEntry(BaseModel):
+    """One decision, or the end of a phase."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    at_ms: int  # by the control store's clock
+    phase: Phase
+    event: Literal["decided", "started", "finished", "failed", "switched", "noted"]
+    gate: str = ""  # which decision of the phase
+    verdict: str = ""  # approve, reject, retry, abandon …
+    decided_by: str = ""
+    why: str = ""
+    evidence: str = ""  # name of the report
+    evidence_digest: str = ""  # SHA-256 of the evidence as it was shown
+    flow_run_id: str = ""
+    facts: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+def digest(evidence: object) -> str:
+    """SHA-256 of a piece of evidence in canonical JSON."""
+    return hashlib.sha256(orjson.dumps(evidence, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+async def record(store: ControlStore, entry: LedgerEntry) -> None:
+    """Append an entry, once: a flow that runs again from the top after a resume must not decide twice.
+
+    Two entries are the same when phase, event, gate, verdict and flow run are.
+    """
+    for earlier in await read(store):
+        same = (earlier.phase, earlier.event, earlier.gate, earlier.verdict, earlier.flow_run_id)
+        if entry.flow_run_id and same == (entry.phase, entry.event, entry.gate, entry.verdict, entry.flow_run_id):
+            return
+    await answered(store.client.xadd(store.keys.ledger, {"entry": entry.model_dump_json()}))
+
+
+async def read(store: ControlStore) -> list[LedgerEntry]:
+    """Every entry, oldest first."""
+    raw = await answered(store.client.xrange(store.keys.ledger))
+    return [LedgerEntry.model_validate_json(fields[b"entry"]) for _, fields in raw]
+
+
+def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> LedgerEntry | None:
+    """The newest decision of a phase (of one of its gates, where named)."""
+    for entry in reversed(entries):
+        if entry.event == "decided" and entry.phase is phase and gate in ("", entry.gate):
+            return entry
+    return None

@@ -1,0 +1,108 @@
+"""Who is alive, and which epoch each process has acted on.
+
+Every long-lived process writes one `Heartbeat` under its kind. Ages are by the control store's clock. A heartbeat that
+stopped without an `unregister` is a process that went away: for a gateway this is an open gap until it comes back (its
+intent log replays) or a verification pass has closed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from exodus.config import HEARTBEAT_STALE_S
+from exodus.control.store import ControlStore
+from exodus.errors import CutoverAborted
+
+
+class Heartbeat(BaseModel):
+    """One process's word about itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str  # gateway, syncer, comparer
+    process: str  # its id
+    pid: int = Field(default_factory=os.getpid)
+    host: str = Field(default_factory=socket.gethostname)
+    at_ms: int
+    epoch: int  # the last one acted on in full
+    state: str  # serving, draining, held, idle, syncing …
+    why: str = ""  # what it waits for, if it waits
+    facts: dict[str, Any] = Field(default_factory=dict)  # counters that status and flows show
+
+    def age_s(self, now_ms: int) -> float:
+        """Seconds since it was written."""
+        return (now_ms - self.at_ms) / 1000
+
+    def stale(self, now_ms: int) -> bool:
+        """Whether the process must be taken for gone."""
+        return self.age_s(now_ms) > HEARTBEAT_STALE_S
+
+
+async def beat(store: ControlStore, heartbeat: Heartbeat) -> None:
+    """Write one heartbeat."""
+    await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump())
+
+
+async def heartbeats(store: ControlStore, kind: str) -> list[Heartbeat]:
+    """All of one kind, stale ones included."""
+    return [Heartbeat.model_validate(state) for state in (await store.registrations(kind)).values()]
+
+
+async def wait_for(
+    store: ControlStore,
+    kind: str,
+    holds: Callable[[Heartbeat], bool],
+    *,
+    within_s: float,
+    otherwise: str,
+    at_least: int = 1,
+) -> list[Heartbeat]:
+    """Wait until `holds` is true of every registered process of a kind.
+
+    Raises:
+        CutoverAborted: it was not within the time; names the processes and what they last said.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while True:
+        found = await heartbeats(store, kind)
+        now_ms = await store.now_ms()
+        late = [beat for beat in found if beat.stale(now_ms) or not holds(beat)]
+        if len(found) >= at_least and not late:
+            return found
+        if loop.time() >= deadline:
+            named = ", ".join(f"{b.process} (epoch {b.epoch}, {b.state}, {b.age_s(now_ms):.1f} s ago)" for b in late)
+            raise CutoverAborted(
+                otherwise,
+                why=named or f"{len(found)} {kind} processes are registered, {at_least} are needed",
+                next_step=f"look at `exodus status` and the log of the {kind}; start it again or remove it, then retry",
+            )
+        await asyncio.sleep(0.02)
+
+
+async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:
+    """Call `changed` when the route is announced, and every `poll_s` seconds in any case, until cancelled.
+
+    `changed` handles its own failures of the store; the subscription here is rebuilt after each of them.
+    """
+    while True:
+        subscriber = store.client.pubsub()
+        try:
+            await subscriber.subscribe(store.keys.route_changed)
+            while True:
+                await changed()
+                await subscriber.get_message(ignore_subscribe_messages=True, timeout=poll_s)
+        except (OSError, ConnectionError, TimeoutError) as exc:
+            del exc  # `changed` counts the outage by its own means; the poll goes on without the channel
+            await changed()
+            await asyncio.sleep(poll_s)
+        finally:
+            with contextlib.suppress(OSError):
+                await subscriber.aclose()  # type: ignore[no-untyped-call]

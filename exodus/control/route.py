@@ -1,0 +1,87 @@
+"""The route: what every gateway, syncer and comparer does now, in one versioned document.
+
+A change is a compare-and-set on the epoch and is announced on a channel; processes also poll, so a lost announcement costs
+half a second and nothing else. A process that has acted on an epoch says so in its heartbeat (`registry.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from exodus.config import Hold, JournalMode, Side
+from exodus.control.store import ControlStore, answered
+from exodus.errors import Bug, DecisionRefused
+
+
+class Route(BaseModel):
+    """One epoch's orders. `writer_epoch` changes only when a syncer's right to write to the follower ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int = 0
+    authority: Side = Side.SOURCE
+    hold: Hold = Hold.NONE
+    journal: JournalMode = JournalMode.OFF
+    sync: bool = False  # syncers copy authority → follower
+    shadow_rate: float = 0.0
+    shadow_salt: int = 0
+    writer_epoch: int = 0
+    rehearsal_prefix: str | None = None  # keys under it are held and switched alone, see cutover/rehearsal.py
+    rehearsal_authority: Side = Side.SOURCE
+    rehearsal_hold: Hold = Hold.NONE
+    why: str = ""
+
+    @property
+    def follower(self) -> Side:
+        """The side that is not the authority."""
+        return self.authority.other
+
+    def next(self, *, why: str, **changes: object) -> Self:
+        """The following epoch with these changes."""
+        return self.model_validate({**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why})
+
+
+# The announcement is made in the same step, so a listener that wakes reads the new document.
+_COMPARE_AND_SET = """
+local now = redis.call('GET', KEYS[1])
+local epoch = 0
+if now then epoch = cjson.decode(now)['epoch'] end
+if epoch ~= tonumber(ARGV[1]) then return epoch end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('PUBLISH', ARGV[3], ARGV[4])
+return -1
+"""
+
+
+async def read_route(store: ControlStore) -> Route:
+    """The route in force; a migration that never had one is at epoch 0 with the source as authority."""
+    raw = await answered(store.client.get(store.keys.route))
+    return Route() if raw is None else Route.model_validate_json(raw)
+
+
+async def change_route(store: ControlStore, before: Route, after: Route) -> Route:
+    """Replace `before` by `after`, or refuse.
+
+    Raises:
+        DecisionRefused: somebody else changed the route since `before` was read; nothing was changed.
+    """
+    if after.epoch != before.epoch + 1:
+        raise Bug(
+            f"route epoch {before.epoch} may not be followed by {after.epoch}",
+            why="epochs go up by one",
+            next_step="report this; the route was not changed",
+        )
+    found = await answered(
+        store.client.eval(
+            _COMPARE_AND_SET, 1, store.keys.route, str(before.epoch), after.model_dump_json(), store.keys.route_changed, str(after.epoch)
+        )
+    )
+    if int(found) != -1:
+        raise DecisionRefused(
+            f"the route is at epoch {int(found)}, not {before.epoch}",
+            why="another flow or person changed it meanwhile",
+            next_step="look at `exodus status`, then start the step again",
+        )
+    return after

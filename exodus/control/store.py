@@ -1,0 +1,249 @@
+"""The schema of the control store, and a connection to it.
+
+Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one cluster slot):
+
+| key            | type   | written by        | read by              | what, and for how long                                |
+| -------------- | ------ | ----------------- | -------------------- | ----------------------------------------------------- |
+| plan           | string | `exodus apply`    | everybody            | `Plan` as JSON, no secrets; until removed             |
+| route          | string | flows             | gateways, syncers    | `Route` as JSON; compare-and-set by epoch             |
+| route:changed  | channel| flows             | gateways, syncers    | wakes followers of the route; polling backs it up     |
+| part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
+| journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
+| position       | hash   | syncers           | flows, chunks        | partition → last entry id synced                      |
+| trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
+| lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
+| token          | string | syncers           | syncers              | counter of fencing tokens                             |
+| checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
+| dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
+| gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
+| ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
+| phase          | hash   | flows             | status               | phase → state, JSON                                   |
+| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
+| divergence     | hash   | comparer          | flows, repair        | packed key → divergence, JSON                         |
+| seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
+| telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
+| report:NAME    | string | flows             | status, later phases | last result of a task, JSON                           |
+| fence:SIDE     | string | cutover           | cutover, rollback    | command rules of the users as they were before        |
+
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`), which are
+never copied, compared or counted.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Mapping
+from typing import Any, Self, TypeVar, cast
+
+import orjson
+import redis.asyncio as redis
+from redis.backoff import NoBackoff
+from redis.asyncio.retry import Retry
+from redis.exceptions import AuthenticationError, RedisError
+
+from exodus.config import CONNECT_TIMEOUT_S, Address, Plan
+from exodus.errors import ControlStoreError, OperatorError
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+async def answered(reply: Awaitable[T] | T) -> T:
+    """What redis-py's asyncio client returns, whose annotations also allow for its blocking twin."""
+    return await cast("Awaitable[T]", reply)
+
+
+def ssl_context(address: Address) -> ssl.SSLContext | None:
+    """The TLS settings of one leg, or None for plain TCP."""
+    if not address.tls:
+        return None
+    context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
+    if address.cert_file:
+        context.load_cert_chain(str(address.cert_file), str(address.key_file) if address.key_file else None)
+    return context
+
+
+class Keys:
+    """Names of keys; nothing else in Exodus spells one."""
+
+    def __init__(self, migration: str) -> None:
+        self.prefix = f"exodus:{{{migration}}}:"
+        self.plan = self.prefix + "plan"
+        self.route = self.prefix + "route"
+        self.route_changed = self.prefix + "route:changed"
+        self.position = self.prefix + "position"
+        self.trimmed = self.prefix + "trimmed"
+        self.token = self.prefix + "token"
+        self.dead = self.prefix + "dead"
+        self.gap = self.prefix + "gap"
+        self.ledger = self.prefix + "ledger"
+        self.phase = self.prefix + "phase"
+        self.shadow = self.prefix + "shadow"
+        self.divergence = self.prefix + "divergence"
+        self.seeded = self.prefix + "seeded"
+
+    def part(self, kind: str) -> str:
+        """Registrations of the processes of one kind."""
+        return f"{self.prefix}part:{kind}"
+
+    def journal(self, partition: int) -> str:
+        """The stream of one journal partition."""
+        return f"{self.prefix}journal:{partition}"
+
+    def lease(self, partition: int) -> str:
+        """The lease of one partition."""
+        return f"{self.prefix}lease:{partition}"
+
+    def checkpoint(self, run: str) -> str:
+        """The checkpoints of one backfill."""
+        return f"{self.prefix}checkpoint:{run}"
+
+    def telemetry(self, process: str) -> str:
+        """The last telemetry of one gateway process."""
+        return f"{self.prefix}telemetry:{process}"
+
+    def report(self, name: str) -> str:
+        """The last report of that name."""
+        return f"{self.prefix}report:{name}"
+
+    def fence(self, side: str) -> str:
+        """What has to be put back when the fence on `side` is lifted."""
+        return f"{self.prefix}fence:{side}"
+
+
+def guard_key(migration: str) -> bytes:
+    """The key on a follower whose value is the epoch in which Exodus may write there (race rule 6)."""
+    return f"exodus:{{{migration}}}:epoch".encode()
+
+
+def lane_guard_key(migration: str, partition: int) -> bytes:
+    """The key on a follower whose value is the fencing token of the partition's owner (race rule 2)."""
+    return f"exodus:{{{migration}}}:lane:{partition}".encode()
+
+
+class ControlStore:
+    """A connection to one migration's part of the control store."""
+
+    def __init__(self, client: redis.Redis, migration: str, address: Address) -> None:
+        self.client = client
+        self.migration = migration
+        self.address = address
+        self.keys = Keys(migration)
+
+    @classmethod
+    async def connect(cls, address: Address, migration: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Self:
+        """Connect and prove that the store answers.
+
+        Raises:
+            ControlStoreError: it does not answer.
+            OperatorError: it refuses the credentials.
+        """
+        client = make_client(address, field="control_store", timeout_s=timeout_s)
+        try:
+            await answered(client.ping())
+        except AuthenticationError as exc:
+            await client.aclose()
+            raise OperatorError(
+                f"control_store: {address.url} refuses the credentials",
+                why=str(exc),
+                next_step="check control_store's user and password (password_env, password_file)",
+            ) from exc
+        except (RedisError, OSError) as exc:
+            await client.aclose()
+            raise ControlStoreError(
+                f"the control store {address.url} does not answer",
+                why=str(exc) or type(exc).__name__,
+                next_step="start it, or correct control_store in the migration file; applications are not affected",
+            ) from exc
+        return cls(client, migration, address)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self.client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- plan, reports, phases: small JSON documents ---
+    async def save_plan(self, plan: Plan) -> None:
+        """Register the migration."""
+        await answered(self.client.set(self.keys.plan, plan.model_dump_json()))
+
+    async def plan(self) -> Plan:
+        """The registered plan.
+
+        Raises:
+            OperatorError: none is registered under this name.
+        """
+        raw = await answered(self.client.get(self.keys.plan))
+        if raw is None:
+            raise OperatorError(
+                f"migration {self.migration!r} is not registered in {self.address.url}",
+                why=f"there is no {self.keys.plan}",
+                next_step="exodus apply migration.yaml",
+            )
+        return Plan.model_validate_json(raw)
+
+    async def save_report(self, name: str, report: Mapping[str, Any]) -> None:
+        """Keep the last result of a task where status and later phases read it."""
+        await answered(self.client.set(self.keys.report(name), orjson.dumps(report, default=str)))
+
+    async def report(self, name: str) -> Json | None:
+        """The last result of that name, or None."""
+        raw = await answered(self.client.get(self.keys.report(name)))
+        return None if raw is None else cast("Json", orjson.loads(raw))
+
+    async def save_phase(self, phase: str, state: Mapping[str, Any]) -> None:
+        """Say where a phase stands."""
+        await answered(self.client.hset(self.keys.phase, phase, orjson.dumps(state, default=str).decode()))
+
+    async def phases(self) -> dict[str, Json]:
+        """Where every phase stands."""
+        raw = await answered(self.client.hgetall(self.keys.phase))
+        return {name.decode(): orjson.loads(value) for name, value in raw.items()}
+
+    # --- registrations ---
+    async def register(self, kind: str, process: str, state: Mapping[str, Any]) -> None:
+        """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see `now_ms`)."""
+        await answered(self.client.hset(self.keys.part(kind), process, orjson.dumps(state).decode()))
+
+    async def unregister(self, kind: str, process: str) -> None:
+        """Take a process that ended cleanly off the list."""
+        await answered(self.client.hdel(self.keys.part(kind), process))
+
+    async def registrations(self, kind: str) -> dict[str, Json]:
+        """id → last heartbeat, stale ones included: a process that went away without a word must be seen."""
+        raw = await answered(self.client.hgetall(self.keys.part(kind)))
+        return {name.decode(): orjson.loads(value) for name, value in raw.items()}
+
+    async def now_ms(self) -> int:
+        """The store's clock, in ms: the one clock that processes on several hosts share."""
+        seconds, micros = await answered(self.client.time())
+        return int(seconds) * 1000 + int(micros) // 1000
+
+
+def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S) -> redis.Redis:
+    """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means."""
+    more: dict[str, Any] = {}
+    if address.tls:
+        more = {
+            "ssl": True,
+            "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
+            "ssl_certfile": str(address.cert_file) if address.cert_file else None,
+            "ssl_keyfile": str(address.key_file) if address.key_file else None,
+        }
+    return redis.Redis(
+        host=address.host,
+        port=address.port,
+        db=db,
+        username=address.username,
+        password=address.secret(field),
+        socket_connect_timeout=timeout_s,
+        socket_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        **more,
+    )
