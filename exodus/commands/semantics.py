@@ -1,0 +1,125 @@
+"""What a server's COMMAND table does not say: the one reviewed override table.
+
+Names are upper case. Sources: the command pages of the Redis documentation and facts checked on Redis 6.2 to 8.2 and Valkey
+8.1 to 9.1. A command that neither the servers nor this table know counts as a write with unknown keys.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, auto
+from typing import NamedTuple
+
+
+class Role(IntEnum):
+    """What a command does to the session that sends it; PLAIN for the most."""
+
+    PLAIN = auto()
+    MULTI = auto()
+    EXEC = auto()
+    DISCARD = auto()
+    WATCH = auto()
+    UNWATCH = auto()
+    SELECT = auto()
+    AUTH = auto()
+    HELLO = auto()
+    CLIENT = auto()
+    RESET = auto()
+    QUIT = auto()
+    SUBSCRIBE = auto()
+    UNSUBSCRIBE = auto()
+    STREAMING = auto()  # the connection becomes a one-way stream: MONITOR, SYNC, PSYNC
+    BLOCKING = auto()
+    SCAN = auto()
+    BARRIER = auto()  # may change every key of a database
+    MOVES_DB = auto()  # MOVE and COPY … DB: a key in another database
+    SCRIPT = auto()  # may write keys that it does not declare
+
+
+ROLES: dict[bytes, Role] = {
+    b"MULTI": Role.MULTI,
+    b"EXEC": Role.EXEC,
+    b"DISCARD": Role.DISCARD,
+    b"WATCH": Role.WATCH,
+    b"UNWATCH": Role.UNWATCH,
+    b"SELECT": Role.SELECT,
+    b"AUTH": Role.AUTH,
+    b"HELLO": Role.HELLO,
+    b"CLIENT": Role.CLIENT,
+    b"RESET": Role.RESET,
+    b"QUIT": Role.QUIT,
+    b"SUBSCRIBE": Role.SUBSCRIBE,
+    b"PSUBSCRIBE": Role.SUBSCRIBE,
+    b"SSUBSCRIBE": Role.SUBSCRIBE,
+    b"UNSUBSCRIBE": Role.UNSUBSCRIBE,
+    b"PUNSUBSCRIBE": Role.UNSUBSCRIBE,
+    b"SUNSUBSCRIBE": Role.UNSUBSCRIBE,
+    b"MONITOR": Role.STREAMING,
+    b"SYNC": Role.STREAMING,
+    b"PSYNC": Role.STREAMING,
+    b"SCAN": Role.SCAN,
+    b"HSCAN": Role.SCAN,
+    b"SSCAN": Role.SCAN,
+    b"ZSCAN": Role.SCAN,
+    b"FLUSHALL": Role.BARRIER,
+    b"FLUSHDB": Role.BARRIER,
+    b"SWAPDB": Role.BARRIER,
+    b"MOVE": Role.MOVES_DB,
+    b"COPY": Role.MOVES_DB,
+    b"EVAL": Role.SCRIPT,
+    b"EVALSHA": Role.SCRIPT,
+    b"FCALL": Role.SCRIPT,
+    b"BLPOP": Role.BLOCKING,
+    b"BRPOP": Role.BLOCKING,
+    b"BRPOPLPUSH": Role.BLOCKING,
+    b"BLMOVE": Role.BLOCKING,
+    b"BLMPOP": Role.BLOCKING,
+    b"BZPOPMIN": Role.BLOCKING,
+    b"BZPOPMAX": Role.BLOCKING,
+    b"BZMPOP": Role.BLOCKING,
+    b"XREAD": Role.BLOCKING,
+    b"XREADGROUP": Role.BLOCKING,
+    b"WAIT": Role.BLOCKING,
+    b"WAITAOF": Role.BLOCKING,
+}
+
+# The servers flag these otherwise, for reasons of their own (replication of scripts; XREADGROUP's key specs say read only).
+WRITES = frozenset({b"EVAL", b"EVALSHA", b"FCALL", b"XREADGROUP", b"BRPOPLPUSH", b"PFCOUNT"})
+# Flagged as writes by the servers, but no key of a database changes.
+NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"})
+
+
+class Timeout(NamedTuple):
+    """Where a blocking command says how long it may block, and in which unit."""
+
+    index: int  # of the argument
+    unit_s: float
+
+
+def block_timeout(args: list[bytes]) -> Timeout | None:
+    """Where the blocking time of this request stands, or None where it cannot block."""
+    name = args[0].upper()
+    if name in (b"XREAD", b"XREADGROUP"):
+        for index in range(1, len(args) - 1):
+            word = args[index].upper()
+            if word == b"STREAMS":
+                return None
+            if word == b"BLOCK":
+                return Timeout(index + 1, 0.001)
+        return None
+    if name in (b"BLMPOP", b"BZMPOP"):
+        return Timeout(1, 1.0)
+    if name in (b"WAIT", b"WAITAOF"):
+        return Timeout(len(args) - 1, 0.001)
+    return Timeout(len(args) - 1, 1.0)
+
+
+# Replies that differ between two healthy servers, so that comparing them means nothing.
+NOT_COMPARABLE = frozenset(
+    b"TIME INFO DBSIZE OBJECT MEMORY LASTSAVE ROLE CONFIG SLOWLOG LATENCY COMMAND CLIENT DEBUG RANDOMKEY SRANDMEMBER HRANDFIELD "
+    b"ZRANDMEMBER SPOP SCAN HSCAN SSCAN ZSCAN TTL PTTL DUMP RESTORE MIGRATE WAIT WAITAOF XINFO XPENDING XREADGROUP XCLAIM XAUTOCLAIM "
+    b"XADD LOLWUT ACL MODULE MONITOR PSYNC SYNC REPLCONF SHUTDOWN".split()
+)
+# Members come back in the order of the server's own hash table.
+UNORDERED = frozenset(b"SMEMBERS HKEYS HVALS KEYS SINTER SUNION SDIFF PUBSUB".split())
+UNORDERED_PAIRS = frozenset({b"HGETALL"})
+NUMERIC = frozenset(b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split())

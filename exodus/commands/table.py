@@ -1,0 +1,78 @@
+"""Commands as a live server describes them, with the overrides of `semantics.py`.
+
+Redis 6.2 describes a command in seven fields and knows no subcommands there; 7.0 and Valkey in ten, with subcommands at index 9.
+Only what both have is used, and the movable keys have rules of our own, so one reading serves all versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from exodus.commands import semantics
+from exodus.commands.keys import MOVABLE, by_position
+from exodus.commands.semantics import Role
+
+
+class Command:
+    """One command's facts, looked up once and then shared by all requests that name it."""
+
+    __slots__ = ("first", "known", "last", "movable", "name", "role", "step", "write")
+
+    def __init__(
+        self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True
+    ) -> None:
+        self.name = name
+        self.write = (write or name in semantics.WRITES) and name not in semantics.NOT_WRITES
+        self.first, self.last, self.step = first, last, step or 1
+        self.role = semantics.ROLES.get(name, Role.PLAIN)
+        self.movable = MOVABLE.get(name)
+        self.known = known
+
+    def keys(self, args: list[bytes]) -> list[bytes]:
+        """The keys of a request, read ones included, in the order of its arguments."""
+        if self.movable is not None:
+            return self.movable(args)
+        return by_position(args, self.first, self.last, self.step)
+
+    def __repr__(self) -> str:
+        return f"<Command {self.name.decode('ascii', 'replace')} {'write' if self.write else 'read'}>"
+
+
+class CommandTable:
+    """Name → `Command`, in any spelling of the name; what no server lists is an unknown write."""
+
+    def __init__(self, commands: Iterable[Command]) -> None:
+        self._by_name = {command.name: command for command in commands}
+        self._spelled: dict[bytes, Command] = {}
+
+    @classmethod
+    def from_replies(cls, *replies: Sequence[Any]) -> CommandTable:
+        """Merge what one or more servers answered to COMMAND; a command is a write if any of them says so."""
+        merged: dict[bytes, Command] = {}
+        for reply in replies:
+            for row in reply:
+                name = bytes(row[0]).upper()
+                flags = {bytes(flag) for flag in row[2]}
+                known = merged.get(name)
+                write = b"write" in flags or (known is not None and known.write)
+                merged[name] = Command(name, write=write, first=row[3], last=row[4], step=row[5])
+        return cls(merged.values())
+
+    def find(self, name: bytes) -> Command:
+        """The command of that name. Costs one look-up for a spelling seen before."""
+        command = self._spelled.get(name)
+        if command is None:
+            upper = name.upper()
+            command = self._by_name.get(upper) or Command(upper, write=True, known=False)
+            if len(self._spelled) < 10_000:  # a client may send any bytes as a name
+                self._spelled[name] = command
+        return command
+
+    def names(self) -> frozenset[bytes]:
+        """All names that a server listed."""
+        return frozenset(self._by_name)
+
+    def without(self, other: CommandTable) -> frozenset[bytes]:
+        """Names that `other` lacks: what the target would refuse."""
+        return self.names() - other.names()

@@ -1,0 +1,120 @@
+"""Moving live sessions: hold their writes, take them to the other side, let them go on.
+
+A hold is complete when no session has a write under way that the authority has not answered. Blocked pops are writes: they are ended as if their
+time were over, without the client noticing, and sent again when the session goes on. A session is moved when nothing at all is
+under way in it; what cannot be carried over (`Session.cannot_switch`) is closed and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from exodus.config import CONNECT_TIMEOUT_S, Side
+from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
+from exodus.resp.scanner import ReplyScanner
+
+log = logging.getLogger(__name__)
+_AGAIN_S = 0.01  # between attempts to end a blocking command that the authority may not have received yet
+
+
+async def drain_writes(connections: Iterable[Connection], *, within_s: float) -> int:
+    """Wait until every held session has its answers; the number of sessions that do not within the time.
+
+    Sessions that cannot be held in order (unread, or with requests behind a blocking one) are closed.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while True:
+        busy = 0
+        for connection in list(connections):
+            session = connection.session
+            if session.opaque is not None and not session.streaming_reply:
+                connection.close(f"held: {session.opaque}")
+                continue
+            session.confirm()
+            if session.confirmed:
+                continue
+            busy += 1
+            why = session.unblock(reads=False)
+            if why is not None:
+                connection.close(f"held: {why}")
+        if not busy or loop.time() >= deadline:
+            return busy
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def move_all(hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float) -> int:
+    """Move sessions to `side`, all at once; returns how many could not be carried and were closed."""
+    outcomes = await asyncio.gather(*[_move(hub, connection, side, within_s=within_s) for connection in list(connections)])
+    return sum(1 for why in outcomes if why is not None)
+
+
+async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float) -> str | None:
+    if connection.leg is None or connection.side is side or connection.client_gone:
+        return None  # one without a leg yet takes the new authority by itself
+    session = connection.session
+    session.freeze()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    why = session.cannot_switch
+    while why is None and not session.idle:
+        why = session.unblock(reads=True)
+        if loop.time() >= deadline:
+            why = "a request was under way for too long"
+        if why is None:
+            await asyncio.sleep(_AGAIN_S)
+        if connection.client_gone:
+            return None
+        why = why or session.cannot_switch
+    if why is None:
+        try:
+            leg = await _new_leg(hub, connection, side)
+        except (OSError, TimeoutError, _Refused) as exc:
+            why = f"the {side} did not take the session over: {exc}"
+    if why is not None:
+        log.warning("a session was closed at the switch to the %s: %s", side, why)
+        connection.close(why)
+        return why
+    old, connection.leg = connection.leg, leg
+    connection.side = side
+    leg.owner = connection
+    session.adopt_leg()
+    if old is not None and old.transport is not None:
+        old.owner = None
+        old.transport.close()
+    session.thaw(loop.time())
+    return None
+
+
+class _Refused(Exception):
+    """The new server answered a session command with an error; the text has no argument of the command in it."""
+
+
+async def _new_leg(hub: Hub, connection: Connection, side: Side) -> LegProtocol:
+    script, expected = connection.session.replay_script()
+    leg = await open_leg(hub, side, owner=None)
+    if leg.transport is None:
+        raise _Refused("no transport")
+    if not script:
+        return leg
+    leg.arrived = asyncio.Event()
+    leg.transport.write(script)
+    scanner = ReplyScanner()
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        while expected > 0:
+            await leg.arrived.wait()
+            leg.arrived.clear()
+            early, leg.early = leg.early, []
+            for reply in scanner.feed(b"".join(early)):
+                if reply.push:
+                    continue
+                if reply.error:
+                    leg.transport.abort()
+                    raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
+                expected -= 1
+            if leg.lost:
+                raise _Refused("it closed the connection")
+    leg.arrived = None
+    return leg

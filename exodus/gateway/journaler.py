@@ -1,0 +1,174 @@
+"""From written keys to the journal: coalesced in a window of milliseconds, appended in batches, spooled while the store is away.
+
+Nothing here is waited for by a session. `unflushed` tells a route's follower when all that was written is safe in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from redis.exceptions import RedisError
+
+from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
+from exodus.control import journal
+from exodus.control.journal import Barrier, Key
+from exodus.control.store import ControlStore, answered
+from exodus.gateway.intents import IntentLog
+from exodus.gateway.spool import Spool
+
+log = logging.getLogger(__name__)
+_RETRY_S = 0.25
+
+
+class Journaler:
+    """One a gateway process. `mark` and `intend` are called from sessions and never wait."""
+
+    def __init__(self, store: ControlStore, partitions: int, folder: Path) -> None:
+        self._store = store
+        self._partitions = partitions
+        self._intents = IntentLog(folder)
+        self._spool = Spool(folder)
+        self._keys: dict[Key, None] = {}
+        self._barriers: dict[Barrier, None] = {}
+        self._in_flight = 0
+        self._wake = asyncio.Event()
+        self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
+        self.entries = 0
+        self.coalesced = 0
+        self.store_away_since: float | None = None
+        self.gaps: dict[str, int] = {}  # why → how many; each is an open gap until a verification pass has closed it
+
+    # ---- called by sessions
+
+    def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """Before a write is forwarded."""
+        missed = self._intents.missed
+        self._intents.append(keys, barrier)
+        if self._intents.missed != missed:
+            self.gap("the intent log is full")
+
+    def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """After the authority has answered."""
+        before = len(self._keys)
+        for key in keys:
+            self._keys[key] = None
+        self.coalesced += len(keys) - (len(self._keys) - before)
+        if barrier is not None:
+            self._barriers[barrier] = None
+        self._wake.set()
+
+    def gap(self, why: str) -> None:
+        """Something was written that no journal covers."""
+        self.gaps[why] = self.gaps.get(why, 0) + 1
+
+    # ---- for heartbeats and the route
+
+    @property
+    def unflushed(self) -> int:
+        """Keys and barriers that are not in the control store yet."""
+        return len(self._keys) + len(self._barriers) + self._in_flight + self._spool.keys + (1 if self._spool else 0)
+
+    @property
+    def spooled(self) -> int:
+        """Keys on disk because the store is away."""
+        return self._spool.keys
+
+    @property
+    def segments(self) -> int:
+        """Segments of the intent log."""
+        return self._intents.segments
+
+    # ---- the task
+
+    async def run(self) -> None:
+        """Carry marks to the store until cancelled; first those of a crashed predecessor."""
+        keys, barriers = self._intents.recover()
+        if keys or barriers:
+            log.warning("journalling %d keys and %d barriers that an earlier process of this id had under way", len(keys), len(barriers))
+            self.mark(keys, None)
+            for barrier in barriers:
+                self.mark([], barrier)
+            self._old_segment = self._intents.roll()
+        while True:
+            if not (self._keys or self._barriers or self._spool or self._old_segment):
+                self._wake.clear()
+                await self._wake.wait()
+            self._wake.clear()
+            await asyncio.sleep(JOURNAL_WINDOW_S)  # the coalescing window
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._spool and not await self._replay():
+            self._to_spool()
+            await asyncio.sleep(_RETRY_S)
+            self._wake.set()
+            return
+        old = self._old_segment  # all that was marked before this moment is in this batch or in an earlier one
+        keys, barriers = list(self._keys), list(self._barriers)
+        self._keys, self._barriers = {}, {}
+        self._in_flight = len(keys) + len(barriers)
+        try:
+            for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
+                await journal.append(
+                    self._store, keys[start : start + JOURNAL_BATCH_KEYS], self._partitions, barriers if not start else ()
+                )
+                self.entries += 1
+            self._back()
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._away(exc)
+            # Again from the start: entries only mark keys, so a part that did get in does no harm.
+            if not self._spool.append(keys, barriers):
+                self.gap("the spool is full")
+            self._wake.set()
+        finally:
+            self._in_flight = 0
+        if old is not None:
+            self._intents.retire_before(old)
+            self._old_segment = None
+
+    def _to_spool(self) -> None:
+        keys, barriers = list(self._keys), list(self._barriers)
+        if not keys and not barriers:
+            return
+        self._keys, self._barriers = {}, {}
+        if not self._spool.append(keys, barriers):
+            self.gap("the spool is full")
+
+    async def _replay(self) -> bool:
+        try:
+            await answered(self._store.client.ping())
+            for keys, barriers in self._spool.batches():
+                await journal.append(self._store, keys, self._partitions, barriers)
+        except (RedisError, OSError, TimeoutError) as exc:
+            self._away(exc)
+            return False
+        log.info("the control store is back: %d spooled keys were journalled", self._spool.keys)
+        self._spool.clear()
+        self._back()
+        return True
+
+    def _away(self, exc: Exception) -> None:
+        if self.store_away_since is None:
+            self.store_away_since = time.monotonic()
+            log.warning("the control store does not take the journal (%s): spooling; applications are not affected", type(exc).__name__)
+
+    def _back(self) -> None:
+        self.store_away_since = None
+
+    def rotate(self, log_pending: Callable[[], None]) -> None:
+        """Begin a new segment where the present one has grown, so that the old ones can go.
+
+        `log_pending` is called to log again what is under way: it may stand in the old segments only.
+        """
+        if self._old_segment is None and (self._intents.segments > 1 or self._intents.used_bytes > 64 * 1024):
+            self._old_segment = self._intents.roll()
+            log_pending()
+            self._wake.set()
+
+    def close(self) -> None:
+        """At the end of the process."""
+        self._intents.close()

@@ -1,0 +1,29 @@
+"""What the route asks of the sessions of this process, in the form that the hot path reads."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+
+from exodus.commands.table import CommandTable
+from exodus.config import JournalMode, Side
+
+
+class Orders:
+    """Shared by all sessions of a gateway that follow the same authority; changed in place, read for every request."""
+
+    __slots__ = ("authority", "epoch", "hold", "journal", "risks", "shadow_below", "shadow_salt", "table")
+
+    def __init__(self, table: CommandTable) -> None:
+        self.table = table
+        self.epoch = -1
+        self.authority = Side.SOURCE
+        self.hold = False
+        self.journal = JournalMode.OFF
+        self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
+        self.shadow_salt = 0
+        self.risks: Counter[str] = Counter()  # what the journal may miss, by kind
+
+    def sampled(self, key: bytes) -> bool:
+        """Whether a key is in the sample: by hash, so that every gateway agrees and a key has a whole history."""
+        return zlib.crc32(key, self.shadow_salt) < self.shadow_below

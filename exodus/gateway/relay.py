@@ -1,0 +1,291 @@
+"""The asyncio shell of a session: two transports, and what the session says between them.
+
+Back pressure goes from each transport to the other and never from anything else: a client that does not read stops the reading of its
+own leg, so that the server's output-buffer limit acts; a server that does not read stops the reading of its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from exodus.commands.table import Command
+from exodus.config import CONNECT_TIMEOUT_S, Address, Side
+from exodus.control.journal import Barrier, Key
+from exodus.gateway.orders import Orders
+from exodus.gateway.session import Session
+
+log = logging.getLogger(__name__)
+
+
+class Hub(Protocol):
+    """What a connection needs of its gateway process."""
+
+    connections: set[Connection]
+
+    def orders_for(self, name: bytes) -> Orders:
+        """The orders that a session follows, by its client name (a rehearsal follows its own)."""
+
+    def address(self, side: Side) -> Address:
+        """Where a side is."""
+
+    def tls(self, side: Side) -> ssl.SSLContext | None:
+        """How to speak to it."""
+
+    def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """See `Outlet.log_intents`."""
+
+    def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """See `Outlet.journal`."""
+
+    def gap(self, why: str) -> None:
+        """See `Outlet.gap`."""
+
+    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        """See `Outlet.observe`."""
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        """See `Outlet.shadow`."""
+
+    def unblock(self, side: Side, client_id: int) -> None:
+        """See `Outlet.unblock`."""
+
+    def settled(self) -> None:
+        """See `Outlet.settled`."""
+
+    def closed(self, why: str) -> None:
+        """Count a session that the gateway itself had to end."""
+
+
+class LegProtocol(asyncio.Protocol):
+    """The connection to the authority. Attached to a `Connection` for as long as that uses it."""
+
+    def __init__(self, owner: Connection | None) -> None:
+        self.owner = owner
+        self.transport: asyncio.Transport | None = None
+        self.early: list[bytes] = []  # what came while a handover reads it
+        self.arrived: asyncio.Event | None = None
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.owner is not None:
+            self.owner.from_server(data)
+            return
+        self.early.append(data)
+        if self.arrived is not None:
+            self.arrived.set()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self.arrived is not None:
+            self.arrived.set()
+        if self.owner is not None:
+            self.owner.leg_lost(self)
+
+    def pause_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.leg_full()
+
+    def resume_writing(self) -> None:
+        if self.owner is not None:
+            self.owner.leg_writable()
+
+
+class Connection(asyncio.Protocol):
+    """One application's connection: the client's transport, the leg, and the session between them."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.orders = hub.orders_for(b"")
+        self.session = Session(self, self.orders)
+        self.side = self.orders.authority
+        self.leg: LegProtocol | None = None
+        self.client: asyncio.Transport | None = None
+        self.client_gone = False
+        self._loop = asyncio.get_running_loop()
+        self._now: Callable[[], float] = self._loop.time
+        self._connecting: asyncio.Task[None] | None = None
+        self._paused_by_session = False
+        self._paused_by_leg = False
+
+    # ---- the client's transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.client = cast("asyncio.Transport", transport)
+        self.client.pause_reading()
+        self.hub.connections.add(self)
+        self._connecting = self._loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        while True:
+            side = self.orders.authority
+            try:
+                leg = await open_leg(self.hub, side, owner=self)
+            except (OSError, TimeoutError) as exc:
+                # What a client of a server that is down gets: its connection ends.
+                log.debug("no leg to the %s: %s", side, exc)
+                if self.client is not None:
+                    self.client.abort()
+                return
+            if side is self.orders.authority:
+                break
+            leg.owner = None  # the authority changed while the leg was being made
+            if leg.transport is not None:
+                leg.transport.abort()
+        self.leg, self.side = leg, side
+        if self.client_gone:
+            self.drop_leg()
+            return
+        if self.client is not None:
+            self.client.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        session = self.session
+        session.from_client(data, self._now())
+        if session.name and session.orders is self.orders:
+            self._follow(session)
+
+    def _follow(self, session: Session) -> None:
+        orders = self.hub.orders_for(session.name)
+        if orders is not session.orders:
+            session.orders = orders
+            self.orders = orders
+
+    def eof_received(self) -> bool:
+        # The server answers what it has before it notices the end, so the leg's own end closes the client.
+        if self.leg is not None and self.leg.transport is not None and self.leg.transport.can_write_eof():
+            self.leg.transport.write_eof()
+            return True
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.client_gone = True
+        if self.leg is None or self.leg.transport is None or self.leg.lost:
+            self.hub.connections.discard(self)
+            self.hub.settled()
+            return
+        if self.session.writes_in_flight and self.session.blocked() is None and self.leg.transport.can_write_eof():
+            # The authority may still execute what is on its way: its replies are waited for, and then journalled.
+            self.leg.transport.write_eof()
+            self._loop.call_later(CONNECT_TIMEOUT_S, self.drop_leg)
+        else:
+            self.drop_leg()
+
+    def pause_writing(self) -> None:
+        if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self.leg.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self.leg.transport.resume_reading()
+
+    # ---- the leg
+
+    def from_server(self, data: bytes) -> None:
+        """Bytes from the authority."""
+        self.session.from_server(data, self._now())
+
+    def leg_lost(self, leg: LegProtocol) -> None:
+        """The authority's side ended."""
+        if leg is not self.leg:
+            return
+        self.session.server_closed()
+        self.hub.connections.discard(self)
+        if self.client is not None and not self.client_gone:
+            self.client.close()  # after what it still has to get
+
+    def leg_full(self) -> None:
+        """The authority does not read fast enough: neither do we."""
+        self._paused_by_leg = True
+        if self.client is not None and not self.client_gone:
+            self.client.pause_reading()
+
+    def leg_writable(self) -> None:
+        """The authority reads again."""
+        self._paused_by_leg = False
+        self._resume()
+
+    def drop_leg(self) -> None:
+        """End the leg; whatever had no answer counts as changed."""
+        if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self.leg.transport.abort()
+
+    def _resume(self) -> None:
+        if not self._paused_by_leg and not self._paused_by_session and self.client is not None and not self.client_gone:
+            self.client.resume_reading()
+
+    # ---- Outlet
+
+    def to_server(self, data: bytes) -> None:
+        if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self.leg.transport.write(data)
+
+    def to_client(self, data: bytes) -> None:
+        if self.client is not None and not self.client_gone:
+            self.client.write(data)
+
+    def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self.hub.intend(keys, barrier)
+
+    def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self.hub.mark(keys, barrier)
+
+    def gap(self, why: str) -> None:
+        self.hub.gap(why)
+
+    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        self.hub.observe(command, seconds, request_bytes, reply_bytes, error)
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        self.hub.shadow(db, request, reply, write=write)
+
+    def pause_client(self) -> None:
+        self._paused_by_session = True
+        if self.client is not None and not self.client_gone:
+            self.client.pause_reading()
+
+    def resume_client(self) -> None:
+        self._paused_by_session = False
+        self._resume()
+
+    def unblock(self, client_id: int) -> None:
+        self.hub.unblock(self.side, client_id)
+
+    def settled(self) -> None:
+        self.hub.settled()
+
+    def close(self, why: str) -> None:
+        """End both sides: this session cannot go on correctly."""
+        self.hub.closed(why)
+        if self.client is not None and not self.client_gone:
+            self.client.close()
+        self.drop_leg()
+
+
+async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProtocol:
+    """Connect to a side.
+
+    Raises:
+        OSError, TimeoutError: it does not take the connection.
+    """
+    address = hub.address(side)
+    context = hub.tls(side)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        _, leg = await loop.create_connection(
+            lambda: LegProtocol(owner),
+            address.host,
+            address.port,
+            ssl=context,
+            server_hostname=(address.server_name or address.host) if context else None,
+        )
+    return leg

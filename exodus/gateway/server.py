@@ -1,0 +1,531 @@
+"""The gateway process: listener, route follower, heartbeat, telemetry, journal and shadow stream around the sessions.
+
+Applications come first: every task here but the relay may fail, wait or fall behind without a session noticing. The process starts
+with the plan and the route from the control store, or, when the store is away, with those it had last (`last.json`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import ssl
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from exodus.commands.table import Command, CommandTable
+from exodus.config import HEARTBEAT_S, SHADOW_QUEUE_MAX, Address, Hold, Plan, Side
+from exodus.control import registry
+from exodus.control.journal import Barrier, Key
+from exodus.control.registry import Heartbeat
+from exodus.control.route import Route, change_route, read_route
+from exodus.control.store import ControlStore, answered, make_client, ssl_context
+from exodus.errors import DecisionRefused, ExodusError, SourceError
+from exodus.gateway.handover import drain_writes, move_all
+from exodus.gateway.journaler import Journaler
+from exodus.gateway.orders import Orders
+from exodus.gateway.relay import Connection
+from exodus.telemetry.counters import Telemetry
+from exodus.telemetry.http import Sample, StatusServer
+
+log = logging.getLogger(__name__)
+_STORE_ERRORS = (RedisError, OSError, TimeoutError)
+_GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
+_DRAIN_S = 2.0  # what a stopping gateway gives its sessions
+
+
+@dataclass
+class Scope:
+    """The sessions that follow one part of the route: all of them, or those of a rehearsal."""
+
+    orders: Orders
+    hold_deadline: float | None = None
+    held: bool = False
+    released_alone: bool = False
+
+
+@dataclass
+class GatewayOptions:
+    """How one process is run. `listen` overrides the plan's."""
+
+    process: str
+    state_dir: Path
+    listen_host: str
+    listen_port: int
+    status_port: int = 0
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    reuse_port: bool = False
+
+
+@dataclass
+class _Admin:
+    """Connections of our own to both sides, for CLIENT UNBLOCK."""
+
+    clients: dict[Side, redis.Redis] = field(default_factory=dict)
+
+
+class Gateway:
+    """One process. Implements `relay.Hub`."""
+
+    def __init__(self, store: ControlStore, plan: Plan, table: CommandTable, options: GatewayOptions) -> None:
+        self.store = store
+        self.plan = plan
+        self.options = options
+        self.connections: set[Connection] = set()
+        self.telemetry = Telemetry()
+        self.sessions_closed: Counter[str] = Counter()
+        self.connections_ever = 0
+        self.shadow_dropped = 0
+        self._main = Scope(Orders(table))
+        self._rehearsal = Scope(Orders(table))
+        self._rehearsal_name: bytes | None = None
+        self._journaler = Journaler(store, plan.partitions, options.state_dir)
+        self._shadow: deque[dict[str, bytes | int]] = deque()
+        self._settled = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._applying = asyncio.Lock()
+        self._route = Route(epoch=-1)
+        self._store_errors = 0
+        self._gaps_told: dict[str, int] = {}
+        self._admin = _Admin()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
+        self._source_seen = True
+
+    # ------------------------------------------------------------------ Hub: called by connections
+
+    def orders_for(self, name: bytes) -> Orders:
+        if self._rehearsal_name is not None and name == self._rehearsal_name:
+            return self._rehearsal.orders
+        return self._main.orders
+
+    def address(self, side: Side) -> Address:
+        return self.plan.address(side)
+
+    def tls(self, side: Side) -> ssl.SSLContext | None:
+        return self._tls[side]
+
+    def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self._journaler.intend(keys, barrier)
+
+    def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self._journaler.mark(keys, barrier)
+
+    def gap(self, why: str) -> None:
+        self._journaler.gap(why)
+
+    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        self.telemetry.observe(
+            command.name, seconds, request_bytes, reply_bytes, error, write=command.write, known=command.known
+        )
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        if len(self._shadow) >= SHADOW_QUEUE_MAX:
+            self.shadow_dropped += 1
+            return
+        self._shadow.append({"db": db, "q": request, "r": reply, "w": int(write)})
+
+    def unblock(self, side: Side, client_id: int) -> None:
+        self._spawn(self._unblock(side, client_id))
+
+    def settled(self) -> None:
+        self._settled.set()
+
+    def closed(self, why: str) -> None:
+        self.sessions_closed[why] += 1
+
+    async def _unblock(self, side: Side, client_id: int) -> None:
+        client = self._admin.clients.get(side)
+        if client is None:
+            client = self._admin.clients[side] = make_client(self.plan.address(side), field=side)
+        try:
+            await answered(client.execute_command("CLIENT", "UNBLOCK", str(client_id), "TIMEOUT"))
+        except _STORE_ERRORS as exc:
+            log.warning("a blocked command on the %s could not be ended: %s", side, exc)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the gateway failed; the relay goes on", exc_info=task.exception())
+
+    # ------------------------------------------------------------------ the route
+
+    async def follow_route(self) -> None:
+        """Apply each new route; survive the store's absence."""
+        await registry.follow(self._look_at_route, self.store, poll_s=HEARTBEAT_S)
+
+    async def _look_at_route(self) -> None:
+        try:
+            route = await read_route(self.store)
+            self._store_errors = 0
+        except _STORE_ERRORS:
+            self._store_errors += 1
+            await self._release_overdue()
+            return
+        if route.epoch != self._route.epoch:
+            await self.apply(route)
+        await self._release_overdue()
+
+    async def apply(self, route: Route) -> None:
+        """Act on an epoch in full, then say so in the heartbeat."""
+        async with self._applying:
+            before, self._route = self._route, route
+            self._remember(route)
+            if route.rehearsal_prefix is not None:
+                self._rehearsal_name = route.rehearsal_prefix.encode()
+            await self._apply_to(self._main, route, route.authority, route.hold)
+            if self._rehearsal_name is not None:
+                await self._apply_to(self._rehearsal, route, route.rehearsal_authority, route.rehearsal_hold)
+            if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
+                self._rehearsal_name = None
+            self._beat_now.set()
+
+    def _members(self, scope: Scope) -> list[Connection]:
+        return [connection for connection in self.connections if connection.orders is scope.orders]
+
+    async def _apply_to(self, scope: Scope, route: Route, authority: Side, hold: Hold) -> None:
+        orders = scope.orders
+        first = orders.epoch < 0
+        began = orders.journal is not route.journal
+        orders.epoch = route.epoch
+        orders.journal = route.journal
+        orders.shadow_salt = route.shadow_salt
+        orders.shadow_below = int(route.shadow_rate * 2**32)
+        if began:
+            # A write that is under way now was forwarded without an intent; its answer will be journalled.
+            for connection in self._members(scope):
+                connection.session.log_pending()
+        loop = asyncio.get_running_loop()
+        limit_s = self.plan.hold_seconds_max
+        if hold is Hold.WRITES and not orders.hold:
+            orders.hold = True
+            scope.released_alone = False
+            scope.hold_deadline = loop.time() + limit_s + _GRACE_S
+        if hold is Hold.WRITES:
+            busy = await drain_writes(self._members(scope), within_s=limit_s)
+            scope.held = busy == 0 and await self._flushed(limit_s)
+        if first:
+            orders.authority = authority
+        elif authority is not orders.authority:
+            orders.authority = authority
+            await move_all(self, self._members(scope), authority, within_s=limit_s)
+        if hold is Hold.NONE:
+            self._release(scope)
+
+    def _release(self, scope: Scope) -> None:
+        scope.orders.hold = False
+        scope.held = False
+        scope.hold_deadline = None
+        now = asyncio.get_running_loop().time()
+        for connection in self._members(scope):
+            connection.session.thaw(now)
+
+    async def _flushed(self, within_s: float) -> bool:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while self._journaler.unflushed:
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(0.002)
+        return True
+
+    async def _release_overdue(self) -> None:
+        """A hold that nobody ended in time ends here: a dead flow must not keep applications waiting."""
+        now = asyncio.get_running_loop().time()
+        for scope in (self._main, self._rehearsal):
+            if scope.hold_deadline is None or now < scope.hold_deadline:
+                continue
+            log.error("a hold was not ended within %.1f s: writes go on at the %s", self.plan.hold_seconds_max, scope.orders.authority)
+            route = self._route
+            try:
+                await change_route(
+                    self.store,
+                    route,
+                    route.next(hold=Hold.NONE, rehearsal_hold=Hold.NONE, why=f"{self.options.process}: a hold was not ended in time"),
+                )
+            except DecisionRefused as exc:
+                log.info("the hold was ended elsewhere: %s", exc.what)
+            except _STORE_ERRORS:
+                scope.released_alone = True  # said in the heartbeat; the switch needs a fresh 'held' of every gateway
+            self._release(scope)
+
+    # ------------------------------------------------------------------ the other tasks
+
+    async def beat(self) -> None:
+        """Write the heartbeat, at once after an epoch was applied."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
+            self._beat_now.clear()
+            self._journaler.rotate(self._log_pending)
+            try:
+                await registry.beat(self.store, self.heartbeat(await self.store.now_ms()))
+                await self._tell_gaps()
+                await answered(
+                    self.store.client.set(
+                        self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600
+                    )
+                )
+            except _STORE_ERRORS:
+                self._store_errors += 1
+
+    def _log_pending(self) -> None:
+        for connection in self.connections:
+            connection.session.log_pending()
+
+    async def _tell_gaps(self) -> None:
+        for why, count in self._journaler.gaps.items():
+            if self._gaps_told.get(why) != count:
+                name = f"{self.options.process}: {why}"
+                detail = {"process": self.options.process, "why": why, "count": count, "at_ms": await self.store.now_ms()}
+                await answered(self.store.client.hset(self.store.keys.gap, name, orjson.dumps(detail).decode()))
+                self._gaps_told[why] = count
+
+    def heartbeat(self, at_ms: int) -> Heartbeat:
+        """What this process says of itself."""
+        main = self._main
+        state = "held" if main.held else "holding" if main.orders.hold else "serving"
+        if main.released_alone:
+            state = "released alone"
+        return Heartbeat(
+            kind="gateway",
+            process=self.options.process,
+            at_ms=at_ms,
+            epoch=self._route.epoch,
+            state=state,
+            why=self._why(),
+            facts={
+                "authority": str(main.orders.authority),
+                "connections": len(self.connections),
+                "connections_ever": self.connections_ever,
+                "writes_in_flight": sum(connection.session.writes_in_flight for connection in self.connections),
+                "unflushed": self._journaler.unflushed,
+                "spooled": self._journaler.spooled,
+                "intent_segments": self._journaler.segments,
+                "rehearsal_held": self._rehearsal.held,
+                "requests": self.telemetry.calls,
+                "errors": self.telemetry.errors,
+                "sessions_closed": dict(self.sessions_closed),
+                "risks": dict(main.orders.risks),
+                "gaps": dict(self._journaler.gaps),
+                "shadow_dropped": self.shadow_dropped,
+            },
+        )
+
+    def _why(self) -> str:
+        if self._journaler.store_away_since is not None or self._store_errors:
+            return f"the control store is away; {self._journaler.spooled} keys are spooled"
+        return ""
+
+    def snapshot(self) -> dict[str, object]:
+        """Telemetry as JSON, for the phases."""
+        return {
+            "process": self.options.process,
+            "commands": self.telemetry.snapshot(),
+            "requests": self.telemetry.calls,
+            "errors": self.telemetry.errors,
+            "connections": len(self.connections),
+            "risks": dict(self._main.orders.risks),
+        }
+
+    async def publish_shadow(self) -> None:
+        """Carry sampled pairs to the comparer's stream."""
+        while True:
+            await asyncio.sleep(0.05)
+            if not self._shadow:
+                continue
+            pipe = self.store.client.pipeline(transaction=False)
+            count = min(len(self._shadow), 500)
+            for _ in range(count):
+                pipe.xadd(self.store.keys.shadow, self._shadow.popleft(), maxlen=2 * SHADOW_QUEUE_MAX, approximate=True)  # type: ignore[arg-type]
+            try:
+                await pipe.execute()
+            except _STORE_ERRORS:
+                self.shadow_dropped += count
+
+    def metrics(self) -> Iterable[Sample]:
+        """For Prometheus."""
+        beat = self.heartbeat(0)
+        yield "exodus_gateway_connections", "open client connections", {}, len(self.connections)
+        yield "exodus_gateway_epoch", "route epoch acted on", {}, beat.epoch
+        yield "exodus_gateway_journal_unflushed_keys", "written keys not yet in the control store", {}, self._journaler.unflushed
+        yield "exodus_gateway_journal_spooled_keys", "written keys on disk because the control store is away", {}, self._journaler.spooled
+        yield "exodus_gateway_shadow_dropped_total", "sampled pairs that were not published", {}, self.shadow_dropped
+        for why, count in self._journaler.gaps.items():
+            yield "exodus_gateway_gaps_total", "writes that no journal covers", {"why": why}, count
+        for why, count in self.sessions_closed.items():
+            yield "exodus_gateway_sessions_closed_total", "sessions that could not be carried over", {"why": why}, count
+        for name, counters in list(self.telemetry.commands.items()):
+            labels = {"command": name}
+            yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
+            yield "exodus_gateway_errors_total", "error replies", labels, sum(counters.errors.values())
+            yield "exodus_gateway_latency_us_p99", "99th percentile since the start", labels, counters.histogram.get_value_at_percentile(99)
+
+    def health(self) -> tuple[bool, str]:
+        """Ready as long as the source side takes connections; a store that is away only degrades."""
+        return self._source_seen, self._why() or "serving"
+
+    async def watch_authority(self) -> None:
+        """Whether the authority takes connections, for `/health`."""
+        while True:
+            address = self.plan.address(self._main.orders.authority)
+            try:
+                _, writer = await asyncio.wait_for(asyncio.open_connection(address.host, address.port), 2)
+                writer.close()
+                self._source_seen = True
+            except (OSError, TimeoutError):
+                self._source_seen = False
+            await asyncio.sleep(5)
+
+    def _remember(self, route: Route) -> None:
+        path = self.options.state_dir / "last.json"
+        scratch = path.with_suffix(".new")
+        try:
+            scratch.write_bytes(orjson.dumps({"plan": self.plan.model_dump(mode="json"), "route": route.model_dump(mode="json")}))
+            os.replace(scratch, path)
+        except OSError as exc:
+            log.warning("the last route could not be kept in %s: %s", path, exc)
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, route: Route, ready: asyncio.Event | None = None) -> None:
+        """Serve until SIGTERM or `stop`."""
+        await self.apply(route)
+        loop = asyncio.get_running_loop()
+
+        def accept() -> Connection:
+            self.connections_ever += 1
+            return Connection(self)
+
+        listener = await loop.create_server(
+            accept,
+            self.options.listen_host,
+            self.options.listen_port,
+            ssl=_listener_tls(self.options),
+            reuse_port=self.options.reuse_port,
+            backlog=1024,
+        )
+        status = StatusServer(self.options.listen_host, self.options.status_port, self.metrics, self.health)
+        log.info("gateway %s listens on %s:%d", self.options.process, self.options.listen_host, listener.sockets[0].getsockname()[1])
+        for work in (self._journaler.run(), self.follow_route(), self.beat(), self.publish_shadow(), self.watch_authority()):
+            self._spawn(work)
+        if ready is not None:
+            ready.set()
+        try:
+            await self._stopping.wait()
+        finally:
+            listener.close()
+            await self._end(status)
+
+    def stop(self) -> None:
+        """End in order."""
+        self._stopping.set()
+
+    async def _end(self, status: StatusServer) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _DRAIN_S
+        while loop.time() < deadline and any(connection.session.writes_in_flight for connection in self.connections):
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.close("the gateway stops")
+        await asyncio.sleep(0)
+        flushed = await self._flushed(_DRAIN_S)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if flushed:
+            try:
+                await self.store.unregister("gateway", self.options.process)
+            except _STORE_ERRORS as exc:
+                log.warning("the control store did not hear of this end: %s", exc)
+        else:
+            log.error("ends with %d keys that are not journalled; they are journalled at the next start of this id", self._journaler.unflushed)
+        self._journaler.close()
+        status.close()
+        for client in self._admin.clients.values():
+            await client.aclose()
+
+
+def _listener_tls(options: GatewayOptions) -> ssl.SSLContext | None:
+    if options.cert_file is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(options.cert_file, options.key_file)
+    if options.client_ca_file is not None:
+        context.load_verify_locations(options.client_ca_file)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def load_table(plan: Plan) -> CommandTable:
+    """The commands of both sides; the target's may be missing, since it must not matter to applications yet.
+
+    Raises:
+        SourceError: the source does not tell its commands.
+    """
+    replies = []
+    for side in Side:
+        client = make_client(plan.address(side), field=side)
+        try:
+            replies.append(await answered(client.execute_command("COMMAND", **{"NEVER_DECODE": True})))
+        except _STORE_ERRORS as exc:
+            if side is Side.SOURCE:
+                raise SourceError(
+                    f"the source {plan.source.url} does not tell its commands",
+                    why=str(exc) or type(exc).__name__,
+                    next_step="start the source, or let the user in source run COMMAND",
+                ) from exc
+            log.warning("the target does not tell its commands: %s", exc)
+        finally:
+            await client.aclose()
+    return CommandTable.from_replies(*replies)
+
+
+async def start_state(store: ControlStore, state_dir: Path) -> tuple[Plan, Route]:
+    """Plan and route from the store, or the last known ones while it is away.
+
+    Raises:
+        ExodusError: the store is away and there are none, or no such migration is registered.
+    """
+    try:
+        return await store.plan(), await read_route(store)
+    except _STORE_ERRORS:
+        path = state_dir / "last.json"
+        if not path.exists():
+            raise
+        log.warning("the control store is away: going on with the last known plan and route")
+        last = orjson.loads(path.read_bytes())
+        return Plan.model_validate(last["plan"]), Route.model_validate(last["route"])
+
+
+async def serve(store: ControlStore, options: GatewayOptions) -> None:
+    """`exodus gateway`."""
+    plan, route = await start_state(store, options.state_dir)
+    gateway = Gateway(store, plan, await load_table(plan), options)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, gateway.stop)
+    try:
+        await gateway.run(route)
+    except OSError as exc:
+        raise ExodusError(
+            f"cannot listen on {options.listen_host}:{options.listen_port}",
+            why=str(exc),
+            next_step="stop what uses the port, or choose another with --listen",
+        ) from exc

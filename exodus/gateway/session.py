@@ -1,0 +1,782 @@
+"""One client connection, without I/O: what is forwarded, what is held, what is journalled.
+
+    client ──from_client──▶ Session ──out.to_server──▶ authority
+    client ◀──out.to_client── Session ◀──from_server── authority
+
+Bytes are relayed unchanged. Requests are framed before they are forwarded, because a write must be in the intent log before the
+authority can execute it (race rule 1), and because held writes stop at a frame's edge. A request longer than
+STREAM_FRAME_BYTES is forwarded while it arrives. Replies are matched to requests in order; the keys of a write are journalled
+when its reply has come, whatever the reply is: an error may come after an effect.
+
+States, by what happens to the next request:
+
+    relaying   forwarded                                     → held by `Orders.hold` at a write, → frozen by `freeze`
+    held       kept in the backlog, later ones behind it     → relaying by `thaw`
+    frozen     kept, reads too, while the leg is replaced    → relaying by `thaw`
+    opaque     relayed unread, for good                      (bytes that no server accepts, MONITOR, PSYNC)
+
+`now` is a monotonic clock in seconds, given by the caller. Read `from_client`, `_admit`, `_answered`, then the handover part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from exodus.commands.semantics import NOT_COMPARABLE, Role, Timeout, block_timeout
+from exodus.commands.table import Command
+from exodus.config import (
+    HELD_BYTES_MAX,
+    SHADOW_PAYLOAD_BYTES_MAX,
+    STREAM_FRAME_BYTES,
+    SUBSCRIPTIONS_TRACKED_MAX,
+    TRANSACTION_BYTES_MAX,
+    JournalMode,
+)
+from exodus.control.journal import Barrier, Key
+from exodus.gateway.orders import Orders
+from exodus.resp.encode import encode, null_array
+from exodus.resp.scanner import Reply, ReplyScanner, Request, RequestScanner, Skipped
+
+_OUT_OF_BAND = frozenset({b"message", b"pmessage", b"smessage"})
+_CONFIRMATIONS = frozenset({b"subscribe", b"psubscribe", b"ssubscribe", b"unsubscribe", b"punsubscribe", b"sunsubscribe"})
+_CLIENT_ID = encode("CLIENT", "ID")
+_REPLY_ON = encode("CLIENT", "REPLY", "ON")
+_REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
+_DISCARD = encode("DISCARD")
+
+
+class Outlet(Protocol):
+    """What a session calls; the shell does it, a test records it."""
+
+    def to_server(self, data: bytes) -> None:
+        """Send to the authority."""
+
+    def to_client(self, data: bytes) -> None:
+        """Send to the application."""
+
+    def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """Note, before the request is forwarded, what it may change."""
+
+    def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """Mark as changed: the authority has answered."""
+
+    def gap(self, why: str) -> None:
+        """A write happened whose keys are not known."""
+
+    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        """Count one answered request; `error` is the error's first word, or empty."""
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        """Offer a sampled request and its reply to the comparer."""
+
+    def pause_client(self) -> None:
+        """Read no more from the application."""
+
+    def resume_client(self) -> None:
+        """Read on."""
+
+    def unblock(self, client_id: int) -> None:
+        """End this connection's blocking command on the authority as if its time were over."""
+
+    def settled(self) -> None:
+        """Something that a waiter waits for may be true now (`writes_in_flight`, `idle`)."""
+
+    def close(self, why: str) -> None:
+        """End the session; it cannot go on correctly."""
+
+
+class Transaction:
+    """An open MULTI: what was queued, and what EXEC will change."""
+
+    __slots__ = ("barriers", "items", "raw", "raw_bytes", "writes")
+
+    def __init__(self) -> None:
+        self.items: list[int | list[bytes] | list[Key]] = []  # SELECT n, keys of a command, keys in a named database
+        self.barriers: list[Barrier] = []
+        self.raw: list[bytes] = []  # MULTI itself is not in it
+        self.raw_bytes = 0
+        self.writes = False
+
+    def run(self, db: int) -> tuple[list[Key], int]:
+        """The keys that EXEC may change if it begins in `db`, and the database after it."""
+        found: list[Key] = []
+        for item in self.items:
+            if isinstance(item, int):
+                db = item
+            else:
+                found.extend((db, key) if isinstance(key, bytes) else key for key in item)
+        return found, db
+
+
+class Pending:
+    """A request that the authority has not answered yet."""
+
+    __slots__ = (
+        "barrier", "block", "command", "deadline", "elsewhere", "expected", "keys", "protocol", "queued", "raw", "select",
+        "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
+    )  # fmt: skip
+
+    def __init__(self, command: Command, since: float, size: int) -> None:
+        self.command = command
+        self.since = since
+        self.size = size
+        self.keys: list[bytes] = []
+        self.elsewhere: list[Key] = []  # keys in another database than the session's
+        self.write = False
+        self.queued = False  # inside MULTI: the reply is +QUEUED
+        self.swallow = False  # ours, not the client's: its reply is dropped
+        self.substitute: bytes | None = None  # what the client gets instead of the reply
+        self.expected = 1  # replies still to come
+        self.select: int | None = None
+        self.protocol = 0  # asked for by HELLO
+        self.state: tuple[str, bytes] | None = None  # what to replay on a new leg, once the reply says OK
+        self.transaction: Transaction | None = None
+        self.barrier: Barrier | None = None
+        self.block: Timeout | None = None
+        self.deadline: float | None = None
+        self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
+        self.shadowed = False
+
+    @property
+    def needs_edit(self) -> bool:
+        """Whether its reply may not simply be passed on as it arrives."""
+        return self.swallow or self.shadowed or self.substitute is not None
+
+
+class Session:
+    """The state machine. One instance a client connection, for all the legs it has in its life."""
+
+    def __init__(self, out: Outlet, orders: Orders) -> None:
+        self.out = out
+        self.orders = orders
+        self.db = 0
+        self.protocol = 2
+        self.client_id: int | None = None  # of the leg, asked for before the first blocking command
+        self.name = b""
+        self.watching = False
+        self.watch_lost = False  # the leg was replaced: the next EXEC must fail
+        self.transaction: Transaction | None = None
+        self.replies_off = False
+        self.scanning = False  # a SCAN of this session is not finished
+        self.opaque: str | None = None
+        self.unknown_state = False  # session commands inside MULTI
+        self.streaming_reply = False  # MONITOR, PSYNC: whatever comes goes to the client
+        self.tracking = False
+        self.channels: set[bytes] = set()
+        self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
+        self.frozen = False
+        self.pending: deque[Pending] = deque()
+        self.writes_in_flight = 0
+        self._requests = RequestScanner()
+        self._replies = ReplyScanner()
+        self._unsent = b""  # the unfinished request, not forwarded yet
+        self._streaming = False  # the unfinished request is being forwarded while it arrives
+        self._backlog: list[bytes] = []  # held: everything from the first held frame on
+        self._backlog_bytes = 0
+        self._held = False
+        self._edits = 0  # pending replies that may not simply be passed on
+        self._reply_unsent = b""  # the unfinished reply that may have to be dropped
+        self._reply_sent = 0  # bytes of the unfinished reply that went out already
+        self._skip_next_reply = False
+        self._unconfirmed: list[Key] = []  # written with replies off
+        self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
+        self._answered_since_opaque = False
+        self._gap_told = False
+        self._protocol_admitted = 2
+        self._client_id_asked = False
+        self._selects_in_flight = 0
+        self._db_admitted = 0
+
+    # ------------------------------------------------------------------ from the client
+
+    def from_client(self, data: bytes, now: float) -> None:
+        """Take bytes from the application."""
+        if self._held:
+            self._keep(data)
+            return
+        if self.opaque is not None:
+            if self._answered_since_opaque and not self.streaming_reply and not self._gap_told:
+                self._gap_told = True
+                self.out.gap(f"a connection cannot be read: {self.opaque}")
+            self.out.to_server(data)
+            return
+        buffered = self._unsent + data if self._unsent else data
+        already = self._requests.partial_bytes if self._streaming else 0  # of the first frame, forwarded before
+        requests = self._requests.feed(data)
+        start = 0  # of the next frame in `buffered`
+        sent = 0  # forwarded up to here
+        intents: list[Key] = []
+        barrier: Barrier | None = None
+        for request in requests:
+            end = start + request.size - already
+            already = 0
+            if not self._streaming and self._must_hold(request.args):
+                self._forward(buffered, sent, start, intents, barrier)
+                self._hold(buffered[start:])
+                return
+            self._streaming = False
+            if request.args:
+                injected, found = self._admit(request, buffered, start, end, now)
+                if injected:
+                    self._forward(buffered, sent, start, intents, barrier)
+                    sent, intents, barrier = start, [], None
+                    self.out.to_server(injected)
+                if found is not None:
+                    if found.write:
+                        intents.extend(self._keys_of(found))
+                    if found.barrier is not None:
+                        barrier = found.barrier
+                    if found.substitute is not None:
+                        self._forward(buffered, sent, start, intents, barrier)
+                        sent, intents, barrier = end, [], None
+                        self.out.to_server(_DISCARD)
+            start = end
+            if self.opaque is not None:
+                break
+        if self._requests.broken is not None and self.opaque is None:
+            self._go_opaque(self._requests.broken)
+        if self.opaque is not None:
+            start = len(buffered)
+        elif self._streaming or self._requests.partial_bytes > STREAM_FRAME_BYTES:
+            if not self._streaming and self._must_hold(self._requests.args):
+                self._forward(buffered, sent, start, intents, barrier)
+                self._hold(buffered[start:])
+                return
+            self._streaming = True
+            start = len(buffered)
+        self._forward(buffered, sent, start, intents, barrier)
+        self._unsent = buffered[start:]
+
+    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barrier: Barrier | None) -> None:
+        if (intents or barrier is not None) and self.orders.journal is not JournalMode.OFF:
+            self.out.log_intents(intents, barrier)
+        if end > sent:
+            self.out.to_server(buffered[sent:end] if sent or end < len(buffered) else buffered)
+
+    def _must_hold(self, args: list[bytes]) -> bool:
+        if self.frozen:
+            return True
+        if not self.orders.hold or not args:
+            return False
+        command = self.orders.table.find(args[0])
+        if self.transaction is not None:
+            return command.role is Role.EXEC and self.transaction.writes
+        if command.role is Role.BLOCKING and not command.write:
+            return False
+        return command.write or command.role is Role.BARRIER
+
+    def _hold(self, rest: bytes) -> None:
+        self._held = True
+        self._unsent = b""
+        self._requests = RequestScanner()
+        self._keep(rest)
+
+    def _keep(self, data: bytes) -> None:
+        self._backlog.append(data)
+        self._backlog_bytes += len(data)
+        if self._backlog_bytes > HELD_BYTES_MAX:
+            self.out.pause_client()
+
+    def _go_opaque(self, why: str) -> None:
+        self.opaque = why
+
+    def _admit(
+        self, request: Request, buffered: bytes, start: int, end: int, now: float
+    ) -> tuple[bytes, Pending | None]:
+        """Note a request that is about to be forwarded; returns what to send before it, and the note."""
+        args = request.args
+        command = self.orders.table.find(args[0])
+        pending = Pending(command, now, request.size)
+        injected = b""
+        if command.write:
+            pending.write = True
+            pending.keys = command.keys(args)
+            if request.skipped and any(isinstance(key, Skipped) for key in pending.keys):
+                self.out.gap("a key is longer than the gateway keeps")
+            if not command.known:
+                self.orders.risks["unknown command"] += 1
+        transaction = self.transaction
+        if transaction is not None and command.role not in (Role.EXEC, Role.DISCARD, Role.RESET, Role.QUIT, Role.MULTI):
+            self._queue(transaction, pending, args, buffered[start:end])
+        elif command.role is not Role.PLAIN:
+            injected = self._admit_special(pending, args, buffered[start:end], now)
+        if (
+            self.orders.shadow_below
+            and transaction is None
+            and pending.expected
+            and command.role is Role.PLAIN
+            and command.name not in NOT_COMPARABLE
+            and request.size <= SHADOW_PAYLOAD_BYTES_MAX
+        ):
+            keys = pending.keys or command.keys(args)
+            if len(keys) == 1 and self.orders.sampled(keys[0]):
+                pending.raw = buffered[start:end]
+                pending.shadowed = True
+        if self.replies_off or self._skip_next_reply or not pending.expected:
+            if not (command.role is Role.CLIENT and not pending.expected):
+                self._skip_next_reply = False
+            if pending.write:
+                self._unconfirmed.extend(self._keys_of(pending))
+            return injected, pending if pending.write else None
+        self.pending.append(pending)
+        if pending.write:
+            self.writes_in_flight += 1
+        if pending.needs_edit:
+            self._edits += 1
+        return injected, pending
+
+    def _queue(self, transaction: Transaction, pending: Pending, args: list[bytes], raw: bytes) -> None:
+        role = pending.command.role
+        pending.queued = True
+        transaction.raw_bytes += len(raw)
+        if transaction.raw_bytes <= TRANSACTION_BYTES_MAX:
+            transaction.raw.append(raw)
+        if role is Role.SELECT and len(args) == 2 and args[1].isdigit():
+            transaction.items.append(int(args[1]))
+        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.CLIENT, Role.AUTH, Role.HELLO, Role.STREAMING):
+            # They take effect inside EXEC's reply, which is not taken apart: the session's state is not known any more.
+            self.unknown_state = True
+        elif role is Role.BARRIER:
+            transaction.barriers.append(self._barrier(args))
+        elif role is Role.MOVES_DB:
+            pending.elsewhere = self._elsewhere(pending.command, args)
+            transaction.items.append(pending.elsewhere)
+        elif role is Role.SCRIPT and not pending.keys:
+            self.orders.risks["script without declared keys"] += 1
+        if pending.write:
+            transaction.writes = True
+            transaction.items.append(pending.keys)
+
+    def _admit_special(self, pending: Pending, args: list[bytes], raw: bytes, now: float) -> bytes:
+        role = pending.command.role
+        if role is Role.MULTI:
+            if self.transaction is None:
+                pending.transaction = self.transaction = Transaction()
+        elif role is Role.EXEC:
+            pending.transaction, self.transaction = self.transaction, None
+            if pending.transaction is not None and pending.transaction.writes:
+                pending.write = True
+            if self.watch_lost and pending.transaction is not None:
+                pending.substitute = null_array(self.protocol)
+                pending.write = False
+            self.watching = self.watch_lost = False
+        elif role in (Role.DISCARD, Role.RESET):
+            self.transaction = None
+            self.watching = self.watch_lost = False
+        elif role is Role.WATCH:
+            self.watching = True
+        elif role is Role.UNWATCH:
+            self.watching = self.watch_lost = False
+        elif role is Role.SELECT:
+            if len(args) == 2 and args[1].isdigit():
+                pending.select = int(args[1])
+                self._selects_in_flight += 1
+                self._db_admitted = pending.select
+        elif role in (Role.AUTH, Role.HELLO):
+            if role is Role.AUTH or len(args) > 1:
+                pending.state = (role.name.lower(), raw)
+            if role is Role.HELLO and len(args) > 1:
+                pending.protocol = self._protocol_admitted = 3 if args[1] == b"3" else 2
+        elif role is Role.CLIENT:
+            self._admit_client(pending, args, raw)
+        elif role is Role.SUBSCRIBE:
+            names = args[1:]
+            self.channels.update(pending.command.name + b" " + name for name in names)
+            if len(self.channels) > SUBSCRIPTIONS_TRACKED_MAX:
+                self._go_opaque("more subscriptions than are tracked")
+            pending.expected = 0 if self._protocol_admitted == 3 else len(names) or 1
+        elif role is Role.UNSUBSCRIBE:
+            self._admit_unsubscribe(pending, args)
+        elif role is Role.STREAMING:
+            self.streaming_reply = True
+            self._go_opaque(pending.command.name.decode())
+        elif role is Role.BLOCKING:
+            pending.block = block_timeout(args)
+            if pending.block is not None:
+                pending.raw = raw
+                try:
+                    seconds = float(args[pending.block.index]) * pending.block.unit_s
+                except (ValueError, IndexError):
+                    seconds = 0.0  # the server will refuse it
+                pending.deadline = now + seconds if seconds > 0 else None
+                if self.client_id is None and not self._client_id_asked and not self.replies_off and not self.channels:
+                    self._client_id_asked = True
+                    question = Pending(self.orders.table.find(b"CLIENT"), now, 0)
+                    question.swallow = True
+                    self.pending.append(question)
+                    self._edits += 1
+                    return _CLIENT_ID
+        elif role is Role.BARRIER:
+            pending.barrier = self._barrier(args)
+        elif role is Role.MOVES_DB:
+            pending.elsewhere = self._elsewhere(pending.command, args)
+        elif role is Role.SCRIPT and not pending.keys:
+            self.orders.risks["script without declared keys"] += 1
+        return b""
+
+    def _admit_client(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
+        word = args[1].upper() if len(args) > 1 else b""
+        mode = args[2].upper() if len(args) > 2 else b""
+        if word == b"REPLY":
+            if mode == b"OFF":
+                self.replies_off = True
+                pending.expected = 0
+            elif mode == b"SKIP" and not self.replies_off:
+                self._skip_next_reply = True
+                pending.expected = 0
+            elif mode == b"ON":
+                self.replies_off = False
+                self._skip_next_reply = False
+        elif word in (b"SETNAME", b"NO-EVICT", b"NO-TOUCH"):
+            pending.state = (word.decode().lower(), raw)
+            if word == b"SETNAME" and len(args) == 3:
+                self.name = args[2]
+        elif word == b"SETINFO" and len(args) == 4:
+            pending.state = (f"setinfo {args[2].decode('ascii', 'replace').lower()}", raw)
+        elif word == b"TRACKING":
+            self.tracking = mode == b"ON"
+
+    def _admit_unsubscribe(self, pending: Pending, args: list[bytes]) -> None:
+        kind = pending.command.name.replace(b"UNSUBSCRIBE", b"SUBSCRIBE") + b" "
+        named = [kind + name for name in args[1:]] or [entry for entry in self.channels if entry.startswith(kind)]
+        pending.expected = 0 if self._protocol_admitted == 3 else max(1, len(named))
+        self.channels.difference_update(named)
+
+    def _barrier(self, args: list[bytes]) -> Barrier:
+        name = args[0].upper()
+        if name == b"FLUSHDB":
+            return Barrier("flushdb", (self._db_admitted,))
+        if name == b"SWAPDB" and len(args) == 3 and args[1].isdigit() and args[2].isdigit():
+            return Barrier("swapdb", (int(args[1]), int(args[2])))
+        return Barrier(name.decode("ascii", "replace").lower())
+
+    @staticmethod
+    def _elsewhere(command: Command, args: list[bytes]) -> list[Key]:
+        """The key that MOVE or COPY … DB writes in a database other than the session's."""
+        if command.name == b"MOVE" and len(args) == 3 and args[2].isdigit():
+            return [(int(args[2]), args[1])]
+        for index in range(3, len(args) - 1):
+            if args[index].upper() == b"DB" and args[index + 1].isdigit():
+                return [(int(args[index + 1]), args[2])]
+        return []
+
+    def _keys_of(self, pending: Pending) -> list[Key]:
+        """Keys that a request may change, with their databases as far as they are known now."""
+        if pending.transaction is not None:
+            keys, _ = pending.transaction.run(self._db_admitted)
+        else:
+            keys = [(self._db_admitted, key) for key in pending.keys] + pending.elsewhere
+        if self._selects_in_flight and self._db_admitted != self.db:
+            keys += [(self.db, key) for db, key in keys if db == self._db_admitted]  # if that SELECT should fail
+        return keys
+
+    # ------------------------------------------------------------------ from the authority
+
+    def from_server(self, data: bytes, now: float) -> None:
+        """Take bytes from the authority."""
+        if self.streaming_reply and not self.pending:
+            self.out.to_client(data)
+            return
+        if not self._edits:
+            # Passed on before it is read. An unfinished reply that is not ours to drop has gone out in part.
+            self.out.to_client(self._reply_unsent + data if self._reply_unsent else data)
+            self._reply_unsent = b""
+            marks: list[Key] = []
+            for reply in self._replies.feed(data):
+                self._answered(reply, now, marks, b"")
+            self._reply_sent = self._replies.partial_bytes
+            self._after_replies(marks)
+            return
+        buffered = self._reply_unsent + data
+        at = 0
+        marks = []
+        passed: list[bytes] = []
+        for reply in self._replies.feed(data):
+            end = at + reply.size - self._reply_sent
+            self._reply_sent = 0
+            frame = buffered[at:end]
+            passed.append(self._answered(reply, now, marks, frame))
+            at = end
+        rest = buffered[at:]
+        if rest and self._may_pass_in_part(len(rest)):
+            passed.append(rest)
+            self._reply_sent = self._replies.partial_bytes
+            rest = b""
+        self._reply_unsent = rest
+        whole = b"".join(passed)
+        if whole:
+            self.out.to_client(whole)
+        self._after_replies(marks)
+
+    def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
+        if not self.pending:
+            return True
+        head = self.pending[0]
+        if head.swallow or head.substitute is not None or self._unblocking:
+            return False
+        if head.shadowed:
+            if unfinished_bytes <= SHADOW_PAYLOAD_BYTES_MAX:
+                return False
+            head.shadowed = False
+            self._edits -= 1
+        return True
+
+    def _after_replies(self, marks: list[Key]) -> None:
+        if marks:
+            self.out.journal(marks, None)
+        if self._replies.broken is not None and self.opaque is None:
+            self.out.gap(f"a reply could not be read: {self._replies.broken}")
+            self._go_opaque(self._replies.broken)
+        if self.opaque is not None:
+            self._answered_since_opaque = True
+        if not self.writes_in_flight:
+            self.out.settled()
+
+    def _answered(self, reply: Reply, now: float, marks: list[Key], frame: bytes) -> bytes:
+        """Match one reply to its request; returns what the client gets of it (only used where replies are edited)."""
+        if reply.push:
+            return frame
+        if self.protocol == 2 and self.channels and reply.first in _OUT_OF_BAND:
+            return frame
+        if not self.pending:
+            return frame  # unasked: the server's last word before it closes
+        pending = self.pending[0]
+        if pending.expected > 1 and reply.first in _CONFIRMATIONS:
+            pending.expected -= 1
+            return frame
+        self.pending.popleft()
+        command = pending.command
+        if self._unconfirmed:
+            marks.extend(self._unconfirmed)  # any later reply proves that they were executed
+            self._unconfirmed = []
+        if pending.write:
+            self.writes_in_flight -= 1
+        if pending.swallow:
+            self._edits -= 1
+            self._own_answer(pending, reply)
+            return b""
+        if self._unblocking:
+            self._unblocking = False
+            self._edits -= 1
+            if reply.nil and (pending.deadline is None or pending.deadline > now):
+                self._send_again(pending, now)
+                return b""
+        error = reply.head.split(b" ", 1)[0] if reply.error else b""
+        self.out.observe(command, now - pending.since, pending.size, reply.size, error)
+        if pending.substitute is not None:
+            self._edits -= 1
+            return pending.substitute
+        if pending.write and self.orders.journal is not JournalMode.OFF:
+            self._mark(pending, reply, marks)
+        if command.role is not Role.PLAIN and not pending.queued:
+            self._apply(pending, reply)
+        if pending.shadowed:
+            self._edits -= 1
+            self.out.shadow(self.db, pending.raw, frame, write=pending.write)
+        return frame
+
+    def _mark(self, pending: Pending, reply: Reply, marks: list[Key]) -> None:
+        if pending.queued and reply.head == b"QUEUED":
+            return
+        transaction = pending.transaction
+        if transaction is not None:
+            if reply.nil or reply.head.startswith(b"EXECABORT"):
+                return
+            keys, _ = transaction.run(self.db)
+            barriers = transaction.barriers
+        else:
+            keys = [(self.db, key) for key in pending.keys] + pending.elsewhere
+            barriers = [pending.barrier] if pending.barrier is not None and not reply.error else []
+        if self.orders.journal is JournalMode.SAMPLE:
+            keys = [key for key in keys if self.orders.sampled(key[1])]
+        marks.extend(keys)
+        for barrier in barriers:
+            self.out.journal([], barrier)
+
+    def _apply(self, pending: Pending, reply: Reply) -> None:
+        """Take over what an answered command did to the session."""
+        role = pending.command.role
+        if role is Role.SELECT and pending.select is not None:
+            self._selects_in_flight -= 1
+            if not reply.error:
+                self.db = pending.select
+            if not self._selects_in_flight:
+                self._db_admitted = self.db
+        elif role is Role.EXEC and pending.transaction is not None and not reply.nil and not reply.error:
+            _, self.db = pending.transaction.run(self.db)
+            if not self._selects_in_flight:
+                self._db_admitted = self.db
+        elif role is Role.MULTI and reply.error and self.transaction is pending.transaction:
+            self.transaction = None
+        elif role is Role.SCAN:
+            self.scanning = reply.first not in (b"0", b"")
+        elif role is Role.RESET and not reply.error:
+            self._reset()
+        elif role is Role.HELLO and pending.protocol:
+            if not reply.error:
+                self.protocol = pending.protocol
+            self._protocol_admitted = self.protocol
+        if pending.state is not None and not reply.error:
+            slot, raw = pending.state
+            self.replay.pop(slot, None)
+            self.replay[slot] = raw
+
+    def _reset(self) -> None:
+        self.replay.clear()
+        self.db = self._db_admitted = 0
+        self.protocol = self._protocol_admitted = 2
+        self.tracking = False
+        self.channels.clear()
+        self.name = b""
+
+    def _own_answer(self, pending: Pending, reply: Reply) -> None:
+        if pending.size == 0 and reply.kind == 0x3A:  # CLIENT ID
+            self.client_id = int(reply.head)
+
+    # ------------------------------------------------------------------ ends
+
+    def server_closed(self) -> None:
+        """The leg is gone. What had no answer may have been executed: it counts as changed."""
+        keys = list(self._unconfirmed)
+        for pending in self.pending:
+            if pending.write:
+                keys.extend(self._keys_of(pending))
+                if pending.barrier is not None:
+                    self.out.journal([], pending.barrier)
+        if keys and self.orders.journal is not JournalMode.OFF:
+            self.out.journal(keys, None)
+        self.pending.clear()
+        self._unconfirmed = []
+        self.writes_in_flight = 0
+        self.out.settled()
+
+    def log_pending(self) -> None:
+        """Log the intents of what is under way once more: journalling began, or the log's old segments are to go."""
+        keys = list(self._unconfirmed)
+        for pending in self.pending:
+            if pending.write:
+                keys.extend(self._keys_of(pending))
+        if keys:
+            self.out.log_intents(keys, None)
+
+    # ------------------------------------------------------------------ hold and handover
+
+    @property
+    def idle(self) -> bool:
+        """Whether the leg can be replaced: nothing is under way in either direction."""
+        return not self.pending and not self._streaming and not self._reply_sent and not self._reply_unsent
+
+    @property
+    def cannot_switch(self) -> str | None:
+        """Why this session cannot be carried to another server, or None."""
+        if self.opaque is not None:
+            return self.opaque
+        if self.unknown_state:
+            return "session commands inside MULTI"
+        if self.channels:
+            return "subscribed"
+        if self.tracking:
+            return "client tracking"
+        if self.scanning:
+            return "in the middle of a SCAN"
+        if self.transaction is not None and self.transaction.raw_bytes > TRANSACTION_BYTES_MAX:
+            return "a queued transaction larger than is kept"
+        return None
+
+    @property
+    def waits(self) -> bool:
+        """Whether something was held back."""
+        return self._held
+
+    def blocked(self) -> Pending | None:
+        """The blocking request that everything else waits for, if there is one."""
+        head = self.pending[0] if self.pending else None
+        return head if head is not None and head.block is not None else None
+
+    def unblock(self, *, reads: bool) -> str | None:
+        """Ask for the end of a blocking request, which is sent again when the session goes on; may be called repeatedly.
+
+        Args:
+            reads: also XREAD and WAIT, which change nothing and so need not end before the leg is replaced.
+
+        Returns:
+            Why it cannot be done, or None.
+        """
+        head = self.blocked()
+        if head is None or not (head.write or reads):
+            return None
+        if len(self.pending) > 1:
+            return "requests behind a blocking one"
+        if self.client_id is None:
+            return "the server did not tell the connection's id"
+        if not self._unblocking:
+            self._unblocking = True
+            self._edits += 1
+        self.out.unblock(self.client_id)
+        return None
+
+    def _send_again(self, pending: Pending, now: float) -> None:
+        """Put an unblocked request at the head of what is held, with the time that it has left."""
+        args = RequestScanner().feed(pending.raw)[0].args
+        block = pending.block
+        if pending.deadline is not None and block is not None:
+            left = (pending.deadline - now) / block.unit_s
+            args[block.index] = b"%d" % max(1, round(left)) if block.unit_s < 1 else b"%.3f" % max(left, 0.001)
+        if not self._held:
+            rest, self._unsent = self._unsent, b""
+            self._hold(rest)
+        raw = encode(*args)
+        self._backlog.insert(0, raw)
+        self._backlog_bytes += len(raw)
+
+    def confirm(self) -> None:
+        """With replies off: ask for one, which proves that everything before it was executed."""
+        if self.replies_off and self._unconfirmed and not any(pending.swallow for pending in self.pending):
+            question = Pending(self.orders.table.find(b"CLIENT"), 0.0, 1)
+            question.swallow = True
+            self.pending.append(question)
+            self._edits += 1
+            self.out.to_server(_REPLY_ON + _REPLY_OFF)
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether every write that was forwarded is known to be executed or not."""
+        return not self.writes_in_flight and not self._unconfirmed
+
+    def freeze(self) -> None:
+        """Hold everything from the next request on, reads too."""
+        self.frozen = True
+
+    def replay_script(self) -> tuple[bytes, int]:
+        """What to send on a new leg before anything else, and how many replies to expect and drop."""
+        parts = list(self.replay.values())
+        if self.db:
+            parts.append(encode("SELECT", self.db))
+        if self.transaction is not None:
+            parts.append(encode("MULTI"))
+            parts.extend(self.transaction.raw)
+        expected = len(parts)
+        if self.replies_off:
+            parts.append(_REPLY_OFF)
+        return b"".join(parts), expected
+
+    def adopt_leg(self) -> None:
+        """The leg was replaced and the script replayed on it."""
+        self._replies = ReplyScanner()
+        self.client_id = None
+        self._client_id_asked = False
+        self.watch_lost = self.watch_lost or self.watching
+
+    def thaw(self, now: float) -> None:
+        """Go on: take what was held as if it arrived now. Writes stay held while `Orders.hold` is on."""
+        self.frozen = False
+        if not self._held:
+            return
+        self._held = False
+        data = b"".join(self._backlog)
+        self._backlog = []
+        self._backlog_bytes = 0
+        self.out.resume_client()
+        if data:
+            self.from_client(data, now)

@@ -1,0 +1,26 @@
+"""Writing requests and the few replies that the gateway gives in a server's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+Arg = bytes | str | int
+
+
+def encode(*args: Arg) -> bytes:
+    """One request as an array of bulk strings."""
+    parts = [b"*%d\r\n" % len(args)]
+    for arg in args:
+        raw = arg if isinstance(arg, bytes) else str(arg).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(parts)
+
+
+def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:
+    """Several requests behind one another."""
+    return b"".join([encode(*command) for command in commands])
+
+
+def null_array(protocol: int) -> bytes:
+    """What EXEC answers when a watched key changed, in RESP2 or RESP3."""
+    return b"_\r\n" if protocol == 3 else b"*-1\r\n"
