@@ -116,6 +116,7 @@ class Connection(asyncio.Protocol):
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
+        self._early: list[bytes] = []  # uvloop reads once more after a pause in connection_made
 
     # ---- the client's transport
 
@@ -145,10 +146,15 @@ class Connection(asyncio.Protocol):
         if self.client_gone:
             self.drop_leg()
             return
-        if self.client is not None:
-            self.client.resume_reading()
+        early, self._early = self._early, []
+        if early:
+            self.data_received(b"".join(early))
+        self._resume()
 
     def data_received(self, data: bytes) -> None:
+        if self.leg is None:
+            self._early.append(data)
+            return
         session = self.session
         session.from_client(data, self._now())
         if session.name and session.orders is self.orders:

@@ -482,8 +482,9 @@ async def load_table(plan: Plan) -> CommandTable:
     replies = []
     for side in Side:
         client = make_client(plan.address(side), field=side)
+        client.response_callbacks.pop("COMMAND", None)  # redis-py would turn the rows into its own shape
         try:
-            replies.append(await answered(client.execute_command("COMMAND", **{"NEVER_DECODE": True})))
+            replies.append(await answered(client.execute_command("COMMAND")))
         except _STORE_ERRORS as exc:
             if side is Side.SOURCE:
                 raise SourceError(
