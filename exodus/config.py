@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from exodus.errors import OperatorError
 
@@ -224,3 +225,60 @@ class Plan(BaseModel):
     def address(self, side: Side) -> Address:
         """The address of one side."""
         return self.source if side is Side.SOURCE else self.target
+
+
+class MigrationFile(BaseModel):
+    """`migration.yaml`: the plan's fields, and where the control store is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: Plan
+    control_store: Address
+
+
+_SERVERS = ("source", "target", "control_store")
+
+
+def load_migration(path: Path) -> MigrationFile:
+    """Read and check a migration file.
+
+    Raises:
+        OperatorError: it is not there, not YAML, or a field of it cannot be; the message names the field and the value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise OperatorError(f"{path} cannot be read", why=str(exc), next_step="name a migration file: exodus apply migration.yaml") from exc
+    except yaml.YAMLError as exc:
+        raise OperatorError(f"{path} is not YAML", why=str(exc), next_step="correct the file; docs/operating/migration-file.md has an example") from exc
+    if not isinstance(raw, dict):
+        raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
+    servers: dict[str, Address] = {}
+    for name in _SERVERS:
+        given = raw.pop(name, None)
+        if isinstance(given, str):
+            given = {"url": given}
+        if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+            raise OperatorError(
+                f"{name}: {given!r} is not a server" if given else f"{name} is missing",
+                why="each of source, target and control_store needs a url",
+                next_step=f"add to {path}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
+            )
+        more = {key: value for key, value in given.items() if key != "url"}
+        try:
+            servers[name] = Address.parse(given["url"], field=name, **more)
+        except ValidationError as exc:
+            raise _as_operator_error(exc, path, name + ".") from exc
+    try:
+        plan = Plan.model_validate({**raw, "source": servers["source"], "target": servers["target"]})
+    except ValidationError as exc:
+        raise _as_operator_error(exc, path, "") from exc
+    return MigrationFile(plan=plan, control_store=servers["control_store"])
+
+
+def _as_operator_error(exc: ValidationError, path: Path, prefix: str) -> OperatorError:
+    first = exc.errors(include_url=False)[0]
+    field = prefix + ".".join(str(part) for part in first["loc"])
+    secret = "password" in field
+    value = "" if secret or first["type"] == "missing" else f" {first['input']!r}"
+    return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=f"{path} was checked and nothing was changed", next_step=f"correct {field}")

@@ -62,3 +62,41 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
         if entry.event == "decided" and entry.phase is phase and gate in ("", entry.gate):
             return entry
     return None
+
+
+FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE, Phase.COMMIT)
+FINALISE = "finalise"  # the second gate of Commit
+NEXT = "next"  # the second gate of Rollback: retry or abandon
+
+
+def next_due(entries: list[LedgerEntry]) -> Phase | None:
+    """The phase that the decisions so far call for, or None where a person has to decide first (or nothing is left).
+
+    A rejection holds the migration where it is. After a cutover that is not to be finalised comes Rollback; after Rollback, Migrate once
+    more, or nothing where it was abandoned.
+    """
+    due: Phase | None = Phase.PRE_TEST
+    for entry in entries:
+        if entry.event != "decided":
+            continue
+        if entry.phase is Phase.ROLLBACK:
+            if entry.gate == NEXT:
+                due = Phase.MIGRATE if entry.verdict == "retry" else None
+            else:
+                due = Phase.ROLLBACK if entry.verdict == "approve" else None
+        elif entry.phase is Phase.COMMIT:
+            if entry.gate == FINALISE:
+                due = None if entry.verdict == "approve" else Phase.ROLLBACK
+            else:
+                due = Phase.COMMIT if entry.verdict == "approve" else None
+        elif entry.verdict == "approve":
+            due = FORWARD[FORWARD.index(entry.phase) + 1]
+        else:
+            due = None
+    return due
+
+
+def approved_since(entries: list[LedgerEntry], phase: Phase) -> LedgerEntry | None:
+    """The newest decision of a phase where it is an approval; None where it was rejected or never taken."""
+    decision = last_decision(entries, phase)
+    return decision if decision is not None and decision.verdict == "approve" else None

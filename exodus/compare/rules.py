@@ -1,0 +1,94 @@
+"""When two replies mean the same: per command, over both protocol versions.
+
+RESP2 and RESP3 say one thing in different shapes (a map as flat pairs, a set as an array, a double as a bulk string), and two healthy
+servers may order a set's members differently. Errors are compared by their first word: texts differ between versions.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import hiredis
+
+from exodus.commands.semantics import NUMERIC, UNORDERED, UNORDERED_PAIRS
+
+# The server's own trouble, which says nothing about the data.
+INFRASTRUCTURE = frozenset({"LOADING", "BUSY", "OOM", "READONLY", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "NOAUTH"})
+
+
+class Rule(StrEnum):
+    """How a command's replies are compared."""
+
+    EXACT = "exact"
+    UNORDERED = "unordered"
+    NUMERIC = "numeric tolerance"
+
+
+def rule_of(command: bytes) -> Rule:
+    """The rule for a command's name in upper case."""
+    if command in UNORDERED or command in UNORDERED_PAIRS:
+        return Rule.UNORDERED
+    return Rule.NUMERIC if command in NUMERIC else Rule.EXACT
+
+
+def parse(raw: bytes) -> object:
+    """One reply as Python values; errors as `hiredis.ReplyError`.
+
+    Raises:
+        ValueError: it is not one whole reply.
+    """
+    reader = hiredis.Reader()
+    reader.feed(raw)
+    value = reader.gets()
+    if value is False:
+        raise ValueError("not a whole reply")
+    return value
+
+
+def error_code(value: object) -> str | None:
+    """The first word of an error, or None for any other reply."""
+    return str(value).split(" ", 1)[0] if isinstance(value, hiredis.ReplyError) else None
+
+
+def canonical(command: bytes, value: object) -> object:
+    """A reply in a shape in which equal means the same under the command's rule."""
+    rule = rule_of(command)
+    if isinstance(value, hiredis.ReplyError):
+        return ("error", error_code(value))
+    if command in UNORDERED_PAIRS and isinstance(value, list) and len(value) % 2 == 0:
+        return frozenset(zip(map(_atom, value[::2]), map(_atom, value[1::2]), strict=True))
+    if isinstance(value, dict):
+        pairs = [(_atom(key), canonical(command, inner)) for key, inner in value.items()]
+        return frozenset(pairs) if command in UNORDERED_PAIRS else tuple(part for pair in pairs for part in pair)
+    if isinstance(value, set | frozenset | list | tuple):
+        parts = [canonical(command, inner) for inner in value]
+        return tuple(sorted(parts, key=repr)) if rule is Rule.UNORDERED else tuple(parts)
+    if rule is Rule.NUMERIC:
+        return _rounded(value)
+    return _atom(value)
+
+
+def _atom(value: object) -> object:
+    if isinstance(value, bool):
+        return b"%d" % value
+    if isinstance(value, int):
+        return b"%d" % value
+    if isinstance(value, float):
+        return b"%.17g" % value
+    if isinstance(value, str):
+        return value.encode()
+    return value
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, bytes | str | int | float):
+        try:
+            return float(f"{float(value):.12g}")
+        except ValueError:
+            return _atom(value)
+    return value
+
+
+def equivalent(command: bytes, authority: object, follower: object) -> bool:
+    """Whether two parsed replies mean the same."""
+    return canonical(command, authority) == canonical(command, follower)
