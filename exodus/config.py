@@ -39,6 +39,7 @@ HOLD_SECONDS_MAX = 10.0
 SHADOW_QUEUE_MAX = 10_000
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
+REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
 DEAD_LETTER_ATTEMPTS = 5
 
 RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted

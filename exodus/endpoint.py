@@ -1,0 +1,272 @@
+"""A side of the migration as a set of nodes, what each can do, and whether two sides fit together.
+
+One node for a standalone server; callers ask for the node of a key or for all nodes, so that Sentinel and Cluster can come without them
+changing. Capabilities are found by asking the server, never by the vendor's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from redis.exceptions import RedisError
+
+from exodus.config import RESERVED_PREFIX, Address, Plan, Side
+from exodus.control.store import ControlStore, answered
+from exodus.errors import OperatorError
+from exodus.leg import Leg, ReplyError
+
+_PROBE = RESERVED_PREFIX + b"probe}"
+_HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself."""
+
+    engine: str  # redis or valkey
+    version: tuple[int, ...]
+    run_id: str
+    payload_version: int | None  # of DUMP; None where DUMP is refused
+    databases: dict[int, int]  # database → keys, expired ones that were not reaped included
+    used_memory: int
+    maxmemory: int
+    maxmemory_policy: str
+    user: str
+    capabilities: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def version_text(self) -> str:
+        """As people write it."""
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of the pre-flight checks; a fatal one ends it before anything is changed."""
+
+    check: str
+    severity: Literal["ok", "warning", "fatal"]
+    what: str
+    why: str = ""
+    next_step: str = ""
+
+
+def _info(raw: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
+    return {key: value.strip() for key, _, value in pairs}
+
+
+class Node:
+    """One server of a side."""
+
+    def __init__(self, side: Side, address: Address) -> None:
+        self.side = side
+        self.address = address
+        self.name = f"{address.host}:{address.port}"
+
+    async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
+        """A connection of its own."""
+        return await Leg.connect(self.address, self.side, db=db, name=name)
+
+    async def facts(self) -> NodeFacts:
+        """Ask the server for all that the engine wants to know.
+
+        Raises:
+            SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
+        """
+        async with await self.connect() as leg:
+            raw = (await leg.pipeline([("INFO",)]))[0]
+            if isinstance(raw, ReplyError):
+                raise OperatorError(
+                    f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)"
+                )
+            info = _info(raw)
+            engine = "valkey" if "valkey_version" in info else "redis"
+            version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
+            scratch = _PROBE
+            names = ("pexpiretime", "acl", "monitor", "scripts", "hash field ttl", "no-touch")
+            probes = await leg.pipeline(
+                [
+                    ("PEXPIRETIME", scratch),
+                    ("ACL", "WHOAMI"),
+                    ("COMMAND", "INFO", "MONITOR"),
+                    ("EVAL", "return 1", 0),
+                    ("HPEXPIRETIME", scratch, "FIELDS", 1, "f"),
+                    ("CLIENT", "NO-TOUCH", "OFF"),
+                ]
+            )
+            able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
+            able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
+            user = probes[1].decode() if able["acl"] else "default"
+            # HyperLogLog-free, smallest possible value: only the footer is wanted.
+            await leg.pipeline([("SET", scratch, "1", "PX", 5000)])
+            dump = (await leg.pipeline([("DUMP", scratch), ("DEL", scratch)]))[0]
+            payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
+        databases = {
+            int(key[2:]): int(value.partition("keys=")[2].partition(",")[0]) for key, value in info.items() if key.startswith("db") and key[2:].isdigit()
+        }
+        return NodeFacts(
+            engine=engine,
+            version=version,
+            run_id=info["run_id"],
+            payload_version=payload,
+            databases=databases,
+            used_memory=int(info.get("used_memory", 0)),
+            maxmemory=int(info.get("maxmemory", 0)),
+            maxmemory_policy=info.get("maxmemory_policy", ""),
+            user=user,
+            capabilities=able,
+        )
+
+
+class Endpoint:
+    """One side."""
+
+    def __init__(self, side: Side, address: Address) -> None:
+        self.side = side
+        self._nodes = [Node(side, address)]
+
+    async def nodes(self) -> list[Node]:
+        """All nodes that hold keys."""
+        return self._nodes
+
+    async def node_for(self, key: bytes) -> Node:
+        """The node of a key."""
+        del key  # standalone: there is one
+        return self._nodes[0]
+
+
+def payload_fits(authority: NodeFacts, follower: NodeFacts) -> bool:
+    """Whether the follower takes the authority's DUMP payloads by their version.
+
+    Upward always works; Valkey 9 (80) and Redis 7.4 and later (12 and up) refuse each other's (facts-redis 2, run on seven servers).
+    """
+    theirs, ours = authority.payload_version, follower.payload_version
+    if theirs is None or ours is None or theirs > ours:
+        return False
+    return not (12 <= theirs < 80 <= ours)
+
+
+async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None) -> list[Finding]:
+    """The pre-flight checks. Changes nothing but one scratch key that expires.
+
+    Raises:
+        SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
+    """
+    findings: list[Finding] = []
+    ours = await (await source.nodes())[0].facts()
+    theirs = await (await target.nodes())[0].facts()
+    findings.append(Finding("servers", "ok", f"source {ours.engine} {ours.version_text}, target {theirs.engine} {theirs.version_text}"))
+    if ours.run_id == theirs.run_id:
+        findings.append(
+            Finding(
+                "different servers", "fatal", f"target {plan.target.url} is the source", f"both answer with run id {ours.run_id[:12]}…", "correct target"
+            )
+        )
+        return findings
+    findings.append(await _check_empty(target, theirs, plan, store))
+    findings.append(_check_memory(ours, theirs))
+    findings.append(await _check_payloads(source, ours, theirs))
+    findings.append(_check_user("source", ours))
+    findings.append(_check_user("target", theirs))
+    if theirs.maxmemory_policy not in ("noeviction", ""):
+        findings.append(
+            Finding(
+                "eviction", "warning", f"the target evicts keys: maxmemory-policy {theirs.maxmemory_policy}",
+                "what it evicts counts as missing", "set noeviction until the migration is finalised",
+            )
+        )  # fmt: skip
+    return findings
+
+
+async def _check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:
+    foreign = sum(facts.databases.values())
+    if foreign and store is not None:
+        try:
+            foreign -= int(await answered(store.client.scard(store.keys.seeded)))
+        except RedisError:
+            foreign = sum(facts.databases.values())
+    if 0 < foreign < 1000:
+        for node in await target.nodes():
+            for db in facts.databases:
+                async with await node.connect(db) as leg:
+                    cursor: bytes | None = None
+                    while cursor != b"0":
+                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
+                        foreign -= len(keys)
+    if foreign > 0 and not plan.allow_nonempty:
+        return Finding(
+            "empty target", "fatal", f"the target holds {foreign} keys in {len(facts.databases)} database(s)",
+            "keys there would be replaced, or be left over as keys that should not exist",
+            "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus replace them",
+        )  # fmt: skip
+    return Finding("empty target", "ok" if foreign <= 0 else "warning", f"{max(foreign, 0)} keys of others on the target")
+
+
+def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:
+    if theirs.maxmemory and theirs.maxmemory < ours.used_memory:
+        return Finding(
+            "memory", "fatal", f"the target's maxmemory is {theirs.maxmemory:,} bytes, the source uses {ours.used_memory:,}",
+            "the copy would not fit", f"set maxmemory of the target to {int(ours.used_memory * 1.25):,} or more",
+        )  # fmt: skip
+    return Finding("memory", "ok", f"source uses {ours.used_memory:,} bytes, target allows {theirs.maxmemory or 'all it can get'}")
+
+
+async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> Finding:
+    if payload_fits(ours, theirs):
+        return Finding("payloads", "ok", f"DUMP version {ours.payload_version} fits the target's {theirs.payload_version}")
+    lacking = await _what_cannot_be_carried(source, ours, theirs)
+    if lacking:
+        return Finding(
+            "payloads", "fatal", f"the target cannot hold what the source has: {lacking}",
+            f"source {ours.engine} {ours.version_text} is newer than target {theirs.engine} {theirs.version_text}, whose types do not include it",
+            "choose a target of the source's version or later",
+        )  # fmt: skip
+    return Finding(
+        "payloads", "warning", f"DUMP version {ours.payload_version} does not fit the target's {theirs.payload_version}",
+        "keys are copied type by type, which is exact but slower", "nothing; or choose a target of the source's family and version",
+    )  # fmt: skip
+
+
+async def _what_cannot_be_carried(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> str:
+    """Types in a sample of the source that the target has no commands for: module types, hash field TTLs."""
+    sampled = 0
+    for node in await source.nodes():
+        for db in ours.databases:
+            async with await node.connect(db) as leg:
+                _, keys = await leg.call("SCAN", 0, "COUNT", 1000)
+                types = await leg.pipeline([("TYPE", key) for key in keys])
+                sampled += len(keys)
+                foreign = {kind for kind in types if kind not in (b"string", b"list", b"set", b"zset", b"hash", b"stream", b"none")}
+                if foreign:
+                    return ", ".join(sorted(kind.decode() for kind in foreign))
+                if ours.capabilities.get("hash field ttl") and not theirs.capabilities.get("hash field ttl"):
+                    for key, kind in zip(keys, types, strict=True):
+                        if kind == b"hash":
+                            fields = await leg.call("HKEYS", key)
+                            ttls = await leg.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
+                            if any(isinstance(ttl, int) and ttl >= 0 for ttl in ttls):
+                                return "hash field TTLs"
+    return ""
+
+
+def _check_user(side: str, facts: NodeFacts) -> Finding:
+    if facts.user == "default":
+        return Finding(
+            f"user on the {side}", "warning", f"Exodus connects to the {side} as 'default'",
+            "a fence could not tell it from the applications, so a cutover would be refused",
+            "create a user of its own for Exodus (docs/operating/users.md)",
+        )  # fmt: skip
+    return Finding(f"user on the {side}", "ok", f"Exodus connects to the {side} as {facts.user!r}")
+
+
+def raise_if_fatal(findings: list[Finding]) -> None:
+    """Turn the first fatal finding into an error.
+
+    Raises:
+        OperatorError: there is one.
+    """
+    for finding in findings:
+        if finding.severity == "fatal":
+            raise OperatorError(finding.what, why=finding.why, next_step=finding.next_step)

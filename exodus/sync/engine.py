@@ -1,0 +1,96 @@
+"""What moving data needs at hand: the plan, the control store, and who is authority and follower now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import orjson
+from redis.exceptions import RedisError
+
+from exodus.config import Plan
+from exodus.control.journal import Key, pack
+from exodus.control.route import Route, read_route
+from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
+from exodus.endpoint import Endpoint, NodeFacts
+from exodus.errors import ControlStoreError
+from exodus.sync.guard import Guard
+from exodus.sync.key import Copier, Failure
+
+
+@dataclass
+class Engine:
+    """One direction of copying in one epoch of the route."""
+
+    plan: Plan
+    store: ControlStore
+    route: Route
+    authority: Endpoint
+    follower: Endpoint
+    authority_facts: NodeFacts
+    follower_facts: NodeFacts
+
+    def guard(self, *, partition: int | None = None, token: int = 0) -> Guard:
+        """The guard of this epoch; with a partition, also of its lease."""
+        values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
+        if partition is not None:
+            values.append((lane_guard_key(self.plan.name, partition), b"%d" % token))
+        return Guard(tuple(values))
+
+    async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:
+        """Connections for one task."""
+        authority = (await self.authority.nodes())[0]
+        follower = (await self.follower.nodes())[0]
+        source_leg = await authority.connect(name=name)
+        try:
+            if self.authority_facts.capabilities.get("no-touch"):
+                await source_leg.call("CLIENT", "NO-TOUCH", "ON")  # reading must not make a key look used
+            return Copier(source_leg, await follower.connect(name=name), self.authority_facts, self.follower_facts, guard)
+        except BaseException:
+            await source_leg.close()
+            raise
+
+    async def keep_failures(self, failures: Iterable[Failure]) -> None:
+        """List keys that could not be carried as dead letters, with their reasons."""
+        for failure in failures:
+            name = pack([(failure.db, failure.key)])
+            raw = await answered(self.store.client.hget(self.store.keys.dead, name))  # type: ignore[arg-type]
+            attempts = (orjson.loads(raw)["attempts"] if raw else 0) + 1
+            letter = {
+                "db": failure.db, "key": repr(failure.key), "reason": failure.reason, "attempts": attempts, "at_ms": await self.store.now_ms(),
+            }  # fmt: skip
+            await answered(self.store.client.hset(self.store.keys.dead, name, orjson.dumps(letter)))  # type: ignore[arg-type]
+
+    async def forget_failures(self, keys: Iterable[Key]) -> None:
+        """Take keys that were carried after all off the list."""
+        names = [pack([key]) for key in keys]
+        if names and await answered(self.store.client.exists(self.store.keys.dead)):
+            await answered(self.store.client.hdel(self.store.keys.dead, *names))  # type: ignore[arg-type]
+
+    async def close(self) -> None:
+        """Nothing is kept open between copiers."""
+
+
+async def open_engine(store: ControlStore, plan: Plan, route: Route | None = None) -> Engine:
+    """The engine for the route in force (or the one given).
+
+    Raises:
+        SourceError, TargetError, OperatorError: a side does not answer.
+        ControlStoreError: the store does not.
+    """
+    if route is None:
+        try:
+            route = await read_route(store)
+        except (RedisError, OSError) as exc:
+            raise ControlStoreError("the route cannot be read", why=str(exc), next_step="start the control store") from exc
+    authority = Endpoint(route.authority, plan.address(route.authority))
+    follower = Endpoint(route.follower, plan.address(route.follower))
+    return Engine(
+        plan,
+        store,
+        route,
+        authority,
+        follower,
+        await (await authority.nodes())[0].facts(),
+        await (await follower.nodes())[0].facts(),
+    )

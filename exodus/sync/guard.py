@@ -1,0 +1,95 @@
+"""The guard of every write to a follower: it holds only as long as its keys there have the values that the writer knows.
+
+A batch is `WATCH keys · MGET keys · MULTI · … · EXEC`; the switch changes the keys. So a syncer that was frozen before the switch and wakes after it
+gets a nil from EXEC and writes nothing (race rule 6); a lane's fencing token does the same for a lease that was lost (race rule 2).
+WATCH and MGET for the next batch travel behind the EXEC of this one and cost no round trip.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from exodus.control.store import guard_key
+from exodus.endpoint import Endpoint
+from exodus.errors import EpochEnded
+from exodus.leg import Leg
+from exodus.resp.encode import encode
+
+_MULTI, _EXEC = encode("MULTI"), encode("EXEC")
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Keys in database 0 of the follower, and the values under which writing is allowed. No keys: no guard."""
+
+    values: tuple[tuple[bytes, bytes], ...] = ()
+
+    def ask(self) -> tuple[bytes, int]:
+        """What to send ahead of a batch, and how many replies it has (the last is the values)."""
+        if not self.values:
+            return b"", 0
+        keys = [key for key, _ in self.values]
+        return encode("WATCH", *keys) + encode("MGET", *keys), 2
+
+    def check(self, found: list[bytes | None]) -> None:
+        """Raise where a value is another.
+
+        Raises:
+            EpochEnded: the right to write ended.
+        """
+        for (key, wanted), value in zip(self.values, found, strict=True):
+            if value != wanted:
+                raise EpochEnded(
+                    "the right to write to the follower ended",
+                    why=f"{key.decode()} is {value!r} there, not {wanted!r}",
+                    next_step="nothing; the process that holds the right now goes on",
+                )
+
+
+class GuardedLeg:
+    """Batches of writes on one leg, each under the guard."""
+
+    def __init__(self, leg: Leg, guard: Guard) -> None:
+        self.leg = leg
+        self.guard = guard
+        self._armed = False  # WATCH and MGET were sent, their replies are still to be read
+
+    async def run(self, db: int, body: bytes, count: int) -> list[object]:
+        """Execute `count` commands (encoded in `body`) in one transaction in `db`; their replies, errors as values.
+
+        Raises:
+            EpochEnded: the guard does not hold; nothing was written.
+        """
+        leg = self.leg
+        ask, asked = self.guard.ask()
+        selects = 2 if db else 0
+        for attempt in (1, 2, 3):
+            if asked and not self._armed:
+                leg.write(ask)
+                self._armed = True
+            if asked:
+                values = (await leg.replies(asked))[-1]
+                self._armed = False
+                self.guard.check(values)
+            leg.write((encode("SELECT", db) if db else b"") + _MULTI + body + _EXEC + (encode("SELECT", 0) if db else b"") + ask)
+            self._armed = bool(asked)
+            await leg.drain()
+            replies = await leg.replies(selects + 1 + count + 1)
+            outcome = replies[-2] if db else replies[-1]
+            if isinstance(outcome, list):
+                return outcome
+            if outcome is not None:
+                raise outcome  # EXECABORT: the server did not queue a command of ours
+            # A watched key was touched: the guard's next answer says whether it has another value.
+            if attempt == 3:
+                break
+        raise EpochEnded(
+            "the right to write to the follower is being changed", why="its guard keys were touched three times in a row", next_step="try again"
+        )
+
+
+async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
+    """Give the right to write to `follower` to the writers of `epoch`, and end that of all others at once."""
+    for node in await follower.nodes():
+        async with await node.connect() as leg:
+            await leg.call("SET", guard_key(migration), epoch)
