@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exodus.control import journal
 from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
 from exodus.endpoint import Node
@@ -91,8 +90,8 @@ async def _copy(
         progress.restarts += 1
     copier = await engine.copier(engine.guard(), name="exodus-backfill")
     scanner = await node.connect(piece.db, name="exodus-backfill")
+    writing: asyncio.Task[None] | None = None
     try:
-        writing: asyncio.Task[None] | None = None
         chunk: _Chunk | None = None
         cursor, ended = progress.cursor, False
         while not ended or chunk is not None:
@@ -118,7 +117,7 @@ async def _copy(
 
 
 async def _read(engine: Engine, copier: Copier, scanner: Leg, piece: Slice, cursor: int) -> _Chunk:
-    positions = await journal.ends(engine.store, engine.plan.partitions)
+    positions = await engine.feed.positions()
     cursor, keys = await scan_once(scanner, cursor, CHUNK_KEYS)
     report = BatchReport()
     states = await copier.read(piece.db, keys, report)
@@ -148,11 +147,11 @@ async def _settle(engine: Engine, run: str, piece: Slice, chunk: _Chunk, progres
 
 async def mark_overtaken(engine: Engine, db: int, keys: list[bytes], positions: dict[int, bytes]) -> int:
     """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and 4); how many."""
-    changes = await journal.since(engine.store, positions)
+    changes = await engine.feed.changes_since(positions)
     if changes.gap or changes.barriers:
         marked = [(db, key) for key in keys]
     else:
         mine = set(keys)
         marked = [key for key in dict.fromkeys(changes.keys) if key[0] == db and key[1] in mine]
-    await journal.append(engine.store, marked, engine.plan.partitions)
+    await engine.feed.mark(marked)
     return len(marked)

@@ -14,6 +14,7 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
+from exodus.sync.feed import ChangeFeed, JournalFeed
 from exodus.sync.guard import Guard
 from exodus.sync.key import Copier, Failure
 
@@ -29,6 +30,11 @@ class Engine:
     follower: Endpoint
     authority_facts: NodeFacts
     follower_facts: NodeFacts
+
+    @property
+    def feed(self) -> ChangeFeed:
+        """The change feed that the plan relies on."""
+        return JournalFeed(self.store, self.plan.partitions)
 
     def guard(self, *, partition: int | None = None, token: int = 0) -> Guard:
         """The guard of this epoch; with a partition, also of its lease."""

@@ -7,6 +7,7 @@ Reading and writing are apart, so that a backfill can read the next batch while 
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ class Copier:
         self._follower_facts = follower_facts
         self._fits = payload_fits(authority_facts, follower_facts)
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
+        self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
 
     async def close(self) -> None:
         """End both connections."""
@@ -80,13 +82,14 @@ class Copier:
 
     async def read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
         """The states of the keys on the authority; those that cannot be read go into the report."""
-        await self._from.select(db)
         wanted = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
         report.skipped += len(keys) - len(wanted)
         states: list[State] = []
-        for start in range(0, len(wanted), _ATOMIC_KEYS):
-            part = wanted[start : start + _ATOMIC_KEYS]
-            states.extend(await (self._read_payloads(part) if self._fits else self._read_by_type(db, part, report)))
+        async with self._reading:
+            await self._from.select(db)
+            for start in range(0, len(wanted), _ATOMIC_KEYS):
+                part = wanted[start : start + _ATOMIC_KEYS]
+                states.extend(await (self._read_payloads(part) if self._fits else self._read_by_type(db, part, report)))
         return states
 
     async def _transaction(self, commands: list[Command]) -> list[Reply]:
@@ -167,10 +170,11 @@ class Copier:
         if not refused:
             return
         again: list[State] = []
-        await self._from.select(db)
-        for key, why in refused:
-            report.by_type[why] += 1
-            again.extend(await self._read_by_type(db, [key], report))
+        async with self._reading:
+            await self._from.select(db)
+            for key, why in refused:
+                report.by_type[why] += 1
+                again.extend(await self._read_by_type(db, [key], report))
         for key, why in await self._write_once(db, again, report):
             report.failed.append(Failure(db, key, why))
 

@@ -1,0 +1,111 @@
+"""Starting and ending processes: each in a session of its own, with a log, and proved to be ready before anybody relies on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from exodus.errors import StackError
+from exodus.stack.home import Running
+
+LOG_LINES_SHOWN = 20
+_TERM_S = 10.0
+
+
+@dataclass
+class Started:
+    """A process of ours, not yet proved to be ready."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int | None = None
+
+    def running(self) -> Running:
+        """Its record."""
+        return Running(name=self.name, pid=self.process.pid, created=psutil.Process(self.process.pid).create_time(), port=self.port)
+
+
+def start(
+    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, port: int | None = None
+) -> Started:
+    """Start a process that outlives us, with its output in `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - commands of our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    return Started(name, process, log, port)
+
+
+def last_lines(log: Path, count: int = LOG_LINES_SHOWN) -> str:
+    """The end of a log."""
+    if not log.exists():
+        return "(no log)"
+    return "\n".join(log.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
+
+
+def wait_ready(started: Started, ready: Callable[[], bool], *, within_s: float) -> None:
+    """Wait until `ready` says so.
+
+    Raises:
+        StackError: the process ended, or the time passed; with the last lines of its log.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        ended = started.process.poll()
+        if ended is not None:
+            raise StackError(
+                f"{started.name} ended with status {ended} while it was starting",
+                why=f"the last lines of {started.log}:\n{last_lines(started.log)}",
+                next_step="correct what the log says, then start again",
+            )
+        if ready():
+            return
+        if time.monotonic() > deadline:
+            raise StackError(
+                f"{started.name} was not ready within {within_s:.0f} s",
+                why=f"the last lines of {started.log}:\n{last_lines(started.log)}",
+                next_step="look at the log; on a slow machine start again",
+            )
+        time.sleep(0.05)
+
+
+def end(entries: Sequence[Running]) -> list[str]:
+    """End processes in the reverse order of their start: TERM to the session, KILL to what is left; names of those that were ended."""
+    ended: list[str] = []
+    for entry in reversed(entries):
+        process = entry.process()
+        if process is None:
+            continue
+        family = [process, *process.children(recursive=True)]
+        _signal(entry.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=_TERM_S)
+        for left in alive:
+            try:
+                left.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(alive, timeout=_TERM_S)
+        ended.append(entry.name)
+    return ended
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return  # it ended by itself meanwhile

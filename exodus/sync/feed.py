@@ -1,0 +1,102 @@
+"""Change feeds: "these keys may have changed, up to this position".
+
+`ChangeFeed` is the contract that every feed keeps, and `JournalFeed`, over what the gateways journal, the one of this release. It is
+complete when all writers pass the gateways and scripts declare their keys; `prove` shows that it works before it is relied on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from exodus.control import journal
+from exodus.control.journal import Changes, Key
+from exodus.control.store import ControlStore, answered
+from exodus.errors import DecisionRefused
+
+Positions = Mapping[int, bytes]
+_TAIL_ENTRIES = 256
+
+
+class ChangeFeed(Protocol):
+    """What live sync and backfill need of a feed. Positions are opaque to them."""
+
+    async def positions(self) -> dict[int, bytes]:
+        """Where the feed is now: everything up to here may be taken as seen by who reads a state after this call."""
+
+    async def changes_since(self, positions: Positions) -> Changes:
+        """What changed after `positions`; `gap` where that is not known any more."""
+
+    async def tail(self, partition: int, after: bytes, *, wait_ms: int) -> Changes:
+        """The next changes of one partition, in order; empty after `wait_ms` without any."""
+
+    async def mark(self, keys: Iterable[Key]) -> None:
+        """Say that keys must be synced once more."""
+
+    async def drained(self) -> bool:
+        """Whether syncers have finished everything that is in the feed now."""
+
+
+class JournalFeed:
+    """The gateways' journal in the control store."""
+
+    def __init__(self, store: ControlStore, partitions: int) -> None:
+        self._store = store
+        self._partitions = partitions
+
+    async def positions(self) -> dict[int, bytes]:
+        """See `ChangeFeed`."""
+        return await journal.ends(self._store, self._partitions)
+
+    async def changes_since(self, positions: Positions) -> Changes:
+        """See `ChangeFeed`."""
+        return await journal.since(self._store, positions)
+
+    async def tail(self, partition: int, after: bytes, *, wait_ms: int) -> Changes:
+        """See `ChangeFeed`."""
+        name = self._store.keys.journal(partition)
+        found = await answered(self._store.client.xread({name: after}, count=_TAIL_ENTRIES, block=wait_ms))
+        if not found:
+            return Changes()
+        # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
+        entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
+        return journal.parse_entries(entries)
+
+    async def mark(self, keys: Iterable[Key]) -> None:
+        """See `ChangeFeed`."""
+        await journal.append(self._store, keys, self._partitions)
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`."""
+        return await journal.drained(self._store, self._partitions)
+
+
+async def prove(feed: ChangeFeed, gateway: redis.Redis, prefix: str, *, within_s: float) -> str:
+    """Write a probe key through a gateway and wait for it in the feed; returns the key's name. The key is removed.
+
+    Raises:
+        DecisionRefused: it does not come: the feed must not be relied on.
+    """
+    key = f"{prefix}feed-probe:{secrets.token_hex(8)}"
+    before = await feed.positions()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    try:
+        await answered(gateway.set(key, "1", px=60_000))
+        while not any(name == key.encode() for _, name in (await feed.changes_since(before)).keys):
+            if loop.time() > deadline:
+                raise DecisionRefused(
+                    "the change feed is not to be relied on",
+                    why=f"a probe written through the gateway was not in the journal after {within_s:.0f} s",
+                    next_step="look at the gateway's `why` in `exodus status`, then start the phase again",
+                )
+            await asyncio.sleep(0.02)
+        await answered(gateway.delete(key))
+    except RedisError as exc:
+        raise DecisionRefused("no probe could be written through the gateway", why=str(exc), next_step="start the gateway: exodus gateway") from exc
+    return key

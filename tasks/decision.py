@@ -1,0 +1,91 @@
+"""Decisions: typed forms that a person answers while nothing runs.
+
+A decision suspends the flow run. The form's description shows the evidence in short (Prefect clips it after a few lines) and where all of it is;
+its own constraints are checked by Prefect, and once more here, since Prefect drops some (facts: `with_initial_data`). An answer that
+does not hold asks again, with the reason.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.states import Completed, State
+from pydantic import Field
+
+from tasks.context import Json, load
+from tasks.ledger import announce, finish_phase, record_decision
+
+_TEXT_MAX = 2_000
+
+
+class PhaseDecision(RunInput):
+    """Go on, or not."""
+
+    decision: Literal["approve", "reject"] = Field(title="Decision", description="reject holds the migration where it is")
+    decided_by: str = Field(title="Decided by", description="your name", min_length=1, max_length=200)
+    why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
+
+
+class NextDecision(RunInput):
+    """After a rollback: once more, or not at all."""
+
+    decision: Literal["retry", "abandon"] = Field(title="Decision", description="retry goes on with Migrate; abandon ends the migration")
+    decided_by: str = Field(title="Decided by", description="your name", min_length=1, max_length=200)
+    why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
+    clean_target: bool = Field(title="Clean the target", description="abandon only: remove the keys that Exodus copied there")
+
+
+def _problem(answer: Json) -> str | None:
+    for field in ("decided_by", "why"):
+        text = str(answer.get(field) or "").strip()
+        if not text:
+            return f"{field} is empty: say who decides, and why"
+        if len(text) > _TEXT_MAX:
+            return f"{field} has {len(text)} characters, {_TEXT_MAX} at most are kept"
+    if answer.get("clean_target") and answer["decision"] == "retry":
+        return "clean_target goes with abandon only: a retry keeps what is verified"
+    return None
+
+
+def ask(
+    form: type[PhaseDecision] | type[NextDecision],
+    *,
+    migration: str,
+    phase: str,
+    gate: str,
+    question: str,
+    summary: list[str],
+    evidence: str,
+) -> Json:
+    """Wait for a person, for days if need be; returns the ledger's entry.
+
+    Call it from a flow, not from a task: the flow ends here and runs again from the top when somebody has answered.
+    """
+    days = load(migration).plan().decision_days_max
+    attempt, problem = 1, None
+    while True:
+        digest = announce(migration, phase, gate, question, evidence, attempt)
+        lines = [f"### {question}"]
+        if problem is not None:
+            lines.append(f"**Asked again: {problem}**")
+        lines += [*(f"- {line}" for line in summary), f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`"]
+        answer = suspend_flow_run(
+            wait_for_input=form.with_initial_data(description="\n".join(lines)),
+            key=f"{gate}-{attempt}",
+            timeout=int(days * 86_400),
+        )
+        given = answer.model_dump(exclude={"description"})
+        problem = _problem(given)
+        if problem is None:
+            return record_decision(migration, phase, gate, given, evidence, digest)
+        attempt += 1
+
+
+def close_phase(migration: str, phase: str, decision: Json, *, approved: str = "approve") -> State[str]:
+    """End the phase as decided; a rejection ends the run in a state of that name."""
+    yes = decision["verdict"] == approved
+    outcome = "approved" if yes else "rejected"
+    finish_phase(migration, phase, outcome)
+    return Completed(name=None if yes else "Rejected", message=f"{phase}: {decision['verdict']} by {decision['decided_by']}: {decision['why']}")

@@ -1,0 +1,136 @@
+"""Evidence: frames, the gates over them (Great Expectations), and the artifacts that show both.
+
+One task evaluates all gates of a phase, since importing Great Expectations takes seconds. An empty frame or a null passes most
+expectations vacuously, so every gate begins with a row count and not-null columns (facts-prefect-gx 0.9).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from exodus.errors import EvidenceFailed
+from tasks.context import Json, opened, run
+
+_ROWS_MAX = 500
+
+
+def expectations(name: str) -> list[Any]:
+    """A gate's expectations, made anew at each call: one belongs to one suite only."""
+    import great_expectations.expectations as gxe
+
+    checks: dict[str, Callable[[], list[Any]]] = {
+        "checks": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="check"),
+            gxe.ExpectColumnValuesToNotBeNull(column="ok"),
+            gxe.ExpectColumnValuesToBeInSet(column="ok", value_set=[True]),
+        ],
+        "commands": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="command"),
+            gxe.ExpectColumnValuesToNotBeNull(column="calls"),
+            gxe.ExpectColumnSumToBeBetween(column="calls", min_value=1),
+            gxe.ExpectColumnValuesToBeInSet(column="target_has_it", value_set=[True]),
+        ],
+        "comparison": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="compared"),
+            gxe.ExpectColumnSumToBeBetween(column="compared", min_value=1),
+            gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
+        ],
+        "reconciliation": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="keys_authority"),
+            gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
+            gxe.ExpectColumnMaxToBeBetween(column="dead_letters", min_value=0, max_value=0),
+            gxe.ExpectColumnMaxToBeBetween(column="open_gaps", min_value=0, max_value=0),
+            gxe.ExpectColumnPairValuesToBeEqual(column_A="keys_accounted", column_B="keys_seen"),
+        ],
+    }
+    return [gxe.ExpectTableRowCountToBeBetween(min_value=1), *checks[name]()]
+
+
+def _run_gate(name: str, frame: pd.DataFrame) -> list[Json]:
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    batch = context.data_sources.add_pandas("evidence").add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+    suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations(name)))
+    validation = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(name=name, validation_definitions=[validation], actions=[], result_format={"result_format": "SUMMARY"})
+    )
+    outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+    rows: list[Json] = []
+    for result in next(iter(outcome.run_results.values())).to_json_dict()["results"]:
+        config = result["expectation_config"]
+        kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
+        # An expectation that could not be evaluated is not one that failed: a missing column, say.
+        broke = any(isinstance(info, dict) and info.get("raised_exception") for info in _infos(result["exception_info"]))
+        rows.append(
+            {
+                "gate": name,
+                "expectation": config["type"].removeprefix("expect_").replace("_", " "),
+                "on": ", ".join(f"{key}={value}" for key, value in kwargs.items()),
+                "outcome": "ERROR" if broke else "pass" if result["success"] else "FAIL",
+                "observed": str(result["result"].get("observed_value", result["result"].get("unexpected_count", ""))),
+            }
+        )
+    return rows
+
+
+def _infos(info: Any) -> list[Any]:
+    if not isinstance(info, dict):
+        return []
+    return [info] if "raised_exception" in info else list(info.values())
+
+
+def artifact_key(*parts: str) -> str:
+    """A key as Prefect takes it: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+@task(name="evaluate the evidence", persist_result=True)
+def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary: dict[str, Any]) -> Json:
+    """Show the frames, run each gate over its frame, keep both as the phase's report.
+
+    Args:
+        frames: gate name → rows; the gate `checks` and its fellows are in `expectations`.
+        summary: single figures of the phase.
+
+    Raises:
+        EvidenceFailed: a gate did not pass; the artifacts show which and why.
+    """
+    gates: list[Json] = []
+    for name, rows in frames.items():
+        create_table_artifact(key=artifact_key(migration, phase, name), table=rows[:_ROWS_MAX], description=f"{phase}: {name}")
+        gates += _run_gate(name, pd.DataFrame(rows))
+    create_table_artifact(key=artifact_key(migration, phase, "gates"), table=gates, description=f"{phase}: gates over the evidence")
+    lines = [f"# {phase}: evidence", "", "| what | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in summary.items())]
+    create_markdown_artifact(key=artifact_key(migration, phase, "summary"), markdown="\n".join(lines), description=f"{phase}: summary")
+    passed = all(row["outcome"] == "pass" for row in gates)
+    report = {"phase": phase, "summary": summary, "frames": frames, "gates": gates, "passed": passed}
+
+    async def keep() -> None:
+        async with opened(migration) as it:
+            await it.store.save_report(f"evidence.{phase}", report)
+            if not passed:
+                state = (await it.store.phases()).get(phase, {})
+                await it.store.save_phase(phase, {**state, "state": "failed", "why": "a gate over the evidence failed"})
+
+    run(keep())
+    if not passed:
+        failed = [row for row in gates if row["outcome"] != "pass"]
+        raise EvidenceFailed(
+            f"{phase}: {len(failed)} of {len(gates)} expectations did not pass",
+            why="; ".join(f"{row['gate']}: {row['expectation']} ({row['on']}): {row['outcome']}, observed {row['observed']}" for row in failed[:5]),
+            next_step=f"look at the artifacts of this run, correct the cause, then: exodus start {phase}",
+        )
+    return {"passed": passed, "gates": len(gates), "report": f"evidence.{phase}"}

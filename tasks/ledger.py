@@ -1,0 +1,159 @@
+"""Beginning and ending a phase, and what comes after it."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.runtime import flow_run
+
+from exodus.config import Phase
+from exodus.control import ledger
+from exodus.control.ledger import LedgerEntry
+from exodus.control.route import read_route
+from exodus.control.store import answered
+from exodus.errors import DecisionRefused
+from tasks.context import Json, Opened, opened, run
+
+_NEEDS = {
+    Phase.ANALYZE: Phase.PRE_TEST,
+    Phase.COMPARE: Phase.ANALYZE,
+    Phase.TEST: Phase.COMPARE,
+    Phase.MIGRATE: Phase.TEST,
+    Phase.COMMIT: Phase.MIGRATE,
+}
+
+
+async def _check(opened_: Opened, phase: Phase) -> None:
+    needed = _NEEDS.get(phase)
+    if needed is None:
+        return
+    store, plan = opened_.store, opened_.plan
+    entries = await ledger.read(store)
+    if phase is Phase.MIGRATE and (retry := ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)) is not None:
+        if retry.verdict == "retry":
+            return
+    decision = ledger.approved_since(entries, needed)
+    if decision is None:
+        raise DecisionRefused(
+            f"{phase} may not begin: {needed} was not approved",
+            why="each phase builds on the decision before it",
+            next_step=f"exodus start {needed}, and approve it",
+        )
+    age_h = (await store.now_ms() - decision.at_ms) / 3_600_000
+    if age_h > plan.evidence_hours_max:
+        raise DecisionRefused(
+            f"{phase} may not begin: the approval of {needed} is {age_h:.1f} h old",
+            why=f"evidence counts for {plan.evidence_hours_max:.0f} h (evidence_hours_max), since data and traffic go on",
+            next_step=f"exodus start {needed}, and approve it again",
+        )
+
+
+@task(name="open the phase", persist_result=True)
+def open_phase(migration: str, phase: str) -> Json:
+    """Check that the phase may begin and say that it has.
+
+    Raises:
+        DecisionRefused: the phase before was not approved, or too long ago.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            await _check(it, Phase(phase))
+            now_ms = await it.store.now_ms()
+            run_id = str(flow_run.get_id() or "")
+            await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
+            await it.store.save_phase(phase, {"state": "running", "started_ms": now_ms, "flow_run_id": run_id})
+            await answered(it.store.client.delete(it.store.keys.prefix + "abort"))
+            route = await read_route(it.store)
+            return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": it.plan.model_dump(mode="json")}
+
+    return run(work())
+
+
+@task(name="say what is waited for", persist_result=True)
+def announce(migration: str, phase: str, gate: str, question: str, evidence: str, attempt: int) -> str:
+    """Put the open decision where `exodus status` finds it; returns the digest of the evidence shown."""
+
+    async def work() -> str:
+        async with opened(migration) as it:
+            shown = await it.store.report(evidence) or {}
+            state = (await it.store.phases()).get(phase, {})
+            state.update(
+                state="waiting",
+                gate=gate,
+                question=question,
+                evidence=evidence,
+                attempt=attempt,
+                flow_run_id=str(flow_run.get_id() or ""),
+                waiting_since_ms=await it.store.now_ms(),
+            )
+            await it.store.save_phase(phase, state)
+            return ledger.digest(shown)
+
+    return run(work())
+
+
+@task(name="write the decision down", persist_result=True)
+def record_decision(migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str) -> Json:
+    """Append a decision to the ledger, once, and set the phase's state."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            now_ms = await it.store.now_ms()
+            entry = LedgerEntry(
+                at_ms=now_ms,
+                phase=Phase(phase),
+                event="decided",
+                gate=gate,
+                verdict=answer["decision"],
+                decided_by=answer["decided_by"],
+                why=answer["why"],
+                evidence=evidence,
+                evidence_digest=evidence_digest,
+                flow_run_id=str(flow_run.get_id() or ""),
+                facts={key: value for key, value in answer.items() if key not in ("decision", "decided_by", "why")},
+            )
+            await ledger.record(it.store, entry)
+            state = (await it.store.phases()).get(phase, {})
+            state.update(state="running", decision=entry.verdict, decided_by=entry.decided_by, decided_ms=now_ms)
+            await it.store.save_phase(phase, state)
+            return entry.model_dump(mode="json")
+
+    return run(work())
+
+
+@task(name="end the phase", persist_result=True)
+def finish_phase(migration: str, phase: str, outcome: str) -> Json:
+    """Say how the phase ended."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            now_ms = await it.store.now_ms()
+            state = (await it.store.phases()).get(phase, {})
+            state.update(state=outcome, finished_ms=now_ms)
+            await it.store.save_phase(phase, state)
+            await ledger.record(
+                it.store,
+                LedgerEntry(
+                    at_ms=now_ms, phase=Phase(phase), event="finished", verdict=outcome, flow_run_id=str(flow_run.get_id() or "")
+                ),
+            )
+            return state
+
+    return run(work())
+
+
+@task(name="find what is due")
+def find_due(migration: str, *, by_itself: bool) -> str | None:
+    """The phase that the ledger calls for; with `by_itself`, only where the plan says `advance: auto`."""
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            if by_itself and it.plan.advance != "auto":
+                return None
+            due = ledger.next_due(await ledger.read(it.store))
+            if due is None:
+                return None
+            state = (await it.store.phases()).get(due, {})
+            return None if state.get("state") in ("waiting", "running") else str(due)
+
+    return run(work())

@@ -1,0 +1,125 @@
+"""A whole data plane in the test's own process, over real servers: gateway, syncer, and the orders that flows would give."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+import redis.asyncio as redis
+
+from exodus.config import JournalMode, Plan, Side
+from exodus.control import registry
+from exodus.control.route import Route, change_route, read_route
+from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint
+from exodus.gateway.server import Gateway, GatewayOptions, load_table
+from exodus.stack.home import free_port
+from exodus.sync.backfill import copy_slice
+from exodus.sync.engine import Engine, open_engine
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.live import Syncer
+from exodus.sync.reconcile import VerificationReport, verify
+from exodus.sync.scan import plan_slices
+from tests.support.servers import Box
+from tests.support.wait import until
+
+
+class Plant:
+    """Start what a test needs; everything ends with the test."""
+
+    def __init__(self, source: Box, target: Box, control: Box, folder: Path, **plan: object) -> None:
+        self.boxes = {Side.SOURCE: source, Side.TARGET: target}
+        self.control = control
+        self.folder = folder
+        self.port = free_port()
+        name = f"t{secrets.token_hex(4)}"
+        self.plan = Plan(name=name, source=source.address(), target=target.address(), **{"hold_seconds_max": 5.0, **plan})  # type: ignore[arg-type]
+        self.store: ControlStore
+        self.gateways: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
+        self.syncers: dict[str, tuple[Syncer, asyncio.Task[None]]] = {}
+        self.clients: list[redis.Redis] = []
+
+    async def open(self) -> None:
+        self.store = await ControlStore.connect(self.control.address(), self.plan.name)
+        await self.store.save_plan(self.plan)
+
+    async def gateway(self, process: str = "gw-1", port: int | None = None) -> Gateway:
+        gateway = Gateway(
+            self.store, self.plan, await load_table(self.plan), GatewayOptions(process, self.folder / process, "127.0.0.1", port or self.port)
+        )
+        ready = asyncio.Event()
+        task = asyncio.create_task(gateway.run(await read_route(self.store), ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        self.gateways[process] = (gateway, task)
+        return gateway
+
+    async def syncer(self, process: str = "syncer-1") -> Syncer:
+        syncer = Syncer(self.store, self.plan, process)
+        self.syncers[process] = (syncer, asyncio.create_task(syncer.run()))
+        return syncer
+
+    def app(self, **more: object) -> redis.Redis:
+        """An application's client, through the gateway."""
+        client = redis.Redis(port=self.port, **more)  # type: ignore[arg-type]
+        self.clients.append(client)
+        return client
+
+    async def change(self, **changes: object) -> Route:
+        """Make the next epoch and wait for everybody."""
+        before = await read_route(self.store)
+        route = await change_route(self.store, before, before.next(**{"why": "test", **changes}))  # type: ignore[arg-type]
+        for kind, processes in (("gateway", self.gateways), ("syncer", self.syncers)):
+            if processes:
+                await registry.wait_for(
+                    self.store, kind, lambda beat: beat.epoch == route.epoch, within_s=8, otherwise=f"a {kind} did not follow"
+                )
+        return route
+
+    async def start_live_sync(self) -> None:
+        route = await read_route(self.store)
+        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        await self.change(journal=JournalMode.ALL, sync=True)
+
+    async def engine(self) -> Engine:
+        return await open_engine(self.store, self.plan)
+
+    async def backfill(self, run: str = "run") -> None:
+        engine = await self.engine()
+        for piece in await plan_slices(engine.authority, self.plan.slices):
+            await copy_slice(engine, run, piece, budget_s=60)
+
+    async def drained(self) -> None:
+        async def quiet() -> bool:
+            flushed = all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values())
+            return flushed and await (await self.engine()).feed.drained()
+
+        await until(quiet, within_s=20, otherwise="the journal never drained")
+
+    async def verify(self) -> VerificationReport:
+        return await verify(await self.engine(), settle_s=0.1, attempts=4)
+
+    async def close(self) -> None:
+        for client in self.clients:
+            await client.aclose()
+        for syncer, _ in self.syncers.values():
+            syncer.stop()
+        for gateway, _ in self.gateways.values():
+            gateway.stop()
+        for _, task in (*self.syncers.values(), *self.gateways.values()):
+            await asyncio.wait([task], timeout=10)
+        await self.store.close()
+
+
+@pytest_asyncio.fixture
+async def plant(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    """Redis 6.2 to Valkey 9.1, as in the demo."""
+    plant = Plant(redis62, valkey91, control_server, tmp_path)
+    await plant.open()
+    yield plant
+    await plant.close()

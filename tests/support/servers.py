@@ -1,0 +1,126 @@
+"""Real servers for tests: one of each kind a session, emptied before each test; more on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from exodus.config import Address
+from exodus.stack.home import Home, free_port
+from exodus.stack.processes import end
+from exodus.stack.servers import Server, ServerKind, start_server, wait_server
+
+
+class Box:
+    """One server of a test."""
+
+    def __init__(self, kind: ServerKind, folder: Path, *, private: bool = False, **config: str) -> None:
+        self.kind = kind
+        home = Home(folder)
+        home.make()
+        self._arguments = {
+            "kind": kind, "name": str(kind), "port": free_port(), "folder": home.data, "log": home.log("server"),
+            "password_file": home.secret("exodus"), "private": private, **config,
+        }  # fmt: skip
+        self.server: Server
+        self.start()
+
+    def start(self) -> None:
+        """Start it (again), on the same port and folder."""
+        self.server = start_server(**self._arguments)  # type: ignore[arg-type]
+        wait_server(self.server)
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    @property
+    def pid(self) -> int:
+        return self.server.started.process.pid
+
+    def address(self) -> Address:
+        return self.server.address()
+
+    def client(self, **more: object) -> redis.Redis:
+        """As Exodus."""
+        address = self.address()
+        return redis.Redis(port=self.port, username=address.username, password=address.secret("test"), **more)  # type: ignore[arg-type]
+
+    def kill(self) -> None:
+        self.server.started.process.kill()
+        self.server.started.process.wait()
+
+    def stop(self) -> None:
+        end([self.server.started.running()])
+        self.server.started.process.wait()
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        if self.server.started.process.poll() is None:
+            self.resume()
+            self.kill()
+
+
+def _session_server(kind: ServerKind, **config: str):  # type: ignore[no-untyped-def]
+    @pytest.fixture(scope="session")
+    def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+        box = Box(kind, tmp_path_factory.mktemp(str(kind).replace(".", "")), **config)
+        yield box
+        box.close()
+
+    return fixture
+
+
+_redis62 = _session_server(ServerKind.REDIS_62)
+_redis82 = _session_server(ServerKind.REDIS_82)
+_valkey81 = _session_server(ServerKind.VALKEY_81)
+_valkey91 = _session_server(ServerKind.VALKEY_91)
+_control = _session_server(ServerKind.VALKEY_91, appendonly="yes")
+
+
+def _emptied(name: str):  # type: ignore[no-untyped-def]
+    @pytest.fixture
+    def fixture(request: pytest.FixtureRequest) -> Box:
+        box: Box = request.getfixturevalue(name)
+        with box.client() as client:
+            client.flushall()
+            client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"], keys=["*"], channels=["*"])
+        return box
+
+    return fixture
+
+
+redis62 = _emptied("_redis62")
+redis82 = _emptied("_redis82")
+valkey81 = _emptied("_valkey81")
+valkey91 = _emptied("_valkey91")
+control_server = _emptied("_control")
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[object]:
+    """A function that starts one more server for this test."""
+    boxes: list[Box] = []
+
+    def make(kind: ServerKind, **config: str) -> Box:
+        box = Box(kind, tmp_path / f"server-{len(boxes)}", **config)
+        boxes.append(box)
+        return box
+
+    yield make
+    for box in boxes:
+        box.close()

@@ -1,0 +1,25 @@
+"""Waiting for a condition, with what never happened in the failure."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+
+def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str) -> None:
+    """Block until `condition()`; fail with `otherwise`."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{otherwise} (within {within_s} s)")
+        time.sleep(0.02)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str) -> None:
+    """The same for coroutines."""
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{otherwise} (within {within_s} s)")
+        await asyncio.sleep(0.02)
