@@ -165,6 +165,8 @@ class Connection(asyncio.Protocol):
         if orders is not session.orders:
             session.orders = orders
             self.orders = orders
+            if orders.authority is not self.side:
+                self.close("a rehearsal's session came in the middle of it")
 
     def eof_received(self) -> bool:
         # The server answers what it has before it notices the end, so the leg's own end closes the client.

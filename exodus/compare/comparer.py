@@ -1,0 +1,295 @@
+"""The comparer: replays sampled requests on the target, compares what comes back, and keeps a ledger of divergences.
+
+A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and compared with what the application got, and its writes are
+tried there (does the target accept them?), after which the key's state is copied again: states converge whatever the order of writes was.
+A reply that differs is no verdict: the key is copied and both sides are asked again, and only what differs three times is a divergence.
+The journal's sampled keys (scripts, transactions and multi-key writes among them) are copied in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import orjson
+from redis.exceptions import RedisError
+
+from exodus.commands.semantics import NOT_COMPARABLE
+from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
+from exodus.config import HEARTBEAT_S, RESERVED_PREFIX, Plan
+from exodus.control import journal, registry
+from exodus.control.journal import Key, pack
+from exodus.control.registry import Heartbeat
+from exodus.control.route import Route, read_route
+from exodus.control.store import ControlStore, answered
+from exodus.errors import ExodusError
+from exodus.leg import Leg, ReplyError
+from exodus.resp.scanner import RequestScanner
+from exodus.sync.engine import Engine, open_engine
+from exodus.sync.key import Copier
+from exodus.telemetry.http import Sample, StatusServer
+
+log = logging.getLogger(__name__)
+_BATCH = 200
+_WAIT_MS = 200
+_LOOKS = 3
+_PAUSE_S = 0.05
+_STORE_ERRORS = (RedisError, OSError, TimeoutError)
+
+
+class Run:
+    """One period in which the route asks for shadowing."""
+
+    def __init__(self, engine: Engine, copier: Copier, authority: Leg, follower: Leg) -> None:
+        self.engine = engine
+        self.copier = copier
+        self.authority = authority
+        self.follower = follower
+        self.seeded: set[Key] = set()
+        self.rows: dict[str, Counter[str]] = {}
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self.copier.close()
+        await self.authority.close()
+        await self.follower.close()
+
+    async def copy(self, keys: Iterable[Key]) -> None:
+        """Seed or refresh keys on the target, and write down that they are ours."""
+        store = self.engine.store
+        by_db: dict[int, list[bytes]] = {}
+        for db, key in keys:
+            if not key.startswith(RESERVED_PREFIX):
+                by_db.setdefault(db, []).append(key)
+        for db, names in by_db.items():
+            fresh = [(db, name) for name in names if (db, name) not in self.seeded]
+            if fresh:
+                await answered(store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh]))  # type: ignore[arg-type]
+                self.seeded.update(fresh)
+            report = await self.copier.sync_keys(db, names)
+            for failure in report.failed:
+                await self._diverged(failure.db, failure.key, "(copy)", "cannot be carried", failure.reason)
+
+    async def one(self, db: int, request: bytes, reply: bytes, *, write: bool) -> bool:
+        """Compare one pair; whether its key has to be copied afterwards."""
+        args = RequestScanner().feed(request)[0].args
+        name = args[0].upper()
+        row = self.rows.setdefault(name.decode("ascii", "replace"), Counter())
+        if name in NOT_COMPARABLE:
+            row["not_comparable"] += 1
+            return write
+        await self.follower.select(db)
+        there = (await self.follower.pipeline([tuple(args)]))[0]
+        here = parse(reply)
+        code, code_there = error_code(here), error_code(there)
+        if code in INFRASTRUCTURE or code_there in INFRASTRUCTURE:
+            row["infrastructure"] += 1
+            return write
+        row["compared"] += 1
+        key = args[1] if len(args) > 1 else b""
+        if write:
+            if code == code_there:
+                row["equal"] += 1
+            elif code_there is not None and code is None and await self._refused(db, args):
+                row["divergences"] += 1
+                await self._diverged(db, key, name.decode(), "the target refuses it", code_there)
+            else:
+                row["inconclusive"] += 1
+            return True
+        if equivalent(name, here, there):
+            row["equal"] += 1
+            return False
+        await self._look_again(db, name, args, key, row)
+        return False
+
+    async def _refused(self, db: int, args: list[bytes]) -> bool:
+        """Whether the target lacks the command or its form, rather than the state that it needs."""
+        del db
+        there = await self.follower.call("COMMAND", "INFO", args[0])
+        return not there or there[0] is None
+
+    async def _look_again(self, db: int, name: bytes, args: list[bytes], key: bytes, row: Counter[str]) -> None:
+        await self.authority.select(db)
+        for look in range(_LOOKS):
+            await self.copy([(db, key)])
+            await self.follower.select(db)
+            here, there = await asyncio.gather(self.authority.pipeline([tuple(args)]), self.follower.pipeline([tuple(args)]))
+            if equivalent(name, here[0], there[0]):
+                row["inconclusive"] += 1  # the key moved on between the application's read and ours
+                return
+            await asyncio.sleep(_PAUSE_S * 4**look)
+        row["divergences"] += 1
+        cause = f"error {error_code(there[0])}" if error_code(there[0]) else f"replies differ under the rule '{rule_of(name)}'"
+        await self._diverged(db, key, name.decode("ascii", "replace"), "replies differ", cause)
+
+    async def _diverged(self, db: int, key: bytes, command: str, kind: str, cause: str) -> None:
+        store = self.engine.store
+        detail = {
+            "db": db, "key": key.decode("utf-8", "backslashreplace"), "command": command, "kind": kind, "cause": cause, "at_ms": await store.now_ms(),
+        }  # fmt: skip
+        await answered(store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail)))  # type: ignore[arg-type]
+
+
+class Comparer:
+    """The process: follows the route and works while it asks for shadowing with the source as authority."""
+
+    def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
+        self.process = process
+        self._store = store
+        self._plan = plan
+        self._route = Route(epoch=-1)
+        self._work: asyncio.Task[None] | None = None
+        self._run: Run | None = None
+        self._rows: dict[str, Counter[str]] = {}
+        self._why = ""
+        self._behind = 0
+        self._beat_now = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End in order."""
+        self._stopping.set()
+
+    async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
+        """Serve until `stop`."""
+        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._why or "following"))
+        tasks = [
+            asyncio.create_task(registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S)),
+            asyncio.create_task(self._beat()),
+        ]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stopping}:
+                task.result()
+        finally:
+            await self._stop_work()
+            for task in (*tasks, stopping):
+                task.cancel()
+            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
+                await self._store.unregister("comparer", self.process)
+            status.close()
+
+    async def _look_at_route(self) -> None:
+        try:
+            route = await read_route(self._store)
+        except _STORE_ERRORS as exc:
+            self._why = f"the control store is away: {type(exc).__name__}"
+            return
+        if route.epoch == self._route.epoch:
+            return
+        before, self._route = self._route, route
+        if (route.shadow_rate, route.shadow_salt) != (before.shadow_rate, before.shadow_salt):
+            await self._stop_work()
+            if route.shadow_rate > 0:
+                self._rows = {}
+                self._work = asyncio.create_task(self._keep_comparing(route))
+        self._beat_now.set()
+
+    async def _stop_work(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            self._work = None
+
+    async def _keep_comparing(self, route: Route) -> None:
+        shadow_at = await self._last_id()
+        positions = await journal.ends(self._store, self._plan.partitions)
+        while True:
+            try:
+                engine = await open_engine(self._store, self._plan, route)
+                authority = await (await engine.authority.nodes())[0].connect(name="exodus-compare")
+                follower = await (await engine.follower.nodes())[0].connect(name="exodus-compare")
+                run = Run(engine, await engine.copier(engine.guard(), name="exodus-compare"), authority, follower)
+                run.rows = self._rows
+                self._why = ""
+                try:
+                    while True:
+                        shadow_at = await self._batch(run, shadow_at)
+                        positions = await self._refresh(run, positions)
+                finally:
+                    await run.close()
+            except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
+                self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                log.info("comparing waits: %s", self._why)
+                await asyncio.sleep(0.5)
+
+    async def _last_id(self) -> bytes:
+        found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))
+        return found[0][0] if found else b"0-0"
+
+    async def _batch(self, run: Run, after: bytes) -> bytes:
+        name = self._store.keys.shadow
+        found = await answered(self._store.client.xread({name: after}, count=_BATCH, block=_WAIT_MS))
+        if not found:
+            self._behind = 0
+            return after
+        entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
+        pairs = [_pair(fields) for _, fields in entries]
+        new = {(db, key) for db, key, *_ in pairs} - run.seeded
+        await run.copy(new)
+        dirty: set[Key] = set()
+        for db, key, request, reply, write in pairs:
+            # A key copied just now shows the state after later writes too: what it is asked settles by looking again.
+            if await run.one(db, request, reply, write=write):
+                dirty.add((db, key))
+        await run.copy(dirty)
+        self._behind = len(entries)
+        return bytes(entries[-1][0])
+
+    async def _refresh(self, run: Run, positions: dict[int, bytes]) -> dict[int, bytes]:
+        """Copy the sampled keys that the journal names, whatever wrote them."""
+        after = await journal.ends(self._store, self._plan.partitions)
+        if after == positions:
+            return positions
+        changes = await journal.since(self._store, positions)
+        await run.copy(dict.fromkeys(changes.keys))
+        return after
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
+            self._beat_now.clear()
+            try:
+                await registry.beat(self._store, self.heartbeat(await self._store.now_ms()))
+            except _STORE_ERRORS as exc:
+                self._why = f"the control store is away: {type(exc).__name__}"
+
+    def heartbeat(self, at_ms: int) -> Heartbeat:
+        """What this process says of itself."""
+        working = self._work is not None
+        return Heartbeat(
+            kind="comparer",
+            process=self.process,
+            at_ms=at_ms,
+            epoch=self._route.epoch,
+            state="comparing" if working else "idle",
+            why=self._why,
+            facts={"behind": self._behind, "rows": {name: dict(row) for name, row in self._rows.items()}},
+        )
+
+    def metrics(self) -> Iterable[Sample]:
+        """For Prometheus."""
+        for name, row in list(self._rows.items()):
+            for outcome, count in row.items():
+                yield "exodus_comparer_replies_total", "sampled replies by outcome", {"command": name, "outcome": outcome}, count
+
+
+def _pair(fields: Mapping[bytes, bytes]) -> tuple[int, bytes, bytes, bytes, bool]:
+    args = RequestScanner().feed(fields[b"q"])[0].args
+    return int(fields[b"db"]), args[1] if len(args) > 1 else b"", fields[b"q"], fields[b"r"], fields[b"w"] == b"1"
+
+
+async def run_comparer(store: ControlStore, plan: Plan, process: str) -> None:
+    """`exodus comparer`."""
+    comparer = Comparer(store, plan, process)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, comparer.stop)
+    await comparer.run()

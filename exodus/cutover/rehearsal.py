@@ -1,0 +1,174 @@
+"""The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
+
+A session that names itself by the prefix (CLIENT SETNAME) follows orders of its own in every gateway, so holding, moving and releasing it exercises what a
+cutover does while applications notice nothing. Its keys are copied by the same primitive in both directions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import redis.asyncio as redis
+
+from exodus.config import Hold, Plan, Side
+from exodus.control import registry
+from exodus.control.route import Route, change_route, read_route
+from exodus.control.store import ControlStore, answered
+from exodus.endpoint import Endpoint
+from exodus.errors import CutoverAborted
+from exodus.sync.engine import open_engine
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.reconcile import repair
+
+_SESSIONS = 4
+_WITHIN_S = 10.0
+
+
+class _Writers:
+    """Sessions of the prefix that increment counters and blocked-pop all the while, and remember what was acknowledged."""
+
+    def __init__(self, host: str, port: int, prefix: str) -> None:
+        self.prefix = prefix
+        self.acknowledged: dict[str, int] = {}
+        self.errors: list[str] = []
+        self.stall_ms_max = 0.0
+        self._stop = asyncio.Event()
+        self._clients = [redis.Redis(host=host, port=port, client_name=prefix, single_connection_client=True) for _ in range(_SESSIONS)]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to write."""
+        self._tasks = [asyncio.create_task(self._write(number)) for number in range(_SESSIONS)]
+
+    async def _write(self, number: int) -> None:
+        client, step = self._clients[number], 0
+        while not self._stop.is_set():
+            key = f"{self.prefix}counter:{number}:{step % 20}"
+            began = time.monotonic()
+            try:
+                self.acknowledged[key] = int(await answered(client.incr(key)))
+            except redis.RedisError as exc:
+                self.errors.append(f"{type(exc).__name__}: {exc}"[:200])
+            self.stall_ms_max = max(self.stall_ms_max, (time.monotonic() - began) * 1000)
+            step += 1
+            await asyncio.sleep(0.002)
+
+    async def stop(self) -> None:
+        """End, and wait for what is under way."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+        for client in self._clients:
+            await client.aclose()
+
+
+async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
+    """Switch the reserved prefix to the target and back under writes; the findings as JSON.
+
+    Raises:
+        CutoverAborted: a step was not done in time; the prefix is back at the source.
+    """
+    prefix = plan.rehearsal_prefix
+    route = await read_route(store)
+    target = Endpoint(Side.TARGET, plan.target)
+    await set_writer_epoch(target, plan.name, route.writer_epoch)
+    await set_writer_epoch(Endpoint(Side.SOURCE, plan.source), plan.name, route.writer_epoch)
+    writers = _Writers(gateway_host, gateway_port, prefix)
+    rows: list[dict[str, Any]] = []
+    route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
+    try:
+        await writers.start()
+        for to in (Side.TARGET, Side.SOURCE):
+            await asyncio.sleep(0.3)
+            route, row = await _switch_prefix(store, plan, route, to)
+            rows.append(row)
+        await asyncio.sleep(0.2)
+    finally:
+        await writers.stop()
+        route = await read_route(store)
+        route = await _change(store, route, rehearsal_prefix=None, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
+        lost = await _check(plan, writers.acknowledged)
+        await _clean(plan, prefix)
+    return {
+        "switches": rows,
+        "acknowledged_writes": sum(writers.acknowledged.values()),
+        "lost_writes": lost,
+        "errors": writers.errors[:20],
+        "error_count": len(writers.errors),
+        "stall_ms_max": round(writers.stall_ms_max, 1),
+    }
+
+
+async def _change(store: ControlStore, route: Route, **changes: object) -> Route:
+    after = await change_route(store, route, route.next(why="rehearsal", **changes))
+    await registry.wait_for(
+        store, "gateway", lambda beat: beat.epoch == after.epoch, within_s=_WITHIN_S, otherwise="a gateway did not follow the rehearsal"
+    )
+    return after
+
+
+async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side) -> tuple[Route, dict[str, Any]]:
+    began = time.monotonic()
+    try:
+        route = await change_route(store, route, route.next(why=f"rehearsal: hold for {to}", rehearsal_hold=Hold.WRITES))
+        epoch = route.epoch
+        await registry.wait_for(
+            store,
+            "gateway",
+            lambda beat: beat.epoch == epoch and bool(beat.facts["rehearsal_held"]),
+            within_s=plan.hold_seconds_max,
+            otherwise="a gateway could not hold the rehearsal's writes",
+        )
+        copied = await _copy_prefix(store, plan, to)
+        route = await _change(store, route, rehearsal_authority=to)
+    except CutoverAborted:
+        await _change(store, await read_route(store), rehearsal_hold=Hold.NONE)
+        raise
+    route = await _change(store, route, rehearsal_hold=Hold.NONE)
+    return route, {"to": str(to), "hold_ms": round((time.monotonic() - began) * 1000, 1), "keys": copied}
+
+
+async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:
+    """Make the prefix's keys on `to` equal to the other side's."""
+    route = await read_route(store)
+    engine = await open_engine(store, plan, route.model_copy(update={"authority": to.other}))
+    keys = [(0, key) for side in (engine.authority, engine.follower) for key in await _prefix_keys(side, plan.rehearsal_prefix)]
+    failed = await repair(engine, list(dict.fromkeys(keys)))
+    if failed:
+        raise CutoverAborted(
+            f"{len(failed)} keys of the rehearsal could not be carried to the {to}", why="see dead letters", next_step="exodus status --json"
+        )
+    return len(keys)
+
+
+async def _prefix_keys(side: Endpoint, prefix: str) -> list[bytes]:
+    found: list[bytes] = []
+    for node in await side.nodes():
+        async with await node.connect(name="exodus-rehearsal") as leg:
+            cursor = b"0"
+            while True:
+                cursor, keys = await leg.call("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", 1000)
+                found.extend(keys)
+                if cursor == b"0":
+                    break
+    return found
+
+
+async def _check(plan: Plan, acknowledged: dict[str, int]) -> int:
+    """How many counters on the source are behind what was acknowledged."""
+    lost = 0
+    node = (await Endpoint(Side.SOURCE, plan.source).nodes())[0]
+    async with await node.connect(name="exodus-rehearsal") as leg:
+        values = await leg.pipeline([("GET", key) for key in acknowledged])
+        for wanted, value in zip(acknowledged.values(), values, strict=True):
+            lost += int(value or 0) != wanted
+    return lost
+
+
+async def _clean(plan: Plan, prefix: str) -> None:
+    for side in Side:
+        endpoint = Endpoint(side, plan.address(side))
+        keys = await _prefix_keys(endpoint, prefix)
+        async with await (await endpoint.nodes())[0].connect(name="exodus-rehearsal") as leg:
+            await leg.pipeline([("UNLINK", key) for key in keys])

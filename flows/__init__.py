@@ -1,0 +1,1 @@
+"""One flow a phase: the order of its tasks and its decisions, and nothing else. `lifecycle` starts what is due."""

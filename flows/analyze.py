@@ -1,0 +1,49 @@
+"""Analyze: is the target and the strategy acceptable? Applications connect to Exodus, which forwards to the source."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import State
+
+from exodus.config import Phase
+from flows.lifecycle import go_on
+from tasks.compatibility import check_commands, recommend
+from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.evidence import artifact_key, evaluate
+from tasks.ledger import open_phase
+from tasks.probe import check_sides, describe_sides
+from tasks.profile import learn_workload
+
+PHASE = Phase.ANALYZE
+
+
+@flow(name="analyze", flow_run_name="{migration}: analyze", persist_result=True)
+def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]:
+    """Learn the workload from the gateways for `seconds` and hold it against the target."""
+    open_phase(migration, PHASE)
+    findings = check_sides(migration)
+    facts = describe_sides(migration)
+    workload = learn_workload(migration, seconds)
+    commands = check_commands(migration, workload["commands"])
+    advice = recommend(migration, facts, workload)
+    create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
+    checks = [{"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings]
+    summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
+    evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
+    slowest = max(commands, key=lambda row: row["latency_us_p99"])
+    decision = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate="strategy",
+        question="Is the target and migration strategy acceptable?",
+        summary=[
+            f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
+            f"{advice[1]['finding']}: {advice[1]['advice']}",
+        ],
+        evidence=f"evidence.{PHASE}",
+    )
+    ended = close_phase(migration, PHASE, decision)
+    go_on(migration)
+    return ended

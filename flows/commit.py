@@ -1,0 +1,63 @@
+"""Commit: the target becomes the authority; then, when people are sure, the way back is closed and the source can be retired."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import State
+
+from exodus.config import Phase, Side
+from exodus.control.ledger import FINALISE
+from flows.lifecycle import go_on
+from tasks.cutover import explain_switch, finalise, switch_authority
+from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.evidence import artifact_key, evaluate
+from tasks.ledger import open_phase
+from tasks.live_sync import verify_sides, wait_drained
+
+PHASE = Phase.COMMIT
+
+
+@flow(name="commit", flow_run_name="{migration}: commit", persist_result=True)
+def commit(migration: str = "demo") -> State[str]:
+    """Two decisions: the technical one (cut over), and the business one (finalise). Between them writes flow back to the source."""
+    open_phase(migration, PHASE)
+    steps = explain_switch(migration, Side.TARGET)
+    create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
+    decision = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate="cutover",
+        question="Should the target become the authority now?",
+        summary=[f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps), "reads go on all the while; writes flow back, so that rollback loses nothing"],
+        evidence="evidence.migrate",
+    )
+    if decision["verdict"] != "approve":
+        return close_phase(migration, PHASE, decision)
+    outcome = switch_authority(migration, PHASE, Side.TARGET)
+    create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the cutover, step by step")
+    drained = wait_drained(migration)
+    found = verify_sides(migration, PHASE)
+    checks = [
+        {"check": "the target is the authority", "ok": outcome["authority"] == Side.TARGET, "detail": f"epoch {outcome['epoch']}"},
+        {"check": "writes flow back to the source", "ok": drained["lag_entries"] < 1_000, "detail": f"{drained['lag_entries']} entries behind"},
+        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
+        {"check": "no key was left behind", "ok": not found["dead_letters"], "detail": f"{len(found['dead_letters'])} dead letters"},
+    ]
+    hold = outcome["facts"].get("hold_ms")
+    evaluate(migration, PHASE, {"checks": checks}, {"hold_ms": hold, "keys_verified": found["keys_verified"], "authority": outcome["authority"]})
+    business = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate=FINALISE,
+        question="Is the business ready to decommission the source?",
+        summary=[f"writes were held for {hold} ms; {found['keys_verified']:,} keys verified in both directions", "approve closes the way back; reject asks for a rollback"],
+        evidence=f"evidence.{PHASE}",
+    )
+    if business["verdict"] == "approve":
+        finalise(migration)
+    ended = close_phase(migration, PHASE, business)
+    go_on(migration)
+    return ended

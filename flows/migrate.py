@@ -1,0 +1,73 @@
+"""Migrate: is progress healthy enough to continue? Backfill and live writes together, then everything compared."""
+
+from __future__ import annotations
+
+from prefect import flow, unmapped
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.states import State
+
+from exodus.config import Phase
+from flows.lifecycle import go_on
+from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
+from tasks.context import Json
+from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.evidence import artifact_key, evaluate
+from tasks.ledger import open_phase
+from tasks.live_sync import repair_divergences, start_live_sync, verify_sides, wait_drained
+from tasks.probe import check_sides
+
+PHASE = Phase.MIGRATE
+
+
+def _backfill(migration: str, writer_epoch: int) -> Json:
+    """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
+    slices = slice_keyspace(migration)
+    progress = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
+    left, attempt = slices, 0
+    while left:
+        attempt += 1
+        futures = copy_one_slice.map(unmapped(migration), left, unmapped(writer_epoch), unmapped(attempt))
+        done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
+        left = [slice_id for slice_id in left if slice_id not in done]
+        update_progress_artifact(artifact_id=progress, progress=100.0 * (len(slices) - len(left)) / len(slices))
+    return count_backfill(migration, writer_epoch)
+
+
+@flow(name="migrate", flow_run_name="{migration}: migrate", persist_result=True)
+def migrate(migration: str = "demo") -> State[str]:
+    """Copy everything while applications write, and prove that both sides are equal."""
+    open_phase(migration, PHASE)
+    check_sides(migration)
+    live = start_live_sync(migration)  # before the first copy, so that no write falls between
+    backfill = _backfill(migration, live["writer_epoch"])
+    drained = wait_drained(migration)
+    found = verify_sides(migration, PHASE)
+    if found["divergences_total"] or found["dead_letters"]:
+        found = repair_divergences(migration, PHASE)
+    row = {
+        **backfill,
+        "keys_authority": found["keys_authority"],
+        "keys_follower": found["keys_follower"],
+        "keys_verified": found["keys_verified"],
+        "divergences": found["divergences_total"],
+        "dead_letters": len(found["dead_letters"]),
+        "open_gaps": len(found["open_gaps"]),
+        "lag_entries": drained["lag_entries"],
+        "ttl_drift_ms_max": found["ttl_drift_ms_max"],
+    }
+    evaluate(migration, PHASE, {"reconciliation": [row]}, row)
+    decision = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate="continue",
+        question="Is progress healthy enough to continue?",
+        summary=[
+            f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s, seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
+            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences; lag {drained['lag_entries']} entries",
+        ],
+        evidence=f"evidence.{PHASE}",
+    )
+    ended = close_phase(migration, PHASE, decision)
+    go_on(migration)
+    return ended

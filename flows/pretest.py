@@ -1,0 +1,49 @@
+"""Pre-test: can Exodus observe representative traffic safely? Applications still talk to the source directly."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.states import State
+
+from exodus.config import Phase
+from flows.lifecycle import go_on
+from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.evidence import evaluate
+from tasks.ledger import open_phase
+from tasks.probe import check_sides, exercise_target, fingerprint_source, unchanged
+from tasks.profile import capture_traffic
+
+PHASE = Phase.PRE_TEST
+
+
+@flow(name="pre-test", flow_run_name="{migration}: pre-test", persist_result=True)
+def pre_test(migration: str = "demo", seconds: float | None = None) -> State[str]:
+    """Watch a copy of the traffic for `seconds` (default: the plan's observe_seconds) and exercise the target, changing nothing."""
+    open_phase(migration, PHASE)
+    findings = check_sides(migration)
+    before = fingerprint_source(migration)
+    profile = capture_traffic(migration, seconds)
+    exercises = exercise_target(migration)
+    production = unchanged(migration, before)
+    checks = [
+        {"check": "the traffic copy works", "ok": profile["requests"] > 0, "detail": f"{profile['requests']} requests"},
+        {"check": "every request could be parsed", "ok": profile["unreadable"] == 0, "detail": f"{profile['unreadable']} unreadable"},
+        {"check": "observability received the events", "ok": bool(profile["commands"]), "detail": f"{len(profile['commands'])} commands"},
+        *({"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings),
+        *exercises,
+        *production,
+    ]
+    summary = {key: profile[key] for key in ("seconds", "requests", "requests_per_s", "writes", "clients")}
+    evaluate(migration, PHASE, {"checks": checks}, summary)
+    decision = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate="observe",
+        question="Can Exodus observe representative traffic safely?",
+        summary=[f"{profile['requests']:,} requests of {profile['clients']} clients in {profile['seconds']:.0f} s, all parsed", f"{len(checks)} checks passed"],
+        evidence=f"evidence.{PHASE}",
+    )
+    ended = close_phase(migration, PHASE, decision)
+    go_on(migration)
+    return ended

@@ -1,0 +1,52 @@
+"""Test: is execution approved? Smoke checks, validation of the target, and the switch rehearsed there and back."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import State
+
+from exodus.config import Phase
+from flows.lifecycle import go_on
+from tasks.cutover import rehearse_switch
+from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.evidence import artifact_key, evaluate
+from tasks.ledger import open_phase
+from tasks.probe import check_sides, exercise_target
+
+PHASE = Phase.TEST
+
+
+@flow(name="test", flow_run_name="{migration}: test", persist_result=True)
+def test(migration: str = "demo") -> State[str]:
+    """Exercise the target and rehearse the switch with sessions of the reserved prefix."""
+    open_phase(migration, PHASE)
+    findings = check_sides(migration)
+    smoke = exercise_target(migration)
+    rehearsal = rehearse_switch(migration)
+    create_table_artifact(key=artifact_key(migration, PHASE, "rehearsal"), table=rehearsal["switches"], description="the switch, there and back")
+    checks = [
+        *({"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings),
+        *smoke,
+        {"check": "the rehearsal lost no write", "ok": rehearsal["lost_writes"] == 0, "detail": f"{rehearsal['acknowledged_writes']} acknowledged"},
+        {"check": "the rehearsal met no error", "ok": rehearsal["error_count"] == 0, "detail": "; ".join(rehearsal["errors"][:3])},
+        {"check": "the rehearsal went there and back", "ok": len(rehearsal["switches"]) == 2, "detail": ""},
+        {"check": "the rehearsal was under writes", "ok": rehearsal["acknowledged_writes"] > 0, "detail": ""},
+    ]
+    summary = {"checks": len(checks), "rehearsal_stall_ms_max": rehearsal["stall_ms_max"], "rehearsal_writes": rehearsal["acknowledged_writes"]}
+    evaluate(migration, PHASE, {"checks": checks}, summary)
+    decision = ask(
+        PhaseDecision,
+        migration=migration,
+        phase=PHASE,
+        gate="execute",
+        question="Is execution approved?",
+        summary=[
+            f"{len(checks)} checks passed",
+            f"rehearsed there and back under writes: 0 of {rehearsal['acknowledged_writes']:,} lost, longest stall {rehearsal['stall_ms_max']} ms",
+        ],
+        evidence=f"evidence.{PHASE}",
+    )
+    ended = close_phase(migration, PHASE, decision)
+    go_on(migration)
+    return ended

@@ -1,0 +1,79 @@
+"""Backfill as mapped tasks: one a slice and round, each about as long as `BUDGET_S`; they hold no state of their own."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from exodus.config import Side
+from exodus.control.checkpoint import load_progress
+from exodus.control.route import read_route
+from exodus.errors import EpochEnded
+from exodus.sync.backfill import copy_slice
+from exodus.sync.engine import open_engine
+from exodus.sync.scan import Slice, plan_slices
+from tasks.context import Json, opened, run
+
+BUDGET_S = 20.0
+
+
+def run_name(writer_epoch: int) -> str:
+    """A backfill's checkpoints are kept under the epoch in which its writes count."""
+    return f"backfill-{writer_epoch}"
+
+
+@task(name="slice the keyspace", persist_result=True)
+def slice_keyspace(migration: str) -> list[str]:
+    """Ids of the slices of every database of the source."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return [piece.slice_id for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)]
+
+    return run(work())
+
+
+@task(name="copy a slice", task_run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2)
+def copy_one_slice(migration: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
+    """Copy one slice for a while, from its checkpoint on; its progress.
+
+    Not kept as a result: whether a slice is done is what its checkpoint says, whoever asks.
+    """
+    del attempt
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            if route.writer_epoch != writer_epoch:
+                raise EpochEnded(
+                    "the backfill's epoch ended", why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}", next_step="start migrate again"
+                )
+            engine = await open_engine(it.store, it.plan, route)
+            progress = await copy_slice(engine, run_name(writer_epoch), Slice.parse(slice_id), budget_s=BUDGET_S)
+            return progress.model_dump()
+
+    return run(work())
+
+
+@task(name="count the backfill")
+def count_backfill(migration: str, writer_epoch: int) -> Json:
+    """All checkpoints of the run in one row; what was seen must be accounted for."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            slices = list((await load_progress(it.store, run_name(writer_epoch))).values())
+            total = {
+                field: sum(getattr(progress, field) for progress in slices)
+                for field in ("keys_seen", "keys_copied", "keys_removed", "keys_failed", "keys_skipped", "payload_bytes", "re_marked", "chunks", "restarts", "attempts")
+            }
+            accounted = total["keys_copied"] + total["keys_removed"] + total["keys_failed"] + total["keys_skipped"]
+            seconds = max((progress.seconds for progress in slices), default=0.0)
+            return {
+                **total,
+                "keys_accounted": accounted,
+                "slices": len(slices),
+                "slices_done": sum(progress.done for progress in slices),
+                "seconds": round(seconds, 3),
+                "keys_per_s": round(total["keys_copied"] / seconds, 1) if seconds else 0.0,
+            }
+
+    return run(work())

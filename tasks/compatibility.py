@@ -1,0 +1,71 @@
+"""What the workload would meet on the target: commands, payloads, size, and what follows for the strategy."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from exodus.commands.table import CommandTable
+from exodus.config import Side
+from exodus.control.store import answered, make_client
+from tasks.context import Json, Opened, opened, run
+
+_SIZE_MARGIN = 1.25
+
+
+async def _tables(it: Opened) -> dict[Side, CommandTable]:
+    tables: dict[Side, CommandTable] = {}
+    for side in Side:
+        client = make_client(it.plan.address(side), field=side)
+        client.response_callbacks.pop("COMMAND", None)
+        try:
+            tables[side] = CommandTable.from_replies(await answered(client.execute_command("COMMAND")))
+        finally:
+            await client.aclose()
+    return tables
+
+
+@task(name="check the commands against the target", persist_result=True)
+def check_commands(migration: str, commands: list[Json]) -> list[Json]:
+    """Each command that was seen, and whether the target has it."""
+
+    async def work() -> list[Json]:
+        async with opened(migration) as it:
+            tables = await _tables(it)
+            missing = tables[Side.SOURCE].without(tables[Side.TARGET])
+            return [{**row, "target_has_it": row["command"].encode() not in missing} for row in commands]
+
+    return run(work())
+
+
+@task(name="recommend size and strategy", persist_result=True)
+def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
+    """Target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
+    del migration
+    source, target = facts["source"], facts["target"]
+    needed = int(source["used_memory"] * _SIZE_MARGIN)
+    rows = [
+        {
+            "topic": "target size",
+            "finding": f"the source uses {source['used_memory']:,} bytes for {sum(source['databases'].values()):,} keys",
+            "advice": f"maxmemory of the target: {needed:,} bytes or more"
+            + ("" if not target["maxmemory"] or target["maxmemory"] >= needed else f" (it is {target['maxmemory']:,})"),
+        },
+        {
+            "topic": "strategy",
+            "finding": f"DUMP version {source['payload_version']} to {target['payload_version']}",
+            "advice": "dump-restore; what the target refuses is copied type by type",
+        },
+        {
+            "topic": "reverse sync",
+            "finding": f"DUMP version {target['payload_version']} to {source['payload_version']}",
+            "advice": "whole payloads where they fit, else type by type: new types of the target could not flow back",
+        },
+    ]
+    for side, node in facts.items():
+        lacking = sorted(name for name, able in node["capabilities"].items() if not able)
+        rows.append({"topic": f"{side} capabilities", "finding": f"not available: {', '.join(lacking) or 'none'}", "advice": "found by probing; nothing to do"})
+    for risk, count in workload.get("risks", {}).items():
+        rows.append(
+            {"topic": "risk", "finding": f"{risk}: {count}", "advice": "its keys are not in the journal: verify before cutover, or declare the keys"}
+        )
+    return rows

@@ -1,0 +1,164 @@
+"""The switch, its rehearsal, and what ends a migration: finalising and cleaning up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.runtime import flow_run
+
+from exodus.config import RESERVED_PREFIX, Hold, JournalMode, Phase, Side
+from exodus.control import ledger, registry
+from exodus.control.ledger import LedgerEntry
+from exodus.control.route import change_route, read_route
+from exodus.control.store import answered, guard_key, lane_guard_key
+from exodus.cutover import switch
+from exodus.cutover.fence import Fence
+from exodus.cutover.rehearsal import rehearse
+from exodus.endpoint import Endpoint
+from exodus.sync.backfill import CHUNK_KEYS
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.scan import scan_once
+from tasks.context import Json, Opened, opened, run
+
+_FOLLOW_S = 15.0
+_CLOSED = -1
+
+
+@task(name="rehearse the switch", persist_result=True)
+def rehearse_switch(migration: str) -> Json:
+    """Switch the reserved prefix to the target and back, under writes."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            found = await rehearse(it.store, it.plan, it.plan.gateway.host, it.plan.gateway.port)
+            await it.store.save_report("rehearsal", found)
+            return found
+
+    return run(work())
+
+
+@task(name="explain the switch", persist_result=True)
+def explain_switch(migration: str, to: str) -> list[str]:
+    """The steps that `switch_authority` would do."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return switch.explain(it.plan, Side(to))
+
+    return run(work())
+
+
+@task(name="switch the authority to the {to}", task_run_name="switch the authority to the {to}", persist_result=True)
+def switch_authority(migration: str, phase: str, to: str) -> Json:
+    """Do the switch; once: where the route has it already, say so.
+
+    Raises:
+        DecisionRefused, CutoverAborted: it was not done, and everything is as before.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            side = Side(to)
+            route = await read_route(it.store)
+            if route.authority is side and route.hold is Hold.NONE:
+                return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": {}}
+            done = await switch.apply(it.store, it.plan, side)
+            facts: dict[str, Any] = dict(done.facts)
+            report = {"authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts}
+            await it.store.save_report(f"switch.{phase}", report)
+            await ledger.record(
+                it.store,
+                LedgerEntry(
+                    at_ms=await it.store.now_ms(),
+                    phase=Phase(phase),
+                    event="switched",
+                    verdict=to,
+                    flow_run_id=str(flow_run.get_id() or ""),
+                    facts={"epoch": done.route.epoch, "hold_ms": facts.get("hold_ms")},
+                ),
+            )
+            return report
+
+    return run(work())
+
+
+async def _stop(it: Opened, why: str) -> int:
+    """Journal and live sync off; nobody of ours writes to the follower any more."""
+    route = await read_route(it.store)
+    await set_writer_epoch(Endpoint(route.follower, it.plan.address(route.follower)), it.plan.name, _CLOSED)
+    route = await change_route(it.store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, writer_epoch=route.writer_epoch + 1))
+    for kind in ("gateway", "syncer"):
+        await registry.wait_for(
+            it.store, kind, lambda beat: beat.epoch >= route.epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
+        )
+    return route.epoch
+
+
+@task(name="stop live sync", persist_result=True)
+def stop_live_sync(migration: str, why: str) -> Json:
+    """End copying without a switch: the authority stays what it is. Journal and ledger are kept for investigation."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            return {"epoch": await _stop(it, why), "authority": str((await read_route(it.store)).authority)}
+
+    return run(work())
+
+
+@task(name="finalise", persist_result=True)
+def finalise(migration: str) -> Json:
+    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            epoch = await _stop(it, "finalised: the target is the authority for good")
+            await _remove_own_keys(it)
+            fenced = await Fence(it.store, Side.SOURCE, it.plan.source).up()
+            report = {"epoch": epoch, "source_fenced": fenced, "journal": "off", "reverse_sync": "off"}
+            await it.store.save_report("finalised", report)
+            return report
+
+    return run(work())
+
+
+async def _remove_own_keys(it: Opened) -> None:
+    names = [guard_key(it.plan.name), *(lane_guard_key(it.plan.name, partition) for partition in range(it.plan.partitions))]
+    for side in Side:
+        async with await (await it.endpoint(side).nodes())[0].connect(name="exodus-clean") as leg:
+            await leg.call("UNLINK", *names)
+
+
+@task(name="clean up an abandoned migration", persist_result=True)
+def abandon(migration: str, *, clean_target: bool) -> Json:
+    """Live sync off, Exodus's own keys removed, and, where asked, every key that the target holds of the source."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            await _stop(it, "abandoned: the source stays the authority")
+            await _remove_own_keys(it)
+            await Fence(it.store, Side.TARGET, it.plan.target).lower()
+            removed = await _remove_copied(it) if clean_target else 0
+            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence))
+            report = {"authority": "source", "target_keys_removed": removed, "clean_target": clean_target}
+            await it.store.save_report("abandoned", report)
+            return report
+
+    return run(work())
+
+
+async def _remove_copied(it: Opened) -> int:
+    """Remove from the target what the source has too: keys that Exodus copied there; others stay."""
+    removed = 0
+    source = (await it.endpoint(Side.SOURCE).nodes())[0]
+    target = (await it.endpoint(Side.TARGET).nodes())[0]
+    for db in (await target.facts()).databases:
+        async with await target.connect(db, name="exodus-clean") as leg, await source.connect(db, name="exodus-clean") as there:
+            cursor = -1
+            while cursor:
+                cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
+                exist = await there.pipeline([("EXISTS", key) for key in keys])
+                ours = [key for key, exists in zip(keys, exist, strict=True) if exists == 1 and not key.startswith(RESERVED_PREFIX)]
+                if ours:
+                    removed += int(await leg.call("UNLINK", *ours))
+    return removed

@@ -1,0 +1,147 @@
+"""Live sync on and off, and verification: whether both sides are equal now."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from prefect import task
+
+from exodus.config import JournalMode, Side
+from exodus.control import journal, registry
+from exodus.control.checkpoint import forget_run
+from exodus.control.journal import Key, unpack
+from exodus.control.route import change_route, read_route
+from exodus.control.store import answered, make_client
+from exodus.endpoint import Endpoint
+from exodus.errors import DecisionRefused
+from exodus.sync.engine import open_engine
+from exodus.sync.feed import JournalFeed, prove
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.reconcile import repair, verify
+from tasks.backfill import run_name
+from tasks.context import Json, Opened, opened, run
+
+_FOLLOW_S = 15.0
+_PROOF_S = 10.0
+
+
+async def _everybody(it: Opened, epoch: int) -> None:
+    for kind in ("gateway", "syncer"):
+        await registry.wait_for(
+            it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
+        )
+
+
+@task(name="start live sync", persist_result=True)
+def start_live_sync(migration: str) -> Json:
+    """Turn the journal on in every gateway, start the syncers, and prove the feed by a probe key. Before the first copy (race rule 3).
+
+    Raises:
+        DecisionRefused: the target is the authority, or the feed does not work.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            if route.authority is not Side.SOURCE:
+                raise DecisionRefused(
+                    "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
+                )
+            if not route.sync:
+                writer = route.writer_epoch + 1
+                await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
+                await forget_run(it.store, run_name(writer))
+                route = await change_route(
+                    it.store, route, route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, writer_epoch=writer)
+                )
+            await _everybody(it, route.epoch)
+            client = make_client(it.plan.source.model_copy(update=_as_application(it)), field="source")
+            try:
+                key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
+            finally:
+                await client.aclose()
+            return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": "gateway journal", "proved_by": key}
+
+    return run(work())
+
+
+def _as_application(it: Opened) -> dict[str, Any]:
+    """The gateway's address, with Exodus's own login: the source checks it, as for any application."""
+    return {"host": it.plan.gateway.host, "port": it.plan.gateway.port}
+
+
+@task(name="wait until the journal is drained")
+def wait_drained(migration: str, within_s: float = 60.0) -> Json:
+    """Wait until live sync has caught up (it may fall behind again a moment later)."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            while (lag := await journal.lag_entries(it.store, it.plan.partitions)) > 0 and loop.time() - began < within_s:
+                await asyncio.sleep(0.1)
+            return {"lag_entries": lag, "seconds": round(loop.time() - began, 2)}
+
+    return run(work())
+
+
+async def _reconcile(it: Opened, name: str) -> Json:
+    engine = await open_engine(it.store, it.plan)
+    since_ms = await it.store.now_ms()
+    report = await verify(engine)
+    found = report.as_json()
+    dead = await answered(it.store.client.hgetall(it.store.keys.dead))
+    if report.clean:
+        await _close_gaps(it, since_ms)
+    gaps = await answered(it.store.client.hgetall(it.store.keys.gap))
+    found.update(
+        at_ms=since_ms,
+        authority=str(engine.route.authority),
+        dead_letters=[orjson.loads(value) for value in dead.values()],
+        open_gaps=[orjson.loads(value) for value in gaps.values()],
+        lag_entries=await journal.lag_entries(it.store, it.plan.partitions),
+    )
+    await it.store.save_report(f"verification.{name}", found)
+    return found
+
+
+async def _close_gaps(it: Opened, since_ms: int) -> None:
+    """A clean pass over everything closes the gaps that were open before it began, and those of gateways that are gone."""
+    gaps = await answered(it.store.client.hgetall(it.store.keys.gap))
+    for name, raw in gaps.items():
+        if orjson.loads(raw)["at_ms"] < since_ms:
+            await answered(it.store.client.hdel(it.store.keys.gap, name))
+
+
+@task(name="verify both sides")
+def verify_sides(migration: str, name: str) -> Json:
+    """Compare every key in both directions; the report is kept as `verification.NAME`. Not kept as a result: it is true now only."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            return await _reconcile(it, name)
+
+    return run(work())
+
+
+@task(name="repair divergences")
+def repair_divergences(migration: str, name: str) -> Json:
+    """Sync again what the last verification found, and the dead letters; then verify once more."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            report = await it.store.report(f"verification.{name}") or {}
+            keys: list[Key] = [
+                (row["db"], row["key"].encode().decode("unicode_escape").encode("latin-1") if "\\x" in row["key"] else row["key"].encode())
+                for row in report.get("divergences", [])
+            ]
+            keys += [key for packed in await answered(it.store.client.hkeys(it.store.keys.dead)) for key in unpack(packed)]
+            engine = await open_engine(it.store, it.plan)
+            failed = await repair(engine, keys)
+            found = await _reconcile(it, name)
+            found["repaired"] = len(keys) - len(failed)
+            return found
+
+    return run(work())

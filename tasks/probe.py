@@ -1,0 +1,118 @@
+"""Looking at both sides: what they are, whether they fit, whether the target can be exercised, whether production is as it was."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+
+from prefect import task
+
+from exodus.config import RESERVED_PREFIX, Side
+from exodus.control.route import read_route
+from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.leg import ReplyError
+from tasks.context import Json, opened, run
+
+_KEY = RESERVED_PREFIX + b"exercise}"
+# One write and one read a type, on a key of our own; what the read must say.
+_EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
+    ("string", [("SET", _KEY, "v", "PX", 60_000), ("GET", _KEY)], b"v"),
+    ("counter", [("DEL", _KEY), ("INCR", _KEY)], 1),
+    ("list", [("DEL", _KEY), ("RPUSH", _KEY, "a", "b"), ("LRANGE", _KEY, 0, -1)], [b"a", b"b"]),
+    ("set", [("DEL", _KEY), ("SADD", _KEY, "a"), ("SMEMBERS", _KEY)], [b"a"]),
+    ("hash", [("DEL", _KEY), ("HSET", _KEY, "f", "v"), ("HGETALL", _KEY)], [b"f", b"v"]),
+    ("sorted set", [("DEL", _KEY), ("ZADD", _KEY, "1.5", "m"), ("ZSCORE", _KEY, "m")], b"1.5"),
+    ("stream", [("DEL", _KEY), ("XADD", _KEY, "1-1", "f", "v"), ("XLEN", _KEY)], 1),
+    ("script", [("EVAL", "return redis.call('SET', KEYS[1], ARGV[1])", 1, _KEY, "s"), ("GET", _KEY)], b"s"),
+    ("transaction", [("MULTI",), ("SET", _KEY, "t"), ("EXEC",), ("GET", _KEY)], b"t"),
+    ("expiry", [("PEXPIRE", _KEY, 60_000), ("TTL", _KEY), ("PERSIST", _KEY), ("PTTL", _KEY)], -1),
+]
+
+
+@task(name="check both sides", persist_result=True)
+def check_sides(migration: str) -> list[Json]:
+    """The pre-flight checks.
+
+    Raises:
+        OperatorError: the pair cannot be migrated as it is; nothing was changed.
+    """
+
+    async def work() -> list[Json]:
+        async with opened(migration) as it:
+            findings = await check_pair(it.endpoint(Side.SOURCE), it.endpoint(Side.TARGET), it.plan, it.store)
+            raise_if_fatal(findings)
+            return [asdict(finding) for finding in findings]
+
+    return run(work())
+
+
+@task(name="describe both sides", persist_result=True)
+def describe_sides(migration: str) -> Json:
+    """Facts of both sides: versions, sizes, capabilities."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            return {side.value: asdict(await (await it.endpoint(side).nodes())[0].facts()) for side in Side}
+
+    return run(work())
+
+
+@task(name="exercise the target", persist_result=True)
+def exercise_target(migration: str) -> list[Json]:
+    """Every type once, on a key of Exodus's own, which is removed."""
+
+    async def work() -> list[Json]:
+        rows: list[Json] = []
+        async with opened(migration) as it:
+            node = (await it.endpoint(Side.TARGET).nodes())[0]
+            async with await node.connect(name="exodus-exercise") as leg:
+                for name, commands, wanted in _EXERCISES:
+                    replies = await leg.pipeline(commands)  # type: ignore[arg-type]
+                    errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+                    ok = not errors and replies[-1] == wanted
+                    rows.append({"check": f"target takes: {name}", "ok": ok, "detail": errors[0] if errors else "" if ok else "unexpected reply"})
+                await leg.call("UNLINK", _KEY)
+        return rows
+
+    return run(work())
+
+
+async def _print_of(endpoint: Endpoint) -> str:
+    """A digest of what must not change on a production server: its role, its replicas, its users and its settings."""
+    async with await (await endpoint.nodes())[0].connect(name="exodus-probe") as leg:
+        replies = await leg.pipeline([("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*")])
+        role, users, config = replies
+        shape = (role[0] if isinstance(role, list) else str(role), users if isinstance(users, list) else None, config if isinstance(config, list) else None)
+    return hashlib.sha256(repr(shape).encode()).hexdigest()
+
+
+@task(name="take the source's fingerprint", persist_result=True)
+def fingerprint_source(migration: str) -> Json:
+    """Role, users and settings of the source as a digest, and the route."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            return {"digest": await _print_of(it.endpoint(Side.SOURCE)), "authority": str(route.authority), "epoch": route.epoch}
+
+    return run(work())
+
+
+@task(name="check that production is as it was", persist_result=True)
+def unchanged(migration: str, before: Json) -> list[Json]:
+    """Compare the source's fingerprint and the route with those taken before."""
+
+    async def work() -> list[Json]:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            now = await _print_of(it.endpoint(Side.SOURCE))
+            return [
+                {"check": "the source's role, users and settings are unchanged", "ok": now == before["digest"], "detail": ""},
+                {
+                    "check": "the route is unchanged",
+                    "ok": (str(route.authority), route.epoch) == (before["authority"], before["epoch"]),
+                    "detail": f"epoch {route.epoch}",
+                },
+            ]
+
+    return run(work())

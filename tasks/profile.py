@@ -1,0 +1,105 @@
+"""Watching the workload: by MONITOR while applications use the source, by the gateways' counters once they use Exodus."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from prefect import task
+
+from exodus.capture.monitor import capture
+from exodus.control import registry
+from exodus.control.store import answered
+from exodus.errors import DecisionRefused
+from exodus.gateway.server import load_table
+from tasks.context import Json, Opened, opened, run
+
+
+@task(name="capture traffic", persist_result=True)
+def capture_traffic(migration: str, seconds: float | None) -> Json:
+    """Watch the source by MONITOR; the profile as JSON, also kept as a report."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            table = await load_table(it.plan)
+            profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
+            report = profile.report(table)
+            await it.store.save_report("profile.pre-test", report)
+            return report
+
+    return run(work())
+
+
+async def _snapshots(it: Opened) -> dict[str, Json]:
+    found: dict[str, Json] = {}
+    for beat in await registry.heartbeats(it.store, "gateway"):
+        raw = await answered(it.store.client.get(it.store.keys.telemetry(beat.process)))
+        if raw is not None:
+            found[beat.process] = orjson.loads(raw)
+    return found
+
+
+@task(name="learn the workload", persist_result=True)
+def learn_workload(migration: str, seconds: float | None) -> Json:
+    """What the gateways counted during some seconds, by command.
+
+    Raises:
+        DecisionRefused: no gateway is registered.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            watched = seconds or it.plan.observe_seconds
+            before = await _snapshots(it)
+            if not before:
+                raise DecisionRefused(
+                    "no gateway has reported", why="applications connect to Exodus in this phase", next_step="start `exodus gateway`, point the applications at it"
+                )
+            await asyncio.sleep(watched)
+            after = await _snapshots(it)
+            commands = _difference(before, after)
+            requests = sum(row["calls"] for row in commands)
+            report = {
+                "seconds": watched,
+                "requests": requests,
+                "requests_per_s": round(requests / watched, 1),
+                "writes": sum(row["calls"] for row in commands if row["write"]),
+                "errors": sum(row["errors"] for row in commands),
+                "connections": sum(snapshot["connections"] for snapshot in after.values()),
+                "gateways": len(after),
+                "risks": _risks(after),
+                "commands": commands,
+            }
+            await it.store.save_report("profile.analyze", report)
+            return report
+
+    return run(work())
+
+
+def _risks(snapshots: dict[str, Json]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for snapshot in snapshots.values():
+        for name, count in snapshot["risks"].items():
+            total[name] = total.get(name, 0) + count
+    return total
+
+
+def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+    rows: dict[str, dict[str, Any]] = {}
+    for process, snapshot in after.items():
+        earlier = before.get(process, {}).get("commands", {})
+        for name, now in snapshot["commands"].items():
+            was = earlier.get(name, {})
+            row = rows.setdefault(
+                name,
+                {
+                    "command": name, "calls": 0, "errors": 0, "write": now["write"], "request_bytes": 0, "reply_bytes": 0,
+                    "latency_us_p50": 0, "latency_us_p99": 0,
+                },
+            )  # fmt: skip
+            for field in ("calls", "errors", "request_bytes", "reply_bytes"):
+                row[field] += now[field] - was.get(field, 0)
+            for field in ("latency_us_p50", "latency_us_p99"):
+                row[field] = max(row[field], now[field])
+    return sorted((row for row in rows.values() if row["calls"]), key=lambda row: -row["calls"])
