@@ -13,7 +13,7 @@ import os
 import signal
 import ssl
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,8 @@ class GatewayOptions:
     key_file: Path | None = None
     client_ca_file: Path | None = None
     reuse_port: bool = False
+    # Called when a hold ended here because nobody else did: puts right at the authority what a dead switch left.
+    on_overdue_hold: Callable[[ControlStore, Plan, Side], Awaitable[None]] | None = None
 
 
 @dataclass
@@ -264,6 +266,11 @@ class Gateway:
             except _STORE_ERRORS:
                 scope.released_alone = True  # said in the heartbeat; the switch needs a fresh 'held' of every gateway
             self._release(scope)
+            if self.options.on_overdue_hold is not None and scope is self._main:
+                try:
+                    await self.options.on_overdue_hold(self.store, self.plan, scope.orders.authority)
+                except (ExodusError, *_STORE_ERRORS) as exc:
+                    log.error("the fence on the %s could not be lifted: %s", scope.orders.authority, exc)
 
     # ------------------------------------------------------------------ the other tasks
 

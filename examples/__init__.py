@@ -1,0 +1,1 @@
+"""Applications that show, and check, what a migration does to them."""

@@ -1,0 +1,307 @@
+"""Writers: each owns its keys, so that the expected state is exact, and has at most one write under way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from examples.shop.check import read_state
+from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
+
+_LIST_MAX = 40
+_ACCOUNTS = 8
+_ACCOUNT_START = 1_000
+_SCRIPT = """
+local n = redis.call('HINCRBY', KEYS[1], 'hits', ARGV[1])
+redis.call('SET', KEYS[2], n)
+return n
+"""
+
+
+def connect(url: str) -> redis.Redis:
+    """One connection that never repeats a write by itself."""
+    return redis.Redis.from_url(url, single_connection_client=True, retry=Retry(NoBackoff(), 0), socket_timeout=60, socket_connect_timeout=10)
+
+
+@dataclass
+class Tally:
+    """What all writers together met."""
+
+    acknowledged: int = 0
+    unknown: int = 0
+    errors: int = 0
+    texts: list[str] = field(default_factory=list)
+    stall_ms_max: float = 0.0
+
+    def error(self, exc: BaseException) -> None:
+        """Count an error."""
+        self.errors += 1
+        if len(self.texts) < 20:
+            self.texts.append(f"{type(exc).__name__}: {exc}"[:200])
+
+
+class Writer:
+    """One connection and the keys under `shop:N:`."""
+
+    def __init__(self, number: int, url: str, model: Model, tally: Tally, *, writers: int) -> None:
+        self.prefix = b"shop:%d:" % number
+        self.model = model
+        self.tally = tally
+        self.draw = random.Random(model.seed * 7919 + number)  # noqa: S311 - reproducible, not secret
+        self.client = connect(url)
+        self.number, self.writers = number, writers
+        self.script: Any = self.client.register_script(_SCRIPT)
+        self.renames = 0
+        self.delivered: list[bytes] = []
+        for account in range(_ACCOUNTS):
+            self.model.live.setdefault(self.key(b"account", account), None)
+        self.actions: list[Callable[[], Awaitable[None]]] = [
+            self.set_string, self.count, self.count, self.push_or_pop, self.push_or_pop, self.change_set, self.change_zset, self.change_hash,
+            self.add_to_stream, self.set_with_ttl, self.set_expiry_at, self.persist, self.transfer, self.run_script, self.delete, self.rename, self.change_cold,
+        ]  # fmt: skip
+
+    def key(self, kind: bytes, number: int) -> bytes:
+        """A key of this writer."""
+        return self.prefix + kind + b":%d" % number
+
+    async def run(self, stop: asyncio.Event, per_s: float) -> None:
+        """Write `per_s` times a second until told to stop."""
+        await self.open_accounts()
+        interval = 1 / per_s
+        due = time.monotonic()
+        while not stop.is_set():
+            await self.draw.choice(self.actions)()
+            due += interval
+            left = due - time.monotonic()
+            if left > 0:
+                await asyncio.sleep(left)
+            elif left < -1:
+                due = time.monotonic()  # after a stall the lost time is not made up for
+        await self.client.aclose()
+
+    async def write(self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None) -> Any:
+        """Send one write and, once it is acknowledged, change the model."""
+        for key in changes:
+            if key in self.model.unknown and not await self.settle(key):
+                return None
+        began = time.monotonic()
+        try:
+            reply = await send()
+        except (redis.RedisError, OSError) as exc:
+            self.tally.error(exc)
+            self.tally.unknown += 1
+            for key, state in changes.items():
+                self.model.unknown[key] = (self.model.live.get(key), state)
+            return None
+        finally:
+            self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
+        self.tally.acknowledged += 1
+        self.model.live.update(changes)
+        for key in changes:
+            at = (expiry or {}).get(key)
+            if at is not None:
+                self.model.expiries[key] = at
+            else:
+                self.model.expiries.pop(key, None)
+        return reply
+
+    async def settle(self, key: bytes) -> bool:
+        """After a write without an answer: read which of the two states it is."""
+        try:
+            now = await read_state(self.client, key)
+        except (redis.RedisError, OSError) as exc:
+            self.tally.error(exc)
+            return False
+        if now in self.model.unknown[key]:
+            self.model.live[key] = now
+            del self.model.unknown[key]
+        return True
+
+    def now(self, key: bytes) -> State:
+        """The state that a key must have; None also where it may have expired by now."""
+        return self.model.live.get(key)
+
+    async def set_string(self) -> None:
+        key, value = self.key(b"string", self.draw.randrange(200)), b"%x" % self.draw.getrandbits(128)
+        await self.write({key: value}, lambda: self.client.set(key, value))
+
+    async def count(self) -> None:
+        key = self.key(b"counter", self.draw.randrange(50))
+        wanted = int(cast("bytes", self.now(key) or b"0")) + 1
+        await self.write({key: b"%d" % wanted}, lambda: self.client.incr(key))
+
+    async def push_or_pop(self) -> None:
+        key = self.key(b"list", self.draw.randrange(30))
+        items = cast("tuple[bytes, ...]", self.now(key) or ())
+        if len(items) >= _LIST_MAX or (items and self.draw.random() < 0.3):
+            await self.write({key: items[1:] or None}, lambda: self.client.lpop(key))
+        else:
+            value = b"%x" % self.draw.getrandbits(64)
+            await self.write({key: (*items, value)}, lambda: self.client.rpush(key, value))
+
+    async def change_set(self) -> None:
+        key, member = self.key(b"set", self.draw.randrange(30)), b"m%d" % self.draw.randrange(40)
+        members = cast("frozenset[bytes]", self.now(key) or frozenset())
+        if member in members:
+            await self.write({key: members - {member} or None}, lambda: self.client.srem(key, member))
+        else:
+            await self.write({key: members | {member}}, lambda: self.client.sadd(key, member))
+
+    async def change_zset(self) -> None:
+        key, member = self.key(b"zset", self.draw.randrange(30)), b"m%d" % self.draw.randrange(40)
+        scores = dict(cast("dict[bytes, bytes]", self.now(key) or {}))
+        score = int(scores.get(member, b"0")) + 3
+        scores[member] = b"%d" % score
+        await self.write({key: scores}, lambda: self.client.zincrby(key, 3, member))
+
+    async def change_hash(self) -> None:
+        key, name = self.key(b"hash", self.draw.randrange(30)), b"f%d" % self.draw.randrange(20)
+        fields = dict(cast("dict[bytes, bytes]", self.now(key) or {}))
+        if name in fields and self.draw.random() < 0.3:
+            del fields[name]
+            await self.write({key: fields or None}, lambda: self.client.hdel(key, name))
+        else:
+            value = b"%x" % self.draw.getrandbits(64)
+            fields[name] = value
+            await self.write({key: fields}, lambda: self.client.hset(key, name, value))
+
+    async def add_to_stream(self) -> None:
+        key = self.key(b"stream", 0)
+        entries = cast("tuple[bytes, ...]", self.now(key) or ())
+        if not entries:
+            await self.write({key: (b"0-1",)}, lambda: self.client.xadd(key, {b"n": b"0"}, id="0-1"))
+            await self.client.xgroup_create(key, "workers", id="0")
+            return
+        if len(entries) % 10 == 0 and self.delivered:
+            entry_id = self.delivered.pop()
+            await self.write({key: entries}, lambda: self.client.xack(key, "workers", entry_id))
+            self.model.pending[key] = len(self.delivered)
+        elif len(entries) % 7 == 0 and len(self.delivered) < 50:
+            found = await self.write({key: entries}, lambda: self.client.xreadgroup("workers", "w1", {key: ">"}, count=2))
+            batches = found.values() if isinstance(found, dict) else [batch for _, batch in found or []]
+            for batch in batches:
+                rows = batch[0] if batch and isinstance(batch[0], list) else batch
+                self.delivered.extend(entry_id for entry_id, _ in rows)
+            self.model.pending[key] = len(self.delivered)
+        # The next id is ours to choose, so that the state after the write is known before it is answered.
+        following = b"0-%d" % (int(entries[-1].split(b"-")[1]) + 1)
+        keep = (*entries, following)
+        await self.write({key: keep}, lambda: self.client.xadd(key, {b"n": b"1"}, id=following))
+
+    async def set_with_ttl(self) -> None:
+        key, value = self.key(b"ttl", self.draw.randrange(100)), b"%x" % self.draw.getrandbits(64)
+        px = self.draw.choice((1_500, 4_000, 3_600_000, 7_200_000))
+        before = int(time.time() * 1000)  # noqa: TID251 - expiry is wall-clock time
+        expiry = Expiry(before + px, before + px)
+        await self.write({key: value}, lambda: self.client.set(key, value, px=px), expiry={key: expiry})
+        after = int(time.time() * 1000)  # noqa: TID251 - expiry is wall-clock time
+        if self.model.expiries.get(key) is expiry:
+            self.model.expiries[key] = Expiry(before + px, after + px + 1)
+
+    async def set_expiry_at(self) -> None:
+        key = self.key(b"string", self.draw.randrange(200))
+        state = self.now(key)
+        if state is None or key in self.model.expiries:
+            return await self.set_string()
+        at = self.model.began_ms + self.draw.randrange(7_200_000, 10_000_000)
+        await self.write({key: state}, lambda: self.client.pexpireat(key, at), expiry={key: Expiry(at, at)})
+        return None
+
+    async def persist(self) -> None:
+        key = self.key(b"string", self.draw.randrange(200))
+        state = self.now(key)
+        if state is None:
+            return await self.set_string()
+        await self.write({key: state}, lambda: self.client.persist(key))
+        return None
+
+    async def open_accounts(self) -> None:
+        keys = [self.key(b"account", number) for number in range(_ACCOUNTS)]
+        await self.write(dict.fromkeys(keys, b"%d" % _ACCOUNT_START), lambda: self.client.mset(dict.fromkeys(keys, _ACCOUNT_START)))
+
+    async def transfer(self) -> None:
+        one, other = (self.key(b"account", number) for number in self.draw.sample(range(_ACCOUNTS), 2))
+        amount = self.draw.randrange(1, 20)
+
+        async def send() -> Any:
+            pipe = self.client.pipeline(transaction=True)
+            pipe.decrby(one, amount)
+            pipe.incrby(other, amount)
+            return await pipe.execute()
+
+        less, more = int(cast("bytes", self.now(one))) - amount, int(cast("bytes", self.now(other))) + amount
+        await self.write({one: b"%d" % less, other: b"%d" % more}, send)
+
+    async def run_script(self) -> None:
+        first, second = self.key(b"scripted", 0), self.key(b"scripted-copy", 0)
+        hits = int(cast("dict[bytes, bytes]", self.now(first) or {b"hits": b"0"})[b"hits"]) + 2
+        await self.write({first: {b"hits": b"%d" % hits}, second: b"%d" % hits}, lambda: self.script(keys=[first, second], args=[2]))
+
+    async def delete(self) -> None:
+        kind = self.draw.choice((b"string", b"set", b"zset", b"hash", b"list"))
+        key = self.key(kind, self.draw.randrange(30))
+        await self.write({key: None}, lambda: self.client.delete(key))
+
+    async def rename(self) -> None:
+        key = self.key(b"string", self.draw.randrange(200))
+        state = self.now(key)
+        if state is None or key in self.model.expiries:
+            return await self.set_string()
+        new = self.key(b"renamed", self.renames % 100)
+        self.renames += 1
+        await self.write({key: None, new: state}, lambda: self.client.rename(key, new))
+        return None
+
+    async def change_cold(self) -> None:
+        if self.model.keys < self.writers * 10:
+            return await self.set_string()
+        index = self.draw.randrange(self.model.keys // self.writers) * self.writers + self.number
+        if index >= self.model.keys or cold_kind(index) != "string":
+            return await self.set_string()
+        key = cold_key(index)
+        if key not in self.model.live:
+            self.model.live[key] = self.model.changed.get(index, cold_state(self.model.seed, index))
+        value: State = None if self.draw.random() < 0.3 else b"%x" % self.draw.getrandbits(64)
+        await self.write({key: value}, lambda: self.client.delete(key) if value is None else self.client.set(key, cast("bytes", value)))
+        self.model.changed[index] = None
+        return None
+
+
+async def produce_jobs(url: str, model: Model, tally: Tally, stop: asyncio.Event, per_s: float) -> None:
+    """Push unique job ids."""
+    client, number = connect(url), 0
+    while not stop.is_set():
+        job = b"job-%d" % number
+        number += 1
+        try:
+            await cast("Awaitable[int]", client.lpush("shop:jobs", job))
+            model.jobs_pushed.add(job)
+            tally.acknowledged += 1
+        except (redis.RedisError, OSError) as exc:
+            tally.error(exc)
+            tally.unknown += 1
+            model.jobs_unknown.add(job)
+        await asyncio.sleep(1 / per_s)
+    await client.aclose()
+
+
+async def consume_jobs(url: str, model: Model, tally: Tally, stop: asyncio.Event) -> None:
+    """Take jobs with a blocking pop; each at most once."""
+    client = connect(url)
+    while not stop.is_set():
+        try:
+            found = await cast("Awaitable[Any]", client.brpop(["shop:jobs"], timeout=2))
+            if found is not None:
+                model.jobs_consumed.append(found[1])
+        except (redis.RedisError, OSError) as exc:
+            tally.error(exc)
+            model.pops_unknown += 1
+    await client.aclose()

@@ -1,0 +1,51 @@
+"""The commands, and how errors end them: what happened · why · what to do next, on standard error."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from exodus.cli import phases, processes, stack
+from exodus.cli.output import show_error
+from exodus.errors import ExodusError
+
+app = typer.Typer(
+    name="exodus",
+    help="Move a live Redis-family database to another one while the applications keep running.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+for command in (
+    phases.apply,
+    stack.up,
+    stack.down,
+    stack.demo,
+    processes.gateway,
+    processes.syncer,
+    processes.comparer,
+    phases.start,
+    phases.status,
+    phases.approve,
+    phases.reject,
+    phases.abort,
+    phases.verify,
+    phases.repair,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ExodusError as exc:
+        show_error(exc)
+        sys.exit(exc.exit_status)
+
+
+if __name__ == "__main__":
+    main()

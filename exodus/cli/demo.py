@@ -1,0 +1,308 @@
+"""`exodus demo`: a whole migration with a self-checking application, decisions given through the real API, and a reconciliation that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+import redis
+
+from exodus.cli.output import say, show_table
+from exodus.cli.phases import answer_open_decision, read_status
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import Address, MigrationFile, Phase, Side, load_migration
+from exodus.control import ledger
+from exodus.control.ledger import FINALISE, NEXT
+from exodus.control.store import ControlStore
+from exodus.errors import StackError
+from exodus.stack.home import Home
+from exodus.stack.prefect import project_root
+from exodus.stack.processes import Started, last_lines, start
+from exodus.stack.up import Wanted, down, up
+from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import verify
+
+Json = dict[str, Any]
+_DECIDED_BY = "demo"
+_PHASE_S = 300.0  # without anything new: something hangs
+_APP_S_MAX = 3_600
+_OBSERVE_S = 5.0
+
+
+class PathTaken(StrEnum):
+    """How the demo goes through the lifecycle."""
+
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+
+
+@dataclass
+class Demo:
+    """One run and what it finds."""
+
+    home: Home
+    out: Path
+    keys: int
+    writes: int
+    path_taken: PathTaken
+    seed: int
+    keep: bool
+    ask: bool
+    tamper: bool
+    phases: list[Json] = field(default_factory=list)
+    summary: Json = field(default_factory=dict)
+    rolled_back: bool = False
+
+
+def run_demo(demo: Demo) -> bool:
+    """Run it; whether every invariant held. The summary is written in any case.
+
+    Raises:
+        ExodusError: a part did not work at all.
+    """
+    shutil.rmtree(demo.out, ignore_errors=True)
+    (demo.out / "evidence").mkdir(parents=True)
+    began = time.monotonic()
+    app: Started | None = None
+    try:
+        up(demo.home, Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}), say)
+        file = load_migration(demo.home.migration_file)
+        api = PrefectApi.find(demo.home)
+        say(f"Prefect UI: {api.ui}")
+        app = _start_app(demo, file)
+        _run_phases(demo, file, api, app)
+        ok = _judge(demo)
+    finally:
+        if app is not None and app.process.poll() is None:
+            app.process.terminate()
+            app.process.wait(timeout=30)
+        if demo.keep:
+            say(f"left running in {demo.home.root}: exodus status --home {demo.home.root}; exodus down --home {demo.home.root}")
+        else:
+            down(demo.home)
+    demo.summary["seconds"] = round(time.monotonic() - began, 1)
+    _write(demo)
+    return ok
+
+
+def _start_app(demo: Demo, file: MigrationFile) -> Started:
+    gateway = f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}"
+    command = [
+        sys.executable, "-m", "examples.shop", "--url", gateway, "--keys", str(demo.keys), "--writes", str(demo.writes),
+        "--seed", str(demo.seed), "--stop-file", str(_path(demo, "stop")), "--report", str(_path(demo, "app.json")),
+        "--ready-file", str(_path(demo, "ready")), "--seconds-max", str(_APP_S_MAX),
+    ]  # fmt: skip
+    app = start("application", command, log=demo.home.log("application"), cwd=project_root())
+    say(f"the application preloads {demo.keys:,} keys, then writes {demo.writes:,} times a second")
+    _wait(lambda: _path(demo, "ready").exists(), app, "the application did not preload its keys", 180)
+    return app
+
+
+def _path(demo: Demo, name: str) -> Path:
+    return (demo.out / name).absolute()
+
+
+def _wait(condition: Callable[[], bool], app: Started, otherwise: str, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        ended = app.process.poll()
+        if time.monotonic() > deadline or (ended is not None and not condition()):
+            raise StackError(otherwise, why=f"the last lines of {app.log}:\n{last_lines(app.log)}", next_step="look at the log")
+        time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------- the phases
+
+
+def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) -> None:
+    began = time.monotonic()
+    api.start(Phase.PRE_TEST, {"migration": file.plan.name})
+    answered: set[tuple[str, str, int]] = set()
+    changed = time.monotonic()
+    while True:
+        status = asyncio.run(read_status(file))
+        waiting = status["waiting"]
+        if waiting is not None and (key := (waiting["flow_run_id"], waiting["gate"], waiting["attempt"])) not in answered:
+            say(f"{waiting['phase']} ({time.monotonic() - began:.0f} s): {waiting['question']}")
+            if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE and (demo.rolled_back or demo.path_taken is PathTaken.COMMIT):
+                _reconcile(demo, file, app)
+            if demo.ask:
+                say(f"  answer here: {api.run_url(waiting['flow_run_id'])}")
+                _wait_answered(file, waiting)
+            else:
+                verdict = _verdict(demo, waiting)
+                answer_open_decision(file, api, verdict, by=_DECIDED_BY, why="the demo's script says so", fields={})
+                say(f"  → {verdict}")
+            answered.add(key)
+            changed = time.monotonic()
+        if status["phases"].get(Phase.COMMIT, {}).get("state") == "approved":
+            break
+        _stop_where_it_ends(demo, status, api, file)
+        if time.monotonic() - changed > _PHASE_S and not demo.ask:
+            raise StackError("nothing happened for too long", why=str(status["why_waiting"]), next_step=f"look at {api.ui} and {demo.home.logs}")
+        time.sleep(0.3)
+    demo.phases = asyncio.run(_phase_rows(file))
+
+
+def _verdict(demo: Demo, waiting: Json) -> str:
+    """Approve all; on the rollback path reject to finalise, once."""
+    if demo.path_taken is PathTaken.ROLLBACK and not demo.rolled_back:
+        if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE:
+            return "reject"
+        if waiting["phase"] == Phase.ROLLBACK and waiting["gate"] == NEXT:
+            demo.rolled_back = True
+    return "approve"
+
+
+def _wait_answered(file: MigrationFile, waiting: Json) -> None:
+    while True:
+        now = asyncio.run(read_status(file))["waiting"]
+        if now is None or (now["flow_run_id"], now["gate"], now["attempt"]) != (waiting["flow_run_id"], waiting["gate"], waiting["attempt"]):
+            return
+        time.sleep(1)
+
+
+def _stop_where_it_ends(demo: Demo, status: Json, api: PrefectApi, file: MigrationFile) -> None:
+    for name, state in status["phases"].items():
+        if state.get("state") == "failed":
+            raise StackError(f"{name} failed", why=str(state.get("why", "")), next_step=f"look at {api.run_url(state['flow_run_id'])}")
+        if state.get("state") == "running" and (run := api.run(state["flow_run_id"]))["state"]["type"] in ("FAILED", "CRASHED"):
+            raise StackError(f"{name} failed: {run['state']['message']}", why=last_lines(demo.home.log("prefect-worker"), 40), next_step="look at the log")
+        if state.get("state") == "rejected" and status["due"] is None:
+            raise StackError(f"{name} was rejected", why="the migration ends here", next_step=f"exodus start {name}, in {file.plan.name}")
+
+
+async def _phase_rows(file: MigrationFile) -> list[Json]:
+    rows: list[Json] = []
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        started: dict[str, int] = {}
+        for entry in await ledger.read(store):
+            if entry.event == "started":
+                started[entry.phase] = entry.at_ms
+            elif entry.event == "decided":
+                rows.append(
+                    {
+                        "name": entry.phase.value + (f" ({entry.gate})" if entry.phase in (Phase.COMMIT, Phase.ROLLBACK) else ""),
+                        "state": "decided", "decision": entry.verdict, "decided_by": entry.decided_by,
+                        "seconds": round((entry.at_ms - started.get(entry.phase, entry.at_ms)) / 1000, 1),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+# ---------------------------------------------------------------------- reconciliation
+
+
+def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
+    """Stop the application and hold everything against its model: the authority, and the other side, to which writes flow back."""
+    _path(demo, "stop").touch()
+    _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
+    told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
+    if demo.tamper:
+        _tamper(file.plan.target)
+    found = asyncio.run(_compare(file))
+    target = file.plan.target
+    url = f"redis://{target.username}:{target.secret('target')}@{target.host}:{target.port}"
+    checked = subprocess.run(  # noqa: S603 - a module of our own
+        [sys.executable, "-m", "examples.shop", "check", "--model", told["model"], "--url", url, "--json"],
+        cwd=project_root(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if checked.returncode not in (0, 1) or not checked.stdout:
+        raise StackError("the application's model could not be checked", why=checked.stderr[-2000:], next_step="look at examples/shop")
+    model = cast("Json", orjson.loads(checked.stdout))
+    demo.summary.update(
+        keys_source=found["keys_follower"],
+        keys_target=found["keys_authority"],
+        divergences=found["divergences_total"],
+        acknowledged_writes=told["acknowledged_writes"],
+        lost_writes=model["lost_writes"],
+        duplicated=model["duplicated"],
+        resurrected_keys=model["resurrected_keys"],
+        app_errors=told["app_errors"],
+        max_write_stall_ms=told["max_write_stall_ms"],
+        ttl_drift_ms_max=found["ttl_drift_ms_max"],
+        unknown_writes=told["unknown_writes"],
+    )
+    _evidence(demo, "verification", found)
+    _evidence(demo, "model", model)
+    _evidence(demo, "application", told)
+    for row in found["divergences"][:20]:
+        say(f"  divergence: db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
+    for text in model["problems"][:20]:
+        say(f"  model: {text}")
+
+
+def _tamper(address: Address) -> None:
+    """Spoil the target behind everybody's back, once in each way that the reconciliation must find."""
+    client = redis.Redis(host=address.host, port=address.port, username=address.username, password=address.secret("target"))
+    victims = [key for key in client.scan_iter(count=1000, _type="string") if client.strlen(key) and not key.startswith(b"exodus:")]
+    plain = [key for key in victims[:2000] if client.pttl(key) == -1][:2]
+    timed = next(key for key in victims if (client.pttl(key) or 0) > 60_000)
+    value = cast("bytes", client.get(plain[0]))
+    client.setrange(plain[0], 0, bytes([value[0] ^ 1]))
+    client.delete(plain[1])
+    client.set("spoiled:extra", "1")
+    client.pexpire(timed, cast("int", client.pttl(timed)) + 1000)
+    client.close()
+
+
+async def _compare(file: MigrationFile) -> Json:
+    """Both sides after the application has stopped and the journal has drained; nothing is repaired here."""
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        plan = await store.plan()
+        engine = await open_engine(store, plan)
+        deadline = time.monotonic() + 30
+        while not await engine.feed.drained() and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        report = (await verify(engine)).as_json()
+        return {**report, "authority": str(engine.route.authority)}
+
+
+def _evidence(demo: Demo, name: str, document: object) -> None:
+    (demo.out / "evidence" / f"{name}.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str))
+
+
+def _judge(demo: Demo) -> bool:
+    summary = demo.summary
+    file = load_migration(demo.home.migration_file)
+    reports = asyncio.run(_reports(file))
+    for name, report in reports.items():
+        _evidence(demo, name, report)
+    migrated = (reports.get(f"evidence.{Phase.MIGRATE}") or {}).get("summary", {})
+    summary["backfill_keys_per_s"] = migrated.get("keys_per_s")
+    summary["phases"] = demo.phases
+    summary["path_taken"] = demo.path_taken
+    zero = ("divergences", "lost_writes", "duplicated", "resurrected_keys", "app_errors")
+    summary["ok"] = (
+        all(summary.get(name) == 0 for name in zero)
+        and summary["acknowledged_writes"] > 0
+        and summary["keys_source"] == summary["keys_target"]
+        and asyncio.run(read_status(file))["authority"] == Side.TARGET
+        and (demo.path_taken is PathTaken.COMMIT or demo.rolled_back)
+    )
+    return bool(summary["ok"])
+
+
+async def _reports(file: MigrationFile) -> dict[str, Json]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        names = [f"evidence.{phase}" for phase in Phase] + ["switch.commit", "switch.rollback", "rehearsal", "finalised", "profile.pre-test", "profile.analyze"]
+        found = {name: report for name in names if (report := await store.report(name)) is not None}
+        found["ledger"] = {"entries": [entry.model_dump(mode="json") for entry in await ledger.read(store)]}
+        return found
+
+
+def _write(demo: Demo) -> None:
+    (demo.out / "summary.json").write_bytes(orjson.dumps(demo.summary, option=orjson.OPT_INDENT_2, default=str))
+    show_table("phases", ["phase", "decision", "by", "seconds"], [(row["name"], row["decision"], row["decided_by"], row["seconds"]) for row in demo.phases])
+    show_table("summary", ["what", "value"], [(key, value) for key, value in demo.summary.items() if key != "phases"])
+
+

@@ -1,0 +1,37 @@
+"""Printing: data on standard output, words on standard error; legible without colour."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from exodus.errors import ExodusError
+
+
+def say(text: str) -> None:
+    """A line for a person."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_error(error: ExodusError) -> None:
+    """What happened, why, and what to do next."""
+    say(f"error: {error}")
+
+
+def show_json(document: object) -> None:
+    """Data for a program."""
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Data for a person."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*[str(cell) for cell in row])
+    Console().print(table)

@@ -1,0 +1,310 @@
+"""`exodus apply`, `start`, `status`, `approve`, `reject`, `abort`, `verify`, `repair`: a migration as its operator handles it."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
+from exodus.cli.output import say, show_json, show_table
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import Hold, MigrationFile, Phase
+from exodus.control import journal, ledger, registry
+from exodus.control.journal import unpack
+from exodus.control.ledger import NEXT
+from exodus.control.registry import Heartbeat
+from exodus.control.route import change_route, read_route
+from exodus.control.store import ControlStore, answered
+from exodus.errors import DecisionRefused, OperatorError
+from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import repair as sync_again
+from exodus.sync.reconcile import verify as compare_all
+
+Json = dict[str, Any]
+_SUSPENDS_WITHIN_S = 60.0
+ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
+WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
+
+
+def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: HomeOption = None) -> None:
+    """Check a migration file and register it: Prefect blocks and the control store's plan. Example: exodus apply migration.yaml"""
+    migration = migration_at(file, home)
+    api = PrefectApi.find(home_at(home))
+    done = subprocess.run(  # noqa: S603 - a module of our own
+        [sys.executable, "-m", "blocks.register", "--migration-file", str(file.absolute())],
+        env={**os.environ, "PREFECT_API_URL": api.url},
+        check=False,
+    )
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    say(f"registered {migration.plan.name}: exodus start pre-test")
+
+
+def start(
+    phase: Annotated[str, typer.Argument(help="pre-test, analyze, compare, test, migrate, rollback, commit, or lifecycle")],
+    seconds: Annotated[float | None, typer.Option(help="how long to watch (pre-test, analyze, compare)")] = None,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Start a phase through its deployment. Example: exodus start pre-test --seconds 30"""
+    names = [*Phase, "lifecycle"]
+    if phase not in names:
+        raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
+    migration = migration_at(file, home)
+    api = PrefectApi.find(home_at(home))
+    parameters: Json = {"migration": migration.plan.name}
+    if seconds is not None:
+        if phase not in (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE):
+            raise OperatorError(f"--seconds: {phase} does not watch traffic", why="pre-test, analyze and compare do", next_step="leave it away")
+        parameters["seconds"] = seconds
+    run = api.start(phase, parameters)
+    if json:
+        show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
+    else:
+        print(f"started {run['name']}: {api.run_url(run['id'])}")
+
+
+# ---------------------------------------------------------------------- status
+
+
+def _beat(beat: Heartbeat, now_ms: int) -> Json:
+    return {
+        "process": beat.process, "state": "gone" if beat.stale(now_ms) else beat.state, "why": beat.why,
+        "epoch": beat.epoch, "age_s": round(beat.age_s(now_ms), 1), **beat.facts,
+    }  # fmt: skip
+
+
+def _waiting(phases: dict[str, Json]) -> Json | None:
+    for name, state in phases.items():
+        if state.get("state") == "waiting":
+            return {"phase": name, **state}
+    return None
+
+
+async def read_status(migration: MigrationFile) -> Json:
+    """All that `status` shows, as JSON.
+
+    Raises:
+        ControlStoreError: the store does not answer.
+    """
+    async with await open_store(migration) as store:
+        now_ms = await store.now_ms()
+        route = await read_route(store)
+        phases = await store.phases()
+        waiting = _waiting(phases)
+        due = ledger.next_due(await ledger.read(store))
+        failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
+        if waiting is not None:
+            why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
+        elif failed:
+            name, state = next(iter(failed.items()))
+            why, unblocks = f"{name} failed: {state.get('why', '')}", f"look at its run, correct the cause, exodus start {name}"
+        elif any(state.get("state") == "running" for state in phases.values()):
+            why, unblocks = "a phase is running", "nothing: it will ask when it is done"
+        else:
+            why, unblocks = ("no phase is running", f"exodus start {due}") if due else ("nothing is due", "exodus start PHASE, where you want to go on")
+        verification = await store.report(f"verification.{Phase.MIGRATE}")
+        return {
+            "migration": migration.plan.name,
+            "authority": str(route.authority),
+            "route": route.model_dump(mode="json"),
+            "phases": phases,
+            "waiting": waiting,
+            "why_waiting": why,
+            "what_unblocks": unblocks,
+            "due": due,
+            "gateways": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "gateway")],
+            "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
+            "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
+            "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "dead_letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()],
+            "open_gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()],
+            "verified": None if verification is None else {key: verification[key] for key in ("keys_verified", "keys_authority", "divergences_total", "at_ms")},
+        }
+
+
+def _show(status: Json, api: PrefectApi | None) -> None:
+    show_table("phases", ["phase", "state", "decision", "by"], [
+        (name, status["phases"].get(name, {}).get("state", "–"), status["phases"].get(name, {}).get("decision", ""), status["phases"].get(name, {}).get("decided_by", ""))
+        for name in Phase
+    ])  # fmt: skip
+    processes = [("gateway", beat) for beat in status["gateways"]] + [("syncer", beat) for beat in status["syncers"]] + [("comparer", beat) for beat in status["comparers"]]
+    show_table("processes", ["kind", "id", "state", "epoch", "heard", "says"], [
+        (kind, beat["process"], beat["state"], beat["epoch"], f"{beat['age_s']} s ago", beat["why"]) for kind, beat in processes
+    ])  # fmt: skip
+    print(
+        f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · lag {status['lag_entries']} entries · "
+        f"dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
+    )
+    print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
+    waiting = status["waiting"]
+    if waiting is not None and api is not None:
+        print(f"form:    {api.run_url(waiting['flow_run_id'])}")
+
+
+def status(
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every second, until Ctrl-C")] = False,
+) -> None:
+    """Where the migration stands, what it waits for, and what unblocks it. Example: exodus status --watch"""
+    migration = migration_at(file, home)
+    api = None if json else PrefectApi.find(home_at(home))
+    while True:
+        found = asyncio.run(read_status(migration))
+        if json:
+            show_json(found)
+        else:
+            _show(found, api)
+        if not watch:
+            return
+        time.sleep(1)
+
+
+# ---------------------------------------------------------------------- decisions
+
+
+def answer_open_decision(migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None) -> Json:
+    """Answer what is asked, through the same call as the UI; the open decision as it was.
+
+    Raises:
+        DecisionRefused: nothing is asked.
+        OperatorError: the answer does not fit the form.
+    """
+    found = asyncio.run(read_status(migration))
+    waiting = found["waiting"]
+    if waiting is None or (phase is not None and waiting["phase"] != phase):
+        raise DecisionRefused("no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"])
+    if waiting["gate"] == NEXT:
+        verdict = {"approve": "retry", "reject": "abandon"}[verdict]
+        fields = {"clean_target": False, **fields}
+    _wait_suspended(api, waiting["flow_run_id"])
+    api.resume(waiting["flow_run_id"], {"decision": verdict, "decided_by": by, "why": why, **fields})
+    return {**waiting, "answer": verdict}
+
+
+def _wait_suspended(api: PrefectApi, run_id: str) -> None:
+    """A decision is announced a moment before its run is suspended."""
+    deadline = time.monotonic() + _SUSPENDS_WITHIN_S
+    while (state := api.run(run_id)["state"])["name"] not in ("Suspended", "Paused"):
+        if state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED") or time.monotonic() > deadline:
+            raise DecisionRefused("no decision is open", why=f"the run is {state['name']}", next_step=f"look at {api.run_url(run_id)}")
+        time.sleep(0.2)
+
+
+def _fields(given: list[str]) -> Json:
+    fields: Json = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OperatorError(f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true")
+        fields[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return fields
+
+
+FieldOption = Annotated[list[str] | None, typer.Option("--field", help="a further field of the form, NAME=VALUE; may be repeated")]
+
+
+def approve(why: WhyOption, by: ByOption = None, field: FieldOption = None, file: FileOption = None, home: HomeOption = None) -> None:
+    """Answer the open decision with yes (retry, after a rollback). Example: exodus approve --why "numbers look right" """
+    _answer("approve", why, by, field, file, home)
+
+
+def reject(why: WhyOption, by: ByOption = None, field: FieldOption = None, file: FileOption = None, home: HomeOption = None) -> None:
+    """Answer the open decision with no (abandon, after a rollback). Example: exodus reject --why "wait for the weekend" """
+    _answer("reject", why, by, field, file, home)
+
+
+def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, file: Path | None, home: Path | None) -> None:
+    migration = migration_at(file, home)
+    done = answer_open_decision(
+        migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or [])
+    )
+    print(f"{done['phase']}, {done['gate']}: {done['answer']}")
+
+
+def abort(why: WhyOption, file: FileOption = None, home: HomeOption = None) -> None:
+    """Give up a switch that is under way: writes go on at the present authority. Example: exodus abort --why "the target is slow" """
+    migration = migration_at(file, home)
+
+    async def work() -> str:
+        async with await open_store(migration) as store:
+            await answered(store.client.set(store.keys.prefix + "abort", why, ex=3600))
+            route = await read_route(store)
+            if route.hold is not Hold.NONE:
+                route = await change_route(store, route, route.next(hold=Hold.NONE, why=f"aborted: {why}"))
+            return f"authority {route.authority}, epoch {route.epoch}: writes go on"
+
+    print(asyncio.run(work()))
+
+
+# ---------------------------------------------------------------------- verification
+
+
+async def _verify(store: ControlStore, migration: MigrationFile, *, repair: bool) -> Json:
+    plan = await store.plan()
+    engine = await open_engine(store, plan)
+    report = await compare_all(engine)
+    if repair and report.divergences:
+        keys = [(found.db, found.key) for found in report.divergences]
+        if engine.route.sync:
+            await engine.feed.mark(keys)  # the lanes own the follower's keys
+        else:
+            await sync_again(engine, keys)
+        report = await compare_all(engine)
+    del migration
+    return report.as_json()
+
+
+def verify(
+    repair: Annotated[bool, typer.Option("--repair", help="copy what differs again, then verify once more")] = False,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare every key of both sides, in both directions; exit status 1 where any differs. Example: exodus verify --json"""
+    migration = migration_at(file, home)
+
+    async def work() -> Json:
+        async with await open_store(migration) as store:
+            return await _verify(store, migration, repair=repair)
+
+    report = asyncio.run(work())
+    if json:
+        show_json(report)
+    else:
+        print(f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s")
+        for row in report["divergences"][:20]:
+            print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
+    if report["divergences_total"]:
+        raise typer.Exit(1)
+
+
+def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Try the dead letters once more. Example: exodus repair"""
+    migration = migration_at(file, home)
+
+    async def work() -> Json:
+        async with await open_store(migration) as store:
+            keys = [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+            failed = await sync_again(await open_engine(store, await store.plan()), keys)
+            return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": [repr(key) for _, key in failed]}
+
+    done = asyncio.run(work())
+    if json:
+        show_json(done)
+    else:
+        print(f"{done['carried']} of {done['tried']} dead letters were carried" + (f"; still failing: {', '.join(done['failed'][:20])}" if done["failed"] else ""))
+    if done["failed"]:
+        raise typer.Exit(1)

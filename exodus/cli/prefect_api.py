@@ -1,0 +1,103 @@
+"""Prefect's REST API, as far as operators' commands need it. The UI uses the same calls.
+
+Its sqlite database answers 503 when it is locked; those are tried again. A resume with an input that does not fit answers HTTP 200 with status REJECT
+(facts-prefect-gx 0.4), so `status` is what counts.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, cast
+
+import httpx
+
+from exodus.errors import OperatorError, OrchestratorError
+from exodus.stack.home import Home
+
+_ATTEMPTS = 20
+_AGAIN_S = 0.5
+Json = dict[str, Any]
+
+
+class PrefectApi:
+    """One server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=30)
+
+    @classmethod
+    def find(cls, home: Home) -> PrefectApi:
+        """The server that PREFECT_API_URL or the local stack names.
+
+        Raises:
+            OperatorError: neither does.
+        """
+        url = os.environ.get("PREFECT_API_URL") or home.prefect_environment().get("PREFECT_API_URL")
+        if not url:
+            raise OperatorError("no Prefect server is known", why=f"PREFECT_API_URL is not set, and {home.root} holds no stack", next_step="exodus up, or export PREFECT_API_URL=http://host:4200/api")
+        return cls(url)
+
+    @property
+    def ui(self) -> str:
+        """Where people look."""
+        return self.url.removesuffix("/api")
+
+    def run_url(self, run_id: str) -> str:
+        """A run's page, in the version of the UI that has a Resume button."""
+        return f"{self.ui}/runs/flow-run/{run_id}"
+
+    def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        failure = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                answer = self._http.request(method, path, **more)
+            except httpx.HTTPError as exc:
+                failure = str(exc) or type(exc).__name__
+            else:
+                if answer.status_code != 503:
+                    return answer
+                failure = "HTTP 503: its database is locked"
+            time.sleep(_AGAIN_S)
+        raise OrchestratorError(f"Prefect at {self.url} does not answer", why=failure, next_step="start it (exodus up); applications are not affected")
+
+    def start(self, phase: str, parameters: Json) -> Json:
+        """Start a phase's deployment; the flow run.
+
+        Raises:
+            OperatorError: there is no such deployment, or a parameter does not fit.
+        """
+        answer = self._call("GET", f"/deployments/name/{phase}/exodus")
+        if answer.status_code == 404:
+            raise OperatorError(
+                f"there is no deployment {phase}/exodus", why=f"asked {self.url}", next_step="prefect --no-prompt deploy --all, in the checkout"
+            )
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        made = self._call("POST", f"/deployments/{answer.json()['id']}/create_flow_run", json=body)
+        if made.status_code not in (200, 201):
+            raise OperatorError(f"{phase} was not started", why=made.text[:300], next_step="correct the parameters")
+        return cast("Json", made.json())
+
+    def run(self, run_id: str) -> Json:
+        """A flow run."""
+        answer = self._call("GET", f"/flow_runs/{run_id}")
+        if answer.status_code != 200:
+            raise OrchestratorError(f"flow run {run_id} is not known", why=f"HTTP {answer.status_code}", next_step="look in the Prefect UI")
+        return cast("Json", answer.json())
+
+    def resume(self, run_id: str, answer: Json) -> None:
+        """Answer the open decision of a suspended run.
+
+        Raises:
+            OperatorError: the answer does not fit the form, or nothing is asked.
+        """
+        said = self._call("POST", f"/flow_runs/{run_id}/resume", json={"run_input": answer})
+        try:
+            body = said.json()
+        except ValueError:
+            body = {}
+        if body.get("status") == "ACCEPT":
+            return
+        why = (body.get("details") or {}).get("reason") or said.text[:300]
+        raise OperatorError(f"the answer was not taken ({body.get('status', said.status_code)})", why=str(why), next_step=f"see the form: {self.run_url(run_id)}")

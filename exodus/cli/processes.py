@@ -1,0 +1,105 @@
+"""`exodus gateway`, `syncer`, `comparer`: the data-plane processes. They follow the control store and need no Prefect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from redis.exceptions import RedisError
+
+from exodus.cli.context import FileOption, HomeOption, migration_at
+from exodus.compare.comparer import run_comparer
+from exodus.config import MigrationFile, Plan, Side
+from exodus.control.store import ControlStore, make_client
+from exodus.cutover.fence import Fence
+from exodus.errors import ControlStoreError, OperatorError
+from exodus.gateway.server import GatewayOptions, serve
+from exodus.sync.live import run_syncer
+
+IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _store(file: MigrationFile) -> ControlStore:
+    """The store without asking whether it answers: a data-plane process starts and goes on without it."""
+    return ControlStore(make_client(file.control_store, field="control_store"), file.plan.name, file.control_store)
+
+
+async def _plan(store: ControlStore) -> Plan:
+    """The plan, as soon as the store answers."""
+    while True:
+        try:
+            return await store.plan()
+        except (RedisError, OSError) as exc:
+            logging.getLogger(__name__).warning("waiting for the control store: %s", exc)
+            await asyncio.sleep(1)
+
+
+def gateway(
+    id_: IdOption = "gateway-1",
+    file: FileOption = None,
+    home: HomeOption = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT instead of the plan's")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="folder for the intent log and the spool; keep it over restarts")] = None,
+    status_port: Annotated[int, typer.Option(help="port of /metrics and /health; 0 takes a free one")] = 0,
+    cert_file: Annotated[Path | None, typer.Option(help="certificate for TLS on the client side")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="its key")] = None,
+    client_ca_file: Annotated[Path | None, typer.Option(help="ask clients for certificates of this CA")] = None,
+    log_level: str = "INFO",
+) -> None:
+    """Relay applications to the authority. Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400"""
+    _log(log_level)
+    migration = migration_at(file, home)
+    host, port = migration.plan.gateway.host, migration.plan.gateway.port
+    if listen is not None:
+        host, _, text = listen.rpartition(":")
+        if not host or not text.isdigit():
+            raise OperatorError(f"--listen: {listen!r} is not HOST:PORT", why="a host and a port are needed", next_step="--listen 127.0.0.1:6400")
+        port = int(text)
+    options = GatewayOptions(
+        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file, on_overdue_hold=_lower_fence
+    )
+    try:
+        uvloop.run(serve(_store(migration), options))
+    except (RedisError, OSError) as exc:
+        raise ControlStoreError(
+            f"the control store {migration.control_store.url} does not answer",
+            why=str(exc),
+            next_step="start it: a gateway's first start needs the plan and the route from it",
+        ) from exc
+
+
+async def _lower_fence(store: ControlStore, plan: Plan, authority: Side) -> None:
+    """A hold that nobody ended: the fence that its switch may have put up on the authority goes too, or production could not write."""
+    await Fence(store, authority, plan.address(authority)).lower()
+
+
+def syncer(id_: IdOption = "syncer-1", file: FileOption = None, home: HomeOption = None, log_level: str = "INFO") -> None:
+    """Make changed keys equal on the follower. Example: exodus syncer --id syncer-1"""
+    _log(log_level)
+    migration = migration_at(file, home)
+
+    async def work() -> None:
+        store = _store(migration)
+        await run_syncer(store, await _plan(store), id_)
+
+    uvloop.run(work())
+
+
+def comparer(id_: IdOption = "comparer-1", file: FileOption = None, home: HomeOption = None, log_level: str = "INFO") -> None:
+    """Compare sampled requests on the target. Example: exodus comparer --id comparer-1"""
+    _log(log_level)
+    migration = migration_at(file, home)
+
+    async def work() -> None:
+        store = _store(migration)
+        await run_comparer(store, await _plan(store), id_)
+
+    uvloop.run(work())

@@ -1,0 +1,191 @@
+"""`exodus up` and `exodus down`: everything of a migration on one machine.
+
+Prefect's server takes longest, so it is started first and waited for last. If a part does not start, the last lines of its log are shown and all others are
+stopped. A second `up` says what runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from redis.exceptions import RedisError
+
+from exodus.config import Side, load_migration
+from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.errors import ExodusError, OperatorError
+from exodus.stack import prefect, servers
+from exodus.stack.home import Home, Running, free_port
+from exodus.stack.processes import Started, end, start, wait_ready
+from exodus.stack.servers import ServerKind, start_server, wait_server
+
+MIGRATION = "demo"
+DATA_PLANE = ("gateway", "syncer", "comparer")
+
+
+@dataclass
+class Wanted:
+    """What to start. A URL stands for a real server in place of an embedded one."""
+
+    source_url: str | None = None
+    target_url: str | None = None
+    source_password_file: Path | None = None
+    target_password_file: Path | None = None
+    source_kind: ServerKind = ServerKind.REDIS_62
+    target_kind: ServerKind = ServerKind.VALKEY_91
+    options: dict[str, Any] | None = None
+
+
+def urls(home: Home) -> dict[str, str]:
+    """Where the parts of a running stack are."""
+    ports = {entry.name: entry.port for entry in home.running() if entry.port}
+    file = load_migration(home.migration_file)
+    found = {
+        "gateway": f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}",
+        "source": file.plan.source.url,
+        "target": file.plan.target.url,
+        "control store": file.control_store.url,
+    }
+    if "prefect-server" in ports:
+        found["Prefect UI"] = f"http://127.0.0.1:{ports['prefect-server']}"
+    return found
+
+
+def up(home: Home, wanted: Wanted, say: Callable[[str], None]) -> dict[str, str]:
+    """Start the stack, or say what runs of it; where its parts are.
+
+    Raises:
+        OperatorError: the two sides cannot be migrated as they are; everything that was started is stopped again.
+        StackError: a part did not start; likewise.
+    """
+    running = home.running()
+    if running:
+        names = {entry.name for entry in running}
+        missing = [entry.name for entry in home.recorded() if entry.name not in names]
+        say(f"running already in {home.root}: {', '.join(sorted(names))}" + (f"; NOT running: {', '.join(missing)} (exodus down, then up)" if missing else ""))
+        return urls(home)
+    home.make()
+    stack = _Stack(home)
+    try:
+        stack.start(wanted, say)
+    except BaseException:
+        end(stack.entries)
+        home.record([])
+        raise
+    return urls(home)
+
+
+def down(home: Home) -> list[str]:
+    """Stop what was recorded; the names of what was running. Data and logs stay."""
+    ended = end(home.recorded())
+    home.record([])
+    return ended
+
+
+class _Stack:
+    """The parts that were started, recorded one by one so that an interruption leaves none unknown."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.entries: list[Running] = []
+
+    def add(self, started: Started) -> Started:
+        self.entries.append(started.running())
+        self.home.record(self.entries)
+        return started
+
+    def start(self, wanted: Wanted, say: Callable[[str], None]) -> None:
+        home = self.home
+        port = free_port()
+        environment = prefect.environment(home, port)
+        # A server process finds only fresh state: blocks and runs of an earlier stack of this home would name dead ports.
+        shutil.rmtree(environment["PREFECT_HOME"], ignore_errors=True)
+        server = self.add(prefect.start_prefect_server(home, port))
+        home.prefect_env.write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+        say("starting servers")
+        self._servers(wanted)
+        asyncio.run(self._check())
+        say("starting Prefect")
+        wait_ready(server, lambda: prefect.healthy(port), within_s=120)
+        prefect.keep_template(home)
+        prefect.make_pool(port)
+        worker = self.add(prefect.start_worker(home, port))
+        with ThreadPoolExecutor(2) as pool:
+            deploying = pool.submit(prefect.deploy, home, port)
+            registering = pool.submit(prefect.register, home, port)
+            registering.result()
+            say("starting gateway, syncer and comparer")
+            self._data_plane()
+            deploying.result()
+        wait_ready(worker, lambda: prefect.worker_online(port), within_s=60)
+
+    def _servers(self, wanted: Wanted) -> None:
+        home = self.home
+        given: dict[str, dict[str, str]] = {}
+        embedded = []
+        for name, url, password_file, kind in (
+            ("source", wanted.source_url, wanted.source_password_file, wanted.source_kind),
+            ("target", wanted.target_url, wanted.target_password_file, wanted.target_kind),
+            ("control_store", None, None, ServerKind.VALKEY_91),
+        ):
+            if url is not None:
+                given[name] = {"url": url, **({"password_file": str(password_file.absolute())} if password_file else {})}
+                continue
+            secret = home.secret(name)
+            private = name == "control_store"
+            server_port = free_port()
+            folder = home.data / name
+            config = {"appendonly": "yes", "appendfsync": "everysec"} if private else {}
+            shutil.rmtree(folder, ignore_errors=True)  # a stack begins empty: what an earlier one migrated is not this one's
+            server = start_server(
+                kind, name=name, port=server_port, folder=folder, log=home.log(name), password_file=secret, private=private, **config
+            )
+            self.add(server.started)
+            embedded.append(server)
+            given[name] = {"url": f"redis://{servers.USER}@127.0.0.1:{server_port}", "password_file": str(secret.absolute())}
+        for server in embedded:
+            wait_server(server)
+        document = {"name": MIGRATION, **given, "gateway": {"host": "127.0.0.1", "port": free_port()}, **(wanted.options or {})}
+        home.migration_file.touch(mode=0o600)
+        home.migration_file.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    async def _check(self) -> None:
+        file = load_migration(self.home.migration_file)
+        findings = await check_pair(Endpoint(Side.SOURCE, file.plan.source), Endpoint(Side.TARGET, file.plan.target), file.plan)
+        raise_if_fatal(findings)
+
+    def _data_plane(self) -> None:
+        home = self.home
+        file = load_migration(home.migration_file)
+        parts: list[Started] = []
+        for name in DATA_PLANE:
+            command = [sys.executable, "-m", "exodus.cli.app", name, "--file", str(home.migration_file.absolute()), "--id", f"{name}-1"]
+            if name == "gateway":
+                command += ["--state-dir", str((home.data / "gateway-1").absolute())]
+                shutil.rmtree(home.data / "gateway-1", ignore_errors=True)
+            port = file.plan.gateway.port if name == "gateway" else None
+            parts.append(self.add(start(name, command, log=home.log(name), port=port)))
+        for part in parts:
+            if part.name == "gateway":
+                wait_ready(part, lambda: servers.answers(file.plan.gateway.port), within_s=30)
+            else:
+                wait_ready(part, lambda kind=part.name: asyncio.run(_registered(home, kind)), within_s=30)  # type: ignore[misc]
+
+
+async def _registered(home: Home, kind: str) -> bool:
+    file = load_migration(home.migration_file)
+    try:
+        async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+            return bool(await store.registrations(kind))
+    except (ExodusError, RedisError, OSError) as exc:
+        if isinstance(exc, OperatorError):
+            raise
+        return False  # not yet
