@@ -1,0 +1,65 @@
+# `make` lists the targets. Needs Python 3.11 with pip and venv, and make; everything else is installed into .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+KEYS ?= 200000
+WRITES ?= 2000
+PATH_TAKEN ?= commit
+SEED ?= 1
+APPROVE ?= auto
+NAME ?=
+
+.PHONY: help install demo test unit fault e2e lint fix types imports bench up down clean
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,dev]'
+	touch $(STAMP)
+
+install: $(STAMP)  ## make .venv with the pinned versions
+
+demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_TAKEN SEED KEEP=1 APPROVE=ask)
+	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) $(if $(KEEP),--keep)
+
+test: $(STAMP)  ## every test, and what lint checks
+	$(BIN)/python -m pytest tests
+
+unit: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest tests/unit tests/property
+
+fault: $(STAMP)  ## tests that kill and stall processes
+	$(BIN)/python -m pytest tests/fault
+
+e2e: $(STAMP)  ## tests through a real Prefect server and worker
+	$(BIN)/python -m pytest tests/e2e
+
+lint: $(STAMP)  ## formatter, linter, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) types imports
+
+types: $(STAMP)  ## the type checker
+	$(BIN)/mypy exodus flows tasks blocks examples
+
+imports: $(STAMP)  ## the import contract
+	$(BIN)/lint-imports
+
+fix: $(STAMP)  ## format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## every benchmark, short form (NAME=backfill for one, FULL=1 for the long form)
+	$(BIN)/python -m benchmarks $(NAME) $(if $(FULL),--full)
+
+up: $(STAMP)  ## the stack, left running; decisions are asked of you
+	$(BIN)/exodus up
+
+down: $(STAMP)  ## stop the stack
+	$(BIN)/exodus down
+
+clean:  ## remove what was built
+	rm -rf build .exodus .mypy_cache .ruff_cache .pytest_cache .hypothesis
