@@ -33,6 +33,7 @@ SPOOL_BYTES_MAX = 256 * 1024 * 1024
 INTENT_SEGMENT_BYTES = 1024 * 1024
 INTENT_SEGMENTS_MAX = 64
 HEARTBEAT_S = 0.5
+HELD_HEARTBEAT_S = 0.01  # while writes are held: a switch waits for what the gateways say
 HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
 HOLD_SECONDS_MAX = 10.0
@@ -132,9 +133,7 @@ class Address(BaseModel):
                 next_step=f"write {field} as redis://user@host:port with a port from 1 to 65535",
             ) from exc
         if not parts.hostname:
-            raise OperatorError(
-                f"{field}: {shown!r} names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port"
-            )
+            raise OperatorError(f"{field}: {shown!r} names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port")
         if parts.path not in ("", "/", "/0"):
             raise OperatorError(
                 f"{field}: {parts.path!r} names one database",
@@ -251,7 +250,9 @@ def load_migration(path: Path) -> MigrationFile:
     except OSError as exc:
         raise OperatorError(f"{path} cannot be read", why=str(exc), next_step="name a migration file: exodus apply migration.yaml") from exc
     except yaml.YAMLError as exc:
-        raise OperatorError(f"{path} is not YAML", why=str(exc), next_step="correct the file; docs/operating/migration-file.md has an example") from exc
+        raise OperatorError(
+            f"{path} is not YAML", why=str(exc), next_step="correct the file; docs/operating/migration-file.md has an example"
+        ) from exc
     if not isinstance(raw, dict):
         raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
     servers: dict[str, Address] = {}

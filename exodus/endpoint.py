@@ -1,7 +1,7 @@
 """A side of the migration as a set of nodes, what each can do, and whether two sides fit together.
 
-One node for a standalone server; callers ask for the node of a key or for all nodes, so that Sentinel and Cluster can come without them
-changing. Capabilities are found by asking the server, never by the vendor's name.
+One node for a standalone server; callers ask for the node of a key or for all nodes, so that Sentinel and Cluster can
+come without them changing. Capabilities are found by asking the server, never by the vendor's name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError
 
+OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
@@ -78,9 +79,7 @@ class Node:
         async with await self.connect() as leg:
             raw = (await leg.pipeline([("INFO",)]))[0]
             if isinstance(raw, ReplyError):
-                raise OperatorError(
-                    f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)"
-                )
+                raise OperatorError(f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)")
             info = _info(raw)
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
@@ -104,7 +103,9 @@ class Node:
             dump = (await leg.pipeline([("DUMP", scratch), ("DEL", scratch)]))[0]
             payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
         databases = {
-            int(key[2:]): int(value.partition("keys=")[2].partition(",")[0]) for key, value in info.items() if key.startswith("db") and key[2:].isdigit()
+            int(key[2:]): int(value.partition("keys=")[2].partition(",")[0])
+            for key, value in info.items()
+            if key.startswith("db") and key[2:].isdigit()
         }
         return NodeFacts(
             engine=engine,
@@ -161,7 +162,11 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     if ours.run_id == theirs.run_id:
         findings.append(
             Finding(
-                "different servers", "fatal", f"target {plan.target.url} is the source", f"both answer with run id {ours.run_id[:12]}…", "correct target"
+                "different servers",
+                "fatal",
+                f"target {plan.target.url} is the source",
+                f"both answer with run id {ours.run_id[:12]}…",
+                "correct target",
             )
         )
         return findings
@@ -182,6 +187,8 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
 
 async def _check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:
     foreign = sum(facts.databases.values())
+    if store is not None and await store.report(OWNED) is not None:
+        return Finding("empty target", "ok", f"{foreign} keys on the target, copied by this migration")
     if foreign and store is not None:
         try:
             foreign -= int(await answered(store.client.scard(store.keys.seeded)))

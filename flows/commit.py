@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
 from exodus.control.ledger import FINALISE
@@ -30,7 +30,10 @@ def commit(migration: str = "demo") -> State[str]:
         phase=PHASE,
         gate="cutover",
         question="Should the target become the authority now?",
-        summary=[f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps), "reads go on all the while; writes flow back, so that rollback loses nothing"],
+        summary=[
+            f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
+            "reads go on all the while; writes flow back, so that rollback loses nothing",
+        ],
         evidence="evidence.migrate",
     )
     if decision["verdict"] != "approve":
@@ -53,7 +56,10 @@ def commit(migration: str = "demo") -> State[str]:
         phase=PHASE,
         gate=FINALISE,
         question="Is the business ready to decommission the source?",
-        summary=[f"writes were held for {hold} ms; {found['keys_verified']:,} keys verified in both directions", "approve closes the way back; reject asks for a rollback"],
+        summary=[
+            f"writes were held for {hold} ms; {found['keys_verified']:,} keys verified in both directions",
+            "approve closes the way back; reject asks for a rollback",
+        ],
         evidence=f"evidence.{PHASE}",
     )
     if business["verdict"] == "approve":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
@@ -27,7 +29,7 @@ def go_on(migration: str) -> None:
 
 def start(migration: str, phase: str) -> str:
     """Start a phase's deployment once for the run that calls; says which run it is."""
-    run = run_deployment(
+    run: Any = run_deployment(
         f"{phase}/exodus",
         parameters={"migration": migration},
         timeout=0,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect import flow, unmapped
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
@@ -22,7 +24,7 @@ PHASE = Phase.MIGRATE
 def _backfill(migration: str, writer_epoch: int) -> Json:
     """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
     slices = slice_keyspace(migration)
-    progress = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
+    progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
     left, attempt = slices, 0
     while left:
         attempt += 1
@@ -63,8 +65,10 @@ def migrate(migration: str = "demo") -> State[str]:
         gate="continue",
         question="Is progress healthy enough to continue?",
         summary=[
-            f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s, seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
-            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences; lag {drained['lag_entries']} entries",
+            f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
+            f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
+            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences; "
+            f"lag {drained['lag_entries']} entries",
         ],
         evidence=f"evidence.{PHASE}",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
@@ -41,7 +41,10 @@ def pre_test(migration: str = "demo", seconds: float | None = None) -> State[str
         phase=PHASE,
         gate="observe",
         question="Can Exodus observe representative traffic safely?",
-        summary=[f"{profile['requests']:,} requests of {profile['clients']} clients in {profile['seconds']:.0f} s, all parsed", f"{len(checks)} checks passed"],
+        summary=[
+            f"{profile['requests']:,} requests of {profile['clients']} clients in {profile['seconds']:.0f} s, all parsed",
+            f"{len(checks)} checks passed",
+        ],
         evidence=f"evidence.{PHASE}",
     )
     ended = close_phase(migration, PHASE, decision)

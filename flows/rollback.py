@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
 from exodus.control.ledger import NEXT
@@ -30,7 +30,9 @@ def rollback(migration: str = "demo") -> State[str]:
         phase=PHASE,
         gate="back",
         question="Should traffic return to the source?",
-        summary=[f"the {began['authority']} is the authority; {len(steps)} step(s): " + " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)],
+        summary=[
+            f"the {began['authority']} is the authority; {len(steps)} step(s): " + " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
+        ],
         evidence="verification.commit" if switched else "verification.migrate",
     )
     if decision["verdict"] != "approve":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.states import State
+from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on

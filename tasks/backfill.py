@@ -45,7 +45,9 @@ def copy_one_slice(migration: str, slice_id: str, writer_epoch: int, attempt: in
             route = await read_route(it.store)
             if route.writer_epoch != writer_epoch:
                 raise EpochEnded(
-                    "the backfill's epoch ended", why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}", next_step="start migrate again"
+                    "the backfill's epoch ended",
+                    why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
+                    next_step="start migrate again",
                 )
             engine = await open_engine(it.store, it.plan, route)
             progress = await copy_slice(engine, run_name(writer_epoch), Slice.parse(slice_id), budget_s=BUDGET_S)
@@ -63,7 +65,18 @@ def count_backfill(migration: str, writer_epoch: int) -> Json:
             slices = list((await load_progress(it.store, run_name(writer_epoch))).values())
             total = {
                 field: sum(getattr(progress, field) for progress in slices)
-                for field in ("keys_seen", "keys_copied", "keys_removed", "keys_failed", "keys_skipped", "payload_bytes", "re_marked", "chunks", "restarts", "attempts")
+                for field in (
+                    "keys_seen",
+                    "keys_copied",
+                    "keys_removed",
+                    "keys_failed",
+                    "keys_skipped",
+                    "payload_bytes",
+                    "re_marked",
+                    "chunks",
+                    "restarts",
+                    "attempts",
+                )
             }
             accounted = total["keys_copied"] + total["keys_removed"] + total["keys_failed"] + total["keys_skipped"]
             seconds = max((progress.seconds for progress in slices), default=0.0)

@@ -9,7 +9,7 @@ from prefect import task
 
 from exodus.config import JournalMode, Side
 from exodus.control import registry
-from exodus.control.journal import unpack
+from exodus.control.changes import unpack
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered
 from exodus.endpoint import Endpoint
@@ -24,9 +24,7 @@ _SETTLE_S = 1.0
 
 async def _wait(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "comparer"):
-        await registry.wait_for(
-            it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
-        )
+        await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
 
 
 @task(name="shadow sampled traffic", persist_result=True)
@@ -49,14 +47,15 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 rows: list[Json] = []
                 for beat in beats:
                     for name, row in beat.facts["rows"].items():
-                        counted = {field: row.get(field, 0) for field in ("compared", "equal", "inconclusive", "not_comparable", "infrastructure", "divergences")}
+                        counted = {
+                            field: row.get(field, 0)
+                            for field in ("compared", "equal", "inconclusive", "not_comparable", "infrastructure", "divergences")
+                        }
                         rows.append({"command": name, **counted})
                 return {"rows": sorted(rows, key=lambda row: -row["compared"]), "convergence": await _convergence(it)}
             finally:
                 now = await read_route(it.store)
-                after = await change_route(
-                    it.store, now, now.next(why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0)
-                )
+                after = await change_route(it.store, now, now.next(why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0))
                 await _wait(it, after.epoch)
 
     return run(work())

@@ -63,7 +63,13 @@ def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
     ]
     for side, node in facts.items():
         lacking = sorted(name for name, able in node["capabilities"].items() if not able)
-        rows.append({"topic": f"{side} capabilities", "finding": f"not available: {', '.join(lacking) or 'none'}", "advice": "found by probing; nothing to do"})
+        rows.append(
+            {
+                "topic": f"{side} capabilities",
+                "finding": f"not available: {', '.join(lacking) or 'none'}",
+                "advice": "found by probing; nothing to do",
+            }
+        )
     for risk, count in workload.get("risks", {}).items():
         rows.append(
             {"topic": "risk", "finding": f"{risk}: {count}", "advice": "its keys are not in the journal: verify before cutover, or declare the keys"}

@@ -15,7 +15,7 @@ from exodus.control.store import answered, guard_key, lane_guard_key
 from exodus.cutover import switch
 from exodus.cutover.fence import Fence
 from exodus.cutover.rehearsal import rehearse
-from exodus.endpoint import Endpoint
+from exodus.endpoint import OWNED, Endpoint
 from exodus.sync.backfill import CHUNK_KEYS
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import scan_once
@@ -87,7 +87,9 @@ async def _stop(it: Opened, why: str) -> int:
     """Journal and live sync off; nobody of ours writes to the follower any more."""
     route = await read_route(it.store)
     await set_writer_epoch(Endpoint(route.follower, it.plan.address(route.follower)), it.plan.name, _CLOSED)
-    route = await change_route(it.store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, writer_epoch=route.writer_epoch + 1))
+    route = await change_route(
+        it.store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, writer_epoch=route.writer_epoch + 1)
+    )
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
             it.store, kind, lambda beat: beat.epoch >= route.epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
@@ -139,7 +141,7 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
             await _remove_own_keys(it)
             await Fence(it.store, Side.TARGET, it.plan.target).lower()
             removed = await _remove_copied(it) if clean_target else 0
-            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence))
+            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence, it.store.keys.report(OWNED)))
             report = {"authority": "source", "target_keys_removed": removed, "clean_target": clean_target}
             await it.store.save_report("abandoned", report)
             return report

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.states import Completed, State
+from prefect.states import Completed
 from pydantic import Field
 
 from tasks.context import Json, load
@@ -70,7 +71,10 @@ def ask(
         lines = [f"### {question}"]
         if problem is not None:
             lines.append(f"**Asked again: {problem}**")
-        lines += [*(f"- {line}" for line in summary), f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`"]
+        lines += [
+            *(f"- {line}" for line in summary),
+            f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`",
+        ]
         answer = suspend_flow_run(
             wait_for_input=form.with_initial_data(description="\n".join(lines)),
             key=f"{gate}-{attempt}",

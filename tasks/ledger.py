@@ -28,9 +28,9 @@ async def _check(opened_: Opened, phase: Phase) -> None:
         return
     store, plan = opened_.store, opened_.plan
     entries = await ledger.read(store)
-    if phase is Phase.MIGRATE and (retry := ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)) is not None:
-        if retry.verdict == "retry":
-            return
+    retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
+    if phase is Phase.MIGRATE and retry is not None and retry.verdict == "retry":
+        return
     decision = ledger.approved_since(entries, needed)
     if decision is None:
         raise DecisionRefused(
@@ -133,9 +133,7 @@ def finish_phase(migration: str, phase: str, outcome: str) -> Json:
             await it.store.save_phase(phase, state)
             await ledger.record(
                 it.store,
-                LedgerEntry(
-                    at_ms=now_ms, phase=Phase(phase), event="finished", verdict=outcome, flow_run_id=str(flow_run.get_id() or "")
-                ),
+                LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="finished", verdict=outcome, flow_run_id=str(flow_run.get_id() or "")),
             )
             return state
 

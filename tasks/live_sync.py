@@ -10,15 +10,16 @@ from prefect import task
 
 from exodus.config import JournalMode, Side
 from exodus.control import journal, registry
+from exodus.control.changes import Barrier, Key, unpack
 from exodus.control.checkpoint import forget_run
-from exodus.control.journal import Key, unpack
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
-from exodus.endpoint import Endpoint
+from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
+from exodus.sync.live import rescan
 from exodus.sync.reconcile import repair, verify
 from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
@@ -29,9 +30,7 @@ _PROOF_S = 10.0
 
 async def _everybody(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "syncer"):
-        await registry.wait_for(
-            it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
-        )
+        await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
 
 
 @task(name="start live sync", persist_result=True)
@@ -49,7 +48,10 @@ def start_live_sync(migration: str) -> Json:
                 raise DecisionRefused(
                     "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
                 )
+            owned = await it.store.report(OWNED) is not None
             if not route.sync:
+                # From here on what the target holds is ours to replace, also when this phase is started again.
+                await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
                 writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
                 await forget_run(it.store, run_name(writer))
@@ -57,6 +59,9 @@ def start_live_sync(migration: str) -> Json:
                     it.store, route, route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, writer_epoch=writer)
                 )
             await _everybody(it, route.epoch)
+            if owned:
+                # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
+                await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
             client = make_client(it.plan.source.model_copy(update=_as_application(it)), field="source")
             try:
                 key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)

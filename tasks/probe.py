@@ -82,7 +82,11 @@ async def _print_of(endpoint: Endpoint) -> str:
     async with await (await endpoint.nodes())[0].connect(name="exodus-probe") as leg:
         replies = await leg.pipeline([("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*")])
         role, users, config = replies
-        shape = (role[0] if isinstance(role, list) else str(role), users if isinstance(users, list) else None, config if isinstance(config, list) else None)
+        shape = (
+            role[0] if isinstance(role, list) else str(role),
+            users if isinstance(users, list) else None,
+            config if isinstance(config, list) else None,
+        )
     return hashlib.sha256(repr(shape).encode()).hexdigest()
 
 

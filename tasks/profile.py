@@ -54,7 +54,9 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
             before = await _snapshots(it)
             if not before:
                 raise DecisionRefused(
-                    "no gateway has reported", why="applications connect to Exodus in this phase", next_step="start `exodus gateway`, point the applications at it"
+                    "no gateway has reported",
+                    why="applications connect to Exodus in this phase",
+                    next_step="start `exodus gateway`, point the applications at it",
                 )
             await asyncio.sleep(watched)
             after = await _snapshots(it)

@@ -27,7 +27,7 @@ async def run(args: argparse.Namespace) -> int:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    model = Model(seed=args.seed, keys=args.keys, began_ms=int(time.time() * 1000))  # noqa: TID251 - expiry is wall-clock time
+    model = Model(seed=args.seed, keys=args.keys, began_ms=int(time.time() * 1000))
     tally = Tally()
     client = connect(args.url)
     await preload(client, model)

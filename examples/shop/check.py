@@ -62,7 +62,7 @@ async def read_state(client: redis.Redis, key: bytes) -> State:
 async def read_expiries(client: redis.Redis, keys: list[bytes]) -> list[int]:
     """Absolute expiry in ms of keys; -1 without one, -2 where there is no key."""
     try:
-        pipe = client.pipeline(transaction=False)
+        pipe: Any = client.pipeline(transaction=False)
         for key in keys:
             pipe.pexpiretime(key)
         return [int(at) for at in await pipe.execute()]
@@ -167,7 +167,7 @@ async def _check_cold(client: redis.Redis, model: Model, findings: Findings) -> 
 
 async def _check_live(client: redis.Redis, model: Model, findings: Findings) -> None:
     keys = list({*model.live, *model.unknown})
-    now_ms = int(time.time() * 1000)  # noqa: TID251 - expiry is wall-clock time
+    now_ms = int(time.time() * 1000)
     for start in range(0, len(keys), _BATCH):
         part = keys[start : start + _BATCH]
         states, expiries = await read_states(client, part), await read_expiries(client, part)
@@ -194,7 +194,8 @@ async def _check_live(client: redis.Redis, model: Model, findings: Findings) -> 
 
 
 async def _check_jobs(client: redis.Redis, model: Model, findings: Findings) -> None:
-    left: list[bytes] = await client.lrange("shop:jobs", 0, -1)  # type: ignore[misc]
+    jobs: Any = client.lrange("shop:jobs", 0, -1)
+    left: list[bytes] = await jobs
     seen = model.jobs_consumed + left
     twice = len(seen) - len(set(seen))
     if twice:

@@ -13,7 +13,8 @@ _BATCH = 500
 
 def queue_cold(pipe: Any, model: Model, index: int) -> None:
     """Queue the commands that make one preloaded key."""
-    key, state = cold_key(index), cold_state(model.seed, index)
+    key = cold_key(index)
+    state: Any = cold_state(model.seed, index)
     kind = cold_kind(index)
     if kind == "string":
         pipe.set(key, state)

@@ -63,10 +63,11 @@ class Writer:
         self.delivered: list[bytes] = []
         for account in range(_ACCOUNTS):
             self.model.live.setdefault(self.key(b"account", account), None)
-        self.actions: list[Callable[[], Awaitable[None]]] = [
-            self.set_string, self.count, self.count, self.push_or_pop, self.push_or_pop, self.change_set, self.change_zset, self.change_hash,
-            self.add_to_stream, self.set_with_ttl, self.set_expiry_at, self.persist, self.transfer, self.run_script, self.delete, self.rename, self.change_cold,
-        ]  # fmt: skip
+        reads = [self.read_back] * 3
+        changes = [self.set_string, self.count, self.count, self.push_or_pop, self.push_or_pop, self.change_set, self.change_zset, self.change_hash]
+        times = [self.set_with_ttl, self.set_expiry_at, self.persist]
+        several = [self.add_to_stream, self.transfer, self.run_script, self.delete, self.rename, self.change_cold]
+        self.actions: list[Callable[[], Awaitable[None]]] = [*reads, *changes, *times, *several]
 
     def key(self, kind: bytes, number: int) -> bytes:
         """A key of this writer."""
@@ -78,7 +79,10 @@ class Writer:
         interval = 1 / per_s
         due = time.monotonic()
         while not stop.is_set():
-            await self.draw.choice(self.actions)()
+            action = self.draw.choice(self.actions)
+            await action()
+            if action == self.read_back:
+                continue  # the rate is one of writes
             due += interval
             left = due - time.monotonic()
             if left > 0:
@@ -87,7 +91,9 @@ class Writer:
                 due = time.monotonic()  # after a stall the lost time is not made up for
         await self.client.aclose()
 
-    async def write(self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None) -> Any:
+    async def write(
+        self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None
+    ) -> Any:
         """Send one write and, once it is acknowledged, change the model."""
         for key in changes:
             if key in self.model.unknown and not await self.settle(key):
@@ -128,6 +134,20 @@ class Writer:
     def now(self, key: bytes) -> State:
         """The state that a key must have; None also where it may have expired by now."""
         return self.model.live.get(key)
+
+    async def read_back(self) -> None:
+        """Read a key of one's own: it must be what was acknowledged last."""
+        kind = self.draw.choice((b"string", b"counter", b"list", b"set", b"hash"))
+        key = self.key(kind, self.draw.randrange(30))
+        if key in self.model.unknown:
+            return
+        try:
+            found = await read_state(self.client, key)
+        except (redis.RedisError, OSError) as exc:
+            self.tally.error(exc)
+            return
+        if found != self.now(key):
+            self.tally.error(ValueError(f"stale read of {key.decode()}"))
 
     async def set_string(self) -> None:
         key, value = self.key(b"string", self.draw.randrange(200)), b"%x" % self.draw.getrandbits(128)
@@ -199,10 +219,10 @@ class Writer:
     async def set_with_ttl(self) -> None:
         key, value = self.key(b"ttl", self.draw.randrange(100)), b"%x" % self.draw.getrandbits(64)
         px = self.draw.choice((1_500, 4_000, 3_600_000, 7_200_000))
-        before = int(time.time() * 1000)  # noqa: TID251 - expiry is wall-clock time
+        before = int(time.time() * 1000)
         expiry = Expiry(before + px, before + px)
         await self.write({key: value}, lambda: self.client.set(key, value, px=px), expiry={key: expiry})
-        after = int(time.time() * 1000)  # noqa: TID251 - expiry is wall-clock time
+        after = int(time.time() * 1000)
         if self.model.expiries.get(key) is expiry:
             self.model.expiries[key] = Expiry(before + px, after + px + 1)
 
@@ -282,7 +302,7 @@ async def produce_jobs(url: str, model: Model, tally: Tally, stop: asyncio.Event
         job = b"job-%d" % number
         number += 1
         try:
-            await cast("Awaitable[int]", client.lpush("shop:jobs", job))
+            await client.lpush("shop:jobs", job)
             model.jobs_pushed.add(job)
             tally.acknowledged += 1
         except (redis.RedisError, OSError) as exc:

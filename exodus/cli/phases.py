@@ -19,7 +19,7 @@ from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import Hold, MigrationFile, Phase
 from exodus.control import journal, ledger, registry
-from exodus.control.journal import unpack
+from exodus.control.changes import unpack
 from exodus.control.ledger import NEXT
 from exodus.control.registry import Heartbeat
 from exodus.control.route import change_route, read_route
@@ -112,7 +112,9 @@ async def read_status(migration: MigrationFile) -> Json:
         elif any(state.get("state") == "running" for state in phases.values()):
             why, unblocks = "a phase is running", "nothing: it will ask when it is done"
         else:
-            why, unblocks = ("no phase is running", f"exodus start {due}") if due else ("nothing is due", "exodus start PHASE, where you want to go on")
+            why, unblocks = (
+                ("no phase is running", f"exodus start {due}") if due else ("nothing is due", "exodus start PHASE, where you want to go on")
+            )
         verification = await store.report(f"verification.{Phase.MIGRATE}")
         return {
             "migration": migration.plan.name,
@@ -129,22 +131,22 @@ async def read_status(migration: MigrationFile) -> Json:
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
             "dead_letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()],
             "open_gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()],
-            "verified": None if verification is None else {key: verification[key] for key in ("keys_verified", "keys_authority", "divergences_total", "at_ms")},
+            "verified": None
+            if verification is None
+            else {key: verification[key] for key in ("keys_verified", "keys_authority", "divergences_total", "at_ms")},
         }
 
 
 def _show(status: Json, api: PrefectApi | None) -> None:
-    show_table("phases", ["phase", "state", "decision", "by"], [
-        (name, status["phases"].get(name, {}).get("state", "–"), status["phases"].get(name, {}).get("decision", ""), status["phases"].get(name, {}).get("decided_by", ""))
-        for name in Phase
-    ])  # fmt: skip
-    processes = [("gateway", beat) for beat in status["gateways"]] + [("syncer", beat) for beat in status["syncers"]] + [("comparer", beat) for beat in status["comparers"]]
-    show_table("processes", ["kind", "id", "state", "epoch", "heard", "says"], [
-        (kind, beat["process"], beat["state"], beat["epoch"], f"{beat['age_s']} s ago", beat["why"]) for kind, beat in processes
-    ])  # fmt: skip
+    states = [(name, status["phases"].get(name, {})) for name in Phase]
+    rows = [(name, state.get("state", "–"), state.get("decision", ""), state.get("decided_by", "")) for name, state in states]
+    show_table("phases", ["phase", "state", "decision", "by"], rows)
+    beats = [(kind, beat) for kind in ("gateway", "syncer", "comparer") for beat in status[f"{kind}s"]]
+    processes = [(kind, beat["process"], beat["state"], beat["epoch"], f"{beat['age_s']} s ago", beat["why"]) for kind, beat in beats]
+    show_table("processes", ["kind", "id", "state", "epoch", "heard", "says"], processes)
     print(
-        f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · lag {status['lag_entries']} entries · "
-        f"dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
+        f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · "
+        f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
     )
     print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     waiting = status["waiting"]
@@ -175,7 +177,9 @@ def status(
 # ---------------------------------------------------------------------- decisions
 
 
-def answer_open_decision(migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None) -> Json:
+def answer_open_decision(
+    migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None
+) -> Json:
     """Answer what is asked, through the same call as the UI; the open decision as it was.
 
     Raises:
@@ -208,7 +212,9 @@ def _fields(given: list[str]) -> Json:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise OperatorError(f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true")
+            raise OperatorError(
+                f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true"
+            )
         fields[name] = {"true": True, "false": False}.get(value.lower(), value)
     return fields
 
@@ -228,9 +234,7 @@ def reject(why: WhyOption, by: ByOption = None, field: FieldOption = None, file:
 
 def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, file: Path | None, home: Path | None) -> None:
     migration = migration_at(file, home)
-    done = answer_open_decision(
-        migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or [])
-    )
+    done = answer_open_decision(migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or []))
     print(f"{done['phase']}, {done['gate']}: {done['answer']}")
 
 
@@ -284,7 +288,9 @@ def verify(
     if json:
         show_json(report)
     else:
-        print(f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s")
+        print(
+            f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s"
+        )
         for row in report["divergences"][:20]:
             print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
     if report["divergences_total"]:
@@ -305,6 +311,9 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
     if json:
         show_json(done)
     else:
-        print(f"{done['carried']} of {done['tried']} dead letters were carried" + (f"; still failing: {', '.join(done['failed'][:20])}" if done["failed"] else ""))
+        print(
+            f"{done['carried']} of {done['tried']} dead letters were carried"
+            + (f"; still failing: {', '.join(done['failed'][:20])}" if done["failed"] else "")
+        )
     if done["failed"]:
         raise typer.Exit(1)

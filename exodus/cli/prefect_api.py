@@ -36,7 +36,11 @@ class PrefectApi:
         """
         url = os.environ.get("PREFECT_API_URL") or home.prefect_environment().get("PREFECT_API_URL")
         if not url:
-            raise OperatorError("no Prefect server is known", why=f"PREFECT_API_URL is not set, and {home.root} holds no stack", next_step="exodus up, or export PREFECT_API_URL=http://host:4200/api")
+            raise OperatorError(
+                "no Prefect server is known",
+                why=f"PREFECT_API_URL is not set, and {home.root} holds no stack",
+                next_step="exodus up, or export PREFECT_API_URL=http://host:4200/api",
+            )
         return cls(url)
 
     @property
@@ -60,7 +64,9 @@ class PrefectApi:
                     return answer
                 failure = "HTTP 503: its database is locked"
             time.sleep(_AGAIN_S)
-        raise OrchestratorError(f"Prefect at {self.url} does not answer", why=failure, next_step="start it (exodus up); applications are not affected")
+        raise OrchestratorError(
+            f"Prefect at {self.url} does not answer", why=failure, next_step="start it (exodus up); applications are not affected"
+        )
 
     def start(self, phase: str, parameters: Json) -> Json:
         """Start a phase's deployment; the flow run.
@@ -100,4 +106,6 @@ class PrefectApi:
         if body.get("status") == "ACCEPT":
             return
         why = (body.get("details") or {}).get("reason") or said.text[:300]
-        raise OperatorError(f"the answer was not taken ({body.get('status', said.status_code)})", why=str(why), next_step=f"see the form: {self.run_url(run_id)}")
+        raise OperatorError(
+            f"the answer was not taken ({body.get('status', said.status_code)})", why=str(why), next_step=f"see the form: {self.run_url(run_id)}"
+        )

@@ -91,7 +91,7 @@ NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"
 class Timeout(NamedTuple):
     """Where a blocking command says how long it may block, and in which unit."""
 
-    index: int  # of the argument
+    position: int  # of the argument
     unit_s: float
 
 

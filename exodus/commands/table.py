@@ -19,9 +19,7 @@ class Command:
 
     __slots__ = ("first", "known", "last", "movable", "name", "role", "step", "write")
 
-    def __init__(
-        self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True
-    ) -> None:
+    def __init__(self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True) -> None:
         self.name = name
         self.write = (write or name in semantics.WRITES) and name not in semantics.NOT_WRITES
         self.first, self.last, self.step = first, last, step or 1

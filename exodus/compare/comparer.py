@@ -1,9 +1,10 @@
 """The comparer: replays sampled requests on the target, compares what comes back, and keeps a ledger of divergences.
 
-A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and compared with what the application got, and its writes are
-tried there (does the target accept them?), after which the key's state is copied again: states converge whatever the order of writes was.
-A reply that differs is no verdict: the key is copied and both sides are asked again, and only what differs three times is a divergence.
-The journal's sampled keys (scripts, transactions and multi-key writes among them) are copied in the same way.
+A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and compared with what the
+application got, and its writes are tried there (does the target accept them?), after which the key's state is copied
+again: states converge whatever the order of writes was. A reply that differs is no verdict: the key is copied and both
+sides are asked again, and only what differs three times is a divergence. The journal's sampled keys (scripts,
+transactions and multi-key writes among them) are copied in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from exodus.commands.semantics import NOT_COMPARABLE
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
 from exodus.config import HEARTBEAT_S, RESERVED_PREFIX, Plan
 from exodus.control import journal, registry
-from exodus.control.journal import Key, pack
+from exodus.control.changes import Key, pack
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
@@ -68,7 +69,7 @@ class Run:
         for db, names in by_db.items():
             fresh = [(db, name) for name in names if (db, name) not in self.seeded]
             if fresh:
-                await answered(store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh]))  # type: ignore[arg-type]
+                await answered(store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh]))
                 self.seeded.update(fresh)
             report = await self.copier.sync_keys(db, names)
             for failure in report.failed:
@@ -131,7 +132,7 @@ class Run:
         detail = {
             "db": db, "key": key.decode("utf-8", "backslashreplace"), "command": command, "kind": kind, "cause": cause, "at_ms": await store.now_ms(),
         }  # fmt: skip
-        await answered(store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail)))  # type: ignore[arg-type]
+        await answered(store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail)))
 
 
 class Comparer:

@@ -105,4 +105,4 @@ async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *,
             await asyncio.sleep(poll_s)
         finally:
             with contextlib.suppress(OSError):
-                await subscriber.aclose()  # type: ignore[no-untyped-call]
+                await subscriber.aclose()

@@ -32,25 +32,24 @@ never copied, compared or counted.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Mapping
-from typing import Any, Self, TypeVar, cast
+from collections.abc import Mapping
+from typing import Any, Self, cast
 
 import orjson
 import redis.asyncio as redis
-from redis.backoff import NoBackoff
 from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, Plan
 from exodus.errors import ControlStoreError, OperatorError
 
-T = TypeVar("T")
 Json = dict[str, Any]
 
 
-async def answered(reply: Awaitable[T] | T) -> T:
-    """What redis-py's asyncio client returns, whose annotations also allow for its blocking twin."""
-    return await cast("Awaitable[T]", reply)
+async def answered(reply: Any) -> Any:
+    """What redis-py's asyncio client returns; its annotations also allow for its blocking twin, and for text."""
+    return await reply
 
 
 def ssl_context(address: Address) -> ssl.SSLContext | None:
@@ -215,7 +214,7 @@ class ControlStore:
         await answered(self.client.hdel(self.keys.part(kind), process))
 
     async def registrations(self, kind: str) -> dict[str, Json]:
-        """id → last heartbeat, stale ones included: a process that went away without a word must be seen."""
+        """Id → last heartbeat, stale ones included: a process that went away without a word must be seen."""
         raw = await answered(self.client.hgetall(self.keys.part(kind)))
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 

@@ -1,7 +1,8 @@
 """The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
 
-A session that names itself by the prefix (CLIENT SETNAME) follows orders of its own in every gateway, so holding, moving and releasing it exercises what a
-cutover does while applications notice nothing. Its keys are copied by the same primitive in both directions.
+A session that names itself by the prefix (CLIENT SETNAME) follows orders of its own in every gateway, so holding,
+moving and releasing it exercises what a cutover does while applications notice nothing. Its keys are copied by the same
+primitive in both directions.
 """
 
 from __future__ import annotations

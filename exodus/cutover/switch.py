@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
+from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
@@ -49,7 +50,7 @@ class Switch:
     facts: dict[str, str | int | float] = field(default_factory=dict)
     switched: bool = False
     held_at: float | None = None
-    recent: list[journal.Key] = field(default_factory=list)
+    recent: list[Key] = field(default_factory=list)
     before_hold: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -98,9 +99,7 @@ async def _readiness(switch: Switch) -> None:
             next_step="look at `exodus status`; there is nothing to switch",
         )
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
-        raise DecisionRefused(
-            "live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate"
-        )
+        raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
     gaps = await answered(store.client.hkeys(store.keys.gap))
     if gaps:
         raise DecisionRefused(
@@ -119,9 +118,7 @@ async def _readiness(switch: Switch) -> None:
     await registry.wait_for(
         store, "gateway", lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise="not every gateway follows the route"
     )
-    await registry.wait_for(
-        store, "syncer", lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise="no syncer follows the route"
-    )
+    await registry.wait_for(store, "syncer", lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise="no syncer follows the route")
     if await answered(store.client.get(store.keys.prefix + "abort")):
         raise CutoverAborted("the switch was called off", why="exodus abort", next_step="start the phase again when ready")
     switch.facts["partitions"] = plan.partitions
@@ -145,9 +142,7 @@ async def _hold(switch: Switch) -> None:
     switch.held_at = time.monotonic()
     await switch.change(hold=Hold.WRITES, why=f"switch to {switch.to}: hold")
     epoch = switch.route.epoch
-    await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", switch.left_s()
-    )
+    await switch.gateways(lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", switch.left_s())
 
 
 async def _release_old(switch: Switch) -> None:
@@ -155,14 +150,7 @@ async def _release_old(switch: Switch) -> None:
 
 
 async def _drain(switch: Switch) -> None:
-    # Heartbeats that were written after this moment count: an older one may not know of a spool.
-    since_ms = await switch.store.now_ms()
-    epoch = switch.route.epoch
-    await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"],
-        "a gateway still has keys that are not in the journal",
-        switch.left_s(),
-    )
+    # A gateway says 'held' only when everything it had to journal is in the store.
     while not await journal.drained(switch.store, switch.plan.partitions):
         if not switch.left_s():
             raise CutoverAborted(
@@ -188,6 +176,13 @@ async def _drain_again(switch: Switch) -> None:
     changes = await journal.since(switch.store, switch.before_hold)
     switch.recent = list(dict.fromkeys(changes.keys))
     await journal.append(switch.store, switch.recent, switch.plan.partitions)
+    # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
+    since_ms, epoch = await switch.store.now_ms(), switch.route.epoch
+    await switch.gateways(
+        lambda beat: beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"],
+        "a gateway does not hold its writes any more, or has keys that are not in the journal",
+        switch.left_s(),
+    )
     await _drain(switch)
 
 
@@ -220,9 +215,7 @@ async def _switch(switch: Switch) -> None:
     await switch.fence(switch.to).lower()
     next_writer = switch.route.writer_epoch + 1
     await set_writer_epoch(Endpoint(switch.old, switch.plan.address(switch.old)), switch.plan.name, next_writer)
-    await switch.change(
-        authority=switch.to, sync=False, journal=JournalMode.ALL, writer_epoch=next_writer, why=f"the {switch.to} is the authority"
-    )
+    await switch.change(authority=switch.to, sync=False, journal=JournalMode.ALL, writer_epoch=next_writer, why=f"the {switch.to} is the authority")
     switch.switched = True
     epoch = switch.route.epoch
     try:

@@ -1,8 +1,9 @@
 """Moving live sessions: hold their writes, take them to the other side, let them go on.
 
-A hold is complete when no session has a write under way that the authority has not answered. Blocked pops are writes: they are ended as if their
-time were over, without the client noticing, and sent again when the session goes on. A session is moved when nothing at all is
-under way in it; what cannot be carried over (`Session.cannot_switch`) is closed and counted.
+A hold is complete when no session has a write under way that the authority has not answered. Blocked pops are writes:
+they are ended as if their time were over, without the client noticing, and sent again when the session goes on. A
+session is moved when nothing at all is under way in it; what cannot be carried over (`Session.cannot_switch`) is closed
+and counted.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 
 from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
-from exodus.control.journal import Barrier, Key, pack, unpack
+from exodus.control.changes import Barrier, Key, pack, unpack
 
 _HEAD_BYTES = 5  # length (4), kind (1)
 _KEYS, _BARRIER = 1, 2

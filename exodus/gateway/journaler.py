@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 from exodus.control import journal
-from exodus.control.journal import Barrier, Key
+from exodus.control.changes import Barrier, Key
 from exodus.control.store import ControlStore, answered
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
@@ -113,9 +113,7 @@ class Journaler:
         self._in_flight = len(keys) + len(barriers)
         try:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
-                await journal.append(
-                    self._store, keys[start : start + JOURNAL_BATCH_KEYS], self._partitions, barriers if not start else ()
-                )
+                await journal.append(self._store, keys[start : start + JOURNAL_BATCH_KEYS], self._partitions, barriers if not start else ())
                 self.entries += 1
             self._back()
         except (RedisError, OSError, TimeoutError) as exc:

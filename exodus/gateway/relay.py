@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from exodus.commands.table import Command
 from exodus.config import CONNECT_TIMEOUT_S, Address, Side
-from exodus.control.journal import Barrier, Key
+from exodus.control.changes import Barrier, Key
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 
@@ -84,7 +84,7 @@ class LegProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.lost = True
         if self.arrived is not None:
             self.arrived.set()
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
             return True
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.client_gone = True
         if self.leg is None or self.leg.transport is None or self.leg.lost:
             self.hub.connections.discard(self)

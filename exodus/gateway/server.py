@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import ssl
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,9 +21,9 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from exodus.commands.table import Command, CommandTable
-from exodus.config import HEARTBEAT_S, SHADOW_QUEUE_MAX, Address, Hold, Plan, Side
+from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, SHADOW_QUEUE_MAX, Address, Hold, Plan, Side
 from exodus.control import registry
-from exodus.control.journal import Barrier, Key
+from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
@@ -128,9 +127,7 @@ class Gateway:
         self._journaler.gap(why)
 
     def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        self.telemetry.observe(
-            command.name, seconds, request_bytes, reply_bytes, error, write=command.write, known=command.known
-        )
+        self.telemetry.observe(command.name, seconds, request_bytes, reply_bytes, error, write=command.write, known=command.known)
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         if len(self._shadow) >= SHADOW_QUEUE_MAX:
@@ -156,8 +153,8 @@ class Gateway:
         except _STORE_ERRORS as exc:
             log.warning("a blocked command on the %s could not be ended: %s", side, exc)
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
 
@@ -277,18 +274,17 @@ class Gateway:
     async def beat(self) -> None:
         """Write the heartbeat, at once after an epoch was applied."""
         while True:
+            holding = self._main.orders.hold or self._rehearsal.orders.hold
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
+                await asyncio.wait_for(self._beat_now.wait(), HELD_HEARTBEAT_S if holding else HEARTBEAT_S)
             self._beat_now.clear()
             self._journaler.rotate(self._log_pending)
             try:
                 await registry.beat(self.store, self.heartbeat(await self.store.now_ms()))
                 await self._tell_gaps()
-                await answered(
-                    self.store.client.set(
-                        self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600
-                    )
-                )
+                if holding:
+                    continue  # a switch waits for this heartbeat, nobody for the telemetry
+                await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))
             except _STORE_ERRORS:
                 self._store_errors += 1
 
@@ -405,7 +401,7 @@ class Gateway:
         scratch = path.with_suffix(".new")
         try:
             scratch.write_bytes(orjson.dumps({"plan": self.plan.model_dump(mode="json"), "route": route.model_dump(mode="json")}))
-            os.replace(scratch, path)
+            scratch.replace(path)
         except OSError as exc:
             log.warning("the last route could not be kept in %s: %s", path, exc)
 

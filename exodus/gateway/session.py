@@ -33,7 +33,7 @@ from exodus.config import (
     TRANSACTION_BYTES_MAX,
     JournalMode,
 )
-from exodus.control.journal import Barrier, Key
+from exodus.control.changes import Barrier, Key
 from exodus.gateway.orders import Orders
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import Reply, ReplyScanner, Request, RequestScanner, Skipped
@@ -281,9 +281,7 @@ class Session:
     def _go_opaque(self, why: str) -> None:
         self.opaque = why
 
-    def _admit(
-        self, request: Request, buffered: bytes, start: int, end: int, now: float
-    ) -> tuple[bytes, Pending | None]:
+    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> tuple[bytes, Pending | None]:
         """Note a request that is about to be forwarded; returns what to send before it, and the note."""
         args = request.args
         command = self.orders.table.find(args[0])
@@ -396,7 +394,7 @@ class Session:
             if pending.block is not None:
                 pending.raw = raw
                 try:
-                    seconds = float(args[pending.block.index]) * pending.block.unit_s
+                    seconds = float(args[pending.block.position]) * pending.block.unit_s
                 except (ValueError, IndexError):
                     seconds = 0.0  # the server will refuse it
                 pending.deadline = now + seconds if seconds > 0 else None
@@ -722,7 +720,7 @@ class Session:
         block = pending.block
         if pending.deadline is not None and block is not None:
             left = (pending.deadline - now) / block.unit_s
-            args[block.index] = b"%d" % max(1, round(left)) if block.unit_s < 1 else b"%.3f" % max(left, 0.001)
+            args[block.position] = b"%d" % max(1, round(left)) if block.unit_s < 1 else b"%.3f" % max(left, 0.001)
         if not self._held:
             rest, self._unsent = self._unsent, b""
             self._hold(rest)

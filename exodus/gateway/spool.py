@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from exodus.config import SPOOL_BYTES_MAX
-from exodus.control.journal import Barrier, Key, pack, unpack
+from exodus.control.changes import Barrier, Key, pack, unpack
 
 
 class Spool:

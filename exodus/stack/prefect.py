@@ -141,7 +141,9 @@ def run_step(name: str, command: list[str], home: Home, port: int, *, within_s: 
         )
     if ended.returncode:
         raise StackError(
-            f"{name} failed with status {ended.returncode}", why=f"the last lines of {log}:\n{last_lines(log)}", next_step="correct what the log says, then start again"
+            f"{name} failed with status {ended.returncode}",
+            why=f"the last lines of {log}:\n{last_lines(log)}",
+            next_step="correct what the log says, then start again",
         )
 
 

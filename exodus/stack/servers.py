@@ -91,7 +91,7 @@ def start_server(
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder.absolute()), "save": "", "daemonize": "no", **config}
-    lines = [f'{key.replace("_", "-")} {value or chr(34) * 2}' for key, value in settings.items()]
+    lines = [f"{key.replace('_', '-')} {value or chr(34) * 2}" for key, value in settings.items()]
     if password_file is not None:
         lines.append(f"user {USER} on >{password_file.read_text().strip()} ~* &* +@all")
         if private:

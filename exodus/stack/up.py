@@ -1,7 +1,7 @@
 """`exodus up` and `exodus down`: everything of a migration on one machine.
 
-Prefect's server takes longest, so it is started first and waited for last. If a part does not start, the last lines of its log are shown and all others are
-stopped. A second `up` says what runs.
+Prefect's server takes longest, so it is started first and waited for last. If a part does not start, the last lines of
+its log are shown and all others are stopped. A second `up` says what runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None]) -> dict[str, str]
     if running:
         names = {entry.name for entry in running}
         missing = [entry.name for entry in home.recorded() if entry.name not in names]
-        say(f"running already in {home.root}: {', '.join(sorted(names))}" + (f"; NOT running: {', '.join(missing)} (exodus down, then up)" if missing else ""))
+        say(
+            f"running already in {home.root}: {', '.join(sorted(names))}"
+            + (f"; NOT running: {', '.join(missing)} (exodus down, then up)" if missing else "")
+        )
         return urls(home)
     home.make()
     stack = _Stack(home)

@@ -1,8 +1,8 @@
 """Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs one chunk.
 
-A chunk takes the feed's positions before it reads and, after its last write, asks what changed since: every key in both is marked changed again, so a
-stale write of ours is always followed by a fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
-The next chunk is read while the follower takes this one.
+A chunk takes the feed's positions before it reads and, after its last write, asks what changed since: every key in both
+is marked changed again, so a stale write of ours is always followed by a fresh sync (race rule 3). A barrier or a gap
+in between counts as all of its keys (rule 4). The next chunk is read while the follower takes this one.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from exodus.control import journal
-from exodus.control.journal import Changes, Key
+from exodus.control.changes import Changes, Key, parse_entries
 from exodus.control.store import ControlStore, answered
 from exodus.errors import DecisionRefused
 
@@ -65,7 +65,7 @@ class JournalFeed:
             return Changes()
         # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
         entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        return journal.parse_entries(entries)
+        return parse_entries(entries)
 
     async def mark(self, keys: Iterable[Key]) -> None:
         """See `ChangeFeed`."""

@@ -1,8 +1,9 @@
 """Live sync: the process that makes journalled keys equal on the follower, a lane for each partition that it holds the lease of.
 
-It does nothing until the route says `sync`, follows the route's direction (so reverse sync after a cutover is the same code with the sides
-swapped), and writes only under the guard of the epoch and of its lease. Failures of any server are waited out; nothing is skipped: a key that cannot be
-carried is listed as a dead letter. A lane's position moves only when every key before it was synced.
+It does nothing until the route says `sync`, follows the route's direction (so reverse sync after a cutover is the same
+code with the sides swapped), and writes only under the guard of the epoch and of its lease. Failures of any server are
+waited out; nothing is skipped: a key that cannot be carried is listed as a dead letter. A lane's position moves only
+when every key before it was synced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import HEARTBEAT_S, JOURNAL_RETAIN_MS, LEASE_MS, Plan
 from exodus.control import journal, registry
-from exodus.control.journal import Barrier, Changes
+from exodus.control.changes import Barrier, Changes, id_order
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered, lane_guard_key
@@ -77,7 +78,7 @@ class Lane:
                     continue
                 await self._sync(copier, changes)
                 position = changes.last_id
-                await answered(self._store.client.hset(self._store.keys.position, str(self._partition), position))  # type: ignore[arg-type]
+                await answered(self._store.client.hset(self._store.keys.position, str(self._partition), position))
                 await self._trim(position)
         finally:
             await copier.close()
@@ -121,11 +122,11 @@ class Lane:
             return
         self._trimmed = time.monotonic()
         keep = b"%d-0" % (await self._store.now_ms() - JOURNAL_RETAIN_MS)
-        if journal.id_order(keep) > journal.id_order(position):
+        if id_order(keep) > id_order(position):
             keep = position
         pipe = self._store.client.pipeline(transaction=True)
-        pipe.hset(self._store.keys.trimmed, str(self._partition), keep)  # type: ignore[arg-type]
-        pipe.xtrim(self._store.keys.journal(self._partition), minid=keep, approximate=True)  # type: ignore[arg-type]
+        pipe.hset(self._store.keys.trimmed, str(self._partition), keep)
+        pipe.xtrim(self._store.keys.journal(self._partition), minid=keep, approximate=True)
         await pipe.execute()
 
 
@@ -142,9 +143,10 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
         for node in await side.nodes():
             databases = barrier.databases or tuple((await node.facts()).databases)
             for db in databases:
-                async with await node.connect(db, name="exodus-rescan") as leg, await (await engine.authority.nodes())[0].connect(
-                    db, name="exodus-rescan"
-                ) as authority:
+                async with (
+                    await node.connect(db, name="exodus-rescan") as leg,
+                    await (await engine.authority.nodes())[0].connect(db, name="exodus-rescan") as authority,
+                ):
                     cursor = -1
                     while cursor:
                         cursor, keys = await scan_once(leg, max(cursor, 0), 500)
@@ -161,9 +163,7 @@ class Syncer:
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         self.process = process
-        self.counts: dict[str, int] = dict.fromkeys(
-            ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries"), 0
-        )
+        self.counts: dict[str, int] = dict.fromkeys(("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries"), 0)
         self._store = store
         self._plan = plan
         self._route = Route(epoch=-1)
@@ -275,7 +275,7 @@ class Syncer:
         pipe = self._store.client.pipeline(transaction=False)
         for partition in range(self._plan.partitions):
             pipe.xrange(self._store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=1)
-        first = [journal.id_order(entries[0][0])[0] for entries in await pipe.execute() if entries]
+        first = [id_order(entries[0][0])[0] for entries in await pipe.execute() if entries]
         self._oldest_ms = max(0, now_ms - min(first)) if first else 0
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
@@ -312,5 +312,3 @@ async def run_syncer(store: ControlStore, plan: Plan, process: str) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, syncer.stop)
     await syncer.run()
-
-

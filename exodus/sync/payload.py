@@ -79,9 +79,8 @@ def reads_for(kind: bytes, key: bytes, facts: NodeFacts) -> list[Command]:
 def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:
     """The commands that build what was read, or None where the key was gone."""
     value = read[0]
-    if value is None or value == []:
-        if kind != b"stream" or isinstance(read[1], ReplyError):
-            return None
+    if (value is None or value == []) and (kind != b"stream" or isinstance(read[1], ReplyError)):
+        return None
     if kind == b"string":
         return (("SET", key, value),)
     if kind == b"list":
@@ -126,9 +125,9 @@ def _stream(key: bytes, entries: Sequence[Reply], full: dict[bytes, Reply], foll
     # Entries that were deleted but are still pending somewhere are needed while the pending lists are built.
     pending = {entry[0] for group in groups for consumer in group[b"consumers"] for entry in _pairs(consumer)[b"pending"]}
     ghosts = pending - present.keys()
-    found: list[Command] = []
-    for entry_id in sorted({*present, *ghosts}, key=_id_order):
-        found.append(("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-"))))
+    found: list[Command] = [
+        ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-"))) for entry_id in sorted({*present, *ghosts}, key=_id_order)
+    ]
     if not found:
         found += [("XGROUP", "CREATE", key, "exodus-scratch", 0, "MKSTREAM"), ("XGROUP", "DESTROY", key, "exodus-scratch")]
     modern = follower.engine == "valkey" or follower.version >= (7,)

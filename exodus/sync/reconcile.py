@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
 from exodus.config import RESERVED_PREFIX
-from exodus.control.journal import Key
+from exodus.control.changes import Key
 from exodus.endpoint import Endpoint, Node, NodeFacts
 from exodus.leg import Leg, Reply, ReplyError
 from exodus.sync.engine import Engine
@@ -126,6 +126,11 @@ class Comparison:
             else:
                 found.append(Divergence(db, key, "value", f"{kind.decode()}s differ"))
         return found
+
+    async def surplus(self, db: int, keys: Sequence[bytes]) -> list[Divergence]:
+        """Keys of the follower that the authority does not have."""
+        there = await self._legs[0].pipeline([("EXISTS", key) for key in keys])
+        return [Divergence(db, key, "extra", "not on the authority") for key, exists in zip(keys, there, strict=True) if not exists]
 
     async def _outline(self, index: int, keys: Sequence[bytes]) -> list[tuple[bytes, int]]:
         """Type and absolute expiry in ms (-1: none) of each key; type `none` where it does not exist."""
@@ -258,10 +263,8 @@ async def verify(
             report.keys_follower += len(keys)
             await comparison.select(db)
             # Keys that both have were compared above; only those that should not be here are of interest.
-            there = await comparison._legs[0].pipeline([("EXISTS", key) for key in keys])  # noqa: SLF001
-            for key, exists in zip(keys, there, strict=True):
-                if not exists:
-                    suspects[(db, key)] = Divergence(db, key, "extra", "not on the authority")
+            for found in await comparison.surplus(db, keys):
+                suspects[(db, found.key)] = found
             if on_progress is not None:
                 on_progress(report.keys_authority + report.keys_follower, total)
         report.looked_at_again = len(suspects)
@@ -292,14 +295,14 @@ async def _again(comparison: Comparison, keys: Sequence[Key], report: Verificati
     return suspects
 
 
-async def _batches(endpoint: Endpoint):  # type: ignore[no-untyped-def]
+async def _batches(endpoint: Endpoint) -> AsyncIterator[tuple[int, list[bytes]]]:
     for node in await endpoint.nodes():
         for db in sorted((await node.facts()).databases):
             async for keys in _node_batches(node, db):
                 yield db, keys
 
 
-async def _node_batches(node: Node, db: int):  # type: ignore[no-untyped-def]
+async def _node_batches(node: Node, db: int) -> AsyncIterator[list[bytes]]:
     async with await node.connect(db, name="exodus-verify") as leg:
         cursor = -1
         while cursor:

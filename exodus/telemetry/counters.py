@@ -62,9 +62,7 @@ class Telemetry:
         self.calls = 0
         self.errors = 0
 
-    def observe(
-        self, name: bytes, seconds: float, request_bytes: int, reply_bytes: int, error: bytes, *, write: bool, known: bool
-    ) -> None:
+    def observe(self, name: bytes, seconds: float, request_bytes: int, reply_bytes: int, error: bytes, *, write: bool, known: bool) -> None:
         """Count one answered request."""
         text = name.decode("ascii", "replace")
         counters = self.commands.get(text)

@@ -33,9 +33,7 @@ class _Samples(Collector):
 class StatusServer:
     """The two pages of one process. `health` answers (well, why)."""
 
-    def __init__(
-        self, host: str, port: int, samples: Callable[[], Iterable[Sample]], health: Callable[[], tuple[bool, str]]
-    ) -> None:
+    def __init__(self, host: str, port: int, samples: Callable[[], Iterable[Sample]], health: Callable[[], tuple[bool, str]]) -> None:
         registry = CollectorRegistry()
         registry.register(_Samples(samples))
 

@@ -76,9 +76,7 @@ class Plant:
         route = await change_route(self.store, before, before.next(**{"why": "test", **changes}))  # type: ignore[arg-type]
         for kind, processes in (("gateway", self.gateways), ("syncer", self.syncers)):
             if processes:
-                await registry.wait_for(
-                    self.store, kind, lambda beat: beat.epoch == route.epoch, within_s=8, otherwise=f"a {kind} did not follow"
-                )
+                await registry.wait_for(self.store, kind, lambda beat: beat.epoch == route.epoch, within_s=8, otherwise=f"a {kind} did not follow")
         return route
 
     async def start_live_sync(self) -> None:
