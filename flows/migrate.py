@@ -51,6 +51,7 @@ def migrate(migration: str = "demo") -> State[str]:
         "keys_authority": found["keys_authority"],
         "keys_follower": found["keys_follower"],
         "keys_verified": found["keys_verified"],
+        "keys_dirty": found["keys_dirty"],
         "divergences": found["divergences_total"],
         "dead_letters": len(found["dead_letters"]),
         "open_gaps": len(found["open_gaps"]),
@@ -67,7 +68,7 @@ def migrate(migration: str = "demo") -> State[str]:
         summary=[
             f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
             f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
-            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences; "
+            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, {found['keys_dirty']} dirty; "
             f"lag {drained['lag_entries']} entries",
         ],
         evidence=f"evidence.{PHASE}",

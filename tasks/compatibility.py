@@ -32,7 +32,7 @@ def check_commands(migration: str, commands: list[Json]) -> list[Json]:
         async with opened(migration) as it:
             tables = await _tables(it)
             missing = tables[Side.SOURCE].without(tables[Side.TARGET])
-            return [{**row, "target_has_it": row["command"].encode() not in missing} for row in commands]
+            return [{**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing} for row in commands]
 
     return run(work())
 

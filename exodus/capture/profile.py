@@ -33,7 +33,7 @@ class Profile:
 
     def add(self, table: CommandTable, args: list[bytes], db: int, client: str) -> None:
         """Count one request."""
-        command = table.find(args[0])
+        command = table.of(args)
         self.requests += 1
         self.writes += command.write
         name = command.name.decode("ascii", "replace")
@@ -59,7 +59,7 @@ class Profile:
             "databases": {str(db): count for db, count in self.databases.items()},
             "argument_bytes": self.argument_bytes,
             "commands": [
-                {"command": name, "calls": count, "write": table.find(name.encode()).write} for name, count in self.commands.most_common(200)
+                {"command": name, "calls": count, "write": table.of(name.encode().split(b"|")).write} for name, count in self.commands.most_common(200)
             ],
             "prefixes": [{"prefix": name, "keys": count} for name, count in self.prefixes.most_common(50)],
         }

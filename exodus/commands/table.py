@@ -17,15 +17,17 @@ from exodus.commands.semantics import Role
 class Command:
     """One command's facts, looked up once and then shared by all requests that name it."""
 
-    __slots__ = ("first", "known", "last", "movable", "name", "role", "step", "write")
+    __slots__ = ("first", "known", "last", "movable", "name", "role", "step", "subcommands", "write")
 
     def __init__(self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True) -> None:
         self.name = name
-        self.write = (write or name in semantics.WRITES) and name not in semantics.NOT_WRITES
+        container = name.partition(b"|")[0]
+        self.write = (write or name in semantics.WRITES) and container not in semantics.NOT_WRITES
         self.first, self.last, self.step = first, last, step or 1
-        self.role = semantics.ROLES.get(name, Role.PLAIN)
+        self.role = semantics.ROLES.get(container, Role.PLAIN)
         self.movable = MOVABLE.get(name)
         self.known = known
+        self.subcommands: dict[bytes, Command] = {}
 
     def keys(self, args: list[bytes]) -> list[bytes]:
         """The keys of a request, read ones included, in the order of its arguments."""
@@ -50,15 +52,18 @@ class CommandTable:
         merged: dict[bytes, Command] = {}
         for reply in replies:
             for row in reply:
-                name = bytes(row[0]).upper()
-                flags = {bytes(flag) for flag in row[2]}
-                known = merged.get(name)
-                write = b"write" in flags or (known is not None and known.write)
-                merged[name] = Command(name, write=write, first=row[3], last=row[4], step=row[5])
+                _merge(merged, row)
         return cls(merged.values())
 
+    def of(self, args: list[bytes]) -> Command:
+        """The command of a request: of its subcommand, where it has one that the servers describe."""
+        command = self._spelled.get(args[0]) or self.find(args[0])
+        if command.subcommands and len(args) > 1:
+            return command.subcommands.get(args[1].upper(), command)
+        return command
+
     def find(self, name: bytes) -> Command:
-        """The command of that name. Costs one look-up for a spelling seen before."""
+        """The command of that name, as a whole. Costs one look-up for a spelling seen before."""
         command = self._spelled.get(name)
         if command is None:
             upper = name.upper()
@@ -74,3 +79,25 @@ class CommandTable:
     def without(self, other: CommandTable) -> frozenset[bytes]:
         """Names that `other` lacks: what the target would refuse."""
         return self.names() - other.names()
+
+
+def _merge(merged: dict[bytes, Command], row: Sequence[Any]) -> None:
+    """Take one row of COMMAND over. Of two servers' descriptions the one that knows where keys are counts; a write is one if either says so.
+
+    From Redis 7.0 on a container (XGROUP) has no keys itself and its subcommands have; in 6.2 it is the other way round.
+    """
+    name = bytes(row[0]).upper()
+    known = merged.get(name)
+    write = b"write" in {bytes(flag) for flag in row[2]} or (known is not None and known.write)
+    first, last, step = row[3], row[4], row[5]
+    if not first and known is not None:
+        first, last, step = known.first, known.last, known.step
+    command = merged[name] = Command(name, write=write, first=first, last=last, step=step)
+    if known is not None:
+        command.subcommands = known.subcommands
+    for inner in row[9] if len(row) > 9 else ():
+        inner_name = bytes(inner[0]).upper()
+        flags = {bytes(flag) for flag in inner[2]}
+        command.subcommands[inner_name.partition(b"|")[2]] = Command(
+            inner_name, write=b"write" in flags, first=inner[3], last=inner[4], step=inner[5]
+        )

@@ -259,7 +259,7 @@ class Session:
             return True
         if not self.orders.hold or not args:
             return False
-        command = self.orders.table.find(args[0])
+        command = self.orders.table.of(args)
         if self.transaction is not None:
             return command.role is Role.EXEC and self.transaction.writes
         if command.role is Role.BLOCKING and not command.write:
@@ -284,7 +284,7 @@ class Session:
     def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> tuple[bytes, Pending | None]:
         """Note a request that is about to be forwarded; returns what to send before it, and the note."""
         args = request.args
-        command = self.orders.table.find(args[0])
+        command = self.orders.table.of(args)
         pending = Pending(command, now, request.size)
         injected = b""
         if command.write:

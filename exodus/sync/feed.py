@@ -29,6 +29,9 @@ class ChangeFeed(Protocol):
     async def positions(self) -> dict[int, bytes]:
         """Where the feed is now: everything up to here may be taken as seen by who reads a state after this call."""
 
+    async def synced(self) -> dict[int, bytes]:
+        """Up to where syncers have finished."""
+
     async def changes_since(self, positions: Positions) -> Changes:
         """What changed after `positions`; `gap` where that is not known any more."""
 
@@ -52,6 +55,11 @@ class JournalFeed:
     async def positions(self) -> dict[int, bytes]:
         """See `ChangeFeed`."""
         return await journal.ends(self._store, self._partitions)
+
+    async def synced(self) -> dict[int, bytes]:
+        """See `ChangeFeed`."""
+        found = await journal.positions(self._store)
+        return {partition: found.get(partition, b"0-0") for partition in range(self._partitions)}
 
     async def changes_since(self, positions: Positions) -> Changes:
         """See `ChangeFeed`."""

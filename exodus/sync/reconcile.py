@@ -41,13 +41,15 @@ class Divergence:
 
 @dataclass
 class VerificationReport:
-    """What a pass found. keys_authority = keys_verified + those among `divergences` that the authority has."""
+    """What a pass found. keys_authority = keys_verified + keys_dirty + those among `divergences` that the authority has."""
 
     keys_authority: int = 0
     keys_follower: int = 0
     keys_verified: int = 0
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
+    dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
+    dirty_total: int = 0
     looked_at_again: int = 0
     ttl_drift_ms_max: int = 0
     keys_with_ttl: int = 0
@@ -67,6 +69,8 @@ class VerificationReport:
             "keys_verified": self.keys_verified,
             "divergences": [divergence.as_json() for divergence in self.divergences],
             "divergences_total": self.divergences_total,
+            "dirty": [divergence.as_json() for divergence in self.dirty],
+            "keys_dirty": self.dirty_total,
             "looked_at_again": self.looked_at_again,
             "ttl_drift_ms_max": self.ttl_drift_ms_max,
             "keys_with_ttl": self.keys_with_ttl,
@@ -249,6 +253,7 @@ async def verify(
     began = time.monotonic()
     report = VerificationReport()
     suspects: dict[Key, Divergence] = {}
+    moving: set[Key] = set()
     comparison = await open_comparison(engine)
     try:
         total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
@@ -272,11 +277,16 @@ async def verify(
             if not suspects:
                 break
             await asyncio.sleep(settle_s * 2**attempt)
+            synced = await engine.feed.synced()
             suspects = await _again(comparison, list(suspects), report)
+            # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
+            moving = set((await engine.feed.changes_since(synced)).keys)
     finally:
         await comparison.close()
-    report.divergences_total = len(suspects)
-    report.divergences = list(suspects.values())[:_LISTED_MAX]
+    dirty = {key: found for key, found in suspects.items() if key in moving}
+    divergences = {key: found for key, found in suspects.items() if key not in moving}
+    report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:_LISTED_MAX]
+    report.divergences_total, report.divergences = len(divergences), list(divergences.values())[:_LISTED_MAX]
     report.keys_verified = report.keys_authority - sum(found.kind != "extra" for found in suspects.values())
     report.seconds = time.monotonic() - began
     return report

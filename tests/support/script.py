@@ -1,0 +1,102 @@
+"""What goes into a sans-IO session and all that must come out; played whole, then at every byte split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from exodus.commands.table import Command
+from exodus.control.changes import Barrier, Key
+
+
+class Recorder:
+    """An `Outlet` that writes down what it was told; neighbouring bytes in one direction count as one."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.observed: list[tuple[bytes, bytes]] = []
+
+    def _bytes(self, name: str, data: bytes) -> None:
+        if self.calls and self.calls[-1][0] == name:
+            self.calls[-1] = (name, self.calls[-1][1] + data)
+        elif data:
+            self.calls.append((name, data))
+
+    def to_server(self, data: bytes) -> None:
+        self._bytes("to_server", data)
+
+    def to_client(self, data: bytes) -> None:
+        self._bytes("to_client", data)
+
+    def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self.calls.append(("log_intents", sorted(keys), barrier))
+
+    def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
+        self.calls.append(("journal", sorted(keys), barrier))
+
+    def gap(self, why: str) -> None:
+        self.calls.append(("gap", why))
+
+    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        self.observed.append((command.name, error))
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        self.calls.append(("shadow", db, request, reply, write))
+
+    def pause_client(self) -> None:
+        self.calls.append(("pause_client",))
+
+    def resume_client(self) -> None:
+        pass
+
+    def unblock(self, client_id: int) -> None:
+        self.calls.append(("unblock", client_id))
+
+    def settled(self) -> None:
+        pass
+
+    def close(self, why: str) -> None:
+        self.calls.append(("close", why))
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """Everything since the last call."""
+        calls, self.calls = self.calls, []
+        return calls
+
+
+class Script:
+    """Steps (method, bytes) and the calls that each must cause."""
+
+    def __init__(self, make: Callable[[Recorder], Any]) -> None:
+        self.make = make
+        self.steps: list[tuple[tuple[Any, ...], list[tuple[Any, ...]]]] = []
+
+    def __rshift__(self, step: tuple[Any, ...]) -> Script:
+        self.steps.append((step, []))
+        return self
+
+    def __lshift__(self, call: tuple[Any, ...]) -> Script:
+        self.steps[-1][1].append(call)
+        return self
+
+    def play(self, cut_step: int | None = None, cut: int = 0) -> None:
+        out = Recorder()
+        session = self.make(out)
+        for number, ((name, *arguments), wanted) in enumerate(self.steps):
+            if name in ("from_client", "from_server"):
+                data = arguments[0]
+                for part in (data[:cut], data[cut:]) if number == cut_step else (data,):
+                    getattr(session, name)(part, float(number))
+            elif callable(arguments[0] if arguments else None):
+                arguments[0](session)
+            else:
+                getattr(session, name)(*arguments)
+            got = out.take()
+            assert got == wanted, f"step {number}: {name}({arguments!r}), cut at {cut}\n got    {got}\n wanted {wanted}"
+
+    def play_at_every_split(self) -> None:
+        self.play()
+        for number, ((name, *arguments), _) in enumerate(self.steps):
+            if name in ("from_client", "from_server"):
+                for cut in range(1, len(arguments[0])):
+                    self.play(number, cut)
