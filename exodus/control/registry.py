@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import RedisError
 
 from exodus.config import HEARTBEAT_STALE_S
 from exodus.control.store import ControlStore
@@ -99,10 +100,10 @@ async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *,
             while True:
                 await changed()
                 await subscriber.get_message(ignore_subscribe_messages=True, timeout=poll_s)
-        except (OSError, ConnectionError, TimeoutError) as exc:
-            del exc  # `changed` counts the outage by its own means; the poll goes on without the channel
+        except (RedisError, OSError, TimeoutError):
+            # Without the channel the poll goes on; `changed` counts the outage by its own means.
             await changed()
             await asyncio.sleep(poll_s)
         finally:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(RedisError, OSError):
                 await subscriber.aclose()

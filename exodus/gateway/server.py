@@ -87,6 +87,7 @@ class Gateway:
         self.sessions_closed: Counter[str] = Counter()
         self.connections_ever = 0
         self.shadow_dropped = 0
+        self.task_failures = 0
         self._main = Scope(Orders(table))
         self._rehearsal = Scope(Orders(table))
         self._rehearsal_name: bytes | None = None
@@ -157,6 +158,16 @@ class Gateway:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+
+    async def _keep_running(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Start a task of the process again if it should fail: a bug there must not end the journal or the route's being followed."""
+        while True:
+            try:
+                await work()
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged, counted and must not end the gateway
+                log.exception("a task of the gateway failed and is started again; the relay goes on")
+                self.task_failures += 1
+                await asyncio.sleep(1)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -328,6 +339,7 @@ class Gateway:
                 "risks": dict(main.orders.risks),
                 "gaps": dict(self._journaler.gaps),
                 "shadow_dropped": self.shadow_dropped,
+                "task_failures": self.task_failures,
             },
         )
 
@@ -426,8 +438,8 @@ class Gateway:
         )
         status = StatusServer(self.options.listen_host, self.options.status_port, self.metrics, self.health)
         log.info("gateway %s listens on %s:%d", self.options.process, self.options.listen_host, listener.sockets[0].getsockname()[1])
-        for work in (self._journaler.run(), self.follow_route(), self.beat(), self.publish_shadow(), self.watch_authority()):
-            self._spawn(work)
+        for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority):
+            self._spawn(self._keep_running(work))
         if ready is not None:
             ready.set()
         try:

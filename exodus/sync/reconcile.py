@@ -280,7 +280,7 @@ async def verify(
             synced = await engine.feed.synced()
             suspects = await _again(comparison, list(suspects), report)
             # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
-            moving = set((await engine.feed.changes_since(synced)).keys)
+            moving = set((await engine.feed.changes_since(synced)).keys) if engine.route.sync else set()
     finally:
         await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving}

@@ -19,6 +19,7 @@ from exodus.gateway.server import Gateway, GatewayOptions, load_table
 from exodus.stack.home import free_port
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import Engine, open_engine
+from exodus.sync.feed import JournalFeed
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.live import Syncer
 from exodus.sync.reconcile import VerificationReport, verify
@@ -92,10 +93,17 @@ class Plant:
         for piece in await plan_slices(engine.authority, self.plan.slices):
             await copy_slice(engine, run, piece, budget_s=60)
 
-    async def drained(self) -> None:
+    async def flushed(self) -> None:
         async def quiet() -> bool:
-            flushed = all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values())
-            return flushed and await (await self.engine()).feed.drained()
+            return all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values())
+
+        await until(quiet, within_s=20, otherwise="a gateway never flushed its journal")
+
+    async def drained(self) -> None:
+        feed = JournalFeed(self.store, self.plan.partitions)
+
+        async def quiet() -> bool:
+            return all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values()) and await feed.drained()
 
         await until(quiet, within_s=20, otherwise="the journal never drained")
 

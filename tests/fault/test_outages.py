@@ -1,0 +1,158 @@
+"""Servers and processes that go away: applications go on, and nothing is lost at the end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from exodus.config import JournalMode, Side
+from exodus.control import journal
+from exodus.errors import CutoverAborted
+from exodus.gateway.intents import IntentLog
+from exodus.gateway.spool import Spool
+from exodus.stack.servers import ServerKind
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+from exodus.cutover import switch
+
+pytestmark = pytest.mark.fault
+
+
+async def test_the_store_away_is_no_application_error_and_loses_nothing(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path
+) -> None:
+    """Ten seconds without the control store, under writes."""
+    control = make_server(ServerKind.VALKEY_91, appendonly="yes")
+    plant = Plant(redis62, valkey91, control, tmp_path)
+    await plant.open()
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    app, errors, stop = plant.app(), [], asyncio.Event()
+
+    async def write() -> int:
+        number = 0
+        while not stop.is_set():
+            try:
+                await app.set(f"k:{number % 500}", number)
+                await app.rpush(f"l:{number % 20}", number)
+            except Exception as exc:
+                errors.append(exc)
+            number += 1
+            await asyncio.sleep(0.001)
+        return number
+
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.5)
+    control.stop()
+    await asyncio.sleep(10)
+    gateway, _ = plant.gateways["gw-1"]
+    assert gateway._journaler.spooled > 0
+    control.start()
+    await until(lambda: _flushed(gateway), within_s=20, otherwise="the spool was never replayed")
+    await asyncio.sleep(0.5)
+    stop.set()
+    assert await writing > 500
+    assert errors == []
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+    await plant.close()
+
+
+async def _flushed(gateway) -> bool:
+    return gateway._journaler.spooled == 0 and gateway._journaler.store_away_since is None
+
+
+async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(plant: Plant, tmp_path: Path) -> None:
+    log = IntentLog(tmp_path / "gw-1")
+    log.append([(0, b"forwarded"), (2, b"too")], None)
+    del log  # as by kill -9: nothing was flushed, closed or said
+    await plant.gateway("gw-1")
+
+    async def there() -> bool:
+        changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+        return set(changes.keys) == {(0, b"forwarded"), (2, b"too")}
+
+    await until(there, within_s=5, otherwise="the intents were not journalled")
+
+
+def test_a_torn_record_ends_the_reading_and_nothing_else(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    assert spool.append([(0, b"a")], [])
+    assert spool.append([(1, b"b")], [])
+    path = tmp_path / "spool.log"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert [keys for keys, _ in Spool(tmp_path).batches()] == [[(0, b"a")]]
+
+
+def test_a_full_spool_is_refused_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exodus.gateway.spool.SPOOL_BYTES_MAX", 40)
+    spool = Spool(tmp_path)
+    assert spool.append([(0, b"a")], [])
+    assert not spool.append([(0, b"x" * 100)], [])
+    assert spool.keys == 1
+
+
+async def test_a_hold_that_nobody_ends_ends_by_itself(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+    """A flow that dies in the middle of a switch must not keep applications waiting."""
+    plant = Plant(redis62, valkey91, control_server, tmp_path, hold_seconds_max=0.5)
+    await plant.open()
+    await plant.gateway()
+    await plant.change(hold="writes")
+    app = plant.app()
+    assert await asyncio.wait_for(app.set("k", "v"), 6)
+    await plant.close()
+
+
+async def test_a_switch_that_cannot_drain_is_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the target stopped, the switch gives up within its time, lifts the fence, and writes go on at the source."""
+    monkeypatch.setattr(switch, "_PRE_DRAIN_S", 0.2)
+    monkeypatch.setattr(switch, "_PRE_DRAIN_ENTRIES", 10_000)
+    plant.plan = plant.plan.model_copy(update={"hold_seconds_max": 1.0})
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    app = plant.app()
+    target = plant.boxes[Side.TARGET]
+    await app.set("k", 0)
+    await plant.drained()
+    target.pause()
+    try:
+        await app.set("k", 1)
+        with pytest.raises(CutoverAborted):
+            await switch.apply(plant.store, plant.plan, Side.TARGET)
+        assert await asyncio.wait_for(app.set("k", 2), 5)
+    finally:
+        target.resume()
+    assert plant.boxes[Side.SOURCE].client().get("k") == b"2"
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+
+
+async def test_the_target_away_delays_no_application(plant: Plant) -> None:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    app = plant.app()
+    plant.boxes[Side.TARGET].pause()
+    try:
+        for number in range(200):
+            assert await asyncio.wait_for(app.set(f"k{number}", number), 2)
+    finally:
+        plant.boxes[Side.TARGET].resume()
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+
+
+async def test_journalling_is_off_until_the_route_asks_for_it(plant: Plant) -> None:
+    await plant.gateway()
+    app = plant.app()
+    await app.set("before", 1)
+    await plant.change(journal=JournalMode.ALL)
+    await app.set("after", 1)
+    await plant.flushed()
+    changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+    assert set(changes.keys) == {(0, b"after")}

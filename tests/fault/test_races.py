@@ -1,0 +1,214 @@
+"""The six race rules, each on real servers, and each with the harm that is done when the rule is taken out."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from exodus.config import Side
+from exodus.control import journal
+from exodus.control.changes import partition_of
+from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
+from exodus.control.store import lane_guard_key
+from exodus.endpoint import Endpoint
+from exodus.errors import EpochEnded
+from exodus.gateway.session import Session
+from exodus.stack.servers import ServerKind
+from exodus.sync import backfill
+from exodus.sync.guard import Guard, set_writer_epoch
+from exodus.sync.key import BatchReport, Copier
+from exodus.sync.scan import plan_slices
+from tests.support.plant import Plant
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.fault
+
+
+async def _running(plant: Plant) -> None:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
+    """A write that the source delays: an entry made before its answer is synced too early, and never again."""
+    if not rule:
+        forward = Session._forward
+
+        def eager(self: Session, buffered: bytes, sent: int, end: int, intents: list, barrier: object) -> None:
+            forward(self, buffered, sent, end, intents, barrier)
+            if intents:
+                self.out.journal(intents, None)
+
+        monkeypatch.setattr(Session, "_forward", eager)
+        monkeypatch.setattr(Session, "_mark", lambda *_: None)
+    await _running(plant)
+    app, source = plant.app(), plant.boxes[Side.SOURCE].client()
+    await app.set("k", "old")
+    await plant.drained()
+    source.execute_command("CLIENT", "PAUSE", "600", "WRITE")
+    writing = asyncio.create_task(app.set("k", "new"))
+    await asyncio.sleep(0.3)
+    await plant.drained()
+    await writing
+    await plant.drained()
+    await asyncio.sleep(0.1)
+    target = plant.boxes[Side.TARGET].client()
+    assert (target.get("k") == b"new") is rule
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: bool) -> None:
+    """Two owners of a partition: the one that was frozen between reading and writing must not overwrite what the new one wrote."""
+    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
+    partition = partition_of(0, b"k", plant.plan.partitions)
+    engine = await plant.engine()
+    target.set(lane_guard_key(plant.plan.name, partition), 1)
+    old = await engine.copier(engine.guard(partition=partition, token=1) if rule else Guard())
+    source.set("k", "old")
+    report = BatchReport()
+    states = await old.read(0, [b"k"], report)
+    source.set("k", "new")
+    target.set(lane_guard_key(plant.plan.name, partition), 2)
+    new = await engine.copier(engine.guard(partition=partition, token=2))
+    await new.sync_keys(0, [b"k"])
+    if rule:
+        with pytest.raises(EpochEnded):
+            await old.write(0, states, report)
+    else:
+        await old.write(0, states, report)
+    assert (target.get("k") == b"new") is rule
+    await old.close()
+    await new.close()
+
+
+async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> None:
+    """Let `act` run between a backfill chunk's reading and its writing, and live sync finish with it."""
+    write, acted = Copier.write, []
+
+    async def late(self: Copier, db: int, states: list, report: BatchReport) -> None:
+        if not acted and any(state.key == b"k" for state in states):
+            acted.append(True)
+            await act()
+            await plant.drained()
+        await write(self, db, states, report)
+
+    monkeypatch.setattr(Copier, "write", late)
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_3_what_changed_under_a_chunk_is_synced_again(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
+    """A stale RESTORE of the backfill lands after live sync's fresh one."""
+    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source.set("k", "old")
+    await _running(plant)
+    app = plant.app()
+    real = Copier.write
+
+    async def act() -> None:
+        monkeypatch.setattr(Copier, "write", real)
+        await app.set("k", "new")
+
+    await _write_between(plant, monkeypatch, act)
+    if not rule:
+        monkeypatch.setattr(backfill, "mark_overtaken", _nothing)
+    await plant.backfill()
+    await plant.drained()
+    assert (target.get("k") == b"new") is rule
+
+
+async def _nothing(*_: object) -> int:
+    return 0
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
+    """Keys of a chunk that was read before a FLUSHALL and written after it must not come back."""
+    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source.mset({f"c{number}": "x" for number in range(50)} | {"k": "old"})
+    await _running(plant)
+    app = plant.app()
+    real = Copier.write
+
+    async def act() -> None:
+        monkeypatch.setattr(Copier, "write", real)
+        await app.flushall()
+        await app.set("after", "1")
+
+    await _write_between(plant, monkeypatch, act)
+    if not rule:
+        monkeypatch.setattr(backfill, "mark_overtaken", _nothing)
+    await plant.backfill()
+    await plant.drained()
+    left = sorted(key for key in target.keys() if not key.startswith(b"exodus:"))
+    assert (left == [b"after"]) is rule
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_5_a_restart_voids_the_cursor(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path, rule: bool
+) -> None:
+    """A cursor of a server's earlier life silently skips keys: the slice begins anew instead."""
+    source = make_server(ServerKind.REDIS_62, save="3600 1")
+    client = source.client()
+    pipe = client.pipeline(transaction=False)
+    for number in range(20_000):
+        pipe.set(f"key:{number}", number)
+    pipe.execute()
+    plant = Plant(source, valkey91, control_server, tmp_path, slices=1)
+    await plant.open()
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
+    engine = await plant.engine()
+    (piece,) = await plan_slices(engine.authority, 1)
+    halfway = None
+    while halfway is None or halfway.keys_seen < 10_000:
+        halfway = await backfill.copy_slice(engine, "run", piece, budget_s=0)
+    client.save()
+    source.stop()
+    source.start()
+    engine = await plant.engine()
+    if not rule:
+        progress = (await load_progress(plant.store, "run"))[piece.slice_id]
+        assert isinstance(progress, SliceProgress)
+        progress.run_id = engine.authority_facts.run_id
+        await save_progress(plant.store, "run", progress)
+    done = await backfill.copy_slice(engine, "run", piece, budget_s=60)
+    assert done.done
+    assert done.restarts == int(rule)
+    report = await plant.verify()
+    assert (report.divergences_total == 0) is rule
+    await plant.close()
+
+
+@pytest.mark.parametrize("rule", [True, False])
+async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(plant: Plant, rule: bool) -> None:
+    """A syncer that read before the switch and wakes after it would overwrite a write on the new authority."""
+    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
+    engine = await plant.engine()
+    frozen = await engine.copier(engine.guard() if rule else Guard())
+    source.set("k", "old")
+    report = BatchReport()
+    states = await frozen.read(0, [b"k"], report)
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, -1)
+    target.set("k", "written after the switch")
+    if rule:
+        with pytest.raises(EpochEnded):
+            await frozen.write(0, states, report)
+    else:
+        await frozen.write(0, states, report)
+    assert (target.get("k") == b"written after the switch") is rule
+    await frozen.close()
+
+
+async def test_a_trimmed_journal_counts_as_a_gap(plant: Plant) -> None:
+    """A chunk that looks back further than the journal reaches must take all its keys for changed."""
+    await journal.append(plant.store, [(0, b"a")], plant.plan.partitions)
+    before = dict.fromkeys(range(plant.plan.partitions), b"1-0")
+    assert not (await journal.since(plant.store, before)).gap
+    await plant.store.client.hset(plant.store.keys.trimmed, "3", b"2-0")
+    assert (await journal.since(plant.store, before)).gap
