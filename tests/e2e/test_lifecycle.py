@@ -1,0 +1,241 @@
+"""A whole migration through a real Prefect server and worker: every decision both ways, a killed backfill, a spoiled target, an abandoned end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from exodus.cli.demo import _tamper
+from exodus.cli.phases import answer_open_decision, read_status
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import MigrationFile, load_migration
+from exodus.control import ledger
+from exodus.control.checkpoint import load_progress
+from exodus.control.route import read_route
+from exodus.control.store import ControlStore
+from exodus.errors import DecisionRefused, OperatorError
+from exodus.stack.home import Home
+from exodus.stack.prefect import project_root
+from exodus.stack.up import Wanted, down, up
+from tasks.backfill import run_name
+from tests.support.wait import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(560)]
+KEYS = 80_000
+
+
+class Operator:
+    """What a person does, through the same calls."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.file: MigrationFile = load_migration(home.migration_file)
+        self.api = PrefectApi.find(home)
+
+    def status(self) -> dict:
+        return asyncio.run(read_status(self.file))
+
+    def start(self, phase: str) -> str:
+        watched = {"seconds": 2.0} if phase in ("pre-test", "analyze", "compare") else {}
+        return self.api.start(phase, {"migration": self.file.plan.name, **watched})["id"]
+
+    def waiting(self, phase: str, gate: str | None = None, within_s: float = 90) -> dict:
+        def there() -> bool:
+            now = self.status()
+            state = now["phases"].get(phase, {})
+            assert state.get("state") != "failed", state
+            return now["waiting"] is not None and now["waiting"]["phase"] == phase and gate in (None, now["waiting"]["gate"])
+
+        wait_until(there, within_s=within_s, otherwise=f"{phase} never asked for its decision")
+        found = self.status()["waiting"]
+        wait_until(lambda: self.api.run(found["flow_run_id"])["state"]["name"] == "Suspended", within_s=30, otherwise="the run was never suspended")
+        return found
+
+    def answer(self, verdict: str, **fields: object) -> None:
+        answer_open_decision(self.file, self.api, verdict, by="the test", why="because it is tested", fields=fields)
+
+    def ended(self, phase: str, state: str) -> None:
+        wait_until(lambda: self.status()["phases"][phase]["state"] == state, within_s=60, otherwise=f"{phase} never became {state}")
+
+    def run_state(self, run_id: str, *names: str) -> dict:
+        wait_until(lambda: self.api.run(run_id)["state"]["name"] in names, within_s=60, otherwise=f"the run never became {names}")
+        return self.api.run(run_id)["state"]
+
+    def exodus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "exodus.cli.app", *arguments, "--home", str(self.home.root)],
+            cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    home = Home(tmp_path_factory.mktemp("stack"))
+    up(home, Wanted(options={"observe_seconds": 2.0}), print)
+    yield Operator(home)
+    down(home)
+    assert not home.running()
+
+
+@pytest.fixture(scope="module")
+def application(operator: Operator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("application")
+    gateway = operator.file.plan.gateway
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", str(KEYS), "--writes", "200",
+            "--stop-file", str(folder / "stop"), "--report", str(folder / "app.json"), "--ready-file", str(folder / "ready"), "--seconds-max", "540",
+        ],
+        cwd=project_root(),
+    )  # fmt: skip
+    wait_until(lambda: (folder / "ready").exists(), within_s=60, otherwise="the application never preloaded its keys")
+    yield folder
+    process.terminate()
+    process.wait(timeout=30)
+
+
+def _migrate_process(run_id: str) -> psutil.Process | None:
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if process.info["cmdline"] and "python" in process.info["cmdline"][0] and process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
+                return process
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+    return None
+
+
+async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        route = await read_route(store)
+        slices = (await load_progress(store, run_name(route.writer_epoch))).values()
+        return sum(progress.keys_seen for progress in slices), bool(slices) and all(progress.done for progress in slices)
+
+
+def test_a_whole_migration(operator: Operator, application: Path) -> None:
+    file, api = operator.file, operator.api
+    source = redis.Redis(port=file.plan.source.port)
+
+    with pytest.raises(DecisionRefused, match="no decision is open"):
+        operator.answer("approve")
+
+    # A phase may not begin before the one that it builds on was approved.
+    early = operator.start("analyze")
+    assert "pre-test was not approved" in operator.run_state(early, "Failed", "Crashed")["message"]
+
+    for phase in ("pre-test", "analyze", "compare", "test"):
+        rejected = operator.start(phase)
+        asked = operator.waiting(phase)
+        assert asked["question"]
+        if phase == "pre-test":
+            run = api.run(asked["flow_run_id"])
+            with pytest.raises(OperatorError, match="REJECT"):
+                api.resume(run["id"], {"decision": "perhaps", "decided_by": "x", "why": "y"})
+            done = operator.exodus("reject", "--why", "not today", "--by", "somebody")
+            assert done.returncode == 0, done.stderr
+        else:
+            operator.answer("reject")
+        operator.ended(phase, "rejected")
+        assert operator.run_state(rejected, "Rejected")["type"] == "COMPLETED"
+        assert operator.status()["due"] is None
+        operator.start(phase)
+        operator.waiting(phase)
+        operator.answer("approve")
+        operator.ended(phase, "approved")
+
+    # Backfill killed in the middle; started again it goes on from its checkpoints.
+    run_id = operator.start("migrate")
+    process, seen = None, 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        process = process or _migrate_process(run_id)
+        seen, done = asyncio.run(_backfilled(file))
+        if process is not None and seen > KEYS // 10:
+            assert not done, "the backfill was over before it could be killed"
+            process.send_signal(signal.SIGKILL)
+            break
+    operator.run_state(run_id, "Crashed")
+    seen, done = asyncio.run(_backfilled(file))
+    assert 0 < seen < KEYS
+    assert not done
+    operator.start("migrate")
+    operator.waiting("migrate", within_s=120)
+    total, done = asyncio.run(_backfilled(file))
+    assert done
+    assert total < KEYS * 1.2, "chunks that were checkpointed were done again"
+    operator.answer("approve")
+    operator.ended("migrate", "approved")
+
+    # Cut over; spoil the target; it is found, named, and repaired.
+    operator.start("commit")
+    operator.waiting("commit", "cutover")
+    operator.answer("approve")
+    operator.waiting("commit", "finalise", within_s=120)
+    assert operator.status()["authority"] == "target"
+    with pytest.raises(redis.NoPermissionError):
+        source.set("stray", 1)
+    assert operator.exodus("verify").returncode == 0
+    operator.answer("reject")
+    operator.ended("commit", "rejected")
+    assert operator.status()["due"] == "rollback"
+
+    # Roll back: nothing that was written at the target is lost; then abandon, and clean up.
+    operator.start("rollback")
+    operator.waiting("rollback", "back")
+    operator.answer("approve")
+    operator.waiting("rollback", "next", within_s=120)
+    assert operator.status()["authority"] == "source"
+    (application / "stop").touch()
+    wait_until(lambda: (application / "app.json").exists(), within_s=30, otherwise="the application never stopped")
+    told = json.loads((application / "app.json").read_text())
+    assert told["app_errors"] == 0, told["errors"]
+    assert told["acknowledged_writes"] > 5_000
+    url = f"redis://127.0.0.1:{file.plan.source.port}"
+    checked = subprocess.run(
+        [sys.executable, "-m", "examples.shop", "check", "--model", told["model"], "--url", url, "--json"],
+        cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+    _tamper(file.plan.target)
+    spoiled = operator.exodus("verify", "--json")
+    assert spoiled.returncode == 1
+    kinds = sorted(row["kind"] for row in json.loads(spoiled.stdout)["divergences"])
+    assert kinds == ["expiry", "extra", "missing", "value"]
+    operator.answer("reject", clean_target=True)
+    operator.ended("rollback", "approved")
+    target = redis.Redis(port=file.plan.target.port)
+    assert target.keys("cold:*") == []
+    assert [key for key in source.keys("exodus:*")] == []
+
+    entries = asyncio.run(_ledger(file))
+    decided = [(entry.phase.value, entry.verdict) for entry in entries if entry.event == "decided"]
+    for phase in ("pre-test", "analyze", "compare", "test"):
+        assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
+    assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
+    assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
+    assert next(entry for entry in entries if entry.event == "decided").decided_by == "somebody"
+
+
+async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        return await ledger.read(store)
+
+
+def test_a_second_up_says_what_runs(operator: Operator) -> None:
+    said: list[str] = []
+    before = [entry.pid for entry in operator.home.running()]
+    urls = up(operator.home, Wanted(), said.append)
+    assert "running already" in said[0]
+    assert "gateway" in urls
+    assert [entry.pid for entry in operator.home.running()] == before
+    assert os.stat(operator.home.secret("source")).st_mode & 0o077 == 0
