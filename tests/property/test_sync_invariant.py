@@ -1,0 +1,180 @@
+"""The invariant under drawn interleavings, on two real servers: once writes stop and the journal is drained, both sides are equal.
+
+What is drawn: application writes of every kind and their journal entries, which come later (race rule 1), backfill chunks cut open between reading and writing, lane steps, expiry,
+flushes, changed epochs with a writer of the old one still under way. The pieces are the product's own; only the order is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from exodus.config import RESERVED_PREFIX, JournalMode, Plan, Side
+from exodus.control.changes import Barrier, Key
+from exodus.control import journal
+from exodus.control.route import change_route, read_route
+from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint
+from exodus.errors import EpochEnded
+from exodus.leg import Leg
+from exodus.sync.backfill import mark_overtaken
+from exodus.sync.engine import Engine, open_engine
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.key import BatchReport, Copier
+from exodus.sync.live import rescan
+from exodus.sync.reconcile import verify
+from exodus.sync.scan import scan_once
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.property
+KEYS = 8
+STEPS = ("write", "write", "write", "write", "journal", "journal", "lane", "lane", "read chunk", "write chunk", "expire", "rename", "flush", "epoch")
+
+
+class World:
+    """Source, target, journal, and what is under way between them."""
+
+    def __init__(self, store: ControlStore, plan: Plan, draw: random.Random) -> None:
+        self.store, self.plan, self.draw = store, plan, draw
+        self.source: Leg
+        self.engine: Engine
+        self.copiers: list[Copier] = []
+        self.lane: Copier
+        self.unjournalled: list[tuple[list[Key], Barrier | None]] = []
+        self.position = b"0-0"
+        self.chunks: list[tuple[Copier, list[bytes], list, dict[int, bytes]]] = []
+
+    async def open(self) -> None:
+        self.source = await Leg.connect(self.plan.source, Side.SOURCE)
+        route = await read_route(self.store)
+        await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True))
+        for number in range(KEYS):
+            await self.source.call("SET", f"k{number}", f"before {number}")
+        await self.epoch()
+
+    async def close(self) -> None:
+        await self.source.close()
+        for copier in self.copiers:
+            await copier.close()
+
+    async def copier(self) -> Copier:
+        copier = await self.engine.copier(self.engine.guard())
+        self.copiers.append(copier)
+        return copier
+
+    async def epoch(self) -> None:
+        """A new epoch: writers of the old one that are still under way may not write any more."""
+        route = await read_route(self.store)
+        route = await change_route(self.store, route, route.next(why="test", writer_epoch=route.writer_epoch + 1))
+        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        self.engine = await open_engine(self.store, self.plan, route)
+        self.lane = await self.copier()
+
+    def key(self) -> bytes:
+        return b"k%d" % self.draw.randrange(KEYS)
+
+    async def write(self) -> None:
+        key = self.key()
+        commands = [
+            ("SET", key, secrets.token_hex(4)), ("DEL", key), ("SET", key, "timed", "PX", 3_600_000), ("PERSIST", key), ("APPEND", key, "x"),
+            ("DEL", key), ("INCR", key), ("RPUSH", key, "a"), ("HSET", key, "f", secrets.token_hex(2)), ("SADD", key, secrets.token_hex(2)),
+        ]  # fmt: skip
+        await self.source.pipeline([self.draw.choice(commands)])
+        self.unjournalled.append(([(0, key)], None))
+
+    async def expire(self) -> None:
+        key = self.key()
+        await self.source.pipeline([("SET", key, "short", "PX", self.draw.choice((1, 5, 30)))])
+        self.unjournalled.append(([(0, key)], None))
+
+    async def rename(self) -> None:
+        one, other = self.key(), self.key()
+        await self.source.pipeline([("RENAME", one, other)])
+        self.unjournalled.append(([(0, one), (0, other)], None))
+
+    async def flush(self) -> None:
+        await self.source.call("FLUSHDB")
+        self.unjournalled.append(([], Barrier("flushdb", (0,))))
+
+    async def journal(self) -> None:
+        """Some entry comes late, and not in the order of the writes."""
+        if self.unjournalled:
+            keys, barrier = self.unjournalled.pop(self.draw.randrange(len(self.unjournalled)))
+            await journal.append(self.store, keys, 1, [barrier] if barrier else [])
+
+    async def step_lane(self) -> None:
+        changes = await journal.since(self.store, {0: self.position})
+        ends = await journal.ends(self.store, 1)
+        await self.lane.sync_keys(0, [key for _, key in dict.fromkeys(changes.keys)])
+        for barrier in changes.barriers:
+            await rescan(self.engine, barrier)
+        self.position = ends[0]
+        await self.store.client.hset(self.store.keys.position, "0", self.position)
+
+    async def read_chunk(self) -> None:
+        """The whole keyspace is one chunk; up to three are open at once, some of an old epoch."""
+        if len(self.chunks) < 3:
+            copier = await self.copier()
+            positions = await journal.ends(self.store, 1)
+            _, keys = await scan_once(self.source, 0, 1000)
+            self.chunks.append((copier, keys, await copier.read(0, keys, BatchReport()), positions))
+
+    async def write_chunk(self) -> None:
+        if self.chunks:
+            copier, keys, states, positions = self.chunks.pop(self.draw.randrange(len(self.chunks)))
+            try:
+                await copier.write(0, states, BatchReport())
+            except EpochEnded:
+                return
+            await mark_overtaken(self.engine, 0, keys, positions)
+
+    async def end(self) -> None:
+        """Writes stop; a whole backfill of the epoch in force; then everything drains."""
+        while self.chunks:
+            await self.write_chunk()
+        await self.read_chunk()
+        while self.unjournalled:
+            await self.journal()
+        await self.write_chunk()
+        # A rescan marks more keys, so one step may not be the last.
+        for _ in range(10):
+            await self.step_lane()
+            if (await journal.ends(self.store, 1))[0] == self.position:
+                return
+        raise AssertionError("the journal never drained")
+
+
+async def _play(plan: Plan, control: Box, seed: int, steps: list[str]) -> None:
+    async with await ControlStore.connect(control.address(), plan.name) as store:
+        world = World(store, plan, random.Random(seed))
+        await world.open()
+        acts = {
+            "write": world.write, "journal": world.journal, "lane": world.step_lane, "read chunk": world.read_chunk, "write chunk": world.write_chunk,
+            "expire": world.expire, "rename": world.rename, "flush": world.flush, "epoch": world.epoch,
+        }  # fmt: skip
+        try:
+            for step in steps:
+                await acts[step]()
+            await world.end()
+            report = await verify(world.engine, settle_s=0.05, attempts=3)
+            assert report.divergences == []
+            assert report.dirty == []
+        finally:
+            await world.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from(STEPS), max_size=40))
+def test_drained_means_equal(redis62: Box, valkey91: Box, control_server: Box, seed: int, steps: list[str]) -> None:
+    for box in (redis62, valkey91):
+        with box.client() as client:
+            client.flushall()
+    plan = Plan(name=f"p{secrets.token_hex(6)}", source=redis62.address(), target=valkey91.address(), partitions=1)
+    asyncio.run(_play(plan, control_server, seed, steps))
+    with valkey91.client() as client:
+        assert all(key.startswith((b"k", RESERVED_PREFIX)) for key in client.keys())
