@@ -68,8 +68,8 @@ def migrate(migration: str = "demo") -> State[str]:
         summary=[
             f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
             f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
-            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, {found['keys_dirty']} dirty; "
-            f"lag {drained['lag_entries']} entries",
+            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
+            f"{found['keys_dirty']} dirty; lag {drained['lag_entries']} entries",
         ],
         evidence=f"evidence.{PHASE}",
     )

@@ -59,7 +59,8 @@ class Profile:
             "databases": {str(db): count for db, count in self.databases.items()},
             "argument_bytes": self.argument_bytes,
             "commands": [
-                {"command": name, "calls": count, "write": table.of(name.encode().split(b"|")).write} for name, count in self.commands.most_common(200)
+                {"command": name, "calls": count, "write": table.of(name.encode().split(b"|")).write}
+                for name, count in self.commands.most_common(200)
             ],
             "prefixes": [{"prefix": name, "keys": count} for name, count in self.prefixes.most_common(50)],
         }

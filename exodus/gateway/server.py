@@ -164,7 +164,7 @@ class Gateway:
         while True:
             try:
                 await work()
-            except Exception:  # noqa: BLE001 - whatever it is, it is logged, counted and must not end the gateway
+            except Exception:
                 log.exception("a task of the gateway failed and is started again; the relay goes on")
                 self.task_failures += 1
                 await asyncio.sleep(1)

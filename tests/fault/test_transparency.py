@@ -24,7 +24,9 @@ CONVERSATIONS = {
     "hashes": _many("HSET h a 1 b 2", "HGETALL h", "HINCRBY h a 5", "HMGET h a z", "HDEL h a"),
     "sets": _many("SADD s a", "SMEMBERS s", "SISMEMBER s a", "SREM s a", "SCARD s"),
     "sorted sets": _many("ZADD z 1.5 a 2 b", "ZRANGE z 0 -1 WITHSCORES", "ZINCRBY z 1 a", "ZSCORE z q"),
-    "streams": _many("XADD x 1-1 f v", "XGROUP CREATE x g 0", "XREADGROUP GROUP g c COUNT 1 STREAMS x >", "XACK x g 1-1", "XRANGE x - +", "XPENDING x g"),
+    "streams": _many(
+        "XADD x 1-1 f v", "XGROUP CREATE x g 0", "XREADGROUP GROUP g c COUNT 1 STREAMS x >", "XACK x g 1-1", "XRANGE x - +", "XPENDING x g"
+    ),
     "transaction": _many("MULTI", "SET k 1", "INCR k", "EXEC", "GET k"),
     "discard": _many("MULTI", "SET k 1", "DISCARD", "GET k"),
     "errors in a transaction": _many("MULTI", "NOSUCH", "SET k", "EXEC", "MULTI", "SET k a", "INCR k", "EXEC"),
@@ -52,7 +54,19 @@ CONVERSATIONS = {
     "quit": _many("PING", "QUIT"),
     "reset": _many("SELECT 2", "MULTI", "RESET", "PING"),
 }
-RESP3 = ("strings", "hashes", "sets", "sorted sets", "streams", "transaction", "errors in a transaction", "wrong", "subscribe", "reply off", "databases")
+RESP3 = (
+    "strings",
+    "hashes",
+    "sets",
+    "sorted sets",
+    "streams",
+    "transaction",
+    "errors in a transaction",
+    "wrong",
+    "subscribe",
+    "reply off",
+    "databases",
+)
 
 
 async def _talk(port: int, data: bytes, piece: int, *, hello: bool) -> bytes:

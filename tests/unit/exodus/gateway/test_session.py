@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exodus.commands.table import Command, CommandTable
-from exodus.config import JournalMode, STREAM_FRAME_BYTES
+from exodus.config import STREAM_FRAME_BYTES, JournalMode
 from exodus.control.changes import Barrier
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
@@ -16,7 +16,22 @@ OK = b"+OK\r\n"
 QUEUED = b"+QUEUED\r\n"
 NIL = b"*-1\r\n"
 _WRITES = {b"SET": (1, 1), b"DEL": (1, -1), b"BLPOP": (1, -2), b"LPUSH": (1, 1), b"FLUSHALL": (0, 0), b"FLUSHDB": (0, 0), b"MOVE": (1, 1)}
-_READS = (b"GET", b"PING", b"MULTI", b"EXEC", b"DISCARD", b"WATCH", b"SELECT", b"AUTH", b"HELLO", b"CLIENT", b"SUBSCRIBE", b"MONITOR", b"SCAN", b"XREAD")
+_READS = (
+    b"GET",
+    b"PING",
+    b"MULTI",
+    b"EXEC",
+    b"DISCARD",
+    b"WATCH",
+    b"SELECT",
+    b"AUTH",
+    b"HELLO",
+    b"CLIENT",
+    b"SUBSCRIBE",
+    b"MONITOR",
+    b"SCAN",
+    b"XREAD",
+)
 
 
 def orders(**more: object) -> Orders:
@@ -60,7 +75,9 @@ def test_an_error_is_journalled_too() -> None:
 
 
 def test_reads_leave_no_trace() -> None:
-    (Script(make()) >> ("from_client", GET_K) << ("to_server", GET_K) >> ("from_server", b"$1\r\nv\r\n") << ("to_client", b"$1\r\nv\r\n")).play_at_every_split()
+    (
+        Script(make()) >> ("from_client", GET_K) << ("to_server", GET_K) >> ("from_server", b"$1\r\nv\r\n") << ("to_client", b"$1\r\nv\r\n")
+    ).play_at_every_split()
 
 
 def test_a_transaction_is_journalled_at_exec() -> None:
@@ -243,7 +260,10 @@ def test_with_replies_off_a_later_reply_proves_the_writes() -> None:
     assert not session.pending
     assert not session.confirmed
     session.confirm()
-    assert out.take()[-1] == ("to_server", encode("CLIENT", "REPLY", "OFF") + SET_K + encode("CLIENT", "REPLY", "ON") + encode("CLIENT", "REPLY", "OFF"))
+    assert out.take()[-1] == (
+        "to_server",
+        encode("CLIENT", "REPLY", "OFF") + SET_K + encode("CLIENT", "REPLY", "ON") + encode("CLIENT", "REPLY", "OFF"),
+    )
     session.from_server(OK, 0.0)
     assert out.take() == [("journal", [(0, b"k")], None)]
     assert session.confirmed

@@ -110,7 +110,9 @@ _scalars = st.one_of(
     st.integers(-(2**40), 2**40).map(lambda value: b":%d\r\n" % value),
     st.sampled_from([b"+OK\r\n", b"$-1\r\n", b"*-1\r\n"]),
 )
-_replies = st.recursive(_scalars, lambda inner: st.lists(inner, max_size=4).map(lambda parts: b"*%d\r\n" % len(parts) + b"".join(parts)), max_leaves=12)
+_replies = st.recursive(
+    _scalars, lambda inner: st.lists(inner, max_size=4).map(lambda parts: b"*%d\r\n" % len(parts) + b"".join(parts)), max_leaves=12
+)
 
 
 @given(st.lists(_replies, max_size=6), st.data())
