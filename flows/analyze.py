@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.compatibility import check_commands, recommend
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -18,7 +18,7 @@ from tasks.profile import learn_workload
 PHASE = Phase.ANALYZE
 
 
-@flow(name="analyze", flow_run_name="{migration}: analyze", persist_result=True)
+@phase_flow(PHASE)
 def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]:
     """Learn the workload from the gateways for `seconds` and hold it against the target."""
     open_phase(migration, PHASE)

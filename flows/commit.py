@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
 from exodus.control.ledger import FINALISE
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.cutover import explain_switch, finalise, switch_authority
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -18,7 +18,7 @@ from tasks.live_sync import verify_sides, wait_drained
 PHASE = Phase.COMMIT
 
 
-@flow(name="commit", flow_run_name="{migration}: commit", persist_result=True)
+@phase_flow(PHASE)
 def commit(migration: str = "demo") -> State[str]:
     """Two decisions: the technical one (cut over), and the business one (finalise). Between them writes flow back to the source."""
     open_phase(migration, PHASE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.comparison import list_divergences, remove_sample, shadow
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -16,7 +16,7 @@ from tasks.ledger import open_phase
 PHASE = Phase.COMPARE
 
 
-@flow(name="compare", flow_run_name="{migration}: compare", persist_result=True)
+@phase_flow(PHASE)
 def compare(migration: str = "demo", seconds: float | None = None) -> State[str]:
     """Shadow the plan's sample of keys for `seconds` and compare replies and states."""
     open_phase(migration, PHASE)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, unmapped
+from prefect import unmapped
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
 from tasks.decision import PhaseDecision, ask, close_phase
@@ -35,7 +36,7 @@ def _backfill(migration: str, writer_epoch: int) -> Json:
     return count_backfill(migration, writer_epoch)
 
 
-@flow(name="migrate", flow_run_name="{migration}: migrate", persist_result=True)
+@phase_flow(PHASE)
 def migrate(migration: str = "demo") -> State[str]:
     """Copy everything while applications write, and prove that both sides are equal."""
     open_phase(migration, PHASE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
@@ -16,7 +16,7 @@ from tasks.profile import capture_traffic
 PHASE = Phase.PRE_TEST
 
 
-@flow(name="pre-test", flow_run_name="{migration}: pre-test", persist_result=True)
+@phase_flow(PHASE)
 def pre_test(migration: str = "demo", seconds: float | None = None) -> State[str]:
     """Watch a copy of the traffic for `seconds` (default: the plan's observe_seconds) and exercise the target, changing nothing."""
     open_phase(migration, PHASE)

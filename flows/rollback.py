@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
 from exodus.control.ledger import NEXT
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.cutover import abandon, explain_switch, stop_live_sync, switch_authority
 from tasks.decision import NextDecision, PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -18,7 +18,7 @@ from tasks.live_sync import verify_sides
 PHASE = Phase.ROLLBACK
 
 
-@flow(name="rollback", flow_run_name="{migration}: rollback", persist_result=True)
+@phase_flow(PHASE)
 def rollback(migration: str = "demo") -> State[str]:
     """After a cutover: switch back without loss. Before one: stop copying. Journal, ledger and reports are kept for investigation."""
     began = open_phase(migration, PHASE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
+from flows.phase import phase_flow
 from tasks.cutover import rehearse_switch
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -17,7 +17,7 @@ from tasks.probe import check_sides, exercise_target
 PHASE = Phase.TEST
 
 
-@flow(name="test", flow_run_name="{migration}: test", persist_result=True)
+@phase_flow(PHASE)
 def test(migration: str = "demo") -> State[str]:
     """Exercise the target and rehearse the switch with sessions of the reserved prefix."""
     open_phase(migration, PHASE)

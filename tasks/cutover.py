@@ -23,6 +23,7 @@ from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
+_LISTED = 1_000  # of the keys that stay, by name
 
 
 @task(name="rehearse the switch", persist_result=True)
@@ -140,18 +141,27 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
             await _stop(it, "abandoned: the source stays the authority")
             await _remove_own_keys(it)
             await Fence(it.store, Side.TARGET, it.plan.target).lower()
-            removed = await _remove_copied(it) if clean_target else 0
+            removed, left = await _remove_copied(it) if clean_target else (0, [])
             await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence, it.store.keys.report(OWNED)))
-            report = {"authority": "source", "target_keys_removed": removed, "clean_target": clean_target}
+            report = {
+                "authority": "source",
+                "target_keys_removed": removed,
+                "clean_target": clean_target,
+                "target_keys_left": len(left),
+                "left": [repr(key) for key in left[:_LISTED]],
+            }
             await it.store.save_report("abandoned", report)
             return report
 
     return run(work())
 
 
-async def _remove_copied(it: Opened) -> int:
-    """Remove from the target what the source has too: keys that Exodus copied there; others stay."""
-    removed = 0
+async def _remove_copied(it: Opened) -> tuple[int, list[bytes]]:
+    """Remove the target's keys; how many, and those that stay.
+
+    A target that had to be empty holds only what was copied. One that held keys before loses those that the source has too.
+    """
+    removed, left = 0, []
     source = (await it.endpoint(Side.SOURCE).nodes())[0]
     target = (await it.endpoint(Side.TARGET).nodes())[0]
     for db in (await target.facts()).databases:
@@ -159,8 +169,10 @@ async def _remove_copied(it: Opened) -> int:
             cursor = -1
             while cursor:
                 cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
-                exist = await there.pipeline([("EXISTS", key) for key in keys])
-                ours = [key for key, exists in zip(keys, exist, strict=True) if exists == 1 and not key.startswith(RESERVED_PREFIX)]
+                keys = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+                exist = await there.pipeline([("EXISTS", key) for key in keys]) if it.plan.allow_nonempty else [1] * len(keys)
+                ours = [key for key, exists in zip(keys, exist, strict=True) if exists == 1]
+                left += [key for key, exists in zip(keys, exist, strict=True) if exists != 1]
                 if ours:
                     removed += int(await leg.call("UNLINK", *ours))
-    return removed
+    return removed, left

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prefect import task
 from prefect.runtime import flow_run
 
@@ -12,6 +14,7 @@ from exodus.control.route import read_route
 from exodus.control.store import answered
 from exodus.errors import DecisionRefused
 from tasks.context import Json, Opened, opened, run
+from tasks.runs import cancel, is_open
 
 _NEEDS = {
     Phase.ANALYZE: Phase.PRE_TEST,
@@ -47,19 +50,35 @@ async def _check(opened_: Opened, phase: Phase) -> None:
         )
 
 
+async def _alone(opened_: Opened, phase: Phase, run_id: str) -> None:
+    """One phase at a time; but Rollback takes the place of whatever goes on."""
+    for name, state in (await opened_.store.phases()).items():
+        if state.get("flow_run_id") == run_id or not await asyncio.to_thread(is_open, state):
+            continue
+        if phase is not Phase.ROLLBACK or name == Phase.ROLLBACK:
+            raise DecisionRefused(
+                f"{phase} may not begin: {name} is {state['state']}",
+                why=f"its run {state['flow_run_id']} goes on, and phases follow each other",
+                next_step=f"decide {name} first; or cancel its run in the Prefect UI, if its host is gone",
+            )
+        await asyncio.to_thread(cancel, state)
+        await opened_.store.save_phase(name, {**state, "state": "cancelled", "why": "a rollback takes its place"})
+
+
 @task(name="open the phase", persist_result=True)
 def open_phase(migration: str, phase: str) -> Json:
     """Check that the phase may begin and say that it has.
 
     Raises:
-        DecisionRefused: the phase before was not approved, or too long ago.
+        DecisionRefused: the phase before was not approved, or too long ago; or another run goes on.
     """
 
     async def work() -> Json:
         async with opened(migration) as it:
-            await _check(it, Phase(phase))
-            now_ms = await it.store.now_ms()
             run_id = str(flow_run.get_id() or "")
+            await _check(it, Phase(phase))
+            await _alone(it, Phase(phase), run_id)
+            now_ms = await it.store.now_ms()
             await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
             await it.store.save_phase(phase, {"state": "running", "started_ms": now_ms, "flow_run_id": run_id})
             await answered(it.store.client.delete(it.store.keys.prefix + "abort"))
@@ -152,6 +171,6 @@ def find_due(migration: str, *, by_itself: bool) -> str | None:
             if due is None:
                 return None
             state = (await it.store.phases()).get(due, {})
-            return None if state.get("state") in ("waiting", "running") else str(due)
+            return None if await asyncio.to_thread(is_open, state) else str(due)
 
     return run(work())

@@ -23,7 +23,7 @@ from exodus.config import Address, MigrationFile, Phase, Side, load_migration
 from exodus.control import ledger
 from exodus.control.ledger import FINALISE, NEXT
 from exodus.control.store import ControlStore
-from exodus.errors import StackError
+from exodus.errors import OperatorError, StackError
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, last_lines, start
@@ -210,7 +210,7 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
     _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
     told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
     if demo.tamper:
-        _tamper(file.plan.target)
+        tamper(file.plan.target)
     found = asyncio.run(_compare(file))
     target = file.plan.target
     url = f"redis://{target.username}:{target.secret('target')}@{target.host}:{target.port}"
@@ -243,12 +243,21 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         say(f"  model: {text}")
 
 
-def _tamper(address: Address) -> None:
-    """Spoil the target behind everybody's back, once in each way that the reconciliation must find."""
+def tamper(address: Address) -> None:
+    """Spoil one side behind everybody's back, once in each way that a verification must find; only keys that the shop leaves alone."""
     client = redis.Redis(host=address.host, port=address.port, username=address.username, password=address.secret("target"))
-    victims = [key for key in client.scan_iter(count=1000, _type="string") if client.strlen(key) and not key.startswith(b"exodus:")]
-    plain = [key for key in victims[:2000] if client.pttl(key) == -1][:2]
-    timed = next(key for key in victims if (client.pttl(key) or 0) > 60_000)
+    plain: list[bytes] = []
+    timed: bytes | None = None
+    for key in client.scan_iter(match="cold:*", count=1000, _type="string"):
+        left_ms = client.pttl(key)
+        if left_ms == -1:
+            plain.append(key)
+        elif left_ms > 60_000:
+            timed = key
+        if timed is not None and len(plain) >= 2:
+            break
+    else:
+        raise OperatorError("--tamper: too few keys to spoil", why="two without an expiry and one with are needed", next_step="raise --keys")
     value = cast("bytes", client.get(plain[0]))
     client.setrange(plain[0], 0, bytes([value[0] ^ 1]))
     client.delete(plain[1])

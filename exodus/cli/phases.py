@@ -106,11 +106,11 @@ async def read_status(migration: MigrationFile) -> Json:
         failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
         if waiting is not None:
             why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
+        elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
+            why, unblocks = f"{running[0]} is running", "nothing: it will ask when it is done"
         elif failed:
             name, state = next(iter(failed.items()))
             why, unblocks = f"{name} failed: {state.get('why', '')}", f"look at its run, correct the cause, exodus start {name}"
-        elif any(state.get("state") == "running" for state in phases.values()):
-            why, unblocks = "a phase is running", "nothing: it will ask when it is done"
         else:
             why, unblocks = (
                 ("no phase is running", f"exodus start {due}") if due else ("nothing is due", "exodus start PHASE, where you want to go on")

@@ -43,6 +43,10 @@ class PrefectApi:
             )
         return cls(url)
 
+    def close(self) -> None:
+        """End the connections."""
+        self._http.close()
+
     @property
     def ui(self) -> str:
         """Where people look."""

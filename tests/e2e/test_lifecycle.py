@@ -15,7 +15,7 @@ import psutil
 import pytest
 import redis
 
-from exodus.cli.demo import _tamper
+from exodus.cli.demo import tamper
 from exodus.cli.phases import answer_open_decision, read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, load_migration
@@ -41,19 +41,21 @@ class Operator:
         self.home = home
         self.file: MigrationFile = load_migration(home.migration_file)
         self.api = PrefectApi.find(home)
+        self.started = ""
 
     def status(self) -> dict:
         return asyncio.run(read_status(self.file))
 
     def start(self, phase: str) -> str:
         watched = {"seconds": 2.0} if phase in ("pre-test", "analyze", "compare") else {}
-        return self.api.start(phase, {"migration": self.file.plan.name, **watched})["id"]
+        self.started = self.api.start(phase, {"migration": self.file.plan.name, **watched})["id"]
+        return self.started
 
     def waiting(self, phase: str, gate: str | None = None, within_s: float = 90) -> dict:
         def there() -> bool:
             now = self.status()
             state = now["phases"].get(phase, {})
-            assert state.get("state") != "failed", state
+            assert (state.get("state"), state.get("flow_run_id")) != ("failed", self.started), state
             return now["waiting"] is not None and now["waiting"]["phase"] == phase and gate in (None, now["waiting"]["gate"])
 
         wait_until(there, within_s=within_s, otherwise=f"{phase} never asked for its decision")
@@ -82,7 +84,9 @@ class Operator:
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = Home(tmp_path_factory.mktemp("stack"))
     up(home, Wanted(options={"observe_seconds": 2.0}), print)
-    yield Operator(home)
+    operator = Operator(home)
+    yield operator
+    operator.api.close()
     down(home)
     assert not home.running()
 
@@ -123,14 +127,26 @@ async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
 
 def test_a_whole_migration(operator: Operator, application: Path) -> None:
     file, api = operator.file, operator.api
-    source = redis.Redis(port=file.plan.source.port)
-
     with pytest.raises(DecisionRefused, match="no decision is open"):
         operator.answer("approve")
 
     # A phase may not begin before the one that it builds on was approved.
     early = operator.start("analyze")
     assert "pre-test was not approved" in operator.run_state(early, "Failed", "Crashed")["message"]
+
+    assert "pre-test was not approved" in operator.status()["phases"]["analyze"]["why"]
+
+    # A rollback takes the place of what waits; nothing else does.
+    waits = operator.start("pre-test")
+    operator.waiting("pre-test")
+    second = operator.start("pre-test")
+    assert "may not begin: pre-test is waiting" in operator.run_state(second, "Failed")["message"]
+    operator.start("rollback")
+    operator.waiting("rollback", "back")
+    assert operator.run_state(waits, "Cancelled")
+    assert operator.status()["phases"]["pre-test"]["state"] == "cancelled"
+    operator.answer("reject")
+    operator.ended("rollback", "rejected")
 
     for phase in ("pre-test", "analyze", "compare", "test"):
         rejected = operator.start(phase)
@@ -164,6 +180,7 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
             process.send_signal(signal.SIGKILL)
             break
     operator.run_state(run_id, "Crashed")
+    operator.ended("migrate", "failed")
     seen, done = asyncio.run(_backfilled(file))
     assert 0 < seen < KEYS
     assert not done
@@ -175,15 +192,22 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     operator.answer("approve")
     operator.ended("migrate", "approved")
 
-    # Cut over; spoil the target; it is found, named, and repaired.
+    # Cut over; spoil the follower; it is found, named, and repaired.
     operator.start("commit")
     operator.waiting("commit", "cutover")
     operator.answer("approve")
     operator.waiting("commit", "finalise", within_s=120)
     assert operator.status()["authority"] == "target"
-    with pytest.raises(redis.exceptions.NoPermissionError):
+    with redis.Redis(port=file.plan.source.port) as source, pytest.raises(redis.exceptions.NoPermissionError):
         source.set("stray", 1)
     assert operator.exodus("verify").returncode == 0
+    tamper(file.plan.source)
+    spoiled = operator.exodus("verify", "--json")
+    assert spoiled.returncode == 1
+    kinds = sorted(row["kind"] for row in json.loads(spoiled.stdout)["divergences"])
+    assert kinds == ["expiry", "extra", "missing", "value"]
+    repaired = operator.exodus("verify", "--repair")
+    assert repaired.returncode == 0, repaired.stdout
     operator.answer("reject")
     operator.ended("commit", "rejected")
     assert operator.status()["due"] == "rollback"
@@ -205,16 +229,11 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout
-    _tamper(file.plan.target)
-    spoiled = operator.exodus("verify", "--json")
-    assert spoiled.returncode == 1
-    kinds = sorted(row["kind"] for row in json.loads(spoiled.stdout)["divergences"])
-    assert kinds == ["expiry", "extra", "missing", "value"]
     operator.answer("reject", clean_target=True)
     operator.ended("rollback", "approved")
-    target = redis.Redis(port=file.plan.target.port)
-    assert target.keys("cold:*") == []
-    assert source.keys("exodus:*") == []
+    with redis.Redis(port=file.plan.target.port) as target, redis.Redis(port=file.plan.source.port) as source:
+        assert target.keys("cold:*") == []
+        assert source.keys("exodus:*") == []
 
     entries = asyncio.run(_ledger(file))
     decided = [(entry.phase.value, entry.verdict) for entry in entries if entry.event == "decided"]
@@ -222,7 +241,7 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
     assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
-    assert next(entry for entry in entries if entry.event == "decided").decided_by == "somebody"
+    assert [entry.verdict for entry in entries if entry.decided_by == "somebody"] == ["reject"]
 
 
 async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:

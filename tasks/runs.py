@@ -1,0 +1,62 @@
+"""The runs of phases, as Prefect knows them, and what is written down when one ends without its decision.
+
+A phase's state lies in the control store, where `exodus status` reads it without Prefect. A run that fails, crashes or is cancelled writes its end
+there through `note_end`; where even that could not run (the host was lost), Prefect's own record of the run decides.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect import Flow, get_client
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from exodus.config import Phase
+from exodus.control import ledger
+from exodus.control.ledger import LedgerEntry
+from tasks.context import Json, opened, run
+
+_ENDED = {
+    StateType.FAILED: "failed",
+    StateType.CRASHED: "failed",
+    StateType.CANCELLED: "cancelled",
+    StateType.CANCELLING: "cancelled",
+}
+_WHY_MAX = 500
+
+
+def is_open(state: Json) -> bool:
+    """Whether a phase's run goes on, or waits for its decision; `state` is the phase's in the control store."""
+    if state.get("state") not in ("running", "waiting"):
+        return False
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_flow_run(UUID(state["flow_run_id"]))
+        except ObjectNotFound:
+            return False
+    return found.state is not None and not found.state.is_final()
+
+
+def cancel(state: Json) -> None:
+    """End a phase's run, at work or waiting."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(state["flow_run_id"]), Cancelling(message="a rollback takes its place"), force=False)
+
+
+async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: str) -> None:
+    async with opened(migration) as it:
+        state = (await it.store.phases()).get(phase, {})
+        if state.get("flow_run_id") not in (None, run_id):
+            return  # a later run of the phase has begun
+        now_ms = await it.store.now_ms()
+        state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
+        await it.store.save_phase(phase, state)
+        await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="failed", verdict=outcome, why=why, flow_run_id=run_id))
+
+
+def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
+    """Prefect's hook on failure, crash and cancellation. Its parameters must have these names (facts-prefect-gx 7)."""
+    why = (state.message or state.name or "")[:_WHY_MAX]
+    run(_note_end(flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why))
