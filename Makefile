@@ -43,7 +43,7 @@ lint: $(STAMP)  ## formatter, linter, types, import contract
 	$(MAKE) types imports
 
 types: $(STAMP)  ## the type checker
-	$(BIN)/mypy exodus flows tasks blocks examples
+	$(BIN)/mypy exodus flows tasks blocks examples benchmarks
 
 imports: $(STAMP)  ## the import contract
 	$(BIN)/lint-imports
@@ -53,6 +53,7 @@ fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## every benchmark, short form (NAME=backfill for one, FULL=1 for the long form)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(NAME) $(if $(FULL),--full)
 
 up: $(STAMP)  ## the stack, left running; decisions are asked of you

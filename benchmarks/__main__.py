@@ -1,0 +1,32 @@
+"""`python -m benchmarks [NAME …] [--full]`: run benchmarks, print their ratios, keep them in build/bench/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks import backfill, gateway
+
+BENCHMARKS = {"backfill": (backfill.measure,), "gateway": (gateway.measure, gateway.measure_pipelined)}
+
+
+def main() -> int:
+    """Exit status 2 for a name that is none."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all without")
+    parser.add_argument("--full", action="store_true", help="the long form")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}: one of {', '.join(BENCHMARKS)}")
+    for name in options.names or BENCHMARKS:
+        for measure in BENCHMARKS[name]:
+            found = measure(full=options.full)
+            found.write(Path("build/bench"))
+            print("\n".join(found.lines()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
