@@ -98,9 +98,9 @@ class Node:
             able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
-            # HyperLogLog-free, smallest possible value: only the footer is wanted.
-            await leg.pipeline([("SET", scratch, "1", "PX", 5000)])
-            dump = (await leg.pipeline([("DUMP", scratch), ("DEL", scratch)]))[0]
+            # The smallest value: only the footer is wanted. In one transaction, since several processes ask at once.
+            outcome = (await leg.pipeline([("MULTI",), ("SET", scratch, "1", "PX", 5000), ("DUMP", scratch), ("DEL", scratch), ("EXEC",)]))[-1]
+            dump = outcome[1] if isinstance(outcome, list) else None
             payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
         databases = {
             int(key[2:]): int(value.partition("keys=")[2].partition(",")[0])

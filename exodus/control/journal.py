@@ -81,6 +81,16 @@ async def lag_entries(store: ControlStore, partitions: int, *, at_most: int = 10
     return sum(len(entries) for entries in await pipe.execute())
 
 
+async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
+    """Age of the oldest entry that no syncer has finished, in ms; 0 where there is none."""
+    synced = await positions(store)
+    pipe = store.client.pipeline(transaction=False)
+    for partition in range(partitions):
+        pipe.xrange(store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=1)
+    first = [id_order(entries[0][0])[0] for entries in await pipe.execute() if entries]
+    return max(0, now_ms - min(first)) if first else 0
+
+
 async def drained(store: ControlStore, partitions: int) -> bool:
     """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it."""
     last = await ends(store, partitions)

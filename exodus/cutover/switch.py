@@ -32,7 +32,7 @@ from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import spot_check
 
 _PRE_DRAIN_S = 60.0
-_PRE_DRAIN_ENTRIES = 50
+_PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
 _CLOSED = -1  # no syncer writes with this epoch
 _SPOT_CHECK_KEYS = 2_000
 
@@ -126,15 +126,15 @@ async def _readiness(switch: Switch) -> None:
 
 async def _pre_drain(switch: Switch) -> None:
     deadline = time.monotonic() + _PRE_DRAIN_S
-    while (lag := await journal.lag_entries(switch.store, switch.plan.partitions)) > _PRE_DRAIN_ENTRIES:
+    while (age_ms := await journal.oldest_ms(switch.store, switch.plan.partitions, await switch.store.now_ms())) > _PRE_DRAIN_MS:
         if time.monotonic() > deadline:
             raise CutoverAborted(
-                f"the journal does not get short: {lag} entries behind after {_PRE_DRAIN_S:.0f} s",
+                f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
                 why="keys change faster than they are copied",
                 next_step="start more syncers, or wait for a quieter hour, then retry",
             )
         await asyncio.sleep(0.05)
-    switch.facts["lag_entries_before_hold"] = lag
+    switch.facts["lag_ms_before_hold"] = age_ms
 
 
 async def _hold(switch: Switch) -> None:
@@ -240,7 +240,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
     old = to.other
     return [
         Step("readiness", "check live sync, open gaps, dead letters, gateways, syncers, and that a fence is possible", _readiness),
-        Step("pre-drain", f"wait until the journal holds at most {_PRE_DRAIN_ENTRIES} entries (writes go on)", _pre_drain),
+        Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drain),
         Step("fence", f"take the right to write on the {old} from every user but Exodus's", _fence, _lower_old),

@@ -32,6 +32,7 @@ from exodus.telemetry.http import Sample, StatusServer
 
 log = logging.getLogger(__name__)
 _WAIT_MS = 500
+_CADENCE_S = 0.02  # a lane looks no more often: what gathers meanwhile is synced in one batch, and at most this much later
 _BATCH_KEYS = 256
 _BACKOFF_S = 0.25
 _TRIM_EVERY_S = 10.0
@@ -71,7 +72,10 @@ class Lane:
         copier = await self._engine.copier(self._engine.guard(partition=self._partition, token=self._token), name="exodus-syncer")
         try:
             position = (await journal.positions(self._store)).get(self._partition, b"0-0")
+            looked = 0.0
             while True:
+                await asyncio.sleep(max(0.0, looked + _CADENCE_S - time.monotonic()))
+                looked = time.monotonic()
                 changes = await self._engine.feed.tail(self._partition, position, wait_ms=_WAIT_MS)
                 await self._renew()
                 if changes.last_id is None:
@@ -270,13 +274,8 @@ class Syncer:
                 self._why = f"the control store is away: {type(exc).__name__}"
 
     async def _measure_lag(self, now_ms: int) -> None:
-        synced = await journal.positions(self._store)
         self._lag_entries = await journal.lag_entries(self._store, self._plan.partitions, at_most=1_000)
-        pipe = self._store.client.pipeline(transaction=False)
-        for partition in range(self._plan.partitions):
-            pipe.xrange(self._store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=1)
-        first = [id_order(entries[0][0])[0] for entries in await pipe.execute() if entries]
-        self._oldest_ms = max(0, now_ms - min(first)) if first else 0
+        self._oldest_ms = await journal.oldest_ms(self._store, self._plan.partitions, now_ms)
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""

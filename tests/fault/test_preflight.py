@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,10 @@ def test_a_password_is_in_no_repr_and_no_dump(tmp_path: Path) -> None:
     plan = Plan(name="p", source=address, target=address)
     for shown in (repr(address), address.url, plan.model_dump_json(), repr(plan), str(plan)):
         assert "hunter2" not in shown
+
+
+async def test_facts_are_the_same_however_many_ask_at_once(redis62: Box) -> None:
+    """A DUMP that met another asker's DEL once made live sync copy everything type by type, four times slower."""
+    node = (await Endpoint(Side.SOURCE, redis62.address()).nodes())[0]
+    found = await asyncio.gather(*[node.facts() for _ in range(30)])
+    assert {facts.payload_version for facts in found} == {9}

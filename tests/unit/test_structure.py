@@ -17,7 +17,12 @@ BIN = Path(sys.executable).parent
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "format", "--check", "."], ["ruff", "check", "."], ["lint-imports"], ["mypy", "exodus", "flows", "tasks", "blocks", "examples"]],
+    [
+        ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."],
+        ["lint-imports"],
+        ["mypy", "exodus", "flows", "tasks", "blocks", "examples", "benchmarks"],
+    ],
     ids=lambda command: " ".join(command[:2]),
 )
 def test_lint(command: list[str]) -> None:
