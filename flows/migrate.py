@@ -16,7 +16,7 @@ from tasks.context import Json
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import repair_divergences, start_live_sync, verify_sides, wait_drained
+from tasks.live_sync import repair_divergences, start_live_sync, verify_sides, wait_caught_up
 from tasks.probe import check_sides
 
 PHASE = Phase.MIGRATE
@@ -43,7 +43,7 @@ def migrate(migration: str = "demo") -> State[str]:
     check_sides(migration)
     live = start_live_sync(migration)  # before the first copy, so that no write falls between
     backfill = _backfill(migration, live["writer_epoch"])
-    drained = wait_drained(migration)
+    live_now = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
     if found["divergences_total"] or found["dead_letters"]:
         found = repair_divergences(migration, PHASE)
@@ -56,7 +56,8 @@ def migrate(migration: str = "demo") -> State[str]:
         "divergences": found["divergences_total"],
         "dead_letters": len(found["dead_letters"]),
         "open_gaps": len(found["open_gaps"]),
-        "lag_entries": drained["lag_entries"],
+        "lag_entries": live_now["lag_entries"],
+        "caught_up": live_now["caught_up"],
         "ttl_drift_ms_max": found["ttl_drift_ms_max"],
     }
     evaluate(migration, PHASE, {"reconciliation": [row]}, row)
@@ -70,7 +71,7 @@ def migrate(migration: str = "demo") -> State[str]:
             f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
             f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
             f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
-            f"{found['keys_dirty']} dirty; lag {drained['lag_entries']} entries",
+            f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
         ],
         evidence=f"evidence.{PHASE}",
     )

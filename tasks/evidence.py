@@ -48,6 +48,7 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
             gxe.ExpectColumnMaxToBeBetween(column="dead_letters", min_value=0, max_value=0),
             gxe.ExpectColumnMaxToBeBetween(column="open_gaps", min_value=0, max_value=0),
+            gxe.ExpectColumnValuesToBeInSet(column="caught_up", value_set=[True]),
             gxe.ExpectColumnPairValuesToBeEqual(column_A="keys_accounted", column_B="keys_seen"),
         ],
     }

@@ -77,17 +77,19 @@ def _as_application(it: Opened) -> dict[str, Any]:
     return {"host": it.plan.gateway.host, "port": it.plan.gateway.port}
 
 
-@task(name="wait until the journal is drained")
-def wait_drained(migration: str, within_s: float = 60.0) -> Json:
-    """Wait until live sync has caught up (it may fall behind again a moment later)."""
+@task(name="wait until live sync has caught up")
+def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
+    """Wait until all that is in the journal now is synced. Applications go on writing, so that it is empty may never be seen."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             loop = asyncio.get_running_loop()
             began = loop.time()
-            while (lag := await journal.lag_entries(it.store, it.plan.partitions)) > 0 and loop.time() - began < within_s:
+            goal = await journal.ends(it.store, it.plan.partitions)
+            while not (caught_up := await journal.reached(it.store, goal)) and loop.time() - began < within_s:
                 await asyncio.sleep(0.1)
-            return {"lag_entries": lag, "seconds": round(loop.time() - began, 2)}
+            lag = await journal.lag_entries(it.store, it.plan.partitions)
+            return {"caught_up": caught_up, "lag_entries": lag, "seconds": round(loop.time() - began, 2)}
 
     return run(work())
 

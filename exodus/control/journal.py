@@ -91,8 +91,12 @@ async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
     return max(0, now_ms - min(first)) if first else 0
 
 
+async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
+    """Whether syncers have finished everything up to the positions `goal` (from `ends`); later writes do not matter."""
+    synced = await positions(store)
+    return all(id_order(synced.get(partition, b"0-0")) >= id_order(entry_id) for partition, entry_id in goal.items())
+
+
 async def drained(store: ControlStore, partitions: int) -> bool:
     """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it."""
-    last = await ends(store, partitions)
-    synced = await positions(store)
-    return all(synced.get(partition, b"0-0") == entry_id for partition, entry_id in last.items())
+    return await reached(store, await ends(store, partitions))
