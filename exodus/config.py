@@ -42,6 +42,12 @@ SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
 DEAD_LETTER_ATTEMPTS = 5
+READ_BATCH_BYTES = 1024 * 1024  # what one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
+LARGE_KEY_BYTES = 1024 * 1024  # of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and its RESTORE too
+LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
+PIECE_BYTES = 512 * 1024  # of a large key, in one command
+PIECE_ELEMENTS = 1_000
+CHUNKS_KEPT = 100_000
 
 RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted
 

@@ -84,7 +84,7 @@ class Node:
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
             scratch = _PROBE
-            names = ("pexpiretime", "acl", "monitor", "scripts", "hash field ttl", "no-touch")
+            names = ("pexpiretime", "acl", "monitor", "scripts", "hash field ttl", "no-touch", "read-only scripts", "memory usage")
             probes = await leg.pipeline(
                 [
                     ("PEXPIRETIME", scratch),
@@ -93,6 +93,8 @@ class Node:
                     ("EVAL", "return 1", 0),
                     ("HPEXPIRETIME", scratch, "FIELDS", 1, "f"),
                     ("CLIENT", "NO-TOUCH", "OFF"),
+                    ("EVAL_RO", "return 1", 0),
+                    ("MEMORY", "USAGE", scratch),
                 ]
             )
             able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}

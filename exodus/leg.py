@@ -23,10 +23,14 @@ ReplyError = hiredis.ReplyError
 _READ_BYTES = 256 * 1024
 
 
+def error_of(side: Side) -> type[SourceError] | type[TargetError]:
+    """The error that is a side's to mend."""
+    return SourceError if side is Side.SOURCE else TargetError
+
+
 def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
     """The error for a connection that ended or did not come about. Safe to retry: whole-key states are idempotent."""
-    kind = SourceError if side is Side.SOURCE else TargetError
-    return kind(
+    return error_of(side)(
         f"the connection to the {side} {address.url} failed",
         why=str(exc) or type(exc).__name__,
         next_step=f"check that the {side} runs and can be reached; what was under way is done again",

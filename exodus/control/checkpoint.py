@@ -1,4 +1,4 @@
-"""How far a backfill has come: one JSON document a slice, in one hash a run.
+"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream with a row for each chunk.
 
 A cursor means something only together with the node's run id, the database and the slice (race rule 5), so all three stand
 beside it; whoever resumes compares them and begins the slice anew where they differ.
@@ -6,8 +6,9 @@ beside it; whoever resumes compares them and begins the slice anew where they di
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from exodus.config import CHUNKS_KEPT
 from exodus.control.store import ControlStore, answered
 
 
@@ -32,11 +33,36 @@ class SliceProgress(BaseModel):
     restarts: int = 0  # times the cursor was void
     attempts: int = 0  # times a process took the slice up
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
+    strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
 
 
-async def save_progress(store: ControlStore, run: str, progress: SliceProgress) -> None:
-    """Write one slice's checkpoint."""
-    await answered(store.client.hset(store.keys.checkpoint(run), progress.slice_id, progress.model_dump_json()))
+class ChunkRow(BaseModel):
+    """One chunk, as it was when its checkpoint was written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    slice_id: str
+    number: int
+    keys: int
+    payload_bytes: int
+    digest: str  # of names and payloads, in the order in which they were written
+    ms: int
+    cursor: int
+
+
+async def save_progress(store: ControlStore, run: str, progress: SliceProgress, chunk: ChunkRow | None = None) -> None:
+    """Write one slice's checkpoint, and the chunk that it follows from, together."""
+    pipe = store.client.pipeline(transaction=True)
+    pipe.hset(store.keys.checkpoint(run), progress.slice_id, progress.model_dump_json())
+    if chunk is not None:
+        pipe.xadd(store.keys.chunks(run), {"chunk": chunk.model_dump_json()}, maxlen=CHUNKS_KEPT, approximate=True)
+    await pipe.execute()
+
+
+async def load_chunks(store: ControlStore, run: str) -> list[ChunkRow]:
+    """The chunks of a run, oldest first; of a very large one the last CHUNKS_KEPT or so."""
+    raw = await answered(store.client.xrange(store.keys.chunks(run)))
+    return [ChunkRow.model_validate_json(fields[b"chunk"]) for _, fields in raw]
 
 
 async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgress]:
@@ -47,4 +73,4 @@ async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgres
 
 async def forget_run(store: ControlStore, run: str) -> None:
     """Drop a run's checkpoints, so that the next one copies everything again."""
-    await answered(store.client.delete(store.keys.checkpoint(run)))
+    await answered(store.client.delete(store.keys.checkpoint(run), store.keys.chunks(run)))

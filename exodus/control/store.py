@@ -14,6 +14,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
 | token          | string | syncers           | syncers              | counter of fencing tokens                             |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
+| chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
 | gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
@@ -96,6 +97,10 @@ class Keys:
     def checkpoint(self, run: str) -> str:
         """The checkpoints of one backfill."""
         return f"{self.prefix}checkpoint:{run}"
+
+    def chunks(self, run: str) -> str:
+        """The chunks of one backfill."""
+        return f"{self.prefix}chunks:{run}"
 
     def telemetry(self, process: str) -> str:
         """The last telemetry of one gateway process."""

@@ -1,8 +1,11 @@
 """Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs one chunk.
 
-A chunk takes the feed's positions before it reads and, after its last write, asks what changed since: every key in both
-is marked changed again, so a stale write of ours is always followed by a fresh sync (race rule 3). A barrier or a gap
-in between counts as all of its keys (rule 4). The next chunk is read while the follower takes this one.
+A chunk is CHUNK_KEYS keys or CHUNK_BYTES, in batches that are read while the one before is written. It takes the feed's positions before its
+first read and, after its last write, asks what changed since: every key in both is marked changed again, so a stale write of ours is always
+followed by a fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
+
+    read 1 │ read 2 │ read 3 │ …         a queue of QUEUED_BATCHES between the two keeps both servers at work
+           │ write 1│ write 2│ … settle  and bounds what is on its way
 """
 
 from __future__ import annotations
@@ -10,34 +13,45 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
+from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
 from exodus.endpoint import Node
 from exodus.errors import EpochEnded, SourceError, TargetError
-from exodus.leg import Leg
 from exodus.sync.engine import Engine
 from exodus.sync.key import BatchReport, Copier
 from exodus.sync.payload import State
-from exodus.sync.scan import Slice, scan_once
+from exodus.sync.scan import Slice
 
-CHUNK_KEYS = 512  # asked of one SCAN
-CHUNKS_PER_CHECKPOINT = 4
+BATCH_KEYS = 256  # asked of one SCAN
+CHUNK_KEYS = 4_096
+CHUNK_BYTES = 8 * 1024 * 1024
+QUEUED_BATCHES = 2
 _RETRIES = 5
 _BACKOFF_S = 0.2
 
 
 @dataclass
 class _Chunk:
-    """Keys that were read and are to be written, and where the slice is after them."""
+    """Keys between two checkpoints, and where the slice is after them."""
 
-    keys: list[bytes]
-    states: list[State]
-    report: BatchReport
     positions: dict[int, bytes]
-    cursor: int
-    ended: bool
+    report: BatchReport = field(default_factory=BatchReport)
+    keys: list[bytes] = field(default_factory=list)
+    scans: int = 0
+    cursor: int = 0
+    ended: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+@dataclass
+class _Batch:
+    """What one SCAN found; `last` ends its chunk."""
+
+    chunk: _Chunk
+    states: list[State]
+    last: bool
 
 
 async def copy_slice(
@@ -51,9 +65,8 @@ async def copy_slice(
     """
     node = next(node for node in await engine.authority.nodes() if node.name == piece.node)
     progress = (await load_progress(engine.store, run)).get(piece.slice_id)
-    run_id = engine.authority_facts.run_id
     if progress is None:
-        progress = SliceProgress(slice_id=piece.slice_id, run_id=run_id, cursor=piece.start)
+        progress = SliceProgress(slice_id=piece.slice_id, run_id=engine.authority_facts.run_id, cursor=piece.start)
     if progress.done:
         return progress
     progress.attempts += 1
@@ -61,7 +74,7 @@ async def copy_slice(
     failures = 0
     while True:
         try:
-            await _copy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress)
+            await _SliceCopy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress).run()
             break
         except (SourceError, TargetError):
             failures += 1
@@ -74,84 +87,113 @@ async def copy_slice(
     return progress
 
 
-async def _copy(
-    engine: Engine,
-    run: str,
-    piece: Slice,
-    node: Node,
-    progress: SliceProgress,
-    *,
-    deadline: float,
-    on_progress: Callable[[SliceProgress], None] | None,
-) -> None:
-    run_id = (await node.facts()).run_id
-    if run_id != progress.run_id:
-        progress.run_id, progress.cursor = run_id, piece.start
-        progress.restarts += 1
-    copier = await engine.copier(engine.guard(), name="exodus-backfill")
-    scanner = await node.connect(piece.db, name="exodus-backfill")
-    writing: asyncio.Task[None] | None = None
-    try:
-        chunk: _Chunk | None = None
-        cursor, ended = progress.cursor, False
-        while not ended or chunk is not None:
-            following: _Chunk | None = None
-            if not ended and (time.monotonic() < deadline or chunk is None):
-                following = await _read(engine, copier, scanner, piece, cursor)
-                cursor, ended = following.cursor, following.ended
-            if writing is not None and chunk is not None:
-                await writing
-                await _settle(engine, run, piece, chunk, progress)
-                if on_progress is not None:
-                    on_progress(progress)
-            chunk, writing = following, None
-            if chunk is None:
-                break
-            writing = asyncio.create_task(copier.write(piece.db, chunk.states, chunk.report))
-    finally:
-        if writing is not None and not writing.done():
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-        await scanner.close()
-        await copier.close()
+class _SliceCopy:
+    """One attempt at a slice: a reader and a writer with a short queue between them."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: str,
+        piece: Slice,
+        node: Node,
+        progress: SliceProgress,
+        *,
+        deadline: float,
+        on_progress: Callable[[SliceProgress], None] | None,
+    ) -> None:
+        self._engine = engine
+        self._run_name = run
+        self._piece = piece
+        self._node = node
+        self._progress = progress
+        self._deadline = deadline
+        self._on_progress = on_progress
+        self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue(QUEUED_BATCHES)
+
+    async def run(self) -> None:
+        """Copy until the slice or the time ends."""
+        progress = self._progress
+        run_id = (await self._node.facts()).run_id
+        if run_id != progress.run_id:  # the cursor was another server's life's (race rule 5)
+            progress.run_id, progress.cursor = run_id, self._piece.start
+            progress.restarts += 1
+        copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
+        writing = asyncio.create_task(self._write(copier))
+        reading = asyncio.create_task(self._read(copier))
+        try:
+            # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
+            done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in (reading, writing):
+                task.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+            await copier.close()
+
+    async def _read(self, copier: Copier) -> None:
+        cursor, ended = self._progress.cursor, False
+        first = True  # whatever the time: who is called makes progress
+        while not ended and (first or time.monotonic() < self._deadline):
+            first = False
+            chunk = _Chunk(await self._engine.feed.positions())
+            payload_bytes = 0
+            last = False
+            while not last:
+                cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
+                chunk.scans += 1
+                chunk.keys += keys
+                payload_bytes += sum(len(state.payload or b"") for state in states)
+                ended = self._piece.ended(cursor)
+                last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes >= CHUNK_BYTES
+                chunk.cursor, chunk.ended = cursor, ended
+                await self._queue.put(_Batch(chunk, states, last))
+        await self._queue.put(None)
+
+    async def _write(self, copier: Copier) -> None:
+        while (batch := await self._queue.get()) is not None:
+            chunk = batch.chunk
+            await copier.write(self._piece.db, batch.states, chunk.report)
+            if batch.last:
+                await self._settle(chunk)
+
+    async def _settle(self, chunk: _Chunk) -> None:
+        """After a chunk was written: mark what changed meanwhile, then write the checkpoint."""
+        engine, progress, report = self._engine, self._progress, chunk.report
+        marked = await mark_overtaken(engine, self._piece.db, chunk.keys, chunk.positions, report.unsettled)
+        if report.failed:
+            await engine.keep_failures(report.failed)
+        progress.scans += chunk.scans
+        progress.chunks += 1
+        progress.keys_seen += len(chunk.keys)
+        progress.keys_copied += report.copied
+        progress.keys_removed += report.removed
+        progress.keys_skipped += report.skipped
+        progress.keys_failed += len(report.failed)
+        progress.payload_bytes += report.payload_bytes
+        progress.re_marked += marked
+        for how, count in report.strategies.items():
+            progress.strategies[how] = progress.strategies.get(how, 0) + count
+        progress.cursor, progress.done = chunk.cursor, chunk.ended
+        row = ChunkRow(
+            slice_id=self._piece.slice_id, number=progress.chunks, keys=len(chunk.keys), payload_bytes=report.payload_bytes,
+            digest=report.digest.hexdigest(), ms=round((time.monotonic() - chunk.began) * 1000), cursor=chunk.cursor,
+        )  # fmt: skip
+        await save_progress(engine.store, self._run_name, progress, row)
+        if self._on_progress is not None:
+            self._on_progress(progress)
+        if (await read_route(engine.store)).writer_epoch != engine.route.writer_epoch:
+            raise EpochEnded("the backfill's epoch ended", why="the route changed", next_step="start the phase again")
 
 
-async def _read(engine: Engine, copier: Copier, scanner: Leg, piece: Slice, cursor: int) -> _Chunk:
-    positions = await engine.feed.positions()
-    cursor, keys = await scan_once(scanner, cursor, CHUNK_KEYS)
-    report = BatchReport()
-    states = await copier.read(piece.db, keys, report)
-    return _Chunk(keys, states, report, positions, cursor, piece.ended(cursor))
-
-
-async def _settle(engine: Engine, run: str, piece: Slice, chunk: _Chunk, progress: SliceProgress) -> None:
-    """After a chunk was written: mark what changed meanwhile, then write the checkpoint."""
-    marked = await mark_overtaken(engine, piece.db, chunk.keys, chunk.positions)
-    report = chunk.report
-    if report.failed:
-        await engine.keep_failures(report.failed)
-    progress.scans += 1
-    progress.chunks += 1
-    progress.keys_seen += len(chunk.keys)
-    progress.keys_copied += report.copied
-    progress.keys_removed += report.removed
-    progress.keys_skipped += report.skipped
-    progress.keys_failed += len(report.failed)
-    progress.payload_bytes += report.payload_bytes
-    progress.re_marked += marked
-    progress.cursor, progress.done = chunk.cursor, chunk.ended
-    await save_progress(engine.store, run, progress)
-    if progress.chunks % 16 == 0 and (await read_route(engine.store)).writer_epoch != engine.route.writer_epoch:
-        raise EpochEnded("the backfill's epoch ended", why="the route changed", next_step="start the phase again")
-
-
-async def mark_overtaken(engine: Engine, db: int, keys: list[bytes], positions: dict[int, bytes]) -> int:
-    """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and 4); how many."""
+async def mark_overtaken(engine: Engine, db: int, keys: list[bytes], positions: dict[int, bytes], unsettled: list[bytes] | None = None) -> int:
+    """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and 4), and the unsettled ones; how many."""
     changes = await engine.feed.changes_since(positions)
+    marked = [(db, key) for key in unsettled or ()]
     if changes.gap or changes.barriers:
-        marked = [(db, key) for key in keys]
+        marked += [(db, key) for key in keys]
     else:
         mine = set(keys)
-        marked = [key for key in dict.fromkeys(changes.keys) if key[0] == db and key[1] in mine]
+        marked += [key for key in dict.fromkeys(changes.keys) if key[0] == db and key[1] in mine]
     await engine.feed.mark(marked)
     return len(marked)

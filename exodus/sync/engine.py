@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 from redis.exceptions import RedisError
@@ -14,9 +14,10 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
+from exodus.leg import Leg
 from exodus.sync.feed import ChangeFeed, JournalFeed
 from exodus.sync.guard import Guard
-from exodus.sync.key import Copier, Failure
+from exodus.sync.key import Copier, Failure, Proofs
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Engine:
     follower: Endpoint
     authority_facts: NodeFacts
     follower_facts: NodeFacts
+    proofs: Proofs = field(default_factory=Proofs)
 
     @property
     def feed(self) -> ChangeFeed:
@@ -45,16 +47,32 @@ class Engine:
 
     async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:
         """Connections for one task."""
-        authority = (await self.authority.nodes())[0]
-        follower = (await self.follower.nodes())[0]
-        source_leg = await authority.connect(name=name)
+        authority = await self.authority_leg(name=name)
+        try:
+            follower = await (await self.follower.nodes())[0].connect(name=name)
+        except BaseException:
+            await authority.close()
+            raise
+        return Copier(
+            authority,
+            follower,
+            self.authority_facts,
+            self.follower_facts,
+            guard,
+            another_leg=lambda: self.authority_leg(name=name),
+            proofs=self.proofs,
+        )
+
+    async def authority_leg(self, *, name: str) -> Leg:
+        """A connection to the authority that reads without making a key look used, where the server allows that."""
+        leg = await (await self.authority.nodes())[0].connect(name=name)
         try:
             if self.authority_facts.capabilities.get("no-touch"):
-                await source_leg.call("CLIENT", "NO-TOUCH", "ON")  # reading must not make a key look used
-            return Copier(source_leg, await follower.connect(name=name), self.authority_facts, self.follower_facts, guard)
+                await leg.call("CLIENT", "NO-TOUCH", "ON")
         except BaseException:
-            await source_leg.close()
+            await leg.close()
             raise
+        return leg
 
     async def keep_failures(self, failures: Iterable[Failure]) -> None:
         """List keys that could not be carried as dead letters, with their reasons."""

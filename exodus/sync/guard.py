@@ -7,12 +7,13 @@ WATCH and MGET for the next batch travel behind the EXEC of this one and cost no
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from exodus.control.store import guard_key
 from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded
-from exodus.leg import Leg
+from exodus.leg import Leg, ReplyError, error_of
 from exodus.resp.encode import encode
 
 _MULTI, _EXEC = encode("MULTI"), encode("EXEC")
@@ -47,11 +48,12 @@ class Guard:
 
 
 class GuardedLeg:
-    """Batches of writes on one leg, each under the guard."""
+    """Batches of writes on one leg, each under the guard; callers take turns."""
 
     def __init__(self, leg: Leg, guard: Guard) -> None:
         self.leg = leg
         self.guard = guard
+        self._turn = asyncio.Lock()
         self._armed = False  # WATCH and MGET were sent, their replies are still to be read
 
     async def run(self, db: int, body: bytes, count: int) -> list[object]:
@@ -59,7 +61,12 @@ class GuardedLeg:
 
         Raises:
             EpochEnded: the guard does not hold; nothing was written.
+            SourceError, TargetError: the follower did not take the batch (no memory, read-only, no permission), or was lost; nothing was written.
         """
+        async with self._turn:
+            return await self._run(db, body, count)
+
+    async def _run(self, db: int, body: bytes, count: int) -> list[object]:
         leg = self.leg
         ask, asked = self.guard.ask()
         selects = 2 if db else 0
@@ -79,7 +86,10 @@ class GuardedLeg:
             if isinstance(outcome, list):
                 return outcome
             if outcome is not None:
-                raise outcome  # EXECABORT: the server did not queue a command of ours
+                refused = next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)  # EXECABORT: why it did not queue them
+                raise error_of(leg.side)(
+                    "the follower takes no writes now", why=str(refused)[:200], next_step="make room, or wait; what was under way is done again"
+                )
             # A watched key was touched: the guard's next answer says whether it has another value.
             if attempt == 3:
                 break

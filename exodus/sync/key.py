@@ -3,29 +3,46 @@
 Whole states are read and written, so it is idempotent, free of order across keys, and safe to repeat. Two runs for one key at a time are the
 caller's error: a lane owns the keys of its partition (race rule 2), and a backfill chunk marks what changed meanwhile (rule 3).
 Reading and writing are apart, so that a backfill can read the next batch while the follower takes this one.
+
+A key goes by the first strategy that carries it: as its DUMP payload where the follower takes the version; as a re-footed payload where only the
+version stands in the way (`refoot.py`), once its type byte is proved on the follower; type by type; and in pieces where it is large (`large.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
-from exodus.errors import TargetError
-from exodus.leg import Leg, Reply, ReplyError
+from exodus.leg import Leg, Reply, ReplyError, error_of
 from exodus.resp.encode import encode_many
 from exodus.sync.guard import Guard, GuardedLeg
-from exodus.sync.payload import Command, State, Uncarried, commands_for, field_expiry_commands, reads_for
+from exodus.sync.large import Pieces
+from exodus.sync.payload import State, Uncarried, commands_for, field_expiry_commands
+from exodus.sync.read import Reader, Seen, What, clock_ms
+from exodus.sync.refoot import NEVER, refoot
+from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
-_ATOMIC_KEYS = 64  # read in one transaction: value and expiry are of the same instant
 _READ_ATTEMPTS = 3
-_TIME_SLACK_MS = 1  # on 6.2, between the two clocks around a PTTL
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+_PROOF = RESERVED_PREFIX + b"proof}:"
+
+
+class Strategy(StrEnum):
+    """How a key is carried. A reason may follow in counts, after a colon."""
+
+    PAYLOAD = "dump-restore"
+    REFOOTED = "re-footed payload"
+    BY_TYPE = "by type"
+    PIECES = "in pieces"
 
 
 @dataclass(frozen=True)
@@ -46,25 +63,56 @@ class BatchReport:
     skipped: int = 0  # Exodus's own keys
     payload_bytes: int = 0
     failed: list[Failure] = field(default_factory=list)
-    by_type: Counter[str] = field(default_factory=Counter)  # why a key was copied by type and not as a payload
+    strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
+    unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
+    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))  # of all that was sent in one command a key
+
+
+@dataclass
+class Proofs:
+    """Type bytes whose re-footed payloads the follower was seen to understand, or not; shared by the copiers of an engine."""
+
+    understood: dict[int, bool] = field(default_factory=dict)
 
 
 class Copier:
     """One authority leg, one follower leg, one guard. Used by one task at a time (reads and writes may overlap)."""
 
-    def __init__(self, authority: Leg, follower: Leg, authority_facts: NodeFacts, follower_facts: NodeFacts, guard: Guard) -> None:
+    def __init__(
+        self,
+        authority: Leg,
+        follower: Leg,
+        authority_facts: NodeFacts,
+        follower_facts: NodeFacts,
+        guard: Guard,
+        *,
+        another_leg: Callable[[], Awaitable[Leg]],
+        proofs: Proofs,
+    ) -> None:
         self._from = authority
         self._to = GuardedLeg(follower, guard)
         self._authority_facts = authority_facts
         self._follower_facts = follower_facts
-        self._fits = payload_fits(authority_facts, follower_facts)
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
+        self._field_expiry = authority_facts.capabilities.get("hash field ttl", False)
         self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
+        self._another_leg = another_leg
+        self._pieces: Pieces | None = None
+        self._proofs = proofs
+        if payload_fits(authority_facts, follower_facts):
+            self._strategy = Strategy.PAYLOAD
+        elif authority_facts.payload_version is not None and follower_facts.payload_version is not None:
+            self._strategy = Strategy.REFOOTED
+        else:
+            self._strategy = Strategy.BY_TYPE
+        self._reader = Reader(authority, authority_facts, What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD)
 
     async def close(self) -> None:
-        """End both connections."""
+        """End the connections."""
         await self._from.close()
         await self._to.leg.close()
+        if self._pieces is not None:
+            await self._pieces.close()
 
     async def sync_keys(self, db: int, keys: Sequence[bytes]) -> BatchReport:
         """Make every key equal on the follower.
@@ -82,92 +130,98 @@ class Copier:
 
     async def read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
         """The states of the keys on the authority; those that cannot be read go into the report."""
-        wanted = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
-        report.skipped += len(keys) - len(wanted)
-        states: list[State] = []
         async with self._reading:
             await self._from.select(db)
-            for start in range(0, len(wanted), _ATOMIC_KEYS):
-                part = wanted[start : start + _ATOMIC_KEYS]
-                states.extend(await (self._read_payloads(part) if self._fits else self._read_by_type(db, part, report)))
-        return states
+            return await self._states(db, await self._reader.keys(_wanted(keys, report)), report)
 
-    async def _transaction(self, commands: list[Command]) -> list[Reply]:
-        replies = await self._from.pipeline([("MULTI",), *commands, ("EXEC",)])
-        outcome = replies[-1]
-        if isinstance(outcome, ReplyError):
-            refused = next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)
-            raise refused
-        return list(outcome)
+    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
+        """One SCAN call of the authority: the next cursor, the keys found, and their states."""
+        async with self._reading:
+            await self._from.select(db)
+            following, seen = await self._reader.scan(cursor, count)
+            keys = [each.key for each in seen]
+            if any(key.startswith(RESERVED_PREFIX) for key in keys):
+                report.skipped += sum(key.startswith(RESERVED_PREFIX) for key in keys)
+                seen = [each for each in seen if not each.key.startswith(RESERVED_PREFIX)]
+            return following, keys, await self._states(db, seen, report)
 
-    async def _read_payloads(self, keys: list[bytes]) -> list[State]:
-        clock = "PEXPIRETIME" if self._modern else "PTTL"
-        replies = await self._transaction([command for key in keys for command in (("DUMP", key), (clock, key))])
-        states: dict[bytes, State] = {}
-        timed: list[bytes] = []
-        for key, payload, expiry in zip(keys, replies[::2], replies[1::2], strict=True):
-            if payload is None or expiry == -2:
-                states[key] = State(key)
-            elif expiry == -1 or self._modern:
-                states[key] = State(key, max(expiry, 0), payload)
-            else:
-                timed.append(key)
-        while timed:
-            states |= await self._read_with_clock(timed)
-            timed = [key for key in timed if key not in states]
-        return [states[key] for key in keys]
-
-    async def _read_with_clock(self, keys: list[bytes]) -> dict[bytes, State]:
-        """Payloads and absolute expiries from a server without PEXPIRETIME; keys whose reading must be repeated are left out.
-
-        Its own clock stands on both sides of each PTTL; where the two are further apart than a millisecond it was interrupted in between
-        (errors of up to 32 ms were seen otherwise, facts-redis 3). Each key is a transaction of its own, all in one round trip.
-        """
-        commands: list[Command] = []
-        for key in keys:
-            commands += [("MULTI",), ("TIME",), ("PTTL", key), ("TIME",), ("DUMP", key), ("EXEC",)]
-        replies = await self._from.pipeline(commands)
-        states: dict[bytes, State] = {}
-        for key, outcome in zip(keys, replies[5::6], strict=True):
-            if isinstance(outcome, ReplyError):
-                raise outcome
-            before, left, after, payload = outcome
-            first, second = _ms(before), _ms(after)
-            if payload is None or left == -2:
-                states[key] = State(key)
-            elif left == -1:
-                states[key] = State(key, 0, payload)
-            elif second - first <= _TIME_SLACK_MS:
-                states[key] = State(key, first + left, payload)
-        return states
-
-    async def _read_by_type(self, db: int, keys: list[bytes], report: BatchReport) -> list[State]:
-        kinds = await self._from.pipeline([("TYPE", key) for key in keys])
+    async def _states(self, db: int, seen: Sequence[Seen], report: BatchReport) -> list[State]:
         states: list[State] = []
-        for key, kind in zip(keys, kinds, strict=True):
-            try:
-                states.append(State(key) if kind == b"none" else await self._read_one(key, kind))
-            except Uncarried as exc:
-                report.failed.append(Failure(db, key, str(exc)))
+        by_type: list[tuple[bytes, bytes, str]] = []
+        payloads, refooted = self._strategy is Strategy.PAYLOAD, self._strategy is Strategy.REFOOTED
+        for key, kind, expiry_ms, value, large in seen:
+            if large:
+                states.append(State(key, how=Strategy.PIECES, large=True))
+            elif kind == b"none":
+                states.append(State(key))
+            elif payloads:
+                states.append(State(key, max(0, expiry_ms), value))
+            elif refooted:
+                if await self._understood(db, key, value):
+                    states.append(State(key, max(expiry_ms, 0), refoot(value, self._follower_facts.payload_version or 0)))
+                else:
+                    by_type.append((key, b"", f"{Strategy.BY_TYPE}: the follower has another format of type {value[0]}"))
+            elif value is None or (kind == b"hash" and self._field_expiry):
+                by_type.append((key, kind, Strategy.BY_TYPE))
+            else:
+                commands = commands_for(kind, key, [value], self._follower_facts)
+                states.append(State(key, max(expiry_ms, 0), None, commands, Strategy.BY_TYPE))
+        for key, kind, how in by_type:
+            states.extend(await self._read_by_type(db, key, kind or await self._from.call("TYPE", key), how, report))
         return states
+
+    async def _understood(self, db: int, key: bytes, payload: bytes) -> bool:
+        """Whether the follower reads this type byte as the authority meant it: proved with the first key that has it."""
+        number = payload[0]
+        known = self._proofs.understood
+        if number in NEVER:
+            return False
+        if number not in known:
+            found = await self._prove(db, key)
+            if found is None:
+                return False  # it went while it was looked at: the next one of its kind is the proof
+            known[number] = found
+        return known[number]
+
+    async def _prove(self, db: int, key: bytes) -> bool | None:
+        kind = await self._from.call("TYPE", key)
+        reads = reads_of(kind, key)
+        payload, *values = await self._reader.transaction([("DUMP", key), *reads])
+        if payload is None or any(isinstance(value, ReplyError) for value in values):
+            return None
+        scratch = _PROOF + secrets.token_hex(8).encode()
+        restore: Command = ("RESTORE", scratch, 60_000, refoot(payload, self._follower_facts.payload_version or 0), "REPLACE")
+        commands = [restore, *reads_of(kind, scratch), ("UNLINK", scratch)]
+        done, *there, _ = await self._to.run(db, encode_many(commands), len(commands))
+        return not isinstance(done, ReplyError) and canonical(kind, values) == canonical(kind, there)
+
+    async def _read_by_type(self, db: int, key: bytes, kind: bytes, how: str, report: BatchReport) -> list[State]:
+        try:
+            state = await self._read_one(key, kind)
+        except Uncarried as exc:
+            report.failed.append(Failure(db, key, str(exc)))
+            return []
+        state.how = how
+        return [state]
 
     async def _read_one(self, key: bytes, kind: bytes) -> State:
         facts = self._authority_facts
         for _ in range(_READ_ATTEMPTS):
-            reads = reads_for(kind, key, facts)
+            if kind == b"none":
+                return State(key)
+            if kind not in PLAIN_TYPES and kind != b"stream":
+                raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type")
             clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key)]
-            replies = await self._transaction([*clock, *reads])
+            replies = await self._reader.transaction([*clock, *reads_of(kind, key)])
             values = replies[len(clock) :]
             if any(isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE") for value in values):
                 kind = await self._from.call("TYPE", key)
-                if kind == b"none":
-                    return State(key)
                 continue
-            expiry = replies[0] if self._modern else replies[1] if replies[1] < 0 else _ms(replies[0]) + replies[1]
+            expiry = replies[0] if self._modern else replies[1] if replies[1] < 0 else clock_ms(replies[0]) + replies[1]
             commands = commands_for(kind, key, values, self._follower_facts)
             if commands is None or expiry == -2:
                 return State(key)
-            if kind == b"hash" and facts.capabilities.get("hash field ttl"):
+            if kind == b"hash" and self._field_expiry:
                 fields = values[0][::2]
                 expiries = await self._from.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
                 commands += tuple(field_expiry_commands(key, fields, expiries, self._follower_facts))
@@ -177,44 +231,93 @@ class Copier:
     # ------------------------------------------------------------------ writing
 
     async def write(self, db: int, states: Sequence[State], report: BatchReport) -> None:
-        """Write states to the follower under the guard; payloads that it refuses are copied by type."""
-        refused = await self._write_once(db, states, report)
+        """Write states to the follower under the guard; payloads that it refuses are copied by type, large keys in pieces."""
+        refused = await self._write_once(db, [state for state in states if not state.large], report)
+        for state in states:
+            if state.large:
+                await self._write_large(db, state.key, report)
         if not refused:
             return
         again: list[State] = []
         async with self._reading:
             await self._from.select(db)
             for key, why in refused:
-                report.by_type[why] += 1
-                again.extend(await self._read_by_type(db, [key], report))
+                kind = await self._from.call("TYPE", key)
+                again.extend(await self._read_by_type(db, key, kind, f"{Strategy.BY_TYPE}: {why}", report))
         for key, why in await self._write_once(db, again, report):
             report.failed.append(Failure(db, key, why))
 
     async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
         if not states:
             return []
-        commands = [state.as_commands() for state in states]
-        flat = [command for some in commands for command in some]
-        replies = await self._to.run(db, encode_many(flat), len(flat))
-        refused: list[tuple[bytes, str]] = []
-        at = 0
-        for state, some in zip(states, commands, strict=True):
-            said = [str(reply) for reply in replies[at : at + len(some)] if isinstance(reply, ReplyError)]
-            at += len(some)
-            if not said:
-                report.copied += state.exists
-                report.removed += not state.exists
-                report.payload_bytes += state.size()
-            elif said[0].startswith(_FULL):
-                raise TargetError(
-                    "the follower takes no writes now", why=said[0][:200], next_step="make room or wait; what was under way is done again"
+        bodies: list[bytes] = []
+        counts: list[int] = []
+        for state in states:
+            payload = state.payload
+            if payload is not None:  # by far the most frequent: written without the detour through a tuple
+                key, at = state.key, b"%d" % state.expiry_ms
+                bodies.append(
+                    b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+                    % (len(key), key, len(at), at, len(payload), payload)
                 )
-            elif state.payload is not None and any(text in said[0] for text in _REFUSED_PAYLOAD):
-                refused.append((state.key, "payload refused"))
+                counts.append(1)
             else:
-                refused.append((state.key, said[0][:200]))
+                commands = state.as_commands()
+                bodies.append(encode_many(commands))
+                counts.append(len(commands))
+        body = b"".join(bodies)
+        report.digest.update(body)
+        replies = await self._to.run(db, body, sum(counts))
+        refused: list[tuple[bytes, str]] = []
+        at_reply = carried = payload_bytes = 0
+        for state, count in zip(states, counts, strict=True):
+            said = replies[at_reply] if count == 1 else _first_error(replies[at_reply : at_reply + count])
+            at_reply += count
+            if not isinstance(said, ReplyError):
+                if state.payload is not None:
+                    carried += 1
+                    payload_bytes += len(state.payload)
+                else:
+                    report.copied += state.exists
+                    report.removed += not state.exists
+                    payload_bytes += state.size()
+                    if state.how:
+                        report.strategies[state.how] += 1
+                continue
+            why = str(said)[:200]
+            if why.startswith(_FULL):
+                raise error_of(self._to.leg.side)(
+                    "the follower takes no writes now", why=why, next_step="make room, or wait; what was under way is done again"
+                )
+            known = state.payload is not None and any(text in why for text in _REFUSED_PAYLOAD)
+            refused.append((state.key, "payload refused" if known else why))
+        report.copied += carried
+        report.payload_bytes += payload_bytes
+        if carried:
+            report.strategies[self._strategy] += carried
         return refused
 
+    async def _write_large(self, db: int, key: bytes, report: BatchReport) -> None:
+        if self._pieces is None:
+            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts)
+        try:
+            outcome = await self._pieces.copy(db, key)
+        except Uncarried as exc:
+            report.failed.append(Failure(db, key, str(exc)))
+            return
+        report.copied += outcome.exists
+        report.removed += not outcome.exists
+        report.payload_bytes += outcome.payload_bytes
+        report.strategies[Strategy.PIECES] += 1
+        if not outcome.settled:
+            report.unsettled.append(key)
 
-def _ms(time: Sequence[bytes]) -> int:
-    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+def _wanted(keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
+    wanted = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+    report.skipped += len(keys) - len(wanted)
+    return wanted
+
+
+def _first_error(replies: Sequence[Reply]) -> Reply:
+    return next((reply for reply in replies if isinstance(reply, ReplyError)), None)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from exodus.endpoint import NodeFacts
 from exodus.leg import Reply, ReplyError
 from exodus.resp.encode import Arg
+from exodus.sync.value import Command, pairs
 
-Command = tuple[Arg, ...]
 _CHUNK = 500  # elements in one command
 
 
@@ -22,14 +22,16 @@ class Uncarried(Exception):
     """The follower cannot hold what the authority has; the text is the reason, without values."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class State:
-    """One key at one instant. `payload` is a DUMP, or `commands` build it; neither: the key does not exist."""
+    """One key at one instant. `payload` is a DUMP, or `commands` build it, or it is copied in pieces; none of these: the key does not exist."""
 
     key: bytes
     expiry_ms: int = 0  # absolute; 0 for none
     payload: bytes | None = None
     commands: tuple[Command, ...] | None = None
+    how: str = ""  # the strategy, as it is counted
+    large: bool = False  # not read: copied in pieces when it is written
 
     @property
     def exists(self) -> bool:
@@ -43,37 +45,13 @@ class State:
         return sum(len(arg) if isinstance(arg, bytes) else 8 for command in self.commands or () for arg in command)
 
     def as_commands(self) -> list[Command]:
-        """What makes the key on the follower equal to this state, in one transaction."""
-        if self.payload is not None:
-            # ABSTTL: a relative time would begin to count only when the RESTORE runs. A past time removes the key: right as well.
-            return [("RESTORE", self.key, self.expiry_ms, self.payload, "REPLACE", "ABSTTL")]
+        """What makes the key on the follower equal to this state where that is no payload, in one transaction."""
         found: list[Command] = [("UNLINK", self.key)]
         if self.commands is not None:
             found.extend(self.commands)
             if self.expiry_ms:
                 found.append(("PEXPIREAT", self.key, self.expiry_ms))
         return found
-
-
-def reads_for(kind: bytes, key: bytes, facts: NodeFacts) -> list[Command]:
-    """What to ask, in one transaction, for a key of that type.
-
-    Raises:
-        Uncarried: the type belongs to a module.
-    """
-    if kind == b"string":
-        return [("GET", key)]
-    if kind == b"list":
-        return [("LRANGE", key, 0, -1)]
-    if kind == b"set":
-        return [("SMEMBERS", key)]
-    if kind == b"zset":
-        return [("ZRANGE", key, 0, -1, "WITHSCORES")]
-    if kind == b"hash":
-        return [("HGETALL", key)]
-    if kind == b"stream":
-        return [("XRANGE", key, "-", "+"), ("XINFO", "STREAM", key, "FULL", "COUNT", 0)]
-    raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type")
 
 
 def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:
@@ -92,7 +70,7 @@ def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeF
     if kind == b"zset":
         swapped = [part for index in range(0, len(value), 2) for part in (value[index + 1], value[index])]
         return _chunked("ZADD", key, swapped, 2)
-    return tuple(_stream(key, value, _pairs(read[1]), follower))
+    return tuple(_stream(key, value, pairs(read[1]), follower))
 
 
 def field_expiry_commands(key: bytes, fields: Sequence[bytes], expiries: Sequence[int], follower: NodeFacts) -> list[Command]:
@@ -115,46 +93,66 @@ def _chunked(name: str, key: bytes, parts: Sequence[bytes], width: int) -> tuple
     return tuple((name, key, *parts[start : start + step]) for start in range(0, len(parts), step))
 
 
-def _pairs(reply: Reply) -> dict[bytes, Reply]:
-    return dict(zip(reply[::2], reply[1::2], strict=True))
+@dataclass(frozen=True)
+class StreamGroups:
+    """Consumer groups as XINFO STREAM FULL tells them."""
+
+    groups: tuple[dict[bytes, Reply], ...]
+
+    @property
+    def pending_ids(self) -> set[bytes]:
+        """Entries that some consumer has not acknowledged; they may be deleted ones."""
+        return {entry[0] for group in self.groups for consumer in group[b"consumers"] for entry in pairs(consumer)[b"pending"]}
 
 
-def _stream(key: bytes, entries: Sequence[Reply], full: dict[bytes, Reply], follower: NodeFacts) -> list[Command]:
-    present = {entry[0]: entry[1] for entry in entries}
-    groups = [_pairs(group) for group in full[b"groups"]]
-    # Entries that were deleted but are still pending somewhere are needed while the pending lists are built.
-    pending = {entry[0] for group in groups for consumer in group[b"consumers"] for entry in _pairs(consumer)[b"pending"]}
-    ghosts = pending - present.keys()
-    found: list[Command] = [
-        ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-"))) for entry_id in sorted({*present, *ghosts}, key=_id_order)
-    ]
-    if not found:
-        found += [("XGROUP", "CREATE", key, "exodus-scratch", 0, "MKSTREAM"), ("XGROUP", "DESTROY", key, "exodus-scratch")]
-    modern = follower.engine == "valkey" or follower.version >= (7,)
-    for group in groups:
+def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[Command]:
+    """What rebuilds the groups once all entries are there, deleted ones that are pending included."""
+    found: list[Command] = []
+    for group in told.groups:
         create: list[Arg] = ["XGROUP", "CREATE", key, group[b"name"], group[b"last-delivered-id"]]
-        if modern and group.get(b"entries-read") is not None:
+        if _counts_entries(follower) and group.get(b"entries-read") is not None:
             create += ["ENTRIESREAD", group[b"entries-read"]]
         found.append(tuple(create))
         for raw in group[b"consumers"]:
-            consumer = _pairs(raw)
+            consumer = pairs(raw)
             found.append(("XGROUP", "CREATECONSUMER", key, group[b"name"], consumer[b"name"]))
-            for entry_id, delivered_ms, count in consumer[b"pending"]:
-                found.append(
-                    (
-                        "XCLAIM", key, group[b"name"], consumer[b"name"], 0, entry_id,
-                        "TIME", delivered_ms, "RETRYCOUNT", count, "FORCE", "JUSTID",
-                    )
-                )  # fmt: skip
+            found.extend(
+                ("XCLAIM", key, group[b"name"], consumer[b"name"], 0, entry_id, "TIME", delivered_ms, "RETRYCOUNT", count, "FORCE", "JUSTID")
+                for entry_id, delivered_ms, count in consumer[b"pending"]
+            )
+    return found
+
+
+def stream_end_commands(key: bytes, ghosts: Sequence[bytes], info: dict[bytes, Reply], follower: NodeFacts) -> list[Command]:
+    """What removes the dummies again, and sets the ids that a stream remembers; `info` is XINFO STREAM's answer."""
+    found: list[Command] = []
     if ghosts:
-        found.append(("XDEL", key, *sorted(ghosts, key=_id_order)))
-    last: list[Arg] = ["XSETID", key, full[b"last-generated-id"]]
-    if modern and b"entries-added" in full:
-        last += ["ENTRIESADDED", full[b"entries-added"], "MAXDELETEDID", full[b"max-deleted-entry-id"]]
+        found.append(("XDEL", key, *sorted(ghosts, key=entry_order)))
+    last: list[Arg] = ["XSETID", key, info[b"last-generated-id"]]
+    if _counts_entries(follower) and b"entries-added" in info:
+        last += ["ENTRIESADDED", info[b"entries-added"], "MAXDELETEDID", info[b"max-deleted-entry-id"]]
     found.append(tuple(last))
     return found
 
 
-def _id_order(entry_id: bytes) -> tuple[int, int]:
+def _counts_entries(facts: NodeFacts) -> bool:
+    return facts.engine == "valkey" or facts.version >= (7,)
+
+
+def _stream(key: bytes, entries: Sequence[Reply], full: dict[bytes, Reply], follower: NodeFacts) -> list[Command]:
+    present = {entry[0]: entry[1] for entry in entries}
+    told = StreamGroups(tuple(pairs(group) for group in full[b"groups"]))
+    # Entries that were deleted but are still pending somewhere are needed while the pending lists are built.
+    ghosts = told.pending_ids - present.keys()
+    found: list[Command] = [
+        ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-"))) for entry_id in sorted({*present, *ghosts}, key=entry_order)
+    ]
+    if not found:
+        found += [("XGROUP", "CREATE", key, "exodus-scratch", 0, "MKSTREAM"), ("XGROUP", "DESTROY", key, "exodus-scratch")]
+    return found + group_commands(key, told, follower) + stream_end_commands(key, list(ghosts), full, follower)
+
+
+def entry_order(entry_id: bytes) -> tuple[int, int]:
+    """A stream entry's id as something that sorts."""
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)

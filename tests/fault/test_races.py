@@ -19,6 +19,7 @@ from exodus.stack.servers import ServerKind
 from exodus.sync import backfill
 from exodus.sync.guard import Guard, set_writer_epoch
 from exodus.sync.key import BatchReport, Copier
+from exodus.sync.read import Reader
 from exodus.sync.scan import plan_slices
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -45,6 +46,8 @@ async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: p
 
         monkeypatch.setattr(Session, "_forward", eager)
         monkeypatch.setattr(Session, "_mark", lambda *_: None)
+    # A paused Redis 6.2 lets no script run, and so would keep the lane from reading too early: it reads by plain commands here.
+    monkeypatch.setattr(Reader, "keys", Reader._plainly)
     await _running(plant)
     app, source = plant.app(), plant.boxes[Side.SOURCE].client()
     await app.set("k", "old")

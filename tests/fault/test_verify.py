@@ -162,11 +162,11 @@ async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
     """Stopped and started again and again, the backfill sees each key once but for the slices' overlap."""
     source = plant.boxes[Side.SOURCE].client()
     pipe = source.pipeline(transaction=False)
-    for number in range(6000):
+    for number in range(30_000):
         pipe.set(f"k{number}", number)
     pipe.execute()
     await plant.start_live_sync()
-    from exodus.control.checkpoint import load_progress
+    from exodus.control.checkpoint import load_chunks, load_progress
     from exodus.sync.backfill import copy_slice
     from exodus.sync.scan import plan_slices
 
@@ -180,5 +180,6 @@ async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
     assert rounds > 5
     stored = (await load_progress(plant.store, "again"))[piece.slice_id]
     assert stored.keys_seen == stored.keys_copied + stored.keys_removed + stored.keys_failed + stored.keys_skipped
-    assert 6000 <= stored.keys_seen < 6000 * 1.05
-    assert (await plant.verify()).keys_verified == 6000
+    assert 30_000 <= stored.keys_seen < 30_000 * 1.05
+    assert stored.chunks == rounds == len(await load_chunks(plant.store, "again"))
+    assert (await plant.verify()).keys_verified == 30_000

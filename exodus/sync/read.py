@@ -1,0 +1,204 @@
+"""Reading many keys of one side at once: names from SCAN, and of each key type, expiry and payload or value of the same instant.
+
+By one script call a batch where the server allows scripts (`script.py`), by transactions of pipelined commands where not. Keys that are too large for
+one command are named and not read (`large.py` copies those in pieces).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from exodus.config import LARGE_ELEMENTS, LARGE_KEY_BYTES, READ_BATCH_BYTES
+from exodus.endpoint import NodeFacts
+from exodus.leg import Leg, Reply, ReplyError
+from exodus.sync.script import READ, READ_SHA
+from exodus.sync.value import COUNTS, PLAIN_TYPES, Command, reads_of
+
+_TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
+_CLOCK_SLACK_MS = 1
+
+
+class What(StrEnum):
+    """What is read of a key."""
+
+    PAYLOAD = "payload"
+    VALUE = "value"
+
+
+class Seen(NamedTuple):
+    """One key at one instant.
+
+    `kind` is `none` where it does not exist, and empty where only a payload was asked for; `value` is None where it has to be read in another way.
+    """
+
+    key: bytes
+    kind: bytes
+    expiry_ms: int  # absolute; -1 for none, -2 where there is no key
+    value: Reply
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From where on a key is large, and how much one call collects."""
+
+    batch_bytes: int = READ_BATCH_BYTES
+    key_bytes: int = LARGE_KEY_BYTES  # of memory, as the server estimates it
+    elements: int = LARGE_ELEMENTS  # where it does not tell
+
+
+class Reader:
+    """Reads of one leg, in whatever database that is in. Used by one task at a time."""
+
+    def __init__(self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None) -> None:
+        self._leg = leg
+        self._what = what
+        self._limits = limits or Limits()
+        self._modern = facts.capabilities.get("pexpiretime", False)
+        self._scripted = facts.capabilities.get("scripts", False)
+        self._weighs = facts.capabilities.get("memory usage", False)
+        # A server that is paused for writes lets only those run that say they do not write.
+        self._verbs = ("EVALSHA_RO", "EVAL_RO") if facts.capabilities.get("read-only scripts") else ("EVALSHA", "EVAL")
+
+    async def scan(self, cursor: int, count: int) -> tuple[int, list[Seen]]:
+        """One SCAN call and what it found; the next cursor."""
+        if not self._scripted:
+            following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
+            return int(following), await self._plainly(keys)
+        reply = await self._script("scan", cursor, count)
+        return int(reply[0]), await self._complete(reply)
+
+    async def keys(self, keys: Sequence[bytes]) -> list[Seen]:
+        """The keys named, in their order."""
+        if not keys:
+            return []
+        if not self._scripted:
+            return await self._plainly(keys)
+        return await self._complete(await self._script("keys", *keys))
+
+    # ------------------------------------------------------------------ by script
+
+    async def _script(self, *arguments: bytes | str | int) -> list[Reply]:
+        limits = self._limits
+        common = (
+            0, self._what, int(self._modern), int(self._weighs), limits.batch_bytes, limits.key_bytes, limits.elements, *arguments,
+        )  # fmt: skip
+        by_sha, whole = self._verbs
+        try:
+            return list(await self._leg.call(by_sha, READ_SHA, *common))
+        except ReplyError as exc:
+            if not str(exc).startswith("NOSCRIPT"):
+                raise
+        return list(await self._leg.call(whole, READ, *common))
+
+    async def _complete(self, reply: list[Reply]) -> list[Seen]:
+        """The answer as `Seen`, with further calls for what did not fit into the first."""
+        found = [
+            Seen(key, kind, int(at), None if value == 0 else value, value == 0)
+            for key, kind, at, value in zip(reply[1::4], reply[2::4], reply[3::4], reply[4::4], strict=True)
+        ]
+        while True:
+            payload = self._what is What.PAYLOAD
+            left = [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (payload or seen.kind in PLAIN_TYPES)]
+            if not left:
+                return found
+            again = await self._script("keys", *[found[number].key for number in left])
+            for number, key, kind, at, value in zip(left, again[1::4], again[2::4], again[3::4], again[4::4], strict=True):
+                found[number] = Seen(key, kind, int(at), None if value == 0 else value, value == 0)
+
+    # ------------------------------------------------------------------ by commands
+
+    async def _plainly(self, keys: Sequence[bytes]) -> list[Seen]:
+        found: list[Seen] = []
+        for start in range(0, len(keys), _TRANSACTION_KEYS):
+            part = keys[start : start + _TRANSACTION_KEYS]
+            kinds = await self._leg.pipeline([("TYPE", key) for key in part])
+            large = await self._large(part, kinds)
+            small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]
+            states = {seen.key: seen for seen in await self._small(small)}
+            found += [Seen(key, kind, -1, None, large=True) if key in large else states[key] for key, kind in zip(part, kinds, strict=True)]
+        return found
+
+    async def _large(self, keys: Sequence[bytes], kinds: Sequence[bytes]) -> set[bytes]:
+        limits = self._limits
+        if self._weighs:
+            used = await self._leg.pipeline([("MEMORY", "USAGE", key) for key in keys])
+            return {key for key, size in zip(keys, used, strict=True) if isinstance(size, int) and size > limits.key_bytes}
+        known = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind in COUNTS]
+        sizes = await self._leg.pipeline([(COUNTS[kind], key) for key, kind in known])
+        return {
+            key
+            for (key, kind), size in zip(known, sizes, strict=True)
+            # An error: it changed its type meanwhile, and the reading will tell.
+            if isinstance(size, int) and size > (limits.key_bytes if kind == b"string" else limits.elements)
+        }
+
+    async def _small(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Seen]:
+        if self._modern:
+            reads = [self._reads(key, kind) for key, kind in keys]
+            flat = [command for (key, _), commands in zip(keys, reads, strict=True) for command in (("PEXPIRETIME", key), *commands)]
+            replies = iter(await self.transaction(flat))
+            return [
+                self._seen(key, kind, next(replies), [next(replies) for _ in commands]) for (key, kind), commands in zip(keys, reads, strict=True)
+            ]
+        found: dict[bytes, Seen] = {}
+        left = list(keys)
+        while left:
+            found |= await self._with_clock(left)
+            left = [(key, kind) for key, kind in left if key not in found]
+        return [found[key] for key, _ in keys]
+
+    def _reads(self, key: bytes, kind: bytes) -> list[Command]:
+        if self._what is What.PAYLOAD:
+            return [("DUMP", key)]
+        return reads_of(kind, key) if kind in PLAIN_TYPES else [("EXISTS", key)]
+
+    def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> Seen:
+        value = values[0]
+        if at_ms == -2 or (value is None and self._what is What.PAYLOAD):
+            return Seen(key, b"none", -2, b"")
+        if self._what is What.VALUE and (kind not in PLAIN_TYPES or isinstance(value, ReplyError)):
+            value = None
+        return Seen(key, kind, at_ms, value)
+
+    async def _with_clock(self, keys: Sequence[tuple[bytes, bytes]]) -> dict[bytes, Seen]:
+        """Without PEXPIRETIME: the server's clock on both sides of PTTL; keys whose reading must be repeated are left out."""
+        commands: list[Command] = []
+        for key, kind in keys:
+            commands += [("MULTI",), ("TIME",), ("PTTL", key), ("TIME",), *self._reads(key, kind), ("EXEC",)]
+        replies = await self._leg.pipeline(commands)
+        found: dict[bytes, Seen] = {}
+        at = 0
+        for key, kind in keys:
+            at += 4 + len(self._reads(key, kind))  # MULTI, three clocks, the reads: then EXEC
+            outcome = replies[at]
+            at += 1
+            if isinstance(outcome, ReplyError):
+                raise outcome
+            before, left, after, *values = outcome
+            first, second = clock_ms(before), clock_ms(after)
+            if left < 0 or second - first <= _CLOCK_SLACK_MS:
+                found[key] = self._seen(key, kind, left if left < 0 else first + left, values)
+        return found
+
+    async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
+        """Commands in one MULTI; their replies, errors as values.
+
+        Raises:
+            hiredis.ReplyError: the server did not take one of them.
+        """
+        if not commands:
+            return []
+        replies = await self._leg.pipeline([("MULTI",), *commands, ("EXEC",)])
+        outcome = replies[-1]
+        if isinstance(outcome, ReplyError):
+            raise next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)
+        return list(outcome)
+
+
+def clock_ms(time: Sequence[bytes]) -> int:
+    """What TIME answers, in ms."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
