@@ -19,8 +19,8 @@ from exodus.errors import DecisionRefused
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.live import rescan
 from exodus.sync.reconcile import repair, verify
+from exodus.sync.rescan import rescan
 from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
 

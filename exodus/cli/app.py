@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -40,6 +41,8 @@ for command in (
 
 def main() -> None:
     """The console script."""
+    # So that whoever is asked to end still stops what it started; the long-lived processes have handlers of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except ExodusError as exc:

@@ -59,6 +59,7 @@ class Changes:
     barriers: list[Barrier] = field(default_factory=list)
     gap: bool = False  # entries between the position and the first kept one were trimmed: all keys may have changed
     last_id: bytes | None = None
+    times_ms: list[int] = field(default_factory=list)  # when each entry was made, by the store's clock
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:
@@ -66,6 +67,7 @@ def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Cha
     changes = Changes()
     for entry_id, fields in entries:
         changes.last_id = entry_id
+        changes.times_ms.append(int(entry_id.partition(b"-")[0]))
         if b"k" in fields:
             changes.keys.extend(unpack(fields[b"k"]))
         if b"b" in fields:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
@@ -38,11 +38,10 @@ class Engine:
         """The change feed that the plan relies on."""
         return JournalFeed(self.store, self.plan.partitions)
 
-    def guard(self, *, partition: int | None = None, token: int = 0) -> Guard:
-        """The guard of this epoch; with a partition, also of its lease."""
+    def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
+        """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""
         values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
-        if partition is not None:
-            values.append((lane_guard_key(self.plan.name, partition), b"%d" % token))
+        values += [(lane_guard_key(self.plan.name, partition), b"%d" % token) for partition, token in sorted((tokens or {}).items())]
         return Guard(tuple(values))
 
     async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:

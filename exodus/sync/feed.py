@@ -35,8 +35,8 @@ class ChangeFeed(Protocol):
     async def changes_since(self, positions: Positions) -> Changes:
         """What changed after `positions`; `gap` where that is not known any more."""
 
-    async def tail(self, partition: int, after: bytes, *, wait_ms: int) -> Changes:
-        """The next changes of one partition, in order; empty after `wait_ms` without any."""
+    async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
+        """The next changes of some partitions, in order in each; empty after `wait_ms` without any."""
 
     async def mark(self, keys: Iterable[Key]) -> None:
         """Say that keys must be synced once more."""
@@ -65,15 +65,14 @@ class JournalFeed:
         """See `ChangeFeed`."""
         return await journal.since(self._store, positions)
 
-    async def tail(self, partition: int, after: bytes, *, wait_ms: int) -> Changes:
+    async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
         """See `ChangeFeed`."""
-        name = self._store.keys.journal(partition)
-        found = await answered(self._store.client.xread({name: after}, count=_TAIL_ENTRIES, block=wait_ms))
-        if not found:
-            return Changes()
+        names = {self._store.keys.journal(partition): partition for partition in after}
+        asked = {name: after[partition] for name, partition in names.items()}
+        found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
         # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
-        entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        return parse_entries(entries)
+        streams = ((name, entries[0]) for name, entries in found.items()) if isinstance(found, dict) else (found or ())
+        return {names[name.decode()]: parse_entries(entries) for name, entries in streams}
 
     async def mark(self, keys: Iterable[Key]) -> None:
         """See `ChangeFeed`."""

@@ -56,6 +56,14 @@ class GuardedLeg:
         self._turn = asyncio.Lock()
         self._armed = False  # WATCH and MGET were sent, their replies are still to be read
 
+    async def change(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+        async with self._turn:
+            if self._armed:
+                await self.leg.replies(self.guard.ask()[1])
+                self._armed = False
+            self.guard = guard
+
     async def run(self, db: int, body: bytes, count: int) -> list[object]:
         """Execute `count` commands (encoded in `body`) in one transaction in `db`; their replies, errors as values.
 

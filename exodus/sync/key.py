@@ -114,6 +114,10 @@ class Copier:
         if self._pieces is not None:
             await self._pieces.close()
 
+    async def guard_by(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+        await self._to.change(guard)
+
     async def sync_keys(self, db: int, keys: Sequence[bytes]) -> BatchReport:
         """Make every key equal on the follower.
 

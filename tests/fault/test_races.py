@@ -71,13 +71,13 @@ async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: b
     partition = partition_of(0, b"k", plant.plan.partitions)
     engine = await plant.engine()
     target.set(lane_guard_key(plant.plan.name, partition), 1)
-    old = await engine.copier(engine.guard(partition=partition, token=1) if rule else Guard())
+    old = await engine.copier(engine.guard({partition: 1}) if rule else Guard())
     source.set("k", "old")
     report = BatchReport()
     states = await old.read(0, [b"k"], report)
     source.set("k", "new")
     target.set(lane_guard_key(plant.plan.name, partition), 2)
-    new = await engine.copier(engine.guard(partition=partition, token=2))
+    new = await engine.copier(engine.guard({partition: 2}))
     await new.sync_keys(0, [b"k"])
     if rule:
         with pytest.raises(EpochEnded):

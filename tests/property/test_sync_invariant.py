@@ -27,8 +27,8 @@ from exodus.sync.backfill import mark_overtaken
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.guard import Guard, set_writer_epoch
 from exodus.sync.key import BatchReport, Copier
-from exodus.sync.live import rescan
 from exodus.sync.reconcile import verify
+from exodus.sync.rescan import rescan
 from exodus.sync.scan import scan_once
 from tests.support.servers import Box
 

@@ -1,0 +1,195 @@
+"""The lanes of one process in one epoch: every partition that it holds the lease of, worked together.
+
+What gathered in all of them within a cadence is read in one call, deduplicated, and written in one guarded batch, so that many partitions
+cost no more round trips than one. A partition's position moves only when every key before it was synced; a batch is guarded by the epoch and by
+the token of each partition that is held, so losing one of them voids the batch, which is then done again without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from hdrh.histogram import HdrHistogram
+
+from exodus.config import JOURNAL_RETAIN_MS, LEASE_MS
+from exodus.control import journal
+from exodus.control.changes import Changes, id_order
+from exodus.control.leases import Leases
+from exodus.control.store import answered, lane_guard_key
+from exodus.errors import EpochEnded
+from exodus.sync.engine import Engine
+from exodus.sync.key import Copier
+from exodus.sync.rescan import rescan
+
+_WAIT_MS = 500
+_CADENCE_S = 0.02  # lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much later
+_BATCH_KEYS = 256
+_TRIM_EVERY_S = 10.0
+_IDLE_S = 0.2
+_LAG_MS_MAX = 3_600_000
+
+
+class Tally:
+    """What a process counts over all the epochs of its life."""
+
+    def __init__(self) -> None:
+        names = ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries", "keys_in", "unsettled")
+        self.counts: dict[str, int] = dict.fromkeys(names, 0)
+        self.strategies: Counter[str] = Counter()
+        self.lag = HdrHistogram(1, _LAG_MS_MAX, 2)  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
+
+
+class Lanes:
+    """One epoch's work. `run` ends with the epoch."""
+
+    def __init__(self, engine: Engine, process: str, tally: Tally) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._tally = tally
+        self._leases = Leases(engine.store, process, engine.plan.partitions)
+        self._positions: dict[int, bytes] = {}
+        self._tended = 0.0
+        self._trimmed = time.monotonic()
+
+    @property
+    def partitions(self) -> list[int]:
+        """What is held now."""
+        return sorted(self._leases.tokens)
+
+    async def run(self) -> None:
+        """Sync until the epoch ends.
+
+        Raises:
+            EpochEnded: as said.
+            SourceError, TargetError, RedisError: a server is away; the caller tries again.
+        """
+        copier = await self._engine.copier(self._engine.guard(), name="exodus-syncer")
+        try:
+            looked = 0.0
+            while True:
+                await self._tend(copier)
+                if not self._positions:
+                    await asyncio.sleep(_IDLE_S)
+                    continue
+                await asyncio.sleep(max(0.0, looked + _CADENCE_S - time.monotonic()))
+                looked = time.monotonic()
+                changes = await self._engine.feed.tail(self._positions, wait_ms=_WAIT_MS)
+                if not changes:
+                    continue
+                try:
+                    await self._sync(copier, changes)
+                except EpochEnded:
+                    if not await self._drop_lost(copier):
+                        raise
+                    continue
+                await self._advance(changes)
+        finally:
+            await copier.close()
+
+    async def give_back(self) -> None:
+        """Let others have the partitions at once."""
+        self._positions.clear()
+        await self._leases.give_back(self.partitions)
+
+    # ------------------------------------------------------------------ leases
+
+    async def _tend(self, copier: Copier) -> None:
+        """Renew what is held, give surplus back, take what is free up to a fair share."""
+        if time.monotonic() - self._tended < LEASE_MS / 3000:
+            return
+        self._tended = time.monotonic()
+        before = dict(self._leases.tokens)
+        await self._leases.renew()
+        share = await self._leases.fair_share()
+        await self._leases.give_back(self.partitions[share:])
+        taken = await self._leases.take(share)
+        if taken:
+            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+                for partition in taken:
+                    # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
+                    await leg.call("SET", lane_guard_key(self._engine.plan.name, partition), self._leases.tokens[partition])
+            synced = await journal.positions(self._store)
+            self._positions.update({partition: synced.get(partition, b"0-0") for partition in taken})
+        if self._leases.tokens != before:
+            await self._reguard(copier)
+
+    async def _reguard(self, copier: Copier) -> None:
+        self._positions = {partition: at for partition, at in self._positions.items() if partition in self._leases.tokens}
+        await copier.guard_by(self._engine.guard(self._leases.tokens))
+
+    async def _drop_lost(self, copier: Copier) -> bool:
+        """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
+        lost = await self._leases.renew()
+        async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+            for partition, token in list(self._leases.tokens.items()):
+                if await leg.call("GET", lane_guard_key(self._engine.plan.name, partition)) != b"%d" % token:
+                    lost.append(partition)
+                    del self._leases.tokens[partition]
+        if lost:
+            await self._reguard(copier)
+        return bool(lost)
+
+    # ------------------------------------------------------------------ work
+
+    async def _sync(self, copier: Copier, changes: Mapping[int, Changes]) -> None:
+        by_db: dict[int, dict[bytes, None]] = {}
+        seen = 0
+        for each in changes.values():
+            seen += len(each.keys)
+            for db, key in each.keys:
+                by_db.setdefault(db, {})[key] = None  # a key that changed often is copied once
+        counts = self._tally.counts
+        counts["keys_in"] += seen
+        counts["coalesced"] += seen - sum(map(len, by_db.values()))
+        for db, unique in by_db.items():
+            keys = list(unique)
+            for start in range(0, len(keys), _BATCH_KEYS):
+                part = keys[start : start + _BATCH_KEYS]
+                report = await copier.sync_keys(db, part)
+                for name in ("copied", "removed", "payload_bytes"):
+                    counts[name] += getattr(report, name)
+                counts["failed"] += len(report.failed)
+                counts["unsettled"] += len(report.unsettled)
+                self._tally.strategies.update(report.strategies)
+                failed = {(failure.db, failure.key) for failure in report.failed}
+                await self._engine.keep_failures(report.failed)
+                await self._engine.forget_failures((db, key) for key in part if (db, key) not in failed)
+                await self._engine.feed.mark((db, key) for key in report.unsettled)
+                await self._renew_in_time()
+        for each in changes.values():
+            for barrier in each.barriers:
+                counts["marked_by_barriers"] += await rescan(self._engine, barrier)
+
+    async def _renew_in_time(self) -> None:
+        if time.monotonic() - self._tended > LEASE_MS / 3000:
+            self._tended = time.monotonic()
+            if await self._leases.renew():
+                raise EpochEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
+
+    async def _advance(self, changes: Mapping[int, Changes]) -> None:
+        reached = {partition: each.last_id for partition, each in changes.items() if each.last_id is not None}
+        self._positions.update(reached)
+        pipe = self._store.client.pipeline(transaction=False)
+        pipe.hset(self._store.keys.position, mapping={str(partition): at for partition, at in reached.items()})
+        pipe.time()
+        _, (seconds, micros) = await pipe.execute()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        for each in changes.values():
+            for written_ms in each.times_ms:
+                self._tally.lag.record_value(min(max(now_ms - written_ms, 1), _LAG_MS_MAX))
+        if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
+            self._trimmed = time.monotonic()
+            await self._trim(now_ms)
+
+    async def _trim(self, now_ms: int) -> None:
+        pipe = self._store.client.pipeline(transaction=True)
+        for partition, position in self._positions.items():
+            keep = b"%d-0" % (now_ms - JOURNAL_RETAIN_MS)
+            if id_order(keep) > id_order(position):
+                keep = position
+            pipe.hset(self._store.keys.trimmed, str(partition), keep)
+            pipe.xtrim(self._store.keys.journal(partition), minid=keep, approximate=True)
+        await answered(pipe.execute())
