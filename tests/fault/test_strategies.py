@@ -1,0 +1,199 @@
+"""How keys are carried: re-footed payloads proved on the real follower, large keys in pieces, and what changes in between."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis
+
+from exodus.config import Plan, Side
+from exodus.control.route import Route
+from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint
+from exodus.sync.engine import Engine
+from exodus.sync.guard import Guard
+from exodus.sync.key import Copier, Strategy
+from exodus.sync.reconcile import verify
+from exodus.sync.refoot import refoot, version_of
+from tests.fault.test_verify import fill
+from tests.support.plant import Plant
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.fault
+
+
+async def _engine(store: ControlStore, authority: Box, follower: Box) -> Engine:
+    plan = Plan(name=store.migration, source=authority.address(), target=follower.address())
+    ends = Endpoint(Side.SOURCE, plan.source), Endpoint(Side.TARGET, plan.target)
+    facts = [await (await end.nodes())[0].facts() for end in ends]
+    return Engine(plan, store, Route(), ends[0], ends[1], facts[0], facts[1])
+
+
+def fill_large(client: redis.Redis) -> set[bytes]:
+    """A key of each type that no single command may carry."""
+    many = range(30_000)
+    client.set("large string", b"\x00x" * 1_500_000)
+    client.rpush("large list", *[f"element {n} {'x' * 30}" for n in many], *[f"element {n}" for n in many])
+    client.sadd("large set", *[f"member {n}" for n in many])
+    client.hset("large hash", mapping={f"field {n}": n for n in many})
+    client.zadd("large zset", {f"member {n}": n / 7 for n in many})
+    pipe = client.pipeline(transaction=False)
+    for number in range(1, 25_000):
+        pipe.xadd("large stream", {"number": number, "text": "x" * 30}, id=f"{number}-1")
+    pipe.execute()
+    client.xgroup_create("large stream", "g1", id="0")
+    client.xgroup_create("large stream", "g2", id="500-1")
+    client.xreadgroup("g1", "alice", {"large stream": ">"}, count=300)
+    client.xreadgroup("g2", "bob", {"large stream": ">"}, count=100)
+    client.xack("large stream", "g1", *[f"{number}-1" for number in range(10, 20)])
+    client.xdel("large stream", "5-1", "200-1", "24999-1")
+    client.pexpire("large hash", 3_600_000)
+    return {b"large string", b"large list", b"large set", b"large hash", b"large zset", b"large stream"}
+
+
+def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: Box) -> None:
+    """And the checksum is the server's own: re-footed to its own version it is what it was."""
+    client = redis62.client()
+    client.set("k", "some value")
+    payload = client.dump("k")
+    assert refoot(payload, version_of(payload)) == payload
+    other = refoot(payload, 80)
+    assert other[:-10] == payload[:-10]
+    assert version_of(other) == 80
+
+
+@pytest.mark.parametrize(("from_", "to"), [("redis82", "valkey91"), ("redis82", "valkey81"), ("valkey91", "redis82")])
+async def test_payloads_refused_for_their_version_alone_are_refooted(
+    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+) -> None:
+    authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
+    fill(authority.client())
+    async with await ControlStore.connect(control_server.address(), "feet") as store:
+        engine = await _engine(store, authority, follower)
+        copier = await engine.copier(Guard())
+        keys = [key for key in authority.client().keys("*") if not key.startswith(b"exodus:")]
+        report = await copier.sync_keys(0, keys)
+        await copier.close()
+        assert report.failed == []
+        # Streams have another format in Valkey and Redis; whatever is not proved goes by type, and says so.
+        assert report.strategies[Strategy.REFOOTED] >= len(keys) - 3
+        assert sum(report.strategies.values()) == len(keys)
+        assert all(how.startswith((Strategy.REFOOTED, Strategy.BY_TYPE)) for how in report.strategies)
+        assert engine.proofs.understood[0]
+        found = await verify(engine, settle_s=0.01, attempts=2)
+        assert [row.key for row in found.divergences if row.db == 0] == []
+        assert not [key for key in follower.client().keys("*") if b"proof" in key]
+
+
+@pytest.mark.parametrize(("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("valkey91", "redis62")])
+async def test_large_keys_go_in_pieces_and_are_exact(from_: str, to: str, control_server: Box, request: pytest.FixtureRequest) -> None:
+    """And are compared in pieces: one changed element of any of them is found."""
+    authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
+    keys = fill_large(authority.client())
+    async with await ControlStore.connect(control_server.address(), "pieces") as store:
+        engine = await _engine(store, authority, follower)
+        copier = await engine.copier(Guard())
+        report = await copier.sync_keys(0, sorted(keys))
+        assert report.failed == []
+        assert report.unsettled == []
+        assert dict(report.strategies) == {Strategy.PIECES: len(keys)}
+        found = await verify(engine, settle_s=0.01, attempts=2)
+        assert found.divergences == []
+        assert set(follower.client().keys("*")) == keys  # no staging key is left
+        await copier.sync_keys(0, sorted(keys))  # over what is there
+        assert set(follower.client().keys("*")) == keys
+        target = follower.client()
+        target.setrange("large string", 2_000_000, "y")
+        target.lset("large list", 40_000, "other")
+        target.srem("large set", "member 7")
+        target.sadd("large set", "stranger")
+        target.hset("large hash", "field 29999", "other")
+        target.zadd("large zset", {"member 3": 0.42857142857142855 + 1e-9})
+        target.xack("large stream", "g1", "1-1")
+        spoiled = await verify(engine, settle_s=0.01, attempts=2)
+        assert {row.key for row in spoiled.divergences} == keys
+        assert {row.kind for row in spoiled.divergences} == {"value", "group"}
+        report = await copier.sync_keys(0, sorted(keys))
+        assert (await verify(engine, settle_s=0.01, attempts=2)).divergences == []
+        authority.client().delete(*keys)
+        await copier.sync_keys(0, sorted(keys))
+        assert follower.client().dbsize() == 0
+        await copier.close()
+
+
+async def test_without_scripts_the_same_is_read_by_commands(redis62: Box, valkey91: Box, control_server: Box) -> None:
+    """A provider that allows no EVAL, and one that does not tell the memory of a key."""
+    large = fill_large(redis62.client())
+    fill(redis62.client())
+    async with await ControlStore.connect(control_server.address(), "plain") as store:
+        for lacking in (("scripts",), ("scripts", "memory usage"), ("memory usage",)):
+            valkey91.client().flushall()
+            engine = await _engine(store, redis62, valkey91)
+            for facts in (engine.authority_facts, engine.follower_facts):
+                facts.capabilities.update(dict.fromkeys(lacking, False))
+            copier = await engine.copier(Guard())
+            for db in (0, 4):
+                keys = redis62.client(db=db).keys("*")
+                report = await copier.sync_keys(db, keys)
+                assert report.failed == []
+                assert report.copied == len(keys)
+                assert db or report.strategies[Strategy.PIECES] >= len(large)
+            await copier.close()
+            found = await verify(engine, settle_s=0.01, attempts=2)
+            assert found.divergences == [], lacking
+
+
+async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is put in place as it is, and live sync makes it exact once it is left alone."""
+    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source.hset("h", mapping={f"field {n}": "before" for n in range(30_000)})
+    await plant.start_live_sync()
+    engine = await plant.engine()
+    copier = await engine.copier(engine.guard())
+    writing = asyncio.Event()
+
+    async def write() -> None:
+        number = 0
+        while not writing.is_set():
+            source.hset("h", f"field {number % 30_000}", f"after {number}")
+            number += 97
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(write())
+    report = await copier.sync_keys(0, [b"h"])
+    writing.set()
+    await task
+    assert report.unsettled == [b"h"]
+    assert target.hlen("h") == 30_000
+    await engine.feed.mark((0, key) for key in report.unsettled)
+    await plant.syncer()
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+    await copier.close()
+
+
+async def test_a_payload_that_the_follower_refuses_goes_by_type(
+    redis62: Box, valkey91: Box, control_server: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One key's refusal does not stop the others, and is counted with its reason."""
+    redis62.client().mset({"fine": 1, "odd": 2})
+    async with await ControlStore.connect(control_server.address(), "odd") as store:
+        engine = await _engine(store, redis62, valkey91)
+        copier = await engine.copier(Guard())
+        read = Copier.read
+
+        async def spoiled(self: Copier, db: int, keys: list[bytes], report: object) -> list:
+            states = await read(self, db, keys, report)
+            for state in states:
+                if state.key == b"odd":
+                    state.payload = state.payload[:-1] + bytes([state.payload[-1] ^ 1])
+            return states
+
+        monkeypatch.setattr(Copier, "read", spoiled)
+        report = await copier.sync_keys(0, [b"fine", b"odd"])
+        await copier.close()
+        assert report.failed == []
+        assert report.copied == 2
+        assert report.strategies == {Strategy.PAYLOAD: 1, f"{Strategy.BY_TYPE}: payload refused": 1}
+        assert valkey91.client().get("odd") == b"2"
