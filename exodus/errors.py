@@ -99,6 +99,12 @@ class CutoverAborted(ExodusError):
     code = "cutover-aborted"
 
 
+class SwitchUnknown(ExodusError):
+    """The control store went away while the authority was being changed; the gateways settle it when it is back."""
+
+    code = "switch-unknown"
+
+
 class EvidenceFailed(ExodusError):
     """A gate over the phase's evidence failed; the phase cannot be put before a person as it is."""
 

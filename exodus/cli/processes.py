@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 
 from exodus.cli.context import FileOption, HomeOption, migration_at
 from exodus.compare.comparer import run_comparer
-from exodus.config import MigrationFile, Plan, Side
+from exodus.config import MigrationFile, Plan
 from exodus.control.store import ControlStore, make_client
-from exodus.cutover.fence import Fence
+from exodus.cutover.settle import settle
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.gateway.server import GatewayOptions, serve
 from exodus.sync.live import run_syncer
@@ -64,7 +64,7 @@ def gateway(
             raise OperatorError(f"--listen: {listen!r} is not HOST:PORT", why="a host and a port are needed", next_step="--listen 127.0.0.1:6400")
         port = int(text)
     options = GatewayOptions(
-        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file, on_overdue_hold=_lower_fence
+        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file, settle=settle
     )
     try:
         uvloop.run(serve(_store(migration), options))
@@ -74,11 +74,6 @@ def gateway(
             why=str(exc),
             next_step="start it: a gateway's first start needs the plan and the route from it",
         ) from exc
-
-
-async def _lower_fence(store: ControlStore, plan: Plan, authority: Side) -> None:
-    """A hold that nobody ended: the fence that its switch may have put up on the authority goes too, or production could not write."""
-    await Fence(store, authority, plan.address(authority)).lower()
 
 
 def syncer(id_: IdOption = "syncer-1", file: FileOption = None, home: HomeOption = None, log_level: str = "INFO") -> None:

@@ -64,6 +64,7 @@ async def wait_for(
     within_s: float,
     otherwise: str,
     at_least: int = 1,
+    poll_s: float = 0.02,
 ) -> list[Heartbeat]:
     """Wait until `holds` is true of every registered process of a kind.
 
@@ -85,7 +86,7 @@ async def wait_for(
                 why=named or f"{len(found)} {kind} processes are registered, {at_least} are needed",
                 next_step=f"look at `exodus status` and the log of the {kind}; start it again or remove it, then retry",
             )
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(poll_s)
 
 
 async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:

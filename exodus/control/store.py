@@ -24,9 +24,11 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
 | telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
 | report:NAME    | string | flows             | status, later phases | last result of a task, JSON                           |
-| fence:SIDE     | string | cutover           | cutover, rollback    | command rules of the users as they were before        |
+| fence:SIDE     | string | cutover           | cutover, gateways    | whose fence it is, and the users' rules before it     |
+| abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
+| postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
 
-On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`), which are
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`), which are
 never copied, compared or counted.
 """
 
@@ -81,6 +83,8 @@ class Keys:
         self.shadow = self.prefix + "shadow"
         self.divergence = self.prefix + "divergence"
         self.seeded = self.prefix + "seeded"
+        self.abort = self.prefix + "abort"
+        self.postponed = self.prefix + "postponed"
 
     def part(self, kind: str) -> str:
         """Registrations of the processes of one kind."""
@@ -123,6 +127,11 @@ def guard_key(migration: str) -> bytes:
 def lane_guard_key(migration: str, partition: int) -> bytes:
     """The key on a follower whose value is the fencing token of the partition's owner (race rule 2)."""
     return f"exodus:{{{migration}}}:lane:{partition}".encode()
+
+
+def fence_guard_key(migration: str) -> bytes:
+    """The key on a side whose value is the id of the switch that may put its fence up or down."""
+    return f"exodus:{{{migration}}}:fence".encode()
 
 
 class ControlStore:

@@ -4,21 +4,28 @@ It takes `@write` from every ACL user but our own, which bites on open connectio
 Redis 6.2 to 8.2 and Valkey 8.1, 9.1). What it took is kept in the control store as command rules, which hold no secret. A pop that
 blocked before the fence is still served by Redis 6.2 and 7.0, so strays are killed before anything is written behind the fence.
 ACLs that were not saved to disk end with a restart of the server, and the fence with them.
+
+Up and down are transactions under a guard key on that side, whose value is the id of the switch that the fence belongs to. Whoever was
+frozen between deciding and doing, a flow or a gateway, finds another value when it wakes, and changes nothing (race rule 6, for fences).
+
+    absent ──prepare──▶ ID ──raise_──▶ ID, up ──lower──▶ "ended ID"      `open` takes it down and leaves the right to put it up again
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-import redis.asyncio as redis
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from exodus.config import Address, Side
-from exodus.control.store import ControlStore, answered, make_client
-from exodus.errors import DecisionRefused, SourceError, TargetError
+from exodus.control.store import ControlStore, answered, fence_guard_key
+from exodus.endpoint import Endpoint
+from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError, SourceError, TargetError
+from exodus.leg import Leg, ReplyError
 
 _PROBE = "exodus:{fence}:probe"
+_FORGET = "local r = redis.call('GET', KEYS[1]) if r and cjson.decode(r)['switch'] == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 def side_error(side: Side) -> type[SourceError] | type[TargetError]:
@@ -31,27 +38,66 @@ def _text(value: object) -> str:
 
 
 def _pairs(reply: Any) -> dict[str, Any]:
-    if isinstance(reply, dict):
-        return {_text(key): value for key, value in reply.items()}
     return {_text(reply[index]): reply[index + 1] for index in range(0, len(reply), 2)}
 
 
+@dataclass(frozen=True)
+class Record:
+    """What the control store keeps of a fence, from before it is up until after it is down."""
+
+    switch: str  # id of the switch that it belongs to
+    users: dict[str, dict[str, Any]]  # user → command rules and selectors before
+
+
 class Fence:
-    """The fence of one side."""
+    """The fence of one side. Keeps its connections until `close`."""
 
     def __init__(self, store: ControlStore, side: Side, address: Address) -> None:
         self._store = store
         self._side = side
         self._address = address
+        self._guard = fence_guard_key(store.migration)
+        self._leg: Leg | None = None
+        self._probe: Leg | None = None  # as an application that needs no password
+        self._prepared: Record | None = None
 
-    def _client(self) -> redis.Redis:
-        client = make_client(self._address, field=self._side)
-        client.response_callbacks.pop("ACL GETUSER", None)
-        return client
+    async def close(self) -> None:
+        """Give the connections back."""
+        for leg in (self._leg, self._probe):
+            if leg is not None:
+                await leg.close()
+        self._leg = self._probe = None
+
+    async def _ours(self) -> Leg:
+        if self._leg is None:
+            self._leg = await (await Endpoint(self._side, self._address).nodes())[0].connect(name="exodus-fence")
+        return self._leg
+
+    async def _call(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Replies of commands sent together; a connection that failed is not used again."""
+        leg = await self._ours()
+        try:
+            replies = await leg.pipeline(commands)
+        except ExodusError:
+            self._leg = None
+            await leg.close()
+            raise
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                await leg.call("UNWATCH")
+                raise side_error(self._side)(
+                    f"the {self._side} refuses what its fence needs", why=str(reply), next_step="see docs/operating/users.md, then retry"
+                )
+        return replies
+
+    async def record(self) -> Record | None:
+        """What is kept of the fence of this side, or None where there is none."""
+        raw = await answered(self._store.client.get(self._store.keys.fence(self._side)))
+        return None if raw is None else Record(**orjson.loads(raw))
 
     async def up(self) -> bool:
         """Whether a fence is recorded for this side."""
-        return bool(await answered(self._store.client.exists(self._store.keys.fence(self._side))))
+        return await self.record() is not None
 
     async def check_possible(self) -> None:
         """Raise where this side could not be fenced.
@@ -59,18 +105,15 @@ class Fence:
         Raises:
             DecisionRefused: Exodus connects as the user of the applications, or may not change ACLs.
         """
-        client = self._client()
         try:
-            own = _text(await answered(client.execute_command("ACL", "WHOAMI")))
-            users = await self._others(client, own)
-        except RedisError as exc:
+            own = _text((await self._call(("ACL", "WHOAMI")))[0])
+            users = await self._others(own)
+        except ExodusError as exc:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced",
-                why=f"{self._address.url}: {exc}",
+                why=f"{self._address.url}: {exc.why}",
                 next_step=f"give {self._side} a user with the right to run ACL (see docs/operating/users.md)",
             ) from exc
-        finally:
-            await client.aclose()
         if own == "default" or not users:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced",
@@ -78,13 +121,11 @@ class Fence:
                 next_step=f"create a user of its own for Exodus and name it in the URL of {self._side} (docs/operating/users.md)",
             )
 
-    async def _others(self, client: redis.Redis, own: str) -> dict[str, dict[str, Any]]:
+    async def _others(self, own: str) -> dict[str, dict[str, Any]]:
+        names = [user for raw in (await self._call(("ACL", "USERS")))[0] if (user := _text(raw)) != own]
         found: dict[str, dict[str, Any]] = {}
-        for raw in await answered(client.execute_command("ACL", "USERS")):
-            user = _text(raw)
-            if user == own:
-                continue
-            facts = _pairs(await answered(client.execute_command("ACL", "GETUSER", user)))
+        for user, reply in zip(names, await self._call(*[("ACL", "GETUSER", user) for user in names]), strict=True):
+            facts = _pairs(reply)
             selectors = [
                 " ".join(_text(value) for value in _pairs(selector).values() if _text(value))
                 for selector in cast("list[Any]", facts.get("selectors") or [])
@@ -92,94 +133,129 @@ class Fence:
             found[user] = {"commands": _text(facts["commands"]), "selectors": selectors}
         return found
 
-    async def raise_(self) -> dict[str, str]:
-        """Take the right to write from every user but our own; returns user → how it was proved.
+    async def prepare(self, switch: str) -> None:
+        """Look up what users may do, give `switch` the right to fence, connect for the proof. Nobody notices.
 
-        Idempotent: what users could do before is recorded once, by the first call.
+        Raises:
+            SourceError, TargetError: the side does not answer, or refuses.
         """
-        client = self._client()
+        own = _text((await self._call(("ACL", "WHOAMI")))[0])
+        users = await self._others(own)
+        before = await self.record()
+        if before is not None:
+            users |= before.users  # as they were before any fence of ours
+        self._prepared = Record(switch, users)
+        await self._call(("SET", self._guard, switch))
         try:
-            own = _text(await answered(client.execute_command("ACL", "WHOAMI")))
-            users = await self._others(client, own)
-            await answered(self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(users), nx=True))
-            for user, rules in users.items():
-                more = ["clearselectors"] if rules["selectors"] else []
-                await answered(client.execute_command("ACL", "SETUSER", user, "-@write", *more))
-            return {user: await self._prove(client, user) for user in users}
-        except RedisError as exc:
-            raise side_error(self._side)(
-                f"the {self._side} could not be fenced", why=str(exc), next_step="nothing was switched; correct it and retry"
-            ) from exc
-        finally:
-            await client.aclose()
+            plain = self._address.model_copy(update={"username": None, "password": None, "password_env": None, "password_file": None})
+            self._probe = await Leg.connect(plain, self._side, name="exodus-probe")
+        except OperatorError:
+            self._probe = None  # the default user has a password that we do not know: its rules are read back
 
-    async def _prove(self, client: redis.Redis, user: str) -> str:
-        """Show that a user's write is refused, by the strongest means this server has."""
-        if user == "default":
-            probe = make_client(
-                Address(host=self._address.host, port=self._address.port, tls=self._address.tls, ca_file=self._address.ca_file),
-                field=self._side,
+    async def raise_(self) -> dict[str, str]:
+        """Take the right to write from every user but our own, after `prepare`; returns user → how it was proved.
+
+        Raises:
+            CutoverAborted: the right to fence has ended, or a user appeared since `prepare`.
+            SourceError, TargetError: it could not be done, or does not hold.
+        """
+        record = self._prepared
+        if record is None:
+            raise Bug("a fence was not prepared", why="raise_ came before prepare", next_step="report this; nothing was changed")
+        # Written down first: who finds the fence after a crash of ours must know what to give back.
+        kept = {"switch": record.switch, "users": record.users}
+        await answered(self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(kept)))
+        _, found, names, own = await self._call(("WATCH", self._guard), ("GET", self._guard), ("ACL", "USERS"), ("ACL", "WHOAMI"))
+        strangers = {_text(name) for name in names} - {_text(own)} - set(record.users)
+        if found != record.switch.encode() or strangers:
+            await self._call(("UNWATCH",))
+            raise CutoverAborted(
+                f"the {self._side} was not fenced",
+                why=f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}"
+                if strangers
+                else f"switch {record.switch} was ended: {found!r}",
+                next_step="nothing was switched; start it again",
             )
+        await self._transaction([self._without_writes(user, rules) for user, rules in record.users.items()])
+        return {user: await self._prove(user) for user in record.users}
+
+    @staticmethod
+    def _without_writes(user: str, rules: dict[str, Any]) -> tuple[str, ...]:
+        return ("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else []))
+
+    @staticmethod
+    def _as_before(user: str, rules: dict[str, Any]) -> tuple[str, ...]:
+        return ("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *(f"({selector})" for selector in rules["selectors"]))
+
+    async def _transaction(self, commands: list[tuple[Any, ...]]) -> None:
+        outcome = (await self._call(("MULTI",), *commands, ("EXEC",)))[-1]
+        if outcome is None:
+            raise CutoverAborted(
+                f"the fence of the {self._side} was not touched", why="another switch took the right to it", next_step="look at `exodus status`"
+            )
+        for reply in outcome:
+            if isinstance(reply, ReplyError):
+                raise side_error(self._side)(
+                    f"the fence on the {self._side} could not be changed", why=str(reply), next_step="look at ACL LIST there, then retry"
+                )
+
+    async def _prove(self, user: str) -> str:
+        """Show that a user's write is refused, by the strongest means this server has."""
+        if user == "default" and self._probe is not None:
             try:
-                await answered(probe.set(_PROBE, "1", px=1))
-            except NoPermissionError:
+                said = str(await self._probe.call("SET", _PROBE, "1", "PX", 1))
+            except ReplyError as exc:
+                said = str(exc)
+            if said.startswith("NOPERM"):
                 return "a write of its was refused"
-            except RedisError:
-                pass  # it has a password that we do not know: the next proof is for it
-            else:
-                raise side_error(self._side)(
-                    f"the fence on the {self._side} does not hold",
-                    why="the user 'default' could still write",
-                    next_step="nothing was switched; look at ACL LIST there",
-                )
-            finally:
-                await probe.aclose()
-        try:
-            said = _text(await answered(client.execute_command("ACL", "DRYRUN", user, "SET", _PROBE, "1")))
-            if "no permissions" not in said and "NOPERM" not in said:
-                raise side_error(self._side)(
-                    f"the fence on the {self._side} does not hold", why=f"{user}: {said}", next_step="look at ACL LIST there"
-                )
+            if said.startswith("b'OK"):
+                raise self._does_not_hold(f"the user {user!r} could still write")
+        leg = await self._ours()
+        dry, facts = await leg.pipeline([("ACL", "DRYRUN", user, "SET", _PROBE, "1"), ("ACL", "GETUSER", user)])
+        if not isinstance(dry, ReplyError):
+            if b"no permissions" not in dry and b"NOPERM" not in dry:
+                raise self._does_not_hold(f"{user}: {_text(dry)}")
             return "a dry run of a write was refused"
-        except ResponseError:
-            rules = _pairs(await answered(client.execute_command("ACL", "GETUSER", user)))
-            if "-@write" not in _text(rules["commands"]).split() and "-@all" not in _text(rules["commands"]).split()[:1]:
-                raise side_error(self._side)(
-                    f"the fence on the {self._side} does not hold",
-                    why=f"the rules of {user} still allow writes",
-                    next_step="look at ACL LIST there",
-                ) from None
-            return "its rules were read back"
+        rules = _text(_pairs(facts)["commands"]).split()  # Redis 6.2 has no dry run
+        if "-@write" not in rules and rules[:1] != ["-@all"]:
+            raise self._does_not_hold(f"the rules of {user} still allow writes")
+        return "its rules were read back"
+
+    def _does_not_hold(self, why: str) -> ExodusError:
+        return side_error(self._side)(
+            f"the fence on the {self._side} does not hold", why=why, next_step="nothing was switched; look at ACL LIST there"
+        )
 
     async def kill_strays(self) -> int:
         """End every connection of fenced users on this side: a pop that blocked before the fence could still be served."""
-        raw = await answered(self._store.client.get(self._store.keys.fence(self._side)))
-        client = self._client()
-        try:
-            killed = 0
-            for user in orjson.loads(raw) if raw else {}:
-                killed += int(await answered(client.execute_command("CLIENT", "KILL", "USER", user)))
-            return killed
-        finally:
-            await client.aclose()
+        record = await self.record()
+        if record is None:
+            return 0
+        return sum(int(killed) for killed in await self._call(*[("CLIENT", "KILL", "USER", user) for user in record.users]))
+
+    async def _change(self, record: Record, commands: list[tuple[Any, ...]]) -> bool:
+        """Do `commands` if the fence is still that of `record`; whether it was."""
+        _, found = await self._call(("WATCH", self._guard), ("GET", self._guard))
+        if found != record.switch.encode():
+            await self._call(("UNWATCH",))
+            return False
+        await self._transaction(commands)
+        return True
+
+    async def open(self, record: Record) -> None:
+        """Give back what was taken, and keep the right to take it again: the authority is about to come here."""
+        await self._change(record, [self._as_before(user, rules) for user, rules in record.users.items()])
+
+    async def close_again(self, record: Record) -> None:
+        """Take it again: the authority did not come here after all."""
+        await self._change(record, [self._without_writes(user, rules) for user, rules in record.users.items()])
 
     async def lower(self) -> bool:
-        """Give back what was taken; False where there was no fence."""
-        raw = await answered(self._store.client.get(self._store.keys.fence(self._side)))
-        if raw is None:
+        """Give back what was taken, for good; False where there was no fence."""
+        record = await self.record()
+        if record is None:
             return False
-        client = self._client()
-        try:
-            for user, rules in orjson.loads(raw).items():
-                selectors = [f"({selector})" for selector in rules["selectors"]]
-                await answered(client.execute_command("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *selectors))
-        except RedisError as exc:
-            raise side_error(self._side)(
-                f"the fence on the {self._side} could not be lifted",
-                why=str(exc),
-                next_step=f"give the users their rights back by hand: they stand in {self._store.keys.fence(self._side)}",
-            ) from exc
-        finally:
-            await client.aclose()
-        await answered(self._store.client.delete(self._store.keys.fence(self._side)))
+        ended = ("SET", self._guard, f"ended {record.switch}")
+        await self._change(record, [ended, *(self._as_before(user, rules) for user, rules in record.users.items())])
+        await answered(self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch))
         return True

@@ -3,38 +3,48 @@
 A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
-    readiness → pre-drain → hold → drain → fence → drain again → spot check → close the old epoch → switch → kill strays → release
+    readiness → prepare → pre-drain → go → hold → drain → fence → confirm → spot check → close the epoch → switch → release
+        → kill strays → flow back
 
-Until the step `switch` has changed the route, any failure or missed time undoes what was done, in reverse, and writes go on at the old
-authority. From there on the switch is a fact: later failures are recorded and repaired forwards.
+Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
+there on the switch is a fact: later failures are repaired forwards. One compare-and-set on the route decides which of the two it is, and
+where its outcome cannot be learnt, nothing is undone: the fence stands, and the gateways settle it (`settle.py`).
+
+A process that was frozen in the middle and wakes when others have settled it must change nothing. So each effect is conditional: the route
+by its epoch, the fence and the followers' guards by a key on that side whose value names this switch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence
+from exodus.cutover.settle import closed, replace_right, settle
 from exodus.endpoint import Endpoint
-from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
-from exodus.sync.engine import open_engine
-from exodus.sync.guard import set_writer_epoch
+from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
+from exodus.sync.engine import Engine, open_engine
 from exodus.sync.reconcile import spot_check
 
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
-_CLOSED = -1  # no syncer writes with this epoch
 _SPOT_CHECK_KEYS = 2_000
+_POLL_S = 0.002  # while writes are held
+_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
+_RETRY_S = 0.1
+_STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 @dataclass
@@ -45,36 +55,98 @@ class Switch:
     plan: Plan
     to: Side
     route: Route
-    sync_after: bool = True  # writes flow back to the old authority until the migration is finalised
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
     timeline: list[dict[str, str | float]] = field(default_factory=list)
     facts: dict[str, str | int | float] = field(default_factory=dict)
     switched: bool = False
+    closing: bool = False
     held_at: float | None = None
-    recent: list[Key] = field(default_factory=list)
     before_hold: dict[int, bytes] = field(default_factory=dict)
+    engine: Engine | None = None
+    old_right: bytes | None = None  # the guard's value on the old authority before
+    _fences: dict[Side, Fence] = field(default_factory=dict)
 
     @property
     def old(self) -> Side:
         """The side that is the authority when the switch begins."""
         return self.to.other
 
+    def endpoint(self, side: Side) -> Endpoint:
+        """One side."""
+        return Endpoint(side, self.plan.address(side))
+
     def fence(self, side: Side) -> Fence:
-        """The fence of a side."""
-        return Fence(self.store, side, self.plan.address(side))
+        """The fence of a side, with its connections kept."""
+        return self._fences.setdefault(side, Fence(self.store, side, self.plan.address(side)))
+
+    async def close(self) -> None:
+        """Give connections back."""
+        for fence in self._fences.values():
+            await fence.close()
 
     def left_s(self) -> float:
-        """Seconds that writes may still be held."""
+        """Seconds that writes may still be held. A monotonic clock, which also runs while this process is frozen."""
         if self.held_at is None:
             return self.plan.hold_seconds_max
         return max(0.0, self.held_at + self.plan.hold_seconds_max - time.monotonic())
 
+    def check_time(self) -> None:
+        """Raise where the hold's time is over.
+
+        Raises:
+            CutoverAborted: the gateways are about to end the hold, or have.
+        """
+        if not self.left_s():
+            raise CutoverAborted(
+                f"writes were held for {self.plan.hold_seconds_max} s",
+                why="hold_seconds_max is over; the gateways end the hold by themselves",
+                next_step="look at the step that took so long in the timeline, then retry",
+            )
+
     async def change(self, **changes: object) -> None:
-        """Make the next epoch."""
-        self.route = await change_route(self.store, self.route, self.route.next(**changes))  # type: ignore[arg-type]
+        """Make the next epoch; where the store fails in the middle, find out whether it was made.
+
+        Raises:
+            DecisionRefused: somebody else made another.
+            SwitchUnknown: the store did not come back in time.
+        """
+        before, after = self.route, self.route.next(**changes)  # type: ignore[arg-type]
+        deadline = time.monotonic() + _OUTCOME_S
+        while True:
+            try:
+                self.route = await change_route(self.store, before, after)
+                return
+            except _STORE_ERRORS as exc:
+                now = await self._read_route(deadline, exc)
+            except DecisionRefused:
+                now = await self._read_route(deadline, None)
+                if now != after:
+                    raise
+            if now == after:
+                self.route = after
+                return
+            if now != before:
+                self.route = now
+                raise DecisionRefused(
+                    f"the route is at epoch {now.epoch}", why=f"it was changed meanwhile: {now.why}", next_step="look at `exodus status`"
+                )
+
+    async def _read_route(self, deadline: float, cause: BaseException | None) -> Route:
+        while True:
+            try:
+                return await read_route(self.store)
+            except _STORE_ERRORS as exc:
+                if time.monotonic() > deadline:
+                    raise SwitchUnknown(
+                        "whether the route was changed is not known",
+                        why=f"the control store is away: {type(cause or exc).__name__}",
+                        next_step="start the control store: the gateways then settle it; `exodus status` tells which side is the authority",
+                    ) from exc
+                await asyncio.sleep(_RETRY_S)
 
     async def gateways(self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float) -> None:
         """Wait for every gateway."""
-        await registry.wait_for(self.store, "gateway", holds, within_s=within_s, otherwise=otherwise)
+        await registry.wait_for(self.store, "gateway", holds, within_s=within_s, otherwise=otherwise, poll_s=_POLL_S)
 
 
 Act = Callable[[Switch], Awaitable[None]]
@@ -90,8 +162,25 @@ class Step:
     undo: Act | None = None
 
 
+async def check_called_off(store: ControlStore) -> None:
+    """Raise where a person gave the switch up.
+
+    Raises:
+        CutoverAborted: with what they said.
+    """
+    why = await answered(store.client.get(store.keys.abort))
+    if why:
+        raise CutoverAborted("the switch was called off", why=f"exodus abort: {why.decode()}", next_step="start the phase again when ready")
+
+
 async def _readiness(switch: Switch) -> None:
-    store, plan = switch.store, switch.plan
+    store = switch.store
+    left = await settle(store, switch.plan)
+    if left:
+        raise DecisionRefused(
+            "an earlier switch is not settled", why="; ".join(left), next_step="wait for it (`exodus status`), or end its hold: exodus release"
+        )
+    switch.route = await read_route(store)
     if switch.route.authority is not switch.old:
         raise DecisionRefused(
             f"the {switch.to} is the authority already",
@@ -115,13 +204,19 @@ async def _readiness(switch: Switch) -> None:
             next_step="exodus repair, or exodus status --json to see them",
         )
     await switch.fence(switch.old).check_possible()
-    await registry.wait_for(
-        store, "gateway", lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise="not every gateway follows the route"
-    )
-    await registry.wait_for(store, "syncer", lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise="no syncer follows the route")
-    if await answered(store.client.get(store.keys.prefix + "abort")):
-        raise CutoverAborted("the switch was called off", why="exodus abort", next_step="start the phase again when ready")
-    switch.facts["partitions"] = plan.partitions
+    for kind in ("gateway", "syncer"):
+        await registry.wait_for(
+            store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
+        )
+    await check_called_off(store)
+    switch.facts["partitions"] = switch.plan.partitions
+
+
+async def _prepare(switch: Switch) -> None:
+    await switch.fence(switch.old).prepare(switch.id)
+    async with await (await switch.endpoint(switch.old).nodes())[0].connect(name="exodus-switch") as leg:
+        switch.old_right = await leg.call("GET", guard_key(switch.plan.name))
+    switch.engine = await open_engine(switch.store, switch.plan, switch.route)
 
 
 async def _pre_drain(switch: Switch) -> None:
@@ -133,24 +228,47 @@ async def _pre_drain(switch: Switch) -> None:
                 why="keys change faster than they are copied",
                 next_step="start more syncers, or wait for a quieter hour, then retry",
             )
+        await check_called_off(switch.store)
         await asyncio.sleep(0.05)
     switch.facts["lag_ms_before_hold"] = age_ms
+
+
+async def _go(switch: Switch) -> None:
+    began = time.monotonic()
+    while (raw := await answered(switch.store.client.get(switch.store.keys.postponed))) is not None:
+        said = orjson.loads(raw)
+        switch.facts["postponed_by"] = f"{said['by']}: {said['why']}"
+        await check_called_off(switch.store)
+        await asyncio.sleep(0.2)
+    if "postponed_by" in switch.facts:
+        switch.facts["postponed_s"] = round(time.monotonic() - began, 1)
+        await _pre_drain(switch)
+    await check_called_off(switch.store)
 
 
 async def _hold(switch: Switch) -> None:
     switch.before_hold = await journal.ends(switch.store, switch.plan.partitions)
     switch.held_at = time.monotonic()
-    await switch.change(hold=Hold.WRITES, why=f"switch to {switch.to}: hold")
+    await switch.change(hold=Hold.WRITES, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold")
     epoch = switch.route.epoch
-    await switch.gateways(lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", switch.left_s())
+    await switch.gateways(
+        lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", min(HOLD_ACK_S, switch.left_s())
+    )
 
 
 async def _release_old(switch: Switch) -> None:
-    await switch.change(hold=Hold.NONE, why=f"switch to {switch.to} given up: writes go on at the {switch.old}")
+    switch.route = await read_route(switch.store)
+    if switch.route.switch != switch.id or switch.route.hold is Hold.NONE:
+        return  # it was not begun, or a gateway has ended it
+    await switch.change(
+        hold=Hold.NONE,
+        writer_epoch=switch.route.writer_epoch + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
+        why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
+    )
+    await replace_right(switch.endpoint(switch.to), switch.plan.name, closed(switch.id), b"%d" % switch.route.writer_epoch)
 
 
-async def _drain(switch: Switch) -> None:
-    # A gateway says 'held' only when everything it had to journal is in the store.
+async def _drained(switch: Switch) -> None:
     while not await journal.drained(switch.store, switch.plan.partitions):
         if not switch.left_s():
             raise CutoverAborted(
@@ -158,11 +276,13 @@ async def _drain(switch: Switch) -> None:
                 why=f"{await journal.lag_entries(switch.store, switch.plan.partitions)} entries are left",
                 next_step="look at the syncer in `exodus status`; writes go on at the old side, retry later",
             )
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(_POLL_S)
 
 
 async def _fence(switch: Switch) -> None:
     proofs = await switch.fence(switch.old).raise_()
+    # A gateway ends a hold by itself a second after our own time for it. As long as ours is not over, none has by the time the fence stood.
+    switch.check_time()
     switch.facts["fenced_users"] = ", ".join(f"{user}: {proof}" for user, proof in proofs.items())
 
 
@@ -170,29 +290,25 @@ async def _lower_old(switch: Switch) -> None:
     await switch.fence(switch.old).lower()
 
 
-async def _drain_again(switch: Switch) -> None:
-    # What changed around the hold is synced once more now that nothing can write any more: it covers a command that a
-    # lost connection left behind in the server.
-    changes = await journal.since(switch.store, switch.before_hold)
-    switch.recent = list(dict.fromkeys(changes.keys))
-    await journal.append(switch.store, switch.recent, switch.plan.partitions)
+async def _confirm(switch: Switch) -> None:
     # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
     since_ms, epoch = await switch.store.now_ms(), switch.route.epoch
     await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"],
+        lambda beat: (
+            beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
+        ),
         "a gateway does not hold its writes any more, or has keys that are not in the journal",
-        switch.left_s(),
+        min(HOLD_ACK_S, switch.left_s()),
     )
-    await _drain(switch)
+    await _drained(switch)
 
 
 async def _spot_check(switch: Switch) -> None:
-    keys = switch.recent[-_SPOT_CHECK_KEYS:]
-    engine = await open_engine(switch.store, switch.plan)
-    try:
-        divergences = await spot_check(engine, keys)
-    finally:
-        await engine.close()
+    if switch.engine is None:
+        return
+    changes = await journal.since(switch.store, switch.before_hold)
+    keys: list[Key] = list(dict.fromkeys(changes.keys))[-_SPOT_CHECK_KEYS:]
+    divergences = await spot_check(switch.engine, keys)
     switch.facts["spot_checked_keys"] = len(keys)
     if divergences:
         named = ", ".join(f"db{found.db} {found.key!r} ({found.kind})" for found in divergences[:5])
@@ -204,52 +320,87 @@ async def _spot_check(switch: Switch) -> None:
 
 
 async def _close_epoch(switch: Switch) -> None:
-    await set_writer_epoch(Endpoint(switch.to, switch.plan.address(switch.to)), switch.plan.name, _CLOSED)
+    switch.closing = True  # undone with the hold, by a new epoch
+    if not await replace_right(switch.endpoint(switch.to), switch.plan.name, b"%d" % switch.route.writer_epoch, closed(switch.id)):
+        raise CutoverAborted(
+            f"the writers' epoch on the {switch.to} is not {switch.route.writer_epoch}", why="another switch changed it", next_step="exodus status"
+        )
 
 
-async def _reopen_epoch(switch: Switch) -> None:
-    await set_writer_epoch(Endpoint(switch.to, switch.plan.address(switch.to)), switch.plan.name, switch.route.writer_epoch)
+async def _open_new(switch: Switch) -> None:
+    fence = switch.fence(switch.to)
+    record = await fence.record()
+    if record is not None:
+        await fence.open(record)  # before the sessions come: a transaction that is replayed there may hold writes
+
+
+async def _close_new(switch: Switch) -> None:
+    fence = switch.fence(switch.to)
+    record = await fence.record()
+    if record is not None:
+        await fence.close_again(record)
 
 
 async def _switch(switch: Switch) -> None:
-    await switch.fence(switch.to).lower()
     next_writer = switch.route.writer_epoch + 1
-    await set_writer_epoch(Endpoint(switch.old, switch.plan.address(switch.old)), switch.plan.name, next_writer)
-    await switch.change(authority=switch.to, sync=False, journal=JournalMode.ALL, writer_epoch=next_writer, why=f"the {switch.to} is the authority")
+    if not await replace_right(switch.endpoint(switch.old), switch.plan.name, switch.old_right, b"%d" % next_writer):
+        raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
+    switch.check_time()
+    await switch.change(
+        authority=switch.to,
+        sync=False,
+        journal=JournalMode.ALL,
+        writer_epoch=next_writer,
+        why=f"switch {switch.id}: the {switch.to} is the authority",
+    )
     switch.switched = True
     epoch = switch.route.epoch
     try:
-        await switch.gateways(lambda beat: beat.epoch == epoch, "a gateway did not confirm the switch", max(switch.left_s(), 1.0))
+        await switch.gateways(lambda beat: beat.epoch >= epoch, "a gateway did not confirm the switch", max(min(HOLD_ACK_S, switch.left_s()), 0.5))
     except CutoverAborted as exc:
         # The fence stands, so a gateway that is behind can lose nothing; it follows as soon as it reads the route.
         switch.facts["late_gateways"] = exc.why
+
+
+async def _release(switch: Switch) -> None:
+    try:
+        await switch.change(hold=Hold.NONE, why=f"switch {switch.id}: writes go on at the {switch.to}")
+    except DecisionRefused:
+        switch.route = await read_route(switch.store)  # the gateways have ended the hold
+    if switch.held_at is not None:
+        switch.facts["hold_ms"] = round((time.monotonic() - switch.held_at) * 1000, 1)
 
 
 async def _kill_strays(switch: Switch) -> None:
     switch.facts["strays_killed"] = await switch.fence(switch.old).kill_strays()
 
 
-async def _release(switch: Switch) -> None:
-    await switch.change(hold=Hold.NONE, sync=switch.sync_after, why=f"the {switch.to} is the authority; writes go on there")
-    if switch.held_at is not None:
-        switch.facts["hold_ms"] = round((time.monotonic() - switch.held_at) * 1000, 1)
+async def _flow_back(switch: Switch) -> None:
+    left = await settle(switch.store, switch.plan)
+    switch.route = await read_route(switch.store)
+    if left:
+        raise ExodusError(f"changes do not flow back to the {switch.old} yet", why="; ".join(left), next_step="the gateways go on trying")
 
 
 def steps(plan: Plan, to: Side) -> list[Step]:
     """The steps of a switch to `to`, in order."""
     old = to.other
     return [
-        Step("readiness", "check live sync, open gaps, dead letters, gateways, syncers, and that a fence is possible", _readiness),
+        Step("readiness", "check that no earlier switch is open, live sync, open gaps, dead letters, gateways, syncers", _readiness),
+        Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain),
+        Step("go", "wait as long as a person postpones it (exodus hold)", _go),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old),
-        Step("drain", f"wait until every journalled key is equal on the {to}", _drain),
-        Step("fence", f"take the right to write on the {old} from every user but Exodus's", _fence, _lower_old),
-        Step("drain again", "sync once more what changed around the hold", _drain_again),
+        Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
+        Step("fence", f"take the right to write on the {old} from every user but Exodus's, and prove it", _fence, _lower_old),
+        Step("confirm", "hear from every gateway that it still holds, and see the journal drained again", _confirm),
         Step("spot check", f"compare up to {_SPOT_CHECK_KEYS} of the keys changed last", _spot_check),
-        Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch, _reopen_epoch),
+        Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch),
+        Step("open", f"let applications write to the {to} again, if it was fenced", _open_new, _close_new),
         Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch),
+        Step("release", f"let writes go on at the {to}", _release),
         Step("kill strays", f"end what is still connected to the {old} as an application", _kill_strays),
-        Step("release", f"let writes go on at the {to}; changes flow back to the {old}", _release),
+        Step("flow back", f"let changes flow back to the {old}", _flow_back),
     ]
 
 
@@ -258,46 +409,60 @@ def explain(plan: Plan, to: Side) -> list[str]:
     return [f"{number}. {step.name}: {step.text}" for number, step in enumerate(steps(plan, to), 1)]
 
 
-async def apply(store: ControlStore, plan: Plan, to: Side, *, sync_after: bool = True) -> Switch:
-    """Do the switch.
+Tell = Callable[[Switch, Step], None]
+
+
+def _silent(switch: Switch, step: Step) -> None:
+    del switch, step
+
+
+async def apply(store: ControlStore, plan: Plan, to: Side, *, tell: Tell = _silent) -> Switch:
+    """Do the switch; `tell` hears of each step before it is done, and must not wait.
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.
         CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
-        ExodusError: a step after the switch failed; the authority has changed, and the message says what is left to do.
+        SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
     """
-    switch = Switch(store, plan, to, await read_route(store), sync_after=sync_after)
+    switch = Switch(store, plan, to, await read_route(store))
     done: list[Step] = []
-    for step in steps(plan, to):
-        began = time.monotonic()
-        try:
-            await step.do(switch)
-        except (ExodusError, RedisError, OSError, TimeoutError) as exc:
-            switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc)})
-            if switch.switched:
-                raise ExodusError(
-                    f"the {to} is the authority, but the step '{step.name}' failed",
-                    why=str(exc),
-                    next_step="writes go on when the gateways' time limit ends the hold; then `exodus status`",
-                ) from exc
-            await _undo(switch, [*done, step])
-            if isinstance(exc, DecisionRefused | CutoverAborted):
-                raise
-            raise CutoverAborted(
-                f"the switch to the {to} was given up at '{step.name}'", why=str(exc), next_step="writes go on at the old side; correct it and retry"
-            ) from exc
-        switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1)})
-        done.append(step)
+    try:
+        for step in steps(plan, to):
+            tell(switch, step)
+            began = time.monotonic()
+            done.append(step)
+            try:
+                await step.do(switch)
+            except (ExodusError, *_STORE_ERRORS) as exc:
+                switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc)})
+                if isinstance(exc, SwitchUnknown):
+                    raise
+                if not switch.switched:
+                    await _undo(switch, done)
+                    raise _given_up(switch, step, exc) from exc
+                # The authority has changed: what is left is done by the gateways when the hold's time is over (`settle`).
+                switch.facts["unfinished"] = f"{step.name}: {exc.why if isinstance(exc, ExodusError) else type(exc).__name__}"
+            else:
+                switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1)})
+    finally:
+        await switch.close()
     return switch
 
 
+def _given_up(switch: Switch, step: Step, exc: BaseException) -> ExodusError:
+    if isinstance(exc, DecisionRefused | CutoverAborted):
+        return exc
+    return CutoverAborted(
+        f"the switch to the {switch.to} was given up at '{step.name}'", why=str(exc), next_step="writes go on at the old side; correct it and retry"
+    )
+
+
 async def _undo(switch: Switch, done: list[Step]) -> None:
-    """Undo steps in reverse; one that fails does not keep the others from being undone."""
+    """Undo steps in reverse; one that fails does not keep the others from being undone, and the gateways do it again."""
     for step in reversed(done):
-        if step.undo is None or (step.name == "hold" and switch.route.hold is Hold.NONE):
+        if step.undo is None:
             continue
         try:
             await step.undo(switch)
-        except (ExodusError, RedisError, OSError, TimeoutError) as exc:
+        except (ExodusError, *_STORE_ERRORS) as exc:
             switch.timeline.append({"step": f"undo {step.name}", "failed": str(exc)})
-            switch.route = await read_route(switch.store)  # a gateway may have ended the hold itself

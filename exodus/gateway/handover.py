@@ -17,6 +17,7 @@ from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
+_LOOK_S = 0.001
 _AGAIN_S = 0.01  # between attempts to end a blocking command that the authority may not have received yet
 
 
@@ -27,9 +28,14 @@ async def drain_writes(connections: Iterable[Connection], *, within_s: float) ->
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
+    left = list(connections)  # new ones begin under the hold, and who has its answers gets nothing more to do
+    again = 0.0
     while True:
-        busy = 0
-        for connection in list(connections):
+        busy: list[Connection] = []
+        end_blocked = loop.time() >= again
+        if end_blocked:
+            again = loop.time() + _AGAIN_S
+        for connection in left:
             session = connection.session
             if session.opaque is not None and not session.streaming_reply:
                 connection.close(f"held: {session.opaque}")
@@ -37,13 +43,14 @@ async def drain_writes(connections: Iterable[Connection], *, within_s: float) ->
             session.confirm()
             if session.confirmed:
                 continue
-            busy += 1
-            why = session.unblock(reads=False)
+            busy.append(connection)
+            why = session.unblock(reads=False) if end_blocked else None
             if why is not None:
                 connection.close(f"held: {why}")
         if not busy or loop.time() >= deadline:
-            return busy
-        await asyncio.sleep(_AGAIN_S)
+            return len(busy)
+        left = busy
+        await asyncio.sleep(_LOOK_S)
 
 
 async def move_all(hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float) -> int:

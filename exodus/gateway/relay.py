@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 from exodus.commands.table import Command
-from exodus.config import CONNECT_TIMEOUT_S, Address, Side
+from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
@@ -56,6 +56,9 @@ class Hub(Protocol):
     def settled(self) -> None:
         """See `Outlet.settled`."""
 
+    def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
+        """A leg was lost with writes under way: mark them again when the authority is known to execute nothing more of it."""
+
     def closed(self, why: str) -> None:
         """Count a session that the gateway itself had to end."""
 
@@ -69,9 +72,12 @@ class LegProtocol(asyncio.Protocol):
         self.early: list[bytes] = []  # what came while a handover reads it
         self.arrived: asyncio.Event | None = None
         self.lost = False
+        self.local_address = ""  # as the server sees it, where no address is translated in between
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        host, port, *_ = transport.get_extra_info("sockname")
+        self.local_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def data_received(self, data: bytes) -> None:
         if self.owner is not None:
@@ -206,6 +212,9 @@ class Connection(asyncio.Protocol):
         """The authority's side ended."""
         if leg is not self.leg:
             return
+        keys, barriers = self.session.unanswered()
+        if (keys or barriers) and self.orders.journal is not JournalMode.OFF:
+            self.hub.left_behind(self.side, leg.local_address, keys, barriers)
         self.session.server_closed()
         self.hub.connections.discard(self)
         if self.client is not None and not self.client_gone:

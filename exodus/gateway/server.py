@@ -21,7 +21,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from exodus.commands.table import Command, CommandTable
-from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, SHADOW_QUEUE_MAX, Address, Hold, Plan, Side
+from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, MOVE_SECONDS_MAX, SHADOW_QUEUE_MAX, Address, Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
@@ -38,6 +38,8 @@ from exodus.telemetry.http import Sample, StatusServer
 log = logging.getLogger(__name__)
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
+_SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence to be lifted
+_SETTLE_AGAIN_S = 0.5
 _DRAIN_S = 2.0  # what a stopping gateway gives its sessions
 
 
@@ -49,6 +51,7 @@ class Scope:
     hold_deadline: float | None = None
     held: bool = False
     released_alone: bool = False
+    holding: asyncio.Task[None] | None = None  # waits for the answers of what was under way when the hold began
 
 
 @dataclass
@@ -64,8 +67,8 @@ class GatewayOptions:
     key_file: Path | None = None
     client_ca_file: Path | None = None
     reuse_port: bool = False
-    # Called when a hold ended here because nobody else did: puts right at the authority what a dead switch left.
-    on_overdue_hold: Callable[[ControlStore, Plan, Side], Awaitable[None]] | None = None
+    # Puts right what a switch that ended early left on both sides; what could not be done yet, in words.
+    settle: Callable[[ControlStore, Plan], Awaitable[list[str]]] | None = None
 
 
 @dataclass
@@ -97,9 +100,13 @@ class Gateway:
         self._beat_now = asyncio.Event()
         self._applying = asyncio.Lock()
         self._route = Route(epoch=-1)
+        self._applied = -1  # the last epoch acted on in full
+        self._unfinished_since: float | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
         self._gaps_told: dict[str, int] = {}
         self._admin = _Admin()
+        self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
@@ -145,19 +152,50 @@ class Gateway:
     def closed(self, why: str) -> None:
         self.sessions_closed[why] += 1
 
+    def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
+        self._left_behind[local_address] = (keys, barriers)
+        self._spawn(self._journal_left_behind(side, local_address))
+
+    async def _journal_left_behind(self, side: Side, local_address: str) -> None:
+        """Mark what a lost leg had under way, once the authority can execute nothing of it any more.
+
+        The bytes may still lie in the socket of a server that was stopped or is behind: it would execute them after the first mark was
+        synced. So the connection is ended there too, and only then is all of it marked again.
+        """
+        while True:
+            try:
+                client = self._admin_client(side)
+                await answered(client.execute_command("CLIENT", "KILL", "ADDR", local_address))
+                await answered(client.ping())
+                break
+            except _STORE_ERRORS as exc:
+                log.info("waiting for the %s, to learn what became of the writes of a lost connection: %s", side, exc)
+                await asyncio.sleep(_SETTLE_AGAIN_S)
+        keys, barriers = self._left_behind.pop(local_address)
+        self._journaler.mark(keys, None)
+        for barrier in barriers:
+            self._journaler.mark([], barrier)
+
+    @property
+    def _unflushed(self) -> int:
+        return self._journaler.unflushed + len(self._left_behind)
+
+    def _admin_client(self, side: Side) -> redis.Redis:
+        if side not in self._admin.clients:
+            self._admin.clients[side] = make_client(self.plan.address(side), field=side)
+        return self._admin.clients[side]
+
     async def _unblock(self, side: Side, client_id: int) -> None:
-        client = self._admin.clients.get(side)
-        if client is None:
-            client = self._admin.clients[side] = make_client(self.plan.address(side), field=side)
         try:
-            await answered(client.execute_command("CLIENT", "UNBLOCK", str(client_id), "TIMEOUT"))
+            await answered(self._admin_client(side).execute_command("CLIENT", "UNBLOCK", str(client_id), "TIMEOUT"))
         except _STORE_ERRORS as exc:
             log.warning("a blocked command on the %s could not be ended: %s", side, exc)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        return task
 
     async def _keep_running(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         """Start a task of the process again if it should fail: a bug there must not end the journal or the route's being followed."""
@@ -186,17 +224,18 @@ class Gateway:
             self._store_errors = 0
         except _STORE_ERRORS:
             self._store_errors += 1
-            await self._release_overdue()
+            self._release_alone()
             return
-        if route.epoch != self._route.epoch:
+        if route.epoch != self._applied:
             await self.apply(route)
-        await self._release_overdue()
+        elif self._overdue():
+            await self._end_hold(route)
+        self._look_for_unfinished()
 
     async def apply(self, route: Route) -> None:
         """Act on an epoch in full, then say so in the heartbeat."""
         async with self._applying:
             before, self._route = self._route, route
-            self._remember(route)
             if route.rehearsal_prefix is not None:
                 self._rehearsal_name = route.rehearsal_prefix.encode()
             await self._apply_to(self._main, route, route.authority, route.hold)
@@ -204,7 +243,9 @@ class Gateway:
                 await self._apply_to(self._rehearsal, route, route.rehearsal_authority, route.rehearsal_hold)
             if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
                 self._rehearsal_name = None
+            self._applied = route.epoch
             self._beat_now.set()
+        self._remember(route)
 
     def _members(self, scope: Scope) -> list[Connection]:
         return [connection for connection in self.connections if connection.orders is scope.orders]
@@ -222,25 +263,63 @@ class Gateway:
             for connection in self._members(scope):
                 connection.session.log_pending()
         loop = asyncio.get_running_loop()
-        limit_s = self.plan.hold_seconds_max
+        if scope.holding is not None:
+            scope.holding.cancel()
+            scope.holding = None
         if hold is Hold.WRITES and not orders.hold:
             orders.hold = True
             scope.released_alone = False
-            scope.hold_deadline = loop.time() + limit_s + _GRACE_S
-        if hold is Hold.WRITES:
-            busy = await drain_writes(self._members(scope), within_s=limit_s)
-            scope.held = busy == 0 and await self._flushed(limit_s)
+            scope.hold_deadline = loop.time() + self.plan.hold_seconds_max + _GRACE_S
+        given_up = orders.hold and hold is Hold.NONE and authority is orders.authority
         if first:
             orders.authority = authority
         elif authority is not orders.authority:
             orders.authority = authority
-            await move_all(self, self._members(scope), authority, within_s=limit_s)
+            await move_all(self, self._members(scope), authority, within_s=min(MOVE_SECONDS_MAX, self.plan.hold_seconds_max))
+        if hold is Hold.WRITES and not scope.held:
+            # Not waited for: an order to end the hold must not queue behind an authority that does not answer.
+            scope.holding = self._spawn(self._complete_hold(scope))
         if hold is Hold.NONE:
+            if given_up and scope is self._main:
+                await self._settle_before_release()
             self._release(scope)
+
+    async def _complete_hold(self, scope: Scope) -> None:
+        limit_s = self.plan.hold_seconds_max
+        busy = await drain_writes(self._members(scope), within_s=limit_s)
+        scope.held = busy == 0 and await self._flushed(limit_s)
+        self._beat_now.set()
+
+    async def _settle_before_release(self) -> None:
+        """A switch was given up: the fence that it may have put up goes first, or the writes that were held would be refused."""
+        self._settle()
+        if self._settling is not None:
+            await asyncio.wait([self._settling], timeout=_SETTLE_WAIT_S)
+
+    def _settle(self) -> None:
+        if self.options.settle is not None and (self._settling is None or self._settling.done()):
+            self._settling = self._spawn(self._settle_until_done(self.options.settle))
+
+    async def _settle_until_done(self, settle: Callable[[ControlStore, Plan], Awaitable[list[str]]]) -> None:
+        while left := await settle(self.store, self.plan):
+            log.warning("what a switch left is not put right yet: %s", "; ".join(left))
+            if self._main.orders.hold and not self._main.released_alone:
+                return  # another switch has begun, and looks after it
+            await asyncio.sleep(_SETTLE_AGAIN_S)
+
+    def _look_for_unfinished(self) -> None:
+        """A switch whose process died after the authority had changed is finished by the gateways."""
+        route, now = self._route, asyncio.get_running_loop().time()
+        if not route.switch or route.hold is Hold.WRITES or route.sync or route.journal is not JournalMode.ALL:
+            self._unfinished_since = None
+        elif self._unfinished_since is None:
+            self._unfinished_since = now
+        elif now - self._unfinished_since > self.plan.hold_seconds_max + _GRACE_S:
+            self._settle()
 
     def _release(self, scope: Scope) -> None:
         scope.orders.hold = False
-        scope.held = False
+        scope.held = scope.released_alone = False
         scope.hold_deadline = None
         now = asyncio.get_running_loop().time()
         for connection in self._members(scope):
@@ -249,36 +328,50 @@ class Gateway:
     async def _flushed(self, within_s: float) -> bool:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + within_s
-        while self._journaler.unflushed:
+        while self._unflushed:
             if loop.time() >= deadline:
                 return False
             await asyncio.sleep(0.002)
         return True
 
-    async def _release_overdue(self) -> None:
-        """A hold that nobody ended in time ends here: a dead flow must not keep applications waiting."""
+    def _overdue(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return any(scope.hold_deadline is not None and now >= scope.hold_deadline for scope in (self._main, self._rehearsal))
+
+    async def _end_hold(self, route: Route) -> None:
+        """A hold that nobody ended in time ends here: a dead flow must not keep applications waiting.
+
+        The route decides: whoever changes it first, this gateway or the switch, has it their way, and the other follows.
+        """
+        log.error("a hold was not ended within %.1f s: writes go on at the %s", self.plan.hold_seconds_max, route.authority)
+        # A new epoch of the writers: the switch may have ended the right of the old one on the follower.
+        writer_epoch = route.writer_epoch + int(route.hold is Hold.WRITES and route.sync)
+        after = route.next(
+            hold=Hold.NONE, rehearsal_hold=Hold.NONE, writer_epoch=writer_epoch, why=f"{self.options.process}: a hold was not ended in time"
+        )
+        try:
+            await change_route(self.store, route, after)
+        except DecisionRefused as exc:
+            log.info("the hold was ended elsewhere: %s", exc.what)
+            await self.apply(await read_route(self.store))
+        except _STORE_ERRORS:
+            self._release_alone()
+        else:
+            await self.apply(after)
+
+    def _release_alone(self) -> None:
+        """The store is away and the hold's time is over: sessions go on where they are, and nothing is decided.
+
+        Whether the authority has changed is not known here. If it has, the fence on the old side refuses these writes: an error, never a
+        lost write. It is said in the heartbeat, and the switch needs a fresh 'held' of every gateway behind its fence.
+        """
         now = asyncio.get_running_loop().time()
         for scope in (self._main, self._rehearsal):
-            if scope.hold_deadline is None or now < scope.hold_deadline:
-                continue
-            log.error("a hold was not ended within %.1f s: writes go on at the %s", self.plan.hold_seconds_max, scope.orders.authority)
-            route = self._route
-            try:
-                await change_route(
-                    self.store,
-                    route,
-                    route.next(hold=Hold.NONE, rehearsal_hold=Hold.NONE, why=f"{self.options.process}: a hold was not ended in time"),
-                )
-            except DecisionRefused as exc:
-                log.info("the hold was ended elsewhere: %s", exc.what)
-            except _STORE_ERRORS:
-                scope.released_alone = True  # said in the heartbeat; the switch needs a fresh 'held' of every gateway
-            self._release(scope)
-            if self.options.on_overdue_hold is not None and scope is self._main:
-                try:
-                    await self.options.on_overdue_hold(self.store, self.plan, scope.orders.authority)
-                except (ExodusError, *_STORE_ERRORS) as exc:
-                    log.error("the fence on the %s could not be lifted: %s", scope.orders.authority, exc)
+            if scope.hold_deadline is not None and now >= scope.hold_deadline and not scope.released_alone:
+                log.error("a hold was not ended in time and the control store is away: writes go on at the %s", scope.orders.authority)
+                deadline = scope.hold_deadline
+                self._release(scope)
+                scope.released_alone, scope.hold_deadline = True, deadline  # ended for all as soon as the store is back
 
     # ------------------------------------------------------------------ the other tasks
 
@@ -302,6 +395,10 @@ class Gateway:
     def _log_pending(self) -> None:
         for connection in self.connections:
             connection.session.log_pending()
+        for keys, barriers in self._left_behind.values():
+            self._journaler.intend(keys, None)
+            for barrier in barriers:
+                self._journaler.intend([], barrier)
 
     async def _tell_gaps(self) -> None:
         for why, count in self._journaler.gaps.items():
@@ -314,14 +411,14 @@ class Gateway:
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
         main = self._main
-        state = "held" if main.held else "holding" if main.orders.hold else "serving"
+        state = "held" if main.held and main.orders.hold else "holding" if main.orders.hold else "serving"
         if main.released_alone:
             state = "released alone"
         return Heartbeat(
             kind="gateway",
             process=self.options.process,
             at_ms=at_ms,
-            epoch=self._route.epoch,
+            epoch=self._applied,
             state=state,
             why=self._why(),
             facts={
@@ -329,7 +426,7 @@ class Gateway:
                 "connections": len(self.connections),
                 "connections_ever": self.connections_ever,
                 "writes_in_flight": sum(connection.session.writes_in_flight for connection in self.connections),
-                "unflushed": self._journaler.unflushed,
+                "unflushed": self._unflushed,
                 "spooled": self._journaler.spooled,
                 "intent_segments": self._journaler.segments,
                 "rehearsal_held": self._rehearsal.held,
@@ -467,6 +564,8 @@ class Gateway:
         if flushed:
             try:
                 await self.store.unregister("gateway", self.options.process)
+                # Nobody waits for this gateway from here on, so it may not come back on the strength of what it knew.
+                (self.options.state_dir / "last.json").unlink(missing_ok=True)
             except _STORE_ERRORS as exc:
                 log.warning("the control store did not hear of this end: %s", exc)
         else:

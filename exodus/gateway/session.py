@@ -636,18 +636,26 @@ class Session:
 
     def server_closed(self) -> None:
         """The leg is gone. What had no answer may have been executed: it counts as changed."""
-        keys = list(self._unconfirmed)
-        for pending in self.pending:
-            if pending.write:
-                keys.extend(self._keys_of(pending))
-                if pending.barrier is not None:
-                    self.out.journal([], pending.barrier)
+        keys, barriers = self.unanswered()
+        for barrier in barriers:
+            self.out.journal([], barrier)
         if keys and self.orders.journal is not JournalMode.OFF:
             self.out.journal(keys, None)
         self.pending.clear()
         self._unconfirmed = []
         self.writes_in_flight = 0
         self.out.settled()
+
+    def unanswered(self) -> tuple[list[Key], list[Barrier]]:
+        """What the authority was asked to change and has not answered for."""
+        keys = list(self._unconfirmed)
+        barriers: list[Barrier] = []
+        for pending in self.pending:
+            if pending.write:
+                keys.extend(self._keys_of(pending))
+                if pending.barrier is not None:
+                    barriers.append(pending.barrier)
+        return keys, barriers
 
     def log_pending(self) -> None:
         """Log the intents of what is under way once more: journalling began, or the log's old segments are to go."""
@@ -727,6 +735,8 @@ class Session:
         raw = encode(*args)
         self._backlog.insert(0, raw)
         self._backlog_bytes += len(raw)
+        if not self.frozen and not self.orders.hold:
+            self.thaw(now)  # the hold ended before the answer came, and nobody else would let it go on
 
     def confirm(self) -> None:
         """With replies off: ask for one, which proves that everything before it was executed."""
@@ -740,7 +750,12 @@ class Session:
     @property
     def confirmed(self) -> bool:
         """Whether every write that was forwarded is known to be executed or not."""
-        return not self.writes_in_flight and not self._unconfirmed
+        # A long write that is forwarded while it arrives is executed when its end has come: it counts from its beginning.
+        return not self.writes_in_flight and not self._unconfirmed and not (self._streaming and self._streams_write())
+
+    def _streams_write(self) -> bool:
+        command = self.orders.table.of(self._requests.args) if self._requests.args else None
+        return command is None or command.write or command.role is Role.BARRIER
 
     def freeze(self) -> None:
         """Hold everything from the next request on, reads too."""

@@ -1,0 +1,119 @@
+"""Settling: what a switch that died in the middle left behind is put right, by whoever comes next.
+
+Before the route has the new authority, a switch that ends early is undone: the fence on the authority goes, and writers get their right
+to the follower back. Once the route has it, it is finished: strays on the old side are ended, then changes flow back there. Which of the two
+is read from the route, so that any process, a gateway, a flow or a person's command, comes to the same end, any number of times.
+
+Nothing here depends on when it is done: each change on a side is a transaction that looks first whether it is still wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from redis.exceptions import RedisError
+
+from exodus.config import Hold, JournalMode, Plan, Side
+from exodus.control.route import Route, change_route, read_route
+from exodus.control.store import ControlStore, guard_key
+from exodus.cutover.fence import Fence
+from exodus.endpoint import Endpoint
+from exodus.errors import DecisionRefused, ExodusError
+from exodus.leg import ReplyError
+
+
+def closed(switch: str) -> bytes:
+    """The value of the guard of a follower between a switch's end of the old epoch and the new one."""
+    return b"closed by " + switch.encode()
+
+
+async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None, after: bytes) -> bool:
+    """Give the right to write to a follower to `after` where `before` has it; whether it had.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    done = True
+    for node in await endpoint.nodes():
+        async with await node.connect(name="exodus-switch") as leg:
+            key = guard_key(migration)
+            _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
+            if found != before:
+                done = False
+                continue
+            outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
+            done = done and isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)
+    return done
+
+
+def unfinished(route: Route) -> bool:
+    """Whether a switch changed the authority and did not come to its end."""
+    return bool(route.switch) and route.hold is Hold.NONE and not route.sync and route.journal is JournalMode.ALL
+
+
+async def settle(store: ControlStore, plan: Plan) -> list[str]:
+    """Put right what is left of a switch that ended early; what could not be done yet, in words (empty: all is well).
+
+    Does nothing while writes are held: a switch is under way then.
+    """
+    try:
+        route = await read_route(store)
+    except (RedisError, OSError) as exc:
+        return [f"the control store is away: {type(exc).__name__}"]
+    if route.hold is Hold.WRITES:
+        return ["writes are held"]
+    work: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        (f"lift the fence on the {route.authority}", lambda: _lower(store, plan, route.authority)),
+        (f"put the fence on the {route.follower} up again", lambda: _close_again(store, plan, route.follower)),
+        (f"give writers their right to the {route.follower} back", lambda: _reopen(plan, route)),
+        (f"let changes flow back to the {route.follower}", lambda: _finish(store, plan, route)),
+    ]
+    left: list[str] = []
+    for what, do in work:
+        try:
+            await do()
+        except (ExodusError, RedisError, OSError) as exc:
+            left.append(f"{what}: {exc.why if isinstance(exc, ExodusError) else type(exc).__name__}")
+    return left
+
+
+async def _lower(store: ControlStore, plan: Plan, side: Side) -> None:
+    fence = Fence(store, side, plan.address(side))
+    try:
+        await fence.lower()
+    finally:
+        await fence.close()
+
+
+async def _close_again(store: ControlStore, plan: Plan, side: Side) -> None:
+    fence = Fence(store, side, plan.address(side))
+    try:
+        record = await fence.record()
+        if record is not None:
+            await fence.close_again(record)
+    finally:
+        await fence.close()
+
+
+async def _reopen(plan: Plan, route: Route) -> None:
+    """After a switch that was given up the writers' epoch is a new one, since lanes that lost their right do not come back to an old one."""
+    if not (route.switch and route.sync):
+        return
+    endpoint = Endpoint(route.follower, plan.address(route.follower))
+    for before in (closed(route.switch), b"%d" % (route.writer_epoch - 1)):  # it had come so far, or it had not
+        if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):
+            return
+
+
+async def _finish(store: ControlStore, plan: Plan, route: Route) -> None:
+    if not unfinished(route):
+        return
+    fence = Fence(store, route.follower, plan.address(route.follower))
+    try:
+        await fence.kill_strays()
+    finally:
+        await fence.close()
+    try:
+        await change_route(store, route, route.next(sync=True, why=f"the {route.authority} is the authority; changes flow back"))
+    except DecisionRefused:
+        return  # somebody else changed the route meanwhile, and looks after it
