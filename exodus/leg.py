@@ -58,16 +58,14 @@ class Leg:
         """
         context = ssl_context(address)
         try:
-            reader, writer = await asyncio.wait_for(
-                asyncio.open_connection(
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                reader, writer = await asyncio.open_connection(
                     address.host,
                     address.port,
                     ssl=context,
                     server_hostname=(address.server_name or address.host) if context else None,
                     limit=_READ_BYTES,
-                ),
-                CONNECT_TIMEOUT_S,
-            )
+                )
         except (OSError, TimeoutError) as exc:
             raise lost(side, address, exc) from exc
         raw = writer.get_extra_info("socket")
@@ -114,7 +112,9 @@ class Leg:
                 found.append(reply)
                 continue
             try:
-                data = await asyncio.wait_for(self._reader.read(_READ_BYTES), REPLY_TIMEOUT_S)
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the data, and a lane would not end.
+                async with asyncio.timeout(REPLY_TIMEOUT_S):
+                    data = await self._reader.read(_READ_BYTES)
             except (OSError, TimeoutError) as exc:
                 raise lost(self.side, self.address, exc) from exc
             if not data:
@@ -154,7 +154,8 @@ class Leg:
         """End the connection."""
         self._writer.close()
         try:
-            await asyncio.wait_for(self._writer.wait_closed(), 1)
+            async with asyncio.timeout(1):
+                await self._writer.wait_closed()
         except (OSError, TimeoutError):
             return  # it was gone already
 

@@ -179,7 +179,8 @@ async def _check_live(client: redis.Redis, model: Model, findings: Findings) -> 
             elif expiry is not None and expiry.earliest_ms - _SLACK_MS < now_ms + 10_000:
                 allowed = (*allowed, None)  # it may expire while this is read
             findings.key(key, allowed, found)
-            if expiry is not None and found is not None and key not in model.unknown and found in allowed:
+            gone = found_ms == -2 and None in allowed  # it expired between the two reads
+            if expiry is not None and found is not None and not gone and key not in model.unknown and found in allowed:
                 findings.expiry(key, expiry.earliest_ms, expiry.latest_ms, found_ms)
             elif expiry is None and found_ms >= 0 and key not in model.unknown:
                 findings.lost += 1

@@ -13,7 +13,7 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from examples.shop.check import read_state
+from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
 
 _LIST_MAX = 40
@@ -95,9 +95,11 @@ class Writer:
         self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None
     ) -> Any:
         """Send one write and, once it is acknowledged, change the model."""
-        for key in changes:
-            if key in self.model.unknown and not await self.settle(key):
-                return None
+        unknown = [key for key in changes if key in self.model.unknown]
+        if unknown:
+            for key in unknown:
+                await self.settle(key)
+            return None  # the changes were reckoned from states that may not be
         began = time.monotonic()
         try:
             reply = await send()
@@ -119,17 +121,31 @@ class Writer:
                 self.model.expiries.pop(key, None)
         return reply
 
-    async def settle(self, key: bytes) -> bool:
+    async def settle(self, key: bytes) -> None:
         """After a write without an answer: read which of the two states it is."""
         try:
             now = await read_state(self.client, key)
+            at = (await read_expiries(self.client, [key]))[0]
         except (redis.RedisError, OSError) as exc:
             self.tally.error(exc)
-            return False
+            return
         if now in self.model.unknown[key]:
             self.model.live[key] = now
+            self.model.expiries.pop(key, None)
+            if at >= 0:
+                self.model.expiries[key] = Expiry(at, at)
             del self.model.unknown[key]
-        return True
+
+    async def settle_stream(self, key: bytes) -> None:
+        """The same for a stream, whose group may have been changed too."""
+        try:
+            rows = await self.client.xpending_range(key, "workers", "-", "+", count=1000)
+        except (redis.RedisError, OSError) as exc:
+            self.tally.error(exc)
+            return
+        self.delivered = [cast("bytes", row["message_id"]) for row in rows]
+        self.model.pending[key] = len(self.delivered)
+        await self.settle(key)
 
     def now(self, key: bytes) -> State:
         """The state that a key must have; None also where it may have expired by now."""
@@ -195,6 +211,9 @@ class Writer:
 
     async def add_to_stream(self) -> None:
         key = self.key(b"stream", 0)
+        if key in self.model.unknown:
+            await self.settle_stream(key)
+            return
         entries = cast("tuple[bytes, ...]", self.now(key) or ())
         if not entries:
             await self.write({key: (b"0-1",)}, lambda: self.client.xadd(key, {b"n": b"0"}, id="0-1"))

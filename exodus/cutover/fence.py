@@ -78,8 +78,8 @@ class Fence:
         leg = await self._ours()
         try:
             replies = await leg.pipeline(commands)
-        except ExodusError:
-            self._leg = None
+        except BaseException:
+            self._leg = None  # replies that nobody waits for any more may still come
             await leg.close()
             raise
         for reply in replies:

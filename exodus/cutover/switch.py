@@ -44,6 +44,7 @@ _SPOT_CHECK_KEYS = 2_000
 _POLL_S = 0.002  # while writes are held
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
+_STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -160,6 +161,7 @@ class Step:
     text: str
     do: Act
     undo: Act | None = None
+    bounded: bool = True  # may be broken off when its time is over; a change of the route may not, since its outcome must be known
 
 
 async def check_called_off(store: ControlStore) -> None:
@@ -343,7 +345,9 @@ async def _close_new(switch: Switch) -> None:
 
 async def _switch(switch: Switch) -> None:
     next_writer = switch.route.writer_epoch + 1
-    if not await replace_right(switch.endpoint(switch.old), switch.plan.name, switch.old_right, b"%d" % next_writer):
+    async with asyncio.timeout(switch.left_s()):
+        given = await replace_right(switch.endpoint(switch.old), switch.plan.name, switch.old_right, b"%d" % next_writer)
+    if not given:
         raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
     switch.check_time()
     await switch.change(
@@ -388,17 +392,17 @@ def steps(plan: Plan, to: Side) -> list[Step]:
     return [
         Step("readiness", "check that no earlier switch is open, live sync, open gaps, dead letters, gateways, syncers", _readiness),
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
-        Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain),
-        Step("go", "wait as long as a person postpones it (exodus hold)", _go),
-        Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old),
+        Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
+        Step("go", "wait as long as a person postpones it (exodus hold)", _go, bounded=False),
+        Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"take the right to write on the {old} from every user but Exodus's, and prove it", _fence, _lower_old),
         Step("confirm", "hear from every gateway that it still holds, and see the journal drained again", _confirm),
         Step("spot check", f"compare up to {_SPOT_CHECK_KEYS} of the keys changed last", _spot_check),
         Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch),
         Step("open", f"let applications write to the {to} again, if it was fenced", _open_new, _close_new),
-        Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch),
-        Step("release", f"let writes go on at the {to}", _release),
+        Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch, bounded=False),
+        Step("release", f"let writes go on at the {to}", _release, bounded=False),
         Step("kill strays", f"end what is still connected to the {old} as an application", _kill_strays),
         Step("flow back", f"let changes flow back to the {old}", _flow_back),
     ]
@@ -432,9 +436,12 @@ async def apply(store: ControlStore, plan: Plan, to: Side, *, tell: Tell = _sile
             began = time.monotonic()
             done.append(step)
             try:
-                await step.do(switch)
+                async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
+                    await step.do(switch)
             except (ExodusError, *_STORE_ERRORS) as exc:
-                switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc)})
+                switch.timeline.append(
+                    {"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc) or type(exc).__name__}
+                )
                 if isinstance(exc, SwitchUnknown):
                     raise
                 if not switch.switched:
@@ -449,11 +456,17 @@ async def apply(store: ControlStore, plan: Plan, to: Side, *, tell: Tell = _sile
     return switch
 
 
+def _limit_s(switch: Switch) -> float:
+    return _STEP_S if switch.switched or switch.held_at is None else switch.left_s()
+
+
 def _given_up(switch: Switch, step: Step, exc: BaseException) -> ExodusError:
     if isinstance(exc, DecisionRefused | CutoverAborted):
         return exc
     return CutoverAborted(
-        f"the switch to the {switch.to} was given up at '{step.name}'", why=str(exc), next_step="writes go on at the old side; correct it and retry"
+        f"the switch to the {switch.to} was given up at '{step.name}'",
+        why=str(exc) or "it took too long",
+        next_step="writes go on at the old side; retry",
     )
 
 
@@ -463,6 +476,7 @@ async def _undo(switch: Switch, done: list[Step]) -> None:
         if step.undo is None:
             continue
         try:
-            await step.undo(switch)
+            async with asyncio.timeout(_STEP_S):
+                await step.undo(switch)
         except (ExodusError, *_STORE_ERRORS) as exc:
             switch.timeline.append({"step": f"undo {step.name}", "failed": str(exc)})

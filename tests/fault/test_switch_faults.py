@@ -1,0 +1,153 @@
+"""The switch under faults: drawn from a seed, injected at a drawn step, on real processes, under the self-checking application's writes.
+
+Whatever happens, the outcome is switched or not switched, never both: the route, the fences, the writers' rights and what the switch said of
+itself agree; the application's model agrees with the authority; and writes flow again without anybody's help. FULL=1 draws 200 seeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exodus.config import Side
+from exodus.control.route import read_route
+from exodus.cutover.switch import steps
+from exodus.stack.servers import ServerKind
+from tests.support.fleet import Application, Fleet, Switcher
+from tests.support.full import FULL
+from tests.support.servers import Box
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600 if FULL else 300)]
+
+_FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-8").partition("-")
+SEEDS = range(int(_FIRST), int(_END))
+FAULTS = (
+    "nothing",
+    "kill gateway",
+    "freeze gateway",
+    "kill syncer",
+    "freeze syncer",
+    "kill store",
+    "freeze store",
+    "slow store",
+    "kill switcher",
+    "freeze switcher",
+    "freeze target",
+    "freeze source",
+    "cut source",
+    "cut target",
+    "cut store",
+)
+
+
+@pytest_asyncio.fixture
+async def fleet(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> AsyncIterator[Fleet]:
+    store = make_server(ServerKind.VALKEY_91, appendonly="yes", enable_debug_command="yes")
+    fleet = Fleet(redis62, valkey91, store, tmp_path / "fleet")
+    await fleet.open()
+    yield fleet
+    await fleet.close()
+
+
+async def _cut(box: Box) -> None:
+    """Every connection but ours ends at once."""
+    with box.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+
+async def _slow(box: Box, seconds: float) -> None:
+    """The server stands still four fifths of the time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        box.pause()
+        await asyncio.sleep(0.08)
+        box.resume()
+        await asyncio.sleep(0.02)
+
+
+async def _inject(fleet: Fleet, switcher: Switcher, fault: str, draw: random.Random) -> None:
+    """Do harm, let the switch go on, and heal after a while."""
+    what, _, whom = fault.partition(" ")
+    seconds = draw.choice((0.2, 1.0, 2.5, 4.0))
+    number = draw.choice((1, 2))
+    if whom == "switcher":
+        switcher.signal(signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        if what == "freeze":
+            switcher.go_on()
+            await asyncio.sleep(seconds)
+            switcher.signal(signal.SIGCONT)
+        return
+    boxes = {"store": fleet.store_box, "source": fleet.boxes[Side.SOURCE], "target": fleet.boxes[Side.TARGET]}
+    if whom in boxes:
+        box = boxes[whom]
+        if what == "cut":
+            await _cut(box)
+            switcher.go_on()
+        elif what == "slow":
+            switcher.go_on()
+            await _slow(box, seconds)
+        elif what == "freeze":
+            box.pause()
+            switcher.go_on()
+            await asyncio.sleep(seconds)
+            box.resume()
+        else:
+            box.kill()
+            switcher.go_on()
+            await asyncio.sleep(seconds)
+            box.start()
+        return
+    if whom:
+        member = fleet.members[f"{whom}-{number}"]
+        member.signal(signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        switcher.go_on()
+        await asyncio.sleep(seconds)
+        if what == "kill":
+            member.process.wait()
+            member.start()
+        else:
+            member.signal(signal.SIGCONT)
+        return
+    switcher.go_on()
+
+
+async def _one(fleet: Fleet, application: Application, seed: int) -> str:
+    draw = random.Random(seed)
+    to = (await read_route(fleet.store)).authority.other
+    step = draw.choice(steps(fleet.plan, to)).name
+    fault = draw.choice(FAULTS)
+    switcher = fleet.switcher(to, step)
+    await switcher.start()
+    if await switcher.reached():
+        await asyncio.sleep(draw.choice((0.0, 0.0, 0.1)))
+        await _inject(fleet, switcher, fault, draw)
+    told = await switcher.ended()
+    await fleet.settled()
+    authority = (await read_route(fleet.store)).authority
+    said = f"seed {seed}: {fault} at '{step}' of the switch to the {to}: {told['outcome']}, authority {authority}"
+    print(said, told.get("what", ""), told.get("why", ""), flush=True)
+    if told["outcome"] == "switched":
+        assert authority is to, said
+    elif told["outcome"] in ("refused", "cutover-aborted"):
+        assert authority is to.other, said
+    await application.flows()
+    await fleet.agrees(application)
+    return said
+
+
+async def test_switched_or_not_and_never_both(fleet: Fleet) -> None:
+    application = await fleet.application()
+    said = [await _one(fleet, application, seed) for seed in SEEDS]
+    await application.end()
+    assert any(": switched" in line for line in said), "no switch of all came to its end"
+    refused = [text for text in application.tally.texts if "NoPermission" in text or "stale read" in text]
+    assert refused == []

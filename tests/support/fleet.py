@@ -1,0 +1,375 @@
+"""A whole data plane as processes that can be killed and frozen: gateways, syncers, and whoever applies a switch; the application is in the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio as redis
+import yaml
+
+from examples.shop.check import check
+from examples.shop.model import Model
+from examples.shop.preload import preload
+from examples.shop.workload import Tally, Writer, connect
+from exodus.config import Hold, JournalMode, Plan, Side
+from exodus.control import registry
+from exodus.control.route import change_route, read_route
+from exodus.control.store import ControlStore, guard_key
+from exodus.cutover.fence import Fence
+from exodus.endpoint import Endpoint
+from exodus.stack.home import free_port
+from exodus.sync.backfill import copy_slice
+from exodus.sync.engine import open_engine
+from exodus.sync.feed import JournalFeed
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.reconcile import verify
+from exodus.sync.scan import plan_slices
+from tests.support.servers import Box
+from tests.support.wait import until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Member:
+    """One process of the fleet, started again under the same id."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+        self.name, self._command, self._log = name, command, log
+        self.process: subprocess.Popen[bytes]
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def signal(self, number: int) -> None:
+        if self.process.poll() is None:
+            os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+
+class GatedWriter(Writer):
+    """A writer of the shop that can be made to wait between two of its actions."""
+
+    def pausable(self, gate: asyncio.Event, busy: set[int]) -> None:
+        def gated(action: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+            async def act() -> None:
+                await gate.wait()
+                busy.add(self.number)
+                try:
+                    await action()
+                finally:
+                    busy.discard(self.number)
+
+            return act
+
+        self.actions = [gated(action) for action in self.actions]
+
+
+class Application:
+    """The shop, over several gateways, with blocked consumers; pausable, so that it can be held against a server at any time."""
+
+    def __init__(self, ports: Sequence[int], *, seed: int, keys: int, writers: int, writes_per_s: float) -> None:
+        self.urls = [f"redis://127.0.0.1:{port}" for port in ports]
+        self.model = Model(seed=seed, keys=keys, began_ms=0)
+        self.tally = Tally()
+        self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
+        self._writers, self._per_s = writers, writes_per_s / writers
+        self._tasks: list[asyncio.Task[None]] = []
+        self._clients: list[redis.Redis] = []
+        self._gate.set()
+
+    async def fill(self, now_ms: int) -> None:
+        self.model.began_ms = now_ms
+        client = connect(self.urls[0])
+        await preload(client, self.model)
+        await client.aclose()
+
+    async def start(self) -> None:
+        for number in range(self._writers):
+            writer = GatedWriter(number, self.urls[number % len(self.urls)], self.model, self.tally, writers=self._writers)
+            writer.pausable(self._gate, self._busy)
+            self._clients.append(writer.client)
+            self._tasks.append(asyncio.create_task(writer.run(self._stop, self._per_s)))
+        self._tasks.append(asyncio.create_task(self._produce()))
+        self._tasks += [asyncio.create_task(self._consume(1000 + number)) for number in range(2)]
+
+    async def _produce(self) -> None:
+        client, number = connect(self.urls[0]), 0
+        self._clients.append(client)
+        while not self._stop.is_set():
+            await self._gate.wait()
+            job = b"job-%d" % number
+            number += 1
+            self._busy.add(999)
+            try:
+                await client.lpush("shop:jobs", job)
+                self.model.jobs_pushed.add(job)
+                self.tally.acknowledged += 1
+            except (redis.RedisError, OSError) as exc:
+                self.tally.error(exc)
+                self.model.jobs_unknown.add(job)
+            finally:
+                self._busy.discard(999)
+            await asyncio.sleep(0.02)
+        await client.aclose()
+
+    async def _consume(self, number: int) -> None:
+        client = connect(self.urls[number % len(self.urls)])
+        self._clients.append(client)
+        while not self._stop.is_set():
+            await self._gate.wait()
+            self._busy.add(number)
+            try:
+                found: Any = await client.brpop(["shop:jobs"], timeout=1)
+                if found is not None:
+                    self.model.jobs_consumed.append(found[1])
+            except (redis.RedisError, OSError) as exc:
+                self.tally.error(exc)
+                self.model.pops_unknown += 1
+                await asyncio.sleep(0.05)
+            finally:
+                self._busy.discard(number)
+        await client.aclose()
+
+    async def pause(self) -> None:
+        self._gate.clear()
+
+        async def quiet() -> bool:
+            return not self._busy
+
+        await until(quiet, within_s=70, otherwise="the application never came to rest")
+
+    def go_on(self) -> None:
+        self._gate.set()
+
+    async def flows(self, count: int = 50, within_s: float = 20) -> None:
+        """Wait until writes are acknowledged."""
+        wanted = self.tally.acknowledged + count
+
+        async def more() -> bool:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            return self.tally.acknowledged >= wanted
+
+        await until(more, within_s=within_s, otherwise=f"writes do not flow: {self.tally.texts[-3:]}")
+
+    async def cancel(self) -> None:
+        """At the end of a test that failed."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients:
+            await client.aclose()
+
+    async def end(self) -> None:
+        self._stop.set()
+        self._gate.set()
+        await asyncio.wait_for(asyncio.gather(*self._tasks), 70)
+
+
+class Fleet:
+    """Start with `open`; everything ends with `close`."""
+
+    def __init__(self, source: Box, target: Box, store: Box, folder: Path, *, gateways: int = 2, syncers: int = 2, **plan: object) -> None:
+        self.boxes = {Side.SOURCE: source, Side.TARGET: target}
+        self.store_box = store
+        self.ports = [free_port() for _ in range(gateways)]
+        self.folder = folder
+        name = f"f{secrets.token_hex(4)}"
+        gateway = {"host": "127.0.0.1", "port": self.ports[0]}
+        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **{"hold_seconds_max": 2.0, **plan})  # type: ignore[arg-type]
+        self.file = folder / "migration.yaml"
+        self._gateways, self._syncers = gateways, syncers
+        self.members: dict[str, Member] = {}
+        self.store: ControlStore
+        self.applications: list[Application] = []
+        self.was_authority = {Side.SOURCE}
+
+    def _server(self, box: Box) -> dict[str, str]:
+        address = box.address()
+        return {"url": address.url, "password_file": str(address.password_file)}
+
+    async def open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        more = self.plan.model_dump(mode="json", exclude={"source", "target"})
+        sides = {str(side): self._server(box) for side, box in self.boxes.items()}
+        self.file.write_text(yaml.safe_dump({**more, **sides, "control_store": self._server(self.store_box)}))
+        self.store = await ControlStore.connect(self.store_box.address(), self.plan.name)
+        await self.store.save_plan(self.plan)
+        for number, port in enumerate(self.ports, 1):
+            self._start("gateway", f"gateway-{number}", "--listen", f"127.0.0.1:{port}", "--state-dir", str(self.folder / f"gateway-{number}"))
+        for number in range(1, self._syncers + 1):
+            self._start("syncer", f"syncer-{number}")
+        await self.everybody(await self.epoch())
+
+    def _start(self, kind: str, name: str, *more: str) -> None:
+        command = [sys.executable, "-m", "exodus.cli.app", kind, "--id", name, "--file", str(self.file), *more]
+        self.members[name] = Member(name, command, self.folder / f"{name}.log")
+
+    async def epoch(self) -> int:
+        return (await read_route(self.store)).epoch
+
+    async def everybody(self, epoch: int, within_s: float = 30) -> None:
+        for kind, count in (("gateway", self._gateways), ("syncer", self._syncers)):
+            await registry.wait_for(
+                self.store, kind, lambda beat: beat.epoch >= epoch, within_s=within_s, otherwise=f"a {kind} does not follow", at_least=count
+            )
+
+    async def migrate(self) -> None:
+        """Live sync on, everything copied."""
+        route = await read_route(self.store)
+        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True))
+        await self.everybody(route.epoch)
+        engine = await open_engine(self.store, self.plan)
+        for piece in await plan_slices(engine.authority, self.plan.slices):
+            await copy_slice(engine, "run", piece, budget_s=60)
+
+    def switcher(self, to: Side, stop_before: str = "") -> Switcher:
+        return Switcher(self.file, to, stop_before)
+
+    async def settled(self, within_s: float = 40) -> None:
+        """Wait until nothing of a switch is left: writes flow, changes flow to the follower, the fence is where it must be and nowhere else."""
+        state = ""
+
+        async def right() -> bool:
+            nonlocal state
+            state = await self._what_is_not_right()
+            return not state
+
+        try:
+            await until(right, within_s=within_s, otherwise="-")
+        except AssertionError:
+            raise AssertionError(f"the fleet is not settled within {within_s} s: {state}; {await read_route(self.store)}") from None
+
+    async def _what_is_not_right(self) -> str:
+        try:
+            route = await read_route(self.store)
+            now_ms = await self.store.now_ms()
+            beats = [beat for kind in ("gateway", "syncer") for beat in await registry.heartbeats(self.store, kind)]
+        except (redis.RedisError, OSError) as exc:
+            return f"the store: {exc}"
+        if route.hold is Hold.WRITES or not route.sync:
+            return "writes are held, or changes do not flow"
+        late = [beat.process for beat in beats if beat.stale(now_ms) or beat.epoch != route.epoch or beat.state not in ("serving", "syncing")]
+        if late or len(beats) != self._gateways + self._syncers:
+            return f"late: {late}"
+        self.was_authority.add(route.authority)
+        for side in Side:
+            rules = self.boxes[side].client().acl_getuser("default")["categories"]
+            fenced = side is not route.authority and side in self.was_authority
+            up = await Fence(self.store, side, self.plan.address(side)).up()
+            if ("-@write" in rules) is not fenced or up is not fenced:
+                return f"the {side} is {'not ' if fenced else ''}fenced: {rules}, recorded: {up}"
+        right = self.boxes[route.follower].client().get(guard_key(self.plan.name))
+        if right != b"%d" % route.writer_epoch:
+            return f"the writers' right on the {route.follower} is {right!r}, the route's {route.writer_epoch}"
+        return ""
+
+    async def agrees(self, application: Application) -> None:
+        """The application at rest: both sides are equal, and the authority has all that was acknowledged and nothing else."""
+        await application.pause()
+        feed = JournalFeed(self.store, self.plan.partitions)
+
+        async def quiet() -> bool:
+            beats = await registry.heartbeats(self.store, "gateway")
+            return not any(beat.facts["unflushed"] for beat in beats) and await feed.drained()
+
+        await until(quiet, within_s=30, otherwise="the journal never drained")
+        engine = await open_engine(self.store, self.plan)
+        report = await verify(engine, settle_s=0.1, attempts=4)
+        assert report.divergences == []
+        found = await check(application.model, self.boxes[engine.route.authority].url)
+        wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
+        assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, found["problems"]
+        assert found["keys_checked"] > application.model.keys // 2
+        application.go_on()
+
+    async def application(self, **more: Any) -> Application:
+        """One that has filled its keys and writes."""
+        application = Application(self.ports, **{"seed": 7, "keys": 500, "writers": 6, "writes_per_s": 400, **more})
+        self.applications.append(application)
+        await application.fill(int(time.time() * 1000))
+        await self.migrate()
+        await application.start()
+        return application
+
+    async def close(self) -> None:
+        for application in self.applications:
+            await application.cancel()
+        for member in self.members.values():
+            member.signal(signal.SIGCONT)
+            member.signal(signal.SIGTERM)
+        for member in self.members.values():
+            try:
+                await asyncio.to_thread(member.process.wait, 10)
+            except subprocess.TimeoutExpired:
+                member.kill()
+        await self.store.close()
+
+
+class Switcher:
+    """`tests/support/switcher.py`, as a process."""
+
+    def __init__(self, file: Path, to: Side, stop_before: str) -> None:
+        self.to, self._stop_before = to, stop_before
+        self.said: list[str] = []
+        self._file = file
+        self.process: asyncio.subprocess.Process
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.support.switcher", str(self._file), str(self.to), "--stop-before", self._stop_before,
+            cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = (await self.process.stdout.readline()).decode().strip()
+        self.said.append(line)
+        return line
+
+    async def reached(self) -> bool:
+        """Wait until it stands before its step; False where it ended earlier."""
+        while line := await self._line():
+            if line == f"step {self._stop_before}":
+                return True
+            if line.startswith("{"):
+                return False
+        return False
+
+    def go_on(self) -> None:
+        assert self.process.stdin is not None
+        if self.process.returncode is None:
+            self.process.stdin.write(b"\n")
+
+    def signal(self, number: int) -> None:
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+
+    async def ended(self, within_s: float = 90) -> dict:
+        """What came of it; `{"outcome": "killed"}` where it could not say."""
+        async with asyncio.timeout(within_s):
+            while not self.said or not self.said[-1].startswith("{"):
+                if not await self._line():
+                    break
+            await self.process.wait()
+        told = [line for line in self.said if line.startswith("{")]
+        return json.loads(told[-1]) if told else {"outcome": "killed"}
