@@ -29,6 +29,7 @@ from exodus.telemetry.http import Sample, StatusServer
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
 _BEHIND_MS = 2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
+_CANCEL_AGAIN_S = 0.5
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -93,10 +94,13 @@ class Syncer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
-            self._work = None
+        work, self._work = self._work, None
+        while work is not None and not work.done():
+            work.cancel()
+            # Again and again: in Python 3.11 a cancellation that meets the end of what redis-py waits for (wait_for) is swallowed.
+            await asyncio.wait([work], timeout=_CANCEL_AGAIN_S)
+        if work is not None:
+            await asyncio.gather(work, return_exceptions=True)
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until the epoch ends."""

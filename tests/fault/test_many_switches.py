@@ -1,0 +1,58 @@
+"""Cutovers and rollbacks in a row, under the self-checking application and clients on shared keys, two gateways. FULL=1: fifty of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exodus.config import Side
+from exodus.control import registry
+from exodus.control.route import read_route
+from exodus.cutover import switch
+from tests.support.fleet import Fleet
+from tests.support.full import FULL
+from tests.support.history import Historian
+from tests.support.servers import Box
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
+
+SWITCHES = 50 if FULL else 6
+WRITES_PER_S = 2_000 if FULL else 600
+
+
+@pytest_asyncio.fixture
+async def fleet(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Fleet]:
+    fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet", hold_seconds_max=5.0)
+    await fleet.open()
+    yield fleet
+    await fleet.close()
+
+
+async def test_there_and_back_again_and_again(fleet: Fleet) -> None:
+    """Nothing lost, doubled or risen from the dead; no error; every key's history is that of a single server."""
+    application = await fleet.application(keys=2_000, writes_per_s=WRITES_PER_S)
+    historian = Historian(fleet.ports, clients=6)
+    historian.start()
+    holds = []
+    for number in range(SWITCHES):
+        to = Side.TARGET if number % 2 == 0 else Side.SOURCE
+        done = await switch.apply(fleet.store, fleet.plan, to)
+        assert done.switched
+        assert "late_gateways" not in done.facts
+        assert (await read_route(fleet.store)).authority is to
+        holds.append(done.facts["hold_ms"])
+        await application.flows(200)
+    await historian.end()
+    await fleet.settled()
+    await fleet.agrees(application)
+    await application.end()
+    assert application.tally.texts == []
+    assert historian.errors == []
+    assert historian.check() > SWITCHES * 50
+    assert application.tally.acknowledged > SWITCHES * 200
+    closed = [beat.facts["sessions_closed"] for beat in await registry.heartbeats(fleet.store, "gateway")]
+    assert closed == [{}, {}], "every session of these could be carried"
+    print(f"{SWITCHES} switches, {application.tally.acknowledged} writes, holds in ms: {sorted(holds)}")
