@@ -221,6 +221,8 @@ class Plan(BaseModel):
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
+    observation_hours_min: float = Field(default=0.0, ge=0, le=24 * 365, description="how long after a cutover the source may not be given up")
+    two_people: bool = Field(default=False, description="who decided to cut over may not decide to finalise")
     advance: Literal["manual", "auto"] = "manual"
 
     @field_validator("slices")

@@ -81,7 +81,7 @@ def open_phase(migration: str, phase: str) -> Json:
             now_ms = await it.store.now_ms()
             await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
             await it.store.save_phase(phase, {"state": "running", "started_ms": now_ms, "flow_run_id": run_id})
-            await answered(it.store.client.delete(it.store.keys.prefix + "abort"))
+            await answered(it.store.client.delete(it.store.keys.abort))
             route = await read_route(it.store)
             return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": it.plan.model_dump(mode="json")}
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from exodus.cli import phases, processes, stack
+from exodus.cli import levers, phases, processes, stack
 from exodus.cli.output import show_error
 from exodus.errors import ExodusError
 
@@ -32,7 +32,9 @@ for command in (
     phases.status,
     phases.approve,
     phases.reject,
-    phases.abort,
+    levers.hold,
+    levers.release,
+    levers.abort,
     phases.verify,
     phases.repair,
 ):

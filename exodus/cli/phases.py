@@ -1,4 +1,4 @@
-"""`exodus apply`, `start`, `status`, `approve`, `reject`, `abort`, `verify`, `repair`: a migration as its operator handles it."""
+"""`exodus apply`, `start`, `status`, `approve`, `reject`, `verify`, `repair`: a migration as its operator handles it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ import typer
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import Hold, MigrationFile, Phase
+from exodus.config import MigrationFile, Phase
 from exodus.control import journal, ledger, registry
 from exodus.control.changes import unpack
 from exodus.control.ledger import NEXT
 from exodus.control.registry import Heartbeat
-from exodus.control.route import change_route, read_route
+from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import repair as sync_again
@@ -103,11 +104,14 @@ async def read_status(migration: MigrationFile) -> Json:
         phases = await store.phases()
         waiting = _waiting(phases)
         due = ledger.next_due(await ledger.read(store))
+        switching = await store.report(NOW)
         failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
         if waiting is not None:
             why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
         elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
             why, unblocks = f"{running[0]} is running", "nothing: it will ask when it is done"
+            if switching is not None and switching["waits_for"]:
+                why, unblocks = f"the switch waits: {switching['waits_for']}", "exodus release, if it is postponed; exodus abort gives it up"
         elif failed:
             name, state = next(iter(failed.items()))
             why, unblocks = f"{name} failed: {state.get('why', '')}", f"look at its run, correct the cause, exodus start {name}"
@@ -125,6 +129,8 @@ async def read_status(migration: MigrationFile) -> Json:
             "why_waiting": why,
             "what_unblocks": unblocks,
             "due": due,
+            "switch": switching,
+            "postponed": await postponed(store),
             "gateways": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "gateway")],
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
@@ -236,21 +242,6 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
     migration = migration_at(file, home)
     done = answer_open_decision(migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or []))
     print(f"{done['phase']}, {done['gate']}: {done['answer']}")
-
-
-def abort(why: WhyOption, file: FileOption = None, home: HomeOption = None) -> None:
-    """Give up a switch that is under way: writes go on at the present authority. Example: exodus abort --why "the target is slow" """
-    migration = migration_at(file, home)
-
-    async def work() -> str:
-        async with await open_store(migration) as store:
-            await answered(store.client.set(store.keys.prefix + "abort", why, ex=3600))
-            route = await read_route(store)
-            if route.hold is not Hold.NONE:
-                route = await change_route(store, route, route.next(hold=Hold.NONE, why=f"aborted: {why}"))
-            return f"authority {route.authority}, epoch {route.epoch}: writes go on"
-
-    print(asyncio.run(work()))
 
 
 # ---------------------------------------------------------------------- verification

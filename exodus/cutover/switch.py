@@ -22,7 +22,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-import orjson
 from redis.exceptions import RedisError
 
 from exodus.config import HOLD_ACK_S, Hold, JournalMode, Plan, Side
@@ -32,7 +31,9 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence
+from exodus.cutover.levers import check_called_off, postponed, say
 from exodus.cutover.settle import closed, replace_right, settle
+from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.sync.engine import Engine, open_engine
@@ -44,6 +45,7 @@ _SPOT_CHECK_KEYS = 2_000
 _POLL_S = 0.002  # while writes are held
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
+_LOOK_S = 0.2  # while a person or the window lets it wait
 _STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
@@ -56,6 +58,7 @@ class Switch:
     plan: Plan
     to: Side
     route: Route
+    window: Window | None = None  # in which it may begin; None: now
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     timeline: list[dict[str, str | float]] = field(default_factory=list)
     facts: dict[str, str | int | float] = field(default_factory=dict)
@@ -164,17 +167,6 @@ class Step:
     bounded: bool = True  # may be broken off when its time is over; a change of the route may not, since its outcome must be known
 
 
-async def check_called_off(store: ControlStore) -> None:
-    """Raise where a person gave the switch up.
-
-    Raises:
-        CutoverAborted: with what they said.
-    """
-    why = await answered(store.client.get(store.keys.abort))
-    if why:
-        raise CutoverAborted("the switch was called off", why=f"exodus abort: {why.decode()}", next_step="start the phase again when ready")
-
-
 async def _readiness(switch: Switch) -> None:
     store = switch.store
     left = await settle(store, switch.plan)
@@ -236,16 +228,26 @@ async def _pre_drain(switch: Switch) -> None:
 
 
 async def _go(switch: Switch) -> None:
-    began = time.monotonic()
-    while (raw := await answered(switch.store.client.get(switch.store.keys.postponed))) is not None:
-        said = orjson.loads(raw)
-        switch.facts["postponed_by"] = f"{said['by']}: {said['why']}"
-        await check_called_off(switch.store)
-        await asyncio.sleep(0.2)
-    if "postponed_by" in switch.facts:
-        switch.facts["postponed_s"] = round(time.monotonic() - began, 1)
+    """Wait for a person who postpones it, and for the window, if one was approved; live sync keeps up meanwhile."""
+    store, lookout = switch.store, Lookout(switch.window) if switch.window is not None else None
+    began, said = time.monotonic(), ""
+    while True:
+        await check_called_off(store)
+        waits_for = await postponed(store)
+        if lookout is not None:
+            now_ms = await store.now_ms()
+            not_yet = lookout.look(now_ms, await journal.oldest_ms(store, switch.plan.partitions, now_ms))
+            waits_for = waits_for or not_yet
+        if waits_for is None:
+            break
+        if waits_for != said:
+            said = waits_for
+            await say(store, "go", waits_for)
+        await asyncio.sleep(_LOOK_S)
+    if said:
+        switch.facts["waited_for"] = said
+        switch.facts["waited_s"] = round(time.monotonic() - began, 1)
         await _pre_drain(switch)
-    await check_called_off(switch.store)
 
 
 async def _hold(switch: Switch) -> None:
@@ -393,7 +395,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("readiness", "check that no earlier switch is open, live sync, open gaps, dead letters, gateways, syncers", _readiness),
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
-        Step("go", "wait as long as a person postpones it (exodus hold)", _go, bounded=False),
+        Step("go", "wait as long as a person postpones it (exodus hold), and for the window, if one is approved", _go, bounded=False),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"take the right to write on the {old} from every user but Exodus's, and prove it", _fence, _lower_old),
@@ -420,19 +422,21 @@ def _silent(switch: Switch, step: Step) -> None:
     del switch, step
 
 
-async def apply(store: ControlStore, plan: Plan, to: Side, *, tell: Tell = _silent) -> Switch:
-    """Do the switch; `tell` hears of each step before it is done, and must not wait.
+async def apply(store: ControlStore, plan: Plan, to: Side, *, window: Window | None = None, tell: Tell = _silent) -> Switch:
+    """Do the switch, in `window` where one is given; `tell` hears of each step before it is done, and must not wait.
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.
         CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
         SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
     """
-    switch = Switch(store, plan, to, await read_route(store))
+    switch = Switch(store, plan, to, await read_route(store), window=window)
     done: list[Step] = []
     try:
         for step in steps(plan, to):
             tell(switch, step)
+            if switch.held_at is None or switch.switched:
+                await say(store, step.name)
             began = time.monotonic()
             done.append(step)
             try:

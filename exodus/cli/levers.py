@@ -1,0 +1,61 @@
+"""`exodus hold`, `release`, `abort`: the safety levers of a switch."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
+from exodus.cli.phases import ByOption, WhyOption
+from exodus.config import MigrationFile
+from exodus.control import journal
+from exodus.control.route import Route
+from exodus.control.store import ControlStore
+from exodus.cutover import levers
+
+
+def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, MigrationFile], Awaitable[str]]) -> None:
+    migration = migration_at(file, home)
+
+    async def opened() -> str:
+        async with await open_store(migration) as store:
+            return await work(store, migration)
+
+    print(asyncio.run(opened()))
+
+
+def _stands(route: Route) -> str:
+    return f"authority {route.authority}, epoch {route.epoch}, writes {'are held' if route.hold == 'writes' else 'go on'}"
+
+
+def hold(why: WhyOption, by: ByOption = None, file: FileOption = None, home: HomeOption = None) -> None:
+    """Postpone a switch: it stays ready and begins when released. Example: exodus hold --why "the batch job is late" """
+
+    async def work(store: ControlStore, migration: MigrationFile) -> str:
+        await levers.postpone(store, by=by or getpass.getuser(), why=why)
+        lag = await journal.lag_entries(store, migration.plan.partitions)
+        now = await store.report(levers.NOW)
+        at = f"at '{now['step']}'" if now else "not begun"
+        return f"no switch holds writes until `exodus release`; the switch is {at}, live sync is {lag} entries behind"
+
+    _at(file, home, work)
+
+
+def release(why: WhyOption = "released by hand", file: FileOption = None, home: HomeOption = None) -> None:
+    """Let a postponed switch go on; end a hold of writes that was left. Example: exodus release --why "the batch job is done" """
+
+    async def work(store: ControlStore, migration: MigrationFile) -> str:
+        return _stands(await levers.let_go(store, migration.plan, why))
+
+    _at(file, home, work)
+
+
+def abort(why: WhyOption, file: FileOption = None, home: HomeOption = None) -> None:
+    """Give up a switch at any step: writes go on at the present authority. Example: exodus abort --why "the target is slow" """
+
+    async def work(store: ControlStore, migration: MigrationFile) -> str:
+        return _stands(await levers.give_up(store, migration.plan, why))
+
+    _at(file, home, work)

@@ -1,0 +1,80 @@
+"""What a person can do to a switch at any moment: postpone it, let it go on, give it up.
+
+All of it lies in the control store, so that the command line, the UI's flows and a switch on another host see the same.
+"""
+
+from __future__ import annotations
+
+import orjson
+from redis.exceptions import RedisError
+
+from exodus.config import Hold, Plan
+from exodus.control.route import Route, change_route, read_route
+from exodus.control.store import ControlStore, answered
+from exodus.cutover.settle import settle, unfinished
+from exodus.errors import CutoverAborted
+
+_ABORT_S = 3600  # after which a word that nobody heard is forgotten
+NOW = "switch.now"  # report: the step that a switch is at, and what it waits for
+
+
+async def postpone(store: ControlStore, *, by: str, why: str) -> None:
+    """Keep a switch ready, and do not let it hold writes."""
+    said = {"by": by, "why": why, "at_ms": await store.now_ms()}
+    await answered(store.client.set(store.keys.postponed, orjson.dumps(said)))
+
+
+async def postponed(store: ControlStore) -> str | None:
+    """Who postpones the switch, and why; None where nobody does."""
+    raw = await answered(store.client.get(store.keys.postponed))
+    if raw is None:
+        return None
+    said = orjson.loads(raw)
+    return f"postponed by {said['by']}: {said['why']}"
+
+
+async def give_up(store: ControlStore, plan: Plan, why: str) -> Route:
+    """End a switch at whatever step it is: undone before the authority changed, finished after it. Writes go on."""
+    await answered(store.client.set(store.keys.abort, why, ex=_ABORT_S))
+    return await end_hold(store, plan, f"aborted: {why}")
+
+
+async def end_hold(store: ControlStore, plan: Plan, why: str) -> Route:
+    """Let writes go on where the route says, and put right what is left of a switch that ended early.
+
+    Raises:
+        DecisionRefused: the route was changed at this very moment; look at it and say it again.
+    """
+    route = await read_route(store)
+    if route.hold is Hold.WRITES:
+        route = await change_route(store, route, route.next(hold=Hold.NONE, writer_epoch=route.writer_epoch + int(route.sync), why=why))
+    await settle(store, plan)
+    return await read_route(store)
+
+
+async def let_go(store: ControlStore, plan: Plan, why: str) -> Route:
+    """Postpone no longer; where no switch is under way, also end a hold that was left."""
+    was_postponed = bool(await answered(store.client.delete(store.keys.postponed)))
+    route = await read_route(store)
+    if was_postponed and not unfinished(route):
+        return route
+    return await end_hold(store, plan, f"released: {why}")
+
+
+async def check_called_off(store: ControlStore) -> None:
+    """Raise where a person gave the switch up.
+
+    Raises:
+        CutoverAborted: with what they said.
+    """
+    why = await answered(store.client.get(store.keys.abort))
+    if why:
+        raise CutoverAborted("the switch was called off", why=f"exodus abort: {why.decode()}", next_step="start the phase again when ready")
+
+
+async def say(store: ControlStore, step: str, waits_for: str = "") -> None:
+    """Tell `exodus status` where a switch is. Never what a switch fails for."""
+    try:
+        await store.save_report(NOW, {"step": step, "waits_for": waits_for, "at_ms": await store.now_ms()})
+    except (RedisError, OSError):
+        return  # the next step that needs the store says so itself
