@@ -6,11 +6,11 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
-from exodus.control.ledger import FINALISE
+from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
-from tasks.cutover import explain_switch, finalise, switch_authority
-from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.cutover import explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
+from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.live_sync import verify_sides, wait_caught_up
@@ -25,10 +25,10 @@ def commit(migration: str = "demo") -> State[str]:
     steps = explain_switch(migration, Side.TARGET)
     create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
     decision = ask(
-        PhaseDecision,
+        CutoverDecision,
         migration=migration,
         phase=PHASE,
-        gate="cutover",
+        gate=CUTOVER,
         question="Should the target become the authority now?",
         summary=[
             f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
@@ -38,7 +38,7 @@ def commit(migration: str = "demo") -> State[str]:
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
-    outcome = switch_authority(migration, PHASE, Side.TARGET)
+    outcome = switch_authority(migration, PHASE, Side.TARGET, window_of(decision["facts"]))
     create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the cutover, step by step")
     flowing = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
@@ -58,12 +58,17 @@ def commit(migration: str = "demo") -> State[str]:
         question="Is the business ready to decommission the source?",
         summary=[
             f"writes were held for {hold} ms; {found['keys_verified']:,} keys verified in both directions",
-            "approve closes the way back; reject asks for a rollback",
+            "WARNING: approve closes the way back for good; reject asks for a rollback",
         ],
         evidence=f"evidence.{PHASE}",
+        refuse=lambda answer, attempt: why_not_finalise(migration, answer["decided_by"], attempt) if answer["decision"] == "approve" else None,
     )
     if business["verdict"] == "approve":
-        finalise(migration)
+        done = finalise(migration)
+        create_table_artifact(
+            key=artifact_key(migration, PHASE, "checklist"), table=done["checklist"], description="before the source is switched off"
+        )
+    keep_evidence(migration, PHASE)
     ended = close_phase(migration, PHASE, business)
     go_on(migration)
     return ended

@@ -7,10 +7,12 @@ from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
 from exodus.control.ledger import NEXT
+from exodus.cutover.forced import STEPS
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
-from tasks.cutover import abandon, explain_switch, stop_live_sync, switch_authority
-from tasks.decision import NextDecision, PhaseDecision, ask, close_phase
+from tasks.context import Json
+from tasks.cutover import abandon, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
+from tasks.decision import BackDecision, NextDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.live_sync import verify_sides
@@ -18,44 +20,69 @@ from tasks.live_sync import verify_sides
 PHASE = Phase.ROLLBACK
 
 
+def _switch_back(migration: str, *, dead: bool) -> list[Json]:
+    if dead:
+        done = force_back(migration)
+        return [{"check": "the source is the authority, by force", "ok": True, "detail": f"epoch {done['epoch']}"}]
+    outcome = switch_authority(migration, PHASE, Side.SOURCE)
+    create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the switch back, step by step")
+    found = verify_sides(migration, PHASE)
+    return [
+        {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"},
+        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
+    ]
+
+
 @phase_flow(PHASE)
 def rollback(migration: str = "demo") -> State[str]:
-    """After a cutover: switch back without loss. Before one: stop copying. Journal, ledger and reports are kept for investigation."""
+    """After a cutover: switch back without loss, or by force where the target is dead. Before one: stop copying."""
     began = open_phase(migration, PHASE)
     switched = began["authority"] == Side.TARGET
-    steps = explain_switch(migration, Side.SOURCE) if switched else ["1. stop live sync and the journal; the source is the authority as before"]
+    target = look_at_target(migration) if switched else {"dead": None, "keys_total": 0, "keys": []}
+    dead = target["dead"] is not None
+    steps = ["1. stop live sync and the journal; the source stays the authority"]
+    if switched:
+        steps = STEPS if dead else explain_switch(migration, Side.SOURCE)
+    names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
+    summary = [f"the {began['authority']} is the authority; {len(steps)} step(s): {names}"]
+    if dead:
+        summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
+        rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
+        create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
     decision = ask(
-        PhaseDecision,
+        BackDecision,
         migration=migration,
         phase=PHASE,
         gate="back",
         question="Should traffic return to the source?",
-        summary=[
-            f"the {began['authority']} is the authority; {len(steps)} step(s): " + " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
-        ],
-        evidence="verification.commit" if switched else "verification.migrate",
+        summary=summary,
+        evidence="rollback.left" if dead else "verification.commit" if switched else "verification.migrate",
+        refuse=lambda answer, _: (
+            "the target is dead: say accept_loss, having looked at what stays there"
+            if dead and answer["decision"] == "approve" and not answer["accept_loss"]
+            else None
+        ),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
     if switched:
-        outcome = switch_authority(migration, PHASE, Side.SOURCE)
-        create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the switch back, step by step")
-        found = verify_sides(migration, PHASE)
-        checks = [
-            {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"},
-            {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
-        ]
-    stopped = stop_live_sync(migration, "rollback: live sync is off")
-    if not switched:
+        checks = _switch_back(migration, dead=dead)
+    if not switched or dead:
+        stopped = stop_live_sync(migration, "rollback: live sync is off")
         checks = [{"check": "the source is the authority", "ok": stopped["authority"] == Side.SOURCE, "detail": f"epoch {stopped['epoch']}"}]
-    evaluate(migration, PHASE, {"checks": checks}, {"switched_back": switched, "authority": stopped["authority"]})
+    evaluate(migration, PHASE, {"checks": checks}, {"switched_back": switched, "forced": dead, "authority": Side.SOURCE})
+    kept = keep_evidence(migration, PHASE)
     following = ask(
         NextDecision,
         migration=migration,
         phase=PHASE,
         gate=NEXT,
         question="Should the run be repaired and retried, or abandoned?",
-        summary=["the source is the authority; journal, ledger and reports are kept"],
+        summary=[
+            "the source is the authority; "
+            + ("live sync goes on, so that a retry copies nothing again" if switched and not dead else "live sync is off"),
+            f"for the investigation: {kept['folder']}",
+        ],
         evidence=f"evidence.{PHASE}",
     )
     if following["verdict"] == "abandon":

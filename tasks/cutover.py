@@ -1,29 +1,38 @@
-"""The switch, its rehearsal, and what ends a migration: finalising and cleaning up."""
+"""The switch, its rehearsal, the forced way back, the evidence bundle, and what ends a migration: finalising and cleaning up."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from exodus.config import RESERVED_PREFIX, Hold, JournalMode, Phase, Side
 from exodus.control import ledger, registry
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import change_route, read_route
-from exodus.control.store import answered, guard_key, lane_guard_key
-from exodus.cutover import switch
+from exodus.control.store import answered, fence_guard_key, guard_key, lane_guard_key
+from exodus.cutover import bundle, finalising, forced, switch
+from exodus.cutover.collect import collect, dirty_keys, what_is_left
 from exodus.cutover.fence import Fence
 from exodus.cutover.rehearsal import rehearse
+from exodus.cutover.settle import settle
+from exodus.cutover.window import Window
 from exodus.endpoint import OWNED, Endpoint
 from exodus.sync.backfill import CHUNK_KEYS
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import scan_once
 from tasks.context import Json, Opened, opened, run
+from tasks.evidence import artifact_key
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
 _LISTED = 1_000  # of the keys that stay, by name
+_FOLDER = "EXODUS_EVIDENCE_DIR"
 
 
 @task(name="rehearse the switch", persist_result=True)
@@ -51,22 +60,27 @@ def explain_switch(migration: str, to: str) -> list[str]:
 
 
 @task(name="switch the authority to the {to}", task_run_name="switch the authority to the {to}", persist_result=True)
-def switch_authority(migration: str, phase: str, to: str) -> Json:
-    """Do the switch; once: where the route has it already, say so.
+def switch_authority(migration: str, phase: str, to: str, window: Json | None = None) -> Json:
+    """Do the switch, in a window where one was approved; once: where the route has it already, put right what is left, and say so.
 
     Raises:
         DecisionRefused, CutoverAborted: it was not done, and everything is as before.
     """
+    log = get_run_logger()
+
+    def tell(at: switch.Switch, step: switch.Step) -> None:
+        log.info("%s: %s", step.name, step.text) if at.held_at is None or at.switched else log.debug("%s", step.name)
 
     async def work() -> Json:
         async with opened(migration) as it:
             side = Side(to)
             route = await read_route(it.store)
             if route.authority is side and route.hold is Hold.NONE:
-                return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": {}}
-            done = await switch.apply(it.store, it.plan, side)
+                left = await settle(it.store, it.plan)
+                return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": {"not_settled": "; ".join(left)}}
+            done = await switch.apply(it.store, it.plan, side, window=None if window is None else Window.model_validate(window), tell=tell)
             facts: dict[str, Any] = dict(done.facts)
-            report = {"authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts}
+            report = {"authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts, "switch": done.id}
             await it.store.save_report(f"switch.{phase}", report)
             await ledger.record(
                 it.store,
@@ -80,6 +94,91 @@ def switch_authority(migration: str, phase: str, to: str) -> Json:
                 ),
             )
             return report
+
+    return run(work())
+
+
+@task(name="look whether the target is alive", persist_result=True)
+def look_at_target(migration: str) -> Json:
+    """Whether the target answers; where it does not, what was written there and has not flowed back, key by key."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            dead = await forced.why_dead(it.plan, Side.TARGET)
+            keys, total = await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
+            report = {"dead": dead, "keys_total": total, "keys": [{"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys]}
+            await it.store.save_report("rollback.left", report)
+            return report
+
+    return run(work())
+
+
+@task(name="force the authority back to the source", persist_result=True)
+def force_back(migration: str) -> Json:
+    """Back to the source although the target is dead.
+
+    Raises:
+        DecisionRefused: the target answers.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            if route.authority is Side.SOURCE:
+                return {"epoch": route.epoch, "already": True}
+            done = await forced.force_back(it.store, it.plan)
+            await it.store.save_report("switch.rollback", {"authority": "source", "forced": True, **done})
+            await ledger.record(
+                it.store,
+                LedgerEntry(
+                    at_ms=await it.store.now_ms(),
+                    phase=Phase.ROLLBACK,
+                    event="switched",
+                    verdict="source, forced",
+                    flow_run_id=str(flow_run.get_id() or ""),
+                    facts={"epoch": done["epoch"]},
+                ),
+            )
+            return done
+
+    return run(work())
+
+
+@task(name="check that the source may be given up", persist_result=True)
+def why_not_finalise(migration: str, decided_by: str, attempt: int) -> str | None:
+    """Why the business decision cannot be taken now, or None. Kept for each answer, so that an answer once refused stays refused."""
+    del attempt
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            problems = await finalising.problems(it.store, it.plan, decided_by)
+            return "; ".join(problems) or None
+
+    return run(work())
+
+
+@task(name="keep the evidence", persist_result=True)
+def keep_evidence(migration: str, phase: str) -> Json:
+    """Write everything that is known into a hash-chained folder, and the head of its chain into the ledger."""
+    under = Path(os.environ.get(_FOLDER, "exodus-evidence")).absolute() / migration
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            run_id = str(flow_run.get_id() or "")
+            now_ms = await it.store.now_ms()
+            folder = under / f"{phase}-{now_ms}"
+            head = bundle.write(folder, await collect(it.store, it.plan))
+            facts: dict[str, str | int | float | bool | None] = {"folder": str(folder), "head": head}
+            await ledger.record(
+                it.store,
+                LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="noted", gate="evidence", verdict=head, flow_run_id=run_id, facts=facts),
+            )
+            create_markdown_artifact(
+                key=artifact_key(migration, phase, "bundle"),
+                markdown=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
+                description="the evidence bundle",
+            )
+            return facts
 
     return run(work())
 
@@ -115,32 +214,39 @@ def finalise(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            epoch = await _stop(it, "finalised: the target is the authority for good")
-            await _remove_own_keys(it)
-            fenced = await Fence(it.store, Side.SOURCE, it.plan.source).up()
-            report = {"epoch": epoch, "source_fenced": fenced, "journal": "off", "reverse_sync": "off"}
+            # Taken while changes still flow back: the last state of the source that is known to be the target's.
+            report = await finalising.checklist(it.store, it.plan)
+            report["epoch"] = await _stop(it, "finalised: the target is the authority for good")
+            await _remove_own_keys(it, keep_fence_of=Side.SOURCE)
+            report.update(source_fenced=await Fence(it.store, Side.SOURCE, it.plan.source).up(), journal="off", reverse_sync="off")
             await it.store.save_report("finalised", report)
             return report
 
     return run(work())
 
 
-async def _remove_own_keys(it: Opened) -> None:
+async def _remove_own_keys(it: Opened, *, keep_fence_of: Side | None = None) -> None:
     names = [guard_key(it.plan.name), *(lane_guard_key(it.plan.name, partition) for partition in range(it.plan.partitions))]
     for side in Side:
+        also = [] if side is keep_fence_of else [fence_guard_key(it.plan.name)]
         async with await (await it.endpoint(side).nodes())[0].connect(name="exodus-clean") as leg:
-            await leg.call("UNLINK", *names)
+            await leg.call("UNLINK", *names, *also)
 
 
 @task(name="clean up an abandoned migration", persist_result=True)
 def abandon(migration: str, *, clean_target: bool) -> Json:
-    """Live sync off, Exodus's own keys removed, and, where asked, every key that the target holds of the source."""
+    """Live sync off, fences lifted, Exodus's own keys removed, and, where asked, every key that the target holds of the source."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             await _stop(it, "abandoned: the source stays the authority")
+            for side in Side:
+                fence = Fence(it.store, side, it.plan.address(side))
+                try:
+                    await fence.lower()
+                finally:
+                    await fence.close()
             await _remove_own_keys(it)
-            await Fence(it.store, Side.TARGET, it.plan.target).lower()
             removed, left = await _remove_copied(it) if clean_target else (0, [])
             await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence, it.store.keys.report(OWNED)))
             report = {
@@ -149,6 +255,7 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
                 "clean_target": clean_target,
                 "target_keys_left": len(left),
                 "left": [repr(key) for key in left[:_LISTED]],
+                "left_by_exodus": await what_is_left(it.store, it.plan),
             }
             await it.store.save_report("abandoned", report)
             return report

@@ -7,6 +7,7 @@ does not hold asks again, with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from prefect.client.schemas.objects import State
@@ -15,6 +16,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import Field
 
+from exodus.cutover.window import Window
 from tasks.context import Json, load
 from tasks.ledger import announce, finish_phase, record_decision
 
@@ -29,6 +31,24 @@ class PhaseDecision(RunInput):
     why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
 
 
+class CutoverDecision(PhaseDecision):
+    """Cut over: now, or by itself in a window."""
+
+    when: Literal["now", "window"] = Field(default="now", title="When", description="window: by itself, under the conditions below")
+    opens: str = Field(default="02:00", title="Window opens", description="HH:MM, UTC")
+    closes: str = Field(default="04:00", title="Window closes", description="HH:MM, UTC")
+    lag_ms_max: int = Field(default=100, title="Lag at most (ms)", description="live sync may be this far behind")
+    quiet_seconds: float = Field(default=300.0, title="For (s)", description="for how long it must have been no further behind")
+
+
+class BackDecision(PhaseDecision):
+    """Back to the source."""
+
+    accept_loss: bool = Field(
+        default=False, title="Accept the loss", description="only where the target is dead: what had not flowed back stays there, as listed"
+    )
+
+
 class NextDecision(RunInput):
     """After a rollback: once more, or not at all."""
 
@@ -38,6 +58,17 @@ class NextDecision(RunInput):
     clean_target: bool = Field(title="Clean the target", description="abandon only: remove the keys that Exodus copied there")
 
 
+def window_of(answer: Json) -> Json | None:
+    """The window that a cutover was approved for, or None: now.
+
+    Raises:
+        ValueError: its hours are none.
+    """
+    if answer.get("when") != "window":
+        return None
+    return Window.model_validate({name: answer[name] for name in Window.model_fields}).model_dump()
+
+
 def _problem(answer: Json) -> str | None:
     for field in ("decided_by", "why"):
         text = str(answer.get(field) or "").strip()
@@ -45,13 +76,22 @@ def _problem(answer: Json) -> str | None:
             return f"{field} is empty: say who decides, and why"
         if len(text) > _TEXT_MAX:
             return f"{field} has {len(text)} characters, {_TEXT_MAX} at most are kept"
+    if answer.get("when") == "window":
+        try:
+            window_of(answer)
+        except ValueError as exc:
+            return f"the window cannot be: {exc}"
     if answer.get("clean_target") and answer["decision"] == "retry":
         return "clean_target goes with abandon only: a retry keeps what is verified"
     return None
 
 
+def _no_refusal(answer: Json, attempt: int) -> None:
+    del answer, attempt
+
+
 def ask(
-    form: type[PhaseDecision] | type[NextDecision],
+    form: type[PhaseDecision | CutoverDecision | BackDecision | NextDecision],
     *,
     migration: str,
     phase: str,
@@ -59,10 +99,15 @@ def ask(
     question: str,
     summary: list[str],
     evidence: str,
+    refuse: Callable[[Json, int], str | None] = _no_refusal,
 ) -> Json:
     """Wait for a person, for days if need be; returns the ledger's entry.
 
     Call it from a flow, not from a task: the flow ends here and runs again from the top when somebody has answered.
+
+    Args:
+        refuse: looks at an answer and its number, and says why it cannot be; it must say the same of the same answer for ever (a task whose
+            result is kept), since the flow asks it anew each time it runs from the top.
     """
     days = load(migration).plan().decision_days_max
     attempt, problem = 1, None
@@ -81,7 +126,7 @@ def ask(
             timeout=int(days * 86_400),
         )
         given = answer.model_dump(exclude={"description"})
-        problem = _problem(given)
+        problem = _problem(given) or refuse(given, attempt)
         if problem is None:
             return record_decision(migration, phase, gate, given, evidence, digest)
         attempt += 1

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from exodus.cli import levers, phases, processes, stack
+from exodus.cli.evidence import evidence
 from exodus.cli.output import show_error
 from exodus.errors import ExodusError
 
@@ -39,6 +40,7 @@ for command in (
     phases.repair,
 ):
     app.command()(command)
+app.add_typer(evidence, name="evidence")
 
 
 def main() -> None:

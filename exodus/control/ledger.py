@@ -65,6 +65,7 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
 
 
 FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE, Phase.COMMIT)
+CUTOVER = "cutover"  # the first gate of Commit
 FINALISE = "finalise"  # the second gate of Commit
 NEXT = "next"  # the second gate of Rollback: retry or abandon
 

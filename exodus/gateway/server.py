@@ -169,6 +169,8 @@ class Gateway:
                 await answered(client.ping())
                 break
             except _STORE_ERRORS as exc:
+                if side is not self._main.orders.authority:
+                    break  # it was given up for dead: what it does with them concerns nobody here
                 log.info("waiting for the %s, to learn what became of the writes of a lost connection: %s", side, exc)
                 await asyncio.sleep(_SETTLE_AGAIN_S)
         keys, barriers = self._left_behind.pop(local_address)

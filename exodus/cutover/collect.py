@@ -1,0 +1,115 @@
+"""What goes into an evidence bundle: everything that the control store knows of a migration, and a digest of both sides. No secret is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from typing import Any
+
+import orjson
+
+from exodus.config import RESERVED_PREFIX, Plan, Side
+from exodus.control import journal, ledger, registry
+from exodus.control.changes import Key, unpack
+from exodus.control.route import read_route
+from exodus.control.store import ControlStore, answered
+from exodus.cutover.fence import Fence
+from exodus.endpoint import Endpoint
+from exodus.sync.scan import scan_once
+
+_BUCKETS = 64
+_SCAN_KEYS = 500
+_FOOT_BYTES = 10  # of a DUMP payload: version and checksum
+Json = dict[str, Any]
+
+
+async def side_digest(endpoint: Endpoint) -> Json:
+    """Keys and a digest a bucket of key hashes: name, value as the server dumps it, and expiry, of every key that is not ours.
+
+    Free of order, so that SCAN's does not matter. Fit to show that a side is as it was, not to compare two sides of different versions:
+    verification does that.
+    """
+    counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
+    for node in await endpoint.nodes():
+        for db in (await node.facts()).databases:
+            async with await node.connect(db, name="exodus-digest") as leg:
+                cursor = -1
+                while cursor:
+                    cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                    keys = list(dict.fromkeys(key for key in keys if not key.startswith(RESERVED_PREFIX)))
+                    dumps = await leg.pipeline([("DUMP", key) for key in keys])
+                    for key, dump in zip(keys, dumps, strict=True):
+                        if isinstance(dump, bytes):
+                            bucket = zlib.crc32(key, db) % _BUCKETS
+                            counts[bucket] += 1
+                            value = hashlib.sha256(b"%d:%d:" % (db, len(key)) + key + dump[:-_FOOT_BYTES]).digest()
+                            digests[bucket] ^= int.from_bytes(value[:16], "big")
+    buckets = [{"bucket": number, "keys": counts[number], "digest": f"{digests[number]:032x}"} for number in range(_BUCKETS)]
+    return {"keys": sum(counts), "digest": hashlib.sha256(orjson.dumps(buckets)).hexdigest(), "buckets": buckets}
+
+
+async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
+    """Documents by name, fit for `bundle.write`."""
+    documents: dict[str, object] = {
+        "plan": plan.model_dump(mode="json"),
+        "route": (await read_route(store)).model_dump(mode="json"),
+        "ledger": {"entries": [entry.model_dump(mode="json") for entry in await ledger.read(store)]},
+        "phases": await store.phases(),
+        "open-gaps": {"gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()]},
+        "dead-letters": {"letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()]},
+        "divergences": {"divergences": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.divergence))).values()]},
+    }
+    for kind in ("gateway", "syncer", "comparer"):
+        documents[f"{kind}s"] = {"processes": [beat.model_dump(mode="json") for beat in await registry.heartbeats(store, kind)]}
+    prefix = store.keys.report("")
+    async for raw in store.client.scan_iter(match=prefix.replace("{", "\\{") + "*", count=1000):
+        name = raw.decode().removeprefix(prefix)
+        report = await store.report(name)
+        if report is not None:
+            documents[f"report.{name}"] = report
+    return documents
+
+
+async def dirty_keys(store: ControlStore, plan: Plan, at_most: int) -> tuple[list[Key], int]:
+    """Keys that were written at the authority and not yet copied to the follower, as far as the journal knows; and how many there are."""
+    changes = await journal.since(store, await _synced(store, plan))
+    letters = [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+    keys = list(dict.fromkeys([*changes.keys, *letters]))
+    return keys[:at_most], len(keys)
+
+
+async def _synced(store: ControlStore, plan: Plan) -> dict[int, bytes]:
+    found = await journal.positions(store)
+    return {partition: found.get(partition, b"0-0") for partition in range(plan.partitions)}
+
+
+async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
+    """What Exodus has left on both sides, in words."""
+    left: list[str] = []
+    for side in Side:
+        fence = Fence(store, side, plan.address(side))
+        try:
+            if await fence.up():
+                left.append(f"{side}: the fence is up; users: {', '.join(record.users if (record := await fence.record()) else {})}")
+        finally:
+            await fence.close()
+        for node in await Endpoint(side, plan.address(side)).nodes():
+            async with await node.connect(name="exodus-left") as leg:
+                cursor = -1
+                while cursor:
+                    cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                    left += [f"{side}: key {key!r}" for key in keys if key.startswith(RESERVED_PREFIX)]
+    return left
+
+
+async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:
+    """Connections to a side that are not Exodus's: by user, host and name."""
+    found: dict[tuple[str, str, str], int] = {}
+    for node in await Endpoint(side, plan.address(side)).nodes():
+        async with await node.connect(name="exodus-clients") as leg:
+            for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
+                facts = dict(pair.partition("=")[::2] for pair in line.split())
+                if facts.get("user") != plan.address(side).username:
+                    who = (facts.get("user", "?"), facts.get("addr", "?").rpartition(":")[0], facts.get("name", ""))
+                    found[who] = found.get(who, 0) + 1
+    return [{"user": user, "host": host, "name": name, "connections": count} for (user, host, name), count in sorted(found.items())]

@@ -1,0 +1,69 @@
+"""Closing the way back: when it may be done, and what is left to do by people afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exodus.config import Phase, Plan, Side
+from exodus.control import journal, ledger, registry
+from exodus.control.ledger import CUTOVER, LedgerEntry
+from exodus.control.route import read_route
+from exodus.control.store import ControlStore, answered
+from exodus.cutover.collect import side_digest, who_is_still_there
+from exodus.cutover.fence import Fence
+from exodus.endpoint import Endpoint
+
+_LAG_MS_MAX = 10_000
+_HOUR_MS = 3_600_000
+Json = dict[str, Any]
+
+
+def _last_switch(entries: list[LedgerEntry]) -> LedgerEntry | None:
+    return next((entry for entry in reversed(entries) if entry.event == "switched"), None)
+
+
+async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str]:
+    """Why the source may not be given up now; empty where it may."""
+    found: list[str] = []
+    entries = await ledger.read(store)
+    now_ms, route = await store.now_ms(), await read_route(store)
+    if route.authority is not Side.TARGET:
+        found.append(f"the {route.authority} is the authority")
+    switched = _last_switch(entries)
+    open_until_ms = (switched.at_ms if switched is not None else now_ms) + int(plan.observation_hours_min * _HOUR_MS)
+    if open_until_ms > now_ms:
+        found.append(f"the observation window is open for another {(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)")
+    technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
+    if plan.two_people and technical is not None and technical.decided_by.strip().casefold() == decided_by.strip().casefold():
+        found.append(f"{technical.decided_by} decided to cut over; somebody else must decide this (two_people)")
+    syncers = [beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)]
+    lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
+    if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
+        found.append(f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind")
+    for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
+        count = int(await answered(store.client.hlen(key)))
+        if count:
+            found.append(f"{count} {what}")
+    report = await store.report(f"verification.{Phase.COMMIT}")
+    if report is None or report["divergences_total"]:
+        found.append("the last verification after the cutover is missing" if report is None else f"{report['divergences_total']} divergence(s)")
+    return found
+
+
+async def checklist(store: ControlStore, plan: Plan) -> Json:
+    """The last state of the source, and what people have to do before it can be switched off."""
+    clients = await who_is_still_there(plan, Side.SOURCE)
+    state = await side_digest(Endpoint(Side.SOURCE, plan.source))
+    fence = Fence(store, Side.SOURCE, plan.source)
+    fenced = await fence.up()
+    gateways = [f"{beat.process} on {beat.host}" for beat in await registry.heartbeats(store, "gateway")]
+    todo = [
+        ("take a last dump of the source and keep it", f"{state['keys']} keys, digest {state['digest']}"),
+        ("see that nobody is connected to the source any more", f"{sum(row['connections'] for row in clients)} connection(s) are not Exodus's"),
+        ("point DNS names and configuration from the source to the target", f"{plan.source.url} → {plan.target.url}"),
+        ("point applications from the gateway to the target, one after the other", f"gateway {plan.gateway.host}:{plan.gateway.port}"),
+        ("take the gateways out when their connections are 0 (exodus status)", ", ".join(gateways)),
+        ("remove Exodus's user on the target", plan.target.username or "default"),
+        ("switch the source off; it stays fenced until then", "fenced" if fenced else "NOT fenced"),
+    ]
+    return {"checklist": [{"todo": what, "detail": detail} for what, detail in todo], "clients": clients, "source": state}
