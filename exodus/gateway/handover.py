@@ -101,7 +101,7 @@ class _Refused(Exception):
 
 
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> LegProtocol:
-    script, expected = connection.session.replay_script()
+    script, expected, optional = connection.session.replay_script()
     leg = await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
@@ -110,18 +110,19 @@ async def _new_leg(hub: Hub, connection: Connection, side: Side) -> LegProtocol:
     leg.arrived = asyncio.Event()
     leg.transport.write(script)
     scanner = ReplyScanner()
+    answered = 0
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        while expected > 0:
+        while answered < expected:
             await leg.arrived.wait()
             leg.arrived.clear()
             early, leg.early = leg.early, []
             for reply in scanner.feed(b"".join(early)):
                 if reply.push:
                     continue
-                if reply.error:
+                if reply.error and answered not in optional:
                     leg.transport.abort()
                     raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
-                expected -= 1
+                answered += 1
             if leg.lost:
                 raise _Refused("it closed the connection")
     leg.arrived = None

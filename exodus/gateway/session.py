@@ -40,6 +40,7 @@ from exodus.resp.scanner import Reply, ReplyScanner, Request, RequestScanner, Sk
 
 _OUT_OF_BAND = frozenset({b"message", b"pmessage", b"smessage"})
 _CONFIRMATIONS = frozenset({b"subscribe", b"psubscribe", b"ssubscribe", b"unsubscribe", b"punsubscribe", b"sunsubscribe"})
+_COSMETIC = frozenset({"setinfo", "no-evict", "no-touch"})  # session settings without which every reply is the same
 _CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON = encode("CLIENT", "REPLY", "ON")
 _REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
@@ -761,9 +762,13 @@ class Session:
         """Hold everything from the next request on, reads too."""
         self.frozen = True
 
-    def replay_script(self) -> tuple[bytes, int]:
-        """What to send on a new leg before anything else, and how many replies to expect and drop."""
+    def replay_script(self) -> tuple[bytes, int, frozenset[int]]:
+        """What to send on a new leg before anything else, how many replies to expect and drop, and which of them may be errors.
+
+        An older server does not know all that a newer one was told; what changes no reply of it may be missing there.
+        """
         parts = list(self.replay.values())
+        optional = frozenset(number for number, slot in enumerate(self.replay) if slot.partition(" ")[0] in _COSMETIC)
         if self.db:
             parts.append(encode("SELECT", self.db))
         if self.transaction is not None:
@@ -772,7 +777,7 @@ class Session:
         expected = len(parts)
         if self.replies_off:
             parts.append(_REPLY_OFF)
-        return b"".join(parts), expected
+        return b"".join(parts), expected, optional
 
     def adopt_leg(self) -> None:
         """The leg was replaced and the script replayed on it."""

@@ -25,10 +25,10 @@ from tests.support.fleet import Application, Fleet, Switcher
 from tests.support.full import FULL
 from tests.support.servers import Box
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600 if FULL else 300)]
-
 _FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-8").partition("-")
 SEEDS = range(int(_FIRST), int(_END))
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300 + 60 * len(SEEDS))]
+
 FAULTS = (
     "nothing",
     "kill gateway",

@@ -174,7 +174,7 @@ class Application:
         """At the end of a test that failed."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.wait(self._tasks, timeout=5) if self._tasks else None
         for client in self._clients:
             await client.aclose()
 

@@ -57,8 +57,12 @@ class Historian:
         await client.aclose()
 
     async def end(self) -> None:
+        """Stop, and remove the keys through a gateway: other applications' models do not know them."""
         self._stop.set()
         await asyncio.gather(*self._tasks)
+        client = connect(f"redis://127.0.0.1:{self._ports[0]}")
+        await client.delete(*self.operations)
+        await client.aclose()
 
     def check(self) -> int:
         """Raise at the first key whose history no order explains; the number of operations that were checked."""

@@ -157,7 +157,7 @@ def test_a_held_exec_waits_and_its_queue_does_not() -> None:
     session.freeze()
     out.take()
     assert session.idle
-    script, expected = session.replay_script()
+    script, expected, _ = session.replay_script()
     assert (script, expected) == (encode("MULTI") + SET_K, 2)
     session.adopt_leg()
     session_orders.hold = False
@@ -226,7 +226,7 @@ def test_session_state_is_replayed_in_its_order() -> None:
     ):
         session.from_client(command, 0.0)
         session.from_server(reply, 0.0)
-    script, expected = session.replay_script()
+    script, expected, _ = session.replay_script()
     assert script == encode("HELLO", 3) + encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "b") + encode("SELECT", 2)
     assert expected == 4
 
