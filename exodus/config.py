@@ -81,6 +81,13 @@ class JournalMode(StrEnum):
     ALL = "all"
 
 
+class Feed(StrEnum):
+    """Where it is known from which keys changed."""
+
+    GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
+    REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
+
+
 class Phase(StrEnum):
     """The seven phases, by the names of their flows and deployments."""
 
@@ -214,6 +221,7 @@ class Plan(BaseModel):
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
+    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or the replication stream")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
     rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)

@@ -47,6 +47,7 @@ class Leg:
         self._reader = reader
         self._writer = writer
         self._parser = hiredis.Reader(notEnoughData=Ellipsis)
+        self._unread = b""
 
     @classmethod
     async def connect(cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus") -> Self:
@@ -121,6 +122,32 @@ class Leg:
                 raise lost(self.side, self.address, ConnectionError("the server closed it"))
             parser.feed(data)
         return found
+
+    async def raw(self, at_most: int, *, within_s: float) -> bytes:
+        """Bytes that are no replies (a replication stream), as many as there are."""
+        if self._unread:
+            data, self._unread = self._unread[:at_most], self._unread[at_most:]
+            return data
+        try:
+            data = await asyncio.wait_for(self._reader.read(at_most), within_s)
+        except (OSError, TimeoutError) as exc:
+            raise lost(self.side, self.address, exc) from exc
+        if not data:
+            raise lost(self.side, self.address, ConnectionError("the server closed it"))
+        return data
+
+    async def line(self) -> bytes:
+        """The next line of such bytes, without its end."""
+        found = b""
+        while b"\n" not in found:
+            found += await self.raw(_READ_BYTES, within_s=REPLY_TIMEOUT_S)
+        line, _, rest = found.partition(b"\n")
+        self.unread(rest)
+        return line.rstrip(b"\r")
+
+    def unread(self, data: bytes) -> None:
+        """Put bytes back that were read too far."""
+        self._unread = data + self._unread
 
     async def pipeline(self, commands: Iterable[Sequence[Arg]]) -> list[Reply]:
         """Send commands together; their replies, errors as values."""

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from prefect import task
 
-from exodus.config import JournalMode, Side
+from exodus.config import Feed, JournalMode, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Barrier, Key, unpack
 from exodus.control.checkpoint import forget_run
@@ -16,6 +16,7 @@ from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
 from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import DecisionRefused
+from exodus.sync import replication
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
@@ -25,7 +26,7 @@ from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
-_PROOF_S = 10.0
+_PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, 5 s by default
 
 
 async def _everybody(it: Opened, epoch: int) -> None:
@@ -52,6 +53,7 @@ def start_live_sync(migration: str) -> Json:
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
                 await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
+                await _begin_feed(it)
                 writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
                 await forget_run(it.store, run_name(writer))
@@ -62,14 +64,22 @@ def start_live_sync(migration: str) -> Json:
             if owned:
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
                 await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
-            client = make_client(it.plan.source.model_copy(update=_as_application(it)), field="source")
+            through = _as_application(it) if it.plan.feed is Feed.GATEWAY else {}
+            client = make_client(it.plan.source.model_copy(update=through), field="source")
             try:
                 key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
             finally:
                 await client.aclose()
-            return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": "gateway journal", "proved_by": key}
+            return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": str(it.plan.feed), "proved_by": key}
 
     return run(work())
+
+
+async def _begin_feed(it: Opened) -> None:
+    """Refuse a feed that the authority does not allow, and begin it anew: what it saw in an earlier attempt is covered by the backfill to come."""
+    if it.plan.feed is Feed.REPLICATION:
+        await replication.check_allowed(it.endpoint(Side.SOURCE))
+        await replication.forget(it.store, Side.SOURCE)
 
 
 def _as_application(it: Opened) -> dict[str, Any]:

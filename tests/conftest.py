@@ -1,6 +1,6 @@
 """Fixtures of all tests."""
 
-from tests.support.plant import plant
+from tests.support.plant import modern, plant
 from tests.support.servers import (
     _control,
     _redis62,
@@ -23,6 +23,7 @@ __all__ = [
     "_valkey91",
     "control_server",
     "make_server",
+    "modern",
     "plant",
     "redis62",
     "redis82",

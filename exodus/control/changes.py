@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Key = tuple[int, bytes]  # (database, name)
+RESYNC = "resync"  # a barrier for what a feed missed: every key may have changed
 _HEAD = struct.Struct("<HI")
 
 

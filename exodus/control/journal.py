@@ -6,18 +6,27 @@ database. Entries say *that* a key changed, never how: `sync_key` reads the stat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+from redis.asyncio.client import Pipeline
 
 from exodus.config import JOURNAL_BATCH_KEYS
 from exodus.control.changes import Barrier, Changes, Key, id_order, pack, parse_entries, partition_of
 from exodus.control.store import ControlStore, answered
 
 
-async def append(store: ControlStore, keys: Iterable[Key], partitions: int, barriers: Iterable[Barrier] = ()) -> None:
+async def append(
+    store: ControlStore,
+    keys: Iterable[Key],
+    partitions: int,
+    barriers: Iterable[Barrier] = (),
+    *,
+    also: Callable[[Pipeline], object] | None = None,
+) -> None:
     """Mark keys as changed, one entry a partition (more where a partition has over JOURNAL_BATCH_KEYS).
 
     One MULTI: a reader never sees a half, and the caller knows that all of it or nothing is in. Each barrier is written once,
-    to partition 0: what it asks for, a rescan, marks keys in every partition.
+    to partition 0: what it asks for, a rescan, marks keys in every partition. `also` queues what has to be true at the same time.
 
     Raises:
         redis.exceptions.RedisError, OSError: the store did not take it; the caller keeps the keys.
@@ -31,6 +40,8 @@ async def append(store: ControlStore, keys: Iterable[Key], partitions: int, barr
             pipe.xadd(store.keys.journal(partition), {"k": pack(members[start : start + JOURNAL_BATCH_KEYS])})
     for barrier in barriers:
         pipe.xadd(store.keys.journal(0), {"b": barrier.encode()})
+    if also is not None:
+        also(pipe)
     if len(pipe):
         await pipe.execute()
 

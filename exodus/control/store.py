@@ -13,6 +13,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
 | lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
 | token          | string | syncers           | syncers              | counter of fencing tokens                             |
+| feed:SIDE      | hash   | syncers           | syncers, cutover     | replid, offset, db of the replication stream of a side|
+| feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
@@ -97,6 +99,14 @@ class Keys:
     def lease(self, partition: int) -> str:
         """The lease of one partition."""
         return f"{self.prefix}lease:{partition}"
+
+    def feed(self, side: str) -> str:
+        """How far the replication stream of a side was read."""
+        return f"{self.prefix}feed:{side}"
+
+    def feed_lease(self, side: str) -> str:
+        """Who reads it."""
+        return f"{self.prefix}feed:{side}:lease"
 
     def checkpoint(self, run: str) -> str:
         """The checkpoints of one backfill."""

@@ -1,7 +1,8 @@
 """Change feeds: "these keys may have changed, up to this position".
 
-`ChangeFeed` is the contract that every feed keeps, and `JournalFeed`, over what the gateways journal, the one of this release. It is
-complete when all writers pass the gateways and scripts declare their keys; `prove` shows that it works before it is relied on.
+`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is what the gateways put there, complete when all
+writers pass them and scripts declare their keys; with `StreamedFeed` the authority's own replication stream is read into it as well, which is
+complete by itself. `prove` shows that a feed works before it is relied on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from redis.exceptions import RedisError
 from exodus.control import journal
 from exodus.control.changes import Changes, Key, parse_entries
 from exodus.control.store import ControlStore, answered
+from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
+from exodus.sync import replication
 
 Positions = Mapping[int, bytes]
 _TAIL_ENTRIES = 256
@@ -83,8 +86,20 @@ class JournalFeed:
         return await journal.drained(self._store, self._partitions)
 
 
-async def prove(feed: ChangeFeed, gateway: redis.Redis, prefix: str, *, within_s: float) -> str:
-    """Write a probe key through a gateway and wait for it in the feed; returns the key's name. The key is removed.
+class StreamedFeed(JournalFeed):
+    """The journal, with the authority's replication stream read into it (`replication.py`)."""
+
+    def __init__(self, store: ControlStore, partitions: int, authority: Endpoint) -> None:
+        super().__init__(store, partitions)
+        self._authority = authority
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`: all that the authority has propagated was read, and then synced."""
+        return await replication.reached(self._store, self._authority) and await super().drained()
+
+
+async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float) -> str:
+    """Write a probe key (through a gateway, where its journal is the feed) and wait for it in the feed; returns the key's name. The key is removed.
 
     Raises:
         DecisionRefused: it does not come: the feed must not be relied on.
@@ -94,16 +109,16 @@ async def prove(feed: ChangeFeed, gateway: redis.Redis, prefix: str, *, within_s
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     try:
-        await answered(gateway.set(key, "1", px=60_000))
+        await answered(writer.set(key, "1", px=60_000))
         while not any(name == key.encode() for _, name in (await feed.changes_since(before)).keys):
             if loop.time() > deadline:
                 raise DecisionRefused(
                     "the change feed is not to be relied on",
-                    why=f"a probe written through the gateway was not in the journal after {within_s:.0f} s",
-                    next_step="look at the gateway's `why` in `exodus status`, then start the phase again",
+                    why=f"a probe was written and was not in the journal after {within_s:.0f} s",
+                    next_step="look at the `why` of gateway and syncer in `exodus status`, then start the phase again",
                 )
             await asyncio.sleep(0.02)
-        await answered(gateway.delete(key))
+        await answered(writer.delete(key))
     except RedisError as exc:
-        raise DecisionRefused("no probe could be written through the gateway", why=str(exc), next_step="start the gateway: exodus gateway") from exc
+        raise DecisionRefused("no probe could be written", why=str(exc), next_step="start the gateway (exodus gateway), and the source") from exc
     return key

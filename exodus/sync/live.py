@@ -15,15 +15,17 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_S, Plan
+from exodus.config import HEARTBEAT_S, Feed, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, OperatorError
 from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
 from exodus.sync.lanes import Lanes, Tally
+from exodus.sync.replication import ReplicationFeed
 from exodus.telemetry.http import Sample, StatusServer
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class Syncer:
         self._route = Route(epoch=-1)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
+        self._stream: ReplicationFeed | None = None
+        self._streaming: asyncio.Task[None] | None = None
         self._why = ""
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -90,17 +94,22 @@ class Syncer:
             await self._stop_work()
             if route.sync:
                 self._work = asyncio.create_task(self._keep_syncing(route))
+                if self._plan.feed is Feed.REPLICATION:
+                    authority = Endpoint(route.authority, self._plan.address(route.authority))
+                    self._stream = ReplicationFeed(self._store, authority, self._plan.partitions, self.process)
+                    self._streaming = asyncio.create_task(self._stream.run())
         self._route = route
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        work, self._work = self._work, None
-        while work is not None and not work.done():
-            work.cancel()
+        tasks = [task for task in (self._work, self._streaming) if task is not None]
+        self._work = self._streaming = self._stream = None
+        while any(not task.done() for task in tasks):
+            for task in tasks:
+                task.cancel()
             # Again and again: in Python 3.11 a cancellation that meets the end of what redis-py waits for (wait_for) is swallowed.
-            await asyncio.wait([work], timeout=_CANCEL_AGAIN_S)
-        if work is not None:
-            await asyncio.gather(work, return_exceptions=True)
+            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until the epoch ends."""
@@ -166,8 +175,9 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why,
+            why=self._why or (self._stream.why if self._stream is not None else ""),
             facts={
+                "stream_gaps": self._stream.gaps if self._stream is not None else 0,
                 "direction": f"{self._route.authority} to {self._route.follower}",
                 "partitions": self._lanes.partitions if self._lanes is not None and self._route.sync else [],
                 "lag_entries": self._lag_entries,

@@ -1,8 +1,8 @@
-"""What a FLUSHDB, FLUSHALL or SWAPDB may have changed, found by looking at both sides instead of repeating it."""
+"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at both sides instead of repeating it."""
 
 from __future__ import annotations
 
-from exodus.control.changes import Barrier
+from exodus.control.changes import RESYNC, Barrier
 from exodus.sync.engine import Engine
 from exodus.sync.scan import scan_once
 
@@ -16,7 +16,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
     """
     marked = 0
-    swapped = barrier.what == "swapdb"
+    swapped = barrier.what in ("swapdb", RESYNC)  # keys changed that both sides have: all are marked
     sides = (engine.follower, engine.authority) if swapped else (engine.follower,)
     for side in sides:
         for node in await side.nodes():

@@ -129,3 +129,12 @@ async def plant(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
     await plant.open()
     yield plant
     await plant.close()
+
+
+@pytest_asyncio.fixture
+async def modern(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    """Redis 8.2 to Valkey 9.1: payloads that fit neither way, and a replication stream without data."""
+    plant = Plant(redis82, valkey91, control_server, tmp_path)
+    await plant.open()
+    yield plant
+    await plant.close()

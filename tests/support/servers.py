@@ -86,7 +86,7 @@ def _session_server(kind: ServerKind, **config: str):  # type: ignore[no-untyped
 
 
 _redis62 = _session_server(ServerKind.REDIS_62)
-_redis82 = _session_server(ServerKind.REDIS_82)
+_redis82 = _session_server(ServerKind.REDIS_82, repl_diskless_sync_delay="0")  # a stream begins at once
 _valkey81 = _session_server(ServerKind.VALKEY_81)
 _valkey91 = _session_server(ServerKind.VALKEY_91)
 _control = _session_server(ServerKind.VALKEY_91, appendonly="yes")

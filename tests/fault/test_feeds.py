@@ -1,0 +1,182 @@
+"""The contract of every change feed, on real servers, and what only the replication stream sees."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exodus.config import Feed, Side
+from exodus.endpoint import Endpoint
+from exodus.errors import DecisionRefused
+from exodus.sync import replication
+from exodus.sync.feed import prove
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+class Contract:
+    """What live sync and backfill rely on; subclassed for each feed."""
+
+    feed: Feed
+
+    async def begin(self, plant: Plant) -> None:
+        plant.plan = plant.plan.model_copy(update={"feed": self.feed})
+        await plant.store.save_plan(plant.plan)
+        await plant.gateway()
+        await plant.syncer()
+        await plant.start_live_sync()
+        if self.feed is Feed.REPLICATION:
+
+            async def reads() -> bool:
+                return await replication.feed_state(plant.store, Side.SOURCE) is not None
+
+            await until(reads, within_s=15, otherwise="the stream was never read")
+
+    async def settled(self, plant: Plant) -> None:
+        feed = (await plant.engine()).feed
+        await plant.flushed()
+        await until(feed.drained, within_s=20, otherwise="the feed never drained")
+
+    async def test_it_can_be_proved(self, modern: Plant) -> None:
+        await self.begin(modern)
+        client = modern.app()
+        key = await prove((await modern.engine()).feed, client, modern.plan.rehearsal_prefix, within_s=10)
+        await self.settled(modern)
+        assert modern.boxes[Side.TARGET].client().get(key) is None
+
+    async def test_what_changes_after_a_position_is_told_and_nothing_before(self, modern: Plant) -> None:
+        await self.begin(modern)
+        app = modern.app()
+        await app.set("before", 1)
+        await self.settled(modern)
+        feed = (await modern.engine()).feed
+        positions = await feed.positions()
+        await app.mset({"after 1": 1, "after 2": 2})
+        await app.rename("after 1", "after 3")
+        await self.settled(modern)
+        changes = await feed.changes_since(positions)
+        assert {name for _, name in changes.keys} == {b"after 1", b"after 2", b"after 3"}
+        assert not changes.gap
+
+    async def test_drained_means_equal(self, modern: Plant) -> None:
+        """Every kind of write that both feeds have to see, another database and a flush among them."""
+        await self.begin(modern)
+        app, other = modern.app(), modern.app(db=3)
+        for number in range(50):
+            await app.set(f"s{number}", number, px=3_600_000 if number % 2 else None)
+            await other.rpush(f"l{number}", *range(number + 1))
+        await other.move("l7", 0)
+        await app.copy("s1", "s1 copied", destination_db=3)
+        await app.rename("s2", "renamed")
+        await app.sadd("set", *range(100))
+        await app.spop("set", 40)
+        await app.rpush("sorted", 3, 1, 2)
+        await app.sort("sorted", store="sorted too")
+        await app.restore("restored", 0, await app.dump("s4"), replace=True)
+        await app.xadd("x", {"a": 1})
+        await app.xgroup_create("x", "g", id="0")
+        await app.xreadgroup("g", "c", {"x": ">"})
+        await app.xack("x", "g", (await app.xrange("x"))[0][0])
+        async with app.pipeline(transaction=True) as pipe:
+            pipe.incr("t1").incr("t2").delete("s6")
+            await pipe.execute()
+        await app.eval("redis.call('SET', KEYS[1], 'by script')", 1, "scripted")
+        await self.settled(modern)
+        assert (await modern.verify()).divergences == []
+        await other.flushdb()
+        await app.swapdb(0, 5)
+        await self.settled(modern)
+        report = await modern.verify()
+        assert report.divergences == []
+        assert report.keys_verified > 50
+
+    async def test_a_reader_that_ends_goes_on_where_it_was(self, modern: Plant) -> None:
+        await self.begin(modern)
+        app = modern.app()
+        await app.set("a", 1)
+        await self.settled(modern)
+        syncer, task = modern.syncers.pop("syncer-1")
+        syncer.stop()
+        await task
+        await app.set("b", 2)
+        await app.delete("a")
+        again = await modern.syncer("syncer-2")
+        await self.settled(modern)
+        target = modern.boxes[Side.TARGET].client()
+        assert (target.get("a"), target.get("b")) == (None, b"2")
+        assert again.heartbeat(0).facts["stream_gaps"] == 0
+
+
+class TestGatewayJournal(Contract):
+    feed = Feed.GATEWAY
+
+
+class TestReplicationStream(Contract):
+    feed = Feed.REPLICATION
+
+    async def test_it_sees_what_no_gateway_can(self, modern: Plant) -> None:
+        """Writers that bypass the gateway, scripts that write keys they do not declare, expiry."""
+        await self.begin(modern)
+        source, target = modern.boxes[Side.SOURCE].client(), modern.boxes[Side.TARGET].client()
+        source.set("bypass", 1)
+        source.set("short", 1, px=200)
+        source.eval("redis.call('SET', 'undeclared', 'u') redis.call('SELECT', 2) redis.call('SET', 'in two', 2)", 0)
+
+        async def gone() -> bool:
+            return source.dbsize() == 2 and not source.exists("short")
+
+        await until(gone, within_s=10, otherwise="the key did not expire")
+        await self.settled(modern)
+        assert (target.get("bypass"), target.get("undeclared"), target.get("short")) == (b"1", b"u", None)
+        assert (await modern.verify()).divergences == []
+
+    async def test_a_gap_has_everything_looked_at_again(self, modern: Plant) -> None:
+        """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a rescan of both sides."""
+        await self.begin(modern)
+        app, source = modern.app(), modern.boxes[Side.SOURCE].client()
+        await app.mset({f"k{number}": number for number in range(100)})
+        await self.settled(modern)
+        syncer, task = modern.syncers.pop("syncer-1")
+        syncer.stop()
+        await task
+        source.set("k1", "changed unseen")
+        source.delete("k2")
+        await modern.store.client.hset(modern.store.keys.feed(Side.SOURCE), "replid", "0" * 40)
+        again = await modern.syncer("syncer-2")
+
+        async def resynced() -> bool:
+            return again._stream is not None and again._stream.gaps == 1
+
+        await until(resynced, within_s=15, otherwise="the gap was not noticed")
+        await self.settled(modern)
+        target = modern.boxes[Side.TARGET].client()
+        assert (target.get("k1"), target.get("k2")) == (b"changed unseen", None)
+        assert (await modern.verify()).divergences == []
+
+    async def test_it_never_counts_as_a_replica_that_has_the_data(self, modern: Plant) -> None:
+        await self.begin(modern)
+        app = modern.app()
+        await app.set("k", 1)
+        assert await app.wait(1, 300) == 0
+
+    async def test_a_lost_connection_is_made_again_without_a_gap(self, modern: Plant) -> None:
+        await self.begin(modern)
+        app, source = modern.app(), modern.boxes[Side.SOURCE].client()
+        syncer, _ = modern.syncers["syncer-1"]
+        for round_ in range(3):
+            source.execute_command("CLIENT", "KILL", "TYPE", "replica")
+            await app.set("k", round_)
+            await asyncio.sleep(0.1)
+        await self.settled(modern)
+        assert modern.boxes[Side.TARGET].client().get("k") == b"2"
+        assert syncer._stream is not None
+        assert (syncer._stream.gaps, syncer._stream.connects > 1) == (0, True)
+
+
+async def test_a_server_that_would_have_to_save_everything_is_refused(redis62: Box) -> None:
+    with pytest.raises(DecisionRefused, match="cannot be the change feed"):
+        await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))
