@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HOT := $(wildcard exodus/*/*.pxd)  # the types of what is compiled; a changed source runs uncompiled until the next `make install`
 KEYS ?= 200000
 WRITES ?= 2000
 PATH_TAKEN ?= commit
@@ -15,7 +16,7 @@ NAME ?=
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(HOT)
 	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,dev]'
 	touch $(STAMP)

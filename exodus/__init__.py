@@ -6,4 +6,7 @@ journals the keys they write; a *syncer* (`sync/`) makes each journalled key equ
 flows meet. Nothing in this package imports Prefect.
 """
 
+from exodus import compiled
+
 __version__ = "0.1.0"
+compiled.choose()

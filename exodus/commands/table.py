@@ -17,7 +17,7 @@ from exodus.commands.semantics import Role
 class Command:
     """One command's facts, looked up once and then shared by all requests that name it."""
 
-    __slots__ = ("first", "known", "last", "movable", "name", "role", "step", "subcommands", "write")
+    __slots__ = ("first", "known", "last", "movable", "name", "plain", "role", "step", "subcommands", "write")
 
     def __init__(self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True) -> None:
         self.name = name
@@ -25,6 +25,7 @@ class Command:
         self.write = (write or name in semantics.WRITES) and container not in semantics.NOT_WRITES
         self.first, self.last, self.step = first, last, step or 1
         self.role = semantics.ROLES.get(container, Role.PLAIN)
+        self.plain = self.role is Role.PLAIN
         self.movable = MOVABLE.get(name)
         self.known = known
         self.subcommands: dict[bytes, Command] = {}
@@ -33,6 +34,8 @@ class Command:
         """The keys of a request, read ones included, in the order of its arguments."""
         if self.movable is not None:
             return self.movable(args)
+        if self.first == self.last:  # one key, by far the most
+            return args[self.first : self.first + 1] if self.first > 0 else []
         return by_position(args, self.first, self.last, self.step)
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 Key = tuple[int, bytes]  # (database, name)
 RESYNC = "resync"  # a barrier for what a feed missed: every key may have changed
 _HEAD = struct.Struct("<HI")
+_heads = [_HEAD.pack(0, size) for size in range(256)]  # of the most keys; packing is part of every write's cost
 
 
 def partition_of(db: int, key: bytes, partitions: int) -> int:
@@ -19,7 +20,16 @@ def partition_of(db: int, key: bytes, partitions: int) -> int:
 
 def pack(keys: Iterable[Key]) -> bytes:
     """Keys with their databases in one byte string."""
-    return b"".join([_HEAD.pack(db, len(key)) + key for db, key in keys])
+    heads = _heads
+    parts: list[bytes] = []
+    for db, key in keys:
+        size = len(key)
+        if not db and size < len(heads):
+            parts.append(heads[size])
+        else:
+            parts.append(_HEAD.pack(db, size))
+        parts.append(key)
+    return b"".join(parts)
 
 
 def unpack(packed: bytes) -> list[Key]:

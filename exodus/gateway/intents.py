@@ -28,6 +28,7 @@ class IntentLog:
         self._folder = folder
         self._map: mmap.mmap | None = None
         self._at = 0
+        self._room = 0  # bytes of the segment that is written now
         self._number = 0
         self.missed = 0  # records that could not be kept: each an open gap if the process crashes before they are journalled
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,15 +63,14 @@ class IntentLog:
 
     def _write(self, kind: int, body: bytes) -> None:
         size = _HEAD_BYTES + len(body)
-        if self._map is None or self._at + size > len(self._map):
+        if self._map is None or self._at + size > self._room:
             self._roll(size)
         if self._map is None:
             self.missed += 1
             return
         at = self._at
-        self._map[at + _HEAD_BYTES : at + size] = body
+        self._map[at : at + size] = len(body).to_bytes(4, "little") + b"\0" + body
         # The kind last: a reader takes a record only where it is set.
-        self._map[at : at + 4] = len(body).to_bytes(4, "little")
         self._map[at + 4] = kind
         self._at += size
 
@@ -88,6 +88,7 @@ class IntentLog:
             try:
                 os.posix_fallocate(handle, 0, room)
                 self._map = mmap.mmap(handle, room)
+                self._room = room
             finally:
                 os.close(handle)
         except OSError:

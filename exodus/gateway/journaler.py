@@ -8,16 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from redis.exceptions import RedisError
 
 from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.gateway.intents import IntentLog
+from exodus.gateway.pipe import StorePipe, StoreRefused
 from exodus.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,8 @@ class Journaler:
         self._barriers: dict[Barrier, None] = {}
         self._in_flight = 0
         self._wake = asyncio.Event()
+        self._awake = False  # what `_wake` says, without a call
+        self._pipe = StorePipe(store)
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
         self.entries = 0
         self.coalesced = 0
@@ -53,13 +54,16 @@ class Journaler:
 
     def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
         """After the authority has answered."""
-        before = len(self._keys)
+        marked = self._keys
+        before = len(marked)
         for key in keys:
-            self._keys[key] = None
-        self.coalesced += len(keys) - (len(self._keys) - before)
+            marked[key] = None
+        self.coalesced += len(keys) - (len(marked) - before)
         if barrier is not None:
             self._barriers[barrier] = None
-        self._wake.set()
+        if not self._awake:
+            self._awake = True
+            self._wake.set()
 
     def gap(self, why: str) -> None:
         """Something was written that no journal covers."""
@@ -96,8 +100,10 @@ class Journaler:
         while True:
             if not (self._keys or self._barriers or self._spool or self._old_segment):
                 self._wake.clear()
+                self._awake = False
                 await self._wake.wait()
             self._wake.clear()
+            self._awake = True
             await asyncio.sleep(JOURNAL_WINDOW_S)  # the coalescing window
             await self._flush()
 
@@ -113,10 +119,10 @@ class Journaler:
         self._in_flight = len(keys) + len(barriers)
         try:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
-                await journal.append(self._store, keys[start : start + JOURNAL_BATCH_KEYS], self._partitions, barriers if not start else ())
+                await self._append(keys[start : start + JOURNAL_BATCH_KEYS], barriers if not start else ())
                 self.entries += 1
             self._back()
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (StoreRefused, OSError, TimeoutError) as exc:
             self._away(exc)
             # Again from the start: entries only mark keys, so a part that did get in does no harm.
             if not self._spool.append(keys, barriers):
@@ -128,6 +134,11 @@ class Journaler:
             self._intents.retire_before(old)
             self._old_segment = None
 
+    async def _append(self, keys: list[Key], barriers: Iterable[Barrier]) -> None:
+        found = journal.commands(self._store.keys, keys, self._partitions, barriers)
+        if found:
+            await self._pipe.transaction(found)
+
     def _to_spool(self) -> None:
         keys, barriers = list(self._keys), list(self._barriers)
         if not keys and not barriers:
@@ -138,10 +149,9 @@ class Journaler:
 
     async def _replay(self) -> bool:
         try:
-            await answered(self._store.client.ping())
             for keys, barriers in self._spool.batches():
-                await journal.append(self._store, keys, self._partitions, barriers)
-        except (RedisError, OSError, TimeoutError) as exc:
+                await self._append(keys, barriers)
+        except (StoreRefused, OSError, TimeoutError) as exc:
             self._away(exc)
             return False
         log.info("the control store is back: %d spooled keys were journalled", self._spool.keys)
@@ -169,4 +179,5 @@ class Journaler:
 
     def close(self) -> None:
         """At the end of the process."""
+        self._pipe.close()
         self._intents.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from time import monotonic
 from typing import Protocol, cast
 
 from exodus.commands.table import Command
@@ -44,7 +44,7 @@ class Hub(Protocol):
     def gap(self, why: str) -> None:
         """See `Outlet.gap`."""
 
-    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
         """See `Outlet.observe`."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
@@ -80,8 +80,9 @@ class LegProtocol(asyncio.Protocol):
         self.local_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def data_received(self, data: bytes) -> None:
-        if self.owner is not None:
-            self.owner.from_server(data)
+        owner = self.owner
+        if owner is not None:
+            owner.session.from_server(data, monotonic())
             return
         self.early.append(data)
         if self.arrived is not None:
@@ -118,7 +119,10 @@ class Connection(asyncio.Protocol):
         self.client: asyncio.Transport | None = None
         self.client_gone = False
         self._loop = asyncio.get_running_loop()
-        self._now: Callable[[], float] = self._loop.time
+        # What the session says of every request goes to the process without a stop here.
+        self.observe = hub.observe
+        self.log_intents = hub.intend
+        self.journal = hub.mark
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
@@ -162,7 +166,7 @@ class Connection(asyncio.Protocol):
             self._early.append(data)
             return
         session = self.session
-        session.from_client(data, self._now())
+        session.from_client(data, monotonic())
         if session.name and session.orders is self.orders:
             self._follow(session)
 
@@ -204,10 +208,6 @@ class Connection(asyncio.Protocol):
 
     # ---- the leg
 
-    def from_server(self, data: bytes) -> None:
-        """Bytes from the authority."""
-        self.session.from_server(data, self._now())
-
     def leg_lost(self, leg: LegProtocol) -> None:
         """The authority's side ended."""
         if leg is not self.leg:
@@ -243,24 +243,16 @@ class Connection(asyncio.Protocol):
     # ---- Outlet
 
     def to_server(self, data: bytes) -> None:
-        if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
-            self.leg.transport.write(data)
+        leg = self.leg
+        if leg is not None and not leg.lost and leg.transport is not None:
+            leg.transport.write(data)
 
     def to_client(self, data: bytes) -> None:
         if self.client is not None and not self.client_gone:
             self.client.write(data)
 
-    def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
-        self.hub.intend(keys, barrier)
-
-    def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
-        self.hub.mark(keys, barrier)
-
     def gap(self, why: str) -> None:
         self.hub.gap(why)
-
-    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        self.hub.observe(command, seconds, request_bytes, reply_bytes, error)
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.hub.shadow(db, request, reply, write=write)

@@ -20,10 +20,9 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from exodus.commands.table import Command, CommandTable
+from exodus.commands.table import CommandTable
 from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, MOVE_SECONDS_MAX, SHADOW_QUEUE_MAX, Address, Hold, JournalMode, Plan, Side
 from exodus.control import registry
-from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
@@ -95,6 +94,10 @@ class Gateway:
         self._rehearsal = Scope(Orders(table))
         self._rehearsal_name: bytes | None = None
         self._journaler = Journaler(store, plan.partitions, options.state_dir)
+        # Called for every request, so without a stop here (see `relay.Hub`).
+        self.intend = self._journaler.intend
+        self.mark = self._journaler.mark
+        self.observe = self.telemetry.observe
         self._shadow: deque[dict[str, bytes | int]] = deque()
         self._settled = asyncio.Event()
         self._beat_now = asyncio.Event()
@@ -125,17 +128,8 @@ class Gateway:
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self._tls[side]
 
-    def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
-        self._journaler.intend(keys, barrier)
-
-    def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
-        self._journaler.mark(keys, barrier)
-
     def gap(self, why: str) -> None:
         self._journaler.gap(why)
-
-    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        self.telemetry.observe(command.name, seconds, request_bytes, reply_bytes, error, write=command.write, known=command.known)
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         if len(self._shadow) >= SHADOW_QUEUE_MAX:
@@ -489,7 +483,7 @@ class Gateway:
             labels = {"command": name}
             yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
             yield "exodus_gateway_errors_total", "error replies", labels, sum(counters.errors.values())
-            yield "exodus_gateway_latency_us_p99", "99th percentile since the start", labels, counters.histogram.get_value_at_percentile(99)
+            yield "exodus_gateway_latency_us_p99", "99th percentile since the start", labels, counters.latency_us.quantile(0.99)
 
     def health(self) -> tuple[bool, str]:
         """Ready as long as the source side takes connections; a store that is away only degrades."""

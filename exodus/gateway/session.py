@@ -36,7 +36,7 @@ from exodus.config import (
 from exodus.control.changes import Barrier, Key
 from exodus.gateway.orders import Orders
 from exodus.resp.encode import encode, null_array
-from exodus.resp.scanner import Reply, ReplyScanner, Request, RequestScanner, Skipped
+from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner
 
 _OUT_OF_BAND = frozenset({b"message", b"pmessage", b"smessage"})
 _CONFIRMATIONS = frozenset({b"subscribe", b"psubscribe", b"ssubscribe", b"unsubscribe", b"punsubscribe", b"sunsubscribe"})
@@ -45,6 +45,12 @@ _CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON = encode("CLIENT", "REPLY", "ON")
 _REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
 _DISCARD = encode("DISCARD")
+_OFF = JournalMode.OFF
+_SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
+_STREAM_BYTES = STREAM_FRAME_BYTES
+_NOTHING = b""
+_NO_KEYS: list[bytes] = []  # shared, never changed
+_NOWHERE_ELSE: list[Key] = []
 
 
 class Outlet(Protocol):
@@ -65,8 +71,8 @@ class Outlet(Protocol):
     def gap(self, why: str) -> None:
         """A write happened whose keys are not known."""
 
-    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        """Count one answered request; `error` is the error's first word, or empty."""
+    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        """Count one answered request; `key` is its first key if it has one, `error` the error's first word, or empty."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """Offer a sampled request and its reply to the comparer."""
@@ -85,6 +91,10 @@ class Outlet(Protocol):
 
     def close(self, why: str) -> None:
         """End the session; it cannot go on correctly."""
+
+
+def _has_skipped(keys: list[bytes]) -> bool:
+    return any(key is SKIPPED for key in keys)
 
 
 class Transaction:
@@ -114,7 +124,7 @@ class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "command", "deadline", "elsewhere", "expected", "keys", "protocol", "queued", "raw", "select",
+        "barrier", "block", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "select",
         "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
     )  # fmt: skip
 
@@ -122,8 +132,9 @@ class Pending:
         self.command = command
         self.since = since
         self.size = size
-        self.keys: list[bytes] = []
-        self.elsewhere: list[Key] = []  # keys in another database than the session's
+        self.key: bytes | None = None  # the first one, read or written, for the counters
+        self.keys = _NO_KEYS  # of a write
+        self.elsewhere = _NOWHERE_ELSE  # keys in another database than the session's
         self.write = False
         self.queued = False  # inside MULTI: the reply is +QUEUED
         self.swallow = False  # ours, not the client's: its reply is dropped
@@ -138,11 +149,6 @@ class Pending:
         self.deadline: float | None = None
         self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
         self.shadowed = False
-
-    @property
-    def needs_edit(self) -> bool:
-        """Whether its reply may not simply be passed on as it arrives."""
-        return self.swallow or self.shadowed or self.substitute is not None
 
 
 class Session:
@@ -188,6 +194,7 @@ class Session:
         self._client_id_asked = False
         self._selects_in_flight = 0
         self._db_admitted = 0
+        self._injected = b""  # of ours, to be sent before the request that is being admitted
 
     # ------------------------------------------------------------------ from the client
 
@@ -209,23 +216,25 @@ class Session:
         sent = 0  # forwarded up to here
         intents: list[Key] = []
         barrier: Barrier | None = None
+        holding = self.frozen or self.orders.hold
         for request in requests:
             end = start + request.size - already
             already = 0
-            if not self._streaming and self._must_hold(request.args):
+            if holding and not self._streaming and self._must_hold(request.args):
                 self._forward(buffered, sent, start, intents, barrier)
                 self._hold(buffered[start:])
                 return
             self._streaming = False
             if request.args:
-                injected, found = self._admit(request, buffered, start, end, now)
-                if injected:
+                found = self._admit(request, buffered, start, end, now)
+                if self._injected:
                     self._forward(buffered, sent, start, intents, barrier)
                     sent, intents, barrier = start, [], None
-                    self.out.to_server(injected)
+                    self.out.to_server(self._injected)
+                    self._injected = _NOTHING
                 if found is not None:
                     if found.write:
-                        intents.extend(self._keys_of(found))
+                        self._add_keys(found, intents)
                     if found.barrier is not None:
                         barrier = found.barrier
                     if found.substitute is not None:
@@ -239,7 +248,7 @@ class Session:
             self._go_opaque(self._requests.broken)
         if self.opaque is not None:
             start = len(buffered)
-        elif self._streaming or self._requests.partial_bytes > STREAM_FRAME_BYTES:
+        elif self._streaming or len(buffered) - start > _STREAM_BYTES:
             if not self._streaming and self._must_hold(self._requests.args):
                 self._forward(buffered, sent, start, intents, barrier)
                 self._hold(buffered[start:])
@@ -247,10 +256,10 @@ class Session:
             self._streaming = True
             start = len(buffered)
         self._forward(buffered, sent, start, intents, barrier)
-        self._unsent = buffered[start:]
+        self._unsent = buffered[start:] if start < len(buffered) else _NOTHING
 
     def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barrier: Barrier | None) -> None:
-        if (intents or barrier is not None) and self.orders.journal is not JournalMode.OFF:
+        if (intents or barrier is not None) and self.orders.journal is not _OFF:
             self.out.log_intents(intents, barrier)
         if end > sent:
             self.out.to_server(buffered[sent:end] if sent or end < len(buffered) else buffered)
@@ -282,34 +291,38 @@ class Session:
     def _go_opaque(self, why: str) -> None:
         self.opaque = why
 
-    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> tuple[bytes, Pending | None]:
-        """Note a request that is about to be forwarded; returns what to send before it, and the note."""
+    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending | None:
+        """Note a request that is about to be forwarded; what has to be sent before it is left in `_injected`."""
         args = request.args
-        command = self.orders.table.of(args)
+        orders = self.orders
+        command = orders.table.of(args)
         pending = Pending(command, now, request.size)
-        injected = b""
+        if 0 < command.first < len(args) and args[command.first] is not SKIPPED:
+            pending.key = args[command.first]
         if command.write:
             pending.write = True
             pending.keys = command.keys(args)
-            if request.skipped and any(isinstance(key, Skipped) for key in pending.keys):
+            if request.skipped and _has_skipped(pending.keys):
                 self.out.gap("a key is longer than the gateway keeps")
             if not command.known:
-                self.orders.risks["unknown command"] += 1
+                orders.risks["unknown command"] += 1
         transaction = self.transaction
-        if transaction is not None and command.role not in (Role.EXEC, Role.DISCARD, Role.RESET, Role.QUIT, Role.MULTI):
+        if transaction is None and command.plain:
+            pass  # by far the most
+        elif transaction is not None and command.role not in (Role.EXEC, Role.DISCARD, Role.RESET, Role.QUIT, Role.MULTI):
             self._queue(transaction, pending, args, buffered[start:end])
         elif command.role is not Role.PLAIN:
-            injected = self._admit_special(pending, args, buffered[start:end], now)
+            self._injected = self._admit_special(pending, args, buffered[start:end], now)
         if (
-            self.orders.shadow_below
+            orders.shadow_below
             and transaction is None
             and pending.expected
-            and command.role is Role.PLAIN
+            and command.plain
             and command.name not in NOT_COMPARABLE
-            and request.size <= SHADOW_PAYLOAD_BYTES_MAX
+            and request.size <= _SHADOW_BYTES_MAX
         ):
             keys = pending.keys or command.keys(args)
-            if len(keys) == 1 and self.orders.sampled(keys[0]):
+            if len(keys) == 1 and orders.sampled(keys[0]):
                 pending.raw = buffered[start:end]
                 pending.shadowed = True
         if self.replies_off or self._skip_next_reply or not pending.expected:
@@ -317,13 +330,13 @@ class Session:
                 self._skip_next_reply = False
             if pending.write:
                 self._unconfirmed.extend(self._keys_of(pending))
-            return injected, pending if pending.write else None
+            return pending if pending.write else None
         self.pending.append(pending)
         if pending.write:
             self.writes_in_flight += 1
-        if pending.needs_edit:
+        if pending.shadowed or pending.substitute is not None:
             self._edits += 1
-        return injected, pending
+        return pending
 
     def _queue(self, transaction: Transaction, pending: Pending, args: list[bytes], raw: bytes) -> None:
         role = pending.command.role
@@ -460,6 +473,15 @@ class Session:
                 return [(int(args[index + 1]), args[2])]
         return []
 
+    def _add_keys(self, pending: Pending, intents: list[Key]) -> None:
+        """Append `_keys_of`; the case of one command in one database goes without a list of its own."""
+        if pending.transaction is None and not self._selects_in_flight and not pending.elsewhere:
+            db = self._db_admitted
+            for key in pending.keys:
+                intents.append((db, key))  # noqa: PERF401 - no closure in the compiled form
+        else:
+            intents.extend(self._keys_of(pending))
+
     def _keys_of(self, pending: Pending) -> list[Key]:
         """Keys that a request may change, with their databases as far as they are known now."""
         if pending.transaction is not None:
@@ -483,7 +505,7 @@ class Session:
             self._reply_unsent = b""
             marks: list[Key] = []
             for reply in self._replies.feed(data):
-                self._answered(reply, now, marks, b"")
+                self._answered(reply, now, marks, _NOTHING)
             self._reply_sent = self._replies.partial_bytes
             self._after_replies(marks)
             return
@@ -529,14 +551,14 @@ class Session:
             self._go_opaque(self._replies.broken)
         if self.opaque is not None:
             self._answered_since_opaque = True
-        if not self.writes_in_flight:
+        if self.orders.hold and not self.writes_in_flight:
             self.out.settled()
 
     def _answered(self, reply: Reply, now: float, marks: list[Key], frame: bytes) -> bytes:
         """Match one reply to its request; returns what the client gets of it (only used where replies are edited)."""
-        if reply.push:
+        if reply.kind == 0x3E:  # a push of RESP3: no request waits for it
             return frame
-        if self.protocol == 2 and self.channels and reply.first in _OUT_OF_BAND:
+        if self.channels and self.protocol == 2 and reply.first in _OUT_OF_BAND:
             return frame
         if not self.pending:
             return frame  # unasked: the server's last word before it closes
@@ -546,6 +568,7 @@ class Session:
             return frame
         self.pending.popleft()
         command = pending.command
+        failed = reply.kind in (0x2D, 0x21)
         if self._unconfirmed:
             marks.extend(self._unconfirmed)  # any later reply proves that they were executed
             self._unconfirmed = []
@@ -561,14 +584,14 @@ class Session:
             if reply.nil and (pending.deadline is None or pending.deadline > now):
                 self._send_again(pending, now)
                 return b""
-        error = reply.head.split(b" ", 1)[0] if reply.error else b""
-        self.out.observe(command, now - pending.since, pending.size, reply.size, error)
+        error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
+        self.out.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
         if pending.substitute is not None:
             self._edits -= 1
             return pending.substitute
-        if pending.write and self.orders.journal is not JournalMode.OFF:
+        if pending.write and self.orders.journal is not _OFF:
             self._mark(pending, reply, marks)
-        if command.role is not Role.PLAIN and not pending.queued:
+        if not command.plain and not pending.queued:
             self._apply(pending, reply)
         if pending.shadowed:
             self._edits -= 1
@@ -579,6 +602,13 @@ class Session:
         if pending.queued and reply.head == b"QUEUED":
             return
         transaction = pending.transaction
+        if transaction is None and pending.barrier is None and self.orders.journal is not JournalMode.SAMPLE:
+            db = self.db
+            for key in pending.keys:
+                marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form
+            if pending.elsewhere:
+                marks.extend(pending.elsewhere)
+            return
         if transaction is not None:
             if reply.nil or reply.head.startswith(b"EXECABORT"):
                 return

@@ -11,41 +11,41 @@ processInlineBuffer): a header's line feed and the two bytes behind a bulk strin
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from exodus.config import INLINE_BYTES_MAX, RETAINED_ARG_BYTES, RETAINED_FRAME_BYTES
 from exodus.resp.inline import split_line
 
 _STAR, _DOLLAR = 0x2A, 0x24
 _ARGS_MAX = 2**31 - 1
 _BULK_BYTES_MAX = 2**40
+_DIGITS_MAX = 12
+_NO_NUMBER = -(2**62)
+_NOTHING = b""
+_ARG_BYTES_MAX = RETAINED_ARG_BYTES  # names of this module, which the compiled one reads without a look-up
+_FRAME_BYTES_MAX = RETAINED_FRAME_BYTES
 
 
-class Skipped(bytes):
-    """An argument that was not kept. A type of its own, since an empty key is a key."""
-
-    __slots__ = ()
+SKIPPED = b"(an argument that was not kept)"  # told by identity: what is cut out of a stream is always another object
 
 
-SKIPPED = Skipped()
-
-
-class Request(NamedTuple):
+class Request:
     """One complete request. `args` is empty for what a server does not answer (`*0`, an empty line).
 
-    `skipped` says that an argument was too long to be kept: `SKIPPED` stands for it in `args`.
+    `size` is the frame's, in bytes. `skipped` says that an argument was too long to be kept: `SKIPPED` stands for it in `args`.
     """
 
-    args: list[bytes]
-    size: int  # bytes of the frame
-    skipped: bool
+    __slots__ = ("args", "size", "skipped")
+
+    def __init__(self, args: list[bytes], size: int, skipped: bool) -> None:
+        self.args = args
+        self.size = size
+        self.skipped = skipped
 
 
-def _number(raw: bytes) -> int | None:
-    """A length as the servers read it: an optional minus, no leading zero, digits only."""
+def _number(raw: bytes) -> int:
+    """A length as the servers read it: an optional minus, no leading zero, digits only; or `_NO_NUMBER`."""
     digits = raw[1:] if raw[:1] == b"-" else raw
-    if not digits.isdigit() or (len(digits) > 1 and digits[0] == 0x30) or len(digits) > 12:
-        return None
+    if not digits.isdigit() or (len(digits) > 1 and digits[0] == 0x30) or len(digits) > _DIGITS_MAX:
+        return _NO_NUMBER
     return int(raw)
 
 
@@ -104,16 +104,25 @@ class RequestScanner:
                     found.append(Request(words, at - start, False))
                     start = at
                     continue
-                eol = data.find(b"\r", at)
-                if eol < 0 or eol + 1 >= end:
-                    if end - at > INLINE_BYTES_MAX:
-                        self.broken = "too big multibulk count string"
-                    break
-                count = _number(data[at + 1 : eol])
-                if count is None or count > _ARGS_MAX:
+                count = 0
+                eol = at + 1
+                stop = min(eol + _DIGITS_MAX, end)
+                while eol < stop and 0x30 <= data[eol] <= 0x39:
+                    count = count * 10 + data[eol] - 0x30
+                    eol += 1
+                if eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
+                    at = eol + 2
+                else:  # not the common form: incomplete, negative, or wrong
+                    eol = data.find(b"\r", at)
+                    if eol < 0 or eol + 1 >= end:
+                        if end - at > INLINE_BYTES_MAX:
+                            self.broken = "too big multibulk count string"
+                        break
+                    count = _number(data[at + 1 : eol])
+                    at = eol + 2
+                if count == _NO_NUMBER or count > _ARGS_MAX:
                     self.broken = "invalid multibulk length"
                     break
-                at = eol + 2
                 if count <= 0:
                     found.append(Request([], at - start, False))
                     start = at
@@ -121,22 +130,31 @@ class RequestScanner:
                 want = count
                 continue
             else:
-                eol = data.find(b"\r", at)
-                if eol < 0 or eol + 1 >= end:
-                    if end - at > INLINE_BYTES_MAX:
-                        self.broken = "too big bulk count string"
-                    elif data[at] != _DOLLAR:
+                size = 0
+                eol = at + 1
+                stop = min(eol + _DIGITS_MAX, end)
+                while eol < stop and 0x30 <= data[eol] <= 0x39:
+                    size = size * 10 + data[eol] - 0x30
+                    eol += 1
+                if data[at] != _DOLLAR or not (
+                    eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
+                ):  # not the common form: incomplete or wrong
+                    eol = data.find(b"\r", at)
+                    if eol < 0 or eol + 1 >= end:
+                        if end - at > INLINE_BYTES_MAX:
+                            self.broken = "too big bulk count string"
+                        elif data[at] != _DOLLAR:
+                            self.broken = "expected '$'"
+                        break
+                    if data[at] != _DOLLAR:
                         self.broken = "expected '$'"
-                    break
-                if data[at] != _DOLLAR:
-                    self.broken = "expected '$'"
-                    break
-                size = _number(data[at + 1 : eol])
-                if size is None or not 0 <= size <= _BULK_BYTES_MAX:
+                        break
+                    size = _number(data[at + 1 : eol])
+                if not 0 <= size <= _BULK_BYTES_MAX:
                     self.broken = "invalid bulk length"
                     break
                 begin = eol + 2
-                if size > RETAINED_ARG_BYTES or self._retained + size > RETAINED_FRAME_BYTES:
+                if size > _ARG_BYTES_MAX or self._retained + size > _FRAME_BYTES_MAX:
                     args.append(SKIPPED)
                     self._skipped = True
                     self._skip = size + 2
@@ -160,17 +178,20 @@ class RequestScanner:
         return found
 
 
-class Reply(NamedTuple):
+class Reply:
     """One complete top-level reply.
 
-    `kind` is its type byte, `head` its first line without type and line end, `first` the first element where it is a short
-    bulk string in an aggregate (what tells a message from a confirmation in RESP2).
+    `kind` is its type byte, `head` its first line without type and line end, `size` the frame's bytes, `first` the first element
+    where it is a short bulk string in an aggregate (what tells a message from a confirmation in RESP2).
     """
 
-    kind: int
-    head: bytes
-    size: int
-    first: bytes
+    __slots__ = ("first", "head", "kind", "size")
+
+    def __init__(self, kind: int, head: bytes, size: int, first: bytes) -> None:
+        self.kind = kind
+        self.head = head
+        self.size = size
+        self.first = first
 
     @property
     def push(self) -> bool:
@@ -188,17 +209,33 @@ class Reply(NamedTuple):
         return self.kind == 0x5F or (self.kind in (_DOLLAR, _STAR) and self.head == b"-1")
 
 
-_LINES = frozenset(b"+-:_#,(")
-_BULKS = frozenset(b"$=!")
-_AGGREGATES = {ord("*"): 1, ord("~"): 1, ord(">"): 1, ord("%"): 2, ord("|"): 2}  # elements a count stands for
-_ATTRIBUTE = ord("|")
+# What follows a type byte: a line alone, a bulk string, or as many elements (pairs) as the line says.
+_LINE, _BULK, _ELEMENTS, _PAIRS = 1, 2, 3, 4
+_SHAPES = bytes(
+    _LINE if type_ in b"+-:_#,(" else _BULK if type_ in b"$=!" else _ELEMENTS if type_ in b"*~>" else _PAIRS if type_ in b"%|" else 0
+    for type_ in range(256)
+)
+_ATTRIBUTE = 0x7C
 _FIRST_BYTES_MAX = 64
+_SHORT_LINE_BYTES = 24
+
+
+def _length(data: bytes, at: int, eol: int) -> int:
+    """The number between two positions, or `_NO_NUMBER`."""
+    number = 0
+    index = at
+    while index < eol and index < at + _DIGITS_MAX and 0x30 <= data[index] <= 0x39:
+        number = number * 10 + data[index] - 0x30
+        index += 1
+    if index == eol and eol > at and (data[at] != 0x30 or eol == at + 1):
+        return number
+    return _number(data[at:eol])
 
 
 class ReplyScanner:
     """Frames of what a server sends."""
 
-    __slots__ = ("_before", "_depth", "_first", "_head", "_kind", "_skip", "_tail", "broken")
+    __slots__ = ("_aggregate", "_before", "_depth", "_first", "_head", "_kind", "_skip", "_tail", "broken")
 
     def __init__(self) -> None:
         self.broken: str | None = None
@@ -207,6 +244,7 @@ class ReplyScanner:
         self._depth = 0  # elements still to come in the unfinished frame; 0 at a frame's start
         self._skip = 0
         self._kind = 0
+        self._aggregate = False
         self._head = b""
         self._first: bytes | None = None
 
@@ -235,9 +273,14 @@ class ReplyScanner:
                     break
                 depth -= 1
             else:
-                eol = data.find(b"\r\n", at)
-                if eol < 0:
-                    break
+                eol = at + 1
+                stop = min(eol + _SHORT_LINE_BYTES, end - 1)
+                while eol < stop and data[eol] != 0x0D:
+                    eol += 1
+                if eol >= stop or data[eol + 1] != 0x0A:  # a long line, or not all of it
+                    eol = data.find(b"\r\n", at)
+                    if eol < 0:
+                        break
                 kind = data[at]
                 line = at
                 if not depth:
@@ -246,40 +289,42 @@ class ReplyScanner:
                     self._kind = kind
                     self._head = data[at + 1 : eol]
                     self._first = None
-                elif self._first is None and kind not in _BULKS:
-                    self._first = b""
-                if kind in _LINES:
+                    self._aggregate = _SHAPES[kind] >= _ELEMENTS
+                elif self._first is None and _SHAPES[kind] != _BULK:
+                    self._first = _NOTHING
+                shape = _SHAPES[kind]
+                if shape == _LINE:
                     at = eol + 2
                     depth -= 1
-                elif kind in _BULKS:
-                    size = _number(data[at + 1 : eol])
-                    if size is None:
+                elif shape == _BULK:
+                    size = _length(data, at + 1, eol)
+                    if size == _NO_NUMBER:
                         self.broken = "a bulk reply without a length"
                         break
                     at = eol + 2
                     if size < 0:
                         depth -= 1
                     else:
-                        if self._first is None and self._kind in _AGGREGATES and size <= _FIRST_BYTES_MAX:
+                        if self._aggregate and self._first is None and size <= _FIRST_BYTES_MAX:
                             if at + size > end:
                                 at = line  # wait until the whole element is there
                                 break
                             self._first = data[at : at + size]
                         self._skip = size + 2
                         continue
-                elif kind in _AGGREGATES:
-                    count = _number(data[at + 1 : eol])
-                    if count is None:
+                elif shape:
+                    count = _length(data, at + 1, eol)
+                    if count == _NO_NUMBER:
                         self.broken = "an aggregate reply without a count"
                         break
                     at = eol + 2
                     # An attribute comes before the value that it belongs to, and is none itself.
-                    depth += max(count, 0) * _AGGREGATES[kind] - (0 if kind == _ATTRIBUTE else 1)
+                    depth += max(count, 0) * (2 if shape == _PAIRS else 1) - (0 if kind == _ATTRIBUTE else 1)
                 else:
                     self.broken = f"unknown reply type {kind:#x}"
                     break
             if not depth:
-                found.append(Reply(self._kind, self._head, at - start, self._first or b""))
+                found.append(Reply(self._kind, self._head, at - start, self._first or _NOTHING))
                 start = at
         self._depth = depth
         self._before = at - start

@@ -1,13 +1,25 @@
-"""Counts, sizes and latencies per command, cheap enough to be kept for every request."""
+"""Counts, sizes and latencies per command and per key prefix, cheap enough to be kept for every request.
+
+Nothing here grows with what clients send: commands and prefixes above their bounds are counted together as `(other)`, and single keys stand in
+sketches only. No argument of a request is kept but the beginnings of keys.
+"""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-from hdrh.histogram import HdrHistogram
+from exodus.commands.table import Command
+from exodus.telemetry.histogram import Histogram
+from exodus.telemetry.sketches import KeySketches
 
-LATENCY_US_MAX = 60_000_000
-_COMMANDS_MAX = 1_000  # a client may send any bytes as a name: what comes above is counted as one
+_COMMANDS_MAX = 1_000  # a client may send any bytes as a name
+_ERRORS_MAX = 64  # codes of one command; scripts may make up their own
+_CODE_BYTES_MAX = 32
+_PREFIXES_MAX = 512
+_PREFIX_BYTES_MAX = 64
+_HOT_KEYS_SHOWN = 20
+OTHER = "(other)"
+NO_PREFIX = "(none)"
 
 
 class CommandSnapshot(TypedDict):
@@ -15,19 +27,34 @@ class CommandSnapshot(TypedDict):
 
     calls: int
     errors: int
+    errors_by_code: dict[str, int]
     write: bool
     known: bool
     request_bytes: int
     reply_bytes: int
+    request_bytes_p99: int
+    request_bytes_max: int
+    reply_bytes_p99: int
+    reply_bytes_max: int
     latency_us_p50: int
     latency_us_p99: int
     latency_us_max: int
 
 
+class PrefixSnapshot(TypedDict):
+    """One key prefix's counters since the process began. Sizes in bytes."""
+
+    calls: int
+    writes: int
+    errors: int
+    request_bytes: int
+    reply_bytes: int
+
+
 class CommandCounters:
     """The counters of one command."""
 
-    __slots__ = ("calls", "errors", "histogram", "known", "reply_bytes", "request_bytes", "write")
+    __slots__ = ("calls", "errors", "known", "latency_us", "reply_bytes", "reply_sizes", "request_bytes", "request_sizes", "write")
 
     def __init__(self, *, write: bool, known: bool) -> None:
         self.calls = 0
@@ -36,51 +63,132 @@ class CommandCounters:
         self.reply_bytes = 0
         self.write = write
         self.known = known
-        self.histogram = HdrHistogram(1, LATENCY_US_MAX, 2)
+        self.latency_us = Histogram()
+        self.request_sizes = Histogram()
+        self.reply_sizes = Histogram()
 
     def snapshot(self) -> CommandSnapshot:
         """As JSON."""
-        histogram = self.histogram
+        latency = self.latency_us
         return {
             "calls": self.calls,
             "errors": sum(self.errors.values()),
+            "errors_by_code": dict(self.errors),
             "write": self.write,
             "known": self.known,
             "request_bytes": self.request_bytes,
             "reply_bytes": self.reply_bytes,
-            "latency_us_p50": int(histogram.get_value_at_percentile(50)),
-            "latency_us_p99": int(histogram.get_value_at_percentile(99)),
-            "latency_us_max": int(histogram.get_max_value()),
+            "request_bytes_p99": self.request_sizes.quantile(0.99),
+            "request_bytes_max": self.request_sizes.value_max,
+            "reply_bytes_p99": self.reply_sizes.quantile(0.99),
+            "reply_bytes_max": self.reply_sizes.value_max,
+            "latency_us_p50": latency.quantile(0.50),
+            "latency_us_p99": latency.quantile(0.99),
+            "latency_us_max": latency.value_max,
+        }
+
+
+class PrefixCounters:
+    """The counters of the keys that begin alike."""
+
+    __slots__ = ("calls", "errors", "reply_bytes", "request_bytes", "writes")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.writes = 0
+        self.errors = 0
+        self.request_bytes = 0
+        self.reply_bytes = 0
+
+    def snapshot(self) -> PrefixSnapshot:
+        """As JSON."""
+        return {
+            "calls": self.calls,
+            "writes": self.writes,
+            "errors": self.errors,
+            "request_bytes": self.request_bytes,
+            "reply_bytes": self.reply_bytes,
         }
 
 
 class Telemetry:
-    """Per command, for one process."""
+    """Per command, per key prefix and per key, for one process."""
 
     def __init__(self) -> None:
         self.commands: dict[str, CommandCounters] = {}
+        self.prefixes: dict[str, PrefixCounters] = {}
+        self.keys = KeySketches()
         self.calls = 0
         self.errors = 0
+        self._of_command: dict[Command, CommandCounters] = {}
+        self._of_prefix: dict[bytes, PrefixCounters] = {}
 
-    def observe(self, name: bytes, seconds: float, request_bytes: int, reply_bytes: int, error: bytes, *, write: bool, known: bool) -> None:
-        """Count one answered request."""
-        text = name.decode("ascii", "replace")
-        counters = self.commands.get(text)
+    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+        """Count one answered request: its command, its first key, how long the answer took, and the error's first word or nothing."""
+        counters = self._of_command.get(command)
         if counters is None:
-            if len(self.commands) >= _COMMANDS_MAX:
-                text = "(other)"
-            counters = self.commands.setdefault(text, CommandCounters(write=write, known=known))
+            counters = self._counters(command)
+        self.calls += 1
         counters.calls += 1
         counters.request_bytes += request_bytes
         counters.reply_bytes += reply_bytes
-        self.calls += 1
-        micros = int(seconds * 1_000_000)
-        counters.histogram.record_value(micros if 1 <= micros <= LATENCY_US_MAX else 1 if micros < 1 else LATENCY_US_MAX)
+        counters.latency_us.record(int(seconds * 1_000_000))
+        counters.request_sizes.record(request_bytes)
+        counters.reply_sizes.record(reply_bytes)
         if error:
-            code = error.decode("ascii", "replace")[:32]
-            counters.errors[code] = counters.errors.get(code, 0) + 1
             self.errors += 1
+            self._error(counters, error)
+        if key is None:
+            return
+        self.keys.see(key)
+        prefix = self._of_prefix.get(key[: key.find(b":") + 1])
+        if prefix is None:
+            prefix = self._prefix(key[: key.find(b":") + 1])
+        prefix.calls += 1
+        prefix.request_bytes += request_bytes
+        prefix.reply_bytes += reply_bytes
+        if command.write:
+            prefix.writes += 1
+        if error:
+            prefix.errors += 1
+
+    def _counters(self, command: Command) -> CommandCounters:
+        text = command.name.decode("ascii", "replace")
+        room = len(self._of_command) < _COMMANDS_MAX
+        if not room or len(text) > _CODE_BYTES_MAX:
+            text = OTHER
+        counters = self.commands.get(text)
+        if counters is None:
+            counters = self.commands[text] = CommandCounters(write=command.write, known=command.known)
+        if room:
+            self._of_command[command] = counters
+        return counters
+
+    @staticmethod
+    def _error(counters: CommandCounters, error: bytes) -> None:
+        code = error.decode("ascii", "replace")[:_CODE_BYTES_MAX]
+        if code not in counters.errors and len(counters.errors) >= _ERRORS_MAX:
+            code = OTHER
+        counters.errors[code] = counters.errors.get(code, 0) + 1
+
+    def _prefix(self, raw: bytes) -> PrefixCounters:
+        room = len(self.prefixes) < _PREFIXES_MAX and len(raw) <= _PREFIX_BYTES_MAX
+        text = (raw.decode("utf-8", "backslashreplace") if raw else NO_PREFIX) if room else OTHER
+        counters = self.prefixes.get(text)
+        if counters is None:
+            counters = self.prefixes[text] = PrefixCounters()
+        if room:
+            self._of_prefix[raw] = counters
+        return counters
 
     def snapshot(self) -> dict[str, CommandSnapshot]:
         """All commands, as JSON."""
-        return {name: counters.snapshot() for name, counters in self.commands.items()}
+        return {name: counters.snapshot() for name, counters in list(self.commands.items())}
+
+    def prefixes_snapshot(self) -> dict[str, PrefixSnapshot]:
+        """All key prefixes, as JSON."""
+        return {name: counters.snapshot() for name, counters in list(self.prefixes.items())}
+
+    def hot_keys(self) -> list[tuple[str, int]]:
+        """The keys that were named most often, with about how often, as JSON."""
+        return [(key.decode("utf-8", "backslashreplace"), count) for key, count in self.keys.hot(_HOT_KEYS_SHOWN)]

@@ -37,7 +37,7 @@ class Recorder:
     def gap(self, why: str) -> None:
         self.calls.append(("gap", why))
 
-    def observe(self, command: Command, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
         self.observed.append((command.name, error))
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:

@@ -1,0 +1,77 @@
+"""Whether the hot path runs compiled: the same source, translated by Cython where a compiler was there at installation (setup.py).
+
+A compiled module lies beside its source and would be imported in its place even after the source was changed. So it counts only while the sources
+(and the types in `.pxd`) have the digests that they had when it was built, all of them: one class may not come from one form and another from the
+other. Otherwise, or with EXODUS_COMPILED=0, the sources run as they are: slower, and in every other respect the same
+(tests/property/test_twins.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+HOT = (
+    "exodus.resp.scanner",
+    "exodus.commands.table",
+    "exodus.control.changes",
+    "exodus.telemetry.histogram",
+    "exodus.telemetry.counters",
+    "exodus.telemetry.sketches",
+    "exodus.gateway.orders",
+    "exodus.gateway.session",
+    "exodus.gateway.intents",
+    "exodus.gateway.relay",
+)
+DIGESTS = "_compiled.json"
+_ROOT = Path(__file__).resolve().parent
+
+
+def source(module: str) -> Path:
+    """The source file of a hot module."""
+    return _ROOT.parent / (module.replace(".", "/") + ".py")
+
+
+def digest() -> str:
+    """Of all hot sources and their types: any difference means that what was compiled is of another day."""
+    found = hashlib.sha256()
+    for module in HOT:
+        for path in (source(module), source(module).with_suffix(".pxd")):
+            if path.exists():
+                found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+def why_not() -> str | None:
+    """Why the compiled modules are not used, or None."""
+    if os.environ.get("EXODUS_COMPILED") == "0":
+        return "EXODUS_COMPILED=0"
+    try:
+        built = json.loads((_ROOT / DIGESTS).read_bytes())
+    except (OSError, ValueError):
+        return "nothing was compiled at installation"
+    if built.get("python") != sys.version.split(maxsplit=1)[0] or built.get("modules") != list(HOT):
+        return "it was compiled for another version"
+    return None if built.get("digest") == digest() else "a source was changed since it was compiled; `make install` compiles again"
+
+
+class SourceFinder:
+    """Finds the sources of the hot modules before the import system looks for compiled ones."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As in `importlib.abc.MetaPathFinder`."""
+        del path, target
+        return spec_from_file_location(name, source(name)) if name in HOT else None
+
+
+def choose() -> None:
+    """Called once, before any hot module is imported."""
+    if why_not() is not None:
+        sys.meta_path.insert(0, SourceFinder())

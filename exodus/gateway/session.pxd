@@ -1,0 +1,62 @@
+# Types for the compiled form of session.py; nothing here changes what it does.
+cimport cython
+
+from exodus.commands.table cimport Command
+from exodus.gateway.orders cimport Orders
+from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
+
+cdef object _OFF
+cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES
+cdef bytes _NOTHING
+cdef list _NO_KEYS, _NOWHERE_ELSE
+
+cdef class Transaction:
+    cdef public list items, barriers, raw
+    cdef public Py_ssize_t raw_bytes
+    cdef public bint writes
+
+@cython.freelist(256)
+cdef class Pending:
+    cdef public Command command
+    cdef public double since
+    cdef public Py_ssize_t size, expected
+    cdef public int protocol
+    cdef public bytes key, raw, substitute
+    cdef public list keys, elsewhere
+    cdef public bint write, queued, swallow, shadowed
+    cdef public object select, state, barrier, block, deadline
+    cdef public Transaction transaction
+
+cdef class Session:
+    cdef dict __dict__  # for what the rarer parts add
+    cdef public object out, client_id, opaque, channels, replay, pending
+    cdef public Orders orders
+    cdef public Py_ssize_t db, protocol, writes_in_flight
+    cdef public bytes name
+    cdef public bint watching, watch_lost, replies_off, scanning, unknown_state, streaming_reply, tracking, frozen
+    cdef public Transaction transaction
+    cdef RequestScanner _requests
+    cdef ReplyScanner _replies
+    cdef bytes _unsent, _reply_unsent, _injected
+    cdef list _backlog, _unconfirmed
+    cdef Py_ssize_t _backlog_bytes, _edits, _reply_sent, _protocol_admitted, _selects_in_flight, _db_admitted
+    cdef bint _streaming, _held, _skip_next_reply, _unblocking, _answered_since_opaque, _gap_told, _client_id_asked
+
+    @cython.locals(buffered=bytes, already=Py_ssize_t, start=Py_ssize_t, sent=Py_ssize_t, end=Py_ssize_t, requests=list, intents=list,
+                   request=Request, found=Pending, holding=bint)
+    cpdef from_client(self, bytes data, double now)
+    cdef _forward(self, bytes buffered, Py_ssize_t sent, Py_ssize_t end, list intents, object barrier)
+    @cython.locals(command=Command)
+    cdef bint _must_hold(self, list args) except -1
+    @cython.locals(args=list, orders=Orders, command=Command, pending=Pending, transaction=Transaction)
+    cdef Pending _admit(self, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)
+    @cython.locals(db=Py_ssize_t, key=bytes)
+    cdef _add_keys(self, Pending pending, list intents)
+    cdef list _keys_of(self, Pending pending)
+    @cython.locals(reply=Reply, marks=list, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t)
+    cpdef from_server(self, bytes data, double now)
+    cdef _after_replies(self, list marks)
+    @cython.locals(pending=Pending, command=Command, failed=bint, error=bytes)
+    cdef bytes _answered(self, Reply reply, double now, list marks, bytes frame)
+    @cython.locals(transaction=Transaction, db=Py_ssize_t)
+    cdef _mark(self, Pending pending, Reply reply, list marks)

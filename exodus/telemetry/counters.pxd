@@ -1,0 +1,26 @@
+# Types for the compiled form of counters.py; nothing here changes what it does.
+cimport cython
+
+from exodus.commands.table cimport Command
+from exodus.telemetry.histogram cimport Histogram
+
+cdef class CommandCounters:
+    cdef public Py_ssize_t calls, request_bytes, reply_bytes
+    cdef public bint write, known
+    cdef public dict errors
+    cdef public Histogram latency_us, request_sizes, reply_sizes
+
+cdef class PrefixCounters:
+    cdef public Py_ssize_t calls, writes, errors, request_bytes, reply_bytes
+
+cdef class Telemetry:
+    cdef public dict commands, prefixes
+    cdef public object keys
+    cdef public Py_ssize_t calls, errors
+    cdef dict _of_command, _of_prefix
+    cdef object _see
+
+    @cython.locals(counters=CommandCounters, prefix=PrefixCounters)
+    cpdef observe(self, Command command, bytes key, double seconds, Py_ssize_t request_bytes, Py_ssize_t reply_bytes, bytes error)
+    cdef CommandCounters _counters(self, Command command)
+    cdef PrefixCounters _prefix(self, bytes raw)

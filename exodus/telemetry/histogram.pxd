@@ -1,0 +1,11 @@
+# Types for the compiled form of histogram.py; nothing here changes what it does.
+cimport cython
+
+cdef Py_ssize_t _HALF, _BITS, _SIZE
+
+cdef class Histogram:
+    cdef public list counts
+    cdef public Py_ssize_t total, value_max
+
+    @cython.locals(rest=Py_ssize_t, magnitude=Py_ssize_t)
+    cpdef record(self, Py_ssize_t value)

@@ -1,0 +1,67 @@
+"""Compiles the hot path (exodus/compiled.py) where a C compiler is there; without one the installation goes through and Python runs the sources."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["EXODUS_COMPILED"] = "0"
+
+from exodus import compiled
+
+_UNCHECKED = {"exodus.resp.scanner"}  # its indices are compared with the buffer's end where they are made
+
+
+class Build(build_ext):
+    """Leaves the digest of the sources behind when every module was built."""
+
+    def run(self) -> None:
+        """Build, and say of what."""
+        super().run()
+        root = Path(__file__).parent if self.inplace else Path(self.build_lib)
+        missing = [name for name in compiled.HOT if not Path(root / self.get_ext_filename(name)).exists()]
+        if missing:
+            self.warn(f"not compiled, the Python sources run instead: {', '.join(missing)}")
+            return
+        said = {"python": sys.version.split(maxsplit=1)[0], "modules": list(compiled.HOT), "digest": compiled.digest()}
+        (root / "exodus" / compiled.DIGESTS).write_text(json.dumps(said))
+
+    def get_outputs(self) -> list[str]:
+        """The extensions and the digest."""
+        return [*super().get_outputs(), str(Path(self.build_lib) / "exodus" / compiled.DIGESTS)]
+
+
+extensions = [
+    Extension(
+        name,
+        [name.replace(".", "/") + ".py"],
+        optional=True,
+        extra_compile_args=["-O2", "-g0"],
+    )
+    for name in compiled.HOT
+]
+setup(
+    cmdclass={"build_ext": Build},
+    ext_modules=[
+        module
+        for extension in extensions
+        for module in cythonize(
+            extension,
+            build_dir="build/cython",
+            quiet=True,
+            compiler_directives={
+                "language_level": 3,
+                "annotation_typing": False,  # the types are in .pxd; an annotation says what a caller means, not what C holds
+                "boundscheck": extension.name not in _UNCHECKED,
+                "wraparound": extension.name not in _UNCHECKED,
+            },
+        )
+    ],
+)
