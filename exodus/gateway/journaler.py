@@ -56,8 +56,7 @@ class Journaler:
         """After the authority has answered."""
         marked = self._keys
         before = len(marked)
-        for key in keys:
-            marked[key] = None
+        marked.update(dict.fromkeys(keys))
         self.coalesced += len(keys) - (len(marked) - before)
         if barrier is not None:
             self._barriers[barrier] = None

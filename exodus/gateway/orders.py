@@ -7,15 +7,17 @@ from collections import Counter
 
 from exodus.commands.table import CommandTable
 from exodus.config import JournalMode, Side
+from exodus.telemetry.counters import Telemetry
 
 
 class Orders:
     """Shared by all sessions of a gateway that follow the same authority; changed in place, read for every request."""
 
-    __slots__ = ("authority", "epoch", "hold", "journal", "risks", "shadow_below", "shadow_salt", "table")
+    __slots__ = ("authority", "epoch", "hold", "journal", "risks", "shadow_below", "shadow_salt", "table", "telemetry")
 
-    def __init__(self, table: CommandTable) -> None:
+    def __init__(self, table: CommandTable, telemetry: Telemetry) -> None:
         self.table = table
+        self.telemetry = telemetry  # of the process
         self.epoch = -1
         self.authority = Side.SOURCE
         self.hold = False

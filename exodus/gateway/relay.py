@@ -12,7 +12,6 @@ import ssl
 from time import monotonic
 from typing import Protocol, cast
 
-from exodus.commands.table import Command
 from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
 from exodus.gateway.orders import Orders
@@ -43,9 +42,6 @@ class Hub(Protocol):
 
     def gap(self, why: str) -> None:
         """See `Outlet.gap`."""
-
-    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        """See `Outlet.observe`."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """See `Outlet.shadow`."""
@@ -120,7 +116,6 @@ class Connection(asyncio.Protocol):
         self.client_gone = False
         self._loop = asyncio.get_running_loop()
         # What the session says of every request goes to the process without a stop here.
-        self.observe = hub.observe
         self.log_intents = hub.intend
         self.journal = hub.mark
         self._connecting: asyncio.Task[None] | None = None

@@ -5,7 +5,7 @@ from exodus.commands.table cimport Command
 from exodus.gateway.orders cimport Orders
 from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
 
-cdef object _OFF
+cdef object _OFF, _SAMPLE
 cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES
 cdef bytes _NOTHING
 cdef list _NO_KEYS, _NOWHERE_ELSE
@@ -15,6 +15,7 @@ cdef class Transaction:
     cdef public Py_ssize_t raw_bytes
     cdef public bint writes
 
+@cython.no_gc  # never part of a cycle
 @cython.freelist(256)
 cdef class Pending:
     cdef public Command command
@@ -29,7 +30,7 @@ cdef class Pending:
 
 cdef class Session:
     cdef dict __dict__  # for what the rarer parts add
-    cdef public object out, client_id, opaque, channels, replay, pending
+    cdef public object out, client_id, opaque, channels, replay, pending  # a deque
     cdef public Orders orders
     cdef public Py_ssize_t db, protocol, writes_in_flight
     cdef public bytes name

@@ -45,7 +45,7 @@ _CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON = encode("CLIENT", "REPLY", "ON")
 _REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
 _DISCARD = encode("DISCARD")
-_OFF = JournalMode.OFF
+_OFF, _SAMPLE = JournalMode.OFF, JournalMode.SAMPLE
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _STREAM_BYTES = STREAM_FRAME_BYTES
 _NOTHING = b""
@@ -70,9 +70,6 @@ class Outlet(Protocol):
 
     def gap(self, why: str) -> None:
         """A write happened whose keys are not known."""
-
-    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        """Count one answered request; `key` is its first key if it has one, `error` the error's first word, or empty."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """Offer a sampled request and its reply to the comparer."""
@@ -562,11 +559,11 @@ class Session:
             return frame
         if not self.pending:
             return frame  # unasked: the server's last word before it closes
-        pending = self.pending[0]
+        pending = self.pending.popleft()
         if pending.expected > 1 and reply.first in _CONFIRMATIONS:
             pending.expected -= 1
+            self.pending.appendleft(pending)
             return frame
-        self.pending.popleft()
         command = pending.command
         failed = reply.kind in (0x2D, 0x21)
         if self._unconfirmed:
@@ -585,7 +582,7 @@ class Session:
                 self._send_again(pending, now)
                 return b""
         error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
-        self.out.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
+        self.orders.telemetry.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
         if pending.substitute is not None:
             self._edits -= 1
             return pending.substitute
@@ -602,7 +599,7 @@ class Session:
         if pending.queued and reply.head == b"QUEUED":
             return
         transaction = pending.transaction
-        if transaction is None and pending.barrier is None and self.orders.journal is not JournalMode.SAMPLE:
+        if transaction is None and pending.barrier is None and self.orders.journal is not _SAMPLE:
             db = self.db
             for key in pending.keys:
                 marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form

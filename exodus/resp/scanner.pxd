@@ -5,6 +5,7 @@ cdef int _STAR, _DOLLAR, _LINE, _BULK, _ELEMENTS, _PAIRS, _ATTRIBUTE
 cdef Py_ssize_t _ARGS_MAX, _BULK_BYTES_MAX, _DIGITS_MAX, _NO_NUMBER, _FIRST_BYTES_MAX, _SHORT_LINE_BYTES, _ARG_BYTES_MAX, _FRAME_BYTES_MAX
 cdef bytes _NOTHING, _SHAPES
 
+@cython.no_gc
 @cython.freelist(64)
 cdef class Request:
     cdef public list args
@@ -21,7 +22,7 @@ cdef class RequestScanner:
     cdef Py_ssize_t _before, _want, _skip, _retained
     cdef bint _skipped
 
-    @cython.locals(found=list, args=list, at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, want=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
+    @cython.locals(found=list, args=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, want=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
                    stop=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, begin=Py_ssize_t)
     cpdef list feed(self, bytes data)
 
@@ -42,6 +43,6 @@ cdef class ReplyScanner:
     cdef int _kind
     cdef bint _aggregate
 
-    @cython.locals(found=list, at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, depth=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
+    @cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, depth=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
                    stop=Py_ssize_t, kind=int, shape=int, line=Py_ssize_t, size=Py_ssize_t, count=Py_ssize_t)
     cpdef list feed(self, bytes data)

@@ -78,6 +78,7 @@ class RequestScanner:
             self._tail = b""
         found: list[Request] = []
         at, end = 0, len(data)
+        view = data  # the compiled form reads it as an array of bytes
         start = -self._before  # where the unfinished frame began, counted from data[0]
         args, want = self.args, self._want
         while at < end:
@@ -90,7 +91,7 @@ class RequestScanner:
                 want -= 1
             elif not want:
                 start = at
-                if data[at] != _STAR:
+                if view[at] != _STAR:
                     eol = data.find(b"\n", at)
                     if eol < 0:
                         if end - at > INLINE_BYTES_MAX:
@@ -107,8 +108,8 @@ class RequestScanner:
                 count = 0
                 eol = at + 1
                 stop = min(eol + _DIGITS_MAX, end)
-                while eol < stop and 0x30 <= data[eol] <= 0x39:
-                    count = count * 10 + data[eol] - 0x30
+                while eol < stop and 0x30 <= view[eol] <= 0x39:
+                    count = count * 10 + view[eol] - 0x30
                     eol += 1
                 if eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
                     at = eol + 2
@@ -133,8 +134,8 @@ class RequestScanner:
                 size = 0
                 eol = at + 1
                 stop = min(eol + _DIGITS_MAX, end)
-                while eol < stop and 0x30 <= data[eol] <= 0x39:
-                    size = size * 10 + data[eol] - 0x30
+                while eol < stop and 0x30 <= view[eol] <= 0x39:
+                    size = size * 10 + view[eol] - 0x30
                     eol += 1
                 if data[at] != _DOLLAR or not (
                     eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
@@ -162,7 +163,7 @@ class RequestScanner:
                     continue
                 if begin + size + 2 > end:
                     break
-                args.append(data[begin : begin + size])
+                args.append(view[begin : begin + size])
                 self._retained += size
                 at = begin + size + 2
                 want -= 1
@@ -174,7 +175,7 @@ class RequestScanner:
                 start = at
         self.args, self._want = args, want
         self._before = at - start
-        self._tail = data[at:]
+        self._tail = view[at:end] if at < end else _NOTHING
         return found
 
 
@@ -262,6 +263,7 @@ class ReplyScanner:
             self._tail = b""
         found: list[Reply] = []
         at, end = 0, len(data)
+        view = data
         start = -self._before
         depth = self._depth
         while at < end:
@@ -275,19 +277,19 @@ class ReplyScanner:
             else:
                 eol = at + 1
                 stop = min(eol + _SHORT_LINE_BYTES, end - 1)
-                while eol < stop and data[eol] != 0x0D:
+                while eol < stop and view[eol] != 0x0D:
                     eol += 1
                 if eol >= stop or data[eol + 1] != 0x0A:  # a long line, or not all of it
                     eol = data.find(b"\r\n", at)
                     if eol < 0:
                         break
-                kind = data[at]
+                kind = view[at]
                 line = at
                 if not depth:
                     start = at
                     depth = 1
                     self._kind = kind
-                    self._head = data[at + 1 : eol]
+                    self._head = view[at + 1 : eol]
                     self._first = None
                     self._aggregate = _SHAPES[kind] >= _ELEMENTS
                 elif self._first is None and _SHAPES[kind] != _BULK:
@@ -309,7 +311,7 @@ class ReplyScanner:
                             if at + size > end:
                                 at = line  # wait until the whole element is there
                                 break
-                            self._first = data[at : at + size]
+                            self._first = view[at : at + size]
                         self._skip = size + 2
                         continue
                 elif shape:
@@ -328,5 +330,5 @@ class ReplyScanner:
                 start = at
         self._depth = depth
         self._before = at - start
-        self._tail = data[at:]
+        self._tail = view[at:end] if at < end else _NOTHING
         return found

@@ -4,6 +4,8 @@ cimport cython
 from exodus.commands.table cimport Command
 from exodus.telemetry.histogram cimport Histogram
 
+cdef Py_ssize_t _WAITING_MAX, _DISTINCT_MASK
+
 cdef class CommandCounters:
     cdef public Py_ssize_t calls, request_bytes, reply_bytes
     cdef public bint write, known
@@ -18,9 +20,11 @@ cdef class Telemetry:
     cdef public object keys
     cdef public Py_ssize_t calls, errors
     cdef dict _of_command, _of_prefix
-    cdef object _see
+    cdef list _hot, _distinct
+    cdef Py_ssize_t _turn
 
-    @cython.locals(counters=CommandCounters, prefix=PrefixCounters)
+    @cython.locals(counters=CommandCounters, prefix=PrefixCounters, view="const unsigned char*", head=bytes)
     cpdef observe(self, Command command, bytes key, double seconds, Py_ssize_t request_bytes, Py_ssize_t reply_bytes, bytes error)
+    cdef _take_in(self)
     cdef CommandCounters _counters(self, Command command)
     cdef PrefixCounters _prefix(self, bytes raw)

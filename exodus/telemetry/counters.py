@@ -7,10 +7,11 @@ sketches only. No argument of a request is kept but the beginnings of keys.
 from __future__ import annotations
 
 from typing import TypedDict
+from zlib import crc32
 
 from exodus.commands.table import Command
 from exodus.telemetry.histogram import Histogram
-from exodus.telemetry.sketches import KeySketches
+from exodus.telemetry.sketches import DISTINCT_SAMPLE, HOT_SAMPLE, KeySketches
 
 _COMMANDS_MAX = 1_000  # a client may send any bytes as a name
 _ERRORS_MAX = 64  # codes of one command; scripts may make up their own
@@ -18,6 +19,8 @@ _CODE_BYTES_MAX = 32
 _PREFIXES_MAX = 512
 _PREFIX_BYTES_MAX = 64
 _HOT_KEYS_SHOWN = 20
+_WAITING_MAX = 64
+_DISTINCT_MASK = DISTINCT_SAMPLE - 1
 OTHER = "(other)"
 NO_PREFIX = "(none)"
 
@@ -122,6 +125,9 @@ class Telemetry:
         self.errors = 0
         self._of_command: dict[Command, CommandCounters] = {}
         self._of_prefix: dict[bytes, PrefixCounters] = {}
+        self._hot: list[bytes] = []  # every HOT_SAMPLE-th request's key, not yet in the sketch
+        self._distinct: list[bytes] = []  # keys of the hashes that are counted, not yet in the sketch
+        self._turn = 0
 
     def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
         """Count one answered request: its command, its first key, how long the answer took, and the error's first word or nothing."""
@@ -140,10 +146,19 @@ class Telemetry:
             self._error(counters, error)
         if key is None:
             return
-        self.keys.see(key)
-        prefix = self._of_prefix.get(key[: key.find(b":") + 1])
+        if crc32(key) & _DISTINCT_MASK == 0:
+            self._distinct.append(key)
+        self._turn += 1
+        if self._turn == HOT_SAMPLE:
+            self._turn = 0
+            self._hot.append(key)
+            if len(self._hot) >= _WAITING_MAX:
+                self._take_in()
+        view = key
+        head = view[: key.find(b":") + 1]
+        prefix = self._of_prefix.get(head)
         if prefix is None:
-            prefix = self._prefix(key[: key.find(b":") + 1])
+            prefix = self._prefix(head)
         prefix.calls += 1
         prefix.request_bytes += request_bytes
         prefix.reply_bytes += reply_bytes
@@ -151,6 +166,11 @@ class Telemetry:
             prefix.writes += 1
         if error:
             prefix.errors += 1
+
+    def _take_in(self) -> None:
+        hot, self._hot = self._hot, []
+        distinct, self._distinct = self._distinct, []
+        self.keys.take_in(hot, distinct)
 
     def _counters(self, command: Command) -> CommandCounters:
         text = command.name.decode("ascii", "replace")
@@ -191,4 +211,10 @@ class Telemetry:
 
     def hot_keys(self) -> list[tuple[str, int]]:
         """The keys that were named most often, with about how often, as JSON."""
+        self._take_in()
         return [(key.decode("utf-8", "backslashreplace"), count) for key, count in self.keys.hot(_HOT_KEYS_SHOWN)]
+
+    def distinct_keys(self) -> int:
+        """About how many different keys were named."""
+        self._take_in()
+        return self.keys.distinct()

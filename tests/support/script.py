@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from exodus.commands.table import Command
 from exodus.control.changes import Barrier, Key
 
 
@@ -14,7 +13,6 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.observed: list[tuple[bytes, bytes]] = []
 
     def _bytes(self, name: str, data: bytes) -> None:
         if self.calls and self.calls[-1][0] == name:
@@ -36,9 +34,6 @@ class Recorder:
 
     def gap(self, why: str) -> None:
         self.calls.append(("gap", why))
-
-    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
-        self.observed.append((command.name, error))
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.calls.append(("shadow", db, request, reply, write))
