@@ -20,9 +20,12 @@ _KEYS = 1000
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, batches: list[bytes], reply_bytes: int, deadline: float, latencies: list[float], done: asyncio.Future[None]) -> None:
-        self._batches, self._reply_bytes, self._deadline = batches, reply_bytes, deadline
+    def __init__(
+        self, batches: list[bytes], reply_bytes: int, deadline: float, every_s: float, latencies: list[float], done: asyncio.Future[None]
+    ) -> None:
+        self._batches, self._reply_bytes, self._deadline, self._every_s = batches, reply_bytes, deadline, every_s
         self._latencies, self._done = latencies, done
+        self._due = 0.0
         self._turn, self._left, self._sent = 0, 0, 0.0
         self._transport: asyncio.Transport
 
@@ -42,8 +45,13 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._left -= len(data)
         if self._left == 0:
-            self._latencies.append(time.perf_counter() - self._sent)
-            self._send()
+            now = time.perf_counter()
+            self._latencies.append(now - self._sent)
+            self._due = max(self._due + self._every_s, now)
+            if self._due > now:
+                asyncio.get_running_loop().call_later(self._due - now, self._send)
+            else:
+                self._send()
         elif self._left < 0:
             self._done.set_exception(AssertionError(f"more bytes than asked for: {data[:100]!r}"))
 
@@ -67,11 +75,12 @@ async def _run(options: argparse.Namespace) -> dict[str, float]:
     ]
     loop = asyncio.get_running_loop()
     latencies: list[float] = []
+    every_s = options.connections * options.pipeline / options.rate if options.rate else 0.0
     began = time.perf_counter()
     ends = [loop.create_future() for _ in range(options.connections)]
     for end in ends:
         await loop.create_connection(
-            partial(_Client, batches, one_reply * options.pipeline, began + options.seconds, latencies, end), "127.0.0.1", options.port
+            partial(_Client, batches, one_reply * options.pipeline, began + options.seconds, every_s, latencies, end), "127.0.0.1", options.port
         )
     await asyncio.wait_for(asyncio.gather(*ends), options.seconds + 30)
     seconds = time.perf_counter() - began
@@ -93,6 +102,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--pipeline", type=int, default=1)
     parser.add_argument("--bytes", type=int, default=100)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second, all connections together; 0 for as fast as it goes")
     parser.add_argument("--seconds", type=float, default=2.0)
     print(json.dumps(uvloop.run(_run(parser.parse_args()))))
 
