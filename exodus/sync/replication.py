@@ -30,7 +30,7 @@ from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
 from exodus.resp.encode import encode
-from exodus.resp.scanner import RequestScanner, Skipped
+from exodus.resp.scanner import SKIPPED, RequestScanner
 
 log = logging.getLogger(__name__)
 _ACK = encode("REPLCONF", "ACK", 0)
@@ -82,7 +82,7 @@ class StreamKeys:
                 self.barriers.append(barrier_of(args, cursor.db))
             elif command.write and command.role is not Role.EXEC:
                 found = changed_keys(command, args, cursor.db)
-                if any(isinstance(key, Skipped) for _, key in found) or (not command.known and not found):
+                if any(key is SKIPPED for _, key in found) or (not command.known and not found):
                     self.barriers.append(Barrier(RESYNC))
                 self.keys.update(dict.fromkeys(key for key in found if not key[1].startswith(RESERVED_PREFIX)))
         if self._scanner.broken is not None:
