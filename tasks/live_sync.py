@@ -79,7 +79,7 @@ async def _begin_feed(it: Opened) -> None:
     """Refuse a feed that the authority does not allow, and begin it anew: what it saw in an earlier attempt is covered by the backfill to come."""
     if it.plan.feed is Feed.REPLICATION:
         await replication.check_allowed(it.endpoint(Side.SOURCE))
-        await replication.forget(it.store, Side.SOURCE)
+        await replication.begin(it.store, Side.SOURCE)
 
 
 def _as_application(it: Opened) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.sync.engine import Engine, open_engine
+from exodus.sync.feed import feed_of
 from exodus.sync.reconcile import spot_check
 
 _PRE_DRAIN_S = 60.0
@@ -273,7 +274,8 @@ async def _release_old(switch: Switch) -> None:
 
 
 async def _drained(switch: Switch) -> None:
-    while not await journal.drained(switch.store, switch.plan.partitions):
+    feed = feed_of(switch.store, switch.plan, Endpoint(switch.old, switch.plan.address(switch.old)))
+    while not await feed.drained():
         if not switch.left_s():
             raise CutoverAborted(
                 "the journal did not drain while writes were held",

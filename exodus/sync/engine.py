@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Feed, Plan
+from exodus.config import Plan
 from exodus.control.changes import Key, pack
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
 from exodus.leg import Leg
-from exodus.sync.feed import ChangeFeed, JournalFeed, StreamedFeed
+from exodus.sync.feed import ChangeFeed, feed_of
 from exodus.sync.guard import Guard
 from exodus.sync.key import Copier, Failure, Proofs
 
@@ -36,9 +36,7 @@ class Engine:
     @property
     def feed(self) -> ChangeFeed:
         """The change feed that the plan relies on."""
-        if self.plan.feed is Feed.REPLICATION:
-            return StreamedFeed(self.store, self.plan.partitions, self.authority)
-        return JournalFeed(self.store, self.plan.partitions)
+        return feed_of(self.store, self.plan, self.authority)
 
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
         """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from exodus.config import Feed, Plan
 from exodus.control import journal
 from exodus.control.changes import Changes, Key, parse_entries
 from exodus.control.store import ControlStore, answered
@@ -96,6 +97,13 @@ class StreamedFeed(JournalFeed):
     async def drained(self) -> bool:
         """See `ChangeFeed`: all that the authority has propagated was read, and then synced."""
         return await replication.reached(self._store, self._authority) and await super().drained()
+
+
+def feed_of(store: ControlStore, plan: Plan, authority: Endpoint) -> ChangeFeed:
+    """The change feed that a plan relies on, with `authority` as the side whose changes count."""
+    if plan.feed is Feed.REPLICATION:
+        return StreamedFeed(store, plan.partitions, authority)
+    return JournalFeed(store, plan.partitions)
 
 
 async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float) -> str:

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _ACK = encode("REPLCONF", "ACK", 0)
 _READ_BYTES = 256 * 1024
 _SILENCE_S = 30.0  # the authority pings its replicas every 10 s
+_BEGIN = -1  # as an offset: wherever the stream is
 _ACK_S = 1.0
 _FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 _BACKOFF_S = 0.5
@@ -169,7 +170,8 @@ class ReplicationFeed:
         refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
         if refused:
             raise refused[0]
-        leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known else ("?", -1))))
+        fresh = known is not None and known.offset == _BEGIN
+        leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known and not fresh else ("?", -1))))
         await leg.drain()
         words = (await _line(leg)).split()
         if words[0] == b"+CONTINUE" and known is not None:
@@ -181,9 +183,9 @@ class ReplicationFeed:
         cursor = Cursor(words[1].decode(), int(words[2]))
         await _skip_data(leg)
         stream = StreamKeys(table, cursor)
-        if known is None:
-            await self._append(stream, [], [])  # the beginning: nothing was promised before it
-        return stream, known is None
+        if fresh:
+            await self._append(stream, [], [])  # the beginning that `begin` allowed: a backfill covers what was before it
+        return stream, fresh
 
     async def _append(self, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]) -> None:
         cursor = stream.cursor
@@ -271,6 +273,9 @@ async def feed_state(store: ControlStore, side: Side) -> Json | None:
     return {name.decode(): value.decode() for name, value in raw.items()} if raw else None
 
 
-async def forget(store: ControlStore, side: Side) -> None:
-    """Drop the position in a side's stream: what comes before the next beginning is covered by a backfill."""
-    await answered(store.client.delete(store.keys.feed(side)))
+async def begin(store: ControlStore, side: Side) -> None:
+    """Let the reading of a side's stream begin wherever it is: a backfill that is still to come covers all before it.
+
+    Without this a first reading counts as a gap, since nobody knows what was written before it.
+    """
+    await answered(store.client.hset(store.keys.feed(side), mapping={"replid": "?", "offset": _BEGIN, "db": 0}))

@@ -27,12 +27,14 @@ class Contract:
         plant.plan = plant.plan.model_copy(update={"feed": self.feed})
         await plant.store.save_plan(plant.plan)
         await plant.gateway()
+        await replication.begin(plant.store, Side.SOURCE)
         await plant.syncer()
         await plant.start_live_sync()
         if self.feed is Feed.REPLICATION:
 
             async def reads() -> bool:
-                return await replication.feed_state(plant.store, Side.SOURCE) is not None
+                state = await replication.feed_state(plant.store, Side.SOURCE)
+                return state is not None and int(state["offset"]) >= 0
 
             await until(reads, within_s=15, otherwise="the stream was never read")
 
