@@ -7,10 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, gateway
+from benchmarks import backfill, cutover, gateway
 from benchmarks.result import Result
 
-BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {"backfill": (backfill.measure,), "gateway": (gateway.measure,)}
+BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
+    "backfill": (backfill.measure,),
+    "cutover": (cutover.measure,),
+    "gateway": (gateway.measure,),
+}
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from exodus.control.store import ControlStore, guard_key
 from exodus.cutover.fence import Fence
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.leg import ReplyError
+from exodus.leg import Leg, ReplyError
 
 
 def closed(switch: str) -> bytes:
@@ -36,14 +36,19 @@ async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None
     done = True
     for node in await endpoint.nodes():
         async with await node.connect(name="exodus-switch") as leg:
-            key = guard_key(migration)
-            _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
-            if found != before:
-                done = False
-                continue
-            outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
-            done = done and isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)
+            done = await replace_right_on(leg, migration, before, after) and done
     return done
+
+
+async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
+    """The same on one node, over a connection that is open already."""
+    key = guard_key(migration)
+    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
+    if found != before:
+        await leg.call("UNWATCH")
+        return False
+    outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
+    return isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)
 
 
 def unfinished(route: Route) -> bool:

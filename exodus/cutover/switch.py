@@ -3,7 +3,7 @@
 A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
-    readiness → prepare → pre-drain → go → hold → drain → fence → confirm → spot check → close the epoch → switch → release
+    readiness → prepare → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
         → kill strays → flow back
 
 Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
@@ -32,10 +32,11 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence
 from exodus.cutover.levers import check_called_off, postponed, say
-from exodus.cutover.settle import closed, replace_right, settle
+from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
+from exodus.leg import Leg
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.feed import feed_of
 from exodus.sync.reconcile import spot_check
@@ -69,6 +70,7 @@ class Switch:
     before_hold: dict[int, bytes] = field(default_factory=dict)
     engine: Engine | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
+    legs: dict[Side, Leg] = field(default_factory=dict)
     _fences: dict[Side, Fence] = field(default_factory=dict)
 
     @property
@@ -88,6 +90,8 @@ class Switch:
         """Give connections back."""
         for fence in self._fences.values():
             await fence.close()
+        for leg in self.legs.values():
+            await leg.close()
 
     def left_s(self) -> float:
         """Seconds that writes may still be held. A monotonic clock, which also runs while this process is frozen."""
@@ -209,8 +213,9 @@ async def _readiness(switch: Switch) -> None:
 
 async def _prepare(switch: Switch) -> None:
     await switch.fence(switch.old).prepare(switch.id)
-    async with await (await switch.endpoint(switch.old).nodes())[0].connect(name="exodus-switch") as leg:
-        switch.old_right = await leg.call("GET", guard_key(switch.plan.name))
+    for side in Side:  # connected now, since each round trip later is one that writes wait for
+        switch.legs[side] = await (await switch.endpoint(side).nodes())[0].connect(name="exodus-switch")
+    switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
     switch.engine = await open_engine(switch.store, switch.plan, switch.route)
 
 
@@ -299,6 +304,7 @@ async def _lower_old(switch: Switch) -> None:
 async def _confirm(switch: Switch) -> None:
     # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
     since_ms, epoch = await switch.store.now_ms(), switch.route.epoch
+    await answered(switch.store.client.publish(switch.store.keys.route_changed, epoch))  # gateways answer a word on it with a heartbeat
     await switch.gateways(
         lambda beat: (
             beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
@@ -307,6 +313,13 @@ async def _confirm(switch: Switch) -> None:
         min(HOLD_ACK_S, switch.left_s()),
     )
     await _drained(switch)
+
+
+async def _confirm_and_spot_check(switch: Switch) -> None:
+    # Side by side: nothing can change any more, and the journal was drained when the fence was put up.
+    async with asyncio.TaskGroup() as both:
+        both.create_task(_confirm(switch))
+        both.create_task(_spot_check(switch))
 
 
 async def _spot_check(switch: Switch) -> None:
@@ -327,10 +340,9 @@ async def _spot_check(switch: Switch) -> None:
 
 async def _close_epoch(switch: Switch) -> None:
     switch.closing = True  # undone with the hold, by a new epoch
-    if not await replace_right(switch.endpoint(switch.to), switch.plan.name, b"%d" % switch.route.writer_epoch, closed(switch.id)):
-        raise CutoverAborted(
-            f"the writers' epoch on the {switch.to} is not {switch.route.writer_epoch}", why="another switch changed it", next_step="exodus status"
-        )
+    writer = switch.route.writer_epoch
+    if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
+        raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
 
 
 async def _open_new(switch: Switch) -> None:
@@ -350,7 +362,7 @@ async def _close_new(switch: Switch) -> None:
 async def _switch(switch: Switch) -> None:
     next_writer = switch.route.writer_epoch + 1
     async with asyncio.timeout(switch.left_s()):
-        given = await replace_right(switch.endpoint(switch.old), switch.plan.name, switch.old_right, b"%d" % next_writer)
+        given = await replace_right_on(switch.legs[switch.old], switch.plan.name, switch.old_right, b"%d" % next_writer)
     if not given:
         raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
     switch.check_time()
@@ -401,8 +413,11 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"take the right to write on the {old} from every user but Exodus's, and prove it", _fence, _lower_old),
-        Step("confirm", "hear from every gateway that it still holds, and see the journal drained again", _confirm),
-        Step("spot check", f"compare up to {_SPOT_CHECK_KEYS} of the keys changed last", _spot_check),
+        Step(
+            "confirm",
+            f"hear from every gateway that it still holds, see the journal drained, compare up to {_SPOT_CHECK_KEYS} of the keys changed last",
+            _confirm_and_spot_check,
+        ),
         Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch),
         Step("open", f"let applications write to the {to} again, if it was fenced", _open_new, _close_new),
         Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch, bounded=False),
@@ -443,7 +458,7 @@ async def apply(store: ControlStore, plan: Plan, to: Side, *, window: Window | N
             done.append(step)
             try:
                 async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
-                    await step.do(switch)
+                    await _do(step, switch)
             except (ExodusError, *_STORE_ERRORS) as exc:
                 switch.timeline.append(
                     {"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc) or type(exc).__name__}
@@ -460,6 +475,13 @@ async def apply(store: ControlStore, plan: Plan, to: Side, *, window: Window | N
     finally:
         await switch.close()
     return switch
+
+
+async def _do(step: Step, switch: Switch) -> None:
+    try:
+        await step.do(switch)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from group  # of two that were done side by side
 
 
 def _limit_s(switch: Switch) -> float:

@@ -67,12 +67,15 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     why = session.cannot_switch
+    again = 0.0
     while why is None and not session.idle:
-        why = session.unblock(reads=True)
+        if loop.time() >= again:
+            again = loop.time() + _AGAIN_S
+            why = session.unblock(reads=True)
         if loop.time() >= deadline:
             why = "a request was under way for too long"
         if why is None:
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(_LOOK_S)
         if connection.client_gone:
             return None
         why = why or session.cannot_switch
@@ -102,7 +105,7 @@ class _Refused(Exception):
 
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> LegProtocol:
     script, expected, optional = connection.session.replay_script()
-    leg = await open_leg(hub, side, owner=None)
+    leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
     if not script:

@@ -38,6 +38,7 @@ class Journaler:
         self._awake = False  # what `_wake` says, without a call
         self._pipe = StorePipe(store)
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
+        self.hurry = False  # somebody waits for everything to be in the store
         self.entries = 0
         self.coalesced = 0
         self.store_away_since: float | None = None
@@ -103,7 +104,8 @@ class Journaler:
                 await self._wake.wait()
             self._wake.clear()
             self._awake = True
-            await asyncio.sleep(JOURNAL_WINDOW_S)  # the coalescing window
+            if not self.hurry:
+                await asyncio.sleep(JOURNAL_WINDOW_S)  # the coalescing window
             await self._flush()
 
     async def _flush(self) -> None:

@@ -55,6 +55,9 @@ class Hub(Protocol):
     def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
         """A leg was lost with writes under way: mark them again when the authority is known to execute nothing more of it."""
 
+    def spare_leg(self, side: Side) -> LegProtocol | None:
+        """A connection to a side that was made beforehand, or None."""
+
     def closed(self, why: str) -> None:
         """Count a session that the gateway itself had to end."""
 

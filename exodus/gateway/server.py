@@ -32,7 +32,7 @@ from exodus.errors import DecisionRefused, ExodusError, SourceError
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.orders import Orders
-from exodus.gateway.relay import Connection
+from exodus.gateway.relay import Connection, LegProtocol, open_leg
 from exodus.telemetry.counters import Telemetry
 from exodus.telemetry.http import Sample, StatusServer
 
@@ -41,6 +41,7 @@ _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
 _SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence to be lifted
 _SETTLE_AGAIN_S = 0.5
+_SPARE_LEGS_MAX = 1_000
 _DRAIN_S = 2.0  # what a stopping gateway gives its sessions
 
 
@@ -110,6 +111,8 @@ class Gateway:
         self._store_errors = 0
         self._gaps_told: dict[str, int] = {}
         self._admin = _Admin()
+        self._spare: list[LegProtocol] = []
+        self._spare_side = Side.TARGET
         self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -215,6 +218,29 @@ class Gateway:
         """Apply each new route; survive the store's absence."""
         await registry.follow(self._look_at_route, self.store, poll_s=HEARTBEAT_S)
 
+    def spare_leg(self, side: Side) -> LegProtocol | None:
+        while self._spare and self._spare_side is side:
+            leg = self._spare.pop()
+            if not leg.lost:
+                return leg
+        return None
+
+    async def _prepare_legs(self, scope: Scope) -> None:
+        """While writes are held: connect to where the sessions may be about to go."""
+        self._spare_side = scope.orders.authority.other
+        for _ in range(min(len(self._members(scope)), _SPARE_LEGS_MAX)):
+            try:
+                self._spare.append(await open_leg(self, self._spare_side, owner=None))
+            except (OSError, TimeoutError) as exc:
+                log.info("no leg could be made beforehand to the %s: %s", self._spare_side, exc)
+                return
+
+    def _drop_spare_legs(self) -> None:
+        for leg in self._spare:
+            if leg.transport is not None:
+                leg.transport.abort()
+        self._spare.clear()
+
     async def _look_at_route(self) -> None:
         try:
             route = await read_route(self.store)
@@ -223,6 +249,8 @@ class Gateway:
             self._store_errors += 1
             self._release_alone()
             return
+        if self._main.orders.hold:
+            self._beat_now.set()  # whoever said a word on the channel waits for ours
         if route.epoch != self._applied:
             await self.apply(route)
         elif self._overdue():
@@ -242,7 +270,7 @@ class Gateway:
                 self._rehearsal_name = None
             self._applied = route.epoch
             self._beat_now.set()
-        self._remember(route)
+        await asyncio.to_thread(self._remember, route)  # a file's writing is not waited for by the sessions
 
     def _members(self, scope: Scope) -> list[Connection]:
         return [connection for connection in self.connections if connection.orders is scope.orders]
@@ -284,8 +312,14 @@ class Gateway:
     async def _complete_hold(self, scope: Scope) -> None:
         limit_s = self.plan.hold_seconds_max
         busy = await drain_writes(self._members(scope), within_s=limit_s)
-        scope.held = busy == 0 and await self._flushed(limit_s)
+        self._journaler.hurry = True
+        try:
+            scope.held = busy == 0 and await self._flushed(limit_s)
+        finally:
+            self._journaler.hurry = False
         self._beat_now.set()
+        if scope.held:
+            await self._prepare_legs(scope)
 
     async def _settle_before_release(self) -> None:
         """A switch was given up: the fence that it may have put up goes first, or the writes that were held would be refused."""
@@ -317,6 +351,7 @@ class Gateway:
     def _release(self, scope: Scope) -> None:
         scope.orders.hold = False
         scope.held = scope.released_alone = False
+        self._drop_spare_legs()
         scope.hold_deadline = None
         now = asyncio.get_running_loop().time()
         for connection in self._members(scope):
@@ -328,7 +363,7 @@ class Gateway:
         while self._unflushed:
             if loop.time() >= deadline:
                 return False
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.001)
         return True
 
     def _overdue(self) -> bool:
