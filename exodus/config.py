@@ -26,6 +26,7 @@ INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or 
 HELD_BYTES_MAX = 1024 * 1024  # what a session keeps of a client while its writes are held, before it stops reading
 TRANSACTION_BYTES_MAX = 1024 * 1024  # a queued MULTI larger than this cannot be carried over a switch
 SUBSCRIPTIONS_TRACKED_MAX = 10_000
+SCANS_TRACKED_MAX = 1_000  # unfinished iterations of one session; with more it cannot be carried over a switch
 JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
 JOURNAL_BATCH_KEYS = 4_000
 JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far

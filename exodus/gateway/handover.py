@@ -54,8 +54,9 @@ async def drain_writes(connections: Iterable[Connection], *, within_s: float) ->
 
 
 async def move_all(hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float) -> int:
-    """Move sessions to `side`, all at once; returns how many could not be carried and were closed."""
-    outcomes = await asyncio.gather(*[_move(hub, connection, side, within_s=within_s) for connection in list(connections)])
+    """Move sessions to `side`, all at once, subscribers first; returns how many could not be carried and were closed."""
+    members = sorted(connections, key=lambda connection: not connection.session.channels)
+    outcomes = await asyncio.gather(*[_move(hub, connection, side, within_s=within_s) for connection in members])
     return sum(1 for why in outcomes if why is not None)
 
 
@@ -81,7 +82,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         why = why or session.cannot_switch
     if why is None:
         try:
-            leg = await _new_leg(hub, connection, side)
+            leg, unasked, rest = await _new_leg(hub, connection, side)
         except (OSError, TimeoutError, _Refused) as exc:
             why = f"the {side} did not take the session over: {exc}"
     if why is not None:
@@ -92,6 +93,10 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     connection.side = side
     leg.owner = connection
     session.adopt_leg()
+    if unasked:
+        connection.to_client(unasked)
+    if rest:
+        connection.from_server(rest)
     if old is not None and old.transport is not None:
         old.owner = None
         old.transport.close()
@@ -103,30 +108,34 @@ class _Refused(Exception):
     """The new server answered a session command with an error; the text has no argument of the command in it."""
 
 
-async def _new_leg(hub: Hub, connection: Connection, side: Side) -> LegProtocol:
-    script, expected, optional = connection.session.replay_script()
+async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
+    """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
+    session = connection.session
+    script, expected, optional = session.replay_script()
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
     if not script:
-        return leg
+        return leg, b"", b""
     leg.arrived = asyncio.Event()
     leg.transport.write(script)
-    scanner = ReplyScanner()
-    answered = 0
+    scanner, buffered, unasked, answered = ReplyScanner(), b"", b"", 0
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         while answered < expected:
             await leg.arrived.wait()
             leg.arrived.clear()
-            early, leg.early = leg.early, []
-            for reply in scanner.feed(b"".join(early)):
-                if reply.push:
-                    continue
-                if reply.error and answered not in optional:
-                    leg.transport.abort()
-                    raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
-                answered += 1
+            data, leg.early = b"".join(leg.early), []
+            buffered += data
+            for reply in scanner.feed(data):
+                frame, buffered = buffered[: reply.size], buffered[reply.size :]
+                if session.unasked(reply):
+                    unasked += frame
+                elif not reply.push:
+                    if reply.error and answered not in optional:
+                        leg.transport.abort()
+                        raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
+                    answered += 1
             if leg.lost:
                 raise _Refused("it closed the connection")
     leg.arrived = None
-    return leg
+    return leg, unasked, buffered

@@ -22,7 +22,7 @@ cdef class Pending:
     cdef public double since
     cdef public Py_ssize_t size, expected
     cdef public int protocol
-    cdef public bytes key, raw, substitute
+    cdef public bytes key, raw, substitute, rewritten
     cdef public list keys, elsewhere
     cdef public bint write, queued, swallow, shadowed
     cdef public object select, state, barrier, block, deadline
@@ -34,7 +34,7 @@ cdef class Session:
     cdef public Orders orders
     cdef public Py_ssize_t db, protocol, writes_in_flight
     cdef public bytes name
-    cdef public bint watching, watch_lost, replies_off, scanning, unknown_state, streaming_reply, tracking, frozen
+    cdef public bint watching, watch_lost, replies_off, scans_untracked, unknown_state, streaming_reply, tracking, frozen
     cdef public Transaction transaction
     cdef RequestScanner _requests
     cdef ReplyScanner _replies

@@ -27,6 +27,7 @@ from exodus.commands.semantics import NOT_COMPARABLE, Role, Timeout, block_timeo
 from exodus.commands.table import Command
 from exodus.config import (
     HELD_BYTES_MAX,
+    SCANS_TRACKED_MAX,
     SHADOW_PAYLOAD_BYTES_MAX,
     STREAM_FRAME_BYTES,
     SUBSCRIPTIONS_TRACKED_MAX,
@@ -51,6 +52,7 @@ _STREAM_BYTES = STREAM_FRAME_BYTES
 _NOTHING = b""
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []
+_INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 
 
 class Outlet(Protocol):
@@ -121,7 +123,7 @@ class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "select",
+        "barrier", "block", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "rewritten", "select",
         "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
     )  # fmt: skip
 
@@ -146,6 +148,7 @@ class Pending:
         self.deadline: float | None = None
         self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
         self.shadowed = False
+        self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
 
 
 class Session:
@@ -162,12 +165,15 @@ class Session:
         self.watch_lost = False  # the leg was replaced: the next EXEC must fail
         self.transaction: Transaction | None = None
         self.replies_off = False
-        self.scanning = False  # a SCAN of this session is not finished
+        self.scans_untracked = False  # more unfinished SCANs than are remembered
         self.opaque: str | None = None
         self.unknown_state = False  # session commands inside MULTI
         self.streaming_reply = False  # MONITOR, PSYNC: whatever comes goes to the client
         self.tracking = False
+        self.tracking_redirected = False  # to another connection, whose id is another on another server
         self.channels: set[bytes] = set()
+        self._cursors: set[bytes] = set()  # of unfinished SCANs on this leg
+        self._old_cursors: set[bytes] = set()  # of those that were begun on a leg that is gone
         self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
         self.frozen = False
         self.pending: deque[Pending] = deque()
@@ -234,6 +240,10 @@ class Session:
                         self._add_keys(found, intents)
                     if found.barrier is not None:
                         barrier = found.barrier
+                    if found.rewritten is not None:
+                        self._forward(buffered, sent, start, intents, barrier)
+                        sent, intents, barrier = end, [], None
+                        self.out.to_server(found.rewritten)
                     if found.substitute is not None:
                         self._forward(buffered, sent, start, intents, barrier)
                         sent, intents, barrier = end, [], None
@@ -420,9 +430,24 @@ class Session:
             pending.barrier = self._barrier(args)
         elif role is Role.MOVES_DB:
             pending.elsewhere = self._elsewhere(pending.command, args)
+        elif role is Role.SCAN:
+            self._admit_scan(pending, args)
         elif role is Role.SCRIPT and not pending.keys:
             self.orders.risks["script without declared keys"] += 1
         return b""
+
+    def _admit_scan(self, pending: Pending, args: list[bytes]) -> None:
+        """A cursor of a server that is not the authority any more means nothing to this one: the iteration begins anew.
+
+        It keeps SCAN's promise, that what is there all the time is returned at least once; some elements are returned again.
+        """
+        at = 1 if pending.command.name == b"SCAN" else 2
+        if len(args) > at:
+            cursor = args[at]
+            if cursor in self._old_cursors:
+                self._old_cursors.discard(cursor)
+                pending.rewritten = encode(*args[:at], b"0", *args[at + 1 :])
+            self._cursors.discard(cursor)
 
     def _admit_client(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
         word = args[1].upper() if len(args) > 1 else b""
@@ -444,7 +469,9 @@ class Session:
         elif word == b"SETINFO" and len(args) == 4:
             pending.state = (f"setinfo {args[2].decode('ascii', 'replace').lower()}", raw)
         elif word == b"TRACKING":
+            pending.state = ("tracking", raw)
             self.tracking = mode == b"ON"
+            self.tracking_redirected = b"REDIRECT" in (arg.upper() for arg in args[3:])
 
     def _admit_unsubscribe(self, pending: Pending, args: list[bytes]) -> None:
         kind = pending.command.name.replace(b"UNSUBSCRIBE", b"SUBSCRIBE") + b" "
@@ -636,7 +663,10 @@ class Session:
         elif role is Role.MULTI and reply.error and self.transaction is pending.transaction:
             self.transaction = None
         elif role is Role.SCAN:
-            self.scanning = reply.first not in (b"0", b"")
+            if reply.first not in (b"0", b""):
+                self._cursors.add(reply.first)
+                self._old_cursors.discard(reply.first)
+                self.scans_untracked = self.scans_untracked or len(self._cursors) > SCANS_TRACKED_MAX
         elif role is Role.RESET and not reply.error:
             self._reset()
         elif role is Role.HELLO and pending.protocol:
@@ -708,12 +738,10 @@ class Session:
             return self.opaque
         if self.unknown_state:
             return "session commands inside MULTI"
-        if self.channels:
-            return "subscribed"
-        if self.tracking:
-            return "client tracking"
-        if self.scanning:
-            return "in the middle of a SCAN"
+        if self.tracking and (self.tracking_redirected or self.protocol == 2):
+            return "client tracking that is redirected"
+        if self.scans_untracked:
+            return "more SCANs than are tracked"
         if self.transaction is not None and self.transaction.raw_bytes > TRANSACTION_BYTES_MAX:
             return "a queued transaction larger than is kept"
         return None
@@ -798,16 +826,33 @@ class Session:
         optional = frozenset(number for number, slot in enumerate(self.replay) if slot.partition(" ")[0] in _COSMETIC)
         if self.db:
             parts.append(encode("SELECT", self.db))
+        expected = len(parts)
+        for kind in (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"):
+            names = sorted(entry.partition(b" ")[2] for entry in self.channels if entry.startswith(kind + b" "))
+            if names:
+                parts.append(encode(kind, *names))
+                expected += 0 if self.protocol == 3 else len(names)
+        began = len(parts)
         if self.transaction is not None:
             parts.append(encode("MULTI"))
             parts.extend(self.transaction.raw)
-        expected = len(parts)
+        expected += len(parts) - began
         if self.replies_off:
             parts.append(_REPLY_OFF)
         return b"".join(parts), expected, optional
 
+    def unasked(self, reply: Reply) -> bool:
+        """Whether a reply that comes while the script is replayed is none to it, but a message or an invalidation for the client."""
+        if reply.push:
+            return reply.first not in _CONFIRMATIONS
+        return self.protocol == 2 and reply.first in _OUT_OF_BAND
+
     def adopt_leg(self) -> None:
         """The leg was replaced and the script replayed on it."""
+        self._old_cursors |= self._cursors
+        self._cursors = set()
+        if self.tracking:
+            self.out.to_client(_INVALIDATE_ALL)  # what was written while nobody watched, the client must not take from its cache
         self._replies = ReplyScanner()
         self.client_id = None
         self._client_id_asked = False

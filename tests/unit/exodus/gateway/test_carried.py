@@ -1,0 +1,150 @@
+"""What a session takes along to another server, played at every byte split: subscriptions, tracking, iterations, replies off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from exodus.gateway.session import Session
+from exodus.resp.encode import encode
+from exodus.resp.scanner import ReplyScanner
+from tests.support.script import Recorder, Script
+from tests.unit.exodus.gateway.test_session import OK, SET_K, make, orders
+
+
+def page(cursor: bytes, *keys: bytes) -> bytes:
+    items = b"".join(b"$%d\r\n%b\r\n" % (len(key), key) for key in keys)
+    return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(cursor), cursor, len(keys), items)
+
+
+def confirmation(kind: bytes, name: bytes, count: int, *, push: bool = False) -> bytes:
+    return b"%b3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:%d\r\n" % (b">" if push else b"*", len(kind), kind, len(name), name, count)
+
+
+def _moved(session: Session) -> None:
+    session.freeze()
+    session.adopt_leg()
+    session.thaw(9.0)
+
+
+def test_an_iteration_begins_anew_on_the_new_server() -> None:
+    """Its cursor means nothing there; from 0 on, all that is there all the time is returned."""
+    first, second, third = encode("SCAN", 0, "COUNT", 10), encode("SCAN", 17, "COUNT", 10), encode("SCAN", 5, "COUNT", 10)
+    (
+        Script(make())
+        >> ("from_client", first) << ("to_server", first)
+        >> ("from_server", page(b"17", b"a")) << ("to_client", page(b"17", b"a"))
+        >> ("moved", _moved)
+        >> ("from_client", second) << ("to_server", encode("SCAN", 0, "COUNT", 10))
+        >> ("from_server", page(b"5", b"a")) << ("to_client", page(b"5", b"a"))
+        >> ("from_client", third) << ("to_server", third)
+        >> ("from_server", page(b"0", b"b")) << ("to_client", page(b"0", b"b"))
+    ).play_at_every_split()  # fmt: skip
+
+
+def test_a_cursor_that_the_new_server_gave_is_its_own_again() -> None:
+    """Both servers may give the same number."""
+    scan, again = encode("SCAN", 0), encode("SCAN", 17)
+    script = Script(make())
+    script >> ("from_client", scan) << ("to_server", scan) >> ("from_server", page(b"17")) << ("to_client", page(b"17"))
+    script >> ("moved", _moved)
+    script >> ("from_client", scan) << ("to_server", scan) >> ("from_server", page(b"17")) << ("to_client", page(b"17"))
+    script >> ("from_client", again) << ("to_server", again)
+    script.play_at_every_split()
+
+
+def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
+    session_orders, out = orders(), Recorder()
+    session = Session(out, session_orders)
+    session.from_client(encode("SCAN", 0), 0.0)
+    session.from_server(page(b"9"), 0.0)
+    _moved(session)
+    out.take()
+    session.from_client(SET_K + encode("SCAN", 9) + SET_K, 1.0)
+    sent = b"".join(call[1] for call in out.take() if call[0] == "to_server")
+    assert sent == SET_K + encode("SCAN", 0) + SET_K
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages(protocol: int) -> None:
+    out = Recorder()
+    session = Session(out, orders())
+    session.protocol = session._protocol_admitted = protocol
+    push = protocol == 3
+    session.from_client(encode("SUBSCRIBE", "b", "a"), 0.0)
+    session.from_server(confirmation(b"subscribe", b"b", 1, push=push) + confirmation(b"subscribe", b"a", 2, push=push), 0.0)
+    assert session.cannot_switch is None
+    assert session.idle
+    script, expected, _ = session.replay_script()
+    assert script == encode("SUBSCRIBE", "a", "b")
+    assert expected == (0 if push else 2)
+    message = b"%b3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n" % (b">" if push else b"*")
+    replies = ReplyScanner().feed(confirmation(b"subscribe", b"a", 1, push=push) + message)
+    assert [session.unasked(reply) for reply in replies] == [False, True]
+
+
+def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
+    """What was written while the session moved, nobody has told the client of."""
+    hello, track = encode("HELLO", 3), encode("CLIENT", "TRACKING", "ON")
+    script = Script(make())
+    script >> ("from_client", hello) << ("to_server", hello) >> ("from_server", b"%0\r\n") << ("to_client", b"%0\r\n")
+    script >> ("from_client", track) << ("to_server", track) >> ("from_server", OK) << ("to_client", OK)
+    script >> ("moved", _moved) << ("to_client", b">2\r\n$10\r\ninvalidate\r\n_\r\n")
+    script.play_at_every_split()
+    out = Recorder()
+    session = Session(out, orders())
+    for data, reply in ((hello, b"%0\r\n"), (track, OK)):
+        session.from_client(data, 0.0)
+        session.from_server(reply, 0.0)
+    assert session.replay_script()[0] == hello + track
+
+
+@pytest.mark.parametrize("arguments", [("TRACKING", "ON", "REDIRECT", 7), ("tracking", "on", "redirect", 7)])
+def test_tracking_that_is_redirected_cannot_be_carried(arguments: tuple[Any, ...]) -> None:
+    """The id of the other connection is another one on another server."""
+    out = Recorder()
+    session = Session(out, orders())
+    session.protocol = 3
+    session.from_client(encode("CLIENT", *arguments), 0.0)
+    session.from_server(OK, 0.0)
+    assert session.cannot_switch == "client tracking that is redirected"
+
+
+def test_settings_that_an_older_server_does_not_know_may_be_missing_there() -> None:
+    out = Recorder()
+    session = Session(out, orders())
+    for command in (encode("CLIENT", "SETNAME", "app"), encode("CLIENT", "SETINFO", "LIB-NAME", "x"), encode("CLIENT", "NO-TOUCH", "ON")):
+        session.from_client(command, 0.0)
+        session.from_server(OK, 0.0)
+    _, expected, optional = session.replay_script()
+    assert (expected, optional) == (3, frozenset({1, 2}))
+
+
+def test_a_blocked_pop_whose_hold_ended_before_it_could_be_sent_again_goes_on_by_itself() -> None:
+    """The answer to its ending came after the release: nobody else would send it again."""
+    session_orders, out = orders(hold=True), Recorder()
+    session_orders.hold = False
+    session = Session(out, session_orders)
+    session.from_client(encode("BLPOP", "q", 10), 0.0)
+    session.from_server(b":77\r\n", 0.0)
+    session_orders.hold = True
+    session.unblock(reads=False)
+    session_orders.hold = False
+    session.thaw(1.0)
+    out.take()
+    session.from_server(b"*-1\r\n", 2.0)
+    assert out.take()[-1] == ("to_server", encode("BLPOP", "q", b"8.000"))
+
+
+def test_a_long_write_that_is_forwarded_while_it_arrives_keeps_a_hold_from_being_complete() -> None:
+    session_orders, out = orders(), Recorder()
+    session = Session(out, session_orders)
+    long = encode("SET", "k", b"x" * 200_000)
+    session.from_client(long[:150_000], 0.0)
+    assert not session.confirmed
+    session_orders.hold = True
+    session.from_client(long[150_000:], 0.0)
+    assert not session.confirmed
+    session.from_server(OK, 0.0)
+    assert session.confirmed
