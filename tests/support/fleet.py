@@ -288,11 +288,20 @@ class Fleet:
         await application.pause()
         feed = JournalFeed(self.store, self.plan.partitions)
 
+        left: list[object] = []
+
         async def quiet() -> bool:
             beats = await registry.heartbeats(self.store, "gateway")
-            return not any(beat.facts["unflushed"] for beat in beats) and await feed.drained()
+            left[:] = [(beat.process, beat.facts["unflushed"]) for beat in beats if beat.facts["unflushed"]]
+            if not await feed.drained():
+                left.append((await feed.positions(), await feed.synced()))
+            return not left
 
-        await until(quiet, within_s=30, otherwise="the journal never drained")
+        try:
+            await until(quiet, within_s=30, otherwise="-")
+        except AssertionError:
+            syncers = [beat.model_dump() for beat in await registry.heartbeats(self.store, "syncer")]
+            raise AssertionError(f"the journal never drained: {left}; {await read_route(self.store)}; {syncers}") from None
         engine = await open_engine(self.store, self.plan)
         report = await verify(engine, settle_s=0.1, attempts=4)
         assert report.divergences == []
