@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus.config import HEARTBEAT_STALE_S
-from exodus.control.store import ControlStore
+from exodus.control.store import ControlStore, answered
 from exodus.errors import CutoverAborted
 
 
@@ -46,9 +47,11 @@ class Heartbeat(BaseModel):
         return self.age_s(now_ms) > HEARTBEAT_STALE_S
 
 
-async def beat(store: ControlStore, heartbeat: Heartbeat) -> None:
-    """Write one heartbeat."""
+async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
+    """Write one heartbeat; `announce` wakes whoever waits for it."""
     await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump())
+    if announce:
+        await answered(store.client.publish(store.keys.part_changed, heartbeat.process))
 
 
 async def heartbeats(store: ControlStore, kind: str) -> list[Heartbeat]:
@@ -65,6 +68,7 @@ async def wait_for(
     otherwise: str,
     at_least: int = 1,
     poll_s: float = 0.02,
+    woken_by: PubSub | None = None,
 ) -> list[Heartbeat]:
     """Wait until `holds` is true of every registered process of a kind.
 
@@ -86,7 +90,10 @@ async def wait_for(
                 why=named or f"{len(found)} {kind} processes are registered, {at_least} are needed",
                 next_step=f"look at `exodus status` and the log of the {kind}; start it again or remove it, then retry",
             )
-        await asyncio.sleep(poll_s)
+        if woken_by is None:
+            await asyncio.sleep(poll_s)
+        else:
+            await woken_by.get_message(ignore_subscribe_messages=True, timeout=poll_s)
 
 
 async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:

@@ -7,6 +7,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | plan           | string | `exodus apply`    | everybody            | `Plan` as JSON, no secrets; until removed             |
 | route          | string | flows             | gateways, syncers    | `Route` as JSON; compare-and-set by epoch             |
 | route:changed  | channel| flows             | gateways, syncers    | wakes followers of the route; polling backs it up     |
+| part:changed   | channel| gateways          | cutover              | a heartbeat that a switch waits for was written       |
 | part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
 | journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
 | position       | hash   | syncers           | flows, chunks        | partition → last entry id synced                      |
@@ -75,6 +76,7 @@ class Keys:
         self.plan = self.prefix + "plan"
         self.route = self.prefix + "route"
         self.route_changed = self.prefix + "route:changed"
+        self.part_changed = self.prefix + "part:changed"
         self.position = self.prefix + "position"
         self.trimmed = self.prefix + "trimmed"
         self.token = self.prefix + "token"

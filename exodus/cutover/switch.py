@@ -22,6 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus.config import HOLD_ACK_S, Hold, JournalMode, Plan, Side
@@ -70,6 +71,7 @@ class Switch:
     before_hold: dict[int, bytes] = field(default_factory=dict)
     engine: Engine | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
+    heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
     _fences: dict[Side, Fence] = field(default_factory=dict)
 
@@ -92,6 +94,8 @@ class Switch:
             await fence.close()
         for leg in self.legs.values():
             await leg.close()
+        if self.heard is not None:
+            await self.heard.aclose()
 
     def left_s(self) -> float:
         """Seconds that writes may still be held. A monotonic clock, which also runs while this process is frozen."""
@@ -155,7 +159,7 @@ class Switch:
 
     async def gateways(self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float) -> None:
         """Wait for every gateway."""
-        await registry.wait_for(self.store, "gateway", holds, within_s=within_s, otherwise=otherwise, poll_s=_POLL_S)
+        await registry.wait_for(self.store, "gateway", holds, within_s=within_s, otherwise=otherwise, woken_by=self.heard)
 
 
 Act = Callable[[Switch], Awaitable[None]]
@@ -216,6 +220,8 @@ async def _prepare(switch: Switch) -> None:
     for side in Side:  # connected now, since each round trip later is one that writes wait for
         switch.legs[side] = await (await switch.endpoint(side).nodes())[0].connect(name="exodus-switch")
     switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
+    switch.heard = switch.store.client.pubsub()
+    await switch.heard.subscribe(switch.store.keys.part_changed)
     switch.engine = await open_engine(switch.store, switch.plan, switch.route)
 
 

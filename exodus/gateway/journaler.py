@@ -6,6 +6,7 @@ Nothing here is waited for by a session. `unflushed` tells a route's follower wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -38,7 +39,7 @@ class Journaler:
         self._awake = False  # what `_wake` says, without a call
         self._pipe = StorePipe(store)
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
-        self.hurry = False  # somebody waits for everything to be in the store
+        self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
         self.entries = 0
         self.coalesced = 0
         self.store_away_since: float | None = None
@@ -104,8 +105,9 @@ class Journaler:
                 await self._wake.wait()
             self._wake.clear()
             self._awake = True
-            if not self.hurry:
-                await asyncio.sleep(JOURNAL_WINDOW_S)  # the coalescing window
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(JOURNAL_WINDOW_S):  # the coalescing window
+                    await self.hurry.wait()
             await self._flush()
 
     async def _flush(self) -> None:

@@ -42,6 +42,7 @@ _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, s
 _SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence to be lifted
 _SETTLE_AGAIN_S = 0.5
 _SPARE_LEGS_MAX = 1_000
+_REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
 _DRAIN_S = 2.0  # what a stopping gateway gives its sessions
 
 
@@ -269,8 +270,9 @@ class Gateway:
             if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
                 self._rehearsal_name = None
             self._applied = route.epoch
-            self._beat_now.set()
-        await asyncio.to_thread(self._remember, route)  # a file's writing is not waited for by the sessions
+            if self._main.holding is None or self._main.held:
+                self._beat_now.set()  # else when it is held: a word before that would only stand in its way
+        asyncio.get_running_loop().call_later(_REMEMBER_S, self._remember, route)
 
     def _members(self, scope: Scope) -> list[Connection]:
         return [connection for connection in self.connections if connection.orders is scope.orders]
@@ -312,11 +314,11 @@ class Gateway:
     async def _complete_hold(self, scope: Scope) -> None:
         limit_s = self.plan.hold_seconds_max
         busy = await drain_writes(self._members(scope), within_s=limit_s)
-        self._journaler.hurry = True
+        self._journaler.hurry.set()
         try:
             scope.held = busy == 0 and await self._flushed(limit_s)
         finally:
-            self._journaler.hurry = False
+            self._journaler.hurry.clear()
         self._beat_now.set()
         if scope.held:
             await self._prepare_legs(scope)
@@ -416,7 +418,7 @@ class Gateway:
             self._beat_now.clear()
             self._journaler.rotate(self._log_pending)
             try:
-                await registry.beat(self.store, self.heartbeat(await self.store.now_ms()))
+                await registry.beat(self.store, self.heartbeat(await self.store.now_ms()), announce=holding)
                 await self._tell_gaps()
                 if holding:
                     continue  # a switch waits for this heartbeat, nobody for the telemetry
@@ -538,6 +540,8 @@ class Gateway:
             await asyncio.sleep(5)
 
     def _remember(self, route: Route) -> None:
+        if route.epoch != self._applied or self._stopping.is_set():
+            return  # a later one is remembered instead
         path = self.options.state_dir / "last.json"
         scratch = path.with_suffix(".new")
         try:
