@@ -93,6 +93,12 @@ class EpochEnded(ExodusError):
     code = "epoch-ended"
 
 
+class LeaseEnded(EpochEnded):
+    """The right to one partition ended with its lease, not that of the epoch; the caller begins anew."""
+
+    code = "lease-ended"
+
+
 class CutoverAborted(ExodusError):
     """A switch was given up before the authority changed; writes were released on the old side."""
 

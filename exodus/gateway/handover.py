@@ -96,7 +96,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     if unasked:
         connection.to_client(unasked)
     if rest:
-        connection.from_server(rest)
+        session.from_server(rest, loop.time())
     if old is not None and old.transport is not None:
         old.owner = None
         old.transport.close()

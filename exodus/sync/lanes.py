@@ -19,7 +19,7 @@ from exodus.control import journal
 from exodus.control.changes import Changes, id_order
 from exodus.control.leases import Leases
 from exodus.control.store import answered, lane_guard_key
-from exodus.errors import EpochEnded
+from exodus.errors import EpochEnded, LeaseEnded
 from exodus.sync.engine import Engine
 from exodus.sync.key import Copier
 from exodus.sync.rescan import rescan
@@ -167,7 +167,7 @@ class Lanes:
         if time.monotonic() - self._tended > LEASE_MS / 3000:
             self._tended = time.monotonic()
             if await self._leases.renew():
-                raise EpochEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
+                raise LeaseEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
 
     async def _advance(self, changes: Mapping[int, Changes]) -> None:
         reached = {partition: each.last_id for partition, each in changes.items() if each.last_id is not None}

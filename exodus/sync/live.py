@@ -21,7 +21,7 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
-from exodus.errors import EpochEnded, ExodusError, OperatorError
+from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
 from exodus.sync.lanes import Lanes, Tally
@@ -119,6 +119,10 @@ class Syncer:
                 lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
                 self._why = ""
                 await lanes.run()
+            except LeaseEnded as exc:
+                # The right to the follower is still ours: a server that stood still for longer than a lease must not end live sync for good.
+                self._why = exc.why
+                await asyncio.sleep(_BACKOFF_S)
             except EpochEnded as exc:
                 self._why = exc.why
                 return  # the next route starts new lanes

@@ -70,15 +70,16 @@ def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
 def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages(protocol: int) -> None:
     out = Recorder()
     session = Session(out, orders())
-    session.protocol = session._protocol_admitted = protocol
     push = protocol == 3
+    session.from_client(encode("HELLO", protocol), 0.0)
+    session.from_server(b"%0\r\n" if push else b"*0\r\n", 0.0)
     session.from_client(encode("SUBSCRIBE", "b", "a"), 0.0)
     session.from_server(confirmation(b"subscribe", b"b", 1, push=push) + confirmation(b"subscribe", b"a", 2, push=push), 0.0)
     assert session.cannot_switch is None
     assert session.idle
     script, expected, _ = session.replay_script()
-    assert script == encode("SUBSCRIBE", "a", "b")
-    assert expected == (0 if push else 2)
+    assert script == encode("HELLO", protocol) + encode("SUBSCRIBE", "a", "b")
+    assert expected == (1 if push else 3)
     message = b"%b3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n" % (b">" if push else b"*")
     replies = ReplyScanner().feed(confirmation(b"subscribe", b"a", 1, push=push) + message)
     assert [session.unasked(reply) for reply in replies] == [False, True]
