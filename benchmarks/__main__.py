@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, cutover, gateway
+from benchmarks import backfill, cutover, gateway, livesync, verify
 from benchmarks.result import Result
 
 BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "backfill": (backfill.measure,),
-    "cutover": (cutover.measure,),
+    "verify": (verify.measure,),
+    "livesync": (livesync.measure,),
     "gateway": (gateway.measure,),
+    "cutover": (cutover.measure,),
 }
 
 

@@ -6,53 +6,23 @@ Valkey 9.1, on one machine.
 
 from __future__ import annotations
 
-import random
 import time
 from functools import partial
 
 import redis
 import uvloop
 
+from benchmarks.copying import VALUE_BYTES, backfill, engine_of, load
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client, seconds_of
-from exodus.config import JournalMode, Plan, Side
-from exodus.control.route import change_route, read_route
-from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
 from exodus.stack.servers import Server, ServerKind
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.scan import plan_slices
 
-_VALUE_BYTES = 100
 _BATCH = 100
-_TIMED_SHARE = 5
-
-
-def _load(source: redis.Redis, keys: int) -> None:
-    draw = random.Random(1)  # noqa: S311 - reproducible, not secret
-    pipe = source.pipeline(transaction=False)
-    for number in range(keys):
-        expiry_ms = 3_600_000 + number if number % _TIMED_SHARE == 0 else None
-        pipe.set(b"key:%d" % number, draw.randbytes(_VALUE_BYTES), px=expiry_ms)
-        if number % 10_000 == 0:
-            pipe.execute()
-    pipe.execute()
 
 
 async def _exodus(source: Server, target: Server, control: Server, run: str) -> None:
-    plan = Plan(name="bench", source=source.address(), target=target.address())
-    async with await ControlStore.connect(control.address(), plan.name) as store:
-        await store.save_plan(plan)
-        route = await read_route(store)
-        route = await change_route(store, route, route.next(why="benchmark", journal=JournalMode.ALL, sync=True, writer_epoch=route.writer_epoch + 1))
-        await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
-        engine = await open_engine(store, plan, route)
-        for piece in await plan_slices(engine.authority, plan.slices):
-            progress = await copy_slice(engine, run, piece, budget_s=600)
-            if progress.keys_failed or not progress.done:
-                raise AssertionError(f"slice {piece.slice_id} did not end well: {progress}")
+    async with engine_of(source, target, control) as engine:
+        await backfill(engine, run)
 
 
 def _migrate(source: redis.Redis, target: Server) -> None:
@@ -95,7 +65,7 @@ def measure(*, full: bool) -> Result:
         target = rig.server(ServerKind.VALKEY_91, "target")
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         with client(source) as ours, client(target) as theirs:
-            _load(ours, keys)
+            load(ours, keys)
             for number in range(3):
                 ways = {
                     "exodus": partial(uvloop.run, _exodus(source, target, control, f"run-{number}")),
@@ -111,4 +81,4 @@ def measure(*, full: bool) -> Result:
                     if copied != keys:
                         raise AssertionError(f"{way} copied {copied} of {keys} keys")
                 runs.append(run)
-    return result(name="backfill", what=f"{keys:,} keys of {_VALUE_BYTES} random bytes", unit="keys/s", runs=runs, against="MIGRATE by 100")
+    return result(name="backfill", what=f"{keys:,} keys of {VALUE_BYTES} random bytes", unit="keys/s", runs=runs, against="MIGRATE by 100")

@@ -27,7 +27,7 @@ from exodus.sync.backfill import CHUNK_KEYS
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import scan_once
 from tasks.context import Json, Opened, opened, run
-from tasks.evidence import artifact_key
+from tasks.evidence import artifact_key, prepare
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
@@ -79,6 +79,7 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
                 left = await settle(it.store, it.plan)
                 return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": {"not_settled": "; ".join(left)}}
             done = await switch.apply(it.store, it.plan, side, window=None if window is None else Window.model_validate(window), tell=tell)
+            prepare()  # not before: it would take processor time from the hold
             facts: dict[str, Any] = dict(done.facts)
             report = {"authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts, "switch": done.id}
             await it.store.save_report(f"switch.{phase}", report)

@@ -6,20 +6,30 @@ expectations vacuously, so every gate begins with a row count and not-null colum
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from exodus.errors import EvidenceFailed
 from tasks.context import Json, opened, run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _ROWS_MAX = 500
+
+
+def prepare() -> None:
+    """Begin to import what the gates need: six seconds that pass while a phase watches or copies. Where the gates come first, they wait for it."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    threading.Thread(target=importlib.import_module, args=("great_expectations",), name="import great_expectations", daemon=True).start()
 
 
 def expectations(name: str) -> list[Any]:
@@ -109,6 +119,8 @@ def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary:
     Raises:
         EvidenceFailed: a gate did not pass; the artifacts show which and why.
     """
+    import pandas as pd
+
     gates: list[Json] = []
     for name, rows in frames.items():
         create_table_artifact(key=artifact_key(migration, phase, name), table=rows[:_ROWS_MAX], description=f"{phase}: {name}")

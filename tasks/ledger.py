@@ -14,6 +14,7 @@ from exodus.control.route import read_route
 from exodus.control.store import answered
 from exodus.errors import DecisionRefused
 from tasks.context import Json, Opened, opened, run
+from tasks.evidence import prepare
 from tasks.runs import cancel, is_open
 
 _NEEDS = {
@@ -77,6 +78,8 @@ def open_phase(migration: str, phase: str) -> Json:
         async with opened(migration) as it:
             run_id = str(flow_run.get_id() or "")
             await _check(it, Phase(phase))
+            if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):  # there the gates come after a decision, in another process
+                prepare()
             await _alone(it, Phase(phase), run_id)
             now_ms = await it.store.now_ms()
             await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))

@@ -9,11 +9,8 @@ Arg = bytes | str | int
 
 def encode(*args: Arg) -> bytes:
     """One request as an array of bulk strings."""
-    parts = [b"*%d\r\n" % len(args)]
-    for arg in args:
-        raw = arg if isinstance(arg, bytes) else str(arg).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-    return b"".join(parts)
+    raws = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+    return b"*%d\r\n%b" % (len(raws), b"".join([b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws]))
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:

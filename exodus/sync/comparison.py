@@ -16,7 +16,7 @@ from exodus.leg import Leg, Reply
 from exodus.sync.engine import Engine
 from exodus.sync.large import differs_in_pieces, expiry_of
 from exodus.sync.read import Reader, Seen, What
-from exodus.sync.value import canonical, reads_of
+from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 
@@ -72,7 +72,7 @@ class Comparison:
 
     async def follow(self, ours: Sequence[Seen]) -> list[Seen]:
         """The same keys as the follower has them."""
-        return await self._readers[1].keys([each.key for each in ours])
+        return await self._readers[1].like(ours)
 
     async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
         """Compare keys; those that neither side has are equal."""
@@ -83,9 +83,14 @@ class Comparison:
         """Compare what was read of both sides, key by key."""
         found: list[Divergence] = []
         slack_ms = self._slack_ms
-        by_type = tally.by_type
+        equal: Counter[bytes] = Counter()
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
+            # Most often both sides say the same, byte for byte.
+            if here == there and value is not None and kind in PLAIN_TYPES and not (self._field_expiry and kind == b"hash"):
+                equal[kind] += 1
+                tally.keys_with_ttl += expiry >= 0
+                continue
             if kind != there.kind:
                 found.append(_of_another_type(db, key, kind, there.kind))
                 continue
@@ -96,7 +101,6 @@ class Comparison:
                 expiry, there_expiry, unequal = await self._apart(db, key, kind, large=large or there.large)
             else:
                 there_expiry = there.expiry_ms
-                # Most often the servers say the same, byte for byte; only else is it worth making a set or a mapping of it.
                 if value != there.value and canonical(kind, [value]) != canonical(kind, [there.value]):
                     unequal = "value"
             if (expiry < 0) != (there_expiry < 0):
@@ -106,10 +110,12 @@ class Comparison:
             elif unequal is not None:
                 found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else f"{kind.decode()}s differ"))
             else:
-                by_type[kind.decode()] += 1
+                equal[kind] += 1
                 if expiry >= 0:
                     tally.keys_with_ttl += 1
                     tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, abs(expiry - there_expiry))
+        for kind, count in equal.items():
+            tally.by_type[kind.decode()] += count
         return found
 
     async def _apart(self, db: int, key: bytes, kind: bytes, *, large: bool) -> tuple[int, int, str | None]:
@@ -131,13 +137,6 @@ class Comparison:
             value = (value, [ttl for ttl in ttls if isinstance(ttl, int) and ttl >= 0] and ttls)
         return value
 
-    async def surplus(self, db: int, keys: Sequence[bytes]) -> list[Divergence]:
-        """Keys of the follower that the authority does not have."""
-        if not keys or await self._legs[0].call("EXISTS", *keys) == len(keys):
-            return []
-        there = await self._legs[0].pipeline([("EXISTS", key) for key in keys])
-        return [Divergence(db, key, "extra", "not on the authority") for key, exists in zip(keys, there, strict=True) if not exists]
-
 
 def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Divergence:
     if kind_there == b"none":
@@ -145,6 +144,14 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
     if kind == b"none":
         return Divergence(db, key, "extra", kind_there.decode())
     return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
+
+
+async def surplus(authority: Leg, db: int, keys: Sequence[bytes]) -> list[Divergence]:
+    """Keys of the follower that the authority does not have; one question for all of them as long as it has them all."""
+    if not keys or await authority.call("EXISTS", *keys) == len(keys):
+        return []
+    there = await authority.pipeline([("EXISTS", key) for key in keys])
+    return [Divergence(db, key, "extra", "not on the authority") for key, exists in zip(keys, there, strict=True) if not exists]
 
 
 async def open_comparison(engine: Engine) -> Comparison:

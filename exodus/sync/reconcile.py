@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from exodus.config import RESERVED_PREFIX
 from exodus.control.changes import Key
 from exodus.endpoint import Endpoint, Node
-from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison
+from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
 from exodus.sync.engine import Engine
 from exodus.sync.read import Seen
 from exodus.sync.scan import scan_once
@@ -81,24 +81,34 @@ async def verify(
     report = VerificationReport()
     suspects: dict[Key, Divergence] = {}
     moving: set[Key] = set()
+    total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
     comparison = await open_comparison(engine)
-    try:
-        total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
+
+    def note(db: int, found: Sequence[Divergence]) -> None:
+        suspects.update({(db, divergence.key): divergence for divergence in found})
+        if on_progress is not None:
+            on_progress(report.keys_authority + report.keys_follower, total)
+
+    async def forwards() -> None:
         for db in await _databases(engine.authority):
             async for seen, theirs in _side_by_side(comparison, db):
                 report.keys_authority += len(seen)
-                for found in await comparison.compare(db, seen, theirs, report):
-                    suspects[(db, found.key)] = found
-                if on_progress is not None:
-                    on_progress(report.keys_authority, total)
-        async for db, keys in _batches(engine.follower):
-            report.keys_follower += len(keys)
-            await comparison.select(db)
-            # Keys that both have were compared above; only those that should not be here are of interest.
-            for found in await comparison.surplus(db, keys):
-                suspects[(db, found.key)] = found
-            if on_progress is not None:
-                on_progress(report.keys_authority + report.keys_follower, total)
+                note(db, await comparison.compare(db, seen, theirs, report))
+
+    async def backwards() -> None:
+        # Keys that both sides have are compared forwards; only those that should not be there are of interest.
+        authority = await engine.authority_leg(name="exodus-verify")
+        try:
+            async for db, keys in _batches(engine.follower):
+                report.keys_follower += len(keys)
+                await authority.select(db)
+                note(db, await surplus(authority, db, keys))
+        finally:
+            await authority.close()
+
+    passes = [asyncio.create_task(forwards()), asyncio.create_task(backwards())]
+    try:
+        await asyncio.gather(*passes)
         report.looked_at_again = len(suspects)
         for attempt in range(attempts - 1):
             if not suspects:
@@ -109,6 +119,9 @@ async def verify(
             # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
             moving = set((await engine.feed.changes_since(synced)).keys) if engine.route.sync else set()
     finally:
+        for each in passes:
+            each.cancel()  # the other one, where one failed
+        await asyncio.gather(*passes, return_exceptions=True)
         await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving}
     divergences = {key: found for key, found in suspects.items() if key not in moving}

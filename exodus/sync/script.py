@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 
 # Arguments: payload or value, PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is
-# large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names.
+# large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or `like`, names and types in turn:
+# values that are expected to be of these types and of a bearable size, since the other side's are.
 # Answer: cursor, then for each key its name, type (empty with a payload: nobody needs it), expiry (-1 none, -2 no such key) and value,
 # which is nil for "ask again" and 0 for "large".
 READ = b"""
@@ -42,9 +43,10 @@ local function expiry(key)
   return left
 end
 
-local function size_of(key)
+local function size_of(key, kind)
+  if kind == 'string' then return redis.call('STRLEN', key) end
   if weigh then return redis.call('MEMORY', 'USAGE', key) or 0 end
-  local kind = redis.call('TYPE', key).ok
+  kind = kind or redis.call('TYPE', key).ok
   local command = length[kind]
   if not command then return 0 end
   local size = redis.call(command, key)
@@ -53,11 +55,25 @@ local function size_of(key)
 end
 
 local out, at, collected = {cursor}, 1, 0
+if ARGV[7] == 'like' then
+  for i = 8, #ARGV, 2 do
+    local key, kind = ARGV[i], ARGV[i + 1]
+    local how = reads[kind]
+    local value, at_ms = how and redis.pcall(how[1], key, unpack(how, 2)), expiry(key)
+    if not value or at_ms == -2 or (type(value) == 'table' and (value.err or #value == 0)) then
+      kind = redis.call('TYPE', key).ok
+      if kind == 'none' then value, at_ms = '', -2 else value = false end
+    end
+    out[at + 1], out[at + 2], out[at + 3], out[at + 4] = key, kind, string.format('%.0f', at_ms), value
+    at = at + 4
+  end
+  return out
+end
 for i = first, #keys do
   local key = keys[i]
   local kind, at_ms, value = '', -1, false
-  local size = size_of(key)
   if not payload then kind = redis.call('TYPE', key).ok end
+  local size = size_of(key, not payload and kind or nil)
   if size > key_bytes then
     value = 0
   elseif collected <= most then
