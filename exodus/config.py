@@ -51,6 +51,8 @@ LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of 
 PIECE_BYTES = 512 * 1024  # of a large key, in one command
 PIECE_ELEMENTS = 1_000
 CHUNKS_KEPT = 100_000
+REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
+DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
 
 RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted
 
@@ -223,6 +225,7 @@ class Plan(BaseModel):
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
     feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or the replication stream")
+    verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
     rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)

@@ -13,7 +13,7 @@ from tasks.cutover import explain_switch, finalise, keep_evidence, switch_author
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import verify_sides, wait_caught_up
+from tasks.live_sync import measure_freshness, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
 
@@ -24,6 +24,7 @@ def commit(migration: str = "demo") -> State[str]:
     open_phase(migration, PHASE)
     steps = explain_switch(migration, Side.TARGET)
     create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
+    fresh = measure_freshness(migration)
     decision = ask(
         CutoverDecision,
         migration=migration,
@@ -32,7 +33,7 @@ def commit(migration: str = "demo") -> State[str]:
         question="Should the target become the authority now?",
         summary=[
             f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-            "reads go on all the while; writes flow back, so that rollback loses nothing",
+            f"{fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
         ],
         evidence="evidence.migrate",
     )

@@ -5,27 +5,27 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import orjson
 from prefect import task
 
 from exodus.config import Feed, JournalMode, Side
-from exodus.control import journal, registry
-from exodus.control.changes import Barrier, Key, unpack
+from exodus.control import freshness, journal, registry
+from exodus.control.changes import Barrier
 from exodus.control.checkpoint import forget_run
 from exodus.control.route import change_route, read_route
-from exodus.control.store import answered, make_client
+from exodus.control.store import make_client
 from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import repair, verify
+from exodus.sync.reconcile import dead_letters, keys_of, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
+_REPAIR_ROUNDS = 5
 _PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, 5 s by default
 
 
@@ -54,6 +54,7 @@ def start_live_sync(migration: str) -> Json:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
                 await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
                 await _begin_feed(it)
+                await freshness.forget_pass(it.store)
                 writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
                 await forget_run(it.store, run_name(writer))
@@ -104,61 +105,56 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-async def _reconcile(it: Opened, name: str) -> Json:
-    engine = await open_engine(it.store, it.plan)
-    since_ms = await it.store.now_ms()
-    report = await verify(engine)
-    found = report.as_json()
-    dead = await answered(it.store.client.hgetall(it.store.keys.dead))
-    if report.clean:
-        await _close_gaps(it, since_ms)
-    gaps = await answered(it.store.client.hgetall(it.store.keys.gap))
-    found.update(
-        at_ms=since_ms,
-        authority=str(engine.route.authority),
-        dead_letters=[orjson.loads(value) for value in dead.values()],
-        open_gaps=[orjson.loads(value) for value in gaps.values()],
-        lag_entries=await journal.lag_entries(it.store, it.plan.partitions),
-    )
-    await it.store.save_report(f"verification.{name}", found)
-    return found
-
-
-async def _close_gaps(it: Opened, since_ms: int) -> None:
-    """A clean pass over everything closes the gaps that were open before it began, and those of gateways that are gone."""
-    gaps = await answered(it.store.client.hgetall(it.store.keys.gap))
-    for name, raw in gaps.items():
-        if orjson.loads(raw)["at_ms"] < since_ms:
-            await answered(it.store.client.hdel(it.store.keys.gap, name))
-
-
 @task(name="verify both sides")
 def verify_sides(migration: str, name: str) -> Json:
     """Compare every key in both directions; the report is kept as `verification.NAME`. Not kept as a result: it is true now only."""
 
     async def work() -> Json:
         async with opened(migration) as it:
-            return await _reconcile(it, name)
+            return await reconcile(await open_engine(it.store, it.plan), name)
 
     return run(work())
 
 
 @task(name="repair divergences")
 def repair_divergences(migration: str, name: str) -> Json:
-    """Sync again what the last verification found, and the dead letters; then verify once more."""
+    """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
 
     async def work() -> Json:
         async with opened(migration) as it:
-            report = await it.store.report(f"verification.{name}") or {}
-            keys: list[Key] = [
-                (row["db"], row["key"].encode().decode("unicode_escape").encode("latin-1") if "\\x" in row["key"] else row["key"].encode())
-                for row in report.get("divergences", [])
-            ]
-            keys += [key for packed in await answered(it.store.client.hkeys(it.store.keys.dead)) for key in unpack(packed)]
             engine = await open_engine(it.store, it.plan)
-            failed = await repair(engine, keys)
-            found = await _reconcile(it, name)
-            found["repaired"] = len(keys) - len(failed)
-            return found
+            found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
+            repaired = 0
+            for _ in range(_REPAIR_ROUNDS):
+                before = found["divergences_total"] + len(found["dead_letters"])
+                keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
+                repaired += len(keys) - len(await repair(engine, keys))
+                found = await reconcile(engine, name)
+                left = found["divergences_total"] + len(found["dead_letters"])
+                if not left or left >= before:
+                    break
+            return {**found, "repaired": repaired}
+
+    return run(work())
+
+
+@task(name="look how fresh the verification is")
+def measure_freshness(migration: str) -> Json:
+    """How much is verified since its last write. Not kept as a result: it is true now only.
+
+    Raises:
+        DecisionRefused: keys were never verified, or less is than the plan asks for.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            fresh = await freshness.read_freshness(it.store, it.plan.partitions)
+            if fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min:
+                raise DecisionRefused(
+                    f"too little is verified for a cutover: {fresh}",
+                    why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
+                    next_step="exodus verify --repair, then start commit again",
+                )
+            return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}
 
     return run(work())

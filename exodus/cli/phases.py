@@ -18,8 +18,7 @@ from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migr
 from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, Phase
-from exodus.control import journal, ledger, registry
-from exodus.control.changes import unpack
+from exodus.control import freshness, journal, ledger, registry
 from exodus.control.ledger import NEXT
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
@@ -27,13 +26,16 @@ from exodus.control.store import ControlStore, answered
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
-from exodus.sync.reconcile import verify as compare_all
 
 Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
 ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
+
+
+_BY_HAND = "by-hand"  # the report of `exodus verify`
 
 
 def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: HomeOption = None) -> None:
@@ -135,12 +137,18 @@ async def read_status(migration: MigrationFile) -> Json:
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "freshness": await _freshness(store, migration.plan.partitions),
             "dead_letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()],
             "open_gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()],
             "verified": None
             if verification is None
             else {key: verification[key] for key in ("keys_verified", "keys_authority", "divergences_total", "at_ms")},
         }
+
+
+async def _freshness(store: ControlStore, partitions: int) -> Json:
+    fresh = await freshness.read_freshness(store, partitions)
+    return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}
 
 
 def _show(status: Json, api: PrefectApi | None) -> None:
@@ -154,6 +162,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · "
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
     )
+    print(f"freshness: {status['freshness']['text']}")
     print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     waiting = status["waiting"]
     if waiting is not None and api is not None:
@@ -247,19 +256,13 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 # ---------------------------------------------------------------------- verification
 
 
-async def _verify(store: ControlStore, migration: MigrationFile, *, repair: bool) -> Json:
-    plan = await store.plan()
-    engine = await open_engine(store, plan)
-    report = await compare_all(engine)
-    if repair and report.divergences:
-        keys = [(found.db, found.key) for found in report.divergences]
-        if engine.route.sync:
-            await engine.feed.mark(keys)  # the lanes own the follower's keys
-        else:
-            await sync_again(engine, keys)
-        report = await compare_all(engine)
-    del migration
-    return report.as_json()
+async def _verify(store: ControlStore, *, fix: bool) -> Json:
+    engine = await open_engine(store, await store.plan())
+    report = await reconcile(engine, _BY_HAND)
+    if fix and report["divergences"]:
+        await sync_again(engine, keys_of(report))
+        report = await reconcile(engine, _BY_HAND)
+    return report
 
 
 def verify(
@@ -273,7 +276,7 @@ def verify(
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            return await _verify(store, migration, repair=repair)
+            return await _verify(store, fix=repair)
 
     report = asyncio.run(work())
     if json:
@@ -294,7 +297,7 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            keys = [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+            keys = await dead_letters(store)
             failed = await sync_again(await open_engine(store, await store.plan()), keys)
             return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": [repr(key) for _, key in failed]}
 

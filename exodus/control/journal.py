@@ -72,20 +72,23 @@ async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
     return result
 
 
-async def since(store: ControlStore, start: Mapping[int, bytes]) -> Changes:
-    """All that changed after the positions `start` (from `ends`), over all partitions."""
+async def since(store: ControlStore, start: Mapping[int, bytes], *, until: bytes = b"+", at_most: int | None = None) -> Changes:
+    """All that changed after the positions `start` (from `ends`), over these partitions; `gap` where more than `at_most` entries did in one."""
     pipe = store.client.pipeline(transaction=True)
     pipe.hgetall(store.keys.trimmed)
     for partition, entry_id in start.items():
-        pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id)
+        pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id, max=until, count=at_most)
     trimmed, *found = await pipe.execute()
     merged = Changes()
     for (partition, entry_id), entries in zip(start.items(), found, strict=True):
         if id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id):
             merged.gap = True
+        if at_most is not None and len(entries) >= at_most:
+            merged.gap = True
         changes = parse_entries(entries)
         merged.keys.extend(changes.keys)
         merged.barriers.extend(changes.barriers)
+        merged.times_ms.extend(changes.times_ms)
     return merged
 
 

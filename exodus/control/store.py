@@ -14,6 +14,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
 | lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
 | token          | string | syncers           | syncers              | counter of fencing tokens                             |
+| verified       | string | verification      | syncers, cutover     | `Pass` as JSON: what the last clean pass speaks for   |
+| fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
 | feed:SIDE      | hash   | syncers           | syncers, cutover     | replid, offset, db of the replication stream of a side|
 | feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
@@ -86,6 +88,8 @@ class Keys:
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
         self.divergence = self.prefix + "divergence"
+        self.verified_pass = self.prefix + "verified"
+        self.fresh = self.prefix + "fresh"
         self.seeded = self.prefix + "seeded"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"

@@ -31,8 +31,8 @@ class Divergence:
     detail: str = ""
 
     def as_json(self) -> dict[str, str | int]:
-        """For reports: the key as text, bytes that are none escaped."""
-        return {**asdict(self), "key": self.key.decode("utf-8", "backslashreplace")}
+        """For reports: the key as text, bytes that are none escaped; and exactly, in hexadecimal."""
+        return {**asdict(self), "key": self.key.decode("utf-8", "backslashreplace"), "key_hex": self.key.hex()}
 
 
 @dataclass

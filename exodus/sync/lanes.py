@@ -21,6 +21,7 @@ from exodus.control.leases import Leases
 from exodus.control.store import answered, lane_guard_key
 from exodus.errors import EpochEnded, LeaseEnded
 from exodus.sync.engine import Engine
+from exodus.sync.fresh import Keeper
 from exodus.sync.key import Copier
 from exodus.sync.rescan import rescan
 
@@ -51,6 +52,7 @@ class Lanes:
         self._tally = tally
         self._leases = Leases(engine.store, process, engine.plan.partitions)
         self._positions: dict[int, bytes] = {}
+        self._keeper = Keeper(engine)
         self._tended = 0.0
         self._trimmed = time.monotonic()
 
@@ -67,9 +69,12 @@ class Lanes:
             SourceError, TargetError, RedisError: a server is away; the caller tries again.
         """
         copier = await self._engine.copier(self._engine.guard(), name="exodus-syncer")
+        keeping = asyncio.create_task(self._keeper.run())
         try:
             looked = 0.0
             while True:
+                if keeping.done():
+                    keeping.result()  # it only ends by failing
                 await self._tend(copier)
                 if not self._positions:
                     await asyncio.sleep(_IDLE_S)
@@ -79,6 +84,7 @@ class Lanes:
                 changes = await self._engine.feed.tail(self._positions, wait_ms=_WAIT_MS)
                 if not changes:
                     continue
+                self._keeper.note(changes)
                 try:
                     await self._sync(copier, changes)
                 except EpochEnded:
@@ -87,6 +93,8 @@ class Lanes:
                     continue
                 await self._advance(changes)
         finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
             await copier.close()
 
     async def give_back(self) -> None:
@@ -119,6 +127,7 @@ class Lanes:
     async def _reguard(self, copier: Copier) -> None:
         self._positions = {partition: at for partition, at in self._positions.items() if partition in self._leases.tokens}
         await copier.guard_by(self._engine.guard(self._leases.tokens))
+        await self._keeper.hold(self._positions)
 
     async def _drop_lost(self, copier: Copier) -> bool:
         """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""

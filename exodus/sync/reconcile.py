@@ -11,9 +11,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from exodus.config import RESERVED_PREFIX
-from exodus.control.changes import Key
+import orjson
+
+from exodus.config import REPAIR_SECONDS_MAX, RESERVED_PREFIX
+from exodus.control import freshness, journal
+from exodus.control.changes import Key, unpack
+from exodus.control.store import ControlStore, Json, answered
 from exodus.endpoint import Endpoint, Node
+from exodus.errors import TargetError
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
 from exodus.sync.engine import Engine
 from exodus.sync.read import Seen
@@ -42,7 +47,7 @@ class VerificationReport(Tally):
         """Whether nothing differs."""
         return self.divergences_total == 0
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> Json:
         """For reports and artifacts."""
         return {
             "keys_authority": self.keys_authority,
@@ -190,24 +195,90 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
         await comparison.close()
 
 
-async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
-    """Sync keys once more under the epoch's guard; returns those that could not be carried.
+async def reconcile(engine: Engine, name: str) -> Json:
+    """A pass that counts: clean, it closes the gaps that were open before it, and freshness counts from it. Kept as report `verification.NAME`.
 
-    For keys that differ while nothing of live sync is on: with live sync on, mark them through the feed instead, so that the lanes do it.
+    Raises:
+        SourceError, TargetError: a side was lost.
+        redis.exceptions.RedisError: the store was.
     """
+    store = engine.store
+    since_ms, synced = await store.now_ms(), await engine.feed.synced()
+    report = await verify(engine)
+    if report.clean:
+        await _close_gaps(store, since_ms)
+        await freshness.record_pass(store, since_ms, synced, report.keys_authority)
+    found: Json = report.as_json()
+    found.update(
+        at_ms=since_ms,
+        authority=str(engine.route.authority),
+        dead_letters=await _listed(store, store.keys.dead),
+        open_gaps=await _listed(store, store.keys.gap),
+        lag_entries=await journal.lag_entries(store, engine.plan.partitions),
+    )
+    await store.save_report(f"verification.{name}", found)
+    return found
+
+
+async def _listed(store: ControlStore, name: str) -> list[Json]:
+    return [orjson.loads(raw) for raw in (await answered(store.client.hgetall(name))).values()]
+
+
+async def _close_gaps(store: ControlStore, since_ms: int) -> None:
+    """A clean pass over everything closes the gaps that were open before it began, and those of gateways that are gone."""
+    for name, raw in (await answered(store.client.hgetall(store.keys.gap))).items():
+        if orjson.loads(raw)["at_ms"] < since_ms:
+            await answered(store.client.hdel(store.keys.gap, name))
+
+
+def keys_of(report: Json) -> list[Key]:
+    """The keys that a report of `reconcile` lists as divergent."""
+    return [(row["db"], bytes.fromhex(row["key_hex"])) for row in report["divergences"]]
+
+
+async def dead_letters(store: ControlStore) -> list[Key]:
+    """The keys that could not be carried."""
+    return [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+
+
+async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
+    """Copy keys once more; those that could not be carried.
+
+    With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for.
+
+    Raises:
+        TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
+    """
+    if engine.route.sync:
+        await engine.feed.mark(keys)
+        goal = await engine.feed.positions()
+        deadline = time.monotonic() + REPAIR_SECONDS_MAX
+        while not await journal.reached(engine.store, goal):
+            if time.monotonic() > deadline:
+                raise TargetError(
+                    f"{len(keys)} keys were marked to be copied again, and live sync has not come to them",
+                    why=f"{await journal.lag_entries(engine.store, engine.plan.partitions)} entries are before them",
+                    next_step="look at the syncer in `exodus status`, then repair again",
+                )
+            await asyncio.sleep(0.05)
+    else:
+        await _copy_again(engine, keys)
+    wanted = set(keys)
+    return [key for key in await dead_letters(engine.store) if key in wanted]
+
+
+async def _copy_again(engine: Engine, keys: Sequence[Key]) -> None:
     copier = await engine.copier(engine.guard(), name="exodus-repair")
-    failed: list[Key] = []
     try:
         by_db: dict[int, list[bytes]] = {}
         for db, key in keys:
             by_db.setdefault(db, []).append(key)
         for db, members in by_db.items():
             for start in range(0, len(members), _BATCH_KEYS):
-                report = await copier.sync_keys(db, members[start : start + _BATCH_KEYS])
+                part = members[start : start + _BATCH_KEYS]
+                report = await copier.sync_keys(db, part)
+                broken = {failure.key for failure in report.failed}
                 await engine.keep_failures(report.failed)
-                failed.extend((failure.db, failure.key) for failure in report.failed)
-        broken = set(failed)
-        await engine.forget_failures(key for key in keys if key not in broken)
+                await engine.forget_failures((db, key) for key in part if key not in broken)
     finally:
         await copier.close()
-    return failed
