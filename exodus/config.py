@@ -204,6 +204,15 @@ class Address(BaseModel):
         return None
 
 
+class Budget(BaseModel):
+    """How much the authority may feel of bulk reads. None: no bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
+    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
+
+
 class Listen(BaseModel):
     """Where the gateway listens. Loopback unless the operator says otherwise."""
 
@@ -225,6 +234,7 @@ class Plan(BaseModel):
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
     feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or the replication stream")
+    budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")

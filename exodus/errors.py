@@ -68,6 +68,13 @@ class ControlStoreError(ExodusError):
     retryable = True
 
 
+class NoRoom(ExodusError):
+    """The follower takes no writes now: no memory, read-only, loading, no permission. What was under way is done again when it does."""
+
+    code = "no-room"
+    retryable = True
+
+
 class OrchestratorError(ExodusError):
     """The Prefect server did not do its part; applications are not affected."""
 

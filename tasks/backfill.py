@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from prefect import task
+from prefect.variables import Variable
 
 from exodus.config import Side
 from exodus.control.checkpoint import load_progress
@@ -10,10 +13,12 @@ from exodus.control.route import read_route
 from exodus.errors import EpochEnded
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import open_engine
+from exodus.sync.pace import parse_budget, set_budget
 from exodus.sync.scan import Slice, plan_slices
 from tasks.context import Json, opened, run
 
 BUDGET_S = 20.0
+BUDGET_VARIABLE = "exodus_budget"  # a Prefect variable: the impact budget, looked at before each slice's turn
 
 
 def run_name(writer_epoch: int) -> str:
@@ -49,6 +54,9 @@ def copy_one_slice(migration: str, slice_id: str, writer_epoch: int, attempt: in
                     why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
                     next_step="start migrate again",
                 )
+            asked = await Variable.aget(BUDGET_VARIABLE)
+            if asked is not None:
+                await set_budget(it.store, parse_budget(json.dumps(asked)))
             engine = await open_engine(it.store, it.plan, route)
             progress = await copy_slice(engine, run_name(writer_epoch), Slice.parse(slice_id), budget_s=BUDGET_S)
             return progress.model_dump()

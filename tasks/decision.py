@@ -118,6 +118,7 @@ def ask(
             lines.append(f"**Asked again: {problem}**")
         lines += [
             *(f"- {line}" for line in summary),
+            "",
             f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`",
         ]
         answer = suspend_flow_run(

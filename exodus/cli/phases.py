@@ -26,6 +26,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
+from exodus.sync.pace import read_paces
 from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
 
@@ -137,6 +138,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "pace": [report.model_dump() for report in await read_paces(store)],
             "freshness": await _freshness(store, migration.plan.partitions),
             "dead_letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()],
             "open_gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()],
@@ -162,6 +164,9 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · "
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
     )
+    for pace in status["pace"]:
+        spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
+        print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     print(f"freshness: {status['freshness']['text']}")
     print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     waiting = status["waiting"]

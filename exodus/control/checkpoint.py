@@ -33,6 +33,7 @@ class SliceProgress(BaseModel):
     restarts: int = 0  # times the cursor was void
     attempts: int = 0  # times a process took the slice up
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
+    why: str = ""  # what the slice waits for
     strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
 
 

@@ -15,6 +15,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
 | token          | string | syncers           | syncers              | counter of fencing tokens                             |
 | verified       | string | verification      | syncers, cutover     | `Pass` as JSON: what the last clean pass speaks for   |
+| budget         | string | operator, flows   | bulk readers         | impact budget as JSON, in place of the plan's         |
+| pace           | hash   | bulk readers      | status               | what each spends of it and why, JSON                  |
 | fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
 | feed:SIDE      | hash   | syncers           | syncers, cutover     | replid, offset, db of the replication stream of a side|
 | feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
@@ -88,6 +90,8 @@ class Keys:
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
         self.divergence = self.prefix + "divergence"
+        self.budget = self.prefix + "budget"
+        self.pace = self.prefix + "pace"
         self.verified_pass = self.prefix + "verified"
         self.fresh = self.prefix + "fresh"
         self.seeded = self.prefix + "seeded"

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
 from exodus.endpoint import Node
-from exodus.errors import EpochEnded, SourceError, TargetError
+from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
 from exodus.sync.engine import Engine
 from exodus.sync.key import BatchReport, Copier
+from exodus.sync.pace import Pace
 from exodus.sync.payload import State
 from exodus.sync.scan import Slice
 
@@ -30,6 +31,7 @@ CHUNK_BYTES = 8 * 1024 * 1024
 QUEUED_BATCHES = 2
 _RETRIES = 5
 _BACKOFF_S = 0.2
+_NO_ROOM_S = 1.0
 
 
 @dataclass
@@ -76,6 +78,13 @@ async def copy_slice(
         try:
             await _SliceCopy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress).run()
             break
+        except NoRoom as exc:
+            # No matter how often: the checkpoint stands, and it goes on by itself when there is room.
+            progress.why = str(exc.why)
+            await save_progress(engine.store, run, progress)
+            if time.monotonic() - began > budget_s:
+                return progress
+            await asyncio.sleep(_NO_ROOM_S)
         except (SourceError, TargetError):
             failures += 1
             if failures > _RETRIES:
@@ -118,20 +127,22 @@ class _SliceCopy:
             progress.run_id, progress.cursor = run_id, self._piece.start
             progress.restarts += 1
         copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
-        writing = asyncio.create_task(self._write(copier))
-        reading = asyncio.create_task(self._read(copier))
+        pace = Pace(self._engine.store, self._engine.authority, self._engine.plan.budget, what=f"backfill {self._piece.slice_id}")
+        tasks: list[asyncio.Task[None]] = []
         try:
-            # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
-            done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            async with pace:
+                tasks = [asyncio.create_task(self._write(copier)), asyncio.create_task(self._read(copier, pace))]
+                # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
         finally:
-            for task in (reading, writing):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(reading, writing, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await copier.close()
 
-    async def _read(self, copier: Copier) -> None:
+    async def _read(self, copier: Copier, pace: Pace) -> None:
         cursor, ended = self._progress.cursor, False
         first = True  # whatever the time: who is called makes progress
         while not ended and (first or time.monotonic() < self._deadline):
@@ -140,6 +151,7 @@ class _SliceCopy:
             payload_bytes = 0
             last = False
             while not last:
+                await pace.turn()
                 cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
                 chunk.scans += 1
                 chunk.keys += keys
@@ -174,7 +186,7 @@ class _SliceCopy:
         progress.re_marked += marked
         for how, count in report.strategies.items():
             progress.strategies[how] = progress.strategies.get(how, 0) + count
-        progress.cursor, progress.done = chunk.cursor, chunk.ended
+        progress.cursor, progress.done, progress.why = chunk.cursor, chunk.ended, ""
         row = ChunkRow(
             slice_id=self._piece.slice_id, number=progress.chunks, keys=len(chunk.keys), payload_bytes=report.payload_bytes,
             digest=report.digest.hexdigest(), ms=round((time.monotonic() - chunk.began) * 1000), cursor=chunk.cursor,

@@ -10,13 +10,19 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from exodus.config import Side
 from exodus.control.store import guard_key
 from exodus.endpoint import Endpoint
-from exodus.errors import EpochEnded
-from exodus.leg import Leg, ReplyError, error_of
+from exodus.errors import EpochEnded, NoRoom
+from exodus.leg import Leg, ReplyError
 from exodus.resp.encode import encode
 
 _MULTI, _EXEC = encode("MULTI"), encode("EXEC")
+
+
+def no_room(side: Side, why: str) -> NoRoom:
+    """The error for a follower that takes no writes."""
+    return NoRoom(f"the {side} takes no writes now", why=why, next_step=f"make room on the {side}, or wait; the copy goes on by itself")
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class GuardedLeg:
 
         Raises:
             EpochEnded: the guard does not hold; nothing was written.
-            SourceError, TargetError: the follower did not take the batch (no memory, read-only, no permission), or was lost; nothing was written.
+            NoRoom: the follower did not take the batch (no memory, read-only, no permission); nothing was written.
+            SourceError, TargetError: it was lost; safe to repeat.
         """
         async with self._turn:
             return await self._run(db, body, count)
@@ -95,9 +102,7 @@ class GuardedLeg:
                 return outcome
             if outcome is not None:
                 refused = next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)  # EXECABORT: why it did not queue them
-                raise error_of(leg.side)(
-                    "the follower takes no writes now", why=str(refused)[:200], next_step="make room, or wait; what was under way is done again"
-                )
+                raise no_room(leg.side, str(refused)[:200])
             # A watched key was touched: the guard's next answer says whether it has another value.
             if attempt == 3:
                 break

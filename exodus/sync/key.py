@@ -20,9 +20,9 @@ from enum import StrEnum
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
-from exodus.leg import Leg, Reply, ReplyError, error_of
+from exodus.leg import Leg, Reply, ReplyError
 from exodus.resp.encode import encode_many
-from exodus.sync.guard import Guard, GuardedLeg
+from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.payload import State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
@@ -290,9 +290,7 @@ class Copier:
                 continue
             why = str(said)[:200]
             if why.startswith(_FULL):
-                raise error_of(self._to.leg.side)(
-                    "the follower takes no writes now", why=why, next_step="make room, or wait; what was under way is done again"
-                )
+                raise no_room(self._to.leg.side, why)
             known = state.payload is not None and any(text in why for text in _REFUSED_PAYLOAD)
             refused.append((state.key, "payload refused" if known else why))
         report.copied += carried

@@ -21,6 +21,7 @@ from exodus.endpoint import Endpoint, Node
 from exodus.errors import TargetError
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
 from exodus.sync.engine import Engine
+from exodus.sync.pace import Pace
 from exodus.sync.read import Seen
 from exodus.sync.scan import scan_once
 
@@ -94,9 +95,12 @@ async def verify(
         if on_progress is not None:
             on_progress(report.keys_authority + report.keys_follower, total)
 
+    pace = Pace(engine.store, engine.authority, engine.plan.budget, what="verification")
+
     async def forwards() -> None:
         for db in await _databases(engine.authority):
             async for seen, theirs in _side_by_side(comparison, db):
+                await pace.turn()
                 report.keys_authority += len(seen)
                 note(db, await comparison.compare(db, seen, theirs, report))
 
@@ -105,15 +109,18 @@ async def verify(
         authority = await engine.authority_leg(name="exodus-verify")
         try:
             async for db, keys in _batches(engine.follower):
+                await pace.turn()
                 report.keys_follower += len(keys)
                 await authority.select(db)
                 note(db, await surplus(authority, db, keys))
         finally:
             await authority.close()
 
-    passes = [asyncio.create_task(forwards()), asyncio.create_task(backwards())]
+    passes: list[asyncio.Task[None]] = []
     try:
-        await asyncio.gather(*passes)
+        async with pace:
+            passes = [asyncio.create_task(forwards()), asyncio.create_task(backwards())]
+            await asyncio.gather(*passes)
         report.looked_at_again = len(suspects)
         for attempt in range(attempts - 1):
             if not suspects:

@@ -1,0 +1,193 @@
+"""The impact budget: how much the authority may feel of us, measured all the while, and kept by slowing down.
+
+Whoever reads in bulk (backfill, verification) asks for its turn before each batch. A probe of its own, a PING every PROBE_EVERY_S, tells what other
+clients feel; INFO tells the share of a core that the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
+several processes that share a server settle without talking to each other: all of them see the same server. What is spent and why stands in the
+control store, and the budget can be changed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from redis.exceptions import RedisError
+
+from exodus.config import Budget
+from exodus.control.store import ControlStore, answered
+from exodus.endpoint import Endpoint
+from exodus.errors import OperatorError
+from exodus.leg import Leg
+
+PROBE_EVERY_S = 0.05
+LOOK_EVERY_S = 0.5
+PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
+_BASELINE_PROBES = 20
+_WINDOW_PROBES = 100
+
+
+class PaceReport(BaseModel):
+    """What one process spends, and why it is as slow as it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at_ms: int
+    what: str
+    pause_ms: float
+    why: str
+    probe_ms_p99: float
+    probe_ms_baseline: float
+    authority_cpu_share: float  # of one core
+
+
+class Governor:
+    """From measurements to a pause. No I/O, no clock."""
+
+    def __init__(self, baseline_ms: float) -> None:
+        self.baseline_ms = baseline_ms
+        self.pause_s = 0.0
+        self.why = ""
+
+    def look(self, budget: Budget, probe_ms_p99: float, cpu_share: float) -> None:
+        """Take one look's figures; slower at once where one is over the budget, faster by a fifth where none is."""
+        added_ms = probe_ms_p99 - self.baseline_ms
+        over: list[str] = []
+        if budget.probe_ms_added_max is not None and added_ms > budget.probe_ms_added_max:
+            over.append(f"the probe's p99 is {added_ms:.2f} ms above what it was, {budget.probe_ms_added_max} ms are allowed")
+        if budget.cpu_share_max is not None and cpu_share > budget.cpu_share_max:
+            over.append(f"the server uses {cpu_share * 100:.0f} % of a core, {budget.cpu_share_max * 100:.0f} % are allowed")
+        if over:
+            self.pause_s = min(max(self.pause_s * 2, PAUSE_S_MIN), PAUSE_S_MAX)
+            self.why = "throttled: " + "; ".join(over)
+        else:
+            self.pause_s = self.pause_s * 0.8 if self.pause_s > PAUSE_S_MIN else 0.0
+            self.why = "" if not self.pause_s else "within the budget again, speeding up"
+
+
+class Pace:
+    """Use as a context manager around bulk reads; `turn` before each batch."""
+
+    def __init__(self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str) -> None:
+        self._store = store
+        self._authority = authority
+        self._budget = budget
+        self._what = what
+        self._governor = Governor(0.0)
+        self._probes: deque[float] = deque(maxlen=_WINDOW_PROBES)
+        self._cpu: tuple[float, float] | None = None
+        self._cpu_share = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.turns_delayed = 0
+        self.seconds_delayed = 0.0
+
+    @property
+    def why(self) -> str:
+        """Why it is slow, or empty."""
+        return self._governor.why
+
+    async def __aenter__(self) -> Self:
+        leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
+        for _ in range(_BASELINE_PROBES):
+            self._probes.append(await _probe(leg))
+        self._governor = Governor(self._p99())
+        self._task = asyncio.create_task(self._watch(leg))
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(RedisError, OSError):  # a report that stays says when it was made
+            await answered(self._store.client.hdel(self._store.keys.pace, self._what))
+
+    async def turn(self) -> None:
+        """Wait as long as the budget asks."""
+        if self._task is not None and self._task.done():
+            self._task.result()  # it only ends by failing: nobody goes on without being measured
+        if self._governor.pause_s:
+            self.turns_delayed += 1
+            self.seconds_delayed += self._governor.pause_s
+            await asyncio.sleep(self._governor.pause_s)
+
+    def _p99(self) -> float:
+        ordered = sorted(self._probes)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+    async def _watch(self, leg: Leg) -> None:
+        looked = 0.0
+        try:
+            while True:
+                await asyncio.sleep(PROBE_EVERY_S)
+                self._probes.append(await _probe(leg))
+                if time.monotonic() - looked >= LOOK_EVERY_S:
+                    looked = time.monotonic()
+                    await self._look(leg)
+        finally:
+            await leg.close()
+
+    async def _look(self, leg: Leg) -> None:
+        info = dict(line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line)
+        used, now = float(info[b"used_cpu_user"]) + float(info[b"used_cpu_sys"]), time.monotonic()
+        if self._cpu is not None:
+            self._cpu_share = (used - self._cpu[0]) / (now - self._cpu[1])
+        self._cpu = (used, now)
+        budget = await read_budget(self._store) or self._budget
+        self._governor.look(budget, self._p99(), self._cpu_share)
+        report = PaceReport(
+            at_ms=await self._store.now_ms(), what=self._what, pause_ms=round(self._governor.pause_s * 1000, 2), why=self._governor.why,
+            probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
+        )  # fmt: skip
+        await answered(self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json()))
+
+
+async def _probe(leg: Leg) -> float:
+    began = time.perf_counter()
+    await leg.call("PING")
+    return (time.perf_counter() - began) * 1000
+
+
+async def read_budget(store: ControlStore) -> Budget | None:
+    """The budget that was set while running, or None where the plan's holds.
+
+    Raises:
+        OperatorError: what stands there is no budget.
+    """
+    raw = await answered(store.client.get(store.keys.budget))
+    return None if raw is None else parse_budget(raw)
+
+
+def parse_budget(raw: bytes | str) -> Budget:
+    """A budget from JSON.
+
+    Raises:
+        OperatorError: it is none; names the field and the value.
+    """
+    try:
+        return Budget.model_validate_json(raw)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "budget"
+        raise OperatorError(
+            f"{field}: {first['input']!r} {first['msg'].lower()}",
+            why="the impact budget was not changed",
+            next_step='for example {"probe_ms_added_max": 0.3, "cpu_share_max": 0.2}',
+        ) from exc
+
+
+async def set_budget(store: ControlStore, budget: Budget | None) -> None:
+    """Change the budget while everything runs; None goes back to the plan's."""
+    if budget is None:
+        await answered(store.client.delete(store.keys.budget))
+    else:
+        await answered(store.client.set(store.keys.budget, budget.model_dump_json()))
+
+
+async def read_paces(store: ControlStore) -> list[PaceReport]:
+    """What every process spends now."""
+    raw = await answered(store.client.hgetall(store.keys.pace))
+    return [PaceReport.model_validate_json(value) for value in raw.values()]

@@ -1,0 +1,86 @@
+"""What the servers may bear: a budget that is kept and can be changed while running, and a target without room."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exodus.config import Budget, Side
+from exodus.control.checkpoint import load_progress
+from exodus.endpoint import Endpoint
+from exodus.sync.backfill import copy_slice
+from exodus.sync.pace import Pace, read_paces, set_budget
+from exodus.sync.scan import plan_slices
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+def _fill(plant: Plant, keys: int, value: str) -> None:
+    pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
+    for number in range(keys):
+        pipe.set(f"k{number}", value)
+    pipe.execute()
+
+
+async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(plant: Plant) -> None:
+    _fill(plant, 60_000, "x" * 100)
+    plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
+    await plant.start_live_sync()
+    engine = await plant.engine()
+    (piece,) = await plan_slices(engine.authority, 1)
+    copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
+
+    async def slowed() -> bool:
+        return any(report.pause_ms >= 4 and "of a core, 0 % are allowed" in report.why for report in await read_paces(plant.store))
+
+    await until(slowed, within_s=30, otherwise="the backfill was not slowed, or did not say so")
+    assert not copying.done()
+    await set_budget(plant.store, Budget())
+    done = await copying
+    assert done.done
+    assert done.keys_copied == 60_000
+    assert await read_paces(plant.store) == []
+
+
+async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:
+    """Something else blocks the server: bulk readers give way."""
+    source = plant.boxes[Side.SOURCE].client()
+    budget = Budget(probe_ms_added_max=5.0)
+    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test") as pace:
+        await pace.turn()
+        assert pace.turns_delayed == 0
+
+        async def gives_way() -> bool:
+            await asyncio.to_thread(source.eval, "local n = 0 for i = 1, 4000000 do n = n + i end return n", 0)
+            await pace.turn()
+            return pace.turns_delayed > 0 and "the probe's p99" in pace.why
+
+        await until(gives_way, within_s=30, otherwise="nobody gave way")
+
+
+async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(plant: Plant) -> None:
+    _fill(plant, 20_000, "x" * 500)
+    target = plant.boxes[Side.TARGET].client()
+    used = target.info("memory")["used_memory"]
+    target.config_set("maxmemory", used + 3_000_000)
+    try:
+        await plant.start_live_sync()
+        engine = await plant.engine()
+        (piece,) = await plan_slices(engine.authority, 1)
+        copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
+
+        async def waits() -> bool:
+            progress = (await load_progress(plant.store, "run")).get(piece.slice_id)
+            return progress is not None and progress.why.startswith("OOM")
+
+        await until(waits, within_s=30, otherwise="the copy did not say that there is no room")
+        assert not copying.done()
+        target.config_set("maxmemory", 0)
+        done = await copying
+        assert (done.done, done.keys_failed, done.why) == (True, 0, "")
+        assert (await plant.verify()).divergences == []
+    finally:
+        target.config_set("maxmemory", 0)
