@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from exodus.config import Side
 from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.cutover import switch
-from tests.support.fleet import Fleet
+from tests.support.fleet import Application, Fleet
 from tests.support.full import FULL
 from tests.support.history import Historian
 from tests.support.servers import Box
@@ -29,6 +30,28 @@ async def fleet(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
     await fleet.open()
     yield fleet
     await fleet.close()
+
+
+async def _one_with_a_gateway_that_sleeps_through_it(fleet: Fleet, application: Application) -> None:
+    """Frozen when it had said that it holds, with writes in its hands, and woken when everything was over: they go to the new side only."""
+    sleeper = fleet.members["gateway-2"]
+
+    def tell(_: switch.Switch, step: switch.Step) -> None:
+        if step.name == "close the epoch":
+            sleeper.signal(signal.SIGSTOP)
+
+    to = (await read_route(fleet.store)).authority.other
+    done = await switch.apply(fleet.store, fleet.plan, to, tell=tell)
+    assert done.switched
+    assert "gateway-2" in str(done.facts["late_gateways"])
+    written = application.tally.acknowledged
+    sleeper.signal(signal.SIGCONT)
+    await fleet.settled()
+    await application.flows(200)
+    assert application.tally.acknowledged > written
+    await fleet.agrees(application)
+    # Its legs to the old side were ended as strays: its sessions are closed, and nothing else is said to anybody.
+    assert {text.split(":")[0] for text in application.tally.texts} <= {"ConnectionError"}
 
 
 async def test_there_and_back_again_and_again(fleet: Fleet) -> None:
@@ -49,11 +72,12 @@ async def test_there_and_back_again_and_again(fleet: Fleet) -> None:
     await historian.end()
     await fleet.settled()
     await fleet.agrees(application)
-    await application.end()
     assert application.tally.texts == []
     assert historian.errors == []
     assert historian.check() > SWITCHES * 50
     assert application.tally.acknowledged > SWITCHES * 200
     closed = [beat.facts["sessions_closed"] for beat in await registry.heartbeats(fleet.store, "gateway")]
     assert closed == [{}, {}], "every session of these could be carried"
+    await _one_with_a_gateway_that_sleeps_through_it(fleet, application)
+    await application.end()
     print(f"{SWITCHES} switches, {application.tally.acknowledged} writes, holds in ms: {sorted(holds)}")

@@ -109,6 +109,7 @@ async def test_a_hold_that_nobody_ends_ends_by_itself(redis62: Box, valkey91: Bo
 async def test_a_switch_that_cannot_drain_is_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the target stopped, the switch gives up within its time, lifts the fence, and writes go on at the source."""
     monkeypatch.setattr(switch, "_PRE_DRAIN_S", 0.2)
+    monkeypatch.setattr(switch, "_STEP_S", 1.5)
     monkeypatch.setattr(switch, "_PRE_DRAIN_MS", 60_000)
     plant.plan = plant.plan.model_copy(update={"hold_seconds_max": 1.0})
     await plant.gateway()

@@ -25,7 +25,7 @@ from tests.support.fleet import Application, Fleet, Switcher
 from tests.support.full import FULL
 from tests.support.servers import Box
 
-_FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-8").partition("-")
+_FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-4").partition("-")
 SEEDS = range(int(_FIRST), int(_END))
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300 + 60 * len(SEEDS))]
 
