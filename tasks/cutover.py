@@ -19,6 +19,7 @@ from exodus.control.store import answered, fence_guard_key, guard_key, lane_guar
 from exodus.cutover import bundle, finalising, forced, switch
 from exodus.cutover.collect import collect, dirty_keys, what_is_left
 from exodus.cutover.fence import Fence
+from exodus.cutover.levers import end_hold
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.window import Window
@@ -78,6 +79,8 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
             if route.authority is side and route.hold is Hold.NONE:
                 left = await settle(it.store, it.plan)
                 return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": {"not_settled": "; ".join(left)}}
+            if phase == Phase.ROLLBACK:
+                await end_hold(it.store, it.plan, "a rollback takes the place of the switch that was under way")
             done = await switch.apply(it.store, it.plan, side, window=None if window is None else Window.model_validate(window), tell=tell)
             prepare()  # not before: it would take processor time from the hold
             facts: dict[str, Any] = dict(done.facts)

@@ -16,6 +16,7 @@ from prefect.states import Cancelling
 from exodus.config import Phase
 from exodus.control import ledger
 from exodus.control.ledger import LedgerEntry
+from exodus.cutover.levers import end_hold
 from tasks.context import Json, opened, run
 
 _ENDED = {
@@ -54,6 +55,9 @@ async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: 
         state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
         await it.store.save_phase(phase, state)
         await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="failed", verdict=outcome, why=why, flow_run_id=run_id))
+        if phase in (Phase.COMMIT, Phase.ROLLBACK):
+            # It may have died while it held writes. The gateways would end that by themselves, but not as soon.
+            await end_hold(it.store, it.plan, f"the run of {phase} ended: {outcome}")
 
 
 def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
