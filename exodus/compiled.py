@@ -24,7 +24,6 @@ HOT = (
     "exodus.control.changes",
     "exodus.telemetry.histogram",
     "exodus.telemetry.counters",
-    "exodus.telemetry.sketches",
     "exodus.gateway.orders",
     "exodus.gateway.session",
     "exodus.gateway.intents",

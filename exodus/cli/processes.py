@@ -18,6 +18,7 @@ from exodus.control.store import ControlStore, make_client
 from exodus.cutover.settle import settle
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.gateway.server import GatewayOptions, serve
+from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.sync.live import run_syncer
 
 IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
@@ -46,26 +47,48 @@ def gateway(
     id_: IdOption = "gateway-1",
     file: FileOption = None,
     home: HomeOption = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT instead of the plan's")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT, or unix:PATH, instead of the plan's")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="folder for the intent log and the spool; keep it over restarts")] = None,
     status_port: Annotated[int, typer.Option(help="port of /metrics and /health; 0 takes a free one")] = 0,
     cert_file: Annotated[Path | None, typer.Option(help="certificate for TLS on the client side")] = None,
     key_file: Annotated[Path | None, typer.Option(help="its key")] = None,
     client_ca_file: Annotated[Path | None, typer.Option(help="ask clients for certificates of this CA")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="that many processes on one port, each ID-N, and a supervisor")] = None,
+    drain_s: Annotated[float, typer.Option("--drain", min=0, help="seconds that sessions get to end by themselves on SIGTERM")] = 2.0,
+    connections: Annotated[int, typer.Option(min=0, help="connections expected: checked at the start against maxclients and open files")] = 0,
+    listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
     log_level: str = "INFO",
 ) -> None:
-    """Relay applications to the authority. Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400"""
+    """Relay applications to the authority. Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400 --workers 4"""
     _log(log_level)
     migration = migration_at(file, home)
     host, port = migration.plan.gateway.host, migration.plan.gateway.port
-    if listen is not None:
+    if listen is not None and listen.startswith("unix:"):
+        host, port = listen, 0
+    elif listen is not None:
         host, _, text = listen.rpartition(":")
         if not host or not text.isdigit():
             raise OperatorError(f"--listen: {listen!r} is not HOST:PORT", why="a host and a port are needed", next_step="--listen 127.0.0.1:6400")
         port = int(text)
+    if workers is not None:
+        root = state_dir or Path("exodus-state")
+        given = {"--file": file, "--home": home, "--cert-file": cert_file, "--key-file": key_file, "--client-ca-file": client_ca_file}
+        shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+        shared += ["--drain", str(drain_s), "--connections", str(-(-connections // workers)), "--log-level", log_level]
+        shared += ["--listen", host if host.startswith("unix:") else f"{host}:{port}"]
+
+        def command(worker: str, folder: Path, fds: list[int]) -> list[str]:
+            own = ["--id", worker, "--state-dir", str(folder)]
+            if status_port:
+                own += ["--status-port", str(status_port + int(worker.rpartition("-")[2]))]
+            return worker_command([*shared, *own, *[text for fd in fds for text in ("--listen-fd", str(fd))]])
+
+        Supervisor(id_=id_, workers=workers, state_dir=root, host=host, port=port, drain_s=drain_s, command=command).run()
+        return
     options = GatewayOptions(
-        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file, settle=settle
-    )
+        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file,
+        listen_fds=tuple(listen_fd or ()), drain_s=drain_s, connections_expected=connections, settle=settle,
+    )  # fmt: skip
     try:
         uvloop.run(serve(_store(migration), options))
     except (RedisError, OSError) as exc:

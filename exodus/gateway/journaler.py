@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
@@ -22,6 +25,36 @@ from exodus.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.25
+
+
+@dataclass
+class Gap:
+    """What no journal covers, for one reason: how many times, when, and in which part of the key hashes (CRC-32, as for partitions)."""
+
+    count: int = 0
+    since: datetime | None = None
+    until: datetime | None = None
+    hash_from: int = 2**32 - 1
+    hash_to: int = 0
+
+    def add(self, at: datetime, keys: Iterable[Key] | None) -> None:
+        """Once more; without keys it may be any."""
+        self.count += 1
+        self.since = self.since or at
+        self.until = at
+        hashes = [zlib.crc32(key, db) for db, key in keys] if keys is not None else [0, 2**32 - 1]
+        self.hash_from = min(self.hash_from, *hashes)
+        self.hash_to = max(self.hash_to, *hashes)
+
+    def as_json(self) -> dict[str, int | str | None]:
+        """For the control store."""
+        return {
+            "count": self.count,
+            "since": self.since.isoformat() if self.since else None,
+            "until": self.until.isoformat() if self.until else None,
+            "hash_from": self.hash_from,
+            "hash_to": self.hash_to,
+        }
 
 
 class Journaler:
@@ -43,7 +76,7 @@ class Journaler:
         self.entries = 0
         self.coalesced = 0
         self.store_away_since: float | None = None
-        self.gaps: dict[str, int] = {}  # why → how many; each is an open gap until a verification pass has closed it
+        self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
 
     # ---- called by sessions
 
@@ -52,7 +85,7 @@ class Journaler:
         missed = self._intents.missed
         self._intents.append(keys, barrier)
         if self._intents.missed != missed:
-            self.gap("the intent log is full")
+            self.gap("the intent log is full", keys)
 
     def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
         """After the authority has answered."""
@@ -66,9 +99,9 @@ class Journaler:
             self._awake = True
             self._wake.set()
 
-    def gap(self, why: str) -> None:
-        """Something was written that no journal covers."""
-        self.gaps[why] = self.gaps.get(why, 0) + 1
+    def gap(self, why: str, keys: Iterable[Key] | None = None) -> None:
+        """Something was written that no journal covers; `keys` where they are known."""
+        self.gaps.setdefault(why, Gap()).add(datetime.now(UTC), keys)
 
     # ---- for heartbeats and the route
 
@@ -129,7 +162,7 @@ class Journaler:
             self._away(exc)
             # Again from the start: entries only mark keys, so a part that did get in does no harm.
             if not self._spool.append(keys, barriers):
-                self.gap("the spool is full")
+                self.gap("the spool is full", keys or None)
             self._wake.set()
         finally:
             self._in_flight = 0
@@ -148,7 +181,7 @@ class Journaler:
             return
         self._keys, self._barriers = {}, {}
         if not self._spool.append(keys, barriers):
-            self.gap("the spool is full")
+            self.gap("the spool is full", keys or None)
 
     async def _replay(self) -> bool:
         try:

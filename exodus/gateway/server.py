@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
+import socket
 import ssl
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -21,6 +23,7 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from exodus import compiled
 from exodus.commands.table import CommandTable
 from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, MOVE_SECONDS_MAX, SHADOW_QUEUE_MAX, Address, Hold, JournalMode, Plan, Side
 from exodus.control import registry
@@ -28,22 +31,29 @@ from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
-from exodus.errors import DecisionRefused, ExodusError, SourceError
+from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
+from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.orders import Orders
 from exodus.gateway.relay import Connection, LegProtocol, open_leg
-from exodus.telemetry.counters import Telemetry
+from exodus.gateway.supervisor import lock_state
+from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.sketches import KeySketches
 
 log = logging.getLogger(__name__)
+_NAMES_MAX, _NAME_CHARS_MAX = 100, 64
+_CANCEL_S = 0.2
+_OWN_FILES = 64  # of the process itself
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
 _SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence to be lifted
 _SETTLE_AGAIN_S = 0.5
 _SPARE_LEGS_MAX = 1_000
 _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
-_DRAIN_S = 2.0  # what a stopping gateway gives its sessions
+_FLUSH_S = 2.0  # what a stopping gateway gives the control store
+_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 
 
 @dataclass
@@ -69,7 +79,9 @@ class GatewayOptions:
     cert_file: Path | None = None
     key_file: Path | None = None
     client_ca_file: Path | None = None
-    reuse_port: bool = False
+    listen_fds: tuple[int, ...] = ()  # listening sockets that a supervisor lends; instead of host and port
+    drain_s: float = 2.0  # what a stopping gateway gives its sessions
+    connections_expected: int = 0  # checked against the server's maxclients at the start
     # Puts right what a switch that ended early left on both sides; what could not be done yet, in words.
     settle: Callable[[ControlStore, Plan], Awaitable[list[str]]] | None = None
 
@@ -89,11 +101,12 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.connections: set[Connection] = set()
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(KeySketches())
         self.sessions_closed: Counter[str] = Counter()
         self.connections_ever = 0
         self.shadow_dropped = 0
         self.task_failures = 0
+        self.tls_reload_failures = 0
         self._main = Scope(Orders(table, self.telemetry))
         self._rehearsal = Scope(Orders(table, self.telemetry))
         self._rehearsal_name: bytes | None = None
@@ -118,7 +131,10 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
-        self._source_seen = True
+        self._listener_tls = listener_tls(options)
+        self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
+        self._draining = False
+        self.room_why = ""  # what is wrong with the number of connections that fit
 
     # ------------------------------------------------------------------ Hub: called by connections
 
@@ -414,7 +430,8 @@ class Gateway:
         while True:
             holding = self._main.orders.hold or self._rehearsal.orders.hold
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), HELD_HEARTBEAT_S if holding else HEARTBEAT_S)
+                async with asyncio.timeout(HELD_HEARTBEAT_S if holding else HEARTBEAT_S):  # wait_for may swallow a cancellation here
+                    await self._beat_now.wait()
             self._beat_now.clear()
             self._journaler.rotate(self._log_pending)
             try:
@@ -435,17 +452,18 @@ class Gateway:
                 self._journaler.intend([], barrier)
 
     async def _tell_gaps(self) -> None:
-        for why, count in self._journaler.gaps.items():
+        for why, gap in list(self._journaler.gaps.items()):
+            count = gap.count
             if self._gaps_told.get(why) != count:
                 name = f"{self.options.process}: {why}"
-                detail = {"process": self.options.process, "why": why, "count": count, "at_ms": await self.store.now_ms()}
+                detail = {"process": self.options.process, "why": why, "at_ms": await self.store.now_ms(), **gap.as_json()}
                 await answered(self.store.client.hset(self.store.keys.gap, name, orjson.dumps(detail).decode()))
                 self._gaps_told[why] = count
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
         main = self._main
-        state = "held" if main.held and main.orders.hold else "holding" if main.orders.hold else "serving"
+        state = "held" if main.held and main.orders.hold else "holding" if main.orders.hold else "draining" if self._draining else "serving"
         if main.released_alone:
             state = "released alone"
         return Heartbeat(
@@ -468,7 +486,8 @@ class Gateway:
                 "errors": self.telemetry.errors,
                 "sessions_closed": dict(self.sessions_closed),
                 "risks": dict(main.orders.risks),
-                "gaps": dict(self._journaler.gaps),
+                "gaps": {why: gap.count for why, gap in self._journaler.gaps.items()},
+                "room": self.room_why,
                 "shadow_dropped": self.shadow_dropped,
                 "task_failures": self.task_failures,
             },
@@ -487,8 +506,24 @@ class Gateway:
             "requests": self.telemetry.calls,
             "errors": self.telemetry.errors,
             "connections": len(self.connections),
+            "connections_by_name": self.names(),
+            "in_flight": self.in_flight(),
             "risks": dict(self._main.orders.risks),
+            "prefixes": self.telemetry.prefixes_snapshot(),
+            "hot_keys": self.telemetry.hot_keys(),
+            "distinct_keys": self.telemetry.distinct_keys(),
         }
+
+    def in_flight(self) -> int:
+        """Requests that were forwarded and not answered."""
+        return sum(len(connection.session.pending) for connection in self.connections)
+
+    def names(self) -> dict[str, int]:
+        """Connections by client name, the most frequent ones; the rest together."""
+        found = Counter(connection.session.name.decode("utf-8", "backslashreplace")[:_NAME_CHARS_MAX] for connection in self.connections)
+        named = dict(found.most_common(_NAMES_MAX))
+        rest = found.total() - sum(named.values())
+        return {**named, OTHER: rest} if rest else named
 
     async def publish_shadow(self) -> None:
         """Carry sampled pairs to the comparer's stream."""
@@ -513,31 +548,82 @@ class Gateway:
         yield "exodus_gateway_journal_unflushed_keys", "written keys not yet in the control store", {}, self._journaler.unflushed
         yield "exodus_gateway_journal_spooled_keys", "written keys on disk because the control store is away", {}, self._journaler.spooled
         yield "exodus_gateway_shadow_dropped_total", "sampled pairs that were not published", {}, self.shadow_dropped
-        for why, count in self._journaler.gaps.items():
-            yield "exodus_gateway_gaps_total", "writes that no journal covers", {"why": why}, count
+        for why, gap in list(self._journaler.gaps.items()):
+            yield "exodus_gateway_gaps_total", "writes that no journal covers", {"why": why}, gap.count
         for why, count in self.sessions_closed.items():
             yield "exodus_gateway_sessions_closed_total", "sessions that could not be carried over", {"why": why}, count
-        for name, counters in list(self.telemetry.commands.items()):
-            labels = {"command": name}
-            yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
-            yield "exodus_gateway_errors_total", "error replies", labels, sum(counters.errors.values())
-            yield "exodus_gateway_latency_us_p99", "99th percentile since the start", labels, counters.latency_us.quantile(0.99)
+        yield "exodus_gateway_in_flight_requests", "requests that the authority has not answered", {}, self.in_flight()
+        yield "exodus_gateway_connections_total", "client connections ever accepted", {}, self.connections_ever
+        yield "exodus_gateway_store_away", "1 while the control store is away", {}, int(bool(self._why()))
+        yield "exodus_gateway_authority_away", "1 while the authority does not answer", {}, int(bool(self._authority_why))
+        yield "exodus_gateway_compiled", "1 where the hot path runs compiled", {}, int(compiled.why_not() is None)
+        yield "exodus_gateway_task_failures_total", "tasks of the process that failed and were started again", {}, self.task_failures
+        yield "exodus_gateway_tls_reload_failures_total", "certificates that could not be read again", {}, self.tls_reload_failures
+        yield "exodus_gateway_journal_coalesced_total", "marks of keys that were marked already", {}, self._journaler.coalesced
+        yield "exodus_gateway_intent_segments", "files of the intent log", {}, self._journaler.segments
+        for name, count in self.names().items():
+            yield "exodus_gateway_named_connections", "open client connections by client name", {"client": name}, count
+        for risk, count in self._main.orders.risks.items():
+            yield "exodus_gateway_risks_total", "requests that may write what no journal covers", {"risk": risk}, count
+        yield from self.telemetry.samples()
 
     def health(self) -> tuple[bool, str]:
-        """Ready as long as the source side takes connections; a store that is away only degrades."""
-        return self._source_seen, self._why() or "serving"
+        """Ready only while the authority answers and we accept; a store that is away, or too little room, only degrades."""
+        if self._draining:
+            return False, "draining: no new connections are accepted"
+        if self._authority_why:
+            return False, self._authority_why
+        degraded = "; ".join(why for why in (self._why(), self.room_why) if why)
+        return True, f"degraded: {degraded}" if degraded else "serving"
 
     async def watch_authority(self) -> None:
-        """Whether the authority takes connections, for `/health`."""
+        """Whether the authority answers, for `/health`: on one connection of our own, without a login."""
         while True:
-            address = self.plan.address(self._main.orders.authority)
+            side = self._main.orders.authority
             try:
-                _, writer = await asyncio.wait_for(asyncio.open_connection(address.host, address.port), 2)
+                async with asyncio.timeout(_PROBE_S):
+                    reader, writer = await self._probe(side)
+            except (OSError, TimeoutError) as exc:
+                self._authority_why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
+                await asyncio.sleep(_PROBE_S)
+                continue
+            try:
+                while side is self._main.orders.authority:
+                    writer.write(b"PING\r\n")
+                    async with asyncio.timeout(_PROBE_S):
+                        line = await reader.readline()
+                    if not line:
+                        break
+                    code = line[1:].split(b" ", 1)[0].strip()
+                    busy = line[:1] == b"-" and code in (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
+                    self._authority_why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
+                    await asyncio.sleep(_PROBE_S)
+            except (OSError, TimeoutError, ValueError) as exc:
+                self._authority_why = f"the {side} does not answer: {type(exc).__name__}"
+            finally:
                 writer.close()
-                self._source_seen = True
-            except (OSError, TimeoutError):
-                self._source_seen = False
-            await asyncio.sleep(5)
+
+    async def _probe(self, side: Side) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        address, context = self.plan.address(side), self._tls[side]
+        return await asyncio.open_connection(
+            address.host, address.port, ssl=context, server_hostname=(address.server_name or address.host) if context else None
+        )
+
+    def reload_tls(self) -> None:
+        """Read certificates and keys again, for connections from now on; what cannot be read leaves the old ones in force."""
+        try:
+            fresh = {side: ssl_context(self.plan.address(side)) for side in Side}
+            listener = listener_tls(self.options)
+            if self._listener_tls is not None and listener is not None and self.options.cert_file is not None:
+                self._listener_tls.load_cert_chain(self.options.cert_file, self.options.key_file)
+                if self.options.client_ca_file is not None:
+                    self._listener_tls.load_verify_locations(self.options.client_ca_file)
+        except (OSError, ssl.SSLError) as exc:
+            self.tls_reload_failures += 1
+            log.error("the certificates could not be read again, the old ones stay in force: %s", exc)
+            return
+        self._tls = fresh
+        log.info("certificates were read again")
 
     def _remember(self, route: Route) -> None:
         if route.epoch != self._applied or self._stopping.is_set():
@@ -561,16 +647,18 @@ class Gateway:
             self.connections_ever += 1
             return Connection(self)
 
-        listener = await loop.create_server(
-            accept,
-            self.options.listen_host,
-            self.options.listen_port,
-            ssl=_listener_tls(self.options),
-            reuse_port=self.options.reuse_port,
-            backlog=1024,
-        )
-        status = StatusServer(self.options.listen_host, self.options.status_port, self.metrics, self.health)
-        log.info("gateway %s listens on %s:%d", self.options.process, self.options.listen_host, listener.sockets[0].getsockname()[1])
+        options = self.options
+        sockets = [inherited(fd) for fd in options.listen_fds] or listen(options.listen_host, options.listen_port, 1)
+        listeners = [
+            await (loop.create_unix_server if sock.family is socket.AF_UNIX else loop.create_server)(
+                accept, sock=sock, ssl=self._listener_tls, backlog=BACKLOG_MAX
+            )
+            for sock in sockets
+        ]
+        status_host = "127.0.0.1" if options.listen_host.startswith("unix:") else options.listen_host
+        status = StatusServer(status_host, options.status_port, self.metrics, self.health)
+        log.info("gateway %s listens on %s; /health and /metrics on port %d", options.process, sockets[0].getsockname(), status.port)
+        self.status_port = status.port
         for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority):
             self._spawn(self._keep_running(work))
         if ready is not None:
@@ -578,25 +666,49 @@ class Gateway:
         try:
             await self._stopping.wait()
         finally:
-            listener.close()
+            self._draining = True
+            for listener in listeners:
+                listener.close()
             await self._end(status)
+            if not options.listen_fds:
+                unlink(options.listen_host)
 
     def stop(self) -> None:
         """End in order."""
         self._stopping.set()
 
+    def _remaining(self) -> tuple[int, float, str]:
+        """What a drain leaves, by kind."""
+        kinds = Counter(
+            "subscribed" if session.channels
+            else "unread" if session.opaque is not None
+            else "in a transaction" if session.transaction is not None
+            else "blocked" if session.blocked() is not None
+            else "under way" if session.pending
+            else "idle"
+            for session in (connection.session for connection in self.connections)
+        )  # fmt: skip
+        return len(self.connections), self.options.drain_s, ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
     async def _end(self, status: StatusServer) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _DRAIN_S
-        while loop.time() < deadline and any(connection.session.writes_in_flight for connection in self.connections):
+        deadline = loop.time() + self.options.drain_s
+        self._beat_now.set()
+        while loop.time() < deadline and self.connections:
             await asyncio.sleep(0.01)
+        while loop.time() < deadline + _FLUSH_S and any(connection.session.writes_in_flight for connection in self.connections):
+            await asyncio.sleep(0.01)
+        if self.connections:
+            log.warning("%d sessions did not end by themselves within %.0f s and are closed: %s", *self._remaining())
         for connection in list(self.connections):
             connection.close("the gateway stops")
         await asyncio.sleep(0)
-        flushed = await self._flushed(_DRAIN_S)
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        flushed = await self._flushed(_FLUSH_S)
+        while self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
+            # Again and again: a wait inside a library may take the cancellation for the end of its own time.
+            await asyncio.wait(list(self._tasks), timeout=_CANCEL_S)
         if flushed:
             try:
                 await self.store.unregister("gateway", self.options.process)
@@ -608,11 +720,13 @@ class Gateway:
             log.error("ends with %d keys that are not journalled; they are journalled at the next start of this id", self._journaler.unflushed)
         self._journaler.close()
         status.close()
+        self.telemetry.keys = NoKeys()  # the library complains at exit of sketches that are still there
         for client in self._admin.clients.values():
             await client.aclose()
 
 
-def _listener_tls(options: GatewayOptions) -> ssl.SSLContext | None:
+def listener_tls(options: GatewayOptions) -> ssl.SSLContext | None:
+    """TLS on the applications' side, or None."""
     if options.cert_file is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -648,6 +762,31 @@ async def load_table(plan: Plan) -> CommandTable:
     return CommandTable.from_replies(*replies)
 
 
+async def room(plan: Plan, connections_expected: int) -> str:
+    """What is wrong with the room for connections, or nothing: each client takes one connection of the source and two files of this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    found = []
+    if connections_expected and 2 * connections_expected + _OWN_FILES > hard:
+        found.append(f"{connections_expected} connections take {2 * connections_expected + _OWN_FILES} open files and {hard} are allowed (ulimit -n)")
+    client = make_client(plan.source, field="source")
+    try:
+        clients = await answered(client.info("clients"))
+        most = clients.get("maxclients")
+        if most is None:
+            most = int((await answered(client.config_get("maxclients")))["maxclients"])
+        left = int(most) - int(clients["connected_clients"])
+        if connections_expected > left:
+            found.append(f"the source has room for {left} more connections (maxclients {most}), and {connections_expected} are expected")
+    except (*_STORE_ERRORS, KeyError, ValueError) as exc:
+        log.warning("the source does not tell its maxclients: %s", exc)
+        if connections_expected:
+            found.append("the source does not tell its maxclients")
+    finally:
+        await client.aclose()
+    return "; ".join(found)
+
+
 async def start_state(store: ControlStore, state_dir: Path) -> tuple[Plan, Route]:
     """Plan and route from the store, or the last known ones while it is away.
 
@@ -673,9 +812,19 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
+    if lock_state(options.state_dir) is None:
+        raise OperatorError(
+            f"{options.state_dir} belongs to a gateway that runs",
+            why="two processes would journal each other's intents",
+            next_step="give each process an --id and a --state-dir of its own",
+        )
+    gateway.room_why = await room(plan, options.connections_expected)
+    if gateway.room_why:
+        log.error("%s", gateway.room_why)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, gateway.stop)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload_tls)
     try:
         await gateway.run(route)
     except OSError as exc:

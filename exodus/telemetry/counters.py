@@ -6,12 +6,13 @@ sketches only. No argument of a request is kept but the beginnings of keys.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from collections.abc import Iterator
+from typing import Protocol, TypedDict
 from zlib import crc32
 
 from exodus.commands.table import Command
 from exodus.telemetry.histogram import Histogram
-from exodus.telemetry.sketches import DISTINCT_SAMPLE, HOT_SAMPLE, KeySketches
+from exodus.telemetry.http import Sample
 
 _COMMANDS_MAX = 1_000  # a client may send any bytes as a name
 _ERRORS_MAX = 64  # codes of one command; scripts may make up their own
@@ -20,6 +21,8 @@ _PREFIXES_MAX = 512
 _PREFIX_BYTES_MAX = 64
 _HOT_KEYS_SHOWN = 20
 _WAITING_MAX = 64
+HOT_SAMPLE = 8  # the sketch of hot keys sees every 8th request
+DISTINCT_SAMPLE = 16  # that of distinct keys sees the keys whose hash is divisible by 16; a power of two
 _DISTINCT_MASK = DISTINCT_SAMPLE - 1
 OTHER = "(other)"
 NO_PREFIX = "(none)"
@@ -114,13 +117,42 @@ class PrefixCounters:
         }
 
 
+class Keys(Protocol):
+    """What is kept of single keys (`sketches.py`)."""
+
+    def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
+        """The keys of every `HOT_SAMPLE`-th request, and of every request those whose `zlib.crc32` is divisible by `DISTINCT_SAMPLE`."""
+
+    def hot(self, at_most: int) -> list[tuple[bytes, int]]:
+        """The keys that were named most often, with about how often."""
+
+    def distinct(self) -> int:
+        """About how many different keys were named."""
+
+
+class NoKeys:
+    """Keeps nothing of single keys: a process that ends, and tests of other things."""
+
+    def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
+        """See `Keys`."""
+
+    def hot(self, at_most: int) -> list[tuple[bytes, int]]:
+        """See `Keys`."""
+        del at_most
+        return []
+
+    def distinct(self) -> int:
+        """See `Keys`."""
+        return 0
+
+
 class Telemetry:
     """Per command, per key prefix and per key, for one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys) -> None:
         self.commands: dict[str, CommandCounters] = {}
         self.prefixes: dict[str, PrefixCounters] = {}
-        self.keys = KeySketches()
+        self.keys = keys
         self.calls = 0
         self.errors = 0
         self._of_command: dict[Command, CommandCounters] = {}
@@ -204,6 +236,26 @@ class Telemetry:
     def snapshot(self) -> dict[str, CommandSnapshot]:
         """All commands, as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.commands.items())}
+
+    def samples(self) -> Iterator[Sample]:
+        """For Prometheus."""
+        for name, counters in list(self.commands.items()):
+            labels = {"command": name}
+            yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
+            yield "exodus_gateway_request_bytes_total", "bytes of requests", labels, counters.request_bytes
+            yield "exodus_gateway_reply_bytes_total", "bytes of replies", labels, counters.reply_bytes
+            yield "exodus_gateway_latency_us_p50", "median time to the reply since the start", labels, counters.latency_us.quantile(0.50)
+            yield "exodus_gateway_latency_us_p99", "99th percentile of it", labels, counters.latency_us.quantile(0.99)
+            yield "exodus_gateway_latency_us_max", "the longest", labels, counters.latency_us.value_max
+            for code, count in list(counters.errors.items()):
+                yield "exodus_gateway_errors_total", "error replies, by the error's first word", {**labels, "code": code}, count
+        for prefix, seen in list(self.prefixes.items()):
+            labels = {"prefix": prefix}
+            yield "exodus_gateway_prefix_requests_total", "requests by the beginning of their first key", labels, seen.calls
+            yield "exodus_gateway_prefix_writes_total", "writes among them", labels, seen.writes
+            yield "exodus_gateway_prefix_errors_total", "error replies among them", labels, seen.errors
+            yield "exodus_gateway_prefix_bytes_total", "bytes of these requests and their replies", labels, seen.request_bytes + seen.reply_bytes
+        yield "exodus_gateway_distinct_keys", "about how many different keys were named since the start", {}, self.distinct_keys()
 
     def prefixes_snapshot(self) -> dict[str, PrefixSnapshot]:
         """All key prefixes, as JSON."""

@@ -2,7 +2,7 @@
 
 Both sketches see a sample of what goes by, one chosen so that the estimate stays straight: hot keys see every `HOT_SAMPLE`-th request with that
 weight, the distinct count sees the keys whose hash is divisible by `DISTINCT_SAMPLE` and is multiplied by it. The hash is the same in all
-processes, so that their sketches merge.
+processes, so that their sketches could be merged.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 
 from datasketches import frequent_items_error_type, frequent_strings_sketch, hll_sketch
 
-HOT_SAMPLE = 8
-DISTINCT_SAMPLE = 16
+from exodus.telemetry.counters import DISTINCT_SAMPLE, HOT_SAMPLE
+
 _HOT_LG_KEYS = 10  # 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
 _HLL_LG_BUCKETS = 12  # 2**12 buckets: a relative error of 1.6 % (one standard deviation)
 KEY_BYTES_MAX = 1024  # a longer key is counted by its beginning
@@ -32,17 +32,17 @@ class KeySketches:
         self._distinct = hll_sketch(_HLL_LG_BUCKETS)
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of every `HOT_SAMPLE`-th request, and of every request those whose `zlib.crc32` is divisible by `DISTINCT_SAMPLE`."""
+        """See `counters.Keys`."""
         for key, count in Counter(hot).items():
             self._hot.update(_text(key), count * HOT_SAMPLE)
         for key in set(distinct):
             self._distinct.update(_text(key))
 
     def distinct(self) -> int:
-        """About how many different keys were named."""
+        """See `counters.Keys`."""
         return round(float(self._distinct.get_estimate()) * DISTINCT_SAMPLE)
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
-        """The keys that were named most often, with about how often."""
+        """See `counters.Keys`."""
         found = self._hot.get_frequent_items(frequent_items_error_type.NO_FALSE_NEGATIVES)
         return [(text.encode("latin-1"), int(estimate)) for text, estimate, *_ in found[:at_most]]

@@ -47,9 +47,12 @@ class Plant:
         self.store = await ControlStore.connect(self.control.address(), self.plan.name)
         await self.store.save_plan(self.plan)
 
-    async def gateway(self, process: str = "gw-1", port: int | None = None) -> Gateway:
+    async def gateway(self, process: str = "gw-1", port: int | None = None, **options: object) -> Gateway:
         gateway = Gateway(
-            self.store, self.plan, await load_table(self.plan), GatewayOptions(process, self.folder / process, "127.0.0.1", port or self.port)
+            self.store,
+            self.plan,
+            await load_table(self.plan),
+            GatewayOptions(process, self.folder / process, "127.0.0.1", port or self.port, drain_s=0.1, **options),  # type: ignore[arg-type]
         )
         ready = asyncio.Event()
         task = asyncio.create_task(gateway.run(await read_route(self.store), ready))

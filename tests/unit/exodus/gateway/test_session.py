@@ -10,7 +10,7 @@ from exodus.control.changes import Barrier
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
-from exodus.telemetry.counters import Telemetry
+from exodus.telemetry.counters import NoKeys, Telemetry
 from tests.support.script import Recorder, Script
 
 OK = b"+OK\r\n"
@@ -41,7 +41,7 @@ def orders(**more: object) -> Orders:
             [Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
             + [Command(name, write=False, first=1, last=1) for name in _READS]
         ),
-        Telemetry(),
+        Telemetry(NoKeys()),
     )
     found.journal = JournalMode.ALL
     for name, value in more.items():

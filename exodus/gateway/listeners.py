@@ -1,0 +1,149 @@
+"""Listening sockets that outlive the process which reads them.
+
+Closing a listening socket resets the connections that wait in its queue, and a worker that dies closes its own. So the supervisor makes one socket
+a worker on the same port (SO_REUSEPORT: the kernel spreads connections over them), keeps all of them open, and lends them out: what arrives while
+a worker is being started again waits. A new version asks the old one for the sockets themselves (`offer`, `take_over`), so that the port is never
+without a listener.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+BACKLOG_MAX = 4096  # connections that wait to be accepted; the kernel lowers it to net.core.somaxconn
+_FDS_MAX = 64
+_TAKEN = b"taken"
+
+
+def listen(host: str, port: int, count: int) -> list[socket.socket]:
+    """`count` sockets that share a port, or one at `unix:PATH` for all.
+
+    Raises:
+        OSError: the address is in use by others, or is not ours.
+    """
+    if host.startswith("unix:"):
+        return [_listen_unix(Path(host.removeprefix("unix:")))]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            found.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if count > 1:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind((host, port))
+            port = sock.getsockname()[1]  # of port 0 the kernel chose one, which all share
+            sock.listen(BACKLOG_MAX)
+            sock.setblocking(False)
+    except OSError:
+        for sock in found:
+            sock.close()
+        raise
+    return found
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # of a process that was killed
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        sock.listen(BACKLOG_MAX)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def unlink(host: str) -> None:
+    """Remove the file of a Unix socket that nobody listens on any more."""
+    if host.startswith("unix:"):
+        Path(host.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+class Offer:
+    """Gives the listening sockets to a successor that asks at a Unix socket, and says when that happened."""
+
+    def __init__(self, path: Path, sockets: Sequence[socket.socket]) -> None:
+        self.taken = threading.Event()
+        self._path = path
+        self._sockets = list(sockets)
+        path.unlink(missing_ok=True)
+        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._server.bind(str(path))
+        path.chmod(0o600)  # whoever may connect here may take the port
+        self._server.listen(1)
+        threading.Thread(target=self._serve, name="takeover", daemon=True).start()
+
+    def _serve(self) -> None:
+        while not self.taken.is_set():
+            try:
+                peer, _ = self._server.accept()
+            except OSError:
+                return  # closed
+            with peer:
+                peer.settimeout(30)
+                try:
+                    socket.send_fds(peer, [b"fds"], [sock.fileno() for sock in self._sockets])
+                    if peer.recv(16) == _TAKEN:
+                        self.taken.set()
+                except OSError as exc:
+                    log.warning("a successor asked for the port and went away: %s", exc)
+
+    def close(self) -> None:
+        """Offer no more."""
+        self._server.close()
+        if not self.taken.is_set():
+            self._path.unlink(missing_ok=True)
+
+
+class Takeover:
+    """Listening sockets from a predecessor, which goes on accepting until `confirm`."""
+
+    def __init__(self, peer: socket.socket, sockets: list[socket.socket]) -> None:
+        self._peer = peer
+        self.sockets = sockets
+
+    def confirm(self) -> None:
+        """We accept: the predecessor may drain."""
+        self._peer.sendall(_TAKEN)
+        self._peer.close()
+
+
+def take_over(path: Path) -> Takeover | None:
+    """Ask whoever offers at `path`; None where nobody does."""
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.settimeout(5)
+    try:
+        peer.connect(str(path))
+        _, fds, _, _ = socket.recv_fds(peer, 16, _FDS_MAX)
+    except OSError:
+        peer.close()
+        return None
+    return Takeover(peer, [inherited(fd) for fd in fds])
+
+
+def inherited(fd: int) -> socket.socket:
+    """A listening socket that this process was started with."""
+    sock = socket.socket(fileno=os.dup(fd))
+    sock.setblocking(False)
+    return sock

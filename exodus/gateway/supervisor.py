@@ -1,0 +1,180 @@
+"""`exodus gateway --workers N`: starts the workers, starts a dead one again, hands the port to a successor.
+
+The supervisor relays nothing and reads nothing; when it is killed, its workers go on. Each worker is a whole gateway process with an id and a state
+folder of its own (`ID-0`, `ID-1` …), so a dead one's intents are journalled by the next in its place. A successor that takes the port over
+while the old workers still drain finds their folders locked and uses the next numbers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from exodus.errors import OperatorError
+from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
+
+log = logging.getLogger(__name__)
+_SLOTS_MAX = 256
+_YOUNG_S = 5.0  # a worker that ended younger than this is started again only after `_AGAIN_S`
+_AGAIN_S = 1.0
+_POLL_S = 0.1
+_KILL_AFTER_S = 5.0  # beyond the time that workers were given to drain
+
+
+def lock_state(folder: Path) -> int | None:
+    """Lock a state folder for this process; None where another one has it. The lock ends with the process or with `os.close`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def free_slots(state_dir: Path, id_: str, count: int) -> list[int]:
+    """Numbers of workers whose folders nobody uses; first those where a worker left intents or a spool behind."""
+    free: list[tuple[bool, int]] = []
+    for number in range(_SLOTS_MAX):
+        folder = state_dir / f"{id_}-{number}"
+        if not folder.exists():
+            if len(free) >= count:
+                break
+            free.append((False, number))
+            continue
+        handle = lock_state(folder)
+        if handle is not None:
+            os.close(handle)
+            free.append((any(folder.glob("intent-*.log")) or (folder / "spool.log").exists(), number))
+    free.sort(key=lambda slot: (not slot[0], slot[1]))
+    for left, number in free[count:]:
+        if left:
+            log.error("%s-%d left intents behind: start more workers once, or they stay an open gap", id_, number)
+    return sorted(number for _, number in free[:count])
+
+
+@dataclass
+class _Worker:
+    number: int
+    sockets: list[socket.socket]
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    again_s: float = 0.0
+    starts: int = field(default=0)
+
+
+class Supervisor:
+    """Runs until SIGTERM, or until a successor has taken the port."""
+
+    def __init__(
+        self,
+        *,
+        id_: str,
+        workers: int,
+        state_dir: Path,
+        host: str,
+        port: int,
+        drain_s: float,
+        command: Callable[[str, Path, list[int]], Sequence[str]],
+    ) -> None:
+        self._id = id_
+        self._state_dir = state_dir
+        self._drain_s = drain_s
+        self._host = host
+        self._command = command
+        self._stop = False
+        state_dir.mkdir(parents=True, exist_ok=True)
+        path = state_dir / f"{id_}.takeover"
+        self._takeover: Takeover | None = take_over(path)
+        try:
+            self._sockets = self._takeover.sockets if self._takeover is not None else listen(host, port, workers)
+        except OSError as exc:
+            raise OperatorError(
+                f"cannot listen on {host}:{port}", why=str(exc), next_step="stop what uses the port, or choose another with --listen"
+            ) from exc
+        # More sockets than workers (the predecessor had more): every socket must have somebody who accepts from it.
+        numbers = free_slots(state_dir, id_, workers)
+        self._workers = [_Worker(number, self._sockets[index::workers] or self._sockets[:1]) for index, number in enumerate(numbers)]
+        self._offer = Offer(path, self._sockets)
+
+    @property
+    def address(self) -> object:
+        """Where the workers listen."""
+        return self._sockets[0].getsockname()
+
+    def run(self) -> None:
+        """Keep the workers running."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
+        log.info("%d workers on %s", len(self._workers), self.address)
+        while not self._stop and not self._offer.taken.is_set():
+            for worker in self._workers:
+                self._keep(worker)
+            if self._takeover is not None and all(worker.process is not None for worker in self._workers):
+                self._takeover.confirm()
+                self._takeover = None
+            time.sleep(_POLL_S)
+        if self._offer.taken.is_set():
+            log.info("a successor accepts on the port: draining")
+        self._offer.close()
+        self._end()
+
+    def _keep(self, worker: _Worker) -> None:
+        now = time.monotonic()
+        if worker.process is not None:
+            status = worker.process.poll()
+            if status is None:
+                return
+            log.error("worker %s-%d ended with status %s and is started again", self._id, worker.number, status)
+            worker.process = None
+            worker.again_s = now + (_AGAIN_S if now - worker.started_s < _YOUNG_S else 0.0)
+        if now < worker.again_s:
+            return
+        fds = [sock.fileno() for sock in worker.sockets]
+        folder = self._state_dir / f"{self._id}-{worker.number}"
+        worker.process = subprocess.Popen(  # noqa: S603 - a command of our own
+            self._command(f"{self._id}-{worker.number}", folder, fds), pass_fds=fds, stdin=subprocess.DEVNULL
+        )
+        worker.started_s = now
+        worker.starts += 1
+
+    def _on_stop(self, *_: object) -> None:
+        self._stop = True
+
+    def _on_reload(self, *_: object) -> None:
+        for worker in self._workers:
+            if worker.process is not None:
+                worker.process.send_signal(signal.SIGHUP)
+
+    def _end(self) -> None:
+        alive = [worker.process for worker in self._workers if worker.process is not None and worker.process.poll() is None]
+        for process in alive:
+            process.terminate()
+        deadline = time.monotonic() + self._drain_s + _KILL_AFTER_S
+        for process in alive:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("worker process %d did not end in time and is killed; its intents are journalled at the next start", process.pid)
+                process.kill()
+                process.wait()
+        for sock in self._sockets:
+            sock.close()
+        if not self._offer.taken.is_set():
+            unlink(self._host)
+
+
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """How a worker is started: this program, with these arguments."""
+    return [sys.executable, "-m", "exodus.cli.app", "gateway", *arguments]

@@ -1,0 +1,173 @@
+"""TLS on either leg. The servers from PyPI are built without it, so the server's TLS ends in front of a real one, in this test."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+import redis.asyncio as redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from exodus.config import Side
+from exodus.resp.encode import encode
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+
+
+class Authority:
+    """A certificate authority of one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "exodus test")])
+        self.file = folder / "ca.pem"
+        self.file.write_bytes(self._sign(self.name, self.key, authority=True).public_bytes(serialization.Encoding.PEM))
+
+    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        )
+        if authority:
+            usage = x509.KeyUsage(
+                digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
+                key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+            )  # fmt: skip
+            builder = builder.add_extension(usage, critical=True)
+        else:
+            host = subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(str(host))]), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def certificate(self, host: str, name: str) -> tuple[Path, Path]:
+        """A certificate for a host, and its key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, authority=False)
+        files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        files[1].write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )  # fmt: skip
+        return files
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def _client_tls(authority: Authority, *, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(authority.file))
+    if own is not None:
+        context.load_cert_chain(*own)
+    return context
+
+
+async def _set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[bytes, str]:
+    """The answer to a SET, and the name in the certificate that was shown."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
+    writer.write(encode("SET", "k", "v"))
+    answer = await asyncio.wait_for(reader.readexactly(5), 5)
+    shown = writer.get_extra_info("peercert")["subject"][0][0][1]
+    writer.close()
+    return answer, shown
+
+
+async def test_tls_on_the_applications_side_and_its_certificates_read_again(plant: Plant, authority: Authority) -> None:
+    cert, key = authority.certificate("first.test", "gateway")
+    gateway = await plant.gateway(cert_file=cert, key_file=key)
+    context = _client_tls(authority)
+    assert await _set_through(plant.port, context, "first.test") == (b"+OK\r\n", "first.test")
+    authority.certificate("second.test", "gateway")  # over the same files
+    gateway.reload_tls()
+    assert await _set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test")
+    cert.write_text("not a certificate")
+    gateway.reload_tls()
+    assert gateway.tls_reload_failures == 1
+    assert await _set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), "the old one stays in force"
+    assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
+
+
+async def test_applications_without_a_certificate_are_refused_where_one_is_asked_for(plant: Plant, authority: Authority) -> None:
+    cert, key = authority.certificate("gateway.test", "gateway")
+    await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
+    own = authority.certificate("application.test", "application")
+    assert (await _set_through(plant.port, _client_tls(authority, own=own), "gateway.test"))[0] == b"+OK\r\n"
+    with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+        await _set_through(plant.port, _client_tls(authority), "gateway.test")
+
+
+class _Terminator:
+    """TLS in front of a server that has none."""
+
+    def __init__(self, port: int, context: ssl.SSLContext) -> None:
+        self.target, self.context = port, context
+        self.names: list[str | None] = []
+        self.server: asyncio.Server
+
+    async def __aenter__(self) -> _Terminator:
+        self.context.sni_callback = lambda _sock, name, _context: self.names.append(name)
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+
+    @property
+    def port(self) -> int:
+        return int(self.server.sockets[0].getsockname()[1])
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self.target)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            try:
+                while data := await source.read(65536):
+                    sink.write(data)
+                    await sink.drain()
+            except ConnectionError:
+                pass  # the other side went first
+            sink.close()
+
+        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
+
+
+async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(plant: Plant, authority: Authority) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    context.load_cert_chain(*authority.certificate("redis.test", "server"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    cert, key = authority.certificate("gateway.test", "own")
+    source = plant.boxes[Side.SOURCE]
+    async with _Terminator(source.port, context) as front:
+        address = source.address().model_copy(
+            update={"port": front.port, "tls": True, "ca_file": authority.file, "cert_file": cert, "key_file": key, "server_name": "redis.test"}
+        )
+        plain = plant.plan
+        gateway = await plant.gateway()
+        gateway.plan = plain.model_copy(update={"source": address})
+        gateway.reload_tls()
+        app: redis.Redis = plant.app()
+        await app.set("k", "over tls")
+        assert source.client().get("k") == b"over tls"
+        assert front.names[0] == "redis.test"
+        wrong = address.model_copy(update={"server_name": "another.test"})
+        gateway.plan = plain.model_copy(update={"source": wrong})
+        gateway.reload_tls()
+        with pytest.raises(redis.ConnectionError):
+            await plant.app(retry=None).ping()
+        await app.aclose()
