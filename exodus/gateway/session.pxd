@@ -41,7 +41,7 @@ cdef class Session:
     cdef bytes _unsent, _reply_unsent, _injected
     cdef list _backlog, _unconfirmed
     cdef Py_ssize_t _backlog_bytes, _edits, _reply_sent, _protocol_admitted, _selects_in_flight, _db_admitted
-    cdef bint _streaming, _held, _skip_next_reply, _unblocking, _answered_since_opaque, _gap_told, _client_id_asked
+    cdef bint _streaming, _held, _skip_next_reply, _unblocking, _answered_since_opaque, _gap_told, _refused, _client_id_asked
 
     @cython.locals(buffered=bytes, already=Py_ssize_t, start=Py_ssize_t, sent=Py_ssize_t, end=Py_ssize_t, requests=list, intents=list,
                    request=Request, found=Pending, holding=bint)

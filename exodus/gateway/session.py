@@ -46,6 +46,7 @@ _CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON = encode("CLIENT", "REPLY", "ON")
 _REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
 _DISCARD = encode("DISCARD")
+_REFUSALS = (b"ERR Protocol error", b"ERR unbalanced")
 _OFF, _SAMPLE = JournalMode.OFF, JournalMode.SAMPLE
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _STREAM_BYTES = STREAM_FRAME_BYTES
@@ -193,6 +194,7 @@ class Session:
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._answered_since_opaque = False
         self._gap_told = False
+        self._refused = False  # the server could not read it either, and closes
         self._protocol_admitted = 2
         self._client_id_asked = False
         self._selects_in_flight = 0
@@ -207,7 +209,7 @@ class Session:
             self._keep(data)
             return
         if self.opaque is not None:
-            if self._answered_since_opaque and not self.streaming_reply and not self._gap_told:
+            if self._answered_since_opaque and not self.streaming_reply and not self._gap_told and not self._refused:
                 self._gap_told = True
                 self.out.gap(f"a connection cannot be read: {self.opaque}")
             self.out.to_server(data)
@@ -582,17 +584,19 @@ class Session:
         """Match one reply to its request; returns what the client gets of it (only used where replies are edited)."""
         if reply.kind == 0x3E:  # a push of RESP3: no request waits for it
             return frame
+        failed = reply.kind in (0x2D, 0x21)
         if self.channels and self.protocol == 2 and reply.first in _OUT_OF_BAND:
             return frame
-        if not self.pending:
-            return frame  # unasked: the server's last word before it closes
+        if not self.pending:  # unasked: the server's last word before it closes
+            if self.opaque is not None and failed and reply.head.startswith(_REFUSALS):
+                self._refused = True
+            return frame
         pending = self.pending.popleft()
         if pending.expected > 1 and reply.first in _CONFIRMATIONS:
             pending.expected -= 1
             self.pending.appendleft(pending)
             return frame
         command = pending.command
-        failed = reply.kind in (0x2D, 0x21)
         if self._unconfirmed:
             marks.extend(self._unconfirmed)  # any later reply proves that they were executed
             self._unconfirmed = []
