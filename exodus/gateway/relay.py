@@ -81,7 +81,10 @@ class LegProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         owner = self.owner
         if owner is not None:
-            owner.session.from_server(data, monotonic())
+            try:
+                owner.session.from_server(data, monotonic())
+            except Exception:
+                owner.failed()
             return
         self.early.append(data)
         if self.arrived is not None:
@@ -164,7 +167,11 @@ class Connection(asyncio.Protocol):
             self._early.append(data)
             return
         session = self.session
-        session.from_client(data, monotonic())
+        try:
+            session.from_client(data, monotonic())
+        except Exception:
+            self.failed()
+            return
         if session.name and session.orders is self.orders:
             self._follow(session)
 
@@ -269,6 +276,12 @@ class Connection(asyncio.Protocol):
 
     def settled(self) -> None:
         self.hub.settled()
+
+    def failed(self) -> None:
+        """A bug of ours: this session cannot go on, the others can, and what it wrote may be missing in the journal."""
+        log.exception("a session failed and is closed")
+        self.gap("a session failed in the gateway")
+        self.close("a bug of the gateway")
 
     def close(self, why: str) -> None:
         """End both sides: this session cannot go on correctly."""

@@ -284,6 +284,10 @@ class ReplyScanner:
                     if eol < 0:
                         break
                 kind = view[at]
+                shape = _SHAPES[kind]
+                if not shape:
+                    self.broken = f"unknown reply type {kind:#x}"
+                    break
                 line = at
                 if not depth:
                     start = at
@@ -291,10 +295,9 @@ class ReplyScanner:
                     self._kind = kind
                     self._head = view[at + 1 : eol]
                     self._first = None
-                    self._aggregate = _SHAPES[kind] >= _ELEMENTS
-                elif self._first is None and _SHAPES[kind] != _BULK:
+                    self._aggregate = shape >= _ELEMENTS
+                elif self._first is None and shape != _BULK:
                     self._first = _NOTHING
-                shape = _SHAPES[kind]
                 if shape == _LINE:
                     at = eol + 2
                     depth -= 1
@@ -314,7 +317,7 @@ class ReplyScanner:
                             self._first = view[at : at + size]
                         self._skip = size + 2
                         continue
-                elif shape:
+                else:
                     count = _length(data, at + 1, eol)
                     if count == _NO_NUMBER:
                         self.broken = "an aggregate reply without a count"
@@ -322,9 +325,6 @@ class ReplyScanner:
                     at = eol + 2
                     # An attribute comes before the value that it belongs to, and is none itself.
                     depth += max(count, 0) * (2 if shape == _PAIRS else 1) - (0 if kind == _ATTRIBUTE else 1)
-                else:
-                    self.broken = f"unknown reply type {kind:#x}"
-                    break
             if not depth:
                 found.append(Reply(self._kind, self._head, at - start, self._first or _NOTHING))
                 start = at

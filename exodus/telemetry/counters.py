@@ -21,7 +21,8 @@ _PREFIXES_MAX = 512
 _PREFIX_BYTES_MAX = 64
 _HOT_KEYS_SHOWN = 20
 _WAITING_MAX = 64
-HOT_SAMPLE = 8  # the sketch of hot keys sees every 8th request
+HOT_SAMPLE = 8  # the sketch of hot keys sees one request in 8; a power of two
+_HOT_MASK = HOT_SAMPLE - 1
 DISTINCT_SAMPLE = 16  # that of distinct keys sees the keys whose hash is divisible by 16; a power of two
 _DISTINCT_MASK = DISTINCT_SAMPLE - 1
 OTHER = "(other)"
@@ -121,7 +122,7 @@ class Keys(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of every `HOT_SAMPLE`-th request, and of every request those whose `zlib.crc32` is divisible by `DISTINCT_SAMPLE`."""
+        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `zlib.crc32` is divisible by `DISTINCT_SAMPLE`."""
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
         """The keys that were named most often, with about how often."""
@@ -180,9 +181,9 @@ class Telemetry:
             return
         if crc32(key) & _DISTINCT_MASK == 0:
             self._distinct.append(key)
-        self._turn += 1
-        if self._turn == HOT_SAMPLE:
-            self._turn = 0
+        # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential generator of the C standard's example.)
+        self._turn = (self._turn * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+        if (self._turn >> 16) & _HOT_MASK == 0:
             self._hot.append(key)
             if len(self._hot) >= _WAITING_MAX:
                 self._take_in()

@@ -35,8 +35,8 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int:
-        """The smallest recorded value (rounded up within its step) that `share` of all values do not exceed; 0 where there are none."""
-        wanted = max(1, -int(-(share * self.total) // 1))
+        """The smallest value (rounded up within its step) that `share` of all, rounded to a whole number, do not exceed; 0 where there are none."""
+        wanted = max(1, int(share * self.total + 0.5))
         seen = 0
         for index, count in enumerate(self.counts):
             seen += count

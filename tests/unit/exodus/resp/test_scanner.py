@@ -22,6 +22,7 @@ REQUESTS = [
     (b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n", [[b"PING"], [b"PING"]]),
 ]
 MALFORMED = [b"*a\r\n", b"*1\r\n+OK\r\n", b"*1\r\n$-1\r\n", b"*1\r\n$01\r\n", b"*2147483648\r\n", b"*1\r\n$+4\r\nPING\r\n", b'SET "a\r\n']
+MALFORMED_REPLIES = [b"\r\n", b"hello\r\n", b"$x\r\n", b"*\r\n", b"$-\r\n", b"*1\r\n\r\n", b"\x00\r\n"]
 REPLIES = [
     (b"+OK\r\n", ["+"]),
     (b"-ERR no\r\n:5\r\n", ["-", ":"]),
@@ -62,6 +63,15 @@ def test_what_no_server_accepts_breaks_the_scanner_at_every_split(data: bytes) -
             assert scanner.feed(part) == []
         assert scanner.broken is not None
         assert scanner.feed(b"*1\r\n$4\r\nPING\r\n") == []
+
+
+@pytest.mark.parametrize("data", MALFORMED_REPLIES)
+def test_what_no_server_says_breaks_the_scanner_at_every_split(data: bytes) -> None:
+    for parts in _splits(data):
+        scanner = ReplyScanner()
+        for part in parts:
+            assert scanner.feed(part) == []
+        assert scanner.broken is not None
 
 
 @pytest.mark.parametrize(("data", "kinds"), REPLIES)

@@ -1,0 +1,146 @@
+"""The compiled hot path and its sources do the same, call for call, with whatever arrives (exodus/compiled.py).
+
+Where nothing was compiled both are the sources, and what is left of these tests is that nothing raises and that bytes pass unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType, SimpleNamespace
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+from exodus import compiled
+from exodus.config import JournalMode
+from exodus.resp.encode import encode
+from tests.support.script import Recorder
+
+pytestmark = pytest.mark.property
+EXAMPLES = 5_000 if os.environ.get("FULL") == "1" else 120
+
+
+def _forms() -> list[SimpleNamespace]:
+    """The hot modules as this process runs them, and as sources."""
+    names = [name for name in compiled.HOT if not name.endswith((".relay", ".intents"))]
+    running = {name: importlib.import_module(name) for name in names}
+    finder = compiled.SourceFinder()
+    sys.meta_path.insert(0, finder)
+    for name in names:
+        del sys.modules[name]
+    try:
+        sources = {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.meta_path.remove(finder)
+        for name, module in running.items():
+            sys.modules[name] = module
+            setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
+    return [SimpleNamespace(**{name.rpartition(".")[2]: module for name, module in modules.items()}) for modules in (running, sources)]
+
+
+RUNNING, SOURCES = FORMS = _forms()
+_WRITES = {b"SET": (1, 1), b"DEL": (1, -1), b"BLPOP": (1, -2), b"MSET": (1, -1), b"FLUSHDB": (0, 0), b"MOVE": (1, 1), b"EVAL": (0, 0)}
+_READS = b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR SCAN XREAD RESET QUIT".split()
+
+
+def _session(form: SimpleNamespace, journal: JournalMode, shadow: int) -> tuple[object, Recorder, object]:
+    table = form.table
+    commands = [table.Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
+    commands += [table.Command(name, write=False, first=1, last=1) for name in _READS]
+    telemetry = form.counters.Telemetry(form.counters.NoKeys())
+    orders = form.orders.Orders(table.CommandTable(commands), telemetry)
+    orders.journal, orders.shadow_below = journal, shadow
+    out = Recorder()
+    return form.session.Session(out, orders), out, telemetry
+
+
+_words = st.sampled_from([b"k", b"a:b", b"0", b"3", b"", b"x" * 70, b"ON", b"OFF", b"SKIP", b"REPLY", b"SETNAME", b"STREAMS", b"BLOCK"])
+_commands = st.builds(
+    lambda name, args: encode(name, *args),
+    st.sampled_from([*_WRITES, *_READS, b"get", b"nosuch"]),
+    st.lists(st.one_of(_words, st.binary(max_size=5)), max_size=4),
+)
+_client = st.one_of(_commands, _commands, _commands, st.sampled_from([b"PING\r\n", b"*0\r\n", b"\r\n", b'SET "a b" c\n']), st.binary(max_size=12))
+_replies = st.one_of(
+    st.sampled_from(
+        [
+            b"+OK\r\n", b"+QUEUED\r\n", b"-ERR no\r\n", b"$-1\r\n", b"*-1\r\n", b"_\r\n", b":1\r\n", b"*2\r\n$1\r\na\r\n:2\r\n", b"$3\r\nabc\r\n",
+            b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n", b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n",
+            b">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n",
+            b"%1\r\n+k\r\n#t\r\n", b"|1\r\n+a\r\n:1\r\n+OK\r\n", b"!3\r\nERR\r\n", b"-" + b"e" * 60 + b"\r\n", b"*0\r\n", b"~1\r\n,1.5\r\n",
+        ]
+    ),
+    st.binary(max_size=8),
+)  # fmt: skip
+_steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("from_client"), st.lists(_client, min_size=1, max_size=4).map(b"".join)),
+        st.tuples(st.just("from_server"), st.lists(_replies, min_size=1, max_size=4).map(b"".join)),
+        st.tuples(st.sampled_from(["hold", "thaw", "freeze", "log_pending"]), st.just(b"")),
+    ),
+    max_size=14,
+)
+
+
+@settings(deadline=None, max_examples=EXAMPLES)
+@given(
+    _steps, st.sampled_from(list(JournalMode)), st.sampled_from([0, 2**31, 2**32]), st.lists(st.integers(0, 200), max_size=8)
+)  # fmt: skip
+def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, cuts: list[int]) -> None:
+    told = []
+    for form in FORMS:
+        session, out, telemetry = _session(form, journal, shadow)
+        for number, (what, data) in enumerate(steps):
+            if what in ("from_client", "from_server"):
+                at = 0
+                for end in [*sorted(cut for cut in cuts if cut < len(data)), len(data)]:
+                    getattr(session, what)(data[at:end], float(number))
+                    at = end
+            elif what == "hold":
+                session.orders.hold = True
+            elif what == "thaw":
+                session.orders.hold = False
+                session.thaw(float(number))
+            else:
+                getattr(session, what)()
+        told.append(
+            (
+                repr(out.calls), session.db, session.protocol, session.name, session.opaque, session.replay, sorted(session.channels), session.idle,
+                session.writes_in_flight, len(session.pending), session.cannot_switch, telemetry.snapshot(), telemetry.prefixes_snapshot(),
+            )
+        )  # fmt: skip
+    assert told[0] == told[1]
+
+
+@settings(deadline=None, max_examples=EXAMPLES)
+@given(st.lists(st.one_of(_client, _replies, st.binary(max_size=40)), max_size=8), st.lists(st.integers(0, 120), max_size=8))
+def test_both_forms_frame_the_same(parts: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(parts)
+    found = []
+    for form in FORMS:
+        requests, replies = form.scanner.RequestScanner(), form.scanner.ReplyScanner()
+        seen: list[tuple[object, ...]] = []
+        at = 0
+        for end in [*sorted(cut for cut in cuts if cut < len(data)), len(data)]:
+            seen += [(request.args, request.size, request.skipped) for request in requests.feed(data[at:end])]
+            seen += [(reply.kind, reply.head, reply.size, reply.first) for reply in replies.feed(data[at:end])]
+            at = end
+        found.append((seen, requests.broken, requests.partial_bytes, replies.broken, replies.partial_bytes))
+    assert found[0] == found[1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 65_535), st.binary(max_size=300)), max_size=20))
+def test_both_forms_pack_the_same(keys: list[tuple[int, bytes]]) -> None:
+    assert RUNNING.changes.pack(keys) == SOURCES.changes.pack(keys)
+    assert RUNNING.changes.unpack(SOURCES.changes.pack(keys)) == keys
+
+
+def test_what_was_compiled_is_what_runs() -> None:
+    """Where the build left its digest, and no source was changed since, the modules that run are the compiled ones; else the sources."""
+    modules: list[ModuleType] = [RUNNING.scanner, RUNNING.session, RUNNING.counters]
+    suffix = ".so" if compiled.why_not() is None else ".py"
+    assert all(str(module.__file__).endswith(suffix) for module in modules)
+    assert all(str(module.__file__).endswith(".py") for module in (SOURCES.scanner, SOURCES.session, SOURCES.counters))
