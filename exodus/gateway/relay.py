@@ -84,6 +84,7 @@ class LegProtocol(asyncio.Protocol):
             try:
                 owner.session.from_server(data, monotonic())
             except Exception:
+                log.exception("a session failed and is closed")
                 owner.failed()
             return
         self.early.append(data)
@@ -170,6 +171,7 @@ class Connection(asyncio.Protocol):
         try:
             session.from_client(data, monotonic())
         except Exception:
+            log.exception("a session failed and is closed")
             self.failed()
             return
         if session.name and session.orders is self.orders:
@@ -279,7 +281,6 @@ class Connection(asyncio.Protocol):
 
     def failed(self) -> None:
         """A bug of ours: this session cannot go on, the others can, and what it wrote may be missing in the journal."""
-        log.exception("a session failed and is closed")
         self.gap("a session failed in the gateway")
         self.close("a bug of the gateway")
 

@@ -575,8 +575,6 @@ class Session:
         if self._replies.broken is not None and self.opaque is None:
             self.out.gap(f"a reply could not be read: {self._replies.broken}")
             self._go_opaque(self._replies.broken)
-        if self.opaque is not None:
-            self._answered_since_opaque = True
         if self.orders.hold and not self.writes_in_flight:
             self.out.settled()
 
@@ -588,8 +586,11 @@ class Session:
         if self.channels and self.protocol == 2 and reply.first in _OUT_OF_BAND:
             return frame
         if not self.pending:  # unasked: the server's last word before it closes
-            if self.opaque is not None and failed and reply.head.startswith(_REFUSALS):
-                self._refused = True
+            if self.opaque is not None:
+                if failed and reply.head.startswith(_REFUSALS):
+                    self._refused = True
+                else:
+                    self._answered_since_opaque = True
             return frame
         pending = self.pending.popleft()
         if pending.expected > 1 and reply.first in _CONFIRMATIONS:
