@@ -129,7 +129,8 @@ class Leg:
             data, self._unread = self._unread[:at_most], self._unread[at_most:]
             return data
         try:
-            data = await asyncio.wait_for(self._reader.read(at_most), within_s)
+            async with asyncio.timeout(within_s):
+                data = await self._reader.read(at_most)
         except (OSError, TimeoutError) as exc:
             raise lost(self.side, self.address, exc) from exc
         if not data:

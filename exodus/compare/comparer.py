@@ -27,6 +27,7 @@ from exodus.control.changes import Key, pack
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
+from exodus.ending import end_all
 from exodus.errors import ExodusError
 from exodus.leg import Leg, ReplyError
 from exodus.resp.scanner import RequestScanner
@@ -169,9 +170,7 @@ class Comparer:
                 task.result()
         finally:
             await self._stop_work()
-            for task in (*tasks, stopping):
-                task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            await end_all((*tasks, stopping))
             with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
                 await self._store.unregister("comparer", self.process)
             status.close()
@@ -193,10 +192,8 @@ class Comparer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
-            self._work = None
+        ended, self._work = self._work, None
+        await end_all([ended])
 
     async def _keep_comparing(self, route: Route) -> None:
         shadow_at = await self._last_id()

@@ -31,6 +31,7 @@ from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
+from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
@@ -44,7 +45,6 @@ from exodus.telemetry.sketches import KeySketches
 
 log = logging.getLogger(__name__)
 _NAMES_MAX, _NAME_CHARS_MAX = 100, 64
-_CANCEL_S = 0.2
 _OWN_FILES = 64  # of the process itself
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
@@ -704,11 +704,7 @@ class Gateway:
             connection.close("the gateway stops")
         await asyncio.sleep(0)
         flushed = await self._flushed(_FLUSH_S)
-        while self._tasks:
-            for task in list(self._tasks):
-                task.cancel()
-            # Again and again: a wait inside a library may take the cancellation for the end of its own time.
-            await asyncio.wait(list(self._tasks), timeout=_CANCEL_S)
+        await end_all(list(self._tasks))
         if flushed:
             try:
                 await self.store.unregister("gateway", self.options.process)

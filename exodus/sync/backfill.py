@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
+from exodus.ending import end_all
 from exodus.endpoint import Node
 from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
 from exodus.sync.engine import Engine
@@ -137,9 +138,7 @@ class _SliceCopy:
                 for task in done:
                     task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
             await copier.close()
 
     async def _read(self, copier: Copier, pace: Pace) -> None:

@@ -19,6 +19,7 @@ from exodus.control import journal
 from exodus.control.changes import Changes, id_order
 from exodus.control.leases import Leases
 from exodus.control.store import answered, lane_guard_key
+from exodus.ending import end_all
 from exodus.errors import EpochEnded, LeaseEnded
 from exodus.sync.engine import Engine
 from exodus.sync.fresh import Keeper
@@ -93,8 +94,7 @@ class Lanes:
                     continue
                 await self._advance(changes)
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            await end_all([keeping])
             await copier.close()
 
     async def give_back(self) -> None:

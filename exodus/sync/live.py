@@ -20,6 +20,7 @@ from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
+from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
@@ -31,7 +32,6 @@ from exodus.telemetry.http import Sample, StatusServer
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
 _BEHIND_MS = 2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
-_CANCEL_AGAIN_S = 0.5
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -73,9 +73,7 @@ class Syncer:
                 task.result()  # a task that ends by itself failed
         finally:
             await self._stop_work()
-            for task in (*tasks, stopping):
-                task.cancel()
-            await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            await end_all((*tasks, stopping))
             with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
                 await self._store.unregister("syncer", self.process)
             status.close()
@@ -102,14 +100,9 @@ class Syncer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        tasks = [task for task in (self._work, self._streaming) if task is not None]
+        ended = (self._work, self._streaming)
         self._work = self._streaming = self._stream = None
-        while any(not task.done() for task in tasks):
-            for task in tasks:
-                task.cancel()
-            # Again and again: in Python 3.11 a cancellation that meets the end of what redis-py waits for (wait_for) is swallowed.
-            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(ended)
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until the epoch ends."""

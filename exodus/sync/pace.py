@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import Budget
 from exodus.control.store import ControlStore, answered
+from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import OperatorError
 from exodus.leg import Leg
@@ -99,9 +100,7 @@ class Pace:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end_all([self._task])
         with contextlib.suppress(RedisError, OSError):  # a report that stays says when it was made
             await answered(self._store.client.hdel(self._store.keys.pace, self._what))
 

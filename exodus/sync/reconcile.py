@@ -17,6 +17,7 @@ from exodus.config import REPAIR_SECONDS_MAX, RESERVED_PREFIX
 from exodus.control import freshness, journal
 from exodus.control.changes import Key, unpack
 from exodus.control.store import ControlStore, Json, answered
+from exodus.ending import end_all
 from exodus.endpoint import Endpoint, Node
 from exodus.errors import TargetError
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
@@ -131,9 +132,7 @@ async def verify(
             # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
             moving = set((await engine.feed.changes_since(synced)).keys) if engine.route.sync else set()
     finally:
-        for each in passes:
-            each.cancel()  # the other one, where one failed
-        await asyncio.gather(*passes, return_exceptions=True)
+        await end_all(passes)  # the other one, where one failed
         await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving}
     divergences = {key: found for key, found in suspects.items() if key not in moving}

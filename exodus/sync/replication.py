@@ -11,7 +11,6 @@ It always acknowledges offset 0: a true offset would let an application's WAIT c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +25,7 @@ from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
 from exodus.control.store import ControlStore, Json, answered
+from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
@@ -155,9 +155,7 @@ class ReplicationFeed:
                         return
                 await asyncio.sleep(JOURNAL_WINDOW_S)  # what comes meanwhile is one entry
         finally:
-            if acknowledging is not None:
-                acknowledging.cancel()
-                await asyncio.gather(acknowledging, return_exceptions=True)
+            await end_all([acknowledging])
             await leg.close()
 
     async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
@@ -202,10 +200,7 @@ async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
 async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
     while True:
         leg.write(_ACK)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(started.wait(), _FIRST_ACK_S)
-        if started.is_set():
-            await asyncio.sleep(_ACK_S)
+        await asyncio.sleep(_ACK_S if started.is_set() else _FIRST_ACK_S)
 
 
 async def _line(leg: Leg) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from exodus.config import Budget, Side
 from exodus.control.checkpoint import load_progress
 from exodus.endpoint import Endpoint
+from exodus.sync import pace
 from exodus.sync.backfill import copy_slice
 from exodus.sync.pace import Pace, read_paces, set_budget
 from exodus.sync.scan import plan_slices
@@ -25,7 +26,8 @@ def _fill(plant: Plant, keys: int, value: str) -> None:
     pipe.execute()
 
 
-async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(plant: Plant) -> None:
+async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LOOK_EVERY_S", 0.0)  # at every probe, so that the copy is not over before the budget bites
     _fill(plant, 60_000, "x" * 100)
     plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
     await plant.start_live_sync()
@@ -49,14 +51,14 @@ async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:
     """Something else blocks the server: bulk readers give way."""
     source = plant.boxes[Side.SOURCE].client()
     budget = Budget(probe_ms_added_max=5.0)
-    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test") as pace:
-        await pace.turn()
-        assert pace.turns_delayed == 0
+    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test") as reader:
+        await reader.turn()
+        assert reader.turns_delayed == 0
 
         async def gives_way() -> bool:
             await asyncio.to_thread(source.eval, "local n = 0 for i = 1, 4000000 do n = n + i end return n", 0)
-            await pace.turn()
-            return pace.turns_delayed > 0 and "the probe's p99" in pace.why
+            await reader.turn()
+            return reader.turns_delayed > 0 and "the probe's p99" in reader.why
 
         await until(gives_way, within_s=30, otherwise="nobody gave way")
 

@@ -30,6 +30,7 @@ from exodus.sync.key import BatchReport, Copier
 from exodus.sync.reconcile import verify
 from exodus.sync.rescan import rescan
 from exodus.sync.scan import scan_once
+from tests.support.full import FULL
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.property
@@ -182,7 +183,7 @@ def _empty(source: Box, target: Box) -> Plan:
     return Plan(name=f"p{secrets.token_hex(6)}", source=source.address(), target=target.address(), partitions=1)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500 if FULL else 200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from(STEPS), max_size=40))
 def test_drained_means_equal(redis62: Box, valkey91: Box, control_server: Box, seed: int, steps: list[str]) -> None:
     assert asyncio.run(_play(_empty(redis62, valkey91), control_server, seed, steps))

@@ -1,0 +1,125 @@
+"""What existing tools get wrong: a crash begins again from zero, expiries drift, deleted keys come back, renames leave something behind.
+
+The long form (FULL=1) has the sizes at which these were seen; the short one is the same at a tenth.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exodus.config import Side
+from exodus.control.checkpoint import load_chunks, load_progress
+from tests.support.full import FULL
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+KEYS = 300_000 if FULL else 60_000
+TIMED = 4_000
+CHURN = 170_000 if FULL else 17_000
+
+
+def _file(plant: Plant, folder: Path) -> Path:
+    """The plant as a migration file, for a process of its own."""
+    servers = {str(side): box for side, box in plant.boxes.items()} | {"control_store": plant.control}
+    more = plant.plan.model_dump(mode="json", exclude={"source", "target"})
+    path = folder / "migration.yaml"
+    path.write_text(
+        yaml.safe_dump({**more, **{n: {"url": b.address().url, "password_file": str(b.address().password_file)} for n, b in servers.items()}})
+    )
+    return path
+
+
+async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp_path: Path) -> None:
+    pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
+    for number in range(KEYS):
+        pipe.set(f"k{number}", number)
+        if number % 20_000 == 0:
+            pipe.execute()
+    pipe.execute()
+    await plant.start_live_sync()
+    command = [sys.executable, "-m", "tests.support.backfiller", str(_file(plant, tmp_path)), "run"]
+    process = subprocess.Popen(command)
+
+    async def a_fifth() -> bool:
+        return sum(slice_.keys_seen for slice_ in (await load_progress(plant.store, "run")).values()) >= KEYS / 5
+
+    try:
+        await until(a_fifth, within_s=60, otherwise="the backfill did not come to a fifth")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = await load_progress(plant.store, "run")
+    chunks = await load_chunks(plant.store, "run")
+    assert sum(slice_.keys_seen for slice_ in before.values()) < KEYS
+    subprocess.run(command, check=True, timeout=120)
+    after = await load_progress(plant.store, "run")
+    assert all(slice_.done for slice_ in after.values())
+    # What was checkpointed before stands as it was, and every chunk was done once.
+    rows = await load_chunks(plant.store, "run")
+    assert rows[: len(chunks)] == chunks
+    assert len({(row.slice_id, row.number) for row in rows}) == len(rows) == sum(slice_.chunks for slice_ in after.values())
+    seen = sum(slice_.keys_seen for slice_ in after.values())
+    assert KEYS <= seen <= KEYS * 1.05  # slices overlap by a SCAN call
+    assert (await plant.verify()).keys_verified == KEYS
+
+
+async def test_expiries_do_not_drift(modern: Plant) -> None:
+    """To the millisecond, from a server that has PEXPIRETIME; those that pass meanwhile are not brought back."""
+    source = modern.boxes[Side.SOURCE].client()
+    draw = random.Random(3)
+    pipe = source.pipeline(transaction=False)
+    for number in range(TIMED):
+        pipe.set(f"t{number}", number, px=draw.randrange(3_600_000, 86_400_000))
+        pipe.set(f"short{number}", number, px=draw.randrange(1, 1_500))
+    pipe.execute()
+    await modern.start_live_sync()
+    await modern.backfill()
+
+    async def gone() -> bool:
+        return sum(1 for _ in source.scan_iter("short*", count=5_000)) == 0
+
+    await until(gone, within_s=10, otherwise="the short-lived keys did not expire")
+    report = await modern.verify()
+    assert report.divergences == []
+    assert (report.keys_verified, report.keys_with_ttl, report.ttl_drift_ms_max) == (TIMED, TIMED, 0)
+
+
+async def test_no_key_is_left_over_after_many_writes_and_deletes(plant: Plant) -> None:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    app, draw = plant.app(), random.Random(5)
+    for _ in range(CHURN // 100):
+        pipe = app.pipeline(transaction=False)
+        for _ in range(100):
+            key = f"k{draw.randrange(300)}"
+            pipe.set(key, draw.random()) if draw.random() < 0.5 else pipe.delete(key)
+        await pipe.execute()
+    await plant.drained()
+    report = await plant.verify()
+    assert report.divergences == []
+    assert report.keys_authority == report.keys_follower == plant.boxes[Side.SOURCE].client().dbsize()
+
+
+async def test_renames_and_moves_leave_nothing_behind(plant: Plant) -> None:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    app, other = plant.app(), plant.boxes[Side.TARGET]
+    for number in range(200):
+        await app.set(f"a{number}", number)
+        await app.rename(f"a{number}", f"b{number}")
+        if number % 2:
+            await app.move(f"b{number}", 3)
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+    assert {key for key in other.client().keys("*") if not key.startswith(b"exodus:")} == {b"b%d" % number for number in range(0, 200, 2)}
+    assert set(other.client(db=3).keys("*")) == {b"b%d" % number for number in range(1, 200, 2)}
