@@ -259,6 +259,8 @@ class Gateway:
         self._spare.clear()
 
     async def _look_at_route(self) -> None:
+        if self._main.held:
+            self._beat_now.set()  # whoever said a word on the channel waits for ours
         try:
             route = await read_route(self.store)
             self._store_errors = 0
@@ -266,8 +268,6 @@ class Gateway:
             self._store_errors += 1
             self._release_alone()
             return
-        if self._main.orders.hold:
-            self._beat_now.set()  # whoever said a word on the channel waits for ours
         if route.epoch != self._applied:
             await self.apply(route)
         elif self._overdue():
@@ -433,6 +433,7 @@ class Gateway:
                 async with asyncio.timeout(HELD_HEARTBEAT_S if holding else HEARTBEAT_S):  # wait_for may swallow a cancellation here
                     await self._beat_now.wait()
             self._beat_now.clear()
+            holding = self._main.orders.hold or self._rehearsal.orders.hold  # it may have begun while this waited
             self._journaler.rotate(self._log_pending)
             try:
                 await registry.beat(self.store, self.heartbeat(await self.store.now_ms()), announce=holding)

@@ -1,0 +1,45 @@
+"""The rehearsal: the switch there and back for sessions of the reserved prefix, while applications notice nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exodus.config import Side
+from exodus.control.route import read_route
+from exodus.cutover.rehearsal import rehearse
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+
+
+async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> None:
+    await plant.gateway()
+    app = plant.app(single_connection_client=True)
+    await app.set("k", 0)
+    stop = asyncio.Event()
+    moved: set[int] = set()
+
+    async def write() -> int:
+        count = 0
+        while not stop.is_set():
+            count = int(await app.incr("k"))
+            moved.update(connection.side is Side.TARGET for connection in gateway.connections if connection.session.name == b"")
+            await asyncio.sleep(0.001)
+        return count
+
+    gateway, _ = plant.gateways["gw-1"]
+    writing = asyncio.create_task(write())
+    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    stop.set()
+    count = await writing
+    assert found["lost_writes"] == found["error_count"] == 0
+    assert found["acknowledged_writes"] > 0
+    assert [row["to"] for row in found["switches"]] == [Side.TARGET, Side.SOURCE]
+    assert moved == {False}
+    assert plant.boxes[Side.SOURCE].client().get("k") == b"%d" % count
+    with plant.boxes[Side.TARGET].client() as target:
+        assert [key for key in target.keys("*") if not key.startswith(b"exodus:{")] == []
+    route = await read_route(plant.store)
+    assert (route.authority, route.rehearsal_prefix) == (Side.SOURCE, None)
