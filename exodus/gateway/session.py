@@ -279,8 +279,9 @@ class Session:
         if not self.orders.hold or not args:
             return False
         command = self.orders.table.of(args)
-        if self.transaction is not None:
-            return command.role is Role.EXEC and self.transaction.writes
+        if self.transaction is not None and command.role is Role.EXEC:
+            return self.transaction.writes
+        # Inside MULTI too, though it is only queued: behind the fence the old side would not even queue it, and say so to the client.
         if command.role is Role.BLOCKING and not command.write:
             return False
         return command.write or command.role is Role.BARRIER

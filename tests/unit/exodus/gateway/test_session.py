@@ -148,14 +148,33 @@ def test_a_held_write_waits_and_a_read_behind_it_too() -> None:
     assert out.take() == [("log_intents", [(0, b"k")], None), ("to_server", SET_K + GET_K)]
 
 
-def test_a_held_exec_waits_and_its_queue_does_not() -> None:
+def test_a_write_is_not_even_queued_under_a_hold() -> None:
+    """The old side may be fenced by then: it would refuse to queue it, and the transaction would be done on the new side all the same."""
     session_orders = orders(hold=True)
     out = Recorder()
     session = Session(out, session_orders)
-    session.from_client(encode("MULTI") + SET_K + encode("EXEC"), 0.0)
+    session.from_client(encode("MULTI") + GET_K + SET_K + encode("EXEC"), 0.0)
+    assert out.take() == [("to_server", encode("MULTI") + GET_K)]
+    session.from_server(OK + QUEUED, 0.0)
+    session.freeze()
+    assert session.replay_script()[:2] == (encode("MULTI") + GET_K, 2)
+    session.adopt_leg()
+    session_orders.hold = False
+    out.take()
+    session.thaw(1.0)
+    assert out.take()[-1] == ("to_server", SET_K + encode("EXEC"))
+
+
+def test_a_held_exec_waits_and_its_queue_is_queued_again() -> None:
+    session_orders = orders()
+    out = Recorder()
+    session = Session(out, session_orders)
+    session.from_client(encode("MULTI") + SET_K, 0.0)
+    session.from_server(OK + QUEUED, 0.0)
+    session_orders.hold = True
+    session.from_client(encode("EXEC"), 0.0)
     assert ("to_server", encode("MULTI") + SET_K) in out.take()
     assert session.waits
-    session.from_server(OK + QUEUED, 0.0)
     session.freeze()
     out.take()
     assert session.idle
