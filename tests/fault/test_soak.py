@@ -1,0 +1,120 @@
+"""Writes under random kills of clients, workers and the control store: whatever the source executed stands in the journal at the end.
+
+Every write makes a key of its own that nobody deletes, so that the keys of the source are all that it ever executed, acknowledged or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.exceptions import RedisError
+
+from exodus.config import Side
+from exodus.control import journal
+from exodus.control.registry import heartbeats
+from exodus.resp.encode import encode, encode_many
+from exodus.stack.servers import ServerKind
+from tests.support.plant import Plant
+from tests.support.process import GatewayProcess
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+SOAK_S = 600 if os.environ.get("FULL") == "1" else 9
+RSS_BYTES_MAX = 160 * 1024 * 1024  # of a worker, whatever it went through
+
+
+class _Clients:
+    """Applications that write, lose their connection now and then, and come back."""
+
+    def __init__(self, port: int, seed: int) -> None:
+        self.port = port
+        self.acknowledged: set[bytes] = set()
+        self.stop = asyncio.Event()
+        self.draw = random.Random(seed)
+
+    async def write(self, name: int) -> None:
+        number = 0
+        while not self.stop.is_set():
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                for _ in range(self.draw.randrange(1, 120)):
+                    keys = [b"s:%d:%d" % (name, number + each) for each in range(self.draw.choice((1, 1, 8)))]
+                    number += len(keys)
+                    requests = [("SET", key, number) for key in keys]
+                    if self.draw.random() < 0.2:
+                        writer.write(encode("MULTI") + encode_many(requests) + encode("EXEC"))
+                        wanted = len(b"+OK\r\n") + len(keys) * len(b"+QUEUED\r\n") + len(b"*%d\r\n" % len(keys)) + len(keys) * 5
+                    else:
+                        writer.write(encode_many(requests))
+                        wanted = 5 * len(keys)
+                    await asyncio.wait_for(reader.readexactly(wanted), 20)
+                    self.acknowledged.update(keys)
+                    await asyncio.sleep(0.002)
+                writer.write(encode("SET", b"s:%d:cut:%d" % (name, number), 1))  # and away, without waiting for the answer
+            except (OSError, asyncio.IncompleteReadError):
+                pass  # what was under way is told by the source's keys
+            writer.transport.abort()
+
+
+async def test_everything_the_source_executed_is_journalled(redis62, valkey91, make_server, tmp_path: Path) -> None:
+    control = make_server(ServerKind.VALKEY_91, appendonly="yes")
+    plant = Plant(redis62, valkey91, control, tmp_path)
+    await plant.open()
+    await plant.change(journal="all")
+    gateway = GatewayProcess(plant, "--workers", "2")
+    clients = _Clients(plant.port, 1)
+    draw = random.Random(2)
+    try:
+        gateway.wait_said("listens on", times=2)
+        writing = [asyncio.create_task(clients.write(name)) for name in range(6)]
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + SOAK_S
+        kills, outages = 0, 0
+        while loop.time() < ends:
+            await asyncio.sleep(draw.uniform(0.5, 2.5) * (1 if SOAK_S < 60 else 3))
+            if kills > outages:
+                control.kill()
+                await asyncio.sleep(draw.uniform(0.2, 1.5))
+                control.start()
+                outages += 1
+            else:
+                victim = draw.choice(psutil.Process(gateway.started.process.pid).children())
+                victim.send_signal(signal.SIGKILL)
+                kills += 1
+        clients.stop.set()
+        await asyncio.gather(*writing)
+        source = plant.boxes[Side.SOURCE].client()
+        executed = set(source.scan_iter(b"s:*", count=5000))
+
+        async def missing() -> set[bytes]:
+            try:
+                changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+            except (OSError, RedisError):
+                return executed
+            return executed - {key for _, key in changes.keys}
+
+        async def complete() -> bool:
+            return not await missing()
+
+        await until(complete, within_s=30, otherwise=f"writes are missing in the journal after {kills} kills and {outages} outages")
+        assert kills
+        assert outages
+        assert len(executed) > 100
+        assert clients.acknowledged <= executed, "an acknowledged write is not in the source"
+        for worker in psutil.Process(gateway.started.process.pid).children():
+            assert worker.memory_info().rss < RSS_BYTES_MAX
+        assert {beat.process for beat in await heartbeats(plant.store, "gateway")} == {"gw-0", "gw-1"}
+        assert not await plant.store.client.hgetall(plant.store.keys.gap)
+    finally:
+        gateway.end()
+        await plant.close()
