@@ -30,7 +30,7 @@ from exodus.stack.up import Wanted, down, up
 from tasks.backfill import run_name
 from tests.support.wait import wait_until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 KEYS = 80_000
 
 
