@@ -31,7 +31,7 @@ from tasks.backfill import run_name
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-KEYS = 80_000
+KEYS = 120_000  # enough that the backfill can be killed in the middle
 
 
 class Operator:
