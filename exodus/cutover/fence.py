@@ -21,16 +21,11 @@ import orjson
 from exodus.config import Address, Side
 from exodus.control.store import ControlStore, answered, fence_guard_key
 from exodus.endpoint import Endpoint
-from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError, SourceError, TargetError
-from exodus.leg import Leg, ReplyError
+from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
+from exodus.leg import Leg, ReplyError, error_of
 
 _PROBE = "exodus:{fence}:probe"
 _FORGET = "local r = redis.call('GET', KEYS[1]) if r and cjson.decode(r)['switch'] == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-
-
-def side_error(side: Side) -> type[SourceError] | type[TargetError]:
-    """The error of a side."""
-    return SourceError if side is Side.SOURCE else TargetError
 
 
 def _text(value: object) -> str:
@@ -85,7 +80,7 @@ class Fence:
         for reply in replies:
             if isinstance(reply, ReplyError):
                 await leg.call("UNWATCH")
-                raise side_error(self._side)(
+                raise error_of(self._side)(
                     f"the {self._side} refuses what its fence needs", why=str(reply), next_step="see docs/operating/users.md, then retry"
                 )
         return replies
@@ -195,7 +190,7 @@ class Fence:
             )
         for reply in outcome:
             if isinstance(reply, ReplyError):
-                raise side_error(self._side)(
+                raise error_of(self._side)(
                     f"the fence on the {self._side} could not be changed", why=str(reply), next_step="look at ACL LIST there, then retry"
                 )
 
@@ -222,9 +217,7 @@ class Fence:
         return "its rules were read back"
 
     def _does_not_hold(self, why: str) -> ExodusError:
-        return side_error(self._side)(
-            f"the fence on the {self._side} does not hold", why=why, next_step="nothing was switched; look at ACL LIST there"
-        )
+        return error_of(self._side)(f"the fence on the {self._side} does not hold", why=why, next_step="nothing was switched; look at ACL LIST there")
 
     async def kill_strays(self) -> int:
         """End every connection of fenced users on this side: a pop that blocked before the fence could still be served."""
