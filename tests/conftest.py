@@ -1,4 +1,8 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and their order."""
+
+from __future__ import annotations
+
+import pytest
 
 from tests.support.plant import modern, plant
 from tests.support.servers import (
@@ -30,3 +34,9 @@ __all__ = [
     "valkey81",
     "valkey91",
 ]
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-randomly
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that where files run beside each other none is left alone at the end."""
+    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, item.get_closest_marker("fault") is None))

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
 
+_STREAM_MAX = 500  # capped, as a stream that is written for ever has to be; what is pending may be trimmed
 _LIST_MAX = 40
 _ACCOUNTS = 8
 _ACCOUNT_START = 1_000
@@ -219,11 +220,12 @@ class Writer:
             await self.write({key: (b"0-1",)}, lambda: self.client.xadd(key, {b"n": b"0"}, id="0-1"))
             await self.client.xgroup_create(key, "workers", id="0")
             return
-        if len(entries) % 10 == 0 and self.delivered:
+        last = int(entries[-1].split(b"-")[1])
+        if last % 10 == 0 and self.delivered:
             entry_id = self.delivered.pop()
             await self.write({key: entries}, lambda: self.client.xack(key, "workers", entry_id))
             self.model.pending[key] = len(self.delivered)
-        elif len(entries) % 7 == 0 and len(self.delivered) < 50:
+        elif last % 7 == 0 and len(self.delivered) < 50:
             found = await self.write({key: entries}, lambda: self.client.xreadgroup("workers", "w1", {key: ">"}, count=2))
             batches = found.values() if isinstance(found, dict) else [batch for _, batch in found or []]
             for batch in batches:
@@ -231,9 +233,9 @@ class Writer:
                 self.delivered.extend(entry_id for entry_id, _ in rows)
             self.model.pending[key] = len(self.delivered)
         # The next id is ours to choose, so that the state after the write is known before it is answered.
-        following = b"0-%d" % (int(entries[-1].split(b"-")[1]) + 1)
-        keep = (*entries, following)
-        await self.write({key: keep}, lambda: self.client.xadd(key, {b"n": b"1"}, id=following))
+        following = b"0-%d" % (last + 1)
+        keep = (*entries, following)[-_STREAM_MAX:]
+        await self.write({key: keep}, lambda: self.client.xadd(key, {b"n": b"1"}, id=following, maxlen=_STREAM_MAX, approximate=False))
 
     async def set_with_ttl(self) -> None:
         key, value = self.key(b"ttl", self.draw.randrange(100)), b"%x" % self.draw.getrandbits(64)

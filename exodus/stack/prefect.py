@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -97,9 +98,27 @@ def keep_template(home: Home) -> None:
     scratch.replace(template)
 
 
+def _job_template() -> dict[str, object]:
+    """The pool's jobs: a process each, started by this Python.
+
+    Where a command is named, Prefect 3.8.8 starts it as the flow's only process. Without one it starts a supervisor first, which imports all of
+    Prefect as well: three seconds of processor time at each start and each resume (prefect/workers/process.py, `_command_configured`).
+    """
+    properties: dict[str, dict[str, object]] = {
+        "name": {"type": "string"},
+        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+        "command": {"type": "string", "default": f"{shlex.quote(sys.executable)} -m prefect.engine"},
+        "stream_output": {"type": "boolean", "default": True},
+        "working_dir": {"type": "string"},
+    }
+    return {"job_configuration": {name: f"{{{{ {name} }}}}" for name in properties}, "variables": {"type": "object", "properties": properties}}
+
+
 def make_pool(port: int) -> None:
     """Make the work pool; one that exists is left alone."""
-    answer = httpx.post(f"http://127.0.0.1:{port}/api/work_pools/", json={"name": POOL, "type": "process", "base_job_template": {}}, timeout=30)
+    pool = {"name": POOL, "type": "process", "base_job_template": _job_template()}
+    answer = httpx.post(f"http://127.0.0.1:{port}/api/work_pools/", json=pool, timeout=30)
     if answer.status_code not in (201, 409):
         raise StackError(
             "the work pool could not be made", why=f"HTTP {answer.status_code}: {answer.text[:300]}", next_step="look at the log of prefect-server"
