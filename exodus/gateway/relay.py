@@ -83,7 +83,7 @@ class LegProtocol(asyncio.Protocol):
         if owner is not None:
             try:
                 owner.session.from_server(data, monotonic())
-            except Exception:
+            except Exception:  # whatever it is, it ends one session and not the loop that all others share
                 log.exception("a session failed and is closed")
                 owner.failed()
             return
@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
         session = self.session
         try:
             session.from_client(data, monotonic())
-        except Exception:
+        except Exception:  # as above
             log.exception("a session failed and is closed")
             self.failed()
             return

@@ -35,6 +35,7 @@ from exodus.config import (
     JournalMode,
 )
 from exodus.control.changes import Barrier, Key
+from exodus.control.effects import barrier_of, keys_elsewhere
 from exodus.gateway.orders import Orders
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner
@@ -360,9 +361,9 @@ class Session:
             # They take effect inside EXEC's reply, which is not taken apart: the session's state is not known any more.
             self.unknown_state = True
         elif role is Role.BARRIER:
-            transaction.barriers.append(self._barrier(args))
+            transaction.barriers.append(barrier_of(args, self._db_admitted))
         elif role is Role.MOVES_DB:
-            pending.elsewhere = self._elsewhere(pending.command, args)
+            pending.elsewhere = keys_elsewhere(pending.command, args)
             transaction.items.append(pending.elsewhere)
         elif role is Role.SCRIPT and not pending.keys:
             self.orders.risks["script without declared keys"] += 1
@@ -430,9 +431,9 @@ class Session:
                     self._edits += 1
                     return _CLIENT_ID
         elif role is Role.BARRIER:
-            pending.barrier = self._barrier(args)
+            pending.barrier = barrier_of(args, self._db_admitted)
         elif role is Role.MOVES_DB:
-            pending.elsewhere = self._elsewhere(pending.command, args)
+            pending.elsewhere = keys_elsewhere(pending.command, args)
         elif role is Role.SCAN:
             self._admit_scan(pending, args)
         elif role is Role.SCRIPT and not pending.keys:
@@ -481,24 +482,6 @@ class Session:
         named = [kind + name for name in args[1:]] or [entry for entry in self.channels if entry.startswith(kind)]
         pending.expected = 0 if self._protocol_admitted == 3 else max(1, len(named))
         self.channels.difference_update(named)
-
-    def _barrier(self, args: list[bytes]) -> Barrier:
-        name = args[0].upper()
-        if name == b"FLUSHDB":
-            return Barrier("flushdb", (self._db_admitted,))
-        if name == b"SWAPDB" and len(args) == 3 and args[1].isdigit() and args[2].isdigit():
-            return Barrier("swapdb", (int(args[1]), int(args[2])))
-        return Barrier(name.decode("ascii", "replace").lower())
-
-    @staticmethod
-    def _elsewhere(command: Command, args: list[bytes]) -> list[Key]:
-        """The key that MOVE or COPY … DB writes in a database other than the session's."""
-        if command.name == b"MOVE" and len(args) == 3 and args[2].isdigit():
-            return [(int(args[2]), args[1])]
-        for index in range(3, len(args) - 1):
-            if args[index].upper() == b"DB" and args[index + 1].isdigit():
-                return [(int(args[index + 1]), args[2])]
-        return []
 
     def _add_keys(self, pending: Pending, intents: list[Key]) -> None:
         """Append `_keys_of`; the case of one command in one database goes without a list of its own."""
