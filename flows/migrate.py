@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import unmapped
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
@@ -48,10 +48,11 @@ def migrate(migration: str = "demo") -> State[str]:
     if found["divergences_total"] or found["dead_letters"]:
         found = repair_divergences(migration, PHASE)
     row = {
-        **backfill,
+        **{name: value for name, value in backfill.items() if not isinstance(value, dict)},
         "keys_authority": found["keys_authority"],
         "keys_follower": found["keys_follower"],
         "keys_verified": found["keys_verified"],
+        "keys_left_out": found["keys_excluded"],
         "keys_dirty": found["keys_dirty"],
         "divergences": found["divergences_total"],
         "dead_letters": len(found["dead_letters"]),
@@ -60,6 +61,10 @@ def migrate(migration: str = "demo") -> State[str]:
         "caught_up": live_now["caught_up"],
         "ttl_drift_ms_max": found["ttl_drift_ms_max"],
     }
+    how = [{"what": "carried", "how": how, "keys": count} for how, count in backfill["strategies"].items()]
+    how += [{"what": "left out", "how": rule, "keys": count} for rule, count in backfill["excluded"].items()]
+    how = how or [{"what": "carried", "how": "no key was seen", "keys": 0}]
+    create_table_artifact(key=artifact_key(migration, PHASE, "strategies"), table=how, description="how the keys of the backfill went, and which not")
     evaluate(migration, PHASE, {"reconciliation": [row]}, row)
     decision = ask(
         PhaseDecision,

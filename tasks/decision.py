@@ -39,6 +39,9 @@ class CutoverDecision(PhaseDecision):
     closes: str = Field(default="04:00", title="Window closes", description="HH:MM, UTC")
     lag_ms_max: int = Field(default=100, title="Lag at most (ms)", description="live sync may be this far behind")
     quiet_seconds: float = Field(default=300.0, title="For (s)", description="for how long it must have been no further behind")
+    leave_behind: bool = Field(
+        default=False, title="Leave keys behind", description="only where the plan has filters: what they leave out stays on the source"
+    )
 
 
 class BackDecision(PhaseDecision):

@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect import task
 
-from exodus.config import Feed, JournalMode, Side
+from exodus.config import Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, registry
 from exodus.control.changes import Barrier
 from exodus.control.checkpoint import forget_run
@@ -134,6 +134,20 @@ def repair_divergences(migration: str, name: str) -> Json:
                 if not left or left >= before:
                     break
             return {**found, "repaired": repaired}
+
+    return run(work())
+
+
+@task(name="count what stays behind", persist_result=True)
+def count_left_behind(migration: str) -> Json:
+    """Whether the plan has filters, and how many keys they leave out by the newest verification, rule by rule."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            found = await it.store.report(f"verification.{Phase.MIGRATE}") or {}
+            rules = found.get("excluded", {})
+            rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [{"rule": "none met any key", "keys": 0}]
+            return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
 
     return run(work())
 

@@ -290,6 +290,8 @@ def verify(
         print(
             f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s"
         )
+        for rule, count in report["excluded"].items():
+            print(f"  {count} keys left out: {rule}")
         for row in report["divergences"][:20]:
             print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
     if report["divergences_total"]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Plan
+from exodus.config import Plan, Side
 from exodus.control.changes import Key, pack
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
 from exodus.leg import Leg
+from exodus.scope import Scope
 from exodus.sync.feed import ChangeFeed, feed_of
 from exodus.sync.guard import Guard
 from exodus.sync.key import Copier, Failure, Proofs
@@ -32,6 +33,18 @@ class Engine:
     authority_facts: NodeFacts
     follower_facts: NodeFacts
     proofs: Proofs = field(default_factory=Proofs)
+    scope: Scope = field(init=False)  # what is carried in this direction, and under which names
+    left_behind: Scope = field(init=False)  # after a cutover: what the rules left on the source, where it is left alone
+
+    def __post_init__(self) -> None:
+        forwards = self.route.authority is Side.SOURCE
+        # Rules are about the source. What is written at the target after a cutover flows back whatever they say, or a rollback would lose it.
+        self.scope, self.left_behind = (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
+
+    @property
+    def spare_others(self) -> bool:
+        """Whether keys of the follower whose names the rules leave out are others'; they are then neither compared nor touched."""
+        return self.plan.allow_nonempty
 
     @property
     def feed(self) -> ChangeFeed:
@@ -60,6 +73,8 @@ class Engine:
             guard,
             another_leg=lambda: self.authority_leg(name=name),
             proofs=self.proofs,
+            scope=self.scope,
+            spare_others=self.spare_others,
         )
 
     async def authority_leg(self, *, name: str) -> Leg:

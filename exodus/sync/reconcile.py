@@ -20,7 +20,7 @@ from exodus.control.store import ControlStore, Json, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, Node
 from exodus.errors import TargetError
-from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
+from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
 from exodus.sync.read import Seen
@@ -32,11 +32,17 @@ _LISTED_MAX = 1_000
 
 @dataclass
 class VerificationReport(Tally):
-    """What a pass found. keys_authority = keys_verified + keys_dirty + those among `divergences` that the authority has."""
+    """What a pass found.
+
+    keys_authority = keys_verified + keys_dirty + those among `divergences` that the authority has. What the rules leave out (`excluded`) is in
+    none of these.
+    """
 
     keys_authority: int = 0
     keys_follower: int = 0
     keys_verified: int = 0
+    keys_spared: int = 0  # of others, on the follower
+    keys_left_behind: int = 0  # on the source after a cutover, by the rules
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
     dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
@@ -55,6 +61,10 @@ class VerificationReport(Tally):
             "keys_authority": self.keys_authority,
             "keys_follower": self.keys_follower,
             "keys_verified": self.keys_verified,
+            "keys_excluded": self.excluded.total(),
+            "excluded": dict(self.excluded),
+            "keys_spared": self.keys_spared,
+            "keys_left_behind": self.keys_left_behind,
             "divergences": [divergence.as_json() for divergence in self.divergences],
             "divergences_total": self.divergences_total,
             "dirty": [divergence.as_json() for divergence in self.dirty],
@@ -100,22 +110,23 @@ async def verify(
 
     async def forwards() -> None:
         for db in await _databases(engine.authority):
-            async for seen, theirs in _side_by_side(comparison, db):
+            async for seen, theirs in _side_by_side(comparison, db, report):
                 await pace.turn()
-                report.keys_authority += len(seen)
+                report.keys_authority += sum(each.kind != b"none" for each in seen) if engine.scope else len(seen)
                 note(db, await comparison.compare(db, seen, theirs, report))
 
     async def backwards() -> None:
         # Keys that both sides have are compared forwards; only those that should not be there are of interest.
-        authority = await engine.authority_leg(name="exodus-verify")
+        surplus = await open_surplus(engine, name="exodus-verify")
         try:
             async for db, keys in _batches(engine.follower):
                 await pace.turn()
                 report.keys_follower += len(keys)
-                await authority.select(db)
-                note(db, await surplus(authority, db, keys))
+                for at, found in await surplus.among(db, keys):
+                    note(at, [found])
         finally:
-            await authority.close()
+            report.keys_spared, report.keys_left_behind = surplus.spared, surplus.left_behind
+            await surplus.close()
 
     passes: list[asyncio.Task[None]] = []
     try:
@@ -160,15 +171,15 @@ async def _databases(endpoint: Endpoint) -> list[int]:
     return sorted({db for node in await endpoint.nodes() for db in (await node.facts()).databases})
 
 
-async def _side_by_side(comparison: Comparison, db: int) -> AsyncIterator[tuple[list[Seen], list[Seen]]]:
+async def _side_by_side(comparison: Comparison, db: int, tally: Tally) -> AsyncIterator[tuple[list[Seen], list[Seen]]]:
     """Batches of the authority's keys with the follower's; the authority reads the next one while the follower reads this one."""
     await comparison.select(db)
-    cursor, seen = await comparison.scan(0, _BATCH_KEYS)
+    cursor, seen = await comparison.scan(db, 0, _BATCH_KEYS, tally)
     while True:
         if not cursor:
-            yield seen, await comparison.follow(seen)
+            yield seen, await comparison.follow(db, seen)
             return
-        theirs, (cursor, following) = await asyncio.gather(comparison.follow(seen), comparison.scan(cursor, _BATCH_KEYS))
+        theirs, (cursor, following) = await asyncio.gather(comparison.follow(db, seen), comparison.scan(db, cursor, _BATCH_KEYS, tally))
         yield seen, theirs
         seen = following
 
