@@ -254,7 +254,7 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
                     await fence.close()
             await _remove_own_keys(it)
             removed, left = await _remove_copied(it) if clean_target else (0, [])
-            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence, it.store.keys.report(OWNED)))
+            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.accepted, it.store.keys.divergence, it.store.keys.report(OWNED)))
             report = {
                 "authority": "source",
                 "target_keys_removed": removed,

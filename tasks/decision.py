@@ -31,6 +31,17 @@ class PhaseDecision(RunInput):
     why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
 
 
+class MigrateDecision(PhaseDecision):
+    """Go on; with keys that could not be carried only where each is accepted by its name."""
+
+    accept_dead_letters: str = Field(
+        default="",
+        title="Accept dead letters",
+        description="one name a line, as listed: DATABASE:KEY; these keys are not on the target",
+        max_length=100_000,
+    )
+
+
 class CutoverDecision(PhaseDecision):
     """Cut over: now, or by itself in a window."""
 
@@ -94,7 +105,7 @@ def _no_refusal(answer: Json, attempt: int) -> None:
 
 
 def ask(
-    form: type[PhaseDecision | CutoverDecision | BackDecision | NextDecision],
+    form: type[PhaseDecision | MigrateDecision | CutoverDecision | BackDecision | NextDecision],
     *,
     migration: str,
     phase: str,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import orjson
 from redis.exceptions import RedisError
 
 from exodus.config import Plan, Side
-from exodus.control.changes import Key, pack
+from exodus.control import letters
+from exodus.control.changes import Key
 from exodus.control.route import Route, read_route
-from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
+from exodus.control.store import ControlStore, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
 from exodus.leg import Leg
@@ -91,19 +91,11 @@ class Engine:
     async def keep_failures(self, failures: Iterable[Failure]) -> None:
         """List keys that could not be carried as dead letters, with their reasons."""
         for failure in failures:
-            name = pack([(failure.db, failure.key)])
-            raw = await answered(self.store.client.hget(self.store.keys.dead, name))
-            attempts = (orjson.loads(raw)["attempts"] if raw else 0) + 1
-            letter = {
-                "db": failure.db, "key": repr(failure.key), "reason": failure.reason, "attempts": attempts, "at_ms": await self.store.now_ms(),
-            }  # fmt: skip
-            await answered(self.store.client.hset(self.store.keys.dead, name, orjson.dumps(letter)))
+            await letters.keep(self.store, failure.db, failure.key, failure.reason)
 
     async def forget_failures(self, keys: Iterable[Key]) -> None:
         """Take keys that were carried after all off the list."""
-        names = [pack([key]) for key in keys]
-        if names and await answered(self.store.client.exists(self.store.keys.dead)):
-            await answered(self.store.client.hdel(self.store.keys.dead, *names))
+        await letters.forget(self.store, keys)
 
     async def close(self) -> None:
         """Nothing is kept open between copiers."""

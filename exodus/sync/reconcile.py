@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
 from exodus.config import REPAIR_SECONDS_MAX, RESERVED_PREFIX
-from exodus.control import freshness, journal
-from exodus.control.changes import Key, unpack
+from exodus.control import freshness, journal, letters
+from exodus.control.changes import Key
 from exodus.control.store import ControlStore, Json, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, Node
@@ -34,8 +34,8 @@ _LISTED_MAX = 1_000
 class VerificationReport(Tally):
     """What a pass found.
 
-    keys_authority = keys_verified + keys_dirty + those among `divergences` that the authority has. What the rules leave out (`excluded`) is in
-    none of these.
+    keys_authority = keys_verified + keys_dirty + those among `divergences` and dead letters that the authority has. What the rules leave out
+    (`excluded`) is in none of these.
     """
 
     keys_authority: int = 0
@@ -43,6 +43,7 @@ class VerificationReport(Tally):
     keys_verified: int = 0
     keys_spared: int = 0  # of others, on the follower
     keys_left_behind: int = 0  # on the source after a cutover, by the rules
+    keys_not_carried: int = 0  # differ, and are dead letters
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
     dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
@@ -65,6 +66,7 @@ class VerificationReport(Tally):
             "excluded": dict(self.excluded),
             "keys_spared": self.keys_spared,
             "keys_left_behind": self.keys_left_behind,
+            "keys_not_carried": self.keys_not_carried,
             "divergences": [divergence.as_json() for divergence in self.divergences],
             "divergences_total": self.divergences_total,
             "dirty": [divergence.as_json() for divergence in self.dirty],
@@ -82,6 +84,7 @@ async def verify(
     *,
     settle_s: float = 0.5,
     attempts: int = 5,
+    known: Collection[Key] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Compare every key of both sides.
@@ -89,6 +92,7 @@ async def verify(
     Args:
         settle_s: pause before keys that differ are looked at again, doubled each time.
         attempts: how often in all a key may differ before it is called a divergence.
+        known: keys that could not be carried and are listed as such; where they differ they are counted apart.
         on_progress: called with keys seen so far and an upper bound of all.
 
     Raises:
@@ -145,8 +149,9 @@ async def verify(
     finally:
         await end_all(passes)  # the other one, where one failed
         await comparison.close()
-    dirty = {key: found for key, found in suspects.items() if key in moving}
-    divergences = {key: found for key, found in suspects.items() if key not in moving}
+    dirty = {key: found for key, found in suspects.items() if key in moving and key not in known}
+    report.keys_not_carried = sum(key in known for key in suspects)
+    divergences = {key: found for key, found in suspects.items() if key not in moving and key not in known}
     report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:_LISTED_MAX]
     report.divergences_total, report.divergences = len(divergences), list(divergences.values())[:_LISTED_MAX]
     report.keys_verified = report.keys_authority - sum(found.kind != "extra" for found in suspects.values())
@@ -221,7 +226,8 @@ async def reconcile(engine: Engine, name: str) -> Json:
     """
     store = engine.store
     since_ms, synced = await store.now_ms(), await engine.feed.synced()
-    report = await verify(engine)
+    dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
+    report = await verify(engine, known=dead.keys() | accepted.keys())
     if report.clean:
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
@@ -229,7 +235,8 @@ async def reconcile(engine: Engine, name: str) -> Json:
     found.update(
         at_ms=since_ms,
         authority=str(engine.route.authority),
-        dead_letters=await _listed(store, store.keys.dead),
+        dead_letters=list((await letters.open_letters(store)).values()),
+        accepted_letters=list((await letters.accepted_letters(store)).values()),
         open_gaps=await _listed(store, store.keys.gap),
         lag_entries=await journal.lag_entries(store, engine.plan.partitions),
     )
@@ -254,8 +261,8 @@ def keys_of(report: Json) -> list[Key]:
 
 
 async def dead_letters(store: ControlStore) -> list[Key]:
-    """The keys that could not be carried."""
-    return [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+    """The keys that could not be carried, and that nobody has accepted."""
+    return list(await letters.open_letters(store))
 
 
 async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
