@@ -27,6 +27,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
+from exodus.sync.forecast import SAMPLE_KEYS, forecast
 from exodus.sync.pace import read_paces
 from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
@@ -299,6 +300,27 @@ def verify(
             print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
     if report["divergences_total"]:
         raise typer.Exit(1)
+
+
+def dry_run(
+    sample: Annotated[int, typer.Option(min=1, help="keys to look at")] = SAMPLE_KEYS,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how keys would be carried, and why, from a sample; copies nothing. Example: exodus dry-run --sample 10000"""
+    migration = migration_at(file, home)
+
+    async def work() -> list[Json]:
+        async with await open_store(migration) as store:
+            return await forecast(await open_engine(store, await store.plan()), sample)
+
+    rows = asyncio.run(work())
+    if json:
+        show_json(rows)
+    else:
+        columns = ["strategy", "reason", "type", "size", "keys_sampled", "keys_estimated"]
+        show_table("dry run", columns, [[row[column] for column in columns] for row in rows])
 
 
 def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:

@@ -117,6 +117,20 @@ class Copier:
             self._strategy = Strategy.BY_TYPE
         self._reader = Reader(authority, authority_facts, What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD)
 
+    @property
+    def strategy(self) -> Strategy:
+        """The first choice between these two sides."""
+        return self._strategy
+
+    @property
+    def reason(self) -> str:
+        """Why it is that."""
+        theirs, ours = self._authority_facts.payload_version, self._follower_facts.payload_version
+        if self._strategy is Strategy.BY_TYPE:
+            return "DUMP is not allowed on one of the sides"
+        fits = "fits" if self._strategy is Strategy.PAYLOAD else "does not fit"
+        return f"payload version {theirs} {fits} the follower's {ours}"
+
     async def close(self) -> None:
         """End the connections."""
         await self._from.close()
