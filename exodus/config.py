@@ -250,6 +250,9 @@ class Plan(BaseModel):
     allow_nonempty: bool = Field(default=False, description="the target may hold keys before Migrate; they are replaced")
     cutover: Cutover = Field(default=Cutover.GATEWAY, description="who takes the applications over: the gateways, or you by means of your own")
     filters: Filters = Field(default=Filters(), description="which keys of the source are carried")
+    keep_usage: bool = Field(
+        default=False, description="idle time (or, under an LFU policy, frequency) of keys is carried, for the target's eviction"
+    )
     renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")

@@ -82,6 +82,7 @@ def count_backfill(migration: str, writer_epoch: int) -> Json:
                     "keys_skipped",
                     "keys_excluded",
                     "payload_bytes",
+                    "usage_kept",
                     "re_marked",
                     "chunks",
                     "restarts",

@@ -29,6 +29,7 @@ class SliceProgress(BaseModel):
     keys_skipped: int = 0  # Exodus's own
     keys_excluded: int = 0  # left out by a rule
     payload_bytes: int = 0
+    usage_kept: int = 0  # keys that took their idle time or frequency along
     re_marked: int = 0  # changed while their chunk was in flight (race rule 3)
     seconds: float = 0.0
     restarts: int = 0  # times the cursor was void

@@ -75,6 +75,7 @@ class Engine:
             proofs=self.proofs,
             scope=self.scope,
             spare_others=self.spare_others,
+            keep_usage=self.plan.keep_usage,
         )
 
     async def authority_leg(self, *, name: str) -> Leg:

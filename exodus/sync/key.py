@@ -21,7 +21,7 @@ from enum import StrEnum
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
 from exodus.leg import Leg, Reply, ReplyError
-from exodus.resp.encode import encode_many
+from exodus.resp.encode import encode_arguments, encode_many
 from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
@@ -36,6 +36,7 @@ _READ_ATTEMPTS = 3
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+_USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
@@ -67,6 +68,7 @@ class BatchReport:
     excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys
     left_out: list[bytes] = field(default_factory=list)  # those keys
     payload_bytes: int = 0
+    usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
@@ -95,8 +97,14 @@ class Copier:
         proofs: Proofs,
         scope: Scope,
         spare_others: bool,
+        keep_usage: bool = False,
     ) -> None:
-        """`spare_others`: keys of the follower whose names the rules leave out are not this migration's, and are never touched."""
+        """Take the legs over.
+
+        Args:
+            spare_others: keys of the follower whose names the rules leave out are not this migration's, and are never touched.
+            keep_usage: carry idle time, or under an LFU policy frequency, where a key goes as a payload.
+        """
         self._from = authority
         self._to = GuardedLeg(follower, guard)
         self._authority_facts = authority_facts
@@ -109,6 +117,7 @@ class Copier:
         self._proofs = proofs
         self._scope = scope
         self._spare_others = spare_others
+        self._usage = _USAGES["lfu" in authority_facts.maxmemory_policy] if keep_usage else None
         if payload_fits(authority_facts, follower_facts):
             self._strategy = Strategy.PAYLOAD
         elif authority_facts.payload_version is not None and follower_facts.payload_version is not None:
@@ -167,23 +176,38 @@ class Copier:
                 # What is left out is not to be on the follower; it may have come there before it was written last.
                 spared = {key for key in report.left_out if self._spare_others and self._scope.left_out(db, key) is not None}
                 absent = [State(key, excluded=True) for key in report.left_out if key not in spared]
-            return [*absent, *await self._states(db, await self._reader.keys(wanted), report)]
+            return [*absent, *await self._read(db, wanted, report)]
 
     async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
         """One SCAN call of the authority: the next cursor, the keys found, and their states."""
         async with self._reading:
             await self._from.select(db)
-            if self._scope:
-                # The names first: what is left out need not be read.
+            if self._scope or self._usage is not None:
+                # The names first: what is left out need not be read, and reading can make a key look used.
                 following, keys = await scan_once(self._from, cursor, count)
-                wanted = await self._in_scope(db, _wanted(keys, report), report)
-                return following, keys, await self._states(db, await self._reader.keys(wanted), report)
+                wanted = _wanted(keys, report)
+                if self._scope:
+                    wanted = await self._in_scope(db, wanted, report)
+                return following, keys, await self._read(db, wanted, report)
             following, seen = await self._reader.scan(cursor, count)
             keys = [each.key for each in seen]
             if any(key.startswith(RESERVED_PREFIX) for key in keys):
                 report.skipped += sum(key.startswith(RESERVED_PREFIX) for key in keys)
                 seen = [each for each in seen if not each.key.startswith(RESERVED_PREFIX)]
             return following, keys, await self._states(db, seen, report)
+
+    async def _read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
+        if self._usage is None:
+            return await self._states(db, await self._reader.keys(keys), report)
+        # Before the values, since DUMP makes a key look used on servers without CLIENT NO-TOUCH.
+        told = dict(zip(keys, await self._from.pipeline([("OBJECT", self._usage, key) for key in keys]), strict=True))
+        states = await self._states(db, await self._reader.keys(keys), report)
+        for state in states:
+            usage = told[state.key]
+            if state.payload is not None and isinstance(usage, int):
+                state.usage = encode_arguments(self._usage, usage)
+                report.usage_kept += 1
+        return states
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
         """Those of the keys that are carried; the others are counted, with the rule, or failed where their name on the follower is not free."""
@@ -327,10 +351,10 @@ class Copier:
         for state in states:
             payload = state.payload
             if payload is not None:  # by far the most frequent: written without the detour through a tuple
-                key, at = state.to or state.key, b"%d" % state.expiry_ms
+                key, at, usage = state.to or state.key, b"%d" % state.expiry_ms, state.usage
                 bodies.append(
-                    b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-                    % (len(key), key, len(at), at, len(payload), payload)
+                    b"*%d\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n%b"
+                    % (8 if usage else 6, len(key), key, len(at), at, len(payload), payload, usage)
                 )
                 counts.append(1)
             else:

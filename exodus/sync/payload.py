@@ -33,6 +33,7 @@ class State:
     how: str = ""  # the strategy, as it is counted
     large: bool = False  # not read: copied in pieces when it is written
     to: bytes = b""  # its name on the follower, where that is another
+    usage: bytes = b""  # encoded arguments of RESTORE: idle time or frequency
     excluded: bool = False  # left out by a rule, so that it is not to be there
 
     @property
