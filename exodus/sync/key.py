@@ -214,16 +214,18 @@ class Copier:
         outside = await left_out(self._from, self._authority_facts, self._scope, db, keys) if self._scope.filters else {}
         report.excluded.update(outside.values())
         report.left_out += outside
-        inside: list[bytes] = []
-        for key in keys:
-            if key in outside:
-                continue
-            taken = self._scope.taken(db, key)
-            if taken is None:
-                inside.append(key)
+        inside = [key for key in keys if key not in outside]
+        taken = {key: why for key in inside if (why := self._scope.taken(db, key)) is not None}
+        if not taken:
+            return inside
+        # One that is gone by now has nothing to carry, and whoever has its name on the follower is another key.
+        there = await self._from.pipeline([("EXISTS", key) for key in taken])
+        for (key, why), exists in zip(taken.items(), there, strict=True):
+            if exists:
+                report.failed.append(Failure(db, key, why))
             else:
-                report.failed.append(Failure(db, key, taken))
-        return inside
+                report.removed += 1
+        return [key for key in inside if key not in taken]
 
     def _place(self, db: int, key: bytes) -> bytes:
         return self._scope.place(db, key)[1] if self._scope.renames else key
