@@ -1,4 +1,4 @@
-"""What a migration is, and every bound the engine works within. Imports nothing of ours but the errors.
+"""What a migration is, and every bound the engine works within. Imports nothing of ours but the errors and the rules of what is carried.
 
 `Plan` is what the control store and the Prefect blocks hold; it never carries a password. `Address` is one server;
 its password is a `SecretStr` that is left out of every dump and read again from the environment or a file by whoever
@@ -14,9 +14,10 @@ from typing import Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from exodus.errors import OperatorError
+from exodus.scope import Filters, Rename, Scope, check_renames
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
@@ -89,6 +90,13 @@ class Feed(StrEnum):
 
     GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
+
+
+class Cutover(StrEnum):
+    """Who takes the applications over to the target."""
+
+    GATEWAY = "gateway"  # the gateways, in the phase Commit
+    OWN = "own"  # the operator, by means of their own: the migration ends at Migrate, and Commit is refused
 
 
 class Phase(StrEnum):
@@ -240,6 +248,12 @@ class Plan(BaseModel):
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
     rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)
     allow_nonempty: bool = Field(default=False, description="the target may hold keys before Migrate; they are replaced")
+    cutover: Cutover = Field(default=Cutover.GATEWAY, description="who takes the applications over: the gateways, or you by means of your own")
+    filters: Filters = Field(default=Filters(), description="which keys of the source are carried")
+    keep_usage: bool = Field(
+        default=False, description="idle time (or, under an LFU policy, frequency) of keys is carried, for the target's eviction"
+    )
+    renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
@@ -253,6 +267,35 @@ class Plan(BaseModel):
         if value & (value - 1):
             raise ValueError("slices must be a power of two: 1, 2, 4, 8, 16 or 32")
         return value
+
+    @field_validator("renames")
+    @classmethod
+    def _apart(cls, value: tuple[Rename, ...]) -> tuple[Rename, ...]:
+        check_renames(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_cutover(self) -> Self:
+        if self.cutover is Cutover.OWN:
+            return self
+        if self.renames:
+            raise ValueError(
+                "renames: after a cutover through the gateway applications would go on asking for the old names, and the target has the new ones; "
+                "set cutover: own to move them by means of your own, or leave renames away"
+            )
+        if self.filters and self.allow_nonempty:
+            raise ValueError(
+                "filters with allow_nonempty: after a cutover through the gateway keys that others put on the target could not be told from what "
+                "applications write there, and would flow back; set cutover: own, or empty the target and leave allow_nonempty away"
+            )
+        return self
+
+    @property
+    def scope(self) -> Scope:
+        """Filters and renames, as rules of the source; keys of the rehearsal are always carried."""
+        if not self.filters and not self.renames:
+            return Scope()
+        return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=RESERVED_PREFIX)
 
     def address(self, side: Side) -> Address:
         """The address of one side."""
@@ -313,6 +356,9 @@ def load_migration(path: Path) -> MigrationFile:
 def _as_operator_error(exc: ValidationError, path: Path, prefix: str) -> OperatorError:
     first = exc.errors(include_url=False)[0]
     field = prefix + ".".join(str(part) for part in first["loc"])
+    if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
+        what = first["msg"].removeprefix("Value error, ")
+        return OperatorError(what, why=f"{path} was checked and nothing was changed", next_step="correct one of the two")
     secret = "password" in field
     value = "" if secret or first["type"] == "missing" else f" {first['input']!r}"
     return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=f"{path} was checked and nothing was changed", next_step=f"correct {field}")

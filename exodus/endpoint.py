@@ -177,6 +177,15 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     findings.append(await _check_payloads(source, ours, theirs))
     findings.append(_check_user("source", ours))
     findings.append(_check_user("target", theirs))
+    lfu = "lfu" in ours.maxmemory_policy
+    if plan.keep_usage and lfu != ("lfu" in theirs.maxmemory_policy):
+        findings.append(
+            Finding(
+                "usage", "fatal", f"keep_usage: the source's maxmemory-policy is {ours.maxmemory_policy}, the target's {theirs.maxmemory_policy}",
+                "a server keeps the frequency of keys under an LFU policy only, and their idle time under all others only",
+                "set policies of one kind on both sides, or leave keep_usage away",
+            )
+        )  # fmt: skip
     if theirs.maxmemory_policy not in ("noeviction", ""):
         findings.append(
             Finding(

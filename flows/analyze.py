@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
-from tasks.compatibility import check_commands, recommend
+from tasks.compatibility import check_commands, foresee_strategies, recommend
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
@@ -28,6 +28,8 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
     commands = check_commands(migration, workload["commands"])
     advice = recommend(migration, facts, workload)
     create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
+    foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
+    create_table_artifact(key=artifact_key(migration, PHASE, "dry-run"), table=foreseen, description="how keys would be carried, from a sample")
     checks = [{"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings]
     summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
     evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
@@ -41,6 +43,7 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
         summary=[
             f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
+            "dry run: " + ", ".join(f"{row['keys_estimated']:,} keys {row['strategy']}" for row in foreseen[:3]) + " (artifact dry-run)",
         ],
         evidence=f"evidence.{PHASE}",
     )

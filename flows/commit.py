@@ -13,7 +13,7 @@ from tasks.cutover import explain_switch, finalise, keep_evidence, switch_author
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import measure_freshness, verify_sides, wait_caught_up
+from tasks.live_sync import count_left_behind, measure_freshness, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
 
@@ -25,17 +25,27 @@ def commit(migration: str = "demo") -> State[str]:
     steps = explain_switch(migration, Side.TARGET)
     create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
     fresh = measure_freshness(migration)
+    behind = count_left_behind(migration)
+    summary = [
+        f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
+        f"{fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
+    ]
+    if behind["filtered"]:
+        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
+        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
     decision = ask(
         CutoverDecision,
         migration=migration,
         phase=PHASE,
         gate=CUTOVER,
         question="Should the target become the authority now?",
-        summary=[
-            f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-            f"{fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
-        ],
+        summary=summary,
         evidence="evidence.migrate",
+        refuse=lambda answer, _: (
+            "the plan's filters leave keys behind: say leave_behind, having looked at which"
+            if behind["filtered"] and answer["decision"] == "approve" and not answer["leave_behind"]
+            else None
+        ),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)

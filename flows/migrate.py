@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import unmapped
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
+from exodus.control.letters import name_of
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
 from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
-from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.decision import MigrateDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import repair_divergences, start_live_sync, verify_sides, wait_caught_up
+from tasks.live_sync import accept_letters, repair_divergences, start_live_sync, verify_sides, wait_caught_up, why_letters_stand
 from tasks.probe import check_sides
 
 PHASE = Phase.MIGRATE
@@ -48,10 +49,11 @@ def migrate(migration: str = "demo") -> State[str]:
     if found["divergences_total"] or found["dead_letters"]:
         found = repair_divergences(migration, PHASE)
     row = {
-        **backfill,
+        **{name: value for name, value in backfill.items() if not isinstance(value, dict)},
         "keys_authority": found["keys_authority"],
         "keys_follower": found["keys_follower"],
         "keys_verified": found["keys_verified"],
+        "keys_left_out": found["keys_excluded"],
         "keys_dirty": found["keys_dirty"],
         "divergences": found["divergences_total"],
         "dead_letters": len(found["dead_letters"]),
@@ -60,21 +62,35 @@ def migrate(migration: str = "demo") -> State[str]:
         "caught_up": live_now["caught_up"],
         "ttl_drift_ms_max": found["ttl_drift_ms_max"],
     }
+    how = [{"what": "carried", "how": how, "keys": count} for how, count in backfill["strategies"].items()]
+    how += [{"what": "left out", "how": rule, "keys": count} for rule, count in backfill["excluded"].items()]
+    how = how or [{"what": "carried", "how": "no key was seen", "keys": 0}]
+    create_table_artifact(key=artifact_key(migration, PHASE, "strategies"), table=how, description="how the keys of the backfill went, and which not")
     evaluate(migration, PHASE, {"reconciliation": [row]}, row)
+    summary = [
+        f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
+        f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
+        f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
+        f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
+    ]
+    if found["dead_letters"]:
+        rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
+        create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")
+        summary.append(f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
     decision = ask(
-        PhaseDecision,
+        MigrateDecision,
         migration=migration,
         phase=PHASE,
         gate="continue",
         question="Is progress healthy enough to continue?",
-        summary=[
-            f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
-            f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
-            f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
-            f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
-        ],
+        summary=summary,
         evidence=f"evidence.{PHASE}",
+        refuse=lambda answer, attempt: (
+            why_letters_stand(migration, answer["accept_dead_letters"], attempt) if answer["decision"] == "approve" else None
+        ),
     )
+    if decision["verdict"] == "approve":
+        accept_letters(migration, decision["facts"]["accept_dead_letters"], decision["decided_by"])
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 from prefect import task
 from prefect.variables import Variable
@@ -79,14 +80,21 @@ def count_backfill(migration: str, writer_epoch: int) -> Json:
                     "keys_removed",
                     "keys_failed",
                     "keys_skipped",
+                    "keys_excluded",
                     "payload_bytes",
+                    "usage_kept",
                     "re_marked",
                     "chunks",
                     "restarts",
                     "attempts",
                 )
             }
-            accounted = total["keys_copied"] + total["keys_removed"] + total["keys_failed"] + total["keys_skipped"]
+            accounted = sum(total[f"keys_{what}"] for what in ("copied", "removed", "failed", "skipped", "excluded"))
+            excluded: Counter[str] = Counter()
+            strategies: Counter[str] = Counter()
+            for progress in slices:
+                excluded.update(progress.excluded)
+                strategies.update(progress.strategies)
             seconds = max((progress.seconds for progress in slices), default=0.0)
             return {
                 **total,
@@ -95,6 +103,8 @@ def count_backfill(migration: str, writer_epoch: int) -> Json:
                 "slices_done": sum(progress.done for progress in slices),
                 "seconds": round(seconds, 3),
                 "keys_per_s": round(total["keys_copied"] / seconds, 1) if seconds else 0.0,
+                "excluded": dict(excluded),
+                "strategies": dict(strategies),
             }
 
     return run(work())

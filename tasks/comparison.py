@@ -49,7 +49,7 @@ def shadow(migration: str, seconds: float | None) -> Json:
                     for name, row in beat.facts["rows"].items():
                         counted = {
                             field: row.get(field, 0)
-                            for field in ("compared", "equal", "inconclusive", "not_comparable", "infrastructure", "divergences")
+                            for field in ("compared", "equal", "inconclusive", "not_comparable", "infrastructure", "excluded", "divergences")
                         }
                         rows.append({"command": name, **counted})
                 return {"rows": sorted(rows, key=lambda row: -row["compared"]), "convergence": await _convergence(it)}
@@ -97,7 +97,7 @@ def remove_sample(migration: str) -> int:
             packed = await answered(it.store.client.smembers(it.store.keys.seeded))
             by_db: dict[int, list[bytes]] = {}
             for one in packed:
-                for db, key in unpack(one):
+                for db, key in (it.plan.scope.place(*each) for each in unpack(one)):
                     by_db.setdefault(db, []).append(key)
             node = (await it.endpoint(Side.TARGET).nodes())[0]
             for db, keys in by_db.items():

@@ -7,6 +7,8 @@ from prefect import task
 from exodus.commands.table import CommandTable
 from exodus.config import Side
 from exodus.control.store import answered, make_client
+from exodus.sync.engine import open_engine
+from exodus.sync.forecast import forecast
 from tasks.context import Json, Opened, opened, run
 
 _SIZE_MARGIN = 1.25
@@ -33,6 +35,17 @@ def check_commands(migration: str, commands: list[Json]) -> list[Json]:
             tables = await _tables(it)
             missing = tables[Side.SOURCE].without(tables[Side.TARGET])
             return [{**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing} for row in commands]
+
+    return run(work())
+
+
+@task(name="see how keys would be carried", persist_result=True)
+def foresee_strategies(migration: str) -> list[Json]:
+    """A dry run over a sample: strategy and reason by type and size."""
+
+    async def work() -> list[Json]:
+        async with opened(migration) as it:
+            return await forecast(await open_engine(it.store, it.plan))
 
     return run(work())
 

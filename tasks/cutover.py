@@ -24,6 +24,8 @@ from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.window import Window
 from exodus.endpoint import OWNED, Endpoint
+from exodus.leg import Leg
+from exodus.scope import Key
 from exodus.sync.backfill import CHUNK_KEYS
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import scan_once
@@ -252,7 +254,7 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
                     await fence.close()
             await _remove_own_keys(it)
             removed, left = await _remove_copied(it) if clean_target else (0, [])
-            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.divergence, it.store.keys.report(OWNED)))
+            await answered(it.store.client.delete(it.store.keys.dead, it.store.keys.accepted, it.store.keys.divergence, it.store.keys.report(OWNED)))
             report = {
                 "authority": "source",
                 "target_keys_removed": removed,
@@ -267,23 +269,37 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
     return run(work())
 
 
+async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
+    """Those of some keys that there are, whatever their databases."""
+    found: set[Key] = set()
+    for db in {db for db, _ in keys}:
+        await leg.select(db)
+        names = [name for at, name in keys if at == db]
+        found.update((db, name) for name, exists in zip(names, await leg.pipeline([("EXISTS", name) for name in names]), strict=True) if exists == 1)
+    return found
+
+
 async def _remove_copied(it: Opened) -> tuple[int, list[bytes]]:
     """Remove the target's keys; how many, and those that stay.
 
     A target that had to be empty holds only what was copied. One that held keys before loses those that the source has too.
     """
     removed, left = 0, []
+    scope = it.plan.scope
     source = (await it.endpoint(Side.SOURCE).nodes())[0]
     target = (await it.endpoint(Side.TARGET).nodes())[0]
     for db in (await target.facts()).databases:
-        async with await target.connect(db, name="exodus-clean") as leg, await source.connect(db, name="exodus-clean") as there:
+        async with await target.connect(db, name="exodus-clean") as leg, await source.connect(name="exodus-clean") as there:
             cursor = -1
             while cursor:
                 cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
                 keys = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
-                exist = await there.pipeline([("EXISTS", key) for key in keys]) if it.plan.allow_nonempty else [1] * len(keys)
-                ours = [key for key, exists in zip(keys, exist, strict=True) if exists == 1]
-                left += [key for key, exists in zip(keys, exist, strict=True) if exists != 1]
+                ours = keys
+                if it.plan.allow_nonempty:
+                    origins = {key: origin for key in keys if (origin := scope.origin(db, key)) is not None and scope.left_out(*origin) is None}
+                    exist = await _existing(there, list(origins.values()))
+                    ours = [key for key in keys if origins.get(key) in exist]
+                    left += [key for key in keys if origins.get(key) not in exist]
                 if ours:
                     removed += int(await leg.call("UNLINK", *ours))
     return removed, left

@@ -31,6 +31,17 @@ class PhaseDecision(RunInput):
     why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
 
 
+class MigrateDecision(PhaseDecision):
+    """Go on; with keys that could not be carried only where each is accepted by its name."""
+
+    accept_dead_letters: str = Field(
+        default="",
+        title="Accept dead letters",
+        description="one name a line, as listed: DATABASE:KEY; these keys are not on the target",
+        max_length=100_000,
+    )
+
+
 class CutoverDecision(PhaseDecision):
     """Cut over: now, or by itself in a window."""
 
@@ -39,6 +50,9 @@ class CutoverDecision(PhaseDecision):
     closes: str = Field(default="04:00", title="Window closes", description="HH:MM, UTC")
     lag_ms_max: int = Field(default=100, title="Lag at most (ms)", description="live sync may be this far behind")
     quiet_seconds: float = Field(default=300.0, title="For (s)", description="for how long it must have been no further behind")
+    leave_behind: bool = Field(
+        default=False, title="Leave keys behind", description="only where the plan has filters: what they leave out stays on the source"
+    )
 
 
 class BackDecision(PhaseDecision):
@@ -91,7 +105,7 @@ def _no_refusal(answer: Json, attempt: int) -> None:
 
 
 def ask(
-    form: type[PhaseDecision | CutoverDecision | BackDecision | NextDecision],
+    form: type[PhaseDecision | MigrateDecision | CutoverDecision | BackDecision | NextDecision],
     *,
     migration: str,
     phase: str,

@@ -7,7 +7,7 @@ import asyncio
 from prefect import task
 from prefect.runtime import flow_run
 
-from exodus.config import Phase
+from exodus.config import Cutover, Phase
 from exodus.control import ledger
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
@@ -27,6 +27,13 @@ _NEEDS = {
 
 
 async def _check(opened_: Opened, phase: Phase) -> None:
+    if phase is Phase.COMMIT and opened_.plan.cutover is Cutover.OWN:
+        raise DecisionRefused(
+            "commit may not begin: the cutover of this migration is its operator's own",
+            why="the plan says cutover: own, so the gateways are not what takes the applications to the target",
+            next_step="stop the writers, wait for lag 0 in `exodus status`, run `exodus verify`, move the applications; "
+            "`exodus start rollback` with abandon then ends live sync and leaves the target as it is",
+        )
     needed = _NEEDS.get(phase)
     if needed is None:
         return

@@ -7,12 +7,12 @@ from typing import Any
 
 from prefect import task
 
-from exodus.config import Feed, JournalMode, Side
-from exodus.control import freshness, journal, registry
+from exodus.config import Feed, JournalMode, Phase, Side
+from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier
 from exodus.control.checkpoint import forget_run
 from exodus.control.route import change_route, read_route
-from exodus.control.store import make_client
+from exodus.control.store import answered, make_client
 from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
@@ -55,6 +55,7 @@ def start_live_sync(migration: str) -> Json:
                 await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
                 await _begin_feed(it)
                 await freshness.forget_pass(it.store)
+                await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
                 await forget_run(it.store, run_name(writer))
@@ -134,6 +135,43 @@ def repair_divergences(migration: str, name: str) -> Json:
                 if not left or left >= before:
                     break
             return {**found, "repaired": repaired}
+
+    return run(work())
+
+
+@task(name="look whether all dead letters are accepted", persist_result=True)
+def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None:
+    """Why an answer that accepts these names cannot be, or None. Kept for each answer, so that an answer once refused stays refused."""
+    del attempt
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            return await letters.why_not_accepted(it.store, accepted)
+
+    return run(work())
+
+
+@task(name="put accepted dead letters aside", persist_result=True)
+def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
+    """Put what a person accepted by name on its own list; the names."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return await letters.accept(it.store, accepted, by)
+
+    return run(work())
+
+
+@task(name="count what stays behind", persist_result=True)
+def count_left_behind(migration: str) -> Json:
+    """Whether the plan has filters, and how many keys they leave out by the newest verification, rule by rule."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            found = await it.store.report(f"verification.{Phase.MIGRATE}") or {}
+            rules = found.get("excluded", {})
+            rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [{"rule": "none met any key", "keys": 0}]
+            return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
 
     return run(work())
 

@@ -36,6 +36,7 @@ for command in (
     levers.hold,
     levers.release,
     levers.abort,
+    phases.dry_run,
     phases.verify,
     phases.repair,
 ):

@@ -17,15 +17,17 @@ import typer
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, Phase
+from exodus.config import MigrationFile, Phase, Side
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.ledger import NEXT
+from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
+from exodus.sync.forecast import SAMPLE_KEYS, forecast
 from exodus.sync.pace import read_paces
 from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
@@ -140,6 +142,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
             "pace": [report.model_dump() for report in await read_paces(store)],
             "freshness": await _freshness(store, migration.plan.partitions),
+            "accepted_letters": list((await accepted_letters(store)).values()),
             "dead_letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()],
             "open_gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()],
             "verified": None
@@ -235,7 +238,8 @@ def _fields(given: list[str]) -> Json:
             raise OperatorError(
                 f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true"
             )
-        fields[name] = {"true": True, "false": False}.get(value.lower(), value)
+        known = {"true": True, "false": False}.get(value.lower(), value)
+        fields[name] = f"{fields[name]}\n{value}" if name in fields else known  # a field that takes several, one a line
     return fields
 
 
@@ -290,20 +294,46 @@ def verify(
         print(
             f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s"
         )
+        for rule, count in report["excluded"].items():
+            print(f"  {count} keys left out: {rule}")
         for row in report["divergences"][:20]:
             print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
     if report["divergences_total"]:
         raise typer.Exit(1)
 
 
+def dry_run(
+    sample: Annotated[int, typer.Option(min=1, help="keys to look at")] = SAMPLE_KEYS,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show how keys would be carried, and why, from a sample; copies nothing. Example: exodus dry-run --sample 10000"""
+    migration = migration_at(file, home)
+
+    async def work() -> list[Json]:
+        async with await open_store(migration) as store:
+            return await forecast(await open_engine(store, await store.plan()), sample)
+
+    rows = asyncio.run(work())
+    if json:
+        show_json(rows)
+    else:
+        columns = ["strategy", "reason", "type", "size", "keys_sampled", "keys_estimated"]
+        show_table("dry run", columns, [[row[column] for column in columns] for row in rows])
+
+
 def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
-    """Try the dead letters once more. Example: exodus repair"""
+    """Try the dead letters once more, accepted ones too. Example: exodus repair"""
     migration = migration_at(file, home)
 
     async def work() -> Json:
         async with await open_store(migration) as store:
+            engine = await open_engine(store, await store.plan())
             keys = await dead_letters(store)
-            failed = await sync_again(await open_engine(store, await store.plan()), keys)
+            if engine.route.authority is Side.SOURCE:
+                keys += await accepted_letters(store)  # after a cutover a copy of what stayed behind would remove it there
+            failed = await sync_again(engine, keys)
             return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": [repr(key) for _, key in failed]}
 
     done = asyncio.run(work())

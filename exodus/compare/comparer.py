@@ -20,6 +20,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from exodus.commands.semantics import NOT_COMPARABLE
+from exodus.commands.table import CommandTable
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
 from exodus.config import HEARTBEAT_S, RESERVED_PREFIX, Plan
 from exodus.control import journal, registry
@@ -46,12 +47,14 @@ _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 class Run:
     """One period in which the route asks for shadowing."""
 
-    def __init__(self, engine: Engine, copier: Copier, authority: Leg, follower: Leg) -> None:
+    def __init__(self, engine: Engine, copier: Copier, authority: Leg, follower: Leg, table: CommandTable) -> None:
         self.engine = engine
+        self._table = table
         self.copier = copier
         self.authority = authority
         self.follower = follower
         self.seeded: set[Key] = set()
+        self.outside: set[Key] = set()  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
 
     async def close(self) -> None:
@@ -73,6 +76,9 @@ class Run:
                 await answered(store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh]))
                 self.seeded.update(fresh)
             report = await self.copier.sync_keys(db, names)
+            if self.engine.scope:
+                self.outside.difference_update((db, name) for name in names)
+                self.outside.update((db, name) for name in report.left_out)
             for failure in report.failed:
                 await self._diverged(failure.db, failure.key, "(copy)", "cannot be carried", failure.reason)
 
@@ -81,11 +87,15 @@ class Run:
         args = RequestScanner().feed(request)[0].args
         name = args[0].upper()
         row = self.rows.setdefault(name.decode("ascii", "replace"), Counter())
-        if name in NOT_COMPARABLE:
+        if len(args) > 1 and (db, args[1]) in self.outside:
+            row["excluded"] += 1
+            return write  # a write may bring it in
+        there_args = self._renamed(db, args)
+        if name in NOT_COMPARABLE or there_args is None:
             row["not_comparable"] += 1
             return write
-        await self.follower.select(db)
-        there = (await self.follower.pipeline([tuple(args)]))[0]
+        await self.follower.select(self.engine.scope.place(db, args[1])[0] if self.engine.scope.renames and len(args) > 1 else db)
+        there = (await self.follower.pipeline([tuple(there_args)]))[0]
         here = parse(reply)
         code, code_there = error_code(here), error_code(there)
         if code in INFRASTRUCTURE or code_there in INFRASTRUCTURE:
@@ -108,6 +118,14 @@ class Run:
         await self._look_again(db, name, args, key, row)
         return False
 
+    def _renamed(self, db: int, args: list[bytes]) -> list[bytes] | None:
+        """The request as it has to be asked of the target; None where it names its key elsewhere than most do."""
+        if not self.engine.scope.renames:
+            return args
+        if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
+            return None
+        return [args[0], self.engine.scope.place(db, args[1])[1], *args[2:]]
+
     async def _refused(self, db: int, args: list[bytes]) -> bool:
         """Whether the target lacks the command or its form, rather than the state that it needs."""
         del db
@@ -118,8 +136,12 @@ class Run:
         await self.authority.select(db)
         for look in range(_LOOKS):
             await self.copy([(db, key)])
-            await self.follower.select(db)
-            here, there = await asyncio.gather(self.authority.pipeline([tuple(args)]), self.follower.pipeline([tuple(args)]))
+            if (db, key) in self.outside:
+                row["excluded"] += 1  # a rule leaves it out as it is by now
+                return
+            await self.follower.select(self.engine.scope.place(db, key)[0])
+            there_args = self._renamed(db, args) or args
+            here, there = await asyncio.gather(self.authority.pipeline([tuple(args)]), self.follower.pipeline([tuple(there_args)]))
             if equivalent(name, here[0], there[0]):
                 row["inconclusive"] += 1  # the key moved on between the application's read and ours
                 return
@@ -203,7 +225,8 @@ class Comparer:
                 engine = await open_engine(self._store, self._plan, route)
                 authority = await (await engine.authority.nodes())[0].connect(name="exodus-compare")
                 follower = await (await engine.follower.nodes())[0].connect(name="exodus-compare")
-                run = Run(engine, await engine.copier(engine.guard(), name="exodus-compare"), authority, follower)
+                table = CommandTable.from_replies(await authority.call("COMMAND"))
+                run = Run(engine, await engine.copier(engine.guard(), name="exodus-compare"), authority, follower, table)
                 run.rows = self._rows
                 self._why = ""
                 try:

@@ -27,13 +27,16 @@ class SliceProgress(BaseModel):
     keys_removed: int = 0  # gone by the time they were read
     keys_failed: int = 0  # listed as dead letters
     keys_skipped: int = 0  # Exodus's own
+    keys_excluded: int = 0  # left out by a rule
     payload_bytes: int = 0
+    usage_kept: int = 0  # keys that took their idle time or frequency along
     re_marked: int = 0  # changed while their chunk was in flight (race rule 3)
     seconds: float = 0.0
     restarts: int = 0  # times the cursor was void
     attempts: int = 0  # times a process took the slice up
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
     why: str = ""  # what the slice waits for
+    excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
     strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
 
 

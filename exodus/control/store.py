@@ -23,6 +23,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
+| accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
 | gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
@@ -85,6 +86,7 @@ class Keys:
         self.trimmed = self.prefix + "trimmed"
         self.token = self.prefix + "token"
         self.dead = self.prefix + "dead"
+        self.accepted = self.prefix + "accepted"
         self.gap = self.prefix + "gap"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"

@@ -9,8 +9,13 @@ Arg = bytes | str | int
 
 def encode(*args: Arg) -> bytes:
     """One request as an array of bulk strings."""
+    return b"*%d\r\n%b" % (len(args), encode_arguments(*args))
+
+
+def encode_arguments(*args: Arg) -> bytes:
+    """Further arguments of a request whose head already counts them."""
     raws = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
-    return b"*%d\r\n%b" % (len(raws), b"".join([b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws]))
+    return b"".join([b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws])
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:

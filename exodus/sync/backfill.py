@@ -181,7 +181,11 @@ class _SliceCopy:
         progress.keys_removed += report.removed
         progress.keys_skipped += report.skipped
         progress.keys_failed += len(report.failed)
+        progress.keys_excluded += report.excluded.total()
+        for rule, count in report.excluded.items():
+            progress.excluded[rule] = progress.excluded.get(rule, 0) + count
         progress.payload_bytes += report.payload_bytes
+        progress.usage_kept += report.usage_kept
         progress.re_marked += marked
         for how, count in report.strategies.items():
             progress.strategies[how] = progress.strategies.get(how, 0) + count

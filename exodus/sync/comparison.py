@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass, field
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply
+from exodus.scope import Scope
 from exodus.sync.engine import Engine
-from exodus.sync.large import differs_in_pieces, expiry_of
+from exodus.sync.large import At, differs_in_pieces, expiry_of
+from exodus.sync.outside import left_out
 from exodus.sync.read import Reader, Seen, What
+from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
@@ -37,19 +40,24 @@ class Divergence:
 
 @dataclass
 class Tally:
-    """What was found of the keys that are equal."""
+    """What was found of the keys that are equal, and of those that were not compared."""
 
     by_type: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys of the authority
     keys_with_ttl: int = 0
     ttl_drift_ms_max: int = 0
 
 
 class Comparison:
-    """Readers of both sides in the same database, and what is equal between them."""
+    """Readers of both sides in the same database, and what is equal between them. Keys have the names that they have on the authority."""
 
-    def __init__(self, authority: Leg, follower: Leg, authority_facts: NodeFacts, follower_facts: NodeFacts) -> None:
+    def __init__(
+        self, authority: Leg, follower: Leg, authority_facts: NodeFacts, follower_facts: NodeFacts, scope: Scope, *, spare_others: bool
+    ) -> None:
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
+        self._scope = scope
+        self._spare_others = spare_others
         self._readers = (Reader(authority, authority_facts, What.VALUE), Reader(follower, follower_facts, What.VALUE))
         self._slack_ms = 0 if all(facts.capabilities.get("pexpiretime") for facts in self._facts) else _CLOCK_SLACK_MS
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
@@ -64,20 +72,71 @@ class Comparison:
         for leg in self._legs:
             await leg.close()
 
-    async def scan(self, cursor: int, count: int) -> tuple[int, list[Seen]]:
-        """Keys of the authority with all that is compared; the next cursor. Exodus's own and what SCAN gave twice are left out."""
+    async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, list[Seen]]:
+        """Keys of the authority with all that is compared; the next cursor.
+
+        Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
+        absent: it is not to be on the follower either.
+        """
+        if self._scope.filters:
+            following, found = await scan_once(self._legs[0], cursor, count)
+            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX)]
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            tally.excluded.update(outside.values())
+            by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
+            read = await self._readers[0].keys([key for key in keys if key not in outside])
+            return following, [*read, *[_absent(key) for key in outside if key not in by_name]]
         following, seen = await self._readers[0].scan(cursor, count)
         unique = {each.key: each for each in seen if not each.key.startswith(RESERVED_PREFIX)}
         return following, list(unique.values())
 
-    async def follow(self, ours: Sequence[Seen]) -> list[Seen]:
-        """The same keys as the follower has them."""
-        return await self._readers[1].like(ours)
+    async def follow(self, db: int, ours: Sequence[Seen]) -> list[Seen]:
+        """The same keys as the follower has them, wherever it has them."""
+        if not self._scope.renames:
+            return await self._readers[1].like(ours)
+        found: dict[bytes, Seen] = {}
+        for to_db, part in self._by_place(db, [each.key for each in ours]).items():
+            await self._legs[1].select(to_db)
+            by_key = {each.key: each for each in ours}
+            there = await self._readers[1].like([by_key[key]._replace(key=to) for key, to in part])
+            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
+        return [found.get(each.key) or _absent(each.key) for each in ours]
+
+    def _by_place(self, db: int, keys: Sequence[bytes]) -> dict[int, list[tuple[bytes, bytes]]]:
+        """Database of the follower → keys and their names there; without those whose name is not free."""
+        by_db: dict[int, list[tuple[bytes, bytes]]] = {}
+        for key in keys:
+            if self._scope.taken(db, key) is None:
+                to_db, to = self._scope.place(db, key)
+                by_db.setdefault(to_db, []).append((key, to))
+        return by_db
 
     async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
-        """Compare keys; those that neither side has are equal."""
-        ours, theirs = await asyncio.gather(*[reader.keys(keys) for reader in self._readers])
+        """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
+        outside: dict[bytes, str] = {}
+        await self._legs[0].select(db)
+        if self._scope.filters:
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            tally.excluded.update(outside.values())
+            if self._spare_others:
+                keys = [key for key in keys if self._scope.left_out(db, key) is None]
+        inside = [key for key in keys if key not in outside]
+        read, theirs = await asyncio.gather(self._readers[0].keys(inside), self._as_they_are(db, keys))
+        by_key = {each.key: each for each in read}
+        ours = [_absent(key) if key in outside else by_key[key] for key in keys]
         return await self.compare(db, ours, theirs, tally)
+
+    async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
+        """Keys of the follower, read without knowing what the authority has."""
+        if not self._scope.renames:
+            await self._legs[1].select(db)
+            return await self._readers[1].keys(keys)
+        found: dict[bytes, Seen] = {}
+        for to_db, part in self._by_place(db, keys).items():
+            await self._legs[1].select(to_db)
+            there = await self._readers[1].keys([to for _, to in part])
+            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
+        return [found.get(key) or _absent(key) for key in keys]
 
     async def compare(self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally) -> list[Divergence]:
         """Compare what was read of both sides, key by key."""
@@ -120,11 +179,14 @@ class Comparison:
 
     async def _apart(self, db: int, key: bytes, kind: bytes, *, large: bool) -> tuple[int, int, str | None]:
         """Streams, hashes whose fields may expire, types of modules, and large keys: a key of its own reads. Expiries, and what differs."""
-        await self.select(db)
-        here, there = [await expiry_of(leg, facts, key) for leg, facts in zip(self._legs, self._facts, strict=True)]
+        to_db, to = self._scope.place(db, key)
+        await self._legs[0].select(db)
+        await self._legs[1].select(to_db)
+        sides = At(self._legs[0], key), At(self._legs[1], to)
+        here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
         if large:
-            return here, there, await differs_in_pieces(*self._legs, kind, key, field_expiry=self._field_expiry)
-        ours, theirs = await asyncio.gather(*[self._value(leg, kind, key) for leg in self._legs])
+            return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry)
+        ours, theirs = await asyncio.gather(*[self._value(side.leg, kind, side.key) for side in sides])
         if ours == theirs:
             return here, there, None
         return here, there, "group" if kind == b"stream" and ours[0] == theirs[0] else "value"
@@ -146,12 +208,82 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
     return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
 
 
-async def surplus(authority: Leg, db: int, keys: Sequence[bytes]) -> list[Divergence]:
-    """Keys of the follower that the authority does not have; one question for all of them as long as it has them all."""
-    if not keys or await authority.call("EXISTS", *keys) == len(keys):
-        return []
-    there = await authority.pipeline([("EXISTS", key) for key in keys])
-    return [Divergence(db, key, "extra", "not on the authority") for key, exists in zip(keys, there, strict=True) if not exists]
+def _absent(key: bytes) -> Seen:
+    return Seen(key, b"none", -2, b"")
+
+
+class Surplus:
+    """Finds keys of the follower that are not to be there. `behind` is a leg of the follower's, where rules have to be asked after a cutover."""
+
+    def __init__(self, engine: Engine, authority: Leg, behind: Leg | None) -> None:
+        self._engine = engine
+        self._authority = authority
+        self._behind = behind
+        self.spared = 0  # keys of others, which neither are compared nor counted
+        self.left_behind = 0  # keys that the rules left on the source, after a cutover
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._authority.close()
+        if self._behind is not None:
+            await self._behind.close()
+
+    async def among(self, db: int, keys: Sequence[bytes]) -> list[tuple[int, Divergence]]:
+        """Of keys of the follower's database `db`: those that the authority does not have, or that the rules leave out by name.
+
+        Each with the database that it has on the authority, and under its name there, so that copying it again removes it; one that no key of the
+        authority comes to keeps its own.
+        """
+        if not keys:
+            return []
+        scope = self._engine.scope
+        if not scope:
+            found = await self._lacking(db, keys)
+            found -= await self._behind_among(db, found)
+            return [(db, Divergence(db, key, "extra", "not on the authority")) for key in keys if key in found]
+        extra: list[tuple[int, Divergence]] = []
+        by_db: dict[int, list[bytes]] = {}
+        for key in keys:
+            origin = scope.origin(db, key)
+            why = "no key of the authority comes to this name" if origin is None else scope.left_out(*origin)
+            if why is not None and self._engine.spare_others:
+                self.spared += 1
+            elif origin is None or why is not None:
+                at, name = origin or (db, key)
+                extra.append((at, Divergence(at, name, "extra", why or "")))
+            else:
+                by_db.setdefault(origin[0], []).append(origin[1])
+        for origin_db, names in by_db.items():
+            lacking = await self._lacking(origin_db, names)
+            extra += [(origin_db, Divergence(origin_db, name, "extra", "not on the authority")) for name in names if name in lacking]
+        return extra
+
+    async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
+        """Those that the authority does not have; one question for all of them as long as it has them all."""
+        await self._authority.select(db)
+        if await self._authority.call("EXISTS", *keys) == len(keys):
+            return set()
+        there = await self._authority.pipeline([("EXISTS", key) for key in keys])
+        return {key for key, exists in zip(keys, there, strict=True) if not exists}
+
+    async def _behind_among(self, db: int, keys: set[bytes]) -> set[bytes]:
+        if self._behind is None or not keys:
+            return set()
+        await self._behind.select(db)
+        found = set(await left_out(self._behind, self._engine.follower_facts, self._engine.left_behind, db, list(keys)))
+        self.left_behind += len(found)
+        return found
+
+
+async def open_surplus(engine: Engine, *, name: str) -> Surplus:
+    """Connections of their own for looking for keys that are not to be there."""
+    authority = await engine.authority_leg(name=name)
+    try:
+        behind = await (await engine.follower.nodes())[0].connect(name=name) if engine.left_behind else None
+    except BaseException:
+        await authority.close()
+        raise
+    return Surplus(engine, authority, behind)
 
 
 async def open_comparison(engine: Engine) -> Comparison:
@@ -164,4 +296,5 @@ async def open_comparison(engine: Engine) -> Comparison:
     except BaseException:
         await authority.close()
         raise
-    return Comparison(authority, follower, engine.authority_facts, engine.follower_facts)
+    facts = engine.authority_facts, engine.follower_facts
+    return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Plan
-from exodus.control.changes import Key, pack
+from exodus.config import Plan, Side
+from exodus.control import letters
+from exodus.control.changes import Key
 from exodus.control.route import Route, read_route
-from exodus.control.store import ControlStore, answered, guard_key, lane_guard_key
+from exodus.control.store import ControlStore, guard_key, lane_guard_key
 from exodus.endpoint import Endpoint, NodeFacts
 from exodus.errors import ControlStoreError
 from exodus.leg import Leg
+from exodus.scope import Scope
 from exodus.sync.feed import ChangeFeed, feed_of
 from exodus.sync.guard import Guard
 from exodus.sync.key import Copier, Failure, Proofs
@@ -32,6 +33,18 @@ class Engine:
     authority_facts: NodeFacts
     follower_facts: NodeFacts
     proofs: Proofs = field(default_factory=Proofs)
+    scope: Scope = field(init=False)  # what is carried in this direction, and under which names
+    left_behind: Scope = field(init=False)  # after a cutover: what the rules left on the source, where it is left alone
+
+    def __post_init__(self) -> None:
+        forwards = self.route.authority is Side.SOURCE
+        # Rules are about the source. What is written at the target after a cutover flows back whatever they say, or a rollback would lose it.
+        self.scope, self.left_behind = (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
+
+    @property
+    def spare_others(self) -> bool:
+        """Whether keys of the follower whose names the rules leave out are others'; they are then neither compared nor touched."""
+        return self.plan.allow_nonempty
 
     @property
     def feed(self) -> ChangeFeed:
@@ -60,6 +73,9 @@ class Engine:
             guard,
             another_leg=lambda: self.authority_leg(name=name),
             proofs=self.proofs,
+            scope=self.scope,
+            spare_others=self.spare_others,
+            keep_usage=self.plan.keep_usage,
         )
 
     async def authority_leg(self, *, name: str) -> Leg:
@@ -76,19 +92,11 @@ class Engine:
     async def keep_failures(self, failures: Iterable[Failure]) -> None:
         """List keys that could not be carried as dead letters, with their reasons."""
         for failure in failures:
-            name = pack([(failure.db, failure.key)])
-            raw = await answered(self.store.client.hget(self.store.keys.dead, name))
-            attempts = (orjson.loads(raw)["attempts"] if raw else 0) + 1
-            letter = {
-                "db": failure.db, "key": repr(failure.key), "reason": failure.reason, "attempts": attempts, "at_ms": await self.store.now_ms(),
-            }  # fmt: skip
-            await answered(self.store.client.hset(self.store.keys.dead, name, orjson.dumps(letter)))
+            await letters.keep(self.store, failure.db, failure.key, failure.reason)
 
     async def forget_failures(self, keys: Iterable[Key]) -> None:
         """Take keys that were carried after all off the list."""
-        names = [pack([key]) for key in keys]
-        if names and await answered(self.store.client.exists(self.store.keys.dead)):
-            await answered(self.store.client.hdel(self.store.keys.dead, *names))
+        await letters.forget(self.store, keys)
 
     async def close(self) -> None:
         """Nothing is kept open between copiers."""

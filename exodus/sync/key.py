@@ -21,18 +21,22 @@ from enum import StrEnum
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
 from exodus.leg import Leg, Reply, ReplyError
-from exodus.resp.encode import encode_many
+from exodus.resp.encode import encode_arguments, encode_many
+from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
+from exodus.sync.outside import left_out
 from exodus.sync.payload import State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
+from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
 _READ_ATTEMPTS = 3
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+_USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
@@ -56,12 +60,15 @@ class Failure:
 
 @dataclass
 class BatchReport:
-    """What became of a batch. copied + removed + skipped + failed = keys given."""
+    """What became of a batch. copied + removed + skipped + excluded + failed = keys given."""
 
     copied: int = 0
     removed: int = 0
     skipped: int = 0  # Exodus's own keys
+    excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys
+    left_out: list[bytes] = field(default_factory=list)  # those keys
     payload_bytes: int = 0
+    usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
@@ -88,7 +95,16 @@ class Copier:
         *,
         another_leg: Callable[[], Awaitable[Leg]],
         proofs: Proofs,
+        scope: Scope,
+        spare_others: bool,
+        keep_usage: bool = False,
     ) -> None:
+        """Take the legs over.
+
+        Args:
+            spare_others: keys of the follower whose names the rules leave out are not this migration's, and are never touched.
+            keep_usage: carry idle time, or under an LFU policy frequency, where a key goes as a payload.
+        """
         self._from = authority
         self._to = GuardedLeg(follower, guard)
         self._authority_facts = authority_facts
@@ -99,6 +115,9 @@ class Copier:
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
         self._proofs = proofs
+        self._scope = scope
+        self._spare_others = spare_others
+        self._usage = _USAGES["lfu" in authority_facts.maxmemory_policy] if keep_usage else None
         if payload_fits(authority_facts, follower_facts):
             self._strategy = Strategy.PAYLOAD
         elif authority_facts.payload_version is not None and follower_facts.payload_version is not None:
@@ -106,6 +125,20 @@ class Copier:
         else:
             self._strategy = Strategy.BY_TYPE
         self._reader = Reader(authority, authority_facts, What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The first choice between these two sides."""
+        return self._strategy
+
+    @property
+    def reason(self) -> str:
+        """Why it is that."""
+        theirs, ours = self._authority_facts.payload_version, self._follower_facts.payload_version
+        if self._strategy is Strategy.BY_TYPE:
+            return "DUMP is not allowed on one of the sides"
+        fits = "fits" if self._strategy is Strategy.PAYLOAD else "does not fit"
+        return f"payload version {theirs} {fits} the follower's {ours}"
 
     async def close(self) -> None:
         """End the connections."""
@@ -136,18 +169,66 @@ class Copier:
         """The states of the keys on the authority; those that cannot be read go into the report."""
         async with self._reading:
             await self._from.select(db)
-            return await self._states(db, await self._reader.keys(_wanted(keys, report)), report)
+            wanted = _wanted(keys, report)
+            absent: list[State] = []
+            if self._scope:
+                wanted = await self._in_scope(db, wanted, report)
+                # What is left out is not to be on the follower; it may have come there before it was written last.
+                spared = {key for key in report.left_out if self._spare_others and self._scope.left_out(db, key) is not None}
+                absent = [State(key, excluded=True) for key in report.left_out if key not in spared]
+            return [*absent, *await self._read(db, wanted, report)]
 
     async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
         """One SCAN call of the authority: the next cursor, the keys found, and their states."""
         async with self._reading:
             await self._from.select(db)
+            if self._scope or self._usage is not None:
+                # The names first: what is left out need not be read, and reading can make a key look used.
+                following, keys = await scan_once(self._from, cursor, count)
+                wanted = _wanted(keys, report)
+                if self._scope:
+                    wanted = await self._in_scope(db, wanted, report)
+                return following, keys, await self._read(db, wanted, report)
             following, seen = await self._reader.scan(cursor, count)
             keys = [each.key for each in seen]
             if any(key.startswith(RESERVED_PREFIX) for key in keys):
                 report.skipped += sum(key.startswith(RESERVED_PREFIX) for key in keys)
                 seen = [each for each in seen if not each.key.startswith(RESERVED_PREFIX)]
             return following, keys, await self._states(db, seen, report)
+
+    async def _read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
+        if self._usage is None:
+            return await self._states(db, await self._reader.keys(keys), report)
+        # Before the values, since DUMP makes a key look used on servers without CLIENT NO-TOUCH.
+        told = dict(zip(keys, await self._from.pipeline([("OBJECT", self._usage, key) for key in keys]), strict=True))
+        states = await self._states(db, await self._reader.keys(keys), report)
+        for state in states:
+            usage = told[state.key]
+            if state.payload is not None and isinstance(usage, int):
+                state.usage = encode_arguments(self._usage, usage)
+                report.usage_kept += 1
+        return states
+
+    async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
+        """Those of the keys that are carried; the others are counted, with the rule, or failed where their name on the follower is not free."""
+        outside = await left_out(self._from, self._authority_facts, self._scope, db, keys) if self._scope.filters else {}
+        report.excluded.update(outside.values())
+        report.left_out += outside
+        inside = [key for key in keys if key not in outside]
+        taken = {key: why for key in inside if (why := self._scope.taken(db, key)) is not None}
+        if not taken:
+            return inside
+        # One that is gone by now has nothing to carry, and whoever has its name on the follower is another key.
+        there = await self._from.pipeline([("EXISTS", key) for key in taken])
+        for (key, why), exists in zip(taken.items(), there, strict=True):
+            if exists:
+                report.failed.append(Failure(db, key, why))
+            else:
+                report.removed += 1
+        return [key for key in inside if key not in taken]
+
+    def _place(self, db: int, key: bytes) -> bytes:
+        return self._scope.place(db, key)[1] if self._scope.renames else key
 
     async def _states(self, db: int, seen: Sequence[Seen], report: BatchReport) -> list[State]:
         states: list[State] = []
@@ -168,7 +249,7 @@ class Copier:
             elif value is None or (kind == b"hash" and self._field_expiry):
                 by_type.append((key, kind, Strategy.BY_TYPE))
             else:
-                commands = commands_for(kind, key, [value], self._follower_facts)
+                commands = commands_for(kind, self._place(db, key), [value], self._follower_facts)
                 states.append(State(key, max(expiry_ms, 0), None, commands, Strategy.BY_TYPE))
         for key, kind, how in by_type:
             states.extend(await self._read_by_type(db, key, kind or await self._from.call("TYPE", key), how, report))
@@ -201,14 +282,14 @@ class Copier:
 
     async def _read_by_type(self, db: int, key: bytes, kind: bytes, how: str, report: BatchReport) -> list[State]:
         try:
-            state = await self._read_one(key, kind)
+            state = await self._read_one(key, kind, self._place(db, key))
         except Uncarried as exc:
             report.failed.append(Failure(db, key, str(exc)))
             return []
         state.how = how
         return [state]
 
-    async def _read_one(self, key: bytes, kind: bytes) -> State:
+    async def _read_one(self, key: bytes, kind: bytes, to: bytes) -> State:
         facts = self._authority_facts
         for _ in range(_READ_ATTEMPTS):
             if kind == b"none":
@@ -222,24 +303,35 @@ class Copier:
                 kind = await self._from.call("TYPE", key)
                 continue
             expiry = replies[0] if self._modern else replies[1] if replies[1] < 0 else clock_ms(replies[0]) + replies[1]
-            commands = commands_for(kind, key, values, self._follower_facts)
+            commands = commands_for(kind, to, values, self._follower_facts)
             if commands is None or expiry == -2:
                 return State(key)
             if kind == b"hash" and self._field_expiry:
                 fields = values[0][::2]
                 expiries = await self._from.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
-                commands += tuple(field_expiry_commands(key, fields, expiries, self._follower_facts))
+                commands += tuple(field_expiry_commands(to, fields, expiries, self._follower_facts))
             return State(key, max(expiry, 0), None, commands)
         raise Uncarried("its type changed at every reading")
 
     # ------------------------------------------------------------------ writing
 
     async def write(self, db: int, states: Sequence[State], report: BatchReport) -> None:
-        """Write states to the follower under the guard; payloads that it refuses are copied by type, large keys in pieces."""
-        refused = await self._write_once(db, [state for state in states if not state.large], report)
+        """Write states of the authority's database `db` under the guard; refused payloads are copied by type, large keys in pieces."""
+        if not self._scope.renames:
+            await self._write_to(db, db, states, report)
+            return
+        by_db: dict[int, list[State]] = {}
+        for state in states:
+            to_db, state.to = self._scope.place(db, state.key)
+            by_db.setdefault(to_db, []).append(state)
+        for to_db, part in by_db.items():
+            await self._write_to(db, to_db, part, report)
+
+    async def _write_to(self, db: int, to_db: int, states: Sequence[State], report: BatchReport) -> None:
+        refused = await self._write_once(to_db, [state for state in states if not state.large], report)
         for state in states:
             if state.large:
-                await self._write_large(db, state.key, report)
+                await self._write_large(db, state.key, to_db, state.to or state.key, report)
         if not refused:
             return
         again: list[State] = []
@@ -248,7 +340,9 @@ class Copier:
             for key, why in refused:
                 kind = await self._from.call("TYPE", key)
                 again.extend(await self._read_by_type(db, key, kind, f"{Strategy.BY_TYPE}: {why}", report))
-        for key, why in await self._write_once(db, again, report):
+        for state in again:
+            state.to = self._place(db, state.key)
+        for key, why in await self._write_once(to_db, again, report):
             report.failed.append(Failure(db, key, why))
 
     async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
@@ -259,10 +353,10 @@ class Copier:
         for state in states:
             payload = state.payload
             if payload is not None:  # by far the most frequent: written without the detour through a tuple
-                key, at = state.key, b"%d" % state.expiry_ms
+                key, at, usage = state.to or state.key, b"%d" % state.expiry_ms, state.usage
                 bodies.append(
-                    b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
-                    % (len(key), key, len(at), at, len(payload), payload)
+                    b"*%d\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n%b"
+                    % (8 if usage else 6, len(key), key, len(at), at, len(payload), payload, usage)
                 )
                 counts.append(1)
             else:
@@ -283,7 +377,7 @@ class Copier:
                     payload_bytes += len(state.payload)
                 else:
                     report.copied += state.exists
-                    report.removed += not state.exists
+                    report.removed += not state.exists and not state.excluded
                     payload_bytes += state.size()
                     if state.how:
                         report.strategies[state.how] += 1
@@ -299,11 +393,11 @@ class Copier:
             report.strategies[self._strategy] += carried
         return refused
 
-    async def _write_large(self, db: int, key: bytes, report: BatchReport) -> None:
+    async def _write_large(self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport) -> None:
         if self._pieces is None:
             self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts)
         try:
-            outcome = await self._pieces.copy(db, key)
+            outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:
             report.failed.append(Failure(db, key, str(exc)))
             return

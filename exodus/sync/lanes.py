@@ -38,9 +38,10 @@ class Tally:
     """What a process counts over all the epochs of its life."""
 
     def __init__(self) -> None:
-        names = ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries", "keys_in", "unsettled")
+        names = ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries", "keys_in", "unsettled", "excluded")
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.strategies: Counter[str] = Counter()
+        self.excluded: Counter[str] = Counter()  # the rule that leaves keys out → how often one of them was written
         self.lag = HdrHistogram(1, _LAG_MS_MAX, 2)  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
 
 
@@ -162,6 +163,8 @@ class Lanes:
                     counts[name] += getattr(report, name)
                 counts["failed"] += len(report.failed)
                 counts["unsettled"] += len(report.unsettled)
+                counts["excluded"] += report.excluded.total()
+                self._tally.excluded.update(report.excluded)
                 self._tally.strategies.update(report.strategies)
                 failed = {(failure.db, failure.key) for failure in report.failed}
                 await self._engine.keep_failures(report.failed)

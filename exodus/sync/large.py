@@ -53,8 +53,8 @@ class Pieces:
         """End the connection that is ours."""
         await self._from.close()
 
-    async def copy(self, db: int, key: bytes) -> Outcome:
-        """Make one key equal on the follower.
+    async def copy(self, db: int, key: bytes, to_db: int, to: bytes) -> Outcome:
+        """Make one key of database `db` equal on the follower, where it is `to` in `to_db`.
 
         Raises:
             EpochEnded: the right to write ended; the follower has the whole value of before.
@@ -63,40 +63,40 @@ class Pieces:
         """
         await self._from.select(db)
         for attempt in range(1, COPY_ATTEMPTS + 1):
-            outcome = await self._once(db, key, last=attempt == COPY_ATTEMPTS)
+            outcome = await self._once(key, to_db, to, last=attempt == COPY_ATTEMPTS)
             if outcome is not None:
                 return outcome
         raise AssertionError("the last attempt always has an outcome")
 
-    async def _once(self, db: int, key: bytes, *, last: bool) -> Outcome | None:
+    async def _once(self, key: bytes, to_db: int, to: bytes, *, last: bool) -> Outcome | None:
         _, kind = await self._from.pipeline([("WATCH", key), ("TYPE", key)])
         stage = _STAGE + secrets.token_hex(8).encode()
         size = 0
         if kind == b"none":
             await self._from.call("UNWATCH")
-            await self._put(db, [("UNLINK", key)])
+            await self._put(to_db, [("UNLINK", to)])
             return Outcome(exists=False)
         try:
             async for commands in self._pieces(kind, key, stage):
-                await self._put(db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
+                await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
                 size += sum(len(arg) for command in commands for arg in command if isinstance(arg, bytes))
         except _Moved:
             size = 0
         if not size:
             await self._from.call("UNWATCH")
-            await self._put(db, [("UNLINK", stage)])
+            await self._put(to_db, [("UNLINK", stage)])
             return Outcome(exists=True, settled=False) if last else None
         expiry_ms = await expiry_of(self._from, self._facts, key)
         settled = (await self._from.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
         if not settled and not last:
-            await self._put(db, [("UNLINK", stage)])
+            await self._put(to_db, [("UNLINK", stage)])
             return None
         if expiry_ms == -2:
-            await self._put(db, [("UNLINK", stage), ("UNLINK", key)])
+            await self._put(to_db, [("UNLINK", stage), ("UNLINK", to)])
             return Outcome(exists=False, settled=settled)
-        expire: Command = ("PEXPIREAT", key, expiry_ms) if expiry_ms >= 0 else ("PERSIST", key)
+        expire: Command = ("PEXPIREAT", to, expiry_ms) if expiry_ms >= 0 else ("PERSIST", to)
         # UNLINK: a RENAME over a large key would free it at once, and block.
-        await self._put(db, [("UNLINK", key), ("RENAME", stage, key), expire])
+        await self._put(to_db, [("UNLINK", to), ("RENAME", stage, to), expire])
         return Outcome(exists=True, payload_bytes=size, settled=settled)
 
     async def _put(self, db: int, commands: Sequence[Command]) -> None:
@@ -233,28 +233,40 @@ async def expiry_of(leg: Leg, facts: NodeFacts, key: bytes) -> int:
             return int(left) if left < 0 else clock_ms(before) + int(left)
 
 
-async def differs_in_pieces(authority: Leg, follower: Leg, kind: bytes, key: bytes, *, field_expiry: bool) -> str | None:
-    """Compare a large key piece by piece: `value` or `group` where it differs, None where not.
+@dataclass(frozen=True)
+class At:
+    """A key on one side, under the name that it has there."""
+
+    leg: Leg
+    key: bytes
+
+    async def ask(self, command: str, *more: bytes | str | int) -> Reply:
+        """A command whose first argument is the key."""
+        return await self.leg.call(command, self.key, *more)
+
+
+async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: bool) -> str | None:
+    """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
 
     As many elements on both sides, and each of the authority's on the follower too: equal. A write meanwhile shows as a difference, which the caller
     looks at again.
     """
     count = COUNTS.get(kind)
     if count is None:
-        return None if await authority.call("DUMP", key) == await follower.call("DUMP", key) else "value"
-    sizes = [await leg.pipeline([(count, key)]) for leg in (authority, follower)]
+        return None if await here.ask("DUMP") == await there.ask("DUMP") else "value"
+    sizes = [await side.leg.pipeline([(count, side.key)]) for side in (here, there)]
     if sizes[0] != sizes[1] or isinstance(sizes[0][0], ReplyError):
         return "value"
     try:
         if kind in _SCANS:
-            same = await _same_elements(authority, follower, kind, key, field_expiry=field_expiry)
+            same = await _same_elements(here, there, kind, field_expiry=field_expiry)
         else:
-            same = await _same_windows(authority, follower, kind, key, int(sizes[0][0]))
+            same = await _same_windows(here, there, kind, int(sizes[0][0]))
         if not same:
             return "value"
         if kind == b"stream":
-            ends = [pairs(await leg.call("XINFO", "STREAM", key))[b"last-generated-id"] for leg in (authority, follower)]
-            told = [(await read_groups(leg, key)).groups for leg in (authority, follower)]
+            ends = [pairs(await side.leg.call("XINFO", "STREAM", side.key))[b"last-generated-id"] for side in (here, there)]
+            told = [(await read_groups(side.leg, side.key)).groups for side in (here, there)]
             if ends[0] != ends[1] or comparable_groups(told[0]) != comparable_groups(told[1]):
                 return "group"
     except ReplyError:
@@ -262,21 +274,22 @@ async def differs_in_pieces(authority: Leg, follower: Leg, kind: bytes, key: byt
     return None
 
 
-async def _same_windows(authority: Leg, follower: Leg, kind: bytes, key: bytes, size: int) -> bool:
+async def _same_windows(here: At, there: At, kind: bytes, size: int) -> bool:
     """Strings, lists and streams: both in windows of the same borders."""
     after: bytes = b"-"
     start = 0
+    window: tuple[str, *tuple[bytes | str | int, ...]]
     while start < size:
         if kind == b"string":
-            command: Command = ("GETRANGE", key, start, start + PIECE_BYTES - 1)
+            window = ("GETRANGE", start, start + PIECE_BYTES - 1)
             start += PIECE_BYTES
         elif kind == b"list":
-            command = ("LRANGE", key, start, start + PIECE_ELEMENTS - 1)
+            window = ("LRANGE", start, start + PIECE_ELEMENTS - 1)
             start += PIECE_ELEMENTS
         else:
-            command = ("XRANGE", key, after, "+", "COUNT", PIECE_ELEMENTS)
+            window = ("XRANGE", after, "+", "COUNT", PIECE_ELEMENTS)
             start += PIECE_ELEMENTS
-        ours, theirs = await authority.call(*command), await follower.call(*command)
+        ours, theirs = await here.ask(*window), await there.ask(*window)
         if ours != theirs:
             return False
         if kind == b"stream" and ours:
@@ -284,23 +297,23 @@ async def _same_windows(authority: Leg, follower: Leg, kind: bytes, key: bytes, 
     return True
 
 
-async def _same_elements(authority: Leg, follower: Leg, kind: bytes, key: bytes, *, field_expiry: bool) -> bool:
+async def _same_elements(here: At, there: At, kind: bytes, *, field_expiry: bool) -> bool:
     """Hashes, sets and sorted sets: each element of the authority is asked of the follower."""
     cursor = b"0"
     while True:
-        cursor, found = await authority.call(_SCANS[kind], key, cursor, "COUNT", PIECE_ELEMENTS)
+        cursor, found = await here.ask(_SCANS[kind], cursor, "COUNT", PIECE_ELEMENTS)
         names = found if kind == b"set" else found[::2]
         if names:
             if kind == b"set":
-                same = all(await follower.call("SMISMEMBER", key, *names))
+                same = all(await there.ask("SMISMEMBER", *names))
             elif kind == b"hash":
-                same = await follower.call("HMGET", key, *names) == found[1::2]
+                same = await there.ask("HMGET", *names) == found[1::2]
                 if same and field_expiry:
-                    ask: Command = ("HPEXPIRETIME", key, "FIELDS", len(names), *names)
-                    same = await authority.call(*ask) == await follower.call(*ask)
+                    times = [await side.ask("HPEXPIRETIME", "FIELDS", len(names), *names) for side in (here, there)]
+                    same = times[0] == times[1]
             else:
-                scores = await follower.call("ZMSCORE", key, *names)
-                same = all(there is not None and float(here) == float(there) for here, there in zip(found[1::2], scores, strict=True))
+                scores = await there.ask("ZMSCORE", *names)
+                same = all(score is not None and float(ours) == float(score) for ours, score in zip(found[1::2], scores, strict=True))
             if not same:
                 return False
         if cursor == b"0":

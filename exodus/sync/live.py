@@ -184,6 +184,7 @@ class Syncer:
                 "keys_in_per_s": round(lag.keys_in_per_s, 1),
                 "synced_per_s": round(lag.synced_per_s, 1),
                 "converges": self.converges,
+                "excluded_by_rule": dict(self.tally.excluded),
                 "strategies": {str(how): count for how, count in self.tally.strategies.items()},
                 **self.tally.counts,
             },
@@ -197,6 +198,8 @@ class Syncer:
         yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
         for name, value in self.tally.counts.items():
             yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
+        for rule, count in list(self.tally.excluded.items()):
+            yield "exodus_syncer_rule_keys_total", "writes of keys that a rule leaves out", {"rule": rule}, count
         for how, count in list(self.tally.strategies.items()):
             yield "exodus_syncer_strategy_keys_total", "keys copied, by how", {"strategy": how}, count
 
@@ -218,7 +221,7 @@ class _Rates:
             return
         self.oldest_ms_before, self._oldest_ms = self._oldest_ms, oldest_ms
         counts = tally.counts
-        now = (counts["keys_in"], counts["copied"] + counts["removed"] + counts["coalesced"])
+        now = (counts["keys_in"], counts["copied"] + counts["removed"] + counts["coalesced"] + counts["excluded"])
         self.keys_in_per_s, self.synced_per_s = ((after - before) / elapsed for after, before in zip(now, self._before, strict=True))
         self._at, self._before = time.monotonic(), now
         if tally.lag.total_count:

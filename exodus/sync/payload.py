@@ -32,6 +32,9 @@ class State:
     commands: tuple[Command, ...] | None = None
     how: str = ""  # the strategy, as it is counted
     large: bool = False  # not read: copied in pieces when it is written
+    to: bytes = b""  # its name on the follower, where that is another
+    usage: bytes = b""  # encoded arguments of RESTORE: idle time or frequency
+    excluded: bool = False  # left out by a rule, so that it is not to be there
 
     @property
     def exists(self) -> bool:
@@ -46,11 +49,12 @@ class State:
 
     def as_commands(self) -> list[Command]:
         """What makes the key on the follower equal to this state where that is no payload, in one transaction."""
-        found: list[Command] = [("UNLINK", self.key)]
+        name = self.to or self.key
+        found: list[Command] = [("UNLINK", name)]
         if self.commands is not None:
             found.extend(self.commands)
             if self.expiry_ms:
-                found.append(("PEXPIREAT", self.key, self.expiry_ms))
+                found.append(("PEXPIREAT", name, self.expiry_ms))
         return found
 
 

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import orjson
 
 from exodus.config import REPAIR_SECONDS_MAX, RESERVED_PREFIX
-from exodus.control import freshness, journal
-from exodus.control.changes import Key, unpack
+from exodus.control import freshness, journal, letters
+from exodus.control.changes import Key
 from exodus.control.store import ControlStore, Json, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, Node
 from exodus.errors import TargetError
-from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, surplus
+from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
 from exodus.sync.read import Seen
@@ -32,11 +32,18 @@ _LISTED_MAX = 1_000
 
 @dataclass
 class VerificationReport(Tally):
-    """What a pass found. keys_authority = keys_verified + keys_dirty + those among `divergences` that the authority has."""
+    """What a pass found.
+
+    keys_authority = keys_verified + keys_dirty + those among `divergences` and dead letters that the authority has. What the rules leave out
+    (`excluded`) is in none of these.
+    """
 
     keys_authority: int = 0
     keys_follower: int = 0
     keys_verified: int = 0
+    keys_spared: int = 0  # of others, on the follower
+    keys_left_behind: int = 0  # on the source after a cutover, by the rules
+    keys_not_carried: int = 0  # differ, and are dead letters
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
     dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
@@ -55,6 +62,11 @@ class VerificationReport(Tally):
             "keys_authority": self.keys_authority,
             "keys_follower": self.keys_follower,
             "keys_verified": self.keys_verified,
+            "keys_excluded": self.excluded.total(),
+            "excluded": dict(self.excluded),
+            "keys_spared": self.keys_spared,
+            "keys_left_behind": self.keys_left_behind,
+            "keys_not_carried": self.keys_not_carried,
             "divergences": [divergence.as_json() for divergence in self.divergences],
             "divergences_total": self.divergences_total,
             "dirty": [divergence.as_json() for divergence in self.dirty],
@@ -72,6 +84,7 @@ async def verify(
     *,
     settle_s: float = 0.5,
     attempts: int = 5,
+    known: Collection[Key] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VerificationReport:
     """Compare every key of both sides.
@@ -79,6 +92,7 @@ async def verify(
     Args:
         settle_s: pause before keys that differ are looked at again, doubled each time.
         attempts: how often in all a key may differ before it is called a divergence.
+        known: keys that could not be carried and are listed as such; where they differ they are counted apart.
         on_progress: called with keys seen so far and an upper bound of all.
 
     Raises:
@@ -100,22 +114,23 @@ async def verify(
 
     async def forwards() -> None:
         for db in await _databases(engine.authority):
-            async for seen, theirs in _side_by_side(comparison, db):
+            async for seen, theirs in _side_by_side(comparison, db, report):
                 await pace.turn()
-                report.keys_authority += len(seen)
+                report.keys_authority += sum(each.kind != b"none" for each in seen) if engine.scope else len(seen)
                 note(db, await comparison.compare(db, seen, theirs, report))
 
     async def backwards() -> None:
         # Keys that both sides have are compared forwards; only those that should not be there are of interest.
-        authority = await engine.authority_leg(name="exodus-verify")
+        surplus = await open_surplus(engine, name="exodus-verify")
         try:
             async for db, keys in _batches(engine.follower):
                 await pace.turn()
                 report.keys_follower += len(keys)
-                await authority.select(db)
-                note(db, await surplus(authority, db, keys))
+                for at, found in await surplus.among(db, keys):
+                    note(at, [found])
         finally:
-            await authority.close()
+            report.keys_spared, report.keys_left_behind = surplus.spared, surplus.left_behind
+            await surplus.close()
 
     passes: list[asyncio.Task[None]] = []
     try:
@@ -134,8 +149,9 @@ async def verify(
     finally:
         await end_all(passes)  # the other one, where one failed
         await comparison.close()
-    dirty = {key: found for key, found in suspects.items() if key in moving}
-    divergences = {key: found for key, found in suspects.items() if key not in moving}
+    dirty = {key: found for key, found in suspects.items() if key in moving and key not in known}
+    report.keys_not_carried = sum(key in known for key in suspects)
+    divergences = {key: found for key, found in suspects.items() if key not in moving and key not in known}
     report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:_LISTED_MAX]
     report.divergences_total, report.divergences = len(divergences), list(divergences.values())[:_LISTED_MAX]
     report.keys_verified = report.keys_authority - sum(found.kind != "extra" for found in suspects.values())
@@ -160,15 +176,15 @@ async def _databases(endpoint: Endpoint) -> list[int]:
     return sorted({db for node in await endpoint.nodes() for db in (await node.facts()).databases})
 
 
-async def _side_by_side(comparison: Comparison, db: int) -> AsyncIterator[tuple[list[Seen], list[Seen]]]:
+async def _side_by_side(comparison: Comparison, db: int, tally: Tally) -> AsyncIterator[tuple[list[Seen], list[Seen]]]:
     """Batches of the authority's keys with the follower's; the authority reads the next one while the follower reads this one."""
     await comparison.select(db)
-    cursor, seen = await comparison.scan(0, _BATCH_KEYS)
+    cursor, seen = await comparison.scan(db, 0, _BATCH_KEYS, tally)
     while True:
         if not cursor:
-            yield seen, await comparison.follow(seen)
+            yield seen, await comparison.follow(db, seen)
             return
-        theirs, (cursor, following) = await asyncio.gather(comparison.follow(seen), comparison.scan(cursor, _BATCH_KEYS))
+        theirs, (cursor, following) = await asyncio.gather(comparison.follow(db, seen), comparison.scan(db, cursor, _BATCH_KEYS, tally))
         yield seen, theirs
         seen = following
 
@@ -210,7 +226,8 @@ async def reconcile(engine: Engine, name: str) -> Json:
     """
     store = engine.store
     since_ms, synced = await store.now_ms(), await engine.feed.synced()
-    report = await verify(engine)
+    dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
+    report = await verify(engine, known=dead.keys() | accepted.keys())
     if report.clean:
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
@@ -218,7 +235,8 @@ async def reconcile(engine: Engine, name: str) -> Json:
     found.update(
         at_ms=since_ms,
         authority=str(engine.route.authority),
-        dead_letters=await _listed(store, store.keys.dead),
+        dead_letters=list((await letters.open_letters(store)).values()),
+        accepted_letters=list((await letters.accepted_letters(store)).values()),
         open_gaps=await _listed(store, store.keys.gap),
         lag_entries=await journal.lag_entries(store, engine.plan.partitions),
     )
@@ -243,8 +261,8 @@ def keys_of(report: Json) -> list[Key]:
 
 
 async def dead_letters(store: ControlStore) -> list[Key]:
-    """The keys that could not be carried."""
-    return [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+    """The keys that could not be carried, and that nobody has accepted."""
+    return list(await letters.open_letters(store))
 
 
 async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:

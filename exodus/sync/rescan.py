@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from exodus.config import RESERVED_PREFIX
 from exodus.control.changes import RESYNC, Barrier
+from exodus.sync.comparison import open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.scan import scan_once
 
@@ -16,22 +18,23 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
     """
     marked = 0
-    swapped = barrier.what in ("swapdb", RESYNC)  # keys changed that both sides have: all are marked
-    sides = (engine.follower, engine.authority) if swapped else (engine.follower,)
-    for side in sides:
-        for node in await side.nodes():
-            databases = barrier.databases or tuple((await node.facts()).databases)
-            for db in databases:
-                async with (
-                    await node.connect(db, name="exodus-rescan") as leg,
-                    await (await engine.authority.nodes())[0].connect(db, name="exodus-rescan") as authority,
-                ):
-                    cursor = -1
-                    while cursor:
-                        cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
-                        if not swapped:
-                            there = await authority.pipeline([("EXISTS", key) for key in keys])
-                            keys = [key for key, exists in zip(keys, there, strict=True) if exists != 1]
-                        await engine.feed.mark((db, key) for key in keys)
-                        marked += len(keys)
+    swapped = barrier.what in ("swapdb", RESYNC)  # keys changed that both sides have: all of the authority's are marked too
+    surplus = await open_surplus(engine, name="exodus-rescan")
+    try:
+        for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
+            ours = side is engine.authority
+            for node in await side.nodes():
+                # Where keys have other databases there, all of the follower's are looked at.
+                named = barrier.databases if ours or not engine.scope.renames else ()
+                for db in named or tuple((await node.facts()).databases):
+                    async with await node.connect(db, name="exodus-rescan") as leg:
+                        cursor = -1
+                        while cursor:
+                            cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
+                            keys = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+                            found = [(db, key) for key in keys] if ours else [(at, extra.key) for at, extra in await surplus.among(db, keys)]
+                            await engine.feed.mark(found)
+                            marked += len(found)
+    finally:
+        await surplus.close()
     return marked

@@ -1,0 +1,88 @@
+"""Keys of millions of elements: copied whole, by commands that are all short, while other clients are served.
+
+The short form has keys just large enough to go in pieces; FULL=1 has 2,000,000 elements in each type and a string of 512 MB. How long other clients
+waited is printed (`pytest -s`), never asserted: what is asserted is its cause, that no command on either side is about a whole key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from random import randbytes
+
+import pytest
+import redis
+
+from exodus.config import Side
+from exodus.control.checkpoint import load_progress
+from exodus.sync.key import Strategy
+from tests.support.full import FULL
+from tests.support.plant import Plant
+from tests.support.servers import Box
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 120)]
+
+ELEMENTS = 2_000_000 if FULL else 40_000
+STRING_BYTES = 512 * 1024 * 1024 if FULL else 4 * 1024 * 1024
+WHOLE = ("restore", "migrate", "hgetall", "smembers")  # not DUMP: each engine asks with one of a single byte what the servers can do
+_STEP = 10_000
+
+
+def fill_huge(client: redis.Redis) -> set[bytes]:
+    """One key of each type, in commands of `_STEP` elements."""
+    for start in range(0, ELEMENTS, _STEP):
+        part = range(start, start + _STEP)
+        pipe = client.pipeline(transaction=False)
+        pipe.hset("hash", mapping={f"field:{n}": n for n in part})
+        pipe.sadd("set", *[f"member:{n}" for n in part])
+        pipe.zadd("zset", {f"member:{n}": n / 7 for n in part})
+        pipe.rpush("list", *[f"element:{n:>40}" for n in part])
+        for number in part:
+            pipe.execute_command("XADD", "stream", f"{number + 1}-1", "n", f"{number:>40}")
+        pipe.execute()
+    piece = randbytes(1024 * 1024)
+    for _ in range(STRING_BYTES // len(piece)):
+        client.append("string", piece)
+    return {b"hash", b"set", b"zset", b"list", b"stream", b"string"}
+
+
+async def pinger(box: Box) -> asyncio.subprocess.Process:
+    """Another client, which asks for a small thing all the while."""
+    address = box.address()
+    arguments = ["-m", "tests.support.pinger", str(box.port), address.username or "default"]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    process.stdin.write(f"{address.secret('test')}\n".encode())
+    return process
+
+
+def calls(box: Box) -> dict[str, int]:
+    """How often each command was run."""
+    stats = box.client().info("commandstats")
+    return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in WHOLE}
+
+
+async def test_no_command_is_about_a_whole_huge_key(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+    plant = Plant(redis82, valkey91, control_server, tmp_path, slices=1)
+    await plant.open()
+    wanted = fill_huge(redis82.client())
+    await plant.start_live_sync()
+    boxes = {Side.SOURCE: redis82, Side.TARGET: valkey91}
+    before = {side: calls(box) for side, box in boxes.items()}
+    pingers = {side: await pinger(box) for side, box in boxes.items()}
+    began = time.monotonic()
+    await plant.backfill()
+    seconds = time.monotonic() - began
+    waits = {side: sorted(map(float, (await process.communicate(b""))[0].split())) for side, process in pingers.items()}
+    after = {side: calls(box) for side, box in boxes.items()}
+    for side, found in waits.items():
+        print(f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 {found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms")
+    print(f"{len(wanted)} keys of {ELEMENTS} elements and {STRING_BYTES} bytes in {seconds:.1f} s")
+    (progress,) = (await load_progress(plant.store, "run")).values()
+    assert progress.strategies == {Strategy.PIECES: len(wanted)}
+    assert after == before
+    assert (await plant.verify()).divergences == []
+    await plant.close()

@@ -1,0 +1,205 @@
+"""Filters and renames hold alike in backfill, live sync, verification, repair and after a cutover; what they leave out is counted with its rule."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exodus.config import Side
+from exodus.control.changes import Barrier
+from exodus.control.checkpoint import load_progress
+from exodus.control.freshness import read_freshness
+from exodus.control.route import Route
+from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import keys_of, reconcile, repair, verify
+from exodus.sync.rescan import rescan
+from tests.fault.test_strategies import fill_large
+from tests.fault.test_verify import fill
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+FILTERS = {
+    "include": [{"databases": [0, 4]}],
+    "exclude": [
+        {"pattern": "cache:*"}, {"types": ["stream"]}, {"elements_over": 1_000}, {"string_bytes_over": 50_000}, {"expiry": "some", "pattern": "z*"},
+    ],
+}  # fmt: skip
+
+
+@pytest_asyncio.fixture
+async def filtered(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    plant = Plant(redis62, valkey91, control_server, tmp_path, filters=FILTERS)
+    await plant.open()
+    yield plant
+    await plant.close()
+
+
+@pytest_asyncio.fixture
+async def renamed(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    """Keys of two databases into one that others use as well; payloads do not fit as they are."""
+    renames = [{"database": 0, "to_database": 3, "to_prefix": "zero:"}, {"database": 4, "prefix": "else", "to_database": 3, "to_prefix": "four:"}]
+    own = {"cutover": "own", "allow_nonempty": True, "filters": {"exclude": [{"pattern": "of others*"}]}}
+    plant = Plant(redis82, valkey91, control_server, tmp_path, renames=renames, **own)
+    await plant.open()
+    yield plant
+    await plant.close()
+
+
+def names(box: Box, db: int = 0) -> set[bytes]:
+    with box.client(db=db) as client:
+        return {key for key in client.keys("*") if not key.startswith(b"exodus:{")}
+
+
+async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(filtered: Plant) -> None:
+    source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    fill(source.client())
+    source.client().mset({"cache:1": 1, "cache:2": 2, "long": "x" * 60_000})
+    source.client(db=7).set("in another database", 1)
+    await filtered.gateway()
+    await filtered.syncer()
+    await filtered.start_live_sync()
+    await filtered.backfill()
+    left = {b"cache:1", b"cache:2", b"long", b"stream", b"emptied", b"list", b"zset"}
+    assert names(target) == names(source) - left
+    assert names(target, 7) == set()
+    progress = list((await load_progress(filtered.store, "run")).values())
+    for each in progress:
+        assert each.keys_seen == each.keys_copied + each.keys_removed + each.keys_failed + each.keys_skipped + each.keys_excluded
+        assert each.keys_excluded == sum(each.excluded.values())
+    assert sum(each.keys_excluded for each in progress) == len(left) + 1
+    found = await filtered.verify()
+    assert found.divergences == []
+    assert found.excluded == {
+        "excluded: pattern 'cache:*'": 2, "excluded: types stream": 2, "excluded: elements_over 1000": 1, "excluded: string_bytes_over 50000": 1,
+        "excluded: pattern 'z*', expiry 'some'": 1, "no include rule meets it": 1,
+    }  # fmt: skip
+    assert found.keys_verified == found.keys_authority == len(names(source) - left) + 1
+
+
+async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None:
+    """And each side of it is what verification and freshness hold the target against."""
+    source, target = (filtered.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    await filtered.gateway()
+    syncer = await filtered.syncer()
+    await filtered.start_live_sync()
+    app = filtered.app()
+    await app.rpush("l", *range(900))
+    await app.set("cache:x", 1)
+    await app.set("z", 1)
+    await filtered.drained()
+    assert names(filtered.boxes[Side.TARGET]) == {b"l", b"z"}
+    await app.rpush("l", *range(200))
+    await app.expire("z", 1000)
+    await filtered.drained()
+    assert names(filtered.boxes[Side.TARGET]) == set()
+    assert (await filtered.verify()).divergences == []
+    assert (await reconcile(await filtered.engine(), "test"))["keys_excluded"] == 3
+    await app.ltrim("l", 0, 5)
+    await app.persist("z")
+    await app.set("cache:x", 2)
+    await filtered.drained()
+    assert target.lrange("l", 0, -1) == source.lrange("l", 0, -1)
+    assert names(filtered.boxes[Side.TARGET]) == {b"l", b"z"}
+    assert syncer.tally.counts["excluded"] >= 3
+
+    async def fresh() -> bool:
+        return (await read_freshness(filtered.store, filtered.plan.partitions)).dirty == 0
+
+    await until(fresh, within_s=20, otherwise="a key that a rule leaves out stayed dirty")
+
+
+async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(filtered: Plant) -> None:
+    target = filtered.boxes[Side.TARGET].client()
+    filtered.boxes[Side.SOURCE].client().mset({"cache:1": 1, "fine": 1, "long": "x" * 60_000})
+    await filtered.start_live_sync()
+    await filtered.backfill()
+    target.mset({"cache:1": 1, "long": "x", "stranger": 1})
+    found = await filtered.verify()
+    assert {(row.key, row.kind) for row in found.divergences} == {(b"cache:1", "extra"), (b"long", "extra"), (b"stranger", "extra")}
+    await filtered.gateway()
+    await filtered.syncer()
+    await filtered.change(journal="all", sync=True)
+    await repair(await filtered.engine(), [(row.db, row.key) for row in found.divergences])
+    assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
+    target.mset({"cache:1": 1, "stranger": 1})
+    assert await rescan(await filtered.engine(), Barrier("flushall")) == 2
+    await filtered.drained()
+    assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
+
+
+async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_behind_stays(filtered: Plant) -> None:
+    """A rollback would lose a write to a key that the rules leave out, if they held in this direction too."""
+    source, target = (filtered.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source.mset({"cache:1": "behind", "long": "x" * 60_000, "fine": 1})
+    await filtered.start_live_sync()
+    await filtered.backfill()
+    back = await open_engine(filtered.store, filtered.plan, Route(authority=Side.TARGET))
+    target.mset({"cache:2": "new", "fine": 2})
+    copier = await back.copier(back.guard(), name="test")
+    copier._to.guard = type(copier._to.guard)()
+    await copier.sync_keys(0, [b"cache:2", b"fine"])
+    await copier.close()
+    assert source.mget("cache:1", "cache:2", "fine") == [b"behind", b"new", b"2"]
+    found = await verify(back, settle_s=0.01, attempts=2)
+    assert found.divergences == []
+    assert found.keys_left_behind == 2
+    target.flushall()
+    assert await rescan(back, Barrier("flushall")) == 1, "of the source's keys only the one that the rules let through"
+
+
+async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_others_is_touched(renamed: Plant) -> None:
+    source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    fill(source.client())
+    large = fill_large(source.client())
+    source.client(db=4).set("elsewhere", 1)
+    source.client(db=3).mset({"zero:taken": 1, "free": 1})
+    target.client(db=3).set("of others", 1)
+    target.client().set("zero:of others too", 1)
+    await renamed.gateway()
+    await renamed.syncer()
+    await renamed.start_live_sync()
+    await renamed.backfill()
+    zero = names(source)
+    assert names(target, 3) == {b"zero:" + key for key in zero} | {b"four:where", b"of others", b"free"}
+    assert names(target) == {b"zero:of others too"}
+    letters = await renamed.store.client.hvals(renamed.store.keys.dead)
+    assert len(letters) == 1
+    assert b"zero:taken" in letters[0]
+    assert b"renamed keys get" in letters[0]
+    found = await renamed.verify()
+    assert {(row.db, row.key, row.kind) for row in found.divergences} == {(3, b"zero:taken", "missing")}
+    assert found.keys_spared == 2
+    assert found.keys_verified == len(zero) + 2
+    app = renamed.app()
+    await app.rpush("list", "more")
+    await app.delete("set", "large set")
+    await app.rename("int", "renamed by the application")
+    await renamed.drained()
+    assert target.client(db=3).lrange("zero:list", -1, -1) == [b"more"]
+    assert names(target, 3) == {b"zero:" + key for key in names(source)} | {b"four:where", b"of others", b"free"}
+    with target.client(db=3) as client:
+        client.set("zero:string", "spoiled")
+        client.setrange("zero:large string", 5, "spoiled")
+        client.set("zero:stranger", 1)
+    report = await reconcile(await renamed.engine(), "test")
+    assert {row["key"] for row in report["divergences"]} == {"string", "large string", "stranger"}
+    assert report["keys_not_carried"] == 1
+    await repair(await renamed.engine(), keys_of(report))
+    found = await renamed.verify()
+    assert {row.key for row in found.divergences} == {b"zero:taken"}
+    assert large
+    source.client(db=3).delete("zero:taken")
+    assert await repair(await renamed.engine(), [(3, b"zero:taken")]) == [], "it is gone, and so is its letter"
+    await app.flushdb()
+    await renamed.drained()
+
+    async def flushed() -> bool:
+        return names(target, 3) == {b"four:where", b"of others", b"free"}
+
+    await until(flushed, within_s=20, otherwise="a flush left renamed keys behind")
