@@ -224,7 +224,8 @@ def answer_open_decision(
 def _wait_suspended(api: PrefectApi, run_id: str) -> None:
     """A decision is announced a moment before its run is suspended."""
     deadline = time.monotonic() + _SUSPENDS_WITHIN_S
-    while (state := api.run(run_id)["state"])["name"] not in ("Suspended", "Paused"):
+    while not api.asks(run_id):
+        state = api.run(run_id)["state"]
         if state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED") or time.monotonic() > deadline:
             raise DecisionRefused("no decision is open", why=f"the run is {state['name']}", next_step=f"look at {api.run_url(run_id)}")
         time.sleep(0.2)

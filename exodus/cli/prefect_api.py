@@ -96,6 +96,14 @@ class PrefectApi:
             raise OrchestratorError(f"flow run {run_id} is not known", why=f"HTTP {answer.status_code}", next_step="look in the Prefect UI")
         return cast("Json", answer.json())
 
+    def asks(self, run_id: str) -> bool:
+        """Whether a run is suspended and its form is there. Prefect suspends a run first and keeps the form of its question after that."""
+        state = self.run(run_id)["state"]
+        keyset = (state.get("state_details") or {}).get("run_input_keyset")
+        if state["type"] != "PAUSED" or not keyset:
+            return False
+        return self._call("GET", f"/flow_runs/{run_id}/input/{keyset['schema']}").status_code == 200
+
     def resume(self, run_id: str, answer: Json) -> None:
         """Answer the open decision of a suspended run.
 

@@ -14,10 +14,13 @@ from pathlib import Path
 import httpx
 
 from exodus.errors import StackError
+from exodus.stack import forkserver
 from exodus.stack.home import Home
 from exodus.stack.processes import Started, last_lines, start
 
 POOL = "exodus"
+_IMPORTED_BEFOREHAND = ("prefect.flow_engine", "great_expectations.expectations", "redis.asyncio")  # no module of ours: see forkserver.py
+_REFRESH = "prefect.context:refresh_global_settings_context"
 _BIN = Path(sys.executable).parent
 _TEMPLATE_ENV = "EXODUS_CACHE"
 
@@ -98,26 +101,37 @@ def keep_template(home: Home) -> None:
     scratch.replace(template)
 
 
-def _job_template() -> dict[str, object]:
-    """The pool's jobs: a process each, started by this Python.
+def start_forkserver(home: Home, port: int) -> Started:
+    """Start what flow runs are forked from."""
+    command = [sys.executable, "-P", forkserver.__file__, "serve", str(_socket(home)), *_IMPORTED_BEFOREHAND]
+    return start("forkserver", command, log=home.log("forkserver"), env=environment(home, port), cwd=project_root())
+
+
+def _socket(home: Home) -> Path:
+    return home.data.absolute() / "forkserver.sock"
+
+
+def _job_template(home: Home) -> dict[str, object]:
+    """The pool's jobs: a process each, started by this Python, where it can as a fork of one that has everything imported.
 
     Where a command is named, Prefect 3.8.8 starts it as the flow's only process. Without one it starts a supervisor first, which imports all of
     Prefect as well: three seconds of processor time at each start and each resume (prefect/workers/process.py, `_command_configured`).
     """
+    command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(_socket(home)), "prefect.engine", _REFRESH]
     properties: dict[str, dict[str, object]] = {
         "name": {"type": "string"},
         "env": {"type": "object", "additionalProperties": {"type": "string"}},
         "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        "command": {"type": "string", "default": f"{shlex.quote(sys.executable)} -m prefect.engine"},
+        "command": {"type": "string", "default": shlex.join(command)},
         "stream_output": {"type": "boolean", "default": True},
         "working_dir": {"type": "string"},
     }
     return {"job_configuration": {name: f"{{{{ {name} }}}}" for name in properties}, "variables": {"type": "object", "properties": properties}}
 
 
-def make_pool(port: int) -> None:
+def make_pool(home: Home, port: int) -> None:
     """Make the work pool; one that exists is left alone."""
-    pool = {"name": POOL, "type": "process", "base_job_template": _job_template()}
+    pool = {"name": POOL, "type": "process", "base_job_template": _job_template(home)}
     answer = httpx.post(f"http://127.0.0.1:{port}/api/work_pools/", json=pool, timeout=30)
     if answer.status_code not in (201, 409):
         raise StackError(

@@ -119,7 +119,8 @@ class _Stack:
         say("starting Prefect")
         wait_ready(server, lambda: prefect.healthy(port), within_s=120)
         prefect.keep_template(home)
-        prefect.make_pool(port)
+        prefect.make_pool(home, port)
+        self.add(prefect.start_forkserver(home, port))
         worker = self.add(prefect.start_worker(home, port))
         with ThreadPoolExecutor(2) as pool:
             deploying = pool.submit(prefect.deploy, home, port)
