@@ -13,6 +13,7 @@ from exodus.control.changes import Barrier
 from exodus.control.checkpoint import forget_run
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
+from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
@@ -49,6 +50,7 @@ def start_live_sync(migration: str) -> Json:
                 raise DecisionRefused(
                     "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
                 )
+            await _let_in(it)
             owned = await it.store.report(OWNED) is not None
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
@@ -75,6 +77,14 @@ def start_live_sync(migration: str) -> Json:
             return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": str(it.plan.feed), "proved_by": key}
 
     return run(work())
+
+
+async def _let_in(it: Opened) -> None:
+    """After a rollback the target may have a fence that keeps Exodus out too. It protects nothing any more."""
+    record = await read_record(it.store, Side.TARGET)
+    if record is not None and await shut_out(it.store, Side.TARGET):
+        async with Fence(it.store, Side.TARGET, it.plan) as fence:
+            await fence.lower(record)
 
 
 async def _begin_feed(it: Opened) -> None:
