@@ -89,7 +89,11 @@ def rollback(migration: str = "demo") -> State[str]:
         question="Should the run be repaired and retried, or abandoned?",
         summary=[
             "the source is the authority; "
-            + ("live sync goes on, so that a retry copies nothing again" if switched and not dead else "live sync is off"),
+            + (
+                "live sync goes on, so that a retry copies nothing again"
+                if switched and not dead
+                else "live sync is off; a retry keeps the copy and compares it"
+            ),
             f"for the investigation: {kept['folder']}",
         ],
         evidence=f"evidence.{PHASE}",

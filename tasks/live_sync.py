@@ -10,19 +10,17 @@ from prefect import task
 from exodus.config import Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier
-from exodus.control.checkpoint import forget_run
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
 from exodus.cutover.fence import Fence, read_record, shut_out
-from exodus.endpoint import OWNED, Endpoint
+from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
-from exodus.sync import replication
+from exodus.sync import replication, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import dead_letters, keys_of, reconcile, repair
+from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
-from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
@@ -51,21 +49,20 @@ def start_live_sync(migration: str) -> Json:
                     "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
                 )
             await _let_in(it)
-            owned = await it.store.report(OWNED) is not None
+            before = await runs.current(it.store)
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
-                await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
+                writer = route.writer_epoch + 1
+                await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
                 await _begin_feed(it)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
-                writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
-                await forget_run(it.store, run_name(writer))
                 route = await change_route(
                     it.store, route, route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, writer_epoch=writer)
                 )
             await _everybody(it, route.epoch)
-            if owned:
+            if before is not None:
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
                 await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
             through = _as_application(it) if it.plan.feed is Feed.GATEWAY else {}
@@ -74,7 +71,16 @@ def start_live_sync(migration: str) -> Json:
                 key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
             finally:
                 await client.aclose()
-            return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": str(it.plan.feed), "proved_by": key}
+            now = await runs.current(it.store) or await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch)
+            kept = before is not None and before.run == now.run
+            return {
+                "epoch": route.epoch,
+                "writer_epoch": route.writer_epoch,
+                "feed": str(it.plan.feed),
+                "proved_by": key,
+                "run": now.run,
+                "kept": kept,
+            }
 
     return run(work())
 
@@ -97,6 +103,22 @@ async def _begin_feed(it: Opened) -> None:
 def _as_application(it: Opened) -> dict[str, Any]:
     """The gateway's address, with Exodus's own login: the source checks it, as for any application."""
     return {"host": it.plan.gateway.host, "port": it.plan.gateway.port}
+
+
+@task(name="mark what changed while live sync was off", persist_result=True)
+def mark_changed_meanwhile(migration: str) -> int:
+    """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
+
+    async def work() -> int:
+        async with opened(migration) as it:
+            kept = await runs.current(it.store)
+            if kept is None or not kept.to_compare:
+                return 0
+            marked = await mark_differing(await open_engine(it.store, it.plan))
+            await runs.compared(it.store, kept)
+            return marked
+
+    return run(work())
 
 
 @task(name="wait until live sync has caught up")
