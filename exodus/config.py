@@ -283,6 +283,9 @@ class Plan(BaseModel):
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
     rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)
+    rehearsal_hours_max: float | None = Field(
+        default=168.0, gt=0, description="a cutover needs a rehearsal that went well and is no older; null: it needs none"
+    )
     allow_nonempty: bool = Field(default=False, description="the target may hold keys before Migrate; they are replaced")
     cutover: Cutover = Field(default=Cutover.GATEWAY, description="who takes the applications over: the gateways, or you by means of your own")
     filters: Filters = Field(default=Filters(), description="which keys of the source are carried")

@@ -14,7 +14,7 @@ from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import count_left_behind, measure_freshness, verify_sides, wait_caught_up
+from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
 
@@ -44,11 +44,12 @@ def commit(migration: str = "demo") -> State[str]:
     to_close = provider_instruction(began["plan"], Side.SOURCE)
     steps = explain_switch(migration, Side.TARGET)
     create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
+    rehearsed = check_rehearsed(migration)
     fresh = measure_freshness(migration)
     behind = count_left_behind(migration)
     summary = [
         f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-        f"{fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
+        f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
     ]
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")

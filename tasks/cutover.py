@@ -37,9 +37,7 @@ def rehearse_switch(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            found = await rehearse(it.store, it.plan, it.plan.gateway.host, it.plan.gateway.port)
-            await it.store.save_report("rehearsal", found)
-            return found
+            return await rehearse(it.store, it.plan, it.plan.gateway.host, it.plan.gateway.port)
 
     return run(work())
 

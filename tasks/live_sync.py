@@ -13,6 +13,7 @@ from exodus.control.changes import Barrier
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
 from exodus.cutover.fence import Fence, read_record, shut_out
+from exodus.cutover.rehearsal import check_rehearsal
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication, runs
@@ -94,7 +95,7 @@ async def _let_in(it: Opened) -> None:
 
 
 async def _begin_feed(it: Opened) -> None:
-    """Refuse a feed that the authority does not allow, and begin it anew: what it saw in an earlier attempt is covered by the backfill to come."""
+    """Refuse a feed that the authority does not allow, and begin it anew: what it saw earlier is covered by the backfill or comparison to come."""
     if it.plan.feed is Feed.REPLICATION:
         await replication.check_allowed(it.endpoint(Side.SOURCE))
         await replication.begin(it.store, Side.SOURCE)
@@ -208,6 +209,23 @@ def count_left_behind(migration: str) -> Json:
     return run(work())
 
 
+@task(name="look how old the rehearsal is")
+def check_rehearsed(migration: str) -> str:
+    """When the switch was rehearsed, in words. Not kept as a result: it grows old.
+
+    Raises:
+        DecisionRefused: never, too long ago, or it failed.
+    """
+
+    async def work() -> str:
+        async with opened(migration) as it:
+            if (await read_route(it.store)).authority is Side.TARGET:
+                return "cut over already"  # the flow runs from the top again when its second decision is taken
+            return await check_rehearsal(it.store, it.plan)
+
+    return run(work())
+
+
 @task(name="look how fresh the verification is")
 def measure_freshness(migration: str) -> Json:
     """How much is verified since its last write. Not kept as a result: it is true now only.
@@ -219,7 +237,8 @@ def measure_freshness(migration: str) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-            if fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min:
+            too_little = fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min
+            if too_little and (await read_route(it.store)).authority is Side.SOURCE:  # else it was asked, and the cutover is done
                 raise DecisionRefused(
                     f"too little is verified for a cutover: {fresh}",
                     why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",

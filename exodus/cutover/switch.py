@@ -33,6 +33,7 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, postponed, say
+from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
@@ -204,6 +205,8 @@ async def _readiness(switch: Switch) -> None:
     switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
+    if switch.to is Side.TARGET:  # the way back must not wait for one
+        switch.facts["rehearsal"] = await check_rehearsal(store, switch.plan)
     gaps = await answered(store.client.hkeys(store.keys.gap))
     if gaps:
         raise DecisionRefused(
@@ -453,7 +456,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
     """The steps of a switch to `to`, in order."""
     old = to.other
     return [
-        Step("readiness", "check that no earlier switch is open, live sync, open gaps, dead letters, gateways, syncers", _readiness),
+        Step("readiness", "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, gateways, syncers", _readiness),
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),

@@ -194,7 +194,8 @@ class Fleet:
         self.folder = folder
         name = f"f{secrets.token_hex(4)}"
         gateway = {"host": "127.0.0.1", "port": self.ports[0]}
-        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **{"hold_seconds_max": 2.0, **plan})  # type: ignore[arg-type]
+        fields = {"hold_seconds_max": 2.0, "rehearsal_hours_max": None, **plan}
+        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **fields)  # type: ignore[arg-type]
         self.file = folder / "migration.yaml"
         self._gateways, self._syncers = gateways, syncers
         self.members: dict[str, Member] = {}
