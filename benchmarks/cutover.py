@@ -74,7 +74,7 @@ def measure(*, full: bool) -> Result:
         }
         ports = [free_port(), free_port()]
         source, target = servers["source"].address(), servers["target"].address()
-        plan = Plan(name="bench", source=source, target=target, gateway=Listen(host="127.0.0.1", port=ports[0]))
+        plan = Plan(name="bench", source=source, target=target, gateway=Listen(host="127.0.0.1", port=ports[0]), rehearsal_hours_max=None)
         file = rig.folder / "migration.yaml"
         file.write_text(yaml.safe_dump({"name": plan.name, **{name: _named(server) for name, server in servers.items()}}))
 

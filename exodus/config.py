@@ -99,6 +99,16 @@ class Cutover(StrEnum):
     OWN = "own"  # the operator, by means of their own: the migration ends at Migrate, and Commit is refused
 
 
+class FenceKind(StrEnum):
+    """By what a side refuses writes after a switch (`exodus/cutover/means.py`)."""
+
+    AUTO = "auto"  # the strongest that the side allows, of the next three
+    ACL = "acl"
+    MIN_REPLICAS = "min-replicas"
+    REPLICA = "replica"
+    PROVIDER = "provider"  # a person closes the way, and says so
+
+
 class Phase(StrEnum):
     """The seven phases, by the names of their flows and deployments."""
 
@@ -230,6 +240,32 @@ class Listen(BaseModel):
     port: int = Field(default=6400, ge=0, le=65535)
 
 
+class Fencing(BaseModel):
+    """How each side is fenced when it stops being the authority."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: FenceKind = FenceKind.AUTO
+    target: FenceKind = FenceKind.AUTO
+    source_instruction: str = Field(default="", max_length=2_000, description="provider: what a person does, and confirms")
+    target_instruction: str = Field(default="", max_length=2_000)
+
+    @model_validator(mode="after")
+    def _told(self) -> Self:
+        for side in Side:
+            if self.of(side) is FenceKind.PROVIDER and not self.instruction(side).strip():
+                raise ValueError(f"fence.{side} is provider: write into fence.{side}_instruction what a person has to do")
+        return self
+
+    def of(self, side: Side) -> FenceKind:
+        """The kind for one side."""
+        return self.source if side is Side.SOURCE else self.target
+
+    def instruction(self, side: Side) -> str:
+        """What a person does there."""
+        return self.source_instruction if side is Side.SOURCE else self.target_instruction
+
+
 class Plan(BaseModel):
     """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
 
@@ -247,6 +283,9 @@ class Plan(BaseModel):
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
     observe_seconds: float = Field(default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic")
     rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)
+    rehearsal_hours_max: float | None = Field(
+        default=168.0, gt=0, description="a cutover needs a rehearsal that went well and is no older; null: it needs none"
+    )
     allow_nonempty: bool = Field(default=False, description="the target may hold keys before Migrate; they are replaced")
     cutover: Cutover = Field(default=Cutover.GATEWAY, description="who takes the applications over: the gateways, or you by means of your own")
     filters: Filters = Field(default=Filters(), description="which keys of the source are carried")
@@ -254,6 +293,7 @@ class Plan(BaseModel):
         default=False, description="idle time (or, under an LFU policy, frequency) of keys is carried, for the target's eviction"
     )
     renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
+    fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")

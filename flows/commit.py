@@ -9,30 +9,53 @@ from exodus.config import Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
-from tasks.cutover import explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
-from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, window_of
+from tasks.context import Json
+from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
+from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import count_left_behind, measure_freshness, verify_sides, wait_caught_up
+from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
+
+
+def _after(migration: str, outcome: Json) -> tuple[list[Json], int]:
+    """Checks of a switch that was done, and how many keys were verified."""
+    switched = {"check": "the target is the authority", "ok": outcome["authority"] == Side.TARGET, "detail": f"epoch {outcome['epoch']}"}
+    if not outcome["flows_back"]:
+        # The source's fence refuses Exodus too: it stays as it was in the moment of the switch, and the journal keeps what a way back needs.
+        spot = outcome["facts"].get("spot_checked_keys", 0)
+        return [switched, {"check": "the source stays as it was", "ok": True, "detail": f"{spot} keys changed last were equal in the switch"}], 0
+    flowing = wait_caught_up(migration)
+    found = verify_sides(migration, PHASE)
+    checks = [
+        switched,
+        {"check": "writes flow back to the source", "ok": flowing["caught_up"], "detail": f"{flowing['lag_entries']} entries behind"},
+        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
+        {"check": "no key was left behind", "ok": not found["dead_letters"], "detail": f"{len(found['dead_letters'])} dead letters"},
+    ]
+    return checks, found["keys_verified"]
 
 
 @phase_flow(PHASE)
 def commit(migration: str = "demo") -> State[str]:
     """Two decisions: the technical one (cut over), and the business one (finalise). Between them writes flow back to the source."""
-    open_phase(migration, PHASE)
+    began = open_phase(migration, PHASE)
+    to_close = provider_instruction(began["plan"], Side.SOURCE)
     steps = explain_switch(migration, Side.TARGET)
     create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
+    rehearsed = check_rehearsed(migration)
     fresh = measure_freshness(migration)
     behind = count_left_behind(migration)
     summary = [
         f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-        f"{fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
+        f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
     ]
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
         create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
+    if to_close is not None:
+        summary.append(f"FIRST CLOSE THE WAY TO THE SOURCE, then say fence_confirmed: {to_close}")
     decision = ask(
         CutoverDecision,
         migration=migration,
@@ -44,23 +67,18 @@ def commit(migration: str = "demo") -> State[str]:
         refuse=lambda answer, _: (
             "the plan's filters leave keys behind: say leave_behind, having looked at which"
             if behind["filtered"] and answer["decision"] == "approve" and not answer["leave_behind"]
-            else None
+            else why_not_closed(answer, to_close)
         ),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
+    if to_close is not None:
+        confirm_fence(migration, Side.SOURCE, decision["decided_by"])
     outcome = switch_authority(migration, PHASE, Side.TARGET, window_of(decision["facts"]))
     create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the cutover, step by step")
-    flowing = wait_caught_up(migration)
-    found = verify_sides(migration, PHASE)
-    checks = [
-        {"check": "the target is the authority", "ok": outcome["authority"] == Side.TARGET, "detail": f"epoch {outcome['epoch']}"},
-        {"check": "writes flow back to the source", "ok": flowing["caught_up"], "detail": f"{flowing['lag_entries']} entries behind"},
-        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
-        {"check": "no key was left behind", "ok": not found["dead_letters"], "detail": f"{len(found['dead_letters'])} dead letters"},
-    ]
+    checks, verified = _after(migration, outcome)
     hold = outcome["facts"].get("hold_ms")
-    evaluate(migration, PHASE, {"checks": checks}, {"hold_ms": hold, "keys_verified": found["keys_verified"], "authority": outcome["authority"]})
+    evaluate(migration, PHASE, {"checks": checks}, {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]})
     business = ask(
         PhaseDecision,
         migration=migration,
@@ -68,7 +86,8 @@ def commit(migration: str = "demo") -> State[str]:
         gate=FINALISE,
         question="Is the business ready to decommission the source?",
         summary=[
-            f"writes were held for {hold} ms; {found['keys_verified']:,} keys verified in both directions",
+            f"writes were held for {hold} ms; "
+            + (f"{verified:,} keys verified in both directions" if outcome["flows_back"] else "writes wait in the journal for a way back"),
             "WARNING: approve closes the way back for good; reject asks for a rollback",
         ],
         evidence=f"evidence.{PHASE}",

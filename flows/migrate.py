@@ -17,24 +17,32 @@ from tasks.context import Json
 from tasks.decision import MigrateDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import accept_letters, repair_divergences, start_live_sync, verify_sides, wait_caught_up, why_letters_stand
+from tasks.live_sync import (
+    accept_letters,
+    mark_changed_meanwhile,
+    repair_divergences,
+    start_live_sync,
+    verify_sides,
+    wait_caught_up,
+    why_letters_stand,
+)
 from tasks.probe import check_sides
 
 PHASE = Phase.MIGRATE
 
 
-def _backfill(migration: str, writer_epoch: int) -> Json:
+def _backfill(migration: str, live: Json) -> Json:
     """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
     slices = slice_keyspace(migration)
     progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
     left, attempt = slices, 0
     while left:
         attempt += 1
-        futures = copy_one_slice.map(unmapped(migration), left, unmapped(writer_epoch), unmapped(attempt))
+        futures = copy_one_slice.map(unmapped(migration), unmapped(live["run"]), left, unmapped(live["writer_epoch"]), unmapped(attempt))
         done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
         left = [slice_id for slice_id in left if slice_id not in done]
         update_progress_artifact(artifact_id=progress, progress=100.0 * (len(slices) - len(left)) / len(slices))
-    return count_backfill(migration, writer_epoch)
+    return count_backfill(migration, live["run"])
 
 
 @phase_flow(PHASE)
@@ -43,7 +51,8 @@ def migrate(migration: str = "demo") -> State[str]:
     open_phase(migration, PHASE)
     check_sides(migration)
     live = start_live_sync(migration)  # before the first copy, so that no write falls between
-    backfill = _backfill(migration, live["writer_epoch"])
+    backfill = _backfill(migration, live)
+    changed = mark_changed_meanwhile(migration)
     live_now = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
     if found["divergences_total"] or found["dead_letters"]:
@@ -73,6 +82,8 @@ def migrate(migration: str = "demo") -> State[str]:
         f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
         f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
     ]
+    if live["kept"]:
+        summary.append(f"the copy of an earlier attempt was kept; {changed:,} keys changed while live sync was off and were copied again")
     if found["dead_letters"]:
         rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
         create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")

@@ -11,8 +11,8 @@ from exodus.cutover.forced import STEPS
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
 from tasks.context import Json
-from tasks.cutover import abandon, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
-from tasks.decision import BackDecision, NextDecision, ask, close_phase
+from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
+from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.live_sync import verify_sides
@@ -26,9 +26,12 @@ def _switch_back(migration: str, *, dead: bool) -> list[Json]:
         return [{"check": "the source is the authority, by force", "ok": True, "detail": f"epoch {done['epoch']}"}]
     outcome = switch_authority(migration, PHASE, Side.SOURCE)
     create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the switch back, step by step")
+    back = {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"}
+    if not outcome["flows_back"]:
+        return [back]  # the target's fence refuses Exodus too, until Migrate is started again
     found = verify_sides(migration, PHASE)
     return [
-        {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"},
+        back,
         {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
     ]
 
@@ -49,6 +52,9 @@ def rollback(migration: str = "demo") -> State[str]:
         summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
         rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
         create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
+    to_close = provider_instruction(began["plan"], Side.TARGET) if switched and not dead else None
+    if to_close is not None:
+        summary.append(f"FIRST CLOSE THE WAY TO THE TARGET, then say fence_confirmed: {to_close}")
     decision = ask(
         BackDecision,
         migration=migration,
@@ -60,16 +66,19 @@ def rollback(migration: str = "demo") -> State[str]:
         refuse=lambda answer, _: (
             "the target is dead: say accept_loss, having looked at what stays there"
             if dead and answer["decision"] == "approve" and not answer["accept_loss"]
-            else None
+            else why_not_closed(answer, to_close)
         ),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
+    if to_close is not None:
+        confirm_fence(migration, Side.TARGET, decision["decided_by"])
     if switched:
         checks = _switch_back(migration, dead=dead)
     if not switched or dead:
         stopped = stop_live_sync(migration, "rollback: live sync is off")
-        checks = [{"check": "the source is the authority", "ok": stopped["authority"] == Side.SOURCE, "detail": f"epoch {stopped['epoch']}"}]
+        detail = f"epoch {stopped['epoch']}{', ' if stopped['not_told'] else ''}{stopped['not_told']}"
+        checks = [{"check": "the source is the authority", "ok": stopped["authority"] == Side.SOURCE, "detail": detail}]
     evaluate(migration, PHASE, {"checks": checks}, {"switched_back": switched, "forced": dead, "authority": Side.SOURCE})
     kept = keep_evidence(migration, PHASE)
     following = ask(
@@ -80,7 +89,11 @@ def rollback(migration: str = "demo") -> State[str]:
         question="Should the run be repaired and retried, or abandoned?",
         summary=[
             "the source is the authority; "
-            + ("live sync goes on, so that a retry copies nothing again" if switched and not dead else "live sync is off"),
+            + (
+                "live sync goes on, so that a retry copies nothing again"
+                if switched and not dead
+                else "live sync is off; a retry keeps the copy and compares it"
+            ),
             f"for the investigation: {kept['folder']}",
         ],
         evidence=f"evidence.{PHASE}",

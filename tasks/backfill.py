@@ -22,11 +22,6 @@ BUDGET_S = 20.0
 BUDGET_VARIABLE = "exodus_budget"  # a Prefect variable: the impact budget, looked at before each slice's turn
 
 
-def run_name(writer_epoch: int) -> str:
-    """A backfill's checkpoints are kept under the epoch in which its writes count."""
-    return f"backfill-{writer_epoch}"
-
-
 @task(name="slice the keyspace", persist_result=True)
 def slice_keyspace(migration: str) -> list[str]:
     """Ids of the slices of every database of the source."""
@@ -39,8 +34,8 @@ def slice_keyspace(migration: str) -> list[str]:
 
 
 @task(name="copy a slice", task_run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2)
-def copy_one_slice(migration: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
-    """Copy one slice for a while, from its checkpoint on; its progress.
+def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
+    """Copy one slice of the run `backfill` for a while, from its checkpoint on; its progress.
 
     Not kept as a result: whether a slice is done is what its checkpoint says, whoever asks.
     """
@@ -59,19 +54,19 @@ def copy_one_slice(migration: str, slice_id: str, writer_epoch: int, attempt: in
             if asked is not None:
                 await set_budget(it.store, parse_budget(json.dumps(asked)))
             engine = await open_engine(it.store, it.plan, route)
-            progress = await copy_slice(engine, run_name(writer_epoch), Slice.parse(slice_id), budget_s=BUDGET_S)
+            progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
             return progress.model_dump()
 
     return run(work())
 
 
 @task(name="count the backfill")
-def count_backfill(migration: str, writer_epoch: int) -> Json:
+def count_backfill(migration: str, backfill: str) -> Json:
     """All checkpoints of the run in one row; what was seen must be accounted for."""
 
     async def work() -> Json:
         async with opened(migration) as it:
-            slices = list((await load_progress(it.store, run_name(writer_epoch))).values())
+            slices = list((await load_progress(it.store, backfill)).values())
             total = {
                 field: sum(getattr(progress, field) for progress in slices)
                 for field in (

@@ -16,11 +16,17 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import Field
 
+from exodus.config import FenceKind, Fencing, Side
 from exodus.cutover.window import Window
 from tasks.context import Json, load
 from tasks.ledger import announce, finish_phase, record_decision
 
 _TEXT_MAX = 2_000
+_FENCE_CONFIRMED = Field(
+    default=False,
+    title="The way is closed",
+    description="only with a fence of kind provider: you did what is asked above, and nobody else writes there",
+)
 
 
 class PhaseDecision(RunInput):
@@ -53,6 +59,7 @@ class CutoverDecision(PhaseDecision):
     leave_behind: bool = Field(
         default=False, title="Leave keys behind", description="only where the plan has filters: what they leave out stays on the source"
     )
+    fence_confirmed: bool = _FENCE_CONFIRMED
 
 
 class BackDecision(PhaseDecision):
@@ -61,6 +68,7 @@ class BackDecision(PhaseDecision):
     accept_loss: bool = Field(
         default=False, title="Accept the loss", description="only where the target is dead: what had not flowed back stays there, as listed"
     )
+    fence_confirmed: bool = _FENCE_CONFIRMED
 
 
 class NextDecision(RunInput):
@@ -70,6 +78,19 @@ class NextDecision(RunInput):
     decided_by: str = Field(title="Decided by", description="your name", min_length=1, max_length=200)
     why: str = Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)
     clean_target: bool = Field(title="Clean the target", description="abandon only: remove the keys that Exodus copied there")
+
+
+def provider_instruction(plan: Json, side: Side) -> str | None:
+    """What the plan asks a person to do before `side` stops being the authority; None: a server refuses writes by itself."""
+    fencing = Fencing.model_validate(plan["fence"])
+    return fencing.instruction(side) if fencing.of(side) is FenceKind.PROVIDER else None
+
+
+def why_not_closed(answer: Json, instruction: str | None) -> str | None:
+    """Why an approval cannot be, where it needs a person's word; or None."""
+    if instruction is None or answer["decision"] != "approve" or answer["fence_confirmed"]:
+        return None
+    return f"nothing refuses writes by itself: {instruction}, and say fence_confirmed"
 
 
 def window_of(answer: Json) -> Json | None:

@@ -10,18 +10,18 @@ from prefect import task
 from exodus.config import Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier
-from exodus.control.checkpoint import forget_run
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
-from exodus.endpoint import OWNED, Endpoint
+from exodus.cutover.fence import Fence, read_record, shut_out
+from exodus.cutover.rehearsal import check_rehearsal
+from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
-from exodus.sync import replication
+from exodus.sync import replication, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import dead_letters, keys_of, reconcile, repair
+from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
-from tasks.backfill import run_name
 from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
@@ -49,21 +49,21 @@ def start_live_sync(migration: str) -> Json:
                 raise DecisionRefused(
                     "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
                 )
-            owned = await it.store.report(OWNED) is not None
+            await _let_in(it)
+            before = await runs.current(it.store)
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
-                await it.store.save_report(OWNED, {"at_ms": await it.store.now_ms(), "epoch": route.epoch})
+                writer = route.writer_epoch + 1
+                await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
                 await _begin_feed(it)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
-                writer = route.writer_epoch + 1
                 await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
-                await forget_run(it.store, run_name(writer))
                 route = await change_route(
                     it.store, route, route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, writer_epoch=writer)
                 )
             await _everybody(it, route.epoch)
-            if owned:
+            if before is not None:
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
                 await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
             through = _as_application(it) if it.plan.feed is Feed.GATEWAY else {}
@@ -72,13 +72,30 @@ def start_live_sync(migration: str) -> Json:
                 key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
             finally:
                 await client.aclose()
-            return {"epoch": route.epoch, "writer_epoch": route.writer_epoch, "feed": str(it.plan.feed), "proved_by": key}
+            now = await runs.current(it.store) or await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch)
+            kept = before is not None and before.run == now.run
+            return {
+                "epoch": route.epoch,
+                "writer_epoch": route.writer_epoch,
+                "feed": str(it.plan.feed),
+                "proved_by": key,
+                "run": now.run,
+                "kept": kept,
+            }
 
     return run(work())
 
 
+async def _let_in(it: Opened) -> None:
+    """After a rollback the target may have a fence that keeps Exodus out too. It protects nothing any more."""
+    record = await read_record(it.store, Side.TARGET)
+    if record is not None and await shut_out(it.store, Side.TARGET):
+        async with Fence(it.store, Side.TARGET, it.plan) as fence:
+            await fence.lower(record)
+
+
 async def _begin_feed(it: Opened) -> None:
-    """Refuse a feed that the authority does not allow, and begin it anew: what it saw in an earlier attempt is covered by the backfill to come."""
+    """Refuse a feed that the authority does not allow, and begin it anew: what it saw earlier is covered by the backfill or comparison to come."""
     if it.plan.feed is Feed.REPLICATION:
         await replication.check_allowed(it.endpoint(Side.SOURCE))
         await replication.begin(it.store, Side.SOURCE)
@@ -87,6 +104,22 @@ async def _begin_feed(it: Opened) -> None:
 def _as_application(it: Opened) -> dict[str, Any]:
     """The gateway's address, with Exodus's own login: the source checks it, as for any application."""
     return {"host": it.plan.gateway.host, "port": it.plan.gateway.port}
+
+
+@task(name="mark what changed while live sync was off", persist_result=True)
+def mark_changed_meanwhile(migration: str) -> int:
+    """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
+
+    async def work() -> int:
+        async with opened(migration) as it:
+            kept = await runs.current(it.store)
+            if kept is None or not kept.to_compare:
+                return 0
+            marked = await mark_differing(await open_engine(it.store, it.plan))
+            await runs.compared(it.store, kept)
+            return marked
+
+    return run(work())
 
 
 @task(name="wait until live sync has caught up")
@@ -176,6 +209,23 @@ def count_left_behind(migration: str) -> Json:
     return run(work())
 
 
+@task(name="look how old the rehearsal is")
+def check_rehearsed(migration: str) -> str:
+    """When the switch was rehearsed, in words. Not kept as a result: it grows old.
+
+    Raises:
+        DecisionRefused: never, too long ago, or it failed.
+    """
+
+    async def work() -> str:
+        async with opened(migration) as it:
+            if (await read_route(it.store)).authority is Side.TARGET:
+                return "cut over already"  # the flow runs from the top again when its second decision is taken
+            return await check_rehearsal(it.store, it.plan)
+
+    return run(work())
+
+
 @task(name="look how fresh the verification is")
 def measure_freshness(migration: str) -> Json:
     """How much is verified since its last write. Not kept as a result: it is true now only.
@@ -187,7 +237,8 @@ def measure_freshness(migration: str) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-            if fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min:
+            too_little = fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min
+            if too_little and (await read_route(it.store)).authority is Side.SOURCE:  # else it was asked, and the cutover is done
                 raise DecisionRefused(
                     f"too little is verified for a cutover: {fresh}",
                     why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",

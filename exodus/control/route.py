@@ -31,6 +31,7 @@ class Route(BaseModel):
     rehearsal_prefix: str | None = None  # keys under it are held and switched alone, see cutover/rehearsal.py
     rehearsal_authority: Side = Side.SOURCE
     rehearsal_hold: Hold = Hold.NONE
+    hold_until_told: bool = False  # a gateway that cannot read the route goes on holding: no server would refuse its writes
     switch: str = ""  # id of the last switch that was begun: what a fence and a closed epoch on a side belong to
     why: str = ""
 

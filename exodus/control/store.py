@@ -32,7 +32,9 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
 | telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
 | report:NAME    | string | flows             | status, later phases | last result of a task, JSON                           |
-| fence:SIDE     | string | cutover           | cutover, gateways    | whose fence it is, and the users' rules before it     |
+| fence:SIDE     | string | cutover           | cutover, gateways    | whose fence it is, of what kind, what was before it   |
+| fence:SIDE:word| string | flows             | cutover              | who confirmed a provider's fence, and what, JSON      |
+| fence:SIDE:let | string | cutover           | cutover, gateways    | a switch back let Exodus in behind it; expires        |
 | abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
 | postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
 
@@ -139,6 +141,14 @@ class Keys:
     def fence(self, side: str) -> str:
         """What has to be put back when the fence on `side` is lifted."""
         return f"{self.prefix}fence:{side}"
+
+    def fence_word(self, side: str) -> str:
+        """Who confirmed that the provider's fence of `side` is up."""
+        return f"{self.prefix}fence:{side}:word"
+
+    def fence_let(self, side: str) -> str:
+        """While it is there, nobody puts the fence of `side` up again."""
+        return f"{self.prefix}fence:{side}:let"
 
 
 def guard_key(migration: str) -> bytes:

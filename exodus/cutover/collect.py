@@ -13,8 +13,9 @@ from exodus.control import journal, ledger, registry
 from exodus.control.changes import Key, unpack
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
+from exodus.errors import SourceError, TargetError
 from exodus.sync.scan import scan_once
 
 _BUCKETS = 64
@@ -87,19 +88,25 @@ async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
     """What Exodus has left on both sides, in words."""
     left: list[str] = []
     for side in Side:
-        fence = Fence(store, side, plan.address(side))
+        record = await read_record(store, side)
+        if record is not None:
+            left.append(f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}")
         try:
-            if await fence.up():
-                left.append(f"{side}: the fence is up; users: {', '.join(record.users if (record := await fence.record()) else {})}")
-        finally:
-            await fence.close()
-        for node in await Endpoint(side, plan.address(side)).nodes():
-            async with await node.connect(name="exodus-left") as leg:
-                cursor = -1
-                while cursor:
-                    cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
-                    left += [f"{side}: key {key!r}" for key in keys if key.startswith(RESERVED_PREFIX)]
+            left += [f"{side}: key {key!r}" for key in await _own_keys(Endpoint(side, plan.address(side)))]
+        except (SourceError, TargetError) as exc:
+            left.append(f"{side}: it was not looked at and not cleaned: {exc.why}")
     return left
+
+
+async def _own_keys(endpoint: Endpoint) -> list[bytes]:
+    found: list[bytes] = []
+    for node in await endpoint.nodes():
+        async with await node.connect(name="exodus-left") as leg:
+            cursor = -1
+            while cursor:
+                cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                found += [key for key in keys if key.startswith(RESERVED_PREFIX)]
+    return found
 
 
 async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:

@@ -7,10 +7,10 @@ from typing import Any
 from exodus.config import Phase, Plan, Side
 from exodus.control import journal, ledger, registry
 from exodus.control.ledger import CUTOVER, LedgerEntry
-from exodus.control.route import read_route
+from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.collect import side_digest, who_is_still_there
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import read_record, shut_out
 from exodus.endpoint import Endpoint
 
 _LAG_MS_MAX = 10_000
@@ -36,14 +36,22 @@ async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     if plan.two_people and technical is not None and technical.decided_by.strip().casefold() == decided_by.strip().casefold():
         found.append(f"{technical.decided_by} decided to cut over; somebody else must decide this (two_people)")
-    syncers = [beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)]
-    lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
-    if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
-        found.append(f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind")
+    found += await _of_the_way_back(store, plan, now_ms, route)
     for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
         count = int(await answered(store.client.hlen(key)))
         if count:
             found.append(f"{count} {what}")
+    return found
+
+
+async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: Route) -> list[str]:
+    if await shut_out(store, Side.SOURCE):
+        return []  # nothing flows back by intent; the sides were compared before the switch, and spot-checked in it
+    found: list[str] = []
+    syncers = [beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)]
+    lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
+    if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
+        found.append(f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind")
     report = await store.report(f"verification.{Phase.COMMIT}")
     if report is None or report["divergences_total"]:
         found.append("the last verification after the cutover is missing" if report is None else f"{report['divergences_total']} divergence(s)")
@@ -54,8 +62,7 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
     """The last state of the source, and what people have to do before it can be switched off."""
     clients = await who_is_still_there(plan, Side.SOURCE)
     state = await side_digest(Endpoint(Side.SOURCE, plan.source))
-    fence = Fence(store, Side.SOURCE, plan.source)
-    fenced = await fence.up()
+    fence = await read_record(store, Side.SOURCE)
     gateways = [f"{beat.process} on {beat.host}" for beat in await registry.heartbeats(store, "gateway")]
     todo = [
         ("take a last dump of the source and keep it", f"{state['keys']} keys, digest {state['digest']}"),
@@ -64,6 +71,6 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
         ("point applications from the gateway to the target, one after the other", f"gateway {plan.gateway.host}:{plan.gateway.port}"),
         ("take the gateways out when their connections are 0 (exodus status)", ", ".join(gateways)),
         ("remove Exodus's user on the target", plan.target.username or "default"),
-        ("switch the source off; it stays fenced until then", "fenced" if fenced else "NOT fenced"),
+        ("switch the source off; it stays fenced until then", f"fenced ({fence.kind})" if fence is not None else "NOT fenced"),
     ]
     return {"checklist": [{"todo": what, "detail": detail} for what, detail in todo], "clients": clients, "source": state}

@@ -62,16 +62,14 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
     source = Endpoint(Side.SOURCE, plan.source)
     async with await (await source.nodes())[0].connect(name="exodus-switch") as leg:
         right = await leg.call("GET", guard_key(plan.name))
-    # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
-    if not await replace_right(source, plan.name, right, closed(switch)):
-        raise DecisionRefused("the writers' epoch on the source was changed", why="another switch is under way", next_step="exodus status")
-    fence = Fence(store, Side.SOURCE, plan.source)
-    try:
+    async with Fence(store, Side.SOURCE, plan) as fence:
+        await fence.let_in()
+        # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
+        if not await replace_right(source, plan.name, right, closed(switch)):
+            raise DecisionRefused("the writers' epoch on the source was changed", why="another switch is under way", next_step="exodus status")
         record = await fence.record()
         if record is not None:
             await fence.open(record)
-    finally:
-        await fence.close()
     route = await change_route(
         store,
         route,

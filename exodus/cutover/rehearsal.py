@@ -18,13 +18,15 @@ from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
-from exodus.errors import CutoverAborted
+from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.sync.engine import open_engine
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import repair
 
 _SESSIONS = 4
 _WITHIN_S = 10.0
+_HOUR_MS = 3_600_000
+REPORT = "rehearsal"
 
 
 class _Writers:
@@ -65,11 +67,45 @@ class _Writers:
 
 
 async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
-    """Switch the reserved prefix to the target and back under writes; the findings as JSON.
+    """Switch the reserved prefix to the target and back under writes; the findings as JSON, also kept as report `rehearsal`, failed or not.
 
     Raises:
         CutoverAborted: a step was not done in time; the prefix is back at the source.
     """
+    at_ms = await store.now_ms()
+    try:
+        found = await _rehearse(store, plan, gateway_host, gateway_port)
+    except ExodusError as exc:
+        await store.save_report(REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"})
+        raise
+    bad = [f"{found[name]} {name.replace('_', ' ')}" for name in ("lost_writes", "error_count") if found[name]]
+    found = {**found, "at_ms": at_ms, "ok": not bad, "why": ", ".join(bad)}
+    await store.save_report(REPORT, found)
+    return found
+
+
+async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
+    """When the switch was rehearsed, in words.
+
+    Raises:
+        DecisionRefused: never, longer ago than `rehearsal_hours_max`, or it failed.
+    """
+    if plan.rehearsal_hours_max is None:
+        return "no rehearsal is asked for"
+    found = await store.report(REPORT)
+    age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
+    if found is None:
+        why = "the switch was never rehearsed"
+    elif not found["ok"]:
+        why = f"the last rehearsal, {age_h:.1f} h ago, did not go well: {found['why']}"
+    elif age_h > plan.rehearsal_hours_max:
+        why = f"the last rehearsal is {age_h:.1f} h old, and counts for {plan.rehearsal_hours_max:.0f} h (rehearsal_hours_max)"
+    else:
+        return f"rehearsed {age_h:.1f} h ago, longest stall {found['stall_ms_max']} ms"
+    raise DecisionRefused("a cutover needs a rehearsal", why=why, next_step="exodus start test, which rehearses it, then start commit again")
+
+
+async def _rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
     prefix = plan.rehearsal_prefix
     route = await read_route(store)
     target = Endpoint(Side.TARGET, plan.target)

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from exodus.config import Hold, JournalMode, Plan, Side
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, guard_key
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import Fence, Record, read_record
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
@@ -62,14 +62,16 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
     Does nothing while writes are held: a switch is under way then.
     """
     try:
+        # Before the route: a fence that is recorded now, under a route without a hold that is read after it, is of a switch that has ended.
+        fences = {side: await read_record(store, side) for side in Side}
         route = await read_route(store)
     except (RedisError, OSError) as exc:
         return [f"the control store is away: {type(exc).__name__}"]
     if route.hold is Hold.WRITES:
         return ["writes are held"]
     work: list[tuple[str, Callable[[], Awaitable[object]]]] = [
-        (f"lift the fence on the {route.authority}", lambda: _lower(store, plan, route.authority)),
-        (f"put the fence on the {route.follower} up again", lambda: _close_again(store, plan, route.follower)),
+        (f"lift the fence on the {route.authority}", lambda: _lower(store, plan, route.authority, fences[route.authority])),
+        (f"put the fence on the {route.follower} up again", lambda: _hold_up(store, plan, route.follower, fences[route.follower])),
         (f"give writers their right to the {route.follower} back", lambda: _reopen(plan, route)),
         (f"let changes flow back to the {route.follower}", lambda: _finish(store, plan, route)),
     ]
@@ -82,22 +84,16 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
     return left
 
 
-async def _lower(store: ControlStore, plan: Plan, side: Side) -> None:
-    fence = Fence(store, side, plan.address(side))
-    try:
-        await fence.lower()
-    finally:
-        await fence.close()
+async def _lower(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
+    if record is not None:
+        async with Fence(store, side, plan) as fence:
+            await fence.lower(record)
 
 
-async def _close_again(store: ControlStore, plan: Plan, side: Side) -> None:
-    fence = Fence(store, side, plan.address(side))
-    try:
-        record = await fence.record()
-        if record is not None:
-            await fence.close_again(record)
-    finally:
-        await fence.close()
+async def _hold_up(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
+    if record is not None:
+        async with Fence(store, side, plan) as fence:
+            await fence.hold_up(record)
 
 
 async def _reopen(plan: Plan, route: Route) -> None:
@@ -113,11 +109,8 @@ async def _reopen(plan: Plan, route: Route) -> None:
 async def _finish(store: ControlStore, plan: Plan, route: Route) -> None:
     if not unfinished(route):
         return
-    fence = Fence(store, route.follower, plan.address(route.follower))
-    try:
+    async with Fence(store, route.follower, plan) as fence:
         await fence.kill_strays()
-    finally:
-        await fence.close()
     try:
         await change_route(store, route, route.next(sync=True, why=f"the {route.authority} is the authority; changes flow back"))
     except DecisionRefused:

@@ -3,7 +3,7 @@
 A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
-    readiness → prepare → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
+    readiness → prepare → let in → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
         → kill strays → flow back
 
 Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
@@ -25,14 +25,15 @@ from dataclasses import dataclass, field
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from exodus.config import HOLD_ACK_S, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, postponed, say
+from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
@@ -67,10 +68,12 @@ class Switch:
     facts: dict[str, str | int | float] = field(default_factory=dict)
     switched: bool = False
     closing: bool = False
+    held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
     held_at: float | None = None
     before_hold: dict[int, bytes] = field(default_factory=dict)
     engine: Engine | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
+    shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
     _fences: dict[Side, Fence] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Switch:
 
     def fence(self, side: Side) -> Fence:
         """The fence of a side, with its connections kept."""
-        return self._fences.setdefault(side, Fence(self.store, side, self.plan.address(side)))
+        return self._fences.setdefault(side, Fence(self.store, side, self.plan))
 
     async def close(self) -> None:
         """Give connections back."""
@@ -176,6 +179,16 @@ class Step:
     bounded: bool = True  # may be broken off when its time is over; a change of the route may not, since its outcome must be known
 
 
+async def _read_old_authority(switch: Switch) -> None:
+    switch.route = await read_route(switch.store)
+    if switch.route.authority is not switch.old:
+        raise DecisionRefused(
+            f"the {switch.to} is the authority already",
+            why=f"the route is at epoch {switch.route.epoch}",
+            next_step="look at `exodus status`; there is nothing to switch",
+        )
+
+
 async def _readiness(switch: Switch) -> None:
     store = switch.store
     left = await settle(store, switch.plan)
@@ -183,15 +196,17 @@ async def _readiness(switch: Switch) -> None:
         raise DecisionRefused(
             "an earlier switch is not settled", why="; ".join(left), next_step="wait for it (`exodus status`), or end its hold: exodus release"
         )
-    switch.route = await read_route(store)
-    if switch.route.authority is not switch.old:
-        raise DecisionRefused(
-            f"the {switch.to} is the authority already",
-            why=f"the route is at epoch {switch.route.epoch}",
-            next_step="look at `exodus status`; there is nothing to switch",
-        )
+    await _read_old_authority(switch)
+    means = await switch.fence(switch.old).check_possible()
+    switch.legs[switch.old] = await (await switch.endpoint(switch.old).nodes())[0].connect(name="exodus-switch")
+    switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
+    await _read_old_authority(switch)  # once more: rights are taken from what the side said before this
+    switch.facts["fence"] = str(means.kind)
+    switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
+    if switch.to is Side.TARGET:  # the way back must not wait for one
+        switch.facts["rehearsal"] = await check_rehearsal(store, switch.plan)
     gaps = await answered(store.client.hkeys(store.keys.gap))
     if gaps:
         raise DecisionRefused(
@@ -206,7 +221,6 @@ async def _readiness(switch: Switch) -> None:
             why="they are listed as dead letters with their reasons",
             next_step="exodus repair, or exodus status --json to see them",
         )
-    await switch.fence(switch.old).check_possible()
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
@@ -217,17 +231,37 @@ async def _readiness(switch: Switch) -> None:
 
 async def _prepare(switch: Switch) -> None:
     await switch.fence(switch.old).prepare(switch.id)
-    for side in Side:  # connected now, since each round trip later is one that writes wait for
-        switch.legs[side] = await (await switch.endpoint(side).nodes())[0].connect(name="exodus-switch")
-    switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
+    # Connected now, since each round trip later is one that writes wait for.
+    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
+    await _give_right(switch)
     switch.heard = switch.store.client.pubsub()
     await switch.heard.subscribe(switch.store.keys.part_changed)
+
+
+async def _give_right(switch: Switch) -> None:
+    """Let the writers of the epoch after the switch write to the old authority: before the fence, which may refuse our own writes too.
+
+    Nobody writes there by it yet: whoever copies to a side has a route that names the other one as the authority.
+    """
+    if not await replace_right_on(switch.legs[switch.old], switch.plan.name, switch.old_right, b"%d" % (switch.route.writer_epoch + 1)):
+        raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
+
+
+async def _let_in(switch: Switch) -> None:
+    switch.shut_out = await shut_out(switch.store, switch.to)
+    await switch.fence(switch.to).let_in()
     switch.engine = await open_engine(switch.store, switch.plan, switch.route)
 
 
 async def _pre_drain(switch: Switch) -> None:
-    deadline = time.monotonic() + _PRE_DRAIN_S
+    """Wait for live sync, as long as it comes nearer: behind a fence that kept us out a journal of days may wait."""
+    deadline, nearest = time.monotonic() + _PRE_DRAIN_S, -1
     while (age_ms := await journal.oldest_ms(switch.store, switch.plan.partitions, await switch.store.now_ms())) > _PRE_DRAIN_MS:
+        if switch.shut_out:
+            await switch.fence(switch.to).let_in()
+            left = await journal.lag_entries(switch.store, switch.plan.partitions)
+            if nearest < 0 or left < nearest:
+                nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
         if time.monotonic() > deadline:
             raise CutoverAborted(
                 f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
@@ -250,6 +284,8 @@ async def _go(switch: Switch) -> None:
             now_ms = await store.now_ms()
             not_yet = lookout.look(now_ms, await journal.oldest_ms(store, switch.plan.partitions, now_ms))
             waits_for = waits_for or not_yet
+        if switch.shut_out:
+            await switch.fence(switch.to).let_in()
         if waits_for is None:
             break
         if waits_for != said:
@@ -265,7 +301,9 @@ async def _go(switch: Switch) -> None:
 async def _hold(switch: Switch) -> None:
     switch.before_hold = await journal.ends(switch.store, switch.plan.partitions)
     switch.held_at = time.monotonic()
-    await switch.change(hold=Hold.WRITES, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold")
+    await switch.change(
+        hold=Hold.WRITES, hold_until_told=switch.held_until_told, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold"
+    )
     epoch = switch.route.epoch
     await switch.gateways(
         lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", min(HOLD_ACK_S, switch.left_s())
@@ -304,7 +342,9 @@ async def _fence(switch: Switch) -> None:
 
 
 async def _lower_old(switch: Switch) -> None:
-    await switch.fence(switch.old).lower()
+    record = await switch.fence(switch.old).record()
+    if record is not None and record.switch == switch.id:  # not another's, where we were frozen meanwhile
+        await switch.fence(switch.old).lower(record)
 
 
 async def _confirm(switch: Switch) -> None:
@@ -361,22 +401,17 @@ async def _open_new(switch: Switch) -> None:
 async def _close_new(switch: Switch) -> None:
     fence = switch.fence(switch.to)
     record = await fence.record()
-    if record is not None:
+    if record is not None and (await read_route(switch.store)).authority is switch.old:  # not where another switch came there meanwhile
         await fence.close_again(record)
 
 
 async def _switch(switch: Switch) -> None:
-    next_writer = switch.route.writer_epoch + 1
-    async with asyncio.timeout(switch.left_s()):
-        given = await replace_right_on(switch.legs[switch.old], switch.plan.name, switch.old_right, b"%d" % next_writer)
-    if not given:
-        raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
     switch.check_time()
     await switch.change(
         authority=switch.to,
         sync=False,
         journal=JournalMode.ALL,
-        writer_epoch=next_writer,
+        writer_epoch=switch.route.writer_epoch + 1,
         why=f"switch {switch.id}: the {switch.to} is the authority",
     )
     switch.switched = True
@@ -408,17 +443,27 @@ async def _flow_back(switch: Switch) -> None:
         raise ExodusError(f"changes do not flow back to the {switch.old} yet", why="; ".join(left), next_step="the gateways go on trying")
 
 
+_FENCES = {
+    FenceKind.AUTO: "make the {old} refuse writes of everybody but Exodus, by the strongest means that it allows",
+    FenceKind.ACL: "take the right to write on the {old} from every user but Exodus's",
+    FenceKind.MIN_REPLICAS: "make the {old} refuse every write (min-replicas-to-write)",
+    FenceKind.REPLICA: "make the {old} a replica of nobody, which refuses every write",
+    FenceKind.PROVIDER: "rely on the person who let nobody but gateways and Exodus reach the {old}",
+}
+
+
 def steps(plan: Plan, to: Side) -> list[Step]:
     """The steps of a switch to `to`, in order."""
     old = to.other
     return [
-        Step("readiness", "check that no earlier switch is open, live sync, open gaps, dead letters, gateways, syncers", _readiness),
+        Step("readiness", "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, gateways, syncers", _readiness),
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
+        Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
         Step("go", "wait as long as a person postpones it (exodus hold), and for the window, if one is approved", _go, bounded=False),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
-        Step("fence", f"take the right to write on the {old} from every user but Exodus's, and prove it", _fence, _lower_old),
+        Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
         Step(
             "confirm",
             f"hear from every gateway that it still holds, see the journal drained, compare up to {_SPOT_CHECK_KEYS} of the keys changed last",

@@ -50,6 +50,7 @@ _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 _GRACE_S = 1.0  # between a flow's own time limit on a hold and the gateway's, so that the flow can end it in order
 _SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence to be lifted
 _SETTLE_AGAIN_S = 0.5
+_TEND_EVERY_S = 10.0  # a fence that a server's restart took away is up again after this
 _SPARE_LEGS_MAX = 1_000
 _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
@@ -121,6 +122,8 @@ class Gateway:
         self._route = Route(epoch=-1)
         self._applied = -1  # the last epoch acted on in full
         self._unfinished_since: float | None = None
+        self._tending: asyncio.Task[None] | None = None
+        self._tended = 0.0
         self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
         self._gaps_told: dict[str, int] = {}
@@ -288,7 +291,7 @@ class Gateway:
             self._applied = route.epoch
             if self._main.holding is None or self._main.held:
                 self._beat_now.set()  # else when it is held: a word before that would only stand in its way
-        asyncio.get_running_loop().call_later(_REMEMBER_S, self._remember, route)
+        asyncio.get_running_loop().call_later(0 if route.hold_until_told else _REMEMBER_S, self._remember, route)
 
     def _members(self, scope: Scope) -> list[Connection]:
         return [connection for connection in self.connections if connection.orders is scope.orders]
@@ -349,6 +352,12 @@ class Gateway:
         if self.options.settle is not None and (self._settling is None or self._settling.done()):
             self._settling = self._spawn(self._settle_until_done(self.options.settle))
 
+    async def _tend(self, settle: Callable[[ControlStore, Plan], Awaitable[list[str]]]) -> None:
+        """Once: a fenced server that was restarted is no longer fenced, and a switch back that died had let Exodus in behind its fence."""
+        left = await settle(self.store, self.plan)
+        if left:
+            log.debug("not in order: %s", "; ".join(left))
+
     async def _settle_until_done(self, settle: Callable[[ControlStore, Plan], Awaitable[list[str]]]) -> None:
         while left := await settle(self.store, self.plan):
             log.warning("what a switch left is not put right yet: %s", "; ".join(left))
@@ -357,8 +366,12 @@ class Gateway:
             await asyncio.sleep(_SETTLE_AGAIN_S)
 
     def _look_for_unfinished(self) -> None:
-        """A switch whose process died after the authority had changed is finished by the gateways."""
+        """A switch whose process died after the authority had changed is finished by the gateways; a fence that went is put up again."""
         route, now = self._route, asyncio.get_running_loop().time()
+        if route.switch and route.hold is Hold.NONE and now - self._tended > _TEND_EVERY_S:
+            self._tended = now
+            if self.options.settle is not None and (self._tending is None or self._tending.done()):
+                self._tending = self._spawn(self._tend(self.options.settle))
         if not route.switch or route.hold is Hold.WRITES or route.sync or route.journal is not JournalMode.ALL:
             self._unfinished_since = None
         elif self._unfinished_since is None:
@@ -417,6 +430,8 @@ class Gateway:
         """
         now = asyncio.get_running_loop().time()
         for scope in (self._main, self._rehearsal):
+            if scope is self._main and self._route.hold_until_told:
+                continue  # no server would refuse these writes
             if scope.hold_deadline is not None and now >= scope.hold_deadline and not scope.released_alone:
                 log.error("a hold was not ended in time and the control store is away: writes go on at the %s", scope.orders.authority)
                 deadline = scope.hold_deadline

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -105,38 +105,13 @@ async def verify(
     total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
     comparison = await open_comparison(engine)
 
-    def note(db: int, found: Sequence[Divergence]) -> None:
+    async def note(db: int, found: Sequence[Divergence]) -> None:
         suspects.update({(db, divergence.key): divergence for divergence in found})
         if on_progress is not None:
             on_progress(report.keys_authority + report.keys_follower, total)
 
-    pace = Pace(engine.store, engine.authority, engine.plan.budget, what="verification")
-
-    async def forwards() -> None:
-        for db in await _databases(engine.authority):
-            async for seen, theirs in _side_by_side(comparison, db, report):
-                await pace.turn()
-                report.keys_authority += sum(each.kind != b"none" for each in seen) if engine.scope else len(seen)
-                note(db, await comparison.compare(db, seen, theirs, report))
-
-    async def backwards() -> None:
-        # Keys that both sides have are compared forwards; only those that should not be there are of interest.
-        surplus = await open_surplus(engine, name="exodus-verify")
-        try:
-            async for db, keys in _batches(engine.follower):
-                await pace.turn()
-                report.keys_follower += len(keys)
-                for at, found in await surplus.among(db, keys):
-                    note(at, [found])
-        finally:
-            report.keys_spared, report.keys_left_behind = surplus.spared, surplus.left_behind
-            await surplus.close()
-
-    passes: list[asyncio.Task[None]] = []
     try:
-        async with pace:
-            passes = [asyncio.create_task(forwards()), asyncio.create_task(backwards())]
-            await asyncio.gather(*passes)
+        await _look(engine, comparison, report, note)
         report.looked_at_again = len(suspects)
         for attempt in range(attempts - 1):
             if not suspects:
@@ -147,7 +122,6 @@ async def verify(
             # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
             moving = set((await engine.feed.changes_since(synced)).keys) if engine.route.sync else set()
     finally:
-        await end_all(passes)  # the other one, where one failed
         await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving and key not in known}
     report.keys_not_carried = sum(key in known for key in suspects)
@@ -157,6 +131,61 @@ async def verify(
     report.keys_verified = report.keys_authority - sum(found.kind != "extra" for found in suspects.values())
     report.seconds = time.monotonic() - began
     return report
+
+
+async def _look(
+    engine: Engine, comparison: Comparison, report: VerificationReport, note: Callable[[int, Sequence[Divergence]], Awaitable[None]]
+) -> None:
+    """Look at every key once, in both directions; `note` is told what differs, a batch and database at a time."""
+    pace = Pace(engine.store, engine.authority, engine.plan.budget, what="verification")
+
+    async def forwards() -> None:
+        for db in await _databases(engine.authority):
+            async for seen, theirs in _side_by_side(comparison, db, report):
+                await pace.turn()
+                report.keys_authority += sum(each.kind != b"none" for each in seen) if engine.scope else len(seen)
+                await note(db, await comparison.compare(db, seen, theirs, report))
+
+    async def backwards() -> None:
+        # Keys that both sides have are compared forwards; only those that should not be there are of interest.
+        surplus = await open_surplus(engine, name="exodus-verify")
+        try:
+            async for db, keys in _batches(engine.follower):
+                await pace.turn()
+                report.keys_follower += len(keys)
+                for at, found in await surplus.among(db, keys):
+                    await note(at, [found])
+        finally:
+            report.keys_spared, report.keys_left_behind = surplus.spared, surplus.left_behind
+            await surplus.close()
+
+    async with pace:
+        passes = [asyncio.create_task(forwards()), asyncio.create_task(backwards())]
+        try:
+            await asyncio.gather(*passes)
+        finally:
+            await end_all(passes)  # the other one, where one failed
+
+
+async def mark_differing(engine: Engine) -> int:
+    """Mark every key that differs as changed, so that live sync copies it; how many. For what was written while no journal was kept.
+
+    Raises:
+        SourceError, TargetError: a side was lost; what was marked is marked.
+    """
+    report, marked = VerificationReport(), 0
+    comparison = await open_comparison(engine)
+
+    async def mark(db: int, found: Sequence[Divergence]) -> None:
+        nonlocal marked
+        await engine.feed.mark([(db, divergence.key) for divergence in found])
+        marked += len(found)
+
+    try:
+        await _look(engine, comparison, report, mark)
+    finally:
+        await comparison.close()
+    return marked
 
 
 async def _again(comparison: Comparison, keys: Sequence[Key], report: VerificationReport) -> dict[Key, Divergence]:

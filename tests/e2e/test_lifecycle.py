@@ -21,13 +21,12 @@ from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, load_migration
 from exodus.control import ledger
 from exodus.control.checkpoint import load_progress
-from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.up import Wanted, down, up
-from tasks.backfill import run_name
+from exodus.sync import runs
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -120,8 +119,8 @@ def _migrate_process(run_id: str) -> psutil.Process | None:
 
 async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
-        route = await read_route(store)
-        slices = (await load_progress(store, run_name(route.writer_epoch))).values()
+        run = await runs.current(store)
+        slices = [] if run is None else list((await load_progress(store, run.run)).values())
         return sum(progress.keys_seen for progress in slices), bool(slices) and all(progress.done for progress in slices)
 
 

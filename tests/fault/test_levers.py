@@ -13,7 +13,7 @@ from exodus.control.route import read_route
 from exodus.control.store import guard_key
 from exodus.cutover import finalising, forced, levers, switch
 from exodus.cutover.collect import collect, dirty_keys, what_is_left
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle
 from exodus.cutover.window import Window
 from exodus.errors import CutoverAborted, DecisionRefused
@@ -92,7 +92,7 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     assert await settle(ready.store, ready.plan) == []
     route = await read_route(ready.store)
     assert (route.authority, route.hold, route.sync) == (Side.SOURCE, Hold.NONE, True)
-    assert not await Fence(ready.store, Side.SOURCE, ready.plan.source).up()
+    assert await read_record(ready.store, Side.SOURCE) is None
     assert ready.boxes[Side.TARGET].client().get(guard_key(ready.plan.name)) == b"%d" % route.writer_epoch
     await asyncio.wait_for(ready.app().set("k", step), 10)
     await ready.drained()
@@ -186,7 +186,7 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     listed = await finalising.checklist(store, ready.plan)
     assert any(row["name"] == "old-cron-job" and row["connections"] == 1 for row in listed["clients"])
     assert listed["source"]["keys"] == 1
-    assert any("stays fenced" in row["todo"] and row["detail"] == "fenced" for row in listed["checklist"])
+    assert any("stays fenced" in row["todo"] and row["detail"] == "fenced (acl)" for row in listed["checklist"])
     plain.close()
 
 

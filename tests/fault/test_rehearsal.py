@@ -8,7 +8,9 @@ import pytest
 
 from exodus.config import Side
 from exodus.control.route import read_route
+from exodus.cutover import switch
 from exodus.cutover.rehearsal import rehearse
+from exodus.errors import CutoverAborted, DecisionRefused
 from tests.support.plant import Plant
 
 pytestmark = pytest.mark.fault
@@ -43,3 +45,29 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
         assert [key for key in target.keys("*") if not key.startswith(b"exodus:{")] == []
     route = await read_route(plant.store)
     assert (route.authority, route.rehearsal_prefix) == (Side.SOURCE, None)
+
+
+async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_the_way_back_does_not(plant: Plant) -> None:
+    plant.plan = plant.plan.model_copy(update={"rehearsal_hours_max": 1.0})
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    with pytest.raises(DecisionRefused, match="never rehearsed"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    # One that fails is kept too: no gateway can hold within no time at all.
+    hurried = plant.plan.model_copy(update={"hold_seconds_max": 1e-9})
+    with pytest.raises(CutoverAborted):
+        await rehearse(plant.store, plan=hurried, gateway_host="127.0.0.1", gateway_port=plant.port)
+    with pytest.raises(DecisionRefused, match="did not go well: a gateway could not hold"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    found = await plant.store.report("rehearsal")
+    assert found is not None
+    await plant.store.save_report("rehearsal", {**found, "at_ms": found["at_ms"] - 2 * 3_600_000})
+    with pytest.raises(DecisionRefused, match=r"2\.0 h old"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    await plant.store.save_report("rehearsal", found)
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert "rehearsed 0.0 h ago" in str(done.facts["rehearsal"])
+    await plant.store.client.delete(plant.store.keys.report("rehearsal"))
+    assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).switched

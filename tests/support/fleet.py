@@ -25,7 +25,7 @@ from exodus.config import Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore, guard_key
-from exodus.cutover.fence import Fence
+from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
 from exodus.stack.home import free_port
 from exodus.sync.backfill import copy_slice
@@ -194,7 +194,8 @@ class Fleet:
         self.folder = folder
         name = f"f{secrets.token_hex(4)}"
         gateway = {"host": "127.0.0.1", "port": self.ports[0]}
-        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **{"hold_seconds_max": 2.0, **plan})  # type: ignore[arg-type]
+        fields = {"hold_seconds_max": 2.0, "rehearsal_hours_max": None, **plan}
+        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **fields)  # type: ignore[arg-type]
         self.file = folder / "migration.yaml"
         self._gateways, self._syncers = gateways, syncers
         self.members: dict[str, Member] = {}
@@ -275,7 +276,7 @@ class Fleet:
         for side in Side:
             rules = self.boxes[side].client().acl_getuser("default")["categories"]
             fenced = side is not route.authority and side in self.was_authority
-            up = await Fence(self.store, side, self.plan.address(side)).up()
+            up = await read_record(self.store, side) is not None
             if ("-@write" in rules) is not fenced or up is not fenced:
                 return f"the {side} is {'not ' if fenced else ''}fenced: {rules}, recorded: {up}"
         right = self.boxes[route.follower].client().get(guard_key(self.plan.name))

@@ -37,7 +37,8 @@ class Plant:
         self.folder = folder
         self.port = free_port()
         name = f"t{secrets.token_hex(4)}"
-        self.plan = Plan(name=name, source=source.address(), target=target.address(), **{"hold_seconds_max": 5.0, **plan})  # type: ignore[arg-type]
+        fields = {"hold_seconds_max": 5.0, "rehearsal_hours_max": None, **plan}
+        self.plan = Plan(name=name, source=source.address(), target=target.address(), **fields)  # type: ignore[arg-type]
         self.store: ControlStore
         self.gateways: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
         self.syncers: dict[str, tuple[Syncer, asyncio.Task[None]]] = {}

@@ -46,9 +46,7 @@ class Jobs:
 
     def run(self, said: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(self.socket), "job", "seen:again"]
-        return subprocess.Popen(
-            command, cwd=self.folder, env={**os.environ, "SAID": said}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, "SAID": said}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def pid(self, client: subprocess.Popen[str]) -> int:
         assert client.stderr is not None

@@ -1,0 +1,342 @@
+"""Fences of every kind on real servers: there and back under writes, what a client that bypasses the gateway meets, and fences that do not hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import redis
+
+from exodus.config import FenceKind, Fencing, JournalMode, Phase, Plan, Side
+from exodus.control.route import read_route
+from exodus.control.store import fence_guard_key, guard_key
+from exodus.cutover import closing, finalising, forced, switch
+from exodus.cutover.collect import what_is_left
+from exodus.cutover.fence import Fence, confirm_word, read_record, shut_out
+from exodus.cutover.means import ByAcl, ByReplicas
+from exodus.cutover.settle import settle
+from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.stack.servers import ServerKind
+from tests.support.plant import Plant
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.fault
+_ERRORS = {FenceKind.ACL: "permission", FenceKind.MIN_REPLICAS: "Not enough good replicas", FenceKind.REPLICA: "read only"}
+
+
+def _plan(plant: Plant, **fence: object) -> None:
+    plant.plan = plant.plan.model_copy(update={"fence": Fencing.model_validate(fence)})
+
+
+async def _ready(plant: Plant) -> Plant:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.app().set("k", 0)
+    await plant.drained()
+    return plant
+
+
+def _stranger(box: Box) -> redis.Redis:
+    """A client that bypasses the gateway."""
+    return redis.Redis(port=box.port)
+
+
+def _is_refused(box: Box, kind: FenceKind) -> None:
+    with _stranger(box) as client:
+        assert client.get("k") is not None
+        with pytest.raises(redis.ResponseError, match=_ERRORS[kind]):
+            client.set("stray", 1)
+        with pytest.raises(redis.ResponseError):
+            client.eval("return redis.call('SET', KEYS[1], 1)", 1, "stray")
+        assert client.get("stray") is None
+
+
+_PROVIDER = {"source_instruction": "close the firewall", "target_instruction": "close the firewall"}
+_OLD = [("redis62", "acl", "min-replicas"), ("redis62", "replica", "acl"), ("redis62", "provider", "replica")]
+_NEW = [("redis82", "min-replicas", "replica"), ("redis82", "replica", "min-replicas")]
+
+
+@pytest_asyncio.fixture
+async def pair(
+    request: pytest.FixtureRequest, redis62: Box, redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
+    """From the server that the test names to Valkey 9.1."""
+    plant = Plant({"redis62": redis62, "redis82": redis82}[request.param], valkey91, control_server, tmp_path)
+    await plant.open()
+    yield plant
+    await plant.close()
+
+
+@pytest.mark.parametrize(("pair", "source", "target"), _OLD + _NEW, indirect=["pair"])
+async def test_there_and_back_and_there_again(pair: Plant, source: str, target: str) -> None:
+    """Under writes; each time the old side refuses strays, the new one takes writes, and the authority has all that was acknowledged."""
+    plant = pair
+    _plan(plant, source=source, target=target, **_PROVIDER)
+    await _ready(plant)
+    app, stop, acknowledged = plant.app(), asyncio.Event(), [0]
+
+    async def write() -> None:
+        while not stop.is_set():
+            acknowledged[0] = int(await app.incr("k"))
+            await app.rpush("list", acknowledged[0])
+
+    writing = asyncio.create_task(write())
+    for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
+        old = FenceKind(source if to is Side.TARGET else target)
+        if old is FenceKind.PROVIDER:
+            await confirm_word(plant.store, plant.plan, to.other, "Ada")
+        done = await switch.apply(plant.store, plant.plan, to)
+        assert (done.facts["fence"], done.facts.get("unfinished")) == (old, None)
+        if old is not FenceKind.PROVIDER:
+            _is_refused(plant.boxes[to.other], old)
+        with _stranger(plant.boxes[to]) as client:
+            client.set("not fenced", 1)
+        assert await read_record(plant.store, to) is None
+        before = acknowledged[0]
+        await asyncio.sleep(0.2)
+        assert acknowledged[0] > before
+    stop.set()
+    await writing
+    with plant.boxes[Side.TARGET].client() as client:
+        assert int(client.get("k")) == acknowledged[0] == client.llen("list")
+        assert client.config_get("min-replicas-to-write") == {"min-replicas-to-write": "0"}
+    shut = await shut_out(plant.store, Side.SOURCE)
+    assert shut is (source in ("min-replicas", "replica"))
+    if not shut:
+        await plant.drained()
+        assert (await plant.verify()).divergences == []
+
+
+@pytest.mark.parametrize(("pair", "kind"), [("redis62", FenceKind.REPLICA), ("redis82", FenceKind.MIN_REPLICAS)], indirect=["pair"])
+async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: FenceKind) -> None:
+    """A user that may not change ACLs: on 6.2 scripts pass min-replicas, so that the role is all that is left."""
+    plant = pair
+    address = plant.boxes[Side.SOURCE].address()
+    with plant.boxes[Side.SOURCE].client() as client:
+        client.execute_command("ACL", "SETUSER", "limited", "on", f">{address.secret('source')}", "~*", "&*", "+@all", "-acl")
+        plant.plan = plant.plan.model_copy(update={"source": address.model_copy(update={"username": "limited"})})
+        await _ready(plant)
+        assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).facts["fence"] == kind
+        _is_refused(plant.boxes[Side.SOURCE], kind)
+        assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).facts["fence"] == FenceKind.ACL
+        client.execute_command("ACL", "SETUSER", "limited", "-config", "-replicaof")
+        with pytest.raises(DecisionRefused, match="cannot be fenced") as refused:
+            await switch.apply(plant.store, plant.plan, Side.TARGET)
+        assert all(f"{kind}: " in refused.value.why for kind in ("acl", "min-replicas", "replica"))
+        client.acl_deluser("limited")
+
+
+async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts on Redis 6.2 pass min-replicas; a rule that takes nothing leaves `default` its writes."""
+    _plan(plant, source="min-replicas")
+    await _ready(plant)
+    with pytest.raises(DecisionRefused, match="cannot be fenced"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+
+    async def says_it_can(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(ByReplicas, "why_not", says_it_can)
+    with pytest.raises(CutoverAborted, match="a script could still write"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    _plan(plant, source="acl")
+    monkeypatch.setattr(ByAcl, "up", lambda _, kept: [("ACL", "SETUSER", user) for user in kept])
+    with pytest.raises(CutoverAborted, match="'default' could still write"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert (await read_route(plant.store)).authority is Side.SOURCE
+    assert await read_record(plant.store, Side.SOURCE) is None
+    with _stranger(plant.boxes[Side.SOURCE]) as client:
+        assert client.set("stray", 1)
+    assert await asyncio.wait_for(plant.app().incr("k"), 5) == 1
+
+
+async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(plant: Plant) -> None:
+    _plan(plant, source="provider", source_instruction="close the firewall")
+    await _ready(plant)
+    with pytest.raises(DecisionRefused, match="nobody has confirmed"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+    await confirm_word(plant.store, plant.plan, Side.SOURCE, "Ada")
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert "Ada confirmed: close the firewall" in str(done.facts["fenced_users"])
+    await switch.apply(plant.store, plant.plan, Side.SOURCE)
+    with pytest.raises(DecisionRefused, match="nobody has confirmed"):
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+
+
+async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(make_server, redis62: Box, valkey91: Box, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """No server would refuse what a gateway let go by itself, so one that cannot read the route waits for it."""
+    control = make_server(valkey91.kind, appendonly="yes")
+    plant = Plant(redis62, valkey91, control, tmp_path, hold_seconds_max=0.5)
+    await plant.open()
+    gateway = await plant.gateway()
+    app = plant.app()
+    await app.set("k", 0)
+    await plant.change(hold="writes", hold_until_told=True, switch="x")
+    control.pause()
+    writing = asyncio.create_task(app.incr("k"))
+    await asyncio.sleep(2.5)  # the hold's own time and its grace are over
+    assert gateway._main.orders.hold
+    assert not writing.done()
+    control.resume()
+    assert await asyncio.wait_for(writing, 20) == 1
+    await plant.close()
+
+
+async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant) -> None:
+    """Race rule 6: a switch that looked, froze, and wakes when another one went there and back changes neither guard, and puts no fence up."""
+    await _ready(plant)
+    frozen = switch.Switch(plant.store, plant.plan, Side.TARGET, await read_route(plant.store))
+    first, second, *_ = switch.steps(plant.plan, Side.TARGET)
+    await first.do(frozen)
+    for to in (Side.TARGET, Side.SOURCE):
+        assert (await switch.apply(plant.store, plant.plan, to)).switched
+    with plant.boxes[Side.SOURCE].client() as client:
+        names = [fence_guard_key(plant.plan.name), guard_key(plant.plan.name)]
+        before = client.mget(names)
+        with pytest.raises(CutoverAborted, match="another switch took the right"):
+            await second.do(frozen)
+        with pytest.raises(CutoverAborted, match="another switch changed it"):
+            await switch._give_right(frozen)
+        assert client.mget(names) == before
+    await frozen.close()
+    assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
+
+
+async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_gone(modern: Plant) -> None:
+    _plan(modern, source="min-replicas")
+    await _ready(modern)
+    await switch.apply(modern.store, modern.plan, Side.TARGET)
+    async with Fence(modern.store, Side.SOURCE, modern.plan) as fence:
+        await fence.let_in()
+        with _stranger(modern.boxes[Side.SOURCE]) as client:
+            client.set("k", "stray")
+        assert await settle(modern.store, modern.plan) == []
+        with _stranger(modern.boxes[Side.SOURCE]) as client:
+            client.set("k", "stray")  # it is still let in
+        await modern.store.client.delete(modern.store.keys.fence_let(Side.SOURCE))  # its time is over
+    assert await settle(modern.store, modern.plan) == []
+    _is_refused(modern.boxes[Side.SOURCE], FenceKind.MIN_REPLICAS)
+    left = await what_is_left(modern.store, modern.plan)
+    assert any("the fence is up (min-replicas)" in line for line in left)
+
+
+async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
+    make_server,
+    valkey91: Box,
+    control_server: Box,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+) -> None:
+    source = make_server(ServerKind.REDIS_62)
+    plant = Plant(source, valkey91, control_server, tmp_path)
+    await plant.open()
+    monkeypatch.setattr("exodus.gateway.server._TEND_EVERY_S", 0.2)
+    await plant.gateway(settle=settle)
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.app().set("k", 0)
+    await plant.drained()
+    await switch.apply(plant.store, plant.plan, Side.TARGET)
+    _is_refused(source, FenceKind.ACL)
+    with source.client() as client:
+        client.save()
+    source.stop()
+    source.start()
+
+    def fenced() -> bool:
+        with _stranger(source) as client:
+            try:
+                client.set("stray", 1)
+            except redis.ResponseError:
+                return True
+            return False
+
+    async with asyncio.timeout(20):
+        while not fenced():
+            await asyncio.sleep(0.1)
+    await plant.close()
+
+
+@pytest.mark.parametrize(("pair", "kind"), [("redis62", "acl"), ("redis82", "min-replicas"), ("redis82", "replica")], indirect=["pair"])
+async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str) -> None:
+    _plan(pair, source=kind)
+    await _ready(pair)
+    await switch.apply(pair.store, pair.plan, Side.TARGET)
+    await pair.app().set("k", 1)
+    await pair.store.save_report(f"verification.{Phase.COMMIT}", {"divergences_total": 0})
+    if kind == "acl":
+        await pair.drained()
+    assert await finalising.problems(pair.store, pair.plan, "Ada") == []
+    report = await closing.finalise(pair.store, pair.plan)
+    assert {"todo": "switch the source off; it stays fenced until then", "detail": f"fenced ({kind})"} in report["checklist"]
+    assert (report["not_told"] == "") is (kind == "acl")
+    route = await read_route(pair.store)
+    assert (route.authority, route.sync, route.journal) == (Side.TARGET, False, JournalMode.OFF)
+    _is_refused(pair.boxes[Side.SOURCE], FenceKind(kind))
+    own = [line for line in report["left_by_exodus"] if "target" in line]
+    assert own == []
+    assert any(f"source: the fence is up ({kind})" in line for line in report["left_by_exodus"])
+
+
+@pytest.mark.parametrize("kind", ["acl", "min-replicas", "replica"])
+async def test_an_abandoned_migration_leaves_no_fence(modern: Plant, kind: str) -> None:
+    _plan(modern, source=kind, target=kind)
+    await _ready(modern)
+    for to in (Side.TARGET, Side.SOURCE):
+        await switch.apply(modern.store, modern.plan, to)
+    _is_refused(modern.boxes[Side.TARGET], FenceKind(kind))
+    report = await closing.abandon(modern.store, modern.plan, clean_target=True)
+    assert report["left_by_exodus"] == []
+    assert report["target_keys_removed"] == 1
+    for side in Side:
+        with _stranger(modern.boxes[side]) as client:
+            assert client.set("anybody", 1)
+
+
+@pytest.mark.parametrize("pair", ["redis62"], indirect=True)
+async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a migration is abandoned although its target is dead; what could not be cleaned is listed."""
+    _plan(pair, source="replica")
+    await _ready(pair)
+    await switch.apply(pair.store, pair.plan, Side.TARGET)
+    monkeypatch.setattr(forced, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(forced, "_BETWEEN_S", 0.05)
+    monkeypatch.setattr("exodus.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.leg.REPLY_TIMEOUT_S", 0.2)
+    pair.boxes[Side.TARGET].pause()
+    try:
+        assert (await forced.force_back(pair.store, pair.plan))["not_settled"] == []
+        assert await read_record(pair.store, Side.SOURCE) is None
+        assert await asyncio.wait_for(pair.app().set("after", 1), 10)
+        before = await read_route(pair.store)
+        stopped = await closing.stop(pair.store, pair.plan, "rollback: live sync is off")
+        assert stopped == {"epoch": before.epoch, "not_told": ""}
+        report = await closing.abandon(pair.store, pair.plan, clean_target=False)
+        assert any("target: it was not looked at" in line for line in report["left_by_exodus"])
+        assert not any(line.startswith("source") for line in report["left_by_exodus"])
+    finally:
+        pair.boxes[Side.TARGET].resume()
+
+
+async def test_live_sync_is_stopped_although_the_target_is_dead(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
+    await _ready(plant)
+    monkeypatch.setattr("exodus.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.leg.REPLY_TIMEOUT_S", 0.2)
+    plant.boxes[Side.TARGET].pause()
+    try:
+        stopped = await closing.stop(plant.store, plant.plan, "rollback: live sync is off")
+    finally:
+        plant.boxes[Side.TARGET].resume()
+    assert "target" in stopped["not_told"]
+    route = await read_route(plant.store)
+    assert (route.authority, route.sync, route.journal) == (Side.SOURCE, False, JournalMode.OFF)
+
+
+def test_a_provider_s_fence_without_an_instruction_is_no_plan(redis62: Box) -> None:
+    with pytest.raises(ValueError, match=r"write into fence\.source_instruction"):
+        Plan(name="x", source=redis62.address(), target=redis62.address(), fence=Fencing(source=FenceKind.PROVIDER))

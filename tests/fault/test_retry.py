@@ -1,0 +1,105 @@
+"""A retry after a rollback copies nothing twice: neither where live sync stayed on, nor where it was off and keys changed meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from exodus.config import Filters, JournalMode, Side
+from exodus.control.checkpoint import load_progress
+from exodus.control.route import read_route
+from exodus.cutover import closing, switch
+from exodus.endpoint import Endpoint
+from exodus.sync import runs
+from exodus.sync.guard import set_writer_epoch
+from exodus.sync.reconcile import mark_differing
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+KEYS = 2_000
+
+
+async def _start(plant: Plant) -> runs.CopyRun:
+    """As Migrate does."""
+    route = await read_route(plant.store)
+    writer = route.writer_epoch + 1
+    run = await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=writer)
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, writer)
+    await plant.change(journal=JournalMode.ALL, sync=True, writer_epoch=writer)
+    await plant.backfill(run.run)
+    return run
+
+
+async def _copied(plant: Plant, run: runs.CopyRun) -> tuple[int, int]:
+    """Keys and chunks that the backfill has copied."""
+    slices = (await load_progress(plant.store, run.run)).values()
+    assert all(progress.done for progress in slices)
+    return sum(progress.keys_copied for progress in slices), sum(progress.chunks for progress in slices)
+
+
+async def _migrated(plant: Plant) -> runs.CopyRun:
+    with plant.boxes[Side.SOURCE].client() as source:
+        for number in range(KEYS):
+            source.set(f"k:{number}", number, px=3_600_000 if number % 3 == 0 else None)
+    await plant.gateway()
+    await plant.syncer()
+    run = await _start(plant)
+    assert not run.kept
+    assert (await _copied(plant, run))[0] >= KEYS  # SCAN may give a key twice
+    await plant.drained()
+    return run
+
+
+async def test_what_changed_while_live_sync_was_off_is_all_that_is_copied_again(plant: Plant) -> None:
+    run = await _migrated(plant)
+    before = await _copied(plant, run)
+    await closing.stop(plant.store, plant.plan, "rollback")
+    app = plant.app()
+    for number in range(10):
+        await app.set(f"k:{number}", "changed")
+    await app.persist("k:30")
+    await app.delete(*[f"k:{number}" for number in range(100, 105)])
+    for number in range(7):
+        await app.rpush(f"new:{number}", 1)
+    plant.boxes[Side.TARGET].client().set("extra", 1)
+    counts = plant.syncers["syncer-1"][0].tally.counts
+    already = dict(counts)
+    again = await _start(plant)
+    assert (again.run, again.kept, again.to_compare) == (run.run, True, True)
+    assert await _copied(plant, again) == before
+    assert await mark_differing(await plant.engine()) == 10 + 1 + 5 + 7 + 1
+    await runs.compared(plant.store, again)
+    await plant.drained()
+    assert counts["copied"] - already["copied"] == 10 + 1 + 7
+    assert counts["removed"] - already["removed"] == 5 + 1
+    assert (await plant.verify()).divergences == []
+    now = await runs.current(plant.store)
+    assert now is not None
+    assert not now.to_compare
+
+
+async def test_there_and_back_keeps_what_was_copied(plant: Plant) -> None:
+    run = await _migrated(plant)
+    before = await _copied(plant, run)
+    for to in (Side.TARGET, Side.SOURCE):
+        assert (await switch.apply(plant.store, plant.plan, to)).switched
+        await plant.app().set(f"written at the {to}", 1)
+    now = await runs.current(plant.store)
+    assert now == run
+    await plant.backfill(run.run)
+    assert await _copied(plant, run) == before
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
+
+
+async def test_another_plan_or_an_emptied_target_begins_a_new_copy(plant: Plant) -> None:
+    run = await _migrated(plant)
+    await closing.stop(plant.store, plant.plan, "rollback")
+    route = await read_route(plant.store)
+    other = plant.plan.model_copy(update={"filters": Filters.model_validate({"exclude": [{"pattern": "k:1*"}]})})
+    assert (await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=90)).run == run.run
+    assert (await runs.begin(plant.store, other, epoch=route.epoch, writer_epoch=91)).run == "backfill-91"
+    plant.boxes[Side.TARGET].client().flushall()
+    await closing.stop(plant.store, plant.plan, "once more")
+    await plant.store.save_report("owned", {**(await plant.store.report("owned") or {}), "run": run.run, "of": run.of})
+    begun = await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=92)
+    assert (begun.run, begun.kept) == ("backfill-92", False)
