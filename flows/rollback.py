@@ -15,7 +15,7 @@ from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, ke
 from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
-from tasks.live_sync import verify_sides
+from tasks.live_sync import verify_sides, wait_compared
 
 PHASE = Phase.ROLLBACK
 
@@ -29,11 +29,12 @@ def _switch_back(migration: str, *, dead: bool) -> list[Json]:
     back = {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"}
     if not outcome["flows_back"]:
         return [back]  # the target's fence refuses Exodus too, until Migrate is started again
+    compared = wait_compared(migration)  # a rollback does not wait for a pass over everything
+    if compared["equal"]:
+        return [back, {"check": "both sides are equal", "ok": True, "detail": compared["text"]}]
     found = verify_sides(migration, PHASE)
-    return [
-        back,
-        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
-    ]
+    detail = f"{found['keys_verified']} keys verified, {found['divergences_total']} divergences"
+    return [back, {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": detail}]
 
 
 @phase_flow(PHASE)

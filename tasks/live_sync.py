@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from prefect import task
@@ -146,6 +147,28 @@ def verify_sides(migration: str, name: str) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             return await reconcile(await open_engine(it.store, it.plan), name)
+
+    return run(work())
+
+
+@task(name="wait until what was written is compared")
+def wait_compared(migration: str, within_s: float = 60.0) -> Json:
+    """Wait until every key that was written before now was found equal since: with the last clean pass, that speaks for all keys.
+
+    Returns:
+        `equal`: false where there is no pass to build on, or a key still differed when the time was up: only a pass over everything can tell then.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            began = time.monotonic()
+            while True:
+                elapsed = time.monotonic() - began
+                fresh = await freshness.read_freshness(it.store, it.plan.partitions)
+                equal = fresh.pass_age_s is not None and not fresh.never and fresh.oldest_dirty_s < elapsed
+                if equal or fresh.pass_age_s is None or elapsed > within_s:
+                    return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
+                await asyncio.sleep(0.2)
 
     return run(work())
 
