@@ -1,0 +1,80 @@
+"""Ordinary programs with other people's client libraries are told the same through the gateway as directly.
+
+redis-py with both protocols and both of its parsers (it takes hiredis' where that is installed), and redis-cli, a program on hiredis in C. ioredis
+runs in the long form, FULL=1: it needs node and npm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exodus.config import Side
+from exodus.stack.prefect import project_root
+from exodus.stack.servers import ServerKind, binary
+from tests.support.full import FULL
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+
+_CLIENTS = project_root() / "tests" / "support" / "clients"
+_IOREDIS = "ioredis@6.0.0"
+# Without the compiled parser redis-py takes its own, in Python.
+_NO_HIREDIS = "import sys; sys.modules['hiredis'] = None; from tests.support.clients.redis_py import main; main()"
+
+
+async def _run(command: list[str], *, given: Path | None = None, folder: Path | None = None) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=given.open() if given else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder or project_root()
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, errors.decode()[-2000:]
+    return out.decode()
+
+
+async def _both(plant: Plant, command: list[str], *, given: Path | None = None, lines: int) -> None:
+    """Run a program against the source and through the gateway; `{at}` and `{port}` in its command stand for where that is."""
+    source = plant.boxes[Side.SOURCE]
+    await plant.gateway()
+    await plant.change(journal="all")
+    told = []
+    for port in (source.port, plant.port):
+        with source.client() as client:
+            client.flushall()
+            client.script_flush()
+        told.append(await _run([part.format(at=f"redis://127.0.0.1:{port}", port=port) for part in command], given=given))
+    assert told[1] == told[0]
+    assert len(told[0].splitlines()) >= lines, told[0]
+    gateway, _ = plant.gateways["gw-1"]
+    assert not gateway._journaler.gaps
+    assert not gateway.sessions_closed
+
+
+@pytest.mark.parametrize("protocol", ["2", "3"])
+async def test_redis_py_on_hiredis(plant: Plant, protocol: str) -> None:
+    assert importlib.util.find_spec("hiredis") is not None
+    await _both(plant, [sys.executable, "-m", "tests.support.clients.redis_py", "{at}", protocol], lines=25)
+
+
+async def test_redis_py_on_its_own_parser(plant: Plant) -> None:
+    await _both(plant, [sys.executable, "-c", _NO_HIREDIS, "{at}", "3"], lines=25)
+
+
+async def test_redis_cli(plant: Plant) -> None:
+    cli = binary(ServerKind.REDIS_62).with_name("redis-cli")
+    await _both(plant, [str(cli), "-p", "{port}"], given=_CLIENTS / "cli.txt", lines=20)
+
+
+if FULL:
+
+    async def test_ioredis(plant: Plant) -> None:
+        folder = project_root() / "build" / "clients"
+        folder.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), _IOREDIS]
+        await _run(install, folder=folder)
+        await _both(plant, ["node", str(_CLIENTS / "ioredis.mjs"), "{at}", str(folder)], lines=20)
