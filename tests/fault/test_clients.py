@@ -30,9 +30,9 @@ _NO_HIREDIS = "import sys; sys.modules['hiredis'] = None; from tests.support.cli
 
 async def _run(command: list[str], *, given: Path | None = None, folder: Path | None = None) -> str:
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=given.open() if given else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder or project_root()
+        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder or project_root()
     )
-    out, errors = await asyncio.wait_for(process.communicate(), 120)
+    out, errors = await asyncio.wait_for(process.communicate(given.read_bytes() if given else b""), 120)
     assert process.returncode == 0, errors.decode()[-2000:]
     return out.decode()
 
