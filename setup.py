@@ -42,26 +42,25 @@ extensions = [
     Extension(
         name,
         [name.replace(".", "/") + ".py"],
-        optional=True,
         extra_compile_args=["-O2", "-g0"],
     )
     for name in compiled.HOT
 ]
-setup(
-    cmdclass={"build_ext": Build},
-    ext_modules=[
-        module
-        for extension in extensions
-        for module in cythonize(
-            extension,
-            build_dir="build/cython",
-            quiet=True,
-            compiler_directives={
-                "language_level": 3,
-                "annotation_typing": False,  # the types are in .pxd; an annotation says what a caller means, not what C holds
-                "boundscheck": extension.name not in _UNCHECKED,
-                "wraparound": extension.name not in _UNCHECKED,
-            },
-        )
-    ],
-)
+modules = [
+    module
+    for extension in extensions
+    for module in cythonize(
+        extension,
+        build_dir="build/cython",
+        quiet=True,
+        compiler_directives={
+            "language_level": 3,
+            "annotation_typing": False,  # the types are in .pxd; an annotation says what a caller means, not what C holds
+            "boundscheck": extension.name not in _UNCHECKED,
+            "wraparound": extension.name not in _UNCHECKED,
+        },
+    )
+]
+for module in modules:
+    module.optional = True  # cythonize makes new ones, and forgets this
+setup(cmdclass={"build_ext": Build}, ext_modules=modules)
