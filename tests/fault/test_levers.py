@@ -89,6 +89,13 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
         with pytest.raises((CutoverAborted, DecisionRefused)):
             await original(ready.store, ready.plan, Side.TARGET, tell=tell)
     await ready.store.client.delete(ready.store.keys.abort)
+    kept = await ready.store.report(levers.FAILED)
+    assert kept is not None
+    assert kept == await ready.store.report(f"{levers.FAILED}.{kept['switch']}")
+    names = [row["step"] for row in kept["timeline"]]
+    assert names.index(step) <= next(index for index, row in enumerate(kept["timeline"]) if "failed" in row)
+    assert "undo hold" in names
+    assert [row["at"] for row in kept["timeline"]] == sorted(row["at"] for row in kept["timeline"])
     assert await settle(ready.store, ready.plan) == []
     route = await read_route(ready.store)
     assert (route.authority, route.hold, route.sync) == (Side.SOURCE, Hold.NONE, True)
