@@ -191,7 +191,8 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")
     plain.ping()
     listed = await finalising.checklist(store, ready.plan)
-    assert any(row["name"] == "old-cron-job" and row["connections"] == 1 for row in listed["clients"])
+    assert any((row["name"], row["kind"], row["connections"]) == ("old-cron-job", "client", 1) for row in listed["clients"])
+    assert any("old-cron-job" in row["detail"] for row in listed["checklist"])
     assert listed["source"]["keys"] == 1
     assert any("stays fenced" in row["todo"] and row["detail"] == "fenced (acl)" for row in listed["checklist"])
     plain.close()
