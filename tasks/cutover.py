@@ -8,7 +8,6 @@ from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from exodus.config import Hold, Phase, Side
@@ -24,6 +23,7 @@ from exodus.cutover.settle import settle
 from exodus.cutover.window import Window
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
+from tasks.progress import shown
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
@@ -60,10 +60,6 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
     Raises:
         DecisionRefused, CutoverAborted: it was not done, and everything is as before.
     """
-    log = get_run_logger()
-
-    def tell(at: switch.Switch, step: switch.Step) -> None:
-        log.info("%s: %s", step.name, step.text) if at.held_at is None or at.switched else log.debug("%s", step.name)
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -76,7 +72,10 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
                 return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": facts, "flows_back": flows}
             if phase == Phase.ROLLBACK:
                 await end_hold(it.store, it.plan, "a rollback takes the place of the switch that was under way")
-            done = await switch.apply(it.store, it.plan, side, window=None if window is None else Window.model_validate(window), tell=tell)
+            names = [step.name for step in switch.steps(it.plan, side)]
+            async with shown(migration, phase, names, it.store) as artifact:
+                approved = None if window is None else Window.model_validate(window)
+                done = await switch.apply(it.store, it.plan, side, window=approved, tell=artifact.tell)
             prepare()  # not before: it would take processor time from the hold
             facts = dict(done.facts)
             report = {

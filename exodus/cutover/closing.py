@@ -57,11 +57,11 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
 
 async def finalise(store: ControlStore, plan: Plan) -> Json:
     """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced."""
-    # Taken while changes still flow back: the last state of the source that is known to be the target's.
-    report = await checklist(store, plan)
-    report |= await stop(store, plan, "finalised: the target is the authority for good")
+    stopped = await stop(store, plan, "finalised: the target is the authority for good")
     await _remove_own_keys(plan, store, keep_fence_of=Side.SOURCE)
-    return {**report, "left_by_exodus": await what_is_left(store, plan), "journal": "off", "reverse_sync": "off"}
+    # The last state of the source: nothing of ours writes there any more, and its fence keeps the others out.
+    report = await checklist(store, plan)
+    return {**report, **stopped, "left_by_exodus": await what_is_left(store, plan), "journal": "off", "reverse_sync": "off"}
 
 
 async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -15,7 +17,8 @@ from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
-from exodus.errors import SourceError, TargetError
+from exodus.errors import OperatorError, SourceError, TargetError
+from exodus.leg import ReplyError
 from exodus.sync.scan import scan_once
 
 _BUCKETS = 64
@@ -47,6 +50,38 @@ async def side_digest(endpoint: Endpoint) -> Json:
                             digests[bucket] ^= int.from_bytes(value[:16], "big")
     buckets = [{"bucket": number, "keys": counts[number], "digest": f"{digests[number]:032x}"} for number in range(_BUCKETS)]
     return {"keys": sum(counts), "digest": hashlib.sha256(orjson.dumps(buckets)).hexdigest(), "buckets": buckets}
+
+
+async def last_state(endpoint: Endpoint) -> Json:
+    """What can be known of a side through its protocol, for whoever opens its dump one day: `side_digest`, who it was, and where it stood.
+
+    `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it stayed there meanwhile, so that
+    the digest is of exactly that state. `saved_at` and `changes_since_save` speak of the dump on its own disk. Keys that expire later change it.
+    """
+    before, digest, after = await _info(endpoint), await side_digest(endpoint), await _info(endpoint)
+    saved = after.get("rdb_last_save_time")
+    changes = after.get("rdb_changes_since_last_save")
+    offset = before.get("master_repl_offset")
+    return {
+        "version": after.get("valkey_version") or after.get("redis_version"),
+        "run_id": after.get("run_id"),
+        "offset": None if offset is None else int(offset),
+        "quiet": offset is not None and (offset, before.get("run_id")) == (after.get("master_repl_offset"), after.get("run_id")),
+        "saved_at": None if saved is None else datetime.fromtimestamp(int(saved), UTC).isoformat(),
+        "changes_since_save": None if changes is None else int(changes),
+        **digest,
+    }
+
+
+async def _info(endpoint: Endpoint) -> dict[str, str]:
+    async with await (await endpoint.nodes())[0].connect(name="exodus-state") as leg:
+        try:
+            raw = await leg.call("INFO")
+        except ReplyError as exc:
+            raise OperatorError(
+                f"{endpoint.side}: the user may not run INFO", why=str(exc), next_step="grant +info (docs/operating/users.md)"
+            ) from exc
+    return dict(line.partition(":")[::2] for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
 
 
 async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
@@ -110,13 +145,16 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
 
 
 async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:
-    """Connections to a side that are not Exodus's: by user, host and name."""
-    found: dict[tuple[str, str, str], int] = {}
+    """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by their names, which begin with `exodus`."""
+    found: Counter[tuple[str, str, str, str]] = Counter()
     for node in await Endpoint(side, plan.address(side)).nodes():
         async with await node.connect(name="exodus-clients") as leg:
             for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
                 facts = dict(pair.partition("=")[::2] for pair in line.split())
-                if facts.get("user") != plan.address(side).username:
-                    who = (facts.get("user", "?"), facts.get("addr", "?").rpartition(":")[0], facts.get("name", ""))
-                    found[who] = found.get(who, 0) + 1
-    return [{"user": user, "host": host, "name": name, "connections": count} for (user, host, name), count in sorted(found.items())]
+                name, flags = facts.get("name", ""), facts.get("flags", "")
+                if not name.startswith("exodus"):
+                    kind = "replica" if "S" in flags else "subscriber" if "P" in flags else "client"
+                    found[(facts.get("user", "?"), facts.get("addr", "?").rpartition(":")[0], name, kind)] += 1
+    return [
+        {"user": user, "host": host, "name": name, "kind": kind, "connections": count} for (user, host, name, kind), count in sorted(found.items())
+    ]

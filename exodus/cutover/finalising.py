@@ -9,11 +9,12 @@ from exodus.control import journal, ledger, registry
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
-from exodus.cutover.collect import side_digest, who_is_still_there
+from exodus.cutover.collect import last_state, who_is_still_there
 from exodus.cutover.fence import read_record, shut_out
 from exodus.endpoint import Endpoint
 
 _LAG_MS_MAX = 10_000
+_CLIENTS_SHOWN = 20
 _HOUR_MS = 3_600_000
 Json = dict[str, Any]
 
@@ -59,14 +60,18 @@ async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: 
 
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:
-    """The last state of the source, and what people have to do before it can be switched off."""
+    """The last state of the source, and what people have to do before it can be switched off. Take it when nothing of ours writes there any more."""
     clients = await who_is_still_there(plan, Side.SOURCE)
-    state = await side_digest(Endpoint(Side.SOURCE, plan.source))
+    state = await last_state(Endpoint(Side.SOURCE, plan.source))
     fence = await read_record(store, Side.SOURCE)
     gateways = [f"{beat.process} on {beat.host}" for beat in await registry.heartbeats(store, "gateway")]
+    there = ", ".join(
+        f"{row['connections']} of {row['user']}@{row['host']} {row['name'] or row['kind']}".rstrip() for row in clients[:_CLIENTS_SHOWN]
+    )
     todo = [
-        ("take a last dump of the source and keep it", f"{state['keys']} keys, digest {state['digest']}"),
-        ("see that nobody is connected to the source any more", f"{sum(row['connections'] for row in clients)} connection(s) are not Exodus's"),
+        ("take a last dump of the source and keep it", _dump_command(plan)),
+        ("write down what that dump is of", _text_of(state)),
+        ("see that nobody is connected to the source any more", there or "nobody but Exodus"),
         ("point DNS names and configuration from the source to the target", f"{plan.source.url} → {plan.target.url}"),
         ("point applications from the gateway to the target, one after the other", f"gateway {plan.gateway.host}:{plan.gateway.port}"),
         ("take the gateways out when their connections are 0 (exodus status)", ", ".join(gateways)),
@@ -74,3 +79,16 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
         ("switch the source off; it stays fenced until then", f"fenced ({fence.kind})" if fence is not None else "NOT fenced"),
     ]
     return {"checklist": [{"todo": what, "detail": detail} for what, detail in todo], "clients": clients, "source": state}
+
+
+def _dump_command(plan: Plan) -> str:
+    address, file = plan.source, f"{plan.name}-source.rdb"
+    tls = f" --tls{f' --cacert {address.ca_file}' if address.ca_file else ''}" if address.tls else ""
+    user = f" --user {address.username} --askpass" if address.username else ""
+    return f"redis-cli -h {address.host} -p {address.port}{user}{tls} --rdb {file} && sha256sum {file}"
+
+
+def _text_of(state: Json) -> str:
+    saved = "" if state["saved_at"] is None else f"; on its disk: saved {state['saved_at']}, {state['changes_since_save']} changes since"
+    moved = "" if state["quiet"] else " (it moved while it was looked at)"
+    return f"run {state['run_id']}, offset {state['offset']}{moved}, {state['keys']} keys, digest {state['digest']}{saved}"

@@ -5,6 +5,9 @@ All of it lies in the control store, so that the command line, the UI's flows an
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import orjson
 from redis.exceptions import RedisError
 
@@ -14,7 +17,9 @@ from exodus.control.store import ControlStore, answered
 from exodus.cutover.settle import settle, unfinished
 from exodus.errors import CutoverAborted
 
+_KEEP_S = 2.0
 _ABORT_S = 3600  # after which a word that nobody heard is forgotten
+FAILED = "switch.failed"
 NOW = "switch.now"  # report: the step that a switch is at, and what it waits for
 
 
@@ -78,3 +83,13 @@ async def say(store: ControlStore, step: str, waits_for: str = "") -> None:
         await store.save_report(NOW, {"step": step, "waits_for": waits_for, "at_ms": await store.now_ms()})
     except (RedisError, OSError):
         return  # the next step that needs the store says so itself
+
+
+async def keep_failed(store: ControlStore, switch: str, found: dict[str, Any]) -> None:
+    """Keep how far a switch came that was not done, as report `switch.failed.ID` and, the newest, `switch.failed`. Hides no failure."""
+    try:
+        async with asyncio.timeout(_KEEP_S):
+            for name in (f"{FAILED}.{switch}", FAILED):
+                await store.save_report(name, {**found, "switch": switch})
+    except (RedisError, OSError):
+        return  # what it failed for is told in any case

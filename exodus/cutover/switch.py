@@ -19,8 +19,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -32,7 +34,7 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence, shut_out
-from exodus.cutover.levers import check_called_off, postponed, say
+from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
@@ -63,10 +65,12 @@ class Switch:
     to: Side
     route: Route
     window: Window | None = None  # in which it may begin; None: now
+    began_ms: int = 0  # by the store's clock
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     timeline: list[dict[str, str | float]] = field(default_factory=list)
     facts: dict[str, str | int | float] = field(default_factory=dict)
     switched: bool = False
+    released: bool = False  # writes go on at the new side
     closing: bool = False
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
     held_at: float | None = None
@@ -77,6 +81,7 @@ class Switch:
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
     _fences: dict[Side, Fence] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
 
     @property
     def old(self) -> Side:
@@ -99,6 +104,23 @@ class Switch:
             await leg.close()
         if self.heard is not None:
             await self.heard.aclose()
+
+    @property
+    def holding(self) -> bool:
+        """Whether writes wait for us."""
+        return self.held_at is not None and not self.released
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[dict[str, str | float]]:
+        """A row of the timeline: when it began (UTC; the store's clock at the switch's beginning and a monotonic one since), and its ms."""
+        began = time.monotonic()
+        at = datetime.fromtimestamp(self.began_ms / 1000 + began - self._began, UTC)
+        row: dict[str, str | float] = {"step": step, "at": at.isoformat(timespec="milliseconds")}
+        try:
+            yield row
+        finally:
+            row["ms"] = round((time.monotonic() - began) * 1000, 1)
+            self.timeline.append(row)
 
     def left_s(self) -> float:
         """Seconds that writes may still be held. A monotonic clock, which also runs while this process is frozen."""
@@ -428,6 +450,7 @@ async def _release(switch: Switch) -> None:
         await switch.change(hold=Hold.NONE, why=f"switch {switch.id}: writes go on at the {switch.to}")
     except DecisionRefused:
         switch.route = await read_route(switch.store)  # the gateways have ended the hold
+    switch.released = True
     if switch.held_at is not None:
         switch.facts["hold_ms"] = round((time.monotonic() - switch.held_at) * 1000, 1)
 
@@ -498,31 +521,35 @@ async def apply(store: ControlStore, plan: Plan, to: Side, *, window: Window | N
         CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
         SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
     """
-    switch = Switch(store, plan, to, await read_route(store), window=window)
+    switch = Switch(store, plan, to, await read_route(store), window=window, began_ms=await store.now_ms())
     done: list[Step] = []
     try:
         for step in steps(plan, to):
             tell(switch, step)
-            if switch.held_at is None or switch.switched:
+            if not switch.holding:  # writes would wait for it
                 await say(store, step.name)
-            began = time.monotonic()
             done.append(step)
-            try:
-                async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
-                    await _do(step, switch)
-            except (ExodusError, *_STORE_ERRORS) as exc:
-                switch.timeline.append(
-                    {"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1), "failed": str(exc) or type(exc).__name__}
-                )
-                if isinstance(exc, SwitchUnknown):
-                    raise
-                if not switch.switched:
-                    await _undo(switch, done)
-                    raise _given_up(switch, step, exc) from exc
-                # The authority has changed: what is left is done by the gateways when the hold's time is over (`settle`).
-                switch.facts["unfinished"] = f"{step.name}: {exc.why if isinstance(exc, ExodusError) else type(exc).__name__}"
-            else:
-                switch.timeline.append({"step": step.name, "ms": round((time.monotonic() - began) * 1000, 1)})
+            with switch.timed(step.name) as row:
+                try:
+                    async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
+                        await _do(step, switch)
+                except (ExodusError, *_STORE_ERRORS) as exc:
+                    row["failed"] = str(exc) or type(exc).__name__
+                    failure: BaseException | None = exc
+                else:
+                    failure = None
+            if failure is None:
+                continue
+            if isinstance(failure, SwitchUnknown):
+                raise failure
+            if not switch.switched:
+                await _undo(switch, done)
+                raise _given_up(switch, step, failure) from failure
+            # The authority has changed: what is left is done by the gateways when the hold's time is over (`settle`).
+            switch.facts["unfinished"] = f"{step.name}: {failure.why if isinstance(failure, ExodusError) else type(failure).__name__}"
+    except ExodusError as exc:
+        await keep_failed(store, switch.id, {"to": str(to), "failed": str(exc), "timeline": switch.timeline, "facts": switch.facts})
+        raise
     finally:
         await switch.close()
     return switch
@@ -554,8 +581,9 @@ async def _undo(switch: Switch, done: list[Step]) -> None:
     for step in reversed(done):
         if step.undo is None:
             continue
-        try:
-            async with asyncio.timeout(_STEP_S):
-                await step.undo(switch)
-        except (ExodusError, *_STORE_ERRORS) as exc:
-            switch.timeline.append({"step": f"undo {step.name}", "failed": str(exc)})
+        with switch.timed(f"undo {step.name}") as row:
+            try:
+                async with asyncio.timeout(_STEP_S):
+                    await step.undo(switch)
+            except (ExodusError, *_STORE_ERRORS) as exc:
+                row["failed"] = str(exc) or type(exc).__name__

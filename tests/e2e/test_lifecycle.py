@@ -27,6 +27,7 @@ from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.up import Wanted, down, up
 from exodus.sync import runs
+from tasks.evidence import artifact_key
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -71,6 +72,10 @@ class Operator:
     def run_state(self, run_id: str, *names: str) -> dict:
         wait_until(lambda: self.api.run(run_id)["state"]["name"] in names, within_s=60, otherwise=f"the run never became {names}")
         return self.api.run(run_id)["state"]
+
+    def artifact(self, *parts: str) -> dict:
+        wanted = {"artifacts": {"key": {"any_": [artifact_key(self.file.plan.name, *parts)]}}}
+        return self.api._call("POST", "/artifacts/latest/filter", json=wanted).json()[0]
 
     def exodus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -197,6 +202,7 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     operator.answer("approve")
     operator.waiting("commit", "finalise", within_s=120)
     assert operator.status()["authority"] == "target"
+    assert operator.artifact("commit", "switch")["description"] == "done"
     with redis.Redis(port=file.plan.source.port) as source, pytest.raises(redis.exceptions.NoPermissionError):
         source.set("stray", 1)
     assert operator.exodus("verify").returncode == 0

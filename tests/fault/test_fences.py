@@ -14,10 +14,11 @@ from exodus.config import FenceKind, Fencing, JournalMode, Phase, Plan, Side
 from exodus.control.route import read_route
 from exodus.control.store import fence_guard_key, guard_key
 from exodus.cutover import closing, finalising, forced, switch
-from exodus.cutover.collect import what_is_left
+from exodus.cutover.collect import last_state, what_is_left
 from exodus.cutover.fence import Fence, confirm_word, read_record, shut_out
 from exodus.cutover.means import ByAcl, ByReplicas
 from exodus.cutover.settle import settle
+from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant
@@ -274,6 +275,17 @@ async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str
     report = await closing.finalise(pair.store, pair.plan)
     assert {"todo": "switch the source off; it stays fenced until then", "detail": f"fenced ({kind})"} in report["checklist"]
     assert (report["not_told"] == "") is (kind == "acl")
+    state = report["source"]
+    with pair.boxes[Side.SOURCE].client() as client:
+        told = client.info()
+    assert state["quiet"]
+    assert (state["run_id"], state["offset"], state["keys"]) == (told["run_id"], told["master_repl_offset"], 1)
+    assert state["changes_since_save"] == told["rdb_changes_since_last_save"]
+    again = await last_state(Endpoint(Side.SOURCE, pair.plan.source))
+    assert (again["digest"], again["offset"]) == (state["digest"], state["offset"])
+    rows = {row["todo"]: row["detail"] for row in report["checklist"]}
+    assert f"-p {pair.boxes[Side.SOURCE].port} --user exodus --askpass --rdb" in rows["take a last dump of the source and keep it"]
+    assert all(text in rows["write down what that dump is of"] for text in (state["digest"], state["run_id"], f"offset {state['offset']}"))
     route = await read_route(pair.store)
     assert (route.authority, route.sync, route.journal) == (Side.TARGET, False, JournalMode.OFF)
     _is_refused(pair.boxes[Side.SOURCE], FenceKind(kind))

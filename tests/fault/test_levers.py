@@ -89,6 +89,13 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
         with pytest.raises((CutoverAborted, DecisionRefused)):
             await original(ready.store, ready.plan, Side.TARGET, tell=tell)
     await ready.store.client.delete(ready.store.keys.abort)
+    kept = await ready.store.report(levers.FAILED)
+    assert kept is not None
+    assert kept == await ready.store.report(f"{levers.FAILED}.{kept['switch']}")
+    names = [row["step"] for row in kept["timeline"]]
+    assert names.index(step) <= next(index for index, row in enumerate(kept["timeline"]) if "failed" in row)
+    assert "undo hold" in names
+    assert [row["at"] for row in kept["timeline"]] == sorted(row["at"] for row in kept["timeline"])
     assert await settle(ready.store, ready.plan) == []
     route = await read_route(ready.store)
     assert (route.authority, route.hold, route.sync) == (Side.SOURCE, Hold.NONE, True)
@@ -184,7 +191,8 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")
     plain.ping()
     listed = await finalising.checklist(store, ready.plan)
-    assert any(row["name"] == "old-cron-job" and row["connections"] == 1 for row in listed["clients"])
+    assert any((row["name"], row["kind"], row["connections"]) == ("old-cron-job", "client", 1) for row in listed["clients"])
+    assert any("old-cron-job" in row["detail"] for row in listed["checklist"])
     assert listed["source"]["keys"] == 1
     assert any("stays fenced" in row["todo"] and row["detail"] == "fenced (acl)" for row in listed["checklist"])
     plain.close()
