@@ -23,7 +23,7 @@ from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
 from exodus.sync.engine import Engine
 from exodus.sync.key import BatchReport, Copier
 from exodus.sync.pace import Pace
-from exodus.sync.payload import State
+from exodus.sync.payload import Packed, State
 from exodus.sync.scan import Slice
 
 BATCH_KEYS = 256  # asked of one SCAN
@@ -53,7 +53,7 @@ class _Batch:
     """What one SCAN found; `last` ends its chunk."""
 
     chunk: _Chunk
-    states: list[State]
+    states: Packed | list[State]
     last: bool
 
 
@@ -154,7 +154,7 @@ class _SliceCopy:
                 cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
                 chunk.scans += 1
                 chunk.keys += keys
-                payload_bytes += sum(len(state.payload or b"") for state in states)
+                payload_bytes += states.size() if isinstance(states, Packed) else sum(len(state.payload or b"") for state in states)
                 ended = self._piece.ended(cursor)
                 last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes >= CHUNK_BYTES
                 chunk.cursor, chunk.ended = cursor, ended

@@ -17,7 +17,7 @@ from exodus.scope import Scope
 from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
-from exodus.sync.read import Reader, Seen, What
+from exodus.sync.read import Batch, Reader, Seen, What
 from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
@@ -72,7 +72,7 @@ class Comparison:
         for leg in self._legs:
             await leg.close()
 
-    async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, list[Seen]]:
+    async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, Batch]:
         """Keys of the authority with all that is compared; the next cursor.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
@@ -85,22 +85,24 @@ class Comparison:
             tally.excluded.update(outside.values())
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
             read = await self._readers[0].keys([key for key in keys if key not in outside])
-            return following, [*read, *[_absent(key) for key in outside if key not in by_name]]
-        following, seen = await self._readers[0].scan(cursor, count)
-        unique = {each.key: each for each in seen if not each.key.startswith(RESERVED_PREFIX)}
-        return following, list(unique.values())
+            return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
+        following, batch = await self._readers[0].scan(cursor, count)
+        if len(set(batch.keys)) == len(batch.keys) and not any(key.startswith(RESERVED_PREFIX) for key in batch.keys):
+            return following, batch
+        unique = {each.key: each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)}
+        return following, Batch.of(list(unique.values()))
 
-    async def follow(self, db: int, ours: Sequence[Seen]) -> list[Seen]:
+    async def follow(self, db: int, ours: Batch) -> Batch:
         """The same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
             return await self._readers[1].like(ours)
         found: dict[bytes, Seen] = {}
-        for to_db, part in self._by_place(db, [each.key for each in ours]).items():
+        by_key = {each.key: each for each in ours.rows()}
+        for to_db, part in self._by_place(db, ours.keys).items():
             await self._legs[1].select(to_db)
-            by_key = {each.key: each for each in ours}
-            there = await self._readers[1].like([by_key[key]._replace(key=to) for key, to in part])
-            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
-        return [found.get(each.key) or _absent(each.key) for each in ours]
+            there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
+            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
+        return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
 
     def _by_place(self, db: int, keys: Sequence[bytes]) -> dict[int, list[tuple[bytes, bytes]]]:
         """Database of the follower → keys and their names there; without those whose name is not free."""
@@ -137,6 +139,18 @@ class Comparison:
             there = await self._readers[1].keys([to for _, to in part])
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
         return [found.get(key) or _absent(key) for key in keys]
+
+    async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
+        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is one comparison a column."""
+        kinds = set(ours.kinds)
+        same = ours.kinds == theirs.kinds and ours.expiries_ms == theirs.expiries_ms and ours.values == theirs.values
+        plain = kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds)
+        if not (same and plain and set(map(type, ours.values)) <= {bytes, list}):
+            return await self.compare(db, ours.rows(), theirs.rows(), tally)
+        tally.keys_with_ttl += sum(at_ms >= 0 for at_ms in ours.expiries_ms)
+        for kind in kinds:
+            tally.by_type[kind.decode()] += ours.kinds.count(kind)
+        return []
 
     async def compare(self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally) -> list[Divergence]:
         """Compare what was read of both sides, key by key."""

@@ -26,7 +26,7 @@ from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.outside import left_out
-from exodus.sync.payload import State, Uncarried, commands_for, field_expiry_commands
+from exodus.sync.payload import Packed, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
 from exodus.sync.scan import scan_once
@@ -178,8 +178,8 @@ class Copier:
                 absent = [State(key, excluded=True) for key in report.left_out if key not in spared]
             return [*absent, *await self._read(db, wanted, report)]
 
-    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
-        """One SCAN call of the authority: the next cursor, the keys found, and their states."""
+    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], Packed | list[State]]:
+        """One SCAN call of the authority: the next cursor, the keys found, and their states; in columns where each is a plain payload."""
         async with self._reading:
             await self._from.select(db)
             if self._scope or self._usage is not None:
@@ -189,11 +189,12 @@ class Copier:
                 if self._scope:
                     wanted = await self._in_scope(db, wanted, report)
                 return following, keys, await self._read(db, wanted, report)
-            following, seen = await self._reader.scan(cursor, count)
-            keys = [each.key for each in seen]
-            if any(key.startswith(RESERVED_PREFIX) for key in keys):
-                report.skipped += sum(key.startswith(RESERVED_PREFIX) for key in keys)
-                seen = [each for each in seen if not each.key.startswith(RESERVED_PREFIX)]
+            following, batch = await self._reader.scan(cursor, count)
+            keys = batch.keys
+            wanted = _wanted(keys, report)
+            if self._strategy is Strategy.PAYLOAD and len(wanted) == len(keys) and batch.payloads:
+                return following, keys, Packed(keys, batch.expiries_ms, batch.values)
+            seen = [each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)]
             return following, keys, await self._states(db, seen, report)
 
     async def _read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
@@ -315,8 +316,11 @@ class Copier:
 
     # ------------------------------------------------------------------ writing
 
-    async def write(self, db: int, states: Sequence[State], report: BatchReport) -> None:
+    async def write(self, db: int, states: Packed | Sequence[State], report: BatchReport) -> None:
         """Write states of the authority's database `db` under the guard; refused payloads are copied by type, large keys in pieces."""
+        if isinstance(states, Packed):
+            await self._write_packed(db, states, report)
+            return
         if not self._scope.renames:
             await self._write_to(db, db, states, report)
             return
@@ -332,6 +336,9 @@ class Copier:
         for state in states:
             if state.large:
                 await self._write_large(db, state.key, to_db, state.to or state.key, report)
+        await self._by_type_instead(db, to_db, refused, report)
+
+    async def _by_type_instead(self, db: int, to_db: int, refused: Sequence[tuple[bytes, str]], report: BatchReport) -> None:
         if not refused:
             return
         again: list[State] = []
@@ -344,6 +351,26 @@ class Copier:
             state.to = self._place(db, state.key)
         for key, why in await self._write_once(to_db, again, report):
             report.failed.append(Failure(db, key, why))
+
+    async def _write_packed(self, db: int, packed: Packed, report: BatchReport) -> None:
+        count = len(packed)
+        if not count:
+            return
+        body = packed.body()
+        report.digest.update(body)
+        replies = await self._to.run(db, body, count)
+        refused: list[tuple[bytes, str]] = []
+        if replies.count(b"OK") != count:
+            refused = [
+                self._refusal(key, reply, payload=True) for key, reply in zip(packed.keys, replies, strict=True) if isinstance(reply, ReplyError)
+            ]
+        report.copied += count - len(refused)
+        report.strategies[self._strategy] += count - len(refused)
+        report.payload_bytes += packed.size()
+        if refused:
+            failed = {key for key, _ in refused}
+            report.payload_bytes -= sum(len(payload) for key, payload in zip(packed.keys, packed.payloads, strict=True) if key in failed)
+        await self._by_type_instead(db, db, refused, report)
 
     async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
         if not states:
@@ -382,16 +409,23 @@ class Copier:
                     if state.how:
                         report.strategies[state.how] += 1
                 continue
-            why = str(said)[:200]
-            if why.startswith(_FULL):
-                raise no_room(self._to.leg.side, why)
-            known = state.payload is not None and any(text in why for text in _REFUSED_PAYLOAD)
-            refused.append((state.key, "payload refused" if known else why))
+            refused.append(self._refusal(state.key, said, payload=state.payload is not None))
         report.copied += carried
         report.payload_bytes += payload_bytes
         if carried:
             report.strategies[self._strategy] += carried
         return refused
+
+    def _refusal(self, key: bytes, said: ReplyError, *, payload: bool) -> tuple[bytes, str]:
+        """The key and why the follower did not take it.
+
+        Raises:
+            NoRoom: it takes nothing now.
+        """
+        why = str(said)[:200]
+        if why.startswith(_FULL):
+            raise no_room(self._to.leg.side, why)
+        return key, "payload refused" if payload and any(text in why for text in _REFUSED_PAYLOAD) else why
 
     async def _write_large(self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport) -> None:
         if self._pieces is None:

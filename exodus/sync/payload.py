@@ -58,6 +58,36 @@ class State:
         return found
 
 
+@dataclass(slots=True)
+class Packed:
+    """Keys that all exist, and all go as payloads under their own names: most of a backfill, in columns and not in states."""
+
+    keys: list[bytes]
+    expiries_ms: list[int]  # negative: none
+    payloads: list[bytes]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def size(self) -> int:
+        """Bytes that travel, roughly."""
+        return sum(map(len, self.payloads))
+
+    def body(self) -> bytes:
+        """The commands that write them, encoded."""
+        restore = b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+        return b"".join(
+            [
+                restore % (len(key), key, len(at := b"%d" % at_ms if at_ms > 0 else b"0"), at, len(payload), payload)
+                for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+            ]
+        )
+
+    def states(self) -> list[State]:
+        """One by one."""
+        return [State(key, max(at_ms, 0), payload) for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)]
+
+
 def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:
     """The commands that build what was read, or None where the key was gone."""
     value = read[0]

@@ -42,6 +42,34 @@ class Seen(NamedTuple):
     large: bool = False
 
 
+class Batch(NamedTuple):
+    """What one reading call found, in columns: what most keys need is done with a whole column at once, without an object a key."""
+
+    keys: list[bytes]
+    kinds: list[bytes]  # none with payloads
+    expiries_ms: list[int]
+    values: list[Reply]  # as in a script's answer: None for "read in another way", 0 for "large"
+
+    @property
+    def payloads(self) -> bool:
+        """Whether every key is there, with its payload."""
+        return set(map(type, self.values)) <= {bytes} and min(self.expiries_ms, default=-1) > -2
+
+    def rows(self) -> list[Seen]:
+        """Key by key."""
+        kinds = self.kinds or [b"none" if at_ms == -2 else b"" for at_ms in self.expiries_ms]
+        large = [value == 0 for value in self.values]
+        values = [None if is_large else value for is_large, value in zip(large, self.values, strict=True)]
+        return list(map(_make_seen, zip(self.keys, kinds, self.expiries_ms, values, large, strict=True)))
+
+    @classmethod
+    def of(cls, rows: Sequence[Seen]) -> Batch:
+        """Columns of rows."""
+        return cls(
+            [row.key for row in rows], [row.kind for row in rows], [row.expiry_ms for row in rows], [0 if row.large else row.value for row in rows]
+        )
+
+
 @dataclass(frozen=True)
 class Limits:
     """From where on a key is large, and how much one call collects."""
@@ -64,13 +92,15 @@ class Reader:
         # A server that is paused for writes lets only those run that say they do not write.
         self._verbs = ("EVALSHA_RO", "EVAL_RO") if facts.capabilities.get("read-only scripts") else ("EVALSHA", "EVAL")
 
-    async def scan(self, cursor: int, count: int) -> tuple[int, list[Seen]]:
+    async def scan(self, cursor: int, count: int) -> tuple[int, Batch]:
         """One SCAN call and what it found; the next cursor."""
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
-            return int(following), await self._plainly(keys)
-        reply = await self._script("scan", cursor, count)
-        return int(reply[0]), await self._complete(reply)
+            return int(following), Batch.of(await self._plainly(keys))
+        following, keys, *columns = await self._script("scan", cursor, count)
+        batch = Batch(keys, *columns)
+        # With a value for every key there is nothing to ask again.
+        return int(following), batch if None not in batch.values else Batch.of(await self._complete(batch.rows()))
 
     async def keys(self, keys: Sequence[bytes]) -> list[Seen]:
         """The keys named, in their order."""
@@ -78,7 +108,7 @@ class Reader:
             return []
         if not self._scripted:
             return await self._plainly(keys)
-        return await self._complete(await self._script("keys", *keys))
+        return await self._complete(await self._named("keys", keys, keys))
 
     # ------------------------------------------------------------------ by script
 
@@ -95,25 +125,30 @@ class Reader:
                 raise
         return list(await self._leg.call(whole, READ, *common))
 
-    async def like(self, others: Sequence[Seen]) -> list[Seen]:
-        """The same keys as another side has them, values only: what is of the same type is read without being weighed first."""
-        if not others:
-            return []
-        if not self._scripted:
-            return await self._plainly([other.key for other in others])
-        flat = [word for key, kind, _, _, large in others for word in (key, b"" if large else kind)]
-        return _seen_of(await self._script("like", *flat))
+    async def _named(self, how: str, keys: Sequence[bytes], words: Sequence[bytes]) -> list[Seen]:
+        return Batch(list(keys), *(await self._script(how, *words))[2:]).rows()
 
-    async def _complete(self, reply: list[Reply]) -> list[Seen]:
-        """The answer as `Seen`, with further calls for what did not fit into the first."""
-        found = _seen_of(reply)
+    async def like(self, others: Batch) -> Batch:
+        """The same keys as another side has them, values only: what is of the same type is read without being weighed first."""
+        keys = others.keys
+        if not keys:
+            return Batch([], [], [], [])
+        if not self._scripted:
+            return Batch.of(await self._plainly(keys))
+        words = [b""] * (2 * len(keys))
+        words[::2] = keys
+        words[1::2] = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)]
+        return Batch(keys, *(await self._script("like", *words))[2:])
+
+    async def _complete(self, found: list[Seen]) -> list[Seen]:
+        """With further calls for what did not fit into the first."""
         while True:
             payload = self._what is What.PAYLOAD
             left = [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (payload or seen.kind in PLAIN_TYPES)]
             if not left:
                 return found
-            again = _seen_of(await self._script("keys", *[found[number].key for number in left]))
-            for number, seen in zip(left, again, strict=True):
+            keys = [found[number].key for number in left]
+            for number, seen in zip(left, await self._named("keys", keys, keys), strict=True):
                 found[number] = seen
 
     # ------------------------------------------------------------------ by commands
@@ -207,15 +242,6 @@ class Reader:
 
 
 _make_seen = partial(tuple.__new__, Seen)  # without the detour through Python that a NamedTuple's own constructor takes, a third of all our time here
-
-
-def _seen_of(reply: Sequence[Reply]) -> list[Seen]:
-    """A script's answer as `Seen`."""
-    values = reply[4::4]
-    large = [value == 0 for value in values]
-    if any(large):
-        values = [None if is_large else value for is_large, value in zip(large, values, strict=True)]
-    return list(map(_make_seen, zip(reply[1::4], reply[2::4], map(int, reply[3::4]), values, large, strict=True)))
 
 
 def clock_ms(time: Sequence[bytes]) -> int:

@@ -23,7 +23,7 @@ from exodus.errors import TargetError
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
-from exodus.sync.read import Seen
+from exodus.sync.read import Batch
 from exodus.sync.scan import scan_once
 
 _BATCH_KEYS = 500
@@ -143,8 +143,8 @@ async def _look(
         for db in await _databases(engine.authority):
             async for seen, theirs in _side_by_side(comparison, db, report):
                 await pace.turn()
-                report.keys_authority += sum(each.kind != b"none" for each in seen) if engine.scope else len(seen)
-                await note(db, await comparison.compare(db, seen, theirs, report))
+                report.keys_authority += len(seen.keys) - (seen.kinds.count(b"none") if engine.scope else 0)
+                await note(db, await comparison.compare_batch(db, seen, theirs, report))
 
     async def backwards() -> None:
         # Keys that both sides have are compared forwards; only those that should not be there are of interest.
@@ -205,7 +205,7 @@ async def _databases(endpoint: Endpoint) -> list[int]:
     return sorted({db for node in await endpoint.nodes() for db in (await node.facts()).databases})
 
 
-async def _side_by_side(comparison: Comparison, db: int, tally: Tally) -> AsyncIterator[tuple[list[Seen], list[Seen]]]:
+async def _side_by_side(comparison: Comparison, db: int, tally: Tally) -> AsyncIterator[tuple[Batch, Batch]]:
     """Batches of the authority's keys with the follower's; the authority reads the next one while the follower reads this one."""
     await comparison.select(db)
     cursor, seen = await comparison.scan(db, 0, _BATCH_KEYS, tally)
