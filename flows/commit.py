@@ -13,6 +13,7 @@ from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, window_of
 from tasks.evidence import artifact_key, evaluate
+from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
 from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, verify_sides, wait_caught_up
 
@@ -51,6 +52,7 @@ def commit(migration: str = "demo") -> State[str]:
         f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
         f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
     ]
+    summary += carry_libraries(migration, PHASE)
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
         create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")

@@ -16,6 +16,7 @@ from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
 from tasks.decision import MigrateDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
+from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
 from tasks.live_sync import (
     accept_letters,
@@ -82,6 +83,7 @@ def migrate(migration: str = "demo") -> State[str]:
         f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
         f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
     ]
+    summary += carry_libraries(migration, PHASE)
     if live["kept"]:
         summary.append(f"the copy of an earlier attempt was kept; {changed:,} keys changed while live sync was off and were copied again")
     if found["dead_letters"]:

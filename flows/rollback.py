@@ -14,6 +14,7 @@ from tasks.context import Json
 from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
 from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed
 from tasks.evidence import artifact_key, evaluate
+from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
 from tasks.live_sync import verify_sides, wait_compared
 
@@ -53,6 +54,8 @@ def rollback(migration: str = "demo") -> State[str]:
         summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
         rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
         create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
+    if switched and not dead:
+        summary += carry_libraries(migration, PHASE)
     to_close = provider_instruction(began["plan"], Side.TARGET) if switched and not dead else None
     if to_close is not None:
         summary.append(f"FIRST CLOSE THE WAY TO THE TARGET, then say fence_confirmed: {to_close}")

@@ -36,7 +36,7 @@ Json = dict[str, Any]
 _DECIDED_BY = "demo"
 _PHASE_S = 300.0  # without anything new: something hangs
 _APP_S_MAX = 3_600
-_OBSERVE_S = 5.0
+_OBSERVE_S = 3.0
 _SHORT_TTL_S = 4.5
 
 

@@ -1,0 +1,35 @@
+"""Function libraries, which are no keys: carried before a phase relies on them, and shown."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from exodus.config import Phase
+from exodus.sync.engine import open_engine
+from exodus.sync.functions import Libraries, carry_functions
+from tasks.context import opened, run
+from tasks.evidence import artifact_key
+
+_NAMED = 10
+
+
+@task(name="carry function libraries")
+def carry_libraries(migration: str, phase: Phase) -> list[str]:
+    """Load on the follower what the authority has; lines for a decision's summary. Not kept as a result: it is true now only."""
+
+    async def work() -> Libraries:
+        async with opened(migration) as it:
+            found = await carry_functions(await open_engine(it.store, it.plan))
+            await it.store.save_report(f"functions.{phase}", found.as_json())
+            return found
+
+    found = run(work())
+    rows = found.as_rows()
+    if rows:
+        create_table_artifact(key=artifact_key(migration, phase, "functions"), table=rows, description="function libraries")
+    lines = [f"function libraries: {len(found.carried)} carried, {len(found.equal)} there already"] if found.carried or found.equal else []
+    if found.failed:
+        named = "; ".join(f"{name}: {why}" for name, why in list(found.failed.items())[:_NAMED])
+        lines.append(f"{len(found.failed)} FUNCTION LIBRARIES COULD NOT BE CARRIED, calls of them will fail there: {named}")
+    return lines
