@@ -52,7 +52,7 @@ async def carry_functions(engine: Engine) -> Libraries:
             if "unknown" not in wanted.lower():
                 found.failed["(all)"] = f"the {engine.authority.side} does not tell them: {wanted}"
             return found
-        for name, code in wanted.items():
+        for name, code in sorted(wanted.items()):
             if isinstance(there, str):
                 found.failed[name] = f"the {engine.follower.side} does not take functions: {there}"
             elif there.get(name) == code:

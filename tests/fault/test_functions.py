@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,50 +19,51 @@ _CODE = "#!lua name=shop\nredis.register_function('price', function(keys, args) 
 _OTHER = _CODE.replace("INCRBY", "DECRBY")
 
 
-async def _plant(source: Box, target: Box, control: Box, folder: Path) -> Plant:
+@asynccontextmanager
+async def _plant(source: Box, target: Box, control: Box, folder: Path) -> AsyncIterator[Plant]:
     plant = Plant(source, target, control, folder)
     await plant.open()
-    return plant
+    try:
+        yield plant
+    finally:
+        await plant.close()
 
 
 async def test_libraries_follow_the_authority(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    plant = await _plant(redis82, valkey91, control_server, tmp_path)
-    with redis82.client() as source, valkey91.client() as target:
-        for client in (source, target):
-            client.function_flush()
-        source.function_load(_CODE)
-        target.function_load("#!lua name=own\nredis.register_function('mine', function() return 1 end)")
-        found = await carry_functions(await plant.engine())
-        assert (found.carried, found.equal, found.failed, found.extra) == (["shop"], [], {}, ["own"])
-        assert target.fcall("price", 1, "k", 5) == 5
-        assert (await carry_functions(await plant.engine())).equal == ["shop"]
-        source.function_load(_OTHER, replace=True)
-        assert (await carry_functions(await plant.engine())).carried == ["shop"]
-        assert target.fcall("price", 1, "k", 5) == 0
-        # After a cutover they flow the other way.
-        await plant.change(authority=Side.TARGET)
-        target.function_load(_CODE, replace=True)
-        assert (await carry_functions(await plant.engine())).carried == ["own", "shop"]
-        assert source.fcall("price", 1, "k", 7) == 7
-        for client in (source, target):
-            client.function_flush()
-    await plant.close()
+    async with _plant(redis82, valkey91, control_server, tmp_path) as plant:
+        with redis82.client() as source, valkey91.client() as target:
+            for client in (source, target):
+                client.function_flush()
+            source.function_load(_CODE)
+            target.function_load("#!lua name=own\nredis.register_function('mine', function() return 1 end)")
+            found = await carry_functions(await plant.engine())
+            assert (found.carried, found.equal, found.failed, found.extra) == (["shop"], [], {}, ["own"])
+            assert target.fcall("price", 1, "k", 5) == 5
+            assert (await carry_functions(await plant.engine())).equal == ["shop"]
+            source.function_load(_OTHER, replace=True)
+            assert (await carry_functions(await plant.engine())).carried == ["shop"]
+            assert target.fcall("price", 1, "k", 5) == 0
+            # After a cutover they flow the other way.
+            await plant.change(authority=Side.TARGET)
+            target.function_load(_CODE, replace=True)
+            assert (await carry_functions(await plant.engine())).carried == ["own", "shop"]
+            assert source.fcall("price", 1, "k", 7) == 7
+            for client in (source, target):
+                client.function_flush()
 
 
 async def test_a_follower_without_functions_is_named(redis82: Box, redis62: Box, control_server: Box, tmp_path: Path) -> None:
-    plant = await _plant(redis82, redis62, control_server, tmp_path)
-    with redis82.client() as source:
-        source.function_flush()
-        source.function_load(_CODE)
-        found = await carry_functions(await plant.engine())
-        assert list(found.failed) == ["shop"]
-        assert "the target does not take functions" in found.failed["shop"]
-        assert found.as_rows()[0]["outcome"] == "FAILED"
-        source.function_flush()
-    await plant.close()
+    async with _plant(redis82, redis62, control_server, tmp_path) as plant:
+        with redis82.client() as source:
+            source.function_flush()
+            source.function_load(_CODE)
+            found = await carry_functions(await plant.engine())
+            assert list(found.failed) == ["shop"]
+            assert "the target does not take functions" in found.failed["shop"]
+            assert found.as_rows()[0]["outcome"] == "FAILED"
+            source.function_flush()
 
 
 async def test_an_authority_without_functions_has_none_to_carry(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    plant = await _plant(redis62, valkey91, control_server, tmp_path)
-    assert (await carry_functions(await plant.engine())).as_rows() == []
-    await plant.close()
+    async with _plant(redis62, valkey91, control_server, tmp_path) as plant:
+        assert (await carry_functions(await plant.engine())).as_rows() == []
