@@ -78,7 +78,7 @@ class Syncer:
                 await self._store.unregister("syncer", self.process)
             status.close()
 
-    async def _look_at_route(self) -> None:
+    async def _look_at_route(self, _: bytes | None) -> None:
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
