@@ -24,6 +24,7 @@ from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.fence import read_record
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
@@ -136,6 +137,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "due": due,
             "switch": switching,
             "postponed": await postponed(store),
+            "fences": {str(side): record.kind for side in Side if (record := await read_record(store, side)) is not None},
             "gateways": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "gateway")],
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
@@ -166,6 +168,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     print(
         f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · "
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
+        + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"

@@ -197,7 +197,7 @@ class Comparer:
                 await self._store.unregister("comparer", self.process)
             status.close()
 
-    async def _look_at_route(self) -> None:
+    async def _look_at_route(self, _: bytes | None) -> None:
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:

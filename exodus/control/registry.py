@@ -19,7 +19,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus.config import HEARTBEAT_STALE_S
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted
 
 
@@ -49,9 +49,7 @@ class Heartbeat(BaseModel):
 
 async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
     """Write one heartbeat; `announce` wakes whoever waits for it."""
-    await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump())
-    if announce:
-        await answered(store.client.publish(store.keys.part_changed, heartbeat.process))
+    await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump(), announce=announce)
 
 
 async def heartbeats(store: ControlStore, kind: str) -> list[Heartbeat]:
@@ -78,8 +76,8 @@ async def wait_for(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     while True:
-        found = await heartbeats(store, kind)
-        now_ms = await store.now_ms()
+        states, now_ms = await store.registrations_now(kind)
+        found = [Heartbeat.model_validate(state) for state in states.values()]
         late = [beat for beat in found if beat.stale(now_ms) or not holds(beat)]
         if len(found) >= at_least and not late:
             return found
@@ -96,8 +94,8 @@ async def wait_for(
             await woken_by.get_message(ignore_subscribe_messages=True, timeout=poll_s)
 
 
-async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:
-    """Call `changed` when the route is announced, and every `poll_s` seconds in any case, until cancelled.
+async def follow(changed: Callable[[bytes | None], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:
+    """Call `changed` with each word on the route's channel, and with None every `poll_s` seconds in any case, until cancelled.
 
     `changed` handles its own failures of the store; the subscription here is rebuilt after each of them.
     """
@@ -105,12 +103,13 @@ async def follow(changed: Callable[[], Awaitable[None]], store: ControlStore, *,
         subscriber = store.client.pubsub()
         try:
             await subscriber.subscribe(store.keys.route_changed)
+            word = None
             while True:
-                await changed()
-                await subscriber.get_message(ignore_subscribe_messages=True, timeout=poll_s)
+                await changed(None if word is None else word["data"])
+                word = await subscriber.get_message(ignore_subscribe_messages=True, timeout=poll_s)
         except (RedisError, OSError, TimeoutError):
             # Without the channel the poll goes on; `changed` counts the outage by its own means.
-            await changed()
+            await changed(None)
             await asyncio.sleep(poll_s)
         finally:
             with contextlib.suppress(RedisError, OSError):

@@ -45,16 +45,40 @@ class Route(BaseModel):
         return self.model_validate({**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why})
 
 
-# The announcement is made in the same step, so a listener that wakes reads the new document.
+# The announcement is made in the same step and carries the document, so that a gateway that is to hold writes need not read it first.
 _COMPARE_AND_SET = """
 local now = redis.call('GET', KEYS[1])
 local epoch = 0
 if now then epoch = cjson.decode(now)['epoch'] end
 if epoch ~= tonumber(ARGV[1]) then return epoch end
 redis.call('SET', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[4])
+redis.call('PUBLISH', ARGV[3], ARGV[2])
 return -1
 """
+
+
+# The time is read in the same step: who hears the word looks at itself later than that.
+_ASK = """
+local now = redis.call('TIME')
+local ms = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
+redis.call('PUBLISH', ARGV[1], 'say ' .. ms)
+return ms
+"""
+
+
+async def ask_for_beats(store: ControlStore) -> int:
+    """Ask everybody who follows the route for a heartbeat; it will be of this time (the store's, in ms) or a later one."""
+    return int(await answered(store.client.eval(_ASK, 0, store.keys.route_changed)))
+
+
+def asked_at_ms(word: bytes | None) -> int | None:
+    """The time of `ask_for_beats`, where that is what was announced."""
+    return int(word[4:]) if word is not None and word.startswith(b"say ") else None
+
+
+def announced(word: bytes | None) -> Route | None:
+    """The route that was announced, where that is what was. An older one than the route in force may be on its way still."""
+    return Route.model_validate_json(word) if word is not None and word.startswith(b"{") else None
 
 
 async def read_route(store: ControlStore) -> Route:
@@ -76,9 +100,7 @@ async def change_route(store: ControlStore, before: Route, after: Route) -> Rout
             next_step="report this; the route was not changed",
         )
     found = await answered(
-        store.client.eval(
-            _COMPARE_AND_SET, 1, store.keys.route, str(before.epoch), after.model_dump_json(), store.keys.route_changed, str(after.epoch)
-        )
+        store.client.eval(_COMPARE_AND_SET, 1, store.keys.route, str(before.epoch), after.model_dump_json(), store.keys.route_changed)
     )
     if int(found) != -1:
         raise DecisionRefused(

@@ -6,7 +6,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | -------------- | ------ | ----------------- | -------------------- | ----------------------------------------------------- |
 | plan           | string | `exodus apply`    | everybody            | `Plan` as JSON, no secrets; until removed             |
 | route          | string | flows             | gateways, syncers    | `Route` as JSON; compare-and-set by epoch             |
-| route:changed  | channel| flows             | gateways, syncers    | wakes followers of the route; polling backs it up     |
+| route:changed  | channel| flows             | gateways, syncers    | the new route, or `say MS`; polling backs it up       |
 | part:changed   | channel| gateways          | cutover              | a heartbeat that a switch waits for was written       |
 | part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
 | journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
@@ -251,9 +251,13 @@ class ControlStore:
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 
     # --- registrations ---
-    async def register(self, kind: str, process: str, state: Mapping[str, Any]) -> None:
-        """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see `now_ms`)."""
-        await answered(self.client.hset(self.keys.part(kind), process, orjson.dumps(state).decode()))
+    async def register(self, kind: str, process: str, state: Mapping[str, Any], *, announce: bool = False) -> None:
+        """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see `now_ms`); `announce` wakes whoever waits for it."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hset(self.keys.part(kind), process, orjson.dumps(state).decode())
+        if announce:
+            pipe.publish(self.keys.part_changed, process)
+        await pipe.execute()
 
     async def unregister(self, kind: str, process: str) -> None:
         """Take a process that ended cleanly off the list."""
@@ -263,6 +267,14 @@ class ControlStore:
         """Id → last heartbeat, stale ones included: a process that went away without a word must be seen."""
         raw = await answered(self.client.hgetall(self.keys.part(kind)))
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
+
+    async def registrations_now(self, kind: str) -> tuple[dict[str, Json], int]:
+        """The same, and the time of it by the store's clock, in one round trip."""
+        pipe = self.client.pipeline(transaction=False)
+        pipe.hgetall(self.keys.part(kind))
+        pipe.time()
+        raw, (seconds, micros) = await pipe.execute()
+        return {name.decode(): orjson.loads(value) for name, value in raw.items()}, int(seconds) * 1000 + int(micros) // 1000
 
     async def now_ms(self) -> int:
         """The store's clock, in ms: the one clock that processes on several hosts share."""

@@ -31,7 +31,7 @@ from exodus.config import HOLD_ACK_S, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, change_route, read_route
+from exodus.control.route import Route, ask_for_beats, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
@@ -39,11 +39,12 @@ from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
-from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
+from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg
-from exodus.sync.engine import Engine, open_engine
+from exodus.sync.comparison import Comparison, open_comparison
+from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
-from exodus.sync.reconcile import spot_check
+from exodus.sync.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
@@ -52,6 +53,7 @@ _POLL_S = 0.002  # while writes are held
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
 _LOOK_S = 0.2  # while a person or the window lets it wait
+_AFTER_RELEASE_S = 0.1  # gateways work off what they held; the fence stands, so strays can wait
 _STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
@@ -75,7 +77,7 @@ class Switch:
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
     held_at: float | None = None
     before_hold: dict[int, bytes] = field(default_factory=dict)
-    engine: Engine | None = None
+    comparison: Comparison | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
     shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
@@ -102,6 +104,8 @@ class Switch:
             await fence.close()
         for leg in self.legs.values():
             await leg.close()
+        if self.comparison is not None:
+            await self.comparison.close()
         if self.heard is not None:
             await self.heard.aclose()
 
@@ -272,7 +276,6 @@ async def _give_right(switch: Switch) -> None:
 async def _let_in(switch: Switch) -> None:
     switch.shut_out = await shut_out(switch.store, switch.to)
     await switch.fence(switch.to).let_in()
-    switch.engine = await open_engine(switch.store, switch.plan, switch.route)
 
 
 async def _pre_drain(switch: Switch) -> None:
@@ -318,6 +321,9 @@ async def _go(switch: Switch) -> None:
         switch.facts["waited_for"] = said
         switch.facts["waited_s"] = round(time.monotonic() - began, 1)
         await _pre_drain(switch)
+    # Connected, and its scripts known to both sides, before anything waits for the spot check.
+    switch.comparison = await open_comparison(await open_engine(store, switch.plan, switch.route))
+    await compare_now(switch.comparison, [(0, b"exodus: no such key")])
 
 
 async def _hold(switch: Switch) -> None:
@@ -371,8 +377,7 @@ async def _lower_old(switch: Switch) -> None:
 
 async def _confirm(switch: Switch) -> None:
     # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
-    since_ms, epoch = await switch.store.now_ms(), switch.route.epoch
-    await answered(switch.store.client.publish(switch.store.keys.route_changed, epoch))  # gateways answer a word on it with a heartbeat
+    epoch, since_ms = switch.route.epoch, await ask_for_beats(switch.store)
     await switch.gateways(
         lambda beat: (
             beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
@@ -391,11 +396,11 @@ async def _confirm_and_spot_check(switch: Switch) -> None:
 
 
 async def _spot_check(switch: Switch) -> None:
-    if switch.engine is None:
-        return
+    if switch.comparison is None:
+        raise Bug("nothing was made ready to compare with", why="the step 'go' was left out", next_step="report this; nothing was switched")
     changes = await journal.since(switch.store, switch.before_hold)
     keys: list[Key] = list(dict.fromkeys(changes.keys))[-_SPOT_CHECK_KEYS:]
-    divergences = await spot_check(switch.engine, keys)
+    divergences = await compare_now(switch.comparison, keys)
     switch.facts["spot_checked_keys"] = len(keys)
     if divergences:
         named = ", ".join(f"db{found.db} {found.key!r} ({found.kind})" for found in divergences[:5])
@@ -456,6 +461,7 @@ async def _release(switch: Switch) -> None:
 
 
 async def _kill_strays(switch: Switch) -> None:
+    await asyncio.sleep(_AFTER_RELEASE_S)
     switch.facts["strays_killed"] = await switch.fence(switch.old).kill_strays()
 
 

@@ -29,7 +29,7 @@ from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, MOVE_SECONDS_MAX, SHADO
 from exodus.control import registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, change_route, read_route
+from exodus.control.route import Route, announced, asked_at_ms, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
@@ -124,6 +124,8 @@ class Gateway:
         self._unfinished_since: float | None = None
         self._tending: asyncio.Task[None] | None = None
         self._tended = 0.0
+        self._known_ms = 0  # the store's time, as last read
+        self._asked_ms: int | None = None  # its time when a switch asked for a heartbeat
         self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
         self._gaps_told: dict[str, int] = {}
@@ -261,9 +263,16 @@ class Gateway:
                 leg.transport.abort()
         self._spare.clear()
 
-    async def _look_at_route(self) -> None:
-        if self._main.held:
-            self._beat_now.set()  # whoever said a word on the channel waits for ours
+    async def _look_at_route(self, word: bytes | None) -> None:
+        asked_ms = asked_at_ms(word)
+        if asked_ms is not None:
+            self._asked_ms = asked_ms
+            self._beat_now.set()
+            return
+        told = announced(word)
+        if told is not None and told.hold is Hold.WRITES and told.epoch == self._applied + 1:
+            await self.apply(told)  # to hold writes is never wrong, and they wait for this; what lets them go is read anew
+            return
         try:
             route = await read_route(self.store)
             self._store_errors = 0
@@ -447,11 +456,16 @@ class Gateway:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HELD_HEARTBEAT_S if holding else HEARTBEAT_S):  # wait_for may swallow a cancellation here
                     await self._beat_now.wait()
+            soon, asked_ms = self._beat_now.is_set(), self._asked_ms
             self._beat_now.clear()
+            self._asked_ms = None
             holding = self._main.orders.hold or self._rehearsal.orders.hold  # it may have begun while this waited
             self._journaler.rotate(self._log_pending)
             try:
-                await registry.beat(self.store, self.heartbeat(await self.store.now_ms()), announce=holding)
+                # Never a later time than that of what it tells: a switch counts on it. Where one waits, the last that is known here will do.
+                if asked_ms is None and not (holding and soon):
+                    self._known_ms = await self.store.now_ms()
+                await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
                 await self._tell_gaps()
                 if holding:
                     continue  # a switch waits for this heartbeat, nobody for the telemetry

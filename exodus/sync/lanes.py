@@ -8,6 +8,7 @@ the token of each partition that is held, so losing one of them voids the batch,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -57,6 +58,7 @@ class Lanes:
         self._keeper = Keeper(engine)
         self._tended = 0.0
         self._trimmed = time.monotonic()
+        self.hurry = asyncio.Event()  # writes are held, and wait for what is in the journal
 
     @property
     def partitions(self) -> list[int]:
@@ -81,7 +83,9 @@ class Lanes:
                 if not self._positions:
                     await asyncio.sleep(_IDLE_S)
                     continue
-                await asyncio.sleep(max(0.0, looked + _CADENCE_S - time.monotonic()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, looked + _CADENCE_S - time.monotonic())):
+                        await self.hurry.wait()
                 looked = time.monotonic()
                 changes = await self._engine.feed.tail(self._positions, wait_ms=_WAIT_MS)
                 if not changes:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_S, Feed, Plan
+from exodus.config import HEARTBEAT_S, Feed, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
@@ -78,7 +78,7 @@ class Syncer:
                 await self._store.unregister("syncer", self.process)
             status.close()
 
-    async def _look_at_route(self) -> None:
+    async def _look_at_route(self, _: bytes | None) -> None:
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
@@ -96,6 +96,8 @@ class Syncer:
                     authority = Endpoint(route.authority, self._plan.address(route.authority))
                     self._stream = ReplicationFeed(self._store, authority, self._plan.partitions, self.process)
                     self._streaming = asyncio.create_task(self._stream.run())
+        elif self._lanes is not None:
+            self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()
         self._route = route
         self._beat_now.set()
 

@@ -240,10 +240,15 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
     """Compare some keys now, without a second look."""
     comparison = await open_comparison(engine)
     try:
-        wanted = [key for key in keys if not key[1].startswith(RESERVED_PREFIX)]
-        return list((await _again(comparison, wanted, VerificationReport())).values())
+        return await compare_now(comparison, keys)
     finally:
         await comparison.close()
+
+
+async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Divergence]:
+    """The same over connections that are open already."""
+    wanted = [key for key in keys if not key[1].startswith(RESERVED_PREFIX)]
+    return list((await _again(comparison, wanted, VerificationReport())).values())
 
 
 async def reconcile(engine: Engine, name: str) -> Json:

@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 import redis
 
-from exodus.config import FenceKind, Fencing, JournalMode, Phase, Plan, Side
+from exodus.cli.phases import read_status
+from exodus.config import FenceKind, Fencing, JournalMode, MigrationFile, Phase, Plan, Side
 from exodus.control.route import read_route
 from exodus.control.store import fence_guard_key, guard_key
 from exodus.cutover import closing, finalising, forced, switch
@@ -267,6 +268,7 @@ async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str
     _plan(pair, source=kind)
     await _ready(pair)
     await switch.apply(pair.store, pair.plan, Side.TARGET)
+    assert (await read_status(MigrationFile(plan=pair.plan, control_store=pair.control.address())))["fences"] == {"source": kind}
     await pair.app().set("k", 1)
     await pair.store.save_report(f"verification.{Phase.COMMIT}", {"divergences_total": 0})
     if kind == "acl":
