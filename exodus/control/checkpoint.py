@@ -1,4 +1,4 @@
-"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream with a row for each chunk.
+"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream with a row for each chunk; and a verification.
 
 A cursor means something only together with the node's run id, the database and the slice (race rule 5), so all three stand
 beside it; whoever resumes compares them and begins the slice anew where they differ.
@@ -36,6 +36,7 @@ class SliceProgress(BaseModel):
     attempts: int = 0  # times a process took the slice up
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
     why: str = ""  # what the slice waits for
+    worker: str = ""  # HOST:PID of the process that took it up last
     excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
     strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
 
@@ -52,6 +53,49 @@ class ChunkRow(BaseModel):
     digest: str  # of names and payloads, in the order in which they were written
     ms: int
     cursor: int
+
+
+class Walk(BaseModel):
+    """A verification in one direction: the databases still to be looked at, and where it is in the first of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    databases: list[int] | None = None  # None: not begun
+    cursor: int = 0
+
+
+class PassProgress(BaseModel):
+    """A verification between two batches. It holds as long as `of` is what a new one would have."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    of: str  # sides, their run ids, epoch and rules
+    since_ms: int  # when the pass began, by the store's clock
+    at_ms: int  # when this was written
+    synced: dict[int, str]  # the feed's positions that it speaks for
+    forwards: Walk = Field(default_factory=Walk)
+    backwards: Walk = Field(default_factory=Walk)
+    counts: dict[str, int] = Field(default_factory=dict)  # fields of the report
+    by_type: dict[str, int] = Field(default_factory=dict)
+    excluded: dict[str, int] = Field(default_factory=dict)
+    suspects: list[tuple[int, str, str, str]] = Field(default_factory=list)  # database, key in hexadecimal, kind, detail
+    resumed: int = 0  # times a process went on with it
+
+
+async def save_pass(store: ControlStore, name: str, progress: PassProgress) -> None:
+    """Write how far the verification `name` has come."""
+    await answered(store.client.set(store.keys.verifying(name), progress.model_dump_json()))
+
+
+async def load_pass(store: ControlStore, name: str) -> PassProgress | None:
+    """How far the verification `name` has come; None where none is under way."""
+    raw = await answered(store.client.get(store.keys.verifying(name)))
+    return None if raw is None else PassProgress.model_validate_json(raw)
+
+
+async def forget_pass(store: ControlStore, name: str) -> None:
+    """It has ended, or does not hold any more."""
+    await answered(store.client.delete(store.keys.verifying(name)))
 
 
 async def save_progress(store: ControlStore, run: str, progress: SliceProgress, chunk: ChunkRow | None = None) -> None:

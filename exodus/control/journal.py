@@ -92,6 +92,12 @@ async def since(store: ControlStore, start: Mapping[int, bytes], *, until: bytes
     return merged
 
 
+async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:
+    """Whether every entry after these positions is still there."""
+    trimmed = await answered(store.client.hgetall(store.keys.trimmed))
+    return all(id_order(trimmed.get(b"%d" % partition, b"0-0")) <= id_order(entry_id) for partition, entry_id in start.items())
+
+
 async def positions(store: ControlStore) -> dict[int, bytes]:
     """How far each partition has been synced."""
     raw = await answered(store.client.hgetall(store.keys.position))

@@ -15,6 +15,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
 | token          | string | syncers           | syncers              | counter of fencing tokens                             |
 | verified       | string | verification      | syncers, cutover     | `Pass` as JSON: what the last clean pass speaks for   |
+| verifying:NAME | string | verification      | verification         | how far a pass has come, JSON; removed at its end     |
 | budget         | string | operator, flows   | bulk readers         | impact budget as JSON, in place of the plan's         |
 | pace           | hash   | bulk readers      | status               | what each spends of it and why, JSON                  |
 | fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
@@ -133,6 +134,10 @@ class Keys:
     def telemetry(self, process: str) -> str:
         """The last telemetry of one gateway process."""
         return f"{self.prefix}telemetry:{process}"
+
+    def verifying(self, name: str) -> str:
+        """How far a verification has come."""
+        return f"{self.prefix}verifying:{name}"
 
     def report(self, name: str) -> str:
         """The last report of that name."""

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from exodus.config import REPAIR_SECONDS_MAX, RESERVED_PREFIX
+from exodus.config import JOURNAL_RETAIN_MS, REPAIR_SECONDS_MAX, RESERVED_PREFIX
 from exodus.control import freshness, journal, letters
 from exodus.control.changes import Key
+from exodus.control.checkpoint import PassProgress, Walk, forget_pass, load_pass, save_pass
 from exodus.control.store import ControlStore, Json, answered
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint, Node
+from exodus.endpoint import Endpoint
 from exodus.errors import TargetError
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, open_surplus
 from exodus.sync.engine import Engine
@@ -28,6 +29,8 @@ from exodus.sync.scan import scan_once
 
 _BATCH_KEYS = 500
 _LISTED_MAX = 1_000
+_KEEP_EVERY_S = 0.5
+_COUNTS = ("keys_authority", "keys_follower", "keys_spared", "keys_left_behind", "keys_with_ttl", "ttl_drift_ms_max")
 
 
 @dataclass
@@ -49,6 +52,7 @@ class VerificationReport(Tally):
     dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
     dirty_total: int = 0
     looked_at_again: int = 0
+    resumed: int = 0  # times a process went on where another had ended
     seconds: float = 0.0
 
     @property
@@ -72,6 +76,7 @@ class VerificationReport(Tally):
             "dirty": [divergence.as_json() for divergence in self.dirty],
             "keys_dirty": self.dirty_total,
             "looked_at_again": self.looked_at_again,
+            "resumed": self.resumed,
             "ttl_drift_ms_max": self.ttl_drift_ms_max,
             "keys_with_ttl": self.keys_with_ttl,
             "seconds": round(self.seconds, 3),
@@ -86,6 +91,7 @@ async def verify(
     attempts: int = 5,
     known: Collection[Key] = (),
     on_progress: Callable[[int, int], None] | None = None,
+    under_way: UnderWay | None = None,
 ) -> VerificationReport:
     """Compare every key of both sides.
 
@@ -94,24 +100,26 @@ async def verify(
         attempts: how often in all a key may differ before it is called a divergence.
         known: keys that could not be carried and are listed as such; where they differ they are counted apart.
         on_progress: called with keys seen so far and an upper bound of all.
+        under_way: where the pass begins and keeps how far it has come; without it, it begins at the beginning and keeps nothing.
 
     Raises:
         SourceError, TargetError: a side was lost.
     """
     began = time.monotonic()
-    report = VerificationReport()
-    suspects: dict[Key, Divergence] = {}
+    way = under_way or UnderWay()
+    report, suspects = way.report, way.suspects
     moving: set[Key] = set()
     total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
     comparison = await open_comparison(engine)
 
-    async def note(db: int, found: Sequence[Divergence]) -> None:
-        suspects.update({(db, divergence.key): divergence for divergence in found})
+    async def note(found: Sequence[Divergence]) -> None:
+        del found  # they are among the suspects
         if on_progress is not None:
             on_progress(report.keys_authority + report.keys_follower, total)
+        await way.keep()
 
     try:
-        await _look(engine, comparison, report, note)
+        await _look(engine, comparison, way, note)
         report.looked_at_again = len(suspects)
         for attempt in range(attempts - 1):
             if not suspects:
@@ -133,30 +141,90 @@ async def verify(
     return report
 
 
-async def _look(
-    engine: Engine, comparison: Comparison, report: VerificationReport, note: Callable[[int, Sequence[Divergence]], Awaitable[None]]
-) -> None:
+class UnderWay:
+    """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
+
+    def __init__(self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None) -> None:
+        self.report = VerificationReport()
+        self.suspects: dict[Key, Divergence] = {}
+        self.forwards, self.backwards = Walk(), Walk()
+        self._store, self._name, self._kept = store, name, kept
+        self._saved = time.monotonic()
+        if kept is not None:
+            self.forwards, self.backwards = kept.forwards, kept.backwards
+            self.suspects = {(db, bytes.fromhex(key)): Divergence(db, bytes.fromhex(key), kind, text) for db, key, kind, text in kept.suspects}
+            for field_name, count in kept.counts.items():
+                setattr(self.report, field_name, count)
+            self.report.by_type.update(kept.by_type)
+            self.report.excluded.update(kept.excluded)
+            self.report.resumed = kept.resumed
+
+    def add(self, walk: Walk, cursor: int, tally: Tally, found: Sequence[Divergence], **counts: int) -> None:
+        """A batch was looked at; `cursor` is where its walk goes on, 0 at the end of a database. All at once: nothing is counted twice or lost."""
+        report = self.report
+        for name, count in counts.items():
+            setattr(report, name, getattr(report, name) + count)
+        report.by_type.update(tally.by_type)
+        report.excluded.update(tally.excluded)
+        report.keys_with_ttl += tally.keys_with_ttl
+        report.ttl_drift_ms_max = max(report.ttl_drift_ms_max, tally.ttl_drift_ms_max)
+        self.suspects.update({(divergence.db, divergence.key): divergence for divergence in found})
+        walk.cursor = cursor
+        if not cursor:
+            walk.databases = (walk.databases or [])[1:]
+
+    async def keep(self) -> None:
+        """Write it down now and then, where that is wanted."""
+        store, kept = self._store, self._kept
+        if store is None or kept is None or time.monotonic() - self._saved < _KEEP_EVERY_S or len(self.suspects) > _LISTED_MAX:
+            return  # with so many differences it is not worth going on with
+        self._saved = time.monotonic()
+        kept.at_ms = await store.now_ms()
+        kept.counts = {name: getattr(self.report, name) for name in _COUNTS}
+        kept.by_type, kept.excluded = dict(self.report.by_type), dict(self.report.excluded)
+        kept.suspects = [(found.db, found.key.hex(), found.kind, found.detail) for found in self.suspects.values()]
+        kept.forwards, kept.backwards = self.forwards, self.backwards
+        await save_pass(store, self._name, kept)
+
+
+async def _look(engine: Engine, comparison: Comparison, way: UnderWay, note: Callable[[Sequence[Divergence]], Awaitable[None]]) -> None:
     """Look at every key once, in both directions; `note` is told what differs, a batch and database at a time."""
     pace = Pace(engine.store, engine.authority, engine.plan.budget, what="verification")
 
     async def forwards() -> None:
-        for db in await _databases(engine.authority):
-            async for seen, theirs in _side_by_side(comparison, db, report):
+        walk = way.forwards
+        if walk.databases is None:
+            walk.databases = await _databases(engine.authority)
+        while walk.databases:
+            db = walk.databases[0]
+            async for cursor, seen, theirs, tally in _side_by_side(comparison, db, walk.cursor):
                 await pace.turn()
-                report.keys_authority += len(seen.keys) - (seen.kinds.count(b"none") if engine.scope else 0)
-                await note(db, await comparison.compare_batch(db, seen, theirs, report))
+                found = await comparison.compare_batch(db, seen, theirs, tally)
+                there = len(seen.keys) - (seen.kinds.count(b"none") if engine.scope else 0)
+                way.add(walk, cursor, tally, found, keys_authority=there)
+                await note(found)
 
     async def backwards() -> None:
         # Keys that both sides have are compared forwards; only those that should not be there are of interest.
+        walk = way.backwards
+        if walk.databases is None:
+            walk.databases = await _databases(engine.follower)
         surplus = await open_surplus(engine, name="exodus-verify")
         try:
-            async for db, keys in _batches(engine.follower):
-                await pace.turn()
-                report.keys_follower += len(keys)
-                for at, found in await surplus.among(db, keys):
-                    await note(at, [found])
+            async with await (await engine.follower.nodes())[0].connect(name="exodus-verify") as leg:
+                while walk.databases:
+                    db = walk.databases[0]
+                    await leg.select(db)
+                    cursor, keys = await scan_once(leg, walk.cursor, _BATCH_KEYS)
+                    await pace.turn()
+                    # SCAN may give a key twice in one call while the table grows.
+                    keys = [key for key in dict.fromkeys(keys) if not key.startswith(RESERVED_PREFIX)]
+                    before = surplus.spared, surplus.left_behind
+                    found = [found for _, found in await surplus.among(db, keys)]
+                    spared, left_behind = surplus.spared - before[0], surplus.left_behind - before[1]
+                    way.add(walk, cursor, Tally(), found, keys_follower=len(keys), keys_spared=spared, keys_left_behind=left_behind)
+                    await note(found)
         finally:
-            report.keys_spared, report.keys_left_behind = surplus.spared, surplus.left_behind
             await surplus.close()
 
     async with pace:
@@ -173,16 +241,17 @@ async def mark_differing(engine: Engine) -> int:
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
     """
-    report, marked = VerificationReport(), 0
+    way, marked = UnderWay(), 0
     comparison = await open_comparison(engine)
 
-    async def mark(db: int, found: Sequence[Divergence]) -> None:
+    async def mark(found: Sequence[Divergence]) -> None:
         nonlocal marked
-        await engine.feed.mark([(db, divergence.key) for divergence in found])
+        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found])
         marked += len(found)
+        way.suspects.clear()
 
     try:
-        await _look(engine, comparison, report, mark)
+        await _look(engine, comparison, way, mark)
     finally:
         await comparison.close()
     return marked
@@ -205,35 +274,17 @@ async def _databases(endpoint: Endpoint) -> list[int]:
     return sorted({db for node in await endpoint.nodes() for db in (await node.facts()).databases})
 
 
-async def _side_by_side(comparison: Comparison, db: int, tally: Tally) -> AsyncIterator[tuple[Batch, Batch]]:
-    """Batches of the authority's keys with the follower's; the authority reads the next one while the follower reads this one."""
+async def _side_by_side(comparison: Comparison, db: int, cursor: int) -> AsyncIterator[tuple[int, Batch, Batch, Tally]]:
+    """Batches of the authority's keys with the follower's, and the cursor after them; the authority reads the next while the follower reads this."""
     await comparison.select(db)
-    cursor, seen = await comparison.scan(db, 0, _BATCH_KEYS, tally)
-    while True:
-        if not cursor:
-            yield seen, await comparison.follow(db, seen)
-            return
-        theirs, (cursor, following) = await asyncio.gather(comparison.follow(db, seen), comparison.scan(db, cursor, _BATCH_KEYS, tally))
-        yield seen, theirs
-        seen = following
-
-
-async def _batches(endpoint: Endpoint) -> AsyncIterator[tuple[int, list[bytes]]]:
-    for node in await endpoint.nodes():
-        for db in sorted((await node.facts()).databases):
-            async for keys in _node_batches(node, db):
-                yield db, keys
-
-
-async def _node_batches(node: Node, db: int) -> AsyncIterator[list[bytes]]:
-    async with await node.connect(db, name="exodus-verify") as leg:
-        cursor = -1
-        while cursor:
-            cursor, found = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
-            # SCAN may give a key twice in one call while the table grows.
-            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX)]
-            if keys:
-                yield keys
+    tally = Tally()
+    cursor, seen = await comparison.scan(db, cursor, _BATCH_KEYS, tally)
+    while cursor:
+        its_tally = Tally()
+        theirs, (after, following) = await asyncio.gather(comparison.follow(db, seen), comparison.scan(db, cursor, _BATCH_KEYS, its_tally))
+        yield cursor, seen, theirs, tally
+        cursor, seen, tally = after, following, its_tally
+    yield 0, seen, await comparison.follow(db, seen), tally
 
 
 async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
@@ -254,14 +305,18 @@ async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Diver
 async def reconcile(engine: Engine, name: str) -> Json:
     """A pass that counts: clean, it closes the gaps that were open before it, and freshness counts from it. Kept as report `verification.NAME`.
 
+    One that was killed is gone on with, as long as live sync goes on and all that changed since it began is in the feed.
+
     Raises:
         SourceError, TargetError: a side was lost.
         redis.exceptions.RedisError: the store was.
     """
     store = engine.store
-    since_ms, synced = await store.now_ms(), await engine.feed.synced()
+    progress = await _progress(engine, name)
+    since_ms, synced = progress.since_ms, {partition: entry_id.encode() for partition, entry_id in progress.synced.items()}
     dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
-    report = await verify(engine, known=dead.keys() | accepted.keys())
+    report = await verify(engine, known=dead.keys() | accepted.keys(), under_way=UnderWay(store, name, progress))
+    await forget_pass(store, name)
     if report.clean:
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
@@ -276,6 +331,23 @@ async def reconcile(engine: Engine, name: str) -> Json:
     )
     await store.save_report(f"verification.{name}", found)
     return found
+
+
+async def _progress(engine: Engine, name: str) -> PassProgress:
+    """Where the pass `name` goes on: what a killed one has left, or the beginning."""
+    store, sides = engine.store, (engine.authority_facts, engine.follower_facts)
+    of = orjson.dumps([
+        engine.route.authority, engine.route.writer_epoch, *[facts.run_id for facts in sides],
+        engine.plan.model_dump_json(include={"source", "target", "filters", "renames", "allow_nonempty"}),
+    ]).decode()  # fmt: skip
+    now_ms, kept = await store.now_ms(), await load_pass(store, name)
+    # Without live sync nobody knows what changed since; and who looks again much later does not mean to go on.
+    holds = kept is not None and kept.of == of and engine.route.sync and now_ms - kept.at_ms < JOURNAL_RETAIN_MS
+    if kept is not None and holds and await journal.covers(store, {partition: entry_id.encode() for partition, entry_id in kept.synced.items()}):
+        kept.resumed += 1
+        return kept
+    synced = await engine.feed.synced()
+    return PassProgress(of=of, since_ms=now_ms, at_ms=now_ms, synced={partition: entry_id.decode() for partition, entry_id in synced.items()})
 
 
 async def _listed(store: ControlStore, name: str) -> list[Json]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from exodus.config import Side
+from exodus.compare.comparer import Comparer
+from exodus.config import JournalMode, Side
 from exodus.control.changes import Barrier
 from exodus.control.checkpoint import load_progress
 from exodus.control.freshness import read_freshness
+from exodus.control.registry import heartbeats
 from exodus.control.route import Route
+from exodus.cutover import closing
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import keys_of, reconcile, repair, verify
 from exodus.sync.rescan import rescan
@@ -203,3 +207,83 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
         return names(target, 3) == {b"four:where", b"of others", b"free"}
 
     await until(flushed, within_s=20, otherwise="a flush left renamed keys behind")
+
+
+async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_the_rules_do(renamed: Plant) -> None:
+    renamed.boxes[Side.SOURCE].client().mset({"one": 1, "two": 2, "of others": 3})
+    await renamed.gateway()
+    comparer = Comparer(renamed.store, renamed.plan, "comparer-1")
+    task = asyncio.create_task(comparer.run())
+    try:
+        await renamed.start_live_sync()
+        await renamed.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
+
+        async def follows() -> bool:
+            return any(beat.state == "comparing" for beat in await heartbeats(renamed.store, "comparer"))
+
+        await until(follows, within_s=10, otherwise="the comparer did not begin")
+        app = renamed.app()
+        for _ in range(3):
+            await app.get("one")
+            await app.get("of others")
+
+        async def rows() -> dict[str, dict[str, int]]:
+            (beat,) = await heartbeats(renamed.store, "comparer")
+            return beat.facts["rows"]
+
+        async def seen() -> bool:
+            found = (await rows()).get("GET", {})
+            return found.get("compared", 0) + found.get("excluded", 0) == 6
+
+        await until(seen, within_s=10, otherwise="the comparer did not see every pair")
+        # Equal: under its old name the target has nothing.
+        assert (await rows())["GET"] == {"compared": 3, "equal": 3, "excluded": 3}
+        await app.set("one", "written")
+
+        async def tried() -> bool:
+            return "SET" in await rows()
+
+        await until(tried, within_s=10, otherwise="the comparer did not try the write")
+        assert (await rows())["SET"] == {"compared": 1, "equal": 1}
+        assert await renamed.store.client.hlen(renamed.store.keys.divergence) == 0
+
+        async def written() -> bool:
+            return renamed.boxes[Side.TARGET].client(db=3).get("zero:one") == b"written"
+
+        await until(written, within_s=10, otherwise="the write did not come to the target")
+        assert "of others" not in {name.decode() for name in names(renamed.boxes[Side.TARGET], 3) | names(renamed.boxes[Side.TARGET])}
+    finally:
+        comparer.stop()
+        await task
+
+
+async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names_there(renamed: Plant) -> None:
+    source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source.client().mset({"one": 1, "of others": 2})
+    source.client(db=4).set("elsewhere", 1)
+    target.client(db=3).mset({"of others": "theirs", "zero:of others": "theirs", "zero:nobody's": "theirs"})
+    target.client().set("one", "theirs")
+    await renamed.gateway()
+    await renamed.syncer()
+    await renamed.start_live_sync()
+    await renamed.backfill()
+    assert {b"zero:one", b"four:where"} < names(target, 3)
+    report = await closing.abandon(renamed.store, renamed.plan, clean_target=True)
+    assert names(target, 3) == {b"of others", b"zero:of others", b"zero:nobody's"}
+    assert names(target) == {b"one"}
+    assert (report["target_keys_removed"], report["target_keys_left"]) == (2, 4)
+    assert names(source) == {b"one", b"of others"}
+
+
+async def test_an_abandoned_migration_empties_a_target_that_was_empty_whatever_the_rules_say(filtered: Plant) -> None:
+    source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source.client().mset({"fine": 1, "cache:1": 1})
+    await filtered.gateway()
+    await filtered.syncer()
+    await filtered.start_live_sync()
+    await filtered.backfill()
+    target.client().set("cache:2", "came later")
+    report = await closing.abandon(filtered.store, filtered.plan, clean_target=True)
+    assert (report["target_keys_removed"], report["target_keys_left"]) == (2, 0)
+    assert names(target) == set()
+    assert names(source) == {b"fine", b"cache:1"}

@@ -1,0 +1,23 @@
+"""A verification that counts, as a process of its own, to be killed: `python -m tests.support.verifier MIGRATION_FILE NAME`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uvloop
+
+from exodus.config import load_migration
+from exodus.control.store import ControlStore
+from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import reconcile
+
+
+async def main(file: Path, name: str) -> None:
+    migration = load_migration(file)
+    async with await ControlStore.connect(migration.control_store, migration.plan.name) as store:
+        await reconcile(await open_engine(store, await store.plan()), name)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(Path(sys.argv[1]), sys.argv[2]))
