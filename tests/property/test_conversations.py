@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus.config import Side
-from exodus.resp.encode import encode
+from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -88,8 +88,9 @@ def bridge(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> 
 def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
     """All that comes back, up to the answer to a last PING or the connection's end."""
     last = b"the-end"
-    # Replies may be off, or a transaction open.
-    data = data + encode("CLIENT", "REPLY", "ON") + encode("DISCARD") + encode("PING", last)
+    # A transaction may be open, a channel subscribed to, replies off: a server that does not reply to QUIT does not close either.
+    ends = (("DISCARD",), ("UNSUBSCRIBE",), ("PUNSUBSCRIBE",), ("CLIENT", "REPLY", "ON"), ("PING", "here"), ("QUIT",))
+    data = data + encode_many(ends)
     if hello:
         data = encode("HELLO", 3) + data
     said = b""
