@@ -187,7 +187,9 @@ async def _check_live(client: redis.Redis, model: Model, findings: Findings) -> 
         for key, found, found_ms in zip(part, states, expiries, strict=True):
             allowed: tuple[State, ...] = model.unknown.get(key) or (model.live[key],)
             expiry = model.expiries.get(key)
-            if expiry is not None and expiry.latest_ms + _SLACK_MS < now_ms:
+            if key in model.unknown:
+                pass  # its expiry is that of one of the two, and whether it may be gone stands in `allowed`
+            elif expiry is not None and expiry.latest_ms + _SLACK_MS < now_ms:
                 allowed = (None,)
             elif expiry is not None and expiry.earliest_ms - _SLACK_MS < now_ms + 10_000:
                 allowed = (*allowed, None)  # it may expire while this is read

@@ -34,7 +34,7 @@ class Model:
     changed: dict[int, State] = field(default_factory=dict)  # preloaded keys that were written
     live: dict[bytes, State] = field(default_factory=dict)  # None: must not exist
     expiries: dict[bytes, Expiry] = field(default_factory=dict)
-    unknown: dict[bytes, tuple[State, State]] = field(default_factory=dict)
+    unknown: dict[bytes, tuple[State, ...]] = field(default_factory=dict)  # before and after a write without an answer; None: or expired
     pending: dict[bytes, int] = field(default_factory=dict)  # stream → entries delivered and not acknowledged
     jobs_pushed: set[bytes] = field(default_factory=set)
     jobs_unknown: set[bytes] = field(default_factory=set)

@@ -108,7 +108,9 @@ class Writer:
             self.tally.error(exc)
             self.tally.unknown += 1
             for key, state in changes.items():
-                self.model.unknown[key] = (self.model.live.get(key), state)
+                # Whichever it is, one that expires may be gone by the time that somebody looks.
+                expires = key in self.model.expiries or (expiry or {}).get(key) is not None
+                self.model.unknown[key] = (self.model.live.get(key), state, *((None,) if expires else ()))
             return None
         finally:
             self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
@@ -123,13 +125,15 @@ class Writer:
         return reply
 
     async def settle(self, key: bytes) -> None:
-        """After a write without an answer: read which of the two states it is."""
+        """After a write without an answer: read which of the states it is."""
         try:
             now = await read_state(self.client, key)
             at = (await read_expiries(self.client, [key]))[0]
         except (redis.RedisError, OSError) as exc:
             self.tally.error(exc)
             return
+        if now is not None and at == -2:
+            return  # it expired between the two reads
         if now in self.model.unknown[key]:
             self.model.live[key] = now
             self.model.expiries.pop(key, None)

@@ -14,7 +14,7 @@ from typing import Any
 import redis.asyncio as redis
 
 from exodus.config import Hold, Plan, Side
-from exodus.control import registry
+from exodus.control import journal, registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
@@ -157,6 +157,8 @@ async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side
             within_s=plan.hold_seconds_max,
             otherwise="a gateway could not hold the rehearsal's writes",
         )
+        if route.sync:
+            await _synced(store, plan)
         copied = await _copy_prefix(store, plan, to)
         route = await _change(store, route, rehearsal_authority=to)
     except CutoverAborted:
@@ -164,6 +166,18 @@ async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side
         raise
     route = await _change(store, route, rehearsal_hold=Hold.NONE)
     return route, {"to": str(to), "hold_ms": round((time.monotonic() - began) * 1000, 1), "keys": copied}
+
+
+async def _synced(store: ControlStore, plan: Plan) -> None:
+    """Wait until live sync has done what is in the journal now: later it would put an older state over what is written at the other side."""
+    goal = await journal.ends(store, plan.partitions)
+    deadline = time.monotonic() + plan.hold_seconds_max
+    while not await journal.reached(store, goal):
+        if time.monotonic() > deadline:
+            raise CutoverAborted(
+                "live sync did not come to the rehearsal's keys", why="it is behind", next_step="exodus status; rehearse again later"
+            )
+        await asyncio.sleep(0.005)
 
 
 async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:

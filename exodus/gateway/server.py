@@ -308,9 +308,11 @@ class Gateway:
     async def _apply_to(self, scope: Scope, route: Route, authority: Side, hold: Hold) -> None:
         orders = scope.orders
         first = orders.epoch < 0
-        began = orders.journal is not route.journal
+        # A rehearsal copies its keys by itself. Live sync would copy them from where they are not written now, over what is.
+        journal = route.journal if authority is route.authority else JournalMode.OFF
+        began = orders.journal is not journal
         orders.epoch = route.epoch
-        orders.journal = route.journal
+        orders.journal = journal
         orders.shadow_salt = route.shadow_salt
         orders.shadow_below = int(route.shadow_rate * 2**32)
         if began:

@@ -60,9 +60,10 @@ async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_
         await rehearse(plant.store, plan=hurried, gateway_host="127.0.0.1", gateway_port=plant.port)
     with pytest.raises(DecisionRefused, match="did not go well: a gateway could not hold"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
-    await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
-    found = await plant.store.report("rehearsal")
-    assert found is not None
+    # Live sync is on: it must not put an older state of the source over what the rehearsal writes at the target.
+    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    assert (found["lost_writes"], found["error_count"]) == (0, 0)
+    assert await plant.store.report("rehearsal") == found
     await plant.store.save_report("rehearsal", {**found, "at_ms": found["at_ms"] - 2 * 3_600_000})
     with pytest.raises(DecisionRefused, match=r"2\.0 h old"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
