@@ -99,6 +99,14 @@ class Cutover(StrEnum):
     OWN = "own"  # the operator, by means of their own: the migration ends at Migrate, and Commit is refused
 
 
+class WorkersKind(StrEnum):
+    """Where slices of a backfill are copied."""
+
+    THREADS = "threads"  # of the flow run's process: Python's lock lets them use one core together
+    PROCESSES = "processes"  # beside it, on the same machine
+    DASK = "dask"  # of a Dask cluster
+
+
 class FenceKind(StrEnum):
     """By what a side refuses writes after a switch (`exodus/cutover/means.py`)."""
 
@@ -231,6 +239,24 @@ class Budget(BaseModel):
     cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
 
 
+class Workers(BaseModel):
+    """Who copies slices of a backfill. All of them go on from the same checkpoints, so this may be changed between two runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: WorkersKind = Field(default=WorkersKind.THREADS, description="threads, processes, or dask")
+    count: int | None = Field(default=None, ge=1, le=64, description="slices copied at a time; null: what the machine is good for")
+    dask_scheduler: str | None = Field(default=None, description="dask: tcp://HOST:PORT of a running scheduler; null: a cluster on this machine")
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Self:
+        if self.dask_scheduler is not None and self.kind is not WorkersKind.DASK:
+            raise ValueError(f"workers.dask_scheduler is {self.dask_scheduler} and workers.kind is {self.kind}: set kind: dask, or leave it away")
+        if self.dask_scheduler is not None and self.count is not None:
+            raise ValueError("workers.count is for workers that Exodus starts; how many a running Dask scheduler has is the cluster's to say")
+        return self
+
+
 class Listen(BaseModel):
     """Where the gateway listens. Loopback unless the operator says otherwise."""
 
@@ -277,6 +303,7 @@ class Plan(BaseModel):
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
+    workers: Workers = Field(default=Workers(), description="who copies the slices")
     feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or the replication stream")
     budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")

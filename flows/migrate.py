@@ -28,6 +28,7 @@ from tasks.live_sync import (
     why_letters_stand,
 )
 from tasks.probe import check_sides
+from tasks.workers import workers_of
 
 PHASE = Phase.MIGRATE
 
@@ -36,13 +37,16 @@ def _backfill(migration: str, live: Json) -> Json:
     """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
     slices = slice_keyspace(migration)
     progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
+    copy: Any = copy_one_slice
     left, attempt = slices, 0
-    while left:
-        attempt += 1
-        futures = copy_one_slice.map(unmapped(migration), unmapped(live["run"]), left, unmapped(live["writer_epoch"]), unmapped(attempt))
-        done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
-        left = [slice_id for slice_id in left if slice_id not in done]
-        update_progress_artifact(artifact_id=progress, progress=100.0 * (len(slices) - len(left)) / len(slices))
+    with workers_of(migration) as workers:
+        while left:
+            attempt += 1
+            given = {"migration": migration, "backfill": live["run"], "writer_epoch": live["writer_epoch"], "attempt": attempt}
+            futures = workers.map(copy, {"slice_id": left, **{name: unmapped(value) for name, value in given.items()}})
+            done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
+            left = [slice_id for slice_id in left if slice_id not in done]
+            update_progress_artifact(artifact_id=progress, progress=100.0 * (len(slices) - len(left)) / len(slices))
     return count_backfill(migration, live["run"])
 
 

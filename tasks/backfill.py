@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
+from typing import Any, cast
 
 from prefect import task
 from prefect.variables import Variable
@@ -20,6 +22,10 @@ from tasks.context import Json, opened, run
 
 BUDGET_S = 20.0
 BUDGET_VARIABLE = "exodus_budget"  # a Prefect variable: the impact budget, looked at before each slice's turn
+
+
+def _asked_budget() -> Any:
+    return cast("Any", Variable).get(BUDGET_VARIABLE)
 
 
 @task(name="slice the keyspace", persist_result=True)
@@ -50,7 +56,8 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
                     why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
                     next_step="start migrate again",
                 )
-            asked = await Variable.aget(BUDGET_VARIABLE)
+            # Not aget: its client would leave a connection open in this loop.
+            asked = await asyncio.to_thread(_asked_budget)
             if asked is not None:
                 await set_budget(it.store, parse_budget(json.dumps(asked)))
             engine = await open_engine(it.store, it.plan, route)

@@ -11,6 +11,8 @@ followed by a fresh sync (race rule 3). A barrier or a gap in between counts as 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -73,6 +75,7 @@ async def copy_slice(
     if progress.done:
         return progress
     progress.attempts += 1
+    progress.worker = f"{socket.gethostname()}:{os.getpid()}"
     began, before = time.monotonic(), progress.seconds
     failures = 0
     while True:

@@ -7,7 +7,7 @@ How streams are rebuilt was checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from exodus.endpoint import NodeFacts
@@ -83,9 +83,9 @@ class Packed:
             ]
         )
 
-    def states(self) -> list[State]:
-        """One by one."""
-        return [State(key, max(at_ms, 0), payload) for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)]
+    def __iter__(self) -> Iterator[State]:
+        """One by one, as if they were a list of states."""
+        return (State(key, max(at_ms, 0), payload) for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True))
 
 
 def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:

@@ -1,0 +1,40 @@
+"""Who copies slices: threads of the flow run's process, processes beside it, or Dask's workers, by the plan's `workers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
+
+from exodus.config import Workers, WorkersKind
+from exodus.errors import OperatorError
+from tasks.context import load
+
+
+def workers_of(migration: str) -> TaskRunner[Any]:
+    """The task runner that the plan asks for; a context manager.
+
+    Raises:
+        OperatorError: the plan wants Dask, and it is not installed.
+    """
+    return task_runner(load(migration).plan().workers)
+
+
+def task_runner(workers: Workers) -> TaskRunner[Any]:
+    """See `workers_of`."""
+    if workers.kind is WorkersKind.THREADS:
+        return ThreadPoolTaskRunner(max_workers=workers.count) if workers.count else ThreadPoolTaskRunner()
+    if workers.kind is WorkersKind.PROCESSES:
+        return ProcessPoolTaskRunner(max_workers=workers.count)
+    try:
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError as exc:
+        raise OperatorError(
+            "workers.kind: dask needs Prefect's Dask task runner",
+            why=str(exc),
+            next_step="pip install -c constraints.txt 'exodus[dask]' where flow runs and Dask's workers run, or set workers.kind: processes",
+        ) from exc
+    if workers.dask_scheduler is not None:
+        return DaskTaskRunner(address=workers.dask_scheduler)
+    # One slice at a time in each process, for the same reason for which there are processes.
+    return DaskTaskRunner(cluster_kwargs={"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"})
