@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
@@ -34,6 +36,9 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
     summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
     evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
     slowest = max(commands, key=lambda row: row["latency_us_p99"])
+    by_strategy: Counter[str] = Counter()
+    for row in foreseen:
+        by_strategy[row["strategy"]] += row["keys_estimated"]
     decision = ask(
         PhaseDecision,
         migration=migration,
@@ -43,7 +48,7 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
         summary=[
             f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
-            "dry run: " + ", ".join(f"{row['keys_estimated']:,} keys {row['strategy']}" for row in foreseen[:3]) + " (artifact dry-run)",
+            "dry run: " + ", ".join(f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)) + " (artifact dry-run)",
         ],
         evidence=f"evidence.{PHASE}",
     )
