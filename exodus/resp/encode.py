@@ -14,8 +14,7 @@ def encode(*args: Arg) -> bytes:
 
 def encode_arguments(*args: Arg) -> bytes:
     """Further arguments of a request whose head already counts them."""
-    raws = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
-    return b"".join([b"$%d\r\n%b\r\n" % (len(raw), raw) for raw in raws])
+    return b"".join([b"$%d\r\n%b\r\n" % (len(raw := arg if isinstance(arg, bytes) else str(arg).encode()), raw) for arg in args])
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:

@@ -210,7 +210,7 @@ async def mark_overtaken(engine: Engine, db: int, keys: list[bytes], positions: 
     marked = [(db, key) for key in unsettled or ()]
     if changes.gap or changes.barriers:
         marked += [(db, key) for key in keys]
-    else:
+    elif changes.keys:
         mine = set(keys)
         marked += [key for key in dict.fromkeys(changes.keys) if key[0] == db and key[1] in mine]
     await engine.feed.mark(marked)

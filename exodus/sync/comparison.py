@@ -18,7 +18,7 @@ from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
 from exodus.sync.read import Batch, Reader, Seen, What
-from exodus.sync.scan import scan_once
+from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
@@ -87,7 +87,7 @@ class Comparison:
             read = await self._readers[0].keys([key for key in keys if key not in outside])
             return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
         following, batch = await self._readers[0].scan(cursor, count)
-        if len(set(batch.keys)) == len(batch.keys) and not any(key.startswith(RESERVED_PREFIX) for key in batch.keys):
+        if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
             return following, batch
         unique = {each.key: each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)}
         return following, Batch.of(list(unique.values()))
@@ -143,10 +143,15 @@ class Comparison:
     async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
         """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is one comparison a column."""
         kinds = set(ours.kinds)
-        same = ours.kinds == theirs.kinds and ours.expiries_ms == theirs.expiries_ms and ours.values == theirs.values
-        plain = kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds)
-        if not (same and plain and set(map(type, ours.values)) <= {bytes, list}):
+        plain = kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+        if not plain or ours.kinds != theirs.kinds or ours.values != theirs.values:
             return await self.compare(db, ours.rows(), theirs.rows(), tally)
+        if ours.expiries_ms != theirs.expiries_ms:
+            apart = [(here, there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True) if here != there]
+            drift_ms = max(abs(here - there) for here, there in apart)
+            if drift_ms > self._slack_ms or any((here < 0) != (there < 0) for here, there in apart):
+                return await self.compare(db, ours.rows(), theirs.rows(), tally)
+            tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
         tally.keys_with_ttl += sum(at_ms >= 0 for at_ms in ours.expiries_ms)
         for kind in kinds:
             tally.by_type[kind.decode()] += ours.kinds.count(kind)

@@ -29,7 +29,7 @@ from exodus.sync.outside import left_out
 from exodus.sync.payload import Packed, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
-from exodus.sync.scan import scan_once
+from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
 _READ_ATTEMPTS = 3
@@ -443,8 +443,8 @@ class Copier:
             report.unsettled.append(key)
 
 
-def _wanted(keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
-    wanted = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+def _wanted(keys: Sequence[bytes], report: BatchReport) -> Sequence[bytes]:
+    wanted = without_own(keys)
     report.skipped += len(keys) - len(wanted)
     return wanted
 

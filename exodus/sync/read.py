@@ -15,7 +15,7 @@ from typing import NamedTuple
 from exodus.config import LARGE_ELEMENTS, LARGE_KEY_BYTES, READ_BATCH_BYTES
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, ReplyError
-from exodus.sync.script import READ, READ_SHA
+from exodus.sync.script import LETTERS, READ, READ_SHA
 from exodus.sync.value import COUNTS, PLAIN_TYPES, Command, reads_of
 
 _TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
@@ -135,10 +135,9 @@ class Reader:
             return Batch([], [], [], [])
         if not self._scripted:
             return Batch.of(await self._plainly(keys))
-        words = [b""] * (2 * len(keys))
-        words[::2] = keys
-        words[1::2] = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)]
-        return Batch(keys, *(await self._script("like", *words))[2:])
+        kinds = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)] if 0 in others.values else others.kinds
+        letters = b"".join([LETTERS.get(kind, b"-") for kind in kinds])
+        return Batch(keys, *(await self._script("like", letters, *keys))[2:])
 
     async def _complete(self, found: list[Seen]) -> list[Seen]:
         """With further calls for what did not fit into the first."""

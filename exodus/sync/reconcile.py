@@ -25,7 +25,7 @@ from exodus.sync.comparison import Comparison, Divergence, Tally, open_compariso
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
 from exodus.sync.read import Batch
-from exodus.sync.scan import scan_once
+from exodus.sync.scan import scan_once, without_own
 
 _BATCH_KEYS = 500
 _LISTED_MAX = 1_000
@@ -215,10 +215,10 @@ async def _look(engine: Engine, comparison: Comparison, way: UnderWay, note: Cal
                 while walk.databases:
                     db = walk.databases[0]
                     await leg.select(db)
-                    cursor, keys = await scan_once(leg, walk.cursor, _BATCH_KEYS)
+                    cursor, scanned = await scan_once(leg, walk.cursor, _BATCH_KEYS)
                     await pace.turn()
                     # SCAN may give a key twice in one call while the table grows.
-                    keys = [key for key in dict.fromkeys(keys) if not key.startswith(RESERVED_PREFIX)]
+                    keys = without_own(list(dict.fromkeys(scanned)))
                     before = surplus.spared, surplus.left_behind
                     found = [found for _, found in await surplus.among(db, keys)]
                     spared, left_behind = surplus.spared - before[0], surplus.left_behind - before[1]

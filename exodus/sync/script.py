@@ -3,8 +3,8 @@
 Where scripts are allowed this saves a round trip and most of our own CPU a batch (facts-redis 9). It only reads, so it is never replicated.
 What it may cost a server is bounded by the caller: it stops collecting after so many bytes, and keys that are large are named, not read.
 
-On servers without PEXPIRETIME the server's clock stands on both sides of a run of PTTLs; where the two are further apart than a millisecond the
-script was interrupted in between, and reads a shorter run once more (errors of up to 32 ms were seen otherwise, facts-redis 3).
+On servers without PEXPIRETIME the server's clock stands on both sides of a run of PTTLs; where the two are not of the same millisecond, a shorter
+run is read once more: one of a single key is taken as it is when they are one apart (errors of up to 32 ms were seen otherwise, facts-redis 3).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 
 # Arguments: payload or value, PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is
-# large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or `like`, names and types in turn:
-# values that are expected to be of these types and of a bearable size, since the other side's are.
+# large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or `like`, a letter (LETTERS) for
+# each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads: nobody needs them),
 # expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
@@ -24,12 +24,12 @@ local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZC
 local reads = {
   string = {'GET'}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, hash = {'HGETALL'},
 }
-local keys, names, cursor, first, step = ARGV, {}, '', 8, 1
+local keys, names, cursor, first = ARGV, {}, '', 8
 if ARGV[7] == 'scan' then
   local found = call('SCAN', ARGV[8], 'COUNT', ARGV[9])
   cursor, keys, names, first = found[1], found[2], found[2], 1
 elseif ARGV[7] == 'like' then
-  step = 2
+  first = 9
 end
 local kinds, expiries, values = {}, {}, {}
 
@@ -40,7 +40,7 @@ end
 
 if modern then
   local at = 0
-  for i = first, #keys, step do
+  for i = first, #keys do
     at = at + 1
     expiries[at] = call('PEXPIRETIME', keys[i])
   end
@@ -48,16 +48,17 @@ else
   local i, at, run = first, 0, 16
   while i <= #keys do
     local n, from, timed = 0, now(), false
-    while n < run and i + n * step <= #keys do
-      local left = call('PTTL', keys[i + n * step])
+    while n < run and i + n <= #keys do
+      local left = call('PTTL', keys[i + n])
       n = n + 1
       if left >= 0 then left, timed = from + left, true end
       expiries[at + n] = left
     end
-    if timed and now() - from > 1 then
-      run = math.max(1, math.floor(run / 2))
+    local ms = timed and now() - from or 0
+    if ms > 1 or (ms == 1 and n > 1) then
+      run = math.max(1, math.floor(n / 2))
     else
-      i, at = i + n * step, at + n
+      i, at, run = i + n, at + n, 16
     end
   end
 end
@@ -74,8 +75,9 @@ local function size_of(key, kind)
 end
 
 if ARGV[7] == 'like' then
+  local letters = {s='string', l='list', e='set', z='zset', h='hash'}
   for at = 1, #expiries do
-    local key, kind = ARGV[6 + 2 * at], ARGV[7 + 2 * at]
+    local key, kind = ARGV[8 + at], letters[ARGV[8]:sub(at, at)]
     local how = reads[kind]
     local value = how and redis.pcall(how[1], key, unpack(how, 2))
     if not value or expiries[at] == -2 or (type(value) == 'table' and (value.err or #value == 0)) then
@@ -111,4 +113,5 @@ for at = 1, #expiries do
 end
 return {cursor, names, kinds, expiries, values}
 """
+LETTERS = {b"string": b"s", b"list": b"l", b"set": b"e", b"zset": b"z", b"hash": b"h"}
 READ_SHA = hashlib.sha1(READ, usedforsecurity=False).hexdigest()
