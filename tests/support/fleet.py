@@ -305,7 +305,7 @@ class Fleet:
             raise AssertionError(f"the journal never drained: {left}; {await read_route(self.store)}; {syncers}") from None
         engine = await open_engine(self.store, self.plan)
         report = await verify(engine, settle_s=0.1, attempts=4)
-        assert report.divergences == []
+        assert report.divergences == [], report.divergences[:5]
         found = await check(application.model, self.boxes[engine.route.authority].url)
         wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
         assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, found["problems"]
