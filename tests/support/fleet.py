@@ -287,13 +287,19 @@ class Fleet:
     async def agrees(self, application: Application) -> None:
         """The application at rest: both sides are equal, and the authority has all that was acknowledged and nothing else."""
         await application.pause()
+        paused_ms = await self.store.now_ms()
         feed = JournalFeed(self.store, self.plan.partitions)
 
         left: list[object] = []
 
         async def quiet() -> bool:
             beats = await registry.heartbeats(self.store, "gateway")
-            left[:] = [(beat.process, beat.facts["unflushed"]) for beat in beats if beat.facts["unflushed"]]
+            # A beat of before the pause knows nothing of the last writes.
+            left[:] = [
+                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"])
+                for beat in beats
+                if beat.facts["unflushed"] or beat.at_ms <= paused_ms
+            ]
             if not await feed.drained():
                 left.append((await feed.positions(), await feed.synced()))
             return not left
