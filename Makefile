@@ -11,7 +11,7 @@ SEED ?= 1
 APPROVE ?= auto
 NAME ?=
 
-.PHONY: help install demo test unit fault e2e lint fix types imports bench up down clean
+.PHONY: help install demo test unit fault e2e lint fix types imports duplicates bench up down clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,16 +38,19 @@ fault: $(STAMP)  ## tests that kill and stall processes
 e2e: $(STAMP)  ## tests through a real Prefect server and worker
 	$(BIN)/python -m pytest tests/e2e
 
-lint: $(STAMP)  ## formatter, linter, types, import contract
+lint: $(STAMP)  ## formatter, linter, types, import contract, duplicates
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(MAKE) types imports
+	$(MAKE) types imports duplicates
 
 types: $(STAMP)  ## the type checker
 	$(BIN)/mypy exodus flows tasks blocks examples benchmarks
 
 imports: $(STAMP)  ## the import contract
 	$(BIN)/lint-imports
+
+duplicates: $(STAMP)  ## places that share eight lines or more
+	$(BIN)/pylint exodus flows tasks blocks examples benchmarks
 
 fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff format .

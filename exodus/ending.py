@@ -1,9 +1,9 @@
-"""Ending tasks for certain."""
+"""Tasks of a process: running them until it is told to stop, and ending them for certain."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 _AGAIN_S = 0.2
@@ -21,3 +21,15 @@ async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
             task.cancel()
         await asyncio.wait(left, timeout=_AGAIN_S)
     await asyncio.gather(*left, return_exceptions=True)
+
+
+async def until_stopped(stopping: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
+    """Run them side by side until `stopping`. The first that ends by itself ends all, and what it raised is raised."""
+    tasks = [asyncio.create_task(work) for work in works]
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {waiting}:
+            task.result()
+    finally:
+        await end_all((*tasks, waiting))

@@ -20,7 +20,7 @@ from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
-from exodus.ending import end_all
+from exodus.ending import end_all, until_stopped
 from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
@@ -62,18 +62,10 @@ class Syncer:
     async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
         """Serve until `stop`."""
         status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._why or "following"))
-        tasks = [
-            asyncio.create_task(registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S)),
-            asyncio.create_task(self._beat()),
-        ]
-        stopping = asyncio.create_task(self._stopping.wait())
         try:
-            done, _ = await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopping}:
-                task.result()  # a task that ends by itself failed
+            await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
         finally:
             await self._stop_work()
-            await end_all((*tasks, stopping))
             with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
                 await self._store.unregister("syncer", self.process)
             status.close()

@@ -21,6 +21,7 @@ BIN = Path(sys.executable).parent
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
         ["lint-imports"],
+        ["pylint", "exodus", "flows", "tasks", "blocks", "examples", "benchmarks"],
         ["mypy", "exodus", "flows", "tasks", "blocks", "examples", "benchmarks"],
     ],
     ids=lambda command: " ".join(command[:2]),
