@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-_AGAIN_S = 0.2
+_AGAIN_S = 0.5  # more than an ending takes: who is cancelled again while it cleans up has to be able to bear it
 
 
 async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:

@@ -198,9 +198,13 @@ class Leg:
             await self.call("SELECT", db)
             self.db = db
 
+    def end(self) -> None:
+        """End the connection, without waiting for it."""
+        self._writer.close()
+
     async def close(self) -> None:
         """End the connection."""
-        self._writer.close()
+        self.end()
         try:
             async with asyncio.timeout(1):
                 await self._writer.wait_closed()
@@ -212,3 +216,12 @@ class Leg:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def close_all(legs: Iterable[Leg | None]) -> None:
+    """End several connections. All are ended before the first is waited for, so that a cancellation meanwhile leaves none open."""
+    given = [leg for leg in legs if leg is not None]
+    for leg in given:
+        leg.end()
+    for leg in given:
+        await leg.close()

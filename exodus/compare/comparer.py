@@ -57,12 +57,6 @@ class Run:
         self.outside: set[Key] = set()  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
 
-    async def close(self) -> None:
-        """End the connections."""
-        await self.copier.close()
-        await self.authority.close()
-        await self.follower.close()
-
     async def copy(self, keys: Iterable[Key]) -> None:
         """Seed or refresh keys on the target, and write down that they are ours."""
         store = self.engine.store
@@ -206,8 +200,8 @@ class Comparer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        ended, self._work = self._work, None
-        await end_all([ended])
+        await end_all([self._work])
+        self._work = None
 
     async def _keep_comparing(self, route: Route) -> None:
         shadow_at = await self._last_id()
@@ -215,18 +209,17 @@ class Comparer:
         while True:
             try:
                 engine = await open_engine(self._store, self._plan, route)
-                authority = await (await engine.authority.nodes())[0].connect(name="exodus-compare")
-                follower = await (await engine.follower.nodes())[0].connect(name="exodus-compare")
-                table = CommandTable.from_replies(await authority.call("COMMAND"))
-                run = Run(engine, await engine.copier(engine.guard(), name="exodus-compare"), authority, follower, table)
-                run.rows = self._rows
-                self._why = ""
-                try:
+                async with contextlib.AsyncExitStack() as opened:
+                    authority = await opened.enter_async_context(await (await engine.authority.nodes())[0].connect(name="exodus-compare"))
+                    follower = await opened.enter_async_context(await (await engine.follower.nodes())[0].connect(name="exodus-compare"))
+                    copier = await engine.copier(engine.guard(), name="exodus-compare")
+                    opened.push_async_callback(copier.close)
+                    run = Run(engine, copier, authority, follower, CommandTable.from_replies(await authority.call("COMMAND")))
+                    run.rows = self._rows
+                    self._why = ""
                     while True:
                         shadow_at = await self._batch(run, shadow_at)
                         positions = await self._refresh(run, positions)
-                finally:
-                    await run.close()
             except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
                 self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 log.info("comparing waits: %s", self._why)

@@ -26,7 +26,7 @@ from exodus.control.store import ControlStore, answered, fence_guard_key
 from exodus.cutover.means import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
-from exodus.leg import Leg, Reply, ReplyError, error_of
+from exodus.leg import Leg, Reply, ReplyError, close_all, error_of
 
 T = TypeVar("T")
 _FORGET = "local r = redis.call('GET', KEYS[1]) if r and cjson.decode(r)['switch'] == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
@@ -84,10 +84,8 @@ class Fence:
 
     async def close(self) -> None:
         """Give the connections back."""
-        for leg in (self._leg, self._probe):
-            if leg is not None:
-                await leg.close()
-        self._leg = self._probe = None
+        legs, self._leg, self._probe = (self._leg, self._probe), None, None
+        await close_all(legs)
 
     async def __aenter__(self) -> Self:
         return self

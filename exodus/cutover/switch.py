@@ -40,7 +40,7 @@ from exodus.cutover.settle import closed, replace_right, replace_right_on, settl
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
-from exodus.leg import Leg
+from exodus.leg import Leg, close_all
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
@@ -102,8 +102,7 @@ class Switch:
         """Give connections back."""
         for fence in self._fences.values():
             await fence.close()
-        for leg in self.legs.values():
-            await leg.close()
+        await close_all(self.legs.values())
         if self.comparison is not None:
             await self.comparison.close()
         if self.heard is not None:

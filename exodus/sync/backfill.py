@@ -141,8 +141,10 @@ class _SliceCopy:
                 for task in done:
                     task.result()
         finally:
-            await end_all(tasks)
-            await copier.close()
+            try:
+                await end_all(tasks)
+            finally:
+                await copier.close()
 
     async def _read(self, copier: Copier, pace: Pace) -> None:
         cursor, ended = self._progress.cursor, False

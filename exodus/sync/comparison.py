@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts
-from exodus.leg import Leg, Reply
+from exodus.leg import Leg, Reply, close_all
 from exodus.scope import Scope
 from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
@@ -69,8 +69,7 @@ class Comparison:
 
     async def close(self) -> None:
         """End both connections."""
-        for leg in self._legs:
-            await leg.close()
+        await close_all(self._legs)
 
     async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, Batch]:
         """Keys of the authority with all that is compared; the next cursor.
@@ -243,9 +242,7 @@ class Surplus:
 
     async def close(self) -> None:
         """End the connections."""
-        await self._authority.close()
-        if self._behind is not None:
-            await self._behind.close()
+        await close_all((self._authority, self._behind))
 
     async def among(self, db: int, keys: Sequence[bytes]) -> list[tuple[int, Divergence]]:
         """Of keys of the follower's database `db`: those that the authority does not have, or that the rules leave out by name.
@@ -307,13 +304,13 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
 
 async def open_comparison(engine: Engine) -> Comparison:
     """Connections of their own for comparing."""
-    authority = await engine.authority_leg(name="exodus-verify")
+    authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:
         follower = await (await engine.follower.nodes())[0].connect(name="exodus-verify")
         if engine.follower_facts.capabilities.get("no-touch"):
             await follower.call("CLIENT", "NO-TOUCH", "ON")
     except BaseException:
-        await authority.close()
+        await close_all((authority, follower))
         raise
     facts = engine.authority_facts, engine.follower_facts
     return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others)

@@ -98,9 +98,6 @@ class Engine:
         """Take keys that were carried after all off the list."""
         await letters.forget(self.store, keys)
 
-    async def close(self) -> None:
-        """Nothing is kept open between copiers."""
-
 
 async def open_engine(store: ControlStore, plan: Plan, route: Route | None = None) -> Engine:
     """The engine for the route in force (or the one given).

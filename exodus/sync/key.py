@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
-from exodus.leg import Leg, Reply, ReplyError
+from exodus.leg import Leg, Reply, ReplyError, close_all
 from exodus.resp.encode import encode_arguments, encode_many
 from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
@@ -142,10 +142,7 @@ class Copier:
 
     async def close(self) -> None:
         """End the connections."""
-        await self._from.close()
-        await self._to.leg.close()
-        if self._pieces is not None:
-            await self._pieces.close()
+        await close_all((self._from, self._to.leg, self._pieces.leg if self._pieces is not None else None))
 
     async def guard_by(self, guard: Guard) -> None:
         """Write under another guard from the next batch on."""

@@ -99,8 +99,10 @@ class Lanes:
                     continue
                 await self._advance(changes)
         finally:
-            await end_all([keeping])
-            await copier.close()
+            try:
+                await end_all([keeping])
+            finally:  # cancelled once more meanwhile, as `end_all` does
+                await copier.close()
 
     async def give_back(self) -> None:
         """Let others have the partitions at once."""

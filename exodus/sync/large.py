@@ -44,14 +44,10 @@ class Pieces:
     """Copies large keys, one at a time. `authority` is a leg of its own, since it WATCHes."""
 
     def __init__(self, authority: Leg, follower: GuardedLeg, authority_facts: NodeFacts, follower_facts: NodeFacts) -> None:
-        self._from = authority
+        self.leg = authority  # the copier ends it together with its own
         self._to = follower
         self._facts = authority_facts
         self._follower_facts = follower_facts
-
-    async def close(self) -> None:
-        """End the connection that is ours."""
-        await self._from.close()
 
     async def copy(self, db: int, key: bytes, to_db: int, to: bytes) -> Outcome:
         """Make one key of database `db` equal on the follower, where it is `to` in `to_db`.
@@ -61,7 +57,7 @@ class Pieces:
             Uncarried: the follower cannot hold it, or refused a piece.
             SourceError, TargetError: a connection was lost; safe to repeat.
         """
-        await self._from.select(db)
+        await self.leg.select(db)
         for attempt in range(1, COPY_ATTEMPTS + 1):
             outcome = await self._once(key, to_db, to, last=attempt == COPY_ATTEMPTS)
             if outcome is not None:
@@ -69,11 +65,11 @@ class Pieces:
         raise AssertionError("the last attempt always has an outcome")
 
     async def _once(self, key: bytes, to_db: int, to: bytes, *, last: bool) -> Outcome | None:
-        _, kind = await self._from.pipeline([("WATCH", key), ("TYPE", key)])
+        _, kind = await self.leg.pipeline([("WATCH", key), ("TYPE", key)])
         stage = _STAGE + secrets.token_hex(8).encode()
         size = 0
         if kind == b"none":
-            await self._from.call("UNWATCH")
+            await self.leg.call("UNWATCH")
             await self._put(to_db, [("UNLINK", to)])
             return Outcome(exists=False)
         try:
@@ -83,11 +79,11 @@ class Pieces:
         except _Moved:
             size = 0
         if not size:
-            await self._from.call("UNWATCH")
+            await self.leg.call("UNWATCH")
             await self._put(to_db, [("UNLINK", stage)])
             return Outcome(exists=True, settled=False) if last else None
-        expiry_ms = await expiry_of(self._from, self._facts, key)
-        settled = (await self._from.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
+        expiry_ms = await expiry_of(self.leg, self._facts, key)
+        settled = (await self.leg.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
         if not settled and not last:
             await self._put(to_db, [("UNLINK", stage)])
             return None
@@ -107,7 +103,7 @@ class Pieces:
 
     async def _ask(self, *command: bytes | str | int) -> Reply:
         try:
-            return await self._from.call(*command)
+            return await self.leg.call(*command)
         except ReplyError as exc:
             if str(exc).startswith(("WRONGTYPE", "ERR no such key")):
                 raise _Moved from exc
@@ -137,7 +133,7 @@ class Pieces:
     async def _step(self, key: bytes, elements: int) -> int:
         """Elements in one piece, by what the server estimates for each."""
         try:
-            used = int(await self._from.call("MEMORY", "USAGE", key))
+            used = int(await self.leg.call("MEMORY", "USAGE", key))
         except (ReplyError, TypeError):
             used = 0  # not allowed here, or gone: the count alone bounds the piece
         return max(1, min(PIECE_ELEMENTS, PIECE_BYTES * max(elements, 1) // max(used, 1))) if used else PIECE_ELEMENTS
@@ -163,7 +159,7 @@ class Pieces:
     async def _stream(self, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
         """Entries page by page, with dummies for those that are pending but deleted, which XCLAIM needs; then groups, and the last id."""
         info = pairs(await self._ask("XINFO", "STREAM", key))
-        told = await read_groups(self._from, key)
+        told = await read_groups(self.leg, key)
         step = await self._step(key, int(info[b"length"]))
         waiting = sorted(told.pending_ids, key=entry_order)
         ghosts: list[bytes] = []

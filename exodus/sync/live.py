@@ -94,9 +94,8 @@ class Syncer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        ended = (self._work, self._streaming)
+        await end_all((self._work, self._streaming))
         self._work = self._streaming = self._stream = None
-        await end_all(ended)
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until the epoch ends."""

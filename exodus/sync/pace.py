@@ -23,7 +23,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import OperatorError
-from exodus.leg import Leg
+from exodus.leg import Leg, close_all
 
 PROBE_EVERY_S = 0.05
 LOOK_EVERY_S = 0.5
@@ -82,6 +82,7 @@ class Pace:
         self._probes: deque[float] = deque(maxlen=_WINDOW_PROBES)
         self._cpu: tuple[float, float] | None = None
         self._cpu_share = 0.0
+        self._leg: Leg | None = None
         self._task: asyncio.Task[None] | None = None
         self.turns_delayed = 0
         self.seconds_delayed = 0.0
@@ -92,15 +93,22 @@ class Pace:
         return self._governor.why
 
     async def __aenter__(self) -> Self:
-        leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
-        for _ in range(_BASELINE_PROBES):
-            self._probes.append(await _probe(leg))
+        leg = self._leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
+        try:
+            for _ in range(_BASELINE_PROBES):
+                self._probes.append(await _probe(leg))
+        except BaseException:
+            await leg.close()
+            raise
         self._governor = Governor(self._p99())
         self._task = asyncio.create_task(self._watch(leg))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
-        await end_all([self._task])
+        try:
+            await end_all([self._task])
+        finally:
+            await close_all((self._leg,))
         with contextlib.suppress(RedisError, OSError):  # a report that stays says when it was made
             await answered(self._store.client.hdel(self._store.keys.pace, self._what))
 
@@ -119,15 +127,12 @@ class Pace:
 
     async def _watch(self, leg: Leg) -> None:
         looked = 0.0
-        try:
-            while True:
-                await asyncio.sleep(PROBE_EVERY_S)
-                self._probes.append(await _probe(leg))
-                if time.monotonic() - looked >= LOOK_EVERY_S:
-                    looked = time.monotonic()
-                    await self._look(leg)
-        finally:
-            await leg.close()
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            self._probes.append(await _probe(leg))
+            if time.monotonic() - looked >= LOOK_EVERY_S:
+                looked = time.monotonic()
+                await self._look(leg)
 
     async def _look(self, leg: Leg) -> None:
         info = dict(line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line)

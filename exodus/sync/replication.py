@@ -155,8 +155,10 @@ class ReplicationFeed:
                         return
                 await asyncio.sleep(JOURNAL_WINDOW_S)  # what comes meanwhile is one entry
         finally:
-            await end_all([acknowledging])
-            await leg.close()
+            try:
+                await end_all([acknowledging])
+            finally:
+                await leg.close()
 
     async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
         """Become a replica; the stream's reader, and whether nothing was missed since the last one."""

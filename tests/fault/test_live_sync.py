@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Side
+from exodus import ending
+from exodus.config import Feed, Side
 from exodus.control import registry
+from exodus.sync import replication
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import verify
 from tests.support.fleet import Fleet
@@ -69,3 +71,31 @@ async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(plant: Plan
     copied = syncer.tally.counts["copied"] - before
     assert 1 <= copied <= 1_000
     assert syncer.tally.lag.total_count or syncer._rates.lag_ms_p99
+
+
+async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(modern: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ends tasks cancels them again and again, also while they give their connections back."""
+    monkeypatch.setattr(ending, "_AGAIN_S", 0.0)
+    modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
+    await modern.store.save_plan(modern.plan)
+    await modern.gateway()
+    await replication.begin(modern.store, Side.SOURCE)
+    await modern.syncer()
+    boxes = list(modern.boxes.values())
+
+    def ours() -> list[str]:
+        return [client["name"] for box in boxes for client in box.client().client_list() if client["name"] in ("exodus-syncer", "exodus-feed")]
+
+    for _ in range(3):
+        await modern.start_live_sync()
+
+        async def at_work() -> bool:
+            return set(ours()) == {"exodus-syncer", "exodus-feed"}
+
+        await until(at_work, within_s=15, otherwise="live sync never began")
+        await modern.change(sync=False)
+
+        async def gone() -> bool:
+            return not ours()
+
+        await until(gone, within_s=10, otherwise="connections were left open")
