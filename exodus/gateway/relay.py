@@ -62,8 +62,11 @@ class Hub(Protocol):
         """Count a session that the gateway itself had to end."""
 
 
-class LegProtocol(asyncio.Protocol):
-    """The connection to the authority. Attached to a `Connection` for as long as that uses it."""
+class LegProtocol:
+    """The connection to the authority. Attached to a `Connection` for as long as that uses it.
+
+    An `asyncio.Protocol` in all but name, since a compiled class has no Python base.
+    """
 
     def __init__(self, owner: Connection | None) -> None:
         self.owner = owner
@@ -110,8 +113,8 @@ class LegProtocol(asyncio.Protocol):
             self.owner.leg_writable()
 
 
-class Connection(asyncio.Protocol):
-    """One application's connection: the client's transport, the leg, and the session between them."""
+class Connection:
+    """One application's connection, an `asyncio.Protocol` in the same way: the client's transport, the leg, and the session between them."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -301,9 +304,10 @@ async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProt
     address = hub.address(side)
     context = hub.tls(side)
     loop = asyncio.get_running_loop()
+    leg = LegProtocol(owner)
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        _, leg = await loop.create_connection(
-            lambda: LegProtocol(owner),
+        await loop.create_connection(
+            lambda: cast("asyncio.Protocol", leg),
             address.host,
             address.port,
             ssl=context,

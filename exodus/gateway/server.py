@@ -18,6 +18,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import orjson
 import redis.asyncio as redis
@@ -675,9 +676,9 @@ class Gateway:
         await self.apply(route)
         loop = asyncio.get_running_loop()
 
-        def accept() -> Connection:
+        def accept() -> asyncio.Protocol:
             self.connections_ever += 1
-            return Connection(self)
+            return cast("asyncio.Protocol", Connection(self))
 
         options = self.options
         sockets = [inherited(fd) for fd in options.listen_fds] or listen(options.listen_host, options.listen_port, 1)

@@ -1,0 +1,33 @@
+# Types for the compiled form of relay.py; nothing here changes what it does.
+cimport cython
+
+from exodus.gateway.orders cimport Orders
+from exodus.gateway.session cimport Session
+
+cdef class Connection
+
+cdef class LegProtocol:
+    cdef public Connection owner
+    cdef public object transport, arrived
+    cdef public list early
+    cdef public bint lost
+    cdef public str local_address
+
+    @cython.locals(owner=Connection)
+    cpdef data_received(self, bytes data)
+
+cdef class Connection:
+    cdef public object hub, side, client, log_intents, journal
+    cdef public Orders orders
+    cdef public Session session
+    cdef public LegProtocol leg
+    cdef public bint client_gone
+    cdef object _loop, _connecting
+    cdef bint _paused_by_session, _paused_by_leg
+    cdef list _early
+
+    @cython.locals(session=Session)
+    cpdef data_received(self, bytes data)
+    @cython.locals(leg=LegProtocol)
+    cpdef to_server(self, bytes data)
+    cpdef to_client(self, bytes data)
