@@ -42,6 +42,7 @@ HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = 1.5  # in which every gateway must say that it holds; one that does not costs no more than this
 MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 SHADOW_QUEUE_MAX = 10_000
+CANARY_IN_FLIGHT_MAX = 10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
@@ -292,6 +293,27 @@ class Fencing(BaseModel):
         return self.source_instruction if side is Side.SOURCE else self.target_instruction
 
 
+class CanaryPlan(BaseModel):
+    """Canary reads before a cutover (`exodus/gateway/canary.py`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: tuple[int, ...] = Field(default=(), description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; none: no canary")
+    seconds: float = Field(default=60.0, gt=0, le=86_400, description="how long each step is watched before the next is asked for")
+    advance: Literal["manual", "auto"] = Field(
+        default="manual", description="auto: only the first step is asked for, the others follow within the limits"
+    )
+    wait_ms_max: float = Field(default=20.0, gt=0, le=1_000, description="a read waits for the follower no longer")
+    bad_max: int = Field(default=5, ge=0, le=99, description="of the last 100 reads of a gateway, late or with an error; more end the canary")
+
+    @field_validator("steps")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= percent <= 100 for percent in value) or list(value) != sorted(set(value)):
+            raise ValueError("canary.steps are percentages from 1 to 100, each larger than the one before: [1, 5, 25, 100]")
+        return value
+
+
 class Plan(BaseModel):
     """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
 
@@ -321,6 +343,7 @@ class Plan(BaseModel):
     )
     renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
+    canary: CanaryPlan = Field(default=CanaryPlan(), description="reads asked of the target, too, before the cutover")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
@@ -349,6 +372,10 @@ class Plan(BaseModel):
             raise ValueError(
                 "renames: after a cutover through the gateway applications would go on asking for the old names, and the target has the new ones; "
                 "set cutover: own to move them by means of your own, or leave renames away"
+            )
+        if self.filters and self.canary.steps:
+            raise ValueError(
+                "filters with canary.steps: what the filters leave out is not on the target, and its reads would all differ; leave one of them away"
             )
         if self.filters and self.allow_nonempty:
             raise ValueError(

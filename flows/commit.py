@@ -5,10 +5,11 @@ from __future__ import annotations
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
-from exodus.config import Phase, Side
+from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.canary import try_canary
 from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, window_of
@@ -56,6 +57,7 @@ def commit(migration: str = "demo") -> State[str]:
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
         create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
+    summary += try_canary(migration, PHASE, CanaryPlan.model_validate(began["plan"]["canary"]))
     if to_close is not None:
         summary.append(f"FIRST CLOSE THE WAY TO THE SOURCE, then say fence_confirmed: {to_close}")
     decision = ask(

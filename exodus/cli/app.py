@@ -33,6 +33,7 @@ for command in (
     phases.status,
     phases.approve,
     phases.reject,
+    levers.canary,
     levers.hold,
     levers.release,
     levers.abort,

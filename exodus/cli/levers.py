@@ -1,4 +1,4 @@
-"""`exodus hold`, `release`, `abort`: the safety levers of a switch."""
+"""`exodus hold`, `release`, `abort`: the safety levers of a switch; `canary`: what comes before it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import asyncio
 import getpass
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
 from exodus.cli.phases import ByOption, WhyOption
@@ -14,6 +17,7 @@ from exodus.control import journal
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.cutover import levers
+from exodus.cutover.canary import set_canary
 
 
 def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, MigrationFile], Awaitable[str]]) -> None:
@@ -39,6 +43,19 @@ def hold(why: WhyOption, by: ByOption = None, file: FileOption = None, home: Hom
         now = await store.report(levers.NOW)
         at = f"at '{now['step']}'" if now else "not begun"
         return f"no switch holds writes until `exodus release`; the switch is {at}, live sync is {lag} entries behind"
+
+    _at(file, home, work)
+
+
+PercentArgument = Annotated[float, typer.Argument(help="of the keys whose reads the target is asked, too; 0 ends it")]
+
+
+def canary(percent: PercentArgument, why: WhyOption, file: FileOption = None, home: HomeOption = None) -> None:
+    """Ask the target for a share of the reads, before a cutover. Example: exodus canary 5 --why "the first step" """
+
+    async def work(store: ControlStore, migration: MigrationFile) -> str:
+        route = await set_canary(store, migration.plan, percent, why=why)
+        return f"reads of {route.canary * 100:g} % of the keys are asked of the {route.follower}, too; see canary in `exodus status`"
 
     _at(file, home, work)
 

@@ -24,6 +24,7 @@ from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.canary import read_canary, text_of
 from exodus.cutover.fence import read_record
 from exodus.cutover.levers import NOW, postponed
 from exodus.errors import DecisionRefused, OperatorError
@@ -136,6 +137,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "what_unblocks": unblocks,
             "due": due,
             "switch": switching,
+            "canary": await read_canary(store),
             "postponed": await postponed(store),
             "fences": {str(side): record.kind for side in Side if (record := await read_record(store, side)) is not None},
             "gateways": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "gateway")],
@@ -174,6 +176,8 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
         print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     print(f"freshness: {status['freshness']['text']}")
+    if status["canary"]["percent"] or status["canary"]["gave_up"]:
+        print(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
     print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     waiting = status["waiting"]
     if waiting is not None and api is not None:

@@ -123,3 +123,10 @@ NOT_COMPARABLE = frozenset(
 UNORDERED = frozenset(b"SMEMBERS HKEYS HVALS KEYS SINTER SUNION SDIFF PUBSUB".split())
 UNORDERED_PAIRS = frozenset({b"HGETALL"})
 NUMERIC = frozenset(b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split())
+
+# Reads of one key whose reply is a function of its value alone, with the same bytes on every version: what canary reads are made of. Not the
+# time left, not what a server orders by its own hash table, not floating point, and nothing that a script does.
+EXACT_ELSEWHERE = frozenset(
+    b"GET STRLEN GETRANGE SUBSTR GETBIT BITCOUNT BITPOS EXISTS TYPE HGET HMGET HEXISTS HLEN HSTRLEN LLEN LRANGE LINDEX LPOS SCARD SISMEMBER "
+    b"SMISMEMBER ZCARD ZCOUNT ZLEXCOUNT ZRANGE ZREVRANGE ZRANGEBYLEX ZREVRANGEBYLEX ZRANK ZREVRANK XLEN XRANGE XREVRANGE".split()
+)

@@ -67,6 +67,7 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
 FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE, Phase.COMMIT)
 CUTOVER = "cutover"  # the first gate of Commit
 FINALISE = "finalise"  # the second gate of Commit
+CANARY = "canary-"  # with the percentage: gates of Commit before CUTOVER, which decide nothing but their share
 NEXT = "next"  # the second gate of Rollback: retry or abandon
 
 
@@ -86,6 +87,8 @@ def next_due(entries: list[LedgerEntry]) -> Phase | None:
             else:
                 due = Phase.ROLLBACK if entry.verdict == "approve" else None
         elif entry.phase is Phase.COMMIT:
+            if entry.gate.startswith(CANARY):
+                continue
             if entry.gate == FINALISE:
                 due = None if entry.verdict == "approve" else Phase.ROLLBACK
             else:

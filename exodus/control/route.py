@@ -27,6 +27,7 @@ class Route(BaseModel):
     sync: bool = False  # syncers copy authority → follower
     shadow_rate: float = 0.0
     shadow_salt: int = 0
+    canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
     rehearsal_prefix: str | None = None  # keys under it are held and switched alone, see cutover/rehearsal.py
     rehearsal_authority: Side = Side.SOURCE

@@ -46,7 +46,7 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
             except (SourceError, TargetError) as exc:
                 not_told = exc.what
         route = await change_route(
-            store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, writer_epoch=route.writer_epoch + 1)
+            store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, canary=0.0, writer_epoch=route.writer_epoch + 1)
         )
     for kind in ("gateway", "syncer"):
         await registry.wait_for(

@@ -77,6 +77,7 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
             authority=Side.SOURCE,
             hold=Hold.NONE,
             sync=False,
+            canary=0.0,
             journal=JournalMode.OFF,
             writer_epoch=route.writer_epoch + 1,
             switch=switch,

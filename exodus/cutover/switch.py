@@ -33,6 +33,7 @@ from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route
 from exodus.control.store import ControlStore, answered, guard_key
+from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.rehearsal import check_rehearsal
@@ -222,6 +223,7 @@ async def _readiness(switch: Switch) -> None:
             "an earlier switch is not settled", why="; ".join(left), next_step="wait for it (`exodus status`), or end its hold: exodus release"
         )
     await _read_old_authority(switch)
+    await end_canary(store, switch.route, "a switch is about to begin: canary reads end")  # a gateway that gives them up later would change the route
     means = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await (await switch.endpoint(switch.old).nodes())[0].connect(name="exodus-switch")
     switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))

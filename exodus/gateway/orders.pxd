@@ -5,8 +5,8 @@ from exodus.telemetry.counters cimport Telemetry
 cdef class Orders:
     cdef public CommandTable table
     cdef public Telemetry telemetry
-    cdef public object authority, journal, risks
-    cdef public Py_ssize_t epoch, shadow_below, shadow_salt
-    cdef public bint hold
+    cdef public object authority, journal, risks, canary
+    cdef public Py_ssize_t epoch, shadow_below, shadow_salt, canary_below
+    cdef public bint hold, picks
 
     cpdef bint sampled(self, bytes key)

@@ -7,13 +7,27 @@ from collections import Counter
 
 from exodus.commands.table import CommandTable
 from exodus.config import JournalMode, Side
+from exodus.gateway.canary import Canary
 from exodus.telemetry.counters import Telemetry
 
 
 class Orders:
     """Shared by all sessions of a gateway that follow the same authority; changed in place, read for every request."""
 
-    __slots__ = ("authority", "epoch", "hold", "journal", "risks", "shadow_below", "shadow_salt", "table", "telemetry")
+    __slots__ = (
+        "authority",
+        "canary",
+        "canary_below",
+        "epoch",
+        "hold",
+        "journal",
+        "picks",
+        "risks",
+        "shadow_below",
+        "shadow_salt",
+        "table",
+        "telemetry",
+    )
 
     def __init__(self, table: CommandTable, telemetry: Telemetry) -> None:
         self.table = table
@@ -22,9 +36,17 @@ class Orders:
         self.authority = Side.SOURCE
         self.hold = False
         self.journal = JournalMode.OFF
+        self.picks = False  # some requests are looked at more closely: for the comparer, or as canary reads
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
+        self.canary_below = 0  # of 2**32; likewise, see canary.py
+        self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # what the journal may miss, by kind
+
+    def pick(self, *, shadow_below: int = 0, shadow_salt: int = 0, canary_below: int = 0) -> None:
+        """Choose the shares of key hashes that are looked at; nothing is looked for while both are 0."""
+        self.shadow_below, self.shadow_salt, self.canary_below = shadow_below, shadow_salt, canary_below
+        self.picks = bool(shadow_below or canary_below)
 
     def sampled(self, key: bytes) -> bool:
         """Whether a key is in the sample: by hash, so that every gateway agrees and a key has a whole history."""

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
+from exodus.gateway.canary import CanaryRead
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 
@@ -45,6 +46,9 @@ class Hub(Protocol):
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """See `Outlet.shadow`."""
+
+    def ask_follower(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
+        """See `Outlet.ask_follower`."""
 
     def unblock(self, side: Side, client_id: int) -> None:
         """See `Outlet.unblock`."""
@@ -266,6 +270,9 @@ class Connection:
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.hub.shadow(db, request, reply, write=write)
+
+    def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
+        self.hub.ask_follower(self.session, read, request, protocol)
 
     def pause_client(self) -> None:
         self._paused_by_session = True

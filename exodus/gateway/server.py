@@ -34,11 +34,14 @@ from exodus.control.route import Route, announced, asked_at_ms, change_route, re
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
+from exodus.gateway.canary import Canary, CanaryRead
+from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.orders import Orders
 from exodus.gateway.relay import Connection, LegProtocol, open_leg
+from exodus.gateway.session import Session
 from exodus.gateway.supervisor import lock_state
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import Sample, StatusServer
@@ -55,6 +58,7 @@ _TEND_EVERY_S = 10.0  # a fence that a server's restart took away is up again af
 _SPARE_LEGS_MAX = 1_000
 _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
+_CANARY_LINGERS_S = 1.0  # for what was asked before the canary ended
 _PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 
 
@@ -131,6 +135,12 @@ class Gateway:
         self._store_errors = 0
         self._gaps_told: dict[str, int] = {}
         self._admin = _Admin()
+        self._canary = Canary(plan.canary.bad_max, self._give_canary_up)
+        self._main.orders.canary = self._canary
+        self._canary_changing = asyncio.Lock()
+        self._canary_share = 0.0  # that this process serves
+        self._canary_why = ""  # why it gave the canary up, which the route may not say yet
+        self._follower: Follower | None = None
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
         self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
@@ -163,6 +173,12 @@ class Gateway:
             self.shadow_dropped += 1
             return
         self._shadow.append({"db": db, "q": request, "r": reply, "w": int(write)})
+
+    def ask_follower(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
+        if self._follower is None:
+            read.left_out()
+        else:
+            self._follower.ask(session, read, request, protocol)
 
     def unblock(self, side: Side, client_id: int) -> None:
         self._spawn(self._unblock(side, client_id))
@@ -298,6 +314,8 @@ class Gateway:
                 await self._apply_to(self._rehearsal, route, route.rehearsal_authority, route.rehearsal_hold)
             if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
                 self._rehearsal_name = None
+            if route.canary != before.canary:
+                self._change_canary(route)
             self._applied = route.epoch
             if self._main.holding is None or self._main.held:
                 self._beat_now.set()  # else when it is held: a word before that would only stand in its way
@@ -314,8 +332,7 @@ class Gateway:
         began = orders.journal is not journal
         orders.epoch = route.epoch
         orders.journal = journal
-        orders.shadow_salt = route.shadow_salt
-        orders.shadow_below = int(route.shadow_rate * 2**32)
+        orders.pick(shadow_below=int(route.shadow_rate * 2**32), shadow_salt=route.shadow_salt, canary_below=orders.canary_below)
         if began:
             # A write that is under way now was forwarded without an intent; its answer will be journalled.
             for connection in self._members(scope):
@@ -450,6 +467,76 @@ class Gateway:
                 self._release(scope)
                 scope.released_alone, scope.hold_deadline = True, deadline  # ended for all as soon as the store is back
 
+    # ------------------------------------------------------------------ canary reads
+
+    def _serve_canary(self, share: float) -> None:
+        orders = self._main.orders
+        self._canary_share = share
+        orders.pick(shadow_below=orders.shadow_below, shadow_salt=orders.shadow_salt, canary_below=int(share * 2**32))
+
+    def _change_canary(self, route: Route) -> None:
+        if route.canary:
+            self._spawn(self._begin_canary(route.canary, route.follower))  # not waited for: an order to hold must not queue behind a connection
+        else:
+            self._serve_canary(0.0)
+            asyncio.get_running_loop().call_later(_CANARY_LINGERS_S, self._end_canary)
+
+    async def _begin_canary(self, share: float, side: Side) -> None:
+        async with self._canary_changing:
+            self._canary_why = ""
+            self._canary.restart()
+            await self._serve_follower(share, side)
+
+    async def _serve_follower(self, share: float, side: Side) -> None:
+        if self._follower is not None and self._follower.lost:
+            self._follower.close()
+            self._follower = None
+        if self._follower is None:
+            follower = Follower(self._canary, self.plan.address(side), self._tls[side], field=side, wait_s=self.plan.canary.wait_ms_max / 1000)
+            try:
+                await follower.connect()
+            except (OSError, TimeoutError) as exc:
+                self._give_canary_up(f"the {side} takes no connection: {str(exc) or type(exc).__name__}")
+                return
+            self._follower = follower
+        if self._route.canary == share:
+            self._serve_canary(share)
+            self._beat_now.set()
+
+    def _end_canary(self) -> None:
+        if self._follower is not None and not self._canary_share:
+            self._follower.close()
+            self._follower = None
+
+    def _give_canary_up(self, why: str) -> None:
+        """The limit is passed: this process asks the follower no more, now, and the route is changed for all the others."""
+        if self._canary_why or not self._route.canary:
+            return
+        self._canary_why = why
+        log.error("canary reads are given up: %s", why)
+        self._serve_canary(0.0)
+        self._beat_now.set()
+        self._spawn(self._return_to_authority(why))
+
+    async def _return_to_authority(self, why: str) -> None:
+        while self._route.canary and self._canary_why:
+            try:
+                route = await read_route(self.store)
+                if not route.canary:
+                    return
+                await change_route(self.store, route, route.next(canary=0.0, why=f"{self.options.process}: canary reads given up: {why}"))
+            except DecisionRefused as exc:
+                log.info("the route was changed meanwhile: %s", exc.what)
+            except _STORE_ERRORS as exc:
+                log.warning("the other gateways are not told yet that canary reads are given up: %s", exc)
+                await asyncio.sleep(HEARTBEAT_S)
+
+    def canary(self) -> dict[str, object]:
+        """What became of canary reads since the last share was chosen."""
+        counts = {str(outcome): count for outcome, count in self._canary.counts.items()}
+        answer_ms_p99 = round(self._canary.answer_us.quantile(0.99) / 1000, 1)
+        return {"share": self._canary_share, "gave_up": self._canary_why, "answer_ms_p99": answer_ms_p99, "reads": counts}
+
     # ------------------------------------------------------------------ the other tasks
 
     async def beat(self) -> None:
@@ -521,6 +608,7 @@ class Gateway:
                 "risks": dict(main.orders.risks),
                 "gaps": {why: gap.count for why, gap in self._journaler.gaps.items()},
                 "room": self.room_why,
+                "canary": self.canary(),
                 "shadow_dropped": self.shadow_dropped,
                 "task_failures": self.task_failures,
             },
@@ -585,6 +673,10 @@ class Gateway:
             yield "exodus_gateway_gaps_total", "writes that no journal covers", {"why": why}, gap.count
         for why, count in self.sessions_closed.items():
             yield "exodus_gateway_sessions_closed_total", "sessions that could not be carried over", {"why": why}, count
+        yield "exodus_gateway_canary_share", "share of key hashes whose reads the follower is asked, too", {}, self._canary_share
+        for outcome, count in self._canary.counts.items():
+            yield "exodus_gateway_canary_reads", "canary reads since the share was chosen, by what became of them", {"outcome": str(outcome)}, count
+        yield "exodus_gateway_canary_answer_us_p99", "99th percentile of the time to the follower's answer", {}, self._canary.answer_us.quantile(0.99)
         yield "exodus_gateway_in_flight_requests", "requests that the authority has not answered", {}, self.in_flight()
         yield "exodus_gateway_connections_total", "client connections ever accepted", {}, self.connections_ever
         yield "exodus_gateway_store_away", "1 while the control store is away", {}, int(bool(self._why()))
@@ -735,6 +827,8 @@ class Gateway:
             log.warning("%d sessions did not end by themselves within %.0f s and are closed: %s", *self._remaining())
         for connection in list(self.connections):
             connection.close("the gateway stops")
+        self._serve_canary(0.0)
+        self._end_canary()
         await asyncio.sleep(0)
         flushed = await self._flushed(_FLUSH_S)
         await end_all(list(self._tasks))

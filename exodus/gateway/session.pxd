@@ -25,7 +25,7 @@ cdef class Pending:
     cdef public bytes key, raw, substitute, rewritten
     cdef public list keys, elsewhere
     cdef public bint write, queued, swallow, shadowed
-    cdef public object select, state, barrier, block, deadline
+    cdef public object select, state, barrier, block, deadline, canary
     cdef public Transaction transaction
 
 cdef class Session:
@@ -40,6 +40,7 @@ cdef class Session:
     cdef ReplyScanner _replies
     cdef bytes _unsent, _reply_unsent, _injected
     cdef list _backlog, _unconfirmed
+    cdef object _waiting  # a deque
     cdef Py_ssize_t _backlog_bytes, _edits, _reply_sent, _protocol_admitted, _selects_in_flight, _db_admitted
     cdef bint _streaming, _held, _skip_next_reply, _unblocking, _answered_since_opaque, _gap_told, _refused, _client_id_asked
 
@@ -51,6 +52,8 @@ cdef class Session:
     cdef bint _must_hold(self, list args) except -1
     @cython.locals(args=list, orders=Orders, command=Command, pending=Pending, transaction=Transaction)
     cdef Pending _admit(self, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)
+    @cython.locals(orders=Orders, keys=list)
+    cdef _pick(self, Pending pending, list args, bytes raw)
     @cython.locals(db=Py_ssize_t, key=bytes)
     cdef _add_keys(self, Pending pending, list intents)
     cdef list _keys_of(self, Pending pending)

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from exodus.commands.semantics import NOT_COMPARABLE, Role, Timeout, block_timeout
+from exodus.commands.semantics import EXACT_ELSEWHERE, NOT_COMPARABLE, Role, Timeout, block_timeout
 from exodus.commands.table import Command
 from exodus.config import (
     HELD_BYTES_MAX,
@@ -36,6 +36,7 @@ from exodus.config import (
 )
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, keys_elsewhere
+from exodus.gateway.canary import CanaryRead, chosen
 from exodus.gateway.orders import Orders
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner
@@ -77,6 +78,9 @@ class Outlet(Protocol):
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """Offer a sampled request and its reply to the comparer."""
+
+    def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
+        """Ask the follower, too, and say so by `Session.from_follower` when `read` is done."""
 
     def pause_client(self) -> None:
         """Read no more from the application."""
@@ -125,8 +129,8 @@ class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "rewritten", "select",
-        "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
+        "barrier", "block", "canary", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "rewritten",
+        "select", "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
     )  # fmt: skip
 
     def __init__(self, command: Command, since: float, size: int) -> None:
@@ -149,7 +153,8 @@ class Pending:
         self.block: Timeout | None = None
         self.deadline: float | None = None
         self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
-        self.shadowed = False
+        self.shadowed = False  # picked: for the comparer, or as a canary read
+        self.canary: CanaryRead | None = None
         self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
 
 
@@ -200,6 +205,7 @@ class Session:
         self._client_id_asked = False
         self._selects_in_flight = 0
         self._db_admitted = 0
+        self._waiting: deque[bytes | CanaryRead] = deque()  # from the first canary read that is not decided on, in the client's order
         self._injected = b""  # of ours, to be sent before the request that is being admitted
 
     # ------------------------------------------------------------------ from the client
@@ -325,17 +331,14 @@ class Session:
         elif command.role is not Role.PLAIN:
             self._injected = self._admit_special(pending, args, buffered[start:end], now)
         if (
-            orders.shadow_below
+            orders.picks
             and transaction is None
             and pending.expected
             and command.plain
             and command.name not in NOT_COMPARABLE
             and request.size <= _SHADOW_BYTES_MAX
         ):
-            keys = pending.keys or command.keys(args)
-            if len(keys) == 1 and orders.sampled(keys[0]):
-                pending.raw = buffered[start:end]
-                pending.shadowed = True
+            self._pick(pending, args, buffered[start:end])
         if self.replies_off or self._skip_next_reply or not pending.expected:
             if not (command.role is Role.CLIENT and not pending.expected):
                 self._skip_next_reply = False
@@ -347,7 +350,30 @@ class Session:
             self.writes_in_flight += 1
         if pending.shadowed or pending.substitute is not None:
             self._edits += 1
+            if pending.canary is not None:
+                self.out.ask_follower(pending.canary, pending.raw, self._protocol_admitted)
         return pending
+
+    def _pick(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
+        """Look at a request more closely, where its one key is in a share."""
+        orders = self.orders
+        keys = pending.keys or pending.command.keys(args)
+        if len(keys) != 1:
+            return
+        # Only what two healthy servers answer with the same bytes; and of database 0, which is the one that our connections are in.
+        if (
+            orders.canary_below
+            and not pending.write
+            and pending.command.name in EXACT_ELSEWHERE
+            and not self._db_admitted
+            and not self._selects_in_flight
+            and chosen(keys[0], orders.canary_below)
+        ):
+            pending.canary = CanaryRead()
+        elif not (orders.shadow_below and orders.sampled(keys[0])):
+            return
+        pending.raw = raw
+        pending.shadowed = True
 
     def _queue(self, transaction: Transaction, pending: Pending, args: list[bytes], raw: bytes) -> None:
         role = pending.command.role
@@ -506,7 +532,7 @@ class Session:
 
     def from_server(self, data: bytes, now: float) -> None:
         """Take bytes from the authority."""
-        if self.streaming_reply and not self.pending:
+        if self.streaming_reply and not self.pending and not self._waiting:
             self.out.to_client(data)
             return
         if not self._edits:
@@ -527,7 +553,11 @@ class Session:
             end = at + reply.size - self._reply_sent
             self._reply_sent = 0
             frame = buffered[at:end]
-            passed.append(self._answered(reply, now, marks, frame))
+            frame = self._answered(reply, now, marks, frame)
+            if self._waiting:
+                self._waiting.append(frame)
+            else:
+                passed.append(frame)
             at = end
         rest = buffered[at:]
         if rest and self._may_pass_in_part(len(rest)):
@@ -541,6 +571,8 @@ class Session:
         self._after_replies(marks)
 
     def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
+        if self._waiting:
+            return False
         if not self.pending:
             return True
         head = self.pending[0]
@@ -549,7 +581,7 @@ class Session:
         if head.shadowed:
             if unfinished_bytes <= SHADOW_PAYLOAD_BYTES_MAX:
                 return False
-            head.shadowed = False
+            head.shadowed, head.canary = False, None  # too large to be kept
             self._edits -= 1
         return True
 
@@ -607,9 +639,54 @@ class Session:
         if not command.plain and not pending.queued:
             self._apply(pending, reply)
         if pending.shadowed:
+            if pending.canary is not None:
+                return self._compare(pending.canary, frame, failed)
             self._edits -= 1
             self.out.shadow(self.db, pending.raw, frame, write=pending.write)
         return frame
+
+    # ------------------------------------------------------------------ canary reads
+
+    def _compare(self, read: CanaryRead, frame: bytes, failed: bool) -> bytes:
+        """The authority has answered a canary read: what the client gets now. The read counts as an edit until it is decided."""
+        read.frame, read.refused = frame, failed
+        if not read.done or self._waiting:
+            self._waiting.append(read)
+            return _NOTHING
+        return self._decide(read)
+
+    def _decide(self, read: CanaryRead) -> bytes:
+        self._edits -= 1
+        canary = self.orders.canary
+        if canary is not None:
+            canary.note(read.outcome())
+        return read.reply()
+
+    def from_follower(self) -> None:
+        """A canary read of this session is done: pass on what waited for it, up to the next that is not."""
+        found: list[bytes] = []
+        while self._waiting:
+            head = self._waiting[0]
+            if isinstance(head, CanaryRead):
+                if not head.done:
+                    break
+                head_bytes = self._decide(head)
+            else:
+                head_bytes = head
+            found.append(head_bytes)
+            self._waiting.popleft()
+        whole = b"".join(found)
+        if whole:
+            self.out.to_client(whole)
+        if not self._waiting:
+            self.out.settled()
+
+    def _stop_waiting(self) -> None:
+        for item in self._waiting:
+            if isinstance(item, CanaryRead) and not item.done:
+                item.gave_up()
+        if self._waiting:
+            self.from_follower()
 
     def _mark(self, pending: Pending, reply: Reply, marks: list[Key]) -> None:
         if pending.queued and reply.head == b"QUEUED":
@@ -683,6 +760,7 @@ class Session:
 
     def server_closed(self) -> None:
         """The leg is gone. What had no answer may have been executed: it counts as changed."""
+        self._stop_waiting()
         keys, barriers = self.unanswered()
         for barrier in barriers:
             self.out.journal([], barrier)
@@ -718,7 +796,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether the leg can be replaced: nothing is under way in either direction."""
-        return not self.pending and not self._streaming and not self._reply_sent and not self._reply_unsent
+        return not self.pending and not self._streaming and not self._reply_sent and not self._reply_unsent and not self._waiting
 
     @property
     def cannot_switch(self) -> str | None:

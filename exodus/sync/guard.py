@@ -114,6 +114,19 @@ class GuardedLeg:
         )
 
 
+async def has_right(follower: Endpoint, migration: str, epoch: int) -> bool:
+    """Whether the writers of `epoch` may write to `follower`.
+
+    Raises:
+        SourceError, TargetError: it does not answer.
+    """
+    for node in await follower.nodes():
+        async with await node.connect(name="exodus-right") as leg:
+            if await leg.call("GET", guard_key(migration)) != b"%d" % epoch:
+                return False
+    return True
+
+
 async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
     """Give the right to write to `follower` to the writers of `epoch`, and end that of all others at once."""
     for node in await follower.nodes():

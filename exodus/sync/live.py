@@ -25,6 +25,7 @@ from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
+from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
 from exodus.sync.replication import ReplicationFeed
 from exodus.telemetry.http import Sample, StatusServer
@@ -98,10 +99,18 @@ class Syncer:
         self._work = self._streaming = self._stream = None
 
     async def _keep_syncing(self, route: Route) -> None:
-        """Run lanes, again and again, until the epoch ends."""
+        """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
+
+        A right that is not there may come: where a switch is given up, the route that gives it is out before the follower is told.
+        """
+        follower, has_it = Endpoint(route.follower, self._plan.address(route.follower)), True
         while True:
             lanes: Lanes | None = None
             try:
+                if not has_it and not await has_right(follower, self._plan.name, route.writer_epoch):
+                    await asyncio.sleep(_BACKOFF_S)
+                    continue
+                has_it = True
                 lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
                 self._why = ""
                 await lanes.run()
@@ -110,8 +119,7 @@ class Syncer:
                 self._why = exc.why
                 await asyncio.sleep(_BACKOFF_S)
             except EpochEnded as exc:
-                self._why = exc.why
-                return  # the next route starts new lanes
+                self._why, has_it = exc.why, False
             except OperatorError as exc:
                 self._why = exc.what
                 self.tally.counts["retries"] += 1

@@ -45,7 +45,11 @@ FAULTS = (
     "cut source",
     "cut target",
     "cut store",
+    "step gateway",
+    "step syncer",
+    "step switcher",
 )
+STEPS_S = (3600.0, -3600.0, 5.0, -5.0)  # of a wall clock
 
 
 @pytest_asyncio.fixture
@@ -79,6 +83,13 @@ async def _inject(fleet: Fleet, switcher: Switcher, fault: str, draw: random.Ran
     what, _, whom = fault.partition(" ")
     seconds = draw.choice((0.2, 1.0, 2.5, 4.0))
     number = draw.choice((1, 2))
+    if what == "step":
+        clock = switcher.clock if whom == "switcher" else fleet.members[f"{whom}-{number}"].clock
+        clock.step(draw.choice(STEPS_S))
+        switcher.go_on()
+        await asyncio.sleep(seconds)
+        clock.step(0.0)
+        return
     if whom == "switcher":
         switcher.signal(signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         if what == "freeze":

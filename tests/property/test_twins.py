@@ -46,13 +46,14 @@ _WRITES = {b"SET": (1, 1), b"DEL": (1, -1), b"BLPOP": (1, -2), b"MSET": (1, -1),
 _READS = b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR SCAN XREAD RESET QUIT".split()
 
 
-def _session(form: SimpleNamespace, journal: JournalMode, shadow: int) -> tuple[object, Recorder, object]:
+def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: int) -> tuple[object, Recorder, object]:
     table = form.table
     commands = [table.Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
     commands += [table.Command(name, write=False, first=1, last=1) for name in _READS]
     telemetry = form.counters.Telemetry(form.counters.NoKeys())
     orders = form.orders.Orders(table.CommandTable(commands), telemetry)
-    orders.journal, orders.shadow_below = journal, shadow
+    orders.journal = journal
+    orders.pick(shadow_below=shadow, canary_below=canary)
     out = Recorder()
     return form.session.Session(out, orders), out, telemetry
 
@@ -79,6 +80,7 @@ _steps = st.lists(
     st.one_of(
         st.tuples(st.just("from_client"), st.lists(_client, min_size=1, max_size=4).map(b"".join)),
         st.tuples(st.just("from_server"), st.lists(_replies, min_size=1, max_size=4).map(b"".join)),
+        st.tuples(st.just("from_follower"), _replies),
         st.tuples(st.sampled_from(["hold", "thaw", "freeze", "log_pending"]), st.just(b"")),
     ),
     max_size=14,
@@ -87,18 +89,23 @@ _steps = st.lists(
 
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(
-    _steps, st.sampled_from(list(JournalMode)), st.sampled_from([0, 2**31, 2**32]), st.lists(st.integers(0, 200), max_size=8)
+    _steps, st.sampled_from(list(JournalMode)), st.sampled_from([0, 2**31, 2**32]), st.sampled_from([0, 0, 2**32]),
+    st.lists(st.integers(0, 200), max_size=8),
 )  # fmt: skip
-def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, cuts: list[int]) -> None:
+def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, canary: int, cuts: list[int]) -> None:
     told = []
     for form in FORMS:
-        session, out, telemetry = _session(form, journal, shadow)
+        session, out, telemetry = _session(form, journal, shadow, canary)
         for number, (what, data) in enumerate(steps):
             if what in ("from_client", "from_server"):
                 at = 0
                 for end in [*sorted(cut for cut in cuts if cut < len(data)), len(data)]:
                     getattr(session, what)(data[at:end], float(number))
                     at = end
+            elif what == "from_follower":
+                for read in out.reads:
+                    read.answered(data, error=data.startswith(b"-"))
+                session.from_follower()
             elif what == "hold":
                 session.orders.hold = True
             elif what == "thaw":

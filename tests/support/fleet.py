@@ -34,6 +34,7 @@ from exodus.sync.feed import JournalFeed
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import verify
 from exodus.sync.scan import plan_slices
+from tests.support.clocks import WallClock
 from tests.support.servers import Box
 from tests.support.wait import until
 
@@ -45,14 +46,16 @@ class Member:
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name, self._command, self._log = name, command, log
+        self.clock = WallClock(log.with_suffix(".clock"))
         self.process: subprocess.Popen[bytes]
         self.start()
 
     def start(self) -> None:
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                self._command, cwd=ROOT, env=self.clock.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
 
     def signal(self, number: int) -> None:
         if self.process.poll() is None:
@@ -348,12 +351,13 @@ class Switcher:
         self.to, self._stop_before = to, stop_before
         self.said: list[str] = []
         self._file = file
+        self.clock = WallClock(file.with_name("switcher.clock"))
         self.process: asyncio.subprocess.Process
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.support.switcher", str(self._file), str(self.to), "--stop-before", self._stop_before,
-            cwd=ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            cwd=ROOT, env=self.clock.environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
 
     async def _line(self) -> str:

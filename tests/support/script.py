@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from exodus.control.changes import Barrier, Key
+from exodus.gateway.canary import CanaryRead
 
 
 class Recorder:
@@ -13,6 +14,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.reads: list[CanaryRead] = []
 
     def _bytes(self, name: str, data: bytes) -> None:
         if self.calls and self.calls[-1][0] == name:
@@ -37,6 +39,10 @@ class Recorder:
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.calls.append(("shadow", db, request, reply, write))
+
+    def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
+        self.reads.append(read)
+        self.calls.append(("ask_follower", request, protocol))
 
     def pause_client(self) -> None:
         self.calls.append(("pause_client",))

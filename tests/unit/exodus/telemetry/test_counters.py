@@ -114,7 +114,7 @@ def test_secrets_never_leave_the_scanner() -> None:
     )
     telemetry = Telemetry(KeySketches())
     orders = Orders(table, telemetry)
-    orders.shadow_below = 2**32
+    orders.pick(shadow_below=2**32)
     out = Recorder()
     session = Session(out, orders)
     requests = [

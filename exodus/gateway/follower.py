@@ -1,0 +1,169 @@
+"""The connections to the follower over which canary reads are asked: two a process, one for each protocol, shared by all sessions.
+
+Nothing is waited for here but by the reads themselves, and by those for at most `wait_s`. A connection that is lost fails what is under way on it and
+what comes after; it is not made again before the next share is chosen, since by then the limit has ended the canary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from time import monotonic
+from typing import cast
+
+from exodus.config import CANARY_IN_FLIGHT_MAX, CONNECT_TIMEOUT_S, Address
+from exodus.gateway.canary import Canary, CanaryRead
+from exodus.gateway.session import Session
+from exodus.resp.encode import encode
+from exodus.resp.scanner import Reply, ReplyScanner
+
+_PROTOCOLS = (2, 3)
+
+
+class Follower:
+    """Asks the follower. Implements what `relay.Hub.ask_follower` needs."""
+
+    def __init__(self, canary: Canary, address: Address, tls: ssl.SSLContext | None, *, field: str, wait_s: float) -> None:
+        self._canary = canary
+        self._address, self._tls, self._field = address, tls, field
+        self._wait_s = wait_s
+        self._links: dict[int, _Link] = {}
+        self._due: deque[tuple[float, Session, CanaryRead]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def connect(self) -> None:
+        """Make the connections. A follower that does not know RESP3 is asked for sessions of RESP2 only.
+
+        Raises:
+            OSError, TimeoutError: it takes no connection, or not this login.
+        """
+        self.close()
+        secret = self._address.secret(self._field)
+        login = [] if secret is None else [encode("AUTH", *([self._address.username] if self._address.username else []), secret)]
+        for protocol in _PROTOCOLS:
+            link = await self._open()
+            commands = [*login, encode("CLIENT", "SETNAME", "exodus-canary"), *([encode("HELLO", protocol)] if protocol != 2 else [])]
+            answers = await link.prepare(commands)
+            if any(reply.error for reply in answers):
+                link.close()
+                if protocol == 2:
+                    raise ConnectionRefusedError("it refuses the login of Exodus")
+                continue
+            self._links[protocol] = link
+
+    @property
+    def lost(self) -> bool:
+        """Whether a connection ended."""
+        return not self._links or any(link.lost for link in self._links.values())
+
+    async def _open(self) -> _Link:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, link = await asyncio.get_running_loop().create_connection(
+                lambda: _Link(self._canary),
+                self._address.host,
+                self._address.port,
+                ssl=self._tls,
+                server_hostname=(self._address.server_name or self._address.host) if self._tls else None,
+            )
+        return link
+
+    def ask(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
+        """Send a session's read to the follower, too."""
+        link = self._links.get(protocol)
+        if link is None:
+            read.left_out() if self._links else read.lost()
+            return
+        if link.lost or len(link.asked) >= CANARY_IN_FLIGHT_MAX:
+            read.lost()
+            return
+        now = monotonic()
+        link.ask(session, read, request, now)
+        self._due.append((now + self._wait_s, session, read))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._look_at_the_time)
+
+    def _look_at_the_time(self) -> None:
+        self._timer = None
+        now = monotonic()
+        while self._due and (self._due[0][0] <= now or self._due[0][2].done):
+            _, session, read = self._due.popleft()
+            if not read.done:
+                read.gave_up()
+                session.from_follower()
+        if self._due:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, self._due[0][0] - now), self._look_at_the_time)
+
+    def close(self) -> None:
+        """End the connections; what is under way fails."""
+        for link in self._links.values():
+            link.close()
+        self._links = {}
+
+
+class _Link(asyncio.Protocol):
+    """One connection: questions out, and their answers, in order."""
+
+    def __init__(self, canary: Canary) -> None:
+        self.lost = False
+        self.asked: deque[tuple[Session, CanaryRead, float]] = deque()
+        self._canary = canary
+        self._transport: asyncio.Transport | None = None
+        self._scanner = ReplyScanner()
+        self._unread = b""
+        self._early: list[Reply] = []
+        self._wanted = 0
+        self._prepared: asyncio.Future[None] | None = None
+
+    async def prepare(self, commands: list[bytes]) -> list[Reply]:
+        """Send what comes before all questions, and wait for the replies."""
+        if self._transport is None:
+            raise ConnectionResetError("the follower closed the connection")
+        self._wanted = len(commands)
+        self._prepared = asyncio.get_running_loop().create_future()
+        self._transport.write(b"".join(commands))
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await self._prepared
+        return self._early
+
+    def ask(self, session: Session, read: CanaryRead, request: bytes, now: float) -> None:
+        self.asked.append((session, read, now))
+        if self._transport is not None:
+            self._transport.write(request)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        buffered = self._unread + data if self._unread else data
+        at = 0
+        for reply in self._scanner.feed(data):
+            frame, at = buffered[at : at + reply.size], at + reply.size
+            if len(self._early) < self._wanted:
+                self._early.append(reply)
+                if len(self._early) == self._wanted and self._prepared is not None and not self._prepared.done():
+                    self._prepared.set_result(None)
+            elif not reply.push:
+                self._take(reply, frame)
+        self._unread = buffered[at:]
+
+    def _take(self, reply: Reply, frame: bytes) -> None:
+        session, read, asked = self.asked.popleft()
+        self._canary.answer_us.record(int((monotonic() - asked) * 1_000_000))
+        if not read.done:
+            read.answered(frame, error=reply.error)
+            session.from_follower()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._prepared is not None and not self._prepared.done():
+            self._prepared.set_exception(exc if isinstance(exc, OSError) else ConnectionResetError("the follower closed the connection"))
+        for session, read, _ in self.asked:
+            if not read.done:
+                read.lost()
+                session.from_follower()
+        self.asked.clear()

@@ -1,0 +1,99 @@
+"""Canary reads before a cutover: each step of the plan a decision, or by itself within the limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from exodus.config import CanaryPlan
+from exodus.control.ledger import CANARY
+from exodus.control.route import read_route
+from exodus.cutover import canary
+from exodus.errors import CutoverAborted
+from tasks.context import Json, opened, run
+from tasks.decision import PhaseDecision, ask
+from tasks.evidence import artifact_key
+
+_LOOK_S = 0.2
+
+
+@task(
+    name="read {percent} % of the keys from the target, too", task_run_name="read {percent} % of the keys from the target, too", persist_result=True
+)
+def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
+    """Choose a share, watch it for the plan's time, and say what became of its reads; `returned` is why it was given up, or None."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            returned = None
+            try:
+                route = await canary.set_canary(it.store, it.plan, percent, why=why)
+            except CutoverAborted as exc:
+                returned = f"{exc.what}: {exc.why}"
+            else:
+                until = time.monotonic() + it.plan.canary.seconds
+                while time.monotonic() < until and returned is None:
+                    await asyncio.sleep(_LOOK_S)
+                    now = await read_route(it.store)
+                    if now.canary != route.canary:
+                        returned = now.why
+            found = await canary.read_canary(it.store)
+            row = {"percent": percent, "returned": returned, "text": canary.text_of(found), **found["reads"], "answer_ms_p99": found["answer_ms_p99"]}
+            kept = await it.store.report(canary.REPORT) or {"steps": []}
+            await it.store.save_report(canary.REPORT, {"steps": [*kept["steps"], {**row, "phase": phase, "at_ms": await it.store.now_ms()}]})
+            return row
+
+    return run(work())
+
+
+@task(name="end the canary reads", persist_result=True)
+def end_canary(migration: str, why: str) -> None:
+    """Reads are asked of the authority alone again."""
+
+    async def work() -> None:
+        async with opened(migration) as it:
+            await canary.set_canary(it.store, it.plan, 0, why=why)
+
+    run(work())
+
+
+def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:
+    """Go through the plan's steps and end the canary; what to say of it in the next decision. Call it from a flow: it asks.
+
+    A rejection ends the canary, not the phase: what follows is the decision whether to cut over, with what was seen.
+    """
+    rows: list[Json] = []
+    for percent in limits.steps:
+        gate = f"{CANARY}{percent}"
+        if not rows or limits.advance == "manual":
+            decision = ask(
+                PhaseDecision,
+                migration=migration,
+                phase=phase,
+                gate=gate,
+                question=f"Should the reads of {percent} % of the keys be asked of the target, too?",
+                summary=[
+                    f"{rows[-1]['percent']} %: {rows[-1]['text']}"
+                    if rows
+                    else f"a read gets what the source answers in any case, and waits for the target at most {limits.wait_ms_max:g} ms",
+                    "reject ends the canary; the decision whether to cut over follows",
+                ],
+                evidence=canary.REPORT,
+            )
+            if decision["verdict"] != "approve":
+                break
+        rows.append(observe_canary(migration, phase, percent, gate))
+        if rows[-1]["returned"] is not None:
+            break
+    if rows:
+        end_canary(migration, "the canary's steps have ended")
+        create_table_artifact(key=artifact_key(migration, phase, "canary"), table=rows, description="canary reads, step by step")
+    last = rows[-1] if rows else None
+    return (
+        []
+        if last is None
+        else [f"canary reads, {last['percent']} %: {last['text']}" + (f"; RETURNED: {last['returned']}" if last["returned"] else "")]
+    )

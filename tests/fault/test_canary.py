@@ -1,0 +1,136 @@
+"""Canary reads on real servers: nobody reads an old value through any gateway, and a follower that is slow, refuses or goes away is asked no more."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import redis.asyncio as redis
+
+from exodus.config import Side
+from exodus.control.route import read_route
+from exodus.cutover import switch
+from exodus.cutover.canary import read_canary, set_canary
+from exodus.errors import DecisionRefused, OperatorError
+from exodus.stack.home import free_port
+from exodus.sync.reconcile import reconcile
+from tests.support.history import Historian
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+async def _copied(plant: Plant, *, keys: int = 300) -> list[int]:
+    """Two gateways, everything copied and verified; their ports."""
+    plant.boxes[Side.SOURCE].client().mset({f"cold:{number}": f"value {number}" for number in range(keys)})
+    other = free_port()
+    await plant.gateway()
+    await plant.gateway("gw-2", port=other)
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.backfill()
+    assert (await reconcile(await plant.engine(), "test"))["divergences_total"] == 0
+    return [plant.port, other]
+
+
+async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) -> int:
+    """Read the cold keys, over and over; how many were read. Each has its value, always."""
+    count = 0
+    while not stop.is_set():
+        number = count % keys
+        assert await client.get(f"cold:{number}") == b"value %d" % number
+        count += 1
+        await asyncio.sleep(0.001)
+    return count
+
+
+async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Plant) -> None:
+    """Per key linearizable, at every share, with writes through both gateways and one past them; the switch ends the canary by itself."""
+    ports = await _copied(plant)
+    with pytest.raises(OperatorError, match="no percentage"):
+        await set_canary(plant.store, plant.plan, 101, why="test")
+    historian = Historian(ports, clients=6)
+    historian.start()
+    stop = asyncio.Event()
+    three = redis.Redis(port=ports[1], protocol=3)
+    reading = [asyncio.create_task(_read(client, stop)) for client in (plant.app(), three)]
+    # What live sync never hears of: the follower has another value than the authority, for good.
+    plant.boxes[Side.SOURCE].client().set("past-the-gateways", "new")
+    plant.boxes[Side.TARGET].client().set("past-the-gateways", "old")
+    for percent in (1, 5, 25, 100):
+        await set_canary(plant.store, plant.plan, percent, why="test")
+        await asyncio.sleep(0.3)
+    for port in ports:
+        async with redis.Redis(port=port) as client:
+            assert await client.get("past-the-gateways") == b"new"
+            pipe = client.pipeline(transaction=False)
+            for number in range(20):
+                pipe.set("mine", number).get("mine").get("cold:1").ping()
+            assert await pipe.execute() == [answer for number in range(20) for answer in (True, b"%d" % number, b"value 1", True)]
+
+    async def counted() -> bool:
+        reads = (await read_canary(plant.store))["reads"]
+        return reads.get("served", 0) > 100 and reads.get("not fresh", 0) > 0
+
+    await until(counted, within_s=20, otherwise="no read was served by the follower, or all of them were")
+    # While writes are held, reads go on, and the canary has ended.
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert done.switched
+    route = await read_route(plant.store)
+    assert (route.canary, route.authority) == (0.0, Side.TARGET)
+    with pytest.raises(DecisionRefused, match="may not begin"):
+        await set_canary(plant.store, plant.plan, 5, why="test")
+    stop.set()
+    assert min(await asyncio.gather(*reading)) > 50
+    await three.aclose()
+    await historian.end()
+    assert historian.errors == []
+    assert historian.check() > 500
+
+
+@pytest.mark.parametrize("fault", ["frozen", "refusing", "gone"])
+async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) -> None:
+    """No read fails or is wrong; every gateway returns to the authority, and the route says why."""
+    ports = await _copied(plant)
+    target = plant.boxes[Side.TARGET]
+    await set_canary(plant.store, plant.plan, 100, why="test")
+    stop = asyncio.Event()
+    other = redis.Redis(port=ports[1])
+    reading = [asyncio.create_task(_read(client, stop)) for client in (plant.app(), other)]
+
+    async def served() -> bool:
+        return (await read_canary(plant.store))["reads"].get("served", 0) > 50
+
+    await until(served, within_s=10, otherwise="no read was served by the follower")
+    if fault == "frozen":
+        target.pause()
+    elif fault == "refusing":
+        target.client().acl_setuser(str(target.address().username), commands=["-get"], enabled=True, keys=["*"])
+    else:
+        with target.client() as client:
+            named = [row for row in client.client_list() if row["name"] == "exodus-canary"]
+            assert len(named) == 4, "one for each protocol and gateway"
+            for row in named:
+                client.client_kill_filter(_id=row["id"])
+
+    async def returned() -> bool:
+        return not (await read_route(plant.store)).canary
+
+    try:
+        await until(returned, within_s=10, otherwise="the canary was not given up")
+    finally:
+        target.resume()
+        target.client().acl_setuser(str(target.address().username), commands=["+@all"], enabled=True, keys=["*"])
+    route = await read_route(plant.store)
+    assert "canary reads given up" in route.why
+
+    async def everybody() -> bool:
+        return all(not gateway.canary()["share"] for gateway, _ in plant.gateways.values())
+
+    await until(everybody, within_s=5, otherwise="a gateway goes on asking the follower")
+    bad = "late" if fault == "frozen" else "failed"
+    assert (await read_canary(plant.store))["reads"].get(bad, 0) > 0
+    stop.set()
+    assert min(await asyncio.gather(*reading)) > 50
+    await other.aclose()
