@@ -71,22 +71,31 @@ def run_demo(demo: Demo) -> bool:
     Raises:
         ExodusError: a part did not work at all.
     """
+    if demo.home.running():
+        raise StackError(
+            "an earlier demo was left running", why=f"its stack is in {demo.home.root}", next_step=f"exodus down --home {demo.home.root}"
+        )
     shutil.rmtree(demo.out, ignore_errors=True)
     (demo.out / "evidence").mkdir(parents=True)
     began = time.monotonic()
-    app: Started | None = None
+    apps: list[Started] = []
+
+    def serving() -> None:
+        apps.append(_start_app(demo, load_migration(demo.home.migration_file)))
+
     try:
-        up(demo.home, Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}), say)
+        up(demo.home, Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}), say, serving=serving)
         file = load_migration(demo.home.migration_file)
         api = PrefectApi.find(demo.home)
         say(f"Prefect UI: {api.ui}")
-        app = _start_app(demo, file)
-        _run_phases(demo, file, api, app)
+        _wait(lambda: _path(demo, "ready").exists(), apps[0], "the application did not preload its keys", 180)
+        _run_phases(demo, file, api, apps[0])
         ok = _judge(demo)
     finally:
-        if app is not None and app.process.poll() is None:
-            app.process.terminate()
-            app.process.wait(timeout=30)
+        for app in apps:
+            if app.process.poll() is None:
+                app.process.terminate()
+                app.process.wait(timeout=30)
         if demo.keep:
             say(f"left running in {demo.home.root}: exodus status --home {demo.home.root}; exodus down --home {demo.home.root}")
         else:
@@ -105,7 +114,6 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
     ]  # fmt: skip
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
     say(f"the application preloads {demo.keys:,} keys, then writes {demo.writes:,} times a second")
-    _wait(lambda: _path(demo, "ready").exists(), app, "the application did not preload its keys", 180)
     return app
 
 

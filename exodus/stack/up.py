@@ -59,8 +59,10 @@ def urls(home: Home) -> dict[str, str]:
     return found
 
 
-def up(home: Home, wanted: Wanted, say: Callable[[str], None]) -> dict[str, str]:
+def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Callable[[], None] = lambda: None) -> dict[str, str]:
     """Start the stack, or say what runs of it; where its parts are.
+
+    `serving` is called as soon as applications can use the gateway, which needs nothing of Prefect, and so while that still starts.
 
     Raises:
         OperatorError: the two sides cannot be migrated as they are; everything that was started is stopped again.
@@ -78,7 +80,7 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None]) -> dict[str, str]
     home.make()
     stack = _Stack(home)
     try:
-        stack.start(wanted, say)
+        stack.start(wanted, say, serving)
     except BaseException:
         end(stack.entries)
         home.record([])
@@ -105,7 +107,7 @@ class _Stack:
         self.home.record(self.entries)
         return started
 
-    def start(self, wanted: Wanted, say: Callable[[str], None]) -> None:
+    def start(self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]) -> None:
         home = self.home
         port = free_port()
         environment = prefect.environment(home, port)
@@ -115,7 +117,10 @@ class _Stack:
         home.prefect_env.write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
         say("starting servers")
         self._servers(wanted)
-        asyncio.run(self._check())
+        asyncio.run(self._register())
+        say("starting gateway, syncer and comparer")
+        self._data_plane()
+        serving()
         say("starting Prefect")
         wait_ready(server, lambda: prefect.healthy(port), within_s=120)
         prefect.keep_template(home)
@@ -126,8 +131,6 @@ class _Stack:
             deploying = pool.submit(prefect.deploy, home, port)
             registering = pool.submit(prefect.register, home, port)
             registering.result()
-            say("starting gateway, syncer and comparer")
-            self._data_plane()
             deploying.result()
         wait_ready(worker, lambda: prefect.worker_online(port), within_s=60)
 
@@ -161,10 +164,13 @@ class _Stack:
         home.migration_file.touch(mode=0o600)
         home.migration_file.write_text(yaml.safe_dump(document, sort_keys=False))
 
-    async def _check(self) -> None:
+    async def _register(self) -> None:
+        """Check the sides, and register the plan where the data plane reads it."""
         file = load_migration(self.home.migration_file)
         findings = await check_pair(Endpoint(Side.SOURCE, file.plan.source), Endpoint(Side.TARGET, file.plan.target), file.plan)
         raise_if_fatal(findings)
+        async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+            await store.save_plan(file.plan)
 
     def _data_plane(self) -> None:
         home = self.home

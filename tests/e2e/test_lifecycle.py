@@ -138,7 +138,10 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     early = operator.start("analyze")
     assert "pre-test was not approved" in operator.run_state(early, "Failed", "Crashed")["message"]
 
-    assert "pre-test was not approved" in operator.status()["phases"]["analyze"]["why"]
+    def said_why() -> bool:  # a hook of the run writes it down after Prefect has the state
+        return "pre-test was not approved" in operator.status()["phases"].get("analyze", {}).get("why", "")
+
+    wait_until(said_why, within_s=30, otherwise="status never said why")
 
     # A rollback takes the place of what waits; nothing else does.
     waits = operator.start("pre-test")
