@@ -39,8 +39,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
 | postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
 
-On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`), which are
-never copied, compared or counted.
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
+which are never copied, compared or counted.
 """
 
 from __future__ import annotations
@@ -169,6 +169,11 @@ def lane_guard_key(migration: str, partition: int) -> bytes:
 def fence_guard_key(migration: str) -> bytes:
     """The key on a side whose value is the id of the switch that may put its fence up or down."""
     return f"exodus:{{{migration}}}:fence".encode()
+
+
+def native_guard_key(migration: str) -> bytes:
+    """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
+    return f"exodus:{{{migration}}}:native".encode()
 
 
 class ControlStore:

@@ -27,6 +27,7 @@ from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
+from exodus.sync.native import Attachment, check_filled
 from exodus.sync.replication import ReplicationFeed
 from exodus.telemetry.http import Sample, StatusServer
 
@@ -49,6 +50,8 @@ class Syncer:
         self._work: asyncio.Task[None] | None = None
         self._stream: ReplicationFeed | None = None
         self._streaming: asyncio.Task[None] | None = None
+        self._attachment: Attachment | None = None  # native replication
+        self._attaching: asyncio.Task[None] | None = None
         self._why = ""
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -80,11 +83,14 @@ class Syncer:
         before = self._route
         if route.epoch == before.epoch:
             return
-        same = (route.sync, route.authority, route.writer_epoch) == (before.sync, before.authority, before.writer_epoch)
+        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native"))
         if not same:
             await self._stop_work()
             if route.sync:
                 self._work = asyncio.create_task(self._keep_syncing(route))
+                if route.native:
+                    self._attachment = Attachment(self._store, self._plan, route)
+                    self._attaching = asyncio.create_task(self._attachment.run())
                 if self._plan.feed is Feed.REPLICATION:
                     authority = Endpoint(route.authority, self._plan.address(route.authority))
                     self._stream = ReplicationFeed(self._store, authority, self._plan.partitions, self.process)
@@ -95,8 +101,8 @@ class Syncer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        await end_all((self._work, self._streaming))
-        self._work = self._streaming = self._stream = None
+        await end_all((self._work, self._streaming, self._attaching))
+        self._work = self._streaming = self._stream = self._attaching = self._attachment = None
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
@@ -111,6 +117,8 @@ class Syncer:
                     await asyncio.sleep(_BACKOFF_S)
                     continue
                 has_it = True
+                if route.native:
+                    await check_filled(self._plan)
                 lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
                 self._why = ""
                 await lanes.run()
@@ -173,9 +181,10 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why or (self._stream.why if self._stream is not None else ""),
+            why=self._why or next((part.why for part in (self._attachment, self._stream) if part is not None and part.why), ""),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
+                **({"replica": self._attachment.text} if self._attachment is not None else {}),
                 "direction": f"{self._route.authority} to {self._route.follower}",
                 "partitions": self._lanes.partitions if self._lanes is not None and self._route.sync else [],
                 "lag_entries": self._lag_entries,
