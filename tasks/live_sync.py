@@ -17,9 +17,9 @@ from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
-from exodus.sync import migrate, native, replication, runs
+from exodus.sync import migrate, native, runs
 from exodus.sync.engine import open_engine
-from exodus.sync.feed import JournalFeed, prove
+from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
@@ -62,7 +62,7 @@ def start_live_sync(migration: str) -> Json:
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await _begin_feed(it)
+                await begin_feed(it.store, it.plan)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 if by_replica:
@@ -107,13 +107,6 @@ async def _let_in(it: Opened) -> None:
     if record is not None and await shut_out(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
-
-
-async def _begin_feed(it: Opened) -> None:
-    """Refuse a feed that the authority does not allow, and begin it anew: what it saw earlier is covered by the backfill or comparison to come."""
-    if it.plan.feed is Feed.REPLICATION:
-        await replication.check_allowed(it.endpoint(Side.SOURCE))
-        await replication.begin(it.store, Side.SOURCE)
 
 
 def _as_application(it: Opened) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_S, Feed, Hold, Plan
+from exodus.config import HEARTBEAT_S, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
@@ -25,10 +25,11 @@ from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
+from exodus.sync.feed import reader_of
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
 from exodus.sync.native import Attachment, check_filled
-from exodus.sync.replication import ReplicationFeed
+from exodus.sync.stream import FeedReader
 from exodus.telemetry.http import Sample, StatusServer
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Syncer:
         self._route = Route(epoch=-1)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
-        self._stream: ReplicationFeed | None = None
+        self._stream: FeedReader | None = None
         self._streaming: asyncio.Task[None] | None = None
         self._attachment: Attachment | None = None  # native replication
         self._attaching: asyncio.Task[None] | None = None
@@ -91,9 +92,8 @@ class Syncer:
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
-                if self._plan.feed is Feed.REPLICATION:
-                    authority = Endpoint(route.authority, self._plan.address(route.authority))
-                    self._stream = ReplicationFeed(self._store, authority, self._plan.partitions, self.process)
+                self._stream = reader_of(self._store, self._plan, Endpoint(route.authority, self._plan.address(route.authority)), self.process)
+                if self._stream is not None:
                     self._streaming = asyncio.create_task(self._stream.run())
         elif self._lanes is not None:
             self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()

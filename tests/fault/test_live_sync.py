@@ -12,7 +12,7 @@ from exodus.config import Feed, Side
 from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.control.store import guard_key
-from exodus.sync import replication
+from exodus.sync import stream
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import verify
 from tests.support.fleet import Fleet
@@ -101,7 +101,7 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
     await modern.gateway()
-    await replication.begin(modern.store, Side.SOURCE)
+    await stream.begin(modern.store, Side.SOURCE)
     await modern.syncer()
     boxes = list(modern.boxes.values())
 
