@@ -29,6 +29,7 @@ from exodus.sync.feed import reader_of
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
 from exodus.sync.native import Attachment, check_filled
+from exodus.sync.probe import LagProbe
 from exodus.sync.stream import FeedReader
 from exodus.telemetry.http import Sample, StatusServer
 
@@ -53,6 +54,8 @@ class Syncer:
         self._streaming: asyncio.Task[None] | None = None
         self._attachment: Attachment | None = None  # native replication
         self._attaching: asyncio.Task[None] | None = None
+        self._probe: LagProbe | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._why = ""
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -89,6 +92,8 @@ class Syncer:
             await self._stop_work()
             if route.sync:
                 self._work = asyncio.create_task(self._keep_syncing(route))
+                self._probe = LagProbe(self._plan, route, self._may_probe)
+                self._probing = asyncio.create_task(self._probe.run())
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
@@ -101,8 +106,12 @@ class Syncer:
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        await end_all((self._work, self._streaming, self._attaching))
-        self._work = self._streaming = self._stream = self._attaching = self._attachment = None
+        await end_all((self._work, self._streaming, self._attaching, self._probing))
+        self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
+
+    def _may_probe(self, partition: int) -> bool:
+        calm = self._route.hold is Hold.NONE and self._route.rehearsal_prefix is None  # a rehearsal copies its keys, the probe's too, both ways
+        return calm and self._lanes is not None and partition in self._lanes.partitions
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
@@ -191,6 +200,7 @@ class Syncer:
                 "lag_ms_p50": lag.lag_ms_p50,
                 "lag_ms_p99": lag.lag_ms_p99,
                 "oldest_dirty_ms": self._oldest_ms,
+                **self._probed(),
                 "keys_in_per_s": round(lag.keys_in_per_s, 1),
                 "synced_per_s": round(lag.synced_per_s, 1),
                 "converges": self.converges,
@@ -200,12 +210,27 @@ class Syncer:
             },
         )
 
+    def _probed(self) -> dict[str, float | int | str]:
+        probe = self._probe
+        if probe is None or not (probe.lag_ms or probe.why):
+            return {}  # another syncer does it
+        p50, p99 = (round(probe.percentile(share), 1) for share in (0.5, 0.99))
+        return {"probe_lag_ms_p50": p50, "probe_lag_ms_p99": p99, "probes_missed": probe.misses, "probe_why": probe.why}
+
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
         yield "exodus_syncer_oldest_dirty_ms", "age of the oldest of them", {}, self._oldest_ms
         yield "exodus_syncer_lag_ms_p50", "from a journal entry to its keys being equal, median of the last seconds", {}, self._rates.lag_ms_p50
         yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
+        if self._probe is not None and self._probe.lag_ms:
+            yield (
+                "exodus_syncer_probe_lag_ms_p50",
+                "from the answer to a write through a gateway to its being seen at the follower",
+                {},
+                self._probe.percentile(0.5),
+            )
+            yield "exodus_syncer_probe_lag_ms_p99", "likewise, 99th percentile", {}, self._probe.percentile(0.99)
         for name, value in self.tally.counts.items():
             yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
         for rule, count in list(self.tally.excluded.items()):
