@@ -179,7 +179,7 @@ async def _why_not_target(plan: Plan) -> str | None:
         refused = [reply for reply in replies if isinstance(reply, ReplyError)]
     if refused:
         return f"the target: {refused[0]}"
-    # Only looked at: Redis 8.2 and Valkey 8.1 and 9.1 crash where it is set at run time without certificates (tried here).
+    # Only looked at: Redis 8.2 and Valkey 8.1 and 9.1 that were built without TLS crash where it is set at run time (tried here).
     by_tls = bool(replies[-1]) and replies[-1][1] == b"yes"
     if by_tls != plan.source.tls:
         return (
