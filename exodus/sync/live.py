@@ -92,8 +92,6 @@ class Syncer:
             await self._stop_work()
             if route.sync:
                 self._work = asyncio.create_task(self._keep_syncing(route))
-                self._probe = LagProbe(self._plan, route, self._may_probe)
-                self._probing = asyncio.create_task(self._probe.run())
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
@@ -103,15 +101,25 @@ class Syncer:
         elif self._lanes is not None:
             self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()
         self._route = route
+        await self._probe_or_not()
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
         await end_all((self._work, self._streaming, self._attaching, self._probing))
         self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
 
-    def _may_probe(self, partition: int) -> bool:
-        calm = self._route.hold is Hold.NONE and self._route.rehearsal_prefix is None  # a rehearsal copies its keys, the probe's too, both ways
-        return calm and self._lanes is not None and partition in self._lanes.partitions
+    async def _probe_or_not(self) -> None:
+        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so that a switch finds no session of ours."""
+        route = self._route
+        calm = route.sync and route.hold is Hold.NONE and route.rehearsal_prefix is None
+        if not calm:
+            await end_all((self._probing,))
+            self._probing = None
+        elif self._probing is None:
+            self._probe = self._probe or LagProbe(
+                self._plan, route, lambda partition: self._lanes is not None and partition in self._lanes.partitions
+            )
+            self._probing = asyncio.create_task(self._probe.run())
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
