@@ -176,9 +176,9 @@ def native_guard_key(migration: str) -> bytes:
     return f"exodus:{{{migration}}}:native".encode()
 
 
-def canary_prefix(migration: str) -> bytes:
+def beacon_prefix(migration: str) -> bytes:
     """How the keys on an authority begin that show how far a feed has come; each expires by itself."""
-    return f"exodus:{{{migration}}}:canary:".encode()
+    return f"exodus:{{{migration}}}:beacon:".encode()
 
 
 class ControlStore:

@@ -22,7 +22,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
-from exodus.sync.pushes import PUSHES, Canary, PushReader, check_allowed
+from exodus.sync.pushes import PUSHES, Beacon, PushReader, check_allowed
 from exodus.sync.stream import FeedReader, begin
 
 Positions = Mapping[int, bytes]
@@ -106,12 +106,12 @@ class PushedFeed(JournalFeed):
 
     def __init__(self, store: ControlStore, partitions: int, authority: Endpoint) -> None:
         super().__init__(store, partitions)
-        self._canary = Canary(store, authority)
+        self._beacon = Beacon(store, authority)
         self._told = False
 
     async def drained(self) -> bool:
         """See `ChangeFeed`: all that the authority had to push when it was asked was read, and then synced."""
-        self._told = self._told or await self._canary.seen()
+        self._told = self._told or await self._beacon.seen()
         if not self._told or not await super().drained():
             return False
         self._told = False

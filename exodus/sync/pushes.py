@@ -29,7 +29,7 @@ import hiredis
 from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, RESERVED_PREFIX, Feed
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
-from exodus.control.store import ControlStore, answered, canary_prefix
+from exodus.control.store import ControlStore, answered, beacon_prefix
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
@@ -41,8 +41,8 @@ from exodus.sync.stream import BEGIN, FeedReader
 _READ_BYTES = 256 * 1024
 _LOOK_S = 1.0
 _SILENCE_S = 5.0  # it is asked each second whether it is there
-_CANARY_MS = 10_000
-_CANARIES_KEPT = 16
+_BEACON_MS = 10_000
+_BEACONS_KEPT = 16
 _AGAIN_S = 0.5
 _SCAN_KEYS = 1_000
 _GROUPS = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xnack", "xackdel", "xdelex")
@@ -175,7 +175,7 @@ class PushReader(FeedReader):
     def __init__(self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str, pushes: Pushes) -> None:
         super().__init__(store, endpoint, partitions, process)
         self._pushes = pushes
-        self._canary = canary_prefix(store.migration)
+        self._beacon = beacon_prefix(store.migration)
 
     async def _follow(self) -> None:
         node = (await self._endpoint.nodes())[0]
@@ -212,29 +212,29 @@ class PushReader(FeedReader):
                 if listening.done():
                     listening.result()
             named, flushed = listener.all_taken()
-            canaries = [name.removeprefix(self._canary) for _, name in named if name.startswith(self._canary)]
+            beacons = [name.removeprefix(self._beacon) for _, name in named if name.startswith(self._beacon)]
             keys = await asker.place([(db, name) for db, name in named if not name.startswith(RESERVED_PREFIX)])
             barriers = [Barrier("flushall")] if flushed else []
-            if flushed or canaries or time.monotonic() - looked >= _LOOK_S:
+            if flushed or beacons or time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()
                 listener.ping()
                 more, found = await asker.look()
                 keys += more
                 barriers = list(dict.fromkeys([*barriers, *found]))
-            if keys or barriers or canaries:
-                await self._append(keys, barriers, canaries)
+            if keys or barriers or beacons:
+                await self._append(keys, barriers, beacons)
             if time.monotonic() - renewed > LEASE_MS / 3000:
                 renewed = time.monotonic()
                 if not await self._mine():
                     return
 
-    async def _append(self, keys: list[Key], barriers: list[Barrier], canaries: list[bytes]) -> None:
-        """Keys, and in the same transaction that everything up to these canaries has come."""
+    async def _append(self, keys: list[Key], barriers: list[Barrier], beacons: list[bytes]) -> None:
+        """Keys, and in the same transaction that everything up to these beacons has come."""
         state: dict[str, str | int] = {"offset": 0}
-        if canaries:
-            kept = await answered(self._store.client.hget(self._state_key, "canaries"))
-            words = [*(kept or b"").split(), *canaries][-_CANARIES_KEPT:]
-            state["canaries"] = b" ".join(words).decode()
+        if beacons:
+            kept = await answered(self._store.client.hget(self._state_key, "beacons"))
+            words = [*(kept or b"").split(), *beacons][-_BEACONS_KEPT:]
+            state["beacons"] = b" ".join(words).decode()
         await journal.append(self._store, keys, self._partitions, barriers, also=lambda pipe: pipe.hset(self._state_key, mapping=state))  # type: ignore[arg-type]
 
 
@@ -336,7 +336,7 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
         )
 
 
-class Canary:
+class Beacon:
     """A key of our own that is written after all that counts, and waited for in a feed."""
 
     def __init__(self, store: ControlStore, authority: Endpoint) -> None:
@@ -356,10 +356,10 @@ class Canary:
             # Again and again: one that is written while nobody listens is never told, and the later ones stand for it too.
             token = secrets.token_hex(8).encode()
             async with await (await self._authority.nodes())[0].connect(name="exodus-feed") as leg:
-                await leg.call("SET", canary_prefix(self._store.migration) + token, 1, "PX", _CANARY_MS)
+                await leg.call("SET", beacon_prefix(self._store.migration) + token, 1, "PX", _BEACON_MS)
             self._tokens.add(token)
             self._at = time.monotonic()
-        kept = await answered(self._store.client.hget(self._store.keys.feed(self._authority.side), "canaries"))
+        kept = await answered(self._store.client.hget(self._store.keys.feed(self._authority.side), "beacons"))
         if self._tokens.isdisjoint((kept or b"").split()):
             return False
         self._tokens.clear()
