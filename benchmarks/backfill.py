@@ -7,6 +7,7 @@ Valkey 9.1, on one machine.
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
 from functools import partial
 
 import redis
@@ -15,14 +16,23 @@ import uvloop
 from benchmarks.copying import VALUE_BYTES, backfill, engine_of, load
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client, seconds_of
+from exodus.config import CopyStrategy
 from exodus.stack.servers import Server, ServerKind
 
 _BATCH = 100
 
 
-async def _exodus(source: Server, target: Server, control: Server, run: str) -> None:
-    async with engine_of(source, target, control) as engine:
+async def _exodus(source: Server, target: Server, control: Server, run: str, strategy: CopyStrategy) -> None:
+    async with engine_of(source, target, control, strategy=strategy) as engine:
         await backfill(engine, run)
+
+
+def _by_lane(work: Coroutine[None, None, None], target: redis.Redis) -> None:
+    target.execute_command("ACL", "SETUSER", "default", "-restore")  # which the lane asks for, and the other ways need
+    try:
+        uvloop.run(work)
+    finally:
+        target.execute_command("ACL", "SETUSER", "default", "+restore")
 
 
 def _migrate(source: redis.Redis, target: Server) -> None:
@@ -68,7 +78,8 @@ def measure(*, full: bool) -> Result:
             load(ours, keys)
             for number in range(3):
                 ways = {
-                    "exodus": partial(uvloop.run, _exodus(source, target, control, f"run-{number}")),
+                    "exodus": partial(uvloop.run, _exodus(source, target, control, f"run-{number}", CopyStrategy.KEYS)),
+                    "exodus, MIGRATE lane": partial(_by_lane, _exodus(source, target, control, f"lane-{number}", CopyStrategy.MIGRATE), theirs),
                     "MIGRATE by 100": partial(_migrate, ours, target),
                     "redis-py loop": partial(_loop, ours, theirs),
                     "REPLICAOF": partial(_replicate, source, theirs, keys),

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import redis
 
-from exodus.config import JournalMode, Plan, Side
+from exodus.config import CopyStrategy, JournalMode, Plan, Side
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
@@ -35,9 +35,9 @@ def load(source: redis.Redis, keys: int) -> None:
 
 
 @asynccontextmanager
-async def engine_of(source: Server, target: Server, control: Server) -> AsyncIterator[Engine]:
+async def engine_of(source: Server, target: Server, control: Server, *, strategy: CopyStrategy = CopyStrategy.KEYS) -> AsyncIterator[Engine]:
     """The engine of a new epoch, with the journal on."""
-    plan = Plan(name="bench", source=source.address(), target=target.address())
+    plan = Plan(name="bench", source=source.address(), target=target.address(), strategy=strategy)
     async with await ControlStore.connect(control.address(), plan.name) as store:
         await store.save_plan(plan)
         route = await read_route(store)

@@ -52,6 +52,7 @@ LARGE_KEY_BYTES = 1024 * 1024  # of memory; a larger key is copied in pieces: it
 LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
 PIECE_BYTES = 512 * 1024  # of a large key, in one command
 PIECE_ELEMENTS = 1_000
+MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the target does not answer it
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
@@ -91,6 +92,16 @@ class Feed(StrEnum):
 
     GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
+    TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
+    NOTIFICATIONS = "notifications"  # likewise
+
+
+class CopyStrategy(StrEnum):
+    """How the data of a whole migration is carried."""
+
+    KEYS = "keys"  # key by key, each by the first way that carries it
+    MIGRATE = "migrate"  # the same, but the source sends what it can by MIGRATE
+    NATIVE = "native"  # the target is the source's replica until the cutover
 
 
 class Cutover(StrEnum):
@@ -325,8 +336,11 @@ class Plan(BaseModel):
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
+    strategy: CopyStrategy = Field(
+        default=CopyStrategy.KEYS, description="key by key; by MIGRATE; or native: the target is the source's replica until the cutover"
+    )
     workers: Workers = Field(default=Workers(), description="who copies the slices")
-    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or the replication stream")
+    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or what the authority tells itself")
     budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")
@@ -363,6 +377,22 @@ class Plan(BaseModel):
     def _apart(cls, value: tuple[Rename, ...]) -> tuple[Rename, ...]:
         check_renames(value)
         return value
+
+    @model_validator(mode="after")
+    def _fits_its_strategy(self) -> Self:
+        excluded = {
+            CopyStrategy.KEYS: ((), ""),
+            CopyStrategy.MIGRATE: (("filters", "renames", "keep_usage"), "MIGRATE sends keys as they are, under their own names"),
+            CopyStrategy.NATIVE: (
+                ("filters", "renames", "allow_nonempty", "keep_usage"),
+                "a replica has what its source has, under the same names, and nothing else",
+            ),
+        }
+        names, why = excluded[self.strategy]
+        for name in names:
+            if getattr(self, name):
+                raise ValueError(f"{name} with strategy: {self.strategy}: {why}; leave {name} away, or set strategy: keys")
+        return self
 
     @model_validator(mode="after")
     def _fits_its_cutover(self) -> Self:

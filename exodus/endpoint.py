@@ -14,10 +14,11 @@ from redis.exceptions import RedisError
 from exodus.config import RESERVED_PREFIX, Address, Plan, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError
-from exodus.leg import Leg, ReplyError
+from exodus.leg import Leg, ReplyError, error_of
 
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
+_AWAY = ("LOADING", "MASTERDOWN")
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
 
@@ -53,7 +54,8 @@ class Finding:
     next_step: str = ""
 
 
-def _info(raw: bytes) -> dict[str, str]:
+def info_of(raw: bytes) -> dict[str, str]:
+    """The fields of an INFO reply."""
     pairs = (line.partition(":") for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
     return {key: value.strip() for key, _, value in pairs}
 
@@ -80,7 +82,7 @@ class Node:
             raw = (await leg.pipeline([("INFO",)]))[0]
             if isinstance(raw, ReplyError):
                 raise OperatorError(f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)")
-            info = _info(raw)
+            info = info_of(raw)
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
             scratch = _PROBE
@@ -97,12 +99,19 @@ class Node:
                     ("MEMORY", "USAGE", scratch),
                 ]
             )
+            away = [str(reply) for reply in probes if isinstance(reply, ReplyError) and str(reply).startswith(_AWAY)]
+            if away:  # its answers say nothing of what it can do
+                raise error_of(self.side)(
+                    f"the {self.side} does not answer yet", why=away[0], next_step="wait: a server that loads its data goes on by itself"
+                )
             able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
             # The smallest value: only the footer is wanted. In one transaction, since several processes ask at once.
             outcome = (await leg.pipeline([("MULTI",), ("SET", scratch, "1", "PX", 5000), ("DUMP", scratch), ("DEL", scratch), ("EXEC",)]))[-1]
             dump = outcome[1] if isinstance(outcome, list) else None
+            if isinstance(outcome, ReplyError):  # a replica takes no scratch key; the libraries' payload ends in the same way (from 7.0 on)
+                dump = (await leg.pipeline([("FUNCTION", "DUMP")]))[0]
             payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
         databases = {
             int(key[2:]): int(value.partition("keys=")[2].partition(",")[0])
@@ -172,7 +181,7 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
             )
         )
         return findings
-    findings.append(await _check_empty(target, theirs, plan, store))
+    findings.append(await check_empty(target, theirs, plan, store))
     findings.append(_check_memory(ours, theirs))
     findings.append(await _check_payloads(source, ours, theirs))
     findings.append(_check_user("source", ours))
@@ -196,7 +205,8 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     return findings
 
 
-async def _check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:
+async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:
+    """Whether the target holds keys that are not this migration's; fatal where the plan does not allow it."""
     foreign = sum(facts.databases.values())
     if store is not None and await store.report(OWNED) is not None:
         return Finding("empty target", "ok", f"{foreign} keys on the target, copied by this migration")

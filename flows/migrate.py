@@ -27,6 +27,7 @@ from tasks.live_sync import (
     wait_caught_up,
     why_letters_stand,
 )
+from tasks.native import count_filled, watch_filling
 from tasks.probe import check_sides
 from tasks.workers import workers_of
 
@@ -50,13 +51,25 @@ def _backfill(migration: str, live: Json) -> Json:
     return count_backfill(migration, live["run"])
 
 
+def _replicate(migration: str, live: Json) -> Json:
+    """Let the servers fill the target; how far they are is shown."""
+    progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="the source's data loaded")
+    attempt, done = 0, False
+    while not done:
+        attempt += 1
+        seen = watch_filling(migration, live["writer_epoch"], attempt)
+        update_progress_artifact(artifact_id=progress, progress=seen["percent"])
+        done = seen["done"]
+    return count_filled(migration)
+
+
 @phase_flow(PHASE)
 def migrate(migration: str = "demo") -> State[str]:
     """Copy everything while applications write, and prove that both sides are equal."""
     open_phase(migration, PHASE)
     check_sides(migration)
     live = start_live_sync(migration)  # before the first copy, so that no write falls between
-    backfill = _backfill(migration, live)
+    backfill = _replicate(migration, live) if live["native"] else _backfill(migration, live)
     changed = mark_changed_meanwhile(migration)
     live_now = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
@@ -76,8 +89,8 @@ def migrate(migration: str = "demo") -> State[str]:
         "caught_up": live_now["caught_up"],
         "ttl_drift_ms_max": found["ttl_drift_ms_max"],
     }
-    how = [{"what": "carried", "how": how, "keys": count} for how, count in backfill["strategies"].items()]
-    how += [{"what": "left out", "how": rule, "keys": count} for rule, count in backfill["excluded"].items()]
+    named = {"carried": "strategies", "not by MIGRATE, but by another": "not_sent", "left out": "excluded"}
+    how = [{"what": what, "how": how, "keys": count} for what, name in named.items() for how, count in backfill[name].items()]
     how = how or [{"what": "carried", "how": "no key was seen", "keys": 0}]
     create_table_artifact(key=artifact_key(migration, PHASE, "strategies"), table=how, description="how the keys of the backfill went, and which not")
     evaluate(migration, PHASE, {"reconciliation": [row]}, row)

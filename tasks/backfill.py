@@ -94,9 +94,11 @@ def count_backfill(migration: str, backfill: str) -> Json:
             accounted = sum(total[f"keys_{what}"] for what in ("copied", "removed", "failed", "skipped", "excluded"))
             excluded: Counter[str] = Counter()
             strategies: Counter[str] = Counter()
+            not_sent: Counter[str] = Counter()
             for progress in slices:
                 excluded.update(progress.excluded)
                 strategies.update(progress.strategies)
+                not_sent.update(progress.not_sent)
             seconds = max((progress.seconds for progress in slices), default=0.0)
             return {
                 **total,
@@ -107,6 +109,7 @@ def count_backfill(migration: str, backfill: str) -> Json:
                 "keys_per_s": round(total["keys_copied"] / seconds, 1) if seconds else 0.0,
                 "excluded": dict(excluded),
                 "strategies": dict(strategies),
+                "not_sent": dict(not_sent),
             }
 
     return run(work())

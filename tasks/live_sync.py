@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import task
 
-from exodus.config import Feed, JournalMode, Phase, Side
+from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier
 from exodus.control.route import change_route, read_route
@@ -17,13 +17,14 @@ from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
-from exodus.sync import replication, runs
+from exodus.sync import migrate, native, runs
 from exodus.sync.engine import open_engine
-from exodus.sync.feed import JournalFeed, prove
+from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.context import Json, Opened, opened, run
+from tasks.native import REPORT as NATIVE_REPORT
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
@@ -55,18 +56,30 @@ def start_live_sync(migration: str) -> Json:
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
                 writer = route.writer_epoch + 1
+                by_replica = it.plan.strategy is CopyStrategy.NATIVE
+                if by_replica:
+                    await native.check_possible(it.plan, it.store)
+                if it.plan.strategy is CopyStrategy.MIGRATE:
+                    await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await _begin_feed(it)
+                await begin_feed(it.store, it.plan)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
-                await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
-                route = await change_route(
-                    it.store, route, route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, writer_epoch=writer)
-                )
+                if by_replica:
+                    await native.give_right(it.plan, writer)
+                    await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
+                else:
+                    await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
+                on = route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer)
+                route = await change_route(it.store, route, on)
             await _everybody(it, route.epoch)
-            if before is not None:
+            if route.native:
+                await native.attach(it.plan, route.writer_epoch)
+            elif before is not None:
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
                 await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
+            if it.plan.strategy is CopyStrategy.MIGRATE:
+                await migrate.prove(await open_engine(it.store, it.plan, route))
             through = _as_application(it) if it.plan.feed is Feed.GATEWAY else {}
             client = make_client(it.plan.source.model_copy(update=through), field="source")
             try:
@@ -81,7 +94,8 @@ def start_live_sync(migration: str) -> Json:
                 "feed": str(it.plan.feed),
                 "proved_by": key,
                 "run": now.run,
-                "kept": kept,
+                "kept": kept and not route.native,
+                "native": route.native,
             }
 
     return run(work())
@@ -93,13 +107,6 @@ async def _let_in(it: Opened) -> None:
     if record is not None and await shut_out(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
-
-
-async def _begin_feed(it: Opened) -> None:
-    """Refuse a feed that the authority does not allow, and begin it anew: what it saw earlier is covered by the backfill or comparison to come."""
-    if it.plan.feed is Feed.REPLICATION:
-        await replication.check_allowed(it.endpoint(Side.SOURCE))
-        await replication.begin(it.store, Side.SOURCE)
 
 
 def _as_application(it: Opened) -> dict[str, Any]:
@@ -116,7 +123,8 @@ def mark_changed_meanwhile(migration: str) -> int:
             kept = await runs.current(it.store)
             if kept is None or not kept.to_compare:
                 return 0
-            marked = await mark_differing(await open_engine(it.store, it.plan))
+            # A replica was filled anew.
+            marked = 0 if (await read_route(it.store)).native else await mark_differing(await open_engine(it.store, it.plan))
             await runs.compared(it.store, kept)
             return marked
 

@@ -175,6 +175,9 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
         print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
+    for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
+        why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
+        print(f"a write is seen at the follower after: p50 {facts['probe_lag_ms_p50']} ms, p99 {facts['probe_lag_ms_p99']} ms{why}")
     print(f"freshness: {status['freshness']['text']}")
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         print(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")

@@ -37,6 +37,7 @@ class SliceProgress(BaseModel):
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one
     why: str = ""  # what the slice waits for
     worker: str = ""  # HOST:PID of the process that took it up last
+    not_sent: dict[str, int] = Field(default_factory=dict)  # why MIGRATE did not carry them → keys
     excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
     strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
 

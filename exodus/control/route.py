@@ -25,6 +25,7 @@ class Route(BaseModel):
     hold: Hold = Hold.NONE
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
+    native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
     shadow_rate: float = 0.0
     shadow_salt: int = 0
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too

@@ -19,7 +19,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | budget         | string | operator, flows   | bulk readers         | impact budget as JSON, in place of the plan's         |
 | pace           | hash   | bulk readers      | status               | what each spends of it and why, JSON                  |
 | fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
-| feed:SIDE      | hash   | syncers           | syncers, cutover     | replid, offset, db of the replication stream of a side|
+| feed:SIDE      | hash   | syncers           | syncers, cutover     | how far the changes of a side were read               |
 | feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
@@ -39,8 +39,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
 | postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
 
-On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`), which are
-never copied, compared or counted.
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
+which are never copied, compared or counted.
 """
 
 from __future__ import annotations
@@ -169,6 +169,16 @@ def lane_guard_key(migration: str, partition: int) -> bytes:
 def fence_guard_key(migration: str) -> bytes:
     """The key on a side whose value is the id of the switch that may put its fence up or down."""
     return f"exodus:{{{migration}}}:fence".encode()
+
+
+def native_guard_key(migration: str) -> bytes:
+    """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
+    return f"exodus:{{{migration}}}:native".encode()
+
+
+def beacon_prefix(migration: str) -> bytes:
+    """How the keys on an authority begin that show how far a feed has come; each expires by itself."""
+    return f"exodus:{{{migration}}}:beacon:".encode()
 
 
 class ControlStore:

@@ -8,7 +8,7 @@ from typing import Any
 from exodus.config import RESERVED_PREFIX, Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import change_route, read_route
-from exodus.control.store import ControlStore, answered, fence_guard_key, guard_key, lane_guard_key
+from exodus.control.store import ControlStore, answered, fence_guard_key, guard_key, lane_guard_key, native_guard_key
 from exodus.cutover.collect import what_is_left
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.finalising import checklist
@@ -16,6 +16,7 @@ from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import SourceError, TargetError
 from exodus.leg import Leg
 from exodus.scope import Key
+from exodus.sync import migrate, native
 from exodus.sync.backfill import CHUNK_KEYS
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import scan_once
@@ -42,11 +43,26 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
             not_told = f"the fence on the {route.follower} refuses Exodus too"
         else:
             try:
-                await set_writer_epoch(Endpoint(route.follower, plan.address(route.follower)), plan.name, _CLOSED)
+                if route.native:
+                    await native.detach(plan, route.writer_epoch)
+                follower = Endpoint(route.follower, plan.address(route.follower))
+                await set_writer_epoch(follower, plan.name, _CLOSED)
+                async with await (await follower.nodes())[0].connect(name="exodus-clean") as leg:
+                    await migrate.end_users(leg, plan.name)
             except (SourceError, TargetError) as exc:
                 not_told = exc.what
         route = await change_route(
-            store, route, route.next(why=why, journal=JournalMode.OFF, sync=False, hold=Hold.NONE, canary=0.0, writer_epoch=route.writer_epoch + 1)
+            store,
+            route,
+            route.next(
+                why=why,
+                journal=JournalMode.OFF,
+                sync=False,
+                native=False,
+                hold=Hold.NONE,
+                canary=0.0,
+                writer_epoch=route.writer_epoch + 1,
+            ),
         )
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
@@ -91,7 +107,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
 
 
 async def _remove_own_keys(plan: Plan, store: ControlStore, *, keep_fence_of: Side | None = None) -> None:
-    names = [guard_key(plan.name), *(lane_guard_key(plan.name, partition) for partition in range(plan.partitions))]
+    names = [guard_key(plan.name), native_guard_key(plan.name), *(lane_guard_key(plan.name, partition) for partition in range(plan.partitions))]
     for side in Side:
         if await shut_out(store, side):
             continue  # its fence refuses us too; `what_is_left` lists them

@@ -19,6 +19,7 @@ from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import ReplyError
+from exodus.sync import native
 from exodus.sync.scan import scan_once
 
 _BUCKETS = 64
@@ -127,6 +128,8 @@ async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
         if record is not None:
             left.append(f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}")
         try:
+            if side is Side.TARGET and (follows := (await native.look(plan)).follows):
+                left.append(f"{side}: it is a replica of {follows}")
             left += [f"{side}: key {key!r}" for key in await _own_keys(Endpoint(side, plan.address(side)))]
         except (SourceError, TargetError) as exc:
             left.append(f"{side}: it was not looked at and not cleaned: {exc.why}")

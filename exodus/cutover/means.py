@@ -32,6 +32,8 @@ _WRITE = ("SET", _PROBE, "1", "PX", 1)
 _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
+_LAST_WRITE = (Feed.TRACKING, Feed.NOTIFICATIONS)
+_NO_LAST_WRITE = "the plan's feed is shown to be drained by a write of Exodus's own behind the fence, which this one would refuse"
 _OURS = "exodus"  # how the names of our connections begin
 
 
@@ -209,10 +211,17 @@ class ByReplicas(_ForAll):
 
     kind = FenceKind.MIN_REPLICAS
     code = "NOREPLICAS"
+
+    def __init__(self, feed: Feed) -> None:
+        """`feed` is the plan's."""
+        self._feed = feed
+
     _WANTED, _LAG = "min-replicas-to-write", "min-replicas-max-lag"
 
     async def why_not(self, call: Call) -> str | None:
         """Needs CONFIG SET, and a server whose scripts obey it."""
+        if self._feed in _LAST_WRITE:
+            return _NO_LAST_WRITE
         version = (await _info(call))["redis_version"]
         if int(version.split(".")[0]) < 7:
             return f"on {version} scripts write all the same"
@@ -248,6 +257,8 @@ class ByRole(_ForAll):
 
     async def why_not(self, call: Call) -> str | None:
         """Needs REPLICAOF, a master without replicas, and reads that go on."""
+        if self._feed in _LAST_WRITE:
+            return _NO_LAST_WRITE
         if self._feed is Feed.REPLICATION:
             return "the replication id would change, and the plan's feed reads that stream"
         facts = await _info(call)
@@ -308,7 +319,7 @@ def means_of(kind: FenceKind, plan: Plan, confirmed: Kept | None) -> Means:
     if kind is FenceKind.ACL:
         return ByAcl()
     if kind is FenceKind.MIN_REPLICAS:
-        return ByReplicas()
+        return ByReplicas(plan.feed)
     if kind is FenceKind.REPLICA:
         return ByRole(plan.feed)
     return ByProvider(confirmed)

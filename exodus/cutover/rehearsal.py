@@ -71,8 +71,15 @@ async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_p
 
     Raises:
         CutoverAborted: a step was not done in time; the prefix is back at the source.
+        DecisionRefused: the target is a replica now.
     """
     at_ms = await store.now_ms()
+    if (await read_route(store)).native:
+        raise DecisionRefused(
+            "the switch cannot be rehearsed now",
+            why="the target is the source's replica and takes no writes, not even a rehearsal's",
+            next_step="rehearse in the phase Test, before Migrate; exodus start rollback ends the replication",
+        )
     try:
         found = await _rehearse(store, plan, gateway_host, gateway_port)
     except ExodusError as exc:

@@ -20,6 +20,7 @@ from exodus.cutover.fence import Fence, Record, read_record
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
+from exodus.sync import native
 
 
 def closed(switch: str) -> bytes:
@@ -100,6 +101,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
     """After a switch that was given up the writers' epoch is a new one, since lanes that lost their right do not come back to an old one."""
     if not (route.switch and route.sync):
         return
+    await native.reopen(plan, route, closed(route.switch))
     endpoint = Endpoint(route.follower, plan.address(route.follower))
     for before in (closed(route.switch), b"%d" % (route.writer_epoch - 1)):  # it had come so far, or it had not
         if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):

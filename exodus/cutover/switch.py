@@ -4,7 +4,7 @@ A switch is a list of typed steps. `explain` tells what each would do, `apply` d
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
     readiness → prepare → let in → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
-        → kill strays → flow back
+        → kill strays → flow back, with promote after confirm where the target is the source's replica
 
 Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
 there on the switch is a fact: later failures are repaired forwards. One compare-and-set on the route decides which of the two it is, and
@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from exodus.config import HOLD_ACK_S, FenceKind, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
@@ -42,6 +42,7 @@ from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
+from exodus.sync import migrate, native
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
@@ -252,6 +253,8 @@ async def _readiness(switch: Switch) -> None:
         await registry.wait_for(
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
         )
+    if switch.route.native:
+        await native.check_filled(switch.plan)
     await check_called_off(store)
     switch.facts["partitions"] = switch.plan.partitions
 
@@ -349,6 +352,7 @@ async def _release_old(switch: Switch) -> None:
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
     await replace_right(switch.endpoint(switch.to), switch.plan.name, closed(switch.id), b"%d" % switch.route.writer_epoch)
+    await native.reopen(switch.plan, switch.route, closed(switch.id))
 
 
 async def _drained(switch: Switch) -> None:
@@ -364,6 +368,8 @@ async def _drained(switch: Switch) -> None:
 
 
 async def _fence(switch: Switch) -> None:
+    if switch.route.native:  # now that writes are held, nobody flushes it away again
+        await native.keep_right(switch.legs[switch.old], switch.plan, switch.route.writer_epoch)
     proofs = await switch.fence(switch.old).raise_()
     # A gateway ends a hold by itself a second after our own time for it. As long as ours is not over, none has by the time the fence stood.
     switch.check_time()
@@ -412,11 +418,23 @@ async def _spot_check(switch: Switch) -> None:
         )
 
 
+async def _promote(switch: Switch) -> None:
+    if not switch.route.native:
+        return
+    switch.closing = True
+    source, target = switch.legs[switch.old], switch.legs[switch.to]
+    # The fence was proved: nothing of an application is propagated after this offset.
+    switch.facts["offset"] = await native.wait_reached(source, target, within_s=switch.left_s())
+    await native.promote(target, switch.plan, switch.route.writer_epoch, closed(switch.id))
+
+
 async def _close_epoch(switch: Switch) -> None:
     switch.closing = True  # undone with the hold, by a new epoch
     writer = switch.route.writer_epoch
     if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
         raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
+    if switch.plan.strategy is CopyStrategy.MIGRATE:
+        await migrate.end_users(switch.legs[switch.to], switch.plan.name)
 
 
 async def _open_new(switch: Switch) -> None:
@@ -438,6 +456,7 @@ async def _switch(switch: Switch) -> None:
     await switch.change(
         authority=switch.to,
         sync=False,
+        native=False,
         journal=JournalMode.ALL,
         writer_epoch=switch.route.writer_epoch + 1,
         why=f"switch {switch.id}: the {switch.to} is the authority",
@@ -482,6 +501,13 @@ _FENCES = {
 }
 
 
+def _promotion(plan: Plan, to: Side) -> list[Step]:
+    if plan.strategy is not CopyStrategy.NATIVE or to is Side.SOURCE:
+        return []
+    text = f"if the {to} is the {to.other}'s replica: wait until it has applied all, and make it a server of its own"
+    return [Step("promote", text, _promote)]  # undone with the hold: syncers make it a replica again, in a new epoch
+
+
 def steps(plan: Plan, to: Side) -> list[Step]:
     """The steps of a switch to `to`, in order."""
     old = to.other
@@ -499,6 +525,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
             f"hear from every gateway that it still holds, see the journal drained, compare up to {_SPOT_CHECK_KEYS} of the keys changed last",
             _confirm_and_spot_check,
         ),
+        *_promotion(plan, to),
         Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch),
         Step("open", f"let applications write to the {to} again, if it was fenced", _open_new, _close_new),
         Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch, bounded=False),

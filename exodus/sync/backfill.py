@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from exodus.config import CopyStrategy
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
 from exodus.ending import end_all
@@ -24,6 +25,7 @@ from exodus.endpoint import Node
 from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
 from exodus.sync.engine import Engine
 from exodus.sync.key import BatchReport, Copier
+from exodus.sync.migrate import Lane, open_lane
 from exodus.sync.pace import Pace
 from exodus.sync.payload import Packed, State
 from exodus.sync.scan import Slice
@@ -133,9 +135,12 @@ class _SliceCopy:
         copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
         pace = Pace(self._engine.store, self._engine.authority, self._engine.plan.budget, what=f"backfill {self._piece.slice_id}")
         tasks: list[asyncio.Task[None]] = []
+        lane: Lane | None = None
         try:
+            if self._engine.plan.strategy is CopyStrategy.MIGRATE:
+                lane = await open_lane(self._engine, copier, self._piece.slice_id)
             async with pace:
-                tasks = [asyncio.create_task(self._write(copier)), asyncio.create_task(self._read(copier, pace))]
+                tasks = [asyncio.create_task(self._write(copier)), asyncio.create_task(self._read(copier, lane, pace))]
                 # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
@@ -144,24 +149,29 @@ class _SliceCopy:
             try:
                 await end_all(tasks)
             finally:
-                await copier.close()
+                try:
+                    if lane is not None:
+                        await lane.close()
+                finally:
+                    await copier.close()
 
-    async def _read(self, copier: Copier, pace: Pace) -> None:
+    async def _read(self, copier: Copier, lane: Lane | None, pace: Pace) -> None:
         cursor, ended = self._progress.cursor, False
         first = True  # whatever the time: who is called makes progress
         while not ended and (first or time.monotonic() < self._deadline):
             first = False
             chunk = _Chunk(await self._engine.feed.positions())
-            payload_bytes = 0
+            payload_bytes = -(lane.sent_bytes if lane is not None else 0)
             last = False
             while not last:
                 await pace.turn()
-                cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
+                cursor, keys, states = await (lane or copier).scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
                 chunk.scans += 1
                 chunk.keys += keys
                 payload_bytes += states.size() if isinstance(states, Packed) else sum(len(state.payload or b"") for state in states)
                 ended = self._piece.ended(cursor)
-                last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes >= CHUNK_BYTES
+                sent_bytes = lane.sent_bytes if lane is not None else 0
+                last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes + sent_bytes >= CHUNK_BYTES
                 chunk.cursor, chunk.ended = cursor, ended
                 await self._queue.put(_Batch(chunk, states, last))
         await self._queue.put(None)
@@ -191,6 +201,8 @@ class _SliceCopy:
             progress.excluded[rule] = progress.excluded.get(rule, 0) + count
         progress.payload_bytes += report.payload_bytes
         progress.usage_kept += report.usage_kept
+        for why, count in report.not_sent.items():
+            progress.not_sent[why] = progress.not_sent.get(why, 0) + count
         progress.re_marked += marked
         for how, count in report.strategies.items():
             progress.strategies[how] = progress.strategies.get(how, 0) + count

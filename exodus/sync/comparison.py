@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from exodus.config import RESERVED_PREFIX
+from exodus.config import RESERVED_PREFIX, CopyStrategy
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, close_all
 from exodus.scope import Scope
@@ -22,6 +22,7 @@ from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
+_RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,22 @@ class Comparison:
     """Readers of both sides in the same database, and what is equal between them. Keys have the names that they have on the authority."""
 
     def __init__(
-        self, authority: Leg, follower: Leg, authority_facts: NodeFacts, follower_facts: NodeFacts, scope: Scope, *, spare_others: bool
+        self,
+        authority: Leg,
+        follower: Leg,
+        authority_facts: NodeFacts,
+        follower_facts: NodeFacts,
+        scope: Scope,
+        *,
+        spare_others: bool,
+        slack_ms: int,
     ) -> None:
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
         self._spare_others = spare_others
         self._readers = (Reader(authority, authority_facts, What.VALUE), Reader(follower, follower_facts, What.VALUE))
-        self._slack_ms = 0 if all(facts.capabilities.get("pexpiretime") for facts in self._facts) else _CLOCK_SLACK_MS
+        self._slack_ms = slack_ms
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
 
     async def select(self, db: int) -> None:
@@ -313,4 +322,7 @@ async def open_comparison(engine: Engine) -> Comparison:
         await close_all((authority, follower))
         raise
     facts = engine.authority_facts, engine.follower_facts
-    return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others)
+    slack_ms = 0
+    if not all(side.capabilities.get("pexpiretime") for side in facts):
+        slack_ms = _RELATIVE_SLACK_MS if engine.plan.strategy is CopyStrategy.NATIVE else _CLOCK_SLACK_MS
+    return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms)

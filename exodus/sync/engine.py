@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -18,7 +19,21 @@ from exodus.leg import Leg
 from exodus.scope import Scope
 from exodus.sync.feed import ChangeFeed, feed_of
 from exodus.sync.guard import Guard
-from exodus.sync.key import Copier, Failure, Proofs
+from exodus.sync.key import BatchReport, Copier, Failure, Proofs
+from exodus.sync.native import ReplicaSync
+
+
+class KeySync(Protocol):
+    """`sync(key)` for a lane: see `Copier` and `ReplicaSync`."""
+
+    async def sync_keys(self, db: int, keys: Sequence[bytes]) -> BatchReport:
+        """Make every key equal on the follower."""
+
+    async def guard_by(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+
+    async def close(self) -> None:
+        """End the connections."""
 
 
 @dataclass
@@ -56,6 +71,17 @@ class Engine:
         values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
         values += [(lane_guard_key(self.plan.name, partition), b"%d" % token) for partition, token in sorted((tokens or {}).items())]
         return Guard(tuple(values))
+
+    async def key_sync(self, guard: Guard, *, name: str) -> KeySync:
+        """What makes keys equal that changed: copying them, or waiting until a replica has them."""
+        if not self.route.native:
+            return await self.copier(guard, name=name)
+        authority = await self.authority_leg(name=name)
+        try:
+            return ReplicaSync(authority, await (await self.follower.nodes())[0].connect(name=name))
+        except BaseException:
+            await authority.close()
+            raise
 
     async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:
         """Connections for one task."""

@@ -2,7 +2,7 @@
 
 `ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is what the gateways put there, complete when all
 writers pass them and scripts declare their keys; with `StreamedFeed` the authority's own replication stream is read into it as well, which is
-complete by itself. `prove` shows that a feed works before it is relied on.
+complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works before it is relied on.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Protocol
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from exodus.config import Feed, Plan
+from exodus.config import Feed, Plan, Side
 from exodus.control import journal
 from exodus.control.changes import Changes, Key, parse_entries
 from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
+from exodus.sync.pushes import PUSHES, Beacon, PushReader, check_allowed
+from exodus.sync.stream import FeedReader, begin
 
 Positions = Mapping[int, bytes]
 _TAIL_ENTRIES = 256
@@ -99,10 +101,55 @@ class StreamedFeed(JournalFeed):
         return await replication.reached(self._store, self._authority) and await super().drained()
 
 
+class PushedFeed(JournalFeed):
+    """The journal, with what the authority pushes read into it (`pushes.py`)."""
+
+    def __init__(self, store: ControlStore, partitions: int, authority: Endpoint) -> None:
+        super().__init__(store, partitions)
+        self._beacon = Beacon(store, authority)
+        self._told = False
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`: all that the authority had to push when it was asked was read, and then synced."""
+        self._told = self._told or await self._beacon.seen()
+        if not self._told or not await super().drained():
+            return False
+        self._told = False
+        return True
+
+
+def reader_of(store: ControlStore, plan: Plan, authority: Endpoint, process: str) -> FeedReader | None:
+    """What a syncer has to run so that the plan's feed is read; None where others write it into the journal."""
+    if plan.feed is Feed.GATEWAY:
+        return None
+    if plan.feed is Feed.REPLICATION:
+        return replication.ReplicationFeed(store, authority, plan.partitions, process)
+    return PushReader(store, authority, plan.partitions, process, PUSHES[plan.feed]())
+
+
+async def begin_feed(store: ControlStore, plan: Plan) -> None:
+    """Begin the plan's feed of the source anew: what it saw earlier is covered by the backfill or comparison to come.
+
+    Raises:
+        DecisionRefused: the source does not allow it; or the target, from which changes flow back after a cutover.
+    """
+    if plan.feed is Feed.GATEWAY:
+        return
+    source, target = [Endpoint(side, plan.address(side)) for side in Side]
+    if plan.feed is Feed.REPLICATION:
+        await replication.check_allowed(source)
+    else:
+        for side in (source, target):
+            await check_allowed(side, plan.feed)
+    await begin(store, Side.SOURCE)
+
+
 def feed_of(store: ControlStore, plan: Plan, authority: Endpoint) -> ChangeFeed:
     """The change feed that a plan relies on, with `authority` as the side whose changes count."""
     if plan.feed is Feed.REPLICATION:
         return StreamedFeed(store, plan.partitions, authority)
+    if plan.feed in PUSHES:
+        return PushedFeed(store, plan.partitions, authority)
     return JournalFeed(store, plan.partitions)
 
 

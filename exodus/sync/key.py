@@ -35,7 +35,7 @@ from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 _READ_ATTEMPTS = 3
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
-_FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
+FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 _USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
@@ -47,6 +47,8 @@ class Strategy(StrEnum):
     REFOOTED = "re-footed payload"
     BY_TYPE = "by type"
     PIECES = "in pieces"
+    MIGRATE = "MIGRATE"
+    NATIVE = "native replication"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class BatchReport:
     usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
+    not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
     digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))  # of all that was sent in one command a key
 
@@ -420,7 +423,7 @@ class Copier:
             NoRoom: it takes nothing now.
         """
         why = str(said)[:200]
-        if why.startswith(_FULL):
+        if why.startswith(FULL):
             raise no_room(self._to.leg.side, why)
         return key, "payload refused" if payload and any(text in why for text in _REFUSED_PAYLOAD) else why
 

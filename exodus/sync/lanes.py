@@ -22,9 +22,8 @@ from exodus.control.leases import Leases
 from exodus.control.store import answered, lane_guard_key
 from exodus.ending import end_all
 from exodus.errors import EpochEnded, LeaseEnded
-from exodus.sync.engine import Engine
+from exodus.sync.engine import Engine, KeySync
 from exodus.sync.fresh import Keeper
-from exodus.sync.key import Copier
 from exodus.sync.rescan import rescan
 
 _WAIT_MS = 500
@@ -33,6 +32,15 @@ _BATCH_KEYS = 256
 _TRIM_EVERY_S = 10.0
 _IDLE_S = 0.2
 _LAG_MS_MAX = 3_600_000
+# A position only goes forward: where a replica is waited for no guard on the follower stops a lane that slept past its lease.
+_FORWARD = """
+local function parts(id) local ms, seq = id:match('(%d+)%-?(%d*)') return tonumber(ms), tonumber(seq) or 0 end
+for at = 1, #ARGV, 2 do
+  local ms, seq = parts(ARGV[at + 1])
+  local was_ms, was_seq = parts(redis.call('HGET', KEYS[1], ARGV[at]) or '0-0')
+  if ms > was_ms or (ms == was_ms and seq > was_seq) then redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
+end
+"""
 
 
 class Tally:
@@ -72,7 +80,7 @@ class Lanes:
             EpochEnded: as said.
             SourceError, TargetError, RedisError: a server is away; the caller tries again.
         """
-        copier = await self._engine.copier(self._engine.guard(), name="exodus-syncer")
+        copier = await self._engine.key_sync(self._engine.guard(), name="exodus-syncer")
         keeping = asyncio.create_task(self._keeper.run())
         try:
             looked = 0.0
@@ -111,7 +119,7 @@ class Lanes:
 
     # ------------------------------------------------------------------ leases
 
-    async def _tend(self, copier: Copier) -> None:
+    async def _tend(self, copier: KeySync) -> None:
         """Renew what is held, give surplus back, take what is free up to a fair share."""
         if time.monotonic() - self._tended < LEASE_MS / 3000:
             return
@@ -121,36 +129,38 @@ class Lanes:
         share = await self._leases.fair_share()
         await self._leases.give_back(self.partitions[share:])
         taken = await self._leases.take(share)
-        if taken:
+        if taken and not self._engine.route.native:  # a replica takes no writes, of whoever comes with whatever token
             async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
                 for partition in taken:
                     # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
                     await leg.call("SET", lane_guard_key(self._engine.plan.name, partition), self._leases.tokens[partition])
+        if taken:
             synced = await journal.positions(self._store)
             self._positions.update({partition: synced.get(partition, b"0-0") for partition in taken})
         if self._leases.tokens != before:
             await self._reguard(copier)
 
-    async def _reguard(self, copier: Copier) -> None:
+    async def _reguard(self, copier: KeySync) -> None:
         self._positions = {partition: at for partition, at in self._positions.items() if partition in self._leases.tokens}
         await copier.guard_by(self._engine.guard(self._leases.tokens))
         await self._keeper.hold(self._positions)
 
-    async def _drop_lost(self, copier: Copier) -> bool:
+    async def _drop_lost(self, copier: KeySync) -> bool:
         """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
         lost = await self._leases.renew()
-        async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
-            for partition, token in list(self._leases.tokens.items()):
-                if await leg.call("GET", lane_guard_key(self._engine.plan.name, partition)) != b"%d" % token:
-                    lost.append(partition)
-                    del self._leases.tokens[partition]
+        if not self._engine.route.native:
+            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+                for partition, token in list(self._leases.tokens.items()):
+                    if await leg.call("GET", lane_guard_key(self._engine.plan.name, partition)) != b"%d" % token:
+                        lost.append(partition)
+                        del self._leases.tokens[partition]
         if lost:
             await self._reguard(copier)
         return bool(lost)
 
     # ------------------------------------------------------------------ work
 
-    async def _sync(self, copier: Copier, changes: Mapping[int, Changes]) -> None:
+    async def _sync(self, copier: KeySync, changes: Mapping[int, Changes]) -> None:
         by_db: dict[int, dict[bytes, None]] = {}
         seen = 0
         for each in changes.values():
@@ -177,6 +187,8 @@ class Lanes:
                 await self._engine.forget_failures((db, key) for key in part if (db, key) not in failed)
                 await self._engine.feed.mark((db, key) for key in report.unsettled)
                 await self._renew_in_time()
+        if self._engine.route.native:
+            return  # a replica flushes and swaps as its source does
         for each in changes.values():
             for barrier in each.barriers:
                 counts["marked_by_barriers"] += await rescan(self._engine, barrier)
@@ -191,7 +203,7 @@ class Lanes:
         reached = {partition: each.last_id for partition, each in changes.items() if each.last_id is not None}
         self._positions.update(reached)
         pipe = self._store.client.pipeline(transaction=False)
-        pipe.hset(self._store.keys.position, mapping={str(partition): at for partition, at in reached.items()})
+        pipe.eval(_FORWARD, 1, self._store.keys.position, *[word for partition, at in reached.items() for word in (str(partition), at)])
         pipe.time()
         _, (seconds, micros) = await pipe.execute()
         now_ms = int(seconds) * 1000 + int(micros) // 1000

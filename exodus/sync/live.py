@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_S, Feed, Hold, Plan
+from exodus.config import HEARTBEAT_S, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
@@ -25,9 +25,12 @@ from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.leg import ReplyError
 from exodus.sync.engine import open_engine
+from exodus.sync.feed import reader_of
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
-from exodus.sync.replication import ReplicationFeed
+from exodus.sync.native import Attachment, check_filled
+from exodus.sync.probe import LagProbe
+from exodus.sync.stream import FeedReader
 from exodus.telemetry.http import Sample, StatusServer
 
 log = logging.getLogger(__name__)
@@ -47,8 +50,12 @@ class Syncer:
         self._route = Route(epoch=-1)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
-        self._stream: ReplicationFeed | None = None
+        self._stream: FeedReader | None = None
         self._streaming: asyncio.Task[None] | None = None
+        self._attachment: Attachment | None = None  # native replication
+        self._attaching: asyncio.Task[None] | None = None
+        self._probe: LagProbe | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._why = ""
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -80,23 +87,39 @@ class Syncer:
         before = self._route
         if route.epoch == before.epoch:
             return
-        same = (route.sync, route.authority, route.writer_epoch) == (before.sync, before.authority, before.writer_epoch)
+        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native"))
         if not same:
             await self._stop_work()
             if route.sync:
                 self._work = asyncio.create_task(self._keep_syncing(route))
-                if self._plan.feed is Feed.REPLICATION:
-                    authority = Endpoint(route.authority, self._plan.address(route.authority))
-                    self._stream = ReplicationFeed(self._store, authority, self._plan.partitions, self.process)
+                if route.native:
+                    self._attachment = Attachment(self._store, self._plan, route)
+                    self._attaching = asyncio.create_task(self._attachment.run())
+                self._stream = reader_of(self._store, self._plan, Endpoint(route.authority, self._plan.address(route.authority)), self.process)
+                if self._stream is not None:
                     self._streaming = asyncio.create_task(self._stream.run())
         elif self._lanes is not None:
             self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()
         self._route = route
+        await self._probe_or_not()
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
-        await end_all((self._work, self._streaming))
-        self._work = self._streaming = self._stream = None
+        await end_all((self._work, self._streaming, self._attaching, self._probing))
+        self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
+
+    async def _probe_or_not(self) -> None:
+        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so that a switch finds no session of ours."""
+        route = self._route
+        calm = route.sync and route.hold is Hold.NONE and route.rehearsal_prefix is None
+        if not calm:
+            await end_all((self._probing,))
+            self._probing = None
+        elif self._probing is None:
+            self._probe = self._probe or LagProbe(
+                self._plan, route, lambda partition: self._lanes is not None and partition in self._lanes.partitions
+            )
+            self._probing = asyncio.create_task(self._probe.run())
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
@@ -111,6 +134,8 @@ class Syncer:
                     await asyncio.sleep(_BACKOFF_S)
                     continue
                 has_it = True
+                if route.native:
+                    await check_filled(self._plan)
                 lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
                 self._why = ""
                 await lanes.run()
@@ -173,15 +198,17 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why or (self._stream.why if self._stream is not None else ""),
+            why=self._why or next((part.why for part in (self._attachment, self._stream) if part is not None and part.why), ""),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
+                **({"replica": self._attachment.text} if self._attachment is not None else {}),
                 "direction": f"{self._route.authority} to {self._route.follower}",
                 "partitions": self._lanes.partitions if self._lanes is not None and self._route.sync else [],
                 "lag_entries": self._lag_entries,
                 "lag_ms_p50": lag.lag_ms_p50,
                 "lag_ms_p99": lag.lag_ms_p99,
                 "oldest_dirty_ms": self._oldest_ms,
+                **self._probed(),
                 "keys_in_per_s": round(lag.keys_in_per_s, 1),
                 "synced_per_s": round(lag.synced_per_s, 1),
                 "converges": self.converges,
@@ -191,12 +218,27 @@ class Syncer:
             },
         )
 
+    def _probed(self) -> dict[str, float | int | str]:
+        probe = self._probe
+        if probe is None or not (probe.lag_ms or probe.why):
+            return {}  # another syncer does it
+        p50, p99 = (round(probe.percentile(share), 1) for share in (0.5, 0.99))
+        return {"probe_lag_ms_p50": p50, "probe_lag_ms_p99": p99, "probes_missed": probe.misses, "probe_why": probe.why}
+
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
         yield "exodus_syncer_oldest_dirty_ms", "age of the oldest of them", {}, self._oldest_ms
         yield "exodus_syncer_lag_ms_p50", "from a journal entry to its keys being equal, median of the last seconds", {}, self._rates.lag_ms_p50
         yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
+        if self._probe is not None and self._probe.lag_ms:
+            yield (
+                "exodus_syncer_probe_lag_ms_p50",
+                "from the answer to a write through a gateway to its being seen at the follower",
+                {},
+                self._probe.percentile(0.5),
+            )
+            yield "exodus_syncer_probe_lag_ms_p99", "likewise, 99th percentile", {}, self._probe.percentile(0.99)
         for name, value in self.tally.counts.items():
             yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
         for rule, count in list(self.tally.excluded.items()):

@@ -27,6 +27,7 @@ class What(StrEnum):
 
     PAYLOAD = "payload"
     VALUE = "value"
+    SIZE = "size"  # bytes of memory; of SCAN only, and where scripts are allowed
 
 
 class Seen(NamedTuple):
@@ -46,7 +47,7 @@ class Batch(NamedTuple):
     """What one reading call found, in columns: what most keys need is done with a whole column at once, without an object a key."""
 
     keys: list[bytes]
-    kinds: list[bytes]  # none with payloads
+    kinds: list[bytes]  # none with payloads and sizes
     expiries_ms: list[int]
     values: list[Reply]  # as in a script's answer: None for "read in another way", 0 for "large"
 

@@ -11,38 +11,31 @@ It always acknowledges offset 0: a true offset would let an application's WAIT c
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from redis.exceptions import RedisError
-
 from exodus.commands.semantics import Role
 from exodus.commands.table import CommandTable
-from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, RESERVED_PREFIX, Side
+from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, RESERVED_PREFIX
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
-from exodus.control.store import ControlStore, Json, answered
+from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint
-from exodus.errors import DecisionRefused, ExodusError
+from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
+from exodus.sync.stream import BEGIN, FeedReader, feed_state
 
-log = logging.getLogger(__name__)
 _ACK = encode("REPLCONF", "ACK", 0)
 _READ_BYTES = 256 * 1024
 _SILENCE_S = 30.0  # the authority pings its replicas every 10 s
-_BEGIN = -1  # as an offset: wherever the stream is
 _ACK_S = 1.0
 _FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
-_BACKOFF_S = 0.5
 _MARK = b"$EOF:"
-_KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] or redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then "
-_TAKE = _KEEP + "redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 else return 0 end"
 
 
 @dataclass
@@ -96,39 +89,8 @@ class StreamKeys:
         return keys, barriers
 
 
-class ReplicationFeed:
-    """Reads the stream of one side into the journal, in one process at a time."""
-
-    def __init__(self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str) -> None:
-        self._store = store
-        self._endpoint = endpoint
-        self._partitions = partitions
-        self._process = process
-        self.why = ""
-        self.gaps = 0  # full resyncs in the middle: each had everything looked at again
-        self.connects = 0
-
-    @property
-    def _state_key(self) -> str:
-        return self._store.keys.feed(self._endpoint.side)
-
-    async def run(self) -> None:
-        """Follow the stream until cancelled; failures are waited out."""
-        while True:
-            try:
-                if await self._mine():
-                    await self._follow()
-                else:
-                    self.why = "another syncer reads the replication stream"
-                    await asyncio.sleep(LEASE_MS / 3000)
-            except (ExodusError, ReplyError, RedisError, OSError, TimeoutError, ValueError) as exc:
-                self.why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
-                log.info("the replication stream waits: %s", self.why)
-                await asyncio.sleep(_BACKOFF_S)
-
-    async def _mine(self) -> bool:
-        name = self._store.keys.feed_lease(self._endpoint.side)
-        return bool(int(await answered(self._store.client.eval(_TAKE, 1, name, self._process, str(LEASE_MS)))))
+class ReplicationFeed(FeedReader):
+    """Reads the replication stream of one side into the journal."""
 
     async def _follow(self) -> None:
         node = (await self._endpoint.nodes())[0]
@@ -170,7 +132,7 @@ class ReplicationFeed:
         refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
         if refused:
             raise refused[0]
-        fresh = known is not None and known.offset == _BEGIN
+        fresh = known is not None and known.offset == BEGIN
         leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known and not fresh else ("?", -1))))
         await leg.drain()
         words = (await _line(leg)).split()
@@ -262,17 +224,3 @@ async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     state = await feed_state(store, endpoint.side)
     return state is not None and state["replid"] == facts[b"master_replid"].decode() and int(state["offset"]) >= int(facts[b"master_repl_offset"])
-
-
-async def feed_state(store: ControlStore, side: Side) -> Json | None:
-    """How far the stream of a side was read, or None where it never was."""
-    raw = await answered(store.client.hgetall(store.keys.feed(side)))
-    return {name.decode(): value.decode() for name, value in raw.items()} if raw else None
-
-
-async def begin(store: ControlStore, side: Side) -> None:
-    """Let the reading of a side's stream begin wherever it is: a backfill that is still to come covers all before it.
-
-    Without this a first reading counts as a gap, since nobody knows what was written before it.
-    """
-    await answered(store.client.hset(store.keys.feed(side), mapping={"replid": "?", "offset": _BEGIN, "db": 0}))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 
-# Arguments: payload or value, PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is
-# large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or `like`, a letter (LETTERS) for
-# each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
-# Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads: nobody needs them),
+# Arguments: payload, value or size (bytes of memory), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
+# elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or
+# `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
+# Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes),
 # expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
-local payload, modern, weigh = ARGV[1] == 'payload', ARGV[2] == '1', ARGV[3] == '1'
+local payload, sized, modern, weigh = ARGV[1] == 'payload', ARGV[1] == 'size', ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local call = redis.call
 local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZCARD', stream='XLEN'}
@@ -92,11 +92,13 @@ local collected = 0
 for at = 1, #expiries do
   local key = keys[first + at - 1]
   local kind, value
-  if not payload then kind = call('TYPE', key).ok end
+  if not payload and not sized then kind = call('TYPE', key).ok end
   local size = size_of(key, kind)
   value = false
   if size > key_bytes then
     value = 0
+  elseif sized then
+    value = math.max(size, 1)
   elseif collected <= most then
     if payload then
       value = call('DUMP', key)
@@ -108,7 +110,7 @@ for at = 1, #expiries do
     collected = collected + size
     if expiries[at] == -2 or (payload and not value) then kind, expiries[at], value = 'none', -2, '' end
   end
-  if not payload then kinds[at] = kind end
+  if not payload and not sized then kinds[at] = kind end
   values[at] = value
 end
 return {cursor, names, kinds, expiries, values}

@@ -6,11 +6,13 @@ import asyncio
 
 import pytest
 
-from exodus.config import Feed, Side
+from exodus.config import Feed, FenceKind, Fencing, Side
+from exodus.cutover import switch
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
-from exodus.sync.feed import prove
+from exodus.sync.feed import begin_feed, prove
+from exodus.sync.stream import feed_state
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until
@@ -27,13 +29,16 @@ class Contract:
         plant.plan = plant.plan.model_copy(update={"feed": self.feed})
         await plant.store.save_plan(plant.plan)
         await plant.gateway()
-        await replication.begin(plant.store, Side.SOURCE)
+        if self.feed is Feed.NOTIFICATIONS:
+            for box in plant.boxes.values():
+                box.client().config_set("notify-keyspace-events", "AK")
+        await begin_feed(plant.store, plant.plan)
         await plant.syncer()
         await plant.start_live_sync()
-        if self.feed is Feed.REPLICATION:
+        if self.feed is not Feed.GATEWAY:
 
             async def reads() -> bool:
-                state = await replication.feed_state(plant.store, Side.SOURCE)
+                state = await feed_state(plant.store, Side.SOURCE)
                 return state is not None and int(state["offset"]) >= 0
 
             await until(reads, within_s=15, otherwise="the stream was never read")
@@ -96,6 +101,8 @@ class Contract:
         assert report.divergences == []
         assert report.keys_verified > 50
 
+    gaps_by_restart = 0  # a feed that keeps nothing has one at every connection but the first
+
     async def test_a_reader_that_ends_goes_on_where_it_was(self, modern: Plant) -> None:
         await self.begin(modern)
         app = modern.app()
@@ -107,18 +114,25 @@ class Contract:
         await app.set("b", 2)
         await app.delete("a")
         again = await modern.syncer("syncer-2")
+
+        async def read() -> bool:
+            return self.feed is Feed.GATEWAY or (
+                again._stream is not None and again._stream.connects == 1 and again._stream.gaps == self.gaps_by_restart
+            )
+
+        await until(read, within_s=15, otherwise="it did not read on")
         await self.settled(modern)
         target = modern.boxes[Side.TARGET].client()
         assert (target.get("a"), target.get("b")) == (None, b"2")
-        assert again.heartbeat(0).facts["stream_gaps"] == 0
+        assert again.heartbeat(0).facts["stream_gaps"] == self.gaps_by_restart
 
 
 class TestGatewayJournal(Contract):
     feed = Feed.GATEWAY
 
 
-class TestReplicationStream(Contract):
-    feed = Feed.REPLICATION
+class _OfTheAuthority(Contract):
+    """Feeds that need no gateway."""
 
     async def test_it_sees_what_no_gateway_can(self, modern: Plant) -> None:
         """Writers that bypass the gateway, scripts that write keys they do not declare, expiry."""
@@ -135,6 +149,77 @@ class TestReplicationStream(Contract):
         await self.settled(modern)
         assert (target.get("bypass"), target.get("undeclared"), target.get("short")) == (b"1", b"u", None)
         assert (await modern.verify()).divergences == []
+
+    async def test_what_happens_to_groups_of_streams_is_seen(self, modern: Plant) -> None:
+        """And flushes and swaps, by who bypasses the gateway: pushes tell nothing of these."""
+        await self.begin(modern)
+        source, target = modern.boxes[Side.SOURCE].client(), modern.boxes[Side.TARGET].client()
+        source.xadd("x", {"a": 1})
+        source.xadd("x", {"a": 2})
+        source.xgroup_create("x", "g", id="0")
+        await self.settled(modern)
+        first = source.xreadgroup("g", "c", {"x": ">"})[0][1][0][0]
+        source.xack("x", "g", first)
+        await self.settled(modern)
+        assert target.xpending("x", "g")["pending"] == 1
+        assert (await modern.verify()).divergences == []
+        with modern.boxes[Side.SOURCE].client(db=4) as other:
+            other.mset({"in four": 4, "too": 4})
+        source.swapdb(0, 4)
+        await self.settled(modern)
+        assert target.get("too") == b"4"
+        source.flushdb()
+        await self.settled(modern)
+        assert target.get("too") is None
+        assert (await modern.verify()).divergences == []
+
+
+class TestTracking(_OfTheAuthority):
+    feed = Feed.TRACKING
+    gaps_by_restart = 1
+
+    async def test_a_side_that_does_not_push_is_refused(self, modern: Plant) -> None:
+        source = modern.boxes[Side.SOURCE].client()
+        source.execute_command("ACL", "SETUSER", "exodus", "-client|tracking")
+        try:
+            with pytest.raises(DecisionRefused) as refused:
+                await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}))
+            assert "client|tracking" in refused.value.why
+        finally:
+            source.execute_command("ACL", "SETUSER", "exodus", "+@all")
+
+    async def test_it_is_drained_behind_a_fence_there_and_back(self, modern: Plant) -> None:
+        """Shown by a write of our own, which the fence has to let pass; weaker fences do not, and are not taken."""
+        await self.begin(modern)
+        app = modern.app()
+        await app.set("k", 1)
+        for number, to in enumerate((Side.TARGET, Side.SOURCE)):
+            done = await switch.apply(modern.store, modern.plan, to)
+            assert (done.switched, done.facts["fence"]) == (True, "acl")
+            await app.set("k", number)
+        await self.settled(modern)
+        assert (await modern.verify()).divergences == []
+        plan = modern.plan.model_copy(update={"fence": Fencing(source=FenceKind.MIN_REPLICAS)})
+        with pytest.raises(DecisionRefused) as refused:
+            await switch.apply(modern.store, plan, Side.TARGET)
+        assert "a write of Exodus's own behind the fence" in refused.value.why
+
+
+class TestNotifications(_OfTheAuthority):
+    feed = Feed.NOTIFICATIONS
+    gaps_by_restart = 1
+
+    async def test_a_side_that_does_not_notify_is_refused(self, modern: Plant) -> None:
+        source = modern.boxes[Side.SOURCE].client()
+        source.config_set("notify-keyspace-events", "Kg")
+        with pytest.raises(DecisionRefused) as refused:
+            await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}))
+        assert "notify-keyspace-events is 'gK', and AK is needed" in refused.value.why
+        source.config_set("notify-keyspace-events", "")
+
+
+class TestReplicationStream(_OfTheAuthority):
+    feed = Feed.REPLICATION
 
     async def test_a_gap_has_everything_looked_at_again(self, modern: Plant) -> None:
         """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a rescan of both sides."""

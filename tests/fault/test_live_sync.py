@@ -8,11 +8,11 @@ import pytest
 import redis.asyncio as redis
 
 from exodus import ending
-from exodus.config import Feed, Side
+from exodus.config import Feed, Listen, Side
 from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.control.store import guard_key
-from exodus.sync import replication
+from exodus.sync import stream
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import verify
 from tests.support.fleet import Fleet
@@ -95,13 +95,39 @@ async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(plant: Plan
     assert syncer.tally.lag.total_count or syncer._rates.lag_ms_p99
 
 
+async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Plant) -> None:
+    """Through the gateway, and removed again; where there is no gateway it is said why nothing is measured."""
+    plant.plan = plant.plan.model_copy(update={"gateway": Listen(port=plant.port)})
+    await plant.store.save_plan(plant.plan)
+    gateway = await plant.gateway()
+    syncer = await plant.syncer()
+    await plant.start_live_sync()
+
+    async def measured() -> bool:
+        return syncer.heartbeat(0).facts.get("probe_lag_ms_p99", 0) > 0
+
+    await until(measured, within_s=15, otherwise="no probe was ever seen at the follower")
+    facts = syncer.heartbeat(0).facts
+    assert (facts["probes_missed"], facts["probe_why"]) == (0, "")
+    assert 0 < facts["probe_lag_ms_p50"] <= facts["probe_lag_ms_p99"]
+    assert "exodus_syncer_probe_lag_ms_p99" in {name for name, *_ in syncer.metrics()}
+    gateway.stop()
+
+    async def said() -> bool:
+        return "connection to the source" in syncer.heartbeat(0).facts["probe_why"]
+
+    await until(said, within_s=15, otherwise="it was not said that there is no gateway")
+    await plant.drained()
+    assert plant.boxes[Side.TARGET].client().keys("*lag-probe*") == []
+
+
 async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(modern: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ends tasks cancels them again and again, also while they give their connections back."""
     monkeypatch.setattr(ending, "_AGAIN_S", 0.0)
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
     await modern.gateway()
-    await replication.begin(modern.store, Side.SOURCE)
+    await stream.begin(modern.store, Side.SOURCE)
     await modern.syncer()
     boxes = list(modern.boxes.values())
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest_asyncio
 import redis.asyncio as redis
 
-from exodus.config import JournalMode, Plan, Side
+from exodus.config import CopyStrategy, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
 from exodus.gateway.server import Gateway, GatewayOptions, load_table
 from exodus.stack.home import free_port
+from exodus.sync import native
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.feed import JournalFeed
@@ -86,8 +87,25 @@ class Plant:
 
     async def start_live_sync(self) -> None:
         route = await read_route(self.store)
+        if self.plan.strategy is CopyStrategy.NATIVE:
+            await self.replicate(route)
+            return
         await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
         await self.change(journal=JournalMode.ALL, sync=True)
+
+    async def replicate(self, route: Route) -> None:
+        """Native replication in place of live sync by keys, as Migrate begins it."""
+        await native.check_possible(self.plan, self.store)
+        await native.give_right(self.plan, route.writer_epoch + 1)
+        route = await self.change(journal=JournalMode.ALL, sync=True, native=True, writer_epoch=route.writer_epoch + 1)
+        await native.attach(self.plan, route.writer_epoch)
+        await self.filled()
+
+    async def filled(self) -> None:
+        async def up() -> bool:
+            return (await native.look(self.plan)).up
+
+        await until(up, within_s=20, otherwise="the target never became a replica that has the data")
 
     async def engine(self) -> Engine:
         return await open_engine(self.store, self.plan)

@@ -1,0 +1,272 @@
+"""The MIGRATE lane of a backfill: the source itself sends keys to the target, `MIGRATE … COPY REPLACE KEYS`, a batch at a time.
+
+The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write cannot come of it, and whatever is written later
+is journalled later. Three things need care, and each has its rule.
+
+* An expiry travels as the time left, so a key that has one goes by the copier instead, with its absolute time. One that gets an expiry between the
+  look and the MIGRATE was written, and live sync copies it again.
+* A MIGRATE that ran into its timeout may be executed by the target later, when the key has another state.
+* Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after a switch would overwrite the new authority.
+
+The last two are closed by who the source comes as: a user of the target that belongs to one slice, with a password that nobody keeps, made under the
+guard of the writers' epoch. To void what is under way, `Lane` deletes that user, which ends its connections, and ends those of the other slices'
+too, since the source shares one connection among them. A request that comes later cannot log in. It would then be executed as the user `default`,
+which is why that one must not be allowed to RESTORE without a password. The switch deletes all of these users once the epoch is closed (`end_users`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, RESERVED_PREFIX, Plan, Side
+from exodus.endpoint import Endpoint, payload_fits
+from exodus.errors import DecisionRefused, OperatorError
+from exodus.leg import Leg, Reply, ReplyError, close_all
+from exodus.resp.encode import encode_many
+from exodus.sync.engine import Engine
+from exodus.sync.guard import GuardedLeg, no_room
+from exodus.sync.key import FULL, BatchReport, Copier, Strategy
+from exodus.sync.payload import State
+from exodus.sync.read import Reader, What
+from exodus.sync.value import Command
+
+_THEIRS = "Target instance replied with error: "
+_NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
+_PROBE = RESERVED_PREFIX + b"migrate}:probe"
+_PROBE_MS = 60_000
+_EXPIRES, _LARGE, _GONE = "it expires", "it is large", "it is gone"
+
+
+def _prefix(migration: str) -> str:
+    return f"exodus-{migration}-slice-"
+
+
+async def check_possible(plan: Plan) -> None:
+    """Whether this source may send to this target in a way that no late request can do harm. Changes nothing.
+
+    Raises:
+        DecisionRefused: it may not, and why.
+        SourceError, TargetError: a side does not answer.
+    """
+    why = await _why_not(plan)
+    if why is not None:
+        raise DecisionRefused(
+            "MIGRATE cannot carry this migration",
+            why=why,
+            next_step="mend that, or set strategy: keys in the migration file, which copies key by key",
+        )
+
+
+async def _why_not(plan: Plan) -> str | None:
+    source, target = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in Side]
+    ours, theirs = await source.facts(), await target.facts()
+    if not payload_fits(ours, theirs):
+        return f"payload version {ours.payload_version} of the source does not fit the target's {theirs.payload_version}"
+    if plan.target.tls:
+        return "the target is reached by TLS, and a source uses that for MIGRATE only where it is its own cluster's"
+    if not ours.capabilities.get("scripts"):
+        return "the source does not allow scripts, which look at keys before they are sent"
+    async with await source.connect(name="exodus-migrate") as leg:
+        known = (await leg.pipeline([("COMMAND", "INFO", "MIGRATE")]))[0]
+        if isinstance(known, ReplyError) or not known or known[0] is None:
+            return "the source does not allow MIGRATE"
+    async with await target.connect(name="exodus-migrate") as leg:
+        refused = [reply for reply in await leg.pipeline([("ACL", "USERS"), ("ACL", "SETUSER", theirs.user)]) if isinstance(reply, ReplyError)]
+        if refused:
+            return f"the target must let Exodus make a user for each slice: {refused[0]}"
+    return await _why_open(plan)
+
+
+async def _why_open(plan: Plan) -> str | None:
+    """Why a request whose login is refused would be executed all the same; None where it would not."""
+    plain = plan.target.model_copy(update={"username": None, "password": None, "password_env": None, "password_file": None})
+    try:
+        leg = await Leg.connect(plain, Side.TARGET, name="exodus-probe")
+    except OperatorError:
+        return None  # a password is asked of `default`
+    async with leg:
+        (said,) = await leg.pipeline([("RESTORE", _PROBE, 0, "no payload", "REPLACE")])  # refused in any case: by the user's rules, or as no payload
+    if str(said).startswith(_NO_LOGIN):
+        return None
+    return (
+        "the target's user 'default' may RESTORE without a password, so a MIGRATE that comes late, whose own user is gone, would still be executed; "
+        "ACL SETUSER default -restore (or a password) closes that"
+    )
+
+
+class Lane:
+    """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this way."""
+
+    def __init__(self, engine: Engine, copier: Copier, source: Leg, target: Leg, slice_id: str) -> None:
+        self._plan = engine.plan
+        self._copier = copier
+        self._from = source
+        self._to = GuardedLeg(target, engine.guard())
+        self._reader = Reader(source, engine.authority_facts, What.SIZE)
+        self._user = _prefix(engine.plan.name) + slice_id.replace(" ", "-")
+        self._password = ""
+        self.sent_bytes = 0  # memory of the keys sent, as the source estimates it
+
+    async def close(self) -> None:
+        """End the connections. The user stays for `end_users`, or for who takes the slice up."""
+        await close_all((self._from, self._to.leg))
+
+    async def renew_user(self) -> None:
+        """A new password, so that whatever was sent with the old one, and was not executed yet, never is.
+
+        Raises:
+            EpochEnded: the right to write ended.
+            DecisionRefused: the target does not let us.
+        """
+        self._password = secrets.token_hex(24)
+        users = [name.decode() for name in await self._to_call("ACL", "USERS")]
+        mine: list[Command] = [
+            ("ACL", "DELUSER", self._user),
+            ("ACL", "SETUSER", self._user, "on", f">{self._password}", "~*", "+restore", "+select"),
+        ]
+        # The source sends what it has of several slices through one connection, which is logged in as the last of them.
+        others: list[Command] = [
+            ("CLIENT", "KILL", "USER", name) for name in users if name.startswith(_prefix(self._plan.name)) and name != self._user
+        ]
+        commands = [*mine, *others]
+        replies = await self._to.run(0, encode_many(commands), len(commands))
+        for reply in replies[: len(mine)]:
+            if isinstance(reply, ReplyError):
+                raise DecisionRefused("the target does not take the user of a slice", why=str(reply), next_step="see docs/sync.md, the MIGRATE lane")
+
+    async def _to_call(self, *command: str) -> Reply:
+        async with await Leg.connect(self._plan.target, Side.TARGET, name="exodus-migrate") as leg:
+            return await leg.call(*command)
+
+    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
+        """One SCAN call: the next cursor, the keys found, and the states of those that were not sent and are to be written."""
+        await self._from.select(db)
+        following, batch = await self._reader.scan(cursor, count)
+        plain: list[tuple[bytes, int]] = []
+        others: dict[bytes, str] = {}
+        for key, at_ms, size in zip(batch.keys, batch.expiries_ms, batch.values, strict=True):
+            if key.startswith(RESERVED_PREFIX):
+                report.skipped += 1
+            elif at_ms != -1:
+                others[key] = _EXPIRES if at_ms >= 0 else _GONE
+            elif not size:
+                others[key] = _LARGE
+            else:
+                plain.append((key, size))
+        for part in _parts(plain):
+            why = await self._send(db, part, report)
+            if why:
+                others.update(dict.fromkeys((key for key, _ in part), why))
+        report.not_sent.update(others.values())
+        return following, batch.keys, await self._copier.read(db, list(others), report) if others else []
+
+    async def _send(self, db: int, part: Sequence[tuple[bytes, int]], report: BatchReport) -> str:
+        """Send keys; why they have to go another way, or nothing.
+
+        Raises:
+            NoRoom: the target takes nothing now.
+        """
+        keys = [key for key, _ in part]
+        target = self._plan.target
+        login = ("AUTH2", self._user, self._password)
+        send: Command = ("MIGRATE", target.host, target.port, "", db, MIGRATE_TIMEOUT_MS, "COPY", "REPLACE", *login, "KEYS", *keys)
+        replies = await self._from.pipeline([("MULTI",), ("EXISTS", *keys), send, ("EXEC",)])
+        outcome = replies[-1]
+        if isinstance(outcome, ReplyError):
+            refused = next(reply for reply in replies if isinstance(reply, ReplyError))
+            raise DecisionRefused("the source refuses to send keys", why=str(refused), next_step="see docs/sync.md, the MIGRATE lane")
+        exist, said = outcome
+        if not isinstance(said, ReplyError):
+            report.copied += exist
+            report.removed += len(keys) - exist
+            report.strategies[Strategy.MIGRATE] += exist
+            size = sum(size for _, size in part)
+            report.payload_bytes += size
+            self.sent_bytes += size
+            return ""
+        theirs = str(said).partition(_THEIRS)[2]
+        if theirs.startswith(FULL):
+            raise no_room(Side.TARGET, theirs[:200])
+        if not theirs or theirs.startswith(_NO_LOGIN):
+            await self.renew_user()  # what the target has not executed of it, it never will
+        return f"MIGRATE: {str(said)[:100]}"
+
+
+def _parts(keys: Sequence[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
+    """Runs of keys that one MIGRATE may hold the source for."""
+    parts: list[list[tuple[bytes, int]]] = []
+    left = 0
+    for key, size in keys:
+        if size > left or not parts:
+            parts.append([])
+            left = READ_BATCH_BYTES
+        parts[-1].append((key, size))
+        left -= size
+    return parts
+
+
+async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
+    """A lane for a slice; whatever was sent for it before is void from here on.
+
+    Raises:
+        DecisionRefused: a late request could do harm on this target.
+        EpochEnded: the right to write ended.
+    """
+    why = await _why_open(engine.plan)
+    if why is not None:
+        raise DecisionRefused("MIGRATE cannot carry this migration", why=why, next_step="mend that, or set strategy: keys")
+    source = await engine.authority_leg(name="exodus-migrate")
+    try:
+        target = await (await engine.follower.nodes())[0].connect(name="exodus-migrate")
+    except BaseException:
+        await source.close()
+        raise
+    lane = Lane(engine, copier, source, target, slice_id)
+    try:
+        await lane.renew_user()
+    except BaseException:
+        await lane.close()
+        raise
+    return lane
+
+
+async def prove(engine: Engine) -> None:
+    """Send a key of our own, and find it on the target.
+
+    Raises:
+        DecisionRefused: it does not come.
+    """
+    copier = await engine.copier(engine.guard(), name="exodus-migrate")
+    lane: Lane | None = None
+    try:
+        lane = await open_lane(engine, copier, "probe")
+        async with await engine.authority_leg(name="exodus-migrate") as source:
+            await source.call("SET", _PROBE, "1", "PX", _PROBE_MS)
+            why = await lane._send(0, [(_PROBE, 1)], BatchReport())  # noqa: SLF001 - the lane's own proof
+            await source.call("UNLINK", _PROBE)
+        found = await lane._to_call("GET", _PROBE.decode())  # noqa: SLF001
+        if why or found != b"1":
+            raise DecisionRefused(
+                "the source cannot send keys to the target",
+                why=why or "a key that it sent is not there",
+                next_step=f"let the source reach {engine.plan.target.url}, or set strategy: keys in the migration file",
+            )
+    finally:
+        try:
+            await copier.close()
+        finally:
+            if lane is not None:
+                await lane.close()
+    async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
+        await target.call("UNLINK", _PROBE)
+
+
+async def end_users(leg: Leg, migration: str) -> None:
+    """Delete every slice's user on the target, and with it what was sent and not executed: after the epoch in which they could be made was closed."""
+    (found,) = await leg.pipeline([("ACL", "USERS")])
+    if isinstance(found, ReplyError):
+        return  # who may not list them could not make one
+    ours = [name for name in found if name.startswith(_prefix(migration).encode())]
+    if ours:
+        await leg.call("ACL", "DELUSER", *ours)

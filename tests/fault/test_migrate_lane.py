@@ -1,0 +1,171 @@
+"""The MIGRATE lane: the source sends keys itself, and nothing that it sends late is ever executed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import redis
+
+from exodus.config import CopyStrategy, Side
+from exodus.control.checkpoint import load_progress
+from exodus.cutover import closing, switch
+from exodus.errors import DecisionRefused, EpochEnded
+from exodus.sync import migrate
+from exodus.sync.engine import Engine
+from exodus.sync.key import BatchReport
+from exodus.sync.migrate import Lane, open_lane
+from tests.fault.test_strategies import fill_large
+from tests.fault.test_switch import _writers
+from tests.fault.test_verify import fill
+from tests.support.plant import Plant
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.fault
+
+
+@pytest_asyncio.fixture
+async def sending(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    with valkey91.client() as target:
+        target.execute_command("ACL", "SETUSER", "default", "-restore")
+    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.MIGRATE)
+    await plant.open()
+    yield plant
+    await plant.close()
+    with valkey91.client() as target:
+        for name in target.acl_users():
+            if name.startswith("exodus-"):
+                target.acl_deluser(name)
+
+
+async def _begin(plant: Plant) -> Engine:
+    await plant.gateway()
+    await plant.syncer()
+    await migrate.check_possible(plant.plan)
+    await plant.start_live_sync()
+    engine = await plant.engine()
+    await migrate.prove(engine)
+    return engine
+
+
+async def _lane(engine: Engine) -> Lane:
+    copier = await engine.copier(engine.guard(), name="exodus-backfill")
+    return await open_lane(engine, copier, "test/0/0 of 1")
+
+
+async def _end(lane: Lane) -> None:
+    await lane._copier.close()
+    await lane.close()
+
+
+async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_counted(sending: Plant) -> None:
+    source = sending.boxes[Side.SOURCE].client()
+    fill(source)
+    large = fill_large(source)
+    for number in range(3_000):
+        source.set(f"cold:{number}", "x" * 20, px=600_000 if number % 5 == 0 else None)
+    await _begin(sending)
+    stop = asyncio.Event()
+    writing = asyncio.create_task(_writers(sending, stop))
+    await sending.backfill()
+    stop.set()
+    await writing
+    await sending.drained()
+    report = await sending.verify()
+    assert report.divergences == []
+    assert report.ttl_drift_ms_max <= 2
+    slices = (await load_progress(sending.store, "run")).values()
+    sent = sum(progress.strategies["MIGRATE"] for progress in slices)
+    why = {why: sum(progress.not_sent.get(why, 0) for progress in slices) for progress in slices for why in progress.not_sent}
+    assert sent >= 2_400
+    assert why["it expires"] >= 600
+    assert why["it is large"] >= len(large) - 1  # one of them expires
+    assert all(
+        progress.keys_seen == progress.keys_copied + progress.keys_removed + progress.keys_skipped + progress.keys_failed for progress in slices
+    )
+
+
+async def test_one_that_is_sent_after_the_switch_is_refused(sending: Plant) -> None:
+    """A source, or a process, that was frozen with a MIGRATE under way: on the new authority it would overwrite what was written there."""
+    engine = await _begin(sending)
+    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET].client()
+    app = sending.app()
+    await app.set("k", "old")
+    lane = await _lane(engine)
+    try:
+        report = BatchReport()
+        assert await lane._send(0, [(b"k", 1)], report) == ""
+        assert (target.get("k"), report.copied) == (b"old", 1)
+        late = ("MIGRATE", "127.0.0.1", sending.plan.target.port, "", 0, 500, "COPY", "REPLACE", "AUTH2", lane._user, lane._password, "KEYS", "k")
+        await sending.drained()
+        assert (await switch.apply(sending.store, sending.plan, Side.TARGET)).switched
+        await app.set("k", "new")
+        with pytest.raises(redis.ResponseError, match="WRONGPASS"):
+            source.execute_command(*late)
+        with pytest.raises(EpochEnded):  # the process itself, which tries to get a new user
+            await lane._send(0, [(b"k", 1)], BatchReport())
+        assert target.get("k") == b"new"
+        assert [name for name in target.acl_users() if name.startswith("exodus-")] == []
+    finally:
+        await _end(lane)
+
+
+async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -> None:
+    engine = await _begin(sending)
+    source = sending.boxes[Side.SOURCE].client()
+    source.set("k", 1)
+    lane = await _lane(engine)
+    late = ("MIGRATE", "127.0.0.1", sending.plan.target.port, "", 0, 500, "COPY", "REPLACE", "AUTH2", lane._user, lane._password, "KEYS", "k")
+    assert source.execute_command(*late) == b"OK"
+    again = await _lane(engine)
+    try:
+        with pytest.raises(redis.ResponseError, match="WRONGPASS"):
+            source.execute_command(*late)
+        await closing.stop(sending.store, sending.plan, "rollback")
+        assert [name for name in sending.boxes[Side.TARGET].client().acl_users() if name.startswith("exodus-")] == []
+    finally:
+        await _end(lane)
+        await _end(again)
+
+
+async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> None:
+    """The target stands still for longer than MIGRATE waits: its keys, changed meanwhile, are equal in the end."""
+    await _begin(sending)
+    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET]
+    source.mset({f"k{number}": "old" for number in range(200)})
+    engine = await sending.engine()
+    lane = await _lane(engine)
+    report = BatchReport()
+    try:
+        target.pause()
+        scanning = asyncio.create_task(lane.scan(0, 0, 1_000, report))
+        await asyncio.sleep(1.6)
+        assert not scanning.done()
+        await asyncio.to_thread(source.mset, {f"k{number}": "new" for number in range(200)})
+        target.resume()
+        _, keys, states = await scanning
+        assert len(keys) == len(states) == 200
+        assert {why: count for why, count in report.not_sent.items() if why.startswith("MIGRATE: IOERR")} == report.not_sent
+        await lane._copier.write(0, states, report)
+    finally:
+        target.resume()
+        await _end(lane)
+    with target.client() as theirs:
+        assert theirs.mget(keys) == [b"new"] * 200
+
+
+async def test_where_a_late_one_could_do_harm_it_is_refused(sending: Plant, modern: Plant) -> None:
+    target = sending.boxes[Side.TARGET].client()
+    await migrate.check_possible(sending.plan)
+    target.execute_command("ACL", "SETUSER", "default", "+@all")
+    with pytest.raises(DecisionRefused) as refused:
+        await migrate.check_possible(sending.plan)
+    assert "'default' may RESTORE without a password" in refused.value.why
+    with pytest.raises(DecisionRefused) as refused:
+        await migrate.check_possible(modern.plan)
+    assert "payload version 12 of the source does not fit the target's 80" in refused.value.why
+    with pytest.raises(ValueError, match="MIGRATE sends keys as they are"):
+        type(sending.plan).model_validate({**sending.plan.model_dump(), "keep_usage": True})

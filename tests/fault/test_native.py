@@ -1,0 +1,241 @@
+"""Native replication: the target as the source's replica, promoted by the switch and by nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from exodus.config import CopyStrategy, Side
+from exodus.control import journal
+from exodus.control.route import read_route
+from exodus.control.store import native_guard_key
+from exodus.cutover import closing, switch
+from exodus.cutover.rehearsal import rehearse
+from exodus.errors import CutoverAborted, DecisionRefused, TargetError
+from exodus.stack.servers import ServerKind
+from exodus.sync import native
+from tests.fault.test_switch import _writers
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+@pytest_asyncio.fixture
+async def older(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.NATIVE)
+    await plant.open()
+    yield plant
+    await plant.close()
+
+
+@pytest_asyncio.fixture
+async def same(redis82: Box, make_server, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    plant = Plant(redis82, make_server(ServerKind.REDIS_82), control_server, tmp_path, strategy=CopyStrategy.NATIVE)
+    await plant.open()
+    yield plant
+    await plant.close()
+
+
+async def _begin(plant: Plant) -> None:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+
+
+def _role(box: Box) -> str:
+    with box.client() as client:
+        return client.info("replication")["role"]
+
+
+async def test_nothing_is_lost_there_and_back_from_an_older_server(older: Plant) -> None:
+    await _there_and_back(older)
+
+
+async def test_nothing_is_lost_there_and_back_between_equal_servers(same: Plant) -> None:
+    await _there_and_back(same)
+
+
+async def _there_and_back(plant: Plant) -> None:
+    """The replica is promoted by the cutover; from then on changes flow by keys, both ways."""
+    source, target = plant.boxes[Side.SOURCE], plant.boxes[Side.TARGET]
+    with source.client() as client:
+        for number in range(2000):
+            client.set(f"cold:{number}", "x" * 20, px=600_000 if number % 5 == 0 else None)
+        client.xadd("stream", {"a": 1})
+    await _begin(plant)
+    stop = asyncio.Event()
+    writing = asyncio.create_task(_writers(plant, stop))
+    await plant.app().flushdb()  # a replica does as its source
+    await plant.app().set("after the flush", 1, px=600_000)
+    goal = await journal.ends(plant.store, plant.plan.partitions)
+
+    async def caught_up() -> bool:
+        return await journal.reached(plant.store, goal)
+
+    await until(caught_up, within_s=20, otherwise="live sync never came to what was in the journal")
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert [row["step"] for row in done.timeline if row["step"] == "promote" and "failed" not in row] == ["promote"]
+    assert (done.switched, _role(target), (await read_route(plant.store)).native) == (True, "master", False)
+    for to in (Side.SOURCE, Side.TARGET):
+        await asyncio.sleep(0.2)
+        assert (await switch.apply(plant.store, plant.plan, to)).switched
+    stop.set()
+    acknowledged = await writing
+    await plant.drained()
+    report = await plant.verify()
+    assert report.divergences == []
+    with target.client() as client:
+        assert client.config_get("masterauth") == {"masterauth": ""}
+        assert client.exists("after the flush") == 1
+        wrong = [key for key, value in acknowledged.items() if client.get(key) != b"%d" % value]
+    assert wrong == []
+
+
+async def test_a_switch_that_is_given_up_leaves_a_replica(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the target was promoted and before the route names it: it becomes a replica again, under a new right, and a second switch works."""
+    await _begin(older)
+    app = older.app()
+    await app.set("k", 1)
+    before = (await read_route(older.store)).writer_epoch
+
+    async def fails(_: switch.Switch) -> None:
+        assert _role(older.boxes[Side.TARGET]) == "master"
+        raise CutoverAborted("given up", why="the test wants it", next_step="none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(switch, "_open_new", fails)
+        with pytest.raises(CutoverAborted, match="given up"):
+            await switch.apply(older.store, older.plan, Side.TARGET)
+    await app.set("k", 2)  # writes go on at the source
+    route = await read_route(older.store)
+    assert (route.authority, route.native, route.writer_epoch) == (Side.SOURCE, True, before + 1)
+    await older.filled()
+    await older.drained()
+    assert (await older.verify()).divergences == []
+    assert older.boxes[Side.TARGET].client().get("k") == b"2"
+    assert (await switch.apply(older.store, older.plan, Side.TARGET)).switched
+
+
+async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant) -> None:
+    """A right of an epoch that has ended is refused: what it would do empties the new authority, or stops its follower."""
+    await _begin(older)
+    right = (await read_route(older.store)).writer_epoch
+    target = older.boxes[Side.TARGET]
+    async with await native._connect(older.plan, Side.TARGET) as leg:
+        with pytest.raises(CutoverAborted, match="was not promoted"):
+            await native.promote(leg, older.plan, right - 1, b"closed by an older one")
+    assert _role(target) == "slave"
+    await switch.apply(older.store, older.plan, Side.TARGET)
+    await older.app().set("on the new authority", 1)
+    with pytest.raises(DecisionRefused, match="was not made a replica"):
+        await native.attach(older.plan, right)
+    await native.detach(older.plan, right)  # of a rollback that slept through it
+    assert (_role(target), target.client().get("on the new authority")) == ("master", b"1")
+    assert target.client().get(native_guard_key(older.plan.name)).startswith(b"closed by")  # type: ignore[union-attr]
+
+
+async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Plant) -> None:
+    """It has looked, and wakes with its transaction when the right has gone to another."""
+    await _begin(older)
+    right = b"%d" % (await read_route(older.store)).writer_epoch
+    target, key = older.boxes[Side.TARGET], native_guard_key(older.plan.name)
+    with target.client() as frozen:
+        pipe = frozen.pipeline()
+        pipe.watch(key)
+        assert pipe.get(key) == right
+        await older.change(writer_epoch=int(right) + 1)
+        await native.reopen(older.plan, await read_route(older.store), b"")
+
+        async def came_along() -> bool:
+            return target.client().get(key) == b"%d" % (int(right) + 1)
+
+        await until(came_along, within_s=5, otherwise="the source's key did not come along")
+        pipe.multi()
+        pipe.execute_command("REPLICAOF", "NO", "ONE")
+        with pytest.raises(Exception, match="Watched variable changed"):
+            pipe.execute()
+    assert _role(target) == "slave"
+
+
+async def test_a_target_that_was_restarted_becomes_a_replica_again(same: Plant) -> None:
+    await _begin(same)
+    app, target = same.app(), same.boxes[Side.TARGET]
+    await app.mset({f"k{number}": number for number in range(100)})
+    await same.drained()
+    target.client().save()
+    target.stop()
+    await app.set("k1", "meanwhile")
+    target.start()
+    await same.filled()
+    await same.drained()
+    assert target.client().get("k1") == b"meanwhile"
+    assert (await same.verify()).divergences == []
+
+
+async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(older: Plant) -> None:
+    await _begin(older)
+    await older.app().set("k", 1)
+    await older.drained()
+    with pytest.raises(DecisionRefused, match="cannot be rehearsed now"):
+        await rehearse(older.store, older.plan, "127.0.0.1", older.port)
+    stopped = await closing.stop(older.store, older.plan, "rollback")
+    target = older.boxes[Side.TARGET]
+    assert (stopped["not_told"], _role(target), target.client().get("k")) == ("", "master", b"1")
+    with pytest.raises(DecisionRefused):
+        await native.attach(older.plan, (await read_route(older.store)).writer_epoch - 1)
+    found = await closing.abandon(older.store, older.plan, clean_target=True)
+    assert (found["target_keys_removed"], found["left_by_exodus"]) == (1, [])
+
+
+async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(older: Plant) -> None:
+    """While the target stands still nothing is marked as synced."""
+    await _begin(older)
+    app, target = older.app(), older.boxes[Side.TARGET]
+    await app.set("k", 1)
+    await older.drained()
+    feed = (await older.engine()).feed
+    target.pause()
+    try:
+        await app.set("k", 2)
+        await older.flushed()
+        await asyncio.sleep(0.3)
+        assert not await feed.drained()
+    finally:
+        target.resume()
+    await older.drained()
+    assert target.client().get("k") == b"2"
+
+
+async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:
+    """A copy that the target could not load would leave it empty, so it is never tried."""
+    target = modern.boxes[Side.TARGET].client()
+    plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
+    with pytest.raises(DecisionRefused, match="replica of the source") as refused:
+        await native.check_possible(plan, modern.store)
+    assert "redis 8.2.3 saves version 12, valkey 9.1.2 loads 80" in refused.value.why
+    target.set("somebody's", 1)
+    with pytest.raises(DecisionRefused) as refused:
+        await native.check_possible(older.plan, older.store)
+    assert "the target holds 1 keys" in refused.value.why
+    target.flushall()
+    tls = older.plan.model_copy(update={"source": older.plan.source.model_copy(update={"tls": True})})
+    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await native._why_not_target(tls))
+    target.execute_command("ACL", "SETUSER", "exodus", "-replicaof")
+    try:
+        with pytest.raises(DecisionRefused) as refused:
+            await native.check_possible(older.plan, older.store)
+        assert "REPLICAOF" in refused.value.why.upper()
+    finally:
+        target.execute_command("ACL", "SETUSER", "exodus", "+@all")
+    target.replicaof("127.0.0.1", 1)
+    with pytest.raises(DecisionRefused) as refused:
+        await native.check_possible(older.plan, older.store)
+    assert "is a replica of 127.0.0.1:1" in refused.value.why
+    with pytest.raises(TargetError, match="waits for the replica"):
+        await native.check_filled(older.plan)
