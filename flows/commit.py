@@ -12,7 +12,7 @@ from flows.phase import phase_flow
 from tasks.canary import try_canary
 from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
-from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, window_of
+from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, why_not_left, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
@@ -68,11 +68,7 @@ def commit(migration: str = "demo") -> State[str]:
         question="Should the target become the authority now?",
         summary=summary,
         evidence="evidence.migrate",
-        refuse=lambda answer, _: (
-            "the plan's filters leave keys behind: say leave_behind, having looked at which"
-            if behind["filtered"] and answer["decision"] == "approve" and not answer["leave_behind"]
-            else why_not_closed(answer, to_close)
-        ),
+        refuse=lambda answer, _: why_not_left(answer, filtered=behind["filtered"]) or why_not_closed(answer, to_close),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)

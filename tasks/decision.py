@@ -93,6 +93,13 @@ def why_not_closed(answer: Json, instruction: str | None) -> str | None:
     return f"nothing refuses writes by itself: {instruction}, and say fence_confirmed"
 
 
+def why_not_left(answer: Json, *, filtered: bool) -> str | None:
+    """Why a cutover cannot be approved while the plan's filters leave keys behind that nobody has said may stay; or None."""
+    if not filtered or answer["decision"] != "approve" or answer["leave_behind"]:
+        return None
+    return "the plan's filters leave keys behind: say leave_behind, having looked at which"
+
+
 def window_of(answer: Json) -> Json | None:
     """The window that a cutover was approved for, or None: now.
 
