@@ -34,6 +34,7 @@ for command in (
     phases.approve,
     phases.reject,
     levers.canary,
+    levers.redirect,
     levers.hold,
     levers.release,
     levers.abort,

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
+from exodus.cli.output import show_table
 from exodus.cli.phases import ByOption, WhyOption
 from exodus.config import MigrationFile
 from exodus.control import journal
@@ -18,6 +19,8 @@ from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.cutover import levers
 from exodus.cutover.canary import set_canary
+from exodus.cutover.redirect import read_redirect, who_is_connected
+from exodus.cutover.redirect import redirect as send_away
 
 
 def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, MigrationFile], Awaitable[str]]) -> None:
@@ -56,6 +59,37 @@ def canary(percent: PercentArgument, why: WhyOption, file: FileOption = None, ho
     async def work(store: ControlStore, migration: MigrationFile) -> str:
         route = await set_canary(store, migration.plan, percent, why=why)
         return f"reads of {route.canary * 100:g} % of the keys are asked of the {route.follower}, too; see canary in `exodus status`"
+
+    _at(file, home, work)
+
+
+PaceArgument = Annotated[
+    float | None, typer.Argument(metavar="PER_SECOND", help="connections that each gateway process ends a second; 0 stops it; none: who is connected")
+]
+RefuseOption = Annotated[bool, typer.Option("--refuse-new", help="close new connections at once")]
+BusyOption = Annotated[bool, typer.Option("--busy", help="also sessions in a transaction, blocked or subscribed")]
+
+
+def redirect(
+    per_second: PaceArgument = None,
+    why: WhyOption = "sent away by hand",
+    refuse_new: RefuseOption = False,
+    busy: BusyOption = False,
+    file: FileOption = None,
+    home: HomeOption = None,
+) -> None:
+    """After finalise: who is connected through the gateways; send them away one by one. Example: exodus redirect 2 --why "DNS is switched" """
+
+    async def work(store: ControlStore, _: MigrationFile) -> str:
+        if per_second is not None:
+            await send_away(store, per_second, refuse_new=refuse_new, busy=busy, why=why)
+        rows = [(row["name"] or "(no name)", row["host"], row["kind"], row["connections"]) for row in await who_is_connected(store)]
+        show_table("connected through the gateways", ["client", "host", "is", "connections"], rows)
+        now = await read_redirect(store)
+        orders = now["orders"]
+        pace = "nobody is sent away" if orders is None else f"each gateway process ends {orders['per_s']:g} a second"
+        stopped = "".join(f"\nstopped by itself: {each}" for each in now["stopped"])
+        return f"{pace}; {sum(now['closed'].values())} were ended, {now['came_back']} came since, {now['left']} are left{stopped}"
 
     _at(file, home, work)
 

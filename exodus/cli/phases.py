@@ -27,6 +27,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.cutover.canary import read_canary, text_of
 from exodus.cutover.fence import read_record
 from exodus.cutover.levers import NOW, postponed
+from exodus.cutover.redirect import read_redirect
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import SAMPLE_KEYS, forecast
@@ -138,6 +139,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "due": due,
             "switch": switching,
             "canary": await read_canary(store),
+            "redirect": await read_redirect(store),
             "postponed": await postponed(store),
             "fences": {str(side): record.kind for side in Side if (record := await read_record(store, side)) is not None},
             "gateways": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "gateway")],

@@ -15,6 +15,16 @@ from exodus.control.store import ControlStore, answered
 from exodus.errors import Bug, DecisionRefused
 
 
+class Redirect(BaseModel):
+    """Clients are sent away from the gateways, connection by connection."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_s: float  # that each gateway process ends
+    refuse_new: bool = False  # new connections are closed at once
+    busy: bool = False  # sessions in a transaction, blocked or subscribed are ended too
+
+
 class Route(BaseModel):
     """One epoch's orders. `writer_epoch` changes only when a syncer's right to write to the follower ends."""
 
@@ -33,6 +43,7 @@ class Route(BaseModel):
     rehearsal_prefix: str | None = None  # keys under it are held and switched alone, see cutover/rehearsal.py
     rehearsal_authority: Side = Side.SOURCE
     rehearsal_hold: Hold = Hold.NONE
+    redirect: Redirect | None = None
     hold_until_told: bool = False  # a gateway that cannot read the route goes on holding: no server would refuse its writes
     switch: str = ""  # id of the last switch that was begun: what a fence and a closed epoch on a side belong to
     why: str = ""

@@ -11,6 +11,7 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.collect import last_state, who_is_still_there
 from exodus.cutover.fence import read_record, shut_out
+from exodus.cutover.redirect import who_is_connected
 from exodus.endpoint import Endpoint
 
 _LAG_MS_MAX = 10_000
@@ -68,17 +69,28 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
     there = ", ".join(
         f"{row['connections']} of {row['user']}@{row['host']} {row['name'] or row['kind']}".rstrip() for row in clients[:_CLIENTS_SHOWN]
     )
+    through = await who_is_connected(store)
     todo = [
         ("take a last dump of the source and keep it", _dump_command(plan)),
         ("write down what that dump is of", _text_of(state)),
         ("see that nobody is connected to the source any more", there or "nobody but Exodus"),
         ("point DNS names and configuration from the source to the target", f"{plan.source.url} → {plan.target.url}"),
         ("point applications from the gateway to the target, one after the other", f"gateway {plan.gateway.host}:{plan.gateway.port}"),
-        ("take the gateways out when their connections are 0 (exodus status)", ", ".join(gateways)),
+        ("send who is still connected through the gateways away, one by one: exodus redirect 2 --why …", _named(through) or "nobody"),
+        ("take the gateways out when their connections are 0 (exodus redirect)", ", ".join(gateways)),
         ("remove Exodus's user on the target", plan.target.username or "default"),
         ("switch the source off; it stays fenced until then", f"fenced ({fence.kind})" if fence is not None else "NOT fenced"),
     ]
-    return {"checklist": [{"todo": what, "detail": detail} for what, detail in todo], "clients": clients, "source": state}
+    return {
+        "checklist": [{"todo": what, "detail": detail} for what, detail in todo],
+        "clients": clients,
+        "through_gateways": through,
+        "source": state,
+    }
+
+
+def _named(through: list[Json]) -> str:
+    return ", ".join(f"{row['connections']} of {row['name'] or '(no name)'}@{row['host']} ({row['kind']})" for row in through[:_CLIENTS_SHOWN])
 
 
 def _dump_command(plan: Plan) -> str:

@@ -22,6 +22,7 @@ cdef class Connection:
     cdef public Session session
     cdef public LegProtocol leg
     cdef public bint client_gone
+    cdef public str host
     cdef object _loop, _connecting
     cdef bint _paused_by_session, _paused_by_leg
     cdef list _early

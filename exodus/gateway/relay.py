@@ -117,6 +117,13 @@ class LegProtocol:
             self.owner.leg_writable()
 
 
+class Refusal(asyncio.Protocol):
+    """What a connection gets that is not accepted: its end."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).abort()
+
+
 class Connection:
     """One application's connection, an `asyncio.Protocol` in the same way: the client's transport, the leg, and the session between them."""
 
@@ -128,6 +135,7 @@ class Connection:
         self.leg: LegProtocol | None = None
         self.client: asyncio.Transport | None = None
         self.client_gone = False
+        self.host = ""  # the client's
         self._loop = asyncio.get_running_loop()
         # What the session says of every request goes to the process without a stop here.
         self.log_intents = hub.intend
@@ -142,6 +150,8 @@ class Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.client = cast("asyncio.Transport", transport)
         self.client.pause_reading()
+        peer = transport.get_extra_info("peername")
+        self.host = str(peer[0]) if isinstance(peer, tuple) else "a Unix socket"
         self.hub.connections.add(self)
         self._connecting = self._loop.create_task(self._connect())
 
@@ -295,8 +305,12 @@ class Connection:
         self.close("a bug of the gateway")
 
     def close(self, why: str) -> None:
-        """End both sides: this session cannot go on correctly."""
+        """End both sides, and count it: this session cannot go on correctly."""
         self.hub.closed(why)
+        self.end()
+
+    def end(self) -> None:
+        """End both sides; the client still gets what it was sent."""
         if self.client is not None and not self.client_gone:
             self.client.close()
         self.drop_leg()

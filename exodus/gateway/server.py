@@ -40,7 +40,8 @@ from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.orders import Orders
-from exodus.gateway.relay import Connection, LegProtocol, open_leg
+from exodus.gateway.redirect import Redirecting, kind_of
+from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
 from exodus.gateway.session import Session
 from exodus.gateway.supervisor import lock_state
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
@@ -141,6 +142,9 @@ class Gateway:
         self._canary_share = 0.0  # that this process serves
         self._canary_why = ""  # why it gave the canary up, which the route may not say yet
         self._follower: Follower | None = None
+        self._redirecting: Redirecting | None = None
+        self._redirect_task: asyncio.Task[None] | None = None
+        self.refused = 0  # connections that were closed at once
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
         self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
@@ -316,6 +320,8 @@ class Gateway:
                 self._rehearsal_name = None
             if route.canary != before.canary:
                 self._change_canary(route)
+            if route.redirect != before.redirect:
+                self._change_redirect(route)
             self._applied = route.epoch
             if self._main.holding is None or self._main.held:
                 self._beat_now.set()  # else when it is held: a word before that would only stand in its way
@@ -519,16 +525,20 @@ class Gateway:
         self._spawn(self._return_to_authority(why))
 
     async def _return_to_authority(self, why: str) -> None:
-        while self._route.canary and self._canary_why:
+        await self._take_back(lambda route: bool(route.canary) and bool(self._canary_why), f"canary reads given up: {why}", canary=0.0)
+
+    async def _take_back(self, stands: Callable[[Route], bool], why: str, **changes: object) -> None:
+        """Change the route for every gateway, as long as what is to be changed `stands` there."""
+        while True:
             try:
                 route = await read_route(self.store)
-                if not route.canary:
-                    return
-                await change_route(self.store, route, route.next(canary=0.0, why=f"{self.options.process}: canary reads given up: {why}"))
+                if stands(route):
+                    await change_route(self.store, route, route.next(why=f"{self.options.process}: {why}", **changes))
+                return
             except DecisionRefused as exc:
                 log.info("the route was changed meanwhile: %s", exc.what)
             except _STORE_ERRORS as exc:
-                log.warning("the other gateways are not told yet that canary reads are given up: %s", exc)
+                log.warning("the other gateways are not told yet (%s): %s", why, exc)
                 await asyncio.sleep(HEARTBEAT_S)
 
     def canary(self) -> dict[str, object]:
@@ -536,6 +546,43 @@ class Gateway:
         counts = {str(outcome): count for outcome, count in self._canary.counts.items()}
         answer_ms_p99 = round(self._canary.answer_us.quantile(0.99) / 1000, 1)
         return {"share": self._canary_share, "gave_up": self._canary_why, "answer_ms_p99": answer_ms_p99, "reads": counts}
+
+    # ------------------------------------------------------------------ clients are sent away
+
+    def _change_redirect(self, route: Route) -> None:
+        if self._redirect_task is not None:
+            self._redirect_task.cancel()
+            self._redirect_task = None
+        if route.redirect is not None:
+            self._redirecting = Redirecting(route.redirect, self.connections, lambda: self.connections_ever, lambda: self._authority_why)
+            self._redirect_task = self._spawn(self._redirect(self._redirecting))
+
+    async def _redirect(self, redirecting: Redirecting) -> None:
+        await redirecting.run()
+        self._beat_now.set()
+        stopped = f"clients are not sent away any more: {redirecting.stopped}"
+        await self._take_back(lambda route: route.redirect == redirecting.orders, stopped, redirect=None)
+
+    @property
+    def _refuses(self) -> bool:
+        orders = self._route.redirect
+        return orders is not None and orders.refuse_new and self._redirecting is not None and not self._redirecting.stopped
+
+    def redirect(self) -> dict[str, object]:
+        """How far the last order to send clients away has come."""
+        last = self._redirecting
+        if last is None:
+            return {"closed": {}, "came_back": 0, "stopped": ""}
+        return {"closed": dict(last.closed), "came_back": last.came_back, "stopped": last.stopped}
+
+    def clients(self) -> list[dict[str, object]]:
+        """Who is connected, by name, host and kind; the most frequent ones."""
+        found = Counter((self._name(each), each.host, kind_of(each.session)) for each in self.connections)
+        return [{"name": name, "host": host, "kind": kind, "connections": count} for (name, host, kind), count in found.most_common(_NAMES_MAX)]
+
+    @staticmethod
+    def _name(connection: Connection) -> str:
+        return connection.session.name.decode("utf-8", "backslashreplace")[:_NAME_CHARS_MAX]
 
     # ------------------------------------------------------------------ the other tasks
 
@@ -609,6 +656,7 @@ class Gateway:
                 "gaps": {why: gap.count for why, gap in self._journaler.gaps.items()},
                 "room": self.room_why,
                 "canary": self.canary(),
+                "redirect": self.redirect(),
                 "shadow_dropped": self.shadow_dropped,
                 "task_failures": self.task_failures,
             },
@@ -628,6 +676,7 @@ class Gateway:
             "errors": self.telemetry.errors,
             "connections": len(self.connections),
             "connections_by_name": self.names(),
+            "clients": self.clients(),
             "in_flight": self.in_flight(),
             "risks": dict(self._main.orders.risks),
             "prefixes": self.telemetry.prefixes_snapshot(),
@@ -641,7 +690,7 @@ class Gateway:
 
     def names(self) -> dict[str, int]:
         """Connections by client name, the most frequent ones; the rest together."""
-        found = Counter(connection.session.name.decode("utf-8", "backslashreplace")[:_NAME_CHARS_MAX] for connection in self.connections)
+        found = Counter(self._name(connection) for connection in self.connections)
         named = dict(found.most_common(_NAMES_MAX))
         rest = found.total() - sum(named.values())
         return {**named, OTHER: rest} if rest else named
@@ -677,6 +726,11 @@ class Gateway:
         for outcome, count in self._canary.counts.items():
             yield "exodus_gateway_canary_reads", "canary reads since the share was chosen, by what became of them", {"outcome": str(outcome)}, count
         yield "exodus_gateway_canary_answer_us_p99", "99th percentile of the time to the follower's answer", {}, self._canary.answer_us.quantile(0.99)
+        if self._redirecting is not None:
+            yield "exodus_gateway_redirect_returns", "connections that came since clients are sent away", {}, self._redirecting.came_back
+            for kind, count in self._redirecting.closed.items():
+                yield "exodus_gateway_redirected_sessions", "sessions ended so that their clients go elsewhere", {"kind": kind}, count
+        yield "exodus_gateway_refused_total", "connections closed at once, since clients are sent away", {}, self.refused
         yield "exodus_gateway_in_flight_requests", "requests that the authority has not answered", {}, self.in_flight()
         yield "exodus_gateway_connections_total", "client connections ever accepted", {}, self.connections_ever
         yield "exodus_gateway_store_away", "1 while the control store is away", {}, int(bool(self._why()))
@@ -694,8 +748,8 @@ class Gateway:
 
     def health(self) -> tuple[bool, str]:
         """Ready only while the authority answers and we accept; a store that is away, or too little room, only degrades."""
-        if self._draining:
-            return False, "draining: no new connections are accepted"
+        if self._draining or self._refuses:
+            return False, f"{'draining' if self._draining else 'clients are sent away'}: no new connections are accepted"
         if self._authority_why:
             return False, self._authority_why
         degraded = "; ".join(why for why in (self._why(), self.room_why) if why)
@@ -770,6 +824,9 @@ class Gateway:
 
         def accept() -> asyncio.Protocol:
             self.connections_ever += 1
+            if self._refuses:
+                self.refused += 1
+                return Refusal()
             return cast("asyncio.Protocol", Connection(self))
 
         options = self.options
@@ -804,15 +861,7 @@ class Gateway:
 
     def _remaining(self) -> tuple[int, float, str]:
         """What a drain leaves, by kind."""
-        kinds = Counter(
-            "subscribed" if session.channels
-            else "unread" if session.opaque is not None
-            else "in a transaction" if session.transaction is not None
-            else "blocked" if session.blocked() is not None
-            else "under way" if session.pending
-            else "idle"
-            for session in (connection.session for connection in self.connections)
-        )  # fmt: skip
+        kinds = Counter(kind_of(connection.session) for connection in self.connections)
         return len(self.connections), self.options.drain_s, ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
     async def _end(self, status: StatusServer) -> None:
