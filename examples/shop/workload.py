@@ -236,6 +236,8 @@ class Writer:
                 rows = batch[0] if batch and isinstance(batch[0], list) else batch
                 self.delivered.extend(entry_id for entry_id, _ in rows)
             self.model.pending[key] = len(self.delivered)
+        if key in self.model.unknown:
+            return  # refused or unanswered: the next turn reads what the group holds, which a write of another kind would not
         # The next id is ours to choose, so that the state after the write is known before it is answered.
         following = b"0-%d" % (last + 1)
         keep = (*entries, following)[-_STREAM_MAX:]

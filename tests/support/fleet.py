@@ -317,7 +317,7 @@ class Fleet:
         assert report.divergences == [], report.divergences[:5]
         found = await check(application.model, self.boxes[engine.route.authority].url)
         wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
-        assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, found["problems"]
+        assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, (found["problems"], application.tally.texts[-5:])
         assert found["keys_checked"] > application.model.keys // 2
         application.go_on()
 
