@@ -65,6 +65,7 @@ class Lanes:
         self._positions: dict[int, bytes] = {}
         self._keeper = Keeper(engine)
         self._tended = 0.0
+        self._renewed = 0.0
         self._trimmed = time.monotonic()
         self.hurry = asyncio.Event()  # writes are held, and wait for what is in the journal
 
@@ -123,7 +124,7 @@ class Lanes:
         """Renew what is held, give surplus back, take what is free up to a fair share."""
         if time.monotonic() - self._tended < LEASE_MS / 3000:
             return
-        self._tended = time.monotonic()
+        self._tended = self._renewed = time.monotonic()
         before = dict(self._leases.tokens)
         await self._leases.renew()
         share = await self._leases.fair_share()
@@ -194,8 +195,8 @@ class Lanes:
                 counts["marked_by_barriers"] += await rescan(self._engine, barrier)
 
     async def _renew_in_time(self) -> None:
-        if time.monotonic() - self._tended > LEASE_MS / 3000:
-            self._tended = time.monotonic()
+        if time.monotonic() - self._renewed > LEASE_MS / 3000:
+            self._renewed = time.monotonic()  # and not `_tended`: who always has work would never take a dead one's partitions
             if await self._leases.renew():
                 raise LeaseEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
 

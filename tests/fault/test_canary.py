@@ -132,5 +132,5 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
     bad = "late" if fault == "frozen" else "failed"
     assert (await read_canary(plant.store))["reads"].get(bad, 0) > 0
     stop.set()
-    assert min(await asyncio.gather(*reading)) > 50
+    assert min(await asyncio.gather(*reading)) > 10
     await other.aclose()

@@ -65,10 +65,16 @@ async def test_syncers_share_partitions_and_take_over_from_a_dead_one(redis62: B
         await app.mset({f"k{number}": -number for number in range(200)})
 
         async def taken_over() -> bool:
+            await app.mset({f"k{number}": -number for number in range(200)})  # the survivor is busy all the while
             return (await shares())["syncer-2"] == list(range(fleet.plan.partitions))
 
-        await until(taken_over, within_s=20, otherwise="nobody took over from the dead syncer")
-        await app.aclose()
+        try:
+            await until(taken_over, within_s=20, otherwise="nobody took over from the dead syncer")
+        except AssertionError:
+            beats = [beat.model_dump() for beat in await registry.heartbeats(fleet.store, "syncer")]
+            raise AssertionError(f"nobody took over from the dead syncer: {beats}") from None
+        finally:
+            await app.aclose()
         engine = await open_engine(fleet.store, fleet.plan)
         await until(engine.feed.drained, within_s=20, otherwise="the journal never drained")
         assert (await verify(engine, settle_s=0.1)).divergences == []

@@ -250,7 +250,8 @@ async def test_18_a_write_is_never_sent_twice(make_server, plant: Plant, tmp_pat
 
 
 async def test_21_addresses_and_roles_pass_as_they_are(plant: Plant) -> None:
-    await same(plant, lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"))
+    # A source that once had a replica counts its offset on by itself.
+    await same(plant, lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"), mask=rb"(?<=master\r\n:)\d+")
 
 
 async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(plant: Plant) -> None:
