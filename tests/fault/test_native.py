@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from exodus.errors import CutoverAborted, DecisionRefused, TargetError
 from exodus.stack.servers import ServerKind
 from exodus.sync import native
 from tests.fault.test_switch import _writers
+from tests.support.fleet import Fleet
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until
@@ -161,6 +163,33 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Pl
         with pytest.raises(Exception, match="Watched variable changed"):
             pipe.execute()
     assert _role(target) == "slave"
+
+
+async def test_a_switch_that_is_killed_after_the_promotion_is_settled(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
+    """The gateways end the hold and give the right of a new epoch, and the syncers make the target a replica again."""
+    store = make_server(ServerKind.VALKEY_91, appendonly="yes")
+    fleet = Fleet(redis62, valkey91, store, tmp_path / "fleet", gateways=1, syncers=1, strategy="native", hold_seconds_max=1.0)
+    await fleet.open()
+    try:
+        application = await fleet.application()
+        switcher = fleet.switcher(Side.TARGET, "close the epoch")
+        await switcher.start()
+        assert await switcher.reached()
+        assert _role(valkey91) == "master"
+        switcher.signal(signal.SIGKILL)
+        await switcher.ended()
+        await application.flows(within_s=30)
+
+        async def again() -> bool:
+            return (await native.look(fleet.plan)).up
+
+        await until(again, within_s=30, otherwise="the target never became a replica again")
+        route = await read_route(fleet.store)
+        assert (route.authority, route.native, route.sync) == (Side.SOURCE, True, True)
+        await fleet.agrees(application)
+        await application.end()
+    finally:
+        await fleet.close()
 
 
 async def test_a_target_that_was_restarted_becomes_a_replica_again(same: Plant) -> None:

@@ -21,13 +21,14 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
-from exodus.config import Hold, JournalMode, Plan, Side
+from exodus.config import CopyStrategy, Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore, guard_key
 from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
 from exodus.stack.home import free_port
+from exodus.sync import native
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed
@@ -239,9 +240,20 @@ class Fleet:
     async def migrate(self) -> None:
         """Live sync on, everything copied."""
         route = await read_route(self.store)
-        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
-        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True))
+        replica = self.plan.strategy is CopyStrategy.NATIVE
+        if replica:
+            await native.give_right(self.plan, route.writer_epoch)
+        else:
+            await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=replica))
         await self.everybody(route.epoch)
+        if replica:  # which the syncers make it
+
+            async def up() -> bool:
+                return (await native.look(self.plan)).up
+
+            await until(up, within_s=20, otherwise="the target never became a replica")
+            return
         engine = await open_engine(self.store, self.plan)
         for piece in await plan_slices(engine.authority, self.plan.slices):
             await copy_slice(engine, "run", piece, budget_s=60)
