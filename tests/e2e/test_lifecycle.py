@@ -31,6 +31,8 @@ from tasks.evidence import artifact_key
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+# A loaded test machine is no measure of a target: only what the flow does with the steps is looked at here.
+_CANARY = {"steps": [5, 100], "seconds": 1.0, "advance": "auto", "wait_ms_max": 1000.0, "bad_max": 99}
 KEYS = 120_000  # enough that the backfill can be killed in the middle
 
 
@@ -87,7 +89,7 @@ class Operator:
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = Home(tmp_path_factory.mktemp("stack"))
-    up(home, Wanted(options={"observe_seconds": 2.0}), print)
+    up(home, Wanted(options={"observe_seconds": 2.0, "canary": _CANARY}), print)
     operator = Operator(home)
     yield operator
     operator.api.close()
@@ -201,7 +203,13 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
 
     # Cut over; spoil the follower; it is found, named, and repaired.
     operator.start("commit")
+    operator.waiting("commit", "canary-5")
+    operator.answer("approve")
     operator.waiting("commit", "cutover")
+    steps = asyncio.run(_report(file, "canary"))["steps"]
+    assert [(step["percent"], step["returned"]) for step in steps] == [(5, None), (100, None)], "the second followed by itself"
+    assert steps[1]["served"] > 0
+    assert operator.status()["canary"]["percent"] == 0
     operator.answer("approve")
     operator.waiting("commit", "finalise", within_s=120)
     assert operator.status()["authority"] == "target"
@@ -250,6 +258,11 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
     assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
     assert [entry.verdict for entry in entries if entry.decided_by == "somebody"] == ["reject"]
+
+
+async def _report(file: MigrationFile, name: str) -> dict:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        return await store.report(name) or {}
 
 
 async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:
