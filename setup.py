@@ -22,6 +22,11 @@ _UNCHECKED = {"exodus.resp.scanner"}  # its indices are compared with the buffer
 class Build(build_ext):
     """Leaves the digest of the sources behind when every module was built."""
 
+    def finalize_options(self) -> None:
+        """A compiler for each core."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
     def run(self) -> None:
         """Build, and say of what."""
         super().run()

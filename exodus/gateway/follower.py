@@ -44,7 +44,11 @@ class Follower:
         for protocol in _PROTOCOLS:
             link = await self._open()
             commands = [*login, encode("CLIENT", "SETNAME", "exodus-canary"), *([encode("HELLO", protocol)] if protocol != 2 else [])]
-            answers = await link.prepare(commands)
+            try:
+                answers = await link.prepare(commands)
+            except BaseException:
+                link.close()
+                raise
             if any(reply.error for reply in answers):
                 link.close()
                 if protocol == 2:

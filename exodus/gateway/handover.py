@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from exodus.config import CONNECT_TIMEOUT_S, Side
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
+from exodus.gateway.session import Session
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,10 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         log.warning("a session was closed at the switch to the %s: %s", side, why)
         connection.close(why)
         return why
+    if connection.client_gone:
+        if leg.transport is not None:
+            leg.transport.abort()  # nobody else would
+        return None
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
@@ -117,8 +122,19 @@ async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegPro
         raise _Refused("no transport")
     if not script:
         return leg, b"", b""
+    try:
+        return leg, *await _replay(session, leg, leg.transport, script, expected, optional)
+    except BaseException:
+        leg.transport.abort()
+        raise
+
+
+async def _replay(
+    session: Session, leg: LegProtocol, transport: asyncio.Transport, script: bytes, expected: int, optional: frozenset[int]
+) -> tuple[bytes, bytes]:
+    """Send the script and take its replies; what came in between for the client, whole and in part."""
     leg.arrived = asyncio.Event()
-    leg.transport.write(script)
+    transport.write(script)
     scanner, buffered, unasked, answered = ReplyScanner(), b"", b"", 0
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         while answered < expected:
@@ -132,10 +148,9 @@ async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegPro
                     unasked += frame
                 elif not reply.push:
                     if reply.error and answered not in optional:
-                        leg.transport.abort()
                         raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
                     answered += 1
             if leg.lost:
                 raise _Refused("it closed the connection")
     leg.arrived = None
-    return leg, unasked, buffered
+    return unasked, buffered

@@ -881,6 +881,7 @@ class Gateway:
         await asyncio.sleep(0)
         flushed = await self._flushed(_FLUSH_S)
         await end_all(list(self._tasks))
+        self._drop_spare_legs()
         if flushed:
             try:
                 await self.store.unregister("gateway", self.options.process)
