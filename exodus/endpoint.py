@@ -60,6 +60,13 @@ def info_of(raw: bytes) -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def databases_of(info: dict[str, str]) -> dict[int, int]:
+    """Database → keys, of an INFO with its keyspace section."""
+    return {
+        int(key[2:]): int(value.partition("keys=")[2].partition(",")[0]) for key, value in info.items() if key.startswith("db") and key[2:].isdigit()
+    }
+
+
 class Node:
     """One server of a side."""
 
@@ -113,17 +120,12 @@ class Node:
             if isinstance(outcome, ReplyError):  # a replica takes no scratch key; the libraries' payload ends in the same way (from 7.0 on)
                 dump = (await leg.pipeline([("FUNCTION", "DUMP")]))[0]
             payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
-        databases = {
-            int(key[2:]): int(value.partition("keys=")[2].partition(",")[0])
-            for key, value in info.items()
-            if key.startswith("db") and key[2:].isdigit()
-        }
         return NodeFacts(
             engine=engine,
             version=version,
             run_id=info["run_id"],
             payload_version=payload,
-            databases=databases,
+            databases=databases_of(info),
             used_memory=int(info.get("used_memory", 0)),
             maxmemory=int(info.get("maxmemory", 0)),
             maxmemory_policy=info.get("maxmemory_policy", ""),

@@ -16,7 +16,7 @@ from exodus.control.changes import Key, unpack
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.fence import read_record
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, databases_of, info_of
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import ReplyError
 from exodus.sync import native
@@ -36,7 +36,9 @@ async def side_digest(endpoint: Endpoint) -> Json:
     """
     counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
     for node in await endpoint.nodes():
-        for db in (await node.facts()).databases:
+        async with await node.connect(name="exodus-digest") as leg:
+            databases = databases_of(info_of(await leg.call("INFO", "keyspace")))  # not by `facts`, which writes a scratch key
+        for db in databases:
             async with await node.connect(db, name="exodus-digest") as leg:
                 cursor = -1
                 while cursor:
@@ -82,7 +84,7 @@ async def _info(endpoint: Endpoint) -> dict[str, str]:
             raise OperatorError(
                 f"{endpoint.side}: the user may not run INFO", why=str(exc), next_step="grant +info (docs/operating/users.md)"
             ) from exc
-    return dict(line.partition(":")[::2] for line in raw.decode("utf-8", "replace").splitlines() if ":" in line)
+    return info_of(raw)
 
 
 async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:

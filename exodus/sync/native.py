@@ -28,7 +28,7 @@ from exodus.config import Hold, Plan, Side
 from exodus.control import freshness
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, guard_key, native_guard_key
-from exodus.endpoint import Endpoint, check_empty, info_of, payload_fits
+from exodus.endpoint import Endpoint, check_empty, databases_of, info_of, payload_fits
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, TargetError
 from exodus.leg import Leg, ReplyError, close_all
 from exodus.resp.encode import Arg
@@ -78,7 +78,7 @@ def _link_of(info: dict[str, str]) -> Link:
         replid=info.get("master_replid", ""),
         offset=int(info.get("slave_repl_offset" if replica else "master_repl_offset", 0)),
         percent=max(float(info.get("master_sync_perc", 0)), float(info.get("loading_loaded_perc", 0))),
-        keys=sum(int(value.partition("keys=")[2].partition(",")[0]) for name, value in info.items() if name[:2] == "db" and name[2:].isdigit()),
+        keys=sum(databases_of(info).values()),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -267,6 +268,10 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
 async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str) -> None:
     _plan(pair, source=kind)
     await _ready(pair)
+    if kind == "acl":  # a source that once had a replica counts on: what its last state is read by may not write
+        with socket.create_connection(("127.0.0.1", pair.boxes[Side.SOURCE].port), timeout=10) as replica:
+            replica.sendall(b"PSYNC ? -1\r\n")
+            assert replica.recv(11) == b"+FULLRESYNC"
     await switch.apply(pair.store, pair.plan, Side.TARGET)
     assert (await read_status(MigrationFile(plan=pair.plan, control_store=pair.control.address())))["fences"] == {"source": kind}
     await pair.app().set("k", 1)
