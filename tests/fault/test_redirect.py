@@ -54,6 +54,13 @@ class Worker(threading.Thread):
         self.failed: Exception | None = None
         self.stop = threading.Event()
 
+    def _look(self) -> int:
+        while True:
+            try:
+                return int(self.client.get(self.key) or 0)
+            except redis.ConnectionError:
+                self.cut += 1  # sent away once more, before this was asked
+
     def run(self) -> None:
         try:
             while not self.stop.is_set():
@@ -61,8 +68,7 @@ class Worker(threading.Thread):
                     self.count = int(self.client.incr(self.key))
                 except redis.ConnectionError:
                     self.cut += 1
-                    found = int(self.client.get(self.key) or 0)
-                    assert found == self.count, "a write without an answer was executed"
+                    assert self._look() == self.count, "a write without an answer was executed"
                 time.sleep(0.005)
         except (redis.RedisError, AssertionError) as exc:
             self.failed = exc
@@ -73,8 +79,8 @@ class Worker(threading.Thread):
 async def _finalised(plant: Plant) -> list[int]:
     """Two gateways in front of the target, which is all that is left of the migration; their ports."""
     other = free_port()
+    await plant.gateway("gw-2", port=other)  # at once: a free port may be an outgoing connection's a moment later
     await plant.gateway()
-    await plant.gateway("gw-2", port=other)
     with pytest.raises(DecisionRefused, match="may not be sent away"):
         await redirect(plant.store, 5, refuse_new=False, busy=False, why="too early")
     await plant.change(authority=Side.TARGET, journal=JournalMode.OFF, sync=False)
