@@ -69,7 +69,7 @@ class Worker(threading.Thread):
                 except redis.ConnectionError:
                     self.cut += 1
                     assert self._look() == self.count, "a write without an answer was executed"
-                time.sleep(0.005)
+                time.sleep(0.005)  # the gateways share the interpreter with these threads
         except (redis.RedisError, AssertionError) as exc:
             self.failed = exc
         finally:
