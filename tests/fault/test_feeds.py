@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -10,6 +11,7 @@ from exodus.config import Feed, FenceKind, Fencing, Side
 from exodus.cutover import switch
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
+from exodus.stack.servers import ServerKind
 from exodus.sync import replication
 from exodus.sync.feed import begin_feed, prove
 from exodus.sync.stream import feed_state
@@ -264,6 +266,7 @@ class TestReplicationStream(_OfTheAuthority):
         assert (syncer._stream.gaps, syncer._stream.connects > 1) == (0, True)
 
 
-async def test_a_server_that_would_have_to_save_everything_is_refused(redis62: Box) -> None:
+async def test_a_server_that_would_have_to_save_everything_is_refused(make_server: Callable[..., Box]) -> None:
+    redis62 = make_server(ServerKind.REDIS_62)  # its own: one that ever had a replica has a backlog, and need not save anything
     with pytest.raises(DecisionRefused, match="cannot be the change feed"):
         await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))
