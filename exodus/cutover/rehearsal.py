@@ -8,10 +8,15 @@ primitive in both directions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from exodus.config import Hold, Plan, Side
 from exodus.control import journal, registry
@@ -19,9 +24,10 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
+from exodus.leg import Leg
 from exodus.sync.engine import open_engine
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import repair
+from exodus.sync.reconcile import copy_now
 
 _SESSIONS = 4
 _WITHIN_S = 10.0
@@ -30,33 +36,73 @@ REPORT = "rehearsal"
 
 
 class _Writers:
-    """Sessions of the prefix that increment counters and blocked-pop all the while, and remember what was acknowledged."""
+    """Sessions of the prefix that increment counters, and a pair of which one blocked-pops what the other pushes; they remember what was acknowledged.
+
+    A counter belongs to one session, so each answer must be one more than the last: a state that was put back is seen at once, though later
+    increments would hide it.
+    """
 
     def __init__(self, host: str, port: int, prefix: str) -> None:
-        self.prefix = prefix
         self.acknowledged: dict[str, int] = {}
+        self.count = 0
+        self.lost = 0
         self.errors: list[str] = []
         self.stall_ms_max = 0.0
+        self._prefix = prefix
+        self._jobs = f"{prefix}jobs"
+        self._pushed: set[bytes] = set()
+        self._popped: list[bytes] = []
         self._stop = asyncio.Event()
-        self._clients = [redis.Redis(host=host, port=port, client_name=prefix, single_connection_client=True) for _ in range(_SESSIONS)]
+        # Never sent twice by the client itself, which would be counted as ours.
+        self._clients = [
+            redis.Redis(host=host, port=port, client_name=prefix, single_connection_client=True, retry=Retry(NoBackoff(), 0))
+            for _ in range(_SESSIONS + 2)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to write."""
-        self._tasks = [asyncio.create_task(self._write(number)) for number in range(_SESSIONS)]
+        *counting, pushing, popping = self._clients
+        work = [self._write(client, number) for number, client in enumerate(counting)]
+        self._tasks = [asyncio.create_task(each) for each in (*work, self._push(pushing), self._pop(popping))]
 
-    async def _write(self, number: int) -> None:
-        client, step = self._clients[number], 0
+    async def _write(self, client: redis.Redis, number: int) -> None:
+        step = 0
         while not self._stop.is_set():
-            key = f"{self.prefix}counter:{number}:{step % 20}"
-            began = time.monotonic()
-            try:
-                self.acknowledged[key] = int(await answered(client.incr(key)))
-            except redis.RedisError as exc:
-                self.errors.append(f"{type(exc).__name__}: {exc}"[:200])
-            self.stall_ms_max = max(self.stall_ms_max, (time.monotonic() - began) * 1000)
+            key = f"{self._prefix}counter:{number}:{step % 20}"
+            with self._timed():
+                value = int(await answered(client.incr(key)))
+                self.lost += max(0, self.acknowledged.get(key, 0) + 1 - value)
+                self.acknowledged[key] = value
             step += 1
             await asyncio.sleep(0.002)
+
+    async def _push(self, client: redis.Redis) -> None:
+        while not self._stop.is_set():
+            job = b"%d" % len(self._pushed)
+            with self._timed():
+                await answered(client.rpush(self._jobs, job))
+                self._pushed.add(job)
+            await asyncio.sleep(0.02)
+
+    async def _pop(self, client: redis.Redis) -> None:
+        while not self._stop.is_set():
+            with self._timed(stall=False):  # it waits because it is asked to
+                found = await answered(client.blpop([self._jobs], timeout=1))
+                if found is not None:
+                    self._popped.append(found[1])
+
+    @contextlib.contextmanager
+    def _timed(self, *, stall: bool = True) -> Iterator[None]:
+        """Around one request."""
+        began = time.monotonic()
+        try:
+            yield
+            self.count += 1
+        except redis.RedisError as exc:
+            self.errors.append(f"{type(exc).__name__}: {exc}"[:200])
+        if stall:
+            self.stall_ms_max = max(self.stall_ms_max, (time.monotonic() - began) * 1000)
 
     async def stop(self) -> None:
         """End, and wait for what is under way."""
@@ -64,6 +110,14 @@ class _Writers:
         await asyncio.gather(*self._tasks)
         for client in self._clients:
             await client.aclose()
+
+    async def lost_on(self, leg: Leg) -> int:
+        """How many acknowledged writes `leg`'s side has not, and those that were missed on the way: increments, and jobs that came never or twice."""
+        values = await leg.pipeline([("GET", key) for key in self.acknowledged])
+        behind = sum(max(0, wanted - int(value or 0)) for wanted, value in zip(self.acknowledged.values(), values, strict=True))
+        left = await leg.call("LRANGE", self._jobs, 0, -1)
+        found = Counter([*self._popped, *left])
+        return self.lost + behind + sum(found[job] != 1 for job in self._pushed)
 
 
 async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
@@ -132,11 +186,12 @@ async def _rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_
         await writers.stop()
         route = await read_route(store)
         route = await _change(store, route, rehearsal_prefix=None, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
-        lost = await _check(plan, writers.acknowledged)
+        async with await (await Endpoint(Side.SOURCE, plan.source).nodes())[0].connect(name="exodus-rehearsal") as leg:
+            lost = await writers.lost_on(leg)
         await _clean(plan, prefix)
     return {
         "switches": rows,
-        "acknowledged_writes": sum(writers.acknowledged.values()),
+        "acknowledged_writes": writers.count,
         "lost_writes": lost,
         "errors": writers.errors[:20],
         "error_count": len(writers.errors),
@@ -176,10 +231,11 @@ async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side
 
 
 async def _synced(store: ControlStore, plan: Plan) -> None:
-    """Wait until live sync has done what is in the journal now: later it would put an older state over what is written at the other side."""
-    goal = await journal.ends(store, plan.partitions)
+    """Wait until live sync has no change of the prefix left: later it would put an older state over what is written at the other side."""
+    feed, prefix = (await open_engine(store, plan)).feed, plan.rehearsal_prefix.encode()
     deadline = time.monotonic() + plan.hold_seconds_max
-    while not await journal.reached(store, goal):
+    # Not what is in the journal by now: a key that changed while it was copied is marked once more, behind that.
+    while any(key.startswith(prefix) for _, key in (await feed.changes_since(await feed.synced())).keys):
         if time.monotonic() > deadline:
             raise CutoverAborted(
                 "live sync did not come to the rehearsal's keys", why="it is behind", next_step="exodus status; rehearse again later"
@@ -188,14 +244,14 @@ async def _synced(store: ControlStore, plan: Plan) -> None:
 
 
 async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:
-    """Make the prefix's keys on `to` equal to the other side's."""
+    """Make the prefix's keys on `to` equal to the other side's. Not by live sync, which goes one way only, and has nothing of these keys to do."""
     route = await read_route(store)
     engine = await open_engine(store, plan, route.model_copy(update={"authority": to.other}))
     keys = [(0, key) for side in (engine.authority, engine.follower) for key in await _prefix_keys(side, plan.rehearsal_prefix)]
-    failed = await repair(engine, list(dict.fromkeys(keys)))
+    failed = await copy_now(engine, list(dict.fromkeys(keys)))
     if failed:
         raise CutoverAborted(
-            f"{len(failed)} keys of the rehearsal could not be carried to the {to}", why="see dead letters", next_step="exodus status --json"
+            f"{failed} keys of the rehearsal could not be carried to the {to}", why="see dead letters", next_step="exodus status --json"
         )
     return len(keys)
 
@@ -211,17 +267,6 @@ async def _prefix_keys(side: Endpoint, prefix: str) -> list[bytes]:
                 if cursor == b"0":
                     break
     return found
-
-
-async def _check(plan: Plan, acknowledged: dict[str, int]) -> int:
-    """How many counters on the source are behind what was acknowledged."""
-    lost = 0
-    node = (await Endpoint(Side.SOURCE, plan.source).nodes())[0]
-    async with await node.connect(name="exodus-rehearsal") as leg:
-        values = await leg.pipeline([("GET", key) for key in acknowledged])
-        for wanted, value in zip(acknowledged.values(), values, strict=True):
-            lost += int(value or 0) != wanted
-    return lost
 
 
 async def _clean(plan: Plan, prefix: str) -> None:

@@ -394,12 +394,19 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
                 )
             await asyncio.sleep(0.05)
     else:
-        await _copy_again(engine, keys)
+        await copy_now(engine, keys)
     wanted = set(keys)
     return [key for key in await dead_letters(engine.store) if key in wanted]
 
 
-async def _copy_again(engine: Engine, keys: Sequence[Key]) -> None:
+async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:
+    """Copy keys to the follower over connections of our own, where no lane has them to do; how many could not be carried and are dead letters.
+
+    Raises:
+        EpochEnded: the writers' right to the follower had ended.
+        SourceError, TargetError: a side was lost.
+    """
+    failures = 0
     copier = await engine.copier(engine.guard(), name="exodus-repair")
     try:
         by_db: dict[int, list[bytes]] = {}
@@ -410,7 +417,9 @@ async def _copy_again(engine: Engine, keys: Sequence[Key]) -> None:
                 part = members[start : start + _BATCH_KEYS]
                 report = await copier.sync_keys(db, part)
                 broken = {failure.key for failure in report.failed}
+                failures += len(broken)
                 await engine.keep_failures(report.failed)
                 await engine.forget_failures((db, key) for key in part if key not in broken)
     finally:
         await copier.close()
+    return failures

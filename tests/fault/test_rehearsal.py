@@ -72,3 +72,24 @@ async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_
     assert "rehearsed 0.0 h ago" in str(done.facts["rehearsal"])
     await plant.store.client.delete(plant.store.keys.report("rehearsal"))
     assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).switched
+
+
+async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(plant: Plant) -> None:
+    """The prefix is held and flushed, though the rest of the journal never is; and live sync, which goes one way, carries nothing of it back."""
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    stop = asyncio.Event()
+
+    async def write(number: int) -> None:
+        app = plant.app()
+        while not stop.is_set():
+            await app.mset({f"busy:{number}:{at}": number for at in range(10)})
+
+    writing = [asyncio.create_task(write(number)) for number in range(4)]
+    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    stop.set()
+    await asyncio.gather(*writing)
+    assert (found["lost_writes"], found["errors"]) == (0, [])
+    await plant.drained()
+    assert (await plant.verify()).divergences == []
