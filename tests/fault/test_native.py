@@ -165,10 +165,13 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Pl
     assert _role(target) == "slave"
 
 
-async def test_a_switch_that_is_killed_after_the_promotion_is_settled(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
-    """The gateways end the hold and give the right of a new epoch, and the syncers make the target a replica again."""
+async def test_a_switch_that_is_killed_after_the_promotion_is_settled(valkey81: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
+    """The gateways end the hold and give the right of a new epoch, and the syncers make the target a replica again.
+
+    From a server that propagates expiries as absolute times: from an older one, those set during the second copy come late by its length.
+    """
     store = make_server(ServerKind.VALKEY_91, appendonly="yes")
-    fleet = Fleet(redis62, valkey91, store, tmp_path / "fleet", gateways=1, syncers=1, strategy="native", hold_seconds_max=1.0)
+    fleet = Fleet(valkey81, valkey91, store, tmp_path / "fleet", gateways=1, syncers=1, strategy="native", hold_seconds_max=1.0)
     await fleet.open()
     try:
         application = await fleet.application()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.fault
 
 
 async def test_the_store_away_is_no_application_error_and_loses_nothing(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
-    """Ten seconds without the control store, under writes."""
+    """Ten seconds without the control store, under writes: none of them waits for it, however busy this machine is."""
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     plant = Plant(redis62, valkey91, control, tmp_path)
     await plant.open()
@@ -31,30 +31,35 @@ async def test_the_store_away_is_no_application_error_and_loses_nothing(redis62:
     await plant.syncer()
     await plant.start_live_sync()
     app, errors, stop = plant.app(), [], asyncio.Event()
+    written = 0
 
-    async def write() -> int:
-        number = 0
+    async def write() -> None:
+        nonlocal written
         while not stop.is_set():
             try:
-                await app.set(f"k:{number % 500}", number)
-                await app.rpush(f"l:{number % 20}", number)
+                await app.set(f"k:{written % 500}", written)
+                await app.rpush(f"l:{written % 20}", written)
             except redis.RedisError as exc:
                 errors.append(exc)
-            number += 1
+            written += 1
             await asyncio.sleep(0.001)
-        return number
 
     writing = asyncio.create_task(write())
     await asyncio.sleep(0.5)
     control.stop()
-    await asyncio.sleep(10)
+    in_each_second = []
+    for _ in range(10):
+        before = written
+        await asyncio.sleep(1)
+        in_each_second.append(written - before)
     gateway, _ = plant.gateways["gw-1"]
     assert gateway._journaler.spooled > 0
     control.start()
     await until(lambda: _flushed(gateway), within_s=20, otherwise="the spool was never replayed")
     await asyncio.sleep(0.5)
     stop.set()
-    assert await writing > 500
+    await writing
+    assert min(in_each_second) > 0, in_each_second
     assert errors == []
     await plant.drained()
     assert (await plant.verify()).divergences == []

@@ -97,7 +97,9 @@ def _emptied(name: str):  # type: ignore[no-untyped-def]
     def fixture(request: pytest.FixtureRequest) -> Box:
         box: Box = request.getfixturevalue(name)
         with box.client() as client:
-            client.replicaof("NO", "ONE")  # fences of a test that failed
+            client.replicaof("NO", "ONE")  # fences and replicas of another test
+            for setting in ("masteruser", "masterauth"):
+                client.config_set(setting, "")
             client.config_set("min-replicas-to-write", 0)
             client.flushall()
             client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"], keys=["*"], channels=["*"])
