@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from exodus.config import Hold, Plan, Side
-from exodus.control import journal, registry
+from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
@@ -36,7 +36,7 @@ REPORT = "rehearsal"
 
 
 class _Writers:
-    """Sessions of the prefix that increment counters, and a pair of which one blocked-pops what the other pushes; they remember what was acknowledged.
+    """Sessions of the prefix that increment counters, and two that push and blocked-pop; they remember what was acknowledged.
 
     A counter belongs to one session, so each answer must be one more than the last: a state that was put back is seen at once, though later
     increments would hide it.
