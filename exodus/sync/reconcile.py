@@ -304,10 +304,10 @@ async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Diver
     return list((await _again(comparison, wanted, VerificationReport())).values())
 
 
-async def reconcile(engine: Engine, name: str) -> Json:
+async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5) -> Json:
     """A pass that counts: clean, it closes the gaps that were open before it, and freshness counts from it. Kept as report `verification.NAME`.
 
-    One that was killed is gone on with, as long as live sync goes on and all that changed since it began is in the feed.
+    One that was killed is gone on with, as long as live sync goes on and all that changed since it began is in the feed. `settle_s` as in `verify`.
 
     Raises:
         SourceError, TargetError: a side was lost.
@@ -317,7 +317,7 @@ async def reconcile(engine: Engine, name: str) -> Json:
     progress = await _progress(engine, name)
     since_ms, synced = progress.since_ms, {partition: entry_id.encode() for partition, entry_id in progress.synced.items()}
     dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
-    report = await verify(engine, known=dead.keys() | accepted.keys(), under_way=UnderWay(store, name, progress))
+    report = await verify(engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=UnderWay(store, name, progress))
     await forget_pass(store, name)
     if report.clean:
         await _close_gaps(store, since_ms)

@@ -216,7 +216,6 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert operator.artifact("commit", "switch")["description"] == "done"
     with redis.Redis(port=file.plan.source.port) as source, pytest.raises(redis.exceptions.NoPermissionError):
         source.set("stray", 1)
-    assert operator.exodus("verify").returncode == 0
     tamper(file.plan.source)
     spoiled = operator.exodus("verify", "--json")
     assert spoiled.returncode == 1

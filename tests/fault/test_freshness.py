@@ -63,7 +63,7 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
     await plant.backfill()
     partitions = plant.plan.partitions
     assert (await read_freshness(plant.store, partitions)).pass_age_s is None
-    found = await reconcile(await plant.engine(), "test")
+    found = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert found["keys_verified"] == 500
 
     async def all_verified() -> bool:
@@ -104,7 +104,7 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
         return (state.dirty, state.never) == (1, 0)
 
     await until(one_left, within_s=15, otherwise="the spoiled key was not the one left")
-    found = await reconcile(await plant.engine(), "test")
+    found = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert keys_of(found) == [(0, b"k5")]
     assert await repair(await plant.engine(), keys_of(found)) == []
     await until(all_verified, within_s=15, otherwise="the repaired key stayed dirty")
@@ -118,7 +118,7 @@ async def test_after_a_flush_a_new_pass_is_needed(plant: Plant) -> None:
     await plant.syncer()
     await plant.start_live_sync()
     await plant.backfill()
-    await reconcile(await plant.engine(), "test")
+    await reconcile(await plant.engine(), "test", settle_s=0.05)
     await plant.app().flushall()
     await plant.drained()
 
@@ -128,7 +128,7 @@ async def test_after_a_flush_a_new_pass_is_needed(plant: Plant) -> None:
     await until(unknown, within_s=15, otherwise="the flush changed nothing")
     await plant.app().set("new", 1)
     await plant.drained()
-    await reconcile(await plant.engine(), "test")
+    await reconcile(await plant.engine(), "test", settle_s=0.05)
 
     async def known() -> bool:
         state = await read_freshness(plant.store, plant.plan.partitions)

@@ -35,7 +35,7 @@ async def downgrade(redis82: Box, redis62: Box, control_server: Box, tmp_path: P
 
 async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> None:
     store = downgrade.store
-    found = await reconcile(await downgrade.engine(), "test")
+    found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert {letters.name_of(letter) for letter in found["dead_letters"]} == {"0:one", r"0:two\n\xff"}
     assert found["divergences_total"] == 0
     assert found["keys_not_carried"] == 2
@@ -46,14 +46,14 @@ async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> Non
     assert await letters.why_not_accepted(store, "0:one\n0:two\\n\\xff\n") is None
     assert await letters.accept(store, "0:one", "Ada") == ["0:one"]
     assert await dead_letters(store) == [(0, b"two\n\xff")]
-    found = await reconcile(await downgrade.engine(), "test")
+    found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert [letter["accepted_by"] for letter in found["accepted_letters"]] == ["Ada"]
     assert found["divergences_total"] == 0
     downgrade.boxes[Side.SOURCE].client().execute_command("HPERSIST", b"two\n\xff", "FIELDS", 1, "a")
     await downgrade.change(sync=False)
     assert await repair(await downgrade.engine(), [(0, b"one"), (0, b"two\n\xff")]) == []
     assert (await letters.accepted_letters(store)).keys() == {(0, b"one")}, "it failed for the reason that was accepted"
-    assert (await reconcile(await downgrade.engine(), "test"))["keys_not_carried"] == 1
+    assert (await reconcile(await downgrade.engine(), "test", settle_s=0.05))["keys_not_carried"] == 1
 
 
 async def test_another_reason_is_to_be_accepted_anew(downgrade: Plant) -> None:
@@ -69,6 +69,6 @@ async def test_another_reason_is_to_be_accepted_anew(downgrade: Plant) -> None:
 
 async def test_a_difference_that_is_no_dead_letter_still_counts(downgrade: Plant) -> None:
     downgrade.boxes[Side.TARGET].client().set("fine", 2)
-    found = await reconcile(await downgrade.engine(), "test")
+    found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert keys_of(found) == [(0, b"fine")]
     assert found["divergences_total"] == 1

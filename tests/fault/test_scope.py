@@ -103,7 +103,7 @@ async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None
     await filtered.drained()
     assert names(filtered.boxes[Side.TARGET]) == set()
     assert (await filtered.verify()).divergences == []
-    assert (await reconcile(await filtered.engine(), "test"))["keys_excluded"] == 3
+    assert (await reconcile(await filtered.engine(), "test", settle_s=0.05))["keys_excluded"] == 3
     await app.ltrim("l", 0, 5)
     await app.persist("z")
     await app.set("cache:x", 2)
@@ -191,7 +191,7 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
         client.set("zero:string", "spoiled")
         client.setrange("zero:large string", 5, "spoiled")
         client.set("zero:stranger", 1)
-    report = await reconcile(await renamed.engine(), "test")
+    report = await reconcile(await renamed.engine(), "test", settle_s=0.05)
     assert {row["key"] for row in report["divergences"]} == {"string", "large string", "stranger"}
     assert report["keys_not_carried"] == 1
     await repair(await renamed.engine(), keys_of(report))

@@ -105,17 +105,17 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     assert kept is not None
     assert kept.counts["keys_authority"] < KEYS
     await set_budget(plant.store, Budget())
-    report = await reconcile(await plant.engine(), "test")
+    report = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert (report["resumed"], report["keys_authority"], report["keys_follower"]) == (1, KEYS, KEYS)
     assert [row["key"] for row in report["divergences"]] == ["k7"]
     assert report["at_ms"] == kept.since_ms
     assert await load_pass(plant.store, "test") is None
     # It has ended: the next one is another. And one of another epoch is not gone on with.
     target.set("k7", 7)
-    assert (await reconcile(await plant.engine(), "test"))["resumed"] == 0
+    assert (await reconcile(await plant.engine(), "test", settle_s=0.05))["resumed"] == 0
     await save_pass(plant.store, "test", kept)
     await plant.change(writer_epoch=5)
-    assert (await reconcile(await plant.engine(), "test"))["resumed"] == 0
+    assert (await reconcile(await plant.engine(), "test", settle_s=0.05))["resumed"] == 0
 
 
 async def test_expiries_do_not_drift(modern: Plant) -> None:
