@@ -5,7 +5,7 @@ decision. The stack's work pool starts this file instead (`run`), which asks the
 directory and standard streams, passes signals on, and ends as the fork ends. If it is killed, so is the fork; if the server ends, its forks do.
 Where there is no server `run` becomes the module itself: slower, and in every other respect the same.
 
-Only libraries are imported beforehand, so that a changed flow is read anew by each run. What a library has read of the environment while it was
+Flows are not imported beforehand, so that a changed one is read anew by each run. What a library has read of the environment while it was
 imported is read again by REFRESH (module:function). This file is run by its path, imports next to nothing and knows nothing of what it starts.
 
     python -P forkserver.py serve SOCKET MODULE…

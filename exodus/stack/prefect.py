@@ -19,7 +19,13 @@ from exodus.stack.home import Home
 from exodus.stack.processes import Started, last_lines, start
 
 POOL = "exodus"
-_IMPORTED_BEFOREHAND = ("prefect.flow_engine", "great_expectations.expectations", "redis.asyncio")  # no module of ours: see forkserver.py
+_IMPORTED_BEFOREHAND = (
+    # What a run needs of the libraries, and of Exodus itself, which the gateway and the syncers have as it was at their start, too. No flow and no
+    # task: those are read anew by each run, see forkserver.py.
+    "prefect.flow_engine", "prefect.deployments.steps.pull", "prefect.deployments.flow_runs", "prefect.artifacts", "great_expectations.expectations",
+    "anyio._backends._asyncio", "rich._emoji_codes", "uvloop", "exodus.capture.monitor", "exodus.cutover.collect", "exodus.cutover.forced",
+    "exodus.cutover.rehearsal", "exodus.gateway.server", "exodus.sync.backfill", "exodus.sync.forecast",
+)  # fmt: skip
 _REFRESH = "prefect.context:refresh_global_settings_context"
 _BIN = Path(sys.executable).parent
 _TEMPLATE_ENV = "EXODUS_CACHE"
