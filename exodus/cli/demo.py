@@ -219,11 +219,11 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
     _path(demo, "stop").touch()
     _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
     told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
-    time.sleep(_SHORT_TTL_S)  # the shop's shortest expiries run out, so that both sides are counted with the same keys
     if demo.tamper:
         tamper(file.plan.target)
     with ThreadPoolExecutor(1) as pool:  # both only read
         checking = pool.submit(_check_model, file.plan.target, told["model"])
+        time.sleep(_SHORT_TTL_S)  # the shop's shortest expiries run out, so that both sides are counted with the same keys
         found = asyncio.run(_compare(file))
         model = checking.result()
     demo.summary.update(
