@@ -4,7 +4,7 @@ cimport cython
 cdef Py_ssize_t _HALF, _BITS, _SIZE
 
 cdef class Histogram:
-    cdef public list counts
+    cdef public long long[::1] counts
     cdef public Py_ssize_t total, value_max
 
     @cython.locals(rest=Py_ssize_t, magnitude=Py_ssize_t)

@@ -6,6 +6,8 @@ somebody looks. The layout is the same, so that the tests can hold every quantil
 
 from __future__ import annotations
 
+from array import array
+
 _HALF = 128  # steps of one magnitude: a value is known to within 1/128 of itself
 _BITS = 7
 _SIZE = (27 - _BITS) * _HALF  # up to VALUE_MAX
@@ -18,7 +20,7 @@ class Histogram:
     __slots__ = ("counts", "total", "value_max")
 
     def __init__(self) -> None:
-        self.counts = [0] * _SIZE
+        self.counts = array("q", bytes(8 * _SIZE))  # of machine numbers, which the compiled form counts up without making an object of each
         self.total = 0
         self.value_max = 0
 
