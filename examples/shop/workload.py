@@ -50,14 +50,14 @@ class Tally:
 
 
 class Writer:
-    """One connection and the keys under `shop:N:`."""
+    """One connection, or a `client` that is given, and the keys under `shop:N:`."""
 
-    def __init__(self, number: int, url: str, model: Model, tally: Tally, *, writers: int) -> None:
+    def __init__(self, number: int, url: str, model: Model, tally: Tally, *, writers: int, client: redis.Redis | None = None) -> None:
         self.prefix = b"shop:%d:" % number
         self.model = model
         self.tally = tally
         self.draw = random.Random(model.seed * 7919 + number)  # noqa: S311 - reproducible, not secret
-        self.client = connect(url)
+        self.client = client or connect(url)
         self.number, self.writers = number, writers
         self.script: Any = self.client.register_script(_SCRIPT)
         self.renames = 0

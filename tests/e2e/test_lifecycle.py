@@ -32,6 +32,11 @@ from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 # A loaded test machine is no measure of a target: only what the flow does with the steps is looked at here.
+_CLOSE = "remove the applications' rule from security group sg-1"
+_FENCE = {
+    "source": "provider",
+    "source_instruction": _CLOSE,
+}  # a person's word for the cutover; for the way back the strongest that the target allows
 _CANARY = {"steps": [5, 100], "seconds": 1.0, "advance": "auto", "wait_ms_max": 1000.0, "bad_max": 99}
 KEYS = 120_000  # enough that the backfill can be killed in the middle
 
@@ -68,6 +73,19 @@ class Operator:
     def answer(self, verdict: str, **fields: object) -> None:
         answer_open_decision(self.file, self.api, verdict, by="the test", why="because it is tested", fields=fields)
 
+    def form(self, asked: dict, number: int) -> tuple[str, dict]:
+        """What the UI renders of a decision that is asked for the `number`-th time: the words above the form, and the form's fields."""
+        details: dict = {}
+
+        def there() -> bool:
+            details.update(self.api.run(asked["flow_run_id"])["state"]["state_details"])
+            return details.get("pause_key") == f"{asked['gate']}-{number}" and self.api.asks(asked["flow_run_id"])
+
+        wait_until(there, within_s=60, otherwise=f"{asked['gate']} was not asked {number} times")
+        inputs = f"/flow_runs/{asked['flow_run_id']}/input"
+        words, schema = (self.api._call("GET", f"{inputs}/{details['run_input_keyset'][part]}").json() for part in ("description", "schema"))
+        return words, schema["properties"]
+
     def ended(self, phase: str, state: str) -> None:
         wait_until(lambda: self.status()["phases"][phase]["state"] == state, within_s=60, otherwise=f"{phase} never became {state}")
 
@@ -89,7 +107,7 @@ class Operator:
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     home = Home(tmp_path_factory.mktemp("stack"))
-    up(home, Wanted(options={"observe_seconds": 2.0, "canary": _CANARY}), print)
+    up(home, Wanted(options={"observe_seconds": 2.0, "canary": _CANARY, "fence": _FENCE}), print)
     operator = Operator(home)
     yield operator
     operator.api.close()
@@ -129,6 +147,21 @@ async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
         run = await runs.current(store)
         slices = [] if run is None else list((await load_progress(store, run.run)).values())
         return sum(progress.keys_seen for progress in slices), bool(slices) and all(progress.done for progress in slices)
+
+
+def _close_the_way_and_say_so(operator: Operator) -> None:
+    """A fence that only a person can put up, through the calls of the UI: the form shows what to do, and nothing is switched before it is said."""
+    asked = operator.waiting("commit", "cutover")
+    words, fields = operator.form(asked, 1)
+    assert _CLOSE in words
+    assert fields["fence_confirmed"]["default"] is False
+    said = {"decision": "approve", "decided_by": "the test", "why": "because it is tested"}
+    operator.api.resume(asked["flow_run_id"], said)
+    words, _ = operator.form(asked, 2)
+    assert f"Asked again: nothing refuses writes by itself: {_CLOSE}" in words
+    status = operator.status()
+    assert (status["authority"], status["fences"]) == ("source", {})
+    operator.api.resume(asked["flow_run_id"], {**said, "fence_confirmed": True})
 
 
 def test_a_whole_migration(operator: Operator, application: Path) -> None:
@@ -210,12 +243,11 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert [(step["percent"], step["returned"]) for step in steps] == [(5, None), (100, None)], "the second followed by itself"
     assert steps[1]["served"] > 0
     assert operator.status()["canary"]["percent"] == 0
-    operator.answer("approve")
+    _close_the_way_and_say_so(operator)
     operator.waiting("commit", "finalise", within_s=120)
     assert operator.status()["authority"] == "target"
     assert operator.artifact("commit", "switch")["description"] == "done"
-    with redis.Redis(port=file.plan.source.port) as source, pytest.raises(redis.exceptions.NoPermissionError):
-        source.set("stray", 1)
+    assert asyncio.run(_report(file, "switch.commit"))["facts"]["fence"] == "provider"
     tamper(file.plan.source)
     spoiled = operator.exodus("verify", "--json")
     assert spoiled.returncode == 1
@@ -233,6 +265,8 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     operator.answer("approve")
     operator.waiting("rollback", "next", within_s=120)
     assert operator.status()["authority"] == "source"
+    with redis.Redis(port=file.plan.target.port) as target, pytest.raises(redis.exceptions.NoPermissionError):
+        target.set("stray", 1)
     (application / "stop").touch()
     wait_until((application / "app.json").exists, within_s=30, otherwise="the application never stopped")
     told = json.loads((application / "app.json").read_text())

@@ -1,4 +1,7 @@
-"""Cutovers and rollbacks in a row, under the self-checking application and clients on shared keys, two gateways. FULL=1: fifty of them."""
+"""Cutovers and rollbacks in a row, two gateways, under the self-checking application and clients on shared keys, of three client libraries each.
+
+FULL=1: fifty of them, at 2,000 writes a second.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from exodus.cutover import switch
 from tests.support.fleet import Application, Fleet
 from tests.support.full import FULL
 from tests.support.history import Historian
+from tests.support.libraries import LIBRARIES
 from tests.support.servers import Box
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
@@ -57,8 +61,8 @@ async def _one_with_a_gateway_that_sleeps_through_it(fleet: Fleet, application: 
 
 async def test_there_and_back_again_and_again(fleet: Fleet) -> None:
     """Nothing lost, doubled or risen from the dead; no error; every key's history is that of a single server."""
-    application = await fleet.application(keys=2_000, writers=16 if FULL else 6, writes_per_s=WRITES_PER_S)
-    historian = Historian(fleet.ports, clients=6)
+    application = await fleet.application(keys=2_000, writers=16 if FULL else 6, writes_per_s=WRITES_PER_S, libraries=LIBRARIES)
+    historian = Historian(fleet.ports, clients=6, libraries=LIBRARIES)
     historian.start()
     holds, began = [], time.monotonic()
     for number in range(SWITCHES):

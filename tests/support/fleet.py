@@ -36,6 +36,7 @@ from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import verify
 from exodus.sync.scan import plan_slices
 from tests.support.clocks import WallClock
+from tests.support.libraries import Clients
 from tests.support.servers import Box
 from tests.support.wait import until
 
@@ -88,12 +89,16 @@ class GatedWriter(Writer):
 class Application:
     """The shop, over several gateways, with blocked consumers; pausable, so that it can be held against a server at any time."""
 
-    def __init__(self, ports: Sequence[int], *, seed: int, keys: int, writers: int, writes_per_s: float) -> None:
+    def __init__(
+        self, ports: Sequence[int], *, seed: int, keys: int, writers: int, writes_per_s: float, libraries: Sequence[str] = ("redis-py",)
+    ) -> None:
         self.urls = [f"redis://127.0.0.1:{port}" for port in ports]
         self.model = Model(seed=seed, keys=keys, began_ms=0)
         self.tally = Tally()
         self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
         self._writers, self._per_s = writers, writes_per_s / writers
+        self._libraries = Clients(libraries)
+        self._consumers = max(2, len(libraries))
         self._tasks: list[asyncio.Task[None]] = []
         self._clients: list[redis.Redis] = []
         self._gate.set()
@@ -106,12 +111,14 @@ class Application:
 
     async def start(self) -> None:
         for number in range(self._writers):
-            writer = GatedWriter(number, self.urls[number % len(self.urls)], self.model, self.tally, writers=self._writers)
+            url = self.urls[number % len(self.urls)]
+            client = self._libraries.open(number, url)
+            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client)
             writer.pausable(self._gate, self._busy)
             self._clients.append(writer.client)
             self._tasks.append(asyncio.create_task(writer.run(self._stop, self._per_s)))
         self._tasks.append(asyncio.create_task(self._produce()))
-        self._tasks += [asyncio.create_task(self._consume(1000 + number)) for number in range(2)]
+        self._tasks += [asyncio.create_task(self._consume(1000 + number)) for number in range(self._consumers)]
 
     async def _produce(self) -> None:
         client, number = connect(self.urls[0]), 0
@@ -134,7 +141,7 @@ class Application:
         await client.aclose()
 
     async def _consume(self, number: int) -> None:
-        client = connect(self.urls[number % len(self.urls)])
+        client = self._libraries.open(number, self.urls[number % len(self.urls)], blocks=True)
         self._clients.append(client)
         while not self._stop.is_set():
             await self._gate.wait()

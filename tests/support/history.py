@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import redis.asyncio as redis
 
 from examples.shop.workload import connect
+from tests.support.libraries import Clients
 from tests.support.linearizable import Operation, first_violation
 
 _KEYS = 4
@@ -18,10 +19,11 @@ _KEYS = 4
 class Historian:
     """Registers and counters under `history:`."""
 
-    def __init__(self, ports: Sequence[int], *, clients: int, seed: int = 1) -> None:
+    def __init__(self, ports: Sequence[int], *, clients: int, seed: int = 1, libraries: Sequence[str] = ("redis-py",)) -> None:
         self.operations: dict[str, list[Operation]] = {}
         self.errors: list[str] = []
         self._ports, self._clients, self._seed = ports, clients, seed
+        self._libraries = Clients(libraries)
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -30,7 +32,7 @@ class Historian:
 
     async def _act(self, number: int) -> None:
         draw = random.Random(self._seed * 1000 + number)
-        client = connect(f"redis://127.0.0.1:{self._ports[number % len(self._ports)]}")
+        client = self._libraries.open(number, f"redis://127.0.0.1:{self._ports[number % len(self._ports)]}")
         step = 0
         while not self._stop.is_set():
             step += 1
