@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from exodus.config import CopyStrategy
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
@@ -27,7 +28,7 @@ from exodus.sync.engine import Engine
 from exodus.sync.key import BatchReport, Copier
 from exodus.sync.migrate import Lane, open_lane
 from exodus.sync.pace import Pace
-from exodus.sync.payload import Packed, State
+from exodus.sync.payload import Packed, Sent, State
 from exodus.sync.scan import Slice
 
 BATCH_KEYS = 256  # asked of one SCAN
@@ -57,7 +58,7 @@ class _Batch:
     """What one SCAN found; `last` ends its chunk."""
 
     chunk: _Chunk
-    states: Packed | list[State]
+    states: Packed | Sent | list[State]
     last: bool
 
 
@@ -165,16 +166,24 @@ class _SliceCopy:
             last = False
             while not last:
                 await pace.turn()
-                cursor, keys, states = await (lane or copier).scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
+                states: Packed | Sent | list[State]
+                if lane is None:
+                    cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
+                else:
+                    more = partial(self._goes_on, len(chunk.keys))
+                    cursor, keys, states = await lane.scan(self._piece.db, cursor, chunk.report, more=more)
                 chunk.scans += 1
                 chunk.keys += keys
-                payload_bytes += states.size() if isinstance(states, Packed) else sum(len(state.payload or b"") for state in states)
+                payload_bytes += sum(len(state.payload or b"") for state in states) if isinstance(states, list) else states.size()
                 ended = self._piece.ended(cursor)
                 sent_bytes = lane.sent_bytes if lane is not None else 0
                 last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes + sent_bytes >= CHUNK_BYTES
                 chunk.cursor, chunk.ended = cursor, ended
                 await self._queue.put(_Batch(chunk, states, last))
         await self._queue.put(None)
+
+    def _goes_on(self, before: int, cursor: int, found: int) -> bool:
+        return not self._piece.ended(cursor) and before + found < CHUNK_KEYS
 
     async def _write(self, copier: Copier) -> None:
         while (batch := await self._queue.get()) is not None:

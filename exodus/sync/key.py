@@ -26,7 +26,7 @@ from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.outside import left_out
-from exodus.sync.payload import Packed, State, Uncarried, commands_for, field_expiry_commands
+from exodus.sync.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
 from exodus.sync.scan import scan_once, without_own
@@ -316,11 +316,14 @@ class Copier:
 
     # ------------------------------------------------------------------ writing
 
-    async def write(self, db: int, states: Packed | Sequence[State], report: BatchReport) -> None:
+    async def write(self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport) -> None:
         """Write states of the authority's database `db` under the guard; refused payloads are copied by type, large keys in pieces."""
         if isinstance(states, Packed):
             await self._write_packed(db, states, report)
             return
+        if isinstance(states, Sent):
+            await self._write_expiries(db, states, report)
+            states = states.others
         if not self._scope.renames:
             await self._write_to(db, db, states, report)
             return
@@ -371,6 +374,16 @@ class Copier:
             failed = {key for key, _ in refused}
             report.payload_bytes -= sum(len(payload) for key, payload in zip(packed.keys, packed.payloads, strict=True) if key in failed)
         await self._by_type_instead(db, db, refused, report)
+
+    async def _write_expiries(self, db: int, sent: Sent, report: BatchReport) -> None:
+        if not sent.keys:
+            return
+        body = sent.body()
+        report.digest.update(body)
+        replies = await self._to.run(db, body, len(sent.keys))
+        refused = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+        if refused is not None:
+            raise no_room(self._to.leg.side, str(refused)[:200])
 
     async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
         if not states:

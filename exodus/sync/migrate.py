@@ -3,8 +3,8 @@
 The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write cannot come of it, and whatever is written later
 is journalled later. Three things need care, and each has its rule.
 
-* An expiry travels as the time left, so a key that has one goes by the copier instead, with its absolute time. One that gets an expiry between the
-  look and the MIGRATE was written, and live sync copies it again.
+* An expiry travels as the time left, and counts from when it comes. So a key that has one gets its absolute time set once more, after it was sent,
+  under the guard. One whose expiry changes between the look and the MIGRATE was written, and live sync copies it again (race rule 3).
 * A MIGRATE that ran into its timeout may be executed by the target later, when the key has another state.
 * Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after a switch would overwrite the new authority.
 
@@ -16,10 +16,12 @@ which is why that one must not be allowed to RESTORE without a password. The swi
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, RESERVED_PREFIX, Plan, Side
+from exodus.ending import end_all
 from exodus.endpoint import Endpoint, payload_fits
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.leg import Leg, Reply, ReplyError, close_all
@@ -27,15 +29,16 @@ from exodus.resp.encode import encode_many
 from exodus.sync.engine import Engine
 from exodus.sync.guard import GuardedLeg, no_room
 from exodus.sync.key import FULL, BatchReport, Copier, Strategy
-from exodus.sync.payload import State
-from exodus.sync.read import Reader, What
+from exodus.sync.payload import Sent
+from exodus.sync.read import Batch, Reader, What
 from exodus.sync.value import Command
 
 _THEIRS = "Target instance replied with error: "
 _NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PROBE = RESERVED_PREFIX + b"migrate}:probe"
 _PROBE_MS = 60_000
-_EXPIRES, _LARGE, _GONE = "it expires", "it is large", "it is gone"
+_LARGE, _GONE = "it is large", "it is gone"
+_BATCH_KEYS = 512  # of one SCAN, and so of one MIGRATE: some 8 ms of the source; every MIGRATE waits for the target once, so few keys cost more each
 
 
 def _prefix(migration: str) -> str:
@@ -98,19 +101,24 @@ async def _why_open(plan: Plan) -> str | None:
 class Lane:
     """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this way."""
 
-    def __init__(self, engine: Engine, copier: Copier, source: Leg, target: Leg, slice_id: str) -> None:
+    def __init__(self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str) -> None:
         self._plan = engine.plan
         self._copier = copier
         self._from = source
+        self._looking = looking  # the next batch is looked at while this one is sent
         self._to = GuardedLeg(target, engine.guard())
-        self._reader = Reader(source, engine.authority_facts, What.SIZE)
+        self._reader = Reader(looking, engine.authority_facts, What.SIZE)
+        self._ahead: tuple[BatchReport, asyncio.Task[tuple[int, Batch]]] | None = None
         self._user = _prefix(engine.plan.name) + slice_id.replace(" ", "-")
         self._password = ""
         self.sent_bytes = 0  # memory of the keys sent, as the source estimates it
 
     async def close(self) -> None:
         """End the connections. The user stays for `end_users`, or for who takes the slice up."""
-        await close_all((self._from, self._to.leg))
+        try:
+            await end_all([self._ahead[1]] if self._ahead is not None else [])
+        finally:
+            await close_all((self._from, self._looking, self._to.leg))
 
     async def renew_user(self) -> None:
         """A new password, so that whatever was sent with the old one, and was not executed yet, never is.
@@ -139,27 +147,50 @@ class Lane:
         async with await Leg.connect(self._plan.target, Side.TARGET, name="exodus-migrate") as leg:
             return await leg.call(*command)
 
-    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], list[State]]:
-        """One SCAN call: the next cursor, the keys found, and the states of those that were not sent and are to be written."""
-        await self._from.select(db)
-        following, batch = await self._reader.scan(cursor, count)
+    async def scan(self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]) -> tuple[int, list[bytes], Sent]:
+        """One SCAN call: the next cursor, the keys found, and what is still to be written of them.
+
+        Args:
+            report: of the chunk.
+            more: whether the chunk goes on after so many keys and up to this cursor. The next batch is then looked at while this one is sent; never
+                one of the next chunk, whose feed positions have to be older than any look at its keys.
+        """
+        following, batch = await self._look(db, cursor, report)
+        if more(following, len(batch.keys)):
+            self._ahead = report, asyncio.create_task(self._reader.scan(following, _BATCH_KEYS))
         plain: list[tuple[bytes, int]] = []
+        expiries: dict[bytes, int] = {}
         others: dict[bytes, str] = {}
         for key, at_ms, size in zip(batch.keys, batch.expiries_ms, batch.values, strict=True):
             if key.startswith(RESERVED_PREFIX):
                 report.skipped += 1
-            elif at_ms != -1:
-                others[key] = _EXPIRES if at_ms >= 0 else _GONE
+            elif at_ms == -2:
+                others[key] = _GONE
             elif not size:
                 others[key] = _LARGE
             else:
                 plain.append((key, size))
+                if at_ms >= 0:
+                    expiries[key] = at_ms
         for part in _parts(plain):
             why = await self._send(db, part, report)
             if why:
                 others.update(dict.fromkeys((key for key, _ in part), why))
         report.not_sent.update(others.values())
-        return following, batch.keys, await self._copier.read(db, list(others), report) if others else []
+        for key in others:
+            expiries.pop(key, None)
+        states = await self._copier.read(db, list(others), report) if others else []
+        return following, batch.keys, Sent(list(expiries), list(expiries.values()), states)
+
+    async def _look(self, db: int, cursor: int, report: BatchReport) -> tuple[int, Batch]:
+        if self._ahead is not None:
+            (looked_for, ahead), self._ahead = self._ahead, None
+            found = await ahead
+            if looked_for is report:
+                return found
+        for leg in (self._from, self._looking):
+            await leg.select(db)
+        return await self._reader.scan(cursor, _BATCH_KEYS)
 
     async def _send(self, db: int, part: Sequence[tuple[bytes, int]], report: BatchReport) -> str:
         """Send keys; why they have to go another way, or nothing.
@@ -216,13 +247,14 @@ async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
     why = await _why_open(engine.plan)
     if why is not None:
         raise DecisionRefused("MIGRATE cannot carry this migration", why=why, next_step="mend that, or set strategy: keys")
-    source = await engine.authority_leg(name="exodus-migrate")
+    source, looking = await engine.authority_leg(name="exodus-migrate"), None
     try:
+        looking = await engine.authority_leg(name="exodus-migrate")
         target = await (await engine.follower.nodes())[0].connect(name="exodus-migrate")
     except BaseException:
-        await source.close()
+        await close_all((source, looking))
         raise
-    lane = Lane(engine, copier, source, target, slice_id)
+    lane = Lane(engine, copier, source, looking, target, slice_id)
     try:
         await lane.renew_user()
     except BaseException:

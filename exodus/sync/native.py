@@ -26,6 +26,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import Hold, Plan, Side
 from exodus.control import freshness
+from exodus.control.changes import Key
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, guard_key, native_guard_key
 from exodus.endpoint import Endpoint, check_empty, databases_of, info_of, payload_fits
@@ -34,6 +35,7 @@ from exodus.leg import Leg, ReplyError, close_all
 from exodus.resp.encode import Arg
 from exodus.sync.guard import Guard
 from exodus.sync.key import BatchReport, Strategy
+from exodus.sync.read import clock_ms
 from exodus.sync.scan import without_own
 
 Command = Sequence[Arg]
@@ -41,6 +43,7 @@ _CLOSED = b"-1"  # nobody may make it a replica
 _NO_ONE: Command = ("REPLICAOF", "NO", "ONE")
 _LEAVE: list[Command] = [_NO_ONE, ("CONFIG", "SET", "masteruser", ""), ("CONFIG", "SET", "masterauth", "")]  # without the source's login
 _TRIES = 3
+_RESTATEMENTS = 20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
 _POLL_S = 0.002
 _BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
 _LOOK_S = 1.0
@@ -348,6 +351,40 @@ class ReplicaSync:
         wanted = without_own(keys)
         await wait_reached(*self._legs, within_s=_BEHIND_S)
         return BatchReport(copied=len(wanted), skipped=len(keys) - len(wanted), strategies=Counter({Strategy.NATIVE: len(wanted)}))
+
+
+async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
+    """Let the source say the expiry that these keys have once more, as an absolute time; those that changed at every try.
+
+    For a source that propagates the time left (before Redis 7). No reader of the source sees a change: the reading is exact, as the server's clock
+    was the same on both sides of it. Under WATCH, so that a write in between wins.
+
+    Raises:
+        SourceError: the source was lost; what was said stands.
+        hiredis.ReplyError: the source refuses PEXPIREAT.
+    """
+    changing: list[Key] = []
+    async with await _connect(plan, Side.SOURCE) as leg:
+        for db, key in keys:
+            await leg.select(db)
+            for _ in range(_RESTATEMENTS):
+                if await _restated(leg, key):
+                    break
+            else:
+                changing.append((db, key))
+    return changing
+
+
+async def _restated(leg: Leg, key: bytes) -> bool:
+    _, before, left_ms, after = await leg.pipeline([("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)])
+    now_ms = clock_ms(before)
+    if left_ms <= 0 or now_ms != clock_ms(after):
+        await leg.call("UNWATCH")
+        return bool(left_ms <= 0)  # it has no expiry, or is gone
+    *_, outcome = await leg.pipeline([("MULTI",), ("PEXPIREAT", key, now_ms + left_ms), ("EXEC",)])
+    if isinstance(outcome, ReplyError):
+        raise outcome
+    return outcome is not None
 
 
 async def check_filled(plan: Plan) -> None:

@@ -88,6 +88,24 @@ class Packed:
         return (State(key, max(at_ms, 0), payload) for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True))
 
 
+@dataclass(slots=True)
+class Sent:
+    """Keys that the source sent itself and that expire, with their times; and states of those that it did not send."""
+
+    keys: list[bytes]
+    expiries_ms: list[int]
+    others: list[State]
+
+    def size(self) -> int:
+        """Bytes that travel, roughly."""
+        return sum(map(State.size, self.others))
+
+    def body(self) -> bytes:
+        """The commands that set the expiries, encoded."""
+        expire = b"*3\r\n$9\r\nPEXPIREAT\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+        return b"".join([expire % (len(key), key, len(at := b"%d" % at_ms), at) for key, at_ms in zip(self.keys, self.expiries_ms, strict=True)])
+
+
 def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:
     """The commands that build what was read, or None where the key was gone."""
     value = read[0]

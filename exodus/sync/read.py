@@ -64,6 +64,11 @@ class Batch(NamedTuple):
         return list(map(_make_seen, zip(self.keys, kinds, self.expiries_ms, values, large, strict=True)))
 
     @classmethod
+    def told(cls, keys: list[bytes], kinds: list[bytes], expiries_ms: list[int], values: list[Reply]) -> Batch:
+        """Columns of a script's answer, which names a type that all keys have once."""
+        return cls(keys, kinds * len(keys) if len(kinds) == 1 else kinds, expiries_ms, values)
+
+    @classmethod
     def of(cls, rows: Sequence[Seen]) -> Batch:
         """Columns of rows."""
         return cls(
@@ -99,7 +104,7 @@ class Reader:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
         following, keys, *columns = await self._script("scan", cursor, count)
-        batch = Batch(keys, *columns)
+        batch = Batch.told(keys, *columns)
         # With a value for every key there is nothing to ask again.
         return int(following), batch if None not in batch.values else Batch.of(await self._complete(batch.rows()))
 
@@ -127,7 +132,7 @@ class Reader:
         return list(await self._leg.call(whole, READ, *common))
 
     async def _named(self, how: str, keys: Sequence[bytes], words: Sequence[bytes]) -> list[Seen]:
-        return Batch(list(keys), *(await self._script(how, *words))[2:]).rows()
+        return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
 
     async def like(self, others: Batch) -> Batch:
         """The same keys as another side has them, values only: what is of the same type is read without being weighed first."""
@@ -138,7 +143,7 @@ class Reader:
             return Batch.of(await self._plainly(keys))
         kinds = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)] if 0 in others.values else others.kinds
         letters = b"".join([LETTERS.get(kind, b"-") for kind in kinds])
-        return Batch(keys, *(await self._script("like", letters, *keys))[2:])
+        return Batch.told(keys, *(await self._script("like", letters, *keys))[2:])
 
     async def _complete(self, found: list[Seen]) -> list[Seen]:
         """With further calls for what did not fit into the first."""

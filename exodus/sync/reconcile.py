@@ -21,6 +21,7 @@ from exodus.control.store import ControlStore, Json, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import TargetError
+from exodus.sync import native
 from exodus.sync.comparison import Comparison, Divergence, Tally, open_comparison, open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
@@ -376,12 +377,16 @@ async def dead_letters(store: ControlStore) -> list[Key]:
 async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
     """Copy keys once more; those that could not be carried.
 
-    With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for.
+    With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for. A replica is written by
+    its source alone: where that propagates expiries as the time left, which can be late, it says them once more as absolute times.
 
     Raises:
+        SourceError: the source was lost.
         TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
     """
     if engine.route.sync:
+        if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):
+            await native.restate_expiries(engine.plan, keys)
         await engine.feed.mark(keys)
         goal = await engine.feed.positions()
         deadline = time.monotonic() + REPAIR_SECONDS_MAX

@@ -14,8 +14,8 @@ import hashlib
 # Arguments: payload, value or size (bytes of memory), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
 # elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or
 # `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
-# Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes),
-# expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
+# Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
+# where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
 local payload, sized, modern, weigh = ARGV[1] == 'payload', ARGV[1] == 'size', ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -45,7 +45,7 @@ if modern then
     expiries[at] = call('PEXPIRETIME', keys[i])
   end
 else
-  local i, at, run = first, 0, 16
+  local i, at, run = first, 0, 64
   while i <= #keys do
     local n, from, timed = 0, now(), false
     while n < run and i + n <= #keys do
@@ -58,9 +58,16 @@ else
     if ms > 1 or (ms == 1 and n > 1) then
       run = math.max(1, math.floor(n / 2))
     else
-      i, at, run = i + n, at + n, 16
+      i, at, run = i + n, at + n, 64
     end
   end
+end
+
+local function told()
+  for at = 2, #kinds do
+    if kinds[at] ~= kinds[1] then return {cursor, names, kinds, expiries, values} end
+  end
+  return {cursor, names, {kinds[1]}, expiries, values}
 end
 
 local function size_of(key, kind)
@@ -86,7 +93,7 @@ if ARGV[7] == 'like' then
     end
     kinds[at], values[at] = kind, value
   end
-  return {cursor, names, kinds, expiries, values}
+  return told()
 end
 local collected = 0
 for at = 1, #expiries do
@@ -113,7 +120,7 @@ for at = 1, #expiries do
   if not payload and not sized then kinds[at] = kind end
   values[at] = value
 end
-return {cursor, names, kinds, expiries, values}
+return told()
 """
 LETTERS = {b"string": b"s", b"list": b"l", b"set": b"e", b"zset": b"z", b"hash": b"h"}
 READ_SHA = hashlib.sha1(READ, usedforsecurity=False).hexdigest()

@@ -1,10 +1,13 @@
-"""Slices are copied by whatever the plan names, under a real Prefect server: threads, processes, Dask's workers."""
+"""Migrate under a real Prefect server: slices copied by whatever the plan names, and every other strategy and feed from start to decision."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
@@ -13,10 +16,15 @@ from pydantic import ValidationError
 
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
-from exodus.config import Side, Workers
+from exodus.config import CopyStrategy, Feed, Phase, Side, Workers
+from exodus.control import ledger
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
+from exodus.sync import runs
 from flows import migrate
+from tests.fault.test_switch import _writers
+from tests.fault.test_verify import fill
+from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.servers import Box
 
@@ -42,16 +50,21 @@ def _endpoint(box: Box) -> RedisEndpoint:
     return RedisEndpoint(url=address.url, **({} if secret is None else {"password": secret}))
 
 
+async def _save(plant: Plant, **options: object) -> None:
+    """What flows know of the migration."""
+    block = Migration(
+        migration=plant.plan.name, options={"rehearsal_hours_max": None, **options},
+        source=_endpoint(plant.boxes[Side.SOURCE]), target=_endpoint(plant.boxes[Side.TARGET]), control_store=_endpoint(plant.control),
+    )  # fmt: skip
+    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+
+
 @pytest.mark.parametrize("kind", ["threads", "processes", "dask"])
 async def test_slices_are_copied_by_the_workers_that_the_plan_names(plant: Plant, prefect_server: None, kind: str) -> None:
     with plant.boxes[Side.SOURCE].client() as source:
         source.mset({f"k{number}": number for number in range(KEYS)})
     await plant.start_live_sync()
-    block = Migration(
-        migration=plant.plan.name, options={"workers": {"kind": kind, "count": 2}, "slices": 4, "rehearsal_hours_max": None},
-        source=_endpoint(plant.boxes[Side.SOURCE]), target=_endpoint(plant.boxes[Side.TARGET]), control_store=_endpoint(plant.control),
-    )  # fmt: skip
-    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    await _save(plant, workers={"kind": kind, "count": 2}, slices=4)
     live = {"run": "run", "writer_epoch": (await read_route(plant.store)).writer_epoch}
     counted = await asyncio.to_thread(copying, plant.plan.name, live)
     assert counted["slices"] == counted["slices_done"] == 4
@@ -59,6 +72,64 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(plant: Plant
     pids = {int(progress.worker.rpartition(":")[2]) for progress in (await load_progress(plant.store, "run")).values()}
     assert (pids == {os.getpid()}) is (kind == "threads")
     assert (await plant.verify()).keys_verified == KEYS
+
+
+@pytest.mark.parametrize(("strategy", "feed"), [(CopyStrategy.MIGRATE, Feed.TRACKING), *([(CopyStrategy.KEYS, Feed.NOTIFICATIONS)] if FULL else [])])
+@pytest.mark.filterwarnings("default")  # Great Expectations, which flows import in processes of their own
+async def test_migrate_comes_to_its_decision(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch,
+    strategy: CopyStrategy, feed: Feed,
+) -> None:  # fmt: skip
+    """From the start of the flow, under writes through a gateway, to what a person is asked; all that person sees is as it has to be."""
+    asked: list[dict] = []
+
+    def approve(form: object, **shown: Any) -> dict:
+        # In place of the suspension, which needs a worker (tests/e2e has it).
+        del form
+        asked.append(shown)
+        return {"verdict": "approve", "decided_by": "the test", "why": "it is tested", "facts": {"accept_dead_letters": ""}}
+
+    monkeypatch.setattr(migrate, "ask", approve)
+    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=strategy, feed=feed)
+    await plant.open()
+    try:
+        with redis62.client() as source, valkey91.client() as target:
+            fill(source)
+            source.mset({f"cold:{number}": number for number in range(KEYS)})
+            if strategy is CopyStrategy.MIGRATE:
+                target.execute_command("ACL", "SETUSER", "default", "-restore")
+            for client in (source, target):
+                client.config_set("notify-keyspace-events", "AK" if feed is Feed.NOTIFICATIONS else "")
+        await plant.gateway()
+        await plant.syncer()
+        await _save(plant, strategy=str(strategy), feed=str(feed), slices=4, gateway={"host": "127.0.0.1", "port": plant.port})
+        tested = ledger.LedgerEntry(at_ms=await plant.store.now_ms(), phase=Phase.TEST, event="decided", verdict="approve")
+        await ledger.record(plant.store, tested)
+        stop = asyncio.Event()
+        writing = asyncio.create_task(_writers(plant, stop))
+        try:
+            await asyncio.to_thread(migrate.migrate, plant.plan.name)
+        finally:
+            stop.set()
+            await writing
+        assert [shown["question"] for shown in asked] == ["Is progress healthy enough to continue?"]
+        assert "0 divergences" in asked[0]["summary"][1]
+        sent: Counter[str] = Counter()
+        for progress in (await load_progress(plant.store, (await runs.current(plant.store)).run)).values():
+            sent.update(progress.strategies)
+        assert (sent["MIGRATE"] >= KEYS) is (strategy is CopyStrategy.MIGRATE)
+        assert (await plant.store.phases())[Phase.MIGRATE]["state"] == "approved"
+        await plant.drained()
+        assert (await plant.verify()).divergences == []
+    finally:
+        await plant.close()
+        with valkey91.client() as target:
+            for name in target.acl_users():
+                if name.startswith("exodus-"):
+                    target.acl_deluser(name)
+        for box in (redis62, valkey91):
+            with box.client() as client:
+                client.config_set("notify-keyspace-events", "")
 
 
 @pytest.mark.parametrize(

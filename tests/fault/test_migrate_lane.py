@@ -16,7 +16,7 @@ from exodus.cutover import closing, switch
 from exodus.errors import DecisionRefused, EpochEnded
 from exodus.sync import migrate
 from exodus.sync.engine import Engine
-from exodus.sync.key import BatchReport
+from exodus.sync.key import BatchReport, Strategy
 from exodus.sync.migrate import Lane, open_lane
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_switch import _writers
@@ -56,6 +56,11 @@ async def _lane(engine: Engine) -> Lane:
     return await open_lane(engine, copier, "test/0/0 of 1")
 
 
+def _no_more(following: int, found: int) -> bool:
+    del following, found
+    return False
+
+
 async def _end(lane: Lane) -> None:
     await lane._copier.close()
     await lane.close()
@@ -80,9 +85,8 @@ async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_co
     slices = (await load_progress(sending.store, "run")).values()
     sent = sum(progress.strategies["MIGRATE"] for progress in slices)
     why = {why: sum(progress.not_sent.get(why, 0) for progress in slices) for progress in slices for why in progress.not_sent}
-    assert sent >= 2_400
-    assert why["it expires"] >= 600
-    assert why["it is large"] >= len(large) - 1  # one of them expires
+    assert sent >= 3_000
+    assert why["it is large"] >= len(large)
     assert all(
         progress.keys_seen == progress.keys_copied + progress.keys_removed + progress.keys_skipped + progress.keys_failed for progress in slices
     )
@@ -141,20 +145,63 @@ async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> Non
     report = BatchReport()
     try:
         target.pause()
-        scanning = asyncio.create_task(lane.scan(0, 0, 1_000, report))
+        scanning = asyncio.create_task(lane.scan(0, 0, report, more=_no_more))
         await asyncio.sleep(1.6)
         assert not scanning.done()
         await asyncio.to_thread(source.mset, {f"k{number}": "new" for number in range(200)})
         target.resume()
-        _, keys, states = await scanning
-        assert len(keys) == len(states) == 200
+        _, keys, sent = await scanning
+        assert len(keys) == len(sent.others) == 200
         assert {why: count for why, count in report.not_sent.items() if why.startswith("MIGRATE: IOERR")} == report.not_sent
-        await lane._copier.write(0, states, report)
+        await lane._copier.write(0, sent, report)
     finally:
         target.resume()
         await _end(lane)
     with target.client() as theirs:
         assert theirs.mget(keys) == [b"new"] * 200
+
+
+async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(sending: Plant) -> None:
+    """MIGRATE sends the time left, which the target counts from when it comes to it."""
+    await _begin(sending)
+    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET]
+    at_ms = 1_000 * source.time()[0] + 600_000
+    source.set("k", 1)
+    source.pexpireat("k", at_ms)
+    lane = await _lane(await sending.engine())
+    report = BatchReport()
+    try:
+        target.pause()
+        scanning = asyncio.create_task(lane.scan(0, 0, report, more=_no_more))
+        await asyncio.sleep(0.4)
+        target.resume()
+        *_, sent = await scanning
+        assert (sent.keys, report.strategies[Strategy.MIGRATE]) == ([b"k"], 1)
+        with target.client() as theirs:
+            assert theirs.pexpiretime("k") > at_ms + 100
+            await lane._copier.write(0, sent, report)
+            assert abs(theirs.pexpiretime("k") - at_ms) <= 2
+    finally:
+        target.resume()
+        await _end(lane)
+
+
+async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(sending: Plant) -> None:
+    """What was looked at ahead for one chunk is looked at again by the next: its expiry may have changed before that noted where the feed is."""
+    await _begin(sending)
+    source = sending.boxes[Side.SOURCE].client()
+    source.mset({f"k{number}": 1 for number in range(2_000)})
+    lane = await _lane(await sending.engine())
+    try:
+        cursor, *_ = await lane.scan(0, 0, BatchReport(), more=lambda following, found: True)
+        assert lane._ahead is not None
+        await lane._ahead[1]
+        for number in range(2_000):
+            source.expire(f"k{number}", 600)
+        _, keys, sent = await lane.scan(0, cursor, BatchReport(), more=_no_more)
+        assert len(sent.keys) == len([key for key in keys if key.startswith(b"k")]) > 0
+    finally:
+        await _end(lane)
 
 
 async def test_where_a_late_one_could_do_harm_it_is_refused(sending: Plant, modern: Plant) -> None:

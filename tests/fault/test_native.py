@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,10 @@ from exodus.control.store import native_guard_key
 from exodus.cutover import closing, switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused, TargetError
+from exodus.leg import Leg, Reply
+from exodus.resp.encode import Arg
 from exodus.stack.servers import ServerKind
-from exodus.sync import native
+from exodus.sync import native, reconcile
 from tests.fault.test_switch import _writers
 from tests.support.fleet import Fleet
 from tests.support.plant import Plant
@@ -26,6 +28,7 @@ from tests.support.servers import Box
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
+_CLOCK_MS = 2  # what two readings of a server's clock may be apart from what it counts with
 
 
 @pytest_asyncio.fixture
@@ -242,6 +245,45 @@ async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(older: Pl
         target.resume()
     await older.drained()
     assert target.client().get("k") == b"2"
+
+
+async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plant) -> None:
+    """Redis 6.2 propagates the time left, so a replica that stood still gives the key more of it; nobody but the source may change that."""
+    await _begin(older)
+    app, source, target = older.app(), older.boxes[Side.SOURCE].client(), older.boxes[Side.TARGET]
+    await app.set("before", 1, ex=600)
+    await older.drained()
+    target.pause()
+    try:
+        await app.set("late", 1, ex=600)
+        await asyncio.sleep(2)
+    finally:
+        target.resume()
+    await older.drained()
+    report = await older.verify()
+    assert [(found.key, found.kind) for found in report.divergences] == [(b"late", "expiry")]
+    read = source.register_script("local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + redis.call('PTTL', KEYS[1])}")
+    (at_ms,) = read(["late"])
+    engine = await older.engine()
+    assert await reconcile.repair(engine, [(0, b"late"), (0, b"gone")]) == []
+    assert (await older.verify()).divergences == []
+    assert abs(read(["late"])[0] - at_ms) <= _CLOCK_MS  # the source's own readers see what they saw
+    assert abs(target.client().pexpiretime("late") - at_ms) <= _CLOCK_MS
+
+
+async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = older.boxes[Side.SOURCE].client()
+    source.set("k", 1, px=600_000)
+    ordinary = Leg.pipeline
+
+    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
+        if commands[0] == ("MULTI",):
+            source.set("k", 2)  # and with that no expiry any more
+        return await ordinary(leg, commands)
+
+    monkeypatch.setattr(Leg, "pipeline", overtaken)
+    assert await native.restate_expiries(older.plan, [(0, b"k")]) == []
+    assert (source.get("k"), source.ttl("k")) == (b"2", -1)
 
 
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:
