@@ -130,5 +130,13 @@ async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
 
 
 async def drained(store: ControlStore, partitions: int) -> bool:
-    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it."""
-    return await reached(store, await ends(store, partitions))
+    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it.
+
+    One round trip, of one moment: writes wait for the answer while a switch is made.
+    """
+    pipe = store.client.pipeline(transaction=True)
+    for partition in range(partitions):
+        pipe.xrevrange(store.keys.journal(partition), count=1)
+    pipe.hgetall(store.keys.position)
+    *found, synced = await pipe.execute()
+    return all(not entries or id_order(synced.get(b"%d" % partition, b"0-0")) >= id_order(entries[0][0]) for partition, entries in enumerate(found))

@@ -93,6 +93,10 @@ class Fence:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def connect(self) -> None:
+        """Connect now: where `open` comes, writes wait for each round trip."""
+        await self._ours()
+
     async def _ours(self) -> Leg:
         if self._leg is None:
             self._leg = await (await Endpoint(self._side, self._address).nodes())[0].connect(name="exodus-fence")

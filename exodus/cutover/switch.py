@@ -20,13 +20,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from exodus import collector
 from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
@@ -51,7 +52,7 @@ from exodus.sync.reconcile import compare_now
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
 _SPOT_CHECK_KEYS = 2_000
-_POLL_S = 0.002  # while writes are held
+_POLL_S = 0.001  # while writes are held
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
 _LOOK_S = 0.2  # while a person or the window lets it wait
@@ -84,6 +85,7 @@ class Switch:
     shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
+    while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
@@ -102,6 +104,7 @@ class Switch:
 
     async def close(self) -> None:
         """Give connections back."""
+        self.while_held.close()
         for fence in self._fences.values():
             await fence.close()
         await close_all(self.legs.values())
@@ -263,6 +266,8 @@ async def _prepare(switch: Switch) -> None:
     await switch.fence(switch.old).prepare(switch.id)
     # Connected now, since each round trip later is one that writes wait for.
     switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
+    if await switch.fence(switch.to).record() is not None:
+        await switch.fence(switch.to).connect()
     await _give_right(switch)
     switch.heard = switch.store.client.pubsub()
     await switch.heard.subscribe(switch.store.keys.part_changed)
@@ -332,6 +337,7 @@ async def _go(switch: Switch) -> None:
 
 async def _hold(switch: Switch) -> None:
     switch.before_hold = await journal.ends(switch.store, switch.plan.partitions)
+    switch.while_held.enter_context(collector.rest())
     switch.held_at = time.monotonic()
     await switch.change(
         hold=Hold.WRITES, hold_until_told=switch.held_until_told, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold"
@@ -476,6 +482,7 @@ async def _release(switch: Switch) -> None:
     except DecisionRefused:
         switch.route = await read_route(switch.store)  # the gateways have ended the hold
     switch.released = True
+    switch.while_held.close()
     if switch.held_at is not None:
         switch.facts["hold_ms"] = round((time.monotonic() - switch.held_at) * 1000, 1)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import resource
 import signal
@@ -24,9 +23,20 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from exodus import compiled
+from exodus import collector, compiled
 from exodus.commands.table import CommandTable
-from exodus.config import HEARTBEAT_S, HELD_HEARTBEAT_S, MOVE_SECONDS_MAX, SHADOW_QUEUE_MAX, Address, Hold, JournalMode, Plan, Side
+from exodus.config import (
+    HEARTBEAT_S,
+    HEARTBEAT_STALE_S,
+    HELD_HEARTBEAT_S,
+    MOVE_SECONDS_MAX,
+    SHADOW_QUEUE_MAX,
+    Address,
+    Hold,
+    JournalMode,
+    Plan,
+    Side,
+)
 from exodus.control import registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
@@ -127,6 +137,7 @@ class Gateway:
         self._applying = asyncio.Lock()
         self._route = Route(epoch=-1)
         self._applied = -1  # the last epoch acted on in full
+        self._looked = 0.0  # when the route was looked at last
         self._unfinished_since: float | None = None
         self._tending: asyncio.Task[None] | None = None
         self._tended = 0.0
@@ -291,8 +302,11 @@ class Gateway:
             self._beat_now.set()
             return
         told = announced(word)
-        if told is not None and told.hold is Hold.WRITES and told.epoch == self._applied + 1:
-            await self.apply(told)  # to hold writes is never wrong, and they wait for this; what lets them go is read anew
+        now = asyncio.get_running_loop().time()
+        # Who was frozen may find words that are long out of date. As long as our heartbeat is not stale, nobody switches past us.
+        awake, self._looked = now - self._looked < HEARTBEAT_STALE_S / 2, now
+        if told is not None and told.epoch == self._applied + 1 and (awake or told.hold is Hold.WRITES):
+            await self.apply(told)  # writes wait for this; to hold them is never wrong
             return
         try:
             route = await read_route(self.store)
@@ -981,10 +995,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
     gateway = Gateway(store, plan, await load_table(plan), options)
-    # What is there now stays: without it in the collector's lists, and with fewer passes, the collector costs next to nothing a request.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    collector.settle()  # it then costs next to nothing a request
     if lock_state(options.state_dir) is None:
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
+from exodus import collector
 from exodus.config import HEARTBEAT_S, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
@@ -276,6 +277,7 @@ class _Rates:
 async def run_syncer(store: ControlStore, plan: Plan, process: str) -> None:
     """`exodus syncer`."""
     syncer = Syncer(store, plan, process)
+    collector.settle()  # a switch waits for what this still has to copy
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, syncer.stop)

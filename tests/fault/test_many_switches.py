@@ -5,6 +5,7 @@ FULL=1: fifty of them, at 2,000 writes a second.
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -65,15 +66,19 @@ async def test_there_and_back_again_and_again(fleet: Fleet) -> None:
     historian = Historian(fleet.ports, clients=6, libraries=LIBRARIES)
     historian.start()
     holds, began = [], time.monotonic()
+    collects: dict[str, bool] = {}
     for number in range(SWITCHES):
         to = Side.TARGET if number % 2 == 0 else Side.SOURCE
-        done = await switch.apply(fleet.store, fleet.plan, to)
+        done = await switch.apply(fleet.store, fleet.plan, to, tell=lambda _, step: collects.__setitem__(step.name, gc.isenabled()))
         assert done.switched
         assert "late_gateways" not in done.facts
         assert (await read_route(fleet.store)).authority is to
         fleet.was_authority.add(to)
         holds.append(done.facts["hold_ms"])
         await application.flows(200)
+    names = list(collects)
+    held = names[names.index("drain") : names.index("kill strays")]
+    assert [name for name in names if not collects[name]] == held, "writes would wait for a pass of the garbage collector"
     await historian.end()
     await fleet.settled()
     await fleet.agrees(application)

@@ -1,0 +1,31 @@
+"""The garbage collector rests where it is told to, and goes on afterwards as it was before."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from exodus import collector
+
+
+def _fails() -> None:
+    with collector.rest():
+        assert not gc.isenabled()
+        raise ValueError
+
+
+def test_it_goes_on_after_a_failure() -> None:
+    with pytest.raises(ValueError):
+        _fails()
+    assert gc.isenabled()
+
+
+def test_one_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collector.rest():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
