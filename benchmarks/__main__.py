@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, cutover, gateway, livesync, memory, verify
+from benchmarks import backfill, cutover, gateway, livesync, memory, orchestration, verify
 from benchmarks.result import Result
 
 BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "backfill": (backfill.measure,),
     "verify": (verify.measure,),
+    "orchestration": (orchestration.measure,),
     "memory": (memory.measure,),
     "livesync": (livesync.measure,),
     "gateway": (gateway.measure,),

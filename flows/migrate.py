@@ -34,7 +34,7 @@ from tasks.workers import workers_of
 PHASE = Phase.MIGRATE
 
 
-def _backfill(migration: str, live: Json) -> Json:
+def copy_all(migration: str, live: Json) -> Json:
     """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
     slices = slice_keyspace(migration)
     progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
@@ -69,7 +69,7 @@ def migrate(migration: str = "demo") -> State[str]:
     open_phase(migration, PHASE)
     check_sides(migration)
     live = start_live_sync(migration)  # before the first copy, so that no write falls between
-    backfill = _replicate(migration, live) if live["native"] else _backfill(migration, live)
+    backfill = _replicate(migration, live) if live["native"] else copy_all(migration, live)
     changed = mark_changed_meanwhile(migration)
     live_now = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)

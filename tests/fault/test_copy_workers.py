@@ -41,7 +41,7 @@ def prefect_server() -> Iterator[None]:
 @flow
 def copying(migration: str, live: dict) -> dict:
     """The part of Migrate that copies."""
-    return migrate._backfill(migration, live)
+    return migrate.copy_all(migration, live)
 
 
 def _endpoint(box: Box) -> RedisEndpoint:
