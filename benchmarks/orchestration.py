@@ -84,18 +84,21 @@ def _endpoint(server: Server) -> RedisEndpoint:
     return RedisEndpoint(url=address.url) if secret is None else RedisEndpoint(url=address.url, password=secret)
 
 
-@flow(name="benchmark")
-def _by_prefect(run: str, writer_epoch: int, keys: int, times: list[float]) -> None:
+@flow(name="benchmark", validate_parameters=False)
+def _by_prefect(run: str, writer_epoch: int, keys: int) -> float:
     counted: list[Any] = []
-    times.append(seconds_of(lambda: counted.append(copy_all(_PLAN, {"run": run, "writer_epoch": writer_epoch}))))
+    seconds = seconds_of(lambda: counted.append(copy_all(_PLAN, {"run": run, "writer_epoch": writer_epoch})))
     if counted[0]["keys_seen"] < keys:
         raise AssertionError(f"{counted[0]} of {keys}")
+    return seconds
 
 
 def _timed_flow(sides: _Sides, run: str, keys: int) -> float:
-    times: list[float] = []
-    _by_prefect(run, uvloop.run(sides.begin()), keys, times)
-    return times[0]
+    return _by_prefect(run, uvloop.run(sides.begin()), keys)
+
+
+def _timed_loop(sides: _Sides, run: str) -> float:
+    return seconds_of(lambda: uvloop.run(sides.one_loop(run)))
 
 
 def measure(*, full: bool) -> Result:
@@ -114,7 +117,7 @@ def measure(*, full: bool) -> Result:
                 ways: dict[str, Callable[[], float]] = {
                     "exodus": partial(_timed_flow, sides, f"flow-{number}", keys),
                     "bare engine, threads": partial(seconds_of, partial(sides.threads, f"threads-{number}")),
-                    "bare engine, one loop": partial(seconds_of, partial(uvloop.run, sides.one_loop(f"loop-{number}"))),
+                    "bare engine, one loop": partial(_timed_loop, sides, f"loop-{number}"),
                 }
                 run = {}
                 for way, work in ways.items():
