@@ -33,7 +33,7 @@ from tests.support.wait import until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
 
-SWITCHES = 50 if FULL else 6
+SWITCHES = 50 if FULL else 4
 WRITES_PER_S = 3_000 if FULL else 600  # asked for; a quarter of the actions are reads, and a switch takes its time
 
 

@@ -26,7 +26,7 @@ from tests.support.process import GatewayProcess
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-SOAK_S = float(os.environ.get("SOAK_S") or (600 if os.environ.get("FULL") == "1" else 9))
+SOAK_S = float(os.environ.get("SOAK_S") or (600 if os.environ.get("FULL") == "1" else 7))
 RSS_BYTES_MAX = 160 * 1024 * 1024  # of a worker, whatever it went through
 
 

@@ -23,7 +23,7 @@ from tests.support.plant import Plant
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-KEYS = 300_000 if FULL else 60_000
+KEYS = 300_000 if FULL else 40_000
 TIMED = 4_000
 CHURN = 170_000 if FULL else 17_000
 
