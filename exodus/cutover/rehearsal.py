@@ -26,6 +26,7 @@ from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.leg import Leg
 from exodus.sync.engine import open_engine
+from exodus.sync.feed import JournalFeed
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import copy_now
 
@@ -91,6 +92,7 @@ class _Writers:
                 found = await answered(client.blpop([self._jobs], timeout=1))
                 if found is not None:
                     self._popped.append(found[1])
+            await asyncio.sleep(0.002)  # a gateway that is away refuses at once
 
     @contextlib.contextmanager
     def _timed(self, *, stall: bool = True) -> Iterator[None]:
@@ -232,10 +234,10 @@ async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side
 
 async def _synced(store: ControlStore, plan: Plan) -> None:
     """Wait until live sync has no change of the prefix left: later it would put an older state over what is written at the other side."""
-    feed, prefix = (await open_engine(store, plan)).feed, plan.rehearsal_prefix.encode()
+    feed, prefix = JournalFeed(store, plan.partitions), plan.rehearsal_prefix.encode()
     deadline = time.monotonic() + plan.hold_seconds_max
-    # Not what is in the journal by now: a key that changed while it was copied is marked once more, behind that.
-    while any(key.startswith(prefix) for _, key in (await feed.changes_since(await feed.synced())).keys):
+    # Not what is in the journal by now: a key that changed while it was copied is marked once more, behind that, and a barrier marks every key.
+    while (left := await feed.changes_since(await feed.synced())).barriers or any(key.startswith(prefix) for _, key in left.keys):
         if time.monotonic() > deadline:
             raise CutoverAborted(
                 "live sync did not come to the rehearsal's keys", why="it is behind", next_step="exodus status; rehearse again later"

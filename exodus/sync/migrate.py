@@ -38,7 +38,7 @@ _NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PROBE = RESERVED_PREFIX + b"migrate}:probe"
 _PROBE_MS = 60_000
 _LARGE, _GONE = "it is large", "it is gone"
-_BATCH_KEYS = 512  # of one SCAN, and so of one MIGRATE: some 8 ms of the source; every MIGRATE waits for the target once, so few keys cost more each
+_BATCH_KEYS = 512  # of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more each
 
 
 def _prefix(migration: str) -> str:

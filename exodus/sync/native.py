@@ -376,6 +376,7 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
 
 
 async def _restated(leg: Leg, key: bytes) -> bool:
+    # Stricter than `large.expiry_of`, which is only compared with: what is read here is written back, and may not be a millisecond off.
     _, before, left_ms, after = await leg.pipeline([("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)])
     now_ms = clock_ms(before)
     if left_ms <= 0 or now_ms != clock_ms(after):

@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from exodus.config import Side
+from exodus.control import journal
+from exodus.control.changes import Barrier
 from exodus.control.route import read_route
-from exodus.cutover import switch
+from exodus.cutover import rehearsal, switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused
 from tests.support.plant import Plant
@@ -93,3 +95,13 @@ async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(plan
     assert (found["lost_writes"], found["errors"]) == (0, [])
     await plant.drained()
     assert (await plant.verify()).divergences == []
+
+
+async def test_a_flush_that_live_sync_has_not_come_to_is_waited_for(plant: Plant) -> None:
+    """It will mark every key, the rehearsal's too, and would carry an older state over what is written at the other side by then."""
+    await plant.start_live_sync()  # which nobody does here
+    hurried = plant.plan.model_copy(update={"hold_seconds_max": 0.2})
+    await rehearsal._synced(plant.store, hurried)
+    await journal.append(plant.store, [], plant.plan.partitions, [Barrier("flushall")])
+    with pytest.raises(CutoverAborted, match="did not come to the rehearsal's keys"):
+        await rehearsal._synced(plant.store, hurried)
