@@ -34,6 +34,7 @@ class Jobs:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.socket = folder, folder / "forks" / "s"
+        self.clients: list[subprocess.Popen[str]] = []
         self.socket.parent.mkdir()
         (folder / "job.py").write_text(_JOB)
         (folder / "seen.py").write_text(_SEEN)
@@ -46,7 +47,20 @@ class Jobs:
 
     def run(self, said: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(self.socket), "job", "seen:again"]
-        return subprocess.Popen(command, cwd=self.folder, env={**os.environ, "SAID": said}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        client = subprocess.Popen(
+            command, cwd=self.folder, env={**os.environ, "SAID": said}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self.clients.append(client)
+        return client
+
+    def end(self) -> None:
+        """Ends every client that a failed test left, so that the next test is not blamed for it."""
+        for client in self.clients:
+            client.kill()
+            for stream in (client.stdout, client.stderr):
+                assert stream is not None
+                stream.close()
+            client.wait()
 
     def pid(self, client: subprocess.Popen[str]) -> int:
         assert client.stderr is not None
@@ -54,8 +68,10 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
-    return Jobs(tmp_path)
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    jobs = Jobs(tmp_path)
+    yield jobs
+    jobs.end()
 
 
 @pytest.fixture
@@ -67,7 +83,14 @@ def server(jobs: Jobs) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _ends(pid: int) -> None:
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, within_s=10, otherwise="it goes on")
+    def ended() -> bool:
+        # One look, not two: a process may go between being found and being asked.
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    wait_until(ended, within_s=10, otherwise="it goes on")
 
 
 def test_a_fork_has_the_clients_environment_folder_and_streams(jobs: Jobs, server: subprocess.Popen[bytes]) -> None:
