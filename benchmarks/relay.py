@@ -1,4 +1,7 @@
-"""What the event loop and the kernel alone cost: a relay of one connection to one that reads nothing, `python -m benchmarks.relay PORT SOURCE_PORT`."""
+"""What the event loop and the kernel alone cost: a relay of one connection to one that reads nothing.
+
+`python -m benchmarks.relay PORT SOURCE_PORT`
+"""
 
 from __future__ import annotations
 

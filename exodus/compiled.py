@@ -27,6 +27,7 @@ HOT = (
     "exodus.gateway.orders",
     "exodus.gateway.session",
     "exodus.gateway.intents",
+    "exodus.gateway.marks",
     "exodus.gateway.relay",
 )
 DIGESTS = "_compiled.json"

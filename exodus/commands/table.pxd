@@ -12,6 +12,7 @@ cdef class Command:
 
 cdef class CommandTable:
     cdef dict _by_name, _spelled
+    cdef public dict kept
 
     @cython.locals(command=Command)
     cpdef Command of(self, list args)

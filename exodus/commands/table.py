@@ -48,6 +48,7 @@ class CommandTable:
     def __init__(self, commands: Iterable[Command]) -> None:
         self._by_name = {command.name: command for command in commands}
         self._spelled: dict[bytes, Command] = {}
+        self.kept: dict[bytes, int] = {}  # by spelling: arguments, the name included, behind which there are only values
 
     @classmethod
     def from_replies(cls, *replies: Sequence[Any]) -> CommandTable:
@@ -73,6 +74,8 @@ class CommandTable:
             command = self._by_name.get(upper) or Command(upper, write=True, known=False)
             if len(self._spelled) < 10_000:  # a client may send any bytes as a name
                 self._spelled[name] = command
+                if command.known and command.plain and command.movable is None and not command.subcommands and command.last >= 0:
+                    self.kept[name] = command.last + 1
         return command
 
     def names(self) -> frozenset[bytes]:

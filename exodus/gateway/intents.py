@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
@@ -24,13 +25,14 @@ _KEYS, _BARRIER = 1, 2
 class IntentLog:
     """Segments `intent-N.log` in one folder, which belongs to one gateway id."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, missed: Callable[[list[Key] | None], object]) -> None:
+        """`missed` is told of what could not be kept, keys or (None) any of them: an open gap if the process crashes before it is journalled."""
         self._folder = folder
+        self._missed = missed
         self._map: mmap.mmap | None = None
         self._at = 0
         self._room = 0  # bytes of the segment that is written now
         self._number = 0
-        self.missed = 0  # records that could not be kept: each an open gap if the process crashes before they are journalled
         folder.mkdir(parents=True, exist_ok=True)
 
     def recover(self) -> tuple[list[Key], list[Barrier]]:
@@ -56,23 +58,24 @@ class IntentLog:
 
     def append(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Note keys and a barrier before their request is forwarded. Never raises and never waits."""
-        if keys:
-            self._write(_KEYS, pack(keys))
+        kept = not keys or self._write(_KEYS, pack(keys))
         if barrier is not None:
-            self._write(_BARRIER, barrier.encode())
+            kept = self._write(_BARRIER, barrier.encode()) and kept
+        if not kept:
+            self._missed(keys if barrier is None else None)
 
-    def _write(self, kind: int, body: bytes) -> None:
+    def _write(self, kind: int, body: bytes) -> bool:
         size = _HEAD_BYTES + len(body)
         if self._map is None or self._at + size > self._room:
             self._roll(size)
         if self._map is None:
-            self.missed += 1
-            return
+            return False
         at = self._at
         self._map[at : at + size] = len(body).to_bytes(4, "little") + b"\0" + body
         # The kind last: a reader takes a record only where it is set.
         self._map[at + 4] = kind
         self._at += size
+        return True
 
     def _roll(self, size: int) -> None:
         if self._map is not None:
@@ -92,7 +95,7 @@ class IntentLog:
             finally:
                 os.close(handle)
         except OSError:
-            self._map = None  # a full disk: `missed` counts, and the next append tries again
+            self._map = None  # a full disk: `missed` is told, and the next append tries again
             path.unlink(missing_ok=True)
         self._at = 0
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
@@ -20,6 +21,7 @@ from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.control.store import ControlStore
 from exodus.gateway.intents import IntentLog
+from exodus.gateway.marks import Marks
 from exodus.gateway.pipe import StorePipe, StoreRefused
 from exodus.gateway.spool import Spool
 
@@ -58,46 +60,25 @@ class Gap:
 
 
 class Journaler:
-    """One a gateway process. `mark` and `intend` are called from sessions and never wait."""
+    """One a gateway process. `intend` and `mark` never wait."""
 
     def __init__(self, store: ControlStore, partitions: int, folder: Path) -> None:
         self._store = store
         self._partitions = partitions
-        self._intents = IntentLog(folder)
+        self._intents = IntentLog(folder, partial(self.gap, "the intent log is full"))
         self._spool = Spool(folder)
-        self._keys: dict[Key, None] = {}
-        self._barriers: dict[Barrier, None] = {}
         self._in_flight = 0
         self._wake = asyncio.Event()
-        self._awake = False  # what `_wake` says, without a call
+        self._marks = Marks(self._wake.set)
         self._pipe = StorePipe(store)
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
         self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
         self.entries = 0
-        self.coalesced = 0
         self.store_away_since: float | None = None
         self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
-
-    # ---- called by sessions
-
-    def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
-        """Before a write is forwarded."""
-        missed = self._intents.missed
-        self._intents.append(keys, barrier)
-        if self._intents.missed != missed:
-            self.gap("the intent log is full", keys)
-
-    def mark(self, keys: list[Key], barrier: Barrier | None) -> None:
-        """After the authority has answered."""
-        marked = self._keys
-        before = len(marked)
-        marked.update(dict.fromkeys(keys))
-        self.coalesced += len(keys) - (len(marked) - before)
-        if barrier is not None:
-            self._barriers[barrier] = None
-        if not self._awake:
-            self._awake = True
-            self._wake.set()
+        # Called by sessions for every write, so without a stop here: before it is forwarded, and after the authority has answered.
+        self.intend: Callable[[list[Key], Barrier | None], None] = self._intents.append
+        self.mark: Callable[[list[Key], Barrier | None], None] = self._marks.add
 
     def gap(self, why: str, keys: Iterable[Key] | None = None) -> None:
         """Something was written that no journal covers; `keys` where they are known."""
@@ -108,7 +89,12 @@ class Journaler:
     @property
     def unflushed(self) -> int:
         """Keys and barriers that are not in the control store yet."""
-        return len(self._keys) + len(self._barriers) + self._in_flight + self._spool.keys + (1 if self._spool else 0)
+        return len(self._marks) + self._in_flight + self._spool.keys + (1 if self._spool else 0)
+
+    @property
+    def coalesced(self) -> int:
+        """Marks of keys that were marked already."""
+        return self._marks.coalesced
 
     @property
     def spooled(self) -> int:
@@ -132,12 +118,11 @@ class Journaler:
                 self.mark([], barrier)
             self._old_segment = self._intents.roll()
         while True:
-            if not (self._keys or self._barriers or self._spool or self._old_segment):
+            if not (self._marks or self._spool or self._old_segment):
                 self._wake.clear()
-                self._awake = False
+                self._marks.sleep()
                 await self._wake.wait()
             self._wake.clear()
-            self._awake = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(JOURNAL_WINDOW_S):  # the coalescing window
                     await self.hurry.wait()
@@ -150,8 +135,7 @@ class Journaler:
             self._wake.set()
             return
         old = self._old_segment  # all that was marked before this moment is in this batch or in an earlier one
-        keys, barriers = list(self._keys), list(self._barriers)
-        self._keys, self._barriers = {}, {}
+        keys, barriers = self._marks.take()
         self._in_flight = len(keys) + len(barriers)
         try:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
@@ -176,10 +160,9 @@ class Journaler:
             await self._pipe.transaction(found)
 
     def _to_spool(self) -> None:
-        keys, barriers = list(self._keys), list(self._barriers)
+        keys, barriers = self._marks.take()
         if not keys and not barriers:
             return
-        self._keys, self._barriers = {}, {}
         if not self._spool.append(keys, barriers):
             self.gap("the spool is full", keys or None)
 

@@ -6,7 +6,7 @@ from exodus.gateway.orders cimport Orders
 from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
 
 cdef object _OFF, _SAMPLE
-cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES
+cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _QUEUE_SLACK
 cdef bytes _NOTHING
 cdef list _NO_KEYS, _NOWHERE_ELSE
 
@@ -28,9 +28,27 @@ cdef class Pending:
     cdef public object select, state, barrier, block, deadline, canary
     cdef public Transaction transaction
 
+    cdef begin(self, Command command, double since, Py_ssize_t size)
+
+@cython.locals(made=Pending)
+cdef Pending _pending(Command command, double since, Py_ssize_t size)
+
+cdef class PendingQueue:
+    cdef list _items
+    cdef Py_ssize_t _first
+    cdef public Py_ssize_t count
+
+    cpdef push(self, Pending pending)
+    @cython.locals(first=Py_ssize_t, pending=Pending)
+    cpdef Pending pop(self)
+    cpdef put_back(self, Pending pending)
+    cpdef clear(self)
+
 cdef class Session:
     cdef dict __dict__  # for what the rarer parts add
-    cdef public object out, client_id, opaque, channels, replay, pending  # a deque
+    cdef public object out, client_id, opaque, replay
+    cdef public set channels
+    cdef public PendingQueue pending
     cdef public Orders orders
     cdef public Py_ssize_t db, protocol, writes_in_flight
     cdef public bytes name

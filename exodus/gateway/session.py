@@ -21,6 +21,7 @@ States, by what happens to the next request:
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol
 
 from exodus.commands.semantics import EXACT_ELSEWHERE, NOT_COMPARABLE, Role, Timeout, block_timeout
@@ -52,6 +53,7 @@ _REFUSALS = (b"ERR Protocol error", b"ERR unbalanced")
 _OFF, _SAMPLE = JournalMode.OFF, JournalMode.SAMPLE
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _STREAM_BYTES = STREAM_FRAME_BYTES
+_QUEUE_SLACK = 64  # answered requests that a queue keeps before it moves the others up
 _NOTHING = b""
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []
@@ -133,7 +135,8 @@ class Pending:
         "select", "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
     )  # fmt: skip
 
-    def __init__(self, command: Command, since: float, size: int) -> None:
+    def begin(self, command: Command, since: float, size: int) -> None:
+        """What `__init__` would do."""
         self.command = command
         self.since = since
         self.size = size
@@ -156,6 +159,62 @@ class Pending:
         self.shadowed = False  # picked: for the comparer, or as a canary read
         self.canary: CanaryRead | None = None
         self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
+
+
+def _pending(command: Command, since: float, size: int) -> Pending:
+    """A constructor that the compiled form calls without making a tuple of its arguments."""
+    made = Pending.__new__(Pending)
+    made.begin(command, since, size)
+    return made
+
+
+class PendingQueue:
+    """Requests in the order in which they were forwarded: a `deque` in all but name, which the compiled form uses without a call into Python."""
+
+    __slots__ = ("_first", "_items", "count")
+
+    def __init__(self) -> None:
+        self._items: list[Pending] = []
+        self._first = 0
+        self.count = 0
+
+    def push(self, pending: Pending) -> None:
+        """Behind all others."""
+        self._items.append(pending)
+        self.count += 1
+
+    def pop(self) -> Pending:
+        """The first one; there has to be one."""
+        first = self._first
+        pending = self._items[first]
+        self.count -= 1
+        self._first = first + 1
+        if not self.count or (first > _QUEUE_SLACK and first > self.count):
+            del self._items[: first + 1]
+            self._first = 0
+        return pending
+
+    def put_back(self, pending: Pending) -> None:
+        """Before all others."""
+        self._items[: self._first] = [pending]
+        self._first = 0
+        self.count += 1
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._items.clear()
+        self._first = self.count = 0
+
+    @property
+    def head(self) -> Pending | None:
+        """The first one, if there is one."""
+        return self._items[self._first] if self.count else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Pending]:
+        return iter(self._items[self._first :])
 
 
 class Session:
@@ -183,9 +242,9 @@ class Session:
         self._old_cursors: set[bytes] = set()  # of those that were begun on a leg that is gone
         self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
         self.frozen = False
-        self.pending: deque[Pending] = deque()
+        self.pending = PendingQueue()
         self.writes_in_flight = 0
-        self._requests = RequestScanner()
+        self._requests = RequestScanner(orders.table.kept)
         self._replies = ReplyScanner()
         self._unsent = b""  # the unfinished request, not forwarded yet
         self._streaming = False  # the unfinished request is being forwarded while it arrives
@@ -296,7 +355,7 @@ class Session:
     def _hold(self, rest: bytes) -> None:
         self._held = True
         self._unsent = b""
-        self._requests = RequestScanner()
+        self._requests = RequestScanner(self.orders.table.kept)
         self._keep(rest)
 
     def _keep(self, data: bytes) -> None:
@@ -313,7 +372,7 @@ class Session:
         args = request.args
         orders = self.orders
         command = orders.table.of(args)
-        pending = Pending(command, now, request.size)
+        pending = _pending(command, now, request.size)
         if 0 < command.first < len(args) and args[command.first] is not SKIPPED:
             pending.key = args[command.first]
         if command.write:
@@ -345,7 +404,7 @@ class Session:
             if pending.write:
                 self._unconfirmed.extend(self._keys_of(pending))
             return pending if pending.write else None
-        self.pending.append(pending)
+        self.pending.push(pending)
         if pending.write:
             self.writes_in_flight += 1
         if pending.shadowed or pending.substitute is not None:
@@ -451,9 +510,9 @@ class Session:
                 pending.deadline = now + seconds if seconds > 0 else None
                 if self.client_id is None and not self._client_id_asked and not self.replies_off and not self.channels:
                     self._client_id_asked = True
-                    question = Pending(self.orders.table.find(b"CLIENT"), now, 0)
+                    question = _pending(self.orders.table.find(b"CLIENT"), now, 0)
                     question.swallow = True
-                    self.pending.append(question)
+                    self.pending.push(question)
                     self._edits += 1
                     return _CLIENT_ID
         elif role is Role.BARRIER:
@@ -532,7 +591,7 @@ class Session:
 
     def from_server(self, data: bytes, now: float) -> None:
         """Take bytes from the authority."""
-        if self.streaming_reply and not self.pending and not self._waiting:
+        if self.streaming_reply and not self.pending.count and not self._waiting:
             self.out.to_client(data)
             return
         if not self._edits:
@@ -573,9 +632,9 @@ class Session:
     def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
         if self._waiting:
             return False
-        if not self.pending:
+        head = self.pending.head
+        if head is None:
             return True
-        head = self.pending[0]
         if head.swallow or head.substitute is not None or self._unblocking:
             return False
         if head.shadowed:
@@ -601,17 +660,17 @@ class Session:
         failed = reply.kind in (0x2D, 0x21)
         if self.channels and self.protocol == 2 and reply.first in _OUT_OF_BAND:
             return frame
-        if not self.pending:  # unasked: the server's last word before it closes
+        if not self.pending.count:  # unasked: the server's last word before it closes
             if self.opaque is not None:
                 if failed and reply.head.startswith(_REFUSALS):
                     self._refused = True
                 else:
                     self._answered_since_opaque = True
             return frame
-        pending = self.pending.popleft()
+        pending = self.pending.pop()
         if pending.expected > 1 and reply.first in _CONFIRMATIONS:
             pending.expected -= 1
-            self.pending.appendleft(pending)
+            self.pending.put_back(pending)
             return frame
         command = pending.command
         if self._unconfirmed:
@@ -796,7 +855,7 @@ class Session:
     @property
     def idle(self) -> bool:
         """Whether the leg can be replaced: nothing is under way in either direction."""
-        return not self.pending and not self._streaming and not self._reply_sent and not self._reply_unsent and not self._waiting
+        return not self.pending.count and not self._streaming and not self._reply_sent and not self._reply_unsent and not self._waiting
 
     @property
     def cannot_switch(self) -> str | None:
@@ -820,7 +879,7 @@ class Session:
 
     def blocked(self) -> Pending | None:
         """The blocking request that everything else waits for, if there is one."""
-        head = self.pending[0] if self.pending else None
+        head = self.pending.head
         return head if head is not None and head.block is not None else None
 
     def unblock(self, *, reads: bool) -> str | None:
@@ -835,7 +894,7 @@ class Session:
         head = self.blocked()
         if head is None or not (head.write or reads):
             return None
-        if len(self.pending) > 1:
+        if self.pending.count > 1:
             return "requests behind a blocking one"
         if self.client_id is None:
             return "the server did not tell the connection's id"
@@ -864,9 +923,9 @@ class Session:
     def confirm(self) -> None:
         """With replies off: ask for one, which proves that everything before it was executed."""
         if self.replies_off and self._unconfirmed and not any(pending.swallow for pending in self.pending):
-            question = Pending(self.orders.table.find(b"CLIENT"), 0.0, 1)
+            question = _pending(self.orders.table.find(b"CLIENT"), 0.0, 1)
             question.swallow = True
-            self.pending.append(question)
+            self.pending.push(question)
             self._edits += 1
             self.out.to_server(_REPLY_ON + _REPLY_OFF)
 

@@ -2,7 +2,7 @@
 cimport cython
 
 cdef int _STAR, _DOLLAR, _LINE, _BULK, _ELEMENTS, _PAIRS, _ATTRIBUTE
-cdef Py_ssize_t _ARGS_MAX, _BULK_BYTES_MAX, _DIGITS_MAX, _NO_NUMBER, _FIRST_BYTES_MAX, _SHORT_LINE_BYTES, _ARG_BYTES_MAX, _FRAME_BYTES_MAX
+cdef Py_ssize_t _ARGS_MAX, _BULK_BYTES_MAX, _DIGITS_MAX, _NO_NUMBER, _FIRST_BYTES_MAX, _SHORT_LINE_BYTES, _ARG_BYTES_MAX, _FRAME_BYTES_MAX, _SHORT_BYTES
 cdef bytes _NOTHING, _SHAPES
 
 @cython.no_gc
@@ -12,12 +12,16 @@ cdef class Request:
     cdef public Py_ssize_t size
     cdef public bint skipped
 
+@cython.locals(made=Request)
+cdef Request _request(list args, Py_ssize_t size, bint skipped)
+
 @cython.locals(digits=bytes)
 cpdef Py_ssize_t _number(bytes raw) except? -1
 
 cdef class RequestScanner:
     cdef public list args
     cdef public object broken
+    cdef dict _kept
     cdef bytes _tail
     cdef Py_ssize_t _before, _want, _skip, _retained
     cdef bint _skipped
@@ -35,6 +39,9 @@ cdef class Reply:
     cdef public bytes head
     cdef public Py_ssize_t size
     cdef public bytes first
+
+@cython.locals(made=Reply)
+cdef Reply _reply(int kind, bytes head, Py_ssize_t size, bytes first)
 
 cdef class ReplyScanner:
     cdef public object broken

@@ -24,7 +24,11 @@ _ARG_BYTES_MAX = RETAINED_ARG_BYTES  # names of this module, which the compiled 
 _FRAME_BYTES_MAX = RETAINED_FRAME_BYTES
 
 
+_SHORT_BYTES = 32  # to copy so much costs no more than to ask whether it is needed
+
+
 SKIPPED = b"(an argument that was not kept)"  # told by identity: what is cut out of a stream is always another object
+PAYLOAD = b"(a value that nobody asks for)"
 
 
 class Request:
@@ -35,10 +39,18 @@ class Request:
 
     __slots__ = ("args", "size", "skipped")
 
-    def __init__(self, args: list[bytes], size: int, skipped: bool) -> None:
-        self.args = args
-        self.size = size
-        self.skipped = skipped
+    args: list[bytes]
+    size: int
+    skipped: bool
+
+
+def _request(args: list[bytes], size: int, skipped: bool) -> Request:
+    """A constructor that the compiled form calls without making a tuple of its arguments."""
+    made = Request.__new__(Request)
+    made.args = args
+    made.size = size
+    made.skipped = skipped
+    return made
 
 
 def _number(raw: bytes) -> int:
@@ -50,11 +62,16 @@ def _number(raw: bytes) -> int:
 
 
 class RequestScanner:
-    """Frames of what a client sends."""
+    """Frames of what a client sends.
 
-    __slots__ = ("_before", "_retained", "_skip", "_skipped", "_tail", "_want", "args", "broken")
+    `kept` says of a command, by its name as it was spelled, how many of its arguments anybody asks for: `PAYLOAD` stands for a large one behind
+    these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_before", "_kept", "_retained", "_skip", "_skipped", "_tail", "_want", "args", "broken")
+
+    def __init__(self, kept: dict[bytes, int] | None = None) -> None:
+        self._kept = {} if kept is None else kept
         self.args: list[bytes] = []  # of the frame that is not complete yet
         self.broken: str | None = None
         self._tail = b""  # bytes that cannot be read before more arrive
@@ -102,7 +119,7 @@ class RequestScanner:
                         self.broken = "unbalanced quotes in request"
                         break
                     at = eol + 1
-                    found.append(Request(words, at - start, False))
+                    found.append(_request(words, at - start, False))
                     start = at
                     continue
                 count = 0
@@ -125,7 +142,7 @@ class RequestScanner:
                     self.broken = "invalid multibulk length"
                     break
                 if count <= 0:
-                    found.append(Request([], at - start, False))
+                    found.append(_request([], at - start, False))
                     start = at
                     continue
                 want = count
@@ -155,6 +172,11 @@ class RequestScanner:
                     self.broken = "invalid bulk length"
                     break
                 begin = eol + 2
+                if size > _SHORT_BYTES and args and len(args) >= self._kept.get(args[0], _ARGS_MAX):
+                    args.append(PAYLOAD)
+                    self._skip = size + 2
+                    at = begin
+                    continue
                 if size > _ARG_BYTES_MAX or self._retained + size > _FRAME_BYTES_MAX:
                     args.append(SKIPPED)
                     self._skipped = True
@@ -168,7 +190,7 @@ class RequestScanner:
                 at = begin + size + 2
                 want -= 1
             if not want:
-                found.append(Request(args, at - start, self._skipped))
+                found.append(_request(args, at - start, self._skipped))
                 args = []
                 self._skipped = False
                 self._retained = 0
@@ -188,11 +210,10 @@ class Reply:
 
     __slots__ = ("first", "head", "kind", "size")
 
-    def __init__(self, kind: int, head: bytes, size: int, first: bytes) -> None:
-        self.kind = kind
-        self.head = head
-        self.size = size
-        self.first = first
+    first: bytes
+    head: bytes
+    kind: int
+    size: int
 
     @property
     def push(self) -> bool:
@@ -208,6 +229,16 @@ class Reply:
     def nil(self) -> bool:
         """The null of RESP3 or one of the two of RESP2."""
         return self.kind == 0x5F or (self.kind in (_DOLLAR, _STAR) and self.head == b"-1")
+
+
+def _reply(kind: int, head: bytes, size: int, first: bytes) -> Reply:
+    """As `_request`."""
+    made = Reply.__new__(Reply)
+    made.kind = kind
+    made.head = head
+    made.size = size
+    made.first = first
+    return made
 
 
 # What follows a type byte: a line alone, a bulk string, or as many elements (pairs) as the line says.
@@ -326,7 +357,7 @@ class ReplyScanner:
                     # An attribute comes before the value that it belongs to, and is none itself.
                     depth += max(count, 0) * (2 if shape == _PAIRS else 1) - (0 if kind == _ATTRIBUTE else 1)
             if not depth:
-                found.append(Reply(self._kind, self._head, at - start, self._first or _NOTHING))
+                found.append(_reply(self._kind, self._head, at - start, self._first or _NOTHING))
                 start = at
         self._depth = depth
         self._before = at - start

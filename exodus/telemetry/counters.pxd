@@ -4,7 +4,7 @@ cimport cython
 from exodus.commands.table cimport Command
 from exodus.telemetry.histogram cimport Histogram
 
-cdef Py_ssize_t _WAITING_MAX, _DISTINCT_MASK, _HOT_MASK
+cdef Py_ssize_t _WAITING_MAX, _DISTINCT_MASK, _HOT_MASK, _PREFIX_BYTES_MAX
 
 cdef class CommandCounters:
     cdef public Py_ssize_t calls, request_bytes, reply_bytes
@@ -23,7 +23,7 @@ cdef class Telemetry:
     cdef list _hot, _distinct
     cdef Py_ssize_t _turn
 
-    @cython.locals(counters=CommandCounters, prefix=PrefixCounters, view="const unsigned char*", head=bytes)
+    @cython.locals(counters=CommandCounters, prefix=PrefixCounters, view="const unsigned char*", head=bytes, stop=Py_ssize_t, end=Py_ssize_t)
     cpdef observe(self, Command command, bytes key, double seconds, Py_ssize_t request_bytes, Py_ssize_t reply_bytes, bytes error)
     cdef _take_in(self)
     cdef CommandCounters _counters(self, Command command)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol, TypedDict
-from zlib import crc32
 
 from exodus.commands.table import Command
 from exodus.telemetry.histogram import Histogram
@@ -122,7 +121,7 @@ class Keys(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `zlib.crc32` is divisible by `DISTINCT_SAMPLE`."""
+        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `hash` is divisible by `DISTINCT_SAMPLE`."""
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
         """The keys that were named most often, with about how often."""
@@ -179,7 +178,7 @@ class Telemetry:
             self._error(counters, error)
         if key is None:
             return
-        if crc32(key) & _DISTINCT_MASK == 0:
+        if hash(key) & _DISTINCT_MASK == 0:  # the one that the dictionaries need anyway, and that is kept in the key
             self._distinct.append(key)
         # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential generator of the C standard's example.)
         self._turn = (self._turn * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
@@ -187,8 +186,12 @@ class Telemetry:
             self._hot.append(key)
             if len(self._hot) >= _WAITING_MAX:
                 self._take_in()
-        view = key
-        head = view[: key.find(b":") + 1]
+        view = key  # the compiled form reads it as an array of bytes
+        stop = min(len(key), _PREFIX_BYTES_MAX)
+        end = 0
+        while end < stop and view[end] != 0x3A:
+            end += 1
+        head = view[: end + 1] if end < stop else key[: key.find(b":") + 1]
         prefix = self._of_prefix.get(head)
         if prefix is None:
             prefix = self._prefix(head)

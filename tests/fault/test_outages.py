@@ -71,8 +71,10 @@ async def _flushed(gateway) -> bool:
 
 
 async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(plant: Plant, tmp_path: Path) -> None:
-    log = IntentLog(tmp_path / "gw-1")
+    missed: list[object] = []
+    log = IntentLog(tmp_path / "gw-1", missed.append)
     log.append([(0, b"forwarded"), (2, b"too")], None)
+    assert not missed
     del log  # as by kill -9: nothing was flushed, closed or said
     await plant.gateway("gw-1")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections import deque
 from types import ModuleType, SimpleNamespace
 
 import hypothesis.strategies as st
@@ -58,7 +59,7 @@ def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: i
     return form.session.Session(out, orders), out, telemetry
 
 
-_words = st.sampled_from([b"k", b"a:b", b"0", b"3", b"", b"x" * 70, b"ON", b"OFF", b"SKIP", b"REPLY", b"SETNAME", b"STREAMS", b"BLOCK"])
+_words = st.sampled_from([b"k", b"a:b", b"0", b"3", b"", b"x" * 70, b"v" * 300, b"ON", b"OFF", b"SKIP", b"REPLY", b"SETNAME", b"STREAMS", b"BLOCK"])
 _commands = st.builds(
     lambda name, args: encode(name, *args),
     st.sampled_from([*_WRITES, *_READS, b"get", b"nosuch"]),
@@ -137,6 +138,28 @@ def test_both_forms_frame_the_same(parts: list[bytes], cuts: list[int]) -> None:
             at = end
         found.append((seen, requests.broken, requests.partial_bytes, replies.broken, replies.partial_bytes))
     assert found[0] == found[1]
+
+
+@given(st.lists(st.sampled_from(["push", "push", "pop", "put back", "clear"]), max_size=400))
+def test_both_queues_keep_the_order(steps: list[str]) -> None:
+    for form in FORMS:
+        queue, model = form.session.PendingQueue(), deque()
+        for step in steps:
+            pending = form.session.Pending()
+            if step == "push":
+                queue.push(pending)
+                model.append(pending)
+            elif step == "put back":
+                queue.put_back(pending)
+                model.appendleft(pending)
+            elif step == "clear":
+                queue.clear()
+                model.clear()
+            elif model:
+                assert queue.pop() is model.popleft()
+            assert list(queue) == list(model)
+            assert len(queue) == queue.count == len(model)
+            assert queue.head is (model[0] if model else None)
 
 
 @given(st.lists(st.tuples(st.integers(0, 65_535), st.binary(max_size=300)), max_size=20))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from exodus.config import RETAINED_ARG_BYTES
 from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
-from exodus.resp.scanner import SKIPPED, ReplyScanner, RequestScanner
+from exodus.resp.scanner import PAYLOAD, SKIPPED, ReplyScanner, RequestScanner
 
 REQUESTS = [
     (b"*1\r\n$4\r\nPING\r\n", [[b"PING"]]),
@@ -53,6 +53,19 @@ def test_requests_at_every_split(data: bytes, wanted: list[list[bytes]]) -> None
         assert sum(request.size for request in found) == len(data)
         assert scanner.partial_bytes == 0
         assert scanner.broken is None
+
+
+def test_a_value_that_nobody_asks_for_is_passed_over_at_every_split() -> None:
+    value = b"*1\r\n$4\r\nPING\r\n" * 20
+    asked = [(b"SET", b"k", value), (b"SET", value, b"v"), (b"MSET", b"k", value), (b"SET", b"k", b"short")]
+    data = b"".join(encode(*args) for args in asked)
+    for parts in _splits(data):
+        scanner = RequestScanner({b"SET": 2})
+        found = [request for part in parts for request in scanner.feed(part)]
+        assert [request.args for request in found] == [[b"SET", b"k", PAYLOAD], *map(list, asked[1:])]
+        assert [request.size for request in found] == [len(encode(*args)) for args in asked]
+        assert not any(request.skipped for request in found)
+        assert scanner.partial_bytes == 0
 
 
 @pytest.mark.parametrize("data", MALFORMED)

@@ -70,7 +70,7 @@ def test_hot_keys_and_distinct_keys_are_found() -> None:
     key, count = telemetry.hot_keys()[0]
     assert key == "hot:key"
     assert 9_000 <= count <= 11_000
-    assert 27_000 <= telemetry.distinct_keys() <= 33_000
+    assert 25_500 <= telemetry.distinct_keys() <= 34_500  # five standard deviations of the sample and the sketch together
 
 
 def test_keys_and_made_up_names_take_bounded_memory() -> None:

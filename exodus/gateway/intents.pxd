@@ -1,0 +1,11 @@
+# Types for the compiled form of intents.py; nothing here changes what it does.
+cimport cython
+
+cdef class IntentLog:
+    cdef object _folder, _missed, _map
+    cdef Py_ssize_t _at, _room, _number
+
+    @cython.locals(kept=bint)
+    cpdef append(self, list keys, object barrier)
+    @cython.locals(size=Py_ssize_t, at=Py_ssize_t)
+    cdef bint _write(self, int kind, bytes body) except -1
