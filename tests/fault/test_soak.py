@@ -21,12 +21,13 @@ from exodus.control.registry import heartbeats
 from exodus.control.store import answered
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
+from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.process import GatewayProcess
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
-SOAK_S = float(os.environ.get("SOAK_S") or (600 if os.environ.get("FULL") == "1" else 7))
+SOAK_S = float(os.environ.get("SOAK_S") or (600 if FULL else 7))
 RSS_BYTES_MAX = 160 * 1024 * 1024  # of a worker, whatever it went through
 
 

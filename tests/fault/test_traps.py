@@ -1,13 +1,12 @@
 """The traps that other proxies fall into (facts on proxies, section 2), one test each where it concerns a relay; the number is in the name.
 
 What is not here: 19 and 23 belong to the sync engine, 20 to the target's preparation, 28 to the comparer. 16 is in test_workers.py, 25 and 26 in
-test_tap.py.
+tests/unit/exodus/telemetry/test_counters.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import socket
 
@@ -19,13 +18,13 @@ from exodus.config import Side
 from exodus.control import journal
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
+from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.process import GatewayProcess
 from tests.support.talk import converse, pieces_of
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.fault
-FULL = os.environ.get("FULL") == "1"  # the long form: `make test FULL=1`
 
 
 def lines(*commands: str) -> bytes:

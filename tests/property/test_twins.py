@@ -6,7 +6,6 @@ Where nothing was compiled both are the sources, and what is left of these tests
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections import deque
 from types import ModuleType, SimpleNamespace
@@ -18,10 +17,11 @@ from hypothesis import given, settings
 from exodus import compiled
 from exodus.config import JournalMode
 from exodus.resp.encode import encode
+from tests.support.full import FULL
 from tests.support.script import Recorder
 
 pytestmark = pytest.mark.property
-EXAMPLES = 5_000 if os.environ.get("FULL") == "1" else 120
+EXAMPLES = 5_000 if FULL else 120
 
 
 def _forms() -> list[SimpleNamespace]:

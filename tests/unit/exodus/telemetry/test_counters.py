@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tracemalloc
 
 import hypothesis.strategies as st
@@ -17,9 +16,10 @@ from exodus.resp.encode import encode
 from exodus.telemetry.counters import NO_PREFIX, OTHER, NoKeys, Telemetry
 from exodus.telemetry.histogram import VALUE_MAX, Histogram
 from exodus.telemetry.sketches import KeySketches
+from tests.support.full import FULL
 from tests.support.script import Recorder
 
-MANY = 1_000_000 if os.environ.get("FULL") == "1" else 60_000  # different keys, prefixes and codes
+MANY = 1_000_000 if FULL else 60_000  # different keys, prefixes and codes
 SET, GET = Command(b"SET", write=True, first=1, last=1), Command(b"GET", write=False, first=1, last=1)
 
 
