@@ -20,7 +20,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, ask_for_beats, change_route, read_route
+from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
@@ -55,6 +55,7 @@ _SPOT_CHECK_KEYS = 2_000
 _POLL_S = 0.001  # while writes are held
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
+_SOON_S = 1.0  # that gateways get to connect their sessions to the new side beforehand; one that cannot does it under the hold
 _LOOK_S = 0.2  # while a person or the window lets it wait
 _AFTER_RELEASE_S = 0.1  # gateways work off what they held; the fence stands, so strays can wait
 _STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
@@ -333,6 +334,9 @@ async def _go(switch: Switch) -> None:
     # Connected, and its scripts known to both sides, before anything waits for the spot check.
     switch.comparison = await open_comparison(await open_engine(store, switch.plan, switch.route))
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
+    await say_soon(store)
+    with suppress(CutoverAborted):
+        await switch.gateways(lambda beat: bool(beat.facts.get("legs_ready")), "a gateway's connections to the new side are not made yet", _SOON_S)
 
 
 async def _hold(switch: Switch) -> None:

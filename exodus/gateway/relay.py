@@ -136,6 +136,7 @@ class Connection:
         self.client: asyncio.Transport | None = None
         self.client_gone = False
         self.host = ""  # the client's
+        self.quiet: asyncio.Event | None = None  # set when the session may have become idle, where a handover waits for it
         self._loop = asyncio.get_running_loop()
         # What the session says of every request goes to the process without a stop here.
         self.log_intents = hub.intend
@@ -297,6 +298,8 @@ class Connection:
         self.hub.unblock(self.side, client_id)
 
     def settled(self) -> None:
+        if self.quiet is not None:
+            self.quiet.set()
         self.hub.settled()
 
     def failed(self) -> None:
