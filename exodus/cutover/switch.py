@@ -52,7 +52,7 @@ from exodus.sync.reconcile import compare_now
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
 _SPOT_CHECK_KEYS = 2_000
-_POLL_S = 0.001  # while writes are held
+_POLL_S = 0.002  # while writes are held, where no word comes
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
 _SOON_S = 1.0  # that gateways get to connect their sessions to the new side beforehand; one that cannot does it under the hold
@@ -190,6 +190,13 @@ class Switch:
                         next_step="start the control store: the gateways then settle it; `exodus status` tells which side is the authority",
                     ) from exc
                 await asyncio.sleep(_RETRY_S)
+
+    async def hear(self, within_s: float) -> None:
+        """Wait for the next word of a gateway or syncer."""
+        if self.heard is None:
+            await asyncio.sleep(within_s)
+        else:
+            await self.heard.get_message(ignore_subscribe_messages=True, timeout=within_s)
 
     async def gateways(self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float) -> None:
         """Wait for every gateway."""
@@ -374,7 +381,7 @@ async def _drained(switch: Switch) -> None:
                 why=f"{await journal.lag_entries(switch.store, switch.plan.partitions)} entries are left",
                 next_step="look at the syncer in `exodus status`; writes go on at the old side, retry later",
             )
-        await asyncio.sleep(_POLL_S)
+        await switch.hear(_POLL_S)
 
 
 async def _fence(switch: Switch) -> None:

@@ -81,6 +81,7 @@ class Scope:
 
     orders: Orders
     hold_deadline: float | None = None
+    held_at: Side | None = None  # the authority when the hold began
     held: bool = False
     released_alone: bool = False
     holding: asyncio.Task[None] | None = None  # waits for the answers of what was under way when the hold began
@@ -381,9 +382,11 @@ class Gateway:
             scope.holding = None
         if hold is Hold.WRITES and not orders.hold:
             orders.hold = True
+            scope.held_at = authority
             scope.released_alone = False
             scope.hold_deadline = loop.time() + self.plan.hold_seconds_max + _GRACE_S
-        given_up = orders.hold and hold is Hold.NONE and authority is orders.authority
+        # Of a switch that was done nothing is in the way of writes, and they wait for no look at the old side.
+        given_up = orders.hold and hold is Hold.NONE and authority is scope.held_at
         if first:
             orders.authority = authority
         elif authority is not orders.authority:

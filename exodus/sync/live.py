@@ -19,7 +19,7 @@ from exodus import collector
 from exodus.config import HEARTBEAT_S, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, read_route
+from exodus.control.route import SOON, Route, asked_at_ms, read_route
 from exodus.control.store import ControlStore
 from exodus.ending import end_all, until_stopped
 from exodus.endpoint import Endpoint
@@ -80,7 +80,9 @@ class Syncer:
                 await self._store.unregister("syncer", self.process)
             status.close()
 
-    async def _look_at_route(self, _: bytes | None, *, waited: bool = False) -> None:
+    async def _look_at_route(self, word: bytes | None, *, waited: bool = False) -> None:
+        if word == SOON or asked_at_ms(word) is not None:
+            return  # to gateways
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
