@@ -23,7 +23,7 @@ from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
 from exodus.config import CopyStrategy, Hold, JournalMode, Plan, Side
 from exodus.control import registry
-from exodus.control.route import change_route, read_route
+from exodus.control.route import ask_for_beats, change_route, read_route
 from exodus.control.store import ControlStore, guard_key
 from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
@@ -40,6 +40,7 @@ from tests.support.libraries import Clients
 from tests.support.servers import Box
 from tests.support.wait import until
 
+_BLOCKS_S = 0.3  # a pause waits for it
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -147,7 +148,7 @@ class Application:
             await self._gate.wait()
             self._busy.add(number)
             try:
-                found: Any = await client.brpop(["shop:jobs"], timeout=1)
+                found: Any = await client.brpop(["shop:jobs"], timeout=_BLOCKS_S)  # type: ignore[arg-type]
                 if found is not None:
                     self.model.jobs_consumed.append(found[1])
             except (redis.RedisError, OSError) as exc:
@@ -309,7 +310,7 @@ class Fleet:
     async def agrees(self, application: Application) -> None:
         """The application at rest: both sides are equal, and the authority has all that was acknowledged and nothing else."""
         await application.pause()
-        paused_ms = await self.store.now_ms()
+        paused_ms = await ask_for_beats(self.store)
         feed = JournalFeed(self.store, self.plan.partitions)
 
         left: list[object] = []
@@ -318,9 +319,7 @@ class Fleet:
             beats = await registry.heartbeats(self.store, "gateway")
             # A beat of before the pause knows nothing of the last writes.
             left[:] = [
-                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"])
-                for beat in beats
-                if beat.facts["unflushed"] or beat.at_ms <= paused_ms
+                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"]) for beat in beats if beat.facts["unflushed"] or beat.at_ms < paused_ms
             ]
             if not await feed.drained():
                 left.append((await feed.positions(), await feed.synced()))
