@@ -108,7 +108,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
-    session.adopt_leg()
+    session.adopt_leg(hub.logins(side))
     if unasked:
         connection.to_client(unasked)
     if rest:
@@ -127,7 +127,7 @@ class _Refused(Exception):
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
     """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
     session = connection.session
-    script, expected, optional = session.replay_script()
+    script, expected, optional = session.replay_script(hub.logins(side))
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")

@@ -49,6 +49,7 @@ from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
+from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import Redirecting, kind_of
 from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
@@ -166,6 +167,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
+        self._logins = Logins(plan.logins) if plan.logins else None
         self._listener_tls = listener_tls(options)
         self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
         self._draining = False
@@ -183,6 +185,9 @@ class Gateway:
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self._tls[side]
+
+    def logins(self, side: Side) -> Logins | None:
+        return self._logins if side is Side.TARGET else None
 
     def gap(self, why: str) -> None:
         self._journaler.gap(why)
