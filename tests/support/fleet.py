@@ -73,32 +73,37 @@ class GatedWriter(Writer):
     """A writer of the shop that can be made to wait between two of its actions."""
 
     def pausable(self, gate: asyncio.Event, busy: set[int]) -> None:
-        def gated(action: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-            async def act() -> None:
-                await gate.wait()
-                busy.add(self.number)
-                try:
-                    await action()
-                finally:
-                    busy.discard(self.number)
+        self._gate, self._busy = gate, busy
 
-            return act
-
-        self.actions = [gated(action) for action in self.actions]
+    async def act(self, action: Callable[[], Awaitable[None]]) -> None:
+        await self._gate.wait()
+        self._busy.add(self.number)
+        try:
+            await action()
+        finally:
+            self._busy.discard(self.number)
 
 
 class Application:
     """The shop, over several gateways, with blocked consumers; pausable, so that it can be held against a server at any time."""
 
     def __init__(
-        self, ports: Sequence[int], *, seed: int, keys: int, writers: int, writes_per_s: float, libraries: Sequence[str] = ("redis-py",)
+        self,
+        ports: Sequence[int],
+        *,
+        seed: int,
+        keys: int,
+        writers: int,
+        writes_per_s: float,
+        libraries: Sequence[str] = ("redis-py",),
+        pipelined: int = 0,
     ) -> None:
         self.urls = [f"redis://127.0.0.1:{port}" for port in ports]
         self.model = Model(seed=seed, keys=keys, began_ms=0)
         self.tally = Tally()
         self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
         self._writers, self._per_s = writers, writes_per_s / writers
-        self._libraries = Clients(libraries)
+        self._libraries, self._pipelined = Clients(libraries), pipelined
         self._consumers = max(2, len(libraries))
         self._tasks: list[asyncio.Task[None]] = []
         self._clients: list[redis.Redis] = []
@@ -114,7 +119,7 @@ class Application:
         for number in range(self._writers):
             url = self.urls[number % len(self.urls)]
             client = self._libraries.open(number, url)
-            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client)
+            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client, pipelined=self._pipelined)
             writer.pausable(self._gate, self._busy)
             self._clients.append(writer.client)
             self._tasks.append(asyncio.create_task(writer.run(self._stop, self._per_s)))
