@@ -496,6 +496,7 @@ class Gateway:
             self._release_alone()
         else:
             await self.apply(after)
+            self._settle()  # whoever began it is gone: where the authority has changed, nobody else lets changes flow back soon
 
     def _release_alone(self) -> None:
         """The store is away and the hold's time is over: sessions go on where they are, and nothing is decided.
