@@ -534,7 +534,12 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
-        Step("go", "wait as long as a person postpones it (exodus hold), and for the window, if one is approved", _go, bounded=False),
+        Step(
+            "go",
+            f"wait as long as a person postpones it (exodus hold), and for the window, if one is approved; let gateways connect to the {to}",
+            _go,
+            bounded=False,
+        ),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
