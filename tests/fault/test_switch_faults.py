@@ -1,4 +1,5 @@
-"""The switch under faults: each kind in its turn, at a step drawn from a seed, on real processes, under the self-checking application's writes.
+"""The switch under faults: each kind in its turn, at a step drawn from a seed, on real processes, under the self-checking application's writes from
+three client libraries.
 
 Whatever happens, the outcome is switched or not switched, never both: the route, the fences, the writers' rights and what the switch said of
 itself agree; the application's model agrees with the authority; and writes flow again without anybody's help. FULL=1 draws 200 seeds.
@@ -23,11 +24,18 @@ from exodus.cutover.switch import steps
 from exodus.stack.servers import ServerKind
 from tests.support.fleet import Application, Fleet, Switcher
 from tests.support.full import FULL
+from tests.support.libraries import LIBRARIES
 from tests.support.servers import Box
 
 _FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-20").partition("-")
 SEEDS = range(int(_FIRST), int(_END))
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(300 + 60 * len(SEEDS))]
+pytestmark = [
+    pytest.mark.fault,
+    pytest.mark.timeout(300 + 60 * len(SEEDS)),
+    # What coredis leaves of a connection that was lost.
+    pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"),
+]
 
 FAULTS = (
     "nothing",
@@ -156,7 +164,7 @@ async def _one(fleet: Fleet, application: Application, seed: int) -> str:
 
 
 async def test_switched_or_not_and_never_both(fleet: Fleet) -> None:
-    application = await fleet.application()
+    application = await fleet.application(libraries=LIBRARIES)
     said = [await _one(fleet, application, seed) for seed in SEEDS]
     await application.end()
     assert any(": switched" in line for line in said), "no switch of all came to its end"
