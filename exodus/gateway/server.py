@@ -293,12 +293,18 @@ class Gateway:
         if self._spare_side is scope.orders.authority:
             self._drop_spare_legs()
             self._spare_side = scope.orders.authority.other
+        side = self._spare_side
         for _ in range(min(len(self._members(scope)), _SPARE_LEGS_MAX) - len(self._spare)):
             try:
-                self._spare.append(await open_leg(self, self._spare_side, owner=None))
+                leg = await open_leg(self, side, owner=None)
             except (OSError, TimeoutError) as exc:
-                log.info("no leg could be made beforehand to the %s: %s", self._spare_side, exc)
+                log.info("no leg could be made beforehand to the %s: %s", side, exc)
                 return
+            if side is not self._spare_side:  # another scope's sessions go the other way
+                if leg.transport is not None:
+                    leg.transport.abort()
+                return
+            self._spare.append(leg)
         self._spare_ready = True
 
     async def _before_hold(self) -> None:
