@@ -224,25 +224,66 @@ class Address(BaseModel):
         """
         if self.password is not None:
             return self.password.get_secret_value()
-        if self.password_env is not None:
-            value = os.environ.get(self.password_env)
-            if value is None:
-                raise OperatorError(
-                    f"{field}: no password in ${self.password_env}",
-                    why="the plan names this environment variable and it is not set here",
-                    next_step=f"export {self.password_env}=… for this process, or name a password_file",
-                )
-            return value
-        if self.password_file is not None:
-            try:
-                return self.password_file.read_text().splitlines()[0]
-            except (OSError, IndexError) as exc:
-                raise OperatorError(
-                    f"{field}: no password in {self.password_file}",
-                    why=str(exc) or "the file is empty",
-                    next_step="write the password on the first line of the file and let this user read it",
-                ) from exc
-        return None
+        return _read_secret(field, self.password_env, self.password_file)
+
+
+def _read_secret(field: str, env: str | None, file: Path | None) -> str | None:
+    if env is not None:
+        value = os.environ.get(env)
+        if value is None:
+            raise OperatorError(
+                f"{field}: no password in ${env}",
+                why="the plan names this environment variable and it is not set here",
+                next_step=f"export {env}=… for this process, or name a password_file",
+            )
+        return value
+    if file is not None:
+        try:
+            return file.read_text().splitlines()[0]
+        except (OSError, IndexError) as exc:
+            raise OperatorError(
+                f"{field}: no password in {file}",
+                why=str(exc) or "the file is empty",
+                next_step="write the password on the first line of the file and let this user read it",
+            ) from exc
+    return None
+
+
+class Login(BaseModel):
+    """An application's login that is another on the target. Without a password of the source's: who needs to show none there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user: str = Field(default="default", min_length=1, description="on the source; default: who says only a password, or nothing")
+    password_env: str | None = Field(default=None, description="environment variable that holds the source's password")
+    password_file: Path | None = Field(default=None, description="file whose first line is the source's password")
+    target_user: str | None = Field(default=None, min_length=1, description="on the target; the same name where it is left away")
+    target_password_env: str | None = Field(default=None, description="environment variable that holds the target's password")
+    target_password_file: Path | None = Field(default=None, description="file whose first line is the target's password")
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if (self.target_password_env is None) is (self.target_password_file is None):
+            raise ValueError(f"logins: {self.user} needs target_password_env or target_password_file, and not both")
+        if self.user != "default" and self.password_env is None and self.password_file is None:
+            raise ValueError(f"logins: {self.user} needs the source's password_env or password_file: nobody else may get the target's")
+        return self
+
+    def secret(self) -> str | None:
+        """What it shows to the source; None: nothing.
+
+        Raises:
+            OperatorError: as `Address.secret`.
+        """
+        return _read_secret(f"logins: {self.user}", self.password_env, self.password_file)
+
+    def target_secret(self) -> str:
+        """What it is to show to the target.
+
+        Raises:
+            OperatorError: as `Address.secret`.
+        """
+        return _read_secret(f"logins: {self.user}: target", self.target_password_env, self.target_password_file) or ""
 
 
 class Budget(BaseModel):
@@ -359,6 +400,7 @@ class Plan(BaseModel):
         default=False, description="idle time (or, under an LFU policy, frequency) of keys is carried, for the target's eviction"
     )
     renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
+    logins: tuple[Login, ...] = Field(default=(), description="applications' logins that are others on the target")
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
     canary: CanaryPlan = Field(default=CanaryPlan(), description="reads asked of the target, too, before the cutover")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import SecretStr
 from redis.exceptions import RedisError
 
-from exodus.config import RESERVED_PREFIX, Address, Plan, Side
+from exodus.config import RESERVED_PREFIX, Address, Login, Plan, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError, error_of
@@ -188,6 +189,7 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     findings.append(await _check_payloads(source, ours, theirs))
     findings.append(_check_user("source", ours))
     findings.append(_check_user("target", theirs))
+    findings += [await _check_login(login, plan) for login in plan.logins]
     lfu = "lfu" in ours.maxmemory_policy
     if plan.keep_usage and lfu != ("lfu" in theirs.maxmemory_policy):
         findings.append(
@@ -289,6 +291,19 @@ def _check_user(side: str, facts: NodeFacts) -> Finding:
             "create a user of its own for Exodus (docs/operating/users.md)",
         )  # fmt: skip
     return Finding(f"user on the {side}", "ok", f"Exodus connects to the {side} as {facts.user!r}")
+
+
+async def _check_login(login: Login, plan: Plan) -> Finding:
+    """Both sides must take it now: at the switch a session that is refused is closed."""
+    for side, user, secret in ((Side.SOURCE, login.user, login.secret()), (Side.TARGET, login.target_user or login.user, login.target_secret())):
+        given = SecretStr(secret) if secret is not None else None
+        as_application = plan.address(side).model_copy(update={"username": user, "password": given, "password_env": None, "password_file": None})
+        try:
+            async with await Leg.connect(as_application, side, name="exodus-login"):
+                pass
+        except OperatorError as exc:
+            return Finding("logins", "fatal", f"logins: the {side} refuses {user!r}", exc.why, "correct the login, or its user on that side")
+    return Finding("logins", "ok", f"{login.user!r} is {login.target_user or login.user!r} on the target")
 
 
 def raise_if_fatal(findings: list[Finding]) -> None:

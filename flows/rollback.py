@@ -39,8 +39,11 @@ def _switch_back(migration: str, *, dead: bool) -> list[Json]:
 
 
 @phase_flow(PHASE)
-def rollback(migration: str = "demo") -> State[str]:
-    """After a cutover: switch back without loss, or by force where the target is dead. Before one: stop copying."""
+def rollback(migration: str = "demo", decided_by: str = "", why: str = "") -> State[str]:
+    """After a cutover: switch back without loss, or by force where the target is dead. Before one: stop copying.
+
+    Whoever starts it with their name and why has taken the first decision, and it is only asked where a person has to look at something first.
+    """
     began = open_phase(migration, PHASE)
     switched = began["authority"] == Side.TARGET
     target = look_at_target(migration) if switched else {"dead": None, "keys_total": 0, "keys": []}
@@ -72,6 +75,7 @@ def rollback(migration: str = "demo") -> State[str]:
             if dead and answer["decision"] == "approve" and not answer["accept_loss"]
             else why_not_closed(answer, to_close)
         ),
+        beforehand={"decision": "approve", "decided_by": decided_by, "why": why} if decided_by and why else None,
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)

@@ -142,6 +142,7 @@ def ask(
     summary: list[str],
     evidence: str,
     refuse: Callable[[Json, int], str | None] = _no_refusal,
+    beforehand: Json | None = None,
 ) -> Json:
     """Wait for a person, for days if need be; returns the ledger's entry.
 
@@ -150,6 +151,7 @@ def ask(
     Args:
         refuse: looks at an answer and its number, and says why it cannot be; it must say the same of the same answer for ever (a task whose
             result is kept), since the flow asks it anew each time it runs from the top.
+        beforehand: what whoever started the run has answered already. Where it does not hold, it is asked as ever, with the reason.
     """
     days = load(migration).plan().decision_days_max
     attempt, problem = 1, None
@@ -163,12 +165,15 @@ def ask(
             "",
             f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`",
         ]
-        answer = suspend_flow_run(
-            wait_for_input=form.with_initial_data(description="\n".join(lines)),
-            key=f"{gate}-{attempt}",
-            timeout=int(days * 86_400),
-        )
-        given = answer.model_dump(exclude={"description"})
+        if beforehand is not None and attempt == 1:
+            given = {name: field.default for name, field in form.model_fields.items() if not field.is_required()} | beforehand
+        else:
+            answer = suspend_flow_run(
+                wait_for_input=form.with_initial_data(description="\n".join(lines)),
+                key=f"{gate}-{attempt}",
+                timeout=int(days * 86_400),
+            )
+            given = answer.model_dump(exclude={"description"})
         problem = _problem(given) or refuse(given, attempt)
         if problem is None:
             return record_decision(migration, phase, gate, given, evidence, digest)

@@ -11,6 +11,7 @@ from prefect import task
 from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier
+from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
 from exodus.cutover.fence import Fence, read_record, shut_out
@@ -25,6 +26,7 @@ from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconci
 from exodus.sync.rescan import rescan
 from tasks.context import Json, Opened, opened, run
 from tasks.native import REPORT as NATIVE_REPORT
+from tasks.progress import telling
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
@@ -140,8 +142,13 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
             loop = asyncio.get_running_loop()
             began = loop.time()
             goal = await journal.ends(it.store, it.plan.partitions)
-            while not (caught_up := await journal.reached(it.store, goal)) and loop.time() - began < within_s:
-                await asyncio.sleep(0.1)
+
+            async def how_far() -> str:
+                return f"waits for live sync: {await journal.lag_entries(it.store, it.plan.partitions)} entries are left"
+
+            async with telling(how_far):
+                while not (caught_up := await journal.reached(it.store, goal)) and loop.time() - began < within_s:
+                    await asyncio.sleep(0.1)
             lag = await journal.lag_entries(it.store, it.plan.partitions)
             return {"caught_up": caught_up, "lag_entries": lag, "seconds": round(loop.time() - began, 2)}
 
@@ -154,7 +161,13 @@ def verify_sides(migration: str, name: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            return await reconcile(await open_engine(it.store, it.plan), name)
+
+            async def how_far() -> str:
+                now = await load_pass(it.store, name)
+                return "compares both sides" + ("" if now is None else f": {now.counts}, {len(now.suspects)} keys to be looked at again")
+
+            async with telling(how_far):
+                return await reconcile(await open_engine(it.store, it.plan), name)
 
     return run(work())
 
@@ -170,13 +183,18 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             began = time.monotonic()
-            while True:
-                elapsed = time.monotonic() - began
-                fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-                equal = fresh.pass_age_s is not None and not fresh.never and fresh.oldest_dirty_s < elapsed
-                if equal or fresh.pass_age_s is None or elapsed > within_s:
-                    return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
-                await asyncio.sleep(0.2)
+
+            async def how_far() -> str:
+                return f"waits until what was written is compared: {await freshness.read_freshness(it.store, it.plan.partitions)}"
+
+            async with telling(how_far):
+                while True:
+                    elapsed = time.monotonic() - began
+                    fresh = await freshness.read_freshness(it.store, it.plan.partitions)
+                    equal = fresh.pass_age_s is not None and not fresh.never and fresh.oldest_dirty_s < elapsed
+                    if equal or fresh.pass_age_s is None or elapsed > within_s:
+                        return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
+                    await asyncio.sleep(0.2)
 
     return run(work())
 

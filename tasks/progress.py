@@ -1,13 +1,14 @@
-"""A switch's steps, live in the Prefect UI: a progress artifact that says which step it is at, and what it waits for.
+"""What is waited for, live in the Prefect UI.
 
-It is looked after by a task beside the switch, which rests while writes are held: a call to Prefect would take processor time from the hold.
+A switch has a progress artifact that says which step it is at, and what it waits for. It is looked after by a task beside the switch, which rests
+while writes are held: a call to Prefect would take processor time from the hold. Whatever else takes long says in its run's log how far it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from exodus.ending import end_all
 from tasks.evidence import artifact_key
 
 _LOOK_S = 0.3
+_TELL_S = 5.0
 
 
 class Shown:
@@ -84,3 +86,20 @@ async def shown(migration: str, phase: str, steps: list[str], store: ControlStor
         raise
     await end_all([watching])
     artifact.say(100.0, "done")
+
+
+@asynccontextmanager
+async def telling(how_far: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
+    """Say in the run's log, every few seconds as long as it lasts, how far something is."""
+    log = get_run_logger()
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_TELL_S)
+            log.info("%s", await how_far())
+
+    told = asyncio.create_task(tell())
+    try:
+        yield
+    finally:
+        await end_all([told])

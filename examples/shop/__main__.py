@@ -34,7 +34,7 @@ async def run(args: argparse.Namespace) -> int:
     await client.aclose()
     if args.ready_file:
         args.ready_file.touch()
-    writers = [Writer(number, args.url, model, tally, writers=_WRITERS) for number in range(_WRITERS)]
+    writers = [Writer(number, args.url, model, tally, writers=_WRITERS, pipelined=args.pipelined) for number in range(_WRITERS)]
     tasks = [asyncio.create_task(writer.run(stop, args.writes / _WRITERS)) for writer in writers]
     tasks.append(asyncio.create_task(produce_jobs(args.url, model, tally, stop, _JOBS_PER_S)))
     tasks.append(asyncio.create_task(consume_jobs(args.url, model, tally, stop)))
@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--url", required=True)
     parser.add_argument("--keys", type=int, default=200_000)
     parser.add_argument("--writes", type=int, default=2_000, help="a second, of all writers together")
+    parser.add_argument("--pipelined", type=int, default=0, help="of the writes, so many are now and then sent together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stop-file", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Writers: each owns its keys, so that the expected state is exact, and has at most one write under way."""
+"""Writers: each owns its keys, so that the expected state is exact, and has at most one write of a key under way."""
 
 from __future__ import annotations
 
@@ -52,13 +52,16 @@ class Tally:
 class Writer:
     """One connection, or a `client` that is given, and the keys under `shop:N:`."""
 
-    def __init__(self, number: int, url: str, model: Model, tally: Tally, *, writers: int, client: redis.Redis | None = None) -> None:
+    def __init__(
+        self, number: int, url: str, model: Model, tally: Tally, *, writers: int, client: redis.Redis | None = None, pipelined: int = 0
+    ) -> None:
         self.prefix = b"shop:%d:" % number
         self.model = model
         self.tally = tally
         self.draw = random.Random(model.seed * 7919 + number)  # noqa: S311 - reproducible, not secret
         self.client = client or connect(url)
         self.number, self.writers = number, writers
+        self.pipelined = pipelined  # writes of other keys that are sometimes under way together
         self.script: Any = self.client.register_script(_SCRIPT)
         self.renames = 0
         self.delivered: list[bytes] = []
@@ -68,7 +71,7 @@ class Writer:
         changes = [self.set_string, self.count, self.count, self.push_or_pop, self.push_or_pop, self.change_set, self.change_zset, self.change_hash]
         times = [self.set_with_ttl, self.set_expiry_at, self.persist]
         several = [self.add_to_stream, self.transfer, self.run_script, self.delete, self.rename, self.change_cold]
-        self.actions: list[Callable[[], Awaitable[None]]] = [*reads, *changes, *times, *several]
+        self.actions: list[Callable[[], Awaitable[None]]] = [*reads, *changes, *times, *several, *([self.set_many] * 3 if pipelined else [])]
 
     def key(self, kind: bytes, number: int) -> bytes:
         """A key of this writer."""
@@ -81,16 +84,20 @@ class Writer:
         due = time.monotonic()
         while not stop.is_set():
             action = self.draw.choice(self.actions)
-            await action()
+            await self.act(action)
             if action == self.read_back:
                 continue  # the rate is one of writes
-            due += interval
+            due += interval * (self.pipelined if action == self.set_many else 1)
             left = due - time.monotonic()
             if left > 0:
                 await asyncio.sleep(left)
             elif left < -1:
                 due = time.monotonic()  # after a stall the lost time is not made up for
         await self.client.aclose()
+
+    async def act(self, action: Callable[[], Awaitable[None]]) -> None:
+        """One of the actions."""
+        await action()
 
     async def write(
         self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None
@@ -105,24 +112,32 @@ class Writer:
         try:
             reply = await send()
         except (redis.RedisError, OSError) as exc:
-            self.tally.error(exc)
-            self.tally.unknown += 1
-            for key, state in changes.items():
-                # Whichever it is, one that expires may be gone by the time that somebody looks.
-                expires = key in self.model.expiries or (expiry or {}).get(key) is not None
-                self.model.unknown[key] = (self.model.live.get(key), state, *((None,) if expires else ()))
+            self._doubt(exc, changes, expiry or {})
             return None
         finally:
             self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
+        self._take(changes, expiry or {})
+        return reply
+
+    def _take(self, changes: dict[bytes, State], expiry: dict[bytes, Expiry | None]) -> None:
+        """A write was acknowledged."""
         self.tally.acknowledged += 1
         self.model.live.update(changes)
         for key in changes:
-            at = (expiry or {}).get(key)
+            at = expiry.get(key)
             if at is not None:
                 self.model.expiries[key] = at
             else:
                 self.model.expiries.pop(key, None)
-        return reply
+
+    def _doubt(self, exc: BaseException, changes: dict[bytes, State], expiry: dict[bytes, Expiry | None]) -> None:
+        """A write was refused, or had no answer."""
+        self.tally.error(exc)
+        self.tally.unknown += 1
+        for key, state in changes.items():
+            # Whichever it is, one that expires may be gone by the time that somebody looks.
+            expires = key in self.model.expiries or expiry.get(key) is not None
+            self.model.unknown[key] = (self.model.live.get(key), state, *((None,) if expires else ()))
 
     async def settle(self, key: bytes) -> None:
         """After a write without an answer: read which of the states it is."""
@@ -173,6 +188,24 @@ class Writer:
     async def set_string(self) -> None:
         key, value = self.key(b"string", self.draw.randrange(200)), b"%x" % self.draw.getrandbits(128)
         await self.write({key: value}, lambda: self.client.set(key, value))
+
+    async def set_many(self) -> None:
+        keys = [self.key(b"string", number) for number in self.draw.sample(range(200), self.pipelined)]
+        values = {key: b"%x" % self.draw.getrandbits(128) for key in keys if key not in self.model.unknown}
+        pipe = self.client.pipeline(transaction=False)
+        for key, value in values.items():
+            pipe.set(key, value)
+        began = time.monotonic()
+        try:
+            replies = await pipe.execute(raise_on_error=False)
+        except (redis.RedisError, OSError) as exc:
+            replies = [exc] * len(values)
+        self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
+        for (key, value), reply in zip(values.items(), replies, strict=True):
+            if isinstance(reply, Exception):
+                self._doubt(reply, {key: value}, {})
+            else:
+                self._take({key: value}, {})
 
     async def count(self) -> None:
         key = self.key(b"counter", self.draw.randrange(50))

@@ -61,11 +61,13 @@ def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: Ho
 def start(
     phase: Annotated[str, typer.Argument(help="pre-test, analyze, compare, test, migrate, rollback, commit, or lifecycle")],
     seconds: Annotated[float | None, typer.Option(help="how long to watch (pre-test, analyze, compare)")] = None,
+    why: Annotated[str | None, typer.Option("--why", help="rollback: return to the source without being asked first; kept in the ledger")] = None,
+    by: ByOption = None,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start a phase through its deployment. Example: exodus start pre-test --seconds 30"""
+    """Start a phase through its deployment. Examples: exodus start pre-test --seconds 30; exodus start rollback --why "orders fail" """
     names = [*Phase, "lifecycle"]
     if phase not in names:
         raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
@@ -76,6 +78,10 @@ def start(
         if phase not in (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE):
             raise OperatorError(f"--seconds: {phase} does not watch traffic", why="pre-test, analyze and compare do", next_step="leave it away")
         parameters["seconds"] = seconds
+    if why is not None or by is not None:
+        if phase != Phase.ROLLBACK or not why:
+            raise OperatorError("--why, --by: they go together with rollback", why="other phases ask first", next_step="exodus approve, when asked")
+        parameters.update(decided_by=by or getpass.getuser(), why=why)
     run = api.start(phase, parameters)
     if json:
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})

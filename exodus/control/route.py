@@ -70,6 +70,8 @@ return -1
 """
 
 
+SOON = b"soon"  # the word of `say_soon`
+
 # The time is read in the same step: who hears the word looks at itself later than that.
 _ASK = """
 local now = redis.call('TIME')
@@ -87,6 +89,11 @@ async def ask_for_beats(store: ControlStore) -> int:
 def asked_at_ms(word: bytes | None) -> int | None:
     """The time of `ask_for_beats`, where that is what was announced."""
     return int(word[4:]) if word is not None and word.startswith(b"say ") else None
+
+
+async def say_soon(store: ControlStore) -> None:
+    """Tell gateways that writes are about to be held, so that what they can do before that need not be done under it."""
+    await answered(store.client.publish(store.keys.route_changed, SOON))
 
 
 def announced(word: bytes | None) -> Route | None:

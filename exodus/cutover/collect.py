@@ -1,4 +1,7 @@
-"""What goes into an evidence bundle: everything that the control store knows of a migration, and a digest of both sides. No secret is in it."""
+"""What goes into an evidence bundle: everything that the control store knows of a migration. No secret is in it.
+
+The digest by buckets that a finalise takes of the source's last state (`side_digest`) is among the reports.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -32,7 +32,7 @@ from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, ask_for_beats, change_route, read_route
+from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
@@ -52,9 +52,10 @@ from exodus.sync.reconcile import compare_now
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
 _SPOT_CHECK_KEYS = 2_000
-_POLL_S = 0.001  # while writes are held
+_POLL_S = 0.002  # while writes are held, where no word comes
 _OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
 _RETRY_S = 0.1
+_SOON_S = 1.0  # that gateways get to connect their sessions to the new side beforehand; one that cannot does it under the hold
 _LOOK_S = 0.2  # while a person or the window lets it wait
 _AFTER_RELEASE_S = 0.1  # gateways work off what they held; the fence stands, so strays can wait
 _STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
@@ -189,6 +190,13 @@ class Switch:
                         next_step="start the control store: the gateways then settle it; `exodus status` tells which side is the authority",
                     ) from exc
                 await asyncio.sleep(_RETRY_S)
+
+    async def hear(self, within_s: float) -> None:
+        """Wait for the next word of a gateway or syncer."""
+        if self.heard is None:
+            await asyncio.sleep(within_s)
+        else:
+            await self.heard.get_message(ignore_subscribe_messages=True, timeout=within_s)
 
     async def gateways(self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float) -> None:
         """Wait for every gateway."""
@@ -333,6 +341,9 @@ async def _go(switch: Switch) -> None:
     # Connected, and its scripts known to both sides, before anything waits for the spot check.
     switch.comparison = await open_comparison(await open_engine(store, switch.plan, switch.route))
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
+    await say_soon(store)
+    with suppress(CutoverAborted):
+        await switch.gateways(lambda beat: bool(beat.facts.get("legs_ready")), "a gateway's connections to the new side are not made yet", _SOON_S)
 
 
 async def _hold(switch: Switch) -> None:
@@ -370,7 +381,7 @@ async def _drained(switch: Switch) -> None:
                 why=f"{await journal.lag_entries(switch.store, switch.plan.partitions)} entries are left",
                 next_step="look at the syncer in `exodus status`; writes go on at the old side, retry later",
             )
-        await asyncio.sleep(_POLL_S)
+        await switch.hear(_POLL_S)
 
 
 async def _fence(switch: Switch) -> None:
@@ -523,7 +534,12 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
-        Step("go", "wait as long as a person postpones it (exodus hold), and for the window, if one is approved", _go, bounded=False),
+        Step(
+            "go",
+            f"wait as long as a person postpones it (exodus hold), and for the window, if one is approved; let gateways connect to the {to}",
+            _go,
+            bounded=False,
+        ),
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),

@@ -9,6 +9,7 @@ and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 
@@ -18,14 +19,15 @@ from exodus.gateway.session import Session
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.001
+_LOOK_S = 0.001  # where nothing says that a session has become idle
 _AGAIN_S = 0.01  # between attempts to end a blocking command that the authority may not have received yet
 
 
-async def drain_writes(connections: Iterable[Connection], *, within_s: float) -> int:
+async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event, *, within_s: float) -> int:
     """Wait until every held session has its answers; the number of sessions that do not within the time.
 
-    Sessions that cannot be held in order (unread, or with requests behind a blocking one) are closed.
+    Sessions that cannot be held in order (unread, or with requests behind a blocking one) are closed. `settled` is set whenever one of them may
+    have its answers: they are looked at then, since every millisecond is one that applications wait.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
@@ -51,7 +53,15 @@ async def drain_writes(connections: Iterable[Connection], *, within_s: float) ->
         if not busy or loop.time() >= deadline:
             return len(busy)
         left = busy
-        await asyncio.sleep(_LOOK_S)
+        await _set_within(settled, _AGAIN_S)
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, and clear it: whoever is woken looks at everything that it stands for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    event.clear()
 
 
 async def move_all(hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float) -> int:
@@ -70,6 +80,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     deadline = loop.time() + within_s
     why = session.cannot_switch
     again = 0.0
+    quiet = connection.quiet = asyncio.Event()
     while why is None and not session.idle:
         if loop.time() >= again:
             again = loop.time() + _AGAIN_S
@@ -77,7 +88,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         if loop.time() >= deadline:
             why = "a request was under way for too long"
         if why is None:
-            await asyncio.sleep(_LOOK_S)
+            await _set_within(quiet, _LOOK_S)
         if connection.client_gone:
             return None
         why = why or session.cannot_switch
@@ -97,7 +108,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
-    session.adopt_leg()
+    session.adopt_leg(hub.logins(side))
     if unasked:
         connection.to_client(unasked)
     if rest:
@@ -116,7 +127,7 @@ class _Refused(Exception):
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
     """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
     session = connection.session
-    script, expected, optional = session.replay_script()
+    script, expected, optional = session.replay_script(hub.logins(side))
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")

@@ -72,6 +72,7 @@ class Journaler:
         self._marks = Marks(self._wake.set)
         self._pipe = StorePipe(store)
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
+        self._flushed = asyncio.Event()
         self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
         self.entries = 0
         self.store_away_since: float | None = None
@@ -85,6 +86,13 @@ class Journaler:
         self.gaps.setdefault(why, Gap()).add(datetime.now(UTC), keys)
 
     # ---- for heartbeats and the route
+
+    async def next_flush(self, within_s: float) -> None:
+        """Wait until a batch was taken to the store, or could not be; look at `unflushed` then."""
+        self._flushed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._flushed.wait()
 
     @property
     def unflushed(self) -> int:
@@ -150,6 +158,7 @@ class Journaler:
             self._wake.set()
         finally:
             self._in_flight = 0
+            self._flushed.set()
         if old is not None:
             self._intents.retire_before(old)
             self._old_segment = None

@@ -15,6 +15,7 @@ from typing import Protocol, cast
 from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
 from exodus.gateway.canary import CanaryRead
+from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 
@@ -34,6 +35,9 @@ class Hub(Protocol):
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         """How to speak to it."""
+
+    def logins(self, side: Side) -> Logins | None:
+        """What is said to a side in place of what clients say of themselves; None: what they say."""
 
     def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
         """See `Outlet.log_intents`."""
@@ -136,6 +140,7 @@ class Connection:
         self.client: asyncio.Transport | None = None
         self.client_gone = False
         self.host = ""  # the client's
+        self.quiet: asyncio.Event | None = None  # set when the session may have become idle, where a handover waits for it
         self._loop = asyncio.get_running_loop()
         # What the session says of every request goes to the process without a stop here.
         self.log_intents = hub.intend
@@ -175,6 +180,7 @@ class Connection:
         if self.client_gone:
             self.drop_leg()
             return
+        self.session.log_in(self.hub.logins(side), monotonic())
         early, self._early = self._early, []
         if early:
             self.data_received(b"".join(early))
@@ -297,6 +303,8 @@ class Connection:
         self.hub.unblock(self.side, client_id)
 
     def settled(self) -> None:
+        if self.quiet is not None:
+            self.quiet.set()
         self.hub.settled()
 
     def failed(self) -> None:

@@ -40,7 +40,7 @@ from exodus.config import (
 from exodus.control import registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, announced, asked_at_ms, change_route, read_route
+from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
@@ -49,6 +49,7 @@ from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
+from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import Redirecting, kind_of
 from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
@@ -67,7 +68,9 @@ _SETTLE_WAIT_S = 1.0  # how long the release of held writes waits for the fence 
 _SETTLE_AGAIN_S = 0.5
 _TEND_EVERY_S = 10.0  # a fence that a server's restart took away is up again after this
 _SPARE_LEGS_MAX = 1_000
+_SPARE_S = 5.0  # how long they are kept where no hold comes
 _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
+_FLUSH_LOOK_S = 0.01  # where no flush ends in between
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
 _CANARY_LINGERS_S = 1.0  # for what was asked before the canary ended
 _PROBE_S = 2.0  # between two questions to the authority, and how long one may take
@@ -79,6 +82,7 @@ class Scope:
 
     orders: Orders
     hold_deadline: float | None = None
+    held_at: Side | None = None  # the authority when the hold began
     held: bool = False
     released_alone: bool = False
     holding: asyncio.Task[None] | None = None  # waits for the answers of what was under way when the hold began
@@ -158,10 +162,12 @@ class Gateway:
         self.refused = 0  # connections that were closed at once
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
+        self._spare_ready = False
         self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
+        self._logins = Logins(plan.logins) if plan.logins else None
         self._listener_tls = listener_tls(options)
         self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
         self._draining = False
@@ -179,6 +185,9 @@ class Gateway:
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self._tls[side]
+
+    def logins(self, side: Side) -> Logins | None:
+        return self._logins if side is Side.TARGET else None
 
     def gap(self, why: str) -> None:
         self._journaler.gap(why)
@@ -280,26 +289,47 @@ class Gateway:
         return None
 
     async def _prepare_legs(self, scope: Scope) -> None:
-        """While writes are held: connect to where the sessions may be about to go."""
-        self._spare_side = scope.orders.authority.other
-        for _ in range(min(len(self._members(scope)), _SPARE_LEGS_MAX)):
+        """Connect to where the sessions may be about to go, as far as that is not done yet."""
+        if self._spare_side is scope.orders.authority:
+            self._drop_spare_legs()
+            self._spare_side = scope.orders.authority.other
+        side = self._spare_side
+        for _ in range(min(len(self._members(scope)), _SPARE_LEGS_MAX) - len(self._spare)):
             try:
-                self._spare.append(await open_leg(self, self._spare_side, owner=None))
+                leg = await open_leg(self, side, owner=None)
             except (OSError, TimeoutError) as exc:
-                log.info("no leg could be made beforehand to the %s: %s", self._spare_side, exc)
+                log.info("no leg could be made beforehand to the %s: %s", side, exc)
                 return
+            if side is not self._spare_side:  # another scope's sessions go the other way
+                if leg.transport is not None:
+                    leg.transport.abort()
+                return
+            self._spare.append(leg)
+        self._spare_ready = True
+
+    async def _before_hold(self) -> None:
+        """Writes are about to be held: what takes time with every session is done now, since applications wait for it under the hold."""
+        await self._prepare_legs(self._main)
+        self._beat_now.set()
+        await asyncio.sleep(_SPARE_S)
+        if not self._main.orders.hold:
+            self._drop_spare_legs()
 
     def _drop_spare_legs(self) -> None:
         for leg in self._spare:
             if leg.transport is not None:
                 leg.transport.abort()
         self._spare.clear()
+        self._spare_ready = False
 
     async def _look_at_route(self, word: bytes | None) -> None:
         asked_ms = asked_at_ms(word)
         if asked_ms is not None:
             self._asked_ms = asked_ms
             self._beat_now.set()
+            return
+        if word == SOON:
+            self._spawn(self._before_hold())
             return
         told = announced(word)
         now = asyncio.get_running_loop().time()
@@ -363,9 +393,11 @@ class Gateway:
             scope.holding = None
         if hold is Hold.WRITES and not orders.hold:
             orders.hold = True
+            scope.held_at = authority
             scope.released_alone = False
             scope.hold_deadline = loop.time() + self.plan.hold_seconds_max + _GRACE_S
-        given_up = orders.hold and hold is Hold.NONE and authority is orders.authority
+        # Of a switch that was done nothing is in the way of writes, and they wait for no look at the old side.
+        given_up = orders.hold and hold is Hold.NONE and authority is scope.held_at
         if first:
             orders.authority = authority
         elif authority is not orders.authority:
@@ -381,7 +413,7 @@ class Gateway:
 
     async def _complete_hold(self, scope: Scope) -> None:
         limit_s = self.plan.hold_seconds_max
-        busy = await drain_writes(self._members(scope), within_s=limit_s)
+        busy = await drain_writes(self._members(scope), self._settled, within_s=limit_s)
         self._journaler.hurry.set()
         try:
             scope.held = busy == 0 and await self._flushed(limit_s)
@@ -443,7 +475,7 @@ class Gateway:
         while self._unflushed:
             if loop.time() >= deadline:
                 return False
-            await asyncio.sleep(0.001)
+            await self._journaler.next_flush(_FLUSH_LOOK_S)
         return True
 
     def _overdue(self) -> bool:
@@ -470,6 +502,7 @@ class Gateway:
             self._release_alone()
         else:
             await self.apply(after)
+            self._settle()  # whoever began it is gone: where the authority has changed, nobody else lets changes flow back soon
 
     def _release_alone(self) -> None:
         """The store is away and the hold's time is over: sessions go on where they are, and nothing is decided.
@@ -618,8 +651,8 @@ class Gateway:
                     self._known_ms = await self.store.now_ms()
                 await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
                 await self._tell_gaps()
-                if holding:
-                    continue  # a switch waits for this heartbeat, nobody for the telemetry
+                if holding or (soon and not self._stopping.is_set()):
+                    continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
                 await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))
             except _STORE_ERRORS:
                 self._store_errors += 1
@@ -663,6 +696,7 @@ class Gateway:
                 "spooled": self._journaler.spooled,
                 "intent_segments": self._journaler.segments,
                 "rehearsal_held": self._rehearsal.held,
+                "legs_ready": self._spare_ready,
                 "requests": self.telemetry.calls,
                 "errors": self.telemetry.errors,
                 "sessions_closed": dict(self.sessions_closed),

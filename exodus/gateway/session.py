@@ -38,6 +38,7 @@ from exodus.config import (
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, keys_elsewhere
 from exodus.gateway.canary import CanaryRead, chosen
+from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner
@@ -223,6 +224,7 @@ class Session:
     def __init__(self, out: Outlet, orders: Orders) -> None:
         self.out = out
         self.orders = orders
+        self.logins: Logins | None = None  # of the leg: what is said there in place of what the client says
         self.db = 0
         self.protocol = 2
         self.client_id: int | None = None  # of the leg, asked for before the first blocking command
@@ -403,10 +405,12 @@ class Session:
                 self._skip_next_reply = False
             if pending.write:
                 self._unconfirmed.extend(self._keys_of(pending))
-            return pending if pending.write else None
+            return pending if pending.write or pending.rewritten is not None else None
         self.pending.push(pending)
         if pending.write:
             self.writes_in_flight += 1
+        if pending.rewritten is not None and command.role is Role.RESET:
+            self._expect_own(now)
         if pending.shadowed or pending.substitute is not None:
             self._edits += 1
             if pending.canary is not None:
@@ -472,6 +476,8 @@ class Session:
         elif role in (Role.DISCARD, Role.RESET):
             self.transaction = None
             self.watching = self.watch_lost = False
+            if role is Role.RESET and self.logins is not None and self.logins.unasked:
+                pending.rewritten = raw + self.logins.unasked
         elif role is Role.WATCH:
             self.watching = True
         elif role is Role.UNWATCH:
@@ -486,6 +492,8 @@ class Session:
                 pending.state = (role.name.lower(), raw)
             if role is Role.HELLO and len(args) > 1:
                 pending.protocol = self._protocol_admitted = 3 if args[1] == b"3" else 2
+            if self.logins is not None:
+                pending.rewritten = self.logins.said_to_target(args)
         elif role is Role.CLIENT:
             self._admit_client(pending, args, raw)
         elif role is Role.SUBSCRIBE:
@@ -811,6 +819,20 @@ class Session:
         self.channels.clear()
         self.name = b""
 
+    def _expect_own(self, now: float) -> None:
+        """Drop the next reply: it is to a request of ours."""
+        own = _pending(self.orders.table.find(b"CLIENT"), now, 1)
+        own.swallow = True
+        self.pending.push(own)
+        self._edits += 1
+
+    def log_in(self, logins: Logins | None, now: float) -> None:
+        """The session's first leg is there: `logins` are its side's."""
+        self.logins = logins
+        if logins is not None and logins.unasked:
+            self._expect_own(now)
+            self.out.to_server(logins.unasked)
+
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
         if pending.size == 0 and reply.kind == 0x3A:  # CLIENT ID
             self.client_id = int(reply.head)
@@ -923,10 +945,7 @@ class Session:
     def confirm(self) -> None:
         """With replies off: ask for one, which proves that everything before it was executed."""
         if self.replies_off and self._unconfirmed and not any(pending.swallow for pending in self.pending):
-            question = _pending(self.orders.table.find(b"CLIENT"), 0.0, 1)
-            question.swallow = True
-            self.pending.push(question)
-            self._edits += 1
+            self._expect_own(0.0)
             self.out.to_server(_REPLY_ON + _REPLY_OFF)
 
     @property
@@ -943,13 +962,15 @@ class Session:
         """Hold everything from the next request on, reads too."""
         self.frozen = True
 
-    def replay_script(self) -> tuple[bytes, int, frozenset[int]]:
+    def replay_script(self, logins: Logins | None = None) -> tuple[bytes, int, frozenset[int]]:
         """What to send on a new leg before anything else, how many replies to expect and drop, and which of them may be errors.
 
-        An older server does not know all that a newer one was told; what changes no reply of it may be missing there.
+        `logins` are those of the leg's side. An older server does not know all that a newer one was told; what changes no reply of it may be
+        missing there.
         """
-        parts = list(self.replay.values())
-        optional = frozenset(number for number, slot in enumerate(self.replay) if slot.partition(" ")[0] in _COSMETIC)
+        first = [logins.unasked] if logins is not None and logins.unasked else []
+        parts = first + [logins.again(raw) if logins is not None and slot in ("auth", "hello") else raw for slot, raw in self.replay.items()]
+        optional = frozenset(number for number, slot in enumerate(self.replay, len(first)) if slot.partition(" ")[0] in _COSMETIC)
         if self.db:
             parts.append(encode("SELECT", self.db))
         expected = len(parts)
@@ -973,8 +994,9 @@ class Session:
             return reply.first not in _CONFIRMATIONS
         return self.protocol == 2 and reply.first in _OUT_OF_BAND
 
-    def adopt_leg(self) -> None:
-        """The leg was replaced and the script replayed on it."""
+    def adopt_leg(self, logins: Logins | None = None) -> None:
+        """The leg was replaced and the script replayed on it; `logins` are its side's."""
+        self.logins = logins
         self._old_cursors |= self._cursors
         self._cursors = set()
         if self.tracking:

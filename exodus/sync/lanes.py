@@ -206,7 +206,9 @@ class Lanes:
         pipe = self._store.client.pipeline(transaction=False)
         pipe.eval(_FORWARD, 1, self._store.keys.position, *[word for partition, at in reached.items() for word in (str(partition), at)])
         pipe.time()
-        _, (seconds, micros) = await pipe.execute()
+        if self.hurry.is_set():
+            pipe.publish(self._store.keys.part_changed, "synced")  # to the switch that waits for it
+        _, (seconds, micros), *_ = await pipe.execute()
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         for each in changes.values():
             for written_ms in each.times_ms:

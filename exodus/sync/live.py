@@ -19,7 +19,7 @@ from exodus import collector
 from exodus.config import HEARTBEAT_S, Hold, Plan
 from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, read_route
+from exodus.control.route import SOON, Route, asked_at_ms, read_route
 from exodus.control.store import ControlStore
 from exodus.ending import end_all, until_stopped
 from exodus.endpoint import Endpoint
@@ -36,6 +36,7 @@ from exodus.telemetry.http import Sample, StatusServer
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
+_TIDY_S = 0.1  # after the end of an epoch of ours: applications' writes are held at that moment, and who moves them needs the processor
 _BEHIND_MS = 2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
@@ -79,7 +80,9 @@ class Syncer:
                 await self._store.unregister("syncer", self.process)
             status.close()
 
-    async def _look_at_route(self, _: bytes | None) -> None:
+    async def _look_at_route(self, word: bytes | None, *, waited: bool = False) -> None:
+        if word == SOON or asked_at_ms(word) is not None:
+            return  # to gateways
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
@@ -87,6 +90,11 @@ class Syncer:
             return
         before = self._route
         if route.epoch == before.epoch:
+            return
+        if before.sync and not route.sync and not waited:
+            # What we may write has ended already, by the follower's guard; only the tidying up is left.
+            await asyncio.sleep(_TIDY_S)
+            await self._look_at_route(None, waited=True)
             return
         same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native"))
         if not same:
@@ -164,10 +172,11 @@ class Syncer:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
+            soon = self._beat_now.is_set()
             self._beat_now.clear()
             try:
                 now_ms = await self._store.now_ms()
-                if self._route.sync:
+                if self._route.sync and not (soon and self._route.hold is Hold.WRITES):  # what is left is synced now, and writes wait for that
                     await self._measure_lag(now_ms)
                 await registry.beat(self._store, self.heartbeat(now_ms))
             except _STORE_ERRORS as exc:

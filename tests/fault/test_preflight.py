@@ -14,6 +14,7 @@ from exodus.stack.servers import ServerKind
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault
+_SIDES = "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n"
 
 
 async def _check(source: Address, target: Address, **plan: object) -> None:
@@ -78,6 +79,8 @@ async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> 
         ("name: a\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["source is missing"]),
         ("name: A b\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["name", "A b"]),
         ("name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nslices: 6\n", ["slices", "6", "power of two"]),
+        (f"{_SIDES}logins: [{{user: shop, password_file: a}}]\n", ["logins", "shop", "target_password_env"]),
+        (f"{_SIDES}logins: [{{user: shop, target_password_file: b}}]\n", ["logins", "shop", "nobody else"]),
         ("name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nspeed: 9\n", ["speed"]),
         ("- a\n", ["mapping"]),
         ("a: [\n", ["YAML"]),

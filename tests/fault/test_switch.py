@@ -36,7 +36,13 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
     source = plant.boxes[Side.SOURCE].client()
     for number in range(3000):
         source.set(f"cold:{number}", "x" * 20, px=600_000 if number % 5 == 0 else None)
-    await plant.gateway()
+    looked: list[bool] = []
+
+    async def settle(*_: object) -> list[str]:
+        looked.append(gateway._main.orders.hold)
+        return []
+
+    gateway = await plant.gateway(settle=settle)
     await plant.syncer()
     await plant.start_live_sync()
     stop = asyncio.Event()
@@ -47,6 +53,7 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
         done = await switch.apply(plant.store, plant.plan, to)
         assert done.switched
         await asyncio.sleep(0.3)
+    assert not any(looked), "writes waited until a gateway had looked at the side that they had just left"
     stop.set()
     acknowledged = await writing
     await plant.app().lpush("jobs", "one")

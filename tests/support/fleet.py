@@ -23,7 +23,7 @@ from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
 from exodus.config import CopyStrategy, Hold, JournalMode, Plan, Side
 from exodus.control import registry
-from exodus.control.route import change_route, read_route
+from exodus.control.route import ask_for_beats, change_route, read_route
 from exodus.control.store import ControlStore, guard_key
 from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint
@@ -40,6 +40,7 @@ from tests.support.libraries import Clients
 from tests.support.servers import Box
 from tests.support.wait import until
 
+_BLOCKS_S = 0.3  # a pause waits for it
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -72,32 +73,37 @@ class GatedWriter(Writer):
     """A writer of the shop that can be made to wait between two of its actions."""
 
     def pausable(self, gate: asyncio.Event, busy: set[int]) -> None:
-        def gated(action: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-            async def act() -> None:
-                await gate.wait()
-                busy.add(self.number)
-                try:
-                    await action()
-                finally:
-                    busy.discard(self.number)
+        self._gate, self._busy = gate, busy
 
-            return act
-
-        self.actions = [gated(action) for action in self.actions]
+    async def act(self, action: Callable[[], Awaitable[None]]) -> None:
+        await self._gate.wait()
+        self._busy.add(self.number)
+        try:
+            await action()
+        finally:
+            self._busy.discard(self.number)
 
 
 class Application:
     """The shop, over several gateways, with blocked consumers; pausable, so that it can be held against a server at any time."""
 
     def __init__(
-        self, ports: Sequence[int], *, seed: int, keys: int, writers: int, writes_per_s: float, libraries: Sequence[str] = ("redis-py",)
+        self,
+        ports: Sequence[int],
+        *,
+        seed: int,
+        keys: int,
+        writers: int,
+        writes_per_s: float,
+        libraries: Sequence[str] = ("redis-py",),
+        pipelined: int = 0,
     ) -> None:
         self.urls = [f"redis://127.0.0.1:{port}" for port in ports]
         self.model = Model(seed=seed, keys=keys, began_ms=0)
         self.tally = Tally()
         self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
         self._writers, self._per_s = writers, writes_per_s / writers
-        self._libraries = Clients(libraries)
+        self._libraries, self._pipelined = Clients(libraries), pipelined
         self._consumers = max(2, len(libraries))
         self._tasks: list[asyncio.Task[None]] = []
         self._clients: list[redis.Redis] = []
@@ -113,7 +119,7 @@ class Application:
         for number in range(self._writers):
             url = self.urls[number % len(self.urls)]
             client = self._libraries.open(number, url)
-            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client)
+            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client, pipelined=self._pipelined)
             writer.pausable(self._gate, self._busy)
             self._clients.append(writer.client)
             self._tasks.append(asyncio.create_task(writer.run(self._stop, self._per_s)))
@@ -147,7 +153,7 @@ class Application:
             await self._gate.wait()
             self._busy.add(number)
             try:
-                found: Any = await client.brpop(["shop:jobs"], timeout=1)
+                found: Any = await client.brpop(["shop:jobs"], timeout=_BLOCKS_S)  # type: ignore[arg-type]
                 if found is not None:
                     self.model.jobs_consumed.append(found[1])
             except (redis.RedisError, OSError) as exc:
@@ -309,7 +315,7 @@ class Fleet:
     async def agrees(self, application: Application) -> None:
         """The application at rest: both sides are equal, and the authority has all that was acknowledged and nothing else."""
         await application.pause()
-        paused_ms = await self.store.now_ms()
+        paused_ms = await ask_for_beats(self.store)
         feed = JournalFeed(self.store, self.plan.partitions)
 
         left: list[object] = []
@@ -318,9 +324,7 @@ class Fleet:
             beats = await registry.heartbeats(self.store, "gateway")
             # A beat of before the pause knows nothing of the last writes.
             left[:] = [
-                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"])
-                for beat in beats
-                if beat.facts["unflushed"] or beat.at_ms <= paused_ms
+                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"]) for beat in beats if beat.facts["unflushed"] or beat.at_ms < paused_ms
             ]
             if not await feed.drained():
                 left.append((await feed.positions(), await feed.synced()))
