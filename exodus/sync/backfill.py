@@ -135,6 +135,7 @@ class _SliceCopy:
             progress.restarts += 1
         copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
         pace = Pace(self._engine.store, self._engine.authority, self._engine.plan.budget, what=f"backfill {self._piece.slice_id}")
+        copier.turn = pace.turn
         tasks: list[asyncio.Task[None]] = []
         lane: Lane | None = None
         try:

@@ -9,6 +9,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from zlib import crc32
 
 from exodus.config import RESERVED_PREFIX, CopyStrategy
 from exodus.endpoint import NodeFacts
@@ -17,12 +19,29 @@ from exodus.scope import Scope
 from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
+from exodus.sync.pace import Turn, unpaced
 from exodus.sync.read import Batch, Reader, Seen, What
 from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 _RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
+
+
+class Depth(StrEnum):
+    """What is compared of each key."""
+
+    COUNT = "count"  # whether it is there
+    OUTLINE = "outline"  # type, length, expiry
+    VALUE = "value"  # and the value, with what belongs to it
+
+
+_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.VALUE: What.VALUE}
+
+
+def in_sample(key: bytes, share: float) -> bool:
+    """Whether a key is among that share of all keys; the same ones each time."""
+    return crc32(key) < share * 2**32
 
 
 @dataclass(frozen=True)
@@ -62,12 +81,27 @@ class Comparison:
         *,
         spare_others: bool,
         slack_ms: int,
+        depth: Depth = Depth.VALUE,
+        share: float = 1.0,
+        turn: Turn = unpaced,
     ) -> None:
+        """Take the legs over.
+
+        Args:
+            spare_others: keys of the follower whose names the rules leave out are not this migration's.
+            slack_ms: by how much expiries may differ.
+            depth: what is compared.
+            share: of the keys that `scan` gives.
+            turn: waited for before each piece of a large key.
+        """
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
         self._spare_others = spare_others
-        self._readers = (Reader(authority, authority_facts, What.VALUE), Reader(follower, follower_facts, What.VALUE))
+        self._readers = (Reader(authority, authority_facts, _READS[depth]), Reader(follower, follower_facts, _READS[depth]))
+        self._whole = depth is Depth.VALUE
+        self._share = share
+        self._turn = turn
         self._slack_ms = slack_ms
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
 
@@ -86,10 +120,10 @@ class Comparison:
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
         absent: it is not to be on the follower either.
         """
-        if self._scope.filters:
+        if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
-            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX)]
-            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX) and (self._share >= 1 or in_sample(key, self._share))]
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys) if self._scope.filters else {}
             tally.excluded.update(outside.values())
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
             read = await self._readers[0].keys([key for key in keys if key not in outside])
@@ -151,8 +185,10 @@ class Comparison:
     async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
         """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is one comparison a column."""
         kinds = set(ours.kinds)
-        plain = kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
-        if not plain or ours.kinds != theirs.kinds or ours.values != theirs.values:
+        plain = not self._whole or (
+            kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+        )
+        if not plain or b"none" in kinds or ours.kinds != theirs.kinds or ours.values != theirs.values:
             return await self.compare(db, ours.rows(), theirs.rows(), tally)
         if ours.expiries_ms != theirs.expiries_ms:
             apart = [(here, there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True) if here != there]
@@ -160,7 +196,7 @@ class Comparison:
             if drift_ms > self._slack_ms or any((here < 0) != (there < 0) for here, there in apart):
                 return await self.compare(db, ours.rows(), theirs.rows(), tally)
             tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
-        tally.keys_with_ttl += sum(at_ms >= 0 for at_ms in ours.expiries_ms)
+        tally.keys_with_ttl += len(ours.expiries_ms) - ours.expiries_ms.count(-1)  # all are there
         for kind in kinds:
             tally.by_type[kind.decode()] += ours.kinds.count(kind)
         return []
@@ -173,7 +209,8 @@ class Comparison:
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
             # Most often both sides say the same, byte for byte.
-            if here == there and value is not None and kind in PLAIN_TYPES and not (self._field_expiry and kind == b"hash"):
+            apart = self._whole and (value is None or kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash"))
+            if here == there and not apart and kind != b"none":
                 equal[kind] += 1
                 tally.keys_with_ttl += expiry >= 0
                 continue
@@ -183,18 +220,19 @@ class Comparison:
             if kind == b"none":
                 continue
             unequal: str | None = None
-            if large or there.large or value is None or (self._field_expiry and kind == b"hash"):
+            if apart or there.large:
                 expiry, there_expiry, unequal = await self._apart(db, key, kind, large=large or there.large)
             else:
                 there_expiry = there.expiry_ms
-                if value != there.value and canonical(kind, [value]) != canonical(kind, [there.value]):
+                if value != there.value and not (self._whole and canonical(kind, [value]) == canonical(kind, [there.value])):
                     unequal = "value"
             if (expiry < 0) != (there_expiry < 0):
                 found.append(Divergence(db, key, "expiry", "on one side only"))
             elif expiry >= 0 and abs(expiry - there_expiry) > slack_ms:
                 found.append(Divergence(db, key, "expiry", f"{there_expiry - expiry:+d} ms"))
             elif unequal is not None:
-                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else f"{kind.decode()}s differ"))
+                what = f"{kind.decode()}s differ" if self._whole else f"lengths of {kind.decode()}s differ"
+                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else what))
             else:
                 equal[kind] += 1
                 if expiry >= 0:
@@ -212,7 +250,7 @@ class Comparison:
         sides = At(self._legs[0], key), At(self._legs[1], to)
         here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
         if large:
-            return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry)
+            return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
         ours, theirs = await asyncio.gather(*[self._value(side.leg, kind, side.key) for side in sides])
         if ours == theirs:
             return here, there, None
@@ -311,8 +349,8 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     return Surplus(engine, authority, behind)
 
 
-async def open_comparison(engine: Engine) -> Comparison:
-    """Connections of their own for comparing."""
+async def open_comparison(engine: Engine, *, depth: Depth = Depth.VALUE, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
+    """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:
         follower = await (await engine.follower.nodes())[0].connect(name="exodus-verify")
@@ -325,4 +363,6 @@ async def open_comparison(engine: Engine) -> Comparison:
     slack_ms = 0
     if not all(side.capabilities.get("pexpiretime") for side in facts):
         slack_ms = _RELATIVE_SLACK_MS if engine.plan.strategy is CopyStrategy.NATIVE else _CLOCK_SLACK_MS
-    return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms)
+    return Comparison(
+        authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
+    )

@@ -26,6 +26,7 @@ from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.outside import left_out
+from exodus.sync.pace import Turn, unpaced
 from exodus.sync.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
@@ -117,6 +118,7 @@ class Copier:
         self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
+        self.turn: Turn = unpaced  # waited for before each piece of a large key
         self._proofs = proofs
         self._scope = scope
         self._spare_others = spare_others
@@ -442,7 +444,7 @@ class Copier:
 
     async def _write_large(self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport) -> None:
         if self._pieces is None:
-            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts)
+            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts, self.turn)
         try:
             outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,7 @@ from exodus.endpoint import Endpoint
 from exodus.errors import OperatorError
 from exodus.leg import Leg, close_all
 
+Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
 PROBE_EVERY_S = 0.05
 LOOK_EVERY_S = 0.5
 PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
@@ -147,6 +149,10 @@ class Pace:
             probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
         )  # fmt: skip
         await answered(self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json()))
+
+
+async def unpaced() -> None:
+    """The turn of who is not slowed."""
 
 
 async def _probe(leg: Leg) -> float:
