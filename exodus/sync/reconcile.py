@@ -204,8 +204,8 @@ async def dead_letters(store: ControlStore) -> list[Key]:
     return list(await letters.open_letters(store))
 
 
-async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
-    """Copy keys once more; those that could not be carried.
+async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
+    """Copy keys once more; those that were not mended, each with the reason.
 
     With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for. A replica is written by
     its source alone: where that propagates expiries as the time left, which can be late, it says them once more as absolute times.
@@ -214,9 +214,10 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
         SourceError: the source was lost.
         TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
     """
+    changing: list[Key] = []
     if engine.route.sync:
         if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):
-            await native.restate_expiries(engine.plan, keys)
+            changing = await native.restate_expiries(engine.plan, keys)
         await engine.feed.mark(keys)
         goal = await engine.feed.positions()
         deadline = time.monotonic() + REPAIR_SECONDS_MAX
@@ -231,7 +232,8 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> list[Key]:
     else:
         await copy_now(engine, keys)
     wanted = set(keys)
-    return [key for key in await dead_letters(engine.store) if key in wanted]
+    failing = {key: str(letter["reason"]) for key, letter in (await letters.open_letters(engine.store)).items() if key in wanted}
+    return {**dict.fromkeys(changing, f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"), **failing}
 
 
 async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:

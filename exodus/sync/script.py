@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 
-# Arguments: payload, value, size (bytes of memory), outline (a value's length and one, so that none is 0) or name (nothing but whether it is there),
-# PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is large (the latter count where
-# memory cannot be asked for), then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the first one on
-# that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a bearable
-# size, since the other side's are.
+# Arguments: payload, value, size (bytes of memory), outline (a value's length and one, so that none is 0) or name (nothing but whether it is
+# there), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is large (the latter
+# count where memory cannot be asked for), then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the
+# first one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and
+# of a bearable size, since the other side's are.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
 # where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""

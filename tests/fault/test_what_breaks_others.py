@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exodus.config import Budget, Side
+from exodus.config import Side
 from exodus.control.checkpoint import load_chunks, load_pass, load_progress, save_pass
-from exodus.sync.pace import set_budget
 from exodus.sync.reconcile import reconcile
 from tests.support.full import FULL
 from tests.support.plant import Plant
@@ -84,9 +83,6 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     pipe.execute()
     await plant.start_live_sync()
     await plant.backfill()
-    # Slow, so that it can be killed in the middle.
-    plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.01)})
-    await plant.store.save_plan(plant.plan)
     command = [sys.executable, "-m", "tests.support.verifier", str(_file(plant, tmp_path)), "test"]
     process = subprocess.Popen(command)
 
@@ -104,7 +100,6 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     kept = await load_pass(plant.store, "test")
     assert kept is not None
     assert kept.counts["keys_authority"] < KEYS
-    await set_budget(plant.store, Budget())
     report = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert (report["resumed"], report["keys_authority"], report["keys_follower"]) == (1, KEYS, KEYS)
     assert [row["key"] for row in report["divergences"]] == ["k7"]
