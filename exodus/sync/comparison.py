@@ -24,6 +24,7 @@ from exodus.sync.read import Batch, Reader, Seen, What
 from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
+_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 _RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
 
@@ -206,11 +207,12 @@ class Comparison:
         found: list[Divergence] = []
         slack_ms = self._slack_ms
         equal: Counter[bytes] = Counter()
+        read_apart = await self._apart(db, [here for here, there in zip(ours, theirs, strict=True) if self._needs_more(here, there)])
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
             # Most often both sides say the same, byte for byte.
-            apart = self._whole and (value is None or kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash"))
-            if here == there and not apart and kind != b"none":
+            apart = self._needs_more(here, there)
+            if here == there and value is not None and not apart and kind != b"none":
                 equal[kind] += 1
                 tally.keys_with_ttl += expiry >= 0
                 continue
@@ -220,12 +222,13 @@ class Comparison:
             if kind == b"none":
                 continue
             unequal: str | None = None
-            if apart or there.large:
-                expiry, there_expiry, unequal = await self._apart(db, key, kind, large=large or there.large)
-            else:
-                there_expiry = there.expiry_ms
-                if value != there.value and not (self._whole and canonical(kind, [value]) == canonical(kind, [there.value])):
-                    unequal = "value"
+            there_expiry = there.expiry_ms
+            if large or there.large:
+                expiry, there_expiry, unequal = await self._in_pieces(db, key, kind)
+            elif apart:
+                unequal = read_apart[key]
+            elif value != there.value and not (self._whole and canonical(kind, [value]) == canonical(kind, [there.value])):
+                unequal = "value"
             if (expiry < 0) != (there_expiry < 0):
                 found.append(Divergence(db, key, "expiry", "on one side only"))
             elif expiry >= 0 and abs(expiry - there_expiry) > slack_ms:
@@ -242,27 +245,51 @@ class Comparison:
             tally.by_type[kind.decode()] += count
         return found
 
-    async def _apart(self, db: int, key: bytes, kind: bytes, *, large: bool) -> tuple[int, int, str | None]:
-        """Streams, hashes whose fields may expire, types of modules, and large keys: a key of its own reads. Expiries, and what differs."""
+    def _needs_more(self, here: Seen, there: Seen) -> bool:
+        """Whether reads of its own are needed, and not in pieces: streams, hashes whose fields may expire, types of modules."""
+        if not self._whole or here.large or there.large or here.kind != there.kind or here.kind == b"none":
+            return False
+        return None in (here.value, there.value) or here.kind not in PLAIN_TYPES or (self._field_expiry and here.kind == b"hash")
+
+    async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
+        """Of keys that need reads of their own: what differs, if anything."""
+        found: dict[bytes, str | None] = {}
+        for start in range(0, len(rows), _APART_KEYS):
+            part = rows[start : start + _APART_KEYS]
+            here = [(db, row.key, row.kind) for row in part]
+            there = [(*self._scope.place(db, row.key), row.kind) for row in part]
+            ours, theirs = await asyncio.gather(self._values(self._legs[0], here), self._values(self._legs[1], there))
+            for (key, kind, *_), one, other in zip(part, ours, theirs, strict=True):
+                found[key] = None if one == other else "group" if kind == b"stream" and one[0] == other[0] else "value"
+        return found
+
+    async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
+        """Values of keys, each given with its database and type."""
+        found: dict[tuple[int, bytes], Reply] = {}
+        for db in dict.fromkeys(db for db, _, _ in keys):
+            await leg.select(db)
+            mine = [(name, kind) for at, name, kind in keys if at == db]
+            reads = [reads_of(kind, name) for name, kind in mine]
+            replies = iter(await leg.pipeline([command for commands in reads for command in commands]))
+            values = {name: canonical(kind, [next(replies) for _ in commands]) for (name, kind), commands in zip(mine, reads, strict=True)}
+            hashes = [
+                (name, sorted(values[name])) for name, kind in mine if kind == b"hash" and self._field_expiry and isinstance(values[name], dict)
+            ]
+            times = await leg.pipeline([("HPEXPIRETIME", name, "FIELDS", len(fields), *fields) for name, fields in hashes if fields])
+            for (name, _), ttls in zip([each for each in hashes if each[1]], times, strict=True):
+                known = isinstance(ttls, list)
+                values[name] = (values[name], ttls if known and any(ttl >= 0 for ttl in ttls) else [] if known else str(ttls))
+            found.update({(db, name): value for name, value in values.items()})
+        return [found[db, name] for db, name, _ in keys]
+
+    async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
+        """A large key: its expiries, and what differs."""
         to_db, to = self._scope.place(db, key)
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)
         sides = At(self._legs[0], key), At(self._legs[1], to)
         here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
-        if large:
-            return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
-        ours, theirs = await asyncio.gather(*[self._value(side.leg, kind, side.key) for side in sides])
-        if ours == theirs:
-            return here, there, None
-        return here, there, "group" if kind == b"stream" and ours[0] == theirs[0] else "value"
-
-    async def _value(self, leg: Leg, kind: bytes, key: bytes) -> Reply:
-        value = canonical(kind, await leg.pipeline(reads_of(kind, key)))
-        if kind == b"hash" and self._field_expiry and isinstance(value, dict) and value:
-            fields = sorted(value)
-            ttls = await leg.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
-            value = (value, [ttl for ttl in ttls if isinstance(ttl, int) and ttl >= 0] and ttls)
-        return value
+        return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
 
 
 def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Divergence:
