@@ -115,8 +115,8 @@ class Comparison:
         """End both connections."""
         await close_all(self._legs)
 
-    async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, Batch]:
-        """Keys of the authority with all that is compared; the next cursor.
+    async def scan(self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False) -> tuple[int, Batch]:
+        """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
         absent: it is not to be on the follower either.
@@ -129,7 +129,7 @@ class Comparison:
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
             read = await self._readers[0].keys([key for key in keys if key not in outside])
             return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
-        following, batch = await self._readers[0].scan(cursor, count)
+        following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
         if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
             return following, batch
         unique = {each.key: each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)}

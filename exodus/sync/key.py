@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
@@ -41,12 +42,23 @@ _USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one 
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
+class Digest(Protocol):
+    """Of hashlib."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more in."""
+
+    def hexdigest(self) -> str:
+        """Of all so far."""
+
+
 class Strategy(StrEnum):
     """How a key is carried. A reason may follow in counts, after a colon."""
 
     PAYLOAD = "dump-restore"
     REFOOTED = "re-footed payload"
     BY_TYPE = "by type"
+    LONG_STRING = "by type: a long string is cheaper as it is"
     PIECES = "in pieces"
     MIGRATE = "MIGRATE"
     NATIVE = "native replication"
@@ -76,7 +88,8 @@ class BatchReport:
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
-    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))  # of all that was sent in one command a key
+    # Of all that was sent in one command a key; the fastest of the long ones, since nobody attacks it.
+    digest: Digest = field(default_factory=lambda: hashlib.sha1(usedforsecurity=False))
 
 
 @dataclass
@@ -129,7 +142,9 @@ class Copier:
             self._strategy = Strategy.REFOOTED
         else:
             self._strategy = Strategy.BY_TYPE
-        self._reader = Reader(authority, authority_facts, What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD)
+        # Idle time and frequency go with a payload only.
+        what = What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD if keep_usage else What.EITHER
+        self._reader = Reader(authority, authority_facts, what)
 
     @property
     def strategy(self) -> Strategy:
@@ -242,6 +257,8 @@ class Copier:
                 states.append(State(key, how=Strategy.PIECES, large=True))
             elif kind == b"none":
                 states.append(State(key))
+            elif not kind and isinstance(value, list):
+                states.append(State(key, max(0, expiry_ms), None, (("SET", self._place(db, key), value[0]),), Strategy.LONG_STRING))
             elif payloads:
                 states.append(State(key, max(0, expiry_ms), value))
             elif refooted:

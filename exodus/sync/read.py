@@ -27,6 +27,7 @@ class What(StrEnum):
     """What is read of a key."""
 
     PAYLOAD = "payload"
+    EITHER = "either"  # the payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try to compress it, and sum it up
     VALUE = "value"
     SIZE = "size"  # bytes of memory; of SCAN only, and where scripts are allowed
     OUTLINE = "outline"  # type, expiry and length; the value is the length and one
@@ -94,6 +95,7 @@ class Reader:
     def __init__(self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None) -> None:
         self._leg = leg
         self._what = what
+        self._payloads = what in (What.PAYLOAD, What.EITHER)
         self._limits = limits or Limits()
         self._strings = False  # whether all that the last SCAN found were
         self._fitting: int | None = None  # keys of which the last SCAN's values fitted into one call, where not all did
@@ -103,12 +105,12 @@ class Reader:
         # A server that is paused for writes lets only those run that say they do not write.
         self._verbs = ("EVALSHA_RO", "EVAL_RO") if facts.capabilities.get("read-only scripts") else ("EVALSHA", "EVAL")
 
-    async def scan(self, cursor: int, count: int) -> tuple[int, Batch]:
-        """One SCAN call and what it found; the next cursor. Asks for fewer than `count` where these would not fit into one."""
+    async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
+        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer than `count` where these would not fit into one."""
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
-        asked = min(count, self._fitting or count)
+        asked = count if at_least else min(count, self._fitting or count)
         following, keys, *columns = await self._script("scan", cursor, asked, *(("strings",) if self._strings else ()))
         batch = Batch.told(keys, *columns)
         self._strings = self._what is What.VALUE and columns[0] == [b"string"]
@@ -168,8 +170,7 @@ class Reader:
         return found
 
     def _unread(self, found: Sequence[Seen]) -> list[int]:
-        payload = self._what is What.PAYLOAD
-        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (payload or seen.kind in PLAIN_TYPES)]
+        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (self._payloads or seen.kind in PLAIN_TYPES)]
 
     # ------------------------------------------------------------------ by commands
 
@@ -217,7 +218,7 @@ class Reader:
         return [found[key] for key, _ in keys]
 
     def _reads(self, key: bytes, kind: bytes) -> list[Command]:
-        if self._what is What.PAYLOAD:
+        if self._payloads:
             return [("DUMP", key)]
         if self._what is What.OUTLINE:
             return [(COUNTS.get(kind, "EXISTS"), key)]
@@ -225,7 +226,7 @@ class Reader:
 
     def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> Seen:
         value = values[0]
-        if at_ms == -2 or kind == b"none" or (value is None and self._what is What.PAYLOAD):
+        if at_ms == -2 or kind == b"none" or (value is None and self._payloads):
             return Seen(key, b"none", -2, b"")
         if self._what is What.OUTLINE:
             return Seen(key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1)

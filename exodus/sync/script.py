@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import hashlib
 
-# Arguments: payload, value, size (bytes of memory), outline (a value's length and one, so that none is 0) or name (nothing but whether it is
-# there), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is large (the latter
-# count where memory cannot be asked for), then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the
-# first one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and
-# of a bearable size, since the other side's are.
+# Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its own), value, size (bytes of memory), outline (a
+# value's length and one, so that none is 0) or name (nothing but whether it is there), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0),
+# bytes to collect, key bytes and elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor,
+# count, and `strings` where all are expected to be (types are asked for from the first one on that is not), or `keys`, names, or `like`, a letter
+# (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
 # where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
-local payload, sized, outlined = ARGV[1] == 'payload', ARGV[1] == 'size', ARGV[1] == 'outline'
+local payload, sized, outlined = ARGV[1] == 'payload' or ARGV[1] == 'either', ARGV[1] == 'size', ARGV[1] == 'outline'
 local modern, weigh = ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local plain = ARGV[1] == 'either' and 4096 or key_bytes
 local call = redis.call
 local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZCARD', stream='XLEN'}
 local reads = {
@@ -138,7 +139,9 @@ for at = 1, #expiries do
     elseif sized then
       value = math.max(size, 1)
     elseif collected <= most then
-      if payload then
+      if payload and size > plain and call('TYPE', key).ok == 'string' then
+        value = {call('GETRANGE', key, 0, key_bytes)}
+      elseif payload then
         value = call('DUMP', key)
         if value then size = #value end
       elseif reads[kind] then

@@ -234,7 +234,8 @@ async def _side_by_side(comparison: Comparison, piece: Slice, walk: _Way) -> Asy
 
     async def scan(before: int) -> tuple[int, list[str], Batch, Tally]:
         tally = Tally()
-        after, batch = await comparison.scan(piece.db, before, BATCH_KEYS, tally)
+        # No call that ends a slice sees more of the next one than the call that begins it.
+        after, batch = await comparison.scan(piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start)
         borders = walk.borders(piece, before, after)
         if borders and (theirs := walk.seen(borders, batch.keys)):
             batch = Batch.of([row for row in batch.rows() if row.key not in theirs])
