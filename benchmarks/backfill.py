@@ -13,11 +13,11 @@ from functools import partial
 import redis
 import uvloop
 
-from benchmarks.copying import Data, backfill, data, engine_of
+from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
-from benchmarks.rig import Rig, client, seconds_of
+from benchmarks.rig import client, seconds_of
 from exodus.config import CopyStrategy
-from exodus.stack.servers import Server, ServerKind
+from exodus.stack.servers import Server
 
 _BATCH = 100
 
@@ -68,16 +68,7 @@ def _replicate(source: Server, target: redis.Redis, keys: int) -> None:
 
 def measure(*, full: bool) -> list[Result]:
     """Every way in turn, three times, for each kind of data."""
-    found = []
-    with Rig() as rig:
-        source = rig.server(ServerKind.REDIS_62, "source", repl_diskless_sync_delay="0", repl_diskless_sync="yes")
-        target = rig.server(ServerKind.VALKEY_91, "target")
-        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
-        with client(source) as ours:
-            for kind in data(full=full):
-                kind.load(ours)
-                found.append(_measured(kind, source, target, control))
-    return found
+    return each_kind(_measured, full=full, repl_diskless_sync_delay="0", repl_diskless_sync="yes")
 
 
 def _measured(kind: Data, source: Server, target: Server, control: Server) -> Result:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 
 import redis
 
+from benchmarks.result import Result
+from benchmarks.rig import Rig, client
 from exodus.config import CopyStrategy, JournalMode, Plan, Side
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
-from exodus.stack.servers import Server
+from exodus.stack.servers import Server, ServerKind
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.guard import set_writer_epoch
@@ -79,6 +81,20 @@ def _any_type(pipe: redis.client.Pipeline, key: bytes, draw: random.Random) -> N
         for number, element in enumerate(elements):
             pipe.xadd(key, {b"f": element}, id=f"{number + 1}-1")
         pipe.xgroup_create(key, "group", id="3-1")
+
+
+def each_kind(measured: Callable[[Data, Server, Server, Server], Result], *, full: bool, **config: str) -> list[Result]:
+    """Measure with each kind of data, from Redis 6.2 (with this configuration) to Valkey 9.1."""
+    found = []
+    with Rig() as rig:
+        source = rig.server(ServerKind.REDIS_62, "source", **config)
+        target = rig.server(ServerKind.VALKEY_91, "target")
+        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
+        with client(source) as ours:
+            for kind in data(full=full):
+                kind.load(ours)
+                found.append(measured(kind, source, target, control))
+    return found
 
 
 @asynccontextmanager

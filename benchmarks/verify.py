@@ -11,10 +11,10 @@ from functools import partial
 import redis
 import uvloop
 
-from benchmarks.copying import Data, backfill, data, engine_of
+from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
-from benchmarks.rig import Rig, client, seconds_of
-from exodus.stack.servers import Server, ServerKind
+from benchmarks.rig import client, seconds_of
+from exodus.stack.servers import Server
 from exodus.sync.reconcile import verify
 
 _BATCH = 500
@@ -48,16 +48,7 @@ def _loop(source: redis.Redis, target: redis.Redis) -> None:
 
 def measure(*, full: bool) -> list[Result]:
     """Copy, then compare in both ways, three times, for each kind of data."""
-    found = []
-    with Rig() as rig:
-        source = rig.server(ServerKind.REDIS_62, "source")
-        target = rig.server(ServerKind.VALKEY_91, "target")
-        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
-        with client(source) as ours:
-            for kind in data(full=full):
-                kind.load(ours)
-                found.append(_measured(kind, source, target, control))
-    return found
+    return each_kind(_measured, full=full)
 
 
 def _measured(kind: Data, source: Server, target: Server, control: Server) -> Result:
