@@ -13,11 +13,11 @@ from functools import partial
 import redis
 import uvloop
 
-from benchmarks.copying import VALUE_BYTES, backfill, engine_of, load
+from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
-from benchmarks.rig import Rig, client, seconds_of
+from benchmarks.rig import client, seconds_of
 from exodus.config import CopyStrategy
-from exodus.stack.servers import Server, ServerKind
+from exodus.stack.servers import Server
 
 _BATCH = 100
 
@@ -66,30 +66,30 @@ def _replicate(source: Server, target: redis.Redis, keys: int) -> None:
     target.replicaof("NO", "ONE")
 
 
-def measure(*, full: bool) -> Result:
-    """Every way in turn, three times."""
-    keys = 300_000 if full else 100_000
+def measure(*, full: bool) -> list[Result]:
+    """Every way in turn, three times, for each kind of data."""
+    return each_kind(_measured, full=full, repl_diskless_sync_delay="0", repl_diskless_sync="yes")
+
+
+def _measured(kind: Data, source: Server, target: Server, control: Server) -> Result:
     runs = []
-    with Rig() as rig:
-        source = rig.server(ServerKind.REDIS_62, "source", repl_diskless_sync_delay="0", repl_diskless_sync="yes")
-        target = rig.server(ServerKind.VALKEY_91, "target")
-        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
-        with client(source) as ours, client(target) as theirs:
-            load(ours, keys)
-            for number in range(3):
-                ways = {
-                    "exodus": partial(uvloop.run, _exodus(source, target, control, f"run-{number}", CopyStrategy.KEYS)),
-                    "exodus, MIGRATE lane": partial(_by_lane, _exodus(source, target, control, f"lane-{number}", CopyStrategy.MIGRATE), theirs),
-                    "MIGRATE by 100": partial(_migrate, ours, target),
-                    "redis-py loop": partial(_loop, ours, theirs),
-                    "REPLICAOF": partial(_replicate, source, theirs, keys),
-                }
-                run = {}
-                for way, work in ways.items():
-                    theirs.flushall()
-                    run[way] = keys / seconds_of(work)
-                    copied = sum(1 for key in theirs.scan_iter(count=1000) if key.startswith(b"key:"))
-                    if copied != keys:
-                        raise AssertionError(f"{way} copied {copied} of {keys} keys")
-                runs.append(run)
-    return result(name="backfill", what=f"{keys:,} keys of {VALUE_BYTES} random bytes", unit="keys/s", runs=runs, against="MIGRATE by 100")
+    with client(source) as ours, client(target) as theirs:
+        for number in range(3):
+            ways = {
+                "exodus": partial(uvloop.run, _exodus(source, target, control, f"{kind.name}-{number}", CopyStrategy.KEYS)),
+                "exodus, MIGRATE lane": partial(
+                    _by_lane, _exodus(source, target, control, f"{kind.name}-lane-{number}", CopyStrategy.MIGRATE), theirs
+                ),
+                "MIGRATE by 100": partial(_migrate, ours, target),
+                "redis-py loop": partial(_loop, ours, theirs),
+                "REPLICAOF": partial(_replicate, source, theirs, kind.keys),
+            }
+            run = {}
+            for way, work in ways.items():
+                theirs.flushall()
+                run[way] = kind.keys / seconds_of(work)
+                copied = sum(1 for key in theirs.scan_iter(count=1000) if key.startswith(b"key:"))
+                if copied != kind.keys:
+                    raise AssertionError(f"{way} copied {copied} of {kind.keys} keys")
+            runs.append(run)
+    return result(name=f"backfill-{kind.name}", what=kind.what, unit="keys/s", runs=runs, against="MIGRATE by 100")

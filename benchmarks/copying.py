@@ -4,36 +4,97 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import redis
 
+from benchmarks.result import Result
+from benchmarks.rig import Rig, client
 from exodus.config import CopyStrategy, JournalMode, Plan, Side
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
-from exodus.stack.servers import Server
+from exodus.stack.servers import Server, ServerKind
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.scan import Slice, plan_slices
 
 VALUE_BYTES = 100
+LARGE_BYTES = 20_000
 SLICES_AT_A_TIME = 3
 _TIMED_SHARE = 5
+_ELEMENTS = 10
 
 
-def load(source: redis.Redis, keys: int) -> None:
-    """Random values, a fifth of them with an expiry."""
-    draw = random.Random(1)  # noqa: S311 - reproducible, not secret
-    pipe = source.pipeline(transaction=False)
-    for number in range(keys):
-        expiry_ms = 3_600_000 + number if number % _TIMED_SHARE == 0 else None
-        pipe.set(b"key:%d" % number, draw.randbytes(VALUE_BYTES), px=expiry_ms)
-        if number % 10_000 == 0:
-            pipe.execute()
-    pipe.execute()
+@dataclass(frozen=True)
+class Data:
+    """Keys to copy or compare."""
+
+    name: str
+    what: str
+    keys: int
+    put: Callable[[redis.client.Pipeline, bytes, random.Random], object]
+    strings: bool = True
+
+    def load(self, source: redis.Redis) -> None:
+        """Write them, a fifth of them with an expiry."""
+        draw = random.Random(1)  # noqa: S311 - reproducible, not secret
+        source.flushall()
+        pipe = source.pipeline(transaction=False)
+        for number in range(self.keys):
+            self.put(pipe, b"key:%d" % number, draw)
+            if number % _TIMED_SHARE == 0:
+                pipe.pexpire(b"key:%d" % number, 3_600_000 + number)
+            if number % 1_000 == 0:
+                pipe.execute()
+        pipe.execute()
+
+
+def data(*, full: bool) -> list[Data]:
+    """What the goals are about."""
+    many, mixed, large = (300_000, 100_000, 20_000) if full else (100_000, 30_000, 5_000)
+    return [
+        Data("random", f"{many:,} keys of {VALUE_BYTES} random bytes", many, lambda pipe, key, draw: pipe.set(key, draw.randbytes(VALUE_BYTES))),
+        Data("repetitive", f"{many:,} keys of {VALUE_BYTES} equal bytes", many, lambda pipe, key, _: pipe.set(key, b"x" * VALUE_BYTES)),
+        Data("mix", f"{mixed:,} keys of all types, {_ELEMENTS} elements each", mixed, _any_type, strings=False),
+        Data("large", f"{large:,} keys of {LARGE_BYTES:,} random bytes", large, lambda pipe, key, draw: pipe.set(key, draw.randbytes(LARGE_BYTES))),
+    ]
+
+
+def _any_type(pipe: redis.client.Pipeline, key: bytes, draw: random.Random) -> None:
+    elements = [draw.randbytes(VALUE_BYTES // _ELEMENTS) for _ in range(_ELEMENTS)]
+    kind = draw.randrange(6)
+    if kind == 0:
+        pipe.set(key, b"".join(elements))
+    elif kind == 1:
+        pipe.rpush(key, *elements)
+    elif kind == 2:
+        pipe.sadd(key, *elements)
+    elif kind == 3:
+        pipe.zadd(key, {element: draw.random() for element in elements})
+    elif kind == 4:
+        pipe.hset(key, mapping={b"f%d" % number: element for number, element in enumerate(elements)})
+    else:
+        for number, element in enumerate(elements):
+            pipe.xadd(key, {b"f": element}, id=f"{number + 1}-1")
+        pipe.xgroup_create(key, "group", id="3-1")
+
+
+def each_kind(measured: Callable[[Data, Server, Server, Server], Result], *, full: bool, **config: str) -> list[Result]:
+    """Measure with each kind of data, from Redis 6.2 (with this configuration) to Valkey 9.1."""
+    found = []
+    with Rig() as rig:
+        source = rig.server(ServerKind.REDIS_62, "source", **config)
+        target = rig.server(ServerKind.VALKEY_91, "target")
+        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
+        with client(source) as ours:
+            for kind in data(full=full):
+                kind.load(ours)
+                found.append(measured(kind, source, target, control))
+    return found
 
 
 @asynccontextmanager

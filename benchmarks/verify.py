@@ -11,10 +11,10 @@ from functools import partial
 import redis
 import uvloop
 
-from benchmarks.copying import VALUE_BYTES, backfill, engine_of, load
+from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
-from benchmarks.rig import Rig, client, seconds_of
-from exodus.stack.servers import Server, ServerKind
+from benchmarks.rig import client, seconds_of
+from exodus.stack.servers import Server
 from exodus.sync.reconcile import verify
 
 _BATCH = 500
@@ -46,20 +46,20 @@ def _loop(source: redis.Redis, target: redis.Redis) -> None:
             raise AssertionError("values differ")
 
 
-def measure(*, full: bool) -> Result:
-    """Copy, then compare in both ways, three times."""
-    keys = 300_000 if full else 100_000
+def measure(*, full: bool) -> list[Result]:
+    """Copy, then compare in both ways, three times, for each kind of data."""
+    return each_kind(_measured, full=full)
+
+
+def _measured(kind: Data, source: Server, target: Server, control: Server) -> Result:
     runs = []
-    with Rig() as rig:
-        source = rig.server(ServerKind.REDIS_62, "source")
-        target = rig.server(ServerKind.VALKEY_91, "target")
-        control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
-        with client(source) as ours, client(target) as theirs:
-            load(ours, keys)
-            for number in range(3):
-                theirs.flushall()
-                run = {"exodus backfill": keys / seconds_of(partial(uvloop.run, _copy(source, target, control, f"run-{number}")))}
-                run["exodus"] = keys / seconds_of(partial(uvloop.run, _verify(source, target, control, keys)))
-                run["redis-py loop"] = keys / seconds_of(partial(_loop, ours, theirs))
-                runs.append(run)
-    return result(name="verify", what=f"{keys:,} keys of {VALUE_BYTES} random bytes", unit="keys/s", runs=runs, against="exodus backfill")
+    with client(source) as ours, client(target) as theirs:
+        for number in range(3):
+            theirs.flushall()
+            copy = partial(uvloop.run, _copy(source, target, control, f"{kind.name}-{number}"))
+            run = {"exodus backfill": kind.keys / seconds_of(copy)}
+            run["exodus"] = kind.keys / seconds_of(partial(uvloop.run, _verify(source, target, control, kind.keys)))
+            if kind.strings:
+                run["redis-py loop"] = kind.keys / seconds_of(partial(_loop, ours, theirs))
+            runs.append(run)
+    return result(name=f"verify-{kind.name}", what=kind.what, unit="keys/s", runs=runs, against="exodus backfill")

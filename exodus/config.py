@@ -287,12 +287,15 @@ class Login(BaseModel):
 
 
 class Budget(BaseModel):
-    """How much the authority may feel of bulk reads. None: no bound."""
+    """How much the authority may feel of bulk reads, and the follower's own replicas of bulk writes. None: no bound."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
     cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
+    replica_behind_mb_max: float | None = Field(
+        default=32, gt=0, description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute"
+    )
 
 
 class Workers(BaseModel):

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
-from exodus.config import RESERVED_PREFIX, Address, Login, Plan, Side
+from exodus.config import RESERVED_PREFIX, Address, Feed, Login, Plan, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError, error_of
@@ -204,6 +204,14 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
             Finding(
                 "eviction", "warning", f"the target evicts keys: maxmemory-policy {theirs.maxmemory_policy}",
                 "what it evicts counts as missing", "set noeviction until the migration is finalised",
+            )
+        )  # fmt: skip
+    if ours.maxmemory and ours.maxmemory_policy not in ("noeviction", "") and plan.feed is Feed.GATEWAY:
+        findings.append(
+            Finding(
+                "eviction on the source", "warning", f"the source evicts keys: maxmemory-policy {ours.maxmemory_policy}",
+                "no gateway hears of it, so what it evicts stays on the target until a verification finds it",
+                "set feed: replication (or tracking, notifications), which tell evictions",
             )
         )  # fmt: skip
     return findings

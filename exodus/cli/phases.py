@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, Phase, Side
 from exodus.control import freshness, journal, ledger, registry
+from exodus.control.changes import Key
 from exodus.control.ledger import NEXT
 from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
@@ -29,6 +31,7 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.sync.comparison import Depth
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import SAMPLE_KEYS, forecast
 from exodus.sync.pace import read_paces
@@ -284,27 +287,34 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 # ---------------------------------------------------------------------- verification
 
 
-async def _verify(store: ControlStore, *, fix: bool) -> Json:
+async def _verify(store: ControlStore, *, fix: bool, depth: Depth, share: float) -> Json:
     engine = await open_engine(store, await store.plan())
-    report = await reconcile(engine, _BY_HAND)
+    report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
-        await sync_again(engine, keys_of(report))
-        report = await reconcile(engine, _BY_HAND)
+        left = await sync_again(engine, keys_of(report))
+        report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
+        report["not_repaired"] = _reasons(left)
     return report
+
+
+def _reasons(left: Mapping[Key, str]) -> list[Json]:
+    return [{"db": db, "key": key.decode("utf-8", "backslashreplace"), "why": why} for (db, key), why in left.items()]
 
 
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="copy what differs again, then verify once more")] = False,
+    depth: Annotated[Depth, typer.Option(help="count: names; outline: type, length and expiry; value: all of it")] = Depth.VALUE,
+    sample: Annotated[float, typer.Option(min=0.0001, max=1, help="share of the keys that is looked at, by their names")] = 1.0,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare every key of both sides, in both directions; exit status 1 where any differs. Example: exodus verify --json"""
+    """Compare keys of both sides, in both directions; exit status 1 where any differs. Example: exodus verify --depth outline --sample 0.1"""
     migration = migration_at(file, home)
 
     async def work() -> Json:
         async with await open_store(migration) as store:
-            return await _verify(store, fix=repair)
+            return await _verify(store, fix=repair, depth=depth, share=sample)
 
     report = asyncio.run(work())
     if json:
@@ -317,6 +327,8 @@ def verify(
             print(f"  {count} keys left out: {rule}")
         for row in report["divergences"][:20]:
             print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
+        for row in report.get("not_repaired", ())[:20]:
+            print(f"  db{row['db']} {row['key']} was not repaired: {row['why']}")
     if report["divergences_total"]:
         raise typer.Exit(1)
 
@@ -353,7 +365,7 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
             if engine.route.authority is Side.SOURCE:
                 keys += await accepted_letters(store)  # after a cutover a copy of what stayed behind would remove it there
             failed = await sync_again(engine, keys)
-            return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": [repr(key) for _, key in failed]}
+            return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": _reasons(failed)}
 
     done = asyncio.run(work())
     if json:
@@ -361,7 +373,7 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
     else:
         print(
             f"{done['carried']} of {done['tried']} dead letters were carried"
-            + (f"; still failing: {', '.join(done['failed'][:20])}" if done["failed"] else "")
+            + (f"; still failing: {', '.join(row['key'] for row in done['failed'][:20])}" if done["failed"] else "")
         )
     if done["failed"]:
         raise typer.Exit(1)

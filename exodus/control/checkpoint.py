@@ -57,12 +57,12 @@ class ChunkRow(BaseModel):
 
 
 class Walk(BaseModel):
-    """A verification in one direction: the databases still to be looked at, and where it is in the first of them."""
+    """A verification in one direction."""
 
     model_config = ConfigDict(extra="forbid")
 
-    databases: list[int] | None = None  # None: not begun
-    cursor: int = 0
+    cursors: dict[str, int] | None = None  # slices that are not done → where each goes on; None: not begun
+    borders: dict[str, list[str]] = Field(default_factory=dict)  # "NODE/DB/INDEX" of the slice after it → digests of keys counted on one side only
 
 
 class PassProgress(BaseModel):

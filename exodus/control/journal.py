@@ -60,16 +60,19 @@ def commands(names: Keys, keys: Iterable[Key], partitions: int, barriers: Iterab
 
 async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
     """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever written."""
+    written, synced = await _ends(store, partitions)
+    # An emptied stream forgets its last id, so the synced position counts too.
+    return {partition: max(at, synced.get(partition, b"0-0"), key=id_order) for partition, at in written.items()}
+
+
+async def _ends(store: ControlStore, partitions: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """The last entry of each partition, and how far each has been synced; of one moment, in one round trip."""
     pipe = store.client.pipeline(transaction=True)
     for partition in range(partitions):
-        # An emptied stream forgets its last id here, so the synced position counts too.
         pipe.xrevrange(store.keys.journal(partition), count=1)
-    found = await pipe.execute()
-    synced = await positions(store)
-    result: dict[int, bytes] = {}
-    for partition, entries in enumerate(found):
-        result[partition] = max(entries[0][0] if entries else b"0-0", synced.get(partition, b"0-0"), key=id_order)
-    return result
+    pipe.hgetall(store.keys.position)
+    *found, raw = await pipe.execute()
+    return {partition: entries[0][0] if entries else b"0-0" for partition, entries in enumerate(found)}, _positions(raw)
 
 
 async def since(store: ControlStore, start: Mapping[int, bytes], *, until: bytes = b"+", at_most: int | None = None) -> Changes:
@@ -100,7 +103,10 @@ async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:
 
 async def positions(store: ControlStore) -> dict[int, bytes]:
     """How far each partition has been synced."""
-    raw = await answered(store.client.hgetall(store.keys.position))
+    return _positions(await answered(store.client.hgetall(store.keys.position)))
+
+
+def _positions(raw: Mapping[bytes, bytes]) -> dict[int, bytes]:
     return {int(partition): entry_id for partition, entry_id in raw.items()}
 
 
@@ -132,11 +138,7 @@ async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
 async def drained(store: ControlStore, partitions: int) -> bool:
     """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it.
 
-    One round trip, of one moment: writes wait for the answer while a switch is made.
+    In one round trip, since writes wait for the answer while a switch is made.
     """
-    pipe = store.client.pipeline(transaction=True)
-    for partition in range(partitions):
-        pipe.xrevrange(store.keys.journal(partition), count=1)
-    pipe.hgetall(store.keys.position)
-    *found, synced = await pipe.execute()
-    return all(not entries or id_order(synced.get(b"%d" % partition, b"0-0")) >= id_order(entries[0][0]) for partition, entries in enumerate(found))
+    written, synced = await _ends(store, partitions)
+    return all(id_order(synced.get(partition, b"0-0")) >= id_order(at) for partition, at in written.items())

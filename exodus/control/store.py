@@ -307,7 +307,7 @@ def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float =
             "ssl_certfile": str(address.cert_file) if address.cert_file else None,
             "ssl_keyfile": str(address.key_file) if address.key_file else None,
         }
-    return redis.Redis(
+    client = redis.Redis(
         host=address.host,
         port=address.port,
         db=db,
@@ -319,3 +319,18 @@ def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float =
         health_check_interval=0,
         **more,
     )
+    if address.tls and address.server_name:
+        client.connection_pool.connection_class = _NamedTls
+        client.connection_pool.connection_kwargs["server_name"] = address.server_name
+    return client
+
+
+class _NamedTls(redis.SSLConnection):
+    """Asks for the certificate of a name that is not the host's."""
+
+    def __init__(self, *, server_name: str, **more: Any) -> None:
+        super().__init__(**more)
+        self._server_name = server_name
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_name}

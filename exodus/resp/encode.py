@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 Arg = bytes | str | int
+_HEADS_MAX = 256
+_HEADS = tuple(b"$%d\r\n" % length for length in range(_HEADS_MAX))
 
 
 def encode(*args: Arg) -> bytes:
@@ -14,7 +16,9 @@ def encode(*args: Arg) -> bytes:
 
 def encode_arguments(*args: Arg) -> bytes:
     """Further arguments of a request whose head already counts them."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(raw := arg if isinstance(arg, bytes) else str(arg).encode()), raw) for arg in args])
+    raws = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
+    parts = [_HEADS[length] + raw if (length := len(raw)) < _HEADS_MAX else b"$%d\r\n%b" % (length, raw) for raw in raws]
+    return b"\r\n".join([*parts, b""])
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:

@@ -134,7 +134,9 @@ class _SliceCopy:
             progress.run_id, progress.cursor = run_id, self._piece.start
             progress.restarts += 1
         copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
-        pace = Pace(self._engine.store, self._engine.authority, self._engine.plan.budget, what=f"backfill {self._piece.slice_id}")
+        engine = self._engine
+        pace = Pace(engine.store, engine.authority, engine.plan.budget, what=f"backfill {self._piece.slice_id}", follower=engine.follower)
+        copier.turn = pace.turn
         tasks: list[asyncio.Task[None]] = []
         lane: Lane | None = None
         try:

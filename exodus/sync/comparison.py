@@ -9,6 +9,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from zlib import crc32
 
 from exodus.config import RESERVED_PREFIX, CopyStrategy
 from exodus.endpoint import NodeFacts
@@ -17,12 +19,30 @@ from exodus.scope import Scope
 from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
+from exodus.sync.pace import Turn, unpaced
 from exodus.sync.read import Batch, Reader, Seen, What
 from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
+_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
 _CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 _RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
+
+
+class Depth(StrEnum):
+    """What is compared of each key."""
+
+    COUNT = "count"  # whether it is there
+    OUTLINE = "outline"  # type, length, expiry
+    VALUE = "value"  # and the value, with what belongs to it
+
+
+_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.VALUE: What.VALUE}
+
+
+def in_sample(key: bytes, share: float) -> bool:
+    """Whether a key is among that share of all keys; the same ones each time."""
+    return crc32(key) < share * 2**32
 
 
 @dataclass(frozen=True)
@@ -62,12 +82,27 @@ class Comparison:
         *,
         spare_others: bool,
         slack_ms: int,
+        depth: Depth = Depth.VALUE,
+        share: float = 1.0,
+        turn: Turn = unpaced,
     ) -> None:
+        """Take the legs over.
+
+        Args:
+            spare_others: keys of the follower whose names the rules leave out are not this migration's.
+            slack_ms: by how much expiries may differ.
+            depth: what is compared.
+            share: of the keys that `scan` gives.
+            turn: waited for before each piece of a large key.
+        """
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
         self._spare_others = spare_others
-        self._readers = (Reader(authority, authority_facts, What.VALUE), Reader(follower, follower_facts, What.VALUE))
+        self._readers = (Reader(authority, authority_facts, _READS[depth]), Reader(follower, follower_facts, _READS[depth]))
+        self._whole = depth is Depth.VALUE
+        self._share = share
+        self._turn = turn
         self._slack_ms = slack_ms
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
 
@@ -80,21 +115,21 @@ class Comparison:
         """End both connections."""
         await close_all(self._legs)
 
-    async def scan(self, db: int, cursor: int, count: int, tally: Tally) -> tuple[int, Batch]:
-        """Keys of the authority with all that is compared; the next cursor.
+    async def scan(self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False) -> tuple[int, Batch]:
+        """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
         absent: it is not to be on the follower either.
         """
-        if self._scope.filters:
+        if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
-            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX)]
-            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX) and (self._share >= 1 or in_sample(key, self._share))]
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys) if self._scope.filters else {}
             tally.excluded.update(outside.values())
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
             read = await self._readers[0].keys([key for key in keys if key not in outside])
             return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
-        following, batch = await self._readers[0].scan(cursor, count)
+        following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
         if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
             return following, batch
         unique = {each.key: each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)}
@@ -151,8 +186,10 @@ class Comparison:
     async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
         """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is one comparison a column."""
         kinds = set(ours.kinds)
-        plain = kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
-        if not plain or ours.kinds != theirs.kinds or ours.values != theirs.values:
+        plain = not self._whole or (
+            kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+        )
+        if not plain or b"none" in kinds or ours.kinds != theirs.kinds or ours.values != theirs.values:
             return await self.compare(db, ours.rows(), theirs.rows(), tally)
         if ours.expiries_ms != theirs.expiries_ms:
             apart = [(here, there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True) if here != there]
@@ -160,7 +197,7 @@ class Comparison:
             if drift_ms > self._slack_ms or any((here < 0) != (there < 0) for here, there in apart):
                 return await self.compare(db, ours.rows(), theirs.rows(), tally)
             tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
-        tally.keys_with_ttl += sum(at_ms >= 0 for at_ms in ours.expiries_ms)
+        tally.keys_with_ttl += len(ours.expiries_ms) - ours.expiries_ms.count(-1)  # all are there
         for kind in kinds:
             tally.by_type[kind.decode()] += ours.kinds.count(kind)
         return []
@@ -170,10 +207,12 @@ class Comparison:
         found: list[Divergence] = []
         slack_ms = self._slack_ms
         equal: Counter[bytes] = Counter()
+        read_apart = await self._apart(db, [here for here, there in zip(ours, theirs, strict=True) if self._needs_more(here, there)])
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
             # Most often both sides say the same, byte for byte.
-            if here == there and value is not None and kind in PLAIN_TYPES and not (self._field_expiry and kind == b"hash"):
+            apart = self._needs_more(here, there)
+            if here == there and value is not None and not apart and kind != b"none":
                 equal[kind] += 1
                 tally.keys_with_ttl += expiry >= 0
                 continue
@@ -183,18 +222,20 @@ class Comparison:
             if kind == b"none":
                 continue
             unequal: str | None = None
-            if large or there.large or value is None or (self._field_expiry and kind == b"hash"):
-                expiry, there_expiry, unequal = await self._apart(db, key, kind, large=large or there.large)
-            else:
-                there_expiry = there.expiry_ms
-                if value != there.value and canonical(kind, [value]) != canonical(kind, [there.value]):
-                    unequal = "value"
+            there_expiry = there.expiry_ms
+            if large or there.large:
+                expiry, there_expiry, unequal = await self._in_pieces(db, key, kind)
+            elif apart:
+                unequal = read_apart[key]
+            elif value != there.value and not (self._whole and canonical(kind, [value]) == canonical(kind, [there.value])):
+                unequal = "value"
             if (expiry < 0) != (there_expiry < 0):
                 found.append(Divergence(db, key, "expiry", "on one side only"))
             elif expiry >= 0 and abs(expiry - there_expiry) > slack_ms:
                 found.append(Divergence(db, key, "expiry", f"{there_expiry - expiry:+d} ms"))
             elif unequal is not None:
-                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else f"{kind.decode()}s differ"))
+                what = f"{kind.decode()}s differ" if self._whole else f"lengths of {kind.decode()}s differ"
+                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else what))
             else:
                 equal[kind] += 1
                 if expiry >= 0:
@@ -204,27 +245,51 @@ class Comparison:
             tally.by_type[kind.decode()] += count
         return found
 
-    async def _apart(self, db: int, key: bytes, kind: bytes, *, large: bool) -> tuple[int, int, str | None]:
-        """Streams, hashes whose fields may expire, types of modules, and large keys: a key of its own reads. Expiries, and what differs."""
+    def _needs_more(self, here: Seen, there: Seen) -> bool:
+        """Whether reads of its own are needed, and not in pieces: streams, hashes whose fields may expire, types of modules."""
+        if not self._whole or here.large or there.large or here.kind != there.kind or here.kind == b"none":
+            return False
+        return None in (here.value, there.value) or here.kind not in PLAIN_TYPES or (self._field_expiry and here.kind == b"hash")
+
+    async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
+        """Of keys that need reads of their own: what differs, if anything."""
+        found: dict[bytes, str | None] = {}
+        for start in range(0, len(rows), _APART_KEYS):
+            part = rows[start : start + _APART_KEYS]
+            here = [(db, row.key, row.kind) for row in part]
+            there = [(*self._scope.place(db, row.key), row.kind) for row in part]
+            ours, theirs = await asyncio.gather(self._values(self._legs[0], here), self._values(self._legs[1], there))
+            for (key, kind, *_), one, other in zip(part, ours, theirs, strict=True):
+                found[key] = None if one == other else "group" if kind == b"stream" and one[0] == other[0] else "value"
+        return found
+
+    async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
+        """Values of keys, each given with its database and type."""
+        found: dict[tuple[int, bytes], Reply] = {}
+        for db in dict.fromkeys(db for db, _, _ in keys):
+            await leg.select(db)
+            mine = [(name, kind) for at, name, kind in keys if at == db]
+            reads = [reads_of(kind, name) for name, kind in mine]
+            replies = iter(await leg.pipeline([command for commands in reads for command in commands]))
+            values = {name: canonical(kind, [next(replies) for _ in commands]) for (name, kind), commands in zip(mine, reads, strict=True)}
+            hashes = [
+                (name, sorted(values[name])) for name, kind in mine if kind == b"hash" and self._field_expiry and isinstance(values[name], dict)
+            ]
+            times = await leg.pipeline([("HPEXPIRETIME", name, "FIELDS", len(fields), *fields) for name, fields in hashes if fields])
+            for (name, _), ttls in zip([each for each in hashes if each[1]], times, strict=True):
+                known = isinstance(ttls, list)
+                values[name] = (values[name], ttls if known and any(ttl >= 0 for ttl in ttls) else [] if known else str(ttls))
+            found.update({(db, name): value for name, value in values.items()})
+        return [found[db, name] for db, name, _ in keys]
+
+    async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
+        """A large key: its expiries, and what differs."""
         to_db, to = self._scope.place(db, key)
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)
         sides = At(self._legs[0], key), At(self._legs[1], to)
         here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
-        if large:
-            return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry)
-        ours, theirs = await asyncio.gather(*[self._value(side.leg, kind, side.key) for side in sides])
-        if ours == theirs:
-            return here, there, None
-        return here, there, "group" if kind == b"stream" and ours[0] == theirs[0] else "value"
-
-    async def _value(self, leg: Leg, kind: bytes, key: bytes) -> Reply:
-        value = canonical(kind, await leg.pipeline(reads_of(kind, key)))
-        if kind == b"hash" and self._field_expiry and isinstance(value, dict) and value:
-            fields = sorted(value)
-            ttls = await leg.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
-            value = (value, [ttl for ttl in ttls if isinstance(ttl, int) and ttl >= 0] and ttls)
-        return value
+        return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
 
 
 def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Divergence:
@@ -311,8 +376,8 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     return Surplus(engine, authority, behind)
 
 
-async def open_comparison(engine: Engine) -> Comparison:
-    """Connections of their own for comparing."""
+async def open_comparison(engine: Engine, *, depth: Depth = Depth.VALUE, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
+    """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:
         follower = await (await engine.follower.nodes())[0].connect(name="exodus-verify")
@@ -325,4 +390,6 @@ async def open_comparison(engine: Engine) -> Comparison:
     slack_ms = 0
     if not all(side.capabilities.get("pexpiretime") for side in facts):
         slack_ms = _RELATIVE_SLACK_MS if engine.plan.strategy is CopyStrategy.NATIVE else _CLOCK_SLACK_MS
-    return Comparison(authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms)
+    return Comparison(
+        authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
+    )

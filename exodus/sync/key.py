@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
@@ -26,6 +27,7 @@ from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.outside import left_out
+from exodus.sync.pace import Turn, unpaced
 from exodus.sync.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, refoot
@@ -40,12 +42,23 @@ _USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one 
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
+class Digest(Protocol):
+    """Of hashlib."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more in."""
+
+    def hexdigest(self) -> str:
+        """Of all so far."""
+
+
 class Strategy(StrEnum):
     """How a key is carried. A reason may follow in counts, after a colon."""
 
     PAYLOAD = "dump-restore"
     REFOOTED = "re-footed payload"
     BY_TYPE = "by type"
+    LONG_STRING = "by type: a long string is cheaper as it is"
     PIECES = "in pieces"
     MIGRATE = "MIGRATE"
     NATIVE = "native replication"
@@ -75,7 +88,8 @@ class BatchReport:
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
-    digest: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=8))  # of all that was sent in one command a key
+    # Of all that was sent in one command a key; the fastest of the long ones, since nobody attacks it.
+    digest: Digest = field(default_factory=lambda: hashlib.sha1(usedforsecurity=False))
 
 
 @dataclass
@@ -117,6 +131,7 @@ class Copier:
         self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
+        self.turn: Turn = unpaced  # waited for before each piece of a large key
         self._proofs = proofs
         self._scope = scope
         self._spare_others = spare_others
@@ -127,7 +142,9 @@ class Copier:
             self._strategy = Strategy.REFOOTED
         else:
             self._strategy = Strategy.BY_TYPE
-        self._reader = Reader(authority, authority_facts, What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD)
+        # Idle time and frequency go with a payload only.
+        what = What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD if keep_usage else What.EITHER
+        self._reader = Reader(authority, authority_facts, what)
 
     @property
     def strategy(self) -> Strategy:
@@ -240,6 +257,8 @@ class Copier:
                 states.append(State(key, how=Strategy.PIECES, large=True))
             elif kind == b"none":
                 states.append(State(key))
+            elif not kind and isinstance(value, list):
+                states.append(State(key, max(0, expiry_ms), None, (("SET", self._place(db, key), value[0]),), Strategy.LONG_STRING))
             elif payloads:
                 states.append(State(key, max(0, expiry_ms), value))
             elif refooted:
@@ -442,7 +461,7 @@ class Copier:
 
     async def _write_large(self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport) -> None:
         if self._pieces is None:
-            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts)
+            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts, self.turn)
         try:
             outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:

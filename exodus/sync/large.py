@@ -19,6 +19,7 @@ from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, ReplyError
 from exodus.resp.encode import encode_many
 from exodus.sync.guard import GuardedLeg
+from exodus.sync.pace import Turn, unpaced
 from exodus.sync.payload import StreamGroups, Uncarried, entry_order, field_expiry_commands, group_commands, stream_end_commands
 from exodus.sync.read import clock_ms
 from exodus.sync.value import COUNTS, Command, pairs
@@ -43,8 +44,9 @@ class Outcome:
 class Pieces:
     """Copies large keys, one at a time. `authority` is a leg of its own, since it WATCHes."""
 
-    def __init__(self, authority: Leg, follower: GuardedLeg, authority_facts: NodeFacts, follower_facts: NodeFacts) -> None:
+    def __init__(self, authority: Leg, follower: GuardedLeg, authority_facts: NodeFacts, follower_facts: NodeFacts, turn: Turn) -> None:
         self.leg = authority  # the copier ends it together with its own
+        self._turn = turn
         self._to = follower
         self._facts = authority_facts
         self._follower_facts = follower_facts
@@ -74,6 +76,7 @@ class Pieces:
             return Outcome(exists=False)
         try:
             async for commands in self._pieces(kind, key, stage):
+                await self._turn()
                 await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
                 size += sum(len(arg) for command in commands for arg in command if isinstance(arg, bytes))
         except _Moved:
@@ -241,7 +244,7 @@ class At:
         return await self.leg.call(command, self.key, *more)
 
 
-async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: bool) -> str | None:
+async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced) -> str | None:
     """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
 
     As many elements on both sides, and each of the authority's on the follower too: equal. A write meanwhile shows as a difference, which the caller
@@ -255,9 +258,9 @@ async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: b
         return "value"
     try:
         if kind in _SCANS:
-            same = await _same_elements(here, there, kind, field_expiry=field_expiry)
+            same = await _same_elements(here, there, kind, turn, field_expiry=field_expiry)
         else:
-            same = await _same_windows(here, there, kind, int(sizes[0][0]))
+            same = await _same_windows(here, there, kind, int(sizes[0][0]), turn)
         if not same:
             return "value"
         if kind == b"stream":
@@ -270,12 +273,13 @@ async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: b
     return None
 
 
-async def _same_windows(here: At, there: At, kind: bytes, size: int) -> bool:
+async def _same_windows(here: At, there: At, kind: bytes, size: int, turn: Turn) -> bool:
     """Strings, lists and streams: both in windows of the same borders."""
     after: bytes = b"-"
     start = 0
     window: tuple[str, *tuple[bytes | str | int, ...]]
     while start < size:
+        await turn()
         if kind == b"string":
             window = ("GETRANGE", start, start + PIECE_BYTES - 1)
             start += PIECE_BYTES
@@ -293,10 +297,11 @@ async def _same_windows(here: At, there: At, kind: bytes, size: int) -> bool:
     return True
 
 
-async def _same_elements(here: At, there: At, kind: bytes, *, field_expiry: bool) -> bool:
+async def _same_elements(here: At, there: At, kind: bytes, turn: Turn, *, field_expiry: bool) -> bool:
     """Hashes, sets and sorted sets: each element of the authority is asked of the follower."""
     cursor = b"0"
     while True:
+        await turn()
         cursor, found = await here.ask(_SCANS[kind], cursor, "COUNT", PIECE_ELEMENTS)
         names = found if kind == b"set" else found[::2]
         if names:

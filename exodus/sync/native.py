@@ -43,7 +43,7 @@ _CLOSED = b"-1"  # nobody may make it a replica
 _NO_ONE: Command = ("REPLICAOF", "NO", "ONE")
 _LEAVE: list[Command] = [_NO_ONE, ("CONFIG", "SET", "masteruser", ""), ("CONFIG", "SET", "masterauth", "")]  # without the source's login
 _TRIES = 3
-_RESTATEMENTS = 20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
+RESTATEMENTS = 20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
 _POLL_S = 0.002
 _BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
 _LOOK_S = 1.0
@@ -367,7 +367,7 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
     async with await _connect(plan, Side.SOURCE) as leg:
         for db, key in keys:
             await leg.select(db)
-            for _ in range(_RESTATEMENTS):
+            for _ in range(RESTATEMENTS):
                 if await _restated(leg, key):
                     break
             else:

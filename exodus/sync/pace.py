@@ -4,14 +4,19 @@ Whoever reads in bulk (backfill, verification) asks for its turn before each bat
 clients feel; INFO tells the share of a core that the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
 several processes that share a server settle without talking to each other: all of them see the same server. What is spent and why stands in the
 control store, and the budget can be changed there.
+
+What is written to the follower goes on to its own replicas. One that is far behind has as much waiting in the follower's output buffer, and would be
+dropped at its limit, and begin again from the start: so whoever writes in bulk waits until it has caught up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -21,13 +26,15 @@ from redis.exceptions import RedisError
 from exodus.config import Budget
 from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, info_of
 from exodus.errors import OperatorError
 from exodus.leg import Leg, close_all
 
+Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
 PROBE_EVERY_S = 0.05
 LOOK_EVERY_S = 0.5
 PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
+_REPLICA = re.compile(r"slave\d+")
 _BASELINE_PROBES = 20
 _WINDOW_PROBES = 100
 
@@ -44,6 +51,7 @@ class PaceReport(BaseModel):
     probe_ms_p99: float
     probe_ms_baseline: float
     authority_cpu_share: float  # of one core
+    replica_behind_bytes: int = 0  # of the follower's own replicas, the one that is furthest behind
 
 
 class Governor:
@@ -53,9 +61,14 @@ class Governor:
         self.baseline_ms = baseline_ms
         self.pause_s = 0.0
         self.why = ""
+        self.waits = ""  # for what, where nothing may be done at all
 
-    def look(self, budget: Budget, probe_ms_p99: float, cpu_share: float) -> None:
+    def look(self, budget: Budget, probe_ms_p99: float, cpu_share: float, replica_behind_bytes: int = 0) -> None:
         """Take one look's figures; slower at once where one is over the budget, faster by a fifth where none is."""
+        behind_mb, most_mb = replica_behind_bytes / 1e6, budget.replica_behind_mb_max
+        self.waits = ""
+        if most_mb is not None and behind_mb > most_mb:
+            self.waits = f"waits: a replica of the follower is {behind_mb:.1f} MB behind, {most_mb:g} MB are allowed"
         added_ms = probe_ms_p99 - self.baseline_ms
         over: list[str] = []
         if budget.probe_ms_added_max is not None and added_ms > budget.probe_ms_added_max:
@@ -73,7 +86,8 @@ class Governor:
 class Pace:
     """Use as a context manager around bulk reads; `turn` before each batch."""
 
-    def __init__(self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str) -> None:
+    def __init__(self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str, follower: Endpoint | None = None) -> None:
+        """Args: `follower` where there is one that is written to, whose replicas have to keep up."""
         self._store = store
         self._authority = authority
         self._budget = budget
@@ -83,6 +97,8 @@ class Pace:
         self._cpu: tuple[float, float] | None = None
         self._cpu_share = 0.0
         self._leg: Leg | None = None
+        self._follower = follower
+        self._follower_leg: Leg | None = None
         self._task: asyncio.Task[None] | None = None
         self.turns_delayed = 0
         self.seconds_delayed = 0.0
@@ -90,15 +106,17 @@ class Pace:
     @property
     def why(self) -> str:
         """Why it is slow, or empty."""
-        return self._governor.why
+        return self._governor.waits or self._governor.why
 
     async def __aenter__(self) -> Self:
         leg = self._leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
         try:
+            if self._follower is not None:
+                self._follower_leg = await (await self._follower.nodes())[0].connect(name="exodus-pace")
             for _ in range(_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:
-            await leg.close()
+            await close_all((leg, self._follower_leg))
             raise
         self._governor = Governor(self._p99())
         self._task = asyncio.create_task(self._watch(leg))
@@ -108,18 +126,24 @@ class Pace:
         try:
             await end_all([self._task])
         finally:
-            await close_all((self._leg,))
+            await close_all((self._leg, self._follower_leg))
         with contextlib.suppress(RedisError, OSError):  # a report that stays says when it was made
             await answered(self._store.client.hdel(self._store.keys.pace, self._what))
 
     async def turn(self) -> None:
         """Wait as long as the budget asks."""
-        if self._task is not None and self._task.done():
-            self._task.result()  # it only ends by failing: nobody goes on without being measured
+        self._measured()
+        while self._governor.waits:
+            await asyncio.sleep(PROBE_EVERY_S)
+            self._measured()
         if self._governor.pause_s:
             self.turns_delayed += 1
             self.seconds_delayed += self._governor.pause_s
             await asyncio.sleep(self._governor.pause_s)
+
+    def _measured(self) -> None:
+        if self._task is not None and self._task.done():
+            self._task.result()  # it only ends by failing: nobody goes on without being measured
 
     def _p99(self) -> float:
         ordered = sorted(self._probes)
@@ -141,12 +165,25 @@ class Pace:
             self._cpu_share = (used - self._cpu[0]) / (now - self._cpu[1])
         self._cpu = (used, now)
         budget = await read_budget(self._store) or self._budget
-        self._governor.look(budget, self._p99(), self._cpu_share)
+        behind = _behind_bytes(info_of(await self._follower_leg.call("INFO", "replication"))) if self._follower_leg is not None else 0
+        self._governor.look(budget, self._p99(), self._cpu_share, behind)
         report = PaceReport(
-            at_ms=await self._store.now_ms(), what=self._what, pause_ms=round(self._governor.pause_s * 1000, 2), why=self._governor.why,
+            at_ms=await self._store.now_ms(), what=self._what, pause_ms=round(self._governor.pause_s * 1000, 2), why=self.why,
             probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
+            replica_behind_bytes=behind,
         )  # fmt: skip
         await answered(self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json()))
+
+
+def _behind_bytes(replication: Mapping[str, str]) -> int:
+    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no data, and is none (facts-redis 4)."""
+    replicas = [dict(part.split("=", 1) for part in line.split(",")) for name, line in replication.items() if _REPLICA.fullmatch(name)]
+    offsets = [int(replica["offset"]) for replica in replicas if replica.get("state") == "online"]
+    return max((int(replication["master_repl_offset"]) - offset for offset in offsets if offset), default=0)
+
+
+async def unpaced() -> None:
+    """The turn of who is not slowed."""
 
 
 async def _probe(leg: Leg) -> float:

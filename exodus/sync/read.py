@@ -19,6 +19,7 @@ from exodus.sync.script import LETTERS, READ, READ_SHA
 from exodus.sync.value import COUNTS, PLAIN_TYPES, Command, reads_of
 
 _TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
+_SCAN_KEYS_MIN = 16
 _CLOCK_SLACK_MS = 1
 
 
@@ -26,8 +27,11 @@ class What(StrEnum):
     """What is read of a key."""
 
     PAYLOAD = "payload"
+    EITHER = "either"  # the payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try to compress it, and sum it up
     VALUE = "value"
     SIZE = "size"  # bytes of memory; of SCAN only, and where scripts are allowed
+    OUTLINE = "outline"  # type, expiry and length; the value is the length and one
+    NAME = "name"  # whether it is there, and nothing else
 
 
 class Seen(NamedTuple):
@@ -91,22 +95,33 @@ class Reader:
     def __init__(self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None) -> None:
         self._leg = leg
         self._what = what
+        self._payloads = what in (What.PAYLOAD, What.EITHER)
         self._limits = limits or Limits()
+        self._strings = False  # whether all that the last SCAN found were
+        self._fitting: int | None = None  # keys of which the last SCAN's values fitted into one call, where not all did
         self._modern = facts.capabilities.get("pexpiretime", False)
         self._scripted = facts.capabilities.get("scripts", False)
         self._weighs = facts.capabilities.get("memory usage", False)
         # A server that is paused for writes lets only those run that say they do not write.
         self._verbs = ("EVALSHA_RO", "EVAL_RO") if facts.capabilities.get("read-only scripts") else ("EVALSHA", "EVAL")
 
-    async def scan(self, cursor: int, count: int) -> tuple[int, Batch]:
-        """One SCAN call and what it found; the next cursor."""
+    async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
+        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer than `count` where these would not fit into one."""
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
-        following, keys, *columns = await self._script("scan", cursor, count)
+        asked = count if at_least else min(count, self._fitting or count)
+        following, keys, *columns = await self._script("scan", cursor, asked, *(("strings",) if self._strings else ()))
         batch = Batch.told(keys, *columns)
-        # With a value for every key there is nothing to ask again.
-        return int(following), batch if None not in batch.values else Batch.of(await self._complete(batch.rows()))
+        self._strings = self._what is What.VALUE and columns[0] == [b"string"]
+        if None not in batch.values:
+            # With a value for every key there is nothing to ask again.
+            self._fitting = asked * 2 if asked < count else None
+            return int(following), batch
+        rows = batch.rows()
+        if left := len(self._unread(rows)):
+            self._fitting = max(_SCAN_KEYS_MIN, len(rows) - left)
+        return int(following), Batch.of(await self._complete(rows))
 
     async def keys(self, keys: Sequence[bytes]) -> list[Seen]:
         """The keys named, in their order."""
@@ -142,28 +157,32 @@ class Reader:
         if not self._scripted:
             return Batch.of(await self._plainly(keys))
         kinds = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)] if 0 in others.values else others.kinds
-        letters = b"".join([LETTERS.get(kind, b"-") for kind in kinds])
+        alike = kinds.count(kinds[0]) == len(kinds)
+        letters = LETTERS.get(kinds[0], b"-") * len(kinds) if alike else b"".join([LETTERS.get(kind, b"-") for kind in kinds])
         return Batch.told(keys, *(await self._script("like", letters, *keys))[2:])
 
     async def _complete(self, found: list[Seen]) -> list[Seen]:
         """With further calls for what did not fit into the first."""
-        while True:
-            payload = self._what is What.PAYLOAD
-            left = [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (payload or seen.kind in PLAIN_TYPES)]
-            if not left:
-                return found
+        while left := self._unread(found):
             keys = [found[number].key for number in left]
             for number, seen in zip(left, await self._named("keys", keys, keys), strict=True):
                 found[number] = seen
+        return found
+
+    def _unread(self, found: Sequence[Seen]) -> list[int]:
+        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (self._payloads or seen.kind in PLAIN_TYPES)]
 
     # ------------------------------------------------------------------ by commands
 
     async def _plainly(self, keys: Sequence[bytes]) -> list[Seen]:
         found: list[Seen] = []
+        if self._what is What.NAME:
+            there = await self._leg.pipeline([("EXISTS", key) for key in keys])
+            return [Seen(key, b"key", -1, 1) if exists else Seen(key, b"none", -2, b"") for key, exists in zip(keys, there, strict=True)]
         for start in range(0, len(keys), _TRANSACTION_KEYS):
             part = keys[start : start + _TRANSACTION_KEYS]
             kinds = await self._leg.pipeline([("TYPE", key) for key in part])
-            large = await self._large(part, kinds)
+            large = await self._large(part, kinds) if self._what is not What.OUTLINE else set()
             small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]
             states = {seen.key: seen for seen in await self._small(small)}
             found += [Seen(key, kind, -1, None, large=True) if key in large else states[key] for key, kind in zip(part, kinds, strict=True)]
@@ -199,14 +218,18 @@ class Reader:
         return [found[key] for key, _ in keys]
 
     def _reads(self, key: bytes, kind: bytes) -> list[Command]:
-        if self._what is What.PAYLOAD:
+        if self._payloads:
             return [("DUMP", key)]
+        if self._what is What.OUTLINE:
+            return [(COUNTS.get(kind, "EXISTS"), key)]
         return reads_of(kind, key) if kind in PLAIN_TYPES else [("EXISTS", key)]
 
     def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> Seen:
         value = values[0]
-        if at_ms == -2 or (value is None and self._what is What.PAYLOAD):
+        if at_ms == -2 or kind == b"none" or (value is None and self._payloads):
             return Seen(key, b"none", -2, b"")
+        if self._what is What.OUTLINE:
+            return Seen(key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1)
         if self._what is What.VALUE and (kind not in PLAIN_TYPES or isinstance(value, ReplyError)):
             value = None
         return Seen(key, kind, at_ms, value)

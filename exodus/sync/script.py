@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import hashlib
 
-# Arguments: payload, value or size (bytes of memory), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and
-# elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor, count, or `keys`, names, or
-# `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
+# Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its own), value, size (bytes of memory), outline (a
+# value's length and one, so that none is 0) or name (nothing but whether it is there), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0),
+# bytes to collect, key bytes and elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor,
+# count, and `strings` where all are expected to be (types are asked for from the first one on that is not), or `keys`, names, or `like`, a letter
+# (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
 # where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
-local payload, sized, modern, weigh = ARGV[1] == 'payload', ARGV[1] == 'size', ARGV[2] == '1', ARGV[3] == '1'
+local payload, sized, outlined = ARGV[1] == 'payload' or ARGV[1] == 'either', ARGV[1] == 'size', ARGV[1] == 'outline'
+local modern, weigh = ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local plain = ARGV[1] == 'either' and 4096 or key_bytes
 local call = redis.call
 local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZCARD', stream='XLEN'}
 local reads = {
-  string = {'GET'}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, hash = {'HGETALL'},
+  string = {'GETRANGE', 0, key_bytes}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, hash = {'HGETALL'},
 }
 local keys, names, cursor, first = ARGV, {}, '', 8
 if ARGV[7] == 'scan' then
@@ -32,6 +36,22 @@ elseif ARGV[7] == 'like' then
   first = 9
 end
 local kinds, expiries, values = {}, {}, {}
+
+local function told()
+  for at = 2, #kinds do
+    if kinds[at] ~= kinds[1] then return {cursor, names, kinds, expiries, values} end
+  end
+  return {cursor, names, {kinds[1]}, expiries, values}
+end
+
+if ARGV[1] == 'name' then
+  for i = first, #keys do
+    local at = i - first + 1
+    kinds[at], expiries[at], values[at] = 'key', -1, 1
+    if ARGV[7] ~= 'scan' and call('EXISTS', keys[i]) == 0 then kinds[at], expiries[at], values[at] = 'none', -2, '' end
+  end
+  return told()
+end
 
 local function now()
   local time = call('TIME')
@@ -63,15 +83,7 @@ else
   end
 end
 
-local function told()
-  for at = 2, #kinds do
-    if kinds[at] ~= kinds[1] then return {cursor, names, kinds, expiries, values} end
-  end
-  return {cursor, names, {kinds[1]}, expiries, values}
-end
-
 local function size_of(key, kind)
-  if kind == 'string' then return call('STRLEN', key) end
   if weigh then return call('MEMORY', 'USAGE', key) or 0 end
   kind = kind or call('TYPE', key).ok
   local command = length[kind]
@@ -81,7 +93,7 @@ local function size_of(key, kind)
   return size > elements and key_bytes + 1 or size * 16
 end
 
-if ARGV[7] == 'like' then
+if ARGV[7] == 'like' and not outlined then
   local letters = {s='string', l='list', e='set', z='zset', h='hash'}
   for at = 1, #expiries do
     local key, kind = ARGV[8 + at], letters[ARGV[8]:sub(at, at)]
@@ -90,32 +102,55 @@ if ARGV[7] == 'like' then
     if not value or expiries[at] == -2 or (type(value) == 'table' and (value.err or #value == 0)) then
       kind = call('TYPE', key).ok
       if kind == 'none' then value, expiries[at] = '', -2 else value = false end
+    elseif kind == 'string' and #value > key_bytes then
+      value = 0
     end
     kinds[at], values[at] = kind, value
   end
   return told()
 end
-local collected = 0
+local collected, guessing = 0, ARGV[7] == 'scan' and ARGV[10] == 'strings'
 for at = 1, #expiries do
   local key = keys[first + at - 1]
   local kind, value
-  if not payload and not sized then kind = call('TYPE', key).ok end
-  local size = size_of(key, kind)
-  value = false
-  if size > key_bytes then
-    value = 0
-  elseif sized then
-    value = math.max(size, 1)
-  elseif collected <= most then
-    if payload then
-      value = call('DUMP', key)
-      if value then size = #value end
-    elseif reads[kind] then
-      local how = reads[kind]
-      value = call(how[1], key, unpack(how, 2))
+  if guessing and collected <= most then
+    value = redis.pcall('GETRANGE', key, 0, key_bytes)
+    if type(value) == 'table' then guessing, value = false, nil elseif value ~= '' then kind = 'string' end
+  end
+  if not kind and not payload and not sized then kind = call('TYPE', key).ok end
+  if kind ~= 'string' then value = false end
+  if outlined then
+    value = length[kind] and call(length[kind], key) + 1 or 1
+    if kind == 'none' then expiries[at], value = -2, '' end
+  elseif kind == 'string' then
+    -- As much of it as may be read, and a byte: cheaper than its length first.
+    if collected <= most then
+      value = value or call('GETRANGE', key, 0, key_bytes)
+      collected = collected + #value
+      if #value > key_bytes then value = 0 end
+    else
+      value = false
     end
-    collected = collected + size
-    if expiries[at] == -2 or (payload and not value) then kind, expiries[at], value = 'none', -2, '' end
+    if expiries[at] == -2 then kind, value = 'none', '' end
+  else
+    local size = size_of(key, kind)
+    if size > key_bytes then
+      value = 0
+    elseif sized then
+      value = math.max(size, 1)
+    elseif collected <= most then
+      if payload and size > plain and call('TYPE', key).ok == 'string' then
+        value = {call('GETRANGE', key, 0, key_bytes)}
+      elseif payload then
+        value = call('DUMP', key)
+        if value then size = #value end
+      elseif reads[kind] then
+        local how = reads[kind]
+        value = call(how[1], key, unpack(how, 2))
+      end
+      collected = collected + size
+      if expiries[at] == -2 or (payload and not value) then kind, expiries[at], value = 'none', -2, '' end
+    end
   end
   if not payload and not sized then kinds[at] = kind end
   values[at] = value

@@ -152,6 +152,23 @@ class _OfTheAuthority(Contract):
         assert (target.get("bypass"), target.get("undeclared"), target.get("short")) == (b"1", b"u", None)
         assert (await modern.verify()).divergences == []
 
+    async def test_what_the_authority_evicts_is_removed(self, modern: Plant) -> None:
+        await self.begin(modern)
+        source = modern.boxes[Side.SOURCE].client()
+        source.config_set("maxmemory-policy", "allkeys-random")
+        source.config_set("maxmemory", source.info("memory")["used_memory"] + 2_000_000)
+        try:
+            for number in range(4_000):
+                source.set(f"k{number}", "x" * 1_000)
+            assert source.info("stats")["evicted_keys"] > 0
+        finally:
+            source.config_set("maxmemory", 0)
+            source.config_set("maxmemory-policy", "noeviction")
+        await self.settled(modern)
+        report = await modern.verify()
+        assert report.divergences == []
+        assert report.keys_follower == report.keys_authority < 4_000
+
     async def test_what_happens_to_groups_of_streams_is_seen(self, modern: Plant) -> None:
         """And flushes and swaps, by who bypasses the gateway: pushes tell nothing of these."""
         await self.begin(modern)

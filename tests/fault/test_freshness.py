@@ -106,7 +106,7 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
     await until(one_left, within_s=15, otherwise="the spoiled key was not the one left")
     found = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert keys_of(found) == [(0, b"k5")]
-    assert await repair(await plant.engine(), keys_of(found)) == []
+    assert await repair(await plant.engine(), keys_of(found)) == {}
     await until(all_verified, within_s=15, otherwise="the repaired key stayed dirty")
     assert target.get("k5") == source.get("k5")
 

@@ -9,6 +9,7 @@ import pytest
 from exodus.config import Budget, Side
 from exodus.control.checkpoint import load_progress
 from exodus.endpoint import Endpoint
+from exodus.stack.servers import ServerKind
 from exodus.sync import pace
 from exodus.sync.backfill import copy_slice
 from exodus.sync.pace import Pace, read_paces, set_budget
@@ -86,3 +87,33 @@ async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(pl
         assert (await plant.verify()).divergences == []
     finally:
         target.config_set("maxmemory", 0)
+
+
+async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(plant: Plant, make_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
+    monkeypatch.setattr(pace, "LOOK_EVERY_S", 0.0)
+    _fill(plant, 60_000, "x" * 500)
+    plant.plan = plant.plan.model_copy(update={"budget": Budget(replica_behind_mb_max=1), "slices": 1})
+    target, replica = plant.boxes[Side.TARGET], make_server(ServerKind.VALKEY_91)
+    replica.client().replicaof("127.0.0.1", target.port)
+
+    async def follows() -> bool:
+        target.client().set("k", 1)
+        return int(target.client().info("replication").get("slave0", {}).get("offset", 0)) > 0
+
+    await until(follows, within_s=20, otherwise="it never became a replica")
+    await plant.start_live_sync()
+    engine = await plant.engine()
+    (piece,) = await plan_slices(engine.authority, 1)
+    replica.pause()
+    try:
+        copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
+
+        async def waits() -> bool:
+            return any("MB behind, 1 MB are allowed" in report.why for report in await read_paces(plant.store))
+
+        await until(waits, within_s=30, otherwise="the copy did not wait, or did not say why")
+        assert not copying.done()
+    finally:
+        replica.resume()
+    assert (await copying).keys_copied == 60_000

@@ -265,7 +265,7 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
     read = source.register_script("local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + redis.call('PTTL', KEYS[1])}")
     (at_ms,) = read(["late"])
     engine = await older.engine()
-    assert await reconcile.repair(engine, [(0, b"late"), (0, b"gone")]) == []
+    assert await reconcile.repair(engine, [(0, b"late"), (0, b"gone")]) == {}
     assert (await older.verify()).divergences == []
     assert abs(read(["late"])[0] - at_ms) <= _CLOCK_MS  # the source's own readers see what they saw
     assert abs(target.client().pexpiretime("late") - at_ms) <= _CLOCK_MS
@@ -284,6 +284,23 @@ async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plan
     monkeypatch.setattr(Leg, "pipeline", overtaken)
     assert await native.restate_expiries(older.plan, [(0, b"k")]) == []
     assert (source.get("k"), source.ttl("k")) == (b"2", -1)
+
+
+async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _begin(older)
+    source = older.boxes[Side.SOURCE].client()
+    source.set("k", 1, px=600_000)
+    source.set("calm", 1, px=600_000)
+    ordinary = Leg.pipeline
+
+    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
+        if commands[0] == ("MULTI",) and len(commands) == 3 and commands[1][:2] == ("PEXPIREAT", b"k"):
+            source.pexpire("k", 600_000)
+        return await ordinary(leg, commands)
+
+    monkeypatch.setattr(Leg, "pipeline", overtaken)
+    left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
+    assert left == {(0, b"k"): f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"}
 
 
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:

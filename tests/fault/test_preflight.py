@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Address, Plan, Side, load_migration
+from exodus.config import Address, Feed, Plan, Side, load_migration
 from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError, SourceError
 from exodus.stack.servers import ServerKind
@@ -52,6 +52,15 @@ async def test_a_wrong_password(redis62: Box, valkey91: Box, tmp_path: Path) -> 
 async def test_a_server_that_does_not_answer(valkey91: Box) -> None:
     with pytest.raises(SourceError, match="failed"):
         await _check(Address(host="127.0.0.1", port=1), valkey91.address())
+
+
+async def test_a_source_that_evicts_is_told_where_the_feed_does_not_see_it(make_server, valkey91: Box) -> None:
+    source = make_server(ServerKind.REDIS_62, maxmemory="100mb", maxmemory_policy="volatile-lru")
+    ends = Endpoint(Side.SOURCE, source.address()), Endpoint(Side.TARGET, valkey91.address())
+    for feed, warned in ((Feed.GATEWAY, True), (Feed.TRACKING, False)):
+        plan = Plan(name="check", source=source.address(), target=valkey91.address(), feed=feed)
+        found = [finding.severity for finding in await check_pair(*ends, plan) if finding.check == "eviction on the source"]
+        assert found == ["warning"] * warned
 
 
 async def test_a_target_too_small(make_server, redis62: Box) -> None:

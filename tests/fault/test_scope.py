@@ -199,7 +199,7 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     assert {row.key for row in found.divergences} == {b"zero:taken"}
     assert large
     source.client(db=3).delete("zero:taken")
-    assert await repair(await renamed.engine(), [(3, b"zero:taken")]) == [], "it is gone, and so is its letter"
+    assert await repair(await renamed.engine(), [(3, b"zero:taken")]) == {}, "it is gone, and so is its letter"
     await app.flushdb()
     await renamed.drained()
 

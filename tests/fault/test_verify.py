@@ -8,11 +8,14 @@ import pytest
 import redis
 
 from exodus.config import Plan, Side
+from exodus.control.freshness import last_pass
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
+from exodus.sync.comparison import Depth, in_sample
 from exodus.sync.engine import Engine
 from exodus.sync.guard import Guard
-from exodus.sync.reconcile import verify
+from exodus.sync.reconcile import reconcile, verify
+from exodus.sync.verification import UnderWay
 from tests.support.plant import Plant
 from tests.support.servers import Box
 
@@ -114,6 +117,42 @@ async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
     }  # fmt: skip
     assert next(row for row in found.divergences if row.key == b"timed").detail == "+1000 ms"
     assert b"bin" not in repr(found.as_json()).encode()
+
+
+@pytest.mark.parametrize("lacking", [(), ("scripts",)])
+async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -> None:
+    """At names, at outlines, at a sample of keys; only one that looked at all of everything counts."""
+    source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    fill(source)
+    source.mset({f"k{number}": number for number in range(4_000)})
+    await plant.start_live_sync()
+    await plant.backfill()
+    target.setrange("string", 1, "B")
+    target.append("k1", "x")
+    target.pexpireat("timed", target.pexpiretime("timed") + 1000)
+    target.delete("k2", "set")
+    target.set("stranger", 1)
+    engine = await plant.engine()
+    for facts in (engine.authority_facts, engine.follower_facts):
+        facts.capabilities.update(dict.fromkeys(lacking, False))
+    await plant.change(sync=False)  # nobody mends it
+    named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
+    outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
+    for depth, wanted in ((Depth.COUNT, named), (Depth.OUTLINE, outlined), (Depth.VALUE, outlined | {(b"string", "value")})):
+        found = await verify(engine, settle_s=0.01, attempts=2, under_way=UnderWay(depth=depth))
+        assert {(row.key, row.kind) for row in found.divergences} == wanted
+        assert (found.keys_authority, found.keys_follower) == (4_016, 4_015)
+        assert found.keys_verified == 4_016 - len([kind for _, kind in wanted if kind != "extra"])
+    part = await verify(engine, settle_s=0.01, attempts=2, under_way=UnderWay(share=0.25))
+    assert 800 < part.keys_authority < 1_200
+    assert {(row.key, row.kind) for row in part.divergences} == {
+        (key, kind) for key, kind in outlined | {(b"string", "value")} if in_sample(key, 0.25)
+    }
+    source.flushall()
+    target.flushall()
+    for depth, share, counts in ((Depth.OUTLINE, 1.0, False), (Depth.VALUE, 0.5, False), (Depth.VALUE, 1.0, True)):
+        assert (await reconcile(engine, "test", settle_s=0.01, depth=depth, share=share))["divergences_total"] == 0
+        assert (await last_pass(plant.store) is not None) == counts
 
 
 async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(redis82: Box, redis62: Box, control_server: Box) -> None:

@@ -5,6 +5,7 @@ The long form (FULL=1) has the sizes at which these were seen; the short one is 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import subprocess
@@ -12,11 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 import yaml
 
-from exodus.config import Budget, Side
+from exodus.config import Side
 from exodus.control.checkpoint import load_chunks, load_pass, load_progress, save_pass
-from exodus.sync.pace import set_budget
 from exodus.sync.reconcile import reconcile
 from tests.support.full import FULL
 from tests.support.plant import Plant
@@ -84,9 +85,6 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     pipe.execute()
     await plant.start_live_sync()
     await plant.backfill()
-    # Slow, so that it can be killed in the middle.
-    plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.01)})
-    await plant.store.save_plan(plant.plan)
     command = [sys.executable, "-m", "tests.support.verifier", str(_file(plant, tmp_path)), "test"]
     process = subprocess.Popen(command)
 
@@ -104,7 +102,6 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     kept = await load_pass(plant.store, "test")
     assert kept is not None
     assert kept.counts["keys_authority"] < KEYS
-    await set_budget(plant.store, Budget())
     report = await reconcile(await plant.engine(), "test", settle_s=0.05)
     assert (report["resumed"], report["keys_authority"], report["keys_follower"]) == (1, KEYS, KEYS)
     assert [row["key"] for row in report["divergences"]] == ["k7"]
@@ -137,6 +134,40 @@ async def test_expiries_do_not_drift(modern: Plant) -> None:
     report = await modern.verify()
     assert report.divergences == []
     assert (report.keys_verified, report.keys_with_ttl, report.ttl_drift_ms_max) == (TIMED, TIMED, 0)
+
+
+async def test_expiries_do_not_drift_over_a_slow_link(modern: Plant) -> None:
+    """50 ms each way to the target, for every 64 KB: what the time left would be late by."""
+    source, target = (modern.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            await asyncio.sleep(0.05)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", modern.boxes[Side.TARGET].port)
+        await asyncio.gather(late(reader, there[1]), late(there[0], writer), return_exceptions=True)
+
+    await modern.start_live_sync()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as link:
+        address = modern.plan.target.model_copy(update={"port": link.sockets[0].getsockname()[1]})
+        modern.plan = modern.plan.model_copy(update={"target": address, "slices": 1})
+        await modern.store.save_plan(modern.plan)
+        draw = random.Random(4)
+        for number in range(1_000):
+            source.set(f"t{number}", number, px=draw.randrange(3_600_000, 86_400_000))
+        source.set("gone by then", 1, px=400)
+        await modern.backfill()
+    keys = [f"t{number}" for number in range(1_000)]
+    assert [target.pexpiretime(key) for key in keys] == [source.pexpiretime(key) for key in keys]
+    await until(lambda: _absent(source, "gone by then"), within_s=5, otherwise="it did not expire")
+    assert not target.exists("gone by then")
+
+
+async def _absent(client: redis.Redis, key: str) -> bool:
+    return not client.exists(key)
 
 
 async def test_no_key_is_left_over_after_many_writes_and_deletes(plant: Plant) -> None:

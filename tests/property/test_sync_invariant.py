@@ -1,8 +1,9 @@
 """The invariant under drawn interleavings, on two real servers: once writes stop and the journal is drained, both sides are equal.
 
 What is drawn: application writes of every kind and their journal entries, which come later (race rule 1), backfill chunks cut open
-between reading and writing, lane steps, expiry, flushes, changed epochs with a writer of the old one still under way. The pieces are
-the product's own; only the order is drawn. With a rule taken out, the same drawings end with unequal sides: that is tested too.
+between reading and writing, lane steps, processes that end in the middle of either, expiry, flushes, changed epochs with a writer of the old one
+still under way. The pieces are the product's own; only the order is drawn. With a rule taken out, the same drawings end with unequal sides: that is
+tested too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,19 @@ from tests.support.servers import Box
 pytestmark = pytest.mark.property
 KEYS = 8
 # A flush and a rename are rare: what they mark as changed would hide what another rule forgot.
-STEPS = (*["write", "journal"] * 12, *["lane"] * 10, *["read chunk", "write chunk"] * 4, "expire", "expire", "epoch", "epoch", "rename", "flush")
+STEPS = (
+    *["write", "journal"] * 12,
+    *["lane"] * 10,
+    *["read chunk", "write chunk"] * 4,
+    "expire",
+    "expire",
+    "epoch",
+    "epoch",
+    "kill",
+    "kill",
+    "rename",
+    "flush",
+)
 
 
 class World:
@@ -143,6 +156,17 @@ class World:
             if self.marks_overtaken and engine is self.engine:  # a process of an old epoch marks nothing that anybody reads
                 await mark_overtaken(self.engine, 0, keys, positions)
 
+    async def kill(self) -> None:
+        """A process ends in the middle: a lane's before its position is kept, or a backfill's before it marked what overtook it. It is done again."""
+        if self.draw.random() < 0.5:
+            changes = await journal.since(self.store, {0: self.position})
+            keys = [key for _, key in dict.fromkeys(changes.keys)]
+            await self.lane.sync_keys(0, keys[: self.draw.randrange(len(keys) + 1)])
+        elif self.chunks and self.chunks[-1][0] is self.engine:
+            _, copier, _, states, _ = self.chunks.pop()
+            await copier.write(0, states, BatchReport())
+            await self.read_chunk()
+
     async def end(self) -> None:
         """Writes stop; chunks under way end, and everything drains."""
         while self.chunks:
@@ -165,6 +189,7 @@ async def _play(plan: Plan, control: Box, seed: int, steps: list[str], without: 
         acts = {
             "write": world.write, "journal": world.journal, "lane": world.step_lane, "read chunk": world.read_chunk, "write chunk": world.write_chunk,
             "expire": world.expire, "rename": world.rename, "flush": world.flush, "epoch": world.epoch,
+            "kill": world.kill,
         }  # fmt: skip
         try:
             for step in steps:

@@ -23,8 +23,9 @@ from exodus.sync.engine import Engine, open_engine
 from exodus.sync.feed import JournalFeed
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.live import Syncer
-from exodus.sync.reconcile import VerificationReport, verify
+from exodus.sync.reconcile import verify
 from exodus.sync.scan import plan_slices
+from exodus.sync.verification import VerificationReport
 from tests.support.servers import Box
 from tests.support.wait import until
 

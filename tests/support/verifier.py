@@ -1,7 +1,8 @@
-"""A verification that counts, as a process of its own, to be killed: `python -m tests.support.verifier MIGRATION_FILE NAME`."""
+"""A verification that counts, as a process of its own, slow enough to be killed: `python -m tests.support.verifier MIGRATION_FILE NAME`."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -10,10 +11,18 @@ import uvloop
 from exodus.config import load_migration
 from exodus.control.store import ControlStore
 from exodus.sync.engine import open_engine
+from exodus.sync.pace import Pace
 from exodus.sync.reconcile import reconcile
+
+_TURN_S = 0.1
+
+
+async def _slowly(_: Pace) -> None:
+    await asyncio.sleep(_TURN_S)
 
 
 async def main(file: Path, name: str) -> None:
+    Pace.turn = _slowly  # type: ignore[method-assign]
     migration = load_migration(file)
     async with await ControlStore.connect(migration.control_store, migration.plan.name) as store:
         await reconcile(await open_engine(store, await store.plan()), name)
