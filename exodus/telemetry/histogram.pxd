@@ -9,3 +9,5 @@ cdef class Histogram:
 
     @cython.locals(rest=Py_ssize_t, magnitude=Py_ssize_t)
     cpdef record(self, Py_ssize_t value)
+    @cython.locals(wanted=Py_ssize_t, seen=Py_ssize_t, index=Py_ssize_t)
+    cpdef Py_ssize_t quantile(self, double share) except -1
