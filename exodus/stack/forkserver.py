@@ -214,6 +214,8 @@ def serve(path: str, modules: list[str]) -> None:
 def run(path: str, module: str, refresh: str) -> None:
     """Have `module` run by a fork, and end as it ends; without a server, become it."""
     server = socket.socket(socket.AF_UNIX)
+    # A signal that comes before it can be sent on waits: it would end this client, and so kill the fork that it was for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     try:
         server.connect(_short(path))
         body = json.dumps({"module": module, "refresh": refresh, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()  # noqa: PTH109
@@ -222,10 +224,12 @@ def run(path: str, module: str, refresh: str) -> None:
         taken = server.recv(1)
     except OSError:
         taken = b""
+    if taken:
+        for number in _FORWARDED:
+            signal.signal(number, lambda number, _: server.sendall(bytes([number])))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     if not taken:
         os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606
-    for number in _FORWARDED:
-        signal.signal(number, lambda number, _: server.sendall(bytes([number])))
     said = server.recv(16)
     if not said:
         raise SystemExit("the fork server ended, and what it had forked with it")
