@@ -43,7 +43,7 @@ class VerificationReport(Tally):
     (`excluded`), or a sample, is in none of these.
     """
 
-    depth: Depth = Depth.VALUE
+    depth: Depth = Depth.FULL
     share: float = 1.0  # of all keys, by the hash of their names
     keys_authority: int = 0
     keys_follower: int = 0
@@ -67,7 +67,7 @@ class VerificationReport(Tally):
     @property
     def speaks_for_all(self) -> bool:
         """Whether every key was compared with its value."""
-        return self.depth is Depth.VALUE and self.share >= 1
+        return self.depth is Depth.FULL and self.share >= 1
 
     def as_json(self) -> Json:
         """For reports and artifacts."""
@@ -151,7 +151,7 @@ class UnderWay:
     """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
 
     def __init__(
-        self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None, *, depth: Depth = Depth.VALUE, share: float = 1.0
+        self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None, *, depth: Depth = Depth.FULL, share: float = 1.0
     ) -> None:
         self.report = VerificationReport(depth=depth, share=share)
         self.suspects: dict[Key, Divergence] = {}
