@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from exodus import collector
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, Walk, save_pass
 from exodus.control.store import ControlStore, Json
@@ -201,6 +202,12 @@ async def look(engine: Engine, way: UnderWay, note: Note) -> None:
     at_once = engine.plan.workers.count or SLICES_AT_A_TIME
     forwards = await way.forwards.pieces(engine.authority, engine.plan.slices)
     backwards = await way.backwards.pieces(engine.follower, engine.plan.slices)
+    with collector.seldom():
+        await _look(engine, way, note, (forwards, backwards), at_once)
+
+
+async def _look(engine: Engine, way: UnderWay, note: Note, pieces: tuple[deque[Slice], deque[Slice]], at_once: int) -> None:
+    forwards, backwards = pieces
     async with Pace(engine.store, engine.authority, engine.plan.budget, what="verification") as pace:
         passes = [asyncio.create_task(_compare(engine, way, forwards, pace, note)) for _ in range(min(at_once, len(forwards)))]
         passes += [asyncio.create_task(_find_surplus(engine, way, backwards, pace, note)) for _ in range(min(at_once, len(backwards)))]
