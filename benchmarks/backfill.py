@@ -92,4 +92,4 @@ def _measured(kind: Data, source: Server, target: Server, control: Server) -> Re
                 if copied != kind.keys:
                     raise AssertionError(f"{way} copied {copied} of {kind.keys} keys")
             runs.append(run)
-    return result(name=f"backfill-{kind.name}", what=kind.what, unit="keys/s", runs=runs, against="MIGRATE by 100")
+    return result(name=kind.result("backfill"), what=kind.what, unit="keys/s", runs=runs, against="MIGRATE by 100")

@@ -39,6 +39,10 @@ class Data:
     put: Callable[[redis.client.Pipeline, bytes, random.Random], object]
     strings: bool = True
 
+    def result(self, question: str) -> str:
+        """The name of what was measured with them; that of the question itself with the first kind."""
+        return question if self.name == "random" else f"{question}-{self.name}"
+
     def load(self, source: redis.Redis) -> None:
         """Write them, a fifth of them with an expiry."""
         draw = random.Random(1)  # noqa: S311 - reproducible, not secret

@@ -62,4 +62,4 @@ def _measured(kind: Data, source: Server, target: Server, control: Server) -> Re
             if kind.strings:
                 run["redis-py loop"] = kind.keys / seconds_of(partial(_loop, ours, theirs))
             runs.append(run)
-    return result(name=f"verify-{kind.name}", what=kind.what, unit="keys/s", runs=runs, against="exodus backfill")
+    return result(name=kind.result("verify"), what=kind.what, unit="keys/s", runs=runs, against="exodus backfill")

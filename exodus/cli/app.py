@@ -33,6 +33,7 @@ for command in (
     phases.status,
     phases.approve,
     phases.reject,
+    levers.budget,
     levers.canary,
     levers.redirect,
     levers.hold,

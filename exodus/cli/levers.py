@@ -1,4 +1,4 @@
-"""`exodus hold`, `release`, `abort`: the safety levers of a switch; `canary`: what comes before it."""
+"""`exodus hold`, `release`, `abort`: the safety levers of a switch; `canary`: what comes before it; `budget`: what the copy may cost."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from exodus.cutover import levers
 from exodus.cutover.canary import set_canary
 from exodus.cutover.redirect import read_redirect, who_is_connected
 from exodus.cutover.redirect import redirect as send_away
+from exodus.sync.pace import parse_budget, read_budget, set_budget
 
 
 def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, MigrationFile], Awaitable[str]]) -> None:
@@ -59,6 +60,22 @@ def canary(percent: PercentArgument, why: WhyOption, file: FileOption = None, ho
     async def work(store: ControlStore, migration: MigrationFile) -> str:
         route = await set_canary(store, migration.plan, percent, why=why)
         return f"reads of {route.canary * 100:g} % of the keys are asked of the {route.follower}, too; see canary in `exodus status`"
+
+    _at(file, home, work)
+
+
+BudgetArgument = Annotated[str | None, typer.Argument(metavar="JSON", help="what may be spent; none: what is in force")]
+PlansOption = Annotated[bool, typer.Option("--plan", help="go back to what the migration file says")]
+
+
+def budget(json: BudgetArgument = None, plan: PlansOption = False, file: FileOption = None, home: HomeOption = None) -> None:
+    """What bulk reads may cost the source, while they run. Example: exodus budget '{"probe_ms_added_max": 0.3}'"""
+
+    async def work(store: ControlStore, migration: MigrationFile) -> str:
+        if json is not None or plan:
+            await set_budget(store, None if json is None else parse_budget(json))
+        asked = await read_budget(store)
+        return f"{(asked or migration.plan.budget).model_dump_json()} ({'set while running' if asked else 'of the migration file'})"
 
     _at(file, home, work)
 

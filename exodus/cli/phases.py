@@ -303,7 +303,7 @@ def _reasons(left: Mapping[Key, str]) -> list[Json]:
 
 def verify(
     repair: Annotated[bool, typer.Option("--repair", help="copy what differs again, then verify once more")] = False,
-    depth: Annotated[Depth, typer.Option(help="count: names; outline: type, length and expiry; value: all of it")] = Depth.VALUE,
+    depth: Annotated[Depth, typer.Option(help="count: names; outline: type, length and expiry; full: the values")] = Depth.FULL,
     sample: Annotated[float, typer.Option(min=0.0001, max=1, help="share of the keys that is looked at, by their names")] = 1.0,
     file: FileOption = None,
     home: HomeOption = None,

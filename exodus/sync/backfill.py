@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from exodus import collector
 from exodus.config import CopyStrategy
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
@@ -83,7 +84,8 @@ async def copy_slice(
     failures = 0
     while True:
         try:
-            await _SliceCopy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress).run()
+            with collector.seldom():
+                await _SliceCopy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress).run()
             break
         except NoRoom as exc:
             # No matter how often: the checkpoint stands, and it goes on by itself when there is room.

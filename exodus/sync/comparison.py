@@ -34,10 +34,10 @@ class Depth(StrEnum):
 
     COUNT = "count"  # whether it is there
     OUTLINE = "outline"  # type, length, expiry
-    VALUE = "value"  # and the value, with what belongs to it
+    FULL = "full"  # and the value, with what belongs to it
 
 
-_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.VALUE: What.VALUE}
+_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.FULL: What.VALUE}
 
 
 def in_sample(key: bytes, share: float) -> bool:
@@ -82,7 +82,7 @@ class Comparison:
         *,
         spare_others: bool,
         slack_ms: int,
-        depth: Depth = Depth.VALUE,
+        depth: Depth = Depth.FULL,
         share: float = 1.0,
         turn: Turn = unpaced,
     ) -> None:
@@ -100,7 +100,7 @@ class Comparison:
         self._scope = scope
         self._spare_others = spare_others
         self._readers = (Reader(authority, authority_facts, _READS[depth]), Reader(follower, follower_facts, _READS[depth]))
-        self._whole = depth is Depth.VALUE
+        self._whole = depth is Depth.FULL
         self._share = share
         self._turn = turn
         self._slack_ms = slack_ms
@@ -376,7 +376,7 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     return Surplus(engine, authority, behind)
 
 
-async def open_comparison(engine: Engine, *, depth: Depth = Depth.VALUE, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
+async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:

@@ -128,7 +128,7 @@ async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Diver
     return list((await _again(comparison, wanted, Tally())).values())
 
 
-async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: Depth = Depth.VALUE, share: float = 1.0) -> Json:
+async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: Depth = Depth.FULL, share: float = 1.0) -> Json:
     """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean, it counts: it closes the gaps that were open before
     it, and freshness counts from it.
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from exodus import collector
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, Walk, save_pass
 from exodus.control.store import ControlStore, Json
@@ -43,7 +44,7 @@ class VerificationReport(Tally):
     (`excluded`), or a sample, is in none of these.
     """
 
-    depth: Depth = Depth.VALUE
+    depth: Depth = Depth.FULL
     share: float = 1.0  # of all keys, by the hash of their names
     keys_authority: int = 0
     keys_follower: int = 0
@@ -67,7 +68,7 @@ class VerificationReport(Tally):
     @property
     def speaks_for_all(self) -> bool:
         """Whether every key was compared with its value."""
-        return self.depth is Depth.VALUE and self.share >= 1
+        return self.depth is Depth.FULL and self.share >= 1
 
     def as_json(self) -> Json:
         """For reports and artifacts."""
@@ -151,7 +152,7 @@ class UnderWay:
     """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
 
     def __init__(
-        self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None, *, depth: Depth = Depth.VALUE, share: float = 1.0
+        self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None, *, depth: Depth = Depth.FULL, share: float = 1.0
     ) -> None:
         self.report = VerificationReport(depth=depth, share=share)
         self.suspects: dict[Key, Divergence] = {}
@@ -201,6 +202,12 @@ async def look(engine: Engine, way: UnderWay, note: Note) -> None:
     at_once = engine.plan.workers.count or SLICES_AT_A_TIME
     forwards = await way.forwards.pieces(engine.authority, engine.plan.slices)
     backwards = await way.backwards.pieces(engine.follower, engine.plan.slices)
+    with collector.seldom():
+        await _look(engine, way, note, (forwards, backwards), at_once)
+
+
+async def _look(engine: Engine, way: UnderWay, note: Note, pieces: tuple[deque[Slice], deque[Slice]], at_once: int) -> None:
+    forwards, backwards = pieces
     async with Pace(engine.store, engine.authority, engine.plan.budget, what="verification") as pace:
         passes = [asyncio.create_task(_compare(engine, way, forwards, pace, note)) for _ in range(min(at_once, len(forwards)))]
         passes += [asyncio.create_task(_find_surplus(engine, way, backwards, pace, note)) for _ in range(min(at_once, len(backwards)))]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import orjson
 import pytest
 import redis
+from typer.testing import CliRunner
 
-from exodus.config import Plan, Side
+from exodus.cli.app import app
+from exodus.config import Budget, Plan, Side
 from exodus.control.freshness import last_pass
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
 from exodus.sync.comparison import Depth, in_sample
 from exodus.sync.engine import Engine
 from exodus.sync.guard import Guard
+from exodus.sync.pace import read_budget
 from exodus.sync.reconcile import reconcile, verify
 from exodus.sync.verification import UnderWay
 from tests.support.plant import Plant
@@ -138,7 +143,7 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
     await plant.change(sync=False)  # nobody mends it
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
-    for depth, wanted in ((Depth.COUNT, named), (Depth.OUTLINE, outlined), (Depth.VALUE, outlined | {(b"string", "value")})):
+    for depth, wanted in ((Depth.COUNT, named), (Depth.OUTLINE, outlined), (Depth.FULL, outlined | {(b"string", "value")})):
         found = await verify(engine, settle_s=0.01, attempts=2, under_way=UnderWay(depth=depth))
         assert {(row.key, row.kind) for row in found.divergences} == wanted
         assert (found.keys_authority, found.keys_follower) == (4_016, 4_015)
@@ -150,9 +155,31 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
     }
     source.flushall()
     target.flushall()
-    for depth, share, counts in ((Depth.OUTLINE, 1.0, False), (Depth.VALUE, 0.5, False), (Depth.VALUE, 1.0, True)):
+    for depth, share, counts in ((Depth.OUTLINE, 1.0, False), (Depth.FULL, 0.5, False), (Depth.FULL, 1.0, True)):
         assert (await reconcile(engine, "test", settle_s=0.01, depth=depth, share=share))["divergences_total"] == 0
         assert (await last_pass(plant.store) is not None) == counts
+
+
+async def test_depth_sample_and_budget_are_asked_for_by_command(plant: Plant, tmp_path: Path) -> None:
+    plant.boxes[Side.SOURCE].client().mset({f"k{number}": number for number in range(100)})
+    await plant.start_live_sync()
+    await plant.backfill()
+    file = str(plant.file(tmp_path))
+
+    async def exodus(*arguments: str) -> tuple[int, str]:
+        found = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--file", file])
+        return found.exit_code, found.stdout
+
+    status, said = await exodus("verify", "--depth", "count", "--sample", "0.5", "--json")
+    report = orjson.loads(said)
+    assert (status, report["depth"], report["share"], report["by_type"]) == (0, "count", 0.5, {"key": report["keys_verified"]})
+    assert 20 < report["keys_verified"] < 80
+    assert await exodus("budget") == (0, f"{plant.plan.budget.model_dump_json()} (of the migration file)\n")
+    asked = Budget(cpu_share_max=0.5)
+    assert await exodus("budget", '{"cpu_share_max": 0.5}') == (0, f"{asked.model_dump_json()} (set while running)\n")
+    assert await read_budget(plant.store) == asked
+    assert (await exodus("budget", "--plan"))[0] == 0
+    assert await read_budget(plant.store) is None
 
 
 async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(redis82: Box, redis62: Box, control_server: Box) -> None:

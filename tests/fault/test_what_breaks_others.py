@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import redis
-import yaml
 
 from exodus.config import Side
 from exodus.control.checkpoint import load_chunks, load_pass, load_progress, save_pass
@@ -29,17 +28,6 @@ TIMED = 4_000
 CHURN = 170_000 if FULL else 17_000
 
 
-def _file(plant: Plant, folder: Path) -> Path:
-    """The plant as a migration file, for a process of its own."""
-    servers = {str(side): box for side, box in plant.boxes.items()} | {"control_store": plant.control}
-    more = plant.plan.model_dump(mode="json", exclude={"source", "target"})
-    path = folder / "migration.yaml"
-    path.write_text(
-        yaml.safe_dump({**more, **{n: {"url": b.address().url, "password_file": str(b.address().password_file)} for n, b in servers.items()}})
-    )
-    return path
-
-
 async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp_path: Path) -> None:
     pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
     for number in range(KEYS):
@@ -48,7 +36,7 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp
             pipe.execute()
     pipe.execute()
     await plant.start_live_sync()
-    command = [sys.executable, "-m", "tests.support.backfiller", str(_file(plant, tmp_path)), "run"]
+    command = [sys.executable, "-m", "tests.support.backfiller", str(plant.file(tmp_path)), "run"]
     process = subprocess.Popen(command)
 
     async def a_fifth() -> bool:
@@ -85,7 +73,7 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
     pipe.execute()
     await plant.start_live_sync()
     await plant.backfill()
-    command = [sys.executable, "-m", "tests.support.verifier", str(_file(plant, tmp_path)), "test"]
+    command = [sys.executable, "-m", "tests.support.verifier", str(plant.file(tmp_path)), "test"]
     process = subprocess.Popen(command)
 
     async def a_part() -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest_asyncio
 import redis.asyncio as redis
+import yaml
 
 from exodus.config import CopyStrategy, JournalMode, Plan, Side
 from exodus.control import registry
@@ -115,6 +116,16 @@ class Plant:
         engine = await self.engine()
         for piece in await plan_slices(engine.authority, self.plan.slices):
             await copy_slice(engine, run, piece, budget_s=60)
+
+    def file(self, folder: Path) -> Path:
+        """As a migration file, for a process of its own."""
+        servers = {str(side): box for side, box in self.boxes.items()} | {"control_store": self.control}
+        more = self.plan.model_dump(mode="json", exclude={"source", "target"})
+        path = folder / "migration.yaml"
+        path.write_text(
+            yaml.safe_dump({**more, **{n: {"url": b.address().url, "password_file": str(b.address().password_file)} for n, b in servers.items()}})
+        )
+        return path
 
     async def flushed(self) -> None:
         async def quiet() -> bool:

@@ -29,3 +29,13 @@ def test_one_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_passes_are_seldom_until_the_last_who_asked_has_ended() -> None:
+    before = gc.get_threshold()
+    with collector.seldom():
+        with collector.seldom():
+            inside = gc.get_threshold()
+        assert gc.get_threshold() == inside
+        assert inside[0] > before[0]
+    assert gc.get_threshold() == before
