@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from exodus.config import Side
 from exodus.cutover import switch
@@ -58,7 +60,7 @@ async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(mapping
             for how, app in apps.items():
                 assert (await app.acl_whoami()) in ((shop, shop.encode()) if how else (anybody, anybody.encode())), (to, how)
                 assert await app.incr(f"by:{how}")
-        nobody = mapping.app(username="shop", password="wrong")
+        nobody = mapping.app(username="shop", password="wrong", retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.AuthenticationError):
             await nobody.ping()
         plain = _apps(mapping)[""]
