@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from random import randbytes
 
 import pytest
 import redis
 
 from exodus.config import Plan, Side
+from exodus.control.checkpoint import load_progress
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
@@ -201,3 +204,26 @@ async def test_a_payload_that_the_follower_refuses_goes_by_type(
         assert report.copied == 2
         assert report.strategies == {Strategy.PAYLOAD: 1, f"{Strategy.BY_TYPE}: payload refused": 1}
         assert valkey91.client().get("odd") == b"2"
+
+
+async def test_long_strings_go_by_their_value_and_are_counted_once(plant: Plant) -> None:
+    """Fewer of them fit into a call, so slices overlap by calls of different lengths."""
+    source = plant.boxes[Side.SOURCE].client()
+    pipe = source.pipeline(transaction=False)
+    for number in range(3_000):
+        pipe.set(f"k{number}", randbytes(6_000), px=3_600_000 + number if number % 2 else None)
+    pipe.set("short", "x" * 100)
+    pipe.execute()
+    plant.plan = plant.plan.model_copy(update={"slices": 2})
+    await plant.store.save_plan(plant.plan)
+    await plant.start_live_sync()
+    await plant.backfill()
+    strategies: Counter[str] = Counter()
+    for progress in (await load_progress(plant.store, "run")).values():
+        strategies.update(progress.strategies)
+    assert set(strategies) == {Strategy.LONG_STRING, Strategy.PAYLOAD}
+    assert strategies[Strategy.PAYLOAD] <= 2  # slices overlap
+    report = await plant.verify()
+    assert report.divergences == []
+    assert (report.keys_verified, report.keys_follower, report.keys_with_ttl) == (3_001, 3_001, 1_500)
+    assert report.ttl_drift_ms_max <= 2
