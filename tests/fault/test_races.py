@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exodus.config import Side
 from exodus.control import journal
-from exodus.control.changes import partition_of
+from exodus.control.changes import Barrier, Key, partition_of
 from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
 from exodus.control.store import lane_guard_key
 from exodus.endpoint import Endpoint
@@ -37,14 +38,19 @@ async def _running(plant: Plant) -> None:
 async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
     """A write that the source delays: an entry made before its answer is synced too early, and never again."""
     if not rule:
-        intend, mark = Journaler.intend, Journaler.mark
+        begin = Journaler.__init__
 
-        def eager(self: Journaler, keys: list, barrier: object) -> None:
-            intend(self, keys, barrier)
-            mark(self, keys, barrier)
+        def eager(self: Journaler, *arguments: Any) -> None:
+            begin(self, *arguments)
+            intend, mark = self.intend, self.mark
 
-        monkeypatch.setattr(Journaler, "intend", eager)
-        monkeypatch.setattr(Journaler, "mark", lambda *_: None)
+            def intend_and_mark(keys: list[Key], barrier: Barrier | None) -> None:
+                intend(keys, barrier)
+                mark(keys, barrier)
+
+            self.intend, self.mark = intend_and_mark, lambda *_: None
+
+        monkeypatch.setattr(Journaler, "__init__", eager)
     # A paused Redis 6.2 lets no script run, and so would keep the lane from reading too early: it reads by plain commands here.
     monkeypatch.setattr(Reader, "keys", Reader._plainly)
     await _running(plant)
