@@ -95,6 +95,9 @@ def start(
 # ---------------------------------------------------------------------- status
 
 
+_ANSWERED = ("Resuming", "Scheduled", "Late", "Pending", "AwaitingRetry")  # of a run whose question is answered: names of Prefect's states
+
+
 def _beat(beat: Heartbeat, now_ms: int) -> Json:
     return {
         "process": beat.process, "state": "gone" if beat.stale(now_ms) else beat.state, "why": beat.why,
@@ -192,10 +195,18 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     print(f"freshness: {status['freshness']['text']}")
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         print(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
-    print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     waiting = status["waiting"]
+    state = None if waiting is None or api is None else api.state_name(waiting["flow_run_id"])
+    if state in _ANSWERED:
+        print(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
+        print("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
+        return
+    print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     if waiting is not None and api is not None:
-        print(f"form:    {api.run_url(waiting['flow_run_id'])}")
+        print(
+            f"form:    {api.run_url(waiting['flow_run_id'])}"
+            + ("" if state else " (its server does not answer now: exodus up starts one that has ended)")
+        )
 
 
 def status(

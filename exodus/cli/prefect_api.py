@@ -96,6 +96,14 @@ class PrefectApi:
             raise OrchestratorError(f"flow run {run_id} is not known", why=f"HTTP {answer.status_code}", next_step="look in the Prefect UI")
         return cast("Json", answer.json())
 
+    def state_name(self, run_id: str) -> str | None:
+        """What a run's state is called, asked once; None where the server does not answer for it."""
+        try:
+            answer = self._http.get(f"/flow_runs/{run_id}", timeout=2)
+        except httpx.HTTPError:
+            return None
+        return str(answer.json()["state"]["name"]) if answer.status_code == 200 else None
+
     def asks(self, run_id: str) -> bool:
         """Whether a run is suspended and its form is there. Prefect suspends a run first and keeps the form of its question after that."""
         state = self.run(run_id)["state"]

@@ -1,7 +1,7 @@
 """`exodus up` and `exodus down`: everything of a migration on one machine.
 
 Prefect's server takes longest, so it is started first and waited for last. If a part does not start, the last lines of
-its log are shown and all others are stopped. A second `up` says what runs.
+its log are shown and all others are stopped. A second `up` says what runs, and starts again what has ended, with its data and on its port.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ def urls(home: Home) -> dict[str, str]:
 
 
 def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Start the stack, or say what runs of it; where its parts are.
+    """Start the stack, or what has ended of it, and say what runs; where its parts are.
 
     `serving` is called as soon as applications can use the gateway, which needs nothing of Prefect, and so while that still starts.
 
@@ -71,11 +71,8 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Calla
     running = home.running()
     if running:
         names = {entry.name for entry in running}
-        missing = [entry.name for entry in home.recorded() if entry.name not in names]
-        say(
-            f"running already in {home.root}: {', '.join(sorted(names))}"
-            + (f"; NOT running: {', '.join(missing)} (exodus down, then up)" if missing else "")
-        )
+        say(f"running already in {home.root}: {', '.join(sorted(names))}")
+        _Stack(home, home.recorded()).start_again([entry for entry in home.recorded() if entry.name not in names], say)
         return urls(home)
     home.make()
     stack = _Stack(home)
@@ -98,14 +95,40 @@ def down(home: Home) -> list[str]:
 class _Stack:
     """The parts that were started, recorded one by one so that an interruption leaves none unknown."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, entries: Sequence[Running] = ()) -> None:
         self.home = home
-        self.entries: list[Running] = []
+        self.entries = list(entries)
 
     def add(self, started: Started) -> Started:
-        self.entries.append(started.running())
+        self.entries = [*(entry for entry in self.entries if entry.name != started.name), started.running()]
         self.home.record(self.entries)
         return started
+
+    def start_again(self, ended: Sequence[Running], say: Callable[[str], None]) -> None:
+        """Start what has ended, each with the data and the port that it had; what others need comes first.
+
+        An embedded source or target is left alone: it kept nothing, and an empty one is not what was migrated.
+
+        Raises:
+            StackError: a part does not start; those that run are left as they are.
+        """
+        home = self.home
+        ports = {entry.name: entry.port for entry in self.entries}
+        gone = {entry.name for entry in ended}
+        if gone:
+            say(f"had ended: {', '.join(sorted(gone))}")
+        for name in sorted(gone - {"control_store", "prefect-server", "forkserver", "prefect-worker", *DATA_PLANE}):
+            say(f"{name} is not started again: what it held is gone, and what it may hold only you know")
+        if "control_store" in gone:
+            wait_server(self._embedded("control_store", ServerKind.VALKEY_91, ports["control_store"] or free_port()))
+        self._data_plane([name for name in DATA_PLANE if name in gone])
+        prefect_port = ports["prefect-server"] or free_port()
+        if "prefect-server" in gone:
+            wait_ready(self.add(prefect.start_prefect_server(home, prefect_port)), lambda: prefect.healthy(prefect_port), within_s=120)
+        if "forkserver" in gone:
+            self.add(prefect.start_forkserver(home, prefect_port))
+        if "prefect-worker" in gone:
+            wait_ready(self.add(prefect.start_worker(home, prefect_port)), lambda: prefect.worker_online(prefect_port), within_s=60)
 
     def start(self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]) -> None:
         home = self.home
@@ -119,7 +142,8 @@ class _Stack:
         self._servers(wanted)
         asyncio.run(self._register())
         say("starting gateway, syncer and comparer")
-        self._data_plane()
+        shutil.rmtree(home.data / "gateway-1", ignore_errors=True)
+        self._data_plane(DATA_PLANE)
         serving()
         say("starting Prefect")
         wait_ready(server, lambda: prefect.healthy(port), within_s=120)
@@ -146,23 +170,26 @@ class _Stack:
             if url is not None:
                 given[name] = {"url": url, **({"password_file": str(password_file.absolute())} if password_file else {})}
                 continue
-            secret = home.secret(name)
-            private = name == "control_store"
             server_port = free_port()
-            folder = home.data / name
-            config = {"appendonly": "yes", "appendfsync": "everysec"} if private else {}
-            shutil.rmtree(folder, ignore_errors=True)  # a stack begins empty: what an earlier one migrated is not this one's
-            server = start_server(
-                kind, name=name, port=server_port, folder=folder, log=home.log(name), password_file=secret, private=private, **config
-            )
-            self.add(server.started)
+            shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty: what an earlier one migrated is not this one's
+            server = self._embedded(name, kind, server_port)
             embedded.append(server)
-            given[name] = {"url": f"redis://{servers.USER}@127.0.0.1:{server_port}", "password_file": str(secret.absolute())}
+            given[name] = {"url": f"redis://{servers.USER}@127.0.0.1:{server_port}", "password_file": str(home.secret(name).absolute())}
         for server in embedded:
             wait_server(server)
         document = {"name": MIGRATION, **given, "gateway": {"host": "127.0.0.1", "port": free_port()}, **(wanted.options or {})}
         home.migration_file.touch(mode=0o600)
         home.migration_file.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    def _embedded(self, name: str, kind: ServerKind, port: int) -> servers.Server:
+        home = self.home
+        private = name == "control_store"
+        config = {"appendonly": "yes", "appendfsync": "everysec"} if private else {}
+        server = start_server(
+            kind, name=name, port=port, folder=home.data / name, log=home.log(name), password_file=home.secret(name), private=private, **config
+        )
+        self.add(server.started)
+        return server
 
     async def _register(self) -> None:
         """Check the sides, and register the plan where the data plane reads it."""
@@ -172,15 +199,14 @@ class _Stack:
         async with await ControlStore.connect(file.control_store, file.plan.name) as store:
             await store.save_plan(file.plan)
 
-    def _data_plane(self) -> None:
+    def _data_plane(self, names: Sequence[str]) -> None:
         home = self.home
         file = load_migration(home.migration_file)
         parts: list[Started] = []
-        for name in DATA_PLANE:
+        for name in names:
             command = [sys.executable, "-m", "exodus.cli.app", name, "--file", str(home.migration_file.absolute()), "--id", f"{name}-1"]
             if name == "gateway":
                 command += ["--state-dir", str((home.data / "gateway-1").absolute())]
-                shutil.rmtree(home.data / "gateway-1", ignore_errors=True)
             port = file.plan.gateway.port if name == "gateway" else None
             parts.append(self.add(start(name, command, log=home.log(name), port=port)))
         for part in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -303,11 +304,18 @@ async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:
         return await ledger.read(store)
 
 
-def test_a_second_up_says_what_runs(operator: Operator) -> None:
+def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
     said: list[str] = []
-    before = [entry.pid for entry in operator.home.running()]
+    before = {entry.name: entry.pid for entry in operator.home.running()}
+    ended = {"prefect-worker", "forkserver", "comparer"}
+    for name in ended:
+        os.kill(before[name], signal.SIGKILL)
+    wait_until(lambda: not ended & {entry.name for entry in operator.home.running()}, within_s=10, otherwise="they did not end")
     urls = up(operator.home, Wanted(), said.append)
     assert "running already" in said[0]
+    assert all(name in said[1] for name in ended)
     assert "gateway" in urls
-    assert [entry.pid for entry in operator.home.running()] == before
+    after = {entry.name: entry.pid for entry in operator.home.running()}
+    assert set(after) == set(before)
+    assert {name for name, pid in after.items() if pid != before[name]} == ended
     assert operator.home.secret("source").stat().st_mode & 0o077 == 0
