@@ -518,10 +518,7 @@ class Session:
                 pending.deadline = now + seconds if seconds > 0 else None
                 if self.client_id is None and not self._client_id_asked and not self.replies_off and not self.channels:
                     self._client_id_asked = True
-                    question = _pending(self.orders.table.find(b"CLIENT"), now, 0)
-                    question.swallow = True
-                    self.pending.push(question)
-                    self._edits += 1
+                    self._expect_own(now, size=0)
                     return _CLIENT_ID
         elif role is Role.BARRIER:
             pending.barrier = barrier_of(args, self._db_admitted)
@@ -819,9 +816,9 @@ class Session:
         self.channels.clear()
         self.name = b""
 
-    def _expect_own(self, now: float) -> None:
-        """Drop the next reply: it is to a request of ours."""
-        own = _pending(self.orders.table.find(b"CLIENT"), now, 1)
+    def _expect_own(self, now: float, *, size: int = 1) -> None:
+        """Drop the next reply: it is to a request of ours, and one of size 0 is CLIENT ID (see `_own_answer`)."""
+        own = _pending(self.orders.table.find(b"CLIENT"), now, size)
         own.swallow = True
         self.pending.push(own)
         self._edits += 1

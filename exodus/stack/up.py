@@ -72,7 +72,7 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Calla
     if running:
         names = {entry.name for entry in running}
         say(f"running already in {home.root}: {', '.join(sorted(names))}")
-        _Stack(home, home.recorded()).start_again([entry for entry in home.recorded() if entry.name not in names], say)
+        _Stack(home, home.recorded()).start_again(say)
         return urls(home)
     home.make()
     stack = _Stack(home)
@@ -104,7 +104,7 @@ class _Stack:
         self.home.record(self.entries)
         return started
 
-    def start_again(self, ended: Sequence[Running], say: Callable[[str], None]) -> None:
+    def start_again(self, say: Callable[[str], None]) -> None:
         """Start what has ended, each with the data and the port that it had; what others need comes first.
 
         An embedded source or target is left alone: it kept nothing, and an empty one is not what was migrated.
@@ -114,7 +114,7 @@ class _Stack:
         """
         home = self.home
         ports = {entry.name: entry.port for entry in self.entries}
-        gone = {entry.name for entry in ended}
+        gone = {entry.name for entry in self.entries if entry.process() is None}
         if gone:
             say(f"had ended: {', '.join(sorted(gone))}")
         for name in sorted(gone - {"control_store", "prefect-server", "forkserver", "prefect-worker", *DATA_PLANE}):

@@ -83,7 +83,7 @@ async def test_idle_connections_cost_little_and_leave_nothing(plant: Plant, gate
             idle += batch
         each = (watched.rss() - rss) / len(idle)
         began, spent = time.monotonic(), watched.cpu_s()
-        wait_until(lambda: time.monotonic() > began + 2, within_s=4, otherwise="time stands still")
+        time.sleep(2)
         share = (watched.cpu_s() - spent) / (time.monotonic() - began)
         print(f"{len(idle)} idle connections: {each / 1024:.1f} kB each, {share:.1%} of a core")
         assert each < 24 * 1024
