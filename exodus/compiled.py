@@ -29,6 +29,7 @@ HOT = (
     "exodus.gateway.intents",
     "exodus.gateway.marks",
     "exodus.gateway.relay",
+    "exodus.sync.decode",
 )
 DIGESTS = "_compiled.json"
 _ROOT = Path(__file__).resolve().parent

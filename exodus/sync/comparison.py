@@ -1,6 +1,8 @@
-"""Comparing keys of both sides: type, absolute expiry, and the value by its type and never by its DUMP bytes.
+"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes of it.
 
-A batch is read with one call a side; streams, hashes whose fields may expire, types of modules and large keys are looked at one by one.
+A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and those whose values are seen to be equal
+(`decode.py`) are done; all others are asked for by type, one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP
+is not allowed everything comes by type: streams, hashes whose fields may expire and types of modules one by one.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from exodus.config import RESERVED_PREFIX, CopyStrategy
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, close_all
 from exodus.scope import Scope
+from exodus.sync.decode import apart, kind_of, same_value
 from exodus.sync.engine import Engine
 from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
@@ -37,7 +40,7 @@ class Depth(StrEnum):
     FULL = "full"  # and the value, with what belongs to it
 
 
-_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.FULL: What.VALUE}
+_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.FULL: What.COMPARABLE}
 
 
 def in_sample(key: bytes, share: float) -> bool:
@@ -99,8 +102,10 @@ class Comparison:
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
         self._spare_others = spare_others
-        self._readers = (Reader(authority, authority_facts, _READS[depth]), Reader(follower, follower_facts, _READS[depth]))
         self._whole = depth is Depth.FULL
+        self._dumps = self._whole and all(facts.payload_version is not None for facts in self._facts)
+        what = What.VALUE if self._whole and not self._dumps else _READS[depth]
+        self._readers = (Reader(authority, authority_facts, what), Reader(follower, follower_facts, what))
         self._share = share
         self._turn = turn
         self._slack_ms = slack_ms
@@ -184,23 +189,42 @@ class Comparison:
         return [found.get(key) or _absent(key) for key in keys]
 
     async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
-        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is one comparison a column."""
-        kinds = set(ours.kinds)
-        plain = not self._whole or (
-            kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
-        )
-        if not plain or b"none" in kinds or ours.kinds != theirs.kinds or ours.values != theirs.values:
-            return await self.compare(db, ours.rows(), theirs.rows(), tally)
+        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is seen by the column."""
+        doubtful = self._doubtful(ours, theirs)
+        found: list[Divergence] = []
+        if doubtful:
+            found = await self.compare(db, ours.at(doubtful).rows(), theirs.at(doubtful).rows(), tally)
+            left = set(doubtful)
+            equal = [position for position in range(len(ours.keys)) if position not in left]
+            ours, theirs = ours.at(equal), theirs.at(equal)
         if ours.expiries_ms != theirs.expiries_ms:
-            apart = [(here, there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True) if here != there]
-            drift_ms = max(abs(here - there) for here, there in apart)
-            if drift_ms > self._slack_ms or any((here < 0) != (there < 0) for here, there in apart):
-                return await self.compare(db, ours.rows(), theirs.rows(), tally)
+            drift_ms = max(abs(here - there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True))
             tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
         tally.keys_with_ttl += len(ours.expiries_ms) - ours.expiries_ms.count(-1)  # all are there
-        for kind in kinds:
+        for kind in set(ours.kinds):
             tally.by_type[kind.decode()] += ours.kinds.count(kind)
-        return []
+        return found
+
+    def _doubtful(self, ours: Batch, theirs: Batch) -> Sequence[int]:
+        """Where a key is to be looked at by itself, since it is not there or not seen to be the same."""
+        every = range(len(ours.keys))
+        kinds = set(ours.kinds)
+        if b"none" in kinds or ours.kinds != theirs.kinds:
+            return every
+        if self._dumps:
+            found = set(apart(ours.kinds, ours.values, theirs.values))
+        else:
+            plain = not self._whole or (
+                kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+            )
+            if not plain or ours.values != theirs.values:
+                return every
+            found = set()
+        if ours.expiries_ms != theirs.expiries_ms:
+            for position, (here, there) in enumerate(zip(ours.expiries_ms, theirs.expiries_ms, strict=True)):
+                if here != there and (abs(here - there) > self._slack_ms or (here < 0) != (there < 0)):
+                    found.add(position)
+        return sorted(found)
 
     async def compare(self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally) -> list[Divergence]:
         """Compare what was read of both sides, key by key."""
@@ -211,13 +235,14 @@ class Comparison:
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
             # Most often both sides say the same, byte for byte.
-            apart = key in read_apart
-            if here == there and value is not None and not apart and kind != b"none":
+            apart_here = key in read_apart
+            if here == there and value is not None and not apart_here and kind != b"none":
                 equal[kind] += 1
                 tally.keys_with_ttl += expiry >= 0
                 continue
-            if kind != there.kind:
-                found.append(_of_another_type(db, key, kind, there.kind))
+            kind_there = self._kind(there)
+            if kind != kind_there:
+                found.append(_of_another_type(db, key, kind, kind_there))
                 continue
             if kind == b"none":
                 continue
@@ -225,9 +250,9 @@ class Comparison:
             there_expiry = there.expiry_ms
             if large or there.large:
                 expiry, there_expiry, unequal = await self._in_pieces(db, key, kind)
-            elif apart:
+            elif apart_here:
                 unequal = read_apart[key]
-            elif value != there.value and not (self._whole and canonical(kind, [value]) == canonical(kind, [there.value])):
+            elif value != there.value and not self._same(kind, value, there.value):
                 unequal = "value"
             if (expiry < 0) != (there_expiry < 0):
                 found.append(Divergence(db, key, "expiry", "on one side only"))
@@ -245,11 +270,28 @@ class Comparison:
             tally.by_type[kind.decode()] += count
         return found
 
+    def _kind(self, there: Seen) -> bytes:
+        """The type of a key that was read as one of the same type as the other side's: what its payload says."""
+        if self._dumps and there.kind not in (b"string", b"none") and isinstance(there.value, bytes):
+            return kind_of(there.value) or there.kind
+        return there.kind
+
+    def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
+        """Whether values that were not read apart, and are not the same byte for byte, are equal."""
+        if self._dumps:
+            return kind != b"string"  # a payload that is not of an equal value is always looked into
+        return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
+
     def _needs_more(self, here: Seen, there: Seen) -> bool:
-        """Whether reads of its own are needed, and not in pieces: streams, hashes whose fields may expire, types of modules."""
-        if not self._whole or here.large or there.large or here.kind != there.kind or here.kind == b"none":
+        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal, and by its type may nevertheless be."""
+        kind = here.kind
+        if not self._whole or here.large or there.large or kind == b"none" or kind != self._kind(there):
             return False
-        return None in (here.value, there.value) or here.kind not in PLAIN_TYPES or (self._field_expiry and here.kind == b"hash")
+        if None in (here.value, there.value):
+            return True
+        if self._dumps:
+            return kind != b"string" and here.value != there.value and not same_value(here.value, there.value)
+        return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
 
     async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
         """Of keys that need reads of their own: what differs, if anything."""

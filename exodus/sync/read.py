@@ -29,6 +29,7 @@ class What(StrEnum):
     PAYLOAD = "payload"
     EITHER = "either"  # the payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try to compress it, and sum it up
     VALUE = "value"
+    COMPARABLE = "comparable"  # the value of a string, the payload of all else: `decode.py` has the values in those
     SIZE = "size"  # bytes of memory; of SCAN only, and where scripts are allowed
     OUTLINE = "outline"  # type, expiry and length; the value is the length and one
     NAME = "name"  # whether it is there, and nothing else
@@ -67,6 +68,16 @@ class Batch(NamedTuple):
         values = [None if is_large else value for is_large, value in zip(large, self.values, strict=True)]
         return list(map(_make_seen, zip(self.keys, kinds, self.expiries_ms, values, large, strict=True)))
 
+    def at(self, positions: Sequence[int]) -> Batch:
+        """Those keys of it."""
+        keys, kinds, expiries_ms, values = self
+        return Batch(
+            [keys[position] for position in positions],
+            [kinds[position] for position in positions],
+            [expiries_ms[position] for position in positions],
+            [values[position] for position in positions],
+        )
+
     @classmethod
     def told(cls, keys: list[bytes], kinds: list[bytes], expiries_ms: list[int], values: list[Reply]) -> Batch:
         """Columns of a script's answer, which names a type that all keys have once."""
@@ -96,6 +107,7 @@ class Reader:
         self._leg = leg
         self._what = what
         self._payloads = what in (What.PAYLOAD, What.EITHER)
+        self._dumps = self._payloads or what is What.COMPARABLE
         self._limits = limits or Limits()
         self._strings = False  # whether all that the last SCAN found were
         self._fitting: int | None = None  # keys of which the last SCAN's values fitted into one call, where not all did
@@ -113,7 +125,7 @@ class Reader:
         asked = count if at_least else min(count, self._fitting or count)
         following, keys, *columns = await self._script("scan", cursor, asked, *(("strings",) if self._strings else ()))
         batch = Batch.told(keys, *columns)
-        self._strings = self._what is What.VALUE and columns[0] == [b"string"]
+        self._strings = self._what in (What.VALUE, What.COMPARABLE) and columns[0] == [b"string"]
         if None not in batch.values:
             # With a value for every key there is nothing to ask again.
             self._fitting = asked * 2 if asked < count else None
@@ -170,7 +182,7 @@ class Reader:
         return found
 
     def _unread(self, found: Sequence[Seen]) -> list[int]:
-        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (self._payloads or seen.kind in PLAIN_TYPES)]
+        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (self._dumps or seen.kind in PLAIN_TYPES)]
 
     # ------------------------------------------------------------------ by commands
 
@@ -218,7 +230,7 @@ class Reader:
         return [found[key] for key, _ in keys]
 
     def _reads(self, key: bytes, kind: bytes) -> list[Command]:
-        if self._payloads:
+        if self._payloads or (self._dumps and kind != b"string"):
             return [("DUMP", key)]
         if self._what is What.OUTLINE:
             return [(COUNTS.get(kind, "EXISTS"), key)]
@@ -226,11 +238,11 @@ class Reader:
 
     def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> Seen:
         value = values[0]
-        if at_ms == -2 or kind == b"none" or (value is None and self._payloads):
+        if at_ms == -2 or kind == b"none" or (value is None and self._dumps):
             return Seen(key, b"none", -2, b"")
         if self._what is What.OUTLINE:
             return Seen(key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1)
-        if self._what is What.VALUE and (kind not in PLAIN_TYPES or isinstance(value, ReplyError)):
+        if (self._what is What.VALUE and kind not in PLAIN_TYPES) or (not self._payloads and isinstance(value, ReplyError)):
             value = None
         return Seen(key, kind, at_ms, value)
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 
-# Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its own), value, size (bytes of memory), outline (a
-# value's length and one, so that none is 0) or name (nothing but whether it is there), PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0),
-# bytes to collect, key bytes and elements from which a key is large (the latter count where memory cannot be asked for), then either `scan`, cursor,
-# count, and `strings` where all are expected to be (types are asked for from the first one on that is not), or `keys`, names, or `like`, a letter
-# (LETTERS) for each type, names: values that are expected to be of these types and of a bearable size, since the other side's are.
+# Arguments: payload, either (a string that takes over 4 KB comes as its value, in an array of its own), value, comparable (the value of a string, the
+# payload of all else), size (bytes of memory), outline (a value's length and one, so that none is 0) or name (nothing but whether it is there);
+# PEXPIRETIME known (1 or 0), MEMORY USAGE allowed (1 or 0), bytes to collect, key bytes and elements from which a key is large (the latter count
+# where memory cannot be asked for); then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the first
+# one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a
+# bearable size, since the other side's are.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
 # where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
 local payload, sized, outlined = ARGV[1] == 'payload' or ARGV[1] == 'either', ARGV[1] == 'size', ARGV[1] == 'outline'
+local dumped = payload or ARGV[1] == 'comparable'
 local modern, weigh = ARGV[2] == '1', ARGV[3] == '1'
 local most, key_bytes, elements = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local plain = ARGV[1] == 'either' and 4096 or key_bytes
@@ -94,10 +96,11 @@ local function size_of(key, kind)
 end
 
 if ARGV[7] == 'like' and not outlined then
-  local letters = {s='string', l='list', e='set', z='zset', h='hash'}
+  local letters = {s='string', l='list', e='set', z='zset', h='hash', x='stream'}
   for at = 1, #expiries do
     local key, kind = ARGV[8 + at], letters[ARGV[8]:sub(at, at)]
     local how = reads[kind]
+    if dumped and kind and kind ~= 'string' then how = {'DUMP'} end
     local value = how and redis.pcall(how[1], key, unpack(how, 2))
     if not value or expiries[at] == -2 or (type(value) == 'table' and (value.err or #value == 0)) then
       kind = call('TYPE', key).ok
@@ -141,7 +144,7 @@ for at = 1, #expiries do
     elseif collected <= most then
       if payload and size > plain and call('TYPE', key).ok == 'string' then
         value = {call('GETRANGE', key, 0, key_bytes)}
-      elseif payload then
+      elseif dumped then
         value = call('DUMP', key)
         if value then size = #value end
       elseif reads[kind] then
@@ -149,7 +152,7 @@ for at = 1, #expiries do
         value = call(how[1], key, unpack(how, 2))
       end
       collected = collected + size
-      if expiries[at] == -2 or (payload and not value) then kind, expiries[at], value = 'none', -2, '' end
+      if expiries[at] == -2 or (dumped and not value) then kind, expiries[at], value = 'none', -2, '' end
     end
   end
   if not payload and not sized then kinds[at] = kind end
@@ -157,5 +160,5 @@ for at = 1, #expiries do
 end
 return told()
 """
-LETTERS = {b"string": b"s", b"list": b"l", b"set": b"e", b"zset": b"z", b"hash": b"h"}
+LETTERS = {b"string": b"s", b"list": b"l", b"set": b"e", b"zset": b"z", b"hash": b"h", b"stream": b"x"}
 READ_SHA = hashlib.sha1(READ, usedforsecurity=False).hexdigest()
