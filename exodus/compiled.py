@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 HOT = (
+    "exodus.resp.encode",
     "exodus.resp.scanner",
     "exodus.commands.table",
     "exodus.control.changes",

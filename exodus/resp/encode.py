@@ -11,19 +11,27 @@ _HEADS = tuple(b"$%d\r\n" % length for length in range(_HEADS_MAX))
 
 def encode(*args: Arg) -> bytes:
     """One request as an array of bulk strings."""
-    return b"*%d\r\n%b" % (len(args), encode_arguments(*args))
+    return b"*%d\r\n%b" % (len(args), _arguments(args))
 
 
 def encode_arguments(*args: Arg) -> bytes:
     """Further arguments of a request whose head already counts them."""
-    raws = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in args]
-    parts = [_HEADS[length] + raw if (length := len(raw)) < _HEADS_MAX else b"$%d\r\n%b" % (length, raw) for raw in raws]
-    return b"\r\n".join([*parts, b""])
+    return _arguments(args)
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:
     """Several requests behind one another."""
     return b"".join([encode(*command) for command in commands])
+
+
+def _arguments(args: tuple[Arg, ...]) -> bytes:
+    parts = []
+    for arg in args:
+        raw = arg if isinstance(arg, bytes) else str(arg).encode()
+        length = len(raw)
+        parts.append(_HEADS[length] + raw if length < _HEADS_MAX else b"$%d\r\n%b" % (length, raw))
+    parts.append(b"")
+    return b"\r\n".join(parts)
 
 
 def null_array(protocol: int) -> bytes:

@@ -32,32 +32,35 @@ cdef object _number(object value)
 
 cdef class _Body:
     cdef bytes _data
+    cdef const unsigned char* _view
     cdef Py_ssize_t _at, _end
 
     cdef end(self)
-    @cython.locals(at=Py_ssize_t, data=bytes)
+    @cython.locals(found=bytes)
     cdef bytes raw(self, Py_ssize_t size)
-    cdef number(self)
+    cdef skip(self, Py_ssize_t size)
     cdef score(self)
-    @cython.locals(at=Py_ssize_t, data=bytes, first=int, how=int)
+    @cython.locals(view="const unsigned char*", at=Py_ssize_t, first=int, how=int, size=Py_ssize_t, number=Py_ssize_t, value="unsigned long long")
     cdef length(self)
     cdef bytes stream_id(self)
-    @cython.locals(first=int)
+    @cython.locals(view="const unsigned char*", at=Py_ssize_t, first=int)
     cdef bytes text(self)
 
-@cython.locals(out=bytearray, at=Py_ssize_t, to=Py_ssize_t, end=Py_ssize_t, control=int, count=Py_ssize_t, number=Py_ssize_t, start=Py_ssize_t)
+@cython.locals(view="const unsigned char*")
+cdef bytes _cut(bytes data, Py_ssize_t at, Py_ssize_t size, Py_ssize_t end)
+
+@cython.locals(view="const unsigned char*", value="long long", number=Py_ssize_t)
+cdef long long _signed(bytes data, Py_ssize_t at, Py_ssize_t size) except? -1
+
+@cython.locals(made=bytearray, view="const unsigned char*", out="unsigned char*", at=Py_ssize_t, to=Py_ssize_t, end=Py_ssize_t, control=int, count=Py_ssize_t,
+               number=Py_ssize_t, start=Py_ssize_t)
 cdef bytes _unpacked(bytes packed, Py_ssize_t size)
-
-@cython.locals(value="long long", number=Py_ssize_t)
-cdef object _signed(bytes data, Py_ssize_t at, Py_ssize_t size)
-
-cdef bytes _cut(bytes data, Py_ssize_t at, Py_ssize_t size)
 
 @cython.locals(size=Py_ssize_t, at=Py_ssize_t)
 cdef list _intset(bytes data)
 
-@cython.locals(found=list, at=Py_ssize_t, before=int, first=int, how=int, size=Py_ssize_t)
+@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int, size=Py_ssize_t)
 cdef list _ziplist(bytes data)
 
-@cython.locals(found=list, at=Py_ssize_t, first=int, size=Py_ssize_t, head=Py_ssize_t, value="long long", number=bint)
+@cython.locals(found=list, view="const unsigned char*", at=Py_ssize_t, last=Py_ssize_t, first=int, size=Py_ssize_t, head=Py_ssize_t, value="long long", number=bint)
 cdef list _listpack(bytes data, bint numbers)

@@ -158,11 +158,11 @@ def _stream(number: int, body: _Body) -> list[Reply]:
         pending = {}
         for _ in range(body.length()):
             raw = body.raw(_ID_BYTES)
-            pending[raw] = (body.number(), body.length())
+            pending[raw] = (int.from_bytes(body.raw(8), "little"), body.length())
         consumers = []
         for _ in range(body.length()):
             consumer = body.text()
-            body.raw(16 if number >= _STREAM_3 else 8)  # when it was seen, and active
+            body.skip(16 if number >= _STREAM_3 else 8)  # when it was seen, and active
             mine = []
             for _ in range(body.length()):
                 raw = body.raw(_ID_BYTES)
@@ -217,10 +217,11 @@ def _text(value: Reply) -> bytes:
 class _Body:
     """What is between a payload's type byte and its footer, read from the left."""
 
-    __slots__ = ("_at", "_data", "_end")
+    __slots__ = ("_at", "_data", "_end", "_view")
 
     def __init__(self, payload: bytes) -> None:
         self._data = payload
+        self._view = payload
         self._at = 1
         self._end = len(payload) - _FOOTER_BYTES
 
@@ -231,37 +232,42 @@ class _Body:
 
     def raw(self, size: int) -> bytes:
         """So many bytes."""
-        data, at = self._data, self._at
-        if size < 0 or size > self._end - at:
-            raise IndexError("the payload ends too early")
-        self._at = at + size
-        return data[at : at + size]
+        found = _cut(self._data, self._at, size, self._end)
+        self._at += size
+        return found
 
-    def number(self) -> int:
-        """Eight bytes, the lowest first."""
-        return int.from_bytes(self.raw(8), "little")
+    def skip(self, size: int) -> None:
+        """Pass so many bytes over."""
+        if size > self._end - self._at:
+            raise IndexError("no more bytes")
+        self._at += size
 
     def score(self) -> float:
-        """A score."""
+        """A double."""
         return float(unpack_from("<d", self.raw(8))[0])
 
     def length(self) -> int:
         """A count, or a number of a stream."""
-        data, at = self._data, self._at
-        first = data[at]
+        view, at = self._view, self._at
+        if at >= self._end:
+            raise IndexError("no more lengths")
+        first = view[at]
         how = first >> 6
         if how == 0:
             self._at = at + 1
             return first & 0x3F
         if how == 1:
             self._at = at + 2
-            return (first & 0x3F) << 8 | data[at + 1]
+            return (first & 0x3F) * 256 + view[at + 1]  # which may be the footer's: the next one who reads finds the end
         self._at = at + 1
-        if first == 0x80:
-            return int.from_bytes(self.raw(4), "big")
-        if first == 0x81:
-            return int.from_bytes(self.raw(8), "big")
-        raise UnknownFormatError("no length where one was expected")
+        if first not in (0x80, 0x81):
+            raise UnknownFormatError("no length where one was expected")
+        size = 8 if first == 0x81 else 4
+        self.skip(size)
+        value = 0
+        for number in range(at + 1, at + 1 + size):
+            value = value * 256 + view[number]
+        return value
 
     def stream_id(self) -> bytes:
         """Milliseconds and sequence."""
@@ -270,10 +276,13 @@ class _Body:
 
     def text(self) -> bytes:
         """A string: as it is, as a number, or compressed."""
-        first = self._data[self._at]
+        view, at = self._view, self._at
+        if at >= self._end:
+            raise IndexError("no more strings")
+        first = view[at]
         if first < 0xC0:
             return self.raw(self.length())
-        self._at += 1
+        self._at = at + 1
         if first == 0xC3:
             packed_size, size = self.length(), self.length()
             return _unpacked(self.raw(packed_size), size)
@@ -282,55 +291,64 @@ class _Body:
         return b"%d" % int.from_bytes(self.raw(1 << (first & 3)), "little", signed=True)
 
 
+def _cut(data: bytes, at: int, size: int, end: int) -> bytes:
+    """So many bytes of those before `end`."""
+    view = data
+    if size < 0 or size > end - at:
+        raise IndexError("bytes beyond the end")
+    return view[at : at + size]
+
+
+def _signed(data: bytes, at: int, size: int) -> int:
+    """A number of `size` bytes, the lowest first."""
+    view = data
+    if size > len(data) - at:
+        raise IndexError("a number beyond the end")
+    value = view[at + size - 1]
+    if value >= 0x80:
+        value -= 0x100
+    for number in range(size - 2, -1, -1):
+        value = value * 256 + view[at + number]
+    return value
+
+
 def _unpacked(packed: bytes, size: int) -> bytes:
     """LZF: runs of literal bytes, and references to up to 8 KB before (redis/redis src/lzf_d.c)."""
-    if size > _LZF_RATIO_MAX * len(packed):
+    end = len(packed)
+    if size > _LZF_RATIO_MAX * end:
         raise IndexError("more than can come out of it")
-    out = bytearray(size)
-    at, to, end = 0, 0, len(packed)
+    made = bytearray(size)
+    view, out = packed, made
+    at, to = 0, 0
     while at < end:
-        control = packed[at]
+        control = view[at]
         at += 1
         if control < 32:
             count = control + 1
-            if at + count > end or to + count > size:
+            if count > end - at or count > size - to:
                 raise IndexError("a run beyond the end")
             for number in range(count):
-                out[to + number] = packed[at + number]
+                out[to + number] = view[at + number]
             at += count
             to += count
             continue
         count = control >> 5
+        if at + (count == 7) >= end:
+            raise IndexError("a reference that is cut off")
         if count == 7:
-            count += packed[at]
+            count += view[at]
             at += 1
-        start = to - ((control & 0x1F) << 8) - packed[at] - 1
+        start = to - (control & 0x1F) * 256 - view[at] - 1
         at += 1
         count += 2
-        if start < 0 or to + count > size:
+        if start < 0 or count > size - to:
             raise IndexError("a reference beyond the ends")
         for number in range(count):  # one by one: it may reach into what it writes
             out[to + number] = out[start + number]
         to += count
     if to != size:
         raise IndexError("fewer bytes than were announced")
-    return bytes(out)
-
-
-def _signed(data: bytes, at: int, size: int) -> int:
-    """A number of `size` bytes, the lowest first."""
-    value = data[at + size - 1]
-    if value >= 0x80:
-        value -= 0x100
-    for number in range(size - 2, -1, -1):
-        value = value * 256 + data[at + number]
-    return value
-
-
-def _cut(data: bytes, at: int, size: int) -> bytes:
-    if size < 0 or size > len(data) - at:
-        raise IndexError("an element beyond the end")
-    return data[at : at + size]
+    return bytes(made)
 
 
 def _intset(data: bytes) -> list[bytes]:
@@ -343,16 +361,29 @@ def _intset(data: bytes) -> list[bytes]:
 def _ziplist(data: bytes) -> list[bytes]:
     """Elements up to Redis 6.2: the length of the one before, an encoding, the bytes."""
     found = []
+    view, last = data, len(data) - 1  # an 0xFF
     at = 10
-    while True:
-        before = data[at]
-        if before == 0xFF:
-            break
-        at += 1 if before < 0xFE else 5
-        first = data[at]
-        how = first >> 6
-        if how == 3:
+    while at < last:
+        at += 1 if view[at] < 0xFE else 5
+        if at >= last:
+            raise IndexError("an element without an encoding")
+        first = view[at]
+        if first < 0x40:
+            size = first
             at += 1
+        elif first < 0x80:
+            size = (first & 0x3F) * 256 + view[at + 1]
+            at += 2
+        elif first < 0xC0:
+            if at + 4 > last:
+                raise IndexError("an element without a length")
+            size = ((view[at + 1] * 256 + view[at + 2]) * 256 + view[at + 3]) * 256 + view[at + 4]
+            at += 5
+        else:
+            at += 1
+            if 0xF1 <= first <= 0xFD:
+                found.append(b"%d" % (first - 0xF1))
+                continue
             if first == 0xFE:
                 size = 1
             elif first == 0xC0:
@@ -363,66 +394,54 @@ def _ziplist(data: bytes) -> list[bytes]:
                 size = 4
             elif first == 0xE0:
                 size = 8
-            elif 0xF1 <= first <= 0xFD:
-                found.append(b"%d" % (first - 0xF1))
-                continue
             else:
                 raise UnknownFormatError(f"encoding {first} in a ziplist")
             found.append(b"%d" % _signed(data, at, size))
             at += size
             continue
-        if how == 0:
-            size = first & 0x3F
-            at += 1
-        elif how == 1:
-            size = (first & 0x3F) << 8 | data[at + 1]
-            at += 2
-        else:
-            size = data[at + 1] << 24 | data[at + 2] << 16 | data[at + 3] << 8 | data[at + 4]
-            at += 5
-        found.append(_cut(data, at, size))
+        found.append(_cut(data, at, size, last))
         at += size
-    if at + 1 != len(data):
-        raise UnknownFormatError("a ziplist that ends before its end")
+    if at != last or view[last] != 0xFF:
+        raise UnknownFormatError("a ziplist that does not end where it should")
     return found
 
 
 def _listpack(data: bytes, *, numbers: bool) -> list[Reply]:
     """Elements from Redis 7.0 on, and of streams: an encoding, the bytes, the length of both. Integers stay such with `numbers`."""
     found: list[Reply] = []
+    view, last = data, len(data) - 1  # an 0xFF
     at = 6
-    while True:
-        first = data[at]
-        if first == 0xFF:
-            break
-        number, head, size = False, 1, 0
-        value = 0
+    while at < last:
+        first = view[at]
+        head, size, value, number = 1, 0, 0, False
         if first < 0x80:
             number, value = True, first
         elif first < 0xC0:
             size = first & 0x3F
         elif first < 0xE0:
             number, head = True, 2
-            value = (first & 0x1F) << 8 | data[at + 1]
+            value = (first & 0x1F) * 256 + view[at + 1]
             if value >= 1 << 12:
                 value -= 1 << 13
         elif first < 0xF0:
-            head, size = 2, (first & 0x0F) << 8 | data[at + 1]
+            head, size = 2, (first & 0x0F) * 256 + view[at + 1]
         elif first == 0xF0:
-            head, size = 5, data[at + 1] | data[at + 2] << 8 | data[at + 3] << 16 | data[at + 4] << 24
+            if at + 4 > last:
+                raise IndexError("an element without a length")
+            head, size = 5, ((view[at + 4] * 256 + view[at + 3]) * 256 + view[at + 2]) * 256 + view[at + 1]
         elif first < 0xF5:
-            number, head = True, 1 + (first - 0xF0 + 1 if first < 0xF4 else 8)
+            number, head = True, 9 if first == 0xF4 else first - 0xF0 + 2
             value = _signed(data, at + 1, head - 1)
         else:
             raise UnknownFormatError(f"encoding {first} in a listpack")
         if not number:
-            found.append(_cut(data, at + head, size))
+            found.append(_cut(data, at + head, size, last))
         elif numbers:
             found.append(value)
         else:
             found.append(b"%d" % value)
         size += head
         at += size + (1 if size < 1 << 7 else 2 if size < 1 << 14 else 3 if size < 1 << 21 else 4 if size < 1 << 28 else 5)
-    if at + 1 != len(data):
-        raise UnknownFormatError("a listpack that ends before its end")
+    if at != last or view[last] != 0xFF:
+        raise UnknownFormatError("a listpack that does not end where it should")
     return found
