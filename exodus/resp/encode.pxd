@@ -4,5 +4,5 @@ cimport cython
 cdef Py_ssize_t _HEADS_MAX
 cdef tuple _HEADS
 
-@cython.locals(parts=list, raw=bytes, length=Py_ssize_t)
-cdef bytes _arguments(tuple args)
+@cython.locals(raw=bytes, length=Py_ssize_t)
+cdef bytes _joined(list parts, tuple args)

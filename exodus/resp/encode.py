@@ -11,12 +11,12 @@ _HEADS = tuple(b"$%d\r\n" % length for length in range(_HEADS_MAX))
 
 def encode(*args: Arg) -> bytes:
     """One request as an array of bulk strings."""
-    return b"*%d\r\n%b" % (len(args), _arguments(args))
+    return _joined([b"*%d" % len(args)], args)
 
 
 def encode_arguments(*args: Arg) -> bytes:
     """Further arguments of a request whose head already counts them."""
-    return _arguments(args)
+    return _joined([], args)
 
 
 def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:
@@ -24,12 +24,15 @@ def encode_many(commands: Iterable[Iterable[Arg]]) -> bytes:
     return b"".join([encode(*command) for command in commands])
 
 
-def _arguments(args: tuple[Arg, ...]) -> bytes:
-    parts = []
+def _joined(parts: list[bytes], args: tuple[Arg, ...]) -> bytes:
     for arg in args:
         raw = arg if isinstance(arg, bytes) else str(arg).encode()
         length = len(raw)
-        parts.append(_HEADS[length] + raw if length < _HEADS_MAX else b"$%d\r\n%b" % (length, raw))
+        if length < _HEADS_MAX:
+            parts.append(_HEADS[length] + raw)
+        else:
+            parts.append(b"$%d" % length)
+            parts.append(raw)  # copied once, when all are joined
     parts.append(b"")
     return b"\r\n".join(parts)
 

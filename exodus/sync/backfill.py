@@ -222,7 +222,7 @@ class _SliceCopy:
         progress.cursor, progress.done, progress.why = chunk.cursor, chunk.ended, ""
         row = ChunkRow(
             slice_id=self._piece.slice_id, number=progress.chunks, keys=len(chunk.keys), payload_bytes=report.payload_bytes,
-            digest=report.digest.hexdigest(), ms=round((time.monotonic() - chunk.began) * 1000), cursor=chunk.cursor,
+            digest=f"{report.digest:016x}", ms=round((time.monotonic() - chunk.began) * 1000), cursor=chunk.cursor,
         )  # fmt: skip
         await save_progress(engine.store, self._run_name, progress, row)
         if self._on_progress is not None:

@@ -94,7 +94,9 @@ class GuardedLeg:
                 values = (await leg.replies(asked))[-1]
                 self._armed = False
                 self.guard.check(values)
-            leg.write((encode("SELECT", db) if db else b"") + _MULTI + body + _EXEC + (encode("SELECT", 0) if db else b"") + ask)
+            leg.write((encode("SELECT", db) if db else b"") + _MULTI)
+            leg.write(body)  # by itself: it may be megabytes, and to put it between the others would copy it
+            leg.write(_EXEC + (encode("SELECT", 0) if db else b"") + ask)
             self._armed = bool(asked)
             await leg.drain()
             if await leg.answered(_OK * (selects // 2 + 1) + _QUEUED * count + b"*%d\r\n" % count + _OK * (count + selects // 2)):

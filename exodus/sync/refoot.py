@@ -21,7 +21,12 @@ def version_of(payload: bytes) -> int:
     return int.from_bytes(payload[-10:-8], "little")
 
 
+def crc64(data: bytes, before: int = 0) -> int:
+    """The checksum that servers put behind payloads; `before` is that of what came before."""
+    return int(_CRC64.calc(data, before))
+
+
 def refoot(payload: bytes, version: int) -> bytes:
     """The same value under another version."""
     body = payload[:-FOOTER_BYTES] + version.to_bytes(2, "little")
-    return body + int(_CRC64.calc(body)).to_bytes(8, "little")
+    return body + crc64(body).to_bytes(8, "little")
