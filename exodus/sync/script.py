@@ -17,6 +17,7 @@ import hashlib
 # where memory cannot be asked for); then either `scan`, cursor, count, and `strings` where all are expected to be (types are asked for from the first
 # one on that is not), or `keys`, names, or `like`, a letter (LETTERS) for each type, names: values that are expected to be of these types and of a
 # bearable size, since the other side's are.
+# Numbers for commands are text already: to print one, `%.17g`, takes a server longer than GETRANGE.
 # Answer, in columns, which cost both ends less than a row a key: cursor, names (only of `scan`), types (none with payloads and sizes, a single one
 # where all are the same), expiries (-1 none, -2 no such key), and values, which are nil for "ask again" and 0 for "large".
 READ = b"""
@@ -28,7 +29,8 @@ local plain = ARGV[1] == 'either' and 4096 or key_bytes
 local call = redis.call
 local length = {string='STRLEN', hash='HLEN', list='LLEN', set='SCARD', zset='ZCARD', stream='XLEN'}
 local reads = {
-  string = {'GETRANGE', 0, key_bytes}, list = {'LRANGE', 0, -1}, set = {'SMEMBERS'}, zset = {'ZRANGE', 0, -1, 'WITHSCORES'}, hash = {'HGETALL'},
+  string = {'GETRANGE', '0', ARGV[5]}, list = {'LRANGE', '0', '-1'}, set = {'SMEMBERS'}, hash = {'HGETALL'},
+  zset = {'ZRANGE', '0', '-1', 'WITHSCORES'},
 }
 local keys, names, cursor, first = ARGV, {}, '', 8
 if ARGV[7] == 'scan' then
@@ -117,7 +119,7 @@ for at = 1, #expiries do
   local key = keys[first + at - 1]
   local kind, value
   if guessing and collected <= most then
-    value = redis.pcall('GETRANGE', key, 0, key_bytes)
+    value = redis.pcall('GETRANGE', key, '0', ARGV[5])
     if type(value) == 'table' then guessing, value = false, nil elseif value ~= '' then kind = 'string' end
   end
   if not kind and not payload and not sized then kind = call('TYPE', key).ok end
@@ -128,7 +130,7 @@ for at = 1, #expiries do
   elseif kind == 'string' then
     -- As much of it as may be read, and a byte: cheaper than its length first.
     if collected <= most then
-      value = value or call('GETRANGE', key, 0, key_bytes)
+      value = value or call('GETRANGE', key, '0', ARGV[5])
       collected = collected + #value
       if #value > key_bytes then value = 0 end
     else
@@ -143,7 +145,7 @@ for at = 1, #expiries do
       value = math.max(size, 1)
     elseif collected <= most then
       if payload and size > plain and call('TYPE', key).ok == 'string' then
-        value = {call('GETRANGE', key, 0, key_bytes)}
+        value = {call('GETRANGE', key, '0', ARGV[5])}
       elseif dumped then
         value = call('DUMP', key)
         if value then size = #value end
