@@ -323,6 +323,18 @@ class Listen(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=6400, ge=0, le=65535)
+    tls: bool = Field(default=False, description="Exodus's own sessions through a gateway use TLS; what it serves is its process's --cert-file")
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+
+    @model_validator(mode="after")
+    def _needs_tls(self) -> Self:
+        given = [name for name in ("ca_file", "cert_file", "key_file", "server_name") if getattr(self, name) is not None]
+        if given and not self.tls:
+            raise ValueError(f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave {given[0]} away")
+        return self
 
 
 class Fencing(BaseModel):
@@ -472,6 +484,12 @@ class Plan(BaseModel):
     def address(self, side: Side) -> Address:
         """The address of one side."""
         return self.source if side is Side.SOURCE else self.target
+
+    def through_gateway(self, login: Side | None) -> Address:
+        """The gateway, as an application reaches it: with Exodus's own login of a side, which that side checks, or with none."""
+        names = ("username", "password", "password_env", "password_file")
+        more = {name: getattr(self.address(login), name) for name in names} if login is not None else {}
+        return Address(**self.gateway.model_dump(), **more)
 
 
 class MigrationFile(BaseModel):

@@ -37,7 +37,7 @@ def rehearse_switch(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            return await rehearse(it.store, it.plan, it.plan.gateway.host, it.plan.gateway.port)
+            return await rehearse(it.store, it.plan)
 
     return run(work())
 

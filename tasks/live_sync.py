@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 from prefect import task
 
@@ -82,8 +81,9 @@ def start_live_sync(migration: str) -> Json:
                 await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
-            through = _as_application(it) if it.plan.feed is Feed.GATEWAY else {}
-            client = make_client(it.plan.source.model_copy(update=through), field="source")
+            # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.
+            through = it.plan.through_gateway(Side.SOURCE) if it.plan.feed is Feed.GATEWAY else it.plan.source
+            client = make_client(through, field="source")
             try:
                 key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
             finally:
@@ -109,11 +109,6 @@ async def _let_in(it: Opened) -> None:
     if record is not None and await shut_out(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
-
-
-def _as_application(it: Opened) -> dict[str, Any]:
-    """The gateway's address, with Exodus's own login: the source checks it, as for any application."""
-    return {"host": it.plan.gateway.host, "port": it.plan.gateway.port}
 
 
 @task(name="mark what changed while live sync was off", persist_result=True)

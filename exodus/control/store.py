@@ -67,13 +67,31 @@ async def answered(reply: Any) -> Any:
 
 
 def ssl_context(address: Address) -> ssl.SSLContext | None:
-    """The TLS settings of one leg, or None for plain TCP."""
+    """The TLS settings of one leg, or None for plain TCP.
+
+    Raises:
+        OperatorError: one of its files cannot be used.
+    """
     if not address.tls:
         return None
-    context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
-    if address.cert_file:
-        context.load_cert_chain(str(address.cert_file), str(address.key_file) if address.key_file else None)
+    try:
+        context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
+    except OSError as exc:
+        raise _unusable(address, f"ca_file {address.ca_file}", exc) from exc
+    try:
+        if address.cert_file:
+            context.load_cert_chain(str(address.cert_file), str(address.key_file) if address.key_file else None)
+    except OSError as exc:
+        raise _unusable(address, f"cert_file {address.cert_file}, key_file {address.key_file}", exc) from exc
     return context
+
+
+def _unusable(address: Address, fields: str, exc: OSError) -> OperatorError:
+    return OperatorError(
+        f"the TLS files of {address.url} cannot be used: {fields}",
+        why=str(exc),
+        next_step="correct the path in the migration file; it is read on the machine of each process, as its user, in PEM",
+    )
 
 
 class Keys:
@@ -297,11 +315,10 @@ class ControlStore:
         return int(seconds) * 1000 + int(micros) // 1000
 
 
-def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S) -> redis.Redis:
-    """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means."""
-    more: dict[str, Any] = {}
+def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any) -> redis.Redis:
+    """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means. `more` is for redis-py."""
     if address.tls:
-        more = {
+        more |= {
             "ssl": True,
             "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
             "ssl_certfile": str(address.cert_file) if address.cert_file else None,

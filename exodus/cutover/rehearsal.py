@@ -15,14 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from exodus.config import Hold, Plan, Side
+from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
-from exodus.control.store import ControlStore, answered
-from exodus.endpoint import Endpoint
+from exodus.control.store import ControlStore, answered, make_client
+from exodus.endpoint import Endpoint, as_application
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.leg import Leg
 from exodus.sync.engine import open_engine
@@ -43,7 +41,7 @@ class _Writers:
     increments would hide it.
     """
 
-    def __init__(self, host: str, port: int, prefix: str) -> None:
+    def __init__(self, gateway: Address, prefix: str, *, timeout_s: float) -> None:
         self.acknowledged: dict[str, int] = {}
         self.count = 0
         self.lost = 0
@@ -56,7 +54,7 @@ class _Writers:
         self._stop = asyncio.Event()
         # Never sent twice by the client itself, which would be counted as ours.
         self._clients = [
-            redis.Redis(host=host, port=port, client_name=prefix, single_connection_client=True, retry=Retry(NoBackoff(), 0))
+            make_client(gateway, field="gateway", timeout_s=timeout_s, client_name=prefix, single_connection_client=True)
             for _ in range(_SESSIONS + 2)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -122,10 +120,11 @@ class _Writers:
         return self.lost + behind + sum(found[job] != 1 for job in self._pushed)
 
 
-async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
+async def rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     """Switch the reserved prefix to the target and back under writes; the findings as JSON, also kept as report `rehearsal`, failed or not.
 
     Raises:
+        OperatorError: no gateway answers at the plan's `gateway`.
         CutoverAborted: a step was not done in time; the prefix is back at the source.
         DecisionRefused: the target is a replica now.
     """
@@ -137,7 +136,7 @@ async def rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_p
             next_step="rehearse in the phase Test, before Migrate; exodus start rollback ends the replication",
         )
     try:
-        found = await _rehearse(store, plan, gateway_host, gateway_port)
+        found = await _rehearse(store, plan)
     except ExodusError as exc:
         await store.save_report(REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"})
         raise
@@ -168,13 +167,14 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
     raise DecisionRefused("a cutover needs a rehearsal", why=why, next_step="exodus start test, which rehearses it, then start commit again")
 
 
-async def _rehearse(store: ControlStore, plan: Plan, gateway_host: str, gateway_port: int) -> dict[str, Any]:
+async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     prefix = plan.rehearsal_prefix
     route = await read_route(store)
     target = Endpoint(Side.TARGET, plan.target)
     await set_writer_epoch(target, plan.name, route.writer_epoch)
     await set_writer_epoch(Endpoint(Side.SOURCE, plan.source), plan.name, route.writer_epoch)
-    writers = _Writers(gateway_host, gateway_port, prefix)
+    # An answer may come as late as a hold may take.
+    writers = _Writers(await as_application(plan, Side.SOURCE), prefix, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
     rows: list[dict[str, Any]] = []
     route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
     try:

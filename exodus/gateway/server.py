@@ -845,7 +845,7 @@ class Gateway:
                 self._listener_tls.load_cert_chain(self.options.cert_file, self.options.key_file)
                 if self.options.client_ca_file is not None:
                     self._listener_tls.load_verify_locations(self.options.client_ca_file)
-        except (OSError, ssl.SSLError) as exc:
+        except (OSError, OperatorError) as exc:
             self.tls_reload_failures += 1
             log.error("the certificates could not be read again, the old ones stay in force: %s", exc)
             return

@@ -13,11 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from exodus.config import Plan, Side
+from exodus.config import Plan
 from exodus.control.changes import partition_of
 from exodus.control.route import Route
-from exodus.endpoint import Endpoint
-from exodus.errors import ExodusError, OperatorError
+from exodus.endpoint import Endpoint, as_application
+from exodus.errors import ExodusError
 from exodus.leg import Leg, ReplyError, close_all
 
 _EVERY_S = 1.0
@@ -61,7 +61,7 @@ class LagProbe:
         writer: Leg | None = None
         reader: Leg | None = None
         try:
-            writer = await self._as_application(authority)
+            writer = await Leg.connect(await as_application(self._plan, authority), authority, name="exodus-lag")
             reader = await (await Endpoint(authority.other, self._plan.address(authority.other)).nodes())[0].connect(name="exodus-lag")
             while self._mine(partition_of(0, self._key, self._plan.partitions)):
                 await self._measure(writer, reader)
@@ -69,15 +69,6 @@ class LagProbe:
                 await asyncio.sleep(_EVERY_S)
         finally:
             await close_all((writer, reader))
-
-    async def _as_application(self, authority: Side) -> Leg:
-        """Through the gateway, without a login where that suffices: with Exodus's own, which may differ on the other side, no session is carried."""
-        through = self._plan.address(authority).model_copy(update={"host": self._plan.gateway.host, "port": self._plan.gateway.port, "tls": False})
-        nobody = through.model_copy(update={"username": None, "password": None, "password_env": None, "password_file": None})
-        try:
-            return await Leg.connect(nobody, authority, name="exodus-lag")
-        except OperatorError:
-            return await Leg.connect(through, authority, name="exodus-lag")  # the gateway lets the authority check it
 
     async def _measure(self, writer: Leg, reader: Leg) -> None:
         token = secrets.token_hex(8).encode()

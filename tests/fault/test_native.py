@@ -218,7 +218,7 @@ async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(olde
     await older.app().set("k", 1)
     await older.drained()
     with pytest.raises(DecisionRefused, match="cannot be rehearsed now"):
-        await rehearse(older.store, older.plan, "127.0.0.1", older.port)
+        await rehearse(older.store, older.plan)
     stopped = await closing.stop(older.store, older.plan, "rollback")
     target = older.boxes[Side.TARGET]
     assert (stopped["not_told"], _role(target), target.client().get("k")) == ("", "master", b"1")

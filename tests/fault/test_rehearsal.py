@@ -35,7 +35,7 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
 
     gateway, _ = plant.gateways["gw-1"]
     writing = asyncio.create_task(write())
-    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    found = await rehearse(plant.store, plant.reached())
     stop.set()
     count = await writing
     assert found["lost_writes"] == found["error_count"] == 0
@@ -59,11 +59,11 @@ async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_
     # One that fails is kept too: no gateway can hold within no time at all.
     hurried = plant.plan.model_copy(update={"hold_seconds_max": 1e-9})
     with pytest.raises(CutoverAborted):
-        await rehearse(plant.store, plan=hurried, gateway_host="127.0.0.1", gateway_port=plant.port)
+        await rehearse(plant.store, plant.reached(hurried))
     with pytest.raises(DecisionRefused, match="did not go well: a gateway could not hold"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
     # Live sync is on: it must not put an older state of the source over what the rehearsal writes at the target.
-    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    found = await rehearse(plant.store, plant.reached())
     assert (found["lost_writes"], found["error_count"]) == (0, 0)
     assert await plant.store.report("rehearsal") == found
     await plant.store.save_report("rehearsal", {**found, "at_ms": found["at_ms"] - 2 * 3_600_000})
@@ -89,7 +89,7 @@ async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(plan
             await app.mset({f"busy:{number}:{at}": number for at in range(10)})
 
     writing = [asyncio.create_task(write(number)) for number in range(4)]
-    found = await rehearse(plant.store, plan=plant.plan, gateway_host="127.0.0.1", gateway_port=plant.port)
+    found = await rehearse(plant.store, plant.reached())
     stop.set()
     await asyncio.gather(*writing)
     assert (found["lost_writes"], found["errors"]) == (0, [])

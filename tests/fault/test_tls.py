@@ -16,6 +16,8 @@ from cryptography.x509.oid import NameOID
 
 from exodus.config import Side
 from exodus.control.store import make_client
+from exodus.cutover.rehearsal import rehearse
+from exodus.errors import OperatorError
 from exodus.resp.encode import encode
 from tests.support.plant import Plant
 
@@ -111,6 +113,36 @@ async def test_applications_without_a_certificate_are_refused_where_one_is_asked
     assert (await _set_through(plant.port, _client_tls(authority, own=own), "gateway.test"))[0] == b"+OK\r\n"
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await _set_through(plant.port, _client_tls(authority), "gateway.test")
+
+
+async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(plant: Plant, authority: Authority) -> None:
+    cert, key = authority.certificate("gateway.test", "gateway")
+    own_cert, own_key = authority.certificate("exodus.test", "exodus")
+    await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
+    with pytest.raises(OperatorError, match=f"gateway: nothing answers at redis://127.0.0.1:{plant.port}"):
+        await rehearse(plant.store, plant.reached())
+    with pytest.raises(OperatorError, match=r"TLS files of rediss://.* cannot be used: ca_file /nowhere"):
+        await rehearse(plant.store, plant.reached(tls=True, ca_file=Path("/nowhere")))
+    plan = plant.reached(tls=True, ca_file=authority.file, cert_file=own_cert, key_file=own_key, server_name="gateway.test")
+    found = await rehearse(plant.store, plan)
+    assert (found["lost_writes"], found["error_count"]) == (0, 0)
+    assert found["acknowledged_writes"] > 0
+
+
+async def test_exodus_logs_in_where_the_source_asks_everybody_to(plant: Plant) -> None:
+    """A rehearsal's sessions are carried to the target, so the login has to hold there, too."""
+    secret, user = plant.plan.source.secret("source"), plant.plan.source.username
+    with plant.boxes[Side.SOURCE].client() as source, plant.boxes[Side.TARGET].client() as target:
+        target.execute_command("ACL", "SETUSER", user, f">{secret}")
+        for client in (source, target):
+            client.execute_command("ACL", "SETUSER", "default", "off")
+        try:
+            await plant.gateway()
+            found = await rehearse(plant.store, plant.reached())
+        finally:
+            target.execute_command("ACL", "SETUSER", user, f"<{secret}")
+    assert (found["lost_writes"], found["error_count"]) == (0, 0), found["errors"]
+    assert found["acknowledged_writes"] > 0
 
 
 class _Terminator:

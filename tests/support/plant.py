@@ -11,7 +11,7 @@ import pytest_asyncio
 import redis.asyncio as redis
 import yaml
 
-from exodus.config import CopyStrategy, JournalMode, Plan, Side
+from exodus.config import CopyStrategy, JournalMode, Listen, Plan, Side
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
@@ -50,6 +50,10 @@ class Plant:
     async def open(self) -> None:
         self.store = await ControlStore.connect(self.control.address(), self.plan.name)
         await self.store.save_plan(self.plan)
+
+    def reached(self, plan: Plan | None = None, **tls: object) -> Plan:
+        """A plan (or this one's) whose gateway is where ours listens."""
+        return (plan or self.plan).model_copy(update={"gateway": Listen(port=self.port, **tls)})
 
     async def gateway(self, process: str = "gw-1", port: int | None = None, **options: object) -> Gateway:
         gateway = Gateway(
