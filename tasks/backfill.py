@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections import Counter
-from typing import Any, cast
 
 from prefect import task
-from prefect.variables import Variable
 
 from exodus.config import Side
 from exodus.control.checkpoint import load_progress
@@ -16,16 +12,11 @@ from exodus.control.route import read_route
 from exodus.errors import EpochEnded
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import open_engine
-from exodus.sync.pace import parse_budget, set_budget
 from exodus.sync.scan import Slice, plan_slices
+from tasks.budget import budget_heard
 from tasks.context import Json, opened, run
 
 BUDGET_S = 20.0
-BUDGET_VARIABLE = "exodus_budget"  # a Prefect variable: the impact budget, looked at before each slice's turn
-
-
-def _asked_budget() -> Any:
-    return cast("Any", Variable).get(BUDGET_VARIABLE)
 
 
 @task(name="slice the keyspace", persist_result=True)
@@ -56,12 +47,9 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
                     why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
                     next_step="start migrate again",
                 )
-            # Not aget: its client would leave a connection open in this loop.
-            asked = await asyncio.to_thread(_asked_budget)
-            if asked is not None:
-                await set_budget(it.store, parse_budget(json.dumps(asked)))
             engine = await open_engine(it.store, it.plan, route)
-            progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
+            async with budget_heard(it.store):
+                progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
             return progress.model_dump()
 
     return run(work())

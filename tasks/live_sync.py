@@ -23,6 +23,7 @@ from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
+from tasks.budget import budget_heard
 from tasks.context import Json, Opened, opened, run
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling
@@ -161,7 +162,7 @@ def verify_sides(migration: str, name: str) -> Json:
                 now = await load_pass(it.store, name)
                 return "compares both sides" + ("" if now is None else f": {now.counts}, {len(now.suspects)} keys to be looked at again")
 
-            async with telling(how_far):
+            async with telling(how_far), budget_heard(it.store):
                 return await reconcile(await open_engine(it.store, it.plan), name)
 
     return run(work())
@@ -203,14 +204,15 @@ def repair_divergences(migration: str, name: str) -> Json:
             engine = await open_engine(it.store, it.plan)
             found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
             repaired = 0
-            for _ in range(_REPAIR_ROUNDS):
-                before = found["divergences_total"] + len(found["dead_letters"])
-                keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
-                repaired += len(keys) - len(await repair(engine, keys))
-                found = await reconcile(engine, name)
-                left = found["divergences_total"] + len(found["dead_letters"])
-                if not left or left >= before:
-                    break
+            async with budget_heard(it.store):
+                for _ in range(_REPAIR_ROUNDS):
+                    before = found["divergences_total"] + len(found["dead_letters"])
+                    keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
+                    repaired += len(keys) - len(await repair(engine, keys))
+                    found = await reconcile(engine, name)
+                    left = found["divergences_total"] + len(found["dead_letters"])
+                    if not left or left >= before:
+                        break
             return {**found, "repaired": repaired}
 
     return run(work())

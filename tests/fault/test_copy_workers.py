@@ -12,21 +12,28 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
+from prefect.variables import Variable
 from pydantic import ValidationError
 
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
-from exodus.config import CopyStrategy, Feed, Phase, Side, Workers
+from exodus.config import Budget, CopyStrategy, Feed, Phase, Side, Workers
 from exodus.control import ledger
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
+from exodus.errors import OperatorError
 from exodus.sync import runs
+from exodus.sync.pace import read_budget
 from flows import migrate
+from tasks.budget import BUDGET_VARIABLE, budget_heard
+from tasks.context import opened, run
+from tasks.live_sync import verify_sides
 from tests.fault.test_switch import _writers
 from tests.fault.test_verify import fill
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.servers import Box
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 KEYS = 8_000
@@ -142,3 +149,47 @@ async def test_migrate_comes_to_its_decision(
 def test_what_does_not_fit_its_kind_is_refused(fields: dict, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Workers(**fields)
+
+
+@flow
+def verifying(migration: str) -> dict:
+    """The part of Migrate that compares."""
+    return verify_sides(migration, "migrate")
+
+
+async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_may_change_meanwhile(plant: Plant, prefect_server: None) -> None:
+    await plant.start_live_sync()
+    await _save(plant)
+
+    def put(value: dict) -> None:
+        Variable.set(BUDGET_VARIABLE, value, overwrite=True)
+
+    @flow
+    def changing(migration: str) -> None:
+        async def work() -> None:
+            async with opened(migration) as it, budget_heard(it.store, every_s=0.05):
+                await asyncio.to_thread(put, {"cpu_share_max": "lots"})
+                await asyncio.sleep(0.5)
+                assert await read_budget(it.store) == Budget(cpu_share_max=0.5), "what is none changes nothing"
+                await asyncio.to_thread(put, {"cpu_share_max": 0.3})
+
+                async def heard() -> bool:
+                    return await read_budget(it.store) == Budget(cpu_share_max=0.3)
+
+                await until(heard, within_s=20, otherwise="the variable was not read again")
+
+        run(work())
+
+    def all_of_it() -> None:
+        try:
+            put({"cpu_share_max": 0.5})
+            assert verifying(plant.plan.name)["divergences_total"] == 0
+            changing(plant.plan.name)
+            put({"cpu_share_max": "lots"})
+            with pytest.raises(OperatorError, match="cpu_share_max: 'lots'"):
+                verifying(plant.plan.name)
+        finally:
+            Variable.unset(BUDGET_VARIABLE)
+
+    await asyncio.to_thread(all_of_it)
+    assert await read_budget(plant.store) == Budget(cpu_share_max=0.3)
