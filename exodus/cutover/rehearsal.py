@@ -60,10 +60,20 @@ class _Writers:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to write."""
+        """Begin to write, once all sessions are there: one that comes while the prefix is switched is ended, and over TLS that takes a while."""
+        await asyncio.gather(*map(self._come, self._clients))
         *counting, pushing, popping = self._clients
         work = [self._write(client, number) for number, client in enumerate(counting)]
         self._tasks = [asyncio.create_task(each) for each in (*work, self._push(pushing), self._pop(popping))]
+
+    async def _come(self, client: redis.Redis) -> None:
+        try:
+            await answered(client.ping())
+        except redis.RedisError as exc:
+            self._failed(exc)
+
+    def _failed(self, exc: redis.RedisError) -> None:
+        self.errors.append(f"{type(exc).__name__}: {exc}"[:200])
 
     async def _write(self, client: redis.Redis, number: int) -> None:
         step = 0
@@ -100,7 +110,7 @@ class _Writers:
             yield
             self.count += 1
         except redis.RedisError as exc:
-            self.errors.append(f"{type(exc).__name__}: {exc}"[:200])
+            self._failed(exc)
         if stall:
             self.stall_ms_max = max(self.stall_ms_max, (time.monotonic() - began) * 1000)
 

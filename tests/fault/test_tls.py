@@ -125,7 +125,7 @@ async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(plant: Plant
         await rehearse(plant.store, plant.reached(tls=True, ca_file=Path("/nowhere")))
     plan = plant.reached(tls=True, ca_file=authority.file, cert_file=own_cert, key_file=own_key, server_name="gateway.test")
     found = await rehearse(plant.store, plan)
-    assert (found["lost_writes"], found["error_count"]) == (0, 0)
+    assert (found["lost_writes"], found["error_count"]) == (0, 0), found["errors"]
     assert found["acknowledged_writes"] > 0
 
 
