@@ -14,6 +14,7 @@ import hiredis
 
 from exodus.config import CONNECT_TIMEOUT_S
 from exodus.control.store import ControlStore, ssl_context
+from exodus.errors import OperatorError
 from exodus.resp.encode import Arg, encode, encode_many
 
 _MULTI, _EXEC = encode("MULTI"), encode("EXEC")
@@ -43,7 +44,10 @@ class StorePipe:
 
     async def _connect(self) -> None:
         address = self._store.address
-        context = ssl_context(address)
+        try:
+            context, secret = ssl_context(address), address.secret("control_store")
+        except OperatorError as exc:  # files may be there again at the next try, and until then the store is as good as away
+            raise ConnectionError(f"{exc.what}: {exc.why}") from exc
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, self._link = await asyncio.get_running_loop().create_connection(
                 _Link,
@@ -52,7 +56,6 @@ class StorePipe:
                 ssl=context,
                 server_hostname=(address.server_name or address.host) if context else None,
             )
-        secret = address.secret("control_store")
         if secret is not None:
             await self._send(encode("AUTH", *([address.username] if address.username else []), secret), 1)
 
