@@ -151,10 +151,20 @@ class Verdict(StrEnum):
     REJECT = "reject"
 
 
-class Address(BaseModel):
-    """Where one server is and how to speak to it. `password` is never dumped."""
+class Tls(BaseModel):
+    """Whether a connection of ours uses TLS, and how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tls: bool = False
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+
+
+class Address(Tls):
+    """Where one server is and how to speak to it. `password` is never dumped."""
 
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
@@ -162,11 +172,6 @@ class Address(BaseModel):
     password: SecretStr | None = Field(default=None, exclude=True)
     password_env: str | None = Field(default=None, description="environment variable that holds the password")
     password_file: Path | None = Field(default=None, description="file whose first line is the password")
-    tls: bool = False
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
 
     @classmethod
     def parse(cls, url: str, *, field: str, **more: object) -> Self:
@@ -316,22 +321,18 @@ class Workers(BaseModel):
         return self
 
 
-class Listen(BaseModel):
-    """Where the gateway listens. Loopback unless the operator says otherwise."""
+class Listen(Tls):
+    """Where the gateway listens, on loopback unless the operator says otherwise, and how Exodus's own sessions reach it there.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    What it serves to them and to applications is its process's --cert-file.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(default=6400, ge=0, le=65535)
-    tls: bool = Field(default=False, description="Exodus's own sessions through a gateway use TLS; what it serves is its process's --cert-file")
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
 
     @model_validator(mode="after")
     def _needs_tls(self) -> Self:
-        given = [name for name in ("ca_file", "cert_file", "key_file", "server_name") if getattr(self, name) is not None]
+        given = [name for name in Tls.model_fields if name != "tls" and getattr(self, name) is not None]
         if given and not self.tls:
             raise ValueError(f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave {given[0]} away")
         return self
