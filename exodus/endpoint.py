@@ -301,36 +301,33 @@ def _check_user(side: str, facts: NodeFacts) -> Finding:
     return Finding(f"user on the {side}", "ok", f"Exodus connects to the {side} as {facts.user!r}")
 
 
-async def as_application(plan: Plan, authority: Side) -> Address:
-    """How Exodus itself goes through a gateway: without a login where that suffices, as its own may be another on the other side.
+async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> Leg:
+    """Through a gateway: without a login where that suffices, as Exodus's own may be another on the other side.
 
     Raises:
         OperatorError: the gateway does not answer, or the authority refuses Exodus's own login there.
     """
-    address = plan.through_gateway(None)
+    nobody = plan.through_gateway(None)
     try:
-        for address in (plan.through_gateway(None), plan.through_gateway(authority)):
-            try:
-                async with await Leg.connect(address, authority, name="exodus-login"):
-                    return address
-            except OperatorError as exc:
-                refused = exc
+        try:
+            return await Leg.connect(nobody, authority, name=name)
+        except OperatorError:
+            return await Leg.connect(plan.through_gateway(authority), authority, name=name)  # the gateway lets the authority check it
     except (SourceError, TargetError) as exc:
         raise OperatorError(
-            f"gateway: nothing answers at {address.url}",
+            f"gateway: nothing answers at {nobody.url}",
             why=exc.why,
             next_step="correct gateway.host, gateway.port, gateway.tls or gateway.ca_file of the migration file, and look whether a gateway runs",
         ) from exc
-    raise refused
 
 
 async def _check_login(login: Login, plan: Plan) -> Finding:
     """Both sides must take it now: at the switch a session that is refused is closed."""
     for side, user, secret in ((Side.SOURCE, login.user, login.secret()), (Side.TARGET, login.target_user or login.user, login.target_secret())):
         given = SecretStr(secret) if secret is not None else None
-        applications = plan.address(side).model_copy(update={"username": user, "password": given, "password_env": None, "password_file": None})
+        as_application = plan.address(side).model_copy(update={"username": user, "password": given, "password_env": None, "password_file": None})
         try:
-            async with await Leg.connect(applications, side, name="exodus-login"):
+            async with await Leg.connect(as_application, side, name="exodus-login"):
                 pass
         except OperatorError as exc:
             return Finding("logins", "fatal", f"logins: the {side} refuses {user!r}", exc.why, "correct the login, or its user on that side")

@@ -20,7 +20,7 @@ from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client
-from exodus.endpoint import Endpoint, as_application
+from exodus.endpoint import Endpoint, connect_as_application
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.leg import Leg
 from exodus.sync.engine import open_engine
@@ -183,8 +183,10 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     target = Endpoint(Side.TARGET, plan.target)
     await set_writer_epoch(target, plan.name, route.writer_epoch)
     await set_writer_epoch(Endpoint(Side.SOURCE, plan.source), plan.name, route.writer_epoch)
+    async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
+        gateway = leg.address
     # An answer may come as late as a hold may take.
-    writers = _Writers(await as_application(plan, Side.SOURCE), prefix, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
+    writers = _Writers(gateway, prefix, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
     rows: list[dict[str, Any]] = []
     route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
     try:

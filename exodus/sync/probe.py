@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from exodus.config import Plan
 from exodus.control.changes import partition_of
 from exodus.control.route import Route
-from exodus.endpoint import Endpoint, as_application
+from exodus.endpoint import Endpoint, connect_as_application
 from exodus.errors import ExodusError
 from exodus.leg import Leg, ReplyError, close_all
 
@@ -61,7 +61,7 @@ class LagProbe:
         writer: Leg | None = None
         reader: Leg | None = None
         try:
-            writer = await Leg.connect(await as_application(self._plan, authority), authority, name="exodus-lag")
+            writer = await connect_as_application(self._plan, authority, name="exodus-lag")
             reader = await (await Endpoint(authority.other, self._plan.address(authority.other)).nodes())[0].connect(name="exodus-lag")
             while self._mine(partition_of(0, self._key, self._plan.partitions)):
                 await self._measure(writer, reader)
