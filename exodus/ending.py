@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 _AGAIN_S = 0.5  # more than an ending takes: who is cancelled again while it cleans up has to be able to bear it
@@ -21,6 +22,16 @@ async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
             task.cancel()
         await asyncio.wait(left, timeout=_AGAIN_S)
     await asyncio.gather(*left, return_exceptions=True)
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run something as long as the context is open."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        await end_all([task])
 
 
 async def until_stopped(stopping: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:

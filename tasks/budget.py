@@ -15,7 +15,7 @@ from prefect.variables import Variable
 from redis.exceptions import RedisError
 
 from exodus.control.store import ControlStore
-from exodus.ending import end_all
+from exodus.ending import beside
 from exodus.errors import ExodusError
 from exodus.sync.pace import parse_budget, set_budget
 
@@ -43,11 +43,8 @@ async def budget_heard(store: ControlStore, *, every_s: float = EVERY_S) -> Asyn
             except (ExodusError, RedisError, OSError) as exc:
                 get_run_logger().warning("%s: %s", BUDGET_VARIABLE, exc)
 
-    hearing = asyncio.create_task(again())
-    try:
+    async with beside(again()):
         yield
-    finally:
-        await end_all([hearing])
 
 
 async def _take(store: ControlStore) -> None:

@@ -200,19 +200,18 @@ def repair_divergences(migration: str, name: str) -> Json:
     """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
 
     async def work() -> Json:
-        async with opened(migration) as it:
+        async with opened(migration) as it, budget_heard(it.store):
             engine = await open_engine(it.store, it.plan)
             found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
             repaired = 0
-            async with budget_heard(it.store):
-                for _ in range(_REPAIR_ROUNDS):
-                    before = found["divergences_total"] + len(found["dead_letters"])
-                    keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
-                    repaired += len(keys) - len(await repair(engine, keys))
-                    found = await reconcile(engine, name)
-                    left = found["divergences_total"] + len(found["dead_letters"])
-                    if not left or left >= before:
-                        break
+            for _ in range(_REPAIR_ROUNDS):
+                before = found["divergences_total"] + len(found["dead_letters"])
+                keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
+                repaired += len(keys) - len(await repair(engine, keys))
+                found = await reconcile(engine, name)
+                left = found["divergences_total"] + len(found["dead_letters"])
+                if not left or left >= before:
+                    break
             return {**found, "repaired": repaired}
 
     return run(work())

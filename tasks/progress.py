@@ -20,7 +20,7 @@ from prefect.logging import get_run_logger
 from exodus.control.store import ControlStore
 from exodus.cutover.levers import NOW
 from exodus.cutover.switch import Step, Switch
-from exodus.ending import end_all
+from exodus.ending import beside, end_all
 from tasks.evidence import artifact_key
 
 _LOOK_S = 0.3
@@ -98,8 +98,5 @@ async def telling(how_far: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
             await asyncio.sleep(_TELL_S)
             log.info("%s", await how_far())
 
-    told = asyncio.create_task(tell())
-    try:
+    async with beside(tell()):
         yield
-    finally:
-        await end_all([told])
