@@ -1,7 +1,7 @@
 # Types for the compiled form of decode.py; nothing here changes what it does.
 cimport cython
 
-cdef Py_ssize_t _FOOTER_BYTES, _FIELDS_EXPIRE, _ID_BYTES, _LZF_RATIO_MAX
+cdef Py_ssize_t _FOOTER_BYTES, _ID_BYTES, _LZF_RATIO_MAX
 cdef int _SET, _HASH, _ZSET, _INTSET, _ZSET_ZIPLIST, _HASH_ZIPLIST, _QUICKLIST, _STREAM, _HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3
 cdef int _PLAIN_NODE, _DELETED, _SAME_FIELDS
 cdef dict _KINDS
@@ -24,6 +24,8 @@ cdef _value(bytes kind, list parts)
 
 @cython.locals(nodes=list, groups=list, pending=dict, consumers=list, mine=list, first_id=bytes, name=bytes, raw=bytes, consumer=bytes)
 cdef list _stream(int number, _Body body)
+
+cdef tuple _halves(bytes raw)
 
 @cython.locals(found=list, fields=list, told=list, at=Py_ssize_t, count=Py_ssize_t, number=Py_ssize_t, size=Py_ssize_t, flags=Py_ssize_t)
 cdef list _entries(object ms, object sequence, list packed)

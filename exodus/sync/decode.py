@@ -13,12 +13,12 @@ from __future__ import annotations
 from struct import unpack_from
 
 from exodus.leg import Reply
+from exodus.sync.refoot import FOOTER_BYTES, NEVER
 
-_FOOTER_BYTES = 10
+_FOOTER_BYTES = FOOTER_BYTES  # a name of this module, which the compiled one reads without a look-up
 _SET, _HASH, _ZSET = 2, 4, 5
 _INTSET, _ZSET_ZIPLIST, _HASH_ZIPLIST, _QUICKLIST, _STREAM = 11, 12, 13, 14, 15
 _HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3 = 16, 17, 18, 19, 20, 21
-_FIELDS_EXPIRE = 22  # from here on: hashes whose fields may expire, in formats that Redis and Valkey mean differently
 _PLAIN_NODE = 1  # of a quicklist: one long element by itself
 _DELETED, _SAME_FIELDS = 1, 2  # flags of a stream's entry
 _ID_BYTES = 16
@@ -68,7 +68,7 @@ def same_value(one: bytes, other: bytes) -> bool:
     kind = kind_of(one)
     if size <= _FOOTER_BYTES or kind != kind_of(other):
         return False
-    if size == len(other) and one[0] == other[0] < _FIELDS_EXPIRE and kind and one[:-_FOOTER_BYTES] == other[:-_FOOTER_BYTES]:
+    if size == len(other) and one[0] == other[0] and kind and one[0] not in NEVER and one[:-_FOOTER_BYTES] == other[:-_FOOTER_BYTES]:
         return True
     try:
         ours, theirs = _parts(one), _parts(other)
@@ -133,7 +133,8 @@ def _value(kind: bytes, parts: list[Reply]) -> Reply:
     nodes, last_id, groups = parts
     entries: list[tuple[bytes, tuple[bytes, ...]]] = []
     for first_id, packed in nodes:
-        entries += _entries(int.from_bytes(first_id[:8], "big"), int.from_bytes(first_id[8:], "big"), _listpack(packed, numbers=True))
+        ms, sequence = _halves(first_id)
+        entries += _entries(ms, sequence, _listpack(packed, numbers=True))
     return entries, last_id, groups
 
 
@@ -166,10 +167,16 @@ def _stream(number: int, body: _Body) -> list[Reply]:
             mine = []
             for _ in range(body.length()):
                 raw = body.raw(_ID_BYTES)
-                mine.append((_id(int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")), *pending.get(raw, ())))
+                ms, sequence = _halves(raw)
+                mine.append((_id(ms, sequence), *pending.get(raw, ())))
             consumers.append((consumer, sorted(mine)))
         groups.append((name, last_delivered, sorted(consumers)))
     return [nodes, last_id, sorted(groups)]
+
+
+def _halves(raw: bytes) -> tuple[int, int]:
+    """Milliseconds and sequence of an id of 16 bytes."""
+    return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:], "big")
 
 
 def _id(ms: int, sequence: int) -> bytes:
