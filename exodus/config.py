@@ -21,13 +21,17 @@ from exodus.scope import Filters, Rename, Scope, check_renames
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
-RETAINED_ARG_BYTES = 64 * 1024  # an argument longer than this is skipped, never copied; as a key it is a gap
+RETAINED_ARG_BYTES = 1024 * 1024  # an argument longer than this is skipped, never copied; as a key it is a gap
+SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # texts of scripts that a gateway keeps, to load them on the other side at a switch
+UNKNOWN_REQUESTS_MAX = 1_000  # answered requests that wait until the server tells what their command is; more are a gap
+UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
+CURSOR_BITS = 45  # of a SCAN cursor that are the server's own; the bits above say from which authority it is
 RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
 INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
 HELD_BYTES_MAX = 1024 * 1024  # what a session keeps of a client while its writes are held, before it stops reading
 TRANSACTION_BYTES_MAX = 1024 * 1024  # a queued MULTI larger than this cannot be carried over a switch
+WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # of a reply that is taken apart, or changed, before it is passed on
 SUBSCRIPTIONS_TRACKED_MAX = 10_000
-SCANS_TRACKED_MAX = 1_000  # unfinished iterations of one session; with more it cannot be carried over a switch
 JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
 JOURNAL_BATCH_KEYS = 4_000
 JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far

@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.config import Hold, JournalMode, Side
+from exodus.config import Feed, Hold, JournalMode, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import Bug, DecisionRefused
 
@@ -32,6 +32,8 @@ class Route(BaseModel):
 
     epoch: int = 0
     authority: Side = Side.SOURCE
+    generation: int = 0  # changes of the authority so far: SCAN cursors say from which they are
+    feed: Feed = Feed.GATEWAY  # the change feed in force
     hold: Hold = Hold.NONE
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
@@ -55,6 +57,8 @@ class Route(BaseModel):
 
     def next(self, *, why: str, **changes: object) -> Self:
         """The following epoch with these changes."""
+        if "authority" in changes and changes["authority"] != self.authority:
+            changes["generation"] = self.generation + 1
         return self.model_validate({**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why})
 
 

@@ -26,6 +26,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
 | accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
 | gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
+| scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
 | shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
@@ -120,6 +121,7 @@ class Keys:
         self.seeded = self.prefix + "seeded"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
+        self.scripts = self.prefix + "scripts"
 
     def part(self, kind: str) -> str:
         """Registrations of the processes of one kind."""

@@ -73,7 +73,7 @@ class StreamKeys:
             if command.role is Role.SELECT:
                 cursor.db = int(args[1])
             elif command.role is Role.BARRIER:
-                self.barriers.append(barrier_of(args, cursor.db))
+                self.barriers.append(barrier_of(command, args, cursor.db))
             elif command.write and command.role is not Role.EXEC:
                 found = changed_keys(command, args, cursor.db)
                 if any(key is SKIPPED for _, key in found) or (not command.known and not found):

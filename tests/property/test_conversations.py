@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus.config import Side
+from exodus.control.gaps import SCRIPTS
 from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
 from tests.support.plant import Plant
@@ -128,4 +129,4 @@ def test_the_same_bytes_come_back(bridge: Bridge, requests: list[bytes], cuts: l
             told.append(_said(port, data, places, hello=hello))
     assert told[1] == told[0]
     gateway, _ = bridge.plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps
+    assert not gateway._journaler.gaps.keys() - {SCRIPTS}
