@@ -5,7 +5,7 @@ For commands as a server propagates them to its replicas: effects only, in the o
 
 from __future__ import annotations
 
-from exodus.commands.keys import integer
+from exodus.commands.keys import database
 from exodus.commands.semantics import Role
 from exodus.commands.table import Command
 from exodus.control.changes import Barrier, Key
@@ -22,11 +22,11 @@ def changed_keys(command: Command, args: list[bytes], db: int) -> list[Key]:
 def keys_elsewhere(command: Command, args: list[bytes]) -> list[Key]:
     """Return the key that MOVE or COPY … DB writes in a database other than the connection's."""
     if command.name == b"MOVE" and len(args) == 3:
-        db = integer(args[2])
+        db = database(args[2])
         return [] if db is None else [(db, args[1])]
     for index in range(3, len(args) - 1):
         if args[index].upper() == b"DB":
-            db = integer(args[index + 1])
+            db = database(args[index + 1])
             return [] if db is None else [(db, args[2])]
     return []
 
@@ -36,7 +36,7 @@ def barrier_of(command: Command, args: list[bytes], db: int) -> Barrier:
     if command.name == b"FLUSHDB":
         return Barrier("flushdb", (db,))
     if command.name == b"SWAPDB" and len(args) == 3:
-        first, second = integer(args[1]), integer(args[2])
+        first, second = database(args[1]), database(args[2])
         if first is not None and second is not None:
             return Barrier("swapdb", (first, second))
     return Barrier(command.name.decode("ascii", "replace").lower())

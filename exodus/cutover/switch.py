@@ -38,6 +38,7 @@ from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.rehearsal import check_rehearsal
+from exodus.cutover.scripts import load_scripts, unseen
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
@@ -86,6 +87,7 @@ class Switch:
     shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
+    scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
@@ -276,9 +278,18 @@ async def _prepare(switch: Switch) -> None:
     switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
     if await switch.fence(switch.to).record() is not None:
         await switch.fence(switch.to).connect()
+    await _load_scripts(switch)
     await _give_right(switch)
     switch.heard = switch.store.client.pubsub()
     await switch.heard.subscribe(switch.store.keys.part_changed)
+
+
+async def _load_scripts(switch: Switch) -> None:
+    refused = await load_scripts(switch.store, switch.legs[switch.to], switch.scripts_loaded)
+    switch.facts["scripts_loaded"] = len(switch.scripts_loaded)
+    switch.facts["scripts_unseen"] = unseen(await registry.heartbeats(switch.store, "gateway"))
+    if refused:
+        switch.facts["scripts_refused"] = "; ".join(refused[:10])
 
 
 async def _give_right(switch: Switch) -> None:
@@ -409,6 +420,7 @@ async def _confirm(switch: Switch) -> None:
         "a gateway does not hold its writes any more, or has keys that are not in the journal",
         min(HOLD_ACK_S, switch.left_s()),
     )
+    await _load_scripts(switch)  # those that were first used since the beginning
     await _drained(switch)
 
 

@@ -46,6 +46,11 @@ class Scripts:
         if sha not in self._shas and len(sha) == 40 and len(self.asked) < _ASKED_MAX:
             self.asked.add(sha)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `take` has something to hand over."""
+        return bool(self._fresh)
+
     def take(self) -> list[bytes]:
         """Return the texts that came since the last call."""
         fresh, self._fresh = self._fresh, []

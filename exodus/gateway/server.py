@@ -255,7 +255,12 @@ class Gateway:
 
     @property
     def _unflushed(self) -> int:
-        return self._journaler.unflushed + len(self._left_behind) + len(self._undescribed)
+        return self._journaler.unflushed + len(self._left_behind) + len(self._undescribed) + self._untold_gaps
+
+    @property
+    def _untold_gaps(self) -> int:
+        """Gaps that the control store does not know in their present form: until it does, nobody may take this process for flushed."""
+        return sum(self._gaps_told.get(why) != gap.count for why, gap in self._journaler.gaps.items())
 
     def _admin_client(self, side: Side) -> redis.Redis:
         if side not in self._admin.clients:
@@ -437,6 +442,8 @@ class Gateway:
         limit_s = self.plan.hold_seconds_max
         busy = await drain_writes(self._members(scope), self._settled, within_s=limit_s)
         self._journaler.hurry.set()
+        if self._untold_gaps or self._main.orders.scripts.waiting:
+            self._beat_now.set()
         try:
             scope.held = busy == 0 and await self._flushed(limit_s)
         finally:
@@ -671,9 +678,10 @@ class Gateway:
                 # Never a later time than that of what it tells: a switch counts on it. Where one waits, the last that is known here will do.
                 if asked_ms is None and not (holding and soon):
                     self._known_ms = await self.store.now_ms()
-                await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
+                # Before the heartbeat: who reads there that writes are held must find every gap that was opened by then.
                 await self._tell_gaps()
                 await self._keep_scripts()
+                await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
                 if holding or (soon and not self._stopping.is_set()):
                     continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
                 await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))

@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from exodus.commands.keys import integer
+from exodus.commands.keys import database
 from exodus.commands.semantics import (
     EXACT_ELSEWHERE,
     NOT_COMPARABLE,
@@ -554,7 +554,7 @@ class Session:
         """Note what the request does beyond its keys where it is executed, now or by EXEC. Changes nothing of the session."""
         role = pending.command.role
         if role is Role.SELECT:
-            pending.select = integer(args[1]) if len(args) == 2 else None
+            pending.select = database(args[1]) if len(args) == 2 else None
         elif role is Role.SUBSCRIBE:
             pending.confirms = True
             pending.names = args[1:]
@@ -1058,6 +1058,11 @@ class Session:
                 self._reset()
         elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
             self._apply_login(pending, reply, failed)
+        elif role is Role.QUIT and not failed:
+            # The authority reads nothing behind it.
+            self.opaque = "the client has quit"
+            self.pending.clear()
+            self.writes_in_flight = 0
         elif role is Role.STREAMING and not failed:
             self.opaque, self.streaming_reply = pending.command.name.decode(), True
 

@@ -47,7 +47,7 @@ _TEMPLATES = [line.split(" ") for row in _COMMANDS.strip().splitlines() for line
 
 
 @st.composite
-def _request(draw: st.DrawFn) -> bytes:
+def request(draw: st.DrawFn) -> bytes:
     template = draw(st.sampled_from(_TEMPLATES))
     args = [draw(_MIX[word]) if word in _MIX else word.replace("1-N", f"1-{draw(st.integers(1, 9))}").encode() for word in template]
     if draw(st.integers(0, 9)) == 0 and all(arg and not set(arg) & set(b"\r\n\x00\"' ") and arg.isascii() for arg in args):
@@ -115,7 +115,7 @@ def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(
-    requests=st.lists(_request(), min_size=1, max_size=30),
+    requests=st.lists(request(), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 100_000), max_size=12),
     hello=st.booleans(),
 )
