@@ -39,7 +39,7 @@ from exodus.config import (
 )
 from exodus.control import registry
 from exodus.control.changes import Barrier, Key
-from exodus.control.registry import Heartbeat
+from exodus.control.registry import Claim, Heartbeat
 from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
@@ -47,6 +47,7 @@ from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceErr
 from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
+from exodus.gateway.identity import identify
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.logins import Logins
@@ -131,7 +132,11 @@ class Gateway:
         self._main = Scope(Orders(table, self.telemetry))
         self._rehearsal = Scope(Orders(table, self.telemetry))
         self._rehearsal_name: bytes | None = None
-        self._journaler = Journaler(store, plan.partitions, options.state_dir)
+        self._journaler = Journaler(store, plan.partitions, options.state_dir, options.process)
+        self.registered = options.process  # under which id its heartbeats stand
+        self._identity = identify(options.state_dir, ended=not (options.state_dir / "last.json").exists())
+        if self._identity.host_restarted:
+            self._journaler.gap("the host was restarted: the intent log may lack the last writes")
         # Called for every request, so without a stop here (see `relay.Hub`).
         self.intend = self._journaler.intend
         self.mark = self._journaler.mark
@@ -149,7 +154,6 @@ class Gateway:
         self._asked_ms: int | None = None  # its time when a switch asked for a heartbeat
         self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
-        self._gaps_told: dict[str, int] = {}
         self._admin = _Admin()
         self._canary = Canary(plan.canary.bad_max, self._give_canary_up)
         self._main.orders.canary = self._canary
@@ -163,7 +167,7 @@ class Gateway:
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
         self._spare_ready = False
-        self._left_behind: dict[str, tuple[list[Key], list[Barrier]]] = {}  # by the lost leg's own address
+        self._left_behind: dict[object, tuple[list[Key], list[Barrier]]] = {}  # by lost leg
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
@@ -214,10 +218,11 @@ class Gateway:
         self.sessions_closed[why] += 1
 
     def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
-        self._left_behind[local_address] = (keys, barriers)
-        self._spawn(self._journal_left_behind(side, local_address))
+        leg = object()  # its address may come again before it is dealt with
+        self._left_behind[leg] = (keys, barriers)
+        self._spawn(self._journal_left_behind(side, local_address, leg))
 
-    async def _journal_left_behind(self, side: Side, local_address: str) -> None:
+    async def _journal_left_behind(self, side: Side, local_address: str, leg: object) -> None:
         """Mark what a lost leg had under way, once the authority can execute nothing of it any more.
 
         The bytes may still lie in the socket of a server that was stopped or is behind: it would execute them after the first mark was
@@ -234,10 +239,15 @@ class Gateway:
                     break  # it was given up for dead: what it does with them concerns nobody here
                 log.info("waiting for the %s, to learn what became of the writes of a lost connection: %s", side, exc)
                 await asyncio.sleep(_SETTLE_AGAIN_S)
-        keys, barriers = self._left_behind.pop(local_address)
+            except Exception as exc:
+                log.exception("what became of the writes of a lost connection cannot be learnt: they are a gap")
+                self._journaler.gap(f"the writes of a lost connection: {type(exc).__name__}", self._left_behind[leg][0] or None)
+                break
+        keys, barriers = self._left_behind[leg]
         self._journaler.mark(keys, None)
         for barrier in barriers:
             self._journaler.mark([], barrier)
+        del self._left_behind[leg]
 
     @property
     def _unflushed(self) -> int:
@@ -649,8 +659,7 @@ class Gateway:
                 # Never a later time than that of what it tells: a switch counts on it. Where one waits, the last that is known here will do.
                 if asked_ms is None and not (holding and soon):
                     self._known_ms = await self.store.now_ms()
-                await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
-                await self._tell_gaps()
+                await self._tell_heartbeat(self._known_ms if asked_ms is None else asked_ms, announce=holding)
                 if holding or (soon and not self._stopping.is_set()):
                     continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
                 await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))
@@ -665,14 +674,26 @@ class Gateway:
             for barrier in barriers:
                 self._journaler.intend([], barrier)
 
-    async def _tell_gaps(self) -> None:
-        for why, gap in list(self._journaler.gaps.items()):
-            count = gap.count
-            if self._gaps_told.get(why) != count:
-                name = f"{self.options.process}: {why}"
-                detail = {"process": self.options.process, "why": why, "at_ms": await self.store.now_ms(), **gap.as_json()}
-                await answered(self.store.client.hset(self.store.keys.gap, name, orjson.dumps(detail).decode()))
-                self._gaps_told[why] = count
+    async def _tell_heartbeat(self, at_ms: int, *, announce: bool) -> None:
+        while True:
+            told, found = await registry.beat_as(self.store, self.heartbeat(at_ms), self._identity.token, self._journaler.proof, announce=announce)
+            if told == "ok":
+                return
+            if told == "tail":
+                self._journaler.look_for_tail(found or None)
+            else:
+                await self.claim()
+
+    async def claim(self) -> registry.Heartbeat | None:
+        """Ask for the registration under this id; where another instance has it, register beside it and return its heartbeat."""
+        claim, other = await registry.claim(self.store, "gateway", self.registered, self._identity.token)
+        if claim is Claim.LEFT:
+            self._journaler.gap("another instance of this id went away, and its state folder is not this one")
+        if claim is Claim.TAKEN:
+            self.registered = f"{self.options.process}~{self._identity.token[:8]}"
+            self._journaler.rename(self.registered)
+            log.error("another gateway runs under the id %s: this one is registered as %s", self.options.process, self.registered)
+        return other
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
@@ -682,7 +703,7 @@ class Gateway:
             state = "released alone"
         return Heartbeat(
             kind="gateway",
-            process=self.options.process,
+            process=self.registered,
             at_ms=at_ms,
             epoch=self._applied,
             state=state,
@@ -932,7 +953,7 @@ class Gateway:
         self._drop_spare_legs()
         if flushed:
             try:
-                await self.store.unregister("gateway", self.options.process)
+                await self.store.unregister("gateway", self.registered)
                 # Nobody waits for this gateway from here on, so it may not come back on the strength of what it knew.
                 (self.options.state_dir / "last.json").unlink(missing_ok=True)
             except _STORE_ERRORS as exc:
@@ -1025,6 +1046,25 @@ async def start_state(store: ControlStore, state_dir: Path) -> tuple[Plan, Route
         return Plan.model_validate(last["plan"]), Route.model_validate(last["route"])
 
 
+async def claim_id(gateway: Gateway) -> None:
+    """Take the registration of this id, or refuse to start while another instance has it.
+
+    Raises:
+        OperatorError: a gateway with another state folder runs under this id.
+    """
+    try:
+        other = await gateway.claim()
+    except _STORE_ERRORS:
+        log.warning("the control store is away: the id %s is asked for when it is back", gateway.options.process)
+        return
+    if other is not None:
+        raise OperatorError(
+            f"a gateway runs under the id {gateway.options.process}",
+            why=f"its process is {other.pid} on {other.host}, with another state folder; one heartbeat cannot answer for both",
+            next_step="give each process an --id and a --state-dir of its own; if that process is gone, start again in a few seconds",
+        )
+
+
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
@@ -1036,6 +1076,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
             why="two processes would journal each other's intents",
             next_step="give each process an --id and a --state-dir of its own",
         )
+    await claim_id(gateway)
     gateway.room_why = await room(plan, options.connections_expected)
     if gateway.room_why:
         log.error("%s", gateway.room_why)
