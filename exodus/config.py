@@ -423,6 +423,7 @@ class Plan(BaseModel):
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
     observation_hours_min: float = Field(default=0.0, ge=0, le=24 * 365, description="how long after a cutover the source may not be given up")
+    verification_hours_max: float = Field(default=24.0, gt=0, description="the source is not given up on an older verification of all keys")
     two_people: bool = Field(default=False, description="who decided to cut over may not decide to finalise")
     advance: Literal["manual", "auto"] = "manual"
 

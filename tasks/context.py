@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import uvloop
+from prefect import task
+from prefect.cache_policies import NO_CACHE
 
 from blocks import Migration
 from exodus.config import Plan, Side
@@ -16,6 +19,10 @@ from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
 
 T = TypeVar("T")
+
+# A task whose answer is true now only. A flow persists results, its tasks inherit that, and after a decision a kept answer would be taken
+# for a new one: this one is executed again each time the flow runs from the top, so also between an approval and what it approves.
+live_task = partial(task, persist_result=False, cache_policy=NO_CACHE)
 Json = dict[str, Any]
 
 

@@ -28,6 +28,7 @@ from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.canary import read_canary, text_of
 from exodus.cutover.fence import read_record
+from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
 from exodus.errors import DecisionRefused, OperatorError
@@ -42,9 +43,6 @@ Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
 ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
-
-
-_BY_HAND = "by-hand"  # the report of `exodus verify`
 
 
 def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: HomeOption = None) -> None:
@@ -300,10 +298,10 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 
 async def _verify(store: ControlStore, *, fix: bool, depth: Depth, share: float) -> Json:
     engine = await open_engine(store, await store.plan())
-    report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
+    report = await reconcile(engine, BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
         left = await sync_again(engine, keys_of(report))
-        report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
+        report = await reconcile(engine, BY_HAND, depth=depth, share=share)
         report["not_repaired"] = _reasons(left)
     return report
 

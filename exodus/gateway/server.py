@@ -365,12 +365,12 @@ class Gateway:
         """Act on an epoch in full, then say so in the heartbeat."""
         async with self._applying:
             before, self._route = self._route, route
-            if route.rehearsal_prefix is not None:
-                self._rehearsal_name = route.rehearsal_prefix.encode()
+            if route.rehearsal_name is not None:
+                self._rehearsal_name = route.rehearsal_name.encode()
             await self._apply_to(self._main, route, route.authority, route.hold)
             if self._rehearsal_name is not None:
                 await self._apply_to(self._rehearsal, route, route.rehearsal_authority, route.rehearsal_hold)
-            if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
+            if route.rehearsal_name is None and before.rehearsal_name is not None:
                 self._rehearsal_name = None
             if route.canary != before.canary:
                 self._change_canary(route)
