@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from exodus.errors import OperatorError
+from exodus.own import is_own
 from exodus.scope import Filters, Rename, Scope, check_renames
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
@@ -59,8 +60,6 @@ MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the ta
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
-
-RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted
 
 
 class Side(StrEnum):
@@ -481,7 +480,7 @@ class Plan(BaseModel):
         """Filters and renames, as rules of the source; keys of the rehearsal are always carried."""
         if not self.filters and not self.renames:
             return Scope()
-        return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=RESERVED_PREFIX)
+        return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
     def address(self, side: Side) -> Address:
         """The address of one side."""
