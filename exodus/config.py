@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from exodus.errors import OperatorError
+from exodus.own import is_own
 from exodus.scope import Filters, Rename, Scope, check_renames
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
@@ -63,8 +64,6 @@ MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the ta
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
-
-RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted
 
 
 class Side(StrEnum):
@@ -427,6 +426,7 @@ class Plan(BaseModel):
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
     decision_days_max: float = Field(default=7.0, gt=0, description="a decision nobody answers expires after this")
     observation_hours_min: float = Field(default=0.0, ge=0, le=24 * 365, description="how long after a cutover the source may not be given up")
+    verification_hours_max: float = Field(default=24.0, gt=0, description="the source is not given up on an older verification of all keys")
     two_people: bool = Field(default=False, description="who decided to cut over may not decide to finalise")
     advance: Literal["manual", "auto"] = "manual"
 
@@ -484,7 +484,7 @@ class Plan(BaseModel):
         """Filters and renames, as rules of the source; keys of the rehearsal are always carried."""
         if not self.filters and not self.renames:
             return Scope()
-        return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=RESERVED_PREFIX)
+        return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
     def address(self, side: Side) -> Address:
         """The address of one side."""

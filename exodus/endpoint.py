@@ -12,10 +12,11 @@ from typing import Literal
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
-from exodus.config import RESERVED_PREFIX, Address, Feed, Login, Plan, Side
+from exodus.config import Address, Feed, Login, Plan, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import Leg, ReplyError, error_of
+from exodus.own import RESERVED_PREFIX, is_own
 
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
@@ -234,7 +235,7 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
                     cursor: bytes | None = None
                     while cursor != b"0":
                         cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
-                        foreign -= len(keys)
+                        foreign -= sum(map(is_own, keys))
     if foreign > 0 and not plan.allow_nonempty:
         return Finding(
             "empty target", "fatal", f"the target holds {foreign} keys in {len(facts.databases)} database(s)",

@@ -15,7 +15,7 @@ they left behind on the source is left alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple, Self
 
@@ -153,13 +153,18 @@ class Scope:
     """Filters and renames, ready to be asked. Without either it is falsy, and nothing needs to be asked."""
 
     def __init__(
-        self, filters: Filters | None = None, renames: Sequence[Rename] = (), *, always: str | None = None, never: bytes | None = None
+        self,
+        filters: Filters | None = None,
+        renames: Sequence[Rename] = (),
+        *,
+        always: str | None = None,
+        never: Callable[[bytes], bool] | None = None,
     ) -> None:
         """Compile the rules.
 
         Args:
             always: a prefix whose keys are carried under their own name whatever the rules say (those of Exodus's own rehearsal).
-            never: a prefix that no key may have on the target (Exodus's own keys).
+            never: which names no key may have on the target (those of Exodus's own keys).
         """
         filters = filters or Filters()
         self.filters = filters
@@ -214,7 +219,7 @@ class Scope:
         if not self._renames or self._kept(key):
             return None
         if self._rename_of(db, key) is not None:
-            own = self._never is not None and self.place(db, key)[1].startswith(self._never)
+            own = self._never is not None and self._never(self.place(db, key)[1])
             return "its new name would be one of Exodus's own" if own else None
         for _, _, to_db, to_prefix, rule in self._renames:
             if to_db in (None, db) and key.startswith(to_prefix):

@@ -74,7 +74,7 @@ def commit(migration: str = "demo") -> State[str]:
         return close_phase(migration, PHASE, decision)
     if to_close is not None:
         confirm_fence(migration, Side.SOURCE, decision["decided_by"])
-    outcome = switch_authority(migration, PHASE, Side.TARGET, window_of(decision["facts"]))
+    outcome = switch_authority(migration, PHASE, Side.TARGET, window_of(decision["facts"]), began["plan_digest"])
     create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the cutover, step by step")
     checks, verified = _after(migration, outcome)
     hold = outcome["facts"].get("hold_ms")
@@ -94,7 +94,7 @@ def commit(migration: str = "demo") -> State[str]:
         refuse=lambda answer, attempt: why_not_finalise(migration, answer["decided_by"], attempt) if answer["decision"] == "approve" else None,
     )
     if business["verdict"] == "approve":
-        done = finalise(migration)
+        done = finalise(migration, business["decided_by"])
         create_table_artifact(
             key=artifact_key(migration, PHASE, "checklist"), table=done["checklist"], description="before the source is switched off"
         )

@@ -30,12 +30,9 @@ def slice_keyspace(migration: str) -> list[str]:
     return run(work())
 
 
-@task(name="copy a slice", task_run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2)
+@task(name="copy a slice", task_run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2, persist_result=True)
 def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
-    """Copy one slice of the run `backfill` for a while, from its checkpoint on; its progress.
-
-    Not kept as a result: whether a slice is done is what its checkpoint says, whoever asks.
-    """
+    """Copy one slice of the run `backfill` for a while, from its checkpoint on; its progress."""
     del attempt
 
     async def work() -> Json:
@@ -55,7 +52,7 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
     return run(work())
 
 
-@task(name="count the backfill")
+@task(name="count the backfill", persist_result=True)
 def count_backfill(migration: str, backfill: str) -> Json:
     """All checkpoints of the run in one row; what was seen must be accounted for."""
 

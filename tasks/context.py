@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import uvloop
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
 
 from blocks import Migration
-from exodus.config import Plan, Side
+from exodus.config import Address, Plan, Side
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
+from exodus.errors import ControlStoreError
 
 T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
 Json = dict[str, Any]
+log = logging.getLogger(__name__)
+STORE_AWAY_S = 30.0
+_AGAIN_S = 0.5
+
+
+def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a task whose answer is true now only.
+
+    A flow persists results, its tasks inherit that, and after a decision a kept answer would be taken for a new one. This task is executed
+    again each time the flow runs from the top, so also between an approval and what it approves.
+    """
+    return task(name=name, persist_result=False, cache_policy=NO_CACHE)
 
 
 @dataclass(frozen=True)
@@ -38,11 +57,29 @@ def load(migration: str) -> Migration:
 
 @asynccontextmanager
 async def opened(migration: str) -> AsyncIterator[Opened]:
-    """Load the block, connect to the control store, close it afterwards."""
+    """Load the block, connect to the control store, close it afterwards.
+
+    A store that is restarted or fails over is away for seconds. A phase does not fail for that, and its end is written down all the same.
+
+    Raises:
+        ControlStoreError: it did not come back within `STORE_AWAY_S`.
+    """
     block = await asyncio.to_thread(load, migration)
     plan = block.plan()
-    async with await ControlStore.connect(block.control_store.address("control_store"), plan.name) as store:
+    async with await _connect(block.control_store.address("control_store"), plan.name) as store:
         yield Opened(plan, store)
+
+
+async def _connect(address: Address, migration: str) -> ControlStore:
+    deadline = time.monotonic() + STORE_AWAY_S
+    while True:
+        try:
+            return await ControlStore.connect(address, migration)
+        except ControlStoreError as exc:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waits for the control store, at most %.0f s in all: %s", STORE_AWAY_S, exc.why)
+            await asyncio.sleep(_AGAIN_S)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -20,6 +20,7 @@ from exodus.cutover.fence import confirm_word, shut_out
 from exodus.cutover.levers import end_hold
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
+from exodus.cutover.standing import Approved
 from exodus.cutover.window import Window
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
@@ -54,8 +55,10 @@ def explain_switch(migration: str, to: str) -> list[str]:
 
 
 @task(name="switch the authority to the {to}", task_run_name="switch the authority to the {to}", persist_result=True)
-def switch_authority(migration: str, phase: str, to: str, window: Json | None = None) -> Json:
+def switch_authority(migration: str, phase: str, to: str, window: Json | None = None, plan_digest: str = "") -> Json:
     """Do the switch, in a window where one was approved; once: where the route has it already, put right what is left, and say so.
+
+    With the digest of the plan that was approved, the switch also asks for that plan and for fresh verification.
 
     Raises:
         DecisionRefused, CutoverAborted: it was not done, and everything is as before.
@@ -74,8 +77,9 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
                 await end_hold(it.store, it.plan, "a rollback takes the place of the switch that was under way")
             names = [step.name for step in switch.steps(it.plan, side)]
             async with shown(migration, phase, names, it.store) as artifact:
-                approved = None if window is None else Window.model_validate(window)
-                done = await switch.apply(it.store, it.plan, side, window=approved, tell=artifact.tell)
+                when = None if window is None else Window.model_validate(window)
+                approved = Approved(plan_digest, fresh=bool(plan_digest))
+                done = await switch.apply(it.store, it.plan, side, window=when, approved=approved, tell=artifact.tell)
             prepare()  # not before: it would take processor time from the hold
             facts = dict(done.facts)
             report = {
@@ -208,11 +212,16 @@ def stop_live_sync(migration: str, why: str) -> Json:
 
 
 @task(name="finalise", persist_result=True)
-def finalise(migration: str) -> Json:
-    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced."""
+def finalise(migration: str, decided_by: str) -> Json:
+    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced.
+
+    Raises:
+        DecisionRefused: what it was decided on does not hold any more.
+    """
 
     async def work() -> Json:
         async with opened(migration) as it:
+            await finalising.check(it.store, it.plan, decided_by)
             report = await closing.finalise(it.store, it.plan)
             await it.store.save_report("finalised", report)
             return report

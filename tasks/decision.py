@@ -156,14 +156,14 @@ def ask(
     days = load(migration).plan().decision_days_max
     attempt, problem = 1, None
     while True:
-        digest = announce(migration, phase, gate, question, evidence, attempt)
+        shown = announce(migration, phase, gate, question, summary, evidence, attempt)
         lines = [f"### {question}"]
         if problem is not None:
             lines.append(f"**Asked again: {problem}**")
         lines += [
             *(f"- {line}" for line in summary),
             "",
-            f"Evidence in full: the Artifacts tab of this run · report `{evidence}` · digest `{digest[:12]}`",
+            f"Evidence in full: the Artifacts tab of this run · report `{shown['report']}` · digest `{shown['digest'][:12]}`",
         ]
         if beforehand is not None and attempt == 1:
             given = {name: field.default for name, field in form.model_fields.items() if not field.is_required()} | beforehand
@@ -176,7 +176,7 @@ def ask(
             given = answer.model_dump(exclude={"description"})
         problem = _problem(given) or refuse(given, attempt)
         if problem is None:
-            return record_decision(migration, phase, gate, given, evidence, digest)
+            return record_decision(migration, phase, gate, given, shown["report"], shown["digest"])
         attempt += 1
 
 

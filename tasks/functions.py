@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from prefect import task
 from prefect.artifacts import create_table_artifact
 
 from exodus.config import Phase
 from exodus.sync.engine import open_engine
 from exodus.sync.functions import Libraries, carry_functions
-from tasks.context import opened, run
+from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
 
 _NAMED = 10
 
 
-@task(name="carry function libraries")
+@live_task(name="carry function libraries")
 def carry_libraries(migration: str, phase: Phase) -> list[str]:
     """Load on the follower what the authority has; lines for a decision's summary. Not kept as a result: it is true now only."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from prefect import task
+from prefect.cache_policies import DEFAULT
 from prefect.runtime import flow_run
 
 from exodus.config import Cutover, Phase
@@ -12,8 +13,9 @@ from exodus.control import ledger
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.store import answered
+from exodus.cutover.standing import plan_digest
 from exodus.errors import DecisionRefused
-from tasks.context import Json, Opened, opened, run
+from tasks.context import Json, Opened, live_task, opened, run
 from tasks.evidence import prepare
 from tasks.runs import cancel, is_open
 
@@ -93,18 +95,27 @@ def open_phase(migration: str, phase: str) -> Json:
             await it.store.save_phase(phase, {"state": "running", "started_ms": now_ms, "flow_run_id": run_id})
             await answered(it.store.client.delete(it.store.keys.abort))
             route = await read_route(it.store)
-            return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": it.plan.model_dump(mode="json")}
+            plan, approved = it.plan.model_dump(mode="json"), await plan_digest(it.store)
+            return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": plan, "plan_digest": approved}
 
     return run(work())
 
 
-@task(name="say what is waited for", persist_result=True)
-def announce(migration: str, phase: str, gate: str, question: str, evidence: str, attempt: int) -> str:
-    """Put the open decision where `exodus status` finds it; returns the digest of the evidence shown."""
+@task(name="say what is waited for", persist_result=True, cache_policy=DEFAULT - "summary")
+def announce(migration: str, phase: str, gate: str, question: str, summary: list[str], evidence: str, attempt: int) -> Json:
+    """Keep what the form shows as a report, and put the open decision where `exodus status` finds it.
 
-    async def work() -> str:
+    Once for each form: what a flow finds when it runs from the top again is not what the person saw.
+
+    Returns:
+        `report`: the name of what was shown, with the evidence's report in it; `digest`: its digest, for the form and the ledger.
+    """
+
+    async def work() -> Json:
         async with opened(migration) as it:
-            shown = await it.store.report(evidence) or {}
+            name = shown_name(phase, gate)
+            shown = {"question": question, "summary": summary, "evidence": evidence, "report": await it.store.report(evidence) or {}}
+            await it.store.save_report(name, shown)
             state = (await it.store.phases()).get(phase, {})
             state.update(
                 state="waiting",
@@ -116,9 +127,14 @@ def announce(migration: str, phase: str, gate: str, question: str, evidence: str
                 waiting_since_ms=await it.store.now_ms(),
             )
             await it.store.save_phase(phase, state)
-            return ledger.digest(shown)
+            return {"report": name, "digest": ledger.digest(shown)}
 
     return run(work())
+
+
+def shown_name(phase: str, gate: str) -> str:
+    """The report of what a decision's form showed last."""
+    return f"shown.{phase}.{gate}" if gate else f"shown.{phase}"
 
 
 @task(name="write the decision down", persist_result=True)
@@ -169,7 +185,7 @@ def finish_phase(migration: str, phase: str, outcome: str) -> Json:
     return run(work())
 
 
-@task(name="find what is due")
+@live_task(name="find what is due")
 def find_due(migration: str, *, by_itself: bool) -> str | None:
     """The phase that the ledger calls for; with `by_itself`, only where the plan says `advance: auto`."""
 

@@ -15,6 +15,7 @@ from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
+from exodus.cutover.standing import check_fresh
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import migrate, native, runs
@@ -24,7 +25,7 @@ from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
-from tasks.context import Json, Opened, opened, run
+from tasks.context import Json, Opened, live_task, opened, run
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling
 
@@ -129,7 +130,7 @@ def mark_changed_meanwhile(migration: str) -> int:
     return run(work())
 
 
-@task(name="wait until live sync has caught up")
+@task(name="wait until live sync has caught up", persist_result=True)
 def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     """Wait until all that is in the journal now is synced. Applications go on writing, so that it is empty may never be seen."""
 
@@ -151,9 +152,9 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="verify both sides")
+@task(name="verify both sides", persist_result=True)
 def verify_sides(migration: str, name: str) -> Json:
-    """Compare every key in both directions; the report is kept as `verification.NAME`. Not kept as a result: it is true now only."""
+    """Compare every key in both directions; the report is kept as `verification.NAME`. Evidence for a form, with its time in it."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -168,7 +169,7 @@ def verify_sides(migration: str, name: str) -> Json:
     return run(work())
 
 
-@task(name="wait until what was written is compared")
+@task(name="wait until what was written is compared", persist_result=True)
 def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     """Wait until every key that was written before now was found equal since: with the last clean pass, that speaks for all keys.
 
@@ -195,7 +196,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="repair divergences")
+@task(name="repair divergences", persist_result=True)
 def repair_divergences(migration: str, name: str) -> Json:
     """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
 
@@ -254,7 +255,7 @@ def count_left_behind(migration: str) -> Json:
     return run(work())
 
 
-@task(name="look how old the rehearsal is")
+@live_task(name="look how old the rehearsal is")
 def check_rehearsed(migration: str) -> str:
     """When the switch was rehearsed, in words. Not kept as a result: it grows old.
 
@@ -271,7 +272,7 @@ def check_rehearsed(migration: str) -> str:
     return run(work())
 
 
-@task(name="look how fresh the verification is")
+@live_task(name="look how fresh the verification is")
 def measure_freshness(migration: str) -> Json:
     """How much is verified since its last write. Not kept as a result: it is true now only.
 
@@ -281,14 +282,10 @@ def measure_freshness(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-            too_little = fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min
-            if too_little and (await read_route(it.store)).authority is Side.SOURCE:  # else it was asked, and the cutover is done
-                raise DecisionRefused(
-                    f"too little is verified for a cutover: {fresh}",
-                    why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
-                    next_step="exodus verify --repair, then start commit again",
-                )
+            if (await read_route(it.store)).authority is Side.TARGET:
+                fresh = await freshness.read_freshness(it.store, it.plan.partitions)  # the cutover is done; it was asked inside the switch
+            else:
+                fresh = await check_fresh(it.store, it.plan)
             return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}
 
     return run(work())

@@ -19,7 +19,7 @@ _POLL_S = 0.2
 REPORT = "native"
 
 
-@task(name="watch the target being filled", task_run_name="watch the target being filled, round {attempt}")
+@task(name="watch the target being filled", task_run_name="watch the target being filled, round {attempt}", persist_result=True)
 def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     """Watch for a while; `done` once the target follows the source and has applied what the source had then.
 
@@ -55,7 +55,7 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-@task(name="count what the replica has")
+@task(name="count what the replica has", persist_result=True)
 def count_filled(migration: str) -> Json:
     """The row that a backfill by keys has: a replica has what its source has."""
 

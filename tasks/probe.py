@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 from prefect import task
 
-from exodus.config import RESERVED_PREFIX, Side
+from exodus.config import Side
 from exodus.control.route import read_route
 from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.leg import ReplyError
+from exodus.own import RESERVED_PREFIX
 from tasks.context import Json, opened, run
 
 _KEY = RESERVED_PREFIX + b"exercise}"

@@ -18,6 +18,7 @@ import typer
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
+from exodus.cli.runs import overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.changes import Key
@@ -28,9 +29,10 @@ from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.canary import read_canary, text_of
 from exodus.cutover.fence import read_record
+from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
-from exodus.errors import DecisionRefused, OperatorError
+from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
 from exodus.sync.comparison import Depth
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import SAMPLE_KEYS, forecast
@@ -42,9 +44,6 @@ Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
 ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
-
-
-_BY_HAND = "by-hand"  # the report of `exodus verify`
 
 
 def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: HomeOption = None) -> None:
@@ -112,8 +111,22 @@ def _waiting(phases: dict[str, Json]) -> Json | None:
     return None
 
 
-async def read_status(migration: MigrationFile) -> Json:
-    """All that `status` shows, as JSON.
+def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None) -> tuple[dict[str, Json], str]:
+    """The phases' states as Prefect's runs have them, and why Prefect was not asked."""
+    if api is None:
+        return phases, "no Prefect server is known"
+    try:
+        newest = api.newest_runs(migration)
+    except OrchestratorError as exc:
+        return phases, f"{exc.what}: {exc.why}"
+    others = {
+        name: str(phases[name].get("flow_run_id")) for name, run in newest.items() if phases.get(name, {}).get("flow_run_id") not in (None, run["id"])
+    }
+    return overlaid(phases, newest, {name: api.goes_on(run_id) for name, run_id in others.items()}), ""
+
+
+async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -> Json:
+    """All that `status` shows, as JSON; with `api` the ends of runs that could not be written down, too.
 
     Raises:
         ControlStoreError: the store does not answer.
@@ -121,12 +134,18 @@ async def read_status(migration: MigrationFile) -> Json:
     async with await open_store(migration) as store:
         now_ms = await store.now_ms()
         route = await read_route(store)
-        phases = await store.phases()
+        phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api)
         waiting = _waiting(phases)
+        lost = unwritten(phases)
         due = ledger.next_due(await ledger.read(store))
         switching = await store.report(NOW)
         failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
-        if waiting is not None:
+        if lost is not None:
+            name, state = lost
+            why, unblocks = f"{name} failed, and could not write it down: {state['why']}", f"correct the cause, then: exodus start {name}"
+            if waiting is not None:
+                unblocks += f"; {waiting['phase']} still asks, answer it only if you do not want {name} any more"
+        elif waiting is not None:
             why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
         elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
             why, unblocks = f"{running[0]} is running", "nothing: it will ask when it is done"
@@ -148,6 +167,8 @@ async def read_status(migration: MigrationFile) -> Json:
             "waiting": waiting,
             "why_waiting": why,
             "what_unblocks": unblocks,
+            "failed_run": None if lost is None else {"phase": lost[0], **lost[1]},
+            "prefect_away": prefect_away,
             "due": due,
             "switch": switching,
             "canary": await read_canary(store),
@@ -195,13 +216,15 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     print(f"freshness: {status['freshness']['text']}")
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         print(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
-    waiting = status["waiting"]
+    waiting: Any = status["waiting"] if status["failed_run"] is None else None
     state = None if waiting is None or api is None else api.state_name(waiting["flow_run_id"])
     if state in _ANSWERED:
         print(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
         print("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
         return
     print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
+    if status["failed_run"] is not None and api is not None:
+        print(f"run:     {api.run_url(status['failed_run']['flow_run_id'])}")
     if waiting is not None and api is not None:
         print(
             f"form:    {api.run_url(waiting['flow_run_id'])}"
@@ -217,9 +240,9 @@ def status(
 ) -> None:
     """Where the migration stands, what it waits for, and what unblocks it. Example: exodus status --watch"""
     migration = migration_at(file, home)
-    api = None if json else PrefectApi.find(home_at(home))
+    api = PrefectApi.known(home_at(home)) if json else PrefectApi.find(home_at(home))
     while True:
-        found = asyncio.run(read_status(migration))
+        found = asyncio.run(read_status(migration, api))
         if json:
             show_json(found)
         else:
@@ -241,8 +264,21 @@ def answer_open_decision(
         DecisionRefused: nothing is asked.
         OperatorError: the answer does not fit the form.
     """
-    found = asyncio.run(read_status(migration))
+    found = asyncio.run(read_status(migration, api))
     waiting = found["waiting"]
+    failed = found["failed_run"]
+    if (
+        failed is not None
+        and failed["phase"] == Phase.ROLLBACK
+        and verdict == "approve"
+        and waiting is not None
+        and waiting["phase"] != Phase.ROLLBACK
+    ):
+        raise DecisionRefused(
+            f"{waiting['phase']} is not approved while a rollback was asked for and failed",
+            why=found["why_waiting"],
+            next_step=f"exodus start rollback once more; or exodus reject, or the form at {api.run_url(waiting['flow_run_id'])}",
+        )
     if waiting is None or (phase is not None and waiting["phase"] != phase):
         raise DecisionRefused("no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"])
     if waiting["gate"] == NEXT:
@@ -300,10 +336,10 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 
 async def _verify(store: ControlStore, *, fix: bool, depth: Depth, share: float) -> Json:
     engine = await open_engine(store, await store.plan())
-    report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
+    report = await reconcile(engine, BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
         left = await sync_again(engine, keys_of(report))
-        report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
+        report = await reconcile(engine, BY_HAND, depth=depth, share=share)
         report["not_repaired"] = _reasons(left)
     return report
 

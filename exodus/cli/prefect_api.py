@@ -12,11 +12,15 @@ from typing import Any, cast
 
 import httpx
 
+from exodus.config import Phase
 from exodus.errors import OperatorError, OrchestratorError
 from exodus.stack.home import Home
+from exodus.stack.up import MIGRATION
 
 _ATTEMPTS = 20
 _AGAIN_S = 0.5
+_ASKED_ONCE_S = 2.0
+_RUNS_MAX = 200  # of all migrations
 Json = dict[str, Any]
 
 
@@ -42,6 +46,14 @@ class PrefectApi:
                 next_step="exodus up, or export PREFECT_API_URL=http://host:4200/api",
             )
         return cls(url)
+
+    @classmethod
+    def known(cls, home: Home) -> PrefectApi | None:
+        """The same, or None."""
+        try:
+            return cls.find(home)
+        except OperatorError:
+            return None
 
     def close(self) -> None:
         """End the connections."""
@@ -103,6 +115,40 @@ class PrefectApi:
         except httpx.HTTPError:
             return None
         return str(answer.json()["state"]["name"]) if answer.status_code == 200 else None
+
+    def goes_on(self, run_id: str) -> bool:
+        """Whether a run is at work or waits, asked once; False where the server does not answer for it."""
+        try:
+            answer = self._http.get(f"/flow_runs/{run_id}", timeout=_ASKED_ONCE_S)
+        except httpx.HTTPError:
+            return False
+        return answer.status_code == 200 and answer.json()["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def newest_runs(self, migration: str) -> dict[str, Json]:
+        """The newest run of each phase of a migration, asked once.
+
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        asked = {
+            "flows": {"name": {"any_": list(Phase)}},
+            "sort": "EXPECTED_START_TIME_DESC",
+            "limit": _RUNS_MAX,
+        }
+        try:
+            answer = self._http.post("/flow_runs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            flows = {
+                flow["id"]: flow["name"] for flow in self._http.post("/flows/filter", json={"flows": asked["flows"]}, timeout=_ASKED_ONCE_S).json()
+            }
+            found: dict[str, Json] = {}
+            for run in answer.json():
+                if run["parameters"].get("migration", MIGRATION) == migration:
+                    found.setdefault(flows[run["flow_id"]], run)
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise OrchestratorError(
+                f"Prefect at {self.url} does not tell its runs", why=str(exc) or type(exc).__name__, next_step="start it (exodus up)"
+            ) from exc
+        return found
 
     def asks(self, run_id: str) -> bool:
         """Whether a run is suspended and its form is there. Prefect suspends a run first and keeps the form of its question after that."""

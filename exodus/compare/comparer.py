@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from exodus.commands.semantics import NOT_COMPARABLE
 from exodus.commands.table import CommandTable
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
-from exodus.config import HEARTBEAT_S, RESERVED_PREFIX, Plan
+from exodus.config import HEARTBEAT_S, Plan
 from exodus.control import journal, registry
 from exodus.control.changes import Key, pack
 from exodus.control.registry import Heartbeat
@@ -31,6 +31,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all, until_stopped
 from exodus.errors import ExodusError
 from exodus.leg import Leg, ReplyError
+from exodus.own import is_own
 from exodus.resp.scanner import RequestScanner
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.key import Copier
@@ -62,7 +63,7 @@ class Run:
         store = self.engine.store
         by_db: dict[int, list[bytes]] = {}
         for db, key in keys:
-            if not key.startswith(RESERVED_PREFIX):
+            if not is_own(key):
                 by_db.setdefault(db, []).append(key)
         for db, names in by_db.items():
             fresh = [(db, name) for name in names if (db, name) not in self.seeded]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 Key = tuple[int, bytes]  # (database, name)
 RESYNC = "resync"  # a barrier for what a feed missed: every key may have changed
 _HEAD = struct.Struct("<HI")
+_WIDE_DB = 0xFFFF  # in the head of a key whose database does not fit: the database follows, in four bytes
+_DB = struct.Struct("<I")
 _heads = [_HEAD.pack(0, size) for size in range(256)]  # of the most keys; packing is part of every write's cost
 
 
@@ -18,27 +20,49 @@ def partition_of(db: int, key: bytes, partitions: int) -> int:
     return zlib.crc32(key, db) % partitions
 
 
+class Unreadable(ValueError):
+    """Packed keys or a barrier whose bytes are damaged."""
+
+
 def pack(keys: Iterable[Key]) -> bytes:
-    """Keys with their databases in one byte string."""
+    """Keys with their databases in one byte string.
+
+    Raises:
+        struct.error, OverflowError: a database above 2**32 - 1, which no server has.
+    """
     heads = _heads
     parts: list[bytes] = []
     for db, key in keys:
         size = len(key)
         if not db and size < len(heads):
             parts.append(heads[size])
-        else:
+        elif 0 <= db < _WIDE_DB:
             parts.append(_HEAD.pack(db, size))
+        else:
+            parts.append(_HEAD.pack(_WIDE_DB, size) + _DB.pack(db))
         parts.append(key)
     return b"".join(parts)
 
 
 def unpack(packed: bytes) -> list[Key]:
-    """The reverse of `pack`."""
+    """The reverse of `pack`.
+
+    Raises:
+        Unreadable: the bytes end within a key.
+    """
     keys: list[Key] = []
-    at = 0
-    while at < len(packed):
-        db, size = _HEAD.unpack_from(packed, at)
-        at += _HEAD.size
+    at, end = 0, len(packed)
+    while at < end:
+        try:
+            db, size = _HEAD.unpack_from(packed, at)
+            at += _HEAD.size
+            if db == _WIDE_DB:
+                (db,) = _DB.unpack_from(packed, at)
+                at += _DB.size
+        except struct.error as exc:
+            raise Unreadable(f"{end} bytes of packed keys end within a head") from exc
+        if at + size > end:
+            raise Unreadable(f"{end} bytes of packed keys end within a key of {size} bytes")
         keys.append((db, packed[at : at + size]))
         at += size
     return keys
@@ -57,9 +81,16 @@ class Barrier:
 
     @classmethod
     def decode(cls, raw: bytes) -> Barrier:
-        """The reverse of `encode`."""
-        what, _, dbs = raw.decode().partition(":")
-        return cls(what, tuple(int(db) for db in dbs.split(",") if db))
+        """The reverse of `encode`.
+
+        Raises:
+            Unreadable: the bytes are no barrier.
+        """
+        try:
+            what, _, dbs = raw.decode().rpartition(":")
+            return cls(what, tuple(int(db) for db in dbs.split(",") if db))
+        except ValueError as exc:
+            raise Unreadable(f"{raw[:40]!r} is no barrier") from exc
 
 
 @dataclass
@@ -74,15 +105,18 @@ class Changes:
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:
-    """Keys and barriers of stream entries, in their order."""
+    """Keys and barriers of stream entries, in their order. An entry that cannot be read counts as a change of every key."""
     changes = Changes()
     for entry_id, fields in entries:
         changes.last_id = entry_id
         changes.times_ms.append(int(entry_id.partition(b"-")[0]))
-        if b"k" in fields:
-            changes.keys.extend(unpack(fields[b"k"]))
-        if b"b" in fields:
-            changes.barriers.append(Barrier.decode(fields[b"b"]))
+        try:
+            if b"k" in fields:
+                changes.keys.extend(unpack(fields[b"k"]))
+            if b"b" in fields:
+                changes.barriers.append(Barrier.decode(fields[b"b"]))
+        except Unreadable:
+            changes.barriers.append(Barrier(RESYNC))  # it marked keys that nobody can name now
     return changes
 
 

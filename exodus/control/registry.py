@@ -12,6 +12,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus.config import HEARTBEAT_STALE_S
-from exodus.control.store import ControlStore
+from exodus.control.store import ControlStore, answered
 from exodus.errors import CutoverAborted
 
 
@@ -50,6 +51,66 @@ class Heartbeat(BaseModel):
 async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
     """Write one heartbeat; `announce` wakes whoever waits for it."""
     await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump(), announce=announce)
+
+
+# A heartbeat speaks for one instance and for the batches that the store had acknowledged to it. Where the registration belongs
+# to another instance, or the store has lost the last batch, it would tell a switch what is not so: it is not written.
+_BEAT = """
+local owner = redis.call('HGET', KEYS[2], ARGV[1])
+if owner and owner ~= ARGV[2] then return {'owner', owner} end
+if tonumber(ARGV[4]) > 0 then
+  local found = redis.call('HGET', KEYS[3], ARGV[1])
+  local token, number = string.match(found or '', '^(%w+):(%d+)$')
+  if token ~= ARGV[3] or tonumber(number) < tonumber(ARGV[4]) then return {'tail', found or ''} end
+end
+if not owner then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[5])
+if ARGV[6] ~= '' then redis.call('PUBLISH', ARGV[6], ARGV[1]) end
+return {'ok', ''}
+"""
+_CLAIM = """
+local owner, beat = redis.call('HGET', KEYS[2], ARGV[1]), redis.call('HGET', KEYS[1], ARGV[1])
+local other = owner and owner ~= ARGV[2]
+if other and beat then
+  local time = redis.call('TIME')
+  local age = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000 - cjson.decode(beat).at_ms
+  if age <= tonumber(ARGV[3]) then return beat end
+end
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+return other and beat and 1 or 0
+"""
+
+
+class Claim(StrEnum):
+    """Whose a registration was before this instance asked for it."""
+
+    OURS = "ours"  # nobody's, or ours
+    LEFT = "left"  # another instance's, which went away without a word
+    TAKEN = "taken"  # another instance's, which is alive: it keeps it
+
+
+async def claim(store: ControlStore, kind: str, process: str, instance: str) -> tuple[Claim, Heartbeat | None]:
+    """Ask for the registration of an id; with the heartbeat of the instance that has it, where one has."""
+    keys = (store.keys.part(kind), store.keys.owner(kind))
+    found = await answered(store.client.eval(_CLAIM, len(keys), *keys, process, instance, str(int(HEARTBEAT_STALE_S * 1000))))
+    if isinstance(found, bytes):
+        return Claim.TAKEN, Heartbeat.model_validate_json(found)
+    return (Claim.LEFT if found else Claim.OURS), None
+
+
+async def beat_as(store: ControlStore, heartbeat: Heartbeat, instance: str, proof: tuple[str, int], *, announce: bool = False) -> tuple[str, bytes]:
+    """Write the heartbeat of one instance, if its registration is its own and the store has the batch of `proof`.
+
+    Returns:
+        `ok`; or `owner` with the instance that the registration belongs to; or `tail` with the number of the last batch in the
+        store. With these two nothing was written.
+    """
+    keys = store.keys
+    names = (keys.part(heartbeat.kind), keys.owner(heartbeat.kind), keys.acknowledged)
+    channel = keys.part_changed if announce else ""
+    told = (heartbeat.process, instance, proof[0], str(proof[1]), heartbeat.model_dump_json(), channel)
+    outcome, found = await answered(store.client.eval(_BEAT, len(names), *names, *told))
+    return outcome.decode(), found
 
 
 async def heartbeats(store: ControlStore, kind: str) -> list[Heartbeat]:

@@ -42,7 +42,8 @@ class Route(BaseModel):
     shadow_salt: int = 0
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
-    rehearsal_prefix: str | None = None  # keys under it are held and switched alone, see cutover/rehearsal.py
+    rehearsal_prefix: str | None = None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py
+    rehearsal_name: str | None = None  # sessions with this client name, drawn for it, are held and switched alone
     rehearsal_authority: Side = Side.SOURCE
     rehearsal_hold: Hold = Hold.NONE
     redirect: Redirect | None = None

@@ -9,6 +9,9 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | route:changed  | channel| flows             | gateways, syncers    | the new route, or `say MS`; polling backs it up       |
 | part:changed   | channel| gateways          | cutover              | a heartbeat that a switch waits for was written       |
 | part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
+| owner:KIND     | hash   | each process      | processes, by script | id → the instance that may write its heartbeat        |
+| acknowledged   | hash   | gateways          | gateways             | id → number of its last batch in the journal          |
+| fsync:ID       | string | gateway           | nobody               | written before a WAITAOF; expires                     |
 | journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
 | position       | hash   | syncers           | flows, chunks        | partition → last entry id synced                      |
 | trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
@@ -122,10 +125,19 @@ class Keys:
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"
+        self.acknowledged = self.prefix + "acknowledged"
 
     def part(self, kind: str) -> str:
         """Registrations of the processes of one kind."""
         return f"{self.prefix}part:{kind}"
+
+    def owner(self, kind: str) -> str:
+        """Which instance each registration of a kind belongs to."""
+        return f"{self.prefix}owner:{kind}"
+
+    def fsync(self, process: str) -> str:
+        """What one process writes before it waits for an fsync."""
+        return f"{self.prefix}fsync:{process}"
 
     def journal(self, partition: int) -> str:
         """The stream of one journal partition."""
@@ -296,7 +308,11 @@ class ControlStore:
 
     async def unregister(self, kind: str, process: str) -> None:
         """Take a process that ended cleanly off the list."""
-        await answered(self.client.hdel(self.keys.part(kind), process))
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hdel(self.keys.part(kind), process)
+        pipe.hdel(self.keys.owner(kind), process)
+        pipe.hdel(self.keys.acknowledged, process)
+        await pipe.execute()
 
     async def registrations(self, kind: str) -> dict[str, Json]:
         """Id → last heartbeat, stale ones included: a process that went away without a word must be seen."""

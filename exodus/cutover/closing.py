@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from exodus.config import RESERVED_PREFIX, Hold, JournalMode, Plan, Side
+from exodus.config import Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore, answered, fence_guard_key, guard_key, lane_guard_key, native_guard_key
@@ -15,6 +15,7 @@ from exodus.cutover.finalising import checklist
 from exodus.endpoint import OWNED, Endpoint
 from exodus.errors import SourceError, TargetError
 from exodus.leg import Leg
+from exodus.own import is_own
 from exodus.scope import Key
 from exodus.sync import migrate, native
 from exodus.sync.backfill import CHUNK_KEYS
@@ -140,7 +141,7 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
             cursor = -1
             while cursor:
                 cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
-                keys = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+                keys = [key for key in keys if not is_own(key)]
                 ours = keys
                 if plan.allow_nonempty:
                     origins = {key: origin for key in keys if (origin := scope.origin(db, key)) is not None and scope.left_out(*origin) is None}

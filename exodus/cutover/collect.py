@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from exodus.config import RESERVED_PREFIX, Plan, Side
+from exodus.config import Plan, Side
 from exodus.control import journal, ledger, registry
 from exodus.control.changes import Key, unpack
 from exodus.control.route import read_route
@@ -22,6 +22,7 @@ from exodus.cutover.fence import read_record
 from exodus.endpoint import Endpoint, databases_of, info_of
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import ReplyError
+from exodus.own import is_own
 from exodus.sync import native
 from exodus.sync.scan import scan_once
 
@@ -46,7 +47,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
                 cursor = -1
                 while cursor:
                     cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
-                    keys = list(dict.fromkeys(key for key in keys if not key.startswith(RESERVED_PREFIX)))
+                    keys = list(dict.fromkeys(key for key in keys if not is_own(key)))
                     dumps = await leg.pipeline([("DUMP", key) for key in keys])
                     for key, dump in zip(keys, dumps, strict=True):
                         if isinstance(dump, bytes):
@@ -148,7 +149,7 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
             cursor = -1
             while cursor:
                 cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
-                found += [key for key in keys if key.startswith(RESERVED_PREFIX)]
+                found += [key for key in keys if is_own(key)]
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from exodus.config import Phase, Plan, Side
-from exodus.control import journal, ledger, registry
+from exodus.control import freshness, journal, ledger, registry
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
@@ -13,10 +13,12 @@ from exodus.cutover.collect import last_state, who_is_still_there
 from exodus.cutover.fence import read_record, shut_out
 from exodus.cutover.redirect import who_is_connected
 from exodus.endpoint import Endpoint
+from exodus.errors import DecisionRefused
 
 _LAG_MS_MAX = 10_000
 _CLIENTS_SHOWN = 20
 _HOUR_MS = 3_600_000
+BY_HAND = "by-hand"  # the verification of `exodus verify`
 Json = dict[str, Any]
 
 
@@ -38,7 +40,7 @@ async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     if plan.two_people and technical is not None and technical.decided_by.strip().casefold() == decided_by.strip().casefold():
         found.append(f"{technical.decided_by} decided to cut over; somebody else must decide this (two_people)")
-    found += await _of_the_way_back(store, plan, now_ms, route)
+    found += await _of_the_way_back(store, plan, now_ms, route, switched.at_ms if switched is not None else 0)
     for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
         count = int(await answered(store.client.hlen(key)))
         if count:
@@ -46,7 +48,7 @@ async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str
     return found
 
 
-async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: Route) -> list[str]:
+async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: Route, switched_ms: int) -> list[str]:
     if await shut_out(store, Side.SOURCE):
         return []  # nothing flows back by intent; the sides were compared before the switch, and spot-checked in it
     found: list[str] = []
@@ -54,10 +56,31 @@ async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: 
     lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
     if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
         found.append(f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind")
-    report = await store.report(f"verification.{Phase.COMMIT}")
-    if report is None or report["divergences_total"]:
-        found.append("the last verification after the cutover is missing" if report is None else f"{report['divergences_total']} divergence(s)")
+    reports = [report for name in (Phase.COMMIT, BY_HAND) if (report := await store.report(f"verification.{name}")) is not None]
+    last = max(reports, key=lambda report: int(report["at_ms"]), default=None)
+    if last is not None and last["divergences_total"]:
+        found.append(f"{last['divergences_total']} divergence(s)")
+    newest = await freshness.last_pass(store)
+    if newest is None or newest.at_ms < switched_ms:
+        found.append("no verification of all keys began after the cutover and ended clean: exodus verify --repair")
+    elif (age_h := (now_ms - newest.at_ms) / _HOUR_MS) > plan.verification_hours_max:
+        found.append(f"the last clean verification of all keys is {age_h:.1f} h old (verification_hours_max): exodus verify --repair")
     return found
+
+
+async def check(store: ControlStore, plan: Plan, decided_by: str) -> None:
+    """Check again, right before it is done, what was checked when somebody decided it.
+
+    Raises:
+        DecisionRefused: the source may not be given up; nothing was changed.
+    """
+    found = await problems(store, plan, decided_by)
+    if found:
+        raise DecisionRefused(
+            "the source may not be given up",
+            why="; ".join(found),
+            next_step="correct it; the run of commit can then be retried, or exodus start rollback",
+        )
 
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:

@@ -20,8 +20,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, cast
 
-from exodus.config import RESERVED_PREFIX, Feed, FenceKind, Plan, Side
+from exodus.config import Feed, FenceKind, Plan, Side
 from exodus.leg import Leg, ReplyError
+from exodus.own import RESERVED_PREFIX
 
 Command = tuple[Any, ...]
 Call = Callable[..., Awaitable[list[Any]]]  # commands → replies, errors as values

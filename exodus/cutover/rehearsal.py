@@ -1,14 +1,16 @@
 """The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
 
-A session that names itself by the prefix (CLIENT SETNAME) follows orders of its own in every gateway, so holding,
-moving and releasing it exercises what a cutover does while applications notice nothing. Its keys are copied by the same
-primitive in both directions.
+A session that gives itself the rehearsal's name (CLIENT SETNAME) follows orders of its own in every gateway, so holding,
+moving and releasing it exercises what a cutover does while applications notice nothing. The name is drawn anew for each
+rehearsal and stands in the route only: an application cannot have it by chance, and no configuration can contain it. The
+keys under the reserved prefix are copied by the same primitive in both directions.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -41,7 +43,7 @@ class _Writers:
     increments would hide it.
     """
 
-    def __init__(self, gateway: Address, prefix: str, *, timeout_s: float) -> None:
+    def __init__(self, gateway: Address, prefix: str, name: str, *, timeout_s: float) -> None:
         self.acknowledged: dict[str, int] = {}
         self.count = 0
         self.lost = 0
@@ -54,8 +56,7 @@ class _Writers:
         self._stop = asyncio.Event()
         # Never sent twice by the client itself, which would be counted as ours.
         self._clients = [
-            make_client(gateway, field="gateway", timeout_s=timeout_s, client_name=prefix, single_connection_client=True)
-            for _ in range(_SESSIONS + 2)
+            make_client(gateway, field="gateway", timeout_s=timeout_s, client_name=name, single_connection_client=True) for _ in range(_SESSIONS + 2)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -186,9 +187,10 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
         gateway = leg.address
     # An answer may come as late as a hold may take.
-    writers = _Writers(gateway, prefix, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
+    name = f"exodus-rehearsal-{secrets.token_hex(16)}"
+    writers = _Writers(gateway, prefix, name, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
     rows: list[dict[str, Any]] = []
-    route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
+    route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_name=name, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
     try:
         await writers.start()
         for to in (Side.TARGET, Side.SOURCE):
@@ -199,7 +201,7 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     finally:
         await writers.stop()
         route = await read_route(store)
-        route = await _change(store, route, rehearsal_prefix=None, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
+        route = await _change(store, route, rehearsal_prefix=None, rehearsal_name=None, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
         async with await (await Endpoint(Side.SOURCE, plan.source).nodes())[0].connect(name="exodus-rehearsal") as leg:
             lost = await writers.lost_on(leg)
         await _clean(plan, prefix)

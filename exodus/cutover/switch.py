@@ -37,9 +37,9 @@ from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
-from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.scripts import load_scripts, unseen
 from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
+from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
@@ -48,6 +48,7 @@ from exodus.sync import migrate, native
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
+from exodus.sync.functions import carry_functions
 from exodus.sync.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
@@ -72,6 +73,7 @@ class Switch:
     to: Side
     route: Route
     window: Window | None = None  # in which it may begin; None: now
+    approved: Approved = NOTHING_MORE
     began_ms: int = 0  # by the store's clock
     id: str = field(default_factory=lambda: secrets.token_hex(6))
     timeline: list[dict[str, str | float]] = field(default_factory=list)
@@ -81,6 +83,7 @@ class Switch:
     closing: bool = False
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
     held_at: float | None = None
+    store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
@@ -246,22 +249,6 @@ async def _readiness(switch: Switch) -> None:
     switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
-    if switch.to is Side.TARGET:  # the way back must not wait for one
-        switch.facts["rehearsal"] = await check_rehearsal(store, switch.plan)
-    gaps = await answered(store.client.hkeys(store.keys.gap))
-    if gaps:
-        raise DecisionRefused(
-            f"{len(gaps)} open gap(s): {', '.join(gap.decode() for gap in gaps[:5])}",
-            why="writes happened that no journal covers, and nothing has verified them since",
-            next_step="exodus verify --repair, which closes gaps when it ends clean",
-        )
-    dead = int(await answered(store.client.hlen(store.keys.dead)))
-    if dead:
-        raise DecisionRefused(
-            f"{dead} key(s) could not be carried",
-            why="they are listed as dead letters with their reasons",
-            next_step="exodus repair, or exodus status --json to see them",
-        )
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
@@ -269,13 +256,25 @@ async def _readiness(switch: Switch) -> None:
     if switch.route.native:
         await native.check_filled(switch.plan)
     await check_called_off(store)
+    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
+    await _check_standing(switch)
     switch.facts["partitions"] = switch.plan.partitions
+
+
+async def _check_standing(switch: Switch) -> None:
+    """See `standing.py`; by connections that are there already, since writes may wait for it."""
+    reached = switch.legs if switch.holding or not await shut_out(switch.store, switch.to) or switch.shut_out else {}
+    if switch.to is Side.TARGET and reached and not switch.holding:
+        await carry_functions(await open_engine(switch.store, switch.plan, switch.route))  # a release may have loaded others since
+    rehearsed = await check_standing(
+        switch.store, switch.plan, switch.to, switch.approved, authority=reached.get(switch.old), follower=reached.get(switch.to)
+    )
+    if rehearsed:
+        switch.facts["rehearsal"] = rehearsed
 
 
 async def _prepare(switch: Switch) -> None:
     await switch.fence(switch.old).prepare(switch.id)
-    # Connected now, since each round trip later is one that writes wait for.
-    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
     if await switch.fence(switch.to).record() is not None:
         await switch.fence(switch.to).connect()
     await _load_scripts(switch)
@@ -352,12 +351,14 @@ async def _go(switch: Switch) -> None:
     # Connected, and its scripts known to both sides, before anything waits for the spot check.
     switch.comparison = await open_comparison(await open_engine(store, switch.plan, switch.route))
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
+    await _check_standing(switch)  # hours may have passed
     await say_soon(store)
     with suppress(CutoverAborted):
         await switch.gateways(lambda beat: bool(beat.facts.get("legs_ready")), "a gateway's connections to the new side are not made yet", _SOON_S)
 
 
 async def _hold(switch: Switch) -> None:
+    switch.store_run = await _store_run(switch)
     switch.before_hold = await journal.ends(switch.store, switch.plan.partitions)
     switch.while_held.enter_context(collector.rest())
     switch.held_at = time.monotonic()
@@ -422,6 +423,17 @@ async def _confirm(switch: Switch) -> None:
     )
     await _load_scripts(switch)  # those that were first used since the beginning
     await _drained(switch)
+    await check_gaps(switch.store)  # a gap is in the store before a gateway says that nothing is unflushed
+    if await _store_run(switch) != switch.store_run:
+        raise CutoverAborted(
+            "the control store was restarted while writes were held",
+            why="it may have lost the last entries of the journal",
+            next_step="wait until `exodus status` shows no gap and no spooled keys, then retry",
+        )
+
+
+async def _store_run(switch: Switch) -> str:
+    return str((await answered(switch.store.client.info("server")))["run_id"])
 
 
 async def _confirm_and_spot_check(switch: Switch) -> None:
@@ -429,6 +441,7 @@ async def _confirm_and_spot_check(switch: Switch) -> None:
     async with asyncio.TaskGroup() as both:
         both.create_task(_confirm(switch))
         both.create_task(_spot_check(switch))
+        both.create_task(_check_standing(switch))
 
 
 async def _spot_check(switch: Switch) -> None:
@@ -542,7 +555,11 @@ def steps(plan: Plan, to: Side) -> list[Step]:
     """The steps of a switch to `to`, in order."""
     old = to.other
     return [
-        Step("readiness", "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, gateways, syncers", _readiness),
+        Step(
+            "readiness",
+            "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, libraries, gateways, syncers",
+            _readiness,
+        ),
         Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
         Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
         Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
@@ -557,7 +574,8 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
         Step(
             "confirm",
-            f"hear from every gateway that it still holds, see the journal drained, compare up to {_SPOT_CHECK_KEYS} of the keys changed last",
+            "hear from every gateway that it still holds, see the journal drained, check again all that readiness checked, "
+            f"compare up to {_SPOT_CHECK_KEYS} of the keys changed last",
             _confirm_and_spot_check,
         ),
         *_promotion(plan, to),
@@ -582,15 +600,19 @@ def _silent(switch: Switch, step: Step) -> None:
     del switch, step
 
 
-async def apply(store: ControlStore, plan: Plan, to: Side, *, window: Window | None = None, tell: Tell = _silent) -> Switch:
+async def apply(
+    store: ControlStore, plan: Plan, to: Side, *, window: Window | None = None, approved: Approved = NOTHING_MORE, tell: Tell = _silent
+) -> Switch:
     """Do the switch, in `window` where one is given; `tell` hears of each step before it is done, and must not wait.
+
+    What it stands on is checked by itself, whatever was checked before: see `standing.py`.
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.
         CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
         SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
     """
-    switch = Switch(store, plan, to, await read_route(store), window=window, began_ms=await store.now_ms())
+    switch = Switch(store, plan, to, await read_route(store), window=window, approved=approved, began_ms=await store.now_ms())
     done: list[Step] = []
     try:
         for step in steps(plan, to):

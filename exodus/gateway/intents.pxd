@@ -7,5 +7,5 @@ cdef class IntentLog:
 
     @cython.locals(kept=bint)
     cpdef append(self, list keys, object barrier)
-    @cython.locals(size=Py_ssize_t, at=Py_ssize_t)
-    cdef bint _write(self, int kind, bytes body) except -1
+    @cython.locals(size=Py_ssize_t, at=Py_ssize_t, length=Py_ssize_t, check=cython.ulonglong)
+    cdef bint _write(self, int kind, bytes body, Py_ssize_t reserve) except -1

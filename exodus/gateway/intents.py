@@ -1,25 +1,51 @@
 """The intent log: what forwarded writes may change, kept where a crash of this process does not reach.
 
-Records go into memory-mapped segment files: an append is a copy into the page cache, without a system call, and survives kill -9
-(not the loss of the host: then the gateway's absence is an open gap). A segment is dropped when everything logged in it was
-journalled or logged again. After a crash every record that is still there is journalled: too many keys cost a few copies,
-too few would cost a write.
+Records go into memory-mapped segment files. An append is a copy into the page cache, without a system
+call, and survives kill -9. It does not survive the loss of the host: `exodus/gateway/identity.py` finds
+that out, and it is an open gap. A segment is dropped when everything logged in it was journalled or
+logged again. After a crash every record that is still there is journalled: too many keys cost a few
+copies, too few would cost a write.
 
-A segment's room is reserved when it is made, since a store to a mapped page of a full disk would kill the process.
+A record is: length (4), checksum (4), kind (1), body. The kind is written last, so a record that a crash
+tore has kind 0 and ends the segment: it was never forwarded. Whatever else does not fit this description
+is damage: a wrong checksum, bytes behind the end, a file that cannot be read. Damage is a gap.
+
+A segment's room is reserved when it is made, since a store to a mapped page of a full disk would kill the
+process. Its last `_RESERVE_BYTES` are for gaps only: a gap that is not in the control store yet must
+survive a crash too, above all one that arose because the disk was full.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
-from exodus.control.changes import Barrier, Key, pack, unpack
+from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
 
-_HEAD_BYTES = 5  # length (4), kind (1)
-_KEYS, _BARRIER = 1, 2
+log = logging.getLogger(__name__)
+_HEAD_BYTES = 9
+_KEYS, _BARRIER, _GAP = 1, 2, 3
+_RESERVE_BYTES = 16 * 1024
+
+
+@dataclass
+class Logged:
+    """What segments hold."""
+
+    keys: dict[Key, None] = field(default_factory=dict)
+    barriers: dict[Barrier, None] = field(default_factory=dict)
+    gaps: dict[str, None] = field(default_factory=dict)  # those that were not in the control store yet
+    damage: list[str] = field(default_factory=list)  # what could not be read, each a gap
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.barriers or self.gaps or self.damage)
 
 
 class IntentLog:
@@ -32,71 +58,79 @@ class IntentLog:
         self._map: mmap.mmap | None = None
         self._at = 0
         self._room = 0  # bytes of the segment that is written now
-        self._number = 0
         folder.mkdir(parents=True, exist_ok=True)
+        # Known before the first append, which would otherwise begin with a number that is taken.
+        self._number = max(map(_number, self._segments()), default=0)
 
-    def recover(self) -> tuple[list[Key], list[Barrier]]:
-        """What an earlier process of this id logged; its segments stay until `retire_before`."""
-        keys: dict[Key, None] = {}
-        barriers: dict[Barrier, None] = {}
-        for path in self._segments():
-            raw = path.read_bytes()
-            at = 0
-            while at + _HEAD_BYTES <= len(raw):
-                size = int.from_bytes(raw[at : at + 4], "little")
-                kind = raw[at + 4]
-                if not kind:
-                    break
-                body = raw[at + _HEAD_BYTES : at + _HEAD_BYTES + size]
-                at += _HEAD_BYTES + size
-                if kind == _KEYS:
-                    keys.update(dict.fromkeys(unpack(body)))
-                else:
-                    barriers[Barrier.decode(body)] = None
-            self._number = max(self._number, int(path.stem.partition("-")[2]))
-        return list(keys), list(barriers)
+    def recover(self) -> Logged:
+        """What the segments hold, those of an earlier process of this id too; they stay until `retire_before`."""
+        found = Logged()
+        paths = self._segments()
+        for before, path in pairwise(paths):
+            if _number(path) != _number(before) + 1:
+                found.damage.append(f"the segments between {before.name} and {path.name} are missing")
+        for path in paths:
+            try:
+                _read(path.read_bytes(), path.name, found)
+            except OSError as exc:
+                found.damage.append(f"{path.name} cannot be read: {exc.strerror or type(exc).__name__}")
+        return found
 
     def append(self, keys: list[Key], barrier: Barrier | None) -> None:
         """Note keys and a barrier before their request is forwarded. Never raises and never waits."""
-        kept = not keys or self._write(_KEYS, pack(keys))
-        if barrier is not None:
-            kept = self._write(_BARRIER, barrier.encode()) and kept
+        try:
+            kept = not keys or self._write(_KEYS, pack(keys), _RESERVE_BYTES)
+            if barrier is not None:
+                kept = self._write(_BARRIER, barrier.encode(), _RESERVE_BYTES) and kept
+        except Exception:
+            log.exception("an intent could not be logged: it is a gap")
+            kept = False
         if not kept:
             self._missed(keys if barrier is None else None)
 
-    def _write(self, kind: int, body: bytes) -> bool:
-        size = _HEAD_BYTES + len(body)
-        if self._map is None or self._at + size > self._room:
+    def append_gap(self, why: str) -> bool:
+        """Note a gap until it is in the control store; False where there is no room even for that."""
+        return self._write(_GAP, why.encode()[:_RESERVE_BYTES], 0)
+
+    def _write(self, kind: int, body: bytes, reserve: int) -> bool:
+        length = len(body)
+        size = _HEAD_BYTES + length
+        if self._map is None or self._at + size > self._room - reserve:
             self._roll(size)
-        if self._map is None:
-            return False
+            if self._map is None or self._at + size > self._room - reserve:
+                return False
         at = self._at
-        self._map[at : at + size] = len(body).to_bytes(4, "little") + b"\0" + body
+        check = zlib.crc32(body, length << 2 | kind)
+        self._map[at : at + size] = (check << 32 | length).to_bytes(8, "little") + b"\0" + body
         # The kind last: a reader takes a record only where it is set.
-        self._map[at + 4] = kind
+        self._map[at + 8] = kind
         self._at += size
         return True
 
     def _roll(self, size: int) -> None:
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        """Begin a new segment with room for a record of `size`; where that fails the present one stays in use."""
         if len(self._segments()) >= INTENT_SEGMENTS_MAX:
             return
-        self._number += 1
-        path = self._folder / f"intent-{self._number}.log"
-        room = max(INTENT_SEGMENT_BYTES, size)
+        number = self._number + 1
+        scratch = self._folder / "intent.new"  # a segment has its name only once it has its room, so a short one is damaged
+        room = max(INTENT_SEGMENT_BYTES, size + _RESERVE_BYTES)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 os.posix_fallocate(handle, 0, room)
-                self._map = mmap.mmap(handle, room)
-                self._room = room
+                fresh = mmap.mmap(handle, room)
+                scratch.replace(self._folder / f"intent-{number}.log")
             finally:
                 os.close(handle)
-        except OSError:
-            self._map = None  # a full disk: `missed` is told, and the next append tries again
-            path.unlink(missing_ok=True)
+        except OSError as exc:  # `missed` is told, and the next append tries again
+            log.error("no room for the intent log: %s", exc)
+            scratch.unlink(missing_ok=True)
+            return
+        if self._map is not None:
+            self._map.close()
+        self._map = fresh
+        self._room = room
+        self._number = number
         self._at = 0
 
     @property
@@ -112,8 +146,11 @@ class IntentLog:
     def retire_before(self, number: int) -> None:
         """Drop the segments below `number`: all they hold was journalled or logged again since."""
         for path in self._segments():
-            if int(path.stem.partition("-")[2]) < number:
-                path.unlink(missing_ok=True)
+            if _number(path) < number:
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as exc:  # it is journalled again at the next start, which costs copies only
+                    log.error("%s cannot be removed: %s", path, exc)
 
     def roll(self) -> int:
         """Begin a new segment; returns its number, below which others may be retired later."""
@@ -132,4 +169,36 @@ class IntentLog:
             self._map = None
 
     def _segments(self) -> list[Path]:
-        return sorted(self._folder.glob("intent-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
+        return sorted((path for path in self._folder.glob("intent-*.log") if path.stem[7:].isdecimal()), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem[7:])
+
+
+def _read(raw: bytes, name: str, found: Logged) -> None:
+    at = 0
+    if len(raw) < INTENT_SEGMENT_BYTES:
+        found.damage.append(f"{name} was cut to {len(raw)} bytes")
+    while at + _HEAD_BYTES <= len(raw) and (kind := raw[at + 8]):
+        length = int.from_bytes(raw[at : at + 4], "little")
+        body = raw[at + _HEAD_BYTES : at + _HEAD_BYTES + length]
+        if len(body) < length or zlib.crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
+            found.damage.append(f"{name} is damaged from byte {at} on")
+            return
+        at += _HEAD_BYTES + length
+        try:
+            if kind == _KEYS:
+                found.keys.update(dict.fromkeys(unpack(body)))
+            elif kind == _BARRIER:
+                found.barriers[Barrier.decode(body)] = None
+            elif kind == _GAP:
+                found.gaps[body.decode(errors="replace")] = None
+            else:
+                found.damage.append(f"{name} has a record of kind {kind}")
+        except Unreadable as exc:
+            found.damage.append(f"{name}: {exc}")
+    # A torn record has no kind, and nothing stands behind it.
+    torn = int.from_bytes(raw[at : at + 4], "little")
+    if raw[at + _HEAD_BYTES + torn :].strip(b"\0"):
+        found.damage.append(f"{name} has bytes behind its end at byte {at}")

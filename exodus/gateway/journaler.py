@@ -1,6 +1,13 @@
 """From written keys to the journal: coalesced in a window of milliseconds, appended in batches, spooled while the store is away.
 
 Nothing here is waited for by a session. `unflushed` tells a route's follower when all that was written is safe in the store.
+
+No exception drops a batch: it counts as unflushed until it is in the journal, the spool or a gap, and a
+gap counts as unflushed until it is in the control store (tests/fault/test_journal_losses.py).
+
+A store that acknowledged a batch may still lose it: an AOF that is not fsynced yet, a replica that was
+behind. So intents are kept until the store has fsynced, and a loss is noticed (`durability.py`). Then
+everything that the intent log still has is journalled again; where it may not have all of it, that is a gap.
 """
 
 from __future__ import annotations
@@ -16,10 +23,14 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import orjson
+from redis.exceptions import RedisError
+
 from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
-from exodus.control.store import ControlStore
+from exodus.control.store import ControlStore, answered
+from exodus.gateway.durability import Durability, TailLost
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.marks import Marks
 from exodus.gateway.pipe import StorePipe, StoreRefused
@@ -27,6 +38,7 @@ from exodus.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.25
+_STORE_ERRORS = (StoreRefused, RedisError, OSError, TimeoutError)
 
 
 @dataclass
@@ -62,28 +74,38 @@ class Gap:
 class Journaler:
     """One a gateway process. `intend` and `mark` never wait."""
 
-    def __init__(self, store: ControlStore, partitions: int, folder: Path) -> None:
+    def __init__(self, store: ControlStore, partitions: int, folder: Path, process: str = "gateway") -> None:
         self._store = store
         self._partitions = partitions
+        self._process = process
+        self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
+        self._told: dict[str, int] = {}  # how often each had happened when the control store heard of it
+        self._wake = asyncio.Event()
         self._intents = IntentLog(folder, partial(self.gap, "the intent log is full"))
         self._spool = Spool(folder)
         self._in_flight = 0
-        self._wake = asyncio.Event()
         self._marks = Marks(self._wake.set)
         self._pipe = StorePipe(store)
-        self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed
+        self._durability = Durability(store, process)
+        self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed and fsynced
+        self._retiring: asyncio.Task[None] | None = None
+        self._recovered = False
+        self._tails_lost = 0  # times that the store had lost what it had acknowledged
         self._flushed = asyncio.Event()
         self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
         self.entries = 0
         self.store_away_since: float | None = None
-        self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
         # Called by sessions for every write, so without a stop here: before it is forwarded, and after the authority has answered.
         self.intend: Callable[[list[Key], Barrier | None], None] = self._intents.append
         self.mark: Callable[[list[Key], Barrier | None], None] = self._marks.add
 
     def gap(self, why: str, keys: Iterable[Key] | None = None) -> None:
         """Something was written that no journal covers; `keys` where they are known."""
-        self.gaps.setdefault(why, Gap()).add(datetime.now(UTC), keys)
+        found = self.gaps.setdefault(why, Gap())
+        if found.count == self._told.get(why, 0):  # from here until the control store has it, a crash must not lose it
+            self._intents.append_gap(why)
+        found.add(datetime.now(UTC), keys)
+        self._wake.set()
 
     # ---- for heartbeats and the route
 
@@ -96,8 +118,11 @@ class Journaler:
 
     @property
     def unflushed(self) -> int:
-        """Keys and barriers that are not in the control store yet."""
-        return len(self._marks) + self._in_flight + self._spool.keys + (1 if self._spool else 0)
+        """Keys, barriers and gaps that are not in the control store yet."""
+        return len(self._marks) + self._in_flight + self._spool.keys + (1 if self._spool else 0) + len(self._untold())
+
+    def _untold(self) -> list[str]:
+        return [why for why, gap in self.gaps.items() if gap.count != self._told.get(why, 0)]
 
     @property
     def coalesced(self) -> int:
@@ -118,15 +143,11 @@ class Journaler:
 
     async def run(self) -> None:
         """Carry marks to the store until cancelled; first those of a crashed predecessor."""
-        keys, barriers = self._intents.recover()
-        if keys or barriers:
-            log.warning("journalling %d keys and %d barriers that an earlier process of this id had under way", len(keys), len(barriers))
-            self.mark(keys, None)
-            for barrier in barriers:
-                self.mark([], barrier)
-            self._old_segment = self._intents.roll()
+        if not self._recovered:
+            self._recovered = True
+            self._recover()
         while True:
-            if not (self._marks or self._spool or self._old_segment):
+            if not (self._marks or self._spool or self._untold() or (self._old_segment is not None and self._retiring is None)):
                 self._wake.clear()
                 self._marks.sleep()
                 await self._wake.wait()
@@ -136,9 +157,26 @@ class Journaler:
                     await self.hurry.wait()
             await self._flush()
 
+    def _recover(self) -> None:
+        """Mark what the intent log holds, and open a gap for what it should hold and does not."""
+        logged = self._intents.recover()
+        for why in (*logged.gaps, *logged.damage, *self._spool.damage):
+            self.gap(why)
+        if not logged:
+            return
+        log.warning("journalling %d keys and %d barriers that an earlier process of this id had under way", len(logged.keys), len(logged.barriers))
+        self._mark_all(list(logged.keys), list(logged.barriers))
+        self._begin_segment()
+
+    def _mark_all(self, keys: list[Key], barriers: Iterable[Barrier]) -> None:
+        self.mark(keys, None)
+        for barrier in barriers:
+            self.mark([], barrier)
+
     async def _flush(self) -> None:
         if self._spool and not await self._replay():
-            self._to_spool()
+            self._keep(*self._marks.take())
+            self._flushed.set()
             await asyncio.sleep(_RETRY_S)
             self._wake.set()
             return
@@ -149,43 +187,144 @@ class Journaler:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
                 await self._append(keys[start : start + JOURNAL_BATCH_KEYS], barriers if not start else ())
                 self.entries += 1
+            await self._tell_gaps()
             self._back()
-        except (StoreRefused, OSError, TimeoutError) as exc:
+        except asyncio.CancelledError:
+            self._mark_all(keys, barriers)
+            raise
+        except Exception as exc:
+            if not isinstance(exc, _STORE_ERRORS):
+                log.exception("a batch could not be journalled: it is spooled")
             self._away(exc)
             # Again from the start: entries only mark keys, so a part that did get in does no harm.
-            if not self._spool.append(keys, barriers):
-                self.gap("the spool is full", keys or None)
+            self._keep(keys, barriers)
+            if not keys and not barriers:  # a gap could not be told: it waits where it is
+                await asyncio.sleep(_RETRY_S)
             self._wake.set()
         finally:
             self._in_flight = 0
             self._flushed.set()
-        if old is not None:
-            self._intents.retire_before(old)
-            self._old_segment = None
+        if old is not None and self._retiring is None and not self._untold():
+            self._retiring = asyncio.get_running_loop().create_task(self._retire(old))
 
     async def _append(self, keys: list[Key], barriers: Iterable[Barrier]) -> None:
         found = journal.commands(self._store.keys, keys, self._partitions, barriers)
-        if found:
-            await self._pipe.transaction(found)
+        if not found:
+            return
+        before = (await self._pipe.transaction(self._durability.numbered(found)))[0]
+        if not self._durability.complete(before):
+            self._tail_lost(before)
+        self._durability.acknowledge()
 
-    def _to_spool(self) -> None:
-        keys, barriers = self._marks.take()
+    def _keep(self, keys: list[Key], barriers: list[Barrier]) -> None:
+        """Put a batch that could not be journalled into the spool, or else open a gap."""
         if not keys and not barriers:
             return
-        if not self._spool.append(keys, barriers):
-            self.gap("the spool is full", keys or None)
+        try:
+            kept, why = self._spool.append(keys, barriers), "the spool is full"
+        except Exception as exc:
+            log.exception("a batch could not be spooled: it is a gap")
+            kept, why = False, f"a batch could not be spooled: {type(exc).__name__}"
+        if not kept:
+            self.gap(why, keys if keys and not barriers else None)
 
     async def _replay(self) -> bool:
-        try:
-            for keys, barriers in self._spool.batches():
+        """Journal what is in the spool; False while the store does not take it.
+
+        A batch that fails for another reason than the store's would fail for ever: it becomes a gap, and the next one follows.
+        """
+        losses, damage = self._tails_lost, list[str]()
+        for keys, barriers in self._spool.batches(damage):
+            try:
                 await self._append(keys, barriers)
-        except (StoreRefused, OSError, TimeoutError) as exc:
+            except _STORE_ERRORS as exc:
+                self._away(exc)
+                return False
+            except Exception as exc:
+                log.exception("a spooled batch cannot be journalled: it is a gap")
+                self.gap(f"a batch could not be journalled: {type(exc).__name__}", keys if keys and not barriers else None)
+        for why in damage:
+            self.gap(why)
+        try:
+            await self._tell_gaps()  # before what they stand for is dropped
+            number = await self._durability.fsync()
+        except TailLost as exc:
+            self._tail_lost(exc.found)
+        except _STORE_ERRORS as exc:
             self._away(exc)
             return False
+        if losses != self._tails_lost:
+            return False  # the first batches may be gone again
+        self._durability.safe(number)
         log.info("the control store is back: %d spooled keys were journalled", self._spool.keys)
         self._spool.clear()
         self._back()
         return True
+
+    async def _tell_gaps(self) -> None:
+        for why in self._untold():
+            gap = self.gaps[why]
+            count = gap.count
+            detail = {"process": self._process, "why": why, "at_ms": await self._store.now_ms(), **gap.as_json()}
+            await answered(self._store.client.hset(self._store.keys.gap, f"{self._process}: {why}", orjson.dumps(detail).decode()))
+            self._told[why] = count
+        if self._spool.damage:
+            self._spool.damage.clear()
+            self._spool.cut()
+
+    # ---- what the store may lose after it has acknowledged it
+
+    async def _retire(self, old: int) -> None:
+        """Drop the segments below `old` once the store has fsynced what they stand for."""
+        losses = self._tails_lost
+        try:
+            while losses == self._tails_lost:  # else what was marked again has to be flushed first
+                try:
+                    number = await self._durability.fsync()
+                except TailLost as exc:
+                    self._tail_lost(exc.found)
+                except _STORE_ERRORS as exc:
+                    log.debug("intents are kept: the control store does not say that it has fsynced: %s", exc)
+                    await asyncio.sleep(_RETRY_S)
+                else:
+                    if losses == self._tails_lost:
+                        self._durability.safe(number)
+                        self._intents.retire_before(old)
+                        self._old_segment = None
+                    return
+        finally:
+            self._retiring = None
+            self._wake.set()
+
+    def look_for_tail(self, found: bytes | None) -> None:
+        """A heartbeat found this number in the store, which may be an old one."""
+        if not self._durability.complete(found):
+            self._tail_lost(found)
+
+    def _tail_lost(self, found: bytes | None) -> None:
+        log.error("the control store lost batches that it had acknowledged: what the intent log holds is journalled again")
+        self._tails_lost += 1
+        covered = self._durability.covered(found)
+        self._durability.forget(found)
+        logged = self._intents.recover()
+        self._mark_all(list(logged.keys), list(logged.barriers))
+        self._told.clear()  # these may be lost too
+        for why in self._untold():
+            self._intents.append_gap(why)
+        if logged.damage or not covered:
+            self.gap("the control store lost entries of the journal, and the intents of some of them are gone")
+        self._wake.set()
+
+    @property
+    def proof(self) -> tuple[str, int]:
+        """See `Durability.proof`."""
+        return self._durability.proof
+
+    def rename(self, process: str) -> None:
+        """Another process is registered under the old name."""
+        self._process = self._durability.process = process
+        self._durability.forget(None)
+        self._told.clear()
 
     def _away(self, exc: Exception) -> None:
         if self.store_away_since is None:
@@ -201,11 +340,18 @@ class Journaler:
         `log_pending` is called to log again what is under way: it may stand in the old segments only.
         """
         if self._old_segment is None and (self._intents.segments > 1 or self._intents.used_bytes > 64 * 1024):
-            self._old_segment = self._intents.roll()
+            self._begin_segment()
             log_pending()
             self._wake.set()
 
+    def _begin_segment(self) -> None:
+        self._old_segment = self._intents.roll()
+        for why in self._untold():
+            self._intents.append_gap(why)
+
     def close(self) -> None:
         """At the end of the process."""
+        if self._retiring is not None:
+            self._retiring.cancel()
         self._pipe.close()
         self._intents.close()

@@ -31,8 +31,8 @@ class StorePipe:
         self._store = store
         self._link: _Link | None = None
 
-    async def transaction(self, commands: Sequence[Sequence[Arg]]) -> None:
-        """Run commands in one MULTI.
+    async def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        """Run commands in one MULTI; return their replies.
 
         Raises:
             OSError, TimeoutError: the store is away. All of the commands may have run, or none.
@@ -40,7 +40,11 @@ class StorePipe:
         """
         if self._link is None or self._link.lost:
             await self._connect()
-        await self._send(_MULTI + encode_many(commands) + _EXEC, len(commands) + 2)
+        replies = await self._send(_MULTI + encode_many(commands) + _EXEC, len(commands) + 2)
+        done = replies[-1]
+        if not isinstance(done, list):
+            raise StoreRefused(f"EXEC answered {done!r}")
+        return done
 
     async def _connect(self) -> None:
         address = self._store.address
@@ -59,7 +63,7 @@ class StorePipe:
         if secret is not None:
             await self._send(encode("AUTH", *([address.username] if address.username else []), secret), 1)
 
-    async def _send(self, data: bytes, replies: int) -> None:
+    async def _send(self, data: bytes, replies: int) -> list[Any]:
         link = self._link
         if link is None:
             raise ConnectionResetError("the control store closed the connection")
@@ -75,6 +79,7 @@ class StorePipe:
                 error = next((inner for inner in reply if isinstance(inner, hiredis.ReplyError)), None)
             if error is not None:
                 raise StoreRefused(str(error).split(" ", 1)[0])
+        return found
 
     def close(self) -> None:
         """End the connection; the next batch makes a new one."""

@@ -39,7 +39,7 @@ from exodus.config import (
     Side,
 )
 from exodus.control import registry
-from exodus.control.registry import Heartbeat
+from exodus.control.registry import Claim, Heartbeat
 from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
@@ -48,6 +48,7 @@ from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.cursors import tag_of
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
+from exodus.gateway.identity import identify
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.logins import Logins
@@ -136,7 +137,11 @@ class Gateway:
         self._main = Scope(Orders(table, self.telemetry))
         self._rehearsal = Scope(Orders(table, self.telemetry))
         self._rehearsal_name: bytes | None = None
-        self._journaler = Journaler(store, plan.partitions, options.state_dir)
+        self._journaler = Journaler(store, plan.partitions, options.state_dir, options.process)
+        self.registered = options.process  # under which id its heartbeats stand
+        self._identity = identify(options.state_dir, ended=not (options.state_dir / "last.json").exists())
+        if self._identity.host_restarted:
+            self._journaler.gap("the host was restarted: the intent log may lack the last writes")
         # Called for every request, so without a stop here (see `relay.Hub`).
         self.intend = self._journaler.intend
         self.mark = self._journaler.mark
@@ -154,7 +159,6 @@ class Gateway:
         self._asked_ms: int | None = None  # its time when a switch asked for a heartbeat
         self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
-        self._gaps_told: dict[str, int] = {}
         self._admin = _Admin()
         self._canary = Canary(plan.canary.bad_max, self._give_canary_up)
         self._main.orders.canary = self._canary
@@ -168,7 +172,7 @@ class Gateway:
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
         self._spare_ready = False
-        self._left_behind: dict[str, Unanswered] = {}  # by the lost leg's own address
+        self._left_behind: dict[object, Unanswered] = {}  # by lost leg
         self._undescribed = Undescribed(table, self._admin_client, self._journaler.mark, self._journaler.gap)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
@@ -225,10 +229,11 @@ class Gateway:
             self._spawn(self._undescribed.resolve())
 
     def left_behind(self, side: Side, local_address: str, left: Unanswered) -> None:
-        self._left_behind[local_address] = left
-        self._spawn(self._journal_left_behind(side, local_address))
+        leg = object()  # its address may come again before it is dealt with
+        self._left_behind[leg] = left
+        self._spawn(self._journal_left_behind(side, local_address, leg))
 
-    async def _journal_left_behind(self, side: Side, local_address: str) -> None:
+    async def _journal_left_behind(self, side: Side, local_address: str, leg: object) -> None:
         """Mark what a lost leg had under way, once the authority can execute nothing of it any more.
 
         The bytes may still lie in the socket of a server that was stopped or is behind: it would execute them after the first mark was
@@ -245,22 +250,21 @@ class Gateway:
                     break  # it was given up for dead: what it does with them concerns nobody here
                 log.info("waiting for the %s, to learn what became of the writes of a lost connection: %s", side, exc)
                 await asyncio.sleep(_SETTLE_AGAIN_S)
-        left = self._left_behind[local_address]
+            except Exception as exc:
+                log.exception("what became of the writes of a lost connection cannot be learnt: they are a gap")
+                self._journaler.gap(f"the writes of a lost connection: {type(exc).__name__}", self._left_behind[leg].keys or None)
+                break
+        left = self._left_behind[leg]
         self._journaler.mark(left.keys, None)
         for barrier in left.barriers:
             self._journaler.mark([], barrier)
         for why in left.gaps:
             self._journaler.gap(why)
-        del self._left_behind[local_address]  # not before: until here it counts as unflushed
+        del self._left_behind[leg]  # not before: until here it counts as unflushed
 
     @property
     def _unflushed(self) -> int:
-        return self._journaler.unflushed + len(self._left_behind) + len(self._undescribed) + self._untold_gaps
-
-    @property
-    def _untold_gaps(self) -> int:
-        """Gaps that the control store does not know in their present form: until it does, nobody may take this process for flushed."""
-        return sum(self._gaps_told.get(why) != gap.count for why, gap in self._journaler.gaps.items())
+        return self._journaler.unflushed + len(self._left_behind) + len(self._undescribed)
 
     def _admin_client(self, side: Side) -> redis.Redis:
         if side not in self._admin.clients:
@@ -374,12 +378,12 @@ class Gateway:
         """Act on an epoch in full, then say so in the heartbeat."""
         async with self._applying:
             before, self._route = self._route, route
-            if route.rehearsal_prefix is not None:
-                self._rehearsal_name = route.rehearsal_prefix.encode()
+            if route.rehearsal_name is not None:
+                self._rehearsal_name = route.rehearsal_name.encode()
             await self._apply_to(self._main, route, route.authority, route.hold)
             if self._rehearsal_name is not None:
                 await self._apply_to(self._rehearsal, route, route.rehearsal_authority, route.rehearsal_hold)
-            if route.rehearsal_prefix is None and before.rehearsal_prefix is not None:
+            if route.rehearsal_name is None and before.rehearsal_name is not None:
                 self._rehearsal_name = None
             if route.canary != before.canary:
                 self._change_canary(route)
@@ -442,7 +446,7 @@ class Gateway:
         limit_s = self.plan.hold_seconds_max
         busy = await drain_writes(self._members(scope), self._settled, within_s=limit_s)
         self._journaler.hurry.set()
-        if self._untold_gaps or self._main.orders.scripts.waiting:
+        if self._main.orders.scripts.waiting:
             self._beat_now.set()
         try:
             scope.held = busy == 0 and await self._flushed(limit_s)
@@ -678,10 +682,8 @@ class Gateway:
                 # Never a later time than that of what it tells: a switch counts on it. Where one waits, the last that is known here will do.
                 if asked_ms is None and not (holding and soon):
                     self._known_ms = await self.store.now_ms()
-                # Before the heartbeat: who reads there that writes are held must find every gap that was opened by then.
-                await self._tell_gaps()
                 await self._keep_scripts()
-                await registry.beat(self.store, self.heartbeat(self._known_ms if asked_ms is None else asked_ms), announce=holding)
+                await self._tell_heartbeat(self._known_ms if asked_ms is None else asked_ms, announce=holding)
                 if holding or (soon and not self._stopping.is_set()):
                     continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
                 await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))
@@ -708,14 +710,26 @@ class Gateway:
             scripts.give_back(texts)
             raise
 
-    async def _tell_gaps(self) -> None:
-        for why, gap in list(self._journaler.gaps.items()):
-            count = gap.count
-            if self._gaps_told.get(why) != count:
-                name = f"{self.options.process}: {why}"
-                detail = {"process": self.options.process, "why": why, "at_ms": await self.store.now_ms(), **gap.as_json()}
-                await answered(self.store.client.hset(self.store.keys.gap, name, orjson.dumps(detail).decode()))
-                self._gaps_told[why] = count
+    async def _tell_heartbeat(self, at_ms: int, *, announce: bool) -> None:
+        while True:
+            told, found = await registry.beat_as(self.store, self.heartbeat(at_ms), self._identity.token, self._journaler.proof, announce=announce)
+            if told == "ok":
+                return
+            if told == "tail":
+                self._journaler.look_for_tail(found or None)
+            else:
+                await self.claim()
+
+    async def claim(self) -> registry.Heartbeat | None:
+        """Ask for the registration under this id; where another instance has it, register beside it and return its heartbeat."""
+        claim, other = await registry.claim(self.store, "gateway", self.registered, self._identity.token)
+        if claim is Claim.LEFT:
+            self._journaler.gap("another instance of this id went away, and its state folder is not this one")
+        if claim is Claim.TAKEN:
+            self.registered = f"{self.options.process}~{self._identity.token[:8]}"
+            self._journaler.rename(self.registered)
+            log.error("another gateway runs under the id %s: this one is registered as %s", self.options.process, self.registered)
+        return other
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
@@ -725,7 +739,7 @@ class Gateway:
             state = "released alone"
         return Heartbeat(
             kind="gateway",
-            process=self.options.process,
+            process=self.registered,
             at_ms=at_ms,
             epoch=self._applied,
             state=state,
@@ -977,7 +991,7 @@ class Gateway:
         self._drop_spare_legs()
         if flushed:
             try:
-                await self.store.unregister("gateway", self.options.process)
+                await self.store.unregister("gateway", self.registered)
                 # Nobody waits for this gateway from here on, so it may not come back on the strength of what it knew.
                 (self.options.state_dir / "last.json").unlink(missing_ok=True)
             except _STORE_ERRORS as exc:
@@ -1081,6 +1095,25 @@ async def start_state(store: ControlStore, state_dir: Path) -> tuple[Plan, Route
         return Plan.model_validate(last["plan"]), Route.model_validate(last["route"])
 
 
+async def claim_id(gateway: Gateway) -> None:
+    """Take the registration of this id, or refuse to start while another instance has it.
+
+    Raises:
+        OperatorError: a gateway with another state folder runs under this id.
+    """
+    try:
+        other = await gateway.claim()
+    except _STORE_ERRORS:
+        log.warning("the control store is away: the id %s is asked for when it is back", gateway.options.process)
+        return
+    if other is not None:
+        raise OperatorError(
+            f"a gateway runs under the id {gateway.options.process}",
+            why=f"its process is {other.pid} on {other.host}, with another state folder; one heartbeat cannot answer for both",
+            next_step="give each process an --id and a --state-dir of its own; if that process is gone, start again in a few seconds",
+        )
+
+
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
@@ -1092,6 +1125,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
             why="two processes would journal each other's intents",
             next_step="give each process an --id and a --state-dir of its own",
         )
+    await claim_id(gateway)
     gateway.room_why = await room(plan, options.connections_expected)
     if gateway.room_why:
         log.error("%s", gateway.room_why)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from zlib import crc32
 
-from exodus.config import RESERVED_PREFIX, CopyStrategy
+from exodus.config import CopyStrategy
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, close_all
+from exodus.own import is_own, without_own
 from exodus.scope import Scope
 from exodus.sync.decode import apart, kind_of, same_value
 from exodus.sync.engine import Engine
@@ -24,7 +25,7 @@ from exodus.sync.large import At, differs_in_pieces, expiry_of
 from exodus.sync.outside import left_out
 from exodus.sync.pace import Turn, unpaced
 from exodus.sync.read import Batch, Reader, Seen, What
-from exodus.sync.scan import scan_once, without_own
+from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
@@ -128,7 +129,7 @@ class Comparison:
         """
         if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
-            keys = [key for key in dict.fromkeys(found) if not key.startswith(RESERVED_PREFIX) and (self._share >= 1 or in_sample(key, self._share))]
+            keys = [key for key in dict.fromkeys(found) if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))]
             outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys) if self._scope.filters else {}
             tally.excluded.update(outside.values())
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
@@ -137,7 +138,7 @@ class Comparison:
         following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
         if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
             return following, batch
-        unique = {each.key: each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)}
+        unique = {each.key: each for each in batch.rows() if not is_own(each.key)}
         return following, Batch.of(list(unique.values()))
 
     async def follow(self, db: int, ours: Batch) -> Batch:

@@ -35,36 +35,62 @@ class Libraries:
         return asdict(self)
 
 
+@dataclass
+class Difference:
+    """The libraries of both sides, compared by their code."""
+
+    equal: list[str] = field(default_factory=list)
+    differ: dict[str, str] = field(default_factory=dict)  # → why: missing on the follower, or of other code there
+    code: dict[str, bytes] = field(default_factory=dict)  # of those that differ, as the authority has it
+    extra: list[str] = field(default_factory=list)  # on the follower only
+    not_told: str = ""  # why the authority's cannot be listed
+    not_taken: str = ""  # why the follower takes none
+
+
+async def compare_libraries(authority: Leg, follower: Leg) -> Difference:
+    """Compare the function libraries of two sides; nothing is changed."""
+    found = Difference()
+    wanted, there = await _libraries(authority), await _libraries(follower)
+    if isinstance(wanted, str):
+        # A server that does not know the command has no libraries; one that keeps them from us may.
+        if "unknown" not in wanted.lower():
+            found.not_told = wanted
+        return found
+    if isinstance(there, str):
+        found.not_taken, there = there, {}
+    for name, code in sorted(wanted.items()):
+        if there.get(name) == code:
+            found.equal.append(name)
+        else:
+            found.differ[name] = "it has other code there" if name in there else "it is missing there"
+            found.code[name] = code
+    found.extra = sorted(there.keys() - wanted.keys())
+    return found
+
+
 async def carry_functions(engine: Engine) -> Libraries:
     """Load every library of the authority on the follower that has it not, or with other code.
 
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    found = Libraries()
     async with (
         await (await engine.authority.nodes())[0].connect(name="exodus-functions") as authority,
         await (await engine.follower.nodes())[0].connect(name="exodus-functions") as follower,
     ):
-        wanted, there = await _libraries(authority), await _libraries(follower)
-        if isinstance(wanted, str):
-            # A server that does not know the command has no libraries; one that keeps them from us may.
-            if "unknown" not in wanted.lower():
-                found.failed["(all)"] = f"the {engine.authority.side} does not tell them: {wanted}"
-            return found
-        for name, code in sorted(wanted.items()):
-            if isinstance(there, str):
-                found.failed[name] = f"the {engine.follower.side} does not take functions: {there}"
-            elif there.get(name) == code:
-                found.equal.append(name)
+        difference = await compare_libraries(authority, follower)
+        found = Libraries(equal=difference.equal, extra=difference.extra)
+        if difference.not_told:
+            found.failed["(all)"] = f"the {engine.authority.side} does not tell them: {difference.not_told}"
+        for name, code in difference.code.items():
+            if difference.not_taken:
+                found.failed[name] = f"the {engine.follower.side} does not take functions: {difference.not_taken}"
+                continue
+            (answer,) = await follower.pipeline([("FUNCTION", "LOAD", "REPLACE", code)])
+            if isinstance(answer, ReplyError):
+                found.failed[name] = f"the {engine.follower.side} refused it: {answer}"
             else:
-                (answer,) = await follower.pipeline([("FUNCTION", "LOAD", "REPLACE", code)])
-                if isinstance(answer, ReplyError):
-                    found.failed[name] = f"the {engine.follower.side} refused it: {answer}"
-                else:
-                    found.carried.append(name)
-        if not isinstance(there, str):
-            found.extra = sorted(there.keys() - wanted.keys())
+                found.carried.append(name)
     return found
 
 

@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import NodeFacts, payload_fits
 from exodus.leg import Leg, Reply, ReplyError, close_all
+from exodus.own import RESERVED_PREFIX, is_own, without_own
 from exodus.resp.encode import encode, encode_arguments, encode_many
 from exodus.scope import Scope
 from exodus.sync.guard import Guard, GuardedLeg, no_room
@@ -29,7 +29,7 @@ from exodus.sync.pace import Turn, unpaced
 from exodus.sync.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
 from exodus.sync.read import Reader, Seen, What, clock_ms
 from exodus.sync.refoot import NEVER, crc64, refoot
-from exodus.sync.scan import scan_once, without_own
+from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
 _READ_ATTEMPTS = 3
@@ -198,7 +198,7 @@ class Copier:
             wanted = _wanted(keys, report)
             if self._strategy is Strategy.PAYLOAD and len(wanted) == len(keys) and batch.payloads:
                 return following, keys, Packed(keys, batch.expiries_ms, batch.values)
-            seen = [each for each in batch.rows() if not each.key.startswith(RESERVED_PREFIX)]
+            seen = [each for each in batch.rows() if not is_own(each.key)]
             return following, keys, await self._states(db, seen, report)
 
     async def _read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:

@@ -14,9 +14,10 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from exodus.config import PIECE_BYTES, PIECE_ELEMENTS, RESERVED_PREFIX
+from exodus.config import PIECE_BYTES, PIECE_ELEMENTS
 from exodus.endpoint import NodeFacts
 from exodus.leg import Leg, Reply, ReplyError
+from exodus.own import RESERVED_PREFIX
 from exodus.resp.encode import encode_many
 from exodus.sync.guard import GuardedLeg
 from exodus.sync.pace import Turn, unpaced

@@ -20,11 +20,12 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, RESERVED_PREFIX, Plan, Side
+from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, Plan, Side
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, payload_fits
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.leg import Leg, Reply, ReplyError, close_all
+from exodus.own import RESERVED_PREFIX, is_own
 from exodus.resp.encode import encode_many
 from exodus.sync.engine import Engine
 from exodus.sync.guard import GuardedLeg, no_room
@@ -162,7 +163,7 @@ class Lane:
         expiries: dict[bytes, int] = {}
         others: dict[bytes, str] = {}
         for key, at_ms, size in zip(batch.keys, batch.expiries_ms, batch.values, strict=True):
-            if key.startswith(RESERVED_PREFIX):
+            if is_own(key):
                 report.skipped += 1
             elif at_ms == -2:
                 others[key] = _GONE

@@ -32,11 +32,11 @@ from exodus.control.store import ControlStore, guard_key, native_guard_key
 from exodus.endpoint import Endpoint, check_empty, databases_of, info_of, payload_fits
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, TargetError
 from exodus.leg import Leg, ReplyError, close_all
+from exodus.own import without_own
 from exodus.resp.encode import Arg
 from exodus.sync.guard import Guard
 from exodus.sync.key import BatchReport, Strategy
 from exodus.sync.read import clock_ms
-from exodus.sync.scan import without_own
 
 Command = Sequence[Arg]
 _CLOSED = b"-1"  # nobody may make it a replica

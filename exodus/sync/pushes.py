@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 import hiredis
 
-from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, RESERVED_PREFIX, Feed
+from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, Feed
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.store import ControlStore, answered, beacon_prefix
@@ -34,8 +34,8 @@ from exodus.ending import end_all
 from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError, close_all
+from exodus.own import is_own, without_own
 from exodus.resp.encode import encode, encode_many
-from exodus.sync.scan import without_own
 from exodus.sync.stream import BEGIN, FeedReader
 
 _READ_BYTES = 256 * 1024
@@ -213,7 +213,7 @@ class PushReader(FeedReader):
                     listening.result()
             named, flushed = listener.all_taken()
             beacons = [name.removeprefix(self._beacon) for _, name in named if name.startswith(self._beacon)]
-            keys = await asker.place([(db, name) for db, name in named if not name.startswith(RESERVED_PREFIX)])
+            keys = await asker.place([(db, name) for db, name in named if not is_own(name)])
             barriers = [Barrier("flushall")] if flushed else []
             if flushed or beacons or time.monotonic() - looked >= _LOOK_S:
                 looked = time.monotonic()

@@ -12,12 +12,13 @@ from collections.abc import Callable, Collection, Sequence
 
 import orjson
 
-from exodus.config import JOURNAL_RETAIN_MS, REPAIR_SECONDS_MAX, RESERVED_PREFIX
+from exodus.config import JOURNAL_RETAIN_MS, REPAIR_SECONDS_MAX
 from exodus.control import freshness, journal, letters
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
 from exodus.control.store import ControlStore, Json, answered
 from exodus.errors import TargetError
+from exodus.own import is_own
 from exodus.sync import native
 from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, open_comparison
 from exodus.sync.engine import Engine
@@ -124,7 +125,7 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
 
 async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Divergence]:
     """The same over connections that are open already."""
-    wanted = [key for key in keys if not key[1].startswith(RESERVED_PREFIX)]
+    wanted = [key for key in keys if not is_own(key[1])]
     return list((await _again(comparison, wanted, Tally())).values())
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from exodus.commands.semantics import Role
 from exodus.commands.table import CommandTable
-from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, RESERVED_PREFIX
+from exodus.config import JOURNAL_WINDOW_S, LEASE_MS
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
@@ -26,6 +26,7 @@ from exodus.ending import end_all
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError
+from exodus.own import is_own
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
 from exodus.sync.stream import BEGIN, FeedReader, feed_state
@@ -78,7 +79,7 @@ class StreamKeys:
                 found = changed_keys(command, args, cursor.db)
                 if any(key is SKIPPED for _, key in found) or (not command.known and not found):
                     self.barriers.append(Barrier(RESYNC))
-                self.keys.update(dict.fromkeys(key for key in found if not key[1].startswith(RESERVED_PREFIX)))
+                self.keys.update(dict.fromkeys(key for key in found if not is_own(key[1])))
         if self._scanner.broken is not None:
             raise ValueError(self._scanner.broken)
 

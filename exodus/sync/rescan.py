@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from exodus.config import RESERVED_PREFIX
 from exodus.control.changes import RESYNC, Barrier
+from exodus.own import is_own
 from exodus.sync.comparison import open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.scan import scan_once
@@ -31,7 +31,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                         cursor = -1
                         while cursor:
                             cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
-                            keys = [key for key in keys if not key.startswith(RESERVED_PREFIX)]
+                            keys = [key for key in keys if not is_own(key)]
                             found = [(db, key) for key in keys] if ours else [(at, extra.key) for at, extra in await surplus.among(db, keys)]
                             await engine.feed.mark(found)
                             marked += len(found)

@@ -7,10 +7,8 @@ node's run id and the database (race rule 5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exodus.config import RESERVED_PREFIX
 from exodus.endpoint import Endpoint
 from exodus.leg import Leg
 
@@ -55,13 +53,6 @@ class Slice:
         node, db, part = slice_id.rsplit("/", 2)
         index, _, count = part.partition(" of ")
         return cls(node, int(db), int(index), int(count))
-
-
-def without_own(keys: Sequence[bytes]) -> Sequence[bytes]:
-    """Keys without Exodus's own; one look at all of them together, as there hardly ever is one."""
-    if RESERVED_PREFIX not in b"\n".join(keys):
-        return keys
-    return [key for key in keys if not key.startswith(RESERVED_PREFIX)]
 
 
 async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]]:

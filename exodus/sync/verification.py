@@ -21,11 +21,12 @@ from exodus.control.checkpoint import PassProgress, Walk, save_pass
 from exodus.control.store import ControlStore, Json
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint
+from exodus.own import without_own
 from exodus.sync.comparison import Comparison, Depth, Divergence, Surplus, Tally, in_sample, open_comparison, open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.pace import Pace
 from exodus.sync.read import Batch
-from exodus.sync.scan import Slice, plan_slices, scan_once, without_own
+from exodus.sync.scan import Slice, plan_slices, scan_once
 
 BATCH_KEYS = 500
 LISTED_MAX = 1_000

@@ -319,3 +319,24 @@ def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
     assert set(after) == set(before)
     assert {name for name, pid in after.items() if pid != before[name]} == ended
     assert operator.home.secret("source").stat().st_mode & 0o077 == 0
+
+
+def test_a_run_that_could_not_write_its_end_is_shown_as_failed(operator: Operator) -> None:
+    """A rollback dies while it opens, since the control store is away; the phases' own words say nothing of it."""
+    (store,) = [entry for entry in operator.home.running() if entry.name == "control_store"]
+    process = store.process()
+    assert process is not None
+    process.kill()
+    process.wait()
+    run_id = operator.start("rollback")
+    wait_until(lambda: operator.api.run(run_id)["state"]["type"] in ("FAILED", "CRASHED"), within_s=180, otherwise="the run never failed")
+    wait_until(lambda: _migrate_process(run_id) is None, within_s=60, otherwise="its hook never gave up writing the end down")
+    assert operator.exodus("up").returncode == 0
+    assert operator.status()["failed_run"] is None, "without Prefect nobody knows"
+    told = operator.exodus("status").stdout
+    assert "rollback failed, and could not write it down" in told
+    assert "the control store" in told
+    assert "exodus start rollback" in told
+    found = json.loads(operator.exodus("status", "--json").stdout)
+    assert found["failed_run"]["flow_run_id"] == run_id
+    assert found["phases"]["rollback"]["state"] == "failed"

@@ -8,6 +8,7 @@ import pytest
 
 from exodus.config import Hold, JournalMode, Phase, Side
 from exodus.control import ledger
+from exodus.control.freshness import record_pass
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.store import guard_key
@@ -17,6 +18,7 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle
 from exodus.cutover.window import Window
 from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.sync.reconcile import reconcile
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.wait import until
@@ -178,12 +180,18 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     decided = LedgerEntry(at_ms=now_ms, phase=Phase.COMMIT, event="decided", gate=CUTOVER, verdict="approve", decided_by="Ada")
     await ledger.record(store, decided)
     await ledger.record(store, LedgerEntry(at_ms=now_ms - 1_800_000, phase=Phase.COMMIT, event="switched", verdict="target"))
-    await store.save_report(f"verification.{Phase.COMMIT}", (await ready.verify()).as_json())
+    assert "no verification of all keys began after the cutover" in str(await finalising.problems(store, plan, " ada"))
+    await reconcile(await ready.engine(), Phase.COMMIT, settle_s=0.1)
     found = await finalising.problems(store, plan, " ada")
     assert len(found) == 2
     assert "open for another 0.5 h" in found[0]
     assert "somebody else must decide" in found[1]
     assert await finalising.problems(store, ready.plan, "Ada") == []
+    await ledger.record(store, LedgerEntry(at_ms=now_ms - 30 * 3_600_000, phase=Phase.COMMIT, event="switched", verdict="target"))
+    await record_pass(store, now_ms - 25 * 3_600_000, {}, 1)
+    assert "is 25.0 h old (verification_hours_max)" in str(await finalising.problems(store, ready.plan, "Ada"))
+    with pytest.raises(DecisionRefused, match="may not be given up"):
+        await finalising.check(store, ready.plan, "Ada")
     await ready.change(sync=False)
     assert "reverse sync is not healthy" in str(await finalising.problems(store, ready.plan, "Grace"))
     await ready.change(sync=True)

@@ -91,7 +91,7 @@ def test_a_torn_record_ends_the_reading_and_nothing_else(tmp_path: Path) -> None
     assert spool.append([(1, b"b")], [])
     path = tmp_path / "spool.log"
     path.write_bytes(path.read_bytes()[:-1])
-    assert [keys for keys, _ in Spool(tmp_path).batches()] == [[(0, b"a")]]
+    assert [keys for keys, _ in Spool(tmp_path).batches([])] == [[(0, b"a")]]
 
 
 def test_a_full_spool_is_refused_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

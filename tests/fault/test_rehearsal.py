@@ -49,6 +49,20 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
     assert (route.authority, route.rehearsal_prefix) == (Side.SOURCE, None)
 
 
+async def test_an_application_that_calls_itself_a_rehearsal_is_none(plant: Plant) -> None:
+    gateway = await plant.gateway()
+    named = plant.app(client_name=plant.plan.rehearsal_prefix, single_connection_client=True)
+    await named.set("k", 0)
+    rehearsing = asyncio.create_task(rehearse(plant.store, plant.reached()))
+    sides = set()
+    while not rehearsing.done():
+        await named.incr("k")
+        sides |= {connection.side for connection in gateway.connections if connection.session.name == plant.plan.rehearsal_prefix.encode()}
+    assert (await rehearsing)["lost_writes"] == 0
+    assert sides == {Side.SOURCE}
+    assert int(await named.get("k")) == int(plant.boxes[Side.SOURCE].client().get("k") or 0) > 0
+
+
 async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_the_way_back_does_not(plant: Plant) -> None:
     plant.plan = plant.plan.model_copy(update={"rehearsal_hours_max": 1.0})
     await plant.gateway()

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exodus.config import RESERVED_PREFIX, JournalMode, Plan, Side
+from exodus.config import JournalMode, Plan, Side
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.control.route import change_route, read_route
@@ -24,6 +24,7 @@ from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
 from exodus.errors import EpochEnded
 from exodus.leg import Leg
+from exodus.own import RESERVED_PREFIX
 from exodus.sync.backfill import mark_overtaken
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.guard import Guard, set_writer_epoch

@@ -40,7 +40,7 @@ def test_an_intent_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     assert missed == []
     monkeypatch.setattr(intents, "INTENT_SEGMENTS_MAX", 1)
     log.append([(0, b"k" * intents.INTENT_SEGMENT_BYTES)], None)
-    log.append([], Barrier("FLUSHALL"))
+    log.append([], Barrier("FLUSHALL" * intents.INTENT_SEGMENT_BYTES))
     assert [None if keys is None else len(keys) for keys in missed] == [1, None]
     log.close()
 

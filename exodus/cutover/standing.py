@@ -1,0 +1,113 @@
+"""What a switch stands on, checked again by whoever acts on it.
+
+A person approves what a form shows, and hours or days may pass until the switch runs: the answer comes late,
+a window opens at night, somebody postpones it. So the switch itself checks all of it three times: when it
+begins, right before writes are held, and under the hold, right before the authority changes. Nothing of it
+is taken from the form, from a flow's stored results, or from an earlier check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from exodus.config import Plan, Side
+from exodus.control import freshness
+from exodus.control.store import ControlStore, answered
+from exodus.cutover.rehearsal import check_rehearsal
+from exodus.errors import DecisionRefused
+from exodus.leg import Leg
+from exodus.sync.functions import compare_libraries
+
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Approved:
+    """What a person approved, beside the switch itself. The default asks for nothing: a way back must not wait."""
+
+    plan_digest: str = ""  # of the plan that the form was about
+    fresh: bool = False  # that both sides are verified as far as the plan asks for
+
+
+NOTHING_MORE = Approved()
+
+
+async def plan_digest(store: ControlStore) -> str:
+    """SHA-256 of the registered plan."""
+    return hashlib.sha256(await answered(store.client.get(store.keys.plan)) or b"").hexdigest()
+
+
+async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Approved, *, authority: Leg | None, follower: Leg | None) -> str:
+    """Check everything that a switch to `to` stands on; return when it was rehearsed, in words.
+
+    Without connections to the sides, because a fence keeps Exodus out, their libraries are left for a later check.
+
+    Raises:
+        DecisionRefused: something of it does not hold; nothing was changed.
+    """
+    await check_gaps(store)
+    if approved.plan_digest and await plan_digest(store) != approved.plan_digest:
+        raise DecisionRefused(
+            "the plan was changed since the cutover was approved",
+            why="another plan was applied while the decision was open",
+            next_step="exodus start commit, and decide on the new plan",
+        )
+    if approved.fresh:
+        await check_fresh(store, plan)
+    if to is Side.SOURCE:
+        return ""  # the way back must not wait for a rehearsal or for code
+    if authority is not None and follower is not None:
+        await _check_libraries(authority, follower)
+    return await check_rehearsal(store, plan)
+
+
+async def check_gaps(store: ControlStore) -> None:
+    """Check that no write is uncovered and no key was left behind.
+
+    Raises:
+        DecisionRefused: there are open gaps or dead letters.
+    """
+    pipe = store.client.pipeline(transaction=True)
+    pipe.hkeys(store.keys.gap)
+    pipe.hlen(store.keys.dead)
+    gaps, dead = await pipe.execute()
+    if gaps:
+        raise DecisionRefused(
+            f"{len(gaps)} open gap(s): {', '.join(gap.decode() for gap in gaps[:_NAMED])}",
+            why="writes happened that no journal covers, and nothing has verified them since",
+            next_step="exodus verify --repair, which closes gaps when it ends clean",
+        )
+    if dead:
+        raise DecisionRefused(
+            f"{dead} key(s) could not be carried",
+            why="they are listed as dead letters with their reasons",
+            next_step="exodus repair, or exodus status --json to see them",
+        )
+
+
+async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
+    """How much is verified since its last write.
+
+    Raises:
+        DecisionRefused: keys were never verified, or less is than the plan asks for.
+    """
+    fresh = await freshness.read_freshness(store, plan.partitions)
+    if fresh.pass_age_s is None or fresh.never or fresh.share < plan.verified_share_min:
+        raise DecisionRefused(
+            f"too little is verified for a cutover: {fresh}",
+            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
+            next_step="exodus verify --repair, then start commit again",
+        )
+    return fresh
+
+
+async def _check_libraries(authority: Leg, follower: Leg) -> None:
+    found = await compare_libraries(authority, follower)
+    if found.differ:
+        named = "; ".join(f"{name}: {why}" for name, why in list(found.differ.items())[:_NAMED])
+        raise DecisionRefused(
+            f"{len(found.differ)} function librar{'y differs' if len(found.differ) == 1 else 'ies differ'} between the sides",
+            why=named,
+            next_step="exodus carry functions, then start commit again",
+        )

@@ -1,0 +1,45 @@
+"""Exodus's own keys on source and target, by their exact names. No I/O.
+
+They are never copied, compared or counted. Everything else is the applications', also where it begins like one of
+these: a key `exodus:{cart}:42` is copied as any other. A migration's name is lower-case letters, digits and dashes.
+
+| name                          | what                                                          |
+| ----------------------------- | ------------------------------------------------------------- |
+| exodus:{NAME}:epoch           | the guard of the follower's writers (`control/store.py`)      |
+| exodus:{NAME}:lane:N          | the guard of one partition's lane                             |
+| exodus:{NAME}:fence           | which switch may put the fence up or down                     |
+| exodus:{NAME}:native          | the guard of native replication                               |
+| exodus:{NAME}:beacon:TOKEN    | how far a feed has come; expires                              |
+| exodus:{stage}:TOKEN          | a large key while it is put together; expires                 |
+| exodus:{proof}:TOKEN          | whether a payload loads; removed at once                      |
+| exodus:{fence}:probe          | whether a fence holds; expires                                |
+| exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
+| exodus:{probe}, {exercise}    | what a server can do; removed at once                         |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+RESERVED_PREFIX = b"exodus:{"  # how all of them begin; not all that begins like this is one
+_NAMES = re.compile(
+    rb"exodus:\{(?:"
+    rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+|beacon:[0-9a-f]+)"
+    rb"|(?:stage|proof)\}:[0-9a-f]{16}"
+    rb"|(?:fence|migrate)\}:probe"
+    rb"|(?:probe|exercise)\}"
+    rb")"
+)
+
+
+def is_own(key: bytes) -> bool:
+    """Whether a key is one of Exodus's own."""
+    return key.startswith(RESERVED_PREFIX) and _NAMES.fullmatch(key) is not None
+
+
+def without_own(keys: Sequence[bytes]) -> Sequence[bytes]:
+    """Keys that are the applications'; one look at all of them together, as there hardly ever is another."""
+    if RESERVED_PREFIX not in b"\n".join(keys):
+        return keys
+    return [key for key in keys if not is_own(key)]

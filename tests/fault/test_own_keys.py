@@ -1,0 +1,50 @@
+"""Exodus's own keys are known by their exact names: an application's key that only begins like one is copied like any other."""
+
+from __future__ import annotations
+
+import pytest
+
+from exodus.config import Side
+from exodus.control.store import beacon_prefix, fence_guard_key, guard_key, lane_guard_key, native_guard_key
+from exodus.cutover import switch
+from exodus.own import is_own
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+
+_THEIRS = [
+    b"exodus:{cart}:42",
+    b"exodus:{",
+    b"exodus:{a}:epoch:1",
+    b"exodus:{a}:lane:x",
+    b"exodus:{stage}:mine",
+    b"exodus:{probe}s",
+    b"exodus:{B}:epoch",
+]
+
+
+def test_names() -> None:
+    own = [guard_key("m-1"), lane_guard_key("m-1", 15), fence_guard_key("m-1"), native_guard_key("m-1"), beacon_prefix("m-1") + b"0123456789abcdef"]
+    assert all(map(is_own, own))
+    assert not any(map(is_own, _THEIRS))
+
+
+async def test_an_application_s_keys_that_begin_like_ours_are_carried_compared_and_switched(plant: Plant) -> None:
+    source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    early, late = _THEIRS[:4], _THEIRS[4:]
+    source.mset(dict.fromkeys(early, b"1"))
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.backfill()
+    for key in late:
+        await plant.app().set(key, b"1")
+    await plant.drained()
+    assert target.mget(_THEIRS) == [b"1"] * len(_THEIRS)
+    target.set(early[0], b"other")
+    assert [found.key for found in (await plant.verify()).divergences] == [early[0]]
+    target.set(early[0], b"1")
+    assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
+    await plant.app().delete(early[0])
+    await plant.drained()
+    assert source.get(early[0]) is None

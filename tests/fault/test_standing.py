@@ -1,0 +1,129 @@
+"""What a person approved is checked again by the switch itself: when it begins, before it holds writes, and before the authority changes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+import pytest
+
+from exodus.config import Hold, Side
+from exodus.control.freshness import read_freshness
+from exodus.control.route import read_route
+from exodus.cutover import levers, switch
+from exodus.cutover.standing import Approved, plan_digest
+from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.sync.reconcile import reconcile
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+_CODE = "#!lua name=shop\nredis.register_function('price', function(keys, args) return redis.call('INCRBY', keys[1], args[1]) end)"
+_NEWER = _CODE.replace("INCRBY", "DECRBY")
+
+
+@pytest.fixture
+async def ready(modern: Plant) -> Plant:
+    for box in modern.boxes.values():
+        box.client().function_flush()
+    await modern.gateway()
+    await modern.syncer()
+    await modern.start_live_sync()
+    await modern.app().set("k", 1)
+    await modern.drained()
+    return modern
+
+
+async def _open_gap(plant: Plant) -> None:
+    await plant.store.client.hset(plant.store.keys.gap, "planted", orjson.dumps({"at_ms": 0, "why": "planted"}))
+
+
+async def _load_newer(plant: Plant) -> None:
+    plant.boxes[Side.SOURCE].client().function_load(_NEWER, replace=True)
+
+
+async def _load_on_the_target(plant: Plant) -> None:
+    plant.boxes[Side.TARGET].client().function_load(_NEWER, replace=True)
+
+
+async def _other_plan(plant: Plant) -> None:
+    await plant.store.save_plan(plant.plan.model_copy(update={"slices": 2 * plant.plan.slices}))
+
+
+async def _forget_the_pass(plant: Plant) -> None:
+    await plant.store.client.delete(plant.store.keys.verified_pass)
+
+
+async def _verified(plant: Plant) -> None:
+    await reconcile(await plant.engine(), "migrate", settle_s=0.1)
+
+    async def fresh() -> bool:  # once every lane counts from that pass
+        return (await read_freshness(plant.store, plant.plan.partitions)).share == 1.0
+
+    await until(fresh, within_s=15, otherwise="the verification never counted")
+
+
+async def _approved(plant: Plant) -> Approved:
+    return Approved(await plan_digest(plant.store), fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [(_open_gap, "open gap"), (_other_plan, "the plan was changed"), (_forget_the_pass, "too little is verified")],
+    ids=["gap", "plan", "freshness"],
+)
+async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(ready: Plant, change, text: str) -> None:  # type: ignore[no-untyped-def]
+    await _verified(ready)
+    await levers.postpone(ready.store, by="Ada", why="lunch")
+    switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET, approved=await _approved(ready)))
+
+    async def waits() -> bool:
+        assert not switching.done(), switching.exception()
+        return bool((await ready.store.report(levers.NOW) or {}).get("waits_for"))
+
+    await until(waits, within_s=15, otherwise="the switch never waited")
+    await change(ready)
+    await ready.store.client.delete(ready.store.keys.postponed)
+    with pytest.raises(DecisionRefused, match=text):
+        await switching
+    assert (await read_route(ready.store)).authority is Side.SOURCE
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [(_open_gap, "open gap"), (_load_on_the_target, "1 function library differs"), (_other_plan, "the plan was changed")],
+    ids=["gap", "functions", "plan"],
+)
+async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(ready: Plant, change, text: str) -> None:  # type: ignore[no-untyped-def]
+    ready.boxes[Side.SOURCE].client().function_load(_CODE)
+    await _verified(ready)
+    loop, doing = asyncio.get_running_loop(), list[asyncio.Future[None]]()
+
+    def tell(_: switch.Switch, step: switch.Step) -> None:
+        if step.name == "drain":  # writes are held
+            doing.append(asyncio.ensure_future(change(ready), loop=loop))
+
+    with pytest.raises(DecisionRefused, match=text):
+        await switch.apply(ready.store, ready.plan, Side.TARGET, approved=await _approved(ready), tell=tell)
+    await asyncio.gather(*doing)
+    route = await read_route(ready.store)
+    assert (route.authority, route.hold) == (Side.SOURCE, Hold.NONE)
+    await ready.app().set("k", 2)
+
+
+async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the_switch(ready: Plant) -> None:
+    ready.boxes[Side.SOURCE].client().function_load(_CODE)
+    await _load_newer(ready)
+    assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
+    assert await ready.app().fcall("price", 1, "priced", 5) == -5
+
+
+async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch_up(ready: Plant) -> None:
+    def tell(at: switch.Switch, step: switch.Step) -> None:
+        if step.name == "fence":
+            at.store_run = "another"  # what its INFO said before it was restarted
+
+    with pytest.raises(CutoverAborted, match="restarted while writes were held"):
+        await switch.apply(ready.store, ready.plan, Side.TARGET, tell=tell)
+    assert (await read_route(ready.store)).authority is Side.SOURCE
