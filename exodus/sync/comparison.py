@@ -16,7 +16,7 @@ from zlib import crc32
 
 from exodus.config import RESERVED_PREFIX, CopyStrategy
 from exodus.endpoint import NodeFacts
-from exodus.leg import Leg, Reply, close_all
+from exodus.leg import Leg, NoDatabase, Reply, close_all
 from exodus.scope import Scope
 from exodus.sync.decode import apart, kind_of, same_value
 from exodus.sync.engine import Engine
@@ -112,9 +112,9 @@ class Comparison:
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
 
     async def select(self, db: int) -> None:
-        """Change the database on both sides."""
+        """Change the database on both sides. Where one does not have it, no key is there."""
         for leg in self._legs:
-            await leg.select(db)
+            await _entered(leg, db)
 
     async def close(self) -> None:
         """End both connections."""
@@ -143,11 +143,14 @@ class Comparison:
     async def follow(self, db: int, ours: Batch) -> Batch:
         """The same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
+            if not await _entered(self._legs[1], db):
+                return Batch.of([_absent(key) for key in ours.keys])
             return await self._readers[1].like(ours)
         found: dict[bytes, Seen] = {}
         by_key = {each.key: each for each in ours.rows()}
         for to_db, part in self._by_place(db, ours.keys).items():
-            await self._legs[1].select(to_db)
+            if not await _entered(self._legs[1], to_db):
+                continue
             there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
         return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
@@ -164,26 +167,28 @@ class Comparison:
     async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
         """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
         outside: dict[bytes, str] = {}
-        await self._legs[0].select(db)
-        if self._scope.filters:
+        ours_there = await _entered(self._legs[0], db)
+        if self._scope.filters and ours_there:
             outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
             tally.excluded.update(outside.values())
             if self._spare_others:
                 keys = [key for key in keys if self._scope.left_out(db, key) is None]
-        inside = [key for key in keys if key not in outside]
+        inside = [key for key in keys if key not in outside and ours_there]
         read, theirs = await asyncio.gather(self._readers[0].keys(inside), self._as_they_are(db, keys))
         by_key = {each.key: each for each in read}
-        ours = [_absent(key) if key in outside else by_key[key] for key in keys]
+        ours = [by_key.get(key) or _absent(key) for key in keys]
         return await self.compare(db, ours, theirs, tally)
 
     async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
         """Keys of the follower, read without knowing what the authority has."""
         if not self._scope.renames:
-            await self._legs[1].select(db)
+            if not await _entered(self._legs[1], db):
+                return [_absent(key) for key in keys]
             return await self._readers[1].keys(keys)
         found: dict[bytes, Seen] = {}
         for to_db, part in self._by_place(db, keys).items():
-            await self._legs[1].select(to_db)
+            if not await _entered(self._legs[1], to_db):
+                continue
             there = await self._readers[1].keys([to for _, to in part])
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
         return [found.get(key) or _absent(key) for key in keys]
@@ -342,6 +347,15 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
     return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
 
 
+async def _entered(leg: Leg, db: int) -> bool:
+    """Change the database, where there is one of that number."""
+    try:
+        await leg.select(db)
+    except NoDatabase:
+        return False
+    return True
+
+
 def _absent(key: bytes) -> Seen:
     return Seen(key, b"none", -2, b"")
 
@@ -392,7 +406,8 @@ class Surplus:
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
         """Those that the authority does not have; one question for all of them as long as it has them all."""
-        await self._authority.select(db)
+        if not await _entered(self._authority, db):
+            return set(keys)
         if await self._authority.call("EXISTS", *keys) == len(keys):
             return set()
         there = await self._authority.pipeline([("EXISTS", key) for key in keys])

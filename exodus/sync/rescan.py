@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exodus.config import RESERVED_PREFIX
 from exodus.control.changes import RESYNC, Barrier
+from exodus.leg import NoDatabase
 from exodus.sync.comparison import open_surplus
 from exodus.sync.engine import Engine
 from exodus.sync.scan import scan_once
@@ -27,7 +28,11 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                 # Where keys have other databases there, all of the follower's are looked at.
                 named = barrier.databases if ours or not engine.scope.renames else ()
                 for db in named or tuple((await node.facts()).databases):
-                    async with await node.connect(db, name="exodus-rescan") as leg:
+                    async with await node.connect(name="exodus-rescan") as leg:
+                        try:
+                            await leg.select(db)
+                        except NoDatabase:
+                            continue  # no key is there
                         cursor = -1
                         while cursor:
                             cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
