@@ -58,6 +58,7 @@ PIECE_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the target does not answer it
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
+MARKED_AHEAD_ENTRIES_MAX = 1_000  # journal entries not synced, beyond which a full comparison waits before it marks more keys
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
 
 RESERVED_PREFIX = b"exodus:{"  # Exodus's own keys on either side; never copied, compared or counted

@@ -21,6 +21,7 @@ from exodus.leg import Leg, ReplyError, error_of
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
+_OWN_KEYS_MAX = 1_000
 _AWAY = ("LOADING", "MASTERDOWN")
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
@@ -282,14 +283,7 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
             foreign -= int(await answered(store.client.scard(store.keys.seeded)))
         except RedisError:
             foreign = sum(facts.databases.values())
-    if 0 < foreign < 1000:
-        for node in await target.nodes():
-            for db in facts.databases:
-                async with await node.connect(db) as leg:
-                    cursor: bytes | None = None
-                    while cursor != b"0":
-                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
-                        foreign -= len(keys)
+    foreign -= await _own_keys(target, facts)
     if foreign > 0 and not plan.allow_nonempty:
         return Finding(
             "empty target", "fatal", f"the target holds {foreign} keys in {len(facts.databases)} database(s)",
@@ -297,6 +291,25 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
             "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus replace them",
         )  # fmt: skip
     return Finding("empty target", "ok" if foreign <= 0 else "warning", f"{max(foreign, 0)} keys of others on the target")
+
+
+async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
+    """Count the keys of a side that are not Exodus's own."""
+    return sum(facts.databases.values()) - await _own_keys(endpoint, facts)
+
+
+async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
+    """Count Exodus's own keys on a side; 0 where there are so many that other keys are among them."""
+    found = 0
+    if sum(facts.databases.values()) < _OWN_KEYS_MAX:
+        for node in await endpoint.nodes():
+            for db in facts.databases:
+                async with await node.connect(db) as leg:
+                    cursor: bytes | None = None
+                    while cursor != b"0":
+                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
+                        found += len(keys)
+    return found
 
 
 def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:

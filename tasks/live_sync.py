@@ -17,7 +17,7 @@ from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
-from exodus.sync import migrate, native, runs
+from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
@@ -36,6 +36,11 @@ _PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, 5
 async def _everybody(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "syncer"):
         await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
+
+
+async def _any_alive(it: Opened, kind: str) -> bool:
+    now_ms = await it.store.now_ms()
+    return any(not beat.stale(now_ms) for beat in await registry.heartbeats(it.store, kind))
 
 
 @task(name="start live sync", persist_result=True)
@@ -64,6 +69,7 @@ def start_live_sync(migration: str) -> Json:
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
+                await lives.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
                 await begin_feed(it.store, it.plan)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
@@ -122,7 +128,7 @@ def mark_changed_meanwhile(migration: str) -> int:
             if kept is None or not kept.to_compare:
                 return 0
             # A replica was filled anew.
-            marked = 0 if (await read_route(it.store)).native else await mark_differing(await open_engine(it.store, it.plan))
+            marked = 0 if (await read_route(it.store)).native else (await mark_differing(await open_engine(it.store, it.plan))).marked
             await runs.compared(it.store, kept)
             return marked
 
@@ -137,7 +143,15 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
         async with opened(migration) as it:
             loop = asyncio.get_running_loop()
             began = loop.time()
+
+            async def compares() -> str:
+                return f"waits for live sync: {await lives.left(it.store, only_comparing=True)}"
+
+            async with telling(compares):
+                while await lives.left(it.store, only_comparing=True) and await _any_alive(it, "syncer"):
+                    await asyncio.sleep(0.1)
             goal = await journal.ends(it.store, it.plan.partitions)
+            began = loop.time()
 
             async def how_far() -> str:
                 return f"waits for live sync: {await journal.lag_entries(it.store, it.plan.partitions)} entries are left"

@@ -186,6 +186,8 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
         + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
+    for gap in status["open_gaps"]:
+        print(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
         print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")

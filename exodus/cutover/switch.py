@@ -31,6 +31,7 @@ from exodus import collector
 from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
+from exodus.control.gaps import open_gaps
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
@@ -38,15 +39,16 @@ from exodus.cutover.canary import end_canary
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.rehearsal import check_rehearsal
-from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
+from exodus.cutover.settle import closed, settle
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
-from exodus.sync import migrate, native
+from exodus.sync import lives, migrate, native
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
+from exodus.sync.guard import replace_right, replace_right_on
 from exodus.sync.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
@@ -227,6 +229,27 @@ async def _read_old_authority(switch: Switch) -> None:
         )
 
 
+async def _check_gaps(store: ControlStore) -> None:
+    gaps = await open_gaps(store)
+    if gaps:
+        raise DecisionRefused(
+            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:5])}",
+            why="; ".join([str(gap.get("why") or "writes happened that no journal covers") for gap in gaps.values()][:5]),
+            next_step="exodus verify --repair, which closes gaps when it ends clean",
+        )
+
+
+async def _check_lives(switch: Switch) -> None:
+    """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
+    restarted = await lives.changed(await open_engine(switch.store, switch.plan, switch.route))
+    if restarted:
+        raise DecisionRefused(
+            f"the {restarted[0]} restarted, and may have lost keys",
+            why="live sync compares both sides first",
+            next_step="wait until `exodus status` shows no open gap, then retry",
+        )
+
+
 async def _readiness(switch: Switch) -> None:
     store = switch.store
     left = await settle(store, switch.plan)
@@ -246,13 +269,8 @@ async def _readiness(switch: Switch) -> None:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
     if switch.to is Side.TARGET:  # the way back must not wait for one
         switch.facts["rehearsal"] = await check_rehearsal(store, switch.plan)
-    gaps = await answered(store.client.hkeys(store.keys.gap))
-    if gaps:
-        raise DecisionRefused(
-            f"{len(gaps)} open gap(s): {', '.join(gap.decode() for gap in gaps[:5])}",
-            why="writes happened that no journal covers, and nothing has verified them since",
-            next_step="exodus verify --repair, which closes gaps when it ends clean",
-        )
+    await _check_gaps(store)
+    await _check_lives(switch)
     dead = int(await answered(store.client.hlen(store.keys.dead)))
     if dead:
         raise DecisionRefused(
@@ -304,11 +322,13 @@ async def _pre_drain(switch: Switch) -> None:
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
+        await _check_gaps(switch.store)  # a server that restarts meanwhile opens one
         if time.monotonic() > deadline:
+            says = [beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why]
             raise CutoverAborted(
                 f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
-                why="keys change faster than they are copied",
-                next_step="start more syncers, or wait for a quieter hour, then retry",
+                why="; ".join(dict.fromkeys(says)) or "keys change faster than they are copied",
+                next_step="mend what the syncer says" if says else "start more syncers, or wait for a quieter hour, then retry",
             )
         await check_called_off(switch.store)
         await asyncio.sleep(0.05)

@@ -66,6 +66,11 @@ class Engine:
         """The change feed that the plan relies on."""
         return feed_of(self.store, self.plan, self.authority)
 
+    @property
+    def run_ids(self) -> dict[Side, str]:
+        """The lives of both servers."""
+        return {self.route.authority: self.authority_facts.run_id, self.route.follower: self.follower_facts.run_id}
+
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
         """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""
         values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]

@@ -199,3 +199,27 @@ async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> No
     for node in await follower.nodes():
         async with await node.connect() as leg:
             await leg.call("SET", guard_key(migration), epoch)
+
+
+async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None, after: bytes) -> bool:
+    """Give the right to write to a follower to `after` where `before` has it; whether it had.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    done = True
+    for node in await endpoint.nodes():
+        async with await node.connect(name="exodus-switch") as leg:
+            done = await replace_right_on(leg, migration, before, after) and done
+    return done
+
+
+async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
+    """The same on one node, over a connection that is open already."""
+    key = guard_key(migration)
+    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
+    if found != before:
+        await leg.call("UNWATCH")
+        return False
+    outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
+    return isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)

@@ -29,6 +29,7 @@ from exodus.sync.engine import open_engine
 from exodus.sync.feed import reader_of
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
+from exodus.sync.lives import regain
 from exodus.sync.native import Attachment, check_filled
 from exodus.sync.probe import LagProbe
 from exodus.sync.stream import FeedReader
@@ -139,9 +140,12 @@ class Syncer:
         while True:
             lanes: Lanes | None = None
             try:
-                if not has_it and not await has_right(follower, self._plan.name, route.writer_epoch):
-                    await asyncio.sleep(_BACKOFF_S)
-                    continue
+                if not has_it:
+                    waits_for = "" if route.native else await regain(self._store, self._plan, route)
+                    if waits_for or not await has_right(follower, self._plan.name, route.writer_epoch):
+                        self._why = waits_for or self._why
+                        await asyncio.sleep(_BACKOFF_S)
+                        continue
                 has_it = True
                 if route.native:
                     await check_filled(self._plan)
@@ -208,7 +212,7 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why or next((part.why for part in (self._attachment, self._stream) if part is not None and part.why), ""),
+            why=self._why or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
                 **({"replica": self._attachment.text} if self._attachment is not None else {}),

@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import orjson
 
-from exodus.config import JOURNAL_RETAIN_MS, REPAIR_SECONDS_MAX, RESERVED_PREFIX
+from exodus.config import JOURNAL_RETAIN_MS, MARKED_AHEAD_ENTRIES_MAX, REPAIR_SECONDS_MAX, RESERVED_PREFIX
 from exodus.control import freshness, journal, letters
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
+from exodus.control.lives import note_lives
 from exodus.control.store import ControlStore, Json, answered
 from exodus.errors import TargetError
 from exodus.sync import native
 from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, open_comparison
 from exodus.sync.engine import Engine
 from exodus.sync.verification import BATCH_KEYS, LISTED_MAX, UnderWay, VerificationReport, look
+
+_NAMED = 5
+_POLL_S = 0.05
 
 
 async def verify(
@@ -82,22 +87,51 @@ async def verify(
     return report
 
 
-async def mark_differing(engine: Engine) -> int:
-    """Mark every key that differs as changed, so that live sync copies it; how many. For what was written while no journal was kept.
+@dataclass
+class Marked:
+    """What a full comparison marked as changed, and what it left alone."""
+
+    marked: int = 0
+    extra: int = 0  # keys that only the follower has, and that were not marked
+    names: str = ""  # some of those
+    keys: int = 0  # of the authority
+
+
+async def mark_differing(engine: Engine, *, remove_extra: bool = True, gently: bool = False) -> Marked:
+    """Mark every key that differs as changed, so that live sync copies it. For what changed while no journal told of it.
+
+    Args:
+        remove_extra: mark keys that only the follower has, too; live sync removes them.
+        gently: wait where live sync has much to copy already, so that the control store stays small.
 
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
     """
-    way, marked = UnderWay(), 0
+    way, done = UnderWay(), Marked()
 
     async def mark(found: Sequence[Divergence]) -> None:
-        nonlocal marked
         way.suspects.clear()
-        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found])
-        marked += len(found)
+        extra = [] if remove_extra else [divergence for divergence in found if divergence.kind == "extra"]
+        if extra and done.extra < _NAMED:
+            done.names = ", ".join([*filter(None, [done.names]), *[_name(each) for each in extra[: _NAMED - done.extra]]])
+        done.extra += len(extra)
+        while gently and await _behind(engine):
+            await asyncio.sleep(_POLL_S)
+        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found if divergence not in extra])
+        done.marked += len(found) - len(extra)
 
     await look(engine, way, mark)
-    return marked
+    done.keys = way.report.keys_authority
+    return done
+
+
+def _name(divergence: Divergence) -> str:
+    return f"{divergence.db}:{divergence.key.decode('utf-8', 'backslashreplace')}"
+
+
+async def _behind(engine: Engine) -> bool:
+    at_most = MARKED_AHEAD_ENTRIES_MAX
+    return await journal.lag_entries(engine.store, engine.plan.partitions, at_most=at_most) >= at_most
 
 
 async def _again(comparison: Comparison, keys: Sequence[Key], tally: Tally) -> dict[Key, Divergence]:
@@ -151,6 +185,7 @@ async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: 
     report = await verify(engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way)
     await forget_pass(store, name)
     if report.clean and report.speaks_for_all:
+        await note_lives(store, engine.run_ids)
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
     found: Json = report.as_json()
