@@ -94,6 +94,7 @@ class JournalMode(StrEnum):
 class Feed(StrEnum):
     """Where it is known from which keys changed."""
 
+    AUTO = "auto"  # the most complete of the others that a side allows and that is proved; only in a plan, never in force
     GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
     TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
@@ -401,7 +402,7 @@ class Plan(BaseModel):
         default=CopyStrategy.KEYS, description="key by key; by MIGRATE; or native: the target is the source's replica until the cutover"
     )
     workers: Workers = Field(default=Workers(), description="who copies the slices")
-    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or what the authority tells itself")
+    feed: Feed = Field(default=Feed.AUTO, description="which change feed is relied on: the most complete one that a side allows, or the one named")
     budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")

@@ -13,6 +13,7 @@ from exodus.control.changes import Barrier
 from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
+from exodus.cutover.feeds import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.endpoint import Endpoint
@@ -70,7 +71,8 @@ def start_live_sync(migration: str) -> Json:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
                 await lives.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
-                await begin_feed(it.store, it.plan)
+                feeds = await choose_feeds(it.store, it.plan)
+                await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 if by_replica:
@@ -78,7 +80,9 @@ def start_live_sync(migration: str) -> Json:
                     await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
                 else:
                     await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
-                on = route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer)
+                on = route.next(
+                    why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer, feed=feeds[Side.SOURCE].feed
+                )
                 route = await change_route(it.store, route, on)
             await _everybody(it, route.epoch)
             if route.native:
@@ -89,10 +93,13 @@ def start_live_sync(migration: str) -> Json:
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
             # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.
-            through = it.plan.through_gateway(Side.SOURCE) if it.plan.feed is Feed.GATEWAY else it.plan.source
+            through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
             client = make_client(through, field="source")
             try:
-                key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
+                undeclared = route.feed is not Feed.GATEWAY
+                key = await prove(
+                    JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S, undeclared=undeclared
+                )
             finally:
                 await client.aclose()
             now = await runs.current(it.store) or await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch)
@@ -100,7 +107,8 @@ def start_live_sync(migration: str) -> Json:
             return {
                 "epoch": route.epoch,
                 "writer_epoch": route.writer_epoch,
-                "feed": str(it.plan.feed),
+                "feed": str(route.feed),
+                "feeds": [(await chosen_feed(it.store, it.plan, side)).text(side) for side in Side],
                 "proved_by": key,
                 "run": now.run,
                 "kept": kept and not route.native,
@@ -116,6 +124,19 @@ async def _let_in(it: Opened) -> None:
     if record is not None and await shut_out(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
+
+
+@task(name="prove the change feed of the way back")
+def prove_way_back(migration: str) -> str:
+    """Find and prove the feed by which writes flow back after a cutover, in words. Not kept as a result: the target may change."""
+
+    async def work() -> str:
+        async with opened(migration) as it:
+            if (await read_route(it.store)).authority is Side.SOURCE:
+                await choose_feeds(it.store, it.plan, [Side.TARGET])
+            return (await chosen_feed(it.store, it.plan, Side.TARGET)).text(Side.TARGET)
+
+    return run(work())
 
 
 @task(name="mark what changed while live sync was off", persist_result=True)

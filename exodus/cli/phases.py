@@ -27,6 +27,7 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.canary import read_canary, text_of
+from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import read_record
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
@@ -158,6 +159,7 @@ async def read_status(migration: MigrationFile) -> Json:
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "feeds": {str(side): (await chosen_feed(store, migration.plan, side)).text(side) for side in Side},
             "pace": [report.model_dump() for report in await read_paces(store)],
             "freshness": await _freshness(store, migration.plan.partitions),
             "accepted_letters": list((await accepted_letters(store)).values()),
@@ -186,6 +188,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
         + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
+    print(status["feeds"][status["authority"]])
     for gap in status["open_gaps"]:
         print(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:

@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.config import Hold, JournalMode, Side
+from exodus.config import Feed, Hold, JournalMode, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import Bug, DecisionRefused
 
@@ -35,6 +35,7 @@ class Route(BaseModel):
     hold: Hold = Hold.NONE
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
+    feed: Feed = Feed.GATEWAY  # the change feed that is in force; never auto
     native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
     shadow_rate: float = 0.0
     shadow_salt: int = 0

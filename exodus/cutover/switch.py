@@ -28,7 +28,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus import collector
-from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.gaps import open_gaps
@@ -36,6 +36,7 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
+from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.rehearsal import check_rehearsal
@@ -81,6 +82,7 @@ class Switch:
     released: bool = False  # writes go on at the new side
     closing: bool = False
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
+    feed: Feed = Feed.GATEWAY  # the change feed of the new side, by which writes flow back
     held_at: float | None = None
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
@@ -284,6 +286,7 @@ async def _readiness(switch: Switch) -> None:
         )
     if switch.route.native:
         await native.check_filled(switch.plan)
+    switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
     switch.facts["partitions"] = switch.plan.partitions
 
@@ -393,7 +396,7 @@ async def _release_old(switch: Switch) -> None:
 
 
 async def _drained(switch: Switch) -> None:
-    feed = feed_of(switch.store, switch.plan, Endpoint(switch.old, switch.plan.address(switch.old)))
+    feed = feed_of(switch.store, switch.route.feed, switch.plan.partitions, switch.endpoint(switch.old))
     while not await feed.drained():
         if not switch.left_s():
             raise CutoverAborted(
@@ -495,6 +498,7 @@ async def _switch(switch: Switch) -> None:
         sync=False,
         native=False,
         journal=JournalMode.ALL,
+        feed=switch.feed,
         writer_epoch=switch.route.writer_epoch + 1,
         why=f"switch {switch.id}: the {switch.to} is the authority",
     )

@@ -63,8 +63,8 @@ class Engine:
 
     @property
     def feed(self) -> ChangeFeed:
-        """The change feed that the plan relies on."""
-        return feed_of(self.store, self.plan, self.authority)
+        """The change feed in force."""
+        return feed_of(self.store, self.route.feed, self.plan.partitions, self.authority)
 
     @property
     def run_ids(self) -> dict[Side, str]:

@@ -97,7 +97,7 @@ class Syncer:
             await asyncio.sleep(_TIDY_S)
             await self._look_at_route(None, waited=True)
             return
-        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native"))
+        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native", "feed"))
         if not same:
             await self._stop_work()
             if route.sync:
@@ -105,7 +105,8 @@ class Syncer:
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
-                self._stream = reader_of(self._store, self._plan, Endpoint(route.authority, self._plan.address(route.authority)), self.process)
+                authority = Endpoint(route.authority, self._plan.address(route.authority))
+                self._stream = reader_of(self._store, route.feed, self._plan.partitions, authority, self.process)
                 if self._stream is not None:
                     self._streaming = asyncio.create_task(self._stream.run())
         elif self._lanes is not None:
