@@ -9,7 +9,7 @@ from prefect import task
 
 from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
-from exodus.control.changes import Barrier
+from exodus.control.changes import Barrier, Key
 from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
@@ -22,7 +22,7 @@ from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
+from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, opened, run
@@ -222,7 +222,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
                 while True:
                     elapsed = time.monotonic() - began
                     fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-                    equal = fresh.pass_age_s is not None and not fresh.never and fresh.oldest_dirty_s < elapsed
+                    equal = fresh.pass_age_s is not None and not fresh.never and not fresh.gaps and fresh.oldest_dirty_s < elapsed
                     if equal or fresh.pass_age_s is None or elapsed > within_s:
                         return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
                     await asyncio.sleep(0.2)
@@ -239,14 +239,24 @@ def repair_divergences(migration: str, name: str) -> Json:
             engine = await open_engine(it.store, it.plan)
             found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
             repaired = 0
+            left_alone: dict[Key, str] = {}
             for _ in range(_REPAIR_ROUNDS):
                 before = found["divergences_total"] + len(found["dead_letters"])
                 keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
-                repaired += len(keys) - len(await repair(engine, keys))
+                left_alone = await repair(engine, keys)
+                repaired += len(keys) - len(left_alone)
                 found = await reconcile(engine, name)
                 left = found["divergences_total"] + len(found["dead_letters"])
                 if not left or left >= before:
                     break
+            kept = [key for key, why in left_alone.items() if why == KEPT.format(side=engine.route.follower)]
+            if kept and found["divergences_total"]:
+                named = ", ".join(f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10])
+                raise DecisionRefused(
+                    f"{len(kept)} keys are only on the {engine.route.follower}: {named}",
+                    why="the other side may have lost them, or a write that no journal saw made them; Exodus does not remove them unasked",
+                    next_step="look at them (exodus verify), then exodus repair --remove-extra removes them; then start the phase again",
+                )
             return {**found, "repaired": repaired}
 
     return run(work())
@@ -317,11 +327,11 @@ def measure_freshness(migration: str) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-            too_little = fresh.pass_age_s is None or fresh.never or fresh.share < it.plan.verified_share_min
+            too_little = fresh.pass_age_s is None or fresh.never or fresh.gaps or fresh.share < it.plan.verified_share_min
             if too_little and (await read_route(it.store)).authority is Side.SOURCE:  # else it was asked, and the cutover is done
                 raise DecisionRefused(
                     f"too little is verified for a cutover: {fresh}",
-                    why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
+                    why=f"the plan asks for {it.plan.verified_share_min * 100:.2f} % verified since their last write, all once, no gap open",
                     next_step="exodus verify --repair, then start commit again",
                 )
             return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}

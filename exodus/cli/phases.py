@@ -303,11 +303,11 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 # ---------------------------------------------------------------------- verification
 
 
-async def _verify(store: ControlStore, *, fix: bool, depth: Depth, share: float) -> Json:
+async def _verify(store: ControlStore, *, fix: bool, depth: Depth = Depth.FULL, share: float = 1.0, remove_extra: bool = False) -> Json:
     engine = await open_engine(store, await store.plan())
     report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
-        left = await sync_again(engine, keys_of(report))
+        left = await sync_again(engine, keys_of(report), remove_extra=remove_extra)
         report = await reconcile(engine, _BY_HAND, depth=depth, share=share)
         report["not_repaired"] = _reasons(left)
     return report
@@ -370,8 +370,13 @@ def dry_run(
         show_table("dry run", columns, [[row[column] for column in columns] for row in rows])
 
 
-def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
-    """Try the dead letters once more, accepted ones too. Example: exodus repair"""
+def repair(
+    remove_extra: Annotated[bool, typer.Option("--remove-extra", help="compare both sides, and remove keys that only the follower has")] = False,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Try the dead letters once more, accepted ones too. Keys that only the follower has are kept, unless said otherwise. Example: exodus repair"""
     migration = migration_at(file, home)
 
     async def work() -> Json:
@@ -380,8 +385,12 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
             keys = await dead_letters(store)
             if engine.route.authority is Side.SOURCE:
                 keys += await accepted_letters(store)  # after a cutover a copy of what stayed behind would remove it there
-            failed = await sync_again(engine, keys)
-            return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": _reasons(failed)}
+            failed = await sync_again(engine, keys, remove_extra=remove_extra)
+            done: Json = {"tried": len(keys), "carried": len(keys) - len(failed), "failed": _reasons(failed)}
+            if remove_extra:
+                report = await _verify(store, fix=True, remove_extra=True)
+                done |= {"divergences_total": report["divergences_total"], "failed": done["failed"] + report.get("not_repaired", [])}
+            return done
 
     done = asyncio.run(work())
     if json:
@@ -391,5 +400,7 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
             f"{done['carried']} of {done['tried']} dead letters were carried"
             + (f"; still failing: {', '.join(row['key'] for row in done['failed'][:20])}" if done["failed"] else "")
         )
+        if remove_extra:
+            print(f"{done['divergences_total']} divergences are left")
     if done["failed"]:
         raise typer.Exit(1)

@@ -45,7 +45,7 @@ from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
-from exodus.sync import lives, migrate, native
+from exodus.sync import lives, migrate, native, replication
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
@@ -473,6 +473,8 @@ async def _close_epoch(switch: Switch) -> None:
     writer = switch.route.writer_epoch
     if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
         raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
+    if switch.feed is Feed.REPLICATION:
+        await replication.begin_here(switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id))
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)
 

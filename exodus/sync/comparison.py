@@ -114,7 +114,7 @@ class Comparison:
     async def select(self, db: int) -> None:
         """Change the database on both sides. Where one does not have it, no key is there."""
         for leg in self._legs:
-            await _entered(leg, db)
+            await entered(leg, db)
 
     async def close(self) -> None:
         """End both connections."""
@@ -143,13 +143,13 @@ class Comparison:
     async def follow(self, db: int, ours: Batch) -> Batch:
         """The same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
-            if not await _entered(self._legs[1], db):
+            if not await entered(self._legs[1], db):
                 return Batch.of([_absent(key) for key in ours.keys])
             return await self._readers[1].like(ours)
         found: dict[bytes, Seen] = {}
         by_key = {each.key: each for each in ours.rows()}
         for to_db, part in self._by_place(db, ours.keys).items():
-            if not await _entered(self._legs[1], to_db):
+            if not await entered(self._legs[1], to_db):
                 continue
             there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
@@ -167,7 +167,7 @@ class Comparison:
     async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
         """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
         outside: dict[bytes, str] = {}
-        ours_there = await _entered(self._legs[0], db)
+        ours_there = await entered(self._legs[0], db)
         if self._scope.filters and ours_there:
             outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
             tally.excluded.update(outside.values())
@@ -182,12 +182,12 @@ class Comparison:
     async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
         """Keys of the follower, read without knowing what the authority has."""
         if not self._scope.renames:
-            if not await _entered(self._legs[1], db):
+            if not await entered(self._legs[1], db):
                 return [_absent(key) for key in keys]
             return await self._readers[1].keys(keys)
         found: dict[bytes, Seen] = {}
         for to_db, part in self._by_place(db, keys).items():
-            if not await _entered(self._legs[1], to_db):
+            if not await entered(self._legs[1], to_db):
                 continue
             there = await self._readers[1].keys([to for _, to in part])
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
@@ -347,8 +347,8 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
     return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
 
 
-async def _entered(leg: Leg, db: int) -> bool:
-    """Change the database, where there is one of that number."""
+async def entered(leg: Leg, db: int) -> bool:
+    """Change the database; False where the server has none of that number, so that no key is there."""
     try:
         await leg.select(db)
     except NoDatabase:
@@ -406,7 +406,7 @@ class Surplus:
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
         """Those that the authority does not have; one question for all of them as long as it has them all."""
-        if not await _entered(self._authority, db):
+        if not await entered(self._authority, db):
             return set(keys)
         if await self._authority.call("EXISTS", *keys) == len(keys):
             return set()

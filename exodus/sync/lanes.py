@@ -121,8 +121,10 @@ class Lanes:
             try:
                 await end_all([keeping, self._recovery])
             finally:  # cancelled once more meanwhile, as `end_all` does
-                await copier.close()
-                await close_all(self._pulse)
+                try:
+                    await copier.close()
+                finally:
+                    await close_all(self._pulse)
 
     async def _recover(self) -> None:
         """Compare both sides where one of them restarted; who holds the first partition does it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -20,8 +20,9 @@ from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
 from exodus.control.lives import note_lives
 from exodus.control.store import ControlStore, Json, answered
 from exodus.errors import TargetError
+from exodus.leg import Leg, close_all
 from exodus.sync import native
-from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, open_comparison
+from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, entered, open_comparison
 from exodus.sync.engine import Engine
 from exodus.sync.verification import BATCH_KEYS, LISTED_MAX, UnderWay, VerificationReport, look
 
@@ -239,8 +240,43 @@ async def dead_letters(store: ControlStore) -> list[Key]:
     return list(await letters.open_letters(store))
 
 
-async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
+KEPT = "only the {side} has it, and it is kept: exodus repair --remove-extra removes it"
+
+
+async def only_there(engine: Engine, keys: Sequence[Key]) -> set[Key]:
+    """Return those keys that the follower has and the authority does not: to copy them would remove the only copy.
+
+    Raises:
+        SourceError, TargetError: a side was lost.
+    """
+    wanted = [key for key in keys if engine.scope.taken(*key) is None]
+    authority, follower = await engine.authority_leg(name="exodus-repair"), None
+    try:
+        follower = await (await engine.follower.nodes())[0].connect(name="exodus-repair")
+        lacking = set(wanted) - await _there(authority, {key: key for key in wanted})
+        return await _there(follower, {key: engine.scope.place(*key) for key in lacking})
+    finally:
+        await close_all((authority, follower))
+
+
+async def _there(leg: Leg, places: Mapping[Key, Key]) -> set[Key]:
+    """Return the keys that a side has, each asked for at its place there."""
+    found: set[Key] = set()
+    for db in sorted({db for db, _ in places.values()}):
+        if await entered(leg, db):
+            mine = [(key, name) for key, (at, name) in places.items() if at == db]
+            for start in range(0, len(mine), BATCH_KEYS):
+                part = mine[start : start + BATCH_KEYS]
+                exist = await leg.pipeline([("EXISTS", name) for _, name in part])
+                found.update(key for (key, _), there in zip(part, exist, strict=True) if there == 1)
+    return found
+
+
+async def repair(engine: Engine, keys: Sequence[Key], *, remove_extra: bool = False) -> dict[Key, str]:
     """Copy keys once more; those that were not mended, each with the reason.
+
+    A key that only the follower has is kept, unless a person says that it may go (`remove_extra`): the authority may have
+    lost it, or a write that no journal saw may never have come there.
 
     With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for. A replica is written by
     its source alone: where that propagates expiries as the time left, which can be late, it says them once more as absolute times.
@@ -250,6 +286,8 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
         TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
     """
     changing: list[Key] = []
+    kept = set() if remove_extra else await only_there(engine, keys)
+    keys = [key for key in keys if key not in kept]
     if engine.route.sync:
         if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):
             changing = await native.restate_expiries(engine.plan, keys)
@@ -268,7 +306,8 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
         await copy_now(engine, keys)
     wanted = set(keys)
     failing = {key: str(letter["reason"]) for key, letter in (await letters.open_letters(engine.store)).items() if key in wanted}
-    return {**dict.fromkeys(changing, f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"), **failing}
+    extra = dict.fromkeys(sorted(kept), KEPT.format(side=engine.route.follower))
+    return {**extra, **dict.fromkeys(changing, f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"), **failing}
 
 
 async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:

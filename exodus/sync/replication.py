@@ -23,7 +23,7 @@ from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
 from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError
 from exodus.resp.encode import encode
@@ -255,6 +255,28 @@ async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> No
         why=why,
         next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's user",
     )
+
+
+async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) -> None:
+    """Let the stream of a side be read from here on: both sides are equal now, and nobody writes.
+
+    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which database that is, or was
+    there already. Where the server keeps nothing of its stream, the first reading is a gap.
+    """
+    state: dict[str, str] = {}
+    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
+    if found == value:
+        outcome = (await leg.pipeline([("MULTI",), ("SET", key, value), ("INFO", "replication"), ("EXEC",)]))[-1]
+        info = info_of(outcome[1]) if isinstance(outcome, list) and isinstance(outcome[1], bytes) else {}
+        if info.get("repl_backlog_active") == "1":
+            state = {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
+    else:
+        await leg.call("UNWATCH")
+    pipe = store.client.pipeline(transaction=True)
+    pipe.delete(store.keys.feed(leg.side))
+    if state:
+        pipe.hset(store.keys.feed(leg.side), mapping=state)  # type: ignore[arg-type]
+    await pipe.execute()
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:

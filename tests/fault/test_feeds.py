@@ -377,6 +377,15 @@ async def test_each_direction_has_the_feed_that_its_authority_allows(plant: Plan
     done = await switch.apply(plant.store, plant.plan, Side.TARGET)
     assert (done.switched, done.route.feed) == (True, Feed.REPLICATION)
     await app.eval(script, 0, "back:")
+
+    async def reads() -> bool:
+        stream = plant.syncers["syncer-1"][0]._stream
+        return stream is not None and stream.connects > 0
+
+    await until(reads, within_s=10, otherwise="the stream was never read")
+    stream = plant.syncers["syncer-1"][0]._stream
+    assert stream is not None
+    assert stream.gaps == 0  # it goes on at the byte at which both sides were equal
     await switch.apply(plant.store, plant.plan, Side.SOURCE)
     assert (await read_route(plant.store)).feed is Feed.TRACKING
     with plant.boxes[Side.SOURCE].client() as source:

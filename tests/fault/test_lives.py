@@ -14,7 +14,7 @@ from exodus.cutover import switch
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.stack.servers import ServerKind
 from exodus.sync.backfill import copy_slice
-from exodus.sync.reconcile import reconcile
+from exodus.sync.reconcile import keys_of, reconcile, repair
 from exodus.sync.scan import plan_slices
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -174,7 +174,16 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
         with pytest.raises(DecisionRefused, match="open gap") as caught:
             await switch.apply(plant.store, plant.plan, Side.TARGET)
         assert "only on the target" in caught.value.why
-        assert {(found.kind, found.key) for found in (await plant.verify()).divergences} == {("extra", b"only the target has it")}
+        report = await reconcile(await plant.engine(), "test", settle_s=0.1)
+        assert [(row["kind"], row["key"]) for row in report["divergences"]] == [("extra", "only the target has it")]
+        assert "OPEN GAP" in str(await freshness.read_freshness(plant.store, plant.plan.partitions))
+        kept = await repair(await plant.engine(), keys_of(report))
+        assert "--remove-extra" in kept[(0, b"only the target has it")]
+        assert await repair(await plant.engine(), keys_of(report), remove_extra=True) == {}
+        await reconcile(await plant.engine(), "test", settle_s=0.1)
+        await _recovered(plant)
+        with valkey91.client() as client:
+            assert client.get("only the target has it") is None
     finally:
         await plant.close()
 
