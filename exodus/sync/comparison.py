@@ -28,7 +28,6 @@ from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
-_CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 _RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
 
 
@@ -444,9 +443,8 @@ async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: f
         await close_all((authority, follower))
         raise
     facts = engine.authority_facts, engine.follower_facts
-    slack_ms = 0
-    if not all(side.capabilities.get("pexpiretime") for side in facts):
-        slack_ms = _RELATIVE_SLACK_MS if engine.plan.strategy is CopyStrategy.NATIVE else _CLOCK_SLACK_MS
+    relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(side.capabilities.get("pexpiretime") for side in facts)
+    slack_ms = _RELATIVE_SLACK_MS if relative else 0
     return Comparison(
         authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
     )

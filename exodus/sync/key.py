@@ -32,7 +32,7 @@ from exodus.sync.refoot import NEVER, crc64, refoot
 from exodus.sync.scan import scan_once, without_own
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
-_READ_ATTEMPTS = 3
+_READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
@@ -305,13 +305,20 @@ class Copier:
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
                 raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type")
-            clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key)]
+            clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key), ("TIME",)]
             replies = await self._reader.transaction([*clock, *reads_of(kind, key)])
             values = replies[len(clock) :]
             if any(isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE") for value in values):
                 kind = await self._from.call("TYPE", key)
                 continue
-            expiry = replies[0] if self._modern else replies[1] if replies[1] < 0 else clock_ms(replies[0]) + replies[1]
+            if self._modern:
+                expiry = replies[0]
+            elif replies[1] < 0:
+                expiry = replies[1]
+            elif clock_ms(replies[0]) == clock_ms(replies[2]):
+                expiry = clock_ms(replies[0]) + replies[1]
+            else:
+                continue  # the clock went on meanwhile: it would be too early
             commands = commands_for(kind, to, values, self._follower_facts)
             if commands is None or expiry == -2:
                 return State(key)
@@ -320,7 +327,7 @@ class Copier:
                 expiries = await self._from.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
                 commands += tuple(field_expiry_commands(to, fields, expiries, self._follower_facts))
             return State(key, max(expiry, 0), None, commands)
-        raise Uncarried("its type changed at every reading")
+        raise Uncarried("it changed at every reading")
 
     # ------------------------------------------------------------------ writing
 
