@@ -63,6 +63,7 @@ PIECE_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the target does not answer it
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
+MARKED_AHEAD_ENTRIES_MAX = 1_000  # journal entries not synced, beyond which a full comparison waits before it marks more keys
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
 
 
@@ -96,6 +97,7 @@ class JournalMode(StrEnum):
 class Feed(StrEnum):
     """Where it is known from which keys changed."""
 
+    AUTO = "auto"  # the most complete of the others that a side allows and that is proved; only in a plan, never in force
     GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
     TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
@@ -403,7 +405,7 @@ class Plan(BaseModel):
         default=CopyStrategy.KEYS, description="key by key; by MIGRATE; or native: the target is the source's replica until the cutover"
     )
     workers: Workers = Field(default=Workers(), description="who copies the slices")
-    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or what the authority tells itself")
+    feed: Feed = Field(default=Feed.AUTO, description="which change feed is relied on: the most complete one that a side allows, or the one named")
     budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")

@@ -16,7 +16,7 @@ from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, pro
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
-from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, verify_sides, wait_caught_up
+from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, prove_way_back, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
 
@@ -53,6 +53,7 @@ def commit(migration: str = "demo") -> State[str]:
         f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
         f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
     ]
+    summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")

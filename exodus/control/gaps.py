@@ -1,16 +1,27 @@
-"""Why a write can be in no journal: the reasons that open a gap. No I/O.
+"""Open gaps: writes, or losses, that no journal covers. Each blocks a cutover until both sides were compared.
 
-A gap stands in the control store under the process and the reason, and blocks a cutover until a verification that
-began after it has found both sides equal.
+A gap is a field of one hash: its name, and a JSON document with `why`, `at_ms` (by the store's clock) and further facts.
 """
 
 from __future__ import annotations
 
-LONG_KEY = "a key is longer than the gateway keeps"
-SCRIPTS = "scripts ran that may write keys which they do not declare"
-REPLACED = "a command replaced data without naming keys"
-UNMATCHED = "replies do not match requests"
-UNREADABLE = "a connection cannot be read"
-NO_ANSWER = "a connection ended before an unreadable request was answered"
-UNDESCRIBED = "the server does not tell what a command is"
-FAILED_SESSION = "a session failed in the gateway"
+import orjson
+
+from exodus.control.store import ControlStore, Json, answered
+
+
+async def open_gap(store: ControlStore, name: str, why: str, **facts: object) -> None:
+    """Open a gap, or open it again with another reason."""
+    detail = {"why": why, "at_ms": await store.now_ms(), **facts}
+    await answered(store.client.hset(store.keys.gap, name, orjson.dumps(detail).decode()))
+
+
+async def close_gap(store: ControlStore, name: str) -> None:
+    """Close a gap."""
+    await answered(store.client.hdel(store.keys.gap, name))
+
+
+async def open_gaps(store: ControlStore) -> dict[str, Json]:
+    """Return all open gaps by name."""
+    raw = await answered(store.client.hgetall(store.keys.gap))
+    return {name.decode(): orjson.loads(value) for name, value in raw.items()}

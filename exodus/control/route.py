@@ -33,10 +33,10 @@ class Route(BaseModel):
     epoch: int = 0
     authority: Side = Side.SOURCE
     generation: int = 0  # changes of the authority so far: SCAN cursors say from which they are
-    feed: Feed = Feed.GATEWAY  # the change feed in force
     hold: Hold = Hold.NONE
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
+    feed: Feed = Feed.GATEWAY  # the change feed that is in force; never auto
     native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
     shadow_rate: float = 0.0
     shadow_salt: int = 0

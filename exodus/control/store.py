@@ -28,8 +28,9 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
 | accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
-| gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
+| gap            | hash   | gateways, syncers | cutover, status      | open gaps: what no journal covers, JSON               |
 | scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
+| lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
 | shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
@@ -113,6 +114,7 @@ class Keys:
         self.dead = self.prefix + "dead"
         self.accepted = self.prefix + "accepted"
         self.gap = self.prefix + "gap"
+        self.lives = self.prefix + "lives"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"

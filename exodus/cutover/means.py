@@ -34,7 +34,7 @@ _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
 _LAST_WRITE = (Feed.TRACKING, Feed.NOTIFICATIONS)
-_NO_LAST_WRITE = "the plan's feed is shown to be drained by a write of Exodus's own behind the fence, which this one would refuse"
+_NO_LAST_WRITE = "the change feed is shown to be drained by a write of Exodus's own behind the fence, which this one would refuse"
 _OURS = "exodus"  # how the names of our connections begin
 
 
@@ -214,7 +214,7 @@ class ByReplicas(_ForAll):
     code = "NOREPLICAS"
 
     def __init__(self, feed: Feed) -> None:
-        """`feed` is the plan's."""
+        """`feed` is the one in force."""
         self._feed = feed
 
     _WANTED, _LAG = "min-replicas-to-write", "min-replicas-max-lag"
@@ -253,7 +253,7 @@ class ByRole(_ForAll):
     _NEEDED: ClassVar = {"replica-read-only": "yes", "replica-serve-stale-data": "yes"}
 
     def __init__(self, feed: Feed) -> None:
-        """`feed` is the plan's."""
+        """`feed` is the one in force."""
         self._feed = feed
 
     async def why_not(self, call: Call) -> str | None:
@@ -261,7 +261,7 @@ class ByRole(_ForAll):
         if self._feed in _LAST_WRITE:
             return _NO_LAST_WRITE
         if self._feed is Feed.REPLICATION:
-            return "the replication id would change, and the plan's feed reads that stream"
+            return "the replication id would change, and the change feed reads that stream"
         facts = await _info(call)
         if facts.get("role") != "master" or facts.get("cluster_enabled") == "1":
             return f"the server is a {facts.get('role')}{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
@@ -315,18 +315,18 @@ class ByProvider(Means):
 KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
 
 
-def means_of(kind: FenceKind, plan: Plan, confirmed: Kept | None) -> Means:
-    """The means of a kind that was chosen."""
+def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None) -> Means:
+    """The means of a kind that was chosen, where `feed` is in force."""
     if kind is FenceKind.ACL:
         return ByAcl()
     if kind is FenceKind.MIN_REPLICAS:
-        return ByReplicas(plan.feed)
+        return ByReplicas(feed)
     if kind is FenceKind.REPLICA:
-        return ByRole(plan.feed)
+        return ByRole(feed)
     return ByProvider(confirmed)
 
 
-async def choose(call: Call, plan: Plan, side: Side, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
+async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
     """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
 
     Raises:
@@ -337,7 +337,7 @@ async def choose(call: Call, plan: Plan, side: Side, confirmed: Kept | None) -> 
     kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
     reasons: list[str] = []
     for kind in kinds:
-        means = means_of(kind, plan, confirmed)
+        means = means_of(kind, feed, confirmed)
         try:
             why = await means.why_not(call)
         except ReplyError as exc:

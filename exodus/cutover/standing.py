@@ -93,10 +93,10 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
         DecisionRefused: keys were never verified, or less is than the plan asks for.
     """
     fresh = await freshness.read_freshness(store, plan.partitions)
-    if fresh.pass_age_s is None or fresh.never or fresh.share < plan.verified_share_min:
+    if fresh.pass_age_s is None or fresh.never or fresh.gaps or fresh.share < plan.verified_share_min:
         raise DecisionRefused(
             f"too little is verified for a cutover: {fresh}",
-            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
+            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, all once, no gap open",
             next_step="exodus verify --repair, then start commit again",
         )
     return fresh

@@ -28,27 +28,30 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus import collector
-from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
+from exodus.control.gaps import open_gaps
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
+from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.scripts import load_scripts, unseen
-from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
+from exodus.cutover.settle import closed, settle
 from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
-from exodus.sync import migrate, native
+from exodus.sync import lives, migrate, native, replication
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
 from exodus.sync.functions import carry_functions
+from exodus.sync.guard import replace_right, replace_right_on
 from exodus.sync.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
@@ -82,6 +85,7 @@ class Switch:
     released: bool = False  # writes go on at the new side
     closing: bool = False
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
+    feed: Feed = Feed.GATEWAY  # the change feed of the new side, by which writes flow back
     held_at: float | None = None
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
@@ -232,6 +236,27 @@ async def _read_old_authority(switch: Switch) -> None:
         )
 
 
+async def _check_gaps(store: ControlStore) -> None:
+    gaps = await open_gaps(store)
+    if gaps:
+        raise DecisionRefused(
+            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:5])}",
+            why="; ".join([str(gap.get("why") or "writes happened that no journal covers") for gap in gaps.values()][:5]),
+            next_step="exodus verify --repair, which closes gaps when it ends clean",
+        )
+
+
+async def _check_lives(switch: Switch) -> None:
+    """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
+    restarted = await lives.changed(await open_engine(switch.store, switch.plan, switch.route))
+    if restarted:
+        raise DecisionRefused(
+            f"the {restarted[0]} restarted, and may have lost keys",
+            why="live sync compares both sides first",
+            next_step="wait until `exodus status` shows no open gap, then retry",
+        )
+
+
 async def _readiness(switch: Switch) -> None:
     store = switch.store
     left = await settle(store, switch.plan)
@@ -249,12 +274,14 @@ async def _readiness(switch: Switch) -> None:
     switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
+    await _check_lives(switch)
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
         )
     if switch.route.native:
         await native.check_filled(switch.plan)
+    switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
     switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
     await _check_standing(switch)
@@ -314,11 +341,13 @@ async def _pre_drain(switch: Switch) -> None:
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
+        await _check_gaps(switch.store)  # a server that restarts meanwhile opens one
         if time.monotonic() > deadline:
+            says = [beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why]
             raise CutoverAborted(
                 f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
-                why="keys change faster than they are copied",
-                next_step="start more syncers, or wait for a quieter hour, then retry",
+                why="; ".join(dict.fromkeys(says)) or "keys change faster than they are copied",
+                next_step="mend what the syncer says" if says else "start more syncers, or wait for a quieter hour, then retry",
             )
         await check_called_off(switch.store)
         await asyncio.sleep(0.05)
@@ -385,7 +414,7 @@ async def _release_old(switch: Switch) -> None:
 
 
 async def _drained(switch: Switch) -> None:
-    feed = feed_of(switch.store, switch.plan, Endpoint(switch.old, switch.plan.address(switch.old)))
+    feed = feed_of(switch.store, switch.route.feed, switch.plan.partitions, switch.endpoint(switch.old))
     while not await feed.drained():
         if not switch.left_s():
             raise CutoverAborted(
@@ -475,6 +504,8 @@ async def _close_epoch(switch: Switch) -> None:
     writer = switch.route.writer_epoch
     if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
         raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
+    if switch.feed is Feed.REPLICATION:
+        await replication.begin_here(switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id))
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)
 
@@ -500,6 +531,7 @@ async def _switch(switch: Switch) -> None:
         sync=False,
         native=False,
         journal=JournalMode.ALL,
+        feed=switch.feed,
         writer_epoch=switch.route.writer_epoch + 1,
         why=f"switch {switch.id}: the {switch.to} is the authority",
     )

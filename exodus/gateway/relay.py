@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
-from exodus.control.gaps import FAILED_SESSION
+from exodus.control.unseen import FAILED_SESSION
 from exodus.gateway.canary import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders

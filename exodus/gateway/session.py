@@ -53,7 +53,7 @@ from exodus.config import (
 )
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, keys_elsewhere
-from exodus.control.gaps import LONG_KEY, NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED, UNREADABLE
+from exodus.control.unseen import LONG_KEY, NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED, UNREADABLE
 from exodus.gateway.canary import CanaryRead, chosen
 from exodus.gateway.cursors import marked, own
 from exodus.gateway.logins import Logins

@@ -20,8 +20,8 @@ from exodus.commands.table import CommandTable
 from exodus.config import UNKNOWN_BYTES_MAX, UNKNOWN_REQUESTS_MAX, Side
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
-from exodus.control.gaps import LONG_KEY, UNDESCRIBED
 from exodus.control.store import answered
+from exodus.control.unseen import LONG_KEY, UNDESCRIBED
 from exodus.resp.scanner import SKIPPED
 
 log = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from exodus.leg import Leg, Reply, ReplyError, close_all
 from exodus.own import RESERVED_PREFIX, is_own
 from exodus.resp.encode import encode_many
 from exodus.sync.engine import Engine
-from exodus.sync.guard import GuardedLeg, no_room
-from exodus.sync.key import FULL, BatchReport, Copier, Strategy
+from exodus.sync.guard import FULL, GuardedLeg, no_room
+from exodus.sync.key import BatchReport, Copier, Strategy
 from exodus.sync.payload import Sent
 from exodus.sync.read import Batch, Reader, What
 from exodus.sync.value import Command

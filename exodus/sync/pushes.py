@@ -36,7 +36,7 @@ from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError, close_all
 from exodus.own import is_own, without_own
 from exodus.resp.encode import encode, encode_many
-from exodus.sync.stream import BEGIN, FeedReader
+from exodus.sync.stream import BEGIN, FeedReader, Probes, not_heard
 
 _READ_BYTES = 256 * 1024
 _LOOK_S = 1.0
@@ -334,6 +334,37 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
             why=why,
             next_step="mend that, or set feed: gateway (or replication) in the migration file",
         )
+
+
+async def check_heard(endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = _SILENCE_S) -> None:
+    """Listen to a side until a key comes that a script writes there without declaring it.
+
+    Raises:
+        DecisionRefused: none comes.
+        SourceError, TargetError: the side does not answer.
+    """
+    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    listener = _Listener(leg, PUSHES[feed]())
+    listening = asyncio.create_task(listener.run())
+    try:
+        probes = await Probes.open(endpoint, prefix)
+        try:
+            async with asyncio.timeout(within_s):
+                await _first(listener.listens, listening)
+                while not {name for _, name in listener.all_taken()[0]} & set(probes.names):
+                    await probes.write()
+                    await _first(listener.came, listening)
+        except TimeoutError:
+            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+        except ReplyError as exc:
+            raise not_heard(endpoint, feed, str(exc)) from exc
+        finally:
+            await probes.close()
+    finally:
+        try:
+            await end_all([listening])
+        finally:
+            await leg.close()
 
 
 class Beacon:

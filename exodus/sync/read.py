@@ -20,7 +20,6 @@ from exodus.sync.value import COUNTS, PLAIN_TYPES, Command, reads_of
 
 _TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
 _SCAN_KEYS_MIN = 16
-_CLOCK_SLACK_MS = 1
 
 
 class What(StrEnum):
@@ -262,7 +261,7 @@ class Reader:
                 raise outcome
             before, left, after, *values = outcome
             first, second = clock_ms(before), clock_ms(after)
-            if left < 0 or second - first <= _CLOCK_SLACK_MS:
+            if left < 0 or second == first:  # else too early by up to the difference: it is read again
                 found[key] = self._seen(key, kind, left if left < 0 else first + left, values)
         return found
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from exodus.config import Side
-from exodus.control.gaps import SCRIPTS
+from exodus.control.unseen import SCRIPTS
 from exodus.resp.encode import encode, encode_many
 from tests.support.plant import Plant
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus.config import Side
-from exodus.control.gaps import SCRIPTS
+from exodus.control.unseen import SCRIPTS
 from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
 from tests.support.plant import Plant

@@ -7,7 +7,7 @@ import pytest
 from exodus.commands.table import Command, CommandTable
 from exodus.config import STREAM_FRAME_BYTES, JournalMode
 from exodus.control.changes import Barrier
-from exodus.control.gaps import UNREADABLE
+from exodus.control.unseen import UNREADABLE
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode

@@ -6,7 +6,7 @@ import pytest
 
 from exodus.config import TRANSACTION_BYTES_MAX
 from exodus.control.changes import Barrier
-from exodus.control.gaps import REPLACED, SCRIPTS, UNMATCHED
+from exodus.control.unseen import REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script
