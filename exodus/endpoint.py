@@ -16,7 +16,7 @@ from exodus.config import Address, Cutover, Feed, Login, Plan, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import Leg, ReplyError, error_of
-from exodus.own import RESERVED_PREFIX
+from exodus.own import RESERVED_PREFIX, is_own
 
 # Settings that bound what one command may be; the server ends the connection of whoever goes beyond.
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
