@@ -134,6 +134,13 @@ def _has_skipped(keys: list[bytes]) -> bool:
     return any(key is SKIPPED for key in keys)
 
 
+def _flushes(barrier: Barrier | None, dbs: list[int]) -> list[Barrier]:
+    """Return the barriers of a request that runs in one of `dbs`: FLUSHDB flushes the database that the session is in by then."""
+    if barrier is None:
+        return []
+    return [Barrier("flushdb", (db,)) for db in dbs] if barrier.what == "flushdb" else [barrier]
+
+
 class Effect(NamedTuple):
     """What a queued command does besides writing its keys."""
 
@@ -176,10 +183,7 @@ class Transaction:
                     elif item.place in done:
                         dbs = [item.db]
                 elif item.barrier is not None and (done is None or item.place in done):
-                    if item.barrier.what == "flushdb":
-                        barriers.extend(Barrier("flushdb", (each,)) for each in dbs)
-                    else:
-                        barriers.append(item.barrier)
+                    barriers.extend(_flushes(item.barrier, dbs))
             else:
                 for entry in item:
                     if isinstance(entry, bytes):
@@ -698,14 +702,16 @@ class Session:
 
     def _effects_of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
         """Return what a request may change, with databases as far as they are known now."""
-        if pending.transaction is not None:
-            keys, barriers, _ = pending.transaction.run(self._db_admitted, None)
-        else:
-            keys = [(self._db_admitted, key) for key in pending.keys] + pending.elsewhere
-            barriers = [pending.barrier] if pending.barrier is not None else []
-        if self._selects_in_flight and self._db_admitted != self.db:  # if that SELECT should fail
-            keys += [(self.db, key) for db, key in keys if db == self._db_admitted]
-            barriers += [Barrier("flushdb", (self.db,)) for each in barriers if each.databases == (self._db_admitted,)]
+        dbs = [self._db_admitted]
+        if self._selects_in_flight:  # any of these may fail
+            dbs = list({self.db, self._db_admitted, *[each.select for each in self.pending if each.select is not None]})
+        if pending.transaction is None:
+            return [(db, key) for db in dbs for key in pending.keys] + pending.elsewhere, _flushes(pending.barrier, dbs)
+        keys: list[Key] = []
+        barriers: list[Barrier] = []
+        for db in dbs:
+            more, flushes, _ = pending.transaction.run(db, None)
+            keys, barriers = keys + more, barriers + flushes
         return keys, barriers
 
     # ------------------------------------------------------------------ from the authority
@@ -1015,8 +1021,7 @@ class Session:
                     self.out.unknown(args, self.db)
         else:
             keys = [(self.db, key) for key in pending.keys] + pending.elsewhere
-            if pending.barrier is not None:
-                barriers = [Barrier("flushdb", (self.db,)) if pending.barrier.what == "flushdb" else pending.barrier]
+            barriers = _flushes(pending.barrier, [self.db])
         if orders.journal is _SAMPLE:
             keys = [key for key in keys if orders.sampled(key[1])]
         marks.extend(keys)
