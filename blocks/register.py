@@ -16,6 +16,7 @@ from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
 from exodus.config import Address, MigrationFile, load_migration
 from exodus.control.store import ControlStore
+from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError
 
 
@@ -50,6 +51,7 @@ def save_blocks(file: MigrationFile) -> None:
 async def save_plan(file: MigrationFile) -> None:
     """Register the plan where the data plane reads it."""
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        raise_if_fatal(await check_control_store(store, {}))
         await store.save_plan(file.plan)
 
 

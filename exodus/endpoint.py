@@ -6,6 +6,7 @@ come without them changing. Capabilities are found by asking the server, never b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,7 @@ from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from exodus.config import Address, Cutover, Feed, Login, Plan, Side
+from exodus.control.durable import check_store
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import Leg, ReplyError, error_of
@@ -240,6 +242,8 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
             )
         )
         return findings
+    if store is not None:
+        findings += await check_control_store(store, {Side.SOURCE: ours.run_id, Side.TARGET: theirs.run_id})
     findings.append(await check_empty(target, theirs, plan, store))
     findings.append(_check_memory(ours, theirs))
     findings.append(await _check_payloads(source, ours, theirs))
@@ -272,6 +276,12 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
             )
         )  # fmt: skip
     return findings
+
+
+async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> list[Finding]:
+    """Whether the control store keeps what it is told; `sides` are the run ids of source and target, where they are known."""
+    found = await check_store(store, sides)
+    return [Finding("control store", each.severity, each.what, each.why, each.next_step) for each in found]
 
 
 async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:

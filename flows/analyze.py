@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.beside import compare_beside
 from tasks.compatibility import check_commands, foresee_strategies, recommend
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -28,6 +29,7 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
     facts = describe_sides(migration)
     workload = learn_workload(migration, seconds)
     commands = check_commands(migration, workload["commands"])
+    beside = compare_beside(migration, PHASE)
     advice = recommend(migration, facts, workload)
     create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
     foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
@@ -49,6 +51,7 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
             f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
             "dry run: " + ", ".join(f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)) + " (artifact dry-run)",
+            *beside,
         ],
         evidence=f"evidence.{PHASE}",
     )

@@ -9,6 +9,7 @@ from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.beside import compare_beside
 from tasks.canary import try_canary
 from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
@@ -55,6 +56,7 @@ def commit(migration: str = "demo") -> State[str]:
     ]
     summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
+    summary += compare_beside(migration, PHASE)
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
         create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")

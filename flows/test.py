@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.beside import compare_beside
 from tasks.cutover import rehearse_switch
 from tasks.decision import PhaseDecision, ask, close_phase
 from tasks.evidence import artifact_key, evaluate
@@ -22,6 +23,7 @@ def test(migration: str = "demo") -> State[str]:
     """Exercise the target and rehearse the switch with sessions of the reserved prefix."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)
+    beside = compare_beside(migration, PHASE)
     smoke = exercise_target(migration)
     rehearsal = rehearse_switch(migration)
     create_table_artifact(key=artifact_key(migration, PHASE, "rehearsal"), table=rehearsal["switches"], description="the switch, there and back")
@@ -44,6 +46,7 @@ def test(migration: str = "demo") -> State[str]:
         summary=[
             f"{len(checks)} checks passed",
             f"rehearsed there and back under writes: 0 of {rehearsal['acknowledged_writes']:,} lost, longest stall {rehearsal['stall_ms_max']} ms",
+            *beside,
         ],
         evidence=f"evidence.{PHASE}",
     )

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from exodus.cli import levers, phases, processes, stack
+from exodus.cli.carry import carry
 from exodus.cli.evidence import evidence
 from exodus.cli.output import show_error
 from exodus.errors import ExodusError
@@ -42,6 +43,7 @@ for command in (
     phases.dry_run,
     phases.verify,
     phases.repair,
+    carry,
 ):
     app.command()(command)
 app.add_typer(evidence, name="evidence")

@@ -112,6 +112,12 @@ async def read_route(store: ControlStore) -> Route:
     return Route() if raw is None else Route.model_validate_json(raw)
 
 
+async def restore_route(store: ControlStore, found: Route, ours: Route) -> bool:
+    """Put back a newer route than the store has; False where it was changed meanwhile."""
+    now = await answered(store.client.eval(_COMPARE_AND_SET, 1, store.keys.route, str(found.epoch), ours.model_dump_json(), store.keys.route_changed))
+    return int(now) == -1
+
+
 async def change_route(store: ControlStore, before: Route, after: Route) -> Route:
     """Replace `before` by `after`, or refuse.
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from exodus.config import Plan, Side
 from exodus.control import freshness
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.beside import compare, required
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg
-from exodus.sync.functions import compare_libraries
 
 _NAMED = 5
 
@@ -41,7 +41,7 @@ async def plan_digest(store: ControlStore) -> str:
 async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Approved, *, authority: Leg | None, follower: Leg | None) -> str:
     """Check everything that a switch to `to` stands on; return when it was rehearsed, in words.
 
-    Without connections to the sides, because a fence keeps Exodus out, their libraries are left for a later check.
+    Without connections to the sides, because a fence keeps Exodus out, what is beside their keys is left for a later check.
 
     Raises:
         DecisionRefused: something of it does not hold; nothing was changed.
@@ -58,7 +58,7 @@ async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Ap
     if to is Side.SOURCE:
         return ""  # the way back must not wait for a rehearsal or for code
     if authority is not None and follower is not None:
-        await _check_libraries(authority, follower)
+        await _check_beside(plan, authority, follower)
     return await check_rehearsal(store, plan)
 
 
@@ -102,12 +102,11 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
     return fresh
 
 
-async def _check_libraries(authority: Leg, follower: Leg) -> None:
-    found = await compare_libraries(authority, follower)
-    if found.differ:
-        named = "; ".join(f"{name}: {why}" for name, why in list(found.differ.items())[:_NAMED])
+async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:
+    must = required(await compare(plan, authority, follower))
+    if must:
         raise DecisionRefused(
-            f"{len(found.differ)} function librar{'y differs' if len(found.differ) == 1 else 'ies differ'} between the sides",
-            why=named,
-            next_step="exodus carry functions, then start commit again",
+            f"{len(must)} thing(s) beside the keys must be mended before the cutover: {', '.join(row.what for row in must[:_NAMED])}",
+            why="; ".join(f"{row.what}: {row.means}" for row in must[:_NAMED]),
+            next_step=f"{'; '.join(dict.fromkeys(row.remedy for row in must))}; then start commit again",
         )

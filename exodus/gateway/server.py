@@ -39,8 +39,9 @@ from exodus.config import (
     Side,
 )
 from exodus.control import registry
+from exodus.control.durable import check_store
 from exodus.control.registry import Claim, Heartbeat
-from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route
+from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route, restore_route
 from exodus.control.store import ControlStore, answered, make_client, ssl_context
 from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
@@ -368,11 +369,23 @@ class Gateway:
             self._store_errors += 1
             self._release_alone()
             return
-        if route.epoch != self._applied:
+        if route.epoch < self._applied:
+            await self._restore_route(route)
+        elif route.epoch != self._applied:
             await self.apply(route)
         elif self._overdue():
             await self._end_hold(route)
         self._look_for_unfinished()
+
+    async def _restore_route(self, found: Route) -> None:
+        """Put the route back that this gateway acts on: the store has an older one, so it lost what it had acknowledged.
+
+        Epochs only go up. An older route may name an authority that is fenced, or end a hold that a switch counts on.
+        """
+        log.error("the control store went back from epoch %d of the route to %d: epoch %d is put back", self._applied, found.epoch, self._applied)
+        self._journaler.gap("the control store lost the newest route, and may have lost entries of the journal")
+        if not await restore_route(self.store, found, self._route):
+            log.info("another process has put a route back already")
 
     async def apply(self, route: Route) -> None:
         """Act on an epoch in full, then say so in the heartbeat."""
@@ -1114,6 +1127,16 @@ async def claim_id(gateway: Gateway) -> None:
         )
 
 
+async def look_at_store(store: ControlStore) -> None:
+    """Say in the log what is wrong with the control store's settings; applications are served all the same."""
+    try:
+        for found in await check_store(store, {}):
+            if found.severity != "ok":
+                log.error("%s: %s; %s", found.what, found.why, found.next_step)
+    except _STORE_ERRORS as exc:
+        log.warning("the control store does not tell its settings: %s", exc)
+
+
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
@@ -1126,6 +1149,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
             next_step="give each process an --id and a --state-dir of its own",
         )
     await claim_id(gateway)
+    await look_at_store(store)
     gateway.room_why = await room(plan, options.connections_expected)
     if gateway.room_why:
         log.error("%s", gateway.room_why)

@@ -81,5 +81,5 @@ cdef class Session:
     cdef _after_replies(self, list marks)
     @cython.locals(pending=Pending, command=Command, failed=bint, refused=bint, error=bytes)
     cdef bytes _answered(self, Reply reply, double now, list marks, bytes frame)
-    @cython.locals(transaction=Transaction, db=Py_ssize_t, orders=Orders, key=bytes)
+    @cython.locals(transaction=Transaction, db=Py_ssize_t, orders=Orders)
     cdef _mark(self, Pending pending, Reply reply, list marks, object done)

@@ -194,9 +194,9 @@ class _Stack:
     async def _register(self) -> None:
         """Check the sides, and register the plan where the data plane reads it."""
         file = load_migration(self.home.migration_file)
-        findings = await check_pair(Endpoint(Side.SOURCE, file.plan.source), Endpoint(Side.TARGET, file.plan.target), file.plan)
-        raise_if_fatal(findings)
         async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+            findings = await check_pair(Endpoint(Side.SOURCE, file.plan.source), Endpoint(Side.TARGET, file.plan.target), file.plan, store)
+            raise_if_fatal(findings)
             await store.save_plan(file.plan)
 
     def _data_plane(self, names: Sequence[str]) -> None:

@@ -92,7 +92,11 @@ async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [(_open_gap, "open gap"), (_load_on_the_target, "1 function library differs"), (_other_plan, "the plan was changed")],
+    [
+        (_open_gap, "open gap"),
+        (_load_on_the_target, "beside the keys must be mended before the cutover: function library shop"),
+        (_other_plan, "the plan was changed"),
+    ],
     ids=["gap", "functions", "plan"],
 )
 async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(ready: Plant, change, text: str) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,64 @@
+"""`exodus carry`: what is beside the keys, compared, and carried to the follower as far as it allows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+import typer
+
+from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
+from exodus.cli.output import show_json, show_table
+from exodus.config import MigrationFile
+from exodus.control.route import read_route
+from exodus.cutover import beside
+from exodus.cutover.beside import Carried, Row
+from exodus.endpoint import Endpoint
+from exodus.sync.engine import open_engine
+from exodus.sync.functions import carry_functions
+
+What = Literal["settings", "users", "functions"]
+Json = dict[str, Any]
+
+
+async def _carry(migration: MigrationFile, what: What | None) -> tuple[Carried, list[Row]]:
+    plan, carried = migration.plan, Carried()
+    async with await open_store(migration) as store:
+        route = await read_route(store)
+        ends = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in (route.authority, route.follower)]
+        async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
+            if what == "settings":
+                carried = await beside.carry_settings(plan, authority, follower)
+            elif what == "users":
+                carried = await beside.carry_users(plan, authority, follower)
+            elif what == "functions":
+                found = await carry_functions(await open_engine(store, plan, route))
+                carried = Carried(
+                    [f"FUNCTION LOAD REPLACE {name}" for name in found.carried], [f"# {name}: {why}" for name, why in found.failed.items()]
+                )
+            return carried, await beside.compare(plan, authority, follower)
+
+
+def carry(
+    what: Annotated[What | None, typer.Argument(help="settings, users or functions; left away, both sides are only compared")] = None,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make what is beside the keys on the follower as it is on the authority; what it refuses is printed as commands. Example: exodus carry users"""
+    carried, rows = asyncio.run(_carry(migration_at(file, home), what))
+    must = beside.required(rows)
+    if json:
+        show_json({"done": carried.done, "left": carried.left, "rows": [row.as_json() for row in rows]})
+    elif what is None:
+        columns = ["what", "outcome", "authority", "follower", "means", "remedy"]
+        show_table("beside the keys", columns, [(row.what, str(row.outcome), row.authority, row.follower, row.means, row.remedy) for row in rows])
+    else:
+        for line in carried.done:
+            print(f"done: {line}")
+        for line in carried.left:
+            print(f"left: {line}")
+        for row in must:
+            print(f"must still be mended: {row.what}: {row.means} ({row.remedy})")
+    if must:
+        raise typer.Exit(1)

@@ -1,0 +1,41 @@
+"""State beside the keys, compared and shown before a decision. The switch compares it again by itself."""
+
+from __future__ import annotations
+
+from prefect.artifacts import create_table_artifact
+
+from exodus.config import Phase
+from exodus.control.route import read_route
+from exodus.cutover import beside
+from exodus.cutover.beside import Outcome, Row
+from tasks.context import live_task, opened, run
+from tasks.evidence import artifact_key
+
+_NAMED = 5
+
+
+@live_task(name="compare what is beside the keys")
+def compare_beside(migration: str, phase: Phase) -> list[str]:
+    """Compare users, settings, libraries, scripts and modules of both sides; lines for a decision's summary."""
+
+    async def work() -> list[Row]:
+        async with opened(migration) as it:
+            route = await read_route(it.store)
+            ends = [(await it.endpoint(side).nodes())[0] for side in (route.authority, route.follower)]
+            async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
+                rows = await beside.compare(it.plan, authority, follower)
+            await it.store.save_report(f"beside.{phase}", {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]})
+            return rows
+
+    rows = run(work())
+    create_table_artifact(
+        key=artifact_key(migration, phase, "beside"), table=[row.as_json() for row in rows], description="what besides keys must be the same"
+    )
+    counts = {outcome: [row for row in rows if row.outcome is outcome] for outcome in Outcome}
+    lines = [
+        f"beside the keys: {len(counts[Outcome.SAME])} same, {len(counts[Outcome.DIFFERS])} differ, {len(counts[Outcome.NOT_PROVABLE])} not provable"
+    ]
+    if must := counts[Outcome.REQUIRED]:
+        named = "; ".join(f"{row.what}: {row.means} ({row.remedy})" for row in must[:_NAMED])
+        lines.append(f"{len(must)} THING(S) MUST BE MENDED BEFORE THE CUTOVER, which is refused until then: {named}")
+    return lines
