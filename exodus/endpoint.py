@@ -22,6 +22,8 @@ from exodus.own import RESERVED_PREFIX, is_own
 
 # Settings that bound what one command may be; the server ends the connection of whoever goes beyond.
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
+_SCRIPT_LIMIT = "lua-time-limit"  # from 7.0 on another name of busy-reply-threshold
+_SCRIPT_MS = 5_000  # the servers' own default
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
 _OWN_KEYS_MAX = 1_000
@@ -45,6 +47,7 @@ class NodeFacts:
     capabilities: dict[str, bool] = field(default_factory=dict)
     database_count: int = 1  # databases that Exodus can enter: 0 to this, less one
     limits: dict[str, int] = field(default_factory=dict)  # `LIMITS` that the server tells
+    script_ms: int = _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
 
     @property
     def version_text(self) -> str:
@@ -125,7 +128,8 @@ class Node:
             user = probes[1].decode() if able["acl"] else "default"
             databases = databases_of(info)
             payload = await _payload_version(leg, engine, version, databases)
-            limits = await _limits_of(leg)
+            limits = await _settings_of(leg, *LIMITS)
+            script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(_SCRIPT_LIMIT) or _SCRIPT_MS  # 0: no limit
             database_count = await _database_count(leg)
         return NodeFacts(
             engine=engine,
@@ -140,6 +144,7 @@ class Node:
             capabilities=able,
             database_count=database_count,
             limits=limits,
+            script_ms=script_ms,
         )
 
 
@@ -165,9 +170,9 @@ async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...], data
     return None  # nothing tells it: keys are copied by type
 
 
-async def _limits_of(leg: Leg) -> dict[str, int]:
-    found = await leg.pipeline([("CONFIG", "GET", name) for name in LIMITS])
-    told = zip(LIMITS, found, strict=True)
+async def _settings_of(leg: Leg, *names: str) -> dict[str, int]:
+    found = await leg.pipeline([("CONFIG", "GET", name) for name in names])
+    told = zip(names, found, strict=True)
     return {name: int(pair[1]) for name, pair in told if isinstance(pair, list) and len(pair) == 2}
 
 
@@ -302,6 +307,12 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
             "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus replace them",
         )  # fmt: skip
     return Finding("empty target", "ok" if foreign <= 0 else "warning", f"{max(foreign, 0)} keys of others on the target")
+
+
+async def empty_database(endpoint: Endpoint) -> int:
+    """Return the highest database without keys, where no application looks; 0 where each has some."""
+    facts = await (await endpoint.nodes())[0].facts()
+    return next((db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0)
 
 
 async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:

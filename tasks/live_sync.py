@@ -17,7 +17,7 @@ from exodus.cutover.feeds import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.standing import check_fresh
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, empty_database
 from exodus.errors import DecisionRefused
 from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
@@ -95,9 +95,9 @@ def start_live_sync(migration: str) -> Json:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
             # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.
             through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
-            client = make_client(through, field="source")
+            undeclared = route.feed is not Feed.GATEWAY
+            client = make_client(through, field="source", db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0)
             try:
-                undeclared = route.feed is not Feed.GATEWAY
                 key = await prove(
                     JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S, undeclared=undeclared
                 )

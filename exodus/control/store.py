@@ -24,6 +24,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
 | feed:SIDE      | hash   | syncers           | syncers, cutover     | how far the changes of a side were read               |
 | feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
+| feed:SIDE:asks | list   | syncers, cutover  | syncers              | questions whether all was heard; expires              |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
@@ -157,6 +158,10 @@ class Keys:
         """Who reads it."""
         return f"{self.prefix}feed:{side}:lease"
 
+    def feed_asks(self, side: str) -> str:
+        """Questions to its reader whether all was heard."""
+        return f"{self.prefix}feed:{side}:asks"
+
     def checkpoint(self, run: str) -> str:
         """The checkpoints of one backfill."""
         return f"{self.prefix}checkpoint:{run}"
@@ -208,11 +213,6 @@ def fence_guard_key(migration: str) -> bytes:
 def native_guard_key(migration: str) -> bytes:
     """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
     return f"exodus:{{{migration}}}:native".encode()
-
-
-def beacon_prefix(migration: str) -> bytes:
-    """How the keys on an authority begin that show how far a feed has come; each expires by itself."""
-    return f"exodus:{{{migration}}}:beacon:".encode()
 
 
 class ControlStore:

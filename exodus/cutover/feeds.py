@@ -55,7 +55,7 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
         return ChosenFeed(why="native replication itself carries every write")
     refused: dict[Feed, str] = {}
     for feed in ORDER:
-        why = _no_fence(feed, plan.fence.of(side))
+        why = _no_fence(plan.fence.of(side))
         if not why:
             try:
                 await check_feed(Endpoint(side, plan.address(side)), feed, plan.rehearsal_prefix)
@@ -69,10 +69,8 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
     return ChosenFeed(why="it does not see keys that scripts do not declare, evicted keys, and writers that bypass the gateways", refused=refused)
 
 
-def _no_fence(feed: Feed, fence: FenceKind) -> str:
-    if fence is FenceKind.REPLICA or (fence is FenceKind.MIN_REPLICAS and feed is not Feed.REPLICATION):
-        return f"it does not go with fence: {fence}"
-    return ""
+def _no_fence(fence: FenceKind) -> str:
+    return f"it does not go with fence: {fence}" if fence is FenceKind.REPLICA else ""
 
 
 async def choose_feeds(store: ControlStore, plan: Plan, sides: Iterable[Side] = tuple(Side)) -> dict[Side, ChosenFeed]:

@@ -173,12 +173,13 @@ def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoin
 
 
 async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False) -> str:
-    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; its name. The keys are removed.
+    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; return its name.
 
     A new key each time: one that is written before a feed has begun is never told.
 
     Args:
-        undeclared: let a script write them that does not declare them, as a feed of the authority's own has to tell.
+        undeclared: let a script write them that does not declare them, as a feed of the authority's own has to tell; they are
+            removed. Without it, keys are deleted that do not exist, which a gateway journals and no application hears of.
 
     Raises:
         DecisionRefused: none comes: the feed must not be relied on.
@@ -192,11 +193,12 @@ async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s:
             if loop.time() - written >= _PROBE_EVERY_S:
                 written = loop.time()
                 names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
-                await answered(writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS)) if undeclared else writer.set(names[-1], "1", px=PROBE_MS))
+                await answered(writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS)) if undeclared else writer.delete(names[-1]))
             seen = {name for _, name in (await feed.changes_since(before)).keys}
             found = next((name for name in names if name.encode() in seen), None)
             if found is not None:
-                await answered(writer.delete(*names))
+                if undeclared:
+                    await answered(writer.delete(*names))
                 return found
             if loop.time() - began > within_s:
                 raise DecisionRefused(

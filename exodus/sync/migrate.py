@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, Plan, Side
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint, payload_fits
+from exodus.endpoint import Endpoint, empty_database, payload_fits
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.leg import Leg, Reply, ReplyError, close_all
 from exodus.own import RESERVED_PREFIX, is_own
@@ -274,11 +274,17 @@ async def prove(engine: Engine) -> None:
     lane: Lane | None = None
     try:
         lane = await open_lane(engine, copier, "probe")
+        db = await empty_database(engine.authority)  # where no application looks
         async with await engine.authority_leg(name="exodus-migrate") as source:
+            await source.select(db)
             await source.call("SET", _PROBE, "1", "PX", _PROBE_MS)
-            why = await lane._send(0, [(_PROBE, 1)], BatchReport())  # noqa: SLF001 - the lane's own proof
+            await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
+            why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)
-        found = await lane._to_call("GET", _PROBE.decode())  # noqa: SLF001
+        async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
+            await target.select(db)
+            found = await target.call("GET", _PROBE)
+            await target.call("UNLINK", _PROBE)
         if why or found != b"1":
             raise DecisionRefused(
                 "the source cannot send keys to the target",
@@ -291,8 +297,6 @@ async def prove(engine: Engine) -> None:
         finally:
             if lane is not None:
                 await lane.close()
-    async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
-        await target.call("UNLINK", _PROBE)
 
 
 async def end_users(leg: Leg, migration: str) -> None:

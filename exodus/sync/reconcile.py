@@ -113,7 +113,8 @@ async def mark_differing(engine: Engine, *, remove_extra: bool = True, gently: b
 
     async def mark(found: Sequence[Divergence]) -> None:
         way.suspects.clear()
-        extra = [] if remove_extra else [divergence for divergence in found if divergence.kind == "extra"]
+        probes = engine.plan.rehearsal_prefix.encode()  # Exodus's own, of the rehearsal and the lag probe
+        extra = [] if remove_extra else [each for each in found if each.kind == "extra" and not each.key.startswith(probes)]
         if extra and done.extra < _NAMED:
             done.names = ", ".join([*filter(None, [done.names]), *[_name(each) for each in extra[: _NAMED - done.extra]]])
         done.extra += len(extra)

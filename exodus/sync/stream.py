@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import LEASE_MS, Side
 from exodus.control.store import ControlStore, Json, answered
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, empty_database
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
 
@@ -89,9 +89,7 @@ class Probes:
     async def open(cls, endpoint: Endpoint, prefix: str) -> Self:
         """On a connection of their own."""
         (node,) = await endpoint.nodes()
-        facts = await node.facts()
-        free = [db for db in range(facts.database_count) if db not in facts.databases]
-        return cls(await node.connect(free[-1] if free else 0, name="exodus-feed"), prefix)
+        return cls(await node.connect(await empty_database(endpoint), name="exodus-feed"), prefix)
 
     async def write(self) -> None:
         """Write one more, where the last one was written some time ago.
