@@ -127,7 +127,7 @@ async def _let_in(it: Opened) -> None:
             await fence.lower(record)
 
 
-@task(name="prove the change feed of the way back")
+@live_task(name="prove the change feed of the way back")
 def prove_way_back(migration: str) -> str:
     """Find and prove the feed by which writes flow back after a cutover, in words. Not kept as a result: the target may change."""
 

@@ -24,7 +24,7 @@ class Role(IntEnum):
     HELLO = auto()
     CLIENT = auto()
     RESET = auto()
-    QUIT = auto()
+    QUIT = auto()  # the server reads nothing behind it
     SUBSCRIBE = auto()
     UNSUBSCRIBE = auto()
     STREAMING = auto()  # the connection becomes a one-way stream: MONITOR, SYNC, PSYNC
@@ -36,6 +36,9 @@ class Role(IntEnum):
     SCRIPTS = auto()  # SCRIPT LOAD and its like: the texts that EVALSHA names
     REPLACES = auto()  # may replace data without naming a key
 
+
+# Words of HTTP: every server closes the connection where one is a command's name, whether it lists it or not.
+CLOSE_AT_ONCE = (b"POST", b"HOST:")
 
 ROLES: dict[bytes, Role] = {
     b"MULTI": Role.MULTI,
@@ -49,6 +52,7 @@ ROLES: dict[bytes, Role] = {
     b"CLIENT": Role.CLIENT,
     b"RESET": Role.RESET,
     b"QUIT": Role.QUIT,
+    **dict.fromkeys(CLOSE_AT_ONCE, Role.QUIT),
     b"SUBSCRIBE": Role.SUBSCRIBE,
     b"PSUBSCRIBE": Role.SUBSCRIBE,
     b"SSUBSCRIBE": Role.SUBSCRIBE,

@@ -64,7 +64,8 @@ class CommandTable:
     """Name → `Command`, in any spelling of the name; a name that no server lists is `unknown`, a write."""
 
     def __init__(self, commands: Iterable[Command]) -> None:
-        self._by_name = {command.name: command for command in commands}
+        self._by_name = {name: Command(name, write=False) for name in semantics.CLOSE_AT_ONCE}
+        self._by_name.update({command.name: command for command in commands})
         self.unknown = Command(UNKNOWN, write=True, known=False)  # one for all, since clients may send any name
         self._spelled: dict[bytes, Command] = {}
         self.kept: dict[bytes, int] = {}  # by spelling: arguments, the name included, behind which there are only values
@@ -117,8 +118,8 @@ class CommandTable:
         }
 
     def names(self) -> frozenset[bytes]:
-        """All names that a server listed."""
-        return frozenset(self._by_name)
+        """Return all names that a server listed."""
+        return frozenset(self._by_name) - frozenset(semantics.CLOSE_AT_ONCE)
 
     def without(self, other: CommandTable) -> frozenset[bytes]:
         """Names that `other` lacks: what the target would refuse."""

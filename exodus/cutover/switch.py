@@ -3,7 +3,7 @@
 A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
-    readiness → prepare → let in → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
+    readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm → close the epoch → open → switch → release
         → kill strays → flow back, with promote after confirm where the target is the source's replica
 
 Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
@@ -31,13 +32,13 @@ from exodus import collector
 from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
-from exodus.control.gaps import open_gaps
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
 from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
+from exodus.cutover.held import verify_held
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
 from exodus.cutover.scripts import load_scripts, unseen
 from exodus.cutover.settle import closed, settle
@@ -236,16 +237,6 @@ async def _read_old_authority(switch: Switch) -> None:
         )
 
 
-async def _check_gaps(store: ControlStore) -> None:
-    gaps = await open_gaps(store)
-    if gaps:
-        raise DecisionRefused(
-            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:5])}",
-            why="; ".join([str(gap.get("why") or "writes happened that no journal covers") for gap in gaps.values()][:5]),
-            next_step="exodus verify --repair, which closes gaps when it ends clean",
-        )
-
-
 async def _check_lives(switch: Switch) -> None:
     """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
     restarted = await lives.changed(await open_engine(switch.store, switch.plan, switch.route))
@@ -341,7 +332,7 @@ async def _pre_drain(switch: Switch) -> None:
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
-        await _check_gaps(switch.store)  # a server that restarts meanwhile opens one
+        await check_gaps(switch.store, scripts_later=True)  # a server that restarts meanwhile opens one
         if time.monotonic() > deadline:
             says = [beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why]
             raise CutoverAborted(
@@ -438,6 +429,13 @@ async def _lower_old(switch: Switch) -> None:
     record = await switch.fence(switch.old).record()
     if record is not None and record.switch == switch.id:  # not another's, where we were frozen meanwhile
         await switch.fence(switch.old).lower(record)
+
+
+async def _verify(switch: Switch) -> None:
+    if switch.comparison is None:
+        raise Bug("nothing was made ready to compare with", why="the step 'go' was left out", next_step="report this; nothing was switched")
+    engine = await open_engine(switch.store, switch.plan, switch.route)
+    switch.facts.update(await verify_held(engine, switch.comparison, drained=partial(_drained, switch), left_s=switch.left_s))
 
 
 async def _confirm(switch: Switch) -> None:
@@ -604,6 +602,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
+        Step("verify", "if scripts ran whose writes no feed reports: compare every key, and copy what differs", _verify),
         Step(
             "confirm",
             "hear from every gateway that it still holds, see the journal drained, check again all that readiness checked, "

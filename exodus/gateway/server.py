@@ -436,7 +436,7 @@ class Gateway:
         given_up = orders.hold and hold is Hold.NONE and authority is scope.held_at
         # A rehearsal goes to the other side and back by itself.
         generation = route.generation + int(authority is not route.authority)
-        orders.scripts_unseen = route.feed is Feed.GATEWAY
+        orders.scripts_unseen = route.feed is Feed.GATEWAY and not route.native  # a replica hears of all
         if first:
             self._orders_of(orders, authority, generation)
         elif authority is not orders.authority:

@@ -12,7 +12,7 @@ cdef bytes _NOTHING, _QUEUED
 cdef list _NO_KEYS, _NOWHERE_ELSE
 
 cdef class Transaction:
-    cdef public list items, raw, unseen, unknown, texts
+    cdef public list items, raw, unseen, unknown, texts, session
     cdef public Py_ssize_t raw_bytes, count
     cdef public bint writes, whole
     cdef public object unreadable

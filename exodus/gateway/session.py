@@ -153,7 +153,7 @@ class Effect(NamedTuple):
 class Transaction:
     """An open MULTI: what was queued, and what EXEC will change."""
 
-    __slots__ = ("count", "items", "raw", "raw_bytes", "texts", "unknown", "unreadable", "unseen", "whole", "writes")
+    __slots__ = ("count", "items", "raw", "raw_bytes", "session", "texts", "unknown", "unreadable", "unseen", "whole", "writes")
 
     def __init__(self) -> None:
         self.items: list[Effect | list[bytes] | list[Key]] = []  # in order; keys with or without their database
@@ -166,6 +166,7 @@ class Transaction:
         self.unknown: list[list[bytes]] = []  # requests whose command nobody has described
         self.unreadable: str | None = None  # why nothing can be matched any more once EXEC has run
         self.texts: list[bytes] = []  # of scripts
+        self.session: list[tuple[int, Pending]] = []  # commands that change the session, with their places
 
     def run(self, db: int, done: set[int] | None) -> tuple[list[Key], list[Barrier], list[int]]:
         """Return what EXEC may change if it begins in `db`: keys, barriers, and the databases that it may end in.
@@ -605,12 +606,13 @@ class Session:
             if self.tag:
                 transaction.items.append(Effect(index, role))
                 transaction.whole = True
-        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.HELLO, Role.STREAMING) or pending.quiet:
-            # What replies come, and in which form, depends on what EXEC makes of it.
+        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.STREAMING) or pending.quiet:
+            # How many replies come depends on what EXEC makes of it.
             transaction.unreadable = UNMATCHED
             pending.quiet = 0
-        elif role in (Role.CLIENT, Role.AUTH):
-            self.unknown_state = "session commands inside MULTI"
+        elif role in (Role.CLIENT, Role.AUTH, Role.HELLO):
+            transaction.session.append((index, pending))
+            transaction.whole = True
         elif pending.barrier is not None:
             transaction.items.append(Effect(index, role, barrier=pending.barrier))
         elif role is Role.MOVES_DB:
@@ -1062,7 +1064,7 @@ class Session:
             if not failed:
                 self._reset()
         elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
-            self._apply_login(pending, reply, failed)
+            self._apply_login(pending, reply.head, failed)
         elif role is Role.QUIT and not failed:
             # The authority reads nothing behind it.
             self.opaque = "the client has quit"
@@ -1078,6 +1080,11 @@ class Session:
             self._lose_count(UNMATCHED)  # its reply was too large to be looked into
         if not self._selects_in_flight:
             self._db_admitted = self.db
+        for place, pending in transaction.session:
+            if done is None:
+                self.unknown_state = "session commands inside MULTI"
+            else:
+                self._apply_login(pending, b"", place not in done)
         for text in transaction.texts:
             if len(text) != 40:
                 self.orders.scripts.see(text)
@@ -1086,7 +1093,7 @@ class Session:
         if transaction.unreadable is not None:
             self._lose_count(transaction.unreadable)
 
-    def _apply_login(self, pending: Pending, reply: Reply, failed: bool) -> None:
+    def _apply_login(self, pending: Pending, head: bytes, failed: bool) -> None:
         """HELLO, AUTH and CLIENT: what is said again on another leg."""
         args, role = pending.names, pending.command.role
         quiet = pending.quiet
@@ -1106,7 +1113,7 @@ class Session:
             self._speak()
         if failed:
             # Its AUTH may have been done before another word of it was refused (Redis 6.2).
-            if role is Role.HELLO and len(args) > 2 and reply.head.startswith(b"ERR"):
+            if role is Role.HELLO and len(args) > 2 and head.startswith(b"ERR"):
                 self.unknown_state = "a HELLO that was refused in part"
             return
         if not args:
@@ -1180,8 +1187,10 @@ class Session:
         """Return what the authority was asked to change and has not answered for."""
         keys: list[Key] = []
         barriers: list[Barrier] = []
-        gaps: list[str] = [NO_ANSWER] if self._unread or self._accepted else []
+        gaps: list[str] = [NO_ANSWER] if self._unread or self._accepted else []  # what could not be read may have been executed
         for pending in self.pending:
+            if pending.command.role is Role.QUIT:
+                break  # the authority reads nothing behind it
             if not pending.write:
                 continue
             found, more = self._effects_of(pending)

@@ -112,6 +112,8 @@ class RequestScanner:
                 start = at
                 if view[at] != _STAR:
                     eol = data.find(b"\n", at)
+                    if eol >= 0 and data.find(b"\0", at, eol) >= 0:
+                        eol = -1  # no server looks for the line's end beyond a NUL
                     if eol < 0:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big inline request"
