@@ -1123,7 +1123,7 @@ class Session:
             self.replay.pop(slot, None)
             self.replay[slot] = raw
             if slot == "setname":
-                self.name = _name_in(args)
+                self.name = _name_in(raw)
             elif slot == "tracking":
                 self.tracking = args[2].upper() == b"ON"
                 self.tracking_redirected = b"REDIRECT" in [arg.upper() for arg in args[3:]]
@@ -1377,10 +1377,11 @@ def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
             option = args[at].upper()
             if option == b"AUTH":
                 found.append(("auth", encode(b"AUTH", *args[at + 1 : at + 3])))
-                at += 3
-            else:
-                found.append(("setname", encode(b"CLIENT", b"SETNAME", *args[at + 1 : at + 2])))
                 at += 2
+            elif option == b"SETNAME":
+                found.append(("setname", encode(b"CLIENT", b"SETNAME", *args[at + 1 : at + 2])))
+                at += 1
+            at += 1
         return found
     if word in (b"SETNAME", b"NO-EVICT", b"NO-TOUCH", b"TRACKING"):
         return [(word.decode().lower(), encode(*args))]
@@ -1389,6 +1390,6 @@ def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
     return []
 
 
-def _name_in(args: list[bytes]) -> bytes:
-    """Return the client name that an accepted CLIENT SETNAME or HELLO … SETNAME gave."""
-    return args[-1] if args[0].upper() != b"HELLO" else args[[arg.upper() for arg in args].index(b"SETNAME", 2) + 1]
+def _name_in(raw: bytes) -> bytes:
+    """Return the client name in a CLIENT SETNAME as it is replayed."""
+    return RequestScanner().feed(raw)[0].args[-1]
