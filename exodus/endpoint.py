@@ -24,6 +24,11 @@ from exodus.own import RESERVED_PREFIX, is_own
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
 _SCRIPT_LIMIT = "lua-time-limit"  # from 7.0 on another name of busy-reply-threshold
 _SCRIPT_MS = 5_000  # the servers' own default
+# Payload versions of servers that have no FUNCTION DUMP, or do not let us (facts-redis 2): since which version → which.
+_PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
+    "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
+    "valkey": [((9,), 80), ((7, 2), 11)],
+}
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
 _OWN_KEYS_MAX = 1_000
@@ -127,7 +132,7 @@ class Node:
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
             databases = databases_of(info)
-            payload = await _payload_version(leg, engine, version, databases)
+            payload = await _payload_version(leg, engine, version)
             limits = await _settings_of(leg, *LIMITS)
             script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(_SCRIPT_LIMIT) or _SCRIPT_MS  # 0: no limit
             database_count = await _database_count(leg)
@@ -148,7 +153,7 @@ class Node:
         )
 
 
-async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...], databases: dict[int, int]) -> int | None:
+async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...]) -> int | None:
     """Return the version in the footer of DUMP payloads, None where DUMP is refused.
 
     Writes nothing: applications that track keys or listen to notifications would hear of a key of ours.
@@ -158,16 +163,7 @@ async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...], data
         return None
     if isinstance(libraries, bytes):  # from Redis 7.0 on; it ends as the payload of a key does
         return int.from_bytes(libraries[-10:-8], "little")
-    if engine == "redis" and version < (7,):
-        return 9 if version >= (5,) else 8
-    for db in databases:
-        await leg.select(db)
-        name = await leg.call("RANDOMKEY")
-        dump = await leg.call("DUMP", name) if name is not None else None
-        await leg.select(0)
-        if isinstance(dump, bytes):
-            return int.from_bytes(dump[-10:-8], "little")
-    return None  # nothing tells it: keys are copied by type
+    return next((found for since, found in _PAYLOAD_VERSIONS[engine] if version >= since), None)
 
 
 async def _settings_of(leg: Leg, *names: str) -> dict[str, int]:

@@ -220,6 +220,34 @@ class Leg:
                 raise
             self.db = db
 
+    async def watch(self, key: bytes) -> Reply:
+        """Watch a key; its value.
+
+        Raises:
+            hiredis.ReplyError: the server does not watch it, or does not tell it; nothing is watched.
+        """
+        watching, found = await self.pipeline([("WATCH", key), ("GET", key)])
+        for reply in (watching, found):
+            if isinstance(reply, ReplyError):
+                await self.pipeline([("UNWATCH",)])
+                raise reply
+        return found
+
+    async def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Reply] | None:
+        """Run commands in one transaction; their replies, errors as values. None where a watched key was touched.
+
+        None of them is sent before the transaction was begun: without it they would run at once, whatever was watched.
+
+        Raises:
+            hiredis.ReplyError: the server begins none, or does not queue a command; nothing was run.
+        """
+        await self.call("MULTI")
+        replies = await self.pipeline([*commands, ("EXEC",)])
+        outcome = replies[-1]
+        if isinstance(outcome, ReplyError):
+            raise next(reply for reply in replies if isinstance(reply, ReplyError))
+        return None if outcome is None else list(outcome)
+
     def end(self) -> None:
         """End the connection, without waiting for it."""
         self._writer.close()

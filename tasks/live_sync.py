@@ -89,8 +89,10 @@ def start_live_sync(migration: str) -> Json:
             if route.native:
                 await native.attach(it.plan, route.writer_epoch)
             elif before is not None:
+                engine = await open_engine(it.store, it.plan, route)
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
-                await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
+                if await lives.may_remove(engine):
+                    await rescan(engine, Barrier("flushall"))
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
             # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.

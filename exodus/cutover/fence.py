@@ -222,7 +222,8 @@ class Fence:
 
     async def _transaction(self, commands: list[Command]) -> bool:
         """Whether it was done: not where the guard was touched since it was watched."""
-        outcome = (await self._ask(("MULTI",), *commands, ("EXEC",)))[-1]
+        await self._call(("MULTI",))  # before it is begun nothing is sent: it would run at once, whatever was watched
+        outcome = (await self._ask(*commands, ("EXEC",)))[-1]
         if outcome is None:
             return False
         replies = [outcome] if isinstance(outcome, ReplyError) else outcome

@@ -217,9 +217,8 @@ async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None
 async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
     """The same on one node, over a connection that is open already."""
     key = guard_key(migration)
-    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
-    if found != before:
+    if await leg.watch(key) != before:
         await leg.call("UNWATCH")
         return False
-    outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
-    return isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)
+    outcome = await leg.transaction([("SET", key, after)])
+    return outcome is not None and not isinstance(outcome[0], ReplyError)

@@ -32,6 +32,7 @@ from exodus.sync.refoot import NEVER, crc64, refoot
 from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
+_APART_MAX = 10_000
 _READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
@@ -114,6 +115,7 @@ class Copier:
         self._follower_facts = follower_facts
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
         self._field_expiry = authority_facts.capabilities.get("hash field ttl", False)
+        self._apart: set[tuple[int, bytes]] = set()  # keys for which the follower closed the connection: tried alone from then on
         self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
@@ -413,8 +415,17 @@ class Copier:
         """
         if not states:
             return []
+        if len(states) > 1 and self._apart:
+            alone = [state for state in states if (db, state.key) in self._apart]
+            if alone:
+                refused = await self._write_once(db, [state for state in states if (db, state.key) not in self._apart], report)
+                for state in alone:
+                    refused += await self._write_once(db, [state], report)
+                return refused
         try:
-            return await self._write_batch(db, states, report)
+            refused = await self._write_batch(db, states, report)
+            self._apart.difference_update([(db, states[0].key)] if len(states) == 1 else ())
+            return refused
         except (Uncarried, error_of(self._to.leg.side)) as exc:
             return await self._write_apart(db, states, report, exc)
 
@@ -437,6 +448,8 @@ class Copier:
             return await self._write_batch(db, states, report)
         except error_of(self._to.leg.side):
             await self._to.reopen()
+            if len(self._apart) < _APART_MAX:
+                self._apart.add((db, states[0].key))
             return [(states[0].key, self._closes())]
 
     def _closes(self) -> str:

@@ -70,6 +70,17 @@ async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
     return next((str(gap["why"]) for gap in found if gap.get("comparing") or not only_comparing), "")
 
 
+async def may_remove(engine: Engine) -> bool:
+    """Whether a key that only the follower has was deleted at the authority for all that is known.
+
+    Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a write may be unknown.
+    """
+    if await open_gaps(engine.store):
+        return False
+    (node,) = await engine.authority.nodes()
+    return (await known_lives(engine.store)).get(engine.route.authority) in (None, (await node.facts()).run_id)
+
+
 async def recover(engine: Engine, sides: list[Side]) -> str:
     """Compare both sides in full, let live sync copy what differs, and close the gaps; return what is left for a person.
 

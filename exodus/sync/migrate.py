@@ -104,6 +104,7 @@ class Lane:
 
     def __init__(self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str) -> None:
         self._plan = engine.plan
+        self._databases = engine.follower_facts.database_count
         self._copier = copier
         self._from = source
         self._looking = looking  # the next batch is looked at while this one is sent
@@ -203,12 +204,13 @@ class Lane:
         target = self._plan.target
         login = ("AUTH2", self._user, self._password)
         send: Command = ("MIGRATE", target.host, target.port, "", db, MIGRATE_TIMEOUT_MS, "COPY", "REPLACE", *login, "KEYS", *keys)
-        replies = await self._from.pipeline([("MULTI",), ("EXISTS", *keys), send, ("EXEC",)])
-        outcome = replies[-1]
-        if isinstance(outcome, ReplyError):
-            refused = next(reply for reply in replies if isinstance(reply, ReplyError))
-            raise DecisionRefused("the source refuses to send keys", why=str(refused), next_step="see docs/sync.md, the MIGRATE lane")
-        exist, said = outcome
+        if db >= self._databases:  # a source sends SELECT and the keys together: behind one that fails they would come into database 0
+            return f"the target has no database {db}"
+        try:
+            outcome = await self._from.transaction([("EXISTS", *keys), send])
+        except ReplyError as exc:
+            raise DecisionRefused("the source refuses to send keys", why=str(exc), next_step="see docs/sync.md, the MIGRATE lane") from exc
+        exist, said = outcome or (0, ReplyError("the source did not send them"))
         if not isinstance(said, ReplyError):
             report.copied += exist
             report.removed += len(keys) - exist

@@ -265,10 +265,9 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
     there already. Where the server keeps nothing of its stream, the first reading is a gap.
     """
     state: dict[str, str] = {}
-    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
-    if found == value:
-        outcome = (await leg.pipeline([("MULTI",), ("SET", key, value), ("INFO", "replication"), ("EXEC",)]))[-1]
-        info = info_of(outcome[1]) if isinstance(outcome, list) and isinstance(outcome[1], bytes) else {}
+    if await leg.watch(key) == value:
+        outcome = await leg.transaction([("SET", key, value), ("INFO", "replication")])
+        info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
         if info.get("repl_backlog_active") == "1":
             state = {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
     else:

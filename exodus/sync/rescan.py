@@ -7,6 +7,7 @@ from exodus.leg import NoDatabase
 from exodus.own import is_own
 from exodus.sync.comparison import open_surplus
 from exodus.sync.engine import Engine
+from exodus.sync.lives import may_remove
 from exodus.sync.reconcile import mark_differing
 from exodus.sync.scan import scan_once
 
@@ -20,7 +21,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
     """
     if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
-        return (await mark_differing(engine)).marked
+        return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked
     marked = 0
     swapped = barrier.what == "swapdb"  # keys changed that both sides have: all of the authority's are marked too
     surplus = await open_surplus(engine, name="exodus-rescan")

@@ -9,11 +9,11 @@ import pytest
 from exodus.config import Filters, Plan, Rename, Side
 from exodus.control import letters
 from exodus.endpoint import Endpoint, Finding, check_pair
-from exodus.leg import Leg, NoDatabase
+from exodus.leg import Leg, NoDatabase, ReplyError
 from exodus.resp.encode import encode_many
 from exodus.scope import Rule
 from exodus.stack.servers import ServerKind
-from exodus.sync.guard import DatabaseMissing, Guard, GuardedLeg
+from exodus.sync.guard import DatabaseMissing, Guard, GuardedLeg, replace_right_on
 from exodus.sync.payload import Uncarried
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -103,6 +103,42 @@ async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(valkey91
         assert (client.get("k"), client.get("k2")) == (b"as it was", None)
     with valkey91.client(db=3) as client:
         assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("refused", ["-multi", "-watch", "-get"])
+async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, refused: str) -> None:
+    """What a switch changes on a side is conditional there, or not changed."""
+    key = b"exodus:{rights}:epoch"
+    with valkey91.client() as client:
+        client.set(key, "7")
+        client.acl_setuser("limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"])
+    async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
+        await leg.call("AUTH", "limited", "any")
+        with pytest.raises(ReplyError, match="permissions"):
+            await replace_right_on(leg, "rights", b"7", b"8")
+    with valkey91.client() as client:
+        client.acl_deluser("limited")
+        assert client.get(key) == b"7"
+
+
+async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(make_server, control_server: Box, tmp_path: Path) -> None:
+    """A source sends SELECT and keys together: behind a SELECT that fails they came into database 0."""
+    source, target = make_server(ServerKind.REDIS_62, databases="64"), make_server(ServerKind.VALKEY_91)
+    plant = Plant(source, target, control_server, tmp_path, strategy="migrate")
+    await plant.open()
+    try:
+        with target.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "-restore")
+        for db in (0, 40):
+            with source.client(db=db) as client:
+                client.mset({f"k{number}": f"of database {db}" for number in range(50)})
+        await plant.start_live_sync()
+        await plant.backfill()
+        with target.client() as client:
+            assert set(client.mget([f"k{number}" for number in range(50)])) == {b"of database 0"}
+        assert len(await letters.open_letters(plant.store)) == 50
+    finally:
+        await plant.close()
 
 
 @pytest.mark.parametrize("back", [False, True])

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
+from exodus.config import Feed, Side
 from exodus.control import freshness
 from exodus.control.gaps import open_gaps
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.stack.servers import ServerKind
 from exodus.sync.backfill import copy_slice
+from exodus.sync.feed import begin_feed
 from exodus.sync.reconcile import keys_of, reconcile, repair
 from exodus.sync.scan import plan_slices
 from tests.support.plant import Plant
@@ -32,6 +33,7 @@ async def _plant(source: Box, target: Box, control: Box, folder: Path, **plan: o
             client.set(f"k{number}", number, px=3_600_000 if number % 3 == 0 else None)
     await plant.gateway()
     await plant.syncer()
+    await begin_feed(plant.store, plant.plan, plant.feed)
     await plant.start_live_sync()
     return plant
 
@@ -148,10 +150,11 @@ async def test_a_target_that_comes_back_from_an_older_snapshot(make_server, redi
         await plant.close()
 
 
-async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    """What only the target has by then is kept and named, until a person says that it may go."""
-    source = make_server(ServerKind.REDIS_62)
-    plant = await _plant(source, valkey91, control_server, tmp_path)
+@pytest.mark.parametrize("feed", [Feed.GATEWAY, Feed.TRACKING, Feed.REPLICATION])
+async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed) -> None:
+    """What only the target has by then is kept and named, until a person says that it may go; also where the feed has a gap."""
+    source = make_server(ServerKind.REDIS_82 if feed is Feed.REPLICATION else ServerKind.REDIS_62, repl_diskless_sync_delay="0")
+    plant = await _plant(source, valkey91, control_server, tmp_path, feed=feed)
     try:
         await plant.backfill()
         app = plant.app()
@@ -159,7 +162,8 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
             client.save()
         await app.set("k7", "newer")
         await app.set("only the target has it", 1)
-        await plant.drained()
+        await plant.flushed()
+        await until((await plant.engine()).feed.drained, within_s=20, otherwise="the feed never drained")
         await app.aclose()
         source.kill()
         source.start()
@@ -168,6 +172,12 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
             return "0:only the target has it" in str((await open_gaps(plant.store)).get("life:source", {}).get("why"))
 
         await until(named, within_s=20, otherwise="the keys were never named")
+        syncer = plant.syncers["syncer-1"][0]
+
+        async def read_on() -> bool:
+            return syncer._stream is None or syncer._stream.gaps > 0
+
+        await until(read_on, within_s=15, otherwise="the feed was never read again")
         await plant.drained()
         with valkey91.client() as client:
             assert (client.get("only the target has it"), client.get("k7")) == (b"1", b"7")
