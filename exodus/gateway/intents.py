@@ -22,10 +22,10 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 import orjson
 
@@ -111,7 +111,7 @@ class IntentLog:
             if self._map is None or self._at + size > self._room - reserve:
                 return False
         at = self._at
-        check = zlib.crc32(body, length << 2 | kind)
+        check = crc32(body, length << 2 | kind)
         self._map[at : at + size] = (check << 32 | length).to_bytes(8, "little") + b"\0" + body
         # The kind last: a reader takes a record only where it is set.
         self._map[at + 8] = kind
@@ -176,7 +176,7 @@ class IntentLog:
         said = orjson.dumps({"segments": listed, "spool_bytes": spool_bytes})
         scratch = self._folder / "intents.new"
         try:
-            scratch.write_bytes(b"%08x\n" % zlib.crc32(said) + said)
+            scratch.write_bytes(b"%08x\n" % crc32(said) + said)
             scratch.replace(self._folder / MANIFEST)
         except OSError as exc:
             log.error("the list of segments cannot be written: %s", exc)
@@ -196,7 +196,7 @@ class IntentLog:
         except OSError as exc:
             self._unlisted = f"{MANIFEST} cannot be read: {exc.strerror or type(exc).__name__}"
             return
-        if check != b"%08x" % zlib.crc32(said):
+        if check != b"%08x" % crc32(said):
             self._unlisted = f"{MANIFEST} is damaged"
             return
         found = orjson.loads(said)
@@ -233,7 +233,7 @@ def _read(raw: bytes, name: str, found: Logged) -> None:
     while at + _HEAD_BYTES <= len(raw) and (kind := raw[at + 8]):
         length = int.from_bytes(raw[at : at + 4], "little")
         body = raw[at + _HEAD_BYTES : at + _HEAD_BYTES + length]
-        if len(body) < length or zlib.crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
+        if len(body) < length or crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
             found.damage.append(f"{name} is damaged from byte {at} on")
             return
         at += _HEAD_BYTES + length
