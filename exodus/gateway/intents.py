@@ -8,7 +8,9 @@ copies, too few would cost a write.
 
 A record is: length (4), checksum (4), kind (1), body. The kind is written last, so a record that a crash
 tore has kind 0 and ends the segment: it was never forwarded. Whatever else does not fit this description
-is damage: a wrong checksum, bytes behind the end, a file that cannot be read. Damage is a gap.
+is damage: a wrong checksum, bytes behind the end, a file that cannot be read. Damage is a gap. So is a file
+that is missing: the manifest lists the segments that have to be there, and how many bytes of the spool some
+of them were dropped for. It is written after a segment was made and before one is dropped.
 
 A segment's room is reserved when it is made, since a store to a mapped page of a full disk would kill the
 process. Its last `_RESERVE_BYTES` are for gaps only: a gap that is not in the control store yet must
@@ -20,11 +22,12 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
+from zlib import crc32
+
+import orjson
 
 from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
@@ -33,6 +36,7 @@ log = logging.getLogger(__name__)
 _HEAD_BYTES = 9
 _KEYS, _BARRIER, _GAP = 1, 2, 3
 _RESERVE_BYTES = 16 * 1024
+MANIFEST = "intents.json"
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Logged:
     barriers: dict[Barrier, None] = field(default_factory=dict)
     gaps: dict[str, None] = field(default_factory=dict)  # those that were not in the control store yet
     damage: list[str] = field(default_factory=list)  # what could not be read, each a gap
+    spool_bytes: int = 0  # that have to be in the spool, since their intents were dropped
 
     def __bool__(self) -> bool:
         return bool(self.keys or self.barriers or self.gaps or self.damage)
@@ -61,14 +66,20 @@ class IntentLog:
         folder.mkdir(parents=True, exist_ok=True)
         # Known before the first append, which would otherwise begin with a number that is taken.
         self._number = max(map(_number, self._segments()), default=0)
+        self._spool_bytes = 0
+        self._listed: list[int] = []
+        self._unlisted = ""  # why the manifest that was found cannot be relied on
+        self._read_manifest()
 
     def recover(self) -> Logged:
         """What the segments hold, those of an earlier process of this id too; they stay until `retire_before`."""
         found = Logged()
+        if self._unlisted:
+            found.damage.append(self._unlisted)
+        found.spool_bytes = self._spool_bytes
         paths = self._segments()
-        for before, path in pairwise(paths):
-            if _number(path) != _number(before) + 1:
-                found.damage.append(f"the segments between {before.name} and {path.name} are missing")
+        missing = set(self._listed) - set(map(_number, paths))
+        found.damage += [f"intent-{number}.log is missing" for number in sorted(missing)]
         for path in paths:
             try:
                 _read(path.read_bytes(), path.name, found)
@@ -100,7 +111,7 @@ class IntentLog:
             if self._map is None or self._at + size > self._room - reserve:
                 return False
         at = self._at
-        check = zlib.crc32(body, length << 2 | kind)
+        check = crc32(body, length << 2 | kind)
         self._map[at : at + size] = (check << 32 | length).to_bytes(8, "little") + b"\0" + body
         # The kind last: a reader takes a record only where it is set.
         self._map[at + 8] = kind
@@ -132,6 +143,7 @@ class IntentLog:
         self._room = room
         self._number = number
         self._at = 0
+        self._write_manifest([*map(_number, self._segments())], self._spool_bytes)
 
     @property
     def number(self) -> int:
@@ -143,14 +155,52 @@ class IntentLog:
         """How many segments there are."""
         return len(self._segments())
 
-    def retire_before(self, number: int) -> None:
-        """Drop the segments below `number`: all they hold was journalled or logged again since."""
-        for path in self._segments():
-            if _number(path) < number:
-                try:
-                    path.unlink(missing_ok=True)
-                except OSError as exc:  # it is journalled again at the next start, which costs copies only
-                    log.error("%s cannot be removed: %s", path, exc)
+    def retire_before(self, number: int, *, above: int = 0, spool_bytes: int = 0) -> None:
+        """Drop the segments below `number` and above `above`: all they hold was journalled, logged again or spooled since.
+
+        Args:
+            spool_bytes: of the spool that have to be there from now on, in place of what is dropped.
+        """
+        paths = self._segments()
+        dropped = [path for path in paths if above < _number(path) < number]
+        kept = [_number(path) for path in paths if path not in dropped]
+        if not self._write_manifest(kept, spool_bytes):
+            return  # they stay: without it a missing file could not be told from one that was dropped
+        for path in dropped:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as exc:  # it is journalled again at the next start, which costs copies only
+                log.error("%s cannot be removed: %s", path, exc)
+
+    def _write_manifest(self, listed: list[int], spool_bytes: int) -> bool:
+        said = orjson.dumps({"segments": listed, "spool_bytes": spool_bytes})
+        scratch = self._folder / "intents.new"
+        try:
+            scratch.write_bytes(b"%08x\n" % crc32(said) + said)
+            scratch.replace(self._folder / MANIFEST)
+        except OSError as exc:
+            log.error("the list of segments cannot be written: %s", exc)
+            return False
+        self._listed, self._spool_bytes, self._unlisted = listed, spool_bytes, ""
+        return True
+
+    def _read_manifest(self) -> None:
+        try:
+            check, _, said = (self._folder / MANIFEST).read_bytes().partition(b"\n")
+        except FileNotFoundError:
+            if self._segments():
+                self._unlisted = f"{MANIFEST} is missing"
+            else:
+                self._write_manifest([], 0)
+            return
+        except OSError as exc:
+            self._unlisted = f"{MANIFEST} cannot be read: {exc.strerror or type(exc).__name__}"
+            return
+        if check != b"%08x" % crc32(said):
+            self._unlisted = f"{MANIFEST} is damaged"
+            return
+        found = orjson.loads(said)
+        self._listed, self._spool_bytes = found["segments"], found["spool_bytes"]
 
     def roll(self) -> int:
         """Begin a new segment; returns its number, below which others may be retired later."""
@@ -183,7 +233,7 @@ def _read(raw: bytes, name: str, found: Logged) -> None:
     while at + _HEAD_BYTES <= len(raw) and (kind := raw[at + 8]):
         length = int.from_bytes(raw[at : at + 4], "little")
         body = raw[at + _HEAD_BYTES : at + _HEAD_BYTES + length]
-        if len(body) < length or zlib.crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
+        if len(body) < length or crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
             found.damage.append(f"{name} is damaged from byte {at} on")
             return
         at += _HEAD_BYTES + length

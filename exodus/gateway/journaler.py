@@ -30,6 +30,7 @@ from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.control.store import ControlStore, answered
+from exodus.ending import end_all
 from exodus.gateway.durability import Durability, TailLost
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.marks import Marks
@@ -87,6 +88,7 @@ class Journaler:
         self._marks = Marks(self._wake.set)
         self._pipe = StorePipe(store)
         self._durability = Durability(store, process)
+        self._not_fsynced = 0  # the last segment with intents of batches that a store which is away now may have lost
         self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed and fsynced
         self._retiring: asyncio.Task[None] | None = None
         self._recovered = False
@@ -146,6 +148,13 @@ class Journaler:
         if not self._recovered:
             self._recovered = True
             self._recover()
+        try:
+            await self._carry()
+        finally:
+            if self._retiring is not None:
+                await end_all([self._retiring])
+
+    async def _carry(self) -> None:
         while True:
             if not (self._marks or self._spool or self._untold() or (self._old_segment is not None and self._retiring is None)):
                 self._wake.clear()
@@ -162,6 +171,8 @@ class Journaler:
         logged = self._intents.recover()
         for why in (*logged.gaps, *logged.damage, *self._spool.damage):
             self.gap(why)
+        if self._spool.bytes < logged.spool_bytes:
+            self.gap(f"the spool has {self._spool.bytes} of the {logged.spool_bytes} bytes that were relied on")
         if not logged:
             return
         log.warning("journalling %d keys and %d barriers that an earlier process of this id had under way", len(logged.keys), len(logged.barriers))
@@ -175,12 +186,14 @@ class Journaler:
 
     async def _flush(self) -> None:
         if self._spool and not await self._replay():
+            old = self._old_segment  # all that was marked before this moment is in this batch or in an earlier one
             self._keep(*self._marks.take())
+            self._drop_spooled(old)
             self._flushed.set()
             await asyncio.sleep(_RETRY_S)
             self._wake.set()
             return
-        old = self._old_segment  # all that was marked before this moment is in this batch or in an earlier one
+        old = self._old_segment
         keys, barriers = self._marks.take()
         self._in_flight = len(keys) + len(barriers)
         try:
@@ -204,8 +217,20 @@ class Journaler:
         finally:
             self._in_flight = 0
             self._flushed.set()
-        if old is not None and self._retiring is None and not self._untold():
+        self._drop_spooled(old)
+        if old is not None and self._retiring is None and not self._spool and not self._untold():
             self._retiring = asyncio.get_running_loop().create_task(self._retire(old))
+
+    def _drop_spooled(self, old: int | None) -> None:
+        """Drop segments whose writes are in the spool.
+
+        What the store had acknowledged before it went away may be lost there, so those intents stay.
+        """
+        if old is not None and self._spool and self._retiring is None:
+            for why in self._untold():
+                self._intents.append_gap(why)
+            self._intents.retire_before(old, above=self._not_fsynced, spool_bytes=self._spool.bytes)
+            self._old_segment = None
 
     async def _append(self, keys: list[Key], barriers: Iterable[Barrier]) -> None:
         found = journal.commands(self._store.keys, keys, self._partitions, barriers)
@@ -256,6 +281,8 @@ class Journaler:
         if losses != self._tails_lost:
             return False  # the first batches may be gone again
         self._durability.safe(number)
+        self._not_fsynced = 0
+        self._intents.retire_before(0)  # nothing, but the spool is not relied on any more
         log.info("the control store is back: %d spooled keys were journalled", self._spool.keys)
         self._spool.clear()
         self._back()
@@ -285,12 +312,14 @@ class Journaler:
                     self._tail_lost(exc.found)
                 except _STORE_ERRORS as exc:
                     log.debug("intents are kept: the control store does not say that it has fsynced: %s", exc)
+                    if self._spool:
+                        return  # `_drop_spooled` sees to them as long as the store is away
                     await asyncio.sleep(_RETRY_S)
                 else:
                     if losses == self._tails_lost:
                         self._durability.safe(number)
-                        self._intents.retire_before(old)
-                        self._old_segment = None
+                        self._intents.retire_before(old, spool_bytes=self._spool.bytes)
+                        self._old_segment, self._not_fsynced = None, 0
                     return
         finally:
             self._retiring = None
@@ -328,6 +357,7 @@ class Journaler:
 
     def _away(self, exc: Exception) -> None:
         if self.store_away_since is None:
+            self._not_fsynced = self._intents.number
             self.store_away_since = time.monotonic()
             log.warning("the control store does not take the journal (%s): spooling; applications are not affected", type(exc).__name__)
 
@@ -351,7 +381,5 @@ class Journaler:
 
     def close(self) -> None:
         """At the end of the process."""
-        if self._retiring is not None:
-            self._retiring.cancel()
         self._pipe.close()
         self._intents.close()

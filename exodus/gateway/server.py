@@ -50,6 +50,7 @@ from exodus.gateway.cursors import tag_of
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.identity import identify
+from exodus.gateway.intents import MANIFEST
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.logins import Logins
@@ -138,9 +139,13 @@ class Gateway:
         self._main = Scope(Orders(table, self.telemetry))
         self._rehearsal = Scope(Orders(table, self.telemetry))
         self._rehearsal_name: bytes | None = None
+        ended = not (options.state_dir / "last.json").exists()
+        log_is_gone = not ended and not (options.state_dir / MANIFEST).exists()
         self._journaler = Journaler(store, plan.partitions, options.state_dir, options.process)
         self.registered = options.process  # under which id its heartbeats stand
-        self._identity = identify(options.state_dir, ended=not (options.state_dir / "last.json").exists())
+        self._identity = identify(options.state_dir, ended=ended)
+        if log_is_gone:
+            self._journaler.gap("the intent log is missing")
         if self._identity.host_restarted:
             self._journaler.gap("the host was restarted: the intent log may lack the last writes")
         # Called for every request, so without a stop here (see `relay.Hub`).

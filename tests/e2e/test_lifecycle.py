@@ -19,9 +19,10 @@ import redis
 from exodus.cli.demo import tamper
 from exodus.cli.phases import answer_open_decision, read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, load_migration
+from exodus.config import MigrationFile, Phase, load_migration
 from exodus.control import ledger
 from exodus.control.checkpoint import load_progress
+from exodus.control.ledger import CUTOVER
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.stack.home import Home
@@ -293,6 +294,18 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
     assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
+    # The digest is of what the form showed, and what it showed is kept.
+    cutover = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
+    assert cutover is not None
+    shown = asyncio.run(_report(operator.file, cutover.evidence))
+    assert ledger.digest(shown) == cutover.evidence_digest
+    assert any("verified" in line for line in shown["summary"])
+    assert any("beside the keys" in line for line in shown["summary"])
+    # What is true now only was looked at anew when the flow ran again after the decision.
+    asked = {"flow_runs": {"id": {"any_": [cutover.flow_run_id]}}, "task_runs": {"name": {"like_": "look how fresh the verification is"}}}
+    looked = [each["state"]["name"] for each in operator.api._call("POST", "/task_runs/filter", json=asked).json()]
+    assert len(looked) >= 2
+    assert set(looked) == {"Completed"}
     assert [entry.verdict for entry in entries if entry.decided_by == "somebody"] == ["reject"]
 
 

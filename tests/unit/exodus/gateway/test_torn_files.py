@@ -141,9 +141,33 @@ def test_a_segment_that_is_not_whole_is_told(tmp_path: Path, harm: str) -> None:
         path.unlink()
         path.mkdir()
     else:
-        path.rename(tmp_path / "intent-7.log")
-        (tmp_path / "intent-9.log").write_bytes(whole)
+        path.unlink()
     assert IntentLog(tmp_path, pytest.fail).recover().damage
+
+
+@pytest.mark.parametrize("harm", ["gone", "flip"])
+def test_a_manifest_that_cannot_be_relied_on_is_told(tmp_path: Path, harm: str) -> None:
+    logged(tmp_path)
+    path = tmp_path / "intents.json"
+    raw = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+        assert IntentLog(tmp_path, pytest.fail).recover().damage == ["intents.json is missing"]
+        return
+    for at in range(len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        assert IntentLog(tmp_path, pytest.fail).recover().damage, at
+
+
+def test_segments_that_were_dropped_are_not_missed(tmp_path: Path) -> None:
+    log = IntentLog(tmp_path, pytest.fail)
+    for key in (A, B, C):
+        log.append(key, None)
+        log.roll()
+    log.retire_before(3, above=1, spool_bytes=100)
+    log.close()
+    found = IntentLog(tmp_path, pytest.fail).recover()
+    assert (list(found.keys), found.damage, found.spool_bytes) == (A + C, [], 100)
 
 
 def test_a_new_log_never_takes_the_number_of_one_that_is_not_recovered_yet(tmp_path: Path) -> None:
