@@ -16,9 +16,13 @@ NAME ?=
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(HOT)
+APPLICATIONS := tests/support/jobs/requirements.txt
+
+$(STAMP): pyproject.toml constraints.txt setup.py $(HOT) $(APPLICATIONS)
 	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,dev]'
+	$(BIN)/python -m venv $(VENV)/applications
+	$(VENV)/applications/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(APPLICATIONS)
 	touch $(STAMP)
 
 install: $(STAMP)  ## make .venv with the pinned versions

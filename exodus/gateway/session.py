@@ -438,14 +438,15 @@ class Session:
             ends = any(request.args and self.orders.table.of(request.args).role is Role.RESET for request in self._requests.feed(data))
             if ends or self._requests.broken is not None:
                 self.streaming_reply, self._accepted = False, True
+        whole, self._unsent = self._unsent + data, _NOTHING  # the request that was not complete when this began
         if not self.streaming_reply:
             if self.orders.hold or self.frozen:
                 self._held = True
-                self._keep(data)
+                self._keep(whole)
                 return
             if self._accepted:
                 self._open_gap(UNREADABLE)
-        self.out.to_server(data)
+        self.out.to_server(whole)
 
     def _open_gap(self, why: str) -> None:
         if self.orders.journal is _ALL:

@@ -1,0 +1,37 @@
+"""What was made and done, on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+PORT = int(sys.argv[1])
+FOLDER = Path(sys.argv[2])
+PER_S = 40
+DRAIN_S = 40.0
+
+
+def note(name: str, number: int) -> None:
+    """Append a job's number to a file; one write, so that processes may share it."""
+    with (FOLDER / name).open("a") as file:
+        file.write(f"{number}\n")
+
+
+def stopped() -> bool:
+    """Whether no more jobs are to be made."""
+    return (FOLDER / "stop").exists()
+
+
+def drained() -> bool:
+    """Whether every job that was made has been done."""
+    made, done = (set((FOLDER / name).read_text().split()) if (FOLDER / name).exists() else set() for name in ("made", "done"))
+    return made <= done
+
+
+def wait_drained() -> None:
+    """Give workers time for what is left, and a moment more to do something twice."""
+    deadline = time.monotonic() + DRAIN_S
+    while not drained() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
