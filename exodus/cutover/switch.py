@@ -95,6 +95,7 @@ class Switch:
     shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
+    legs_turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who asks over `legs` beside another task
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
@@ -284,9 +285,10 @@ async def _check_standing(switch: Switch) -> None:
     reached = switch.legs if switch.holding or not await shut_out(switch.store, switch.to) or switch.shut_out else {}
     if switch.to is Side.TARGET and reached and not switch.holding:
         await carry_functions(await open_engine(switch.store, switch.plan, switch.route))  # a release may have loaded others since
-    rehearsed = await check_standing(
-        switch.store, switch.plan, switch.to, switch.approved, authority=reached.get(switch.old), follower=reached.get(switch.to)
-    )
+    async with switch.legs_turn:
+        rehearsed = await check_standing(
+            switch.store, switch.plan, switch.to, switch.approved, authority=reached.get(switch.old), follower=reached.get(switch.to)
+        )
     if rehearsed:
         switch.facts["rehearsal"] = rehearsed
 
@@ -302,7 +304,8 @@ async def _prepare(switch: Switch) -> None:
 
 
 async def _load_scripts(switch: Switch) -> None:
-    refused = await load_scripts(switch.store, switch.legs[switch.to], switch.scripts_loaded)
+    async with switch.legs_turn:
+        refused = await load_scripts(switch.store, switch.legs[switch.to], switch.scripts_loaded)
     switch.facts["scripts_loaded"] = len(switch.scripts_loaded)
     switch.facts["scripts_unseen"] = unseen(await registry.heartbeats(switch.store, "gateway"))
     if refused:

@@ -34,7 +34,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
-from exodus.leg import Leg, ReplyError, close_all
+from exodus.leg import Leg, ReplyError
 from exodus.own import is_own, without_own
 from exodus.resp.encode import encode, encode_many
 from exodus.sync.stream import BEGIN, FeedReader, Probes, not_heard
@@ -200,21 +200,18 @@ class PushReader(FeedReader):
 
     async def _follow(self) -> None:
         node = (await self._endpoint.nodes())[0]
-        leg, asker = await node.connect(name="exodus-feed"), await node.connect(name="exodus-feed")
-        listener = _Listener(leg, self._pushes)
-        listening = asyncio.create_task(listener.run())
-        answering: asyncio.Task[None] | None = None
-        try:
-            async with asyncio.timeout(_SILENCE_S):
-                await _first(listener.listens, listening)
-            self.connects += 1
-            answering = asyncio.create_task(self._answer(listener))
-            await self._read(_Asker(asker), listener, listening, answering)
-        finally:
+        tasks: list[asyncio.Task[None]] = []
+        async with await node.connect(name="exodus-feed") as leg, await node.connect(name="exodus-feed") as asker:
+            listener = _Listener(leg, self._pushes)
             try:
-                await end_all([listening, answering])
+                tasks.append(listening := asyncio.create_task(listener.run()))
+                async with asyncio.timeout(_SILENCE_S):
+                    await _first(listener.listens, listening)
+                self.connects += 1
+                tasks.append(answering := asyncio.create_task(self._answer(listener)))
+                await self._read(_Asker(asker), listener, listening, answering)
             finally:
-                await close_all((leg, asker))
+                await end_all(tasks)
 
     async def _answer(self, listener: _Listener) -> None:
         """Answer questions whether all was heard (`Beacon`)."""
