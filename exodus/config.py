@@ -22,13 +22,17 @@ from exodus.scope import Filters, Rename, Scope, check_renames
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
-RETAINED_ARG_BYTES = 64 * 1024  # an argument longer than this is skipped, never copied; as a key it is a gap
+RETAINED_ARG_BYTES = 1024 * 1024  # an argument longer than this is skipped, never copied; as a key it is a gap
+SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # texts of scripts that a gateway keeps, to load them on the other side at a switch
+UNKNOWN_REQUESTS_MAX = 1_000  # answered requests that wait until the server tells what their command is; more are a gap
+UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
+CURSOR_BITS = 45  # of a SCAN cursor that are the server's own; the bits above say from which authority it is
 RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
 INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
 HELD_BYTES_MAX = 1024 * 1024  # what a session keeps of a client while its writes are held, before it stops reading
 TRANSACTION_BYTES_MAX = 1024 * 1024  # a queued MULTI larger than this cannot be carried over a switch
+WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # of a reply that is taken apart, or changed, before it is passed on
 SUBSCRIPTIONS_TRACKED_MAX = 10_000
-SCANS_TRACKED_MAX = 1_000  # unfinished iterations of one session; with more it cannot be carried over a switch
 JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
 JOURNAL_BATCH_KEYS = 4_000
 JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far
@@ -59,6 +63,7 @@ PIECE_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = 1_000  # the source does nothing else for as long as the target does not answer it
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
+MARKED_AHEAD_ENTRIES_MAX = 1_000  # journal entries not synced, beyond which a full comparison waits before it marks more keys
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
 
 
@@ -92,6 +97,7 @@ class JournalMode(StrEnum):
 class Feed(StrEnum):
     """Where it is known from which keys changed."""
 
+    AUTO = "auto"  # the most complete of the others that a side allows and that is proved; only in a plan, never in force
     GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
     TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
@@ -399,7 +405,7 @@ class Plan(BaseModel):
         default=CopyStrategy.KEYS, description="key by key; by MIGRATE; or native: the target is the source's replica until the cutover"
     )
     workers: Workers = Field(default=Workers(), description="who copies the slices")
-    feed: Feed = Field(default=Feed.GATEWAY, description="which change feed is complete: the gateways' journal, or what the authority tells itself")
+    feed: Feed = Field(default=Feed.AUTO, description="which change feed is relied on: the most complete one that a side allows, or the one named")
     budget: Budget = Field(default=Budget(), description="what the source may bear; without it the copy is as fast as it can be")
     verified_share_min: float = Field(default=0.9, ge=0, le=1, description="of the keys, verified since their last write, before a cutover")
     sample: float = Field(default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at")

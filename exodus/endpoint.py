@@ -13,15 +13,25 @@ from typing import Literal
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
-from exodus.config import Address, Feed, Login, Plan, Side
+from exodus.config import Address, Cutover, Feed, Login, Plan, Side
 from exodus.control.durable import check_store
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import Leg, ReplyError, error_of
 from exodus.own import RESERVED_PREFIX, is_own
 
+# Settings that bound what one command may be; the server ends the connection of whoever goes beyond.
+LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
+_SCRIPT_LIMIT = "lua-time-limit"  # from 7.0 on another name of busy-reply-threshold
+_SCRIPT_MS = 5_000  # the servers' own default
+# Payload versions of servers that have no FUNCTION DUMP, or do not let us (facts-redis 2): since which version → which.
+_PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
+    "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
+    "valkey": [((9,), 80), ((7, 2), 11)],
+}
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
+_OWN_KEYS_MAX = 1_000
 _AWAY = ("LOADING", "MASTERDOWN")
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
@@ -40,6 +50,9 @@ class NodeFacts:
     maxmemory_policy: str
     user: str
     capabilities: dict[str, bool] = field(default_factory=dict)
+    database_count: int = 1  # databases that Exodus can enter: 0 to this, less one
+    limits: dict[str, int] = field(default_factory=dict)  # `LIMITS` that the server tells
+    script_ms: int = _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
 
     @property
     def version_text(self) -> str:
@@ -96,7 +109,7 @@ class Node:
             info = info_of(raw)
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
-            scratch = _PROBE
+            scratch = _PROBE  # never written
             names = ("pexpiretime", "acl", "monitor", "scripts", "hash field ttl", "no-touch", "read-only scripts", "memory usage")
             probes = await leg.pipeline(
                 [
@@ -118,24 +131,67 @@ class Node:
             able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
-            # The smallest value: only the footer is wanted. In one transaction, since several processes ask at once.
-            outcome = (await leg.pipeline([("MULTI",), ("SET", scratch, "1", "PX", 5000), ("DUMP", scratch), ("DEL", scratch), ("EXEC",)]))[-1]
-            dump = outcome[1] if isinstance(outcome, list) else None
-            if isinstance(outcome, ReplyError):  # a replica takes no scratch key; the libraries' payload ends in the same way (from 7.0 on)
-                dump = (await leg.pipeline([("FUNCTION", "DUMP")]))[0]
-            payload = int.from_bytes(dump[-10:-8], "little") if isinstance(dump, bytes) else None
+            databases = databases_of(info)
+            payload = await _payload_version(leg, engine, version)
+            limits = await _settings_of(leg, *LIMITS)
+            script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(_SCRIPT_LIMIT) or _SCRIPT_MS  # 0: no limit
+            database_count = await _database_count(leg)
         return NodeFacts(
             engine=engine,
             version=version,
             run_id=info["run_id"],
             payload_version=payload,
-            databases=databases_of(info),
+            databases=databases,
             used_memory=int(info.get("used_memory", 0)),
             maxmemory=int(info.get("maxmemory", 0)),
             maxmemory_policy=info.get("maxmemory_policy", ""),
             user=user,
             capabilities=able,
+            database_count=database_count,
+            limits=limits,
+            script_ms=script_ms,
         )
+
+
+async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...]) -> int | None:
+    """Return the version in the footer of DUMP payloads, None where DUMP is refused.
+
+    Writes nothing: applications that track keys or listen to notifications would hear of a key of ours.
+    """
+    allowed, libraries = await leg.pipeline([("DUMP", _PROBE), ("FUNCTION", "DUMP")])
+    if isinstance(allowed, ReplyError):
+        return None
+    if isinstance(libraries, bytes):  # from Redis 7.0 on; it ends as the payload of a key does
+        return int.from_bytes(libraries[-10:-8], "little")
+    return next((found for since, found in _PAYLOAD_VERSIONS[engine] if version >= since), None)
+
+
+async def _settings_of(leg: Leg, *names: str) -> dict[str, int]:
+    found = await leg.pipeline([("CONFIG", "GET", name) for name in names])
+    told = zip(names, found, strict=True)
+    return {name: int(pair[1]) for name, pair in told if isinstance(pair, list) and len(pair) == 2}
+
+
+async def _database_count(leg: Leg) -> int:
+    """Count the databases that Exodus can enter: as many as the setting says, or by bisection where it may not be read."""
+
+    async def enters(db: int) -> bool:
+        (said,) = await leg.pipeline([("SELECT", db)])
+        return not isinstance(said, ReplyError)
+
+    (told,) = await leg.pipeline([("CONFIG", "GET", "databases")])
+    try:
+        if isinstance(told, list) and len(told) == 2 and await enters(int(told[1]) - 1):
+            return int(told[1])
+        inside, outside = 0, 1
+        while await enters(outside):
+            inside, outside = outside, outside * 2
+        while outside - inside > 1:
+            middle = (inside + outside) // 2
+            inside, outside = (middle, outside) if await enters(middle) else (inside, middle)
+        return outside
+    finally:
+        await leg.call("SELECT", 0)
 
 
 class Endpoint:
@@ -167,7 +223,7 @@ def payload_fits(authority: NodeFacts, follower: NodeFacts) -> bool:
 
 
 async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None) -> list[Finding]:
-    """The pre-flight checks. Changes nothing but one scratch key that expires.
+    """The pre-flight checks. Changes nothing.
 
     Raises:
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
@@ -192,6 +248,7 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     findings.append(await check_empty(target, theirs, plan, store))
     findings.append(_check_memory(ours, theirs))
     findings.append(await _check_payloads(source, ours, theirs))
+    findings += [_check_databases(ours, theirs, plan), *_check_limits(ours, theirs)]
     findings.append(_check_user("source", ours))
     findings.append(_check_user("target", theirs))
     findings += [await _check_login(login, plan) for login in plan.logins]
@@ -238,14 +295,7 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
             foreign -= int(await answered(store.client.scard(store.keys.seeded)))
         except RedisError:
             foreign = sum(facts.databases.values())
-    if 0 < foreign < 1000:
-        for node in await target.nodes():
-            for db in facts.databases:
-                async with await node.connect(db) as leg:
-                    cursor: bytes | None = None
-                    while cursor != b"0":
-                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
-                        foreign -= sum(map(is_own, keys))
+    foreign -= await _own_keys(target, facts)
     if foreign > 0 and not plan.allow_nonempty:
         return Finding(
             "empty target", "fatal", f"the target holds {foreign} keys in {len(facts.databases)} database(s)",
@@ -255,6 +305,31 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
     return Finding("empty target", "ok" if foreign <= 0 else "warning", f"{max(foreign, 0)} keys of others on the target")
 
 
+async def empty_database(endpoint: Endpoint) -> int:
+    """Return the highest database without keys, where no application looks; 0 where each has some."""
+    facts = await (await endpoint.nodes())[0].facts()
+    return next((db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0)
+
+
+async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
+    """Count the keys of a side that are not Exodus's own."""
+    return sum(facts.databases.values()) - await _own_keys(endpoint, facts)
+
+
+async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
+    """Count Exodus's own keys on a side; 0 where there are so many that other keys are among them."""
+    found = 0
+    if sum(facts.databases.values()) < _OWN_KEYS_MAX:
+        for node in await endpoint.nodes():
+            for db in facts.databases:
+                async with await node.connect(db) as leg:
+                    cursor: bytes | None = None
+                    while cursor != b"0":
+                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
+                        found += sum(map(is_own, keys))
+    return found
+
+
 def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:
     if theirs.maxmemory and theirs.maxmemory < ours.used_memory:
         return Finding(
@@ -262,6 +337,66 @@ def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:
             "the copy would not fit", f"set maxmemory of the target to {int(ours.used_memory * 1.25):,} or more",
         )  # fmt: skip
     return Finding("memory", "ok", f"source uses {ours.used_memory:,} bytes, target allows {theirs.maxmemory or 'all it can get'}")
+
+
+def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
+    """Compare the databases of both sides; a key of a database that the other side lacks cannot be carried."""
+    lacking = sorted(db for used in ours.databases for db in _databases_for(plan, used) if db >= theirs.database_count)
+    counts = f"the source has {ours.database_count} databases, the target {theirs.database_count}"
+    if lacking:
+        return Finding(
+            "databases", "fatal", f"{counts}: keys of the source belong in database {lacking[0]}",
+            f"keys for {len(set(lacking))} database(s) that the target lacks could not be copied",
+            f"set `databases {lacking[-1] + 1}` or more in the target's configuration and restart it;"
+            " or leave these databases out by filters.exclude, or move them by renames",
+        )  # fmt: skip
+    if ours.database_count > theirs.database_count:
+        return Finding(
+            "databases", "warning", counts,
+            f"keys that applications write to database {theirs.database_count} or above become dead letters,"
+            " and after the cutover SELECT fails there",
+            f"set `databases {ours.database_count}` in the target's configuration",
+        )  # fmt: skip
+    if ours.database_count < theirs.database_count and plan.cutover is Cutover.GATEWAY:
+        return Finding(
+            "databases", "warning", counts,
+            f"after the cutover a key that applications write to database {ours.database_count} or above"
+            " cannot flow back; it becomes a dead letter, and a rollback would lose it",
+            f"set `databases {ours.database_count}` in the target's configuration, or as many in the source's",
+        )  # fmt: skip
+    return Finding("databases", "ok", counts)
+
+
+def _databases_for(plan: Plan, db: int) -> set[int]:
+    """Return the databases of the target to which keys of a used database of the source may go."""
+    exclude, include = plan.filters.exclude, plan.filters.include
+    if any(rule.model_fields_set == {"databases"} and db in rule.databases for rule in exclude):
+        return set()
+    if include and not any(not rule.databases or db in rule.databases for rule in include):
+        return set()
+    rules = [rule for rule in plan.renames if rule.database in (None, db)]
+    whole = any(not rule.prefix for rule in rules)
+    return {db if rule.to_database is None else rule.to_database for rule in rules} | (set() if whole else {db})
+
+
+def _check_limits(ours: NodeFacts, theirs: NodeFacts) -> list[Finding]:
+    """Compare what one command may be on both sides."""
+    found = []
+    for name in LIMITS:
+        here, there = ours.limits.get(name), theirs.limits.get(name)
+        if here is None or there is None or here == there:
+            continue
+        smaller, larger = ("target", "source") if there < here else ("source", "target")
+        meaning = (
+            "a key with a larger element becomes a dead letter, and applications lose their connection for it after the cutover"
+            if there < here
+            else "after the cutover a larger element cannot flow back to the source; its key becomes a dead letter"
+        )
+        found.append(Finding(
+            name, "warning", f"{name} is {here:,} bytes on the source, {there:,} on the target", meaning,
+            f"CONFIG SET {name} {max(here, there)} on the {smaller}, as on the {larger}",
+        ))  # fmt: skip
+    return found
 
 
 async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> Finding:

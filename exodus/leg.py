@@ -21,6 +21,16 @@ from exodus.resp.encode import Arg, encode, encode_many
 Reply = Any  # bytes, int, None, list of these, or hiredis.ReplyError
 ReplyError = hiredis.ReplyError
 _READ_BYTES = 256 * 1024
+_NO_DATABASE = ("out of range", "invalid DB index", "not allowed in cluster mode")
+
+
+class NoDatabase(ReplyError):
+    """The server has no database of that number: it holds no key there, and takes none."""
+
+
+def no_database(said: str) -> bool:
+    """Whether an answer to SELECT says that there is no such database."""
+    return any(text in said for text in _NO_DATABASE)
 
 
 def error_of(side: Side) -> type[SourceError] | type[TargetError]:
@@ -44,6 +54,7 @@ class Leg:
         self.address = address
         self.side = side
         self.db = 0
+        self.name = ""
         self._reader = reader
         self._writer = writer
         self._parser = hiredis.Reader(notEnoughData=Ellipsis)
@@ -77,6 +88,7 @@ class Leg:
             secret = address.secret(side)
             if secret is not None:
                 await leg.call("AUTH", *([address.username] if address.username else []), secret)
+            leg.name = name
             await leg.call("CLIENT", "SETNAME", name)
             if db:
                 await leg.select(db)
@@ -193,10 +205,48 @@ class Leg:
         return reply
 
     async def select(self, db: int) -> None:
-        """Change the database, if it is another."""
+        """Change the database, if it is another. Nothing is sent before the server has said that it did.
+
+        Raises:
+            NoDatabase: the server has no such database; the leg stays where it was.
+            hiredis.ReplyError: it does not let us into it.
+        """
         if db != self.db:
-            await self.call("SELECT", db)
+            try:
+                await self.call("SELECT", db)
+            except ReplyError as exc:
+                if no_database(str(exc)):
+                    raise NoDatabase(str(exc)) from exc
+                raise
             self.db = db
+
+    async def watch(self, key: bytes) -> Reply:
+        """Watch a key; its value.
+
+        Raises:
+            hiredis.ReplyError: the server does not watch it, or does not tell it; nothing is watched.
+        """
+        watching, found = await self.pipeline([("WATCH", key), ("GET", key)])
+        for reply in (watching, found):
+            if isinstance(reply, ReplyError):
+                await self.pipeline([("UNWATCH",)])
+                raise reply
+        return found
+
+    async def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Reply] | None:
+        """Run commands in one transaction; their replies, errors as values. None where a watched key was touched.
+
+        None of them is sent before the transaction was begun: without it they would run at once, whatever was watched.
+
+        Raises:
+            hiredis.ReplyError: the server begins none, or does not queue a command; nothing was run.
+        """
+        await self.call("MULTI")
+        replies = await self.pipeline([*commands, ("EXEC",)])
+        outcome = replies[-1]
+        if isinstance(outcome, ReplyError):
+            raise next(reply for reply in replies if isinstance(reply, ReplyError))
+        return None if outcome is None else list(outcome)
 
     def end(self) -> None:
         """End the connection, without waiting for it."""

@@ -15,9 +15,9 @@ from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, why_not_left, window_of
 from tasks.evidence import artifact_key, evaluate
-from tasks.functions import carry_libraries
+from tasks.functions import carry_libraries, say_scripts
 from tasks.ledger import open_phase
-from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, verify_sides, wait_caught_up
+from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, prove_way_back, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
 
@@ -54,7 +54,9 @@ def commit(migration: str = "demo") -> State[str]:
         f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
         f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
     ]
+    summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
+    summary += say_scripts(migration)
     summary += compare_beside(migration, PHASE)
     if behind["filtered"]:
         summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")

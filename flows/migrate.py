@@ -100,6 +100,7 @@ def migrate(migration: str = "demo") -> State[str]:
         f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
         f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
     ]
+    summary += live["feeds"]
     summary += carry_libraries(migration, PHASE)
     if live["kept"]:
         summary.append(f"the copy of an earlier attempt was kept; {changed:,} keys changed while live sync was off and were copied again")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prefect.artifacts import create_table_artifact
 
 from exodus.config import Phase
+from exodus.control import registry
+from exodus.cutover import held, scripts
 from exodus.sync.engine import open_engine
 from exodus.sync.functions import Libraries, carry_functions
 from tasks.context import live_task, opened, run
@@ -32,3 +34,15 @@ def carry_libraries(migration: str, phase: Phase) -> list[str]:
         named = "; ".join(f"{name}: {why}" for name, why in list(found.failed.items())[:_NAMED])
         lines.append(f"{len(found.failed)} FUNCTION LIBRARIES COULD NOT BE CARRIED, calls of them will fail there: {named}")
     return lines
+
+
+@live_task(name="say what scripts mean for the cutover")
+def say_scripts(migration: str) -> list[str]:
+    """Lines of a form: what scripts may have written unheard, and how many of them the target may lack."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            missing = scripts.told(scripts.unseen(await registry.heartbeats(it.store, "gateway")))
+            return [*await held.told(it.store, it.plan), *([missing] if missing else [])]
+
+    return run(work())

@@ -9,20 +9,21 @@ from prefect import task
 
 from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side
 from exodus.control import freshness, journal, letters, registry
-from exodus.control.changes import Barrier
+from exodus.control.changes import Barrier, Key
 from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered, make_client
+from exodus.cutover.feeds import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.cutover.standing import check_fresh
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, empty_database
 from exodus.errors import DecisionRefused
-from exodus.sync import migrate, native, runs
+from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import dead_letters, keys_of, mark_differing, reconcile, repair
+from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
@@ -37,6 +38,11 @@ _PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, 5
 async def _everybody(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "syncer"):
         await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
+
+
+async def _any_alive(it: Opened, kind: str) -> bool:
+    now_ms = await it.store.now_ms()
+    return any(not beat.stale(now_ms) for beat in await registry.heartbeats(it.store, kind))
 
 
 @task(name="start live sync", persist_result=True)
@@ -65,7 +71,9 @@ def start_live_sync(migration: str) -> Json:
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await begin_feed(it.store, it.plan)
+                await lives.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
+                feeds = await choose_feeds(it.store, it.plan)
+                await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 if by_replica:
@@ -73,21 +81,28 @@ def start_live_sync(migration: str) -> Json:
                     await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
                 else:
                     await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
-                on = route.next(why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer)
+                on = route.next(
+                    why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer, feed=feeds[Side.SOURCE].feed
+                )
                 route = await change_route(it.store, route, on)
             await _everybody(it, route.epoch)
             if route.native:
                 await native.attach(it.plan, route.writer_epoch)
             elif before is not None:
+                engine = await open_engine(it.store, it.plan, route)
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
-                await rescan(await open_engine(it.store, it.plan, route), Barrier("flushall"))
+                if await lives.may_remove(engine):
+                    await rescan(engine, Barrier("flushall"))
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
             # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.
-            through = it.plan.through_gateway(Side.SOURCE) if it.plan.feed is Feed.GATEWAY else it.plan.source
-            client = make_client(through, field="source")
+            through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
+            undeclared = route.feed is not Feed.GATEWAY
+            client = make_client(through, field="source", db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0)
             try:
-                key = await prove(JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S)
+                key = await prove(
+                    JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S, undeclared=undeclared
+                )
             finally:
                 await client.aclose()
             now = await runs.current(it.store) or await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch)
@@ -95,7 +110,8 @@ def start_live_sync(migration: str) -> Json:
             return {
                 "epoch": route.epoch,
                 "writer_epoch": route.writer_epoch,
-                "feed": str(it.plan.feed),
+                "feed": str(route.feed),
+                "feeds": [(await chosen_feed(it.store, it.plan, side)).text(side) for side in Side],
                 "proved_by": key,
                 "run": now.run,
                 "kept": kept and not route.native,
@@ -113,6 +129,19 @@ async def _let_in(it: Opened) -> None:
             await fence.lower(record)
 
 
+@live_task(name="prove the change feed of the way back")
+def prove_way_back(migration: str) -> str:
+    """Find and prove the feed by which writes flow back after a cutover, in words. Not kept as a result: the target may change."""
+
+    async def work() -> str:
+        async with opened(migration) as it:
+            if (await read_route(it.store)).authority is Side.SOURCE:
+                await choose_feeds(it.store, it.plan, [Side.TARGET])
+            return (await chosen_feed(it.store, it.plan, Side.TARGET)).text(Side.TARGET)
+
+    return run(work())
+
+
 @task(name="mark what changed while live sync was off", persist_result=True)
 def mark_changed_meanwhile(migration: str) -> int:
     """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
@@ -123,7 +152,7 @@ def mark_changed_meanwhile(migration: str) -> int:
             if kept is None or not kept.to_compare:
                 return 0
             # A replica was filled anew.
-            marked = 0 if (await read_route(it.store)).native else await mark_differing(await open_engine(it.store, it.plan))
+            marked = 0 if (await read_route(it.store)).native else (await mark_differing(await open_engine(it.store, it.plan))).marked
             await runs.compared(it.store, kept)
             return marked
 
@@ -138,7 +167,15 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
         async with opened(migration) as it:
             loop = asyncio.get_running_loop()
             began = loop.time()
+
+            async def compares() -> str:
+                return f"waits for live sync: {await lives.left(it.store, only_comparing=True)}"
+
+            async with telling(compares):
+                while await lives.left(it.store, only_comparing=True) and await _any_alive(it, "syncer"):
+                    await asyncio.sleep(0.1)
             goal = await journal.ends(it.store, it.plan.partitions)
+            began = loop.time()
 
             async def how_far() -> str:
                 return f"waits for live sync: {await journal.lag_entries(it.store, it.plan.partitions)} entries are left"
@@ -188,7 +225,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
                 while True:
                     elapsed = time.monotonic() - began
                     fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-                    equal = fresh.pass_age_s is not None and not fresh.never and fresh.oldest_dirty_s < elapsed
+                    equal = fresh.pass_age_s is not None and not fresh.never and not fresh.gaps and fresh.oldest_dirty_s < elapsed
                     if equal or fresh.pass_age_s is None or elapsed > within_s:
                         return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
                     await asyncio.sleep(0.2)
@@ -205,14 +242,24 @@ def repair_divergences(migration: str, name: str) -> Json:
             engine = await open_engine(it.store, it.plan)
             found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
             repaired = 0
+            left_alone: dict[Key, str] = {}
             for _ in range(_REPAIR_ROUNDS):
                 before = found["divergences_total"] + len(found["dead_letters"])
                 keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
-                repaired += len(keys) - len(await repair(engine, keys))
+                left_alone = await repair(engine, keys)
+                repaired += len(keys) - len(left_alone)
                 found = await reconcile(engine, name)
                 left = found["divergences_total"] + len(found["dead_letters"])
                 if not left or left >= before:
                     break
+            kept = [key for key, why in left_alone.items() if why == KEPT.format(side=engine.route.follower)]
+            if kept and found["divergences_total"]:
+                named = ", ".join(f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10])
+                raise DecisionRefused(
+                    f"{len(kept)} keys are only on the {engine.route.follower}: {named}",
+                    why="the other side may have lost them, or a write that no journal saw made them; Exodus does not remove them unasked",
+                    next_step="look at them (exodus verify), then exodus repair --remove-extra removes them; then start the phase again",
+                )
             return {**found, "repaired": repaired}
 
     return run(work())

@@ -22,7 +22,7 @@ def capture_traffic(migration: str, seconds: float | None) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            table = await load_table(it.plan)
+            table = (await load_table(it.plan)).commands
             profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
             report = profile.report(table)
             await it.store.save_report("profile.pre-test", report)

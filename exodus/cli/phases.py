@@ -28,6 +28,7 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.canary import read_canary, text_of
+from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import read_record
 from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
@@ -179,6 +180,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
             "syncers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "syncer")],
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "feeds": {str(side): (await chosen_feed(store, migration.plan, side)).text(side) for side in Side},
             "pace": [report.model_dump() for report in await read_paces(store)],
             "freshness": await _freshness(store, migration.plan.partitions),
             "accepted_letters": list((await accepted_letters(store)).values()),
@@ -207,6 +209,9 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
         + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
+    print(status["feeds"][status["authority"]])
+    for gap in status["open_gaps"]:
+        print(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
         print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
@@ -334,11 +339,11 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 # ---------------------------------------------------------------------- verification
 
 
-async def _verify(store: ControlStore, *, fix: bool, depth: Depth, share: float) -> Json:
+async def _verify(store: ControlStore, *, fix: bool, depth: Depth = Depth.FULL, share: float = 1.0, remove_extra: bool = False) -> Json:
     engine = await open_engine(store, await store.plan())
     report = await reconcile(engine, BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
-        left = await sync_again(engine, keys_of(report))
+        left = await sync_again(engine, keys_of(report), remove_extra=remove_extra)
         report = await reconcile(engine, BY_HAND, depth=depth, share=share)
         report["not_repaired"] = _reasons(left)
     return report
@@ -401,8 +406,13 @@ def dry_run(
         show_table("dry run", columns, [[row[column] for column in columns] for row in rows])
 
 
-def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
-    """Try the dead letters once more, accepted ones too. Example: exodus repair"""
+def repair(
+    remove_extra: Annotated[bool, typer.Option("--remove-extra", help="compare both sides, and remove keys that only the follower has")] = False,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Try the dead letters once more, accepted ones too. Keys that only the follower has are kept, unless said otherwise. Example: exodus repair"""
     migration = migration_at(file, home)
 
     async def work() -> Json:
@@ -411,8 +421,12 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
             keys = await dead_letters(store)
             if engine.route.authority is Side.SOURCE:
                 keys += await accepted_letters(store)  # after a cutover a copy of what stayed behind would remove it there
-            failed = await sync_again(engine, keys)
-            return {"tried": len(keys), "carried": len(keys) - len(failed), "failed": _reasons(failed)}
+            failed = await sync_again(engine, keys, remove_extra=remove_extra)
+            done: Json = {"tried": len(keys), "carried": len(keys) - len(failed), "failed": _reasons(failed)}
+            if remove_extra:
+                report = await _verify(store, fix=True, remove_extra=True)
+                done |= {"divergences_total": report["divergences_total"], "failed": done["failed"] + report.get("not_repaired", [])}
+            return done
 
     done = asyncio.run(work())
     if json:
@@ -422,5 +436,7 @@ def repair(file: FileOption = None, home: HomeOption = None, json: JsonOption = 
             f"{done['carried']} of {done['tried']} dead letters were carried"
             + (f"; still failing: {', '.join(row['key'] for row in done['failed'][:20])}" if done["failed"] else "")
         )
+        if remove_extra:
+            print(f"{done['divergences_total']} divergences are left")
     if done["failed"]:
         raise typer.Exit(1)

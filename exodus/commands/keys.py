@@ -8,9 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+_DATABASES_MAX = 2**31
+_DIGITS_MAX = 10  # more are in no range that a server accepts, and Python refuses to read thousands
+
+
+def integer(raw: bytes) -> int | None:
+    """Return a number that is written with digits only, or None where it is not or has too many."""
+    return int(raw) if len(raw) <= _DIGITS_MAX and raw.isdigit() else None
+
+
+def database(raw: bytes) -> int | None:
+    """Return the number of a database, or None where no server can have it: they count in 32 bits with a sign."""
+    number = integer(raw)
+    return number if number is not None and number < _DATABASES_MAX else None
+
 
 def _integer(raw: bytes) -> int:
-    return int(raw) if raw.isdigit() else 0
+    return integer(raw) or 0
 
 
 def by_position(args: list[bytes], first: int, last: int, step: int) -> list[bytes]:

@@ -24,7 +24,7 @@ class Role(IntEnum):
     HELLO = auto()
     CLIENT = auto()
     RESET = auto()
-    QUIT = auto()
+    QUIT = auto()  # the server reads nothing behind it
     SUBSCRIBE = auto()
     UNSUBSCRIBE = auto()
     STREAMING = auto()  # the connection becomes a one-way stream: MONITOR, SYNC, PSYNC
@@ -33,7 +33,12 @@ class Role(IntEnum):
     BARRIER = auto()  # may change every key of a database
     MOVES_DB = auto()  # MOVE and COPY … DB: a key in another database
     SCRIPT = auto()  # may write keys that it does not declare
+    SCRIPTS = auto()  # SCRIPT LOAD and its like: the texts that EVALSHA names
+    REPLACES = auto()  # may replace data without naming a key
 
+
+# Words of HTTP: every server closes the connection where one is a command's name, whether it lists it or not.
+CLOSE_AT_ONCE = (b"POST", b"HOST:")
 
 ROLES: dict[bytes, Role] = {
     b"MULTI": Role.MULTI,
@@ -47,6 +52,7 @@ ROLES: dict[bytes, Role] = {
     b"CLIENT": Role.CLIENT,
     b"RESET": Role.RESET,
     b"QUIT": Role.QUIT,
+    **dict.fromkeys(CLOSE_AT_ONCE, Role.QUIT),
     b"SUBSCRIBE": Role.SUBSCRIBE,
     b"PSUBSCRIBE": Role.SUBSCRIBE,
     b"SSUBSCRIBE": Role.SUBSCRIBE,
@@ -68,6 +74,16 @@ ROLES: dict[bytes, Role] = {
     b"EVAL": Role.SCRIPT,
     b"EVALSHA": Role.SCRIPT,
     b"FCALL": Role.SCRIPT,
+    b"EVAL_RO": Role.SCRIPT,
+    b"EVALSHA_RO": Role.SCRIPT,
+    b"FCALL_RO": Role.SCRIPT,
+    b"SCRIPT": Role.SCRIPTS,
+    b"REPLICAOF": Role.REPLACES,
+    b"SLAVEOF": Role.REPLACES,
+    b"FAILOVER": Role.REPLACES,
+    b"DEBUG": Role.REPLACES,
+    b"MODULE": Role.REPLACES,
+    b"PFDEBUG": Role.REPLACES,
     b"BLPOP": Role.BLOCKING,
     b"BRPOP": Role.BLOCKING,
     b"BRPOPLPUSH": Role.BLOCKING,
@@ -84,8 +100,60 @@ ROLES: dict[bytes, Role] = {
 
 # The servers flag these otherwise, for reasons of their own (replication of scripts; XREADGROUP's key specs say read only).
 WRITES = frozenset({b"EVAL", b"EVALSHA", b"FCALL", b"XREADGROUP", b"BRPOPLPUSH", b"PFCOUNT"})
+# They run scripts that can only read.
+READ_ONLY_SCRIPTS = frozenset({b"EVAL_RO", b"EVALSHA_RO", b"FCALL_RO"})
 # Flagged as writes by the servers, but no key of a database changes.
 NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"})
+
+
+# Of a known command that answers an error nothing was executed, except of these: MIGRATE may have moved some of its keys.
+ACTS_ON_ERROR = frozenset({b"MIGRATE"})
+# How the error of a script begins that was refused before it ran. A script that ran may have written before it
+# failed, and can hand on the error of an inner command, so OOM, READONLY and their like are not here.
+SCRIPT_REFUSALS = (
+    b"NOAUTH Authentication required",
+    b"NOPERM this user has no permissions",
+    b"NOPERM User ",
+    b"NOSCRIPT No matching script",
+    b"LOADING ",
+    b"BUSY ",
+    b"ERR unknown command",
+    b"ERR wrong number of arguments for 'ev",
+    b"ERR wrong number of arguments for 'fcall",
+    b"ERR Error compiling script",
+    b"ERR Number of keys can't be",
+    b"ERR Function not found",
+    b"ERR value is not an integer",
+    b"ERR Bad number of keys",
+    b"ERR Can't execute 'ev",
+    b"ERR Can't execute 'fcall",
+    b"MASTERDOWN ",
+)
+# How the error of a command begins that the server does not have, or that this user or moment may not run: it did nothing, whatever it is.
+REFUSALS = (
+    b"NOAUTH ", b"NOPERM ", b"ERR unknown command", b"ERR wrong number of arguments", b"LOADING ", b"BUSY ", b"EXECABORT ", b"MASTERDOWN ",
+    b"ERR Can't execute",
+)  # fmt: skip
+
+# Commands without keys that change what the server holds, or from whom it has it: no journal can say which keys.
+REPLACES_DATA = frozenset({b"REPLICAOF", b"SLAVEOF", b"FAILOVER", b"PFDEBUG", b"MODULE|LOAD", b"MODULE|LOADEX", b"MODULE|UNLOAD"})
+# The subcommands of DEBUG that only look. Any other may have replaced the data.
+DEBUG_LOOKS = frozenset(
+    b"HELP OBJECT SLEEP DIGEST DIGEST-VALUE JMAP STRINGMATCH-LEN HTSTATS HTSTATS-KEY SDSLEN ZIPLIST LISTPACK QUICKLIST LOG PROTOCOL ERROR "
+    b"STRUCTSIZE DICT-STATS CHANGE-REPL-ID SET-ACTIVE-EXPIRE MALLCTL MALLCTL-STR LEAK ASSERT OOM".split()
+)
+
+
+def replaces_data(name: bytes, args: list[bytes]) -> bool:
+    """Whether a request may have replaced data in a way that no journal sees."""
+    if name.startswith((b"MODULE", b"DEBUG")) and len(args) > 1:
+        word = args[1].upper()
+        if name.startswith(b"DEBUG"):
+            return word not in DEBUG_LOOKS
+        return b"MODULE|" + word in REPLACES_DATA
+    if name in (b"REPLICAOF", b"SLAVEOF"):
+        return [arg.upper() for arg in args[1:]] != [b"NO", b"ONE"]
+    return name in REPLACES_DATA
 
 
 class Timeout(NamedTuple):
@@ -95,9 +163,8 @@ class Timeout(NamedTuple):
     unit_s: float
 
 
-def block_timeout(args: list[bytes]) -> Timeout | None:
-    """Where the blocking time of this request stands, or None where it cannot block."""
-    name = args[0].upper()
+def block_timeout(name: bytes, args: list[bytes]) -> Timeout | None:
+    """Return where the blocking time of a request stands, or None where it cannot block."""
     if name in (b"XREAD", b"XREADGROUP"):
         for index in range(1, len(args) - 1):
             word = args[index].upper()

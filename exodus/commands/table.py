@@ -17,7 +17,9 @@ from exodus.commands.semantics import Role
 class Command:
     """One command's facts, looked up once and then shared by all requests that name it."""
 
-    __slots__ = ("first", "known", "last", "movable", "name", "plain", "role", "step", "subcommands", "write")
+    __slots__ = (
+        "acts_on_error", "first", "known", "last", "movable", "name", "plain", "renamed", "role", "script", "step", "subcommands", "write",
+    )  # fmt: skip
 
     def __init__(self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True) -> None:
         self.name = name
@@ -28,6 +30,10 @@ class Command:
         self.plain = self.role is Role.PLAIN
         self.movable = MOVABLE.get(name)
         self.known = known
+        self.renamed = False  # the server calls it by another name than `name` (rename-command)
+        self.script = self.role is Role.SCRIPT
+        # Whether it may have changed something although it answered an error.
+        self.acts_on_error = not known or self.script or b"." in name or name in semantics.ACTS_ON_ERROR  # a dot: of a module
         self.subcommands: dict[bytes, Command] = {}
 
     def keys(self, args: list[bytes]) -> list[bytes]:
@@ -38,15 +44,29 @@ class Command:
             return args[self.first : self.first + 1] if self.first > 0 else []
         return by_position(args, self.first, self.last, self.step)
 
+    def refused(self, error: bytes) -> bool:
+        """Whether the command did nothing, by the first line of the error that it was answered with."""
+        if not self.acts_on_error:
+            return True
+        if self.script:
+            return error.startswith(semantics.SCRIPT_REFUSALS) and b"@user_" not in error and b" script: " not in error
+        return error.startswith(semantics.REFUSALS)
+
     def __repr__(self) -> str:
         return f"<Command {self.name.decode('ascii', 'replace')} {'write' if self.write else 'read'}>"
 
 
+_NAME_BYTES_MAX = 64  # of a spelling that is remembered
+UNKNOWN = b"(UNKNOWN)"
+
+
 class CommandTable:
-    """Name → `Command`, in any spelling of the name; what no server lists is an unknown write."""
+    """Name → `Command`, in any spelling of the name; a name that no server lists is `unknown`, a write."""
 
     def __init__(self, commands: Iterable[Command]) -> None:
-        self._by_name = {command.name: command for command in commands}
+        self._by_name = {name: Command(name, write=False) for name in semantics.CLOSE_AT_ONCE}
+        self._by_name.update({command.name: command for command in commands})
+        self.unknown = Command(UNKNOWN, write=True, known=False)  # one for all, since clients may send any name
         self._spelled: dict[bytes, Command] = {}
         self.kept: dict[bytes, int] = {}  # by spelling: arguments, the name included, behind which there are only values
 
@@ -67,20 +87,39 @@ class CommandTable:
         return command
 
     def find(self, name: bytes) -> Command:
-        """The command of that name, as a whole. Costs one look-up for a spelling seen before."""
+        """Return the command of that name, as a whole. Costs one look-up for a spelling seen before."""
         command = self._spelled.get(name)
         if command is None:
-            upper = name.upper()
-            command = self._by_name.get(upper) or Command(upper, write=True, known=False)
-            if len(self._spelled) < 10_000:  # a client may send any bytes as a name
+            command = self._by_name.get(name.upper())
+            if command is None:
+                return self.unknown
+            if len(self._spelled) < 10_000 and len(name) <= _NAME_BYTES_MAX:
                 self._spelled[name] = command
-                if command.known and command.plain and command.movable is None and not command.subcommands and command.last >= 0:
+                if command.plain and command.movable is None and not command.subcommands and command.last >= 0:
                     self.kept[name] = command.last + 1
         return command
 
+    def learn(self, name: bytes, row: Sequence[Any]) -> Command:
+        """Take over that the server knows a command by another name, from its answer to COMMAND INFO of that name."""
+        found: dict[bytes, Command] = {}
+        _merge(found, row)
+        (command,) = found.values()
+        command.renamed = command.name != name.upper()
+        self._by_name[name.upper()] = command
+        return command
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Names that were learnt, and what they stand for."""
+        return {
+            name.decode("ascii", "backslashreplace"): command.name.decode("ascii", "backslashreplace")
+            for name, command in self._by_name.items()
+            if command.renamed
+        }
+
     def names(self) -> frozenset[bytes]:
-        """All names that a server listed."""
-        return frozenset(self._by_name)
+        """Return all names that a server listed."""
+        return frozenset(self._by_name) - frozenset(semantics.CLOSE_AT_ONCE)
 
     def without(self, other: CommandTable) -> frozenset[bytes]:
         """Names that `other` lacks: what the target would refuse."""

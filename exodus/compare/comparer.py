@@ -30,7 +30,7 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all, until_stopped
 from exodus.errors import ExodusError
-from exodus.leg import Leg, ReplyError
+from exodus.leg import Leg, NoDatabase, ReplyError
 from exodus.own import is_own
 from exodus.resp.scanner import RequestScanner
 from exodus.sync.engine import Engine, open_engine
@@ -89,7 +89,13 @@ class Run:
         if name in NOT_COMPARABLE or there_args is None:
             row["not_comparable"] += 1
             return write
-        await self.follower.select(self.engine.scope.place(db, args[1])[0] if self.engine.scope.renames and len(args) > 1 else db)
+        to_db = self.engine.scope.place(db, args[1])[0] if self.engine.scope.renames and len(args) > 1 else db
+        try:
+            await self.follower.select(to_db)
+        except NoDatabase as exc:
+            row["divergences"] += 1
+            await self._diverged(db, args[1] if len(args) > 1 else b"", name.decode(), "the target refuses it", str(exc))
+            return False
         there = (await self.follower.pipeline([tuple(there_args)]))[0]
         here = parse(reply)
         code, code_there = error_code(here), error_code(there)

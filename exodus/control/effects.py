@@ -5,6 +5,7 @@ For commands as a server propagates them to its replicas: effects only, in the o
 
 from __future__ import annotations
 
+from exodus.commands.keys import database
 from exodus.commands.semantics import Role
 from exodus.commands.table import Command
 from exodus.control.changes import Barrier, Key
@@ -19,20 +20,23 @@ def changed_keys(command: Command, args: list[bytes], db: int) -> list[Key]:
 
 
 def keys_elsewhere(command: Command, args: list[bytes]) -> list[Key]:
-    """The key that MOVE or COPY … DB writes in a database other than the connection's."""
-    if command.name == b"MOVE" and len(args) == 3 and args[2].isdigit():
-        return [(int(args[2]), args[1])]
+    """Return the key that MOVE or COPY … DB writes in a database other than the connection's."""
+    if command.name == b"MOVE" and len(args) == 3:
+        db = database(args[2])
+        return [] if db is None else [(db, args[1])]
     for index in range(3, len(args) - 1):
-        if args[index].upper() == b"DB" and args[index + 1].isdigit():
-            return [(int(args[index + 1]), args[2])]
+        if args[index].upper() == b"DB":
+            db = database(args[index + 1])
+            return [] if db is None else [(db, args[2])]
     return []
 
 
-def barrier_of(args: list[bytes], db: int) -> Barrier:
-    """What a FLUSHDB, FLUSHALL or SWAPDB in database `db` stands for in a feed."""
-    name = args[0].upper()
-    if name == b"FLUSHDB":
+def barrier_of(command: Command, args: list[bytes], db: int) -> Barrier:
+    """Return the barrier of a FLUSHDB, FLUSHALL or SWAPDB that ran in database `db`."""
+    if command.name == b"FLUSHDB":
         return Barrier("flushdb", (db,))
-    if name == b"SWAPDB" and len(args) == 3 and args[1].isdigit() and args[2].isdigit():
-        return Barrier("swapdb", (int(args[1]), int(args[2])))
-    return Barrier(name.decode("ascii", "replace").lower())
+    if command.name == b"SWAPDB" and len(args) == 3:
+        first, second = database(args[1]), database(args[2])
+        if first is not None and second is not None:
+            return Barrier("swapdb", (first, second))
+    return Barrier(command.name.decode("ascii", "replace").lower())

@@ -7,11 +7,13 @@ set as large as the recent writes, not as the keyspace. Everything else is verif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from exodus.control import journal
+from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore, answered
 
 _COMING_MAX = 5_000  # entries of one partition that are looked into
@@ -49,18 +51,26 @@ class Freshness(BaseModel):
     oldest_dirty_s: float
     never: int  # keys of which nothing is known: no pass, or more writes since than are kept
     pass_age_s: float | None
+    gaps: tuple[str, ...] = ()  # open gaps, each with its reason: keys that may differ without being known
 
     @property
     def share(self) -> float:
-        """Of the keys, those verified since their last write: 0 to 1."""
+        """Of the keys, those verified since their last write: 0 to 1. Less than 1 while a gap is open, which is of a key at least."""
         if not self.keys:
-            return 1.0 if self.pass_age_s is not None and not self.never else 0.0
-        return max(0.0, 1.0 - (self.dirty + self.never) / self.keys)
+            return 1.0 if self.pass_age_s is not None and not self.never and not self.gaps else 0.0
+        return max(0.0, 1.0 - (self.dirty + self.never + len(self.gaps)) / self.keys)
 
     def __str__(self) -> str:
+        text = self._text()
+        if not self.gaps:
+            return text
+        return f"{text}, {len(self.gaps)} OPEN GAP{'S' if len(self.gaps) > 1 else ''}: {'; '.join(self.gaps[:3])}"
+
+    def _text(self) -> str:
         if self.pass_age_s is None:
             return "never verified"
-        words = [f"{self.share * 100:.2f} % verified", f"{self.dirty:,} dirty"]
+        # Rounded down: 100 % is said where it is so.
+        words = [f"{math.floor(self.share * 10_000 + 1e-9) / 100:.2f} % verified", f"{self.dirty:,} dirty"]
         if self.dirty:
             words.append(f"oldest {self.oldest_dirty_s:.0f} s")
         if self.never:
@@ -98,8 +108,9 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
     """
     newest = await last_pass(store)
     now_ms = await store.now_ms()
+    gaps = tuple(str(gap.get("why") or name) for name, gap in (await open_gaps(store)).items())
     if newest is None:
-        return Freshness(keys=0, dirty=0, oldest_dirty_s=0.0, never=0, pass_age_s=None)
+        return Freshness(keys=0, dirty=0, oldest_dirty_s=0.0, never=0, pass_age_s=None, gaps=gaps)
     raw = await answered(store.client.hgetall(store.keys.fresh))
     states = [PartitionState.model_validate_json(value) for value in raw.values()]
     known = [state for state in states if state.pass_ms == newest.at_ms and not state.overflow]
@@ -112,4 +123,5 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
         oldest_dirty_s=max(ages_ms, default=0) / 1000,
         never=round(newest.keys * (partitions - len(known)) / partitions),
         pass_age_s=(now_ms - newest.at_ms) / 1000,
+        gaps=gaps,
     )

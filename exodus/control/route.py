@@ -10,7 +10,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.config import Hold, JournalMode, Side
+from exodus.config import Feed, Hold, JournalMode, Side
 from exodus.control.store import ControlStore, answered
 from exodus.errors import Bug, DecisionRefused
 
@@ -32,9 +32,11 @@ class Route(BaseModel):
 
     epoch: int = 0
     authority: Side = Side.SOURCE
+    generation: int = 0  # changes of the authority so far: SCAN cursors say from which they are
     hold: Hold = Hold.NONE
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
+    feed: Feed = Feed.GATEWAY  # the change feed that is in force; never auto
     native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
     shadow_rate: float = 0.0
     shadow_salt: int = 0
@@ -56,6 +58,8 @@ class Route(BaseModel):
 
     def next(self, *, why: str, **changes: object) -> Self:
         """The following epoch with these changes."""
+        if "authority" in changes and changes["authority"] != self.authority:
+            changes["generation"] = self.generation + 1
         return self.model_validate({**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why})
 
 

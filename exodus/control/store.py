@@ -24,11 +24,14 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
 | feed:SIDE      | hash   | syncers           | syncers, cutover     | how far the changes of a side were read               |
 | feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
+| feed:SIDE:asks | list   | syncers, cutover  | syncers              | questions whether all was heard; expires              |
 | checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
 | chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
 | dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
 | accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
-| gap            | hash   | gateways, flows   | cutover, status      | open gaps: what no journal covers, JSON               |
+| gap            | hash   | gateways, syncers | cutover, status      | open gaps: what no journal covers, JSON               |
+| scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
+| lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
 | shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
@@ -112,6 +115,7 @@ class Keys:
         self.dead = self.prefix + "dead"
         self.accepted = self.prefix + "accepted"
         self.gap = self.prefix + "gap"
+        self.lives = self.prefix + "lives"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
@@ -123,6 +127,7 @@ class Keys:
         self.seeded = self.prefix + "seeded"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
+        self.scripts = self.prefix + "scripts"
         self.acknowledged = self.prefix + "acknowledged"
 
     def part(self, kind: str) -> str:
@@ -152,6 +157,10 @@ class Keys:
     def feed_lease(self, side: str) -> str:
         """Who reads it."""
         return f"{self.prefix}feed:{side}:lease"
+
+    def feed_asks(self, side: str) -> str:
+        """Questions to its reader whether all was heard."""
+        return f"{self.prefix}feed:{side}:asks"
 
     def checkpoint(self, run: str) -> str:
         """The checkpoints of one backfill."""
@@ -204,11 +213,6 @@ def fence_guard_key(migration: str) -> bytes:
 def native_guard_key(migration: str) -> bytes:
     """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
     return f"exodus:{{{migration}}}:native".encode()
-
-
-def beacon_prefix(migration: str) -> bytes:
-    """How the keys on an authority begin that show how far a feed has come; each expires by itself."""
-    return f"exodus:{{{migration}}}:beacon:".encode()
 
 
 class ControlStore:

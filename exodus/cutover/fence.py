@@ -21,7 +21,8 @@ from typing import Self, TypeVar
 
 import orjson
 
-from exodus.config import FenceKind, Plan, Side
+from exodus.config import Feed, FenceKind, Plan, Side
+from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered, fence_guard_key
 from exodus.cutover.means import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
 from exodus.endpoint import Endpoint
@@ -137,7 +138,7 @@ class Fence:
         return await read_record(self._store, self._side)
 
     def _means_of(self, record: Record) -> Means:
-        return means_of(FenceKind(record.kind), self._plan, record.kept)
+        return means_of(FenceKind(record.kind), Feed.GATEWAY, record.kept)  # it was found possible: the feed does not matter any more
 
     async def check_possible(self) -> Means:
         """Choose by what this side will be fenced.
@@ -148,7 +149,8 @@ class Fence:
         try:
             found = await self._ask(("GET", self._guard))
             self._seen = None if isinstance(found[0], ReplyError) else found[0]
-            means, reasons = await choose(self._ask, self._plan, self._side, await confirmed_word(self._store, self._plan, self._side))
+            feed, word = (await read_route(self._store)).feed, await confirmed_word(self._store, self._plan, self._side)
+            means, reasons = await choose(self._ask, self._plan, self._side, feed, word)
         except ExodusError as exc:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced", why=f"{self._address.url}: {exc.why}", next_step=f"start the {self._side}, then retry"
@@ -220,7 +222,8 @@ class Fence:
 
     async def _transaction(self, commands: list[Command]) -> bool:
         """Whether it was done: not where the guard was touched since it was watched."""
-        outcome = (await self._ask(("MULTI",), *commands, ("EXEC",)))[-1]
+        await self._call(("MULTI",))  # before it is begun nothing is sent: it would run at once, whatever was watched
+        outcome = (await self._ask(*commands, ("EXEC",)))[-1]
         if outcome is None:
             return False
         replies = [outcome] if isinstance(outcome, ReplyError) else outcome

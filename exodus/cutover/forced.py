@@ -14,9 +14,10 @@ from exodus.config import CONNECT_TIMEOUT_S, Hold, JournalMode, Plan, Side
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore, guard_key
 from exodus.cutover.fence import Fence
-from exodus.cutover.settle import closed, replace_right, settle
+from exodus.cutover.settle import closed, settle
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
+from exodus.sync.guard import replace_right
 
 _TRIES = 3
 _BETWEEN_S = 1.0

@@ -5,7 +5,7 @@
 | `acl`          | ACL, a user of Exodus's own        | everybody but Exodus | a pop that blocked before it, on Redis 6.2 and 7.0 |
 | `min-replicas` | CONFIG SET, a server from 7.0      | everybody            | on 6.2 scripts write all the same: not offered     |
 | `replica`      | REPLICAOF, no replicas of its own, | everybody            | whoever may run REPLICAOF can undo it              |
-|                | not `feed: replication`            |                      |                                                    |
+|                | change feed `gateway`              |                      |                                                    |
 | `provider`     | a person who closes the way        | nobody by itself     | whom that person forgot: a word is its only proof  |
 
 Expiry and eviction go on under each. The second and the third refuse Exodus's own writes too: changes cannot flow back while they are up, the
@@ -33,8 +33,6 @@ _WRITE = ("SET", _PROBE, "1", "PX", 1)
 _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
-_LAST_WRITE = (Feed.TRACKING, Feed.NOTIFICATIONS)
-_NO_LAST_WRITE = "the plan's feed is shown to be drained by a write of Exodus's own behind the fence, which this one would refuse"
 _OURS = "exodus"  # how the names of our connections begin
 
 
@@ -213,16 +211,10 @@ class ByReplicas(_ForAll):
     kind = FenceKind.MIN_REPLICAS
     code = "NOREPLICAS"
 
-    def __init__(self, feed: Feed) -> None:
-        """`feed` is the plan's."""
-        self._feed = feed
-
     _WANTED, _LAG = "min-replicas-to-write", "min-replicas-max-lag"
 
     async def why_not(self, call: Call) -> str | None:
         """Needs CONFIG SET, and a server whose scripts obey it."""
-        if self._feed in _LAST_WRITE:
-            return _NO_LAST_WRITE
         version = (await _info(call))["redis_version"]
         if int(version.split(".")[0]) < 7:
             return f"on {version} scripts write all the same"
@@ -253,15 +245,13 @@ class ByRole(_ForAll):
     _NEEDED: ClassVar = {"replica-read-only": "yes", "replica-serve-stale-data": "yes"}
 
     def __init__(self, feed: Feed) -> None:
-        """`feed` is the plan's."""
+        """`feed` is the one in force."""
         self._feed = feed
 
     async def why_not(self, call: Call) -> str | None:
         """Needs REPLICAOF, a master without replicas, and reads that go on."""
-        if self._feed in _LAST_WRITE:
-            return _NO_LAST_WRITE
-        if self._feed is Feed.REPLICATION:
-            return "the replication id would change, and the plan's feed reads that stream"
+        if self._feed is not Feed.GATEWAY:
+            return f"the change feed ({self._feed}) reads what this side tells as a master"
         facts = await _info(call)
         if facts.get("role") != "master" or facts.get("cluster_enabled") == "1":
             return f"the server is a {facts.get('role')}{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
@@ -315,18 +305,18 @@ class ByProvider(Means):
 KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
 
 
-def means_of(kind: FenceKind, plan: Plan, confirmed: Kept | None) -> Means:
-    """The means of a kind that was chosen."""
+def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None) -> Means:
+    """The means of a kind that was chosen, where `feed` is in force."""
     if kind is FenceKind.ACL:
         return ByAcl()
     if kind is FenceKind.MIN_REPLICAS:
-        return ByReplicas(plan.feed)
+        return ByReplicas()
     if kind is FenceKind.REPLICA:
-        return ByRole(plan.feed)
+        return ByRole(feed)
     return ByProvider(confirmed)
 
 
-async def choose(call: Call, plan: Plan, side: Side, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
+async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
     """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
 
     Raises:
@@ -337,7 +327,7 @@ async def choose(call: Call, plan: Plan, side: Side, confirmed: Kept | None) -> 
     kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
     reasons: list[str] = []
     for kind in kinds:
-        means = means_of(kind, plan, confirmed)
+        means = means_of(kind, feed, confirmed)
         try:
             why = await means.why_not(call)
         except ReplyError as exc:

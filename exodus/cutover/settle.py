@@ -15,41 +15,17 @@ from redis.exceptions import RedisError
 
 from exodus.config import Hold, JournalMode, Plan, Side
 from exodus.control.route import Route, change_route, read_route
-from exodus.control.store import ControlStore, guard_key
+from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence, Record, read_record
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.leg import Leg, ReplyError
 from exodus.sync import native
+from exodus.sync.guard import replace_right
 
 
 def closed(switch: str) -> bytes:
     """The value of the guard of a follower between a switch's end of the old epoch and the new one."""
     return b"closed by " + switch.encode()
-
-
-async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None, after: bytes) -> bool:
-    """Give the right to write to a follower to `after` where `before` has it; whether it had.
-
-    Raises:
-        SourceError, TargetError: the side does not answer.
-    """
-    done = True
-    for node in await endpoint.nodes():
-        async with await node.connect(name="exodus-switch") as leg:
-            done = await replace_right_on(leg, migration, before, after) and done
-    return done
-
-
-async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
-    """The same on one node, over a connection that is open already."""
-    key = guard_key(migration)
-    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
-    if found != before:
-        await leg.call("UNWATCH")
-        return False
-    outcome = (await leg.pipeline([("MULTI",), ("SET", key, after), ("EXEC",)]))[-1]
-    return isinstance(outcome, list) and not isinstance(outcome[0], ReplyError)
 
 
 def unfinished(route: Route) -> bool:

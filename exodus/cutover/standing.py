@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from exodus.config import Plan, Side
 from exodus.control import freshness
+from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore, answered
+from exodus.control.unseen import SCRIPTS
 from exodus.cutover.beside import compare, required
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.errors import DecisionRefused
@@ -38,7 +40,16 @@ async def plan_digest(store: ControlStore) -> str:
     return hashlib.sha256(await answered(store.client.get(store.keys.plan)) or b"").hexdigest()
 
 
-async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Approved, *, authority: Leg | None, follower: Leg | None) -> str:
+async def check_standing(
+    store: ControlStore,
+    plan: Plan,
+    to: Side,
+    approved: Approved,
+    *,
+    authority: Leg | None,
+    follower: Leg | None,
+    scripts_later: bool = True,
+) -> str:
     """Check everything that a switch to `to` stands on; return when it was rehearsed, in words.
 
     Without connections to the sides, because a fence keeps Exodus out, what is beside their keys is left for a later check.
@@ -46,7 +57,7 @@ async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Ap
     Raises:
         DecisionRefused: something of it does not hold; nothing was changed.
     """
-    await check_gaps(store)
+    await check_gaps(store, scripts_later=scripts_later)
     if approved.plan_digest and await plan_digest(store) != approved.plan_digest:
         raise DecisionRefused(
             "the plan was changed since the cutover was approved",
@@ -62,20 +73,22 @@ async def check_standing(store: ControlStore, plan: Plan, to: Side, approved: Ap
     return await check_rehearsal(store, plan)
 
 
-async def check_gaps(store: ControlStore) -> None:
+async def check_gaps(store: ControlStore, *, scripts_later: bool = False) -> None:
     """Check that no write is uncovered and no key was left behind.
+
+    Args:
+        scripts_later: gaps of scripts are closed under the hold (`held.py`).
 
     Raises:
         DecisionRefused: there are open gaps or dead letters.
     """
-    pipe = store.client.pipeline(transaction=True)
-    pipe.hkeys(store.keys.gap)
-    pipe.hlen(store.keys.dead)
-    gaps, dead = await pipe.execute()
+    gaps = {name: str(gap.get("why")) for name, gap in (await open_gaps(store)).items()}
+    gaps = {name: why for name, why in gaps.items() if not (scripts_later and why == SCRIPTS)}
+    dead = int(await answered(store.client.hlen(store.keys.dead)))
     if gaps:
         raise DecisionRefused(
-            f"{len(gaps)} open gap(s): {', '.join(gap.decode() for gap in gaps[:_NAMED])}",
-            why="writes happened that no journal covers, and nothing has verified them since",
+            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:_NAMED])}",
+            why="; ".join(list(dict.fromkeys(gaps.values()))[:_NAMED]),
             next_step="exodus verify --repair, which closes gaps when it ends clean",
         )
     if dead:
@@ -87,16 +100,17 @@ async def check_gaps(store: ControlStore) -> None:
 
 
 async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
-    """How much is verified since its last write.
+    """Return how much is verified since its last write; what scripts may have written is verified under the hold.
 
     Raises:
         DecisionRefused: keys were never verified, or less is than the plan asks for.
     """
     fresh = await freshness.read_freshness(store, plan.partitions)
-    if fresh.pass_age_s is None or fresh.never or fresh.share < plan.verified_share_min:
+    fresh = fresh.model_copy(update={"gaps": tuple(why for why in fresh.gaps if why != SCRIPTS)})
+    if fresh.pass_age_s is None or fresh.never or fresh.gaps or fresh.share < plan.verified_share_min:
         raise DecisionRefused(
             f"too little is verified for a cutover: {fresh}",
-            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, and none never verified",
+            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, all once, no gap open",
             next_step="exodus verify --repair, then start commit again",
         )
     return fresh

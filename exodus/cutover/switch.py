@@ -3,7 +3,7 @@
 A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
 person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
 
-    readiness → prepare → let in → pre-drain → go → hold → drain → fence → confirm → close the epoch → open → switch → release
+    readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm → close the epoch → open → switch → release
         → kill strays → flow back, with promote after confirm where the target is the source's replica
 
 Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
@@ -23,31 +23,36 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus import collector
-from exodus.config import HOLD_ACK_S, CopyStrategy, FenceKind, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.store import ControlStore, answered, guard_key
 from exodus.cutover.canary import end_canary
+from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
+from exodus.cutover.held import verify_held
 from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
-from exodus.cutover.settle import closed, replace_right, replace_right_on, settle
+from exodus.cutover.scripts import load_scripts, unseen
+from exodus.cutover.settle import closed, settle
 from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
 from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
-from exodus.sync import migrate, native
+from exodus.sync import lives, migrate, native, replication
 from exodus.sync.comparison import Comparison, open_comparison
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import feed_of
 from exodus.sync.functions import carry_functions
+from exodus.sync.guard import replace_right, replace_right_on
 from exodus.sync.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
@@ -81,6 +86,7 @@ class Switch:
     released: bool = False  # writes go on at the new side
     closing: bool = False
     held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
+    feed: Feed = Feed.GATEWAY  # the change feed of the new side, by which writes flow back
     held_at: float | None = None
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
@@ -89,6 +95,7 @@ class Switch:
     shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
     heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
     legs: dict[Side, Leg] = field(default_factory=dict)
+    scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
@@ -230,6 +237,17 @@ async def _read_old_authority(switch: Switch) -> None:
         )
 
 
+async def _check_lives(switch: Switch) -> None:
+    """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
+    restarted = await lives.changed(await open_engine(switch.store, switch.plan, switch.route))
+    if restarted:
+        raise DecisionRefused(
+            f"the {restarted[0]} restarted, and may have lost keys",
+            why="live sync compares both sides first",
+            next_step="wait until `exodus status` shows no open gap, then retry",
+        )
+
+
 async def _readiness(switch: Switch) -> None:
     store = switch.store
     left = await settle(store, switch.plan)
@@ -247,12 +265,14 @@ async def _readiness(switch: Switch) -> None:
     switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
+    await _check_lives(switch)
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
         )
     if switch.route.native:
         await native.check_filled(switch.plan)
+    switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
     switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
     await _check_standing(switch)
@@ -275,9 +295,18 @@ async def _prepare(switch: Switch) -> None:
     await switch.fence(switch.old).prepare(switch.id)
     if await switch.fence(switch.to).record() is not None:
         await switch.fence(switch.to).connect()
+    await _load_scripts(switch)
     await _give_right(switch)
     switch.heard = switch.store.client.pubsub()
     await switch.heard.subscribe(switch.store.keys.part_changed)
+
+
+async def _load_scripts(switch: Switch) -> None:
+    refused = await load_scripts(switch.store, switch.legs[switch.to], switch.scripts_loaded)
+    switch.facts["scripts_loaded"] = len(switch.scripts_loaded)
+    switch.facts["scripts_unseen"] = unseen(await registry.heartbeats(switch.store, "gateway"))
+    if refused:
+        switch.facts["scripts_refused"] = "; ".join(refused[:10])
 
 
 async def _give_right(switch: Switch) -> None:
@@ -303,11 +332,13 @@ async def _pre_drain(switch: Switch) -> None:
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
+        await check_gaps(switch.store, scripts_later=True)  # a server that restarts meanwhile opens one
         if time.monotonic() > deadline:
+            says = [beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why]
             raise CutoverAborted(
                 f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
-                why="keys change faster than they are copied",
-                next_step="start more syncers, or wait for a quieter hour, then retry",
+                why="; ".join(dict.fromkeys(says)) or "keys change faster than they are copied",
+                next_step="mend what the syncer says" if says else "start more syncers, or wait for a quieter hour, then retry",
             )
         await check_called_off(switch.store)
         await asyncio.sleep(0.05)
@@ -374,7 +405,7 @@ async def _release_old(switch: Switch) -> None:
 
 
 async def _drained(switch: Switch) -> None:
-    feed = feed_of(switch.store, switch.plan, Endpoint(switch.old, switch.plan.address(switch.old)))
+    feed = feed_of(switch.store, switch.route.feed, switch.plan.partitions, switch.endpoint(switch.old))
     while not await feed.drained():
         if not switch.left_s():
             raise CutoverAborted(
@@ -400,6 +431,13 @@ async def _lower_old(switch: Switch) -> None:
         await switch.fence(switch.old).lower(record)
 
 
+async def _verify(switch: Switch) -> None:
+    if switch.comparison is None:
+        raise Bug("nothing was made ready to compare with", why="the step 'go' was left out", next_step="report this; nothing was switched")
+    engine = await open_engine(switch.store, switch.plan, switch.route)
+    switch.facts.update(await verify_held(engine, switch.comparison, drained=partial(_drained, switch), left_s=switch.left_s))
+
+
 async def _confirm(switch: Switch) -> None:
     # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
     epoch, since_ms = switch.route.epoch, await ask_for_beats(switch.store)
@@ -410,6 +448,7 @@ async def _confirm(switch: Switch) -> None:
         "a gateway does not hold its writes any more, or has keys that are not in the journal",
         min(HOLD_ACK_S, switch.left_s()),
     )
+    await _load_scripts(switch)  # those that were first used since the beginning
     await _drained(switch)
     await check_gaps(switch.store)  # a gap is in the store before a gateway says that nothing is unflushed
     if await _store_run(switch) != switch.store_run:
@@ -463,6 +502,8 @@ async def _close_epoch(switch: Switch) -> None:
     writer = switch.route.writer_epoch
     if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
         raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
+    if switch.feed is Feed.REPLICATION:
+        await replication.begin_here(switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id))
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)
 
@@ -488,6 +529,7 @@ async def _switch(switch: Switch) -> None:
         sync=False,
         native=False,
         journal=JournalMode.ALL,
+        feed=switch.feed,
         writer_epoch=switch.route.writer_epoch + 1,
         why=f"switch {switch.id}: the {switch.to} is the authority",
     )
@@ -560,6 +602,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
         Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
+        Step("verify", "if scripts ran whose writes no feed reports: compare every key, and copy what differs", _verify),
         Step(
             "confirm",
             "hear from every gateway that it still holds, see the journal drained, check again all that readiness checked, "

@@ -31,6 +31,7 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
+    patience = loop.time() + within_s / 2  # for what the authority says of bytes that we cannot read
     left = list(connections)  # new ones begin under the hold, and who has its answers gets nothing more to do
     again = 0.0
     while True:
@@ -40,10 +41,9 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
             again = loop.time() + _AGAIN_S
         for connection in left:
             session = connection.session
-            if session.opaque is not None and not session.streaming_reply:
+            if session.uncounted or (session.unread and loop.time() > patience):
                 connection.close(f"held: {session.opaque}")
                 continue
-            session.confirm()
             if session.confirmed:
                 continue
             busy.append(connection)

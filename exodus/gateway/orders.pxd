@@ -5,8 +5,8 @@ from exodus.telemetry.counters cimport Telemetry
 cdef class Orders:
     cdef public CommandTable table
     cdef public Telemetry telemetry
-    cdef public object authority, journal, risks, canary
-    cdef public Py_ssize_t epoch, shadow_below, shadow_salt, canary_below
-    cdef public bint hold, picks
+    cdef public object authority, journal, risks, canary, scripts
+    cdef public Py_ssize_t epoch, shadow_below, shadow_salt, canary_below, tag
+    cdef public bint hold, picks, scripts_unseen, silence_covers_pushes
 
     cpdef bint sampled(self, bytes key)

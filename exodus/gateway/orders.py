@@ -8,6 +8,7 @@ from collections import Counter
 from exodus.commands.table import CommandTable
 from exodus.config import JournalMode, Side
 from exodus.gateway.canary import Canary
+from exodus.gateway.scripts import Scripts
 from exodus.telemetry.counters import Telemetry
 
 
@@ -23,9 +24,13 @@ class Orders:
         "journal",
         "picks",
         "risks",
+        "scripts",
+        "scripts_unseen",
         "shadow_below",
         "shadow_salt",
+        "silence_covers_pushes",
         "table",
+        "tag",
         "telemetry",
     )
 
@@ -42,6 +47,10 @@ class Orders:
         self.canary_below = 0  # of 2**32; likewise, see canary.py
         self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # what the journal may miss, by kind
+        self.scripts = Scripts()
+        self.scripts_unseen = False  # no feed but the gateways' journal: what a script writes besides its keys is a gap
+        self.tag = 0  # of the authority's generation, see cursors.py
+        self.silence_covers_pushes = False  # CLIENT REPLY OFF keeps back messages too: so Redis 6.2
 
     def pick(self, *, shadow_below: int = 0, shadow_salt: int = 0, canary_below: int = 0) -> None:
         """Choose the shares of key hashes that are looked at; nothing is looked for while both are 0."""

@@ -14,10 +14,11 @@ from typing import Protocol, cast
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
+from exodus.control.unseen import FAILED_SESSION
 from exodus.gateway.canary import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
-from exodus.gateway.session import Session
+from exodus.gateway.session import Session, Unanswered
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,9 @@ class Hub(Protocol):
     def gap(self, why: str) -> None:
         """See `Outlet.gap`."""
 
+    def unknown(self, side: Side, args: list[bytes], db: int) -> None:
+        """See `Outlet.unknown`."""
+
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """See `Outlet.shadow`."""
 
@@ -60,7 +64,7 @@ class Hub(Protocol):
     def settled(self) -> None:
         """See `Outlet.settled`."""
 
-    def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
+    def left_behind(self, side: Side, local_address: str, left: Unanswered) -> None:
         """A leg was lost with writes under way: mark them again when the authority is known to execute nothing more of it."""
 
     def spare_leg(self, side: Side) -> LegProtocol | None:
@@ -97,6 +101,9 @@ class LegProtocol:
             except Exception:  # whatever it is, it ends one session and not the loop that all others share
                 log.exception("a session failed and is closed")
                 owner.failed()
+                return
+            if owner.session.name and owner.session.orders is owner.orders:
+                owner.follow(owner.session)
             return
         self.early.append(data)
         if self.arrived is not None:
@@ -196,11 +203,9 @@ class Connection:
         except Exception:  # as above
             log.exception("a session failed and is closed")
             self.failed()
-            return
-        if session.name and session.orders is self.orders:
-            self._follow(session)
 
-    def _follow(self, session: Session) -> None:
+    def follow(self, session: Session) -> None:
+        """Take the orders that a client of this name follows."""
         orders = self.hub.orders_for(session.name)
         if orders is not session.orders:
             session.orders = orders
@@ -242,9 +247,9 @@ class Connection:
         """The authority's side ended."""
         if leg is not self.leg:
             return
-        keys, barriers = self.session.unanswered()
-        if (keys or barriers) and self.orders.journal is not JournalMode.OFF:
-            self.hub.left_behind(self.side, leg.local_address, keys, barriers)
+        left = self.session.unanswered()
+        if left and self.orders.journal is not JournalMode.OFF:
+            self.hub.left_behind(self.side, leg.local_address, left)
         self.session.server_closed()
         self.hub.connections.discard(self)
         if self.client is not None and not self.client_gone:
@@ -284,6 +289,9 @@ class Connection:
     def gap(self, why: str) -> None:
         self.hub.gap(why)
 
+    def unknown(self, args: list[bytes], db: int) -> None:
+        self.hub.unknown(self.side, args, db)
+
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.hub.shadow(db, request, reply, write=write)
 
@@ -309,7 +317,7 @@ class Connection:
 
     def failed(self) -> None:
         """A bug of ours: this session cannot go on, the others can, and what it wrote may be missing in the journal."""
-        self.gap("a session failed in the gateway")
+        self.gap(FAILED_SESSION)
         self.close("a bug of the gateway")
 
     def close(self, why: str) -> None:

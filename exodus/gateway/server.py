@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import orjson
 import redis.asyncio as redis
@@ -32,13 +32,13 @@ from exodus.config import (
     MOVE_SECONDS_MAX,
     SHADOW_QUEUE_MAX,
     Address,
+    Feed,
     Hold,
     JournalMode,
     Plan,
     Side,
 )
 from exodus.control import registry
-from exodus.control.changes import Barrier, Key
 from exodus.control.durable import check_store
 from exodus.control.registry import Claim, Heartbeat
 from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route, restore_route
@@ -46,6 +46,7 @@ from exodus.control.store import ControlStore, answered, make_client, ssl_contex
 from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.canary import Canary, CanaryRead
+from exodus.gateway.cursors import tag_of
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.identity import identify
@@ -56,8 +57,10 @@ from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import Redirecting, kind_of
 from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
-from exodus.gateway.session import Session
+from exodus.gateway.scripts import digest
+from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
+from exodus.gateway.undescribed import Undescribed
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import Sample, StatusServer
 from exodus.telemetry.sketches import KeySketches
@@ -76,6 +79,7 @@ _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while ap
 _FLUSH_LOOK_S = 0.01  # where no flush ends in between
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
 _CANARY_LINGERS_S = 1.0  # for what was asked before the canary ended
+_FIELDS_OF_7 = 10  # of a row of COMMAND, from Redis 7.0 on
 _PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 
 
@@ -120,7 +124,8 @@ class _Admin:
 class Gateway:
     """One process. Implements `relay.Hub`."""
 
-    def __init__(self, store: ControlStore, plan: Plan, table: CommandTable, options: GatewayOptions) -> None:
+    def __init__(self, store: ControlStore, plan: Plan, tables: Tables, options: GatewayOptions) -> None:
+        table = tables.commands
         self.store = store
         self.plan = plan
         self.options = options
@@ -173,7 +178,8 @@ class Gateway:
         self._spare: list[LegProtocol] = []
         self._spare_side = Side.TARGET
         self._spare_ready = False
-        self._left_behind: dict[object, tuple[list[Key], list[Barrier]]] = {}  # by lost leg
+        self._left_behind: dict[object, Unanswered] = {}  # by lost leg
+        self._undescribed = Undescribed(table, self._admin_client, self._journaler.mark, self._journaler.gap)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
@@ -181,6 +187,7 @@ class Gateway:
         self._listener_tls = listener_tls(options)
         self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
         self._draining = False
+        self._old_sides = tables.old  # whose CLIENT REPLY OFF keeps back messages too
         self.room_why = ""  # what is wrong with the number of connections that fit
 
     # ------------------------------------------------------------------ Hub: called by connections
@@ -223,9 +230,13 @@ class Gateway:
     def closed(self, why: str) -> None:
         self.sessions_closed[why] += 1
 
-    def left_behind(self, side: Side, local_address: str, keys: list[Key], barriers: list[Barrier]) -> None:
+    def unknown(self, side: Side, args: list[bytes], db: int) -> None:
+        if self._undescribed.note(side, args, db):
+            self._spawn(self._undescribed.resolve())
+
+    def left_behind(self, side: Side, local_address: str, left: Unanswered) -> None:
         leg = object()  # its address may come again before it is dealt with
-        self._left_behind[leg] = (keys, barriers)
+        self._left_behind[leg] = left
         self._spawn(self._journal_left_behind(side, local_address, leg))
 
     async def _journal_left_behind(self, side: Side, local_address: str, leg: object) -> None:
@@ -247,17 +258,19 @@ class Gateway:
                 await asyncio.sleep(_SETTLE_AGAIN_S)
             except Exception as exc:
                 log.exception("what became of the writes of a lost connection cannot be learnt: they are a gap")
-                self._journaler.gap(f"the writes of a lost connection: {type(exc).__name__}", self._left_behind[leg][0] or None)
+                self._journaler.gap(f"the writes of a lost connection: {type(exc).__name__}", self._left_behind[leg].keys or None)
                 break
-        keys, barriers = self._left_behind[leg]
-        self._journaler.mark(keys, None)
-        for barrier in barriers:
+        left = self._left_behind[leg]
+        self._journaler.mark(left.keys, None)
+        for barrier in left.barriers:
             self._journaler.mark([], barrier)
-        del self._left_behind[leg]
+        for why in left.gaps:
+            self._journaler.gap(why)
+        del self._left_behind[leg]  # not before: until here it counts as unflushed
 
     @property
     def _unflushed(self) -> int:
-        return self._journaler.unflushed + len(self._left_behind)
+        return self._journaler.unflushed + len(self._left_behind) + len(self._undescribed)
 
     def _admin_client(self, side: Side) -> redis.Redis:
         if side not in self._admin.clients:
@@ -426,10 +439,13 @@ class Gateway:
             scope.hold_deadline = loop.time() + self.plan.hold_seconds_max + _GRACE_S
         # Of a switch that was done nothing is in the way of writes, and they wait for no look at the old side.
         given_up = orders.hold and hold is Hold.NONE and authority is scope.held_at
+        # A rehearsal goes to the other side and back by itself.
+        generation = route.generation + int(authority is not route.authority)
+        orders.scripts_unseen = route.feed is Feed.GATEWAY and not route.native  # a replica hears of all
         if first:
-            orders.authority = authority
+            self._orders_of(orders, authority, generation)
         elif authority is not orders.authority:
-            orders.authority = authority
+            self._orders_of(orders, authority, generation)
             await move_all(self, self._members(scope), authority, within_s=min(MOVE_SECONDS_MAX, self.plan.hold_seconds_max))
         if hold is Hold.WRITES and not scope.held:
             # Not waited for: an order to end the hold must not queue behind an authority that does not answer.
@@ -439,10 +455,17 @@ class Gateway:
                 await self._settle_before_release()
             self._release(scope)
 
+    def _orders_of(self, orders: Orders, authority: Side, generation: int) -> None:
+        orders.authority = authority
+        orders.tag = tag_of(generation)
+        orders.silence_covers_pushes = authority in self._old_sides
+
     async def _complete_hold(self, scope: Scope) -> None:
         limit_s = self.plan.hold_seconds_max
         busy = await drain_writes(self._members(scope), self._settled, within_s=limit_s)
         self._journaler.hurry.set()
+        if self._main.orders.scripts.waiting:
+            self._beat_now.set()
         try:
             scope.held = busy == 0 and await self._flushed(limit_s)
         finally:
@@ -677,6 +700,7 @@ class Gateway:
                 # Never a later time than that of what it tells: a switch counts on it. Where one waits, the last that is known here will do.
                 if asked_ms is None and not (holding and soon):
                     self._known_ms = await self.store.now_ms()
+                await self._keep_scripts()
                 await self._tell_heartbeat(self._known_ms if asked_ms is None else asked_ms, announce=holding)
                 if holding or (soon and not self._stopping.is_set()):
                     continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
@@ -687,10 +711,22 @@ class Gateway:
     def _log_pending(self) -> None:
         for connection in self.connections:
             connection.session.log_pending()
-        for keys, barriers in self._left_behind.values():
-            self._journaler.intend(keys, None)
-            for barrier in barriers:
+        for left in self._left_behind.values():
+            self._journaler.intend(left.keys, None)
+            for barrier in left.barriers:
                 self._journaler.intend([], barrier)
+
+    async def _keep_scripts(self) -> None:
+        """Hand texts of scripts to the control store, from where a switch loads them on the other side."""
+        scripts = self._main.orders.scripts
+        texts = scripts.take()
+        if not texts:
+            return
+        try:
+            await answered(self.store.client.hset(self.store.keys.scripts, mapping={digest(text): text for text in texts}))
+        except _STORE_ERRORS:
+            scripts.give_back(texts)
+            raise
 
     async def _tell_heartbeat(self, at_ms: int, *, announce: bool) -> None:
         while True:
@@ -740,6 +776,8 @@ class Gateway:
                 "errors": self.telemetry.errors,
                 "sessions_closed": dict(self.sessions_closed),
                 "risks": dict(main.orders.risks),
+                "renamed_commands": self._undescribed.renamed,
+                "scripts_unseen": len(main.orders.scripts.asked) + main.orders.scripts.left_out,
                 "gaps": {why: gap.count for why, gap in self._journaler.gaps.items()},
                 "room": self.room_why,
                 "canary": self.canary(),
@@ -997,18 +1035,29 @@ def listener_tls(options: GatewayOptions) -> ssl.SSLContext | None:
     return context
 
 
-async def load_table(plan: Plan) -> CommandTable:
-    """The commands of both sides; the target's may be missing, since it must not matter to applications yet.
+class Tables(NamedTuple):
+    """What the servers tell of their commands: of both sides together, and which sides are older than Redis 7.0."""
+
+    commands: CommandTable
+    old: frozenset[Side] = frozenset()
+
+
+async def load_table(plan: Plan) -> Tables:
+    """Ask both sides for their commands; the target's may be missing, since it must not matter to applications yet.
 
     Raises:
         SourceError: the source does not tell its commands.
     """
     replies = []
+    old: set[Side] = set()
     for side in Side:
         client = make_client(plan.address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)  # redis-py would turn the rows into its own shape
         try:
-            replies.append(await answered(client.execute_command("COMMAND")))
+            rows = await answered(client.execute_command("COMMAND"))
+            replies.append(rows)
+            if rows and len(rows[0]) < _FIELDS_OF_7:
+                old.add(side)
         except _STORE_ERRORS as exc:
             if side is Side.SOURCE:
                 raise SourceError(
@@ -1019,7 +1068,7 @@ async def load_table(plan: Plan) -> CommandTable:
             log.warning("the target does not tell its commands: %s", exc)
         finally:
             await client.aclose()
-    return CommandTable.from_replies(*replies)
+    return Tables(CommandTable.from_replies(*replies), frozenset(old))
 
 
 async def room(plan: Plan, connections_expected: int) -> str:
@@ -1096,14 +1145,14 @@ async def look_at_store(store: ControlStore) -> None:
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
-    gateway = Gateway(store, plan, await load_table(plan), options)
-    collector.settle()  # it then costs next to nothing a request
-    if lock_state(options.state_dir) is None:
+    if lock_state(options.state_dir) is None:  # before anything there is read: it mends what a crash tore
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",
             why="two processes would journal each other's intents",
             next_step="give each process an --id and a --state-dir of its own",
         )
+    gateway = Gateway(store, plan, await load_table(plan), options)
+    collector.settle()  # it then costs next to nothing a request
     await claim_id(gateway)
     await look_at_store(store)
     gateway.room_why = await room(plan, options.connections_expected)

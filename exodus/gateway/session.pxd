@@ -5,15 +5,17 @@ from exodus.commands.table cimport Command
 from exodus.gateway.orders cimport Orders
 from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
 
-cdef object _OFF, _SAMPLE
-cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _QUEUE_SLACK
-cdef bytes _NOTHING
+cdef object _OFF, _SAMPLE, _ALL
+cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _TRANSACTION_BYTES, _QUEUE_SLACK, _CURSOR_HEAD_BYTES, _ALL_NAMES
+cdef int _ON, _QUIET, _SKIP
+cdef bytes _NOTHING, _QUEUED
 cdef list _NO_KEYS, _NOWHERE_ELSE
 
 cdef class Transaction:
-    cdef public list items, barriers, raw
-    cdef public Py_ssize_t raw_bytes
-    cdef public bint writes
+    cdef public list items, raw, unseen, unknown, texts, session
+    cdef public Py_ssize_t raw_bytes, count
+    cdef public bint writes, whole
+    cdef public object unreadable
 
 @cython.no_gc  # never part of a cycle
 @cython.freelist(256)
@@ -21,11 +23,11 @@ cdef class Pending:
     cdef public Command command
     cdef public double since
     cdef public Py_ssize_t size, expected
-    cdef public int protocol
-    cdef public bytes key, raw, substitute, rewritten
-    cdef public list keys, elsewhere
-    cdef public bint write, queued, swallow, shadowed
-    cdef public object select, state, barrier, block, deadline, canary
+    cdef public int quiet
+    cdef public bytes key, raw, substitute, rewritten, text
+    cdef public list keys, elsewhere, names, unknown
+    cdef public bint write, queued, swallow, shadowed, confirms, whole, cursor
+    cdef public object select, barrier, block, deadline, canary, unseen
     cdef public Transaction transaction
 
     cdef begin(self, Command command, double since, Py_ssize_t size)
@@ -46,26 +48,26 @@ cdef class PendingQueue:
 
 cdef class Session:
     cdef dict __dict__  # for what the rarer parts add
-    cdef public object out, client_id, opaque, replay
+    cdef public object out, client_id, opaque, unknown_state, replay
     cdef public set channels
     cdef public PendingQueue pending
     cdef public Orders orders
-    cdef public Py_ssize_t db, protocol, writes_in_flight
+    cdef public Py_ssize_t db, protocol, writes_in_flight, tag
     cdef public bytes name
-    cdef public bint watching, watch_lost, replies_off, scans_untracked, unknown_state, streaming_reply, tracking, frozen
+    cdef public bint watching, watch_lost, in_multi, streaming_reply, tracking, frozen
     cdef public Transaction transaction
     cdef RequestScanner _requests
     cdef ReplyScanner _replies
     cdef bytes _unsent, _reply_unsent, _injected
-    cdef list _backlog, _unconfirmed
+    cdef list _backlog
     cdef object _waiting  # a deque
     cdef Py_ssize_t _backlog_bytes, _edits, _reply_sent, _protocol_admitted, _selects_in_flight, _db_admitted
-    cdef bint _streaming, _held, _skip_next_reply, _unblocking, _answered_since_opaque, _gap_told, _refused, _client_id_asked
+    cdef bint _streaming, _held, _silent, _skip_next, _quiet_asked, _spoken, _unblocking, _unread, _accepted, _client_id_asked
 
     @cython.locals(buffered=bytes, already=Py_ssize_t, start=Py_ssize_t, sent=Py_ssize_t, end=Py_ssize_t, requests=list, intents=list,
-                   request=Request, found=Pending, holding=bint)
+                   barriers=list, request=Request, found=Pending, holding=bint, limit=Py_ssize_t)
     cpdef from_client(self, bytes data, double now)
-    cdef _forward(self, bytes buffered, Py_ssize_t sent, Py_ssize_t end, list intents, object barrier)
+    cdef _forward(self, bytes buffered, Py_ssize_t sent, Py_ssize_t end, list intents, list barriers)
     @cython.locals(command=Command)
     cdef bint _must_hold(self, list args) except -1
     @cython.locals(args=list, orders=Orders, command=Command, pending=Pending, transaction=Transaction)
@@ -73,12 +75,11 @@ cdef class Session:
     @cython.locals(orders=Orders, keys=list)
     cdef _pick(self, Pending pending, list args, bytes raw)
     @cython.locals(db=Py_ssize_t, key=bytes)
-    cdef _add_keys(self, Pending pending, list intents)
-    cdef list _keys_of(self, Pending pending)
-    @cython.locals(reply=Reply, marks=list, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t)
+    cdef _add_keys(self, Pending pending, list intents, list barriers)
+    @cython.locals(reply=Reply, marks=list, buffered=bytes, passed=list, at=Py_ssize_t, end=Py_ssize_t, frame=bytes, silent=bint, head=Pending)
     cpdef from_server(self, bytes data, double now)
     cdef _after_replies(self, list marks)
-    @cython.locals(pending=Pending, command=Command, failed=bint, error=bytes)
+    @cython.locals(pending=Pending, command=Command, failed=bint, refused=bint, error=bytes)
     cdef bytes _answered(self, Reply reply, double now, list marks, bytes frame)
-    @cython.locals(transaction=Transaction, db=Py_ssize_t)
-    cdef _mark(self, Pending pending, Reply reply, list marks)
+    @cython.locals(transaction=Transaction, db=Py_ssize_t, orders=Orders)
+    cdef _mark(self, Pending pending, Reply reply, list marks, object done)

@@ -3,43 +3,62 @@
     client ──from_client──▶ Session ──out.to_server──▶ authority
     client ◀──out.to_client── Session ◀──from_server── authority
 
-Bytes are relayed unchanged. Requests are framed before they are forwarded, because a write must be in the intent log before the
-authority can execute it (race rule 1), and because held writes stop at a frame's edge. A request longer than
-STREAM_FRAME_BYTES is forwarded while it arrives. Replies are matched to requests in order; the keys of a write are journalled
-when its reply has come, whatever the reply is: an error may come after an effect.
+Bytes are relayed unchanged. Requests are framed before they are forwarded, because a write must be in the intent log
+before the authority can execute it (race rule 1), and because held writes stop at a frame's edge. A request longer
+than STREAM_FRAME_BYTES is forwarded while it arrives. Replies are matched to requests in order. The keys of a write
+are journalled when its reply has come; a request that was refused changes nothing.
+
+State follows replies, not requests: protocol, database, login, name, subscriptions, tracking and the open transaction
+are what the authority answered. Requests are only *predicted* to succeed where something must be decided before their
+answer (what to hold, which intents to log). A reply that does not match its request makes the session unreadable.
+
+CLIENT REPLY OFF and SKIP are kept by the session, not by the authority: it answers everything, so each write has its
+reply, and the session drops what the client does not want.
 
 States, by what happens to the next request:
 
     relaying   forwarded                                     → held by `Orders.hold` at a write, → frozen by `freeze`
     held       kept in the backlog, later ones behind it     → relaying by `thaw`
     frozen     kept, reads too, while the leg is replaced    → relaying by `thaw`
-    opaque     relayed unread, for good                      (bytes that no server accepts, MONITOR, PSYNC)
+    opaque     relayed unread, for good: each write is a gap (bytes that we cannot read, MONITOR, PSYNC)
 
-`now` is a monotonic clock in seconds, given by the caller. Read `from_client`, `_admit`, `_answered`, then the handover part.
+`now` is a monotonic clock in seconds, given by the caller.
+Read `from_client`, `_admit`, `_answered`, then the handover part.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from exodus.commands.semantics import EXACT_ELSEWHERE, NOT_COMPARABLE, Role, Timeout, block_timeout
+from exodus.commands.keys import database
+from exodus.commands.semantics import (
+    EXACT_ELSEWHERE,
+    NOT_COMPARABLE,
+    Role,
+    Timeout,
+    block_timeout,
+    replaces_data,
+)
 from exodus.commands.table import Command
 from exodus.config import (
     HELD_BYTES_MAX,
-    SCANS_TRACKED_MAX,
     SHADOW_PAYLOAD_BYTES_MAX,
     STREAM_FRAME_BYTES,
     SUBSCRIPTIONS_TRACKED_MAX,
     TRANSACTION_BYTES_MAX,
+    WHOLE_REPLY_BYTES_MAX,
     JournalMode,
 )
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, keys_elsewhere
+from exodus.control.unseen import LONG_KEY, NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED, UNREADABLE
 from exodus.gateway.canary import CanaryRead, chosen
+from exodus.gateway.cursors import marked, own
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
+from exodus.resp.elements import elements
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner
 
@@ -48,17 +67,21 @@ _CONFIRMATIONS = frozenset({b"subscribe", b"psubscribe", b"ssubscribe", b"unsubs
 _COSMETIC = frozenset({"setinfo", "no-evict", "no-touch"})  # session settings without which every reply is the same
 _CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON = encode("CLIENT", "REPLY", "ON")
-_REPLY_OFF = encode("CLIENT", "REPLY", "OFF")
 _DISCARD = encode("DISCARD")
 _REFUSALS = (b"ERR Protocol error", b"ERR unbalanced")
-_OFF, _SAMPLE = JournalMode.OFF, JournalMode.SAMPLE
+_OFF, _SAMPLE, _ALL = JournalMode.OFF, JournalMode.SAMPLE, JournalMode.ALL
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _STREAM_BYTES = STREAM_FRAME_BYTES
+_TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
 _QUEUE_SLACK = 64  # answered requests that a queue keeps before it moves the others up
 _NOTHING = b""
+_QUEUED = b"QUEUED"
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
+_ON, _QUIET, _SKIP = 1, 2, 3  # what a CLIENT REPLY asks for
+_ALL_NAMES = -1  # an UNSUBSCRIBE of everything: how many confirmations it has is known when its turn comes
+_CURSOR_HEAD_BYTES = 40  # of a reply to SCAN: its cursor is in them
 
 
 class Outlet(Protocol):
@@ -78,6 +101,9 @@ class Outlet(Protocol):
 
     def gap(self, why: str) -> None:
         """A write happened whose keys are not known."""
+
+    def unknown(self, args: list[bytes], db: int) -> None:
+        """A command that no server has described was executed: find out what it is, and mark what it wrote."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """Offer a sampled request and its reply to the comparer."""
@@ -101,39 +127,80 @@ class Outlet(Protocol):
         """End the session; it cannot go on correctly."""
 
 
+_UNQUEUED = frozenset({Role.EXEC, Role.DISCARD, Role.RESET, Role.QUIT, Role.MULTI, Role.WATCH})  # a MULTI does not queue these
+
+
 def _has_skipped(keys: list[bytes]) -> bool:
     return any(key is SKIPPED for key in keys)
+
+
+def _flushes(barrier: Barrier | None, dbs: list[int]) -> list[Barrier]:
+    """Return the barriers of a request that runs in one of `dbs`: FLUSHDB flushes the database that the session is in by then."""
+    if barrier is None:
+        return []
+    return [Barrier("flushdb", (db,)) for db in dbs] if barrier.what == "flushdb" else [barrier]
+
+
+class Effect(NamedTuple):
+    """What a queued command does besides writing its keys."""
+
+    place: int  # of the command in the transaction
+    role: Role  # SELECT, BARRIER or SCAN
+    db: int = 0
+    barrier: Barrier | None = None
 
 
 class Transaction:
     """An open MULTI: what was queued, and what EXEC will change."""
 
-    __slots__ = ("barriers", "items", "raw", "raw_bytes", "writes")
+    __slots__ = ("count", "items", "raw", "raw_bytes", "session", "texts", "unknown", "unreadable", "unseen", "whole", "writes")
 
     def __init__(self) -> None:
-        self.items: list[int | list[bytes] | list[Key]] = []  # SELECT n, keys of a command, keys in a named database
-        self.barriers: list[Barrier] = []
+        self.items: list[Effect | list[bytes] | list[Key]] = []  # in order; keys with or without their database
+        self.count = 0  # of commands
         self.raw: list[bytes] = []  # MULTI itself is not in it
         self.raw_bytes = 0
         self.writes = False
+        self.whole = False  # EXEC's reply has to be taken apart
+        self.unseen: list[str] = []  # gaps that EXEC opens
+        self.unknown: list[list[bytes]] = []  # requests whose command nobody has described
+        self.unreadable: str | None = None  # why nothing can be matched any more once EXEC has run
+        self.texts: list[bytes] = []  # of scripts
+        self.session: list[tuple[int, Pending]] = []  # commands that change the session, with their places
 
-    def run(self, db: int) -> tuple[list[Key], int]:
-        """The keys that EXEC may change if it begins in `db`, and the database after it."""
-        found: list[Key] = []
+    def run(self, db: int, done: set[int] | None) -> tuple[list[Key], list[Barrier], list[int]]:
+        """Return what EXEC may change if it begins in `db`: keys, barriers, and the databases that it may end in.
+
+        `done` are the positions of the commands that were answered without an error; None: not known.
+        """
+        keys: list[Key] = []
+        barriers: list[Barrier] = []
+        dbs = [db]
         for item in self.items:
-            if isinstance(item, int):
-                db = item
+            if isinstance(item, Effect):
+                if item.role is Role.SELECT:
+                    if done is None:
+                        dbs = [*dbs, *([item.db] if item.db not in dbs else [])]
+                    elif item.place in done:
+                        dbs = [item.db]
+                elif item.barrier is not None and (done is None or item.place in done):
+                    barriers.extend(_flushes(item.barrier, dbs))
             else:
-                found.extend((db, key) if isinstance(key, bytes) else key for key in item)
-        return found, db
+                for entry in item:
+                    if isinstance(entry, bytes):
+                        keys.extend([(each, entry) for each in dbs])
+                    else:
+                        keys.append(entry)
+        return keys, barriers, dbs
 
 
 class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "canary", "command", "deadline", "elsewhere", "expected", "key", "keys", "protocol", "queued", "raw", "rewritten",
-        "select", "shadowed", "since", "size", "state", "substitute", "swallow", "transaction", "write",
+        "barrier", "block", "canary", "command", "confirms", "cursor", "deadline", "elsewhere", "expected", "key", "keys", "names", "queued",
+        "quiet", "raw", "rewritten", "select", "shadowed", "since", "size", "substitute", "swallow", "text", "transaction", "unknown", "unseen",
+        "whole", "write",
     )  # fmt: skip
 
     def begin(self, command: Command, since: float, size: int) -> None:
@@ -145,13 +212,14 @@ class Pending:
         self.keys = _NO_KEYS  # of a write
         self.elsewhere = _NOWHERE_ELSE  # keys in another database than the session's
         self.write = False
-        self.queued = False  # inside MULTI: the reply is +QUEUED
+        self.queued = False  # predicted to be queued in a MULTI
         self.swallow = False  # ours, not the client's: its reply is dropped
         self.substitute: bytes | None = None  # what the client gets instead of the reply
-        self.expected = 1  # replies still to come
+        self.confirms = False  # answered by confirmations, one a channel
+        self.expected = 1  # confirmations still to come
+        self.names = _NO_KEYS  # channels; or all arguments, where they change the session
         self.select: int | None = None
-        self.protocol = 0  # asked for by HELLO
-        self.state: tuple[str, bytes] | None = None  # what to replay on a new leg, once the reply says OK
+        self.quiet = 0  # what a CLIENT REPLY asks for
         self.transaction: Transaction | None = None
         self.barrier: Barrier | None = None
         self.block: Timeout | None = None
@@ -160,6 +228,11 @@ class Pending:
         self.shadowed = False  # picked: for the comparer, or as a canary read
         self.canary: CanaryRead | None = None
         self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
+        self.unseen: str | None = None  # the gap that this request opens where it is not refused
+        self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
+        self.text: bytes | None = None  # of a script, or its digest
+        self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
+        self.cursor = False  # the reply has a cursor that has to say from which authority it is
 
 
 def _pending(command: Command, since: float, size: int) -> Pending:
@@ -218,6 +291,17 @@ class PendingQueue:
         return iter(self._items[self._first :])
 
 
+class Unanswered(NamedTuple):
+    """What a session had under way: keys and barriers, and the gaps that what cannot be named opens."""
+
+    keys: list[Key]
+    barriers: list[Barrier]
+    gaps: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.barriers or self.gaps)
+
+
 class Session:
     """The state machine. One instance a client connection, for all the legs it has in its life."""
 
@@ -227,21 +311,19 @@ class Session:
         self.logins: Logins | None = None  # of the leg: what is said there in place of what the client says
         self.db = 0
         self.protocol = 2
+        self.tag = orders.tag  # of the leg's authority, see cursors.py
         self.client_id: int | None = None  # of the leg, asked for before the first blocking command
         self.name = b""
         self.watching = False
         self.watch_lost = False  # the leg was replaced: the next EXEC must fail
-        self.transaction: Transaction | None = None
-        self.replies_off = False
-        self.scans_untracked = False  # more unfinished SCANs than are remembered
+        self.in_multi = False  # as the authority answered
+        self.transaction: Transaction | None = None  # as predicted, for what is not answered yet
         self.opaque: str | None = None
-        self.unknown_state = False  # session commands inside MULTI
+        self.unknown_state: str | None = None  # why the session's state is not known well enough to be carried over
         self.streaming_reply = False  # MONITOR, PSYNC: whatever comes goes to the client
         self.tracking = False
         self.tracking_redirected = False  # to another connection, whose id is another on another server
-        self.channels: set[bytes] = set()
-        self._cursors: set[bytes] = set()  # of unfinished SCANs on this leg
-        self._old_cursors: set[bytes] = set()  # of those that were begun on a leg that is gone
+        self.channels: set[bytes] = set()  # as confirmed, each behind its kind
         self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
         self.frozen = False
         self.pending = PendingQueue()
@@ -253,17 +335,18 @@ class Session:
         self._backlog: list[bytes] = []  # held: everything from the first held frame on
         self._backlog_bytes = 0
         self._held = False
-        self._edits = 0  # pending replies that may not simply be passed on
+        self._edits = 0  # reasons why replies may not simply be passed on
         self._reply_unsent = b""  # the unfinished reply that may have to be dropped
         self._reply_sent = 0  # bytes of the unfinished reply that went out already
-        self._skip_next_reply = False
-        self._unconfirmed: list[Key] = []  # written with replies off
+        self._silent = False  # CLIENT REPLY OFF
+        self._skip_next = False  # CLIENT REPLY SKIP was answered: the next reply is dropped
+        self._quiet_asked = False  # one of them may be on its way
+        self._spoken = False  # the reply that was just matched is passed on although the client asked for silence
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
-        self._answered_since_opaque = False
-        self._gap_told = False
-        self._refused = False  # the server could not read it either, and closes
-        self._protocol_admitted = 2
+        self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
+        self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
         self._client_id_asked = False
+        self._protocol_admitted = 2  # the last one that was asked for, where that is known
         self._selects_in_flight = 0
         self._db_admitted = 0
         self._waiting: deque[bytes | CanaryRead] = deque()  # from the first canary read that is not decided on, in the client's order
@@ -277,10 +360,7 @@ class Session:
             self._keep(data)
             return
         if self.opaque is not None:
-            if self._answered_since_opaque and not self.streaming_reply and not self._gap_told and not self._refused:
-                self._gap_told = True
-                self.out.gap(f"a connection cannot be read: {self.opaque}")
-            self.out.to_server(data)
+            self._relay_unread(data)
             return
         buffered = self._unsent + data if self._unsent else data
         already = self._requests.partial_bytes if self._streaming else 0  # of the first frame, forwarded before
@@ -288,58 +368,94 @@ class Session:
         start = 0  # of the next frame in `buffered`
         sent = 0  # forwarded up to here
         intents: list[Key] = []
-        barrier: Barrier | None = None
+        barriers: list[Barrier] = []
         holding = self.frozen or self.orders.hold
         for request in requests:
             end = start + request.size - already
-            already = 0
             if holding and not self._streaming and self._must_hold(request.args):
-                self._forward(buffered, sent, start, intents, barrier)
+                self._forward(buffered, sent, start, intents, barriers)
                 self._hold(buffered[start:])
                 return
             self._streaming = False
             if request.args:
-                found = self._admit(request, buffered, start, end, now)
+                found = self._admit(request, buffered, 0 if already else start, 0 if already else end, now)
                 if self._injected:
-                    self._forward(buffered, sent, start, intents, barrier)
-                    sent, intents, barrier = start, [], None
+                    self._forward(buffered, sent, start, intents, barriers)
+                    sent, intents, barriers = start, [], []
                     self.out.to_server(self._injected)
                     self._injected = _NOTHING
-                if found is not None:
-                    if found.write:
-                        self._add_keys(found, intents)
-                    if found.barrier is not None:
-                        barrier = found.barrier
-                    if found.rewritten is not None:
-                        self._forward(buffered, sent, start, intents, barrier)
-                        sent, intents, barrier = end, [], None
-                        self.out.to_server(found.rewritten)
-                    if found.substitute is not None:
-                        self._forward(buffered, sent, start, intents, barrier)
-                        sent, intents, barrier = end, [], None
-                        self.out.to_server(_DISCARD)
+                if found.write:
+                    self._add_keys(found, intents, barriers)
+                if found.rewritten is not None:
+                    self._forward(buffered, sent, start, intents, barriers)
+                    sent, intents, barriers = end, [], []
+                    self.out.to_server(found.rewritten)
+                elif found.substitute is not None:
+                    self._forward(buffered, sent, start, intents, barriers)
+                    sent, intents, barriers = end, [], []
+                    self.out.to_server(_DISCARD)
+            already = 0
             start = end
-            if self.opaque is not None:
-                break
-        if self._requests.broken is not None and self.opaque is None:
-            self._go_opaque(self._requests.broken)
-        if self.opaque is not None:
-            start = len(buffered)
-        elif self._streaming or len(buffered) - start > _STREAM_BYTES:
-            if not self._streaming and self._must_hold(self._requests.args):
-                self._forward(buffered, sent, start, intents, barrier)
+        if self._requests.broken is not None:
+            self._forward(buffered, sent, start, intents, barriers)
+            if holding and not self._streaming:
+                self._hold(buffered[start:])
+                return
+            self._go_unread(self._requests.broken)
+            self.out.to_server(buffered[start:])
+            return
+        limit = _STREAM_BYTES if self.transaction is None else _TRANSACTION_BYTES
+        # What is announced to be long is forwarded at once: the server may refuse so much, and says so at once.
+        if self._streaming or len(buffered) - start > limit or self._requests.announced > limit:
+            args = self._requests.args
+            if holding and not self._streaming and (not args or self._must_hold(args)):
+                self._forward(buffered, sent, start, intents, barriers)
                 self._hold(buffered[start:])
                 return
             self._streaming = True
             start = len(buffered)
-        self._forward(buffered, sent, start, intents, barrier)
+        self._forward(buffered, sent, start, intents, barriers)
         self._unsent = buffered[start:] if start < len(buffered) else _NOTHING
 
-    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barrier: Barrier | None) -> None:
-        if (intents or barrier is not None) and self.orders.journal is not _OFF:
-            self.out.log_intents(intents, barrier)
+    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barriers: list[Barrier]) -> None:
+        if self.orders.journal is not _OFF:
+            if intents:
+                self.out.log_intents(intents, None)
+            for barrier in barriers:
+                self.out.log_intents([], barrier)
         if end > sent:
             self.out.to_server(buffered[sent:end] if sent or end < len(buffered) else buffered)
+
+    def _go_unread(self, why: str) -> None:
+        """Forward what comes from here on without reading it; until the authority says what it thinks of it, it counts as a write."""
+        self.opaque = why
+        self._unread = True
+        self.writes_in_flight += 1
+
+    def _relay_unread(self, data: bytes) -> None:
+        if self.streaming_reply:
+            # A connection that watches may not touch keys (run on all servers that we know), unless RESET ends that.
+            ends = any(request.args and self.orders.table.of(request.args).role is Role.RESET for request in self._requests.feed(data))
+            if ends or self._requests.broken is not None:
+                self.streaming_reply, self._accepted = False, True
+        if not self.streaming_reply:
+            if self.orders.hold or self.frozen:
+                self._held = True
+                self._keep(data)
+                return
+            if self._accepted:
+                self._open_gap(UNREADABLE)
+        self.out.to_server(data)
+
+    def _open_gap(self, why: str) -> None:
+        if self.orders.journal is _ALL:
+            self.out.gap(why)
+
+    def _lose_count(self, why: str) -> None:
+        """Replies and requests do not match: nothing of this connection is known any more, from now on and of what is under way."""
+        self.opaque = self.opaque or why
+        self._accepted = True
+        self._open_gap(why)
 
     def _must_hold(self, args: list[bytes]) -> bool:
         if self.frozen:
@@ -352,6 +468,8 @@ class Session:
         # Inside MULTI too, though it is only queued: behind the fence the old side would not even queue it, and say so to the client.
         if command.role is Role.BLOCKING and not command.write:
             return False
+        if command.role is Role.REPLACES:
+            return replaces_data(command.name, args)
         return command.write or command.role is Role.BARRIER
 
     def _hold(self, rest: bytes) -> None:
@@ -366,14 +484,16 @@ class Session:
         if self._backlog_bytes > HELD_BYTES_MAX:
             self.out.pause_client()
 
-    def _go_opaque(self, why: str) -> None:
-        self.opaque = why
+    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending:
+        """Note a request that is about to be forwarded; what has to be sent before it is left in `_injected`.
 
-    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending | None:
-        """Note a request that is about to be forwarded; what has to be sent before it is left in `_injected`."""
+        Its bytes are `buffered[start:end]`; none where a part of it was forwarded before.
+        """
         args = request.args
         orders = self.orders
         command = orders.table.of(args)
+        if command.renamed:
+            args[0] = command.name
         pending = _pending(command, now, request.size)
         if 0 < command.first < len(args) and args[command.first] is not SKIPPED:
             pending.key = args[command.first]
@@ -381,37 +501,33 @@ class Session:
             pending.write = True
             pending.keys = command.keys(args)
             if request.skipped and _has_skipped(pending.keys):
-                self.out.gap("a key is longer than the gateway keeps")
+                pending.unseen = LONG_KEY
             if not command.known:
-                orders.risks["unknown command"] += 1
+                pending.unknown = args
         transaction = self.transaction
+        if command.role is not Role.PLAIN:
+            self._describe(pending, args, skipped=request.skipped)
         if transaction is None and command.plain:
             pass  # by far the most
-        elif transaction is not None and command.role not in (Role.EXEC, Role.DISCARD, Role.RESET, Role.QUIT, Role.MULTI):
-            self._queue(transaction, pending, args, buffered[start:end])
+        elif transaction is not None and command.role not in _UNQUEUED:
+            self._queue(transaction, pending, buffered[start:end], request.size)
         elif command.role is not Role.PLAIN:
             self._injected = self._admit_special(pending, args, buffered[start:end], now)
         if (
             orders.picks
             and transaction is None
-            and pending.expected
             and command.plain
+            and not self._quiet_asked
             and command.name not in NOT_COMPARABLE
             and request.size <= _SHADOW_BYTES_MAX
         ):
             self._pick(pending, args, buffered[start:end])
-        if self.replies_off or self._skip_next_reply or not pending.expected:
-            if not (command.role is Role.CLIENT and not pending.expected):
-                self._skip_next_reply = False
-            if pending.write:
-                self._unconfirmed.extend(self._keys_of(pending))
-            return pending if pending.write or pending.rewritten is not None else None
         self.pending.push(pending)
         if pending.write:
             self.writes_in_flight += 1
         if pending.rewritten is not None and command.role is Role.RESET:
             self._expect_own(now)
-        if pending.shadowed or pending.substitute is not None:
+        if pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON:
             self._edits += 1
             if pending.canary is not None:
                 self.out.ask_follower(pending.canary, pending.raw, self._protocol_admitted)
@@ -421,7 +537,7 @@ class Session:
         """Look at a request more closely, where its one key is in a share."""
         orders = self.orders
         keys = pending.keys or pending.command.keys(args)
-        if len(keys) != 1:
+        if len(keys) != 1 or not raw:
             return
         # Only what two healthy servers answer with the same bytes; and of database 0, which is the one that our connections are in.
         if (
@@ -430,6 +546,7 @@ class Session:
             and pending.command.name in EXACT_ELSEWHERE
             and not self._db_admitted
             and not self._selects_in_flight
+            and self._protocol_admitted
             and chosen(keys[0], orders.canary_below)
         ):
             pending.canary = CanaryRead()
@@ -438,172 +555,179 @@ class Session:
         pending.raw = raw
         pending.shadowed = True
 
-    def _queue(self, transaction: Transaction, pending: Pending, args: list[bytes], raw: bytes) -> None:
+    def _describe(self, pending: Pending, args: list[bytes], *, skipped: bool) -> None:
+        """Note what the request does beyond its keys where it is executed, now or by EXEC. Changes nothing of the session."""
         role = pending.command.role
-        pending.queued = True
-        transaction.raw_bytes += len(raw)
-        if transaction.raw_bytes <= TRANSACTION_BYTES_MAX:
-            transaction.raw.append(raw)
-        if role is Role.SELECT and len(args) == 2 and args[1].isdigit():
-            transaction.items.append(int(args[1]))
-        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.CLIENT, Role.AUTH, Role.HELLO, Role.STREAMING):
-            # They take effect inside EXEC's reply, which is not taken apart: the session's state is not known any more.
-            self.unknown_state = True
+        if role is Role.SELECT:
+            pending.select = database(args[1]) if len(args) == 2 else None
+        elif role is Role.SUBSCRIBE:
+            pending.confirms = True
+            pending.names = args[1:]
+            pending.expected = len(args) - 1 or 1
+        elif role is Role.UNSUBSCRIBE:
+            pending.confirms = True
+            pending.names = args[1:]
+            pending.expected = len(args) - 1 or _ALL_NAMES
+        elif role in (Role.AUTH, Role.HELLO, Role.CLIENT):
+            pending.names = [] if skipped else args
+            if role is Role.CLIENT and len(args) == 3 and args[1].upper() == b"REPLY":
+                pending.quiet = {b"ON": _ON, b"OFF": _QUIET, b"SKIP": _SKIP}.get(args[2].upper(), 0)
         elif role is Role.BARRIER:
-            transaction.barriers.append(barrier_of(args, self._db_admitted))
+            pending.write = True
+            pending.barrier = barrier_of(pending.command, args, self._db_admitted)
         elif role is Role.MOVES_DB:
             pending.elsewhere = keys_elsewhere(pending.command, args)
+        elif role is Role.SCRIPT:
+            if pending.write and self.orders.scripts_unseen:
+                pending.unseen = SCRIPTS
+            if pending.write and not pending.keys:
+                self.orders.risks["script without declared keys"] += 1
+            if len(args) > 1 and args[1] is not SKIPPED and not pending.command.name.startswith(b"FCALL"):
+                pending.text = args[1]
+        elif role is Role.SCRIPTS:
+            if len(args) == 3 and args[1].upper() == b"LOAD" and args[2] is not SKIPPED:
+                pending.text = args[2]
+        elif role is Role.REPLACES and replaces_data(pending.command.name, args):
+            pending.write, pending.unseen = True, REPLACED
+
+    def _queue(self, transaction: Transaction, pending: Pending, raw: bytes, size: int) -> None:
+        role = pending.command.role
+        pending.queued = True
+        transaction.raw_bytes += size if raw else _TRANSACTION_BYTES + 1
+        if transaction.raw_bytes <= _TRANSACTION_BYTES:
+            transaction.raw.append(raw)
+        index = transaction.count
+        transaction.count += 1
+        if role is Role.SELECT:
+            if pending.select is not None:
+                transaction.items.append(Effect(index, role, db=pending.select))
+                transaction.whole = True
+        elif role is Role.SCAN:
+            if self.tag:
+                transaction.items.append(Effect(index, role))
+                transaction.whole = True
+        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.STREAMING) or pending.quiet:
+            # How many replies come depends on what EXEC makes of it.
+            transaction.unreadable = UNMATCHED
+            pending.quiet = 0
+        elif role in (Role.CLIENT, Role.AUTH, Role.HELLO):
+            transaction.session.append((index, pending))
+            transaction.whole = True
+        elif pending.barrier is not None:
+            transaction.items.append(Effect(index, role, barrier=pending.barrier))
+        elif role is Role.MOVES_DB:
             transaction.items.append(pending.elsewhere)
-        elif role is Role.SCRIPT and not pending.keys:
-            self.orders.risks["script without declared keys"] += 1
+        pending.confirms = False
+        if pending.unseen is not None and pending.unseen not in transaction.unseen:
+            transaction.unseen.append(pending.unseen)
+        if pending.unknown is not None:
+            transaction.unknown.append(pending.unknown)
+        if pending.text is not None and pending.command.name.startswith(b"EVAL"):
+            transaction.texts.append(pending.text)
         if pending.write:
             transaction.writes = True
-            transaction.items.append(pending.keys)
+            if pending.keys:
+                transaction.items.append(pending.keys)
 
     def _admit_special(self, pending: Pending, args: list[bytes], raw: bytes, now: float) -> bytes:
         role = pending.command.role
         if role is Role.MULTI:
-            if self.transaction is None:
+            if self.transaction is None and len(args) == 1:
                 pending.transaction = self.transaction = Transaction()
         elif role is Role.EXEC:
             pending.transaction, self.transaction = self.transaction, None
-            if pending.transaction is not None and pending.transaction.writes:
-                pending.write = True
+            if pending.transaction is not None:
+                pending.write = pending.transaction.writes
+                pending.whole = pending.transaction.whole
             if self.watch_lost and pending.transaction is not None:
                 pending.substitute = null_array(self.protocol)
-                pending.write = False
-            self.watching = self.watch_lost = False
+                pending.write = pending.whole = False
+                self.watch_lost = False
+        elif role is Role.UNWATCH:
+            self.watch_lost = self.watch_lost and len(args) != 1
         elif role in (Role.DISCARD, Role.RESET):
-            self.transaction = None
-            self.watching = self.watch_lost = False
+            if len(args) == 1:
+                self.watch_lost = self.watch_lost and role is Role.DISCARD and self.transaction is None
+                self.transaction = None
             if role is Role.RESET and self.logins is not None and self.logins.unasked:
                 pending.rewritten = raw + self.logins.unasked
-        elif role is Role.WATCH:
-            self.watching = True
-        elif role is Role.UNWATCH:
-            self.watching = self.watch_lost = False
         elif role is Role.SELECT:
-            if len(args) == 2 and args[1].isdigit():
-                pending.select = int(args[1])
+            if pending.select is not None:
                 self._selects_in_flight += 1
                 self._db_admitted = pending.select
         elif role in (Role.AUTH, Role.HELLO):
-            if role is Role.AUTH or len(args) > 1:
-                pending.state = (role.name.lower(), raw)
             if role is Role.HELLO and len(args) > 1:
-                pending.protocol = self._protocol_admitted = 3 if args[1] == b"3" else 2
-            if self.logins is not None:
+                self._protocol_admitted = 0
+            if self.logins is not None and pending.names:
                 pending.rewritten = self.logins.said_to_target(args)
         elif role is Role.CLIENT:
-            self._admit_client(pending, args, raw)
-        elif role is Role.SUBSCRIBE:
-            names = args[1:]
-            self.channels.update(pending.command.name + b" " + name for name in names)
-            if len(self.channels) > SUBSCRIPTIONS_TRACKED_MAX:
-                self._go_opaque("more subscriptions than are tracked")
-            pending.expected = 0 if self._protocol_admitted == 3 else len(names) or 1
-        elif role is Role.UNSUBSCRIBE:
-            self._admit_unsubscribe(pending, args)
-        elif role is Role.STREAMING:
-            self.streaming_reply = True
-            self._go_opaque(pending.command.name.decode())
+            if pending.quiet > _ON:
+                pending.rewritten = _REPLY_ON  # as long, and refused to whom the other would be
+                self._quiet_asked = True
         elif role is Role.BLOCKING:
-            pending.block = block_timeout(args)
+            pending.block = block_timeout(pending.command.name, args)
             if pending.block is not None:
-                pending.raw = raw
+                pending.raw = raw or encode(*args)
                 try:
                     seconds = float(args[pending.block.position]) * pending.block.unit_s
                 except (ValueError, IndexError):
                     seconds = 0.0  # the server will refuse it
                 pending.deadline = now + seconds if seconds > 0 else None
-                if self.client_id is None and not self._client_id_asked and not self.replies_off and not self.channels:
+                if self.client_id is None and not self._client_id_asked and not self.channels and not self.in_multi:
                     self._client_id_asked = True
                     self._expect_own(now, size=0)
                     return _CLIENT_ID
-        elif role is Role.BARRIER:
-            pending.barrier = barrier_of(args, self._db_admitted)
-        elif role is Role.MOVES_DB:
-            pending.elsewhere = keys_elsewhere(pending.command, args)
         elif role is Role.SCAN:
             self._admit_scan(pending, args)
-        elif role is Role.SCRIPT and not pending.keys:
-            self.orders.risks["script without declared keys"] += 1
         return b""
 
     def _admit_scan(self, pending: Pending, args: list[bytes]) -> None:
-        """A cursor of a server that is not the authority any more means nothing to this one: the iteration begins anew.
-
-        It keeps SCAN's promise, that what is there all the time is returned at least once; some elements are returned again.
-        """
+        """Give the server its own cursor, or the beginning where another authority gave it."""
         at = 1 if pending.command.name == b"SCAN" else 2
-        if len(args) > at:
-            cursor = args[at]
-            if cursor in self._old_cursors:
-                self._old_cursors.discard(cursor)
-                pending.rewritten = encode(*args[:at], b"0", *args[at + 1 :])
-            self._cursors.discard(cursor)
+        if not self.tag or len(args) <= at:
+            return
+        pending.whole = pending.cursor = True
+        cursor = own(args[at], self.tag)
+        if cursor != args[at]:
+            pending.rewritten = encode(*args[:at], cursor, *args[at + 1 :])
 
-    def _admit_client(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
-        word = args[1].upper() if len(args) > 1 else b""
-        mode = args[2].upper() if len(args) > 2 else b""
-        if word == b"REPLY":
-            if mode == b"OFF":
-                self.replies_off = True
-                pending.expected = 0
-            elif mode == b"SKIP" and not self.replies_off:
-                self._skip_next_reply = True
-                pending.expected = 0
-            elif mode == b"ON":
-                self.replies_off = False
-                self._skip_next_reply = False
-        elif word in (b"SETNAME", b"NO-EVICT", b"NO-TOUCH"):
-            pending.state = (word.decode().lower(), raw)
-            if word == b"SETNAME" and len(args) == 3:
-                self.name = args[2]
-        elif word == b"SETINFO" and len(args) == 4:
-            pending.state = (f"setinfo {args[2].decode('ascii', 'replace').lower()}", raw)
-        elif word == b"TRACKING":
-            pending.state = ("tracking", raw)
-            self.tracking = mode == b"ON"
-            self.tracking_redirected = b"REDIRECT" in (arg.upper() for arg in args[3:])
-
-    def _admit_unsubscribe(self, pending: Pending, args: list[bytes]) -> None:
-        kind = pending.command.name.replace(b"UNSUBSCRIBE", b"SUBSCRIBE") + b" "
-        named = [kind + name for name in args[1:]] or [entry for entry in self.channels if entry.startswith(kind)]
-        pending.expected = 0 if self._protocol_admitted == 3 else max(1, len(named))
-        self.channels.difference_update(named)
-
-    def _add_keys(self, pending: Pending, intents: list[Key]) -> None:
-        """Append `_keys_of`; the case of one command in one database goes without a list of its own."""
-        if pending.transaction is None and not self._selects_in_flight and not pending.elsewhere:
+    def _add_keys(self, pending: Pending, intents: list[Key], barriers: list[Barrier]) -> None:
+        """Append what the request may change; the case of one command in one database goes without a list of its own."""
+        if pending.transaction is None and not self._selects_in_flight and pending.barrier is None and not pending.elsewhere:
             db = self._db_admitted
             for key in pending.keys:
                 intents.append((db, key))  # noqa: PERF401 - no closure in the compiled form
         else:
-            intents.extend(self._keys_of(pending))
+            keys, found = self._effects_of(pending)
+            intents.extend(keys)
+            barriers.extend(found)
 
-    def _keys_of(self, pending: Pending) -> list[Key]:
-        """Keys that a request may change, with their databases as far as they are known now."""
-        if pending.transaction is not None:
-            keys, _ = pending.transaction.run(self._db_admitted)
-        else:
-            keys = [(self._db_admitted, key) for key in pending.keys] + pending.elsewhere
-        if self._selects_in_flight and self._db_admitted != self.db:
-            keys += [(self.db, key) for db, key in keys if db == self._db_admitted]  # if that SELECT should fail
-        return keys
+    def _effects_of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
+        """Return what a request may change, with databases as far as they are known now."""
+        dbs = [self._db_admitted]
+        if self._selects_in_flight:  # any of these may fail
+            dbs = list({self.db, self._db_admitted, *[each.select for each in self.pending if each.select is not None]})
+        if pending.transaction is None:
+            return [(db, key) for db in dbs for key in pending.keys] + pending.elsewhere, _flushes(pending.barrier, dbs)
+        keys: list[Key] = []
+        barriers: list[Barrier] = []
+        for db in dbs:
+            more, flushes, _ = pending.transaction.run(db, None)
+            keys, barriers = keys + more, barriers + flushes
+        return keys, barriers
 
     # ------------------------------------------------------------------ from the authority
 
     def from_server(self, data: bytes, now: float) -> None:
         """Take bytes from the authority."""
-        if self.streaming_reply and not self.pending.count and not self._waiting:
+        if self.streaming_reply and not self._waiting:
             self.out.to_client(data)
             return
+        marks: list[Key] = []
         if not self._edits:
             # Passed on before it is read. An unfinished reply that is not ours to drop has gone out in part.
             self.out.to_client(self._reply_unsent + data if self._reply_unsent else data)
             self._reply_unsent = b""
-            marks: list[Key] = []
             for reply in self._replies.feed(data):
                 self._answered(reply, now, marks, _NOTHING)
             self._reply_sent = self._replies.partial_bytes
@@ -611,21 +735,33 @@ class Session:
             return
         buffered = self._reply_unsent + data
         at = 0
-        marks = []
         passed: list[bytes] = []
         for reply in self._replies.feed(data):
             end = at + reply.size - self._reply_sent
             self._reply_sent = 0
             frame = buffered[at:end]
+            silent = self._silent or self._skip_next
+            self._spoken = False
             frame = self._answered(reply, now, marks, frame)
-            if self._waiting:
+            if silent and not self._spoken:
+                pass
+            elif self._waiting:
                 self._waiting.append(frame)
             else:
                 passed.append(frame)
             at = end
         rest = buffered[at:]
         if rest and self._may_pass_in_part(len(rest)):
-            passed.append(rest)
+            head = self.pending.head
+            if head is not None and head.cursor:
+                passed.append(self._mark_cursor(head, rest))
+                head.whole = head.cursor = False
+                self._edits -= 1
+            else:
+                passed.append(rest)
+            self._reply_sent = self._replies.partial_bytes
+            rest = b""
+        elif rest and len(rest) > _SHADOW_BYTES_MAX and self._drops_in_part(rest):
             self._reply_sent = self._replies.partial_bytes
             rest = b""
         self._reply_unsent = rest
@@ -635,52 +771,54 @@ class Session:
         self._after_replies(marks)
 
     def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
-        if self._waiting:
+        if self._waiting or self._silent or self._skip_next:
             return False
         head = self.pending.head
         if head is None:
             return True
-        if head.swallow or head.substitute is not None or self._unblocking:
+        if head.swallow or head.substitute is not None or self._unblocking or head.quiet > _ON:
             return False
         if head.shadowed:
             if unfinished_bytes <= SHADOW_PAYLOAD_BYTES_MAX:
                 return False
             head.shadowed, head.canary = False, None  # too large to be kept
             self._edits -= 1
+        if head.cursor:
+            return unfinished_bytes >= _CURSOR_HEAD_BYTES
+        if head.whole:
+            if unfinished_bytes <= WHOLE_REPLY_BYTES_MAX:
+                return False
+            head.whole = False
+            self._edits -= 1
         return True
+
+    def _drops_in_part(self, rest: bytes) -> bool:
+        """Whether an unfinished long reply is one that the client does not want."""
+        return (self._silent or self._skip_next) and (self._reply_sent > 0 or rest[:1] != b">") and not self.channels and not self._waiting
 
     def _after_replies(self, marks: list[Key]) -> None:
         if marks:
             self.out.journal(marks, None)
-        if self._replies.broken is not None and self.opaque is None:
-            self.out.gap(f"a reply could not be read: {self._replies.broken}")
-            self._go_opaque(self._replies.broken)
+        if self._replies.broken is not None and not self._accepted and not self.streaming_reply:
+            self._lose_count(f"a reply could not be read: {self._replies.broken}")
         if self.orders.hold and not self.writes_in_flight:
             self.out.settled()
 
     def _answered(self, reply: Reply, now: float, marks: list[Key], frame: bytes) -> bytes:
         """Match one reply to its request; returns what the client gets of it (only used where replies are edited)."""
-        if reply.kind == 0x3E:  # a push of RESP3: no request waits for it
-            return frame
+        if reply.kind == 0x3E:  # a push of RESP3
+            return self._pushed(reply, now, frame)
         failed = reply.kind in (0x2D, 0x21)
         if self.channels and self.protocol == 2 and reply.first in _OUT_OF_BAND:
+            self._spoken = not self.orders.silence_covers_pushes
             return frame
-        if not self.pending.count:  # unasked: the server's last word before it closes
-            if self.opaque is not None:
-                if failed and reply.head.startswith(_REFUSALS):
-                    self._refused = True
-                else:
-                    self._answered_since_opaque = True
-            return frame
+        if not self.pending.count:
+            return self._unasked(reply, frame, failed=failed)
         pending = self.pending.pop()
-        if pending.expected > 1 and reply.first in _CONFIRMATIONS:
-            pending.expected -= 1
+        if pending.confirms and not failed and self._confirmed_one(pending, reply):
             self.pending.put_back(pending)
             return frame
         command = pending.command
-        if self._unconfirmed:
-            marks.extend(self._unconfirmed)  # any later reply proves that they were executed
-            self._unconfirmed = []
         if pending.write:
             self.writes_in_flight -= 1
         if pending.swallow:
@@ -693,21 +831,127 @@ class Session:
             if reply.nil and (pending.deadline is None or pending.deadline > now):
                 self._send_again(pending, now)
                 return b""
+        if self._skip_next:
+            self._skip_next = False
+            self._edits -= 1
+            self._quiet_asked = self._silent
         error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
         self.orders.telemetry.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
         if pending.substitute is not None:
             self._edits -= 1
-            return pending.substitute
-        if pending.write and self.orders.journal is not _OFF:
-            self._mark(pending, reply, marks)
-        if not command.plain and not pending.queued:
-            self._apply(pending, reply)
+            self.in_multi = self.watching = False
+            return frame if failed else pending.substitute
+        done: set[int] | None = None
+        if pending.whole:
+            self._edits -= 1
+            if not failed and not reply.nil:
+                frame, done = self._taken_apart(pending, frame)
+        if pending.queued and self.in_multi:
+            if not failed and reply.head != _QUEUED:
+                self._lose_count(UNMATCHED)
+        else:
+            if self.in_multi and reply.head == _QUEUED and reply.kind == 0x2B:
+                self._lose_count(UNMATCHED)  # a command that was to end the transaction did not
+            refused = failed and command.refused(reply.head)
+            if pending.write and not refused and self.orders.journal is not _OFF:
+                self._mark(pending, reply, marks, done)
+            if not command.plain:
+                self._apply(pending, reply, failed, done)
+            if not failed and pending.text is not None:
+                self._note_script(pending)
+            if pending.quiet > _ON and not failed:
+                return _NOTHING
         if pending.shadowed:
             if pending.canary is not None:
                 return self._compare(pending.canary, frame, failed)
             self._edits -= 1
-            self.out.shadow(self.db, pending.raw, frame, write=pending.write)
+            if not failed:
+                self.out.shadow(self.db, pending.raw, frame, write=pending.write)
         return frame
+
+    def _pushed(self, reply: Reply, now: float, frame: bytes) -> bytes:
+        """No request waits for a push, but a subscription's confirmations are some."""
+        self._spoken = not self.orders.silence_covers_pushes
+        head = self.pending.head
+        if head is not None and head.confirms and reply.first in _CONFIRMATIONS and not self._confirmed_one(head, reply):
+            self.pending.pop()
+            if self._skip_next:
+                self._skip_next = False
+                self._edits -= 1
+            self.orders.telemetry.observe(head.command, head.key, now - head.since, head.size, reply.size, _NOTHING)
+        return frame
+
+    def _confirmed_one(self, pending: Pending, reply: Reply) -> bool:
+        """Take one confirmation over; whether the request has more to come."""
+        if reply.first not in _CONFIRMATIONS:
+            self._lose_count(UNMATCHED)
+            return False
+        kind = pending.command.name
+        if pending.command.role is Role.SUBSCRIBE:
+            name = pending.names[len(pending.names) - pending.expected] if pending.names else b""
+            if name is SKIPPED or len(self.channels) >= SUBSCRIPTIONS_TRACKED_MAX:
+                self.unknown_state = "more subscriptions than are tracked"
+            else:
+                self.channels.add(kind + b" " + name)
+        else:
+            kind = kind.replace(b"UNSUBSCRIBE", b"SUBSCRIBE") + b" "
+            if pending.expected == _ALL_NAMES:
+                pending.names = [entry[len(kind) :] for entry in self.channels if entry.startswith(kind)]
+                pending.expected = len(pending.names) or 1
+            if pending.names:
+                self.channels.discard(kind + pending.names[len(pending.names) - pending.expected])
+        pending.expected -= 1
+        self._spoken = not self.orders.silence_covers_pushes
+        return pending.expected > 0
+
+    def _unasked(self, reply: Reply, frame: bytes, *, failed: bool) -> bytes:
+        """A reply that no request waits for: what the authority thinks of what we could not read, or its last word before it closes."""
+        if self._unread:
+            self._unread = False
+            self.writes_in_flight -= 1
+            if not (failed and reply.head.startswith(_REFUSALS)):
+                self._accepted = True
+                self._open_gap(UNREADABLE)
+        elif not failed and not self._accepted:
+            self._lose_count(UNMATCHED)
+        return frame
+
+    def _taken_apart(self, pending: Pending, frame: bytes) -> tuple[bytes, set[int] | None]:
+        """Look into a whole reply: what to pass on, and which commands of a transaction were done."""
+        if pending.cursor:
+            return self._mark_cursor(pending, frame), None
+        transaction = pending.transaction
+        if transaction is None:
+            return frame, None
+        try:
+            parts = elements(frame)
+        except ValueError:
+            return frame, None
+        if len(parts) != transaction.count:
+            self._lose_count(UNMATCHED)
+            return frame, None
+        scans = {item.place for item in transaction.items if isinstance(item, Effect) and item.role is Role.SCAN}
+        if scans:
+            head = frame[: parts[0].start]
+            changed = [
+                self._mark_cursor(pending, frame[part.start : part.end]) if index in scans else frame[part.start : part.end]
+                for index, part in enumerate(parts)
+            ]
+            frame = head + b"".join(changed)
+        return frame, {index for index, part in enumerate(parts) if not part.error}
+
+    def _mark_cursor(self, pending: Pending, frame: bytes) -> bytes:
+        del pending
+        found = marked(frame, self.tag)
+        if found is None:
+            self.orders.risks["a SCAN cursor has no room for where it is from"] += 1
+            return frame
+        return found
+
+    def _note_script(self, pending: Pending) -> None:
+        text, scripts = pending.text, self.orders.scripts
+        if text is not None:
+            scripts.ask(text) if pending.command.name.startswith(b"EVALSHA") else scripts.see(text)
 
     # ------------------------------------------------------------------ canary reads
 
@@ -752,141 +996,252 @@ class Session:
         if self._waiting:
             self.from_follower()
 
-    def _mark(self, pending: Pending, reply: Reply, marks: list[Key]) -> None:
-        if pending.queued and reply.head == b"QUEUED":
-            return
+    def _mark(self, pending: Pending, reply: Reply, marks: list[Key], done: set[int] | None) -> None:
+        """Mark what an answered request may have changed; what cannot be named is a gap."""
         transaction = pending.transaction
-        if transaction is None and pending.barrier is None and self.orders.journal is not _SAMPLE:
+        orders = self.orders
+        if transaction is None and pending.barrier is None and orders.journal is not _SAMPLE:
             db = self.db
             for key in pending.keys:
                 marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form
             if pending.elsewhere:
                 marks.extend(pending.elsewhere)
+            if pending.unseen is not None:
+                self._open_gap(pending.unseen)
+            if pending.unknown is not None and orders.journal is _ALL:
+                self.out.unknown(pending.unknown, db)
             return
+        barriers: list[Barrier] = []
         if transaction is not None:
-            if reply.nil or reply.head.startswith(b"EXECABORT"):
+            if reply.nil:
                 return
-            keys, _ = transaction.run(self.db)
-            barriers = transaction.barriers
+            keys, barriers, _ = transaction.run(self.db, done)
+            for why in transaction.unseen:
+                self._open_gap(why)
+            if orders.journal is _ALL:
+                for args in transaction.unknown:
+                    self.out.unknown(args, self.db)
         else:
             keys = [(self.db, key) for key in pending.keys] + pending.elsewhere
-            barriers = [pending.barrier] if pending.barrier is not None and not reply.error else []
-        if self.orders.journal is JournalMode.SAMPLE:
-            keys = [key for key in keys if self.orders.sampled(key[1])]
+            barriers = _flushes(pending.barrier, [self.db])
+        if orders.journal is _SAMPLE:
+            keys = [key for key in keys if orders.sampled(key[1])]
         marks.extend(keys)
         for barrier in barriers:
             self.out.journal([], barrier)
 
-    def _apply(self, pending: Pending, reply: Reply) -> None:
+    def _apply(self, pending: Pending, reply: Reply, failed: bool, done: set[int] | None) -> None:
         """Take over what an answered command did to the session."""
         role = pending.command.role
-        if role is Role.SELECT and pending.select is not None:
-            self._selects_in_flight -= 1
-            if not reply.error:
-                self.db = pending.select
+        if role is Role.SELECT:
+            if pending.select is not None and not pending.queued:
+                self._selects_in_flight -= 1
+            if not failed:
+                if pending.select is None:
+                    self._lose_count(UNMATCHED)
+                else:
+                    self.db = pending.select
             if not self._selects_in_flight:
                 self._db_admitted = self.db
-        elif role is Role.EXEC and pending.transaction is not None and not reply.nil and not reply.error:
-            _, self.db = pending.transaction.run(self.db)
-            if not self._selects_in_flight:
-                self._db_admitted = self.db
-        elif role is Role.MULTI and reply.error and self.transaction is pending.transaction:
-            self.transaction = None
-        elif role is Role.SCAN:
-            if reply.first not in (b"0", b""):
-                self._cursors.add(reply.first)
-                self._old_cursors.discard(reply.first)
-                self.scans_untracked = self.scans_untracked or len(self._cursors) > SCANS_TRACKED_MAX
-        elif role is Role.RESET and not reply.error:
-            self._reset()
-        elif role is Role.HELLO and pending.protocol:
-            if not reply.error:
-                self.protocol = pending.protocol
+        elif role is Role.MULTI:
+            if not failed:
+                self.in_multi = True
+            elif self.transaction is pending.transaction:
+                self.transaction = None
+        elif role is Role.EXEC:
+            if self.in_multi:
+                self.in_multi = self.watching = False
+                if not failed and not reply.nil and pending.transaction is not None:
+                    self._apply_transaction(pending.transaction, done)
+        elif role is Role.DISCARD:
+            if not failed:
+                self.in_multi = self.watching = False
+        elif role is Role.WATCH:
+            self.watching = self.watching or not failed
+        elif role is Role.UNWATCH:
+            self.watching = self.watching and failed
+        elif role is Role.RESET:
+            if not failed:
+                self._reset()
+        elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
+            self._apply_login(pending, reply.head, failed)
+        elif role is Role.QUIT and not failed:
+            # The authority reads nothing behind it.
+            self.opaque = "the client has quit"
+            self.pending.clear()
+            self.writes_in_flight = 0
+        elif role is Role.STREAMING and not failed:
+            self.opaque, self.streaming_reply = pending.command.name.decode(), True
+
+    def _apply_transaction(self, transaction: Transaction, done: set[int] | None) -> None:
+        _, _, dbs = transaction.run(self.db, done)
+        self.db = dbs[-1]
+        if len(dbs) > 1:
+            self._lose_count(UNMATCHED)  # its reply was too large to be looked into
+        if not self._selects_in_flight:
+            self._db_admitted = self.db
+        for place, pending in transaction.session:
+            if done is None:
+                self.unknown_state = "session commands inside MULTI"
+            else:
+                self._apply_login(pending, b"", place not in done)
+        for text in transaction.texts:
+            if len(text) != 40:
+                self.orders.scripts.see(text)
+            else:
+                self.orders.scripts.ask(text)
+        if transaction.unreadable is not None:
+            self._lose_count(transaction.unreadable)
+
+    def _apply_login(self, pending: Pending, head: bytes, failed: bool) -> None:
+        """HELLO, AUTH and CLIENT: what is said again on another leg."""
+        args, role = pending.names, pending.command.role
+        quiet = pending.quiet
+        if role is Role.HELLO and len(args) != 1:
+            if not failed and len(args) > 1:
+                self.protocol = 3 if args[1] == b"3" else 2
             self._protocol_admitted = self.protocol
-        if pending.state is not None and not reply.error:
-            slot, raw = pending.state
+        if quiet > _ON:
+            if failed or self._silent or pending.queued:
+                self._edits -= 1
+            elif quiet == _QUIET:
+                self._silent = True  # the edit is kept until it ends
+            else:
+                self._skip_next = True
+        elif quiet == _ON and not failed:
+            self._spoken = True
+            self._speak()
+        if failed:
+            # Its AUTH may have been done before another word of it was refused (Redis 6.2).
+            if role is Role.HELLO and len(args) > 2 and head.startswith(b"ERR"):
+                self.unknown_state = "a HELLO that was refused in part"
+            return
+        if not args:
+            self.unknown_state = "a session command that is longer than is kept"
+            return
+        for slot, raw in _states(role, args):
             self.replay.pop(slot, None)
             self.replay[slot] = raw
+            if slot == "setname":
+                self.name = _name_in(raw)
+            elif slot == "tracking":
+                self.tracking = args[2].upper() == b"ON"
+                self.tracking_redirected = b"REDIRECT" in [arg.upper() for arg in args[3:]]
+
+    def _speak(self) -> None:
+        """Silence ends."""
+        if self._silent:
+            self._silent = False
+            self._edits -= 1
+        self._quiet_asked = self._skip_next
 
     def _reset(self) -> None:
         self.replay.clear()
         self.db = self._db_admitted = 0
         self.protocol = self._protocol_admitted = 2
-        self.tracking = False
+        self.tracking = self.in_multi = self.watching = False
         self.channels.clear()
         self.name = b""
+        self._spoken = True
+        self._speak()
 
     def _expect_own(self, now: float, *, size: int = 1) -> None:
         """Drop the next reply: it is to a request of ours, and one of size 0 is CLIENT ID (see `_own_answer`)."""
-        own = _pending(self.orders.table.find(b"CLIENT"), now, size)
-        own.swallow = True
-        self.pending.push(own)
+        pending = _pending(self.orders.table.find(b"CLIENT"), now, size)
+        pending.swallow = True
+        self.pending.push(pending)
         self._edits += 1
 
     def log_in(self, logins: Logins | None, now: float) -> None:
         """The session's first leg is there: `logins` are its side's."""
         self.logins = logins
+        self.tag = self.orders.tag
         if logins is not None and logins.unasked:
             self._expect_own(now)
             self.out.to_server(logins.unasked)
 
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
-        if pending.size == 0 and reply.kind == 0x3A:  # CLIENT ID
-            self.client_id = int(reply.head)
+        if pending.size == 0:  # CLIENT ID
+            self._client_id_asked = False
+            if reply.kind == 0x3A:
+                self.client_id = int(reply.head)
 
     # ------------------------------------------------------------------ ends
 
     def server_closed(self) -> None:
         """The leg is gone. What had no answer may have been executed: it counts as changed."""
         self._stop_waiting()
-        keys, barriers = self.unanswered()
-        for barrier in barriers:
+        left = self.unanswered()
+        for barrier in left.barriers:
             self.out.journal([], barrier)
-        if keys and self.orders.journal is not JournalMode.OFF:
-            self.out.journal(keys, None)
+        if left.keys and self.orders.journal is not _OFF:
+            self.out.journal(left.keys, None)
+        for why in left.gaps:
+            self._open_gap(why)
         self.pending.clear()
-        self._unconfirmed = []
+        self._unread = False
         self.writes_in_flight = 0
         self.out.settled()
 
-    def unanswered(self) -> tuple[list[Key], list[Barrier]]:
-        """What the authority was asked to change and has not answered for."""
-        keys = list(self._unconfirmed)
+    def unanswered(self) -> Unanswered:
+        """Return what the authority was asked to change and has not answered for."""
+        keys: list[Key] = []
         barriers: list[Barrier] = []
+        gaps: list[str] = [NO_ANSWER] if self._unread or self._accepted else []  # what could not be read may have been executed
         for pending in self.pending:
-            if pending.write:
-                keys.extend(self._keys_of(pending))
-                if pending.barrier is not None:
-                    barriers.append(pending.barrier)
-        return keys, barriers
+            if pending.command.role is Role.QUIT:
+                break  # the authority reads nothing behind it
+            if not pending.write:
+                continue
+            found, more = self._effects_of(pending)
+            keys.extend(found)
+            barriers.extend(more)
+            if pending.unseen is not None:
+                gaps.append(pending.unseen)
+            if pending.unknown is not None:
+                gaps.append(NO_ANSWER)
+            if pending.transaction is not None:
+                gaps.extend(pending.transaction.unseen)
+                gaps.extend([NO_ANSWER] if pending.transaction.unknown else [])
+        return Unanswered(keys, barriers, list(dict.fromkeys(gaps)))
 
     def log_pending(self) -> None:
         """Log the intents of what is under way once more: journalling began, or the log's old segments are to go."""
-        keys = list(self._unconfirmed)
-        for pending in self.pending:
-            if pending.write:
-                keys.extend(self._keys_of(pending))
-        if keys:
-            self.out.log_intents(keys, None)
+        if self._accepted:
+            self._open_gap(UNREADABLE)
+        left = self.unanswered()
+        if left.keys:
+            self.out.log_intents(left.keys, None)
+        for barrier in left.barriers:
+            self.out.log_intents([], barrier)
 
     # ------------------------------------------------------------------ hold and handover
 
     @property
     def idle(self) -> bool:
         """Whether the leg can be replaced: nothing is under way in either direction."""
-        return not self.pending.count and not self._streaming and not self._reply_sent and not self._reply_unsent and not self._waiting
+        under_way = self.pending.count or self._unread or self._streaming or self._reply_sent
+        return not (under_way or self._reply_unsent or self._waiting)
+
+    @property
+    def unread(self) -> bool:
+        """Whether the authority has not said yet what it thinks of bytes that we cannot read."""
+        return self._unread
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether what the session writes is known to nobody."""
+        return self._accepted
 
     @property
     def cannot_switch(self) -> str | None:
         """Why this session cannot be carried to another server, or None."""
         if self.opaque is not None:
             return self.opaque
-        if self.unknown_state:
-            return "session commands inside MULTI"
+        if self.unknown_state is not None:
+            return self.unknown_state
         if self.tracking and (self.tracking_redirected or self.protocol == 2):
             return "client tracking that is redirected"
-        if self.scans_untracked:
-            return "more SCANs than are tracked"
         if self.transaction is not None and self.transaction.raw_bytes > TRANSACTION_BYTES_MAX:
             return "a queued transaction larger than is kept"
         return None
@@ -939,17 +1294,11 @@ class Session:
         if not self.frozen and not self.orders.hold:
             self.thaw(now)  # the hold ended before the answer came, and nobody else would let it go on
 
-    def confirm(self) -> None:
-        """With replies off: ask for one, which proves that everything before it was executed."""
-        if self.replies_off and self._unconfirmed and not any(pending.swallow for pending in self.pending):
-            self._expect_own(0.0)
-            self.out.to_server(_REPLY_ON + _REPLY_OFF)
-
     @property
     def confirmed(self) -> bool:
         """Whether every write that was forwarded is known to be executed or not."""
         # A long write that is forwarded while it arrives is executed when its end has come: it counts from its beginning.
-        return not self.writes_in_flight and not self._unconfirmed and not (self._streaming and self._streams_write())
+        return not self.writes_in_flight and not (self._streaming and self._streams_write())
 
     def _streams_write(self) -> bool:
         command = self.orders.table.of(self._requests.args) if self._requests.args else None
@@ -966,8 +1315,10 @@ class Session:
         missing there.
         """
         first = [logins.unasked] if logins is not None and logins.unasked else []
-        parts = first + [logins.again(raw) if logins is not None and slot in ("auth", "hello") else raw for slot, raw in self.replay.items()]
-        optional = frozenset(number for number, slot in enumerate(self.replay, len(first)) if slot.partition(" ")[0] in _COSMETIC)
+        # The login first: a server that asks for one refuses all else before it.
+        slots = sorted(self.replay, key=lambda slot: slot != "auth")
+        parts = first + [logins.again(self.replay[slot]) if logins is not None and slot == "auth" else self.replay[slot] for slot in slots]
+        optional = frozenset(number for number, slot in enumerate(slots, len(first)) if slot.partition(" ")[0] in _COSMETIC)
         if self.db:
             parts.append(encode("SELECT", self.db))
         expected = len(parts)
@@ -981,8 +1332,6 @@ class Session:
             parts.append(encode("MULTI"))
             parts.extend(self.transaction.raw)
         expected += len(parts) - began
-        if self.replies_off:
-            parts.append(_REPLY_OFF)
         return b"".join(parts), expected, optional
 
     def unasked(self, reply: Reply) -> bool:
@@ -994,8 +1343,7 @@ class Session:
     def adopt_leg(self, logins: Logins | None = None) -> None:
         """The leg was replaced and the script replayed on it; `logins` are its side's."""
         self.logins = logins
-        self._old_cursors |= self._cursors
-        self._cursors = set()
+        self.tag = self.orders.tag
         if self.tracking:
             self.out.to_client(_INVALIDATE_ALL)  # what was written while nobody watched, the client must not take from its cache
         self._replies = ReplyScanner()
@@ -1015,3 +1363,33 @@ class Session:
         self.out.resume_client()
         if data:
             self.from_client(data, now)
+
+
+def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
+    """Return what HELLO, AUTH or CLIENT did to the session, each under its own name: a later one takes the place of an earlier one."""
+    if role is Role.AUTH:
+        return [("auth", encode(*args))]
+    word = args[1].upper() if len(args) > 1 else b""
+    if role is Role.HELLO:
+        found = [("hello", encode(b"HELLO", word))] if word else []
+        at = 2
+        while at < len(args):
+            option = args[at].upper()
+            if option == b"AUTH":
+                found.append(("auth", encode(b"AUTH", *args[at + 1 : at + 3])))
+                at += 2
+            elif option == b"SETNAME":
+                found.append(("setname", encode(b"CLIENT", b"SETNAME", *args[at + 1 : at + 2])))
+                at += 1
+            at += 1
+        return found
+    if word in (b"SETNAME", b"NO-EVICT", b"NO-TOUCH", b"TRACKING"):
+        return [(word.decode().lower(), encode(*args))]
+    if word == b"SETINFO" and len(args) == 4:
+        return [(f"setinfo {args[2].decode('ascii', 'replace').lower()}", encode(*args))]
+    return []
+
+
+def _name_in(raw: bytes) -> bytes:
+    """Return the client name in a CLIENT SETNAME as it is replayed."""
+    return RequestScanner().feed(raw)[0].args[-1]

@@ -21,6 +21,7 @@ cpdef Py_ssize_t _number(bytes raw) except? -1
 cdef class RequestScanner:
     cdef public list args
     cdef public object broken
+    cdef public Py_ssize_t announced
     cdef dict _kept
     cdef bytes _tail
     cdef Py_ssize_t _before, _want, _skip, _retained

@@ -68,12 +68,13 @@ class RequestScanner:
     these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
     """
 
-    __slots__ = ("_before", "_kept", "_retained", "_skip", "_skipped", "_tail", "_want", "args", "broken")
+    __slots__ = ("_before", "_kept", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
 
     def __init__(self, kept: dict[bytes, int] | None = None) -> None:
         self._kept = {} if kept is None else kept
         self.args: list[bytes] = []  # of the frame that is not complete yet
         self.broken: str | None = None
+        self.announced = 0  # bytes of the unfinished argument, or arguments of the frame, that are still to come
         self._tail = b""  # bytes that cannot be read before more arrive
         self._before = 0  # bytes of the unfinished frame that were consumed by earlier calls
         self._want = 0  # arguments of the unfinished frame still to come; 0 at a frame's start
@@ -97,6 +98,7 @@ class RequestScanner:
         at, end = 0, len(data)
         view = data  # the compiled form reads it as an array of bytes
         start = -self._before  # where the unfinished frame began, counted from data[0]
+        self.announced = 0
         args, want = self.args, self._want
         while at < end:
             if self._skip:
@@ -110,6 +112,8 @@ class RequestScanner:
                 start = at
                 if view[at] != _STAR:
                     eol = data.find(b"\n", at)
+                    if eol >= 0 and data.find(b"\0", at, eol) >= 0:
+                        eol = -1  # no server looks for the line's end beyond a NUL
                     if eol < 0:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big inline request"
@@ -184,6 +188,7 @@ class RequestScanner:
                     at = begin
                     continue
                 if begin + size + 2 > end:
+                    self.announced = size
                     break
                 args.append(view[begin : begin + size])
                 self._retained += size
@@ -195,6 +200,8 @@ class RequestScanner:
                 self._skipped = False
                 self._retained = 0
                 start = at
+        self.announced = max(self.announced, self._skip)
+        self.announced = max(self.announced, want)
         self.args, self._want = args, want
         self._before = at - start
         self._tail = view[at:end] if at < end else _NOTHING

@@ -94,6 +94,14 @@ async def copy_slice(
             if time.monotonic() - began > budget_s:
                 return progress
             await asyncio.sleep(_NO_ROOM_S)
+        except EpochEnded:
+            progress.why = await _lost_right(engine)
+            if not progress.why:
+                raise
+            await save_progress(engine.store, run, progress)
+            if time.monotonic() - began > budget_s:
+                return progress
+            await asyncio.sleep(_NO_ROOM_S)
         except (SourceError, TargetError):
             failures += 1
             if failures > _RETRIES:
@@ -103,6 +111,17 @@ async def copy_slice(
             progress.seconds = before + time.monotonic() - began
     await save_progress(engine.store, run, progress)
     return progress
+
+
+async def _lost_right(engine: Engine) -> str:
+    """Return why the follower does not know this epoch's writers though the route is theirs, or nothing: their epoch has ended.
+
+    What it has lost of slices that were copied is found by live sync, which gives the right back (`lives.py`).
+    """
+    route = await read_route(engine.store)
+    if not route.sync or route.writer_epoch != engine.route.writer_epoch:
+        return ""
+    return f"the {route.follower} lost what this migration wrote; the copy goes on when live sync has taken it up again"
 
 
 class _SliceCopy:

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from exodus.config import CopyStrategy
 from exodus.endpoint import NodeFacts
-from exodus.leg import Leg, Reply, close_all
+from exodus.leg import Leg, NoDatabase, Reply, close_all
 from exodus.own import is_own, without_own
 from exodus.scope import Scope
 from exodus.sync.decode import apart, kind_of, same_value
@@ -29,7 +29,6 @@ from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, canonical, reads_of
 
 _APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
-_CLOCK_SLACK_MS = 2  # a server without PEXPIRETIME: its clock and PTTL are read one after the other
 _RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
 
 
@@ -113,9 +112,9 @@ class Comparison:
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
 
     async def select(self, db: int) -> None:
-        """Change the database on both sides."""
+        """Change the database on both sides. Where one does not have it, no key is there."""
         for leg in self._legs:
-            await leg.select(db)
+            await entered(leg, db)
 
     async def close(self) -> None:
         """End both connections."""
@@ -144,11 +143,14 @@ class Comparison:
     async def follow(self, db: int, ours: Batch) -> Batch:
         """The same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
+            if not await entered(self._legs[1], db):
+                return Batch.of([_absent(key) for key in ours.keys])
             return await self._readers[1].like(ours)
         found: dict[bytes, Seen] = {}
         by_key = {each.key: each for each in ours.rows()}
         for to_db, part in self._by_place(db, ours.keys).items():
-            await self._legs[1].select(to_db)
+            if not await entered(self._legs[1], to_db):
+                continue
             there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
         return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
@@ -165,26 +167,28 @@ class Comparison:
     async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
         """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
         outside: dict[bytes, str] = {}
-        await self._legs[0].select(db)
-        if self._scope.filters:
+        ours_there = await entered(self._legs[0], db)
+        if self._scope.filters and ours_there:
             outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
             tally.excluded.update(outside.values())
             if self._spare_others:
                 keys = [key for key in keys if self._scope.left_out(db, key) is None]
-        inside = [key for key in keys if key not in outside]
+        inside = [key for key in keys if key not in outside and ours_there]
         read, theirs = await asyncio.gather(self._readers[0].keys(inside), self._as_they_are(db, keys))
         by_key = {each.key: each for each in read}
-        ours = [_absent(key) if key in outside else by_key[key] for key in keys]
+        ours = [by_key.get(key) or _absent(key) for key in keys]
         return await self.compare(db, ours, theirs, tally)
 
     async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
         """Keys of the follower, read without knowing what the authority has."""
         if not self._scope.renames:
-            await self._legs[1].select(db)
+            if not await entered(self._legs[1], db):
+                return [_absent(key) for key in keys]
             return await self._readers[1].keys(keys)
         found: dict[bytes, Seen] = {}
         for to_db, part in self._by_place(db, keys).items():
-            await self._legs[1].select(to_db)
+            if not await entered(self._legs[1], to_db):
+                continue
             there = await self._readers[1].keys([to for _, to in part])
             found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
         return [found.get(key) or _absent(key) for key in keys]
@@ -343,6 +347,15 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
     return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
 
 
+async def entered(leg: Leg, db: int) -> bool:
+    """Change the database; False where the server has none of that number, so that no key is there."""
+    try:
+        await leg.select(db)
+    except NoDatabase:
+        return False
+    return True
+
+
 def _absent(key: bytes) -> Seen:
     return Seen(key, b"none", -2, b"")
 
@@ -393,7 +406,8 @@ class Surplus:
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
         """Those that the authority does not have; one question for all of them as long as it has them all."""
-        await self._authority.select(db)
+        if not await entered(self._authority, db):
+            return set(keys)
         if await self._authority.call("EXISTS", *keys) == len(keys):
             return set()
         there = await self._authority.pipeline([("EXISTS", key) for key in keys])
@@ -430,9 +444,8 @@ async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: f
         await close_all((authority, follower))
         raise
     facts = engine.authority_facts, engine.follower_facts
-    slack_ms = 0
-    if not all(side.capabilities.get("pexpiretime") for side in facts):
-        slack_ms = _RELATIVE_SLACK_MS if engine.plan.strategy is CopyStrategy.NATIVE else _CLOCK_SLACK_MS
+    relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(side.capabilities.get("pexpiretime") for side in facts)
+    slack_ms = _RELATIVE_SLACK_MS if relative else 0
     return Comparison(
         authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
     )

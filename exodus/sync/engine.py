@@ -63,8 +63,13 @@ class Engine:
 
     @property
     def feed(self) -> ChangeFeed:
-        """The change feed that the plan relies on."""
-        return feed_of(self.store, self.plan, self.authority)
+        """The change feed in force."""
+        return feed_of(self.store, self.route.feed, self.plan.partitions, self.authority)
+
+    @property
+    def run_ids(self) -> dict[Side, str]:
+        """The lives of both servers."""
+        return {self.route.authority: self.authority_facts.run_id, self.route.follower: self.follower_facts.run_id}
 
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
         """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""

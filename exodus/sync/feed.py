@@ -22,11 +22,13 @@ from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.sync import replication
-from exodus.sync.pushes import PUSHES, Beacon, PushReader, check_allowed
-from exodus.sync.stream import FeedReader, begin
+from exodus.sync.pushes import PUSHES, Beacon, PushReader, check_allowed, check_heard
+from exodus.sync.stream import PROBE_MS, PROBE_SCRIPT, FeedReader, begin
 
 Positions = Mapping[int, bytes]
 _TAIL_ENTRIES = 256
+_PROBE_EVERY_S = 0.5
+_POLL_S = 0.02
 
 
 class ChangeFeed(Protocol):
@@ -118,62 +120,92 @@ class PushedFeed(JournalFeed):
         return True
 
 
-def reader_of(store: ControlStore, plan: Plan, authority: Endpoint, process: str) -> FeedReader | None:
-    """What a syncer has to run so that the plan's feed is read; None where others write it into the journal."""
-    if plan.feed is Feed.GATEWAY:
-        return None
-    if plan.feed is Feed.REPLICATION:
-        return replication.ReplicationFeed(store, authority, plan.partitions, process)
-    return PushReader(store, authority, plan.partitions, process, PUSHES[plan.feed]())
+def reader_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint, process: str) -> FeedReader | None:
+    """What a syncer has to run so that a feed is read; None where others write it into the journal."""
+    if feed is Feed.REPLICATION:
+        return replication.ReplicationFeed(store, authority, partitions, process)
+    if feed in PUSHES:
+        return PushReader(store, authority, partitions, process, PUSHES[feed]())
+    return None
 
 
-async def begin_feed(store: ControlStore, plan: Plan) -> None:
-    """Begin the plan's feed of the source anew: what it saw earlier is covered by the backfill or comparison to come.
+async def check_feed(endpoint: Endpoint, feed: Feed, prefix: str) -> None:
+    """Prove that a side tells all its writes by `feed`: a script writes a key that it does not declare, and the key must come.
+
+    Changes nothing but that key, which is removed.
+
+    Raises:
+        DecisionRefused: the side does not allow it, or the key does not come.
+        SourceError, TargetError: the side does not answer.
+    """
+    if feed is Feed.REPLICATION:
+        await replication.check_allowed(endpoint, without_data=True)
+        await replication.check_heard(endpoint, prefix)
+    elif feed in PUSHES:
+        await check_allowed(endpoint, feed)
+        await check_heard(endpoint, feed, prefix)
+
+
+async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
+    """Begin the feed of the source anew: what it saw earlier is covered by the backfill or comparison to come.
 
     Raises:
         DecisionRefused: the source does not allow it; or the target, from which changes flow back after a cutover.
     """
-    if plan.feed is Feed.GATEWAY:
+    if feed is Feed.GATEWAY:
         return
     source, target = [Endpoint(side, plan.address(side)) for side in Side]
-    if plan.feed is Feed.REPLICATION:
+    if feed is Feed.REPLICATION:
         await replication.check_allowed(source)
     else:
-        for side in (source, target):
-            await check_allowed(side, plan.feed)
+        for side in (source,) if plan.feed is Feed.AUTO else (source, target):
+            await check_allowed(side, feed)
     await begin(store, Side.SOURCE)
 
 
-def feed_of(store: ControlStore, plan: Plan, authority: Endpoint) -> ChangeFeed:
-    """The change feed that a plan relies on, with `authority` as the side whose changes count."""
-    if plan.feed is Feed.REPLICATION:
-        return StreamedFeed(store, plan.partitions, authority)
-    if plan.feed in PUSHES:
-        return PushedFeed(store, plan.partitions, authority)
-    return JournalFeed(store, plan.partitions)
+def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint) -> ChangeFeed:
+    """The change feed in force, with `authority` as the side whose changes count."""
+    if feed is Feed.REPLICATION:
+        return StreamedFeed(store, partitions, authority)
+    if feed in PUSHES:
+        return PushedFeed(store, partitions, authority)
+    return JournalFeed(store, partitions)
 
 
-async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float) -> str:
-    """Write a probe key (through a gateway, where its journal is the feed) and wait for it in the feed; returns the key's name. The key is removed.
+async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False) -> str:
+    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; return its name.
+
+    A new key each time: one that is written before a feed has begun is never told.
+
+    Args:
+        undeclared: let a script write them that does not declare them, as a feed of the authority's own has to tell; they are
+            removed. Without it, keys are deleted that do not exist, which a gateway journals and no application hears of.
 
     Raises:
-        DecisionRefused: it does not come: the feed must not be relied on.
+        DecisionRefused: none comes: the feed must not be relied on.
     """
-    key = f"{prefix}feed-probe:{secrets.token_hex(8)}"
     before = await feed.positions()
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    began, written = loop.time(), -_PROBE_EVERY_S
+    names: list[str] = []
     try:
-        await answered(writer.set(key, "1", px=60_000))
-        while not any(name == key.encode() for _, name in (await feed.changes_since(before)).keys):
-            if loop.time() > deadline:
+        while True:
+            if loop.time() - written >= _PROBE_EVERY_S:
+                written = loop.time()
+                names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
+                await answered(writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS)) if undeclared else writer.delete(names[-1]))
+            seen = {name for _, name in (await feed.changes_since(before)).keys}
+            found = next((name for name in names if name.encode() in seen), None)
+            if found is not None:
+                if undeclared:
+                    await answered(writer.delete(*names))
+                return found
+            if loop.time() - began > within_s:
                 raise DecisionRefused(
                     "the change feed is not to be relied on",
-                    why=f"a probe was written and was not in the journal after {within_s:.0f} s",
+                    why=f"{len(names)} probe keys were written in {within_s:.0f} s, and none came to the journal",
                     next_step="look at the `why` of gateway and syncer in `exodus status`, then start the phase again",
                 )
-            await asyncio.sleep(0.02)
-        await answered(writer.delete(key))
+            await asyncio.sleep(_POLL_S)
     except RedisError as exc:
         raise DecisionRefused("no probe could be written", why=str(exc), next_step="start the gateway (exodus gateway), and the source") from exc
-    return key

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from exodus.endpoint import NodeFacts, payload_fits
-from exodus.leg import Leg, Reply, ReplyError, close_all
+from exodus.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_of
 from exodus.own import RESERVED_PREFIX, is_own, without_own
 from exodus.resp.encode import encode, encode_arguments, encode_many
 from exodus.scope import Scope
-from exodus.sync.guard import Guard, GuardedLeg, no_room
+from exodus.sync.guard import FULL, DatabaseMissing, Guard, GuardedLeg, no_room
 from exodus.sync.large import Pieces
 from exodus.sync.outside import left_out
 from exodus.sync.pace import Turn, unpaced
@@ -32,10 +32,10 @@ from exodus.sync.refoot import NEVER, crc64, refoot
 from exodus.sync.scan import scan_once
 from exodus.sync.value import PLAIN_TYPES, Command, canonical, reads_of
 
-_READ_ATTEMPTS = 3
+_APART_MAX = 10_000
+_READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
-FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")
 _USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
@@ -115,6 +115,7 @@ class Copier:
         self._follower_facts = follower_facts
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
         self._field_expiry = authority_facts.capabilities.get("hash field ttl", False)
+        self._apart: set[tuple[int, bytes]] = set()  # keys for which the follower closed the connection: tried alone from then on
         self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
@@ -172,8 +173,11 @@ class Copier:
     async def read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
         """The states of the keys on the authority; those that cannot be read go into the report."""
         async with self._reading:
-            await self._from.select(db)
             wanted = _wanted(keys, report)
+            try:
+                await self._from.select(db)
+            except NoDatabase:
+                return [State(key) for key in wanted]  # no key is there
             absent: list[State] = []
             if self._scope:
                 wanted = await self._in_scope(db, wanted, report)
@@ -249,7 +253,7 @@ class Copier:
             elif payloads:
                 states.append(State(key, max(0, expiry_ms), value))
             elif refooted:
-                if await self._understood(db, key, value):
+                if await self._understood(key, value):
                     states.append(State(key, max(expiry_ms, 0), refoot(value, self._follower_facts.payload_version or 0)))
                 else:
                     by_type.append((key, b"", f"{Strategy.BY_TYPE}: the follower has another format of type {value[0]}"))
@@ -262,20 +266,20 @@ class Copier:
             states.extend(await self._read_by_type(db, key, kind or await self._from.call("TYPE", key), how, report))
         return states
 
-    async def _understood(self, db: int, key: bytes, payload: bytes) -> bool:
+    async def _understood(self, key: bytes, payload: bytes) -> bool:
         """Whether the follower reads this type byte as the authority meant it: proved with the first key that has it."""
         number = payload[0]
         known = self._proofs.understood
         if number in NEVER:
             return False
         if number not in known:
-            found = await self._prove(db, key)
+            found = await self._prove(key)
             if found is None:
                 return False  # it went while it was looked at: the next one of its kind is the proof
             known[number] = found
         return known[number]
 
-    async def _prove(self, db: int, key: bytes) -> bool | None:
+    async def _prove(self, key: bytes) -> bool | None:
         kind = await self._from.call("TYPE", key)
         reads = reads_of(kind, key)
         payload, *values = await self._reader.transaction([("DUMP", key), *reads])
@@ -284,7 +288,7 @@ class Copier:
         scratch = _PROOF + secrets.token_hex(8).encode()
         restore: Command = ("RESTORE", scratch, 60_000, refoot(payload, self._follower_facts.payload_version or 0), "REPLACE")
         commands = [restore, *reads_of(kind, scratch), ("UNLINK", scratch)]
-        done, *there, _ = await self._to.run(db, encode_many(commands), len(commands))
+        done, *there, _ = await self._to.run(0, encode_many(commands), len(commands))
         return not isinstance(done, ReplyError) and canonical(kind, values) == canonical(kind, there)
 
     async def _read_by_type(self, db: int, key: bytes, kind: bytes, how: str, report: BatchReport) -> list[State]:
@@ -303,13 +307,20 @@ class Copier:
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
                 raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type")
-            clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key)]
+            clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key), ("TIME",)]
             replies = await self._reader.transaction([*clock, *reads_of(kind, key)])
             values = replies[len(clock) :]
             if any(isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE") for value in values):
                 kind = await self._from.call("TYPE", key)
                 continue
-            expiry = replies[0] if self._modern else replies[1] if replies[1] < 0 else clock_ms(replies[0]) + replies[1]
+            if self._modern:
+                expiry = replies[0]
+            elif replies[1] < 0:
+                expiry = replies[1]
+            elif clock_ms(replies[0]) == clock_ms(replies[2]):
+                expiry = clock_ms(replies[0]) + replies[1]
+            else:
+                continue  # the clock went on meanwhile: it would be too early
             commands = commands_for(kind, to, values, self._follower_facts)
             if commands is None or expiry == -2:
                 return State(key)
@@ -318,7 +329,7 @@ class Copier:
                 expiries = await self._from.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
                 commands += tuple(field_expiry_commands(to, fields, expiries, self._follower_facts))
             return State(key, max(expiry, 0), None, commands)
-        raise Uncarried("its type changed at every reading")
+        raise Uncarried("it changed at every reading")
 
     # ------------------------------------------------------------------ writing
 
@@ -367,7 +378,11 @@ class Copier:
             return
         body = packed.body()
         report.digest = crc64(body, report.digest)
-        replies = await self._to.run(db, body, count)
+        try:
+            replies = await self._to.run(db, body, count)
+        except (Uncarried, error_of(self._to.leg.side)) as exc:
+            await self._by_type_instead(db, db, await self._write_apart(db, list(packed), report, exc), report)
+            return
         refused: list[tuple[bytes, str]] = []
         if replies.count(b"OK") != count:
             refused = [
@@ -392,8 +407,57 @@ class Copier:
             raise no_room(self._to.leg.side, str(refused)[:200])
 
     async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
+        """Write states in one batch; those that the follower does not take, each with the reason.
+
+        Raises:
+            EpochEnded, NoRoom: as `GuardedLeg.run` does.
+            SourceError, TargetError: the follower answers nobody.
+        """
         if not states:
             return []
+        if len(states) > 1 and self._apart:
+            alone = [state for state in states if (db, state.key) in self._apart]
+            if alone:
+                refused = await self._write_once(db, [state for state in states if (db, state.key) not in self._apart], report)
+                for state in alone:
+                    refused += await self._write_once(db, [state], report)
+                return refused
+        try:
+            refused = await self._write_batch(db, states, report)
+            self._apart.difference_update([(db, states[0].key)] if len(states) == 1 else ())
+            return refused
+        except (Uncarried, error_of(self._to.leg.side)) as exc:
+            return await self._write_apart(db, states, report, exc)
+
+    async def _write_apart(self, db: int, states: Sequence[State], report: BatchReport, exc: Exception) -> list[tuple[bytes, str]]:
+        """Write states of which the follower refused the batch, by a word about its database, or by closing the connection.
+
+        A follower that answers others does not go on with this batch for the fault of some of its keys: halves of it are tried,
+        down to the key. A connection is lost for other reasons too, so a single key is tried twice.
+        """
+        if isinstance(exc, Uncarried):
+            there = isinstance(exc, DatabaseMissing)
+            report.removed += sum(not state.exists and not state.excluded for state in states) if there else 0
+            return [(state.key, str(exc)) for state in states if state.exists or not there]
+        await self._to.reopen()
+        if len(states) > 1:
+            half = len(states) // 2
+            refused = await self._write_once(db, states[:half], report)
+            return refused + await self._write_once(db, states[half:], report)
+        try:
+            return await self._write_batch(db, states, report)
+        except error_of(self._to.leg.side):
+            await self._to.reopen()
+            if len(self._apart) < _APART_MAX:
+                self._apart.add((db, states[0].key))
+            return [(states[0].key, self._closes())]
+
+    def _closes(self) -> str:
+        """The reason of a key for which the follower closes the connection; always the same, as who accepts a letter accepts its reason."""
+        limits = ", ".join(f"{name} {value:,}" for name, value in self._follower_facts.limits.items())
+        return f"the {self._to.leg.side} closes the connection when it is given this key" + (f" (its limits: {limits})" if limits else "")
+
+    async def _write_batch(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
         bodies: list[bytes] = []
         counts: list[int] = []
         for state in states:
@@ -450,9 +514,17 @@ class Copier:
         if self._pieces is None:
             self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts, self.turn)
         try:
-            outcome = await self._pieces.copy(db, key, to_db, to)
+            try:
+                outcome = await self._pieces.copy(db, key, to_db, to)
+            except error_of(self._to.leg.side):
+                await self._to.reopen()  # it answers others: a connection that is lost once more is the key's fault
+                outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:
             report.failed.append(Failure(db, key, str(exc)))
+            return
+        except error_of(self._to.leg.side):
+            await self._to.reopen()
+            report.failed.append(Failure(db, key, self._closes()))
             return
         report.copied += outcome.exists
         report.removed += not outcome.exists

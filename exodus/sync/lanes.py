@@ -15,13 +15,15 @@ from collections.abc import Mapping
 
 from hdrh.histogram import HdrHistogram
 
-from exodus.config import JOURNAL_RETAIN_MS, LEASE_MS
+from exodus.config import JOURNAL_RETAIN_MS, LEASE_MS, Side
 from exodus.control import journal
 from exodus.control.changes import Changes, id_order
 from exodus.control.leases import Leases
 from exodus.control.store import answered, lane_guard_key
 from exodus.ending import end_all
 from exodus.errors import EpochEnded, LeaseEnded
+from exodus.leg import Leg, close_all
+from exodus.sync import lives
 from exodus.sync.engine import Engine, KeySync
 from exodus.sync.fresh import Keeper
 from exodus.sync.rescan import rescan
@@ -64,7 +66,11 @@ class Lanes:
         self._leases = Leases(engine.store, process, engine.plan.partitions)
         self._positions: dict[int, bytes] = {}
         self._keeper = Keeper(engine)
-        self._tended = self._renewed = 0.0
+        self._restarted: list[Side] = []  # sides that have to be compared in full (`lives.py`)
+        self._recovery: asyncio.Task[str] | None = None
+        self._pulse: list[Leg] = []
+        self.why = ""  # what a full comparison is made for, or what it leaves to a person
+        self._tended = self._renewed = self._asked = 0.0
         self._trimmed = time.monotonic()
         self.hurry = asyncio.Event()  # writes are held, and wait for what is in the journal
 
@@ -80,14 +86,19 @@ class Lanes:
             EpochEnded: as said.
             SourceError, TargetError, RedisError: a server is away; the caller tries again.
         """
+        self._restarted = await lives.changed(self._engine)
+        self.why = await lives.left(self._store)
         copier = await self._engine.key_sync(self._engine.guard(), name="exodus-syncer")
         keeping = asyncio.create_task(self._keeper.run())
         try:
+            for side in (self._engine.authority, self._engine.follower):
+                self._pulse.append(await (await side.nodes())[0].connect(name="exodus-pulse"))
             looked = 0.0
             while True:
                 if keeping.done():
                     keeping.result()  # it only ends by failing
                 await self._tend(copier)
+                await self._recover()
                 if not self._positions:
                     await asyncio.sleep(_IDLE_S)
                     continue
@@ -108,9 +119,22 @@ class Lanes:
                 await self._advance(changes)
         finally:
             try:
-                await end_all([keeping])
+                await end_all([keeping, self._recovery])
             finally:  # cancelled once more meanwhile, as `end_all` does
-                await copier.close()
+                try:
+                    await copier.close()
+                finally:
+                    await close_all(self._pulse)
+
+    async def _recover(self) -> None:
+        """Compare both sides where one of them restarted; who holds the first partition does it."""
+        if self._recovery is not None and self._recovery.done():
+            self._restarted, self.why, self._recovery = [], self._recovery.result(), None
+        elif self._restarted and self._recovery is None and 0 in self._positions:
+            self._recovery = asyncio.create_task(lives.recover(self._engine, self._restarted))
+        elif not self._restarted and self.why and time.monotonic() - self._asked > _IDLE_S:
+            self._asked = time.monotonic()
+            self.why = await lives.left(self._store)  # another syncer compares
 
     async def give_back(self) -> None:
         """Let others have the partitions at once."""
@@ -124,6 +148,11 @@ class Lanes:
         if time.monotonic() - self._tended < LEASE_MS / 3000:
             return
         self._tended = self._renewed = time.monotonic()
+        for leg in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
+            guard = self._engine.guard()
+            found = await leg.call("MGET", *[key for key, _ in guard.values])
+            if leg.side is self._engine.route.follower and not self._engine.route.native:
+                guard.check(found)
         before = dict(self._leases.tokens)
         await self._leases.renew()
         share = await self._leases.fair_share()

@@ -229,7 +229,7 @@ async def expiry_of(leg: Leg, facts: NodeFacts, key: bytes) -> int:
         return int(await leg.call("PEXPIRETIME", key))
     while True:
         before, left, after = await leg.pipeline([("TIME",), ("PTTL", key), ("TIME",)])
-        if left < 0 or clock_ms(after) - clock_ms(before) <= 1:
+        if left < 0 or clock_ms(after) == clock_ms(before):
             return int(left) if left < 0 else clock_ms(before) + int(left)
 
 

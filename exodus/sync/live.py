@@ -29,6 +29,7 @@ from exodus.sync.engine import open_engine
 from exodus.sync.feed import reader_of
 from exodus.sync.guard import has_right
 from exodus.sync.lanes import Lanes, Tally
+from exodus.sync.lives import regain
 from exodus.sync.native import Attachment, check_filled
 from exodus.sync.probe import LagProbe
 from exodus.sync.stream import FeedReader
@@ -96,7 +97,7 @@ class Syncer:
             await asyncio.sleep(_TIDY_S)
             await self._look_at_route(None, waited=True)
             return
-        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native"))
+        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native", "feed"))
         if not same:
             await self._stop_work()
             if route.sync:
@@ -104,7 +105,8 @@ class Syncer:
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
-                self._stream = reader_of(self._store, self._plan, Endpoint(route.authority, self._plan.address(route.authority)), self.process)
+                authority = Endpoint(route.authority, self._plan.address(route.authority))
+                self._stream = reader_of(self._store, route.feed, self._plan.partitions, authority, self.process)
                 if self._stream is not None:
                     self._streaming = asyncio.create_task(self._stream.run())
         elif self._lanes is not None:
@@ -139,9 +141,12 @@ class Syncer:
         while True:
             lanes: Lanes | None = None
             try:
-                if not has_it and not await has_right(follower, self._plan.name, route.writer_epoch):
-                    await asyncio.sleep(_BACKOFF_S)
-                    continue
+                if not has_it:
+                    waits_for = "" if route.native else await regain(self._store, self._plan, route)
+                    if waits_for or not await has_right(follower, self._plan.name, route.writer_epoch):
+                        self._why = waits_for or self._why
+                        await asyncio.sleep(_BACKOFF_S)
+                        continue
                 has_it = True
                 if route.native:
                     await check_filled(self._plan)
@@ -208,7 +213,7 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why or next((part.why for part in (self._attachment, self._stream) if part is not None and part.why), ""),
+            why=self._why or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
                 **({"replica": self._attachment.text} if self._attachment is not None else {}),

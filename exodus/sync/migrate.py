@@ -22,14 +22,14 @@ from collections.abc import Callable, Sequence
 
 from exodus.config import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES, Plan, Side
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint, payload_fits
+from exodus.endpoint import Endpoint, empty_database, payload_fits
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.leg import Leg, Reply, ReplyError, close_all
 from exodus.own import RESERVED_PREFIX, is_own
 from exodus.resp.encode import encode_many
 from exodus.sync.engine import Engine
-from exodus.sync.guard import GuardedLeg, no_room
-from exodus.sync.key import FULL, BatchReport, Copier, Strategy
+from exodus.sync.guard import FULL, GuardedLeg, no_room
+from exodus.sync.key import BatchReport, Copier, Strategy
 from exodus.sync.payload import Sent
 from exodus.sync.read import Batch, Reader, What
 from exodus.sync.value import Command
@@ -104,6 +104,7 @@ class Lane:
 
     def __init__(self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str) -> None:
         self._plan = engine.plan
+        self._databases = engine.follower_facts.database_count
         self._copier = copier
         self._from = source
         self._looking = looking  # the next batch is looked at while this one is sent
@@ -203,12 +204,13 @@ class Lane:
         target = self._plan.target
         login = ("AUTH2", self._user, self._password)
         send: Command = ("MIGRATE", target.host, target.port, "", db, MIGRATE_TIMEOUT_MS, "COPY", "REPLACE", *login, "KEYS", *keys)
-        replies = await self._from.pipeline([("MULTI",), ("EXISTS", *keys), send, ("EXEC",)])
-        outcome = replies[-1]
-        if isinstance(outcome, ReplyError):
-            refused = next(reply for reply in replies if isinstance(reply, ReplyError))
-            raise DecisionRefused("the source refuses to send keys", why=str(refused), next_step="see docs/sync.md, the MIGRATE lane")
-        exist, said = outcome
+        if db >= self._databases:  # a source sends SELECT and the keys together: behind one that fails they would come into database 0
+            return f"the target has no database {db}"
+        try:
+            outcome = await self._from.transaction([("EXISTS", *keys), send])
+        except ReplyError as exc:
+            raise DecisionRefused("the source refuses to send keys", why=str(exc), next_step="see docs/sync.md, the MIGRATE lane") from exc
+        exist, said = outcome or (0, ReplyError("the source did not send them"))
         if not isinstance(said, ReplyError):
             report.copied += exist
             report.removed += len(keys) - exist
@@ -274,11 +276,17 @@ async def prove(engine: Engine) -> None:
     lane: Lane | None = None
     try:
         lane = await open_lane(engine, copier, "probe")
+        db = await empty_database(engine.authority)  # where no application looks
         async with await engine.authority_leg(name="exodus-migrate") as source:
+            await source.select(db)
             await source.call("SET", _PROBE, "1", "PX", _PROBE_MS)
-            why = await lane._send(0, [(_PROBE, 1)], BatchReport())  # noqa: SLF001 - the lane's own proof
+            await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
+            why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)
-        found = await lane._to_call("GET", _PROBE.decode())  # noqa: SLF001
+        async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
+            await target.select(db)
+            found = await target.call("GET", _PROBE)
+            await target.call("UNLINK", _PROBE)
         if why or found != b"1":
             raise DecisionRefused(
                 "the source cannot send keys to the target",
@@ -291,8 +299,6 @@ async def prove(engine: Engine) -> None:
         finally:
             if lane is not None:
                 await lane.close()
-    async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
-        await target.call("UNLINK", _PROBE)
 
 
 async def end_users(leg: Leg, migration: str) -> None:

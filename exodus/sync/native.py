@@ -31,7 +31,7 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, guard_key, native_guard_key
 from exodus.endpoint import Endpoint, check_empty, databases_of, info_of, payload_fits
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, TargetError
-from exodus.leg import Leg, ReplyError, close_all
+from exodus.leg import Leg, Reply, ReplyError, close_all
 from exodus.own import without_own
 from exodus.resp.encode import Arg
 from exodus.sync.guard import Guard
@@ -203,18 +203,20 @@ async def _change(leg: Leg, plan: Plan, values: Collection[bytes], commands: Seq
         SourceError, TargetError: it was lost.
     """
     key = native_guard_key(plan.name)
-    _, found = await leg.pipeline([("WATCH", key), ("GET", key)])
-    if found not in values:
-        await leg.call("UNWATCH")
-        return False
-    replies = await leg.pipeline([("MULTI",), *commands, ("EXEC",)])
-    outcome = replies[-1]
-    said = next((reply for reply in [*replies[:-1], *(outcome if isinstance(outcome, list) else [])] if isinstance(reply, ReplyError)), None)
+    outcome: list[Reply] | None = None
+    try:
+        if await leg.watch(key) not in values:
+            await leg.call("UNWATCH")
+            return False
+        outcome = await leg.transaction(commands)
+        said = next((reply for reply in outcome or () if isinstance(reply, ReplyError)), None)
+    except ReplyError as exc:
+        said = exc
     if said is not None:
         if str(said).startswith("READONLY"):
             return False  # it is a replica, or one again
         raise DecisionRefused(f"the {leg.side} refuses to change what it follows", why=str(said), next_step="see docs/sync.md, native replication")
-    return isinstance(outcome, list)
+    return outcome is not None
 
 
 async def give_right(plan: Plan, writer_epoch: int) -> None:
@@ -377,15 +379,14 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
 
 async def _restated(leg: Leg, key: bytes) -> bool:
     # Stricter than `large.expiry_of`, which is only compared with: what is read here is written back, and may not be a millisecond off.
-    _, before, left_ms, after = await leg.pipeline([("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)])
+    watching, before, left_ms, after = await leg.pipeline([("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)])
     now_ms = clock_ms(before)
     if left_ms <= 0 or now_ms != clock_ms(after):
         await leg.call("UNWATCH")
         return bool(left_ms <= 0)  # it has no expiry, or is gone
-    *_, outcome = await leg.pipeline([("MULTI",), ("PEXPIREAT", key, now_ms + left_ms), ("EXEC",)])
-    if isinstance(outcome, ReplyError):
-        raise outcome
-    return outcome is not None
+    if isinstance(watching, ReplyError):
+        raise watching
+    return await leg.transaction([("PEXPIREAT", key, now_ms + left_ms)]) is not None
 
 
 async def check_filled(plan: Plan) -> None:

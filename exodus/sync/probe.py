@@ -1,14 +1,17 @@
-"""The lag that an application sees: a key is written through a gateway, as an application would, and waited for at the follower.
+"""The lag that an application sees: a write goes through a gateway, as an application's would, and is waited for at the follower.
 
-What the lanes measure begins with a journal entry. This begins with the answer to a write, so it has the gateway's journalling and the feed in it.
-One syncer does it, the one that holds the key's partition, once a second and never while writes are held. The key is removed each time, and where
-that could not be done it expires.
+What the lanes measure begins with a journal entry. This begins with the answer to a write, so it has the gateway's journalling
+and the feed in it. One syncer does it, the one that holds the key's partition, once a second and never while writes are held.
+
+The write is a DEL of a key that the authority does not have. It changes nothing there, so that no application hears of it that
+tracks keys or listens to notifications; but it is journalled as any other. Beforehand the key is put on the follower, where live
+sync then removes it. A replica takes no key: with native replication the key is written at the authority, in its highest
+database that is empty.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterable
 from exodus.config import Plan
 from exodus.control.changes import partition_of
 from exodus.control.route import Route
-from exodus.endpoint import Endpoint, connect_as_application
+from exodus.endpoint import Endpoint, connect_as_application, empty_database
 from exodus.errors import ExodusError
 from exodus.leg import Leg, ReplyError, close_all
 
@@ -36,6 +39,7 @@ class LagProbe:
         self._route = route
         self._mine = mine
         self._key = f"{plan.rehearsal_prefix}lag-probe".encode()
+        self._db = 0
         self.lag_ms: deque[float] = deque(maxlen=_KEPT)
         self.misses = 0  # not seen for 5 s, which then counts as its lag
         self.why = ""
@@ -48,7 +52,7 @@ class LagProbe:
         """Measure again and again; failures are said in `why`."""
         while True:
             await asyncio.sleep(_EVERY_S)
-            if not self._mine(partition_of(0, self._key, self._plan.partitions)):
+            if not self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 continue
             try:
                 await self._measure_on_connections()
@@ -63,7 +67,11 @@ class LagProbe:
         try:
             writer = await connect_as_application(self._plan, authority, name="exodus-lag")
             reader = await (await Endpoint(authority.other, self._plan.address(authority.other)).nodes())[0].connect(name="exodus-lag")
-            while self._mine(partition_of(0, self._key, self._plan.partitions)):
+            if self._route.native:
+                self._db = await empty_database(Endpoint(authority, self._plan.address(authority)))
+                for leg in (writer, reader):
+                    await leg.select(self._db)
+            while self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 await self._measure(writer, reader)
                 self.why = ""
                 await asyncio.sleep(_EVERY_S)
@@ -71,16 +79,24 @@ class LagProbe:
             await close_all((writer, reader))
 
     async def _measure(self, writer: Leg, reader: Leg) -> None:
-        token = secrets.token_hex(8).encode()
-        await writer.call("SET", self._key, token, "PX", _KEY_MS)
+        if self._route.native:
+            await writer.call("SET", self._key, "1", "PX", _KEY_MS)
+        else:
+            await reader.call("SET", self._key, "1", "PX", _KEY_MS)
+            try:
+                await writer.call("DEL", self._key)
+            except (ExodusError, ReplyError):
+                await reader.call("UNLINK", self._key)  # nobody else will
+                raise
         began = time.monotonic()
-        while await reader.call("GET", self._key) != token:
+        while await reader.call("EXISTS", self._key) != self._route.native:
             if time.monotonic() - began > _GIVEN_UP_S:
                 self.misses += 1
                 break
             await asyncio.sleep(_POLL_S)
         self.lag_ms.append((time.monotonic() - began) * 1000)
-        await writer.call("DEL", self._key)
+        if self._route.native:
+            await writer.call("DEL", self._key)
 
 
 def percentile(values: Iterable[float], share: float) -> float:

@@ -11,8 +11,9 @@ the feed is called drained.
 | FLUSHDB, FLUSHALL                     | notifications | the follower's keys that the authority lacks are                    |
 | in which database                     | tracking      | the key is synced in every database that is or was in use           |
 
-*Drained* is shown by a key of our own, written after all that counts: a server pushes in the order of execution (20,000 of 20,000 writes came before
-it, facts-redis 4), so once its name has come, everything before it has.
+*Drained* is shown by two PINGs on the connection that listens, one after the answer to the other. A server pushes in the order
+of execution, and at the latest at the end of its turn. So what was written before the first PING is told before the answer to
+the second one. Nothing is written for it: applications that listen would hear of a key of ours.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ import hiredis
 from exodus.config import JOURNAL_WINDOW_S, LEASE_MS, Feed
 from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
-from exodus.control.store import ControlStore, answered, beacon_prefix
+from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
 from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError, close_all
 from exodus.own import is_own, without_own
 from exodus.resp.encode import encode, encode_many
-from exodus.sync.stream import BEGIN, FeedReader
+from exodus.sync.stream import BEGIN, FeedReader, Probes, not_heard
 
 _READ_BYTES = 256 * 1024
 _LOOK_S = 1.0
@@ -130,12 +131,16 @@ class _Listener:
         self._parser = hiredis.Reader()
         self.listens = asyncio.Event()
         self.came = asyncio.Event()
+        self.beacons: list[bytes] = []  # questions to which the answer is yes by now
+        self._asked = self._answered = 0  # PINGs
+        self._pong = asyncio.Event()
         self.keys: dict[tuple[int | None, bytes], None] = {}
         self.flushed = False
 
     async def run(self) -> None:
         """Read until the connection ends, which is raised."""
-        self._leg.write(self._pushes.ask() + encode("PING"))
+        self._leg.write(self._pushes.ask())
+        self.ping()
         while True:
             self._parser.feed(await self._leg.raw(_READ_BYTES, within_s=_SILENCE_S))
             while (said := self._parser.gets()) is not False:
@@ -146,6 +151,8 @@ class _Listener:
             raise said
         if said == b"PONG" or (isinstance(said, list) and said[:1] == [b"pong"]):
             self.listens.set()
+            self._answered += 1
+            self._pong.set()
         elif isinstance(said, list):
             names = said[1] if said[0] == b"invalidate" and isinstance(said[1], list) else [None]
             for name in names:
@@ -159,14 +166,29 @@ class _Listener:
 
     def ping(self) -> None:
         """Ask whether the server is there."""
+        self._asked += 1
         self._leg.write(encode("PING"))
 
-    def all_taken(self) -> tuple[list[tuple[int | None, bytes]], bool]:
-        """What came, and begin anew."""
-        keys, flushed = list(self.keys), self.flushed
-        self.keys, self.flushed = {}, False
+    async def hear_all(self) -> None:
+        """Wait until all that was written before this call has come."""
+        for _ in range(2):  # see the head of this file
+            self.ping()
+            wanted = self._asked
+            while self._answered < wanted:
+                self._pong.clear()
+                await self._pong.wait()
+
+    def say_heard(self, beacon: bytes) -> None:
+        """Answer a question, together with what came before."""
+        self.beacons.append(beacon)
+        self.came.set()
+
+    def all_taken(self) -> tuple[list[tuple[int | None, bytes]], bool, list[bytes]]:
+        """What came, and begin anew: keys, whether all keys, and questions that this answers."""
+        keys, flushed, beacons = list(self.keys), self.flushed, self.beacons
+        self.keys, self.flushed, self.beacons = {}, False, []
         self.came.clear()
-        return keys, flushed
+        return keys, flushed, beacons
 
 
 class PushReader(FeedReader):
@@ -175,25 +197,35 @@ class PushReader(FeedReader):
     def __init__(self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str, pushes: Pushes) -> None:
         super().__init__(store, endpoint, partitions, process)
         self._pushes = pushes
-        self._beacon = beacon_prefix(store.migration)
 
     async def _follow(self) -> None:
         node = (await self._endpoint.nodes())[0]
         leg, asker = await node.connect(name="exodus-feed"), await node.connect(name="exodus-feed")
         listener = _Listener(leg, self._pushes)
         listening = asyncio.create_task(listener.run())
+        answering: asyncio.Task[None] | None = None
         try:
             async with asyncio.timeout(_SILENCE_S):
                 await _first(listener.listens, listening)
             self.connects += 1
-            await self._read(_Asker(asker), listener, listening)
+            answering = asyncio.create_task(self._answer(listener))
+            await self._read(_Asker(asker), listener, listening, answering)
         finally:
             try:
-                await end_all([listening])
+                await end_all([listening, answering])
             finally:
                 await close_all((leg, asker))
 
-    async def _read(self, asker: _Asker, listener: _Listener, listening: asyncio.Task[None]) -> None:
+    async def _answer(self, listener: _Listener) -> None:
+        """Answer questions whether all was heard (`Beacon`)."""
+        asks = self._store.keys.feed_asks(self._endpoint.side)
+        while True:
+            found = await answered(self._store.client.blpop([asks], timeout=_LOOK_S))
+            if found is not None:
+                await listener.hear_all()
+                listener.say_heard(found[1])
+
+    async def _read(self, asker: _Asker, listener: _Listener, listening: asyncio.Task[None], answering: asyncio.Task[None]) -> None:
         raw = await answered(self._store.client.hgetall(self._state_key))
         fresh = bool(raw) and int(raw[b"offset"]) == BEGIN
         await asker.begin()
@@ -209,10 +241,10 @@ class PushReader(FeedReader):
                     await _first(listener.came, listening)
                 await asyncio.sleep(JOURNAL_WINDOW_S)  # what comes meanwhile is one entry
             except TimeoutError:
-                if listening.done():
-                    listening.result()
-            named, flushed = listener.all_taken()
-            beacons = [name.removeprefix(self._beacon) for _, name in named if name.startswith(self._beacon)]
+                for task in (listening, answering):
+                    if task.done():
+                        task.result()
+            named, flushed, beacons = listener.all_taken()
             keys = await asker.place([(db, name) for db, name in named if not is_own(name)])
             barriers = [Barrier("flushall")] if flushed else []
             if flushed or beacons or time.monotonic() - looked >= _LOOK_S:
@@ -336,8 +368,39 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
         )
 
 
+async def check_heard(endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = _SILENCE_S) -> None:
+    """Listen to a side until a key comes that a script writes there without declaring it.
+
+    Raises:
+        DecisionRefused: none comes.
+        SourceError, TargetError: the side does not answer.
+    """
+    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    listener = _Listener(leg, PUSHES[feed]())
+    listening = asyncio.create_task(listener.run())
+    try:
+        probes = await Probes.open(endpoint, prefix)
+        try:
+            async with asyncio.timeout(within_s):
+                await _first(listener.listens, listening)
+                while not {name for _, name in listener.all_taken()[0]} & set(probes.names):
+                    await probes.write()
+                    await _first(listener.came, listening)
+        except TimeoutError:
+            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+        except ReplyError as exc:
+            raise not_heard(endpoint, feed, str(exc)) from exc
+        finally:
+            await probes.close()
+    finally:
+        try:
+            await end_all([listening])
+        finally:
+            await leg.close()
+
+
 class Beacon:
-    """A key of our own that is written after all that counts, and waited for in a feed."""
+    """A question to the reader of a feed: has all that was written until now been heard? No key shows it: applications would hear of it."""
 
     def __init__(self, store: ControlStore, authority: Endpoint) -> None:
         self._store = store
@@ -349,14 +412,15 @@ class Beacon:
         """Whether everything that was written before the first of these calls was read into the journal; a new one is begun after each yes.
 
         Raises:
-            SourceError, TargetError: the authority does not answer.
-            hiredis.ReplyError: it takes no write of ours.
+            redis.exceptions.RedisError: the control store is away.
         """
         if not self._tokens or time.monotonic() - self._at > _AGAIN_S:
-            # Again and again: one that is written while nobody listens is never told, and the later ones stand for it too.
             token = secrets.token_hex(8).encode()
-            async with await (await self._authority.nodes())[0].connect(name="exodus-feed") as leg:
-                await leg.call("SET", beacon_prefix(self._store.migration) + token, 1, "PX", _BEACON_MS)
+            asks = self._store.keys.feed_asks(self._authority.side)
+            pipe = self._store.client.pipeline(transaction=True)
+            pipe.rpush(asks, token)
+            pipe.pexpire(asks, _BEACON_MS)  # nobody reads: whoever begins to looks at everything
+            await pipe.execute()
             self._tokens.add(token)
             self._at = time.monotonic()
         kept = await answered(self._store.client.hget(self._store.keys.feed(self._authority.side), "beacons"))

@@ -6,11 +6,13 @@ one command are named and not read (`large.py` copies those in pieces).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from exodus.config import LARGE_ELEMENTS, LARGE_KEY_BYTES, READ_BATCH_BYTES
 from exodus.endpoint import NodeFacts
@@ -20,7 +22,10 @@ from exodus.sync.value import COUNTS, PLAIN_TYPES, Command, reads_of
 
 _TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
 _SCAN_KEYS_MIN = 16
-_CLOCK_SLACK_MS = 1
+_CALL_NAMES = 2_000
+_SCRIPT_MS_PLENTY = 200  # a server's limit for scripts from which on nothing has to be smaller
+_SCRIPT_BYTES_MIN = 16 * 1024
+_SCRIPT_SHARE = 0.25  # of that limit, for one call
 
 
 class What(StrEnum):
@@ -98,6 +103,18 @@ class Limits:
     batch_bytes: int = READ_BATCH_BYTES
     key_bytes: int = LARGE_KEY_BYTES  # of memory, as the server estimates it
     elements: int = LARGE_ELEMENTS  # where it does not tell
+    names: int = _CALL_NAMES  # keys of one call
+
+    @classmethod
+    def within(cls, script_ms: int) -> Self:
+        """Return limits under which one script takes a small share of `script_ms`; a MB takes a server some 10 ms, a key 5 to 20 µs."""
+        share = min(1.0, script_ms / _SCRIPT_MS_PLENTY)
+        return cls(
+            max(_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
+            max(_SCRIPT_BYTES_MIN, int(LARGE_KEY_BYTES * share)),
+            max(_SCAN_KEYS_MIN, int(LARGE_ELEMENTS * share)),
+            max(_SCAN_KEYS_MIN, int(_CALL_NAMES * share)),
+        )
 
 
 class Reader:
@@ -108,7 +125,10 @@ class Reader:
         self._what = what
         self._payloads = what in (What.PAYLOAD, What.EITHER)
         self._dumps = self._payloads or what is What.COMPARABLE
-        self._limits = limits or Limits()
+        self._limits = limits or Limits.within(facts.script_ms)
+        self._most = self._limits  # what `_limits` go back to after a server was slow
+        self._share_s = facts.script_ms / 1000 * _SCRIPT_SHARE
+        self._fastest_s = math.inf
         self._strings = False  # whether all that the last SCAN found were
         self._fitting: int | None = None  # keys of which the last SCAN's values fitted into one call, where not all did
         self._modern = facts.capabilities.get("pexpiretime", False)
@@ -122,7 +142,7 @@ class Reader:
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
-        asked = count if at_least else min(count, self._fitting or count)
+        asked = count if at_least else min(count, self._fitting or count, self._limits.names)
         following, keys, *columns = await self._script("scan", cursor, asked, *(("strings",) if self._strings else ()))
         batch = Batch.told(keys, *columns)
         self._strings = self._what in (What.VALUE, What.COMPARABLE) and columns[0] == [b"string"]
@@ -141,7 +161,10 @@ class Reader:
             return []
         if not self._scripted:
             return await self._plainly(keys)
-        return await self._complete(await self._named("keys", keys, keys))
+        found: list[Seen] = []
+        for part in self._parts(keys):
+            found += await self._named("keys", part, part)
+        return await self._complete(found)
 
     # ------------------------------------------------------------------ by script
 
@@ -151,12 +174,39 @@ class Reader:
             0, self._what, int(self._modern), int(self._weighs), limits.batch_bytes, limits.key_bytes, limits.elements, *arguments,
         )  # fmt: skip
         by_sha, whole = self._verbs
+        began = time.monotonic()
         try:
-            return list(await self._leg.call(by_sha, READ_SHA, *common))
+            found = list(await self._leg.call(by_sha, READ_SHA, *common))
         except ReplyError as exc:
             if not str(exc).startswith("NOSCRIPT"):
                 raise
-        return list(await self._leg.call(whole, READ, *common))
+            found = list(await self._leg.call(whole, READ, *common))
+        self._adapt(time.monotonic() - began)
+        return found
+
+    def _adapt(self, took_s: float) -> None:
+        """Ask for less where a call took longer than its share of the server's limit, beyond what the shortest one takes; then for more again."""
+        self._fastest_s = min(self._fastest_s, took_s)
+        most, now = self._most, self._limits
+        if took_s - self._fastest_s > self._share_s:
+            factor = 0.5
+        elif now != most and took_s - self._fastest_s < self._share_s / 4:
+            factor = 1.25
+        else:
+            return
+        self._limits = Limits(
+            min(most.batch_bytes, max(_SCRIPT_BYTES_MIN, int(now.batch_bytes * factor))),
+            most.key_bytes,
+            most.elements,
+            min(most.names, max(_SCAN_KEYS_MIN, math.ceil(now.names * factor))),
+        )
+
+    def _parts(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+        start = 0
+        while start < len(keys):
+            most = self._limits.names
+            yield keys[start : start + most]
+            start += most
 
     async def _named(self, how: str, keys: Sequence[bytes], words: Sequence[bytes]) -> list[Seen]:
         return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
@@ -175,7 +225,7 @@ class Reader:
 
     async def _complete(self, found: list[Seen]) -> list[Seen]:
         """With further calls for what did not fit into the first."""
-        while left := self._unread(found):
+        while left := self._unread(found)[: self._limits.names]:
             keys = [found[number].key for number in left]
             for number, seen in zip(left, await self._named("keys", keys, keys), strict=True):
                 found[number] = seen
@@ -262,7 +312,7 @@ class Reader:
                 raise outcome
             before, left, after, *values = outcome
             first, second = clock_ms(before), clock_ms(after)
-            if left < 0 or second - first <= _CLOCK_SLACK_MS:
+            if left < 0 or second == first:  # else too early by up to the difference: it is read again
                 found[key] = self._seen(key, kind, left if left < 0 else first + left, values)
         return found
 

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import orjson
 
-from exodus.config import JOURNAL_RETAIN_MS, REPAIR_SECONDS_MAX
+from exodus.config import JOURNAL_RETAIN_MS, MARKED_AHEAD_ENTRIES_MAX, REPAIR_SECONDS_MAX
 from exodus.control import freshness, journal, letters
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
+from exodus.control.lives import note_lives
 from exodus.control.store import ControlStore, Json, answered
 from exodus.errors import TargetError
+from exodus.leg import Leg, close_all
 from exodus.own import is_own
 from exodus.sync import native
-from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, open_comparison
+from exodus.sync.comparison import Comparison, Depth, Divergence, Tally, entered, open_comparison
 from exodus.sync.engine import Engine
 from exodus.sync.verification import BATCH_KEYS, LISTED_MAX, UnderWay, VerificationReport, look
+
+_NAMED = 5
+_POLL_S = 0.05
 
 
 async def verify(
@@ -83,22 +89,52 @@ async def verify(
     return report
 
 
-async def mark_differing(engine: Engine) -> int:
-    """Mark every key that differs as changed, so that live sync copies it; how many. For what was written while no journal was kept.
+@dataclass
+class Marked:
+    """What a full comparison marked as changed, and what it left alone."""
+
+    marked: int = 0
+    extra: int = 0  # keys that only the follower has, and that were not marked
+    names: str = ""  # some of those
+    keys: int = 0  # of the authority
+
+
+async def mark_differing(engine: Engine, *, remove_extra: bool = True, gently: bool = False) -> Marked:
+    """Mark every key that differs as changed, so that live sync copies it. For what changed while no journal told of it.
+
+    Args:
+        remove_extra: mark keys that only the follower has, too; live sync removes them.
+        gently: wait where live sync has much to copy already, so that the control store stays small.
 
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
     """
-    way, marked = UnderWay(), 0
+    way, done = UnderWay(), Marked()
 
     async def mark(found: Sequence[Divergence]) -> None:
-        nonlocal marked
         way.suspects.clear()
-        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found])
-        marked += len(found)
+        probes = engine.plan.rehearsal_prefix.encode()  # Exodus's own, of the rehearsal and the lag probe
+        extra = [] if remove_extra else [each for each in found if each.kind == "extra" and not each.key.startswith(probes)]
+        if extra and done.extra < _NAMED:
+            done.names = ", ".join([*filter(None, [done.names]), *[_name(each) for each in extra[: _NAMED - done.extra]]])
+        done.extra += len(extra)
+        while gently and await _behind(engine):
+            await asyncio.sleep(_POLL_S)
+        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found if divergence not in extra])
+        done.marked += len(found) - len(extra)
 
     await look(engine, way, mark)
-    return marked
+    done.keys = way.report.keys_authority
+    return done
+
+
+def _name(divergence: Divergence) -> str:
+    return f"{divergence.db}:{divergence.key.decode('utf-8', 'backslashreplace')}"
+
+
+async def _behind(engine: Engine) -> bool:
+    at_most = MARKED_AHEAD_ENTRIES_MAX
+    return await journal.lag_entries(engine.store, engine.plan.partitions, at_most=at_most) >= at_most
 
 
 async def _again(comparison: Comparison, keys: Sequence[Key], tally: Tally) -> dict[Key, Divergence]:
@@ -152,6 +188,7 @@ async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: 
     report = await verify(engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way)
     await forget_pass(store, name)
     if report.clean and report.speaks_for_all:
+        await note_lives(store, engine.run_ids)
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
     found: Json = report.as_json()
@@ -205,8 +242,43 @@ async def dead_letters(store: ControlStore) -> list[Key]:
     return list(await letters.open_letters(store))
 
 
-async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
+KEPT = "only the {side} has it, and it is kept: exodus repair --remove-extra removes it"
+
+
+async def only_there(engine: Engine, keys: Sequence[Key]) -> set[Key]:
+    """Return those keys that the follower has and the authority does not: to copy them would remove the only copy.
+
+    Raises:
+        SourceError, TargetError: a side was lost.
+    """
+    wanted = [key for key in keys if engine.scope.taken(*key) is None]
+    authority, follower = await engine.authority_leg(name="exodus-repair"), None
+    try:
+        follower = await (await engine.follower.nodes())[0].connect(name="exodus-repair")
+        lacking = set(wanted) - await _there(authority, {key: key for key in wanted})
+        return await _there(follower, {key: engine.scope.place(*key) for key in lacking})
+    finally:
+        await close_all((authority, follower))
+
+
+async def _there(leg: Leg, places: Mapping[Key, Key]) -> set[Key]:
+    """Return the keys that a side has, each asked for at its place there."""
+    found: set[Key] = set()
+    for db in sorted({db for db, _ in places.values()}):
+        if await entered(leg, db):
+            mine = [(key, name) for key, (at, name) in places.items() if at == db]
+            for start in range(0, len(mine), BATCH_KEYS):
+                part = mine[start : start + BATCH_KEYS]
+                exist = await leg.pipeline([("EXISTS", name) for _, name in part])
+                found.update(key for (key, _), there in zip(part, exist, strict=True) if there == 1)
+    return found
+
+
+async def repair(engine: Engine, keys: Sequence[Key], *, remove_extra: bool = False) -> dict[Key, str]:
     """Copy keys once more; those that were not mended, each with the reason.
+
+    A key that only the follower has is kept, unless a person says that it may go (`remove_extra`): the authority may have
+    lost it, or a write that no journal saw may never have come there.
 
     With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for. A replica is written by
     its source alone: where that propagates expiries as the time left, which can be late, it says them once more as absolute times.
@@ -216,6 +288,8 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
         TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
     """
     changing: list[Key] = []
+    kept = set() if remove_extra else await only_there(engine, keys)
+    keys = [key for key in keys if key not in kept]
     if engine.route.sync:
         if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):
             changing = await native.restate_expiries(engine.plan, keys)
@@ -234,7 +308,8 @@ async def repair(engine: Engine, keys: Sequence[Key]) -> dict[Key, str]:
         await copy_now(engine, keys)
     wanted = set(keys)
     failing = {key: str(letter["reason"]) for key, letter in (await letters.open_letters(engine.store)).items() if key in wanted}
-    return {**dict.fromkeys(changing, f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"), **failing}
+    extra = dict.fromkeys(sorted(kept), KEPT.format(side=engine.route.follower))
+    return {**extra, **dict.fromkeys(changing, f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"), **failing}
 
 
 async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:

@@ -23,13 +23,13 @@ from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
 from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all
-from exodus.endpoint import Endpoint
+from exodus.endpoint import Endpoint, info_of
 from exodus.errors import DecisionRefused
 from exodus.leg import Leg, ReplyError
 from exodus.own import is_own
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
-from exodus.sync.stream import BEGIN, FeedReader, feed_state
+from exodus.sync.stream import BEGIN, FeedReader, Probes, feed_state, not_heard
 
 _ACK = encode("REPLCONF", "ACK", 0)
 _READ_BYTES = 256 * 1024
@@ -37,6 +37,7 @@ _SILENCE_S = 30.0  # the authority pings its replicas every 10 s
 _ACK_S = 1.0
 _FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 _MARK = b"$EOF:"
+_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
 
 
 @dataclass
@@ -74,7 +75,7 @@ class StreamKeys:
             if command.role is Role.SELECT:
                 cursor.db = int(args[1])
             elif command.role is Role.BARRIER:
-                self.barriers.append(barrier_of(args, cursor.db))
+                self.barriers.append(barrier_of(command, args, cursor.db))
             elif command.write and command.role is not Role.EXEC:
                 found = changed_keys(command, args, cursor.db)
                 if any(key is SKIPPED for _, key in found) or (not command.known and not found):
@@ -127,33 +128,40 @@ class ReplicationFeed(FeedReader):
         """Become a replica; the stream's reader, and whether nothing was missed since the last one."""
         raw = await answered(self._store.client.hgetall(self._state_key))
         known = Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
-        asks = await leg.pipeline(
-            [("REPLCONF", "listening-port", 1), ("REPLCONF", "capa", "eof", "capa", "psync2"), ("REPLCONF", "rdb-filter-only", "")]
-        )
-        refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
-        if refused:
-            raise refused[0]
         fresh = known is not None and known.offset == BEGIN
-        leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known and not fresh else ("?", -1))))
-        await leg.drain()
-        words = (await _line(leg)).split()
-        if words[0] == b"+CONTINUE" and known is not None:
-            if len(words) > 1:
-                known.replid = words[1].decode()
-            return StreamKeys(table, known), True
-        if words[0] != b"+FULLRESYNC":
-            raise ReplyError(b" ".join(words)[1:].decode("utf-8", "replace"))
-        cursor = Cursor(words[1].decode(), int(words[2]))
-        await _skip_data(leg)
-        stream = StreamKeys(table, cursor)
+        stream, resumed = await _begin(leg, table, None if fresh else known)
         if fresh:
             await self._append(stream, [], [])  # the beginning that `begin` allowed: a backfill covers what was before it
-        return stream, fresh
+        return stream, resumed or fresh
 
     async def _append(self, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]) -> None:
         cursor = stream.cursor
         state: dict[str, str | int] = {"replid": cursor.replid, "offset": cursor.offset, "db": cursor.db}
         await journal.append(self._store, keys, self._partitions, barriers, also=lambda pipe: pipe.hset(self._state_key, mapping=state))  # type: ignore[arg-type]
+
+
+async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[StreamKeys, bool]:
+    """Become a replica, behind `known` where that is given; the stream's reader, and whether it goes on exactly there.
+
+    Raises:
+        hiredis.ReplyError: the server does not let us.
+    """
+    asks = await leg.pipeline([("REPLCONF", "listening-port", 1), ("REPLCONF", "capa", "eof", "capa", "psync2"), ("REPLCONF", "rdb-filter-only", "")])
+    refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
+    if refused:
+        raise refused[0]
+    leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known else ("?", -1))))
+    await leg.drain()
+    words = (await _line(leg)).split()
+    if words[0] == b"+CONTINUE" and known is not None:
+        if len(words) > 1:
+            known.replid = words[1].decode()
+        return StreamKeys(table, known), True
+    if words[0] != b"+FULLRESYNC":
+        raise ReplyError(b" ".join(words)[1:].decode("utf-8", "replace"))
+    cursor = Cursor(words[1].decode(), int(words[2]))
+    await _skip_data(leg)
+    return StreamKeys(table, cursor), False
 
 
 async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
@@ -193,8 +201,40 @@ async def _skip_data(leg: Leg) -> None:
         tail = tail[-len(mark) :]
 
 
-async def check_allowed(endpoint: Endpoint) -> None:
-    """Whether a side lets us be its replica at a bearable cost.
+async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEARD_S) -> None:
+    """Read the stream of a side until a key comes that a script writes there without declaring it.
+
+    Raises:
+        DecisionRefused: none comes.
+        SourceError, TargetError: the side does not answer.
+    """
+    feed, tasks = "the replication stream", []
+    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    try:
+        probes = await Probes.open(endpoint, prefix)
+        try:
+            async with asyncio.timeout(within_s):
+                table = CommandTable.from_replies(await leg.call("COMMAND"))
+                stream, _ = await _begin(leg, table, None)
+                started = asyncio.Event()
+                tasks.append(asyncio.create_task(_acknowledge(leg, started)))
+                while not {name for _, name in stream.take()[0]} & set(probes.names):
+                    await probes.write()
+                    stream.feed(await leg.raw(_READ_BYTES, within_s=_SILENCE_S))
+                    started.set()
+        except TimeoutError:
+            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+        except (ReplyError, ValueError) as exc:
+            raise not_heard(endpoint, feed, str(exc)) from exc
+        finally:
+            await end_all(tasks)
+            await probes.close()
+    finally:
+        await leg.close()
+
+
+async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
+    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it sends none of its data.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -207,7 +247,7 @@ async def check_allowed(endpoint: Endpoint) -> None:
         why = "PSYNC is not allowed here"
     elif isinstance(filtered, ReplyError) and "NOPERM" in str(filtered):
         why = str(filtered)
-    elif isinstance(filtered, ReplyError) and not active:
+    elif isinstance(filtered, ReplyError) and (without_data or not active):
         why = "this server cannot leave the data away (Redis 7 and Valkey can), and would have to save all of it first"
     else:
         return
@@ -216,6 +256,27 @@ async def check_allowed(endpoint: Endpoint) -> None:
         why=why,
         next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's user",
     )
+
+
+async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) -> None:
+    """Let the stream of a side be read from here on: both sides are equal now, and nobody writes.
+
+    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which database that is, or was
+    there already. Where the server keeps nothing of its stream, the first reading is a gap.
+    """
+    state: dict[str, str] = {}
+    if await leg.watch(key) == value:
+        outcome = await leg.transaction([("SET", key, value), ("INFO", "replication")])
+        info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
+        if info.get("repl_backlog_active") == "1":
+            state = {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
+    else:
+        await leg.call("UNWATCH")
+    pipe = store.client.pipeline(transaction=True)
+    pipe.delete(store.keys.feed(leg.side))
+    if state:
+        pipe.hset(store.keys.feed(leg.side), mapping=state)  # type: ignore[arg-type]
+    await pipe.execute()
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:

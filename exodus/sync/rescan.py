@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from exodus.control.changes import RESYNC, Barrier
+from exodus.leg import NoDatabase
 from exodus.own import is_own
 from exodus.sync.comparison import open_surplus
 from exodus.sync.engine import Engine
+from exodus.sync.lives import may_remove
+from exodus.sync.reconcile import mark_differing
 from exodus.sync.scan import scan_once
 
 _BATCH_KEYS = 500
@@ -17,8 +20,10 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     A FLUSH is not repeated on the follower: a key written after it can stand in the journal before it (two connections, one
     window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
     """
+    if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
+        return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked
     marked = 0
-    swapped = barrier.what in ("swapdb", RESYNC)  # keys changed that both sides have: all of the authority's are marked too
+    swapped = barrier.what == "swapdb"  # keys changed that both sides have: all of the authority's are marked too
     surplus = await open_surplus(engine, name="exodus-rescan")
     try:
         for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
@@ -27,7 +32,11 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                 # Where keys have other databases there, all of the follower's are looked at.
                 named = barrier.databases if ours or not engine.scope.renames else ()
                 for db in named or tuple((await node.facts()).databases):
-                    async with await node.connect(db, name="exodus-rescan") as leg:
+                    async with await node.connect(name="exodus-rescan") as leg:
+                        try:
+                            await leg.select(db)
+                        except NoDatabase:
+                            continue  # no key is there
                         cursor = -1
                         while cursor:
                             cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)

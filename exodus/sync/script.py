@@ -3,8 +3,9 @@
 Where scripts are allowed this saves a round trip and most of our own CPU a batch (facts-redis 9). It only reads, so it is never replicated.
 What it may cost a server is bounded by the caller: it stops collecting after so many bytes, and keys that are large are named, not read.
 
-On servers without PEXPIRETIME the server's clock stands on both sides of a run of PTTLs; where the two are not of the same millisecond, a shorter
-run is read once more: one of a single key is taken as it is when they are one apart (errors of up to 32 ms were seen otherwise, facts-redis 3).
+On servers without PEXPIRETIME the server's clock stands on both sides of a run of PTTLs. A PTTL that is read later than the
+clock before it makes the expiry too early, never too late; so where the two clocks are not of the same millisecond, a shorter
+run is read again, down to a single key, until they are (errors of up to 32 ms were seen otherwise, facts-redis 3).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ else
       expiries[at + n] = left
     end
     local ms = timed and now() - from or 0
-    if ms > 1 or (ms == 1 and n > 1) then
+    if ms > 0 then
       run = math.max(1, math.floor(n / 2))
     else
       i, at, run = i + n, at + n, 64

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
+import time
 from abc import ABC, abstractmethod
+from typing import Self
 
 from redis.exceptions import RedisError
 
 from exodus.config import LEASE_MS, Side
 from exodus.control.store import ControlStore, Json, answered
-from exodus.endpoint import Endpoint
-from exodus.errors import ExodusError
-from exodus.leg import ReplyError
+from exodus.endpoint import Endpoint, empty_database
+from exodus.errors import DecisionRefused, ExodusError
+from exodus.leg import Leg, ReplyError
 
 log = logging.getLogger(__name__)
+PROBE_SCRIPT = "return redis.call('SET', ARGV[1], '1', 'PX', ARGV[2])"  # it declares no key
+PROBE_MS = 60_000
 BEGIN = -1  # as an offset: wherever the stream is
 _BACKOFF_S = 0.5
 _KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] or redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then "
@@ -64,6 +69,54 @@ class FeedReader(ABC):
     @abstractmethod
     async def _follow(self) -> None:
         """Read until the lease ends or a connection does."""
+
+
+class Probes:
+    """Keys that a script writes and does not declare, one after the other, until a feed tells one of them.
+
+    They are in the highest database that is empty, where no application looks, and are removed.
+    """
+
+    _EVERY_S = 0.5
+
+    def __init__(self, leg: Leg, prefix: str) -> None:
+        self._leg = leg
+        self._prefix = f"{prefix}feed-probe:"
+        self._at = -self._EVERY_S
+        self.names: list[bytes] = []
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, prefix: str) -> Self:
+        """On a connection of their own."""
+        (node,) = await endpoint.nodes()
+        return cls(await node.connect(await empty_database(endpoint), name="exodus-feed"), prefix)
+
+    async def write(self) -> None:
+        """Write one more, where the last one was written some time ago.
+
+        Raises:
+            hiredis.ReplyError: the server takes no script's write.
+        """
+        now = time.monotonic()
+        if now - self._at >= self._EVERY_S:
+            self._at = now
+            self.names.append(f"{self._prefix}{secrets.token_hex(8)}".encode())
+            await self._leg.call("EVAL", PROBE_SCRIPT, 0, self.names[-1], PROBE_MS)
+
+    async def close(self) -> None:
+        """Remove them."""
+        try:
+            if self.names:
+                await self._leg.pipeline([("UNLINK", *self.names)])
+        finally:
+            await self._leg.close()
+
+
+def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
+    """The error for a feed that does not tell what it has to."""
+    return DecisionRefused(
+        f"{feed} of the {endpoint.side} cannot be the change feed", why=why, next_step="set another feed in the migration file, or feed: auto"
+    )
 
 
 async def feed_state(store: ControlStore, side: Side) -> Json | None:

@@ -256,6 +256,8 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     kinds = sorted(row["kind"] for row in json.loads(spoiled.stdout)["divergences"])
     assert kinds == ["expiry", "extra", "missing", "value"]
     repaired = operator.exodus("verify", "--repair")
+    assert (repaired.returncode, "1 divergences" in repaired.stdout, "--remove-extra" in repaired.stdout) == (1, True, True), repaired.stdout
+    repaired = operator.exodus("repair", "--remove-extra")
     assert repaired.returncode == 0, repaired.stdout
     operator.answer("reject")
     operator.ended("commit", "rejected")

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import redis.asyncio as redis
 
 from exodus.config import Feed, FenceKind, Fencing, Side
+from exodus.control.route import read_route
 from exodus.cutover import switch
+from exodus.cutover.feeds import choose_feed, choose_feeds, chosen_feed
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.stack.servers import ServerKind
 from exodus.sync import replication
 from exodus.sync.feed import begin_feed, prove
+from exodus.sync.guard import set_writer_epoch
 from exodus.sync.stream import feed_state
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
+
+
+def source_client(box: Box) -> redis.Redis:
+    """As Exodus."""
+    address = box.address()
+    return redis.Redis(port=box.port, username=address.username, password=address.secret("test"))
 
 
 class Contract:
@@ -34,7 +45,7 @@ class Contract:
         if self.feed is Feed.NOTIFICATIONS:
             for box in plant.boxes.values():
                 box.client().config_set("notify-keyspace-events", "AK")
-        await begin_feed(plant.store, plant.plan)
+        await begin_feed(plant.store, plant.plan, self.feed)
         await plant.syncer()
         await plant.start_live_sync()
         if self.feed is not Feed.GATEWAY:
@@ -53,7 +64,7 @@ class Contract:
     async def test_it_can_be_proved(self, modern: Plant) -> None:
         await self.begin(modern)
         client = modern.app()
-        key = await prove((await modern.engine()).feed, client, modern.plan.rehearsal_prefix, within_s=10)
+        key = await prove((await modern.engine()).feed, client, modern.plan.rehearsal_prefix, within_s=10, undeclared=self.feed is not Feed.GATEWAY)
         await self.settled(modern)
         assert modern.boxes[Side.TARGET].client().get(key) is None
 
@@ -202,13 +213,13 @@ class TestTracking(_OfTheAuthority):
         source.execute_command("ACL", "SETUSER", "exodus", "-client|tracking")
         try:
             with pytest.raises(DecisionRefused) as refused:
-                await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}))
+                await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed)
             assert "client|tracking" in refused.value.why
         finally:
             source.execute_command("ACL", "SETUSER", "exodus", "+@all")
 
     async def test_it_is_drained_behind_a_fence_there_and_back(self, modern: Plant) -> None:
-        """Shown by a write of our own, which the fence has to let pass; weaker fences do not, and are not taken."""
+        """Shown without a write of our own, so that the fence may refuse those too."""
         await self.begin(modern)
         app = modern.app()
         await app.set("k", 1)
@@ -219,9 +230,8 @@ class TestTracking(_OfTheAuthority):
         await self.settled(modern)
         assert (await modern.verify()).divergences == []
         plan = modern.plan.model_copy(update={"fence": Fencing(source=FenceKind.MIN_REPLICAS)})
-        with pytest.raises(DecisionRefused) as refused:
-            await switch.apply(modern.store, plan, Side.TARGET)
-        assert "a write of Exodus's own behind the fence" in refused.value.why
+        done = await switch.apply(modern.store, plan, Side.TARGET)
+        assert (done.switched, done.facts["fence"]) == (True, "min-replicas")
 
 
 class TestNotifications(_OfTheAuthority):
@@ -232,7 +242,7 @@ class TestNotifications(_OfTheAuthority):
         source = modern.boxes[Side.SOURCE].client()
         source.config_set("notify-keyspace-events", "Kg")
         with pytest.raises(DecisionRefused) as refused:
-            await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}))
+            await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed)
         assert "notify-keyspace-events is 'gK', and AK is needed" in refused.value.why
         source.config_set("notify-keyspace-events", "")
 
@@ -287,3 +297,94 @@ async def test_a_server_that_would_have_to_save_everything_is_refused(make_serve
     redis62 = make_server(ServerKind.REDIS_62)  # its own: one that ever had a replica has a backlog, and need not save anything
     with pytest.raises(DecisionRefused, match="cannot be the change feed"):
         await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))
+
+
+async def test_a_stream_that_begins_late_is_proved_all_the_same(make_server, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+    """A probe that is written before the save begins is in the data that is left away, and never in the stream."""
+    source = make_server(ServerKind.REDIS_82, repl_diskless_sync_delay="2")
+    plant = Plant(source, valkey91, control_server, tmp_path, feed=Feed.REPLICATION)
+    await plant.open()
+    try:
+        await plant.syncer()
+        await begin_feed(plant.store, plant.plan, Feed.REPLICATION)
+        await plant.start_live_sync()
+        client = source_client(source)
+        plant.clients.append(client)
+        await prove((await plant.engine()).feed, client, plant.plan.rehearsal_prefix, within_s=15, undeclared=True)
+        assert await client.dbsize() == 0
+    finally:
+        await plant.close()
+
+
+@pytest.mark.parametrize(
+    ("rules", "notifies", "wanted"),
+    [
+        ([], "", Feed.REPLICATION),
+        (["-psync"], "", Feed.TRACKING),
+        (["-psync", "-client|tracking"], "AK", Feed.NOTIFICATIONS),
+        (["-psync", "-client|tracking"], "", Feed.GATEWAY),
+        (["-psync", "-client|tracking", "-eval"], "AK", Feed.GATEWAY),
+    ],
+)
+async def test_the_most_complete_feed_that_a_side_allows_is_chosen(modern: Plant, rules: list[str], notifies: str, wanted: Feed) -> None:
+    source = modern.boxes[Side.SOURCE].client()
+    source.config_set("notify-keyspace-events", notifies)
+    if rules:
+        source.execute_command("ACL", "SETUSER", "exodus", *rules)
+    try:
+        chosen = (await choose_feeds(modern.store, modern.plan, [Side.SOURCE]))[Side.SOURCE]
+    finally:
+        source.execute_command("ACL", "SETUSER", "exodus", "+@all")
+        source.config_set("notify-keyspace-events", "")
+    assert chosen.feed is wanted
+    order = [Feed.REPLICATION, Feed.TRACKING, Feed.NOTIFICATIONS, Feed.GATEWAY]
+    assert list(chosen.refused) == order[: order.index(wanted)]
+    assert all(chosen.refused.values())
+    text = chosen.text(Side.SOURCE)
+    assert ("proved by a script's write" in text) is (wanted is not Feed.GATEWAY)
+    assert (await chosen_feed(modern.store, modern.plan, Side.SOURCE)) == chosen
+    assert all(source.info("keyspace").get(f"db{db}") is None for db in range(16))
+
+
+async def test_an_older_source_pushes_what_it_would_have_to_save(plant: Plant) -> None:
+    chosen = await choose_feeds(plant.store, plant.plan)
+    assert (chosen[Side.SOURCE].feed, chosen[Side.TARGET].feed) == (Feed.TRACKING, Feed.REPLICATION)
+    assert "leave the data away" in chosen[Side.SOURCE].refused[Feed.REPLICATION]
+
+
+async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_not(plant: Plant) -> None:
+    named = plant.plan.model_copy(update={"feed": Feed.NOTIFICATIONS})
+    assert (await choose_feed(named, Side.SOURCE)).feed is Feed.NOTIFICATIONS
+    fenced = plant.plan.model_copy(update={"fence": Fencing(source=FenceKind.REPLICA)})
+    found = await choose_feed(fenced, Side.SOURCE)
+    assert (found.feed, set(found.refused.values())) == (Feed.GATEWAY, {"it does not go with fence: replica"})
+
+
+async def test_each_direction_has_the_feed_that_its_authority_allows(plant: Plant) -> None:
+    """There by client tracking, back by the replication stream: a script's undeclared keys come over both."""
+    chosen = await choose_feeds(plant.store, plant.plan)
+    await plant.gateway()
+    await plant.syncer()
+    await begin_feed(plant.store, plant.plan, chosen[Side.SOURCE].feed)
+    route = await read_route(plant.store)
+    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, route.writer_epoch)
+    await plant.change(journal="all", sync=True, feed=chosen[Side.SOURCE].feed)
+    app = plant.app()
+    script = "for i = 1, 50 do redis.call('SET', ARGV[1] .. i, i) end"
+    await app.eval(script, 0, "there:")
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert (done.switched, done.route.feed) == (True, Feed.REPLICATION)
+    await app.eval(script, 0, "back:")
+
+    async def reads() -> bool:
+        stream = plant.syncers["syncer-1"][0]._stream
+        return stream is not None and stream.connects > 0
+
+    await until(reads, within_s=10, otherwise="the stream was never read")
+    stream = plant.syncers["syncer-1"][0]._stream
+    assert stream is not None
+    assert stream.gaps == 0  # it goes on at the byte at which both sides were equal
+    await switch.apply(plant.store, plant.plan, Side.SOURCE)
+    assert (await read_route(plant.store)).feed is Feed.TRACKING
+    with plant.boxes[Side.SOURCE].client() as source:
+        assert len(source.keys("there:*")) == len(source.keys("back:*")) == 50

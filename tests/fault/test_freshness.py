@@ -51,6 +51,9 @@ def test_more_dirty_keys_than_are_kept_count_as_never_verified(monkeypatch: pyte
 def test_without_a_pass_nothing_is_verified() -> None:
     assert str(Freshness(keys=0, dirty=0, oldest_dirty_s=0, never=0, pass_age_s=None)) == "never verified"
     assert str(Freshness(keys=10_000, dirty=2, oldest_dirty_s=40, never=0, pass_age_s=60)) == "99.98 % verified, 2 dirty, oldest 40 s"
+    gap = Freshness(keys=10_000_000, dirty=0, oldest_dirty_s=0, never=0, pass_age_s=60, gaps=("scripts whose keys are not known",))
+    assert str(gap) == "99.99 % verified, 0 dirty, 1 OPEN GAP: scripts whose keys are not known"
+    assert gap.share < 1
 
 
 @pytest.mark.fault

@@ -274,14 +274,13 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
 async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     source = older.boxes[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
-    ordinary = Leg.pipeline
+    ordinary = Leg.transaction
 
-    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
-        if commands[0] == ("MULTI",):
-            source.set("k", 2)  # and with that no expiry any more
+    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply] | None:
+        source.set("k", 2)  # and with that no expiry any more
         return await ordinary(leg, commands)
 
-    monkeypatch.setattr(Leg, "pipeline", overtaken)
+    monkeypatch.setattr(Leg, "transaction", overtaken)
     assert await native.restate_expiries(older.plan, [(0, b"k")]) == []
     assert (source.get("k"), source.ttl("k")) == (b"2", -1)
 
@@ -291,14 +290,14 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
     source = older.boxes[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
     source.set("calm", 1, px=600_000)
-    ordinary = Leg.pipeline
+    ordinary = Leg.transaction
 
-    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
-        if commands[0] == ("MULTI",) and len(commands) == 3 and commands[1][:2] == ("PEXPIREAT", b"k"):
+    async def overtaken(leg: Leg, commands: Sequence[Sequence[Arg]]) -> list[Reply] | None:
+        if commands[0][:2] == ("PEXPIREAT", b"k"):
             source.pexpire("k", 600_000)
         return await ordinary(leg, commands)
 
-    monkeypatch.setattr(Leg, "pipeline", overtaken)
+    monkeypatch.setattr(Leg, "transaction", overtaken)
     left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
     assert left == {(0, b"k"): f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"}
 

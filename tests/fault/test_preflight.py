@@ -119,3 +119,15 @@ async def test_facts_are_the_same_however_many_ask_at_once(redis62: Box) -> None
     node = (await Endpoint(Side.SOURCE, redis62.address()).nodes())[0]
     found = await asyncio.gather(*[node.facts() for _ in range(30)])
     assert {facts.payload_version for facts in found} == {9}
+
+
+@pytest.mark.parametrize("kind", [ServerKind.REDIS_62, ServerKind.REDIS_82, ServerKind.VALKEY_81, ServerKind.VALKEY_91])
+async def test_the_payload_version_is_known_without_a_key_whatever_the_user_may(make_server, kind: ServerKind) -> None:
+    server = make_server(kind)
+    with server.client() as client:
+        client.set("k", 1)
+        wanted = int.from_bytes(client.dump("k")[-10:-8], "little")
+        for rules, found in (([], wanted), (["-function"], wanted), (["-dump"], None)):
+            client.execute_command("ACL", "SETUSER", "exodus", "+@all", *([] if kind is ServerKind.REDIS_62 and rules == ["-function"] else rules))
+            facts = await (await Endpoint(Side.SOURCE, server.address()).nodes())[0].facts()
+            assert facts.payload_version == found

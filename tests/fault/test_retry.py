@@ -66,7 +66,7 @@ async def test_what_changed_while_live_sync_was_off_is_all_that_is_copied_again(
     again = await _start(plant)
     assert (again.run, again.kept, again.to_compare) == (run.run, True, True)
     assert await _copied(plant, again) == before
-    assert await mark_differing(await plant.engine()) == 10 + 1 + 5 + 7 + 1
+    assert (await mark_differing(await plant.engine())).marked == 10 + 1 + 5 + 7 + 1
     await runs.compared(plant.store, again)
     await plant.drained()
     assert counts["copied"] - already["copied"] == 10 + 1 + 7

@@ -129,7 +129,10 @@ async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
     await filtered.gateway()
     await filtered.syncer()
     await filtered.change(journal="all", sync=True)
-    await repair(await filtered.engine(), [(row.db, row.key) for row in found.divergences])
+    kept = await repair(await filtered.engine(), [(row.db, row.key) for row in found.divergences])
+    assert list(kept) == [(0, b"stranger")]  # the only copy there is
+    assert names(filtered.boxes[Side.TARGET]) == {b"fine", b"stranger"}
+    await repair(await filtered.engine(), list(kept), remove_extra=True)
     assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
     target.mset({"cache:1": 1, "stranger": 1})
     assert await rescan(await filtered.engine(), Barrier("flushall")) == 2
@@ -194,7 +197,7 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     report = await reconcile(await renamed.engine(), "test", settle_s=0.05)
     assert {row["key"] for row in report["divergences"]} == {"string", "large string", "stranger"}
     assert report["keys_not_carried"] == 1
-    await repair(await renamed.engine(), keys_of(report))
+    await repair(await renamed.engine(), keys_of(report), remove_extra=True)
     found = await renamed.verify()
     assert {row.key for row in found.divergences} == {b"zero:taken"}
     assert large

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from exodus.config import Side
+from exodus.control.unseen import SCRIPTS
 from exodus.resp.encode import encode, encode_many
 from tests.support.plant import Plant
 
@@ -109,7 +110,7 @@ async def test_the_same_bytes_come_back(plant: Plant, name: str, hello: bool) ->
             client.script_flush()
             assert await _talk(plant.port, data, piece, hello=hello) == direct
     gateway, _ = plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps
+    assert not gateway._journaler.gaps.keys() - {SCRIPTS}
 
 
 async def test_a_client_that_leaves_ends_its_leg(plant: Plant) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Collection
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import redis
 
 from exodus.config import Side
 from exodus.control import journal
+from exodus.control.unseen import NO_ANSWER, SCRIPTS, UNMATCHED, UNREADABLE
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL
@@ -31,12 +33,15 @@ def lines(*commands: str) -> bytes:
     return encode_many([command.split(" ") for command in commands])
 
 
-async def same(plant: Plant, data: bytes, *, half_close: bool = False, mask: bytes | None = None, closes: bool = False) -> bytes:
+async def same(
+    plant: Plant, data: bytes, *, half_close: bool = False, mask: bytes | None = None, closes: bool = False, gaps: Collection[str] = ()
+) -> bytes:
     """What the source says directly, and through the gateway at several cuts of the bytes; asserts that it is the same.
 
     Args:
         closes: the server closes before it has read everything. What is sent to it after that resets the connection, and whether its last word
             still arrives is a matter of time, so it is sent in one piece.
+        gaps: what the gateway says of it; nothing else may be a gap.
     """
     source = plant.boxes[Side.SOURCE]
     if not plant.gateways:
@@ -54,7 +59,7 @@ async def same(plant: Plant, data: bytes, *, half_close: bool = False, mask: byt
             got = await asyncio.to_thread(converse, plant.port, pieces_of(data, size), size=len(direct), half_close=half_close)
             assert shown(got) == shown(direct), f"in pieces of {size} bytes"
     gateway, _ = plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps
+    assert set(gateway._journaler.gaps) <= set(gaps)
     return direct
 
 
@@ -104,7 +109,7 @@ async def test_04_pushes_are_not_taken_for_replies(plant: Plant) -> None:
 
 
 async def test_05_subscribing_inside_multi_nests_pushes_in_the_array(plant: Plant) -> None:
-    await same(plant, lines("HELLO 3", "MULTI", "SUBSCRIBE a b", "EXEC", "PING"), mask=rb"id\r\n:\d+")
+    await same(plant, lines("HELLO 3", "MULTI", "SUBSCRIBE a b", "EXEC", "PING"), mask=rb"id\r\n:\d+", gaps={UNMATCHED, UNREADABLE, NO_ANSWER})
 
 
 async def test_06_subscriptions_answer_once_a_channel(plant: Plant) -> None:
@@ -254,7 +259,7 @@ async def test_21_addresses_and_roles_pass_as_they_are(plant: Plant) -> None:
 
 
 async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(plant: Plant) -> None:
-    await same(plant, encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"))
+    await same(plant, encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"), gaps={SCRIPTS})
     gateway, _ = plant.gateways["gw-1"]
     assert gateway._main.orders.risks["script without declared keys"] > 0
 

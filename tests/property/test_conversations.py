@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus.config import Side
+from exodus.control.unseen import SCRIPTS
 from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
 from tests.support.plant import Plant
@@ -46,7 +47,7 @@ _TEMPLATES = [line.split(" ") for row in _COMMANDS.strip().splitlines() for line
 
 
 @st.composite
-def _request(draw: st.DrawFn) -> bytes:
+def request(draw: st.DrawFn) -> bytes:
     template = draw(st.sampled_from(_TEMPLATES))
     args = [draw(_MIX[word]) if word in _MIX else word.replace("1-N", f"1-{draw(st.integers(1, 9))}").encode() for word in template]
     if draw(st.integers(0, 9)) == 0 and all(arg and not set(arg) & set(b"\r\n\x00\"' ") and arg.isascii() for arg in args):
@@ -114,7 +115,7 @@ def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(
-    requests=st.lists(_request(), min_size=1, max_size=30),
+    requests=st.lists(request(), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 100_000), max_size=12),
     hello=st.booleans(),
 )
@@ -128,4 +129,4 @@ def test_the_same_bytes_come_back(bridge: Bridge, requests: list[bytes], cuts: l
             told.append(_said(port, data, places, hello=hello))
     assert told[1] == told[0]
     gateway, _ = bridge.plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps
+    assert not gateway._journaler.gaps.keys() - {SCRIPTS}

@@ -21,7 +21,7 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
-from exodus.config import CopyStrategy, Hold, JournalMode, Plan, Side
+from exodus.config import CopyStrategy, Feed, Hold, JournalMode, Plan, Side
 from exodus.control import registry
 from exodus.control.route import ask_for_beats, change_route, read_route
 from exodus.control.store import ControlStore, guard_key
@@ -254,11 +254,12 @@ class Fleet:
         """Live sync on, everything copied."""
         route = await read_route(self.store)
         replica = self.plan.strategy is CopyStrategy.NATIVE
+        feed = Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
         if replica:
             await native.give_right(self.plan, route.writer_epoch)
         else:
             await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
-        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=replica))
+        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=replica, feed=feed))
         await self.everybody(route.epoch)
         if replica:  # which the syncers make it
 

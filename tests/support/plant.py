@@ -11,7 +11,7 @@ import pytest_asyncio
 import redis.asyncio as redis
 import yaml
 
-from exodus.config import CopyStrategy, JournalMode, Listen, Plan, Side
+from exodus.config import CopyStrategy, Feed, JournalMode, Listen, Plan, Side
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
@@ -97,13 +97,18 @@ class Plant:
             await self.replicate(route)
             return
         await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
-        await self.change(journal=JournalMode.ALL, sync=True)
+        await self.change(journal=JournalMode.ALL, sync=True, feed=self.feed)
+
+    @property
+    def feed(self) -> Feed:
+        """The feed in force: the one that the plan names, or the gateways' journal."""
+        return Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
 
     async def replicate(self, route: Route) -> None:
         """Native replication in place of live sync by keys, as Migrate begins it."""
         await native.check_possible(self.plan, self.store)
         await native.give_right(self.plan, route.writer_epoch + 1)
-        route = await self.change(journal=JournalMode.ALL, sync=True, native=True, writer_epoch=route.writer_epoch + 1)
+        route = await self.change(journal=JournalMode.ALL, sync=True, native=True, feed=self.feed, writer_epoch=route.writer_epoch + 1)
         await native.attach(self.plan, route.writer_epoch)
         await self.filled()
 

@@ -37,6 +37,9 @@ class Recorder:
     def gap(self, why: str) -> None:
         self.calls.append(("gap", why))
 
+    def unknown(self, args: list[bytes], db: int) -> None:
+        self.calls.append(("unknown", args, db))
+
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.calls.append(("shadow", db, request, reply, write))
 

@@ -1,4 +1,4 @@
-"""What a session takes along to another server, played at every byte split: subscriptions, tracking, iterations, replies off."""
+"""What a session takes along to another server, played at every byte split: subscriptions, tracking, iterations."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from exodus.config import CURSOR_BITS
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 from tests.support.script import Recorder, Script
 from tests.unit.exodus.gateway.test_session import OK, SET_K, make, orders
+
+GET = encode("GET", "k")
 
 
 def page(cursor: bytes, *keys: bytes) -> bytes:
@@ -28,30 +31,64 @@ def _moved(session: Session) -> None:
     session.thaw(9.0)
 
 
+def _switched(session: Session) -> None:
+    session.orders.tag += 1
+    _moved(session)
+
+
+def _tagged(tag: int, cursor: int) -> bytes:
+    return b"%d" % (tag << CURSOR_BITS | cursor)
+
+
 def test_an_iteration_begins_anew_on_the_new_server() -> None:
     """Its cursor means nothing there; from 0 on, all that is there all the time is returned."""
-    first, second, third = encode("SCAN", 0, "COUNT", 10), encode("SCAN", 17, "COUNT", 10), encode("SCAN", 5, "COUNT", 10)
+    first, second = encode("SCAN", 0, "COUNT", 10), encode("SCAN", 17, "COUNT", 10)
+    third = encode("SCAN", _tagged(1, 5), "COUNT", 10)
     (
         Script(make())
         >> ("from_client", first) << ("to_server", first)
         >> ("from_server", page(b"17", b"a")) << ("to_client", page(b"17", b"a"))
-        >> ("moved", _moved)
+        >> ("switched", _switched)
         >> ("from_client", second) << ("to_server", encode("SCAN", 0, "COUNT", 10))
-        >> ("from_server", page(b"5", b"a")) << ("to_client", page(b"5", b"a"))
-        >> ("from_client", third) << ("to_server", third)
+        >> ("from_server", page(b"5", b"a")) << ("to_client", page(_tagged(1, 5), b"a"))
+        >> ("from_client", third) << ("to_server", encode("SCAN", 5, "COUNT", 10))
         >> ("from_server", page(b"0", b"b")) << ("to_client", page(b"0", b"b"))
     ).play_at_every_split()  # fmt: skip
 
 
-def test_a_cursor_that_the_new_server_gave_is_its_own_again() -> None:
-    """Both servers may give the same number."""
-    scan, again = encode("SCAN", 0), encode("SCAN", 17)
-    script = Script(make())
-    script >> ("from_client", scan) << ("to_server", scan) >> ("from_server", page(b"17")) << ("to_client", page(b"17"))
-    script >> ("moved", _moved)
-    script >> ("from_client", scan) << ("to_server", scan) >> ("from_server", page(b"17")) << ("to_client", page(b"17"))
-    script >> ("from_client", again) << ("to_server", again)
-    script.play_at_every_split()
+def test_another_connection_of_the_pool_begins_a_moved_iteration_anew_too() -> None:
+    """The cursor itself says from which authority it is, so that no session has to remember it."""
+    session_orders, out = orders(), Recorder()
+    session_orders.tag = 2
+    other = Session(out, session_orders)
+    for cursor, sent in ((b"17", b"0"), (_tagged(1, 17), b"0"), (_tagged(2, 17), b"17"), (b"0", b"0"), (b"junk", b"junk"), (b"9" * 30, b"9" * 30)):
+        other.from_client(encode("HSCAN", "h", cursor), 0.0)
+        assert out.take() == [("to_server", encode("HSCAN", "h", sent))], cursor
+    assert all(value < 2**53 for value in (255 << CURSOR_BITS | 2**CURSOR_BITS - 1,))
+
+
+def test_a_long_page_is_passed_on_in_part_with_its_cursor_marked() -> None:
+    session_orders, out = orders(), Recorder()
+    session_orders.tag = 1
+    session = Session(out, session_orders)
+    session.from_client(encode("SCAN", 0) + GET, 0.0)
+    out.take()
+    found, wanted = page(b"7", *[b"k" * 90] * 40), page(_tagged(1, 7), *[b"k" * 90] * 40)
+    session.from_server(found[:900], 0.0)
+    assert out.take() == [("to_client", wanted[: 900 + len(wanted) - len(found)])]
+    session.from_server(found[900:] + b"$1\r\nv\r\n", 0.0)
+    assert out.take() == [("to_client", wanted[900 + len(wanted) - len(found) :] + b"$1\r\nv\r\n")]
+    assert session.idle
+
+
+def test_a_cursor_inside_a_transaction_is_marked_too() -> None:
+    session_orders, out = orders(), Recorder()
+    session_orders.tag = 1
+    session = Session(out, session_orders)
+    session.from_client(encode("MULTI") + encode("SCAN", 0) + GET + encode("EXEC"), 0.0)
+    out.take()
+    session.from_server(OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(b"7", b"a") + b"$1\r\nv\r\n", 0.0)
+    assert out.take() == [("to_client", OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(_tagged(1, 7), b"a") + b"$1\r\nv\r\n")]
 
 
 def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
@@ -59,7 +96,7 @@ def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
     session = Session(out, session_orders)
     session.from_client(encode("SCAN", 0), 0.0)
     session.from_server(page(b"9"), 0.0)
-    _moved(session)
+    _switched(session)
     out.take()
     session.from_client(SET_K + encode("SCAN", 9) + SET_K, 1.0)
     sent = b"".join(call[1] for call in out.take() if call[0] == "to_server")

@@ -7,6 +7,7 @@ import pytest
 from exodus.commands.table import Command, CommandTable
 from exodus.config import STREAM_FRAME_BYTES, JournalMode
 from exodus.control.changes import Barrier
+from exodus.control.unseen import UNREADABLE
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
@@ -16,9 +17,25 @@ from tests.support.script import Recorder, Script
 OK = b"+OK\r\n"
 QUEUED = b"+QUEUED\r\n"
 NIL = b"*-1\r\n"
-_WRITES = {b"SET": (1, 1), b"DEL": (1, -1), b"BLPOP": (1, -2), b"LPUSH": (1, 1), b"FLUSHALL": (0, 0), b"FLUSHDB": (0, 0), b"MOVE": (1, 1)}
+_WRITES = {
+    b"SET": (1, 1),
+    b"DEL": (1, -1),
+    b"BLPOP": (1, -2),
+    b"LPUSH": (1, 1),
+    b"FLUSHALL": (0, 0),
+    b"FLUSHDB": (0, 0),
+    b"MOVE": (1, 1),
+    b"EVAL": (0, 0),
+    b"EVALSHA": (0, 0),
+}
 _READS = (
     b"GET",
+    b"HSCAN",
+    b"RESET",
+    b"UNWATCH",
+    b"UNSUBSCRIBE",
+    b"SCRIPT",
+    b"REPLICAOF",
     b"PING",
     b"MULTI",
     b"EXEC",
@@ -66,13 +83,24 @@ def test_a_key_is_journalled_only_after_the_authority_has_answered() -> None:
     ).play_at_every_split()  # fmt: skip
 
 
-def test_an_error_is_journalled_too() -> None:
-    """An error may come after an effect: a script that wrote before it failed."""
-    error = b"-ERR oops\r\n"
+def test_a_refused_request_changes_nothing() -> None:
+    error = b"-NOPERM no\r\n"
     (
         Script(make())
         >> ("from_client", SET_K) << ("log_intents", [(0, b"k")], None) << ("to_server", SET_K)
+        >> ("from_server", error) << ("to_client", error)
+    ).play_at_every_split()  # fmt: skip
+
+
+def test_the_error_of_a_script_is_journalled() -> None:
+    """It may have written before it failed."""
+    run, error = encode("EVAL", "x", 1, "k"), b"-ERR oops script: 1, on @user_script:1.\r\n"
+    (
+        Script(make())
+        >> ("from_client", run) << ("log_intents", [(0, b"k")], None) << ("to_server", run)
         >> ("from_server", error) << ("to_client", error) << ("journal", [(0, b"k")], None)
+        >> ("from_client", run) << ("log_intents", [(0, b"k")], None) << ("to_server", run)
+        >> ("from_server", b"-NOAUTH Authentication required.\r\n") << ("to_client", b"-NOAUTH Authentication required.\r\n")
     ).play_at_every_split()  # fmt: skip
 
 
@@ -248,7 +276,7 @@ def test_session_state_is_replayed_in_its_order() -> None:
         session.from_client(command, 0.0)
         session.from_server(reply, 0.0)
     script, expected, _ = session.replay_script()
-    assert script == encode("HELLO", 3) + encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "b") + encode("SELECT", 2)
+    assert script == encode("AUTH", "u", "p") + encode("HELLO", 3) + encode("CLIENT", "SETNAME", "b") + encode("SELECT", 2)
     assert expected == 4
 
 
@@ -274,30 +302,44 @@ def test_messages_between_replies_in_resp2_are_not_replies() -> None:
     assert session.cannot_switch is None
 
 
-def test_with_replies_off_a_later_reply_proves_the_writes() -> None:
-    out = Recorder()
-    session = Session(out, orders())
-    session.from_client(encode("CLIENT", "REPLY", "OFF") + SET_K, 0.0)
-    assert not session.pending.count
-    assert not session.confirmed
-    session.confirm()
-    assert out.take()[-1] == (
-        "to_server",
-        encode("CLIENT", "REPLY", "OFF") + SET_K + encode("CLIENT", "REPLY", "ON") + encode("CLIENT", "REPLY", "OFF"),
-    )
-    session.from_server(OK, 0.0)
-    assert out.take() == [("journal", [(0, b"k")], None)]
-    assert session.confirmed
-
-
 def test_bytes_that_no_server_accepts_are_passed_on_unread() -> None:
     out = Recorder()
     session = Session(out, orders())
     session.from_client(b"*1\r\n+bad\r\n", 0.0)
     assert out.take() == [("to_server", b"*1\r\n+bad\r\n")]
     assert session.opaque is not None
+    assert not session.confirmed
     session.from_server(b"-ERR Protocol error\r\n", 0.0)
     assert out.take() == [("to_client", b"-ERR Protocol error\r\n")]
+    assert session.confirmed
+    session.from_client(b"more", 0.0)
+    assert out.take() == [("to_server", b"more")]
+
+
+def test_bytes_that_the_server_accepts_and_we_do_not_are_a_gap_from_the_first() -> None:
+    out = Recorder()
+    session = Session(out, orders())
+    session.from_client(b'ECHO "a"b\r\n' + SET_K, 0.0)
+    assert not session.confirmed
+    out.take()
+    session.from_server(b"$2\r\nab\r\n" + OK, 0.0)
+    assert ("gap", UNREADABLE) in out.take()
+    session.from_client(SET_K, 0.0)
+    assert out.take() == [("gap", UNREADABLE), ("to_server", SET_K)]
+
+
+def test_unreadable_bytes_are_held_like_a_write() -> None:
+    session_orders = orders(hold=True)
+    out = Recorder()
+    session = Session(out, session_orders)
+    session.from_client(GET_K + b'ECHO "a"b\r\n' + SET_K, 0.0)
+    assert out.take() == [("to_server", GET_K)]
+    session_orders.hold = False
+    session.thaw(1.0)
+    assert out.take() == [("to_server", b'ECHO "a"b\r\n' + SET_K)]
+    session_orders.hold = True
+    session.from_client(SET_K, 1.0)
+    assert out.take() == []
 
 
 def test_a_long_request_is_forwarded_while_it_arrives_and_its_intent_before_its_end() -> None:

@@ -1,0 +1,191 @@
+"""A database that one side lacks: said before anything is copied, and never another database's damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exodus.config import Filters, Plan, Rename, Side
+from exodus.control import letters
+from exodus.endpoint import Endpoint, Finding, check_pair
+from exodus.leg import Leg, NoDatabase, ReplyError
+from exodus.resp.encode import encode_many
+from exodus.scope import Rule
+from exodus.stack.servers import ServerKind
+from exodus.sync.guard import DatabaseMissing, Guard, GuardedLeg, replace_right_on
+from exodus.sync.payload import Uncarried
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+async def _finding(source: Box, target: Box, **plan: object) -> Finding:
+    made = Plan(name="check", source=source.address(), target=target.address(), **plan)  # type: ignore[arg-type]
+    found = await check_pair(Endpoint(Side.SOURCE, made.source), Endpoint(Side.TARGET, made.target), made)
+    return next(finding for finding in found if finding.check == "databases")
+
+
+async def test_preflight_compares_the_databases_of_both_sides(make_server, valkey91: Box) -> None:
+    many = make_server(ServerKind.REDIS_62, databases="64")
+    found = await _finding(many, valkey91)
+    assert (found.severity, "64" in found.what, "16" in found.what) == ("warning", True, True)
+    with many.client(db=40) as client:
+        client.set("k", 1)
+    found = await _finding(many, valkey91)
+    assert (found.severity, "database 40" in found.what) == ("fatal", True)
+    assert "databases 41" in found.next_step
+    left_out = Filters(exclude=(Rule(databases=(40,)),))
+    assert (await _finding(many, valkey91, filters=left_out)).severity == "warning"
+    moved = (Rename(database=40, to_database=3, prefix="", to_prefix="forty:"),)
+    assert (await _finding(many, valkey91, renames=moved, cutover="own")).severity == "warning"
+    far = (Rename(database=0, to_database=50, prefix="a", to_prefix="b"),)
+    with many.client() as client:
+        client.set("k", 1)
+    assert (await _finding(many, valkey91, renames=(*moved, *far), cutover="own")).severity == "fatal"
+    found = await _finding(valkey91, many, allow_nonempty=True)
+    assert (found.severity, "cannot flow back" in found.why) == ("warning", True)
+    own = await _finding(valkey91, many, allow_nonempty=True, cutover="own")
+    assert own.severity == "ok"
+
+
+async def test_databases_are_counted_where_the_setting_may_not_be_read(make_server) -> None:
+    server = make_server(ServerKind.VALKEY_81, databases="37")
+    with server.client() as client:
+        client.acl_setuser("blind", enabled=True, passwords=["+p"], commands=["+@all", "-config"], keys=["*"])
+    address = server.address().model_copy(update={"username": "blind", "password": "p", "password_file": None})
+    (node,) = await Endpoint(Side.SOURCE, type(address)(**{**address.model_dump(), "password": "p"})).nodes()
+    assert (await node.facts()).database_count == 37
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_no_batch_runs_behind_a_select_that_failed(valkey91: Box, guarded: bool) -> None:
+    """It ran in database 0, over keys of the same names there."""
+    key = b"exodus:{batches}:epoch"
+    with valkey91.client() as client:
+        client.mset({"k": "of database 0", key: "7"})
+    guard = Guard(((key, b"7"),)) if guarded else Guard()
+    body = encode_many([("SET", "k", "of database 40")])
+    async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
+        batches = GuardedLeg(leg, guard)
+        for db in (0, 3, 3, 0):
+            with pytest.raises(DatabaseMissing, match="no database 40"):
+                await batches.run(40, body, 1)
+            assert await batches.run(db, encode_many([("SET", "other", db)]), 1) == [b"OK"]
+    async with await Leg.connect(valkey91.address(), Side.TARGET, db=3) as leg:
+        with pytest.raises(NoDatabase):
+            await leg.select(40)
+        assert (await leg.call("GET", "k"), leg.db) == (None, 3)
+    with valkey91.client() as client:
+        assert (client.get("k"), client.get("other")) == (b"of database 0", b"0")
+    with valkey91.client(db=3) as client:
+        assert (client.get("k"), client.get("other")) == (None, b"3")
+
+
+@pytest.mark.parametrize("refused", ["-select", "-multi", "-watch"])
+async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(valkey91: Box, refused: str) -> None:
+    """Behind a MULTI that failed it would run without its guard."""
+    key = b"exodus:{batches}:epoch"
+    with valkey91.client() as client:
+        client.mset({"k": "as it was", key: "7"})
+    async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
+        batches = GuardedLeg(leg, Guard(((key, b"7"),)))
+        with valkey91.client() as client:
+            client.acl_setuser("limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"])
+        await leg.call("AUTH", "limited", "any")
+        with pytest.raises(Exception, match="permissions") as caught:
+            await batches.run(3, encode_many([("SET", "k", "written"), ("SET", "k2", "written")]), 2)
+        assert isinstance(caught.value, Uncarried) is (refused == "-select")
+    with valkey91.client() as client:
+        client.acl_deluser("limited")
+        assert (client.get("k"), client.get("k2")) == (b"as it was", None)
+    with valkey91.client(db=3) as client:
+        assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("refused", ["-multi", "-watch", "-get"])
+async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, refused: str) -> None:
+    """What a switch changes on a side is conditional there, or not changed."""
+    key = b"exodus:{rights}:epoch"
+    with valkey91.client() as client:
+        client.set(key, "7")
+        client.acl_setuser("limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"])
+    async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
+        await leg.call("AUTH", "limited", "any")
+        with pytest.raises(ReplyError, match="permissions"):
+            await replace_right_on(leg, "rights", b"7", b"8")
+    with valkey91.client() as client:
+        client.acl_deluser("limited")
+        assert client.get(key) == b"7"
+
+
+async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(make_server, control_server: Box, tmp_path: Path) -> None:
+    """A source sends SELECT and keys together: behind a SELECT that fails they came into database 0."""
+    source, target = make_server(ServerKind.REDIS_62, databases="64"), make_server(ServerKind.VALKEY_91)
+    plant = Plant(source, target, control_server, tmp_path, strategy="migrate")
+    await plant.open()
+    try:
+        with target.client() as client:
+            client.execute_command("ACL", "SETUSER", "default", "-restore")
+        for db in (0, 40):
+            with source.client(db=db) as client:
+                client.mset({f"k{number}": f"of database {db}" for number in range(50)})
+        await plant.start_live_sync()
+        await plant.backfill()
+        with target.client() as client:
+            assert set(client.mget([f"k{number}" for number in range(50)])) == {b"of database 0"}
+        assert len(await letters.open_letters(plant.store)) == 50
+    finally:
+        await plant.close()
+
+
+@pytest.mark.parametrize("back", [False, True])
+async def test_keys_of_a_database_that_the_follower_lacks_are_dead_letters(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path, back: bool
+) -> None:
+    """Backfill, live sync, a flush and verification; in reverse sync, too."""
+    many = make_server(ServerKind.REDIS_62, databases="64")
+    plant = Plant(*((valkey91, many) if back else (many, valkey91)), control_server, tmp_path)
+    await plant.open()
+    try:
+        with many.client(db=40) as client:
+            client.mset({f"k{number}": "of database 40" for number in range(100)})
+            client.set("expires", "of database 40", px=3_600_000)
+            client.rpush("list", *[b"x" * 1000] * 2_000)
+        for box in (many, valkey91):
+            with box.client() as client:
+                client.mset({f"k{number}": "of database 0" for number in range(100)})
+        await plant.gateway()
+        await plant.syncer()
+        if back:
+            await plant.change(authority=Side.TARGET)
+            with valkey91.client() as client:
+                client.set(f"exodus:{{{plant.plan.name}}}:epoch", 0)
+            await plant.change(journal="all", sync=True)
+        else:
+            await plant.start_live_sync()
+        await plant.backfill()
+        app, zero = plant.app(db=40), plant.app()
+        await app.set("k7", "written later")
+        await app.set("k8", "x")
+        await zero.set("after", "1")
+        await app.delete("k8")
+        await plant.drained()
+        with valkey91.client() as client:
+            assert set(client.mget([f"k{number}" for number in range(100)])) == {b"of database 0"}
+            assert client.get("after") == b"1"
+
+        async def listed() -> bool:
+            found = await letters.open_letters(plant.store)
+            return len(found) == 101 and all("no database 40" in letter["reason"] for letter in found.values())
+
+        await until(listed, within_s=10, otherwise="-")
+        report = await plant.verify()
+        assert {(found.kind, found.db) for found in report.divergences} == {("missing", 40)}
+        await app.flushdb()
+        await plant.drained()
+        assert (await plant.verify()).divergences == []
+    finally:
+        await plant.close()

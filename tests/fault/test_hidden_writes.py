@@ -1,0 +1,307 @@
+"""Requests that once hid a write from the journal, on real servers: each is marked, or is a gap, before a hold says "flushed"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import redis.asyncio as redis
+
+from exodus.config import CURSOR_BITS, Hold, Side
+from exodus.control import journal
+from exodus.control.changes import Barrier, Changes, Key
+from exodus.control.unseen import SCRIPTS, UNREADABLE
+from exodus.cutover import switch
+from exodus.gateway.server import Gateway
+from exodus.resp.encode import encode, encode_many
+from exodus.stack.servers import ServerKind
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+async def _talk(port: int, *parts: bytes, quiet_s: float = 0.15) -> bytes:
+    """Send the parts one after the other; what came back, and whether the connection ended."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    said = b""
+    try:
+        for part in parts:
+            writer.write(part)
+            while True:
+                try:
+                    got = await asyncio.wait_for(reader.read(1 << 16), quiet_s)
+                except TimeoutError:
+                    break
+                if not got:
+                    return said + b"<closed>"
+                said += got
+    finally:
+        writer.close()
+    return said
+
+
+async def _changes(plant: Plant, work: Callable[[], Awaitable[object]]) -> Changes:
+    """What the journal has of a piece of work."""
+    before = await journal.ends(plant.store, plant.plan.partitions)
+    await work()
+    await plant.flushed()
+    return await journal.since(plant.store, before)
+
+
+def _gaps(plant: Plant) -> set[str]:
+    gateway, _ = plant.gateways["gw-1"]
+    return set(gateway._journaler.gaps)
+
+
+@pytest_asyncio.fixture
+async def journalled(plant: Plant) -> Plant:
+    await plant.gateway()
+    await plant.change(journal="all")
+    return plant
+
+
+@pytest_asyncio.fixture
+async def renaming(make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+    """A source that calls FLUSHALL, HSET and SELECT by other names."""
+    source = make_server(ServerKind.REDIS_62, rename_command="FLUSHALL xflush\nrename-command HSET xhset\nrename-command SELECT xselect")
+    plant = Plant(source, valkey91, control_server, tmp_path)
+    await plant.open()
+    await plant.gateway()
+    await plant.change(journal="all")
+    yield plant
+    await plant.close()
+
+
+@pytest.mark.parametrize(
+    "request_", [("MOVE", "k", 70000), ("COPY", "k", "l", "DB", 70000), ("SELECT", 70000), ("SWAPDB", 0, 70000), ("SELECT", "9" * 5000)], ids=str
+)
+async def test_a_database_that_is_not_there_drops_no_batch(journalled: Plant, request_: tuple[object, ...]) -> None:
+    """A2: packing such a key raised, and the batch with the write behind it was gone, with nothing unflushed."""
+    changes = await _changes(journalled, lambda: _talk(journalled.port, encode(*request_) + encode("SET", "behind", "v")))
+    assert (0, b"behind") in changes.keys
+    assert {db for db, _ in changes.keys} <= {0}
+    assert not changes.barriers
+    assert not _gaps(journalled)
+    route = await journalled.change(hold=Hold.WRITES)
+    assert route.hold is Hold.WRITES
+
+
+async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> None:
+    """A4: a renamed HSET was not copied, and a renamed FLUSHALL left no barrier."""
+    changes = await _changes(renaming, lambda: _talk(renaming.port, encode("XHSET", "h", "f", "v")))
+    assert changes.keys == [(0, b"h")]
+    changes = await _changes(renaming, lambda: _talk(renaming.port, encode("xhset", "i", "f", "v")))
+    assert changes.keys == [(0, b"i")]
+    changes = await _changes(renaming, lambda: _talk(renaming.port, encode("xflush")))
+    assert Barrier("flushall") in changes.barriers
+    assert not _gaps(renaming)
+    gateway, _ = renaming.gateways["gw-1"]
+    assert gateway.heartbeat(0).facts["renamed_commands"] == {"XHSET": "HSET", "XFLUSH": "FLUSHALL"}
+
+
+async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(renaming: Plant) -> None:
+    """Its first use changed the session before anybody knew."""
+    await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2)))
+    assert _gaps(renaming)
+    changes = await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2) + encode("SET", "k", "v")))
+    assert changes.keys == [(2, b"k")]
+
+
+async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(journalled: Plant) -> None:
+    """Principle 4; also where it is invented."""
+    data = encode_many([("NOSUCH", "k", "v"), ("SET", "k"), ("LPUSH", "k"), ("FLUSHALL", "BAD"), ("EVAL", "return (", 1, "k")])
+    changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", "s", "v"), data + encode("LPUSH", "s", "x")))
+    assert (changes.keys, changes.barriers) == ([(0, b"s")], [])
+    assert not _gaps(journalled)
+
+
+@pytest.mark.parametrize("silence", [("CLIENT", "REPLY", "OFF"), ("CLIENT", "REPLY", "SKIP")], ids=lambda words: words[-1])
+@pytest.mark.parametrize("work", [(("FLUSHALL",),), (("FLUSHDB",),), (("SWAPDB", 0, 1),), (("MULTI",), ("FLUSHDB",), ("EXEC",))], ids=str)
+async def test_a_flush_with_replies_off_is_a_barrier(journalled: Plant, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]) -> None:
+    """A5: flushed keys came back at the cutover."""
+    changes = await _changes(journalled, lambda: _talk(journalled.port, encode(*silence) + encode_many(work)))
+    assert [barrier.what for barrier in changes.barriers] == [work[-2 if len(work) > 1 else 0][0].lower()]
+
+
+async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(journalled: Plant) -> None:
+    """A5: EXEC was under way, and its barrier stood in no intent log."""
+    gateway, _ = journalled.gateways["gw-1"]
+    source = journalled.boxes[Side.SOURCE]
+    _, writer = await asyncio.open_connection("127.0.0.1", journalled.port)
+    source.pause()
+    try:
+        writer.write(encode_many([("MULTI",), ("FLUSHALL",), ("EXEC",)]))
+
+        async def forwarded() -> bool:
+            return gateway.in_flight() == 3
+
+        await until(forwarded, within_s=5, otherwise="the transaction was never forwarded")
+        logged = gateway._journaler._intents.recover()
+    finally:
+        source.resume()
+        writer.close()
+    assert Barrier("flushall") in logged.barriers
+
+
+async def test_a_request_that_only_the_server_can_read_is_a_gap_from_its_first_byte(
+    make_server: Callable[..., Box], redis82: Box, control_server: Box, tmp_path: Path
+) -> None:
+    """A6: Valkey 9.1 takes `"a"b` as one word, Redis as a protocol error."""
+    plant = Plant(make_server(ServerKind.VALKEY_91), redis82, control_server, tmp_path)
+    await plant.open()
+    try:
+        await plant.gateway()
+        await plant.change(journal="all")
+        said = await _talk(plant.port, b'ECHO "a"b\r\n' + encode("SET", "hidden", "v"))
+        assert said == b"$2\r\nab\r\n+OK\r\n"
+        await plant.flushed()
+        assert UNREADABLE in _gaps(plant)
+        assert await plant.store.client.hlen(plant.store.keys.gap)
+    finally:
+        await plant.close()
+
+
+async def test_a_request_that_nobody_can_read_is_no_gap(journalled: Plant) -> None:
+    """Else every stranger could block a cutover."""
+    for data in (b'ECHO "a"b\r\n', b"*1\r\n+oops\r\n", b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$2000000000\r\n", b"*" + b"9" * 70_000):
+        assert b"Protocol error" in await _talk(journalled.port, data)
+    await journalled.flushed()
+    assert not _gaps(journalled)
+
+
+async def test_a_value_that_is_announced_too_long_is_refused_at_once(journalled: Plant) -> None:
+    """A20: the gateway waited for the rest of it."""
+    data = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n"
+    direct = await _talk(journalled.boxes[Side.SOURCE].port, data)
+    assert direct.startswith(b"-ERR Protocol error: invalid bulk length")
+    assert await _talk(journalled.port, data, quiet_s=2) == direct
+
+
+async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: Plant) -> None:
+    """A3: a script that declares one key and writes two looked like a write of one."""
+    script = encode("EVAL", "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')", 1, "declared")
+    changes = await _changes(journalled, lambda: _talk(journalled.port, script))
+    assert changes.keys == [(0, b"declared")]
+    assert _gaps(journalled) == {SCRIPTS}
+    assert [name.decode() for name in await journalled.store.client.hkeys(journalled.store.keys.gap)] == [f"gw-1: {SCRIPTS}"]
+
+
+@pytest_asyncio.fixture
+async def migrating(plant: Plant) -> Plant:
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    return plant
+
+
+@pytest.mark.parametrize("command", ["SCAN", "HSCAN", "SSCAN", "ZSCAN"])
+async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_nothing(migrating: Plant, command: str) -> None:
+    """A11: a cursor of the old side, sent on another connection after the switch, skipped a fifth of the elements."""
+    app = migrating.app()
+    names = [f"element:{number}" for number in range(5_000)]
+    for start in range(0, len(names), 500):
+        part = names[start : start + 500]
+        if command == "SCAN":
+            await app.mset(dict.fromkeys(part, "v"))
+        elif command == "HSCAN":
+            await app.hset("big", mapping=dict.fromkeys(part, "v"))
+        elif command == "SSCAN":
+            await app.sadd("big", *part)
+        else:
+            await app.zadd("big", {name: number for number, name in enumerate(part)})
+    await migrating.backfill()
+    await migrating.drained()
+    words = [] if command == "SCAN" else ["big"]
+
+    async def page(cursor: bytes) -> tuple[bytes, list[bytes]]:
+        client = redis.Redis(port=migrating.port)  # a connection of its own for each call
+        client.response_callbacks.clear()
+        try:
+            following, found = await client.execute_command(command, *words, cursor, "COUNT", 100)
+        finally:
+            await client.aclose()
+        return following, list(found)
+
+    seen: set[bytes] = set()
+    cursor, pages = b"0", 0
+    while pages == 0 or cursor != b"0":
+        cursor, found = await page(cursor)
+        assert int(cursor) < 2**53
+        seen.update(found)
+        pages += 1
+        if pages in (10, 30):
+            done = await switch.apply(migrating.store, migrating.plan, Side.TARGET if pages == 10 else Side.SOURCE)
+            assert done.switched
+            generation = done.route.generation
+            assert generation == (1 if pages == 10 else 2)
+        assert pages < 1_000
+    assert cursor == b"0"
+    assert {name.encode() for name in names} <= seen
+    assert pages > 60, "it did not begin anew after each switch"
+    following, _ = await page(b"0")
+    assert int(following) >> CURSOR_BITS == 2
+
+
+async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch(migrating: Plant) -> None:
+    """A13: the client believes that its script is loaded, since its connection never broke."""
+    app = migrating.app(single_connection_client=True)
+    loaded = await app.script_load("return redis.call('INCR', KEYS[1])")
+    await app.eval("return redis.call('INCRBY', KEYS[1], 10)", 1, "run")
+    await migrating.flushed()
+    gateway: Gateway = migrating.gateways["gw-1"][0]
+
+    async def kept() -> bool:
+        return await migrating.store.client.hlen(migrating.store.keys.scripts) == 2
+
+    await until(kept, within_s=5, otherwise="the texts were never kept")
+    await migrating.store.client.delete(migrating.store.keys.gap)  # of the scripts, which the drained journal covers here
+    gateway._journaler.gaps.clear()
+    raw = migrating.app(single_connection_client=True)
+    await raw.execute_command("MULTI")
+    await raw.execute_command("INCR", "plain")
+    await raw.execute_command("EVALSHA", loaded, 1, "run")
+    done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+    assert done.switched
+    assert done.facts["scripts_loaded"] == 2
+    assert done.facts["scripts_unseen"] == 0
+    assert await raw.execute_command("EXEC") == [1, 11]
+
+
+async def test_a_script_whose_text_was_never_seen_is_counted(migrating: Plant) -> None:
+    with migrating.boxes[Side.SOURCE].client() as source:
+        sha = source.script_load("return 7")
+    assert await migrating.app().evalsha(sha, 0) == 7
+    gateway: Gateway = migrating.gateways["gw-1"][0]
+    assert gateway.heartbeat(0).facts["scripts_unseen"] == 1
+
+
+async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrating: Plant) -> None:
+    """A later HELLO without one took its place, and the session was `default` on the target."""
+    for box in migrating.boxes.values():
+        with box.client() as client:
+            client.acl_setuser("shop", reset=True, enabled=True, passwords=["+pw"], keys=["shop:*"], commands=["+@all"])
+    try:
+        app = redis.Redis(port=migrating.port, single_connection_client=True, protocol=2)
+        await app.execute_command("HELLO", 2, "AUTH", "shop", "pw")
+        await app.execute_command("HELLO", 2)
+        done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+        assert done.switched
+        assert await app.execute_command("ACL", "WHOAMI") == b"shop"
+        await app.aclose()
+    finally:
+        for box in migrating.boxes.values():
+            with box.client() as client:
+                client.acl_deluser("shop")
+
+
+async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
+    """A14: a key of 70 kB was a gap that opened again at each write of it."""
+    long: Key = (0, b"k" * 70_000)
+    changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", long[1], "v") + encode("MSET", "a", "1", long[1], "2")))
+    assert set(changes.keys) == {long, (0, b"a")}
+    assert not _gaps(journalled)
