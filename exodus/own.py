@@ -9,7 +9,6 @@ these: a key `exodus:{cart}:42` is copied as any other. A migration's name is lo
 | exodus:{NAME}:lane:N          | the guard of one partition's lane                             |
 | exodus:{NAME}:fence           | which switch may put the fence up or down                     |
 | exodus:{NAME}:native          | the guard of native replication                               |
-| exodus:{NAME}:beacon:TOKEN    | how far a feed has come; expires                              |
 | exodus:{stage}:TOKEN          | a large key while it is put together; expires                 |
 | exodus:{proof}:TOKEN          | whether a payload loads; removed at once                      |
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
@@ -25,7 +24,7 @@ from collections.abc import Sequence
 RESERVED_PREFIX = b"exodus:{"  # how all of them begin; not all that begins like this is one
 _NAMES = re.compile(
     rb"exodus:\{(?:"
-    rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+|beacon:[0-9a-f]+)"
+    rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+)"
     rb"|(?:stage|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
     rb"|(?:probe|exercise)\}"

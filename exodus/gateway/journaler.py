@@ -26,7 +26,7 @@ from pathlib import Path
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
+from exodus.config import HEARTBEAT_S, JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.control.store import ControlStore, answered
@@ -81,6 +81,7 @@ class Journaler:
         self._process = process
         self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
         self._told: dict[str, int] = {}  # how often each had happened when the control store heard of it
+        self._told_at = 0.0
         self._wake = asyncio.Event()
         self._intents = IntentLog(folder, partial(self.gap, "the intent log is full"))
         self._spool = Spool(folder)
@@ -200,7 +201,8 @@ class Journaler:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
                 await self._append(keys[start : start + JOURNAL_BATCH_KEYS], barriers if not start else ())
                 self.entries += 1
-            await self._tell_gaps()
+            if self.hurry.is_set() or time.monotonic() - self._told_at > HEARTBEAT_S:  # some are opened again by every script
+                await self._tell_gaps()
             self._back()
         except asyncio.CancelledError:
             self._mark_all(keys, barriers)
@@ -218,7 +220,7 @@ class Journaler:
             self._in_flight = 0
             self._flushed.set()
         self._drop_spooled(old)
-        if old is not None and self._retiring is None and not self._spool and not self._untold():
+        if old is not None and self._retiring is None and not self._spool:
             self._retiring = asyncio.get_running_loop().create_task(self._retire(old))
 
     def _drop_spooled(self, old: int | None) -> None:
@@ -227,8 +229,6 @@ class Journaler:
         What the store had acknowledged before it went away may be lost there, so those intents stay.
         """
         if old is not None and self._spool and self._retiring is None:
-            for why in self._untold():
-                self._intents.append_gap(why)
             self._intents.retire_before(old, above=self._not_fsynced, spool_bytes=self._spool.bytes)
             self._old_segment = None
 
@@ -289,6 +289,7 @@ class Journaler:
         return True
 
     async def _tell_gaps(self) -> None:
+        self._told_at = time.monotonic()
         for why in self._untold():
             gap = self.gaps[why]
             count = gap.count

@@ -1145,14 +1145,14 @@ async def look_at_store(store: ControlStore) -> None:
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
-    gateway = Gateway(store, plan, await load_table(plan), options)
-    collector.settle()  # it then costs next to nothing a request
-    if lock_state(options.state_dir) is None:
+    if lock_state(options.state_dir) is None:  # before anything there is read: it mends what a crash tore
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",
             why="two processes would journal each other's intents",
             next_step="give each process an --id and a --state-dir of its own",
         )
+    gateway = Gateway(store, plan, await load_table(plan), options)
+    collector.settle()  # it then costs next to nothing a request
     await claim_id(gateway)
     await look_at_store(store)
     gateway.room_why = await room(plan, options.connections_expected)

@@ -73,8 +73,9 @@ class Spool:
         self.keys += len(keys)
         return True
 
-    def batches(self, damage: list[str]) -> Iterator[Batch]:
+    def batches(self, damage: list[str] | None = None) -> Iterator[Batch]:
         """All readable batches, in order; `damage` gets what is not readable."""
+        damage = [] if damage is None else damage
         reached = 0
         for end, batch in self._read(damage):
             reached = end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exodus.config import Side
-from exodus.control.store import beacon_prefix, fence_guard_key, guard_key, lane_guard_key, native_guard_key
+from exodus.control.store import fence_guard_key, guard_key, lane_guard_key, native_guard_key
 from exodus.cutover import switch
 from exodus.own import is_own
 from tests.support.plant import Plant
@@ -17,6 +17,7 @@ _THEIRS = [
     b"exodus:{",
     b"exodus:{a}:epoch:1",
     b"exodus:{a}:lane:x",
+    b"exodus:{a}:beacon:ab",
     b"exodus:{stage}:mine",
     b"exodus:{probe}s",
     b"exodus:{B}:epoch",
@@ -24,7 +25,7 @@ _THEIRS = [
 
 
 def test_names() -> None:
-    own = [guard_key("m-1"), lane_guard_key("m-1", 15), fence_guard_key("m-1"), native_guard_key("m-1"), beacon_prefix("m-1") + b"0123456789abcdef"]
+    own = [guard_key("m-1"), lane_guard_key("m-1", 15), fence_guard_key("m-1"), native_guard_key("m-1")]
     assert all(map(is_own, own))
     assert not any(map(is_own, _THEIRS))
 
