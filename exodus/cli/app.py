@@ -11,6 +11,7 @@ from exodus.cli import levers, phases, processes, stack
 from exodus.cli.carry import carry
 from exodus.cli.evidence import evidence
 from exodus.cli.output import show_error
+from exodus.cli.users import users
 from exodus.errors import ExodusError
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ for command in (
     phases.verify,
     phases.repair,
     carry,
+    users,
 ):
     app.command()(command)
 app.add_typer(evidence, name="evidence")

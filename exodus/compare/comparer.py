@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from exodus.commands.semantics import NOT_COMPARABLE
 from exodus.commands.table import CommandTable
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
-from exodus.config import HEARTBEAT_S, Plan
+from exodus.config import HEARTBEAT_S, Plan, UserRole
 from exodus.control import journal, registry
 from exodus.control.changes import Key, pack
 from exodus.control.registry import Heartbeat
@@ -165,7 +165,7 @@ class Comparer:
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         self.process = process
         self._store = store
-        self._plan = plan
+        self._plan = plan.acting(UserRole.COMPARER)
         self._route = Route(epoch=-1)
         self._work: asyncio.Task[None] | None = None
         self._run: Run | None = None

@@ -17,7 +17,7 @@ Commands of `up` and `down` run in one transaction under the fence's guard (`fen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from exodus.config import Feed, FenceKind, Plan, Side
@@ -117,6 +117,10 @@ class ByAcl(Means):
 
     kind = FenceKind.ACL
 
+    def __init__(self, ours: Iterable[str] = ()) -> None:
+        """`ours` are the names of further users of Exodus's own."""
+        self._ours = frozenset(ours)
+
     async def why_not(self, call: Call) -> str | None:
         """Exodus needs the right to change ACLs, and a user that is not the applications'."""
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
@@ -128,7 +132,7 @@ class ByAcl(Means):
     async def look(self, call: Call) -> Kept:
         """Rules and selectors of every other user."""
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
-        names = [_text(user) for user in users if user != own]
+        names = [name for user in users if (name := _text(user)) not in {_text(own), *self._ours}]
         found: Kept = {}
         for name, reply in zip(names, _sure(await call(*[("ACL", "GETUSER", name) for name in names])), strict=True):
             facts = _pairs(reply)
@@ -146,7 +150,7 @@ class ByAcl(Means):
     def stale(self, replies: list[Any], kept: Kept) -> str | None:
         """A user that appeared since."""
         names, own = replies
-        strangers = {_text(name) for name in names} - {_text(own)} - set(kept)
+        strangers = {_text(name) for name in names} - {_text(own)} - self._ours - set(kept)
         return f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}" if strangers else None
 
     def up(self, kept: Kept) -> list[Command]:
@@ -305,10 +309,10 @@ class ByProvider(Means):
 KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
 
 
-def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None) -> Means:
-    """The means of a kind that was chosen, where `feed` is in force."""
+def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()) -> Means:
+    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
     if kind is FenceKind.ACL:
-        return ByAcl()
+        return ByAcl(ours)
     if kind is FenceKind.MIN_REPLICAS:
         return ByReplicas()
     if kind is FenceKind.REPLICA:
@@ -327,7 +331,7 @@ async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept
     kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
     reasons: list[str] = []
     for kind in kinds:
-        means = means_of(kind, feed, confirmed)
+        means = means_of(kind, feed, confirmed, plan.own_users(side))
         try:
             why = await means.why_not(call)
         except ReplyError as exc:

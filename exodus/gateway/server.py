@@ -37,6 +37,7 @@ from exodus.config import (
     JournalMode,
     Plan,
     Side,
+    UserRole,
 )
 from exodus.control import registry
 from exodus.control.durable import check_store
@@ -274,7 +275,7 @@ class Gateway:
 
     def _admin_client(self, side: Side) -> redis.Redis:
         if side not in self._admin.clients:
-            self._admin.clients[side] = make_client(self.plan.address(side), field=side)
+            self._admin.clients[side] = make_client(self.plan.acting(UserRole.GATEWAY).address(side), field=side)
         return self._admin.clients[side]
 
     async def _unblock(self, side: Side, client_id: int) -> None:
@@ -596,7 +597,8 @@ class Gateway:
             self._follower.close()
             self._follower = None
         if self._follower is None:
-            follower = Follower(self._canary, self.plan.address(side), self._tls[side], field=side, wait_s=self.plan.canary.wait_ms_max / 1000)
+            address, wait_s = self.plan.acting(UserRole.GATEWAY).address(side), self.plan.canary.wait_ms_max / 1000
+            follower = Follower(self._canary, address, self._tls[side], field=side, wait_s=wait_s)
             try:
                 await follower.connect()
             except (OSError, TimeoutError) as exc:
@@ -1051,7 +1053,7 @@ async def load_table(plan: Plan) -> Tables:
     replies = []
     old: set[Side] = set()
     for side in Side:
-        client = make_client(plan.address(side), field=side)
+        client = make_client(plan.acting(UserRole.GATEWAY).address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)  # redis-py would turn the rows into its own shape
         try:
             rows = await answered(client.execute_command("COMMAND"))
@@ -1078,7 +1080,7 @@ async def room(plan: Plan, connections_expected: int) -> str:
     found = []
     if connections_expected and 2 * connections_expected + _OWN_FILES > hard:
         found.append(f"{connections_expected} connections take {2 * connections_expected + _OWN_FILES} open files and {hard} are allowed (ulimit -n)")
-    client = make_client(plan.source, field="source")
+    client = make_client(plan.acting(UserRole.GATEWAY).source, field="source")
     try:
         clients = await answered(client.info("clients"))
         most = clients.get("maxclients")
