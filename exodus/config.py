@@ -49,6 +49,7 @@ MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answer
 SHADOW_QUEUE_MAX = 10_000
 CANARY_IN_FLIGHT_MAX = 10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
+COMPARE_SECONDS_MAX = 1.0  # that Compare waits for one request that it tries; a command that takes longer is tried no more
 REDIRECT_PER_S_MAX = 1_000
 REDIRECT_RETURNS_MIN = 3  # connections that come while clients are sent away, before it may stop for them
 REDIRECT_RETURNS_SHARE_MAX = 0.5  # of those that were ended
@@ -493,7 +494,6 @@ class Plan(BaseModel):
     compare_user: Credentials | None = Field(
         default=None, description="an application's user on the target, as whom Compare tries requests; none: only commands that Exodus knows"
     )
-    compare_scripts: bool = Field(default=False, description="Compare also runs applications' scripts on the target; needs compare_user")
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
     canary: CanaryPlan = Field(default=CanaryPlan(), description="reads asked of the target, too, before the cutover")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
@@ -554,9 +554,7 @@ class Plan(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _scripts_run_as_somebody(self) -> Self:
-        if self.compare_scripts and self.compare_user is None:
-            raise ValueError("compare_scripts without compare_user: an application's script would run with Exodus's rights; name compare_user")
+    def _compares_as_an_application(self) -> Self:
         if self.compare_user is not None and self.compare_user.username in self.own_users(Side.TARGET):
             raise ValueError(f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name one with an application's rights")
         return self
