@@ -41,7 +41,8 @@ from exodus.own import is_own
 from exodus.resp.scanner import RequestScanner
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.key import Copier
-from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
 
 log = logging.getLogger(__name__)
 _BATCH = 200

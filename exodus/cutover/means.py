@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from exodus.config import Feed, FenceKind, Plan, Side
+from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError
 from exodus.own import RESERVED_PREFIX
 
@@ -33,6 +34,7 @@ _WRITE = ("SET", _PROBE, "1", "PX", 1)
 _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
+_KEPT_WORDS = ("allkeys", "allchannels", "allcommands", "nocommands", "resetkeys", "resetchannels")
 _OURS = "exodus"  # how the names of our connections begin
 
 
@@ -158,7 +160,21 @@ class ByAcl(Means):
         return [("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else [])) for user, rules in kept.items()]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The rules as they were, in their order."""
+        """The rules as they were, in their order.
+
+        Raises:
+            OperatorError: what is kept is no such rules: somebody else wrote to the control store.
+        """
+        for user, rules in kept.items():
+            words = [(word, "+-") for word in rules["commands"].split()]
+            words += [(word, "+-~%&") for selector in rules["selectors"] for word in selector.split()]
+            for word, signs in words:
+                if word[0] not in signs and word not in _KEPT_WORDS:
+                    raise OperatorError(
+                        f"the rules of {user!r} cannot be given back",
+                        why=f"the control store keeps {word[:40]!r} for it, which is no right to a command: somebody else wrote there",
+                        next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find out who writes to the control store",
+                    )
         return [
             ("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *(f"({selector})" for selector in rules["selectors"]))
             for user, rules in kept.items()
@@ -237,8 +253,8 @@ class ByReplicas(_ForAll):
         return [("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag), ("CONFIG", "SET", self._WANTED, _NEVER_MET)]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The settings as they were."""
-        return [("CONFIG", "SET", name, value) for name, value in kept.items()]
+        """The settings as they were, and no others, whatever the control store keeps."""
+        return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
 
 
 class ByRole(_ForAll):

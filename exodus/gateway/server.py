@@ -48,6 +48,7 @@ from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.cursors import tag_of
+from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.identity import identify
@@ -63,7 +64,8 @@ from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.undescribed import Undescribed
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
-from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,10 @@ class GatewayOptions:
     client_ca_file: Path | None = None
     listen_fds: tuple[int, ...] = ()  # listening sockets that a supervisor lends; instead of host and port
     drain_s: float = 2.0  # what a stopping gateway gives its sessions
+    status_host: str = "127.0.0.1"  # of /metrics and /health, which ask for no login
+    lend_certificate: bool = False  # Exodus's own, for clients that were asked for none
+    lend_address: bool = False  # of this machine, towards a server that trusts it
+    pinned: Plan | None = None  # of the local migration file: the store's must name the same servers and secrets
     connections_expected: int = 0  # checked against the server's maxclients at the start
     # Puts right what a switch that ended early left on both sides; what could not be done yet, in words.
     settle: Callable[[ControlStore, Plan], Awaitable[list[str]]] | None = None
@@ -964,9 +970,9 @@ class Gateway:
             )
             for sock in sockets
         ]
-        status_host = "127.0.0.1" if options.listen_host.startswith("unix:") else options.listen_host
-        status = StatusServer(status_host, options.status_port, self.metrics, self.health)
-        log.info("gateway %s listens on %s; /health and /metrics on port %d", options.process, sockets[0].getsockname(), status.port)
+        status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
+        at = status.port, options.status_host
+        log.info("gateway %s listens on %s; /health and /metrics on port %d of %s", options.process, sockets[0].getsockname(), *at)
         self.status_port = status.port
         for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority):
             self._spawn(self._keep_running(work))
@@ -1147,6 +1153,9 @@ async def look_at_store(store: ControlStore) -> None:
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
+    check_pinned(options.pinned, plan)
+    check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)
+    await check_address(plan, options.listen_host, lend=options.lend_address)
     if lock_state(options.state_dir) is None:  # before anything there is read: it mends what a crash tore
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",
