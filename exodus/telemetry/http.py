@@ -83,8 +83,10 @@ class _Bounded(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was cut off, or went away, is no error of ours."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            log.exception("a status page failed for %s", client_address)
+        del request
+        failure = sys.exc_info()[1]
+        if not isinstance(failure, OSError):
+            log.error("a status page failed for %s", client_address, exc_info=failure)
 
 
 class StatusServer:
