@@ -81,6 +81,8 @@ _NOWHERE_ELSE: list[Key] = []
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 _ON, _QUIET, _SKIP = 1, 2, 3  # what a CLIENT REPLY asks for
 _ALL_NAMES = -1  # an UNSUBSCRIBE of everything: how many confirmations it has is known when its turn comes
+_OWN_ID, _LOGIN = 0, 1  # what we ask for ourselves: CLIENT ID, and the login of a client that shows none
+_HELLO_WORDS = 2  # of a HELLO that brings neither login nor name
 _CURSOR_HEAD_BYTES = 40  # of a reply to SCAN: its cursor is in them
 
 
@@ -342,6 +344,7 @@ class Session:
         self._skip_next = False  # CLIENT REPLY SKIP was answered: the next reply is dropped
         self._quiet_asked = False  # one of them may be on its way
         self._spoken = False  # the reply that was just matched is passed on although the client asked for silence
+        self._login_waits = False  # a login is kept until what is before it was answered
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
         self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
@@ -376,9 +379,21 @@ class Session:
                 self._forward(buffered, sent, start, intents, barriers)
                 self._hold(buffered[start:])
                 return
-            self._streaming = False
             if request.args:
-                found = self._admit(request, buffered, 0 if already else start, 0 if already else end, now)
+                command = self.orders.table.of(request.args)
+                if not command.plain and not self._streaming and self._must_wait(command, request.args):
+                    self._forward(buffered, sent, start, intents, barriers)
+                    self._login_waits = True
+                    self._hold(buffered[start:])
+                    return
+                self._streaming = False
+                found = self._admit(command, request, buffered, 0 if already else start, 0 if already else end, now)
+                if found.rewritten is not None and command.role is Role.RESET:
+                    self._forward(buffered, sent, start, intents, barriers)
+                    self.out.to_server(found.rewritten)
+                    self._login_waits = True
+                    self._hold(buffered[end:])
+                    return
                 if self._injected:
                     self._forward(buffered, sent, start, intents, barriers)
                     sent, intents, barriers = start, [], []
@@ -473,6 +488,16 @@ class Session:
             return replaces_data(command.name, args)
         return command.write or command.role is Role.BARRIER
 
+    def _must_wait(self, command: Command, args: list[bytes]) -> bool:
+        """Whether a request may be forwarded only when all before it was answered.
+
+        Redis from 7.2 on does not answer a login that it refuses while it still has other replies to send. Requests
+        and replies would not match from there on.
+        """
+        if not self.pending.count or self.in_multi or self.transaction is not None:
+            return False
+        return command.role is Role.AUTH or (command.role is Role.HELLO and len(args) > _HELLO_WORDS)
+
     def _hold(self, rest: bytes) -> None:
         self._held = True
         self._unsent = b""
@@ -485,14 +510,13 @@ class Session:
         if self._backlog_bytes > HELD_BYTES_MAX:
             self.out.pause_client()
 
-    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending:
+    def _admit(self, command: Command, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending:
         """Note a request that is about to be forwarded; what has to be sent before it is left in `_injected`.
 
         Its bytes are `buffered[start:end]`; none where a part of it was forwarded before.
         """
         args = request.args
         orders = self.orders
-        command = orders.table.of(args)
         if command.renamed:
             args[0] = command.name
         pending = _pending(command, now, request.size)
@@ -527,7 +551,7 @@ class Session:
         if pending.write:
             self.writes_in_flight += 1
         if pending.rewritten is not None and command.role is Role.RESET:
-            self._expect_own(now)
+            self._expect_own(now, _LOGIN)
         if pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON:
             self._edits += 1
             if pending.canary is not None:
@@ -676,7 +700,7 @@ class Session:
                 pending.deadline = now + seconds if seconds > 0 else None
                 if self.client_id is None and not self._client_id_asked and not self.channels and not self.in_multi:
                     self._client_id_asked = True
-                    self._expect_own(now, size=0)
+                    self._expect_own(now, _OWN_ID)
                     return _CLIENT_ID
         elif role is Role.SCAN:
             self._admit_scan(pending, args)
@@ -732,7 +756,7 @@ class Session:
             for reply in self._replies.feed(data):
                 self._answered(reply, now, marks, _NOTHING)
             self._reply_sent = self._replies.partial_bytes
-            self._after_replies(marks)
+            self._after_replies(marks, now)
             return
         buffered = self._reply_unsent + data
         at = 0
@@ -769,7 +793,7 @@ class Session:
         whole = b"".join(passed)
         if whole:
             self.out.to_client(whole)
-        self._after_replies(marks)
+        self._after_replies(marks, now)
 
     def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
         if self._waiting or self._silent or self._skip_next:
@@ -797,9 +821,11 @@ class Session:
         """Whether an unfinished long reply is one that the client does not want."""
         return (self._silent or self._skip_next) and (self._reply_sent > 0 or rest[:1] != b">") and not self.channels and not self._waiting
 
-    def _after_replies(self, marks: list[Key]) -> None:
+    def _after_replies(self, marks: list[Key], now: float) -> None:
         if marks:
             self.out.journal(marks, None)
+        if self._login_waits and not self.pending.count and not self.frozen:
+            self.thaw(now)
         if self._replies.broken is not None and not self._accepted and not self.streaming_reply:
             self._lose_count(f"a reply could not be read: {self._replies.broken}")
         if self.orders.hold and not self.writes_in_flight:
@@ -1146,9 +1172,9 @@ class Session:
         self._spoken = True
         self._speak()
 
-    def _expect_own(self, now: float, *, size: int = 1) -> None:
-        """Drop the next reply: it is to a request of ours, and one of size 0 is CLIENT ID (see `_own_answer`)."""
-        pending = _pending(self.orders.table.find(b"CLIENT"), now, size)
+    def _expect_own(self, now: float, what: int) -> None:
+        """Take the next reply for ours: `what` was asked stands in place of the request's size (see `_own_answer`)."""
+        pending = _pending(self.orders.table.find(b"CLIENT"), now, what)
         pending.swallow = True
         self.pending.push(pending)
         self._edits += 1
@@ -1158,11 +1184,16 @@ class Session:
         self.logins = logins
         self.tag = self.orders.tag
         if logins is not None and logins.unasked:
-            self._expect_own(now)
+            self._expect_own(now, _LOGIN)
             self.out.to_server(logins.unasked)
+            self._held = self._login_waits = True  # refused, nothing behind it may run
 
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
-        if pending.size == 0:  # CLIENT ID
+        if pending.size == _LOGIN:
+            if reply.kind != 0x2B:
+                self._login_waits = False  # what was kept is dropped with the connection
+                self.out.close("the login that the plan gives was refused")
+        elif pending.size == _OWN_ID:
             self._client_id_asked = False
             if reply.kind == 0x3A:
                 self.client_id = int(reply.head)
@@ -1354,7 +1385,7 @@ class Session:
 
     def thaw(self, now: float) -> None:
         """Go on: take what was held as if it arrived now. Writes stay held while `Orders.hold` is on."""
-        self.frozen = False
+        self.frozen = self._login_waits = False
         if not self._held:
             return
         self._held = False

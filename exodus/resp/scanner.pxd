@@ -18,6 +18,8 @@ cdef Request _request(list args, Py_ssize_t size, bint skipped)
 @cython.locals(digits=bytes)
 cpdef Py_ssize_t _number(bytes raw) except? -1
 
+cpdef Py_ssize_t _line_end(bytes data, bytes mark, Py_ssize_t at) except? -2
+
 cdef class RequestScanner:
     cdef public list args
     cdef public object broken

@@ -61,6 +61,12 @@ def _number(raw: bytes) -> int:
     return int(raw)
 
 
+def _line_end(data: bytes, mark: bytes, at: int) -> int:
+    """Return where a line ends, or -1 where it does not yet: no server looks for its end beyond a NUL."""
+    end = data.find(mark, at)
+    return -1 if end >= 0 and data.find(b"\0", at, end) >= 0 else end
+
+
 class RequestScanner:
     """Frames of what a client sends.
 
@@ -111,9 +117,7 @@ class RequestScanner:
             elif not want:
                 start = at
                 if view[at] != _STAR:
-                    eol = data.find(b"\n", at)
-                    if eol >= 0 and data.find(b"\0", at, eol) >= 0:
-                        eol = -1  # no server looks for the line's end beyond a NUL
+                    eol = _line_end(data, b"\n", at)
                     if eol < 0:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big inline request"
@@ -135,7 +139,7 @@ class RequestScanner:
                 if eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
                     at = eol + 2
                 else:  # not the common form: incomplete, negative, or wrong
-                    eol = data.find(b"\r", at)
+                    eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big multibulk count string"
@@ -161,7 +165,7 @@ class RequestScanner:
                 if data[at] != _DOLLAR or not (
                     eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
                 ):  # not the common form: incomplete or wrong
-                    eol = data.find(b"\r", at)
+                    eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big bulk count string"
