@@ -36,6 +36,7 @@ from exodus.commands.keys import database
 from exodus.commands.semantics import (
     EXACT_ELSEWHERE,
     NOT_COMPARABLE,
+    REFUSALS,
     Role,
     Timeout,
     block_timeout,
@@ -118,6 +119,9 @@ class Outlet(Protocol):
 
     def resume_client(self) -> None:
         """Read on."""
+
+    def caught_up(self) -> None:
+        """Everything that was kept has been forwarded."""
 
     def unblock(self, client_id: int) -> None:
         """End this connection's blocking command on the authority as if its time were over."""
@@ -347,6 +351,7 @@ class Session:
         self._login_waits = False  # a login is kept until what is before it was answered
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
+        self._closing = False  # it said that it closes the connection
         self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
         self._client_id_asked = False
         self._protocol_admitted = 2  # the last one that was asked for, where that is known
@@ -416,6 +421,7 @@ class Session:
             if holding and not self._streaming:
                 self._hold(buffered[start:])
                 return
+            self._unsent = _NOTHING
             self._go_unread(self._requests.broken)
             self.out.to_server(buffered[start:])
             return
@@ -444,8 +450,12 @@ class Session:
     def _go_unread(self, why: str) -> None:
         """Forward what comes from here on without reading it; until the authority says what it thinks of it, it counts as a write."""
         self.opaque = why
-        self._unread = True
-        self.writes_in_flight += 1
+        self._count_unread()
+
+    def _count_unread(self) -> None:
+        if not self._unread:
+            self._unread = True
+            self.writes_in_flight += 1
 
     def _relay_unread(self, data: bytes) -> None:
         if self.streaming_reply:
@@ -461,6 +471,8 @@ class Session:
                 return
             if self._accepted:
                 self._open_gap(UNREADABLE)
+            elif not self._closing:
+                self._count_unread()
         self.out.to_server(whole)
 
     def _open_gap(self, why: str) -> None:
@@ -862,6 +874,8 @@ class Session:
             self._skip_next = False
             self._edits -= 1
             self._quiet_asked = self._silent
+        if failed and not command.script and reply.head.startswith(_REFUSALS):
+            self._refuse_all()
         error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
         self.orders.telemetry.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
         if pending.substitute is not None:
@@ -936,11 +950,14 @@ class Session:
         if self._unread:
             self._unread = False
             self.writes_in_flight -= 1
-            if not (failed and reply.head.startswith(_REFUSALS)):
-                self._accepted = True
-                self._open_gap(UNREADABLE)
-        elif not failed and not self._accepted:
-            self._lose_count(UNMATCHED)
+        if failed and reply.head.startswith(_REFUSALS):
+            self._refuse_all()
+        elif self.opaque is None:
+            if not failed:
+                self._lose_count(UNMATCHED)
+        elif not self._accepted and not (failed and reply.head.startswith(REFUSALS)):
+            self._accepted = True
+            self._open_gap(UNREADABLE)
         return frame
 
     def _taken_apart(self, pending: Pending, frame: bytes) -> tuple[bytes, set[int] | None]:
@@ -1093,12 +1110,19 @@ class Session:
         elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
             self._apply_login(pending, reply.head, failed)
         elif role is Role.QUIT and not failed:
-            # The authority reads nothing behind it.
-            self.opaque = "the client has quit"
-            self.pending.clear()
-            self.writes_in_flight = 0
+            self._refuse_all()
         elif role is Role.STREAMING and not failed:
             self.opaque, self.streaming_reply = pending.command.name.decode(), True
+
+    def _refuse_all(self) -> None:
+        """The authority closes the connection, and executes nothing of what is under way."""
+        self.opaque = self.opaque or "the authority closes the connection"
+        self._closing = True
+        self._unread = False
+        for pending in self.pending:
+            self._edits -= pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON or pending.swallow
+        self.pending.clear()
+        self.writes_in_flight = 0
 
     def _apply_transaction(self, transaction: Transaction, done: set[int] | None) -> None:
         _, _, dbs = transaction.run(self.db, done)
@@ -1395,6 +1419,8 @@ class Session:
         self.out.resume_client()
         if data:
             self.from_client(data, now)
+        if not self._held:
+            self.out.caught_up()
 
 
 def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:

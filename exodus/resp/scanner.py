@@ -4,8 +4,9 @@ Both scanners are fed what arrives and return the frames that it completes. They
 line and, for requests, the arguments that are short enough to be a name or a key; payloads are skipped by their length.
 A byte that does not fit sets `broken` to the reason and ends the scanning of that connection; the relay goes on without.
 
-`RequestScanner` accepts what the servers accept (redis/redis src/networking.c: processMultibulkBuffer and
-processInlineBuffer): a header's line feed and the two bytes behind a bulk string are not looked at.
+`RequestScanner` accepts what all servers accept (redis/redis src/networking.c: processMultibulkBuffer and
+processInlineBuffer). Redis does not look at a header's line feed and at the two bytes behind a bulk string, and
+Valkey from 8.1 on refuses others than CR LF: a request on which servers disagree cannot be read here.
 `ReplyScanner` knows RESP2 and RESP3 except the streamed types, which no server sends.
 """
 
@@ -136,7 +137,7 @@ class RequestScanner:
                 while eol < stop and 0x30 <= view[eol] <= 0x39:
                     count = count * 10 + view[eol] - 0x30
                     eol += 1
-                if eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
+                if eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
                     at = eol + 2
                 else:  # not the common form: incomplete, negative, or wrong
                     eol = _line_end(data, b"\r", at)
@@ -144,7 +145,7 @@ class RequestScanner:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big multibulk count string"
                         break
-                    count = _number(data[at + 1 : eol])
+                    count = _number(data[at + 1 : eol]) if data[eol + 1] == 0x0A else _NO_NUMBER
                     at = eol + 2
                 if count == _NO_NUMBER or count > _ARGS_MAX:
                     self.broken = "invalid multibulk length"
@@ -163,19 +164,17 @@ class RequestScanner:
                     size = size * 10 + view[eol] - 0x30
                     eol += 1
                 if data[at] != _DOLLAR or not (
-                    eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
+                    eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
                 ):  # not the common form: incomplete or wrong
                     eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big bulk count string"
-                        elif data[at] != _DOLLAR:
-                            self.broken = "expected '$'"
                         break
                     if data[at] != _DOLLAR:
                         self.broken = "expected '$'"
                         break
-                    size = _number(data[at + 1 : eol])
+                    size = _number(data[at + 1 : eol]) if data[eol + 1] == 0x0A else -1
                 if not 0 <= size <= _BULK_BYTES_MAX:
                     self.broken = "invalid bulk length"
                     break
@@ -193,6 +192,9 @@ class RequestScanner:
                     continue
                 if begin + size + 2 > end:
                     self.announced = size
+                    break
+                if view[begin + size] != 0x0D or view[begin + size + 1] != 0x0A:
+                    self.broken = "expected a line end"
                     break
                 args.append(view[begin : begin + size])
                 self._retained += size

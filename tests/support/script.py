@@ -53,6 +53,9 @@ class Recorder:
     def resume_client(self) -> None:
         pass
 
+    def caught_up(self) -> None:
+        pass
+
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
 
