@@ -7,7 +7,7 @@ from exodus.resp.scanner cimport Reply, ReplyScanner, Request, RequestScanner
 
 cdef object _OFF, _SAMPLE, _ALL
 cdef Py_ssize_t _SHADOW_BYTES_MAX, _STREAM_BYTES, _TRANSACTION_BYTES, _QUEUE_SLACK, _CURSOR_HEAD_BYTES, _ALL_NAMES
-cdef int _ON, _QUIET, _SKIP, _HELLO_WORDS, _OWN_ID, _LOGIN
+cdef int _ON, _QUIET, _SKIP, _HELLO_WORDS, _CLIENT_REPLY_WORDS, _OWN_ID, _LOGIN
 cdef bytes _NOTHING, _QUEUED
 cdef list _NO_KEYS, _NOWHERE_ELSE
 
@@ -26,7 +26,7 @@ cdef class Pending:
     cdef public int quiet
     cdef public bytes key, raw, substitute, rewritten, text
     cdef public list keys, elsewhere, names, unknown
-    cdef public bint write, queued, swallow, shadowed, confirms, whole, cursor
+    cdef public bint write, queued, swallow, shadowed, confirms, odd, whole, cursor
     cdef public object select, barrier, block, deadline, canary, unseen
     cdef public Transaction transaction
 
@@ -70,6 +70,7 @@ cdef class Session:
     cdef _forward(self, bytes buffered, Py_ssize_t sent, Py_ssize_t end, list intents, list barriers)
     @cython.locals(command=Command)
     cdef bint _must_hold(self, list args) except -1
+    @cython.locals(certain=bint)
     cdef bint _must_wait(self, Command command, list args) except -1
     @cython.locals(args=list, orders=Orders, pending=Pending, transaction=Transaction)
     cdef Pending _admit(self, Command command, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)

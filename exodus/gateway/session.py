@@ -83,6 +83,7 @@ _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 _ON, _QUIET, _SKIP = 1, 2, 3  # what a CLIENT REPLY asks for
 _ALL_NAMES = -1  # an UNSUBSCRIBE of everything: how many confirmations it has is known when its turn comes
 _OWN_ID, _LOGIN = 0, 1  # what we ask for ourselves: CLIENT ID, and the login of a client that shows none
+_CLIENT_REPLY_WORDS = 3
 _HELLO_WORDS = 2  # of a HELLO that brings neither login nor name
 _CURSOR_HEAD_BYTES = 40  # of a reply to SCAN: its cursor is in them
 
@@ -204,7 +205,7 @@ class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "canary", "command", "confirms", "cursor", "deadline", "elsewhere", "expected", "key", "keys", "names", "queued",
+        "barrier", "block", "canary", "command", "confirms", "cursor", "deadline", "elsewhere", "expected", "key", "keys", "names", "odd", "queued",
         "quiet", "raw", "rewritten", "select", "shadowed", "since", "size", "substitute", "swallow", "text", "transaction", "unknown", "unseen",
         "whole", "write",
     )  # fmt: skip
@@ -237,6 +238,7 @@ class Pending:
         self.unseen: str | None = None  # the gap that this request opens where it is not refused
         self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
         self.text: bytes | None = None  # of a script, or its digest
+        self.odd = False  # one server takes the request, and another refuses it as a protocol error
         self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
         self.cursor = False  # the reply has a cursor that has to say from which authority it is
 
@@ -503,11 +505,15 @@ class Session:
     def _must_wait(self, command: Command, args: list[bytes]) -> bool:
         """Whether a request may be forwarded only when all before it was answered.
 
-        Redis from 7.2 on does not answer a login that it refuses while it still has other replies to send. Requests
-        and replies would not match from there on.
+        Redis from 7.2 on does not answer a login that it refuses while it still has other replies to send: requests
+        and replies would not match from there on. And a CLIENT REPLY is kept from the server, unless it is queued: it
+        has to be known which.
         """
-        if not self.pending.count or self.in_multi or self.transaction is not None:
+        certain = bool(self.in_multi) == (self.transaction is not None)
+        if not self.pending.count or (self.in_multi and certain):
             return False
+        if command.role is Role.CLIENT:
+            return not certain and len(args) == _CLIENT_REPLY_WORDS and args[1].upper() == b"REPLY"
         return command.role is Role.AUTH or (command.role is Role.HELLO and len(args) > _HELLO_WORDS)
 
     def _hold(self, rest: bytes) -> None:
@@ -541,6 +547,7 @@ class Session:
                 pending.unseen = LONG_KEY
             if not command.known:
                 pending.unknown = args
+        pending.odd = request.odd
         transaction = self.transaction
         if command.role is not Role.PLAIN:
             self._describe(pending, args, skipped=request.skipped)
@@ -874,7 +881,7 @@ class Session:
             self._skip_next = False
             self._edits -= 1
             self._quiet_asked = self._silent
-        if failed and not command.script and reply.head.startswith(_REFUSALS):
+        if failed and (pending.odd or not command.script) and reply.head.startswith(_REFUSALS):
             self._refuse_all()
         error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
         self.orders.telemetry.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
@@ -893,7 +900,7 @@ class Session:
         else:
             if self.in_multi and reply.head == _QUEUED and reply.kind == 0x2B:
                 self._lose_count(UNMATCHED)  # a command that was to end the transaction did not
-            refused = failed and command.refused(reply.head)
+            refused = failed and (self._closing or command.refused(reply.head))
             if pending.write and not refused and self.orders.journal is not _OFF:
                 self._mark(pending, reply, marks, done)
             if not command.plain:
@@ -955,7 +962,7 @@ class Session:
         elif self.opaque is None:
             if not failed:
                 self._lose_count(UNMATCHED)
-        elif not self._accepted and not (failed and reply.head.startswith(REFUSALS)):
+        elif not self._accepted and reply.head != b"RESET" and not (failed and reply.head.startswith(REFUSALS)):
             self._accepted = True
             self._open_gap(UNREADABLE)
         return frame

@@ -4,9 +4,9 @@ Both scanners are fed what arrives and return the frames that it completes. They
 line and, for requests, the arguments that are short enough to be a name or a key; payloads are skipped by their length.
 A byte that does not fit sets `broken` to the reason and ends the scanning of that connection; the relay goes on without.
 
-`RequestScanner` accepts what all servers accept (redis/redis src/networking.c: processMultibulkBuffer and
-processInlineBuffer). Redis does not look at a header's line feed and at the two bytes behind a bulk string, and
-Valkey from 8.1 on refuses others than CR LF: a request on which servers disagree cannot be read here.
+`RequestScanner` accepts what any server accepts (redis/redis src/networking.c: processMultibulkBuffer and
+processInlineBuffer). Redis does not look at a header's line feed and at the two bytes behind a bulk string; Valkey from
+8.1 on refuses others than CR LF. A request on which servers disagree is `odd`.
 `ReplyScanner` knows RESP2 and RESP3 except the streamed types, which no server sends.
 """
 
@@ -36,21 +36,24 @@ class Request:
     """One complete request. `args` is empty for what a server does not answer (`*0`, an empty line).
 
     `size` is the frame's, in bytes. `skipped` says that an argument was too long to be kept: `SKIPPED` stands for it in `args`.
+    `odd` says that one server takes it and another refuses it as a protocol error.
     """
 
-    __slots__ = ("args", "size", "skipped")
+    __slots__ = ("args", "odd", "size", "skipped")
 
     args: list[bytes]
     size: int
     skipped: bool
+    odd: bool
 
 
-def _request(args: list[bytes], size: int, skipped: bool) -> Request:
+def _request(args: list[bytes], size: int, skipped: bool, odd: bool) -> Request:
     """A constructor that the compiled form calls without making a tuple of its arguments."""
     made = Request.__new__(Request)
     made.args = args
     made.size = size
     made.skipped = skipped
+    made.odd = odd
     return made
 
 
@@ -75,7 +78,7 @@ class RequestScanner:
     these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
     """
 
-    __slots__ = ("_before", "_kept", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
+    __slots__ = ("_before", "_kept", "_odd", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
 
     def __init__(self, kept: dict[bytes, int] | None = None) -> None:
         self._kept = {} if kept is None else kept
@@ -87,6 +90,7 @@ class RequestScanner:
         self._want = 0  # arguments of the unfinished frame still to come; 0 at a frame's start
         self._skip = 0  # bytes of a long argument (and its line end) still to skip
         self._skipped = False
+        self._odd = False
         self._retained = 0
 
     @property
@@ -128,7 +132,7 @@ class RequestScanner:
                         self.broken = "unbalanced quotes in request"
                         break
                     at = eol + 1
-                    found.append(_request(words, at - start, False))
+                    found.append(_request(words, at - start, False, False))
                     start = at
                     continue
                 count = 0
@@ -145,13 +149,15 @@ class RequestScanner:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big multibulk count string"
                         break
-                    count = _number(data[at + 1 : eol]) if data[eol + 1] == 0x0A else _NO_NUMBER
+                    count = _number(data[at + 1 : eol])
+                    self._odd = self._odd or data[eol + 1] != 0x0A
                     at = eol + 2
                 if count == _NO_NUMBER or count > _ARGS_MAX:
                     self.broken = "invalid multibulk length"
                     break
                 if count <= 0:
-                    found.append(_request([], at - start, False))
+                    found.append(_request([], at - start, False, self._odd))
+                    self._odd = False
                     start = at
                     continue
                 want = count
@@ -174,7 +180,8 @@ class RequestScanner:
                     if data[at] != _DOLLAR:
                         self.broken = "expected '$'"
                         break
-                    size = _number(data[at + 1 : eol]) if data[eol + 1] == 0x0A else -1
+                    size = _number(data[at + 1 : eol])
+                    self._odd = self._odd or data[eol + 1] != 0x0A
                 if not 0 <= size <= _BULK_BYTES_MAX:
                     self.broken = "invalid bulk length"
                     break
@@ -194,20 +201,20 @@ class RequestScanner:
                     self.announced = size
                     break
                 if view[begin + size] != 0x0D or view[begin + size + 1] != 0x0A:
-                    self.broken = "expected a line end"
-                    break
+                    self._odd = True
                 args.append(view[begin : begin + size])
                 self._retained += size
                 at = begin + size + 2
                 want -= 1
             if not want:
-                found.append(_request(args, at - start, self._skipped))
+                found.append(_request(args, at - start, self._skipped, self._odd))
                 args = []
-                self._skipped = False
+                self._skipped = self._odd = False
                 self._retained = 0
                 start = at
-        self.announced = max(self.announced, self._skip)
-        self.announced = max(self.announced, want)
+        self.announced = max(self.announced, self._skip, want)
+        if self._odd:
+            self.announced = _BULK_BYTES_MAX  # a server may say at once that it refuses this
         self.args, self._want = args, want
         self._before = at - start
         self._tail = view[at:end] if at < end else _NOTHING
