@@ -76,6 +76,7 @@ _STREAM_BYTES = STREAM_FRAME_BYTES
 _TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
 _QUEUE_SLACK = 64  # answered requests that a queue keeps before it moves the others up
 _NOTHING = b""
+_AS_SOURCE = __file__.endswith(".py")  # a compiled class begins with None and 0 in every field by itself
 _QUEUED = b"QUEUED"
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []
@@ -215,32 +216,33 @@ class Pending:
         self.command = command
         self.since = since
         self.size = size
-        self.key: bytes | None = None  # the first one, read or written, for the counters
         self.keys = _NO_KEYS  # of a write
         self.elsewhere = _NOWHERE_ELSE  # keys in another database than the session's
-        self.write = False
-        self.queued = False  # predicted to be queued in a MULTI
-        self.swallow = False  # ours, not the client's: its reply is dropped
-        self.substitute: bytes | None = None  # what the client gets instead of the reply
-        self.confirms = False  # answered by confirmations, one a channel
         self.expected = 1  # confirmations still to come
         self.names = _NO_KEYS  # channels; or all arguments, where they change the session
-        self.select: int | None = None
-        self.quiet = 0  # what a CLIENT REPLY asks for
-        self.transaction: Transaction | None = None
-        self.barrier: Barrier | None = None
-        self.block: Timeout | None = None
-        self.deadline: float | None = None
-        self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
-        self.shadowed = False  # picked: for the comparer, or as a canary read
-        self.canary: CanaryRead | None = None
-        self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
-        self.unseen: str | None = None  # the gap that this request opens where it is not refused
-        self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
-        self.text: bytes | None = None  # of a script, or its digest
-        self.odd = False  # one server takes the request, and another refuses it as a protocol error
-        self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
-        self.cursor = False  # the reply has a cursor that has to say from which authority it is
+        self.raw = _NOTHING  # the request, where it may have to be sent again or shown to the comparer
+        if _AS_SOURCE:
+            self.key: bytes | None = None  # the first one, read or written, for the counters
+            self.write = False
+            self.queued = False  # predicted to be queued in a MULTI
+            self.swallow = False  # ours, not the client's: its reply is dropped
+            self.substitute: bytes | None = None  # what the client gets instead of the reply
+            self.confirms = False  # answered by confirmations, one a channel
+            self.select: int | None = None
+            self.quiet = 0  # what a CLIENT REPLY asks for
+            self.transaction: Transaction | None = None
+            self.barrier: Barrier | None = None
+            self.block: Timeout | None = None
+            self.deadline: float | None = None
+            self.shadowed = False  # picked: for the comparer, or as a canary read
+            self.canary: CanaryRead | None = None
+            self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
+            self.unseen: str | None = None  # the gap that this request opens where it is not refused
+            self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
+            self.text: bytes | None = None  # of a script, or its digest
+            self.odd = False  # one server takes the request, and another refuses it as a protocol error
+            self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
+            self.cursor = False  # the reply has a cursor that has to say from which authority it is
 
 
 def _pending(command: Command, since: float, size: int) -> Pending:
@@ -360,6 +362,7 @@ class Session:
         self._selects_in_flight = 0
         self._db_admitted = 0
         self._waiting: deque[bytes | CanaryRead] = deque()  # from the first canary read that is not decided on, in the client's order
+        self._barriers: list[Barrier] = []  # of what is about to be forwarded
         self._injected = b""  # of ours, to be sent before the request that is being admitted
 
     # ------------------------------------------------------------------ from the client
@@ -378,48 +381,47 @@ class Session:
         start = 0  # of the next frame in `buffered`
         sent = 0  # forwarded up to here
         intents: list[Key] = []
-        barriers: list[Barrier] = []
         holding = self.frozen or self.orders.hold
         for request in requests:
             end = start + request.size - already
             if holding and not self._streaming and self._must_hold(request.args):
-                self._forward(buffered, sent, start, intents, barriers)
+                self._forward(buffered, sent, start, intents)
                 self._hold(buffered[start:])
                 return
             if request.args:
                 command = self.orders.table.of(request.args)
                 if not command.plain and not self._streaming and self._must_wait(command, request.args):
-                    self._forward(buffered, sent, start, intents, barriers)
+                    self._forward(buffered, sent, start, intents)
                     self._login_waits = True
                     self._hold(buffered[start:])
                     return
                 self._streaming = False
                 found = self._admit(command, request, buffered, 0 if already else start, 0 if already else end, now)
                 if found.rewritten is not None and command.role is Role.RESET:
-                    self._forward(buffered, sent, start, intents, barriers)
+                    self._forward(buffered, sent, start, intents)
                     self.out.to_server(found.rewritten)
                     self._login_waits = True
                     self._hold(buffered[end:])
                     return
                 if self._injected:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = start, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = start, []
                     self.out.to_server(self._injected)
                     self._injected = _NOTHING
                 if found.write:
-                    self._add_keys(found, intents, barriers)
+                    self._add_keys(found, intents)
                 if found.rewritten is not None:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = end, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = end, []
                     self.out.to_server(found.rewritten)
                 elif found.substitute is not None:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = end, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = end, []
                     self.out.to_server(_DISCARD)
             already = 0
             start = end
         if self._requests.broken is not None:
-            self._forward(buffered, sent, start, intents, barriers)
+            self._forward(buffered, sent, start, intents)
             if holding and not self._streaming:
                 self._hold(buffered[start:])
                 return
@@ -432,22 +434,26 @@ class Session:
         if self._streaming or len(buffered) - start > limit or self._requests.announced > limit:
             args = self._requests.args
             if holding and not self._streaming and (not args or self._must_hold(args)):
-                self._forward(buffered, sent, start, intents, barriers)
+                self._forward(buffered, sent, start, intents)
                 self._hold(buffered[start:])
                 return
             self._streaming = True
             start = len(buffered)
-        self._forward(buffered, sent, start, intents, barriers)
+        self._forward(buffered, sent, start, intents)
         self._unsent = buffered[start:] if start < len(buffered) else _NOTHING
 
-    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barriers: list[Barrier]) -> None:
-        if self.orders.journal is not _OFF:
-            if intents:
-                self.out.log_intents(intents, None)
-            for barrier in barriers:
-                self.out.log_intents([], barrier)
+    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key]) -> None:
+        if intents and self.orders.journal is not _OFF:
+            self.out.log_intents(intents, None)
+        if self._barriers:
+            self._log_barriers()
         if end > sent:
             self.out.to_server(buffered[sent:end] if sent or end < len(buffered) else buffered)
+
+    def _log_barriers(self) -> None:
+        barriers, self._barriers = self._barriers, []
+        for barrier in barriers if self.orders.journal is not _OFF else ():
+            self.out.log_intents([], barrier)
 
     def _go_unread(self, why: str) -> None:
         """Forward what comes from here on without reading it; until the authority says what it thinks of it, it counts as a write."""
@@ -735,7 +741,7 @@ class Session:
         if cursor != args[at]:
             pending.rewritten = encode(*args[:at], cursor, *args[at + 1 :])
 
-    def _add_keys(self, pending: Pending, intents: list[Key], barriers: list[Barrier]) -> None:
+    def _add_keys(self, pending: Pending, intents: list[Key]) -> None:
         """Append what the request may change; the case of one command in one database goes without a list of its own."""
         if pending.transaction is None and not self._selects_in_flight and pending.barrier is None and not pending.elsewhere:
             db = self._db_admitted
@@ -744,7 +750,7 @@ class Session:
         else:
             keys, found = self._effects_of(pending)
             intents.extend(keys)
-            barriers.extend(found)
+            self._barriers.extend(found)
 
     def _effects_of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
         """Return what a request may change, with databases as far as they are known now."""
