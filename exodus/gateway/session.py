@@ -312,6 +312,15 @@ class Unanswered(NamedTuple):
         return bool(self.keys or self.barriers or self.gaps)
 
 
+class Stage(NamedTuple):
+    """Requests that are replayed together on a new leg."""
+
+    requests: list[bytes]
+    optional: frozenset[int] = frozenset()  # positions of those that the server may refuse
+    user: bytes | None = None  # who the session has to be afterwards
+    confirmations: int = 0  # of a subscription, in place of a reply
+
+
 class Session:
     """The state machine. One instance a client connection, for all the legs it has in its life."""
 
@@ -1377,31 +1386,36 @@ class Session:
         """Hold everything from the next request on, reads too."""
         self.frozen = True
 
-    def replay_script(self, logins: Logins | None = None) -> tuple[bytes, int, frozenset[int]]:
-        """What to send on a new leg before anything else, how many replies to expect and drop, and which of them may be errors.
+    def replay_stages(self, logins: Logins | None = None) -> list[Stage]:
+        """Return what to send on a new leg before anything else, stage after stage.
 
-        `logins` are those of the leg's side. An older server does not know all that a newer one was told; what changes no reply of it may be
-        missing there.
+        Nothing is sent behind a command whose failure would change its meaning (principle 6): each login is a stage of
+        its own, and a transaction's requests follow when MULTI was taken. `logins` are those of the leg's side.
         """
-        first = [logins.unasked] if logins is not None and logins.unasked else []
-        # The login first: a server that asks for one refuses all else before it.
-        slots = sorted(self.replay, key=lambda slot: slot != "auth")
-        parts = first + [logins.again(self.replay[slot]) if logins is not None and slot == "auth" else self.replay[slot] for slot in slots]
-        optional = frozenset(number for number, slot in enumerate(slots, len(first)) if slot.partition(" ")[0] in _COSMETIC)
+        stages = [Stage([logins.unasked])] if logins is not None and logins.unasked else []
+        state: list[bytes] = []
+        optional: set[int] = set()
+        for slot, raw in self.replay.items():
+            if slot == "auth":
+                said = logins.again(raw) if logins is not None else raw
+                stages.append(Stage([said], user=_user_in(said)))
+                continue
+            if slot.partition(" ")[0] in _COSMETIC:  # an older server does not know all that a newer one was told
+                optional.add(len(state))
+            state.append(raw)
         if self.db:
-            parts.append(encode("SELECT", self.db))
-        expected = len(parts)
+            state.append(encode("SELECT", self.db))
+        if state:
+            stages.append(Stage(state, optional=frozenset(optional)))
         for kind in (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"):
             names = sorted(entry.partition(b" ")[2] for entry in self.channels if entry.startswith(kind + b" "))
             if names:
-                parts.append(encode(kind, *names))
-                expected += 0 if self.protocol == 3 else len(names)
-        began = len(parts)
+                stages.append(Stage([encode(kind, *names)], confirmations=len(names)))
         if self.transaction is not None:
-            parts.append(encode("MULTI"))
-            parts.extend(self.transaction.raw)
-        expected += len(parts) - began
-        return b"".join(parts), expected, optional
+            stages.append(Stage([encode("MULTI")]))
+            if self.transaction.raw:
+                stages.append(Stage(list(self.transaction.raw)))
+        return stages
 
     def unasked(self, reply: Reply) -> bool:
         """Whether a reply that comes while the script is replayed is none to it, but a message or an invalidation for the client."""
@@ -1459,6 +1473,12 @@ def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
     if word == b"SETINFO" and len(args) == 4:
         return [(f"setinfo {args[2].decode('ascii', 'replace').lower()}", encode(*args))]
     return []
+
+
+def _user_in(raw: bytes) -> bytes:
+    """Return the user of an AUTH as it is replayed: without a name it is the default user."""
+    args = RequestScanner().feed(raw)[0].args
+    return args[1] if len(args) > 2 else b"default"
 
 
 def _name_in(raw: bytes) -> bytes:

@@ -10,7 +10,7 @@ from exodus.config import Login
 from exodus.gateway.logins import Logins
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
-from tests.support.script import Recorder, Script
+from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_session import GET_K, OK, orders
 
 
@@ -83,6 +83,6 @@ def test_what_is_carried_is_what_the_client_said(logins: Logins) -> None:
     session.from_server(OK, 0.0)
     session.from_server(OK, 0.0)
     there = logins.unasked + encode("AUTH", "there", "theirs") + encode("CLIENT", "NO-TOUCH", "ON")
-    assert session.replay_script(logins) == (there, 3, frozenset({2}))
+    assert replayed(session, logins) == (there, 3, frozenset({2}))
     session.adopt_leg(logins)
-    assert session.replay_script() == (encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"), 2, frozenset({1}))
+    assert replayed(session) == (encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"), 2, frozenset({1}))
