@@ -131,7 +131,8 @@ SCRIPT_REFUSALS = (
 )
 # How the error of a command begins that the server does not have, or that this user or moment may not run: it did nothing, whatever it is.
 REFUSALS = (
-    b"NOAUTH ", b"NOPERM ", b"ERR unknown command", b"ERR wrong number of arguments", b"LOADING ", b"BUSY ", b"EXECABORT ", b"MASTERDOWN ",
+    b"NOAUTH ", b"NOPERM ", b"WRONGPASS ", b"NOPROTO ",
+    b"ERR unknown command", b"ERR wrong number of arguments", b"LOADING ", b"BUSY ", b"EXECABORT ", b"MASTERDOWN ",
     b"ERR Can't execute",
 )  # fmt: skip
 

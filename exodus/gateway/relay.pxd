@@ -24,7 +24,7 @@ cdef class Connection:
     cdef public bint client_gone
     cdef public str host
     cdef object _loop, _connecting
-    cdef bint _paused_by_session, _paused_by_leg
+    cdef bint _paused_by_session, _paused_by_leg, _ended
     cdef list _early
 
     @cython.locals(session=Session)

@@ -7,6 +7,7 @@ own leg, so that the server's output-buffer limit acts; a server that does not r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from time import monotonic
@@ -155,6 +156,7 @@ class Connection:
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
+        self._ended = False  # the client sends no more, and the authority has not been told yet
         self._early: list[bytes] = []  # uvloop reads once more after a pause in connection_made
 
     # ---- the client's transport
@@ -216,9 +218,17 @@ class Connection:
     def eof_received(self) -> bool:
         # The server answers what it has before it notices the end, so the leg's own end closes the client.
         if self.leg is not None and self.leg.transport is not None and self.leg.transport.can_write_eof():
-            self.leg.transport.write_eof()
+            self._ended = True
+            if not self.session.waits:  # what is kept goes first
+                self.caught_up()
             return True
         return False
+
+    def caught_up(self) -> None:
+        if self._ended and self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self._ended = False
+            with contextlib.suppress(OSError):  # the authority ended it already
+                self.leg.transport.write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.client_gone = True
@@ -228,7 +238,8 @@ class Connection:
             return
         if self.session.writes_in_flight and self.session.blocked() is None and self.leg.transport.can_write_eof():
             # The authority may still execute what is on its way: its replies are waited for, and then journalled.
-            self.leg.transport.write_eof()
+            self._ended = True
+            self.caught_up()
             self._loop.call_later(CONNECT_TIMEOUT_S, self.drop_leg)
         else:
             self.drop_leg()

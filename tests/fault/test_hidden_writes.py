@@ -305,3 +305,29 @@ async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
     changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", long[1], "v") + encode("MSET", "a", "1", long[1], "2")))
     assert set(changes.keys) == {long, (0, b"a")}
     assert not _gaps(journalled)
+
+
+async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(migrating: Plant) -> None:
+    """Principle 6: behind a MULTI that is refused, its requests would be executed one by one, before any EXEC."""
+    target = migrating.boxes[Side.TARGET]
+    for box in migrating.boxes.values():
+        with box.client() as client:
+            commands = ["+@all", "-multi"] if box is target else ["+@all"]
+            client.acl_setuser("shop", reset=True, enabled=True, passwords=["+pw"], keys=["*"], commands=commands)
+    try:
+        app = redis.Redis(port=migrating.port, single_connection_client=True, username="shop", password="pw")
+        await app.execute_command("MULTI")
+        await app.execute_command("INCR", "ahead")
+        done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+        assert done.switched
+        with target.client() as client:
+            assert client.get("ahead") is None
+        with pytest.raises(redis.RedisError):
+            await app.execute_command("EXEC")
+        await app.aclose()
+        with target.client() as client:
+            assert client.get("ahead") is None
+    finally:
+        for box in migrating.boxes.values():
+            with box.client() as client:
+                client.acl_deluser("shop")
