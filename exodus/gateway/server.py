@@ -457,6 +457,7 @@ class Gateway:
 
     def _orders_of(self, orders: Orders, authority: Side, generation: int) -> None:
         orders.authority = authority
+        orders.login_needed = False  # until it was asked
         orders.tag = tag_of(generation)
         orders.silence_covers_pushes = authority in self._old_sides
 
@@ -889,6 +890,7 @@ class Gateway:
                     reader, writer = await self._probe(side)
             except (OSError, TimeoutError) as exc:
                 self._authority_why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
+                self._main.orders.login_needed = False  # not known
                 await asyncio.sleep(_PROBE_S)
                 continue
             try:
@@ -899,6 +901,7 @@ class Gateway:
                     if not line:
                         break
                     code = line[1:].split(b" ", 1)[0].strip()
+                    self._main.orders.login_needed = line[:1] == b"-" and code == b"NOAUTH"
                     busy = line[:1] == b"-" and code in (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
                     self._authority_why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
                     await asyncio.sleep(_PROBE_S)
