@@ -9,7 +9,9 @@ import typer
 
 from exodus.cli.context import HomeOption, JsonOption, home_at
 from exodus.cli.demo import Demo, PathTaken, run_demo
+from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show_json
+from exodus.cli.prefect_api import PrefectApi
 from exodus.stack.home import Home
 from exodus.stack.up import Wanted
 from exodus.stack.up import down as stop_stack
@@ -29,6 +31,7 @@ def up(
     options = {"allow_nonempty": True} if allow_nonempty else {}
     wanted = Wanted(source, target, source_password_file, target_password_file, options=options)
     found = start_stack(home_at(home), wanted, say)
+    warn_of_open_prefect(PrefectApi.find(home_at(home)))
     if json:
         show_json(found)
     else:

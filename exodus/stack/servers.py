@@ -16,6 +16,7 @@ from pathlib import Path
 
 from exodus.config import Address
 from exodus.errors import StackError
+from exodus.private import write_private
 from exodus.resp.encode import encode
 from exodus.stack.processes import Started, start, wait_ready
 
@@ -97,8 +98,7 @@ def start_server(
         if private:
             lines.append("user default off")
     file = folder / "server.conf"
-    file.touch(mode=0o600)
-    file.write_text("\n".join(lines) + "\n")
+    write_private(file, "\n".join(lines) + "\n")
     started = start(name, [str(binary(kind)), str(file.absolute())], log=log, cwd=folder, port=port)
     return Server(kind, port, started, password_file)
 
