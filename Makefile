@@ -18,11 +18,16 @@ help:  ## list the targets
 
 APPLICATIONS := tests/support/jobs/requirements.txt
 
+# Every file that pip may install is named with its hash; nothing is built but Exodus itself, by the pinned setuptools and Cython.
+PINNED := --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
+
 $(STAMP): pyproject.toml constraints.txt setup.py $(HOT) $(APPLICATIONS)
 	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,dev]'
+	$(BIN)/pip install $(PINNED) -r constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip check --disable-pip-version-check
 	$(BIN)/python -m venv $(VENV)/applications
-	$(VENV)/applications/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(APPLICATIONS)
+	$(VENV)/applications/bin/pip install $(PINNED) -r $(APPLICATIONS)
 	touch $(STAMP)
 
 install: $(STAMP)  ## make .venv with the pinned versions
@@ -61,7 +66,7 @@ fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## every benchmark, short form (NAME=backfill for one, FULL=1 for the long form)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install $(PINNED) -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks $(NAME) $(if $(FULL),--full)
 
 up: $(STAMP)  ## the stack, left running; decisions are asked of you

