@@ -430,6 +430,9 @@ class Plan(BaseModel):
     observation_hours_min: float = Field(default=0.0, ge=0, le=24 * 365, description="how long after a cutover the source may not be given up")
     verification_hours_max: float = Field(default=24.0, gt=0, description="the source is not given up on an older verification of all keys")
     two_people: bool = Field(default=False, description="who decided to cut over may not decide to finalise")
+    approvers: tuple[str, ...] = Field(
+        default=(), description="users of the operating system who may approve, by `exodus approve`; none: everybody who can log in"
+    )
     advance: Literal["manual", "auto"] = "manual"
 
     @field_validator("slices")

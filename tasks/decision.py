@@ -19,7 +19,7 @@ from pydantic import Field
 from exodus.config import FenceKind, Fencing, Side
 from exodus.cutover.window import Window
 from tasks.context import Json, load
-from tasks.ledger import announce, finish_phase, record_decision
+from tasks.ledger import announce, finish_phase, record_decision, who_answered
 
 _TEXT_MAX = 2_000
 _FENCE_CONFIRMED = Field(
@@ -174,7 +174,9 @@ def ask(
                 timeout=int(days * 86_400),
             )
             given = answer.model_dump(exclude={"description"})
-        problem = _problem(given) or refuse(given, attempt)
+        who = who_answered(migration, gate, given, attempt)
+        given["identity"] = who["identity"]
+        problem = _problem(given) or who["refused"] or refuse(given, attempt)
         if problem is None:
             return record_decision(migration, phase, gate, given, shown["report"], shown["digest"])
         attempt += 1

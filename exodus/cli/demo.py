@@ -330,7 +330,7 @@ async def _reports(file: MigrationFile) -> dict[str, Json]:
             "profile.analyze",
         ]
         found = {name: report for name in names if (report := await store.report(name)) is not None}
-        found["ledger"] = {"entries": [entry.model_dump(mode="json") for entry in await ledger.read(store)]}
+        found["ledger"] = {"entries": await ledger.read_stored(store)}
         return found
 
 

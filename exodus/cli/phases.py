@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side
-from exodus.control import freshness, journal, ledger, registry
+from exodus.control import freshness, identity, journal, ledger, registry
 from exodus.control.changes import Key
-from exodus.control.ledger import NEXT
+from exodus.control.identity import of_this_process
+from exodus.control.ledger import BACK, NEXT
 from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
@@ -44,7 +44,7 @@ from exodus.sync.reconcile import repair as sync_again
 
 Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
-ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
+ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
 
 
@@ -104,8 +104,10 @@ def start(
     if why is not None or by is not None:
         if phase != Phase.ROLLBACK or not why:
             raise OperatorError("--why, --by: they go together with rollback", why="other phases ask first", next_step="exodus approve, when asked")
-        parameters.update(decided_by=by or getpass.getuser(), why=why)
+        parameters.update(decided_by=by or of_this_process().person, why=why)
     run = api.start(phase, parameters)
+    if "why" in parameters:
+        _attest(migration, {"flow_run_id": run["id"], "gate": BACK, "attempt": 1}, {"decision": "approve", **parameters})
     if json:
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
@@ -310,8 +312,20 @@ def answer_open_decision(
         verdict = {"approve": "retry", "reject": "abandon"}[verdict]
         fields = {"clean_target": False, **fields}
     _wait_suspended(api, waiting["flow_run_id"])
-    api.resume(waiting["flow_run_id"], {"decision": verdict, "decided_by": by, "why": why, **fields})
+    answer = {"decision": verdict, "decided_by": by, "why": why, **fields}
+    _attest(migration, waiting, answer)
+    api.resume(waiting["flow_run_id"], answer)
     return {**waiting, "answer": verdict}
+
+
+def _attest(migration: MigrationFile, asked: Json, answer: Json) -> None:
+    """Write down who answers, by the operating system: the form's `decided_by` is what anybody types."""
+
+    async def work() -> None:
+        async with await open_store(migration) as store:
+            await identity.attest(store, asked["flow_run_id"], asked["gate"], int(asked["attempt"]), answer)
+
+    asyncio.run(work())
 
 
 def _wait_suspended(api: PrefectApi, run_id: str) -> None:
@@ -352,7 +366,9 @@ def reject(why: WhyOption, by: ByOption = None, field: FieldOption = None, file:
 
 def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, file: Path | None, home: Path | None) -> None:
     migration = migration_at(file, home)
-    done = answer_open_decision(migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or []))
+    done = answer_open_decision(
+        migration, PrefectApi.find(home_at(home)), verdict, by=by or of_this_process().person, why=why, fields=_fields(field or [])
+    )
     print(f"{done['phase']}, {done['gate']}: {done['answer']}")
 
 
