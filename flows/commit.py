@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.canary import try_canary
 from tasks.context import Json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
@@ -10,6 +9,7 @@ from exodus.control.ledger import BACK, NEXT
 from exodus.cutover.forced import STEPS
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.context import Json
 from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
 from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed

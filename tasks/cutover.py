@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from exodus.config import Hold, Phase, Side
@@ -23,6 +22,7 @@ from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.standing import Approved
 from exodus.cutover.window import Window
+from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
 from tasks.progress import shown
@@ -194,7 +194,7 @@ def keep_evidence(migration: str, phase: str) -> Json:
             )
             create_markdown_artifact(
                 key=artifact_key(migration, phase, "bundle"),
-                markdown=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
+                text=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
                 description="the evidence bundle",
             )
             return facts

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
-from exodus.cli.output import show_json
+from exodus.cli.output import show, show_json
 from exodus.cutover import bundle
 from exodus.cutover.collect import collect
 
@@ -30,7 +30,7 @@ def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption
         async with await open_store(migration) as store:
             return bundle.write(folder, await collect(store, migration.plan), private_key=sign_with)
 
-    print(f"{folder}: head {asyncio.run(work())}")
+    show(f"{folder}: head {asyncio.run(work())}")
 
 
 @evidence.command()
@@ -46,6 +46,6 @@ def check(
         show_json({"files": found.files, "head": found.head, "proved_by": found.proved_by, "problems": found.problems})
     else:
         verdict = f"as it was written, proved by {' and '.join(found.proved_by)}" if not found.problems else "NOT PROVED"
-        print("\n".join([*found.problems, f"{found.files} files, head {found.head}: {verdict}"]))
+        show("\n".join([*found.problems, f"{found.files} files, head {found.head}: {verdict}"]))
     if found.problems:
         raise typer.Exit(1)

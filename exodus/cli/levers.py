@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
-from exodus.cli.output import show_table
+from exodus.cli.output import show, show_table
 from exodus.cli.phases import ByOption, WhyOption
 from exodus.config import MigrationFile
 from exodus.control import journal
@@ -31,7 +31,7 @@ def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, Migr
         async with await open_store(migration) as store:
             return await work(store, migration)
 
-    print(asyncio.run(opened()))
+    show(asyncio.run(opened()))
 
 
 def _stands(route: Route) -> str:

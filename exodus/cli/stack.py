@@ -10,7 +10,7 @@ import typer
 from exodus.cli.context import HomeOption, JsonOption, home_at
 from exodus.cli.demo import Demo, PathTaken, run_demo
 from exodus.cli.doctor import warn_of_open_prefect
-from exodus.cli.output import say, show_json
+from exodus.cli.output import say, show, show_json
 from exodus.cli.prefect_api import PrefectApi
 from exodus.stack.home import Home
 from exodus.stack.up import Wanted
@@ -36,14 +36,14 @@ def up(
         show_json(found)
     else:
         for name, url in found.items():
-            print(f"{name:14} {url}")
-        print("\npoint applications at the gateway, then: exodus start pre-test; exodus status")
+            show(f"{name:14} {url}")
+        show("\npoint applications at the gateway, then: exodus start pre-test; exodus status")
 
 
 def down(home: HomeOption = None) -> None:
     """Stop the local stack; data and logs stay. Example: exodus down"""
     ended = stop_stack(home_at(home))
-    print(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
+    show(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
 
 
 def demo(

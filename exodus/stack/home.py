@@ -12,6 +12,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 from exodus.private import FILE_MODE, open_to_others, private_folder, write_private
+from exodus.shown import remember
 
 _PRIVATE = ("*.password", "*.given-password", "prefect.login", "prefect.env", "migration.yaml", "pids.json")
 
@@ -100,7 +101,7 @@ class Home:
         path = self.prefect_login_file
         if not path.exists():
             write_private(path, f"exodus:{secrets.token_urlsafe(24)}\n")
-        return path.read_text().strip()
+        return remember(path.read_text().strip())
 
     def running(self) -> list[Running]:
         """What was recorded and still runs."""
