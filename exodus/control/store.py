@@ -35,7 +35,7 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
 | answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
-| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
+| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
 | divergence     | hash   | comparer          | flows, repair        | packed key → divergence, JSON                         |
 | seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
 | telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
