@@ -11,7 +11,7 @@ SEED ?= 1
 APPROVE ?= auto
 NAME ?=
 
-.PHONY: help install demo test unit fault e2e lint fix types imports duplicates bench up down clean
+.PHONY: help install demo test unit fault e2e lint fix types imports duplicates audit bench up down clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,7 +50,7 @@ e2e: $(STAMP)  ## tests through a real Prefect server and worker
 lint: $(STAMP)  ## formatter, linter, types, import contract, duplicates
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(MAKE) types imports duplicates
+	$(MAKE) types imports duplicates audit
 
 types: $(STAMP)  ## the type checker
 	$(BIN)/mypy exodus flows tasks blocks examples benchmarks
@@ -60,6 +60,23 @@ imports: $(STAMP)  ## the import contract
 
 duplicates: $(STAMP)  ## places that share eight lines or more
 	$(BIN)/pylint exodus flows tasks blocks examples benchmarks
+
+# Absent or without its database it says so and fails nothing: the other checks need no network.
+AUDIT := $(shell command -v pip-audit)
+
+audit: $(STAMP)  ## known vulnerabilities of what constraints.txt pins, where pip-audit is installed
+ifeq ($(AUDIT),)
+	@echo "pip-audit is not installed: known vulnerabilities were NOT looked up (pipx install pip-audit)"
+else
+	@said=$$($(AUDIT) --disable-pip --require-hashes --progress-spinner off -r constraints.txt 2>&1); status=$$?; \
+	case "$$said" in \
+	*"Found "[0-9]*" known"*) echo "$$said"; exit $$status;; \
+	esac; \
+	absent=$$(echo "$$said" | grep -c "could not be audited"); \
+	if [ $$status -ne 0 ] || [ $$absent -gt 0 ]; then \
+	  echo "pip-audit did not reach its database: $$absent packages were NOT looked up"; \
+	else echo "pip-audit: no known vulnerability"; fi
+endif
 
 fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff format .

@@ -18,6 +18,7 @@ from exodus.config import Address, MigrationFile, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError
+from exodus.shown import lines
 
 
 def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint:
@@ -81,7 +82,7 @@ def main() -> int:
         asyncio.run(save_plan(file))
         save_blocks(file, with_secrets=given.with_secrets)
     except ExodusError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(lines(f"error: {exc}"), file=sys.stderr)
         return exc.exit_status
     return 0
 
