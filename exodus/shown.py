@@ -5,7 +5,8 @@ them through here:
 
 | sink                                    | function   |
 | --------------------------------------- | ---------- |
-| a line of a terminal or a log           | `plain`    |
+| a line of a terminal                    | `plain`    |
+| logs, where a record is made            | `mask_logs`|
 | several lines there                     | `lines`    |
 | artifacts and forms of Prefect          | `markdown` |
 | report.html                             | `html`     |
@@ -104,3 +105,22 @@ class LogFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; further lines of it are indented."""
         return lines(super().format(record)).replace("\n", "\n    ")
+
+
+def mask_logs() -> None:
+    """Mask every log record of this process where it is made, so also those that Prefect sends to its server."""
+    make = logging.getLogRecordFactory()
+    traceback = logging.Formatter()
+
+    def masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        try:
+            said = record.getMessage()
+        except (TypeError, ValueError):  # its text and its arguments do not fit; that is no reason to fail whoever logs
+            said = f"{record.msg} {record.args}"
+        record.msg, record.args = lines(said), ()
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = lines(traceback.formatException(record.exc_info))  # what formatters use in place of their own
+        return record
+
+    logging.setLogRecordFactory(masked_record)

@@ -21,9 +21,9 @@ from exodus.cli.demo import tamper
 from exodus.cli.phases import answer_open_decision, read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, Phase, load_migration
-from exodus.control import ledger
+from exodus.control import identity, ledger
 from exodus.control.checkpoint import load_progress
-from exodus.control.ledger import CUTOVER
+from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.stack.home import Home
@@ -295,6 +295,14 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
     assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
+    # Who answered by the command line is known by the operating system, whatever name was typed; who answered the form is not.
+    assert ledger.broken(asyncio.run(_stored(file))) == []
+    (somebody,) = [entry for entry in entries if entry.decided_by == "somebody"]
+    assert (somebody.known_by, somebody.person) == ("operating system", identity.of_this_process().person)
+    (typed,) = [entry for entry in entries if entry.event == "decided" and entry.gate == CUTOVER]
+    assert (typed.known_by, typed.person) == ("typed", "the test")
+    (asked,) = [entry for entry in entries if entry.event == "decided" and entry.gate == BACK and entry.verdict == "approve"]
+    assert (asked.known_by, asked.why) == ("operating system", "because it is tested")
     # The digest is of what the form showed, and what it showed is kept.
     cutover = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     assert cutover is not None
@@ -313,6 +321,11 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
 async def _report(file: MigrationFile, name: str) -> dict:
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         return await store.report(name) or {}
+
+
+async def _stored(file: MigrationFile) -> list[dict]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        return await ledger.read_stored(store)
 
 
 async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:

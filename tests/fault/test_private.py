@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import JournalMode
+from exodus.config import JournalMode, Side
 from exodus.control.store import answered
 from exodus.errors import OperatorError
 from exodus.gateway import server
@@ -137,3 +138,29 @@ async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_pat
         return name in done.stdout
 
     await until(shown, within_s=30, otherwise="the client was never listed")
+
+
+async def test_the_doctor_names_what_is_open_or_cannot_be_used(plant: Plant, tmp_path: Path) -> None:
+    file, home = plant.file(tmp_path), tmp_path / "no-stack"
+    await asyncio.to_thread(file.chmod, 0o600)
+
+    async def findings() -> tuple[int, list[dict[str, str]]]:
+        command = [sys.executable, "-m", "exodus.cli.app", "doctor", "--json", "--file", str(file), "--home", str(home)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    status, found = await findings()
+    assert (status, {each["severity"] for each in found}) == (0, {"ok"}), found
+    secret = plant.boxes[Side.SOURCE].address().password_file
+    assert secret is not None
+    text = file.read_text()
+    try:
+        secret.chmod(0o644)
+        file.write_text(text.replace("target:\n", "target:\n  tls: true\n  ca_file: /nowhere/ca.pem\n", 1))
+        status, found = await findings()
+    finally:
+        secret.chmod(0o600)
+    said = [(each["severity"], each["what"]) for each in found if each["severity"] != "ok"]
+    assert status == 1
+    assert ("warning", f"{secret} is open to other users") in said
+    assert ("fatal", "target: the TLS files cannot be used") in said

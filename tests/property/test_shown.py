@@ -19,7 +19,7 @@ from exodus.cli.output import say, show, show_error, show_json, show_table
 from exodus.config import Address, load_migration
 from exodus.cutover.report import render
 from exodus.errors import ExodusError, OperatorError, SourceError
-from exodus.shown import LogFormatter, html, lines, markdown, masked, plain, remember
+from exodus.shown import LogFormatter, html, lines, markdown, mask_logs, masked, plain, remember
 from tasks.artifacts import _cell
 
 pytestmark = pytest.mark.property
@@ -129,6 +129,34 @@ def test_a_secret_that_was_read_is_in_no_sink(secret: str) -> None:
     remember(secret)
     for text in (secret, f"WRONGPASS for {secret}", f"'{secret}' was refused"):
         assert _leaks(secret, _printed(text)) == []
+
+
+def _refuse(secret: str) -> None:
+    raise ValueError(f"cannot use {secret}")
+
+
+def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
+    """As Prefect's handlers format records, with the traceback of an exception that is not ours."""
+    secret, before, words = remember("QXZJ-secret/of#a@server"), logging.getLogRecordFactory(), StringIO()
+    handler = logging.StreamHandler(words)
+    log = logging.getLogger("a flow's")
+    log.addHandler(handler)
+    log.propagate = False
+    mask_logs()
+    try:
+        try:
+            _refuse(secret)
+        except ValueError:
+            log.exception("tried %s", secret)
+        misfit = "%s and %s"
+        log.error(misfit, f"one argument, and {secret}")
+        log.error("redis://u:%s@h:1", "another/QXZJ")
+    finally:
+        logging.setLogRecordFactory(before)
+        log.removeHandler(handler)
+    assert words.getvalue().count("***") == 4
+    assert "QXZJ" not in words.getvalue()
+    assert "ValueError: cannot use ***" in words.getvalue()
 
 
 @given(st.text(alphabet="QXZJKVWY0123456789/#?:%&=+!*[]{},|^`~", min_size=6, max_size=30), st.sampled_from(["", ".", " is away", "/0"]))
