@@ -591,8 +591,6 @@ class Session:
             self._expect_own(now, _LOGIN)
         if pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON:
             self._edits += 1
-            if pending.canary is not None:
-                self.out.ask_follower(pending.canary, pending.raw, self._protocol_admitted)
         return pending
 
     def _pick(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
@@ -931,7 +929,7 @@ class Session:
                 return _NOTHING
         if pending.shadowed:
             if pending.canary is not None:
-                return self._compare(pending.canary, frame, failed)
+                return self._compare(pending.canary, pending.raw, frame, failed)
             self._edits -= 1
             if not failed:
                 self.out.shadow(self.db, pending.raw, frame, write=pending.write)
@@ -1026,9 +1024,16 @@ class Session:
 
     # ------------------------------------------------------------------ canary reads
 
-    def _compare(self, read: CanaryRead, frame: bytes, failed: bool) -> bytes:
-        """The authority has answered a canary read: what the client gets now. The read counts as an edit until it is decided."""
+    def _compare(self, read: CanaryRead, raw: bytes, frame: bytes, failed: bool) -> bytes:
+        """The authority has answered a canary read: what the client gets now. The read counts as an edit until it is decided.
+
+        The follower is asked only now: it runs it as Exodus, and must not run what the authority refuses this client.
+        """
         read.frame, read.refused = frame, failed
+        if failed:
+            read.done = True
+        else:
+            self.out.ask_follower(read, raw, self.protocol)
         if not read.done or self._waiting:
             self._waiting.append(read)
             return _NOTHING
