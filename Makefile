@@ -11,18 +11,23 @@ SEED ?= 1
 APPROVE ?= auto
 NAME ?=
 
-.PHONY: help install demo test unit fault e2e lint fix types imports duplicates bench up down clean
+.PHONY: help install demo test unit fault e2e lint fix types imports duplicates audit bench up down clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 APPLICATIONS := tests/support/jobs/requirements.txt
 
+# Every file that pip may install is named with its hash; nothing is built but Exodus itself, by the pinned setuptools and Cython.
+PINNED := --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all:
+
 $(STAMP): pyproject.toml constraints.txt setup.py $(HOT) $(APPLICATIONS)
 	$$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[stack,dev]'
+	$(BIN)/pip install $(PINNED) -r constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip check --disable-pip-version-check
 	$(BIN)/python -m venv $(VENV)/applications
-	$(VENV)/applications/bin/pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(APPLICATIONS)
+	$(VENV)/applications/bin/pip install $(PINNED) -r $(APPLICATIONS)
 	touch $(STAMP)
 
 install: $(STAMP)  ## make .venv with the pinned versions
@@ -45,7 +50,7 @@ e2e: $(STAMP)  ## tests through a real Prefect server and worker
 lint: $(STAMP)  ## formatter, linter, types, import contract, duplicates
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(MAKE) types imports duplicates
+	$(MAKE) types imports duplicates audit
 
 types: $(STAMP)  ## the type checker
 	$(BIN)/mypy exodus flows tasks blocks examples benchmarks
@@ -56,12 +61,29 @@ imports: $(STAMP)  ## the import contract
 duplicates: $(STAMP)  ## places that share eight lines or more
 	$(BIN)/pylint exodus flows tasks blocks examples benchmarks
 
+# Absent or without its database it says so and fails nothing: the other checks need no network.
+AUDIT := $(shell command -v pip-audit)
+
+audit: $(STAMP)  ## known vulnerabilities of what constraints.txt pins, where pip-audit is installed
+ifeq ($(AUDIT),)
+	@echo "pip-audit is not installed: known vulnerabilities were NOT looked up (pipx install pip-audit)"
+else
+	@said=$$($(AUDIT) --disable-pip --require-hashes --progress-spinner off -r constraints.txt 2>&1); status=$$?; \
+	case "$$said" in \
+	*"Found "[0-9]*" known"*) echo "$$said"; exit $$status;; \
+	esac; \
+	absent=$$(echo "$$said" | grep -c "could not be audited"); \
+	if [ $$status -ne 0 ] || [ $$absent -gt 0 ]; then \
+	  echo "pip-audit did not reach its database: $$absent packages were NOT looked up"; \
+	else echo "pip-audit: no known vulnerability"; fi
+endif
+
 fix: $(STAMP)  ## format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## every benchmark, short form (NAME=backfill for one, FULL=1 for the long form)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install $(PINNED) -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks $(NAME) $(if $(FULL),--full)
 
 up: $(STAMP)  ## the stack, left running; decisions are asked of you

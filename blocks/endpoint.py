@@ -1,4 +1,4 @@
-"""One server of the Redis family, with its secret."""
+"""One server of the Redis family. Its secret stays in a file or a variable of the worker, unless asked for otherwise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ class RedisEndpoint(Block):
     _description: ClassVar[str | None] = "A server of the Redis family that Exodus migrates from, to, or keeps its state in."
 
     url: str = Field(title="URL", description="redis://user@host:port, or rediss:// for TLS; without the password")
-    password: SecretStr | None = Field(default=None, title="Password", description="of the user that Exodus connects as")
+    password_file: str | None = Field(default=None, title="Password file", description="file on the worker whose first line is the password")
+    password_env: str | None = Field(
+        default=None, title="Password variable", description="environment variable of the worker that holds the password"
+    )
+    password: SecretStr | None = Field(
+        default=None,
+        title="Password",
+        description="only where neither a file nor a variable can be: whoever may log in to Prefect can read it",
+    )
     ca_file: str | None = Field(default=None, title="CA file", description="PEM file that the server's certificate is checked against")
     cert_file: str | None = Field(default=None, title="Client certificate", description="PEM file, where the server asks for one")
     key_file: str | None = Field(default=None, title="Client key", description="PEM file of the client certificate's key")
@@ -33,6 +41,8 @@ class RedisEndpoint(Block):
             self.url,
             field=field,
             **({"password": self.password} if self.password is not None else {}),
+            password_file=self.password_file,
+            password_env=self.password_env,
             ca_file=self.ca_file,
             cert_file=self.cert_file,
             key_file=self.key_file,

@@ -17,29 +17,45 @@ from blocks.migration import Migration
 from exodus.config import Address, MigrationFile, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import check_control_store, raise_if_fatal
-from exodus.errors import ExodusError
+from exodus.errors import ExodusError, OperatorError
+from exodus.shown import lines
 
 
-def _block(address: Address, field: str) -> RedisEndpoint:
-    secret = address.secret(field)
+def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint:
+    if not with_secrets and address.password is not None:
+        raise OperatorError(
+            f"{field}: the password stands in the migration file",
+            why="blocks hold the name of a file or a variable; whoever may log in to Prefect can read a block's secrets",
+            next_step=f"write {field}.password_file or {field}.password_env; or say exodus apply --with-secrets",
+        )
+    secret = address.secret(field)  # also without it in the block: a name that leads nowhere is told now
     return RedisEndpoint(
         url=address.url,
-        password=SecretStr(secret) if secret else None,
+        password=SecretStr(secret) if secret and with_secrets else None,
+        password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
+        password_env=None if with_secrets else address.password_env,
         ca_file=str(address.ca_file) if address.ca_file else None,
         cert_file=str(address.cert_file) if address.cert_file else None,
         key_file=str(address.key_file) if address.key_file else None,
     )
 
 
-def save_blocks(file: MigrationFile) -> None:
-    """Write the four blocks; existing ones of the same name are replaced."""
+def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
+    """Write the four blocks; existing ones of the same name are replaced.
+
+    Raises:
+        OperatorError: a password stands in the migration file itself, and nobody asked for it in the block.
+    """
     plan = file.plan
     RedisEndpoint.register_type_and_schema()
     Migration.register_type_and_schema()
     servers = {
-        "source": _block(plan.source, "source"),
-        "target": _block(plan.target, "target"),
-        "control_store": _block(file.control_store, "control_store"),
+        field: _block(address, field, with_secrets=with_secrets)
+        for field, address in (
+            ("source", plan.source),
+            ("target", plan.target),
+            ("control_store", file.control_store),
+        )
     }
     for field, block in servers.items():
         block.save(f"{plan.name}-{field.replace('_', '-')}", overwrite=True)
@@ -59,12 +75,14 @@ def main() -> int:
     """Register one migration file; errors as every command of Exodus tells them."""
     parser = argparse.ArgumentParser(prog="python -m blocks.register")
     parser.add_argument("--migration-file", type=Path, required=True)
+    parser.add_argument("--with-secrets", action="store_true", help="passwords into the blocks, in place of their files' names")
     try:
-        file = load_migration(parser.parse_args().migration_file)
+        given = parser.parse_args()
+        file = load_migration(given.migration_file)
         asyncio.run(save_plan(file))
-        save_blocks(file)
+        save_blocks(file, with_secrets=given.with_secrets)
     except ExodusError as exc:
-        print(f"error: {exc}", file=sys.stderr)
+        print(lines(f"error: {exc}"), file=sys.stderr)
         return exc.exit_status
     return 0
 

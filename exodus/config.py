@@ -8,6 +8,8 @@ connects (see `SecretRef`).
 from __future__ import annotations
 
 import os
+import re
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from exodus.errors import OperatorError
 from exodus.own import is_own
 from exodus.scope import Filters, Rename, Scope, check_renames
+from exodus.shown import remember
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
@@ -45,10 +48,17 @@ HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
 HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = 1.5  # in which every gateway must say that it holds; one that does not costs no more than this
+DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that cannot be read; then its session is closed
+TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
+TURN_BYTES_BUSY = 8 * 1024  # likewise, where these bytes are very many requests
+TURN_REQUESTS = 1_000  # so many in one turn are very many
+PIPELINE_MAX = 20_000  # unanswered requests of one session, before it is read no further until half of them are answered
 MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 SHADOW_QUEUE_MAX = 10_000
 CANARY_IN_FLIGHT_MAX = 10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
+SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # of sampled requests and replies that one gateway process puts into the control store
+SHADOW_KEPT_MS = 15_000  # for how long they stay there
 COMPARE_SECONDS_MAX = 1.0  # that Compare waits for one request that it tries; a command that takes longer is tried no more
 REDIRECT_PER_S_MAX = 1_000
 REDIRECT_RETURNS_MIN = 3  # connections that come while clients are sent away, before it may stop for them
@@ -68,6 +78,12 @@ CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
 MARKED_AHEAD_ENTRIES_MAX = 1_000  # journal entries not synced, beyond which a full comparison waits before it marks more keys
 DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
+
+
+_OTHER_SCHEMES = ("http", "https", "tcp", "tls", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
+_SPLITS = re.compile(r"[/?#@\s]")
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_NAME = re.compile(r"[a-z_]+(?:\.(?:[a-z_]+|\d+))*")
 
 
 class Side(StrEnum):
@@ -162,7 +178,7 @@ class Verdict(StrEnum):
 class Tls(BaseModel):
     """Whether a connection of ours uses TLS, and how."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     tls: bool = False
     ca_file: Path | None = None
@@ -188,36 +204,43 @@ class Address(Tls):
         Raises:
             OperatorError: the scheme is unknown, the host or port is missing, or a path names a database.
         """
-        parts = urlsplit(url)
-        shown = f"{parts.scheme}://{parts.hostname or '?'}"
-        if parts.scheme not in ("redis", "rediss"):
+        # No message shows a part of the URL: where it is malformed, any part may be one of the password.
+        scheme, _, rest = url.partition("://")
+        if scheme.lower() not in ("redis", "rediss"):
             raise OperatorError(
-                f"{field}: the scheme of {shown!r} is not known",
+                f"{field}: the scheme of the URL is {scheme if scheme in _OTHER_SCHEMES else 'not known'}",
                 why="Exodus speaks the Redis protocol: redis:// (plain) or rediss:// (TLS)",
                 next_step=f"write {field} as redis://user@host:port",
             )
+        if _SPLITS.search(rest.rpartition("@")[0]):
+            raise OperatorError(
+                f"{field}: what stands before the @ of the URL holds one of / ? # @ or white space",
+                why="a URL ends there, and the rest would be taken for a host, a port or a path",
+                next_step=f"name {field}.password_file or password_env in place of it; or percent-encode it: / is %2F, # is %23, @ is %40",
+            )
         try:
+            parts = urlsplit(url)
             port = parts.port or 6379
-        except ValueError as exc:
+        except ValueError:
             raise OperatorError(
-                f"{field}: the port of {shown!r} is not a port",
-                why=str(exc),
+                f"{field}: the host or the port of the URL cannot be",
+                why="a port is a number up to 65535, and only an IPv6 address stands in brackets",
                 next_step=f"write {field} as redis://user@host:port with a port from 1 to 65535",
-            ) from exc
+            ) from None  # its text has a part of the URL
         if not parts.hostname:
-            raise OperatorError(f"{field}: {shown!r} names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port")
-        if parts.path not in ("", "/", "/0"):
+            raise OperatorError(f"{field}: the URL names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port")
+        if parts.path not in ("", "/", "/0") or parts.query or parts.fragment:
             raise OperatorError(
-                f"{field}: {parts.path!r} names one database",
+                f"{field}: the URL has more than a host and a port",
                 why="a migration moves every database of a server",
-                next_step=f"leave the path of {field} away",
+                next_step=f"leave away what follows the port of {field}",
             )
         return cls.model_validate(
             {
                 "host": parts.hostname,
                 "port": port,
                 "username": unquote(parts.username) if parts.username else None,
-                "password": SecretStr(unquote(parts.password)) if parts.password else None,
+                "password": SecretStr(remember(unquote(parts.password))) if parts.password else None,
                 "tls": parts.scheme == "rediss",
                 **more,
             }
@@ -236,7 +259,7 @@ class Address(Tls):
             OperatorError: the named variable is not set, or the file cannot be read.
         """
         if self.password is not None:
-            return self.password.get_secret_value()
+            return remember(self.password.get_secret_value())
         return _read_secret(field, self.password_env, self.password_file)
 
 
@@ -244,21 +267,24 @@ def _read_secret(field: str, env: str | None, file: Path | None) -> str | None:
     if env is not None:
         value = os.environ.get(env)
         if value is None:
+            # What does not look like a variable may be the password itself, written into the wrong field.
+            named = f"${env}" if _VARIABLE.fullmatch(env) else "the variable that password_env names"
             raise OperatorError(
-                f"{field}: no password in ${env}",
+                f"{field}: no password in {named}",
                 why="the plan names this environment variable and it is not set here",
-                next_step=f"export {env}=… for this process, or name a password_file",
+                next_step="export it for this process, or name a password_file",
             )
-        return value
+        return remember(value)
     if file is not None:
         try:
-            return file.read_text().splitlines()[0]
-        except (OSError, IndexError) as exc:
+            return remember(file.read_text().splitlines()[0])
+        except (OSError, IndexError, UnicodeDecodeError) as exc:
+            named = str(file) if file.is_absolute() and file.parent.is_dir() else "the file that password_file names"
             raise OperatorError(
-                f"{field}: no password in {file}",
-                why=str(exc) or "the file is empty",
+                f"{field}: no password in {named}",
+                why=(exc.strerror if isinstance(exc, OSError) else None) or "the file is empty, or not text",
                 next_step="write the password on the first line of the file and let this user read it",
-            ) from exc
+            ) from None  # its text has the name again
     return None
 
 
@@ -332,7 +358,7 @@ class Users(BaseModel):
 class Login(BaseModel):
     """An application's login that is another on the target. Without a password of the source's: who needs to show none there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     user: str = Field(default="default", min_length=1, description="on the source; default: who says only a password, or nothing")
     password_env: str | None = Field(default=None, description="environment variable that holds the source's password")
@@ -369,7 +395,7 @@ class Login(BaseModel):
 class Budget(BaseModel):
     """How much the authority may feel of bulk reads, and the follower's own replicas of bulk writes. None: no bound."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
     cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
@@ -381,7 +407,7 @@ class Budget(BaseModel):
 class Workers(BaseModel):
     """Who copies slices of a backfill. All of them go on from the same checkpoints, so this may be changed between two runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     kind: WorkersKind = Field(default=WorkersKind.THREADS, description="threads, processes, or dask")
     count: int | None = Field(default=None, ge=1, le=64, description="slices copied at a time; null: what the machine is good for")
@@ -416,7 +442,7 @@ class Listen(Tls):
 class Fencing(BaseModel):
     """How each side is fenced when it stops being the authority."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     source: FenceKind = FenceKind.AUTO
     target: FenceKind = FenceKind.AUTO
@@ -442,7 +468,7 @@ class Fencing(BaseModel):
 class CanaryPlan(BaseModel):
     """Canary reads before a cutover (`exodus/gateway/canary.py`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     steps: tuple[int, ...] = Field(default=(), description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; none: no canary")
     seconds: float = Field(default=60.0, gt=0, le=86_400, description="how long each step is watched before the next is asked for")
@@ -463,7 +489,7 @@ class CanaryPlan(BaseModel):
 class Plan(BaseModel):
     """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
     source: Address
@@ -504,6 +530,9 @@ class Plan(BaseModel):
     observation_hours_min: float = Field(default=0.0, ge=0, le=24 * 365, description="how long after a cutover the source may not be given up")
     verification_hours_max: float = Field(default=24.0, gt=0, description="the source is not given up on an older verification of all keys")
     two_people: bool = Field(default=False, description="who decided to cut over may not decide to finalise")
+    approvers: tuple[str, ...] = Field(
+        default=(), description="users of the operating system who may approve, by `exodus approve`; none: everybody who can log in"
+    )
     advance: Literal["manual", "auto"] = "manual"
 
     @field_validator("slices")
@@ -592,13 +621,14 @@ class Plan(BaseModel):
 class MigrationFile(BaseModel):
     """`migration.yaml`: the plan's fields, and where the control store is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     plan: Plan
     control_store: Address
 
 
 _SERVERS = ("source", "target", "control_store")
+_FIELDS = sorted({name for model in (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan) for name in model.model_fields} | {"url"})
 
 
 def load_migration(path: Path) -> MigrationFile:
@@ -612,9 +642,12 @@ def load_migration(path: Path) -> MigrationFile:
     except OSError as exc:
         raise OperatorError(f"{path} cannot be read", why=str(exc), next_step="name a migration file: exodus apply migration.yaml") from exc
     except yaml.YAMLError as exc:
+        mark = exc.problem_mark if isinstance(exc, yaml.MarkedYAMLError) else None
         raise OperatorError(
-            f"{path} is not YAML", why=str(exc), next_step="correct the file; docs/operating/migration-file.md has an example"
-        ) from exc
+            f"{path} is not YAML",
+            why="it cannot be read" if mark is None else f"it cannot be read at line {mark.line + 1}, column {mark.column + 1}",
+            next_step="correct the file; docs/operating/migration-file.md has an example",
+        ) from None  # its text has lines of the file
     if not isinstance(raw, dict):
         raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
     servers: dict[str, Address] = {}
@@ -624,7 +657,7 @@ def load_migration(path: Path) -> MigrationFile:
             given = {"url": given}
         if not isinstance(given, dict) or not isinstance(given.get("url"), str):
             raise OperatorError(
-                f"{name}: {given!r} is not a server" if given else f"{name} is missing",
+                f"{name} is not a server" if given else f"{name} is missing",
                 why="each of source, target and control_store needs a url",
                 next_step=f"add to {path}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
             )
@@ -646,6 +679,18 @@ def _as_operator_error(exc: ValidationError, path: Path, prefix: str) -> Operato
     if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
         what = first["msg"].removeprefix("Value error, ")
         return OperatorError(what, why=f"{path} was checked and nothing was changed", next_step="correct one of the two")
-    secret = "password" in field
-    value = "" if secret or first["type"] == "missing" else f" {first['input']!r}"
-    return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=f"{path} was checked and nothing was changed", next_step=f"correct {field}")
+    why = f"{path} was checked and nothing was changed"
+    if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
+        near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
+        return OperatorError(
+            f"{_place(field)}: there is no such field", why=why, next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md"
+        )
+    hidden = prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
+    whole = isinstance(first["input"], (dict, list))  # with fields of its own, which may be anything
+    value = "" if whole or (hidden and isinstance(first["input"], str)) else f" {first['input']!r}"
+    return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=why, next_step=f"correct {field}")
+
+
+def _place(field: str) -> str:
+    """A field's name as it is shown where it is not one of ours."""
+    return field if _NAME.fullmatch(field) else "a field"

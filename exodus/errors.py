@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from exodus.shown import masked
+
 
 class ExodusError(Exception):
     """Something a person can act on: what happened, why, and what to do next."""
@@ -19,11 +21,11 @@ class ExodusError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, what: str, *, why: str, next_step: str) -> None:
-        """Keep the three lines apart, so that the command line, the UI and a log can each show them their way."""
-        super().__init__(what)
-        self.what = what
-        self.why = why
-        self.next_step = next_step
+        """Keep the three lines apart, so that the command line, the UI and a log can each show them their way. None shows a secret."""
+        super().__init__(masked(what))
+        self.what = masked(what)
+        self.why = masked(why)
+        self.next_step = masked(next_step)
 
     def __str__(self) -> str:
         return f"{self.what} [{self.code}]\n  why:  {self.why}\n  next: {self.next_step}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.compatibility import check_commands, foresee_strategies, recommend
 from tasks.decision import PhaseDecision, ask, close_phase

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.canary import try_canary
 from tasks.context import Json
@@ -16,7 +16,7 @@ from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence
 from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, why_not_left, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries, say_scripts
-from tasks.ledger import open_phase
+from tasks.ledger import identity_of, open_phase
 from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, prove_way_back, verify_sides, wait_caught_up
 
 PHASE = Phase.COMMIT
@@ -95,10 +95,10 @@ def commit(migration: str = "demo") -> State[str]:
             "WARNING: approve closes the way back for good; reject asks for a rollback",
         ],
         evidence=f"evidence.{PHASE}",
-        refuse=lambda answer, attempt: why_not_finalise(migration, answer["decided_by"], attempt) if answer["decision"] == "approve" else None,
+        refuse=lambda answer, attempt: why_not_finalise(migration, answer["identity"], attempt) if answer["decision"] == "approve" else None,
     )
     if business["verdict"] == "approve":
-        done = finalise(migration, business["decided_by"])
+        done = finalise(migration, identity_of(business))
         create_table_artifact(
             key=artifact_key(migration, PHASE, "checklist"), table=done["checklist"], description="before the source is switched off"
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import unmapped
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from exodus.control.letters import name_of
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
 from tasks.decision import MigrateDecision, ask, close_phase

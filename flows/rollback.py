@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase, Side
-from exodus.control.ledger import NEXT
+from exodus.control.ledger import BACK, NEXT
 from exodus.cutover.forced import STEPS
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.context import Json
 from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
 from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed
@@ -66,7 +66,7 @@ def rollback(migration: str = "demo", decided_by: str = "", why: str = "") -> St
         BackDecision,
         migration=migration,
         phase=PHASE,
-        gate="back",
+        gate=BACK,
         question="Should traffic return to the source?",
         summary=summary,
         evidence="rollback.left" if dead else "verification.commit" if switched else "verification.migrate",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import phase_flow
+from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.cutover import rehearse_switch
 from tasks.decision import PhaseDecision, ask, close_phase

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
-
 from exodus.config import Phase
 from exodus.control.route import read_route
 from exodus.cutover import beside
 from exodus.cutover.beside import Outcome, Row
+from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
 

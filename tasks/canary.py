@@ -6,13 +6,13 @@ import asyncio
 import time
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
 
 from exodus.config import CanaryPlan
 from exodus.control.ledger import CANARY
 from exodus.control.route import read_route
 from exodus.cutover import canary
 from exodus.errors import CutoverAborted
+from tasks.artifacts import create_table_artifact
 from tasks.context import Json, opened, run
 from tasks.decision import PhaseDecision, ask
 from tasks.evidence import artifact_key

@@ -19,12 +19,14 @@ from exodus.config import Address, Plan, Side
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
 from exodus.errors import ControlStoreError
+from exodus.shown import mask_logs
 
 T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
+mask_logs()
 STORE_AWAY_S = 30.0
 _AGAIN_S = 0.5
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from exodus.config import Hold, Phase, Side
 from exodus.control import ledger
+from exodus.control.identity import Identity
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
 from exodus.cutover import bundle, closing, finalising, forced, switch
@@ -22,6 +22,7 @@ from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.standing import Approved
 from exodus.cutover.window import Window
+from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
 from tasks.progress import shown
@@ -30,6 +31,7 @@ _FOLLOW_S = 15.0
 _CLOSED = -1
 _LISTED = 1_000  # of the keys that stay, by name
 _FOLDER = "EXODUS_EVIDENCE_DIR"
+_KEY = "EXODUS_EVIDENCE_KEY"  # file with the Ed25519 private key that signs bundles; without it none is signed
 
 
 @task(name="rehearse the switch", persist_result=True)
@@ -161,13 +163,13 @@ def force_back(migration: str) -> Json:
 
 
 @task(name="check that the source may be given up", persist_result=True)
-def why_not_finalise(migration: str, decided_by: str, attempt: int) -> str | None:
+def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | None:
     """Why the business decision cannot be taken now, or None. Kept for each answer, so that an answer once refused stays refused."""
     del attempt
 
     async def work() -> str | None:
         async with opened(migration) as it:
-            problems = await finalising.problems(it.store, it.plan, decided_by)
+            problems = await finalising.problems(it.store, it.plan, Identity.model_validate(decided_by))
             return "; ".join(problems) or None
 
     return run(work())
@@ -177,13 +179,14 @@ def why_not_finalise(migration: str, decided_by: str, attempt: int) -> str | Non
 def keep_evidence(migration: str, phase: str) -> Json:
     """Write everything that is known into a hash-chained folder, and the head of its chain into the ledger."""
     under = Path(os.environ.get(_FOLDER, "exodus-evidence")).absolute() / migration
+    signs = os.environ.get(_KEY)
 
     async def work() -> Json:
         async with opened(migration) as it:
             run_id = str(flow_run.get_id() or "")
             now_ms = await it.store.now_ms()
             folder = under / f"{phase}-{now_ms}"
-            head = bundle.write(folder, await collect(it.store, it.plan))
+            head = bundle.write(folder, await collect(it.store, it.plan), private_key=Path(signs) if signs else None)
             facts: dict[str, str | int | float | bool | None] = {"folder": str(folder), "head": head}
             await ledger.record(
                 it.store,
@@ -191,7 +194,7 @@ def keep_evidence(migration: str, phase: str) -> Json:
             )
             create_markdown_artifact(
                 key=artifact_key(migration, phase, "bundle"),
-                markdown=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
+                text=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
                 description="the evidence bundle",
             )
             return facts
@@ -212,7 +215,7 @@ def stop_live_sync(migration: str, why: str) -> Json:
 
 
 @task(name="finalise", persist_result=True)
-def finalise(migration: str, decided_by: str) -> Json:
+def finalise(migration: str, decided_by: Json) -> Json:
     """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced.
 
     Raises:
@@ -221,7 +224,7 @@ def finalise(migration: str, decided_by: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            await finalising.check(it.store, it.plan, decided_by)
+            await finalising.check(it.store, it.plan, Identity.model_validate(decided_by))
             report = await closing.finalise(it.store, it.plan)
             await it.store.save_report("finalised", report)
             return report

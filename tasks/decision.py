@@ -18,8 +18,9 @@ from pydantic import Field
 
 from exodus.config import FenceKind, Fencing, Side
 from exodus.cutover.window import Window
+from exodus.shown import markdown
 from tasks.context import Json, load
-from tasks.ledger import announce, finish_phase, record_decision
+from tasks.ledger import announce, finish_phase, record_decision, who_answered
 
 _TEXT_MAX = 2_000
 _FENCE_CONFIRMED = Field(
@@ -157,11 +158,11 @@ def ask(
     attempt, problem = 1, None
     while True:
         shown = announce(migration, phase, gate, question, summary, evidence, attempt)
-        lines = [f"### {question}"]
+        lines = [f"### {markdown(question)}"]
         if problem is not None:
-            lines.append(f"**Asked again: {problem}**")
+            lines.append(f"**Asked again: {markdown(problem)}**")
         lines += [
-            *(f"- {line}" for line in summary),
+            *(f"- {markdown(line)}" for line in summary),
             "",
             f"Evidence in full: the Artifacts tab of this run · report `{shown['report']}` · digest `{shown['digest'][:12]}`",
         ]
@@ -174,7 +175,9 @@ def ask(
                 timeout=int(days * 86_400),
             )
             given = answer.model_dump(exclude={"description"})
-        problem = _problem(given) or refuse(given, attempt)
+        who = who_answered(migration, gate, given, attempt)
+        given["identity"] = who["identity"]
+        problem = _problem(given) or who["refused"] or refuse(given, attempt)
         if problem is None:
             return record_decision(migration, phase, gate, given, shown["report"], shown["digest"])
         attempt += 1

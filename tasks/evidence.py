@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from exodus.control.letters import ACCEPTED_MAX
 from exodus.errors import EvidenceFailed
+from exodus.shown import markdown
+from tasks.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.context import Json, opened, run
 
 if TYPE_CHECKING:
@@ -128,8 +129,14 @@ def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary:
         create_table_artifact(key=artifact_key(migration, phase, name), table=rows[:_ROWS_MAX], description=f"{phase}: {name}")
         gates += _run_gate(name, pd.DataFrame(rows))
     create_table_artifact(key=artifact_key(migration, phase, "gates"), table=gates, description=f"{phase}: gates over the evidence")
-    lines = [f"# {phase}: evidence", "", "| what | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in summary.items())]
-    create_markdown_artifact(key=artifact_key(migration, phase, "summary"), markdown="\n".join(lines), description=f"{phase}: summary")
+    lines = [
+        f"# {phase}: evidence",
+        "",
+        "| what | value |",
+        "|---|---|",
+        *(f"| {markdown(key)} | {markdown(value)} |" for key, value in summary.items()),
+    ]
+    create_markdown_artifact(key=artifact_key(migration, phase, "summary"), text="\n".join(lines), description=f"{phase}: summary")
     passed = all(row["outcome"] == "pass" for row in gates)
     report = {"phase": phase, "summary": summary, "frames": frames, "gates": gates, "passed": passed}
 

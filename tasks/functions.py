@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from prefect.artifacts import create_table_artifact
-
 from exodus.config import Phase
 from exodus.control import registry
 from exodus.cutover import held, scripts
 from exodus.sync.engine import open_engine
 from exodus.sync.functions import Libraries, carry_functions
+from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
 

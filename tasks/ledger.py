@@ -10,6 +10,7 @@ from prefect.runtime import flow_run
 
 from exodus.config import Cutover, Phase
 from exodus.control import ledger
+from exodus.control.identity import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.store import answered
@@ -36,10 +37,16 @@ async def _check(opened_: Opened, phase: Phase) -> None:
             next_step="stop the writers, wait for lag 0 in `exodus status`, run `exodus verify`, move the applications; "
             "`exodus start rollback` with abandon then ends live sync and leaves the target as it is",
         )
+    store, plan = opened_.store, opened_.plan
+    if problems := ledger.broken(await ledger.read_stored(store)):
+        raise DecisionRefused(
+            f"{phase} may not begin: the ledger was edited",
+            why="; ".join(problems[:3]),
+            next_step="find out who wrote to the control store; the evidence bundles show what the ledger said",
+        )
     needed = _NEEDS.get(phase)
     if needed is None:
         return
-    store, plan = opened_.store, opened_.plan
     entries = await ledger.read(store)
     retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
     if phase is Phase.MIGRATE and retry is not None and retry.verdict == "retry":
@@ -137,6 +144,23 @@ def shown_name(phase: str, gate: str) -> str:
     return f"shown.{phase}.{gate}" if gate else f"shown.{phase}"
 
 
+@task(name="see who answered", persist_result=True)
+def who_answered(migration: str, gate: str, answer: Json, attempt: int) -> Json:
+    """Return who gave an answer and how that is known, and why this person may not decide so, where that is."""
+
+    async def work() -> Json:
+        async with opened(migration) as it:
+            found = await identify(it.store, str(flow_run.get_id() or ""), gate, attempt, answer)
+            return {"identity": found.model_dump(mode="json"), "refused": why_not_allowed(it.plan, answer["decision"], found)}
+
+    return run(work())
+
+
+def identity_of(decision: Json) -> Json:
+    """Return who took a decision, from the ledger's entry."""
+    return decider(LedgerEntry.model_validate(decision)).model_dump(mode="json")
+
+
 @task(name="write the decision down", persist_result=True)
 def record_decision(migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str) -> Json:
     """Append a decision to the ledger, once, and set the phase's state."""
@@ -151,11 +175,14 @@ def record_decision(migration: str, phase: str, gate: str, answer: Json, evidenc
                 gate=gate,
                 verdict=answer["decision"],
                 decided_by=answer["decided_by"],
+                person=answer["identity"]["person"],
+                known_by=answer["identity"]["known_by"],
+                identity=answer["identity"]["detail"],
                 why=answer["why"],
                 evidence=evidence,
                 evidence_digest=evidence_digest,
                 flow_run_id=str(flow_run.get_id() or ""),
-                facts={key: value for key, value in answer.items() if key not in ("decision", "decided_by", "why")},
+                facts={key: value for key, value in answer.items() if key not in ("decision", "decided_by", "why", "identity")},
             )
             await ledger.record(it.store, entry)
             state = (await it.store.phases()).get(phase, {})

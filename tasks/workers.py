@@ -32,7 +32,7 @@ def task_runner(workers: Workers) -> TaskRunner[Any]:
         raise OperatorError(
             "workers.kind: dask needs Prefect's Dask task runner",
             why=str(exc),
-            next_step="pip install -c constraints.txt 'exodus[dask]' where flow runs and Dask's workers run, or set workers.kind: processes",
+            next_step="install prefect-dask (constraints.txt) where flow runs and Dask's workers run, or set workers.kind: processes",
         ) from exc
     if workers.dask_scheduler is not None:
         return DaskTaskRunner(address=workers.dask_scheduler)

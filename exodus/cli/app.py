@@ -9,6 +9,7 @@ import typer
 
 from exodus.cli import levers, phases, processes, stack
 from exodus.cli.carry import carry
+from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import show_error
 from exodus.cli.users import users
@@ -45,6 +46,7 @@ for command in (
     phases.verify,
     phases.repair,
     carry,
+    doctor,
     users,
 ):
     app.command()(command)

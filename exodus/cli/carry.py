@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
-from exodus.cli.output import show_json, show_table
+from exodus.cli.output import show, show_json, show_table
 from exodus.config import MigrationFile
 from exodus.control.route import read_route
 from exodus.cutover import beside
@@ -55,10 +55,10 @@ def carry(
         show_table("beside the keys", columns, [(row.what, str(row.outcome), row.authority, row.follower, row.means, row.remedy) for row in rows])
     else:
         for line in carried.done:
-            print(f"done: {line}")
+            show(f"done: {line}")
         for line in carried.left:
-            print(f"left: {line}")
+            show(f"left: {line}")
         for row in must:
-            print(f"must still be mended: {row.what}: {row.means} ({row.remedy})")
+            show(f"must still be mended: {row.what}: {row.means} ({row.remedy})")
     if must:
         raise typer.Exit(1)

@@ -87,7 +87,7 @@ def run_demo(demo: Demo) -> bool:
         up(demo.home, Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}), say, serving=serving)
         file = load_migration(demo.home.migration_file)
         api = PrefectApi.find(demo.home)
-        say(f"Prefect UI: {api.ui}")
+        say(f"Prefect UI: {api.ui} (login: cat {demo.home.prefect_login_file})")
         _wait(lambda: _path(demo, "ready").exists(), apps[0], "the application did not preload its keys", 180)
         _run_phases(demo, file, api, apps[0])
         ok = _judge(demo)
@@ -330,7 +330,7 @@ async def _reports(file: MigrationFile) -> dict[str, Json]:
             "profile.analyze",
         ]
         found = {name: report for name in names if (report := await store.report(name)) is not None}
-        found["ledger"] = {"entries": [entry.model_dump(mode="json") for entry in await ledger.read(store)]}
+        found["ledger"] = {"entries": await ledger.read_stored(store)}
         return found
 
 

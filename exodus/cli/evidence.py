@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
-from exodus.cli.output import show_json
+from exodus.cli.output import show, show_json
 from exodus.cutover import bundle
 from exodus.cutover.collect import collect
 
@@ -17,29 +17,35 @@ evidence = typer.Typer(help="Evidence bundles: everything that was decided and p
 FolderArgument = Annotated[Path, typer.Argument(help="the bundle's folder")]
 
 
+SignOption = Annotated[Path | None, typer.Option("--sign-with", help="Ed25519 private key (PEM) that signs the head")]
+PublicKeyOption = Annotated[Path | None, typer.Option("--public-key", help="Ed25519 public key (PEM) of who signs")]
+
+
 @evidence.command()
-def write(folder: FolderArgument, file: FileOption = None, home: HomeOption = None) -> None:
-    """Write what is known now into a new folder. Example: exodus evidence write build/evidence"""
+def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption = None, home: HomeOption = None) -> None:
+    """Write what is known now into a new folder. Example: exodus evidence write build/evidence --sign-with key.pem"""
     migration = migration_at(file, home)
 
     async def work() -> str:
         async with await open_store(migration) as store:
-            return bundle.write(folder, await collect(store, migration.plan))
+            return bundle.write(folder, await collect(store, migration.plan), private_key=sign_with)
 
-    print(f"{folder}: head {asyncio.run(work())}")
+    show(f"{folder}: head {asyncio.run(work())}")
 
 
 @evidence.command()
 def check(
     folder: FolderArgument,
     head: Annotated[str | None, typer.Option(help="what the head must be, from the ledger or the run's artifact")] = None,
+    public_key: PublicKeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check a bundle without any server; exit status 1 where anything was edited. Example: exodus evidence check build/evidence"""
-    found = bundle.check(folder, head=head)
+    """Check a bundle without any server; exit status 1 where it is not proved. Example: exodus evidence check build/evidence --head HASH"""
+    found = bundle.check(folder, head=head, public_key=public_key)
     if json:
-        show_json({"files": found.files, "head": found.head, "problems": found.problems})
+        show_json({"files": found.files, "head": found.head, "proved_by": found.proved_by, "problems": found.problems})
     else:
-        print("\n".join([*found.problems, f"{found.files} files, head {found.head}: {'EDITED' if found.problems else 'as it was written'}"]))
+        verdict = f"as it was written, proved by {' and '.join(found.proved_by)}" if not found.problems else "NOT PROVED"
+        show("\n".join([*found.problems, f"{found.files} files, head {found.head}: {verdict}"]))
     if found.problems:
         raise typer.Exit(1)

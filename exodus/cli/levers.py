@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +10,11 @@ from typing import Annotated
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
-from exodus.cli.output import show_table
+from exodus.cli.output import show, show_table
 from exodus.cli.phases import ByOption, WhyOption
 from exodus.config import MigrationFile
 from exodus.control import journal
+from exodus.control.identity import of_this_process
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.cutover import levers
@@ -31,7 +31,7 @@ def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, Migr
         async with await open_store(migration) as store:
             return await work(store, migration)
 
-    print(asyncio.run(opened()))
+    show(asyncio.run(opened()))
 
 
 def _stands(route: Route) -> str:
@@ -42,7 +42,7 @@ def hold(why: WhyOption, by: ByOption = None, file: FileOption = None, home: Hom
     """Postpone a switch: it stays ready and begins when released. Example: exodus hold --why "the batch job is late" """
 
     async def work(store: ControlStore, migration: MigrationFile) -> str:
-        await levers.postpone(store, by=by or getpass.getuser(), why=why)
+        await levers.postpone(store, by=by or of_this_process().person, why=why)
         lag = await journal.lag_entries(store, migration.plan.partitions)
         now = await store.report(levers.NOW)
         at = f"at '{now['step']}'" if now else "not begun"

@@ -1,4 +1,4 @@
-"""Printing: data on standard output, words on standard error; legible without colour."""
+"""Printing: data on standard output, words on standard error; legible without colour. All of it through `exodus/shown.py`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from collections.abc import Iterable, Sequence
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from exodus.errors import ExodusError
+from exodus.shown import cleaned, lines, plain
 
 
 def say(text: str) -> None:
-    """A line for a person."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for a person, on standard error."""
+    print(lines(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Lines for a person, on standard output."""
+    print(lines(text))
 
 
 def show_error(error: ExodusError) -> None:
@@ -24,7 +31,7 @@ def show_error(error: ExodusError) -> None:
 
 def show_json(document: object) -> None:
     """Data for a program."""
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+    sys.stdout.write(orjson.dumps(cleaned(document), option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -33,5 +40,5 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for column in columns:
         table.add_column(column)
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
+        table.add_row(*[Text(plain(cell)) for cell in row])
     Console().print(table)

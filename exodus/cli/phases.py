@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import os
 import subprocess
 import sys
@@ -16,13 +15,15 @@ import orjson
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
-from exodus.cli.output import say, show_json, show_table
+from exodus.cli.doctor import warn_of_open_prefect
+from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side, UserRole
-from exodus.control import freshness, journal, ledger, registry
+from exodus.control import freshness, identity, journal, ledger, registry
 from exodus.control.changes import Key
-from exodus.control.ledger import NEXT
+from exodus.control.identity import of_this_process
+from exodus.control.ledger import BACK, NEXT
 from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
@@ -43,17 +44,36 @@ from exodus.sync.reconcile import repair as sync_again
 
 Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
-ByOption = Annotated[str | None, typer.Option("--by", help="who decides (default: your login)")]
+ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
 
 
-def apply(file: Annotated[Path, typer.Argument(help="migration.yaml")], home: HomeOption = None) -> None:
+SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]
+
+
+def apply(
+    file: Annotated[Path, typer.Argument(help="migration.yaml")],
+    with_secrets: SecretsOption = False,
+    home: HomeOption = None,
+) -> None:
     """Check a migration file and register it: Prefect blocks and the control store's plan. Example: exodus apply migration.yaml"""
     migration = migration_at(file, home)
     api = PrefectApi.find(home_at(home))
+    warn_of_open_prefect(api)
     done = subprocess.run(  # noqa: S603 - a module of our own
-        [sys.executable, "-m", "blocks.register", "--migration-file", str(file.absolute())],
-        env={**os.environ, "PREFECT_API_URL": api.url},
+        [
+            sys.executable,
+            "-m",
+            "blocks.register",
+            "--migration-file",
+            str(file.absolute()),
+            *(["--with-secrets"] if with_secrets else []),
+        ],
+        env={
+            **os.environ,
+            "PREFECT_API_URL": api.url,
+            **({"PREFECT_API_AUTH_STRING": api.login} if api.login else {}),
+        },
         check=False,
     )
     if done.returncode:
@@ -84,12 +104,14 @@ def start(
     if why is not None or by is not None:
         if phase != Phase.ROLLBACK or not why:
             raise OperatorError("--why, --by: they go together with rollback", why="other phases ask first", next_step="exodus approve, when asked")
-        parameters.update(decided_by=by or getpass.getuser(), why=why)
+        parameters.update(decided_by=by or of_this_process().person, why=why)
     run = api.start(phase, parameters)
+    if "why" in parameters:
+        _attest(migration, {"flow_run_id": run["id"], "gate": BACK, "attempt": 1}, {"decision": "approve", **parameters})
     if json:
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
-        print(f"started {run['name']}: {api.run_url(run['id'])}")
+        show(f"started {run['name']}: {api.run_url(run['id'])}")
 
 
 # ---------------------------------------------------------------------- status
@@ -204,34 +226,34 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     beats = [(kind, beat) for kind in ("gateway", "syncer", "comparer") for beat in status[f"{kind}s"]]
     processes = [(kind, beat["process"], beat["state"], beat["epoch"], f"{beat['age_s']} s ago", beat["why"]) for kind, beat in beats]
     show_table("processes", ["kind", "id", "state", "epoch", "heard", "says"], processes)
-    print(
+    show(
         f"authority {status['authority']} · epoch {status['route']['epoch']} · journal {status['route']['journal']} · "
         f"lag {status['lag_entries']} entries · dead letters {len(status['dead_letters'])} · open gaps {len(status['open_gaps'])}"
         + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
-    print(status["feeds"][status["authority"]])
+    show(status["feeds"][status["authority"]])
     for gap in status["open_gaps"]:
-        print(f"open gap: {gap.get('why', '')}")
+        show(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
-        print(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
+        show(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
         why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
-        print(f"a write is seen at the follower after: p50 {facts['probe_lag_ms_p50']} ms, p99 {facts['probe_lag_ms_p99']} ms{why}")
-    print(f"freshness: {status['freshness']['text']}")
+        show(f"a write is seen at the follower after: p50 {facts['probe_lag_ms_p50']} ms, p99 {facts['probe_lag_ms_p99']} ms{why}")
+    show(f"freshness: {status['freshness']['text']}")
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
-        print(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
+        show(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
     waiting: Any = status["waiting"] if status["failed_run"] is None else None
     state = None if waiting is None or api is None else api.state_name(waiting["flow_run_id"])
     if state in _ANSWERED:
-        print(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
-        print("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
+        show(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
+        show("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
         return
-    print(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
+    show(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     if status["failed_run"] is not None and api is not None:
-        print(f"run:     {api.run_url(status['failed_run']['flow_run_id'])}")
+        show(f"run:     {api.run_url(status['failed_run']['flow_run_id'])}")
     if waiting is not None and api is not None:
-        print(
+        show(
             f"form:    {api.run_url(waiting['flow_run_id'])}"
             + ("" if state else " (its server does not answer now: exodus up starts one that has ended)")
         )
@@ -290,8 +312,20 @@ def answer_open_decision(
         verdict = {"approve": "retry", "reject": "abandon"}[verdict]
         fields = {"clean_target": False, **fields}
     _wait_suspended(api, waiting["flow_run_id"])
-    api.resume(waiting["flow_run_id"], {"decision": verdict, "decided_by": by, "why": why, **fields})
+    answer = {"decision": verdict, "decided_by": by, "why": why, **fields}
+    _attest(migration, waiting, answer)
+    api.resume(waiting["flow_run_id"], answer)
     return {**waiting, "answer": verdict}
+
+
+def _attest(migration: MigrationFile, asked: Json, answer: Json) -> None:
+    """Write down who answers, by the operating system: the form's `decided_by` is what anybody types."""
+
+    async def work() -> None:
+        async with await open_store(migration) as store:
+            await identity.attest(store, asked["flow_run_id"], asked["gate"], int(asked["attempt"]), answer)
+
+    asyncio.run(work())
 
 
 def _wait_suspended(api: PrefectApi, run_id: str) -> None:
@@ -332,8 +366,10 @@ def reject(why: WhyOption, by: ByOption = None, field: FieldOption = None, file:
 
 def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, file: Path | None, home: Path | None) -> None:
     migration = migration_at(file, home)
-    done = answer_open_decision(migration, PrefectApi.find(home_at(home)), verdict, by=by or getpass.getuser(), why=why, fields=_fields(field or []))
-    print(f"{done['phase']}, {done['gate']}: {done['answer']}")
+    done = answer_open_decision(
+        migration, PrefectApi.find(home_at(home)), verdict, by=by or of_this_process().person, why=why, fields=_fields(field or [])
+    )
+    show(f"{done['phase']}, {done['gate']}: {done['answer']}")
 
 
 # ---------------------------------------------------------------------- verification
@@ -373,15 +409,15 @@ def verify(
     if json:
         show_json(report)
     else:
-        print(
+        show(
             f"{report['keys_verified']} of {report['keys_authority']} keys verified, {report['divergences_total']} divergences, {report['seconds']} s"
         )
         for rule, count in report["excluded"].items():
-            print(f"  {count} keys left out: {rule}")
+            show(f"  {count} keys left out: {rule}")
         for row in report["divergences"][:20]:
-            print(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
+            show(f"  db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
         for row in report.get("not_repaired", ())[:20]:
-            print(f"  db{row['db']} {row['key']} was not repaired: {row['why']}")
+            show(f"  db{row['db']} {row['key']} was not repaired: {row['why']}")
     if report["divergences_total"]:
         raise typer.Exit(1)
 
@@ -433,11 +469,11 @@ def repair(
     if json:
         show_json(done)
     else:
-        print(
+        show(
             f"{done['carried']} of {done['tried']} dead letters were carried"
             + (f"; still failing: {', '.join(row['key'] for row in done['failed'][:20])}" if done["failed"] else "")
         )
         if remove_extra:
-            print(f"{done['divergences_total']} divergences are left")
+            show(f"{done['divergences_total']} divergences are left")
     if done["failed"]:
         raise typer.Exit(1)

@@ -27,25 +27,28 @@ Json = dict[str, Any]
 class PrefectApi:
     """One server."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: str = "") -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=30)
+        self.login = login
+        user, _, password = login.partition(":")
+        self._http = httpx.Client(base_url=self.url, auth=(user, password) if login else None, timeout=30)
 
     @classmethod
     def find(cls, home: Home) -> PrefectApi:
-        """The server that PREFECT_API_URL or the local stack names.
+        """The server that PREFECT_API_URL or the local stack names, with the login from the same place.
 
         Raises:
-            OperatorError: neither does.
+            OperatorError: neither names one.
         """
-        url = os.environ.get("PREFECT_API_URL") or home.prefect_environment().get("PREFECT_API_URL")
+        named = os.environ if os.environ.get("PREFECT_API_URL") else home.prefect_environment()
+        url = named.get("PREFECT_API_URL")
         if not url:
             raise OperatorError(
                 "no Prefect server is known",
                 why=f"PREFECT_API_URL is not set, and {home.root} holds no stack",
                 next_step="exodus up, or export PREFECT_API_URL=http://host:4200/api",
             )
-        return cls(url)
+        return cls(url, named.get("PREFECT_API_AUTH_STRING") or "")
 
     @classmethod
     def known(cls, home: Home) -> PrefectApi | None:
@@ -76,6 +79,12 @@ class PrefectApi:
             except httpx.HTTPError as exc:
                 failure = str(exc) or type(exc).__name__
             else:
+                if answer.status_code == 401:
+                    raise OperatorError(
+                        f"Prefect at {self.url} refuses the login",
+                        why="it asks for an authentication string, and has another one or got none",
+                        next_step="export PREFECT_API_AUTH_STRING=USER:PASSWORD beside PREFECT_API_URL",
+                    )
                 if answer.status_code != 503:
                     return answer
                 failure = "HTTP 503: its database is locked"

@@ -20,13 +20,16 @@ from exodus.errors import ControlStoreError, OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.server import GatewayOptions, serve
 from exodus.gateway.supervisor import Supervisor, worker_command
+from exodus.shown import LogFormatter
 from exodus.sync.live import run_syncer
 
 IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
 
 
 def _log(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def _store(file: MigrationFile) -> ControlStore:

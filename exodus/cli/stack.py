@@ -9,7 +9,9 @@ import typer
 
 from exodus.cli.context import HomeOption, JsonOption, home_at
 from exodus.cli.demo import Demo, PathTaken, run_demo
-from exodus.cli.output import say, show_json
+from exodus.cli.doctor import warn_of_open_prefect
+from exodus.cli.output import say, show, show_json
+from exodus.cli.prefect_api import PrefectApi
 from exodus.stack.home import Home
 from exodus.stack.up import Wanted
 from exodus.stack.up import down as stop_stack
@@ -29,18 +31,19 @@ def up(
     options = {"allow_nonempty": True} if allow_nonempty else {}
     wanted = Wanted(source, target, source_password_file, target_password_file, options=options)
     found = start_stack(home_at(home), wanted, say)
+    warn_of_open_prefect(PrefectApi.find(home_at(home)))
     if json:
         show_json(found)
     else:
         for name, url in found.items():
-            print(f"{name:14} {url}")
-        print("\npoint applications at the gateway, then: exodus start pre-test; exodus status")
+            show(f"{name:14} {url}")
+        show("\npoint applications at the gateway, then: exodus start pre-test; exodus status")
 
 
 def down(home: HomeOption = None) -> None:
     """Stop the local stack; data and logs stay. Example: exodus down"""
     ended = stop_stack(home_at(home))
-    print(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
+    show(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
 
 
 def demo(

@@ -1,18 +1,26 @@
 """The ledger: who decided what, when, why and on which evidence. Entries are appended and never changed.
 
+Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new order shows
+(`broken`). Whoever may write to the control store can write a whole new chain; a bundle's head, kept
+elsewhere, is what tells that (`exodus/cutover/bundle.py`).
+
 A phase may begin when the ledger says that what it builds on was approved and that the evidence for it is fresh.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import WatchError
 
 from exodus.config import Phase
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore, Json, answered
+
+FIRST = "0" * 64  # what the first entry carries
 
 
 class LedgerEntry(BaseModel):
@@ -25,12 +33,16 @@ class LedgerEntry(BaseModel):
     event: Literal["decided", "started", "finished", "failed", "switched", "noted"]
     gate: str = ""  # which decision of the phase
     verdict: str = ""  # approve, reject, retry, abandon …
-    decided_by: str = ""
+    decided_by: str = ""  # as typed
+    person: str = ""  # who the rules take it for
+    known_by: str = ""  # how that is known: typed, or the operating system
+    identity: str = ""  # what else that source says, such as a uid and a host
     why: str = ""
     evidence: str = ""  # name of the report
     evidence_digest: str = ""  # SHA-256 of the evidence as it was shown
     flow_run_id: str = ""
     facts: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+    before: str = ""  # digest of the entry before, as it is stored
 
 
 def digest(evidence: object) -> str:
@@ -41,19 +53,46 @@ def digest(evidence: object) -> str:
 async def record(store: ControlStore, entry: LedgerEntry) -> None:
     """Append an entry, once: a flow that runs again from the top after a resume must not decide twice.
 
-    Two entries are the same when phase, event, gate, verdict and flow run are.
+    Two entries are the same when phase, event, gate, verdict and flow run are. Where another writer appends
+    meanwhile, this begins anew, so the chain has no fork.
     """
-    for earlier in await read(store):
-        same = (earlier.phase, earlier.event, earlier.gate, earlier.verdict, earlier.flow_run_id)
-        if entry.flow_run_id and same == (entry.phase, entry.event, entry.gate, entry.verdict, entry.flow_run_id):
+    while True:
+        async with store.client.pipeline(transaction=True) as pipe:
+            await pipe.watch(store.keys.ledger)
+            entries = await read_stored(store)
+            for earlier in map(LedgerEntry.model_validate, entries):
+                same = (earlier.phase, earlier.event, earlier.gate, earlier.verdict, earlier.flow_run_id)
+                if entry.flow_run_id and same == (entry.phase, entry.event, entry.gate, entry.verdict, entry.flow_run_id):
+                    return
+            chained = entry.model_copy(update={"before": digest(entries[-1]) if entries else FIRST})
+            pipe.multi()
+            pipe.xadd(store.keys.ledger, {"entry": chained.model_dump_json()})
+            try:
+                await pipe.execute()
+            except WatchError:
+                continue
             return
-    await answered(store.client.xadd(store.keys.ledger, {"entry": entry.model_dump_json()}))
 
 
 async def read(store: ControlStore) -> list[LedgerEntry]:
     """Every entry, oldest first."""
+    return [LedgerEntry.model_validate(entry) for entry in await read_stored(store)]
+
+
+async def read_stored(store: ControlStore) -> list[Json]:
+    """Every entry as it is stored, oldest first: what the chain is made of."""
     raw = await answered(store.client.xrange(store.keys.ledger))
-    return [LedgerEntry.model_validate_json(fields[b"entry"]) for _, fields in raw]
+    return [orjson.loads(fields[b"entry"]) for _, fields in raw]
+
+
+def broken(entries: Sequence[Json]) -> list[str]:
+    """Return where the chain of stored entries does not hold; empty where it does."""
+    chain = [FIRST, *(digest(entry) for entry in entries)]
+    return [
+        f"ledger: entry {number} does not follow the one before it; an entry was changed, removed, added or moved"
+        for number, (entry, before) in enumerate(zip(entries, chain, strict=False), 1)
+        if entry.get("before") != before
+    ]
 
 
 def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> LedgerEntry | None:
@@ -68,6 +107,7 @@ FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRA
 CUTOVER = "cutover"  # the first gate of Commit
 FINALISE = "finalise"  # the second gate of Commit
 CANARY = "canary-"  # with the percentage: gates of Commit before CUTOVER, which decide nothing but their share
+BACK = "back"  # the first gate of Rollback
 NEXT = "next"  # the second gate of Rollback: retry or abandon
 
 

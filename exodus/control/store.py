@@ -32,9 +32,10 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | gap            | hash   | gateways, syncers | cutover, status      | open gaps: what no journal covers, JSON               |
 | scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
 | lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
-| ledger         | stream | flows             | preconditions        | decisions and phase ends, never trimmed               |
+| ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
+| answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
-| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded length          |
+| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
 | divergence     | hash   | comparer          | flows, repair        | packed key → divergence, JSON                         |
 | seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
 | telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
@@ -120,6 +121,7 @@ class Keys:
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"
+        self.answers = self.prefix + "answers:"
         self.divergence = self.prefix + "divergence"
         self.budget = self.prefix + "budget"
         self.pace = self.prefix + "pace"

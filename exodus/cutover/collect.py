@@ -96,7 +96,7 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
     documents: dict[str, object] = {
         "plan": plan.model_dump(mode="json"),
         "route": (await read_route(store)).model_dump(mode="json"),
-        "ledger": {"entries": [entry.model_dump(mode="json") for entry in await ledger.read(store)]},
+        "ledger": {"entries": await ledger.read_stored(store)},
         "phases": await store.phases(),
         "open-gaps": {"gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()]},
         "dead-letters": {"letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()]},

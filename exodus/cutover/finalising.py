@@ -6,6 +6,7 @@ from typing import Any
 
 from exodus.config import Phase, Plan, Side
 from exodus.control import freshness, journal, ledger, registry
+from exodus.control.identity import Identity, decider, why_not_the_second
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
@@ -26,7 +27,7 @@ def _last_switch(entries: list[LedgerEntry]) -> LedgerEntry | None:
     return next((entry for entry in reversed(entries) if entry.event == "switched"), None)
 
 
-async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str]:
+async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> list[str]:
     """Why the source may not be given up now; empty where it may."""
     found: list[str] = []
     entries = await ledger.read(store)
@@ -38,8 +39,8 @@ async def problems(store: ControlStore, plan: Plan, decided_by: str) -> list[str
     if open_until_ms > now_ms:
         found.append(f"the observation window is open for another {(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)")
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
-    if plan.two_people and technical is not None and technical.decided_by.strip().casefold() == decided_by.strip().casefold():
-        found.append(f"{technical.decided_by} decided to cut over; somebody else must decide this (two_people)")
+    if plan.two_people and technical is not None and (why := why_not_the_second(decider(technical), decided_by)) is not None:
+        found.append(why)
     found += await _of_the_way_back(store, plan, now_ms, route, switched.at_ms if switched is not None else 0)
     for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
         count = int(await answered(store.client.hlen(key)))
@@ -68,7 +69,7 @@ async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: 
     return found
 
 
-async def check(store: ControlStore, plan: Plan, decided_by: str) -> None:
+async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
     """Check again, right before it is done, what was checked when somebody decided it.
 
     Raises:

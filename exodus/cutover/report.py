@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from html import escape
 from typing import Any, cast
+
+from exodus.shown import html
 
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
@@ -21,12 +22,12 @@ def _when(at_ms: object) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    lines = ["<table><tr>", *(f"<th>{escape(name)}</th>" for name in head), "</tr>"]
+    lines = ["<table><tr>", *(f"<th>{html(name)}</th>" for name in head), "</tr>"]
     for number, row in enumerate(rows):
         if number == _ROWS_MAX:
             lines.append("<tr><td>… the rest stands in the JSON files</td></tr>")
             break
-        lines += ["<tr>", *(f"<td>{escape('' if cell is None else str(cell))}</td>" for cell in row), "</tr>"]
+        lines += ["<tr>", *(f"<td>{html('' if cell is None else cell)}</td>" for cell in row), "</tr>"]
     return "".join([*lines, "</table>"])
 
 
@@ -39,8 +40,8 @@ def render(documents: Mapping[str, object]) -> str:
     plan = cast("Json", documents.get("plan") or {})
     ledger = cast("list[Json]", (cast("Json", documents.get("ledger") or {})).get("entries") or [])
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Exodus: {escape(str(plan.get("name")))}</title><style>{_STYLE}</style>',
-        f"<h1>Migration {escape(str(plan.get('name')))}</h1>",
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Exodus: {html(str(plan.get("name")))}</title><style>{_STYLE}</style>',
+        f"<h1>Migration {html(plan.get('name'))}</h1>",
         "<h2>Decisions</h2>",
         _table(
             ("when", "phase", "gate", "verdict", "by", "why", "evidence (digest)"),
@@ -62,12 +63,12 @@ def render(documents: Mapping[str, object]) -> str:
     for name, document in sorted(documents.items()):
         if name in ("plan", "ledger") or not isinstance(document, dict):
             continue
-        parts.append(f"<h2>{escape(name)}</h2>{_pairs(document)}")
+        parts.append(f"<h2>{html(name)}</h2>{_pairs(document)}")
         for field, rows in document.items():
             if isinstance(rows, list) and rows and isinstance(rows[0], dict):
                 columns = list(dict.fromkeys(column for row in rows for column in row))
-                parts.append(f"<h3>{escape(field)}</h3>" + _table(columns, ([row.get(column) for column in columns] for row in rows)))
+                parts.append(f"<h3>{html(field)}</h3>" + _table(columns, ([row.get(column) for column in columns] for row in rows)))
             elif isinstance(rows, dict) and rows:
-                parts.append(f"<h3>{escape(field)}</h3>" + _pairs(rows))
+                parts.append(f"<h3>{html(field)}</h3>" + _pairs(rows))
     parts.append(f"<h2>Configuration</h2>{_pairs(plan)}</html>")
     return "\n".join(parts)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from exodus.config import CONNECT_TIMEOUT_S, Side
+from exodus.config import CONNECT_TIMEOUT_S, DRAIN_PATIENCE_S, Side
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
 from exodus.gateway.session import Session, Stage
 from exodus.resp.encode import encode
@@ -33,7 +33,7 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
-    patience = loop.time() + within_s / 2  # for what the authority says of bytes that we cannot read
+    patience = loop.time() + DRAIN_PATIENCE_S
     left = list(connections)  # new ones begin under the hold, and who has its answers gets nothing more to do
     again = 0.0
     while True:
@@ -43,8 +43,12 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
             again = loop.time() + _AGAIN_S
         for connection in left:
             session = connection.session
-            if session.uncounted or (session.unread and loop.time() > patience):
+            patient = loop.time() < patience
+            if session.uncounted or (session.unread and not patient):
                 connection.close(f"held: {session.opaque}")
+                continue
+            if session.unfinished and not patient:
+                connection.close("held: a request that does not end")  # its end was never sent, so it is not executed
                 continue
             if session.confirmed:
                 continue

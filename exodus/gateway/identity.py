@@ -18,6 +18,8 @@ from pathlib import Path
 
 import orjson
 
+from exodus.private import private_folder, write_private
+
 log = logging.getLogger(__name__)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -42,11 +44,9 @@ def identify(folder: Path, *, ended: bool) -> Identity:
     except (OSError, ValueError, KeyError) as exc:
         log.error("%s cannot be read: this instance gets another name: %s", path, exc)
         token, before = secrets.token_hex(8), boot
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".new")
+    private_folder(folder)
     try:
-        scratch.write_bytes(orjson.dumps({"token": token, "boot": boot}))
-        scratch.replace(path)
+        write_private(path, orjson.dumps({"token": token, "boot": boot}))
     except OSError as exc:
         log.error("%s cannot be written: the next process of this folder counts as another instance: %s", path, exc)
     return Identity(token, host_restarted=before != boot and not ended)

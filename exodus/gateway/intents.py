@@ -31,6 +31,7 @@ import orjson
 
 from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
+from exodus.private import FILE_MODE, private_folder
 
 log = logging.getLogger(__name__)
 _HEAD_BYTES = 9
@@ -63,7 +64,7 @@ class IntentLog:
         self._map: mmap.mmap | None = None
         self._at = 0
         self._room = 0  # bytes of the segment that is written now
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         # Known before the first append, which would otherwise begin with a number that is taken.
         self._number = max(map(_number, self._segments()), default=0)
         self._spool_bytes = 0
@@ -176,6 +177,7 @@ class IntentLog:
         said = orjson.dumps({"segments": listed, "spool_bytes": spool_bytes})
         scratch = self._folder / "intents.new"
         try:
+            scratch.touch(mode=FILE_MODE)
             scratch.write_bytes(b"%08x\n" % crc32(said) + said)
             scratch.replace(self._folder / MANIFEST)
         except OSError as exc:

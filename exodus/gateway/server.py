@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import NamedTuple, cast
 
 import orjson
@@ -30,6 +31,8 @@ from exodus.config import (
     HEARTBEAT_STALE_S,
     HELD_HEARTBEAT_S,
     MOVE_SECONDS_MAX,
+    SHADOW_BYTES_PER_S_MAX,
+    SHADOW_KEPT_MS,
     SHADOW_QUEUE_MAX,
     Address,
     Feed,
@@ -63,6 +66,7 @@ from exodus.gateway.scripts import digest
 from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.undescribed import Undescribed
+from exodus.private import write_private
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
@@ -80,6 +84,8 @@ _SPARE_LEGS_MAX = 1_000
 _SPARE_S = 5.0  # how long they are kept where no hold comes
 _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while applications wait
 _FLUSH_LOOK_S = 0.01  # where no flush ends in between
+_SHADOW_EVERY_S = 0.05
+_SHADOW_BATCH = 500
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
 _CANARY_LINGERS_S = 1.0  # for what was asked before the canary ended
 _FIELDS_OF_7 = 10  # of a row of COMMAND, from Redis 7.0 on
@@ -464,6 +470,7 @@ class Gateway:
 
     def _orders_of(self, orders: Orders, authority: Side, generation: int) -> None:
         orders.authority = authority
+        orders.login_needed = False  # until it was asked
         orders.tag = tag_of(generation)
         orders.silence_covers_pushes = authority in self._old_sides
 
@@ -829,19 +836,42 @@ class Gateway:
         return {**named, OTHER: rest} if rest else named
 
     async def publish_shadow(self) -> None:
-        """Carry sampled pairs to the comparer's stream."""
+        """Carry sampled pairs to the comparer's stream.
+
+        They are requests and replies of applications, so the control store keeps few of them and not for long:
+        `SHADOW_BYTES_PER_S_MAX` of each gateway process, for `SHADOW_KEPT_MS`. More are dropped and counted.
+        """
+        name, allowed, then = self.store.keys.shadow, 0.0, monotonic()
         while True:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(_SHADOW_EVERY_S)
+            now = monotonic()
+            allowed, then = min(allowed + (now - then) * SHADOW_BYTES_PER_S_MAX, SHADOW_BYTES_PER_S_MAX), now
             if not self._shadow:
                 continue
             pipe = self.store.client.pipeline(transaction=False)
-            count = min(len(self._shadow), 500)
-            for _ in range(count):
-                pipe.xadd(self.store.keys.shadow, self._shadow.popleft(), maxlen=2 * SHADOW_QUEUE_MAX, approximate=True)  # type: ignore[arg-type]
+            count = 0
+            for _ in range(min(len(self._shadow), _SHADOW_BATCH)):
+                pair = self._shadow.popleft()
+                size = len(cast("bytes", pair["q"])) + len(cast("bytes", pair["r"]))
+                if size > allowed:
+                    self.shadow_dropped += 1
+                    continue
+                allowed -= size
+                count += 1
+                pipe.xadd(name, pair, maxlen=2 * SHADOW_QUEUE_MAX, approximate=True)  # type: ignore[arg-type]
             try:
-                await pipe.execute()
+                if count:
+                    ids = await pipe.execute()
+                    await self._expire_shadow(name, int(ids[-1].partition(b"-")[0]))
             except _STORE_ERRORS:
                 self.shadow_dropped += count
+
+    async def _expire_shadow(self, name: str, now_ms: int) -> None:
+        """Drop pairs that are older than they are kept, and all of them where none comes any more."""
+        pipe = self.store.client.pipeline(transaction=False)
+        pipe.xtrim(name, minid=now_ms - SHADOW_KEPT_MS, approximate=False)
+        pipe.pexpire(name, SHADOW_KEPT_MS)
+        await pipe.execute()
 
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
@@ -897,6 +927,7 @@ class Gateway:
                     reader, writer = await self._probe(side)
             except (OSError, TimeoutError) as exc:
                 self._authority_why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
+                self._main.orders.login_needed = False  # not known
                 await asyncio.sleep(_PROBE_S)
                 continue
             try:
@@ -907,6 +938,7 @@ class Gateway:
                     if not line:
                         break
                     code = line[1:].split(b" ", 1)[0].strip()
+                    self._main.orders.login_needed = line[:1] == b"-" and code == b"NOAUTH"
                     busy = line[:1] == b"-" and code in (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
                     self._authority_why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
                     await asyncio.sleep(_PROBE_S)
@@ -941,10 +973,8 @@ class Gateway:
         if route.epoch != self._applied or self._stopping.is_set():
             return  # a later one is remembered instead
         path = self.options.state_dir / "last.json"
-        scratch = path.with_suffix(".new")
         try:
-            scratch.write_bytes(orjson.dumps({"plan": self.plan.model_dump(mode="json"), "route": route.model_dump(mode="json")}))
-            scratch.replace(path)
+            write_private(path, orjson.dumps({"plan": self.plan.model_dump(mode="json"), "route": route.model_dump(mode="json")}))
         except OSError as exc:
             log.warning("the last route could not be kept in %s: %s", path, exc)
 

@@ -345,6 +345,7 @@ class Session:
         self.channels: set[bytes] = set()  # as confirmed, each behind its kind
         self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
         self.frozen = False
+        self.turn = 0  # requests in the bytes that were read last
         self.pending = PendingQueue()
         self.writes_in_flight = 0
         self._requests = RequestScanner(orders.table.kept)
@@ -364,6 +365,7 @@ class Session:
         self._login_waits = False  # a login is kept until what is before it was answered
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
+        self._let_in = False  # the authority has done something for this session
         self._closing = False  # it said that it closes the connection
         self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
         self._client_id_asked = False
@@ -387,6 +389,7 @@ class Session:
         buffered = self._unsent + data if self._unsent else data
         already = self._requests.partial_bytes if self._streaming else 0  # of the first frame, forwarded before
         requests = self._requests.feed(data)
+        self.turn = len(requests)
         start = 0  # of the next frame in `buffered`
         sent = 0  # forwarded up to here
         intents: list[Key] = []
@@ -890,6 +893,8 @@ class Session:
             if reply.nil and (pending.deadline is None or pending.deadline > now):
                 self._send_again(pending, now)
                 return b""
+        if not self._let_in and not failed and command.role is not Role.RESET and command.role is not Role.QUIT:
+            self._let_in = True
         if self._skip_next:
             self._skip_next = False
             self._edits -= 1
@@ -1241,6 +1246,7 @@ class Session:
 
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
         if pending.size == _LOGIN:
+            self._let_in = self._let_in or reply.kind == 0x2B
             if reply.kind != 0x2B:
                 self._login_waits = False  # what was kept is dropped with the connection
                 self.out.close("the login that the plan gives was refused")
@@ -1267,7 +1273,13 @@ class Session:
         self.out.settled()
 
     def unanswered(self) -> Unanswered:
-        """Return what the authority was asked to change and has not answered for."""
+        """Return what the authority was asked to change and has not answered for.
+
+        Nothing, where it asks for a login and this session has shown none that was taken, nor has one under way.
+        """
+        logins = any(pending.command.role in (Role.AUTH, Role.HELLO) or pending.swallow for pending in self.pending)
+        if self.orders.login_needed and not self._let_in and not logins and not self._unread:
+            return Unanswered([], [], [])
         keys: list[Key] = []
         barriers: list[Barrier] = []
         gaps: list[str] = [NO_ANSWER] if self._unread or self._accepted else []  # what could not be read may have been executed
@@ -1310,6 +1322,11 @@ class Session:
     def unread(self) -> bool:
         """Whether the authority has not said yet what it thinks of bytes that we cannot read."""
         return self._unread
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether all that keeps a hold from being complete is a long write whose end the client has not sent."""
+        return not self.writes_in_flight and self._streaming and self._streams_write()
 
     @property
     def uncounted(self) -> bool:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from exodus.config import SPOOL_BYTES_MAX
 from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
+from exodus.private import private_folder
 
 log = logging.getLogger(__name__)
 _SIZES = struct.Struct("<III")  # of the keys, of the barriers; the body's checksum
@@ -40,7 +41,7 @@ class Spool:
         self.keys = 0
         self.bytes = 0  # of whole records; anything behind them in the file is cut off before it grows
         self.damage: list[str] = []  # what could not be read, each a gap
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
         for end, batch in self._read(self.damage):
             self.bytes = end
             self.keys += len(batch[0])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from exodus.errors import OperatorError
 from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
+from exodus.private import private_folder
 
 log = logging.getLogger(__name__)
 _SLOTS_MAX = 256
@@ -32,7 +33,7 @@ _KILL_AFTER_S = 5.0  # beyond the time that workers were given to drain
 
 def lock_state(folder: Path) -> int | None:
     """Lock a state folder for this process; None where another one has it. The lock ends with the process or with `os.close`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +94,7 @@ class Supervisor:
         self._host = host
         self._command = command
         self._stop = False
-        state_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(state_dir)
         path = state_dir / f"{id_}.takeover"
         self._takeover: Takeover | None = take_over(path)
         try:

@@ -229,7 +229,7 @@ def run(path: str, module: str, refresh: str) -> None:
             signal.signal(number, lambda number, _: server.sendall(bytes([number])))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     if not taken:
-        os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606
+        os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606 - what the stack itself started this for
     said = server.recv(16)
     if not said:
         raise SystemExit("the fork server ended, and what it had forked with it")

@@ -11,6 +11,11 @@ import orjson
 import psutil
 from pydantic import BaseModel, ConfigDict
 
+from exodus.private import FILE_MODE, open_to_others, private_folder, write_private
+from exodus.shown import remember
+
+_PRIVATE = ("*.password", "*.given-password", "prefect.login", "prefect.env", "migration.yaml", "pids.json")
+
 
 class Running(BaseModel):
     """One process that was started; `created` tells it from a later process with the same pid."""
@@ -64,18 +69,39 @@ class Home:
         return self.logs / f"{name}.log"
 
     def make(self) -> None:
-        """Make the folders; they hold secrets, so nobody else may look."""
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        self.data.mkdir(exist_ok=True)
+        """Make the folders; they hold secrets, so nobody else may look. Modes of existing ones are corrected.
+
+        Raises:
+            OperatorError: another user owns one.
+        """
+        for folder in (self.root, self.logs, self.data):
+            private_folder(folder)
+        for file in self.private_files():
+            if open_to_others(file):
+                file.chmod(FILE_MODE)
+
+    def private_files(self) -> list[Path]:
+        """Return the files here that hold passwords, or lead to them."""
+        return sorted(path for pattern in _PRIVATE for path in self.root.glob(pattern))
 
     def secret(self, name: str) -> Path:
         """A file with a random password, made once."""
         path = self.root / f"{name}.password"
         if not path.exists():
-            path.touch(mode=0o600)
-            path.write_text(secrets.token_urlsafe(24) + "\n")
+            write_private(path, secrets.token_urlsafe(24) + "\n")
         return path
+
+    @property
+    def prefect_login_file(self) -> Path:
+        """The file with the authentication string of the stack's Prefect, as its UI asks for it."""
+        return self.root / "prefect.login"
+
+    def prefect_login(self) -> str:
+        """Return the authentication string of the stack's Prefect, USER:PASSWORD, made once."""
+        path = self.prefect_login_file
+        if not path.exists():
+            write_private(path, f"exodus:{secrets.token_urlsafe(24)}\n")
+        return remember(path.read_text().strip())
 
     def running(self) -> list[Running]:
         """What was recorded and still runs."""
@@ -90,7 +116,7 @@ class Home:
 
     def record(self, entries: list[Running]) -> None:
         """Replace the record."""
-        (self.root / "pids.json").write_bytes(orjson.dumps([entry.model_dump() for entry in entries], option=orjson.OPT_INDENT_2))
+        write_private(self.root / "pids.json", orjson.dumps([entry.model_dump() for entry in entries], option=orjson.OPT_INDENT_2))
 
     def prefect_environment(self) -> dict[str, str]:
         """The variables of `prefect.env`; empty where no stack was started here."""

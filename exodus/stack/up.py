@@ -18,10 +18,11 @@ from typing import Any
 import yaml
 from redis.exceptions import RedisError
 
-from exodus.config import Side, load_migration
+from exodus.config import Address, Side, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError
+from exodus.private import write_private
 from exodus.stack import prefect, servers
 from exodus.stack.home import Home, Running, free_port
 from exodus.stack.processes import Started, end, start, wait_ready
@@ -56,6 +57,7 @@ def urls(home: Home) -> dict[str, str]:
     }
     if "prefect-server" in ports:
         found["Prefect UI"] = f"http://127.0.0.1:{ports['prefect-server']}"
+        found["Prefect login"] = f"cat {home.prefect_login_file.absolute()}  # paste it where the UI asks for a password"
     return found
 
 
@@ -128,7 +130,7 @@ class _Stack:
         if "forkserver" in gone:
             self.add(prefect.start_forkserver(home, prefect_port))
         if "prefect-worker" in gone:
-            wait_ready(self.add(prefect.start_worker(home, prefect_port)), lambda: prefect.worker_online(prefect_port), within_s=60)
+            wait_ready(self.add(prefect.start_worker(home, prefect_port)), lambda: prefect.worker_online(home, prefect_port), within_s=60)
 
     def start(self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]) -> None:
         home = self.home
@@ -137,7 +139,7 @@ class _Stack:
         # A server process finds only fresh state: blocks and runs of an earlier stack of this home would name dead ports.
         shutil.rmtree(environment["PREFECT_HOME"], ignore_errors=True)
         server = self.add(prefect.start_prefect_server(home, port))
-        home.prefect_env.write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+        write_private(home.prefect_env, "".join(f"{name}={value}\n" for name, value in environment.items()))
         say("starting servers")
         self._servers(wanted)
         asyncio.run(self._register())
@@ -156,7 +158,7 @@ class _Stack:
             registering = pool.submit(prefect.register, home, port)
             registering.result()
             deploying.result()
-        wait_ready(worker, lambda: prefect.worker_online(port), within_s=60)
+        wait_ready(worker, lambda: prefect.worker_online(home, port), within_s=60)
 
     def _servers(self, wanted: Wanted) -> None:
         home = self.home
@@ -168,7 +170,7 @@ class _Stack:
             ("control_store", None, None, ServerKind.VALKEY_91),
         ):
             if url is not None:
-                given[name] = {"url": url, **({"password_file": str(password_file.absolute())} if password_file else {})}
+                given[name] = _given(home, name, url, password_file)
                 continue
             server_port = free_port()
             shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty: what an earlier one migrated is not this one's
@@ -178,8 +180,7 @@ class _Stack:
         for server in embedded:
             wait_server(server)
         document = {"name": MIGRATION, **given, "gateway": {"host": "127.0.0.1", "port": free_port()}, **(wanted.options or {})}
-        home.migration_file.touch(mode=0o600)
-        home.migration_file.write_text(yaml.safe_dump(document, sort_keys=False))
+        write_private(home.migration_file, yaml.safe_dump(document, sort_keys=False))
 
     def _embedded(self, name: str, kind: ServerKind, port: int) -> servers.Server:
         home = self.home
@@ -214,6 +215,15 @@ class _Stack:
                 wait_ready(part, lambda: servers.answers(file.plan.gateway.port), within_s=30)
             else:
                 wait_ready(part, lambda kind=part.name: asyncio.run(_registered(home, kind)), within_s=30)  # type: ignore[misc]
+
+
+def _given(home: Home, name: str, url: str, password_file: Path | None) -> dict[str, str]:
+    """Return a real server as the migration file has it: a password in its URL goes into a file of its own."""
+    address = Address.parse(url, field=name)
+    if address.password is not None and password_file is None:
+        password_file = home.root / f"{name}.given-password"
+        write_private(password_file, address.password.get_secret_value() + "\n")
+    return {"url": address.url, **({"password_file": str(password_file.absolute())} if password_file else {})}
 
 
 async def _registered(home: Home, kind: str) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import redis
@@ -20,9 +21,9 @@ from exodus.cli.demo import tamper
 from exodus.cli.phases import answer_open_decision, read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, Phase, load_migration
-from exodus.control import ledger
+from exodus.control import identity, ledger
 from exodus.control.checkpoint import load_progress
-from exodus.control.ledger import CUTOVER
+from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.stack.home import Home
@@ -294,6 +295,14 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
     assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
+    # Who answered by the command line is known by the operating system, whatever name was typed; who answered the form is not.
+    assert ledger.broken(asyncio.run(_stored(file))) == []
+    (somebody,) = [entry for entry in entries if entry.decided_by == "somebody"]
+    assert (somebody.known_by, somebody.person) == ("operating system", identity.of_this_process().person)
+    (typed,) = [entry for entry in entries if entry.event == "decided" and entry.gate == CUTOVER]
+    assert (typed.known_by, typed.person) == ("typed", "the test")
+    (asked,) = [entry for entry in entries if entry.event == "decided" and entry.gate == BACK and entry.verdict == "approve"]
+    assert (asked.known_by, asked.why) == ("operating system", "because it is tested")
     # The digest is of what the form showed, and what it showed is kept.
     cutover = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     assert cutover is not None
@@ -314,9 +323,61 @@ async def _report(file: MigrationFile, name: str) -> dict:
         return await store.report(name) or {}
 
 
+async def _stored(file: MigrationFile) -> list[dict]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        return await ledger.read_stored(store)
+
+
 async def _ledger(file: MigrationFile) -> list[ledger.LedgerEntry]:
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         return await ledger.read(store)
+
+
+def test_prefect_asks_for_a_login_and_gives_no_secret_away(operator: Operator) -> None:
+    url, api = operator.api.url, operator.api
+    asked = {"include_secrets": True}
+    assert httpx.get(f"{url}/health").status_code == 200
+    for path in ("block_documents/filter", "flow_runs/filter", "deployments/filter"):
+        assert httpx.post(f"{url}/{path}", json=asked).status_code == 401
+        assert httpx.post(f"{url}/{path}", json=asked, auth=("exodus", "guessed")).status_code == 401
+    # Who may log in finds where the passwords are, and no password.
+    blocks = api._call("POST", "/block_documents/filter", json=asked).text
+    for name in ("source", "target", "control_store"):
+        file = operator.home.secret(name)
+        assert str(file) in blocks
+        assert file.read_text().strip() not in blocks
+    other = api._http.post("/flow_runs/count", json={}, headers={"Origin": "http://another.invalid"})
+    assert other.status_code == 200
+    assert "access-control-allow-origin" not in other.headers
+    assert operator.home.prefect_login_file.stat().st_mode & 0o777 == 0o600
+    assert operator.home.prefect_env.stat().st_mode & 0o777 == 0o600
+    told = operator.exodus("doctor", "--json")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"Prefect at {url} asks for a login" in [each["what"] for each in json.loads(told.stdout)]
+
+
+def test_a_run_cannot_bring_a_command_of_its_own(operator: Operator, tmp_path: Path) -> None:
+    api, marker = operator.api, tmp_path / "ran"
+    deployment = api._call("GET", "/deployments/name/lifecycle/exodus").json()
+    for variables in ({"command": f"touch {marker}"}, {"env": {"PYTHONPATH": str(tmp_path)}}, {"working_dir": str(tmp_path)}):
+        body = {"parameters": {"migration": operator.file.plan.name}, "state": {"type": "SCHEDULED"}, "job_variables": variables}
+        made = api._call("POST", f"/deployments/{deployment['id']}/create_flow_run", json=body)
+        assert made.status_code in (409, 422), made.text
+    # Neither a change of the deployment nor a run made beside it is checked by the server. The worker has no
+    # place to put the variables.
+    flow_run = {
+        "flow_id": deployment["flow_id"], "deployment_id": deployment["id"], "work_pool_name": "exodus",
+        "state": {"type": "SCHEDULED"},
+        "parameters": {"migration": operator.file.plan.name}, "job_variables": {"command": f"touch {marker}"},
+    }  # fmt: skip
+    api._call("PATCH", f"/deployments/{deployment['id']}", json={"job_variables": {"command": f"touch {marker}"}})
+    made = api._call("POST", "/flow_runs/", json=flow_run)
+    assert made.status_code == 201, made.text
+    ended = lambda: api.run(made.json()["id"])["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")  # noqa: E731
+    wait_until(ended, within_s=120, otherwise="the run never ended")
+    api._call("PATCH", f"/deployments/{deployment['id']}", json={"job_variables": {}})
+    assert api.run(made.json()["id"])["state"]["type"] == "COMPLETED"
+    assert not marker.exists()
 
 
 def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:

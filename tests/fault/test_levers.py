@@ -9,6 +9,7 @@ import pytest
 from exodus.config import Hold, JournalMode, Phase, Side
 from exodus.control import ledger
 from exodus.control.freshness import record_pass
+from exodus.control.identity import Identity
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.store import guard_key
@@ -173,27 +174,27 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
 
 async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     store, plan = ready.store, ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True})
-    assert "the source is the authority" in await finalising.problems(store, plan, "Ada")
+    assert "the source is the authority" in await finalising.problems(store, plan, Identity(person="Ada"))
     assert (await switch.apply(store, ready.plan, Side.TARGET)).switched
     await ready.drained()
     now_ms = await store.now_ms()
     decided = LedgerEntry(at_ms=now_ms, phase=Phase.COMMIT, event="decided", gate=CUTOVER, verdict="approve", decided_by="Ada")
     await ledger.record(store, decided)
     await ledger.record(store, LedgerEntry(at_ms=now_ms - 1_800_000, phase=Phase.COMMIT, event="switched", verdict="target"))
-    assert "no verification of all keys began after the cutover" in str(await finalising.problems(store, plan, " ada"))
+    assert "no verification of all keys began after the cutover" in str(await finalising.problems(store, plan, Identity(person=" ada")))
     await reconcile(await ready.engine(), Phase.COMMIT, settle_s=0.1)
-    found = await finalising.problems(store, plan, " ada")
+    found = await finalising.problems(store, plan, Identity(person=" ada"))
     assert len(found) == 2
     assert "open for another 0.5 h" in found[0]
     assert "somebody else must decide" in found[1]
-    assert await finalising.problems(store, ready.plan, "Ada") == []
+    assert await finalising.problems(store, ready.plan, Identity(person="Ada")) == []
     await ledger.record(store, LedgerEntry(at_ms=now_ms - 30 * 3_600_000, phase=Phase.COMMIT, event="switched", verdict="target"))
     await record_pass(store, now_ms - 25 * 3_600_000, {}, 1)
-    assert "is 25.0 h old (verification_hours_max)" in str(await finalising.problems(store, ready.plan, "Ada"))
+    assert "is 25.0 h old (verification_hours_max)" in str(await finalising.problems(store, ready.plan, Identity(person="Ada")))
     with pytest.raises(DecisionRefused, match="may not be given up"):
-        await finalising.check(store, ready.plan, "Ada")
+        await finalising.check(store, ready.plan, Identity(person="Ada"))
     await ready.change(sync=False)
-    assert "reverse sync is not healthy" in str(await finalising.problems(store, ready.plan, "Grace"))
+    assert "reverse sync is not healthy" in str(await finalising.problems(store, ready.plan, Identity(person="Grace")))
     await ready.change(sync=True)
     stranger = ready.boxes[Side.SOURCE].client(client_name="old-cron-job")
     plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")

@@ -1,0 +1,127 @@
+"""`exodus doctor`: what of the setup is open to others, or would not last.
+
+It looks at Prefect's login, the control store's durability, TLS files, and the modes of files that hold
+secrets. It changes nothing. `exodus up` and `exodus apply` show the warnings about Prefect too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import typer
+
+from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
+from exodus.cli.output import say, show_json, show_table
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import Address, MigrationFile
+from exodus.control.durable import StoreFinding, check_store
+from exodus.control.store import ssl_context
+from exodus.errors import ExodusError
+from exodus.private import open_to_others
+from exodus.stack.home import Home
+
+_ANSWERS_S = 5.0
+_OTHER_ORIGIN = "http://another-origin.invalid"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def check_prefect(url: str) -> list[StoreFinding]:
+    """Ask Prefect without a login, and as a page of another origin."""
+    try:
+        answer = httpx.post(f"{url}/flow_runs/count", json={}, headers={"Origin": _OTHER_ORIGIN}, timeout=_ANSWERS_S)
+    except httpx.HTTPError as exc:
+        return [StoreFinding("warning", f"Prefect at {url} does not answer", str(exc) or type(exc).__name__, "start it")]
+    found = []
+    if answer.status_code not in (401, 403):
+        found.append(StoreFinding(
+            "warning", f"Prefect at {url} answers without a login",
+            "whoever reaches it can read blocks, answer decisions, and run commands as the worker's user",
+            "set PREFECT_SERVER_API_AUTH_STRING on its server, PREFECT_API_AUTH_STRING for workers and this command",
+        ))  # fmt: skip
+    if answer.headers.get("access-control-allow-origin") in ("*", _OTHER_ORIGIN):
+        found.append(StoreFinding(
+            "warning", f"Prefect at {url} lets pages of any origin use its API",
+            "a web page that an operator visits can send it requests", "set PREFECT_SERVER_CORS_ALLOWED_ORIGINS to its own origin",
+        ))  # fmt: skip
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        found.append(StoreFinding(
+            "warning", f"Prefect at {url} is reached without TLS", "the login can be read on the way", "put TLS in front of it",
+        ))  # fmt: skip
+    return found or [StoreFinding("ok", f"Prefect at {url} asks for a login")]
+
+
+def warn_of_open_prefect(api: PrefectApi) -> None:
+    """Say what is open at a Prefect that is about to be used."""
+    for finding in check_prefect(api.url):
+        if finding.severity != "ok":
+            say(f"warning: {finding.what}: {finding.why}; {finding.next_step}")
+
+
+def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
+    files = [("ca_file", tls.ca_file), ("cert_file", tls.cert_file), ("key_file", tls.key_file)]
+    given = [(field, path) for field, path in files if path is not None]
+    if not tls.tls:
+        return []
+    try:
+        ssl_context(tls)
+    except (OSError, ssl.SSLError, ExodusError) as exc:
+        named = ", ".join(f"{field} {path}" for field, path in given)
+        return [StoreFinding("fatal", f"{name}: the TLS files cannot be used", f"{exc} ({named})", f"correct {name}.ca_file, cert_file or key_file")]
+    return [StoreFinding("ok", f"{name}: TLS with {', '.join(field for field, _ in given) or 'the CAs of this machine'}")]
+
+
+def _check_modes(file: MigrationFile, home: Home) -> list[StoreFinding]:
+    plan = file.plan
+    addresses = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
+    secrets: list[Path] = [
+        *([home.root, *home.private_files()] if home.root.exists() else []),
+        *(path for address in addresses.values() for path in (address.password_file, address.key_file) if path is not None),
+        *(path for login in plan.logins for path in (login.password_file, login.target_password_file) if path is not None),
+        *([plan.gateway.key_file] if plan.gateway.key_file is not None else []),
+    ]
+    found = [
+        StoreFinding("warning", f"{path} is open to other users", "it holds a secret, or leads to one", f"chmod go= {path}")
+        for path in dict.fromkeys(secrets)
+        if open_to_others(path)
+    ]
+    return found or [StoreFinding("ok", f"{len(set(secrets))} files and folders with secrets are open to this user only")]
+
+
+async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
+    try:
+        async with await open_store(file) as store:
+            return await check_store(store, {})
+    except ExodusError as exc:
+        return [StoreFinding("fatal", exc.what, exc.why, exc.next_step)]
+
+
+def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
+    """Return everything that the doctor finds."""
+    api = PrefectApi.known(home)
+    plan = file.plan
+    sides = [
+        ("source", plan.source), ("target", plan.target), ("control_store", file.control_store), ("gateway", plan.through_gateway(None)),
+    ]  # fmt: skip
+    return [
+        *([] if api is None else check_prefect(api.url)),
+        *asyncio.run(_check_control_store(file)),
+        *(finding for name, tls in sides for finding in _check_tls(name, tls)),
+        *_check_modes(file, home),
+    ]
+
+
+def doctor(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
+    """Show what of the setup is open to others, or would not last; exit status 1 where anything is. Example: exodus doctor"""
+    found = examine(migration_at(file, home), home_at(home))
+    if json:
+        show_json([{"severity": each.severity, "what": each.what, "why": each.why, "next_step": each.next_step} for each in found])
+    else:
+        rows = [(each.severity, each.what, each.why, each.next_step) for each in found]
+        show_table("doctor", ["severity", "what", "why", "next step"], rows)
+    if any(each.severity != "ok" for each in found):
+        raise typer.Exit(1)

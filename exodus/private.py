@@ -1,0 +1,52 @@
+"""Folders and files that only the user of the process may read. They hold passwords, logins, or what applications sent.
+
+An existing folder's mode is corrected, since an earlier version or another tool may have made it.
+A folder of another user is refused: its owner could replace what is written there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from exodus.errors import OperatorError
+
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+_OTHERS = 0o077
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder with mode 0700, or correct the mode of one that exists; returns the folder.
+
+    Raises:
+        OperatorError: it belongs to another user, or is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+    except FileExistsError as exc:
+        raise OperatorError(f"{folder} is not a folder", why="a file has its name", next_step="remove the file, or name another folder") from exc
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise OperatorError(
+            f"{folder} belongs to user {found.st_uid}",
+            why=f"this process runs as user {os.geteuid()}; the owner could replace what is written there",
+            next_step=f"chown {os.geteuid()} {folder}, or name another folder",
+        )
+    if found.st_mode & _OTHERS:
+        folder.chmod(FOLDER_MODE)
+    return folder
+
+
+def write_private(path: Path, data: bytes | str) -> None:
+    """Replace a file, in one step, by one with mode 0600."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.unlink(missing_ok=True)  # of a process with the same id that died
+    handle = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    scratch.replace(path)
+
+
+def open_to_others(path: Path) -> bool:
+    """Return whether other users of the machine may read or change a file or folder that exists."""
+    return path.exists() and bool(path.stat().st_mode & _OTHERS)

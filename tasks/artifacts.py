@@ -1,0 +1,24 @@
+"""Artifacts of Prefect. Its UI renders every text of a table as Markdown, and what they show comes from clients and servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import artifacts
+
+from exodus.shown import markdown
+from tasks.context import Json
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float)) else markdown(value)
+
+
+def create_table_artifact(*, key: str, table: list[Json], description: str) -> None:
+    """Show rows as they are."""
+    artifacts.create_table_artifact(key=key, table=[{name: _cell(value) for name, value in row.items()} for row in table], description=description)
+
+
+def create_markdown_artifact(*, key: str, text: str, description: str) -> None:
+    """Show Markdown whose values went through `exodus.shown.markdown`."""
+    artifacts.create_markdown_artifact(key=key, markdown=text, description=description)

@@ -1,0 +1,166 @@
+"""What stays behind on disk and in the control store is for this user only, and not for long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exodus.config import JournalMode, Side
+from exodus.control.store import answered
+from exodus.errors import OperatorError
+from exodus.gateway import server
+from exodus.private import private_folder, write_private
+from exodus.stack.home import Home
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+def _open(folder: Path) -> dict[str, str]:
+    """Paths under a folder, and itself, that others may read, write or enter."""
+    found = {path: path.stat().st_mode & 0o777 for path in (folder, *folder.rglob("*"))}
+    return {str(path): oct(mode) for path, mode in found.items() if mode & 0o077}
+
+
+def test_a_stack_s_folder_and_what_is_in_it_is_private_whatever_was_there_before(tmp_path: Path) -> None:
+    home = Home(tmp_path / "stack")
+    home.root.mkdir(mode=0o755)
+    home.logs.mkdir(mode=0o755)
+    for name in ("migration.yaml", "pids.json", "source.password"):
+        (home.root / name).write_text("x")
+        (home.root / name).chmod(0o644)
+    (home.root / "notes.txt").write_text("a file of somebody else's purpose")
+    (home.root / "notes.txt").chmod(0o644)
+    home.make()
+    home.secret("target")
+    home.prefect_login()
+    home.record([])
+    assert list(_open(home.root)) == [str(home.root / "notes.txt")]
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    if os.geteuid() == 0:
+        os.chown(folder, 4242, 4242)
+        with pytest.raises(OperatorError, match="belongs to user 4242"):
+            private_folder(folder)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OperatorError, match="not a folder"):
+        private_folder(tmp_path / "file")
+
+
+def test_a_file_is_private_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    path.chmod(0o666)
+    before = os.umask(0)
+    try:
+        write_private(path, "new")
+    finally:
+        os.umask(before)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o600)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_a_gateway_s_state_is_private(plant: Plant) -> None:
+    folder = plant.folder / "gw-1"
+    folder.mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        await plant.gateway()
+        await plant.start_live_sync()
+        await plant.app().set("k", "v")
+
+        async def remembered() -> bool:
+            return (folder / "last.json").exists()
+
+        await until(remembered, within_s=10, otherwise="the route was never kept")
+    finally:
+        os.umask(before)
+    assert _open(folder) == {}
+
+
+async def test_sampled_requests_do_not_stay_in_the_control_store(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SHADOW_KEPT_MS", 400)
+    gateway = await plant.gateway()
+    await plant.change(journal=JournalMode.SAMPLE, shadow_rate=1.0, shadow_salt=7)
+    app, name = plant.app(), plant.store.keys.shadow
+    await app.set("first", "of the application")
+
+    async def there() -> bool:
+        return bool(await answered(plant.store.client.xlen(name)))
+
+    await until(there, within_s=10, otherwise="nothing was sampled")
+    assert 0 < int(await answered(plant.store.client.pttl(name))) <= 400
+
+    async def trimmed() -> bool:  # while others come
+        await app.set("another", "value")
+        entries = await answered(plant.store.client.xrange(name))
+        return bool(entries) and all(b"first" not in fields[b"q"] for _, fields in entries)
+
+    await until(trimmed, within_s=10, otherwise="what was old stayed")
+
+    async def gone() -> bool:  # when none come any more
+        return not await answered(plant.store.client.exists(name))
+
+    await until(gone, within_s=10, otherwise="the stream never expired")
+    monkeypatch.setattr(server, "SHADOW_BYTES_PER_S_MAX", 10_000)
+    for _ in range(30):
+        await app.set("large", "x" * 3_000)
+
+    async def dropped() -> bool:
+        return gateway.shadow_dropped > 5
+
+    await until(dropped, within_s=10, otherwise="nothing was dropped beyond the limit")
+
+
+async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_path: Path) -> None:
+    await plant.gateway()
+    name = "[/red][link=http://x]y"
+    app = plant.app(client_name=name)
+    await app.ping()
+    file = plant.file(tmp_path)
+
+    async def shown() -> bool:
+        command = [sys.executable, "-m", "exodus.cli.app", "redirect", "--file", str(file)]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
+        )
+        assert done.returncode == 0, done.stderr
+        return name in done.stdout
+
+    await until(shown, within_s=30, otherwise="the client was never listed")
+
+
+async def test_the_doctor_names_what_is_open_or_cannot_be_used(plant: Plant, tmp_path: Path) -> None:
+    file, home = plant.file(tmp_path), tmp_path / "no-stack"
+    await asyncio.to_thread(file.chmod, 0o600)
+
+    async def findings() -> tuple[int, list[dict[str, str]]]:
+        command = [sys.executable, "-m", "exodus.cli.app", "doctor", "--json", "--file", str(file), "--home", str(home)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+        return done.returncode, json.loads(done.stdout)
+
+    status, found = await findings()
+    assert (status, {each["severity"] for each in found}) == (0, {"ok"}), found
+    secret = plant.boxes[Side.SOURCE].address().password_file
+    assert secret is not None
+    text = file.read_text()
+    try:
+        secret.chmod(0o644)
+        file.write_text(text.replace("target:\n", "target:\n  tls: true\n  ca_file: /nowhere/ca.pem\n", 1))
+        status, found = await findings()
+    finally:
+        secret.chmod(0o600)
+    said = [(each["severity"], each["what"]) for each in found if each["severity"] != "ok"]
+    assert status == 1
+    assert ("warning", f"{secret} is open to other users") in said
+    assert ("fatal", "target: the TLS files cannot be used") in said
