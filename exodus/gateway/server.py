@@ -183,6 +183,7 @@ class Gateway:
         self._main.orders.canary = self._canary
         self._canary_changing = asyncio.Lock()
         self._canary_share = 0.0  # that this process serves
+        self._foreseen: dict[Side, bool] = {}  # whether a side that is not the authority asks everybody for a login
         self._canary_why = ""  # why it gave the canary up, which the route may not say yet
         self._follower: Follower | None = None
         self._redirecting: Redirecting | None = None
@@ -470,12 +471,28 @@ class Gateway:
 
     def _orders_of(self, orders: Orders, authority: Side, generation: int) -> None:
         orders.authority = authority
-        orders.login_needed = False  # until it was asked
+        orders.login_needed = self._foreseen.get(authority, False)  # until it is asked again
         orders.tag = tag_of(generation)
         orders.silence_covers_pushes = authority in self._old_sides
 
+    async def _foresee(self, side: Side) -> None:
+        """Ask a side that may soon be the authority whether it asks for a login: what strangers leave unanswered there is no gap from the start.
+
+        On a connection that is closed at once, since the side counts who is still connected.
+        """
+        self._foreseen.pop(side, None)
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                reader, writer = await self._probe(side)
+                with contextlib.closing(writer):
+                    writer.write(b"PING\r\n")
+                    self._foreseen[side] = (await reader.readline()).startswith(b"-NOAUTH ")
+        except (OSError, TimeoutError, ValueError) as exc:
+            log.info("whether the %s asks for a login is not known: %s", side, str(exc) or type(exc).__name__)
+
     async def _complete_hold(self, scope: Scope) -> None:
         limit_s = self.plan.hold_seconds_max
+        self._spawn(self._foresee(scope.orders.authority.other))
         busy = await drain_writes(self._members(scope), self._settled, within_s=limit_s)
         self._journaler.hurry.set()
         if self._main.orders.scripts.waiting:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from exodus.config import Credentials, FenceKind, Plan, RoleUser, Side, Users
+from exodus.cutover import switch
 from exodus.cutover.fence import Fence, Record
 from exodus.errors import OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned, is_local
@@ -247,3 +248,20 @@ async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -
 def test_roles_need_users_of_their_own() -> None:
     with pytest.raises(ValueError, match="default"):
         Users(switch=RoleUser(source=Credentials(username="default", password_file=Path("x"))))
+
+
+async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login(plant: Plant) -> None:
+    """Until it was asked again, each stranger whose connection ended before an answer was an open gap, which blocked the way back."""
+    for box in plant.boxes.values():
+        box.client().execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
+    try:
+        gateway = await plant.gateway()
+        await plant.syncer()
+        await plant.start_live_sync()
+        await plant.backfill()
+        for to in (Side.TARGET, Side.SOURCE):
+            assert (await switch.apply(plant.store, plant.plan, to)).switched
+            assert gateway._main.orders.login_needed
+    finally:
+        for box in plant.boxes.values():
+            box.client().execute_command("ACL", "SETUSER", "default", "nopass")
