@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from exodus.cli.context import JsonOption
-from exodus.cli.output import show_json
+from exodus.cli.output import show, show_json
 from exodus.config import CopyStrategy, Feed, FenceKind, Side, UserRole
 from exodus.rights import Right, Version, Wanted, rights_of, rule_of, server_of
 
@@ -52,10 +52,10 @@ def users(
         show_json({"server": server, "side": str(side), "users": documents})
         return
     for document in documents:
-        print(f"# {document['user']}: {', '.join(document['roles'])}")
+        show(f"# {document['user']}: {', '.join(document['roles'])}")
         if document["administrator"]:
-            print(f"#   {', '.join(document['administrator'])}: an administrator's right; keep this password as you keep theirs")
+            show(f"#   {', '.join(document['administrator'])}: an administrator's right; keep this password as you keep theirs")
         for right in document["rights"]:
             without = f" (without it: {right['without']})" if right["without"] else ""
-            print(f"#   {', '.join(right['commands'])}: {right['why']}{without}")
-        print(f"ACL SETUSER {document['user']} on >PASSWORD {document['rule']}\n")
+            show(f"#   {', '.join(right['commands'])}: {right['why']}{without}")
+        show(f"ACL SETUSER {document['user']} on >PASSWORD {document['rule']}\n")
