@@ -3,95 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
-from exodus.config import CopyStrategy, Credentials, Feed, FenceKind, Plan, RoleUser, Side, UserRole, Users
+from exodus.config import CopyStrategy, Feed, FenceKind, Plan, Side, UserRole
 from exodus.cutover import switch
 from exodus.cutover.fence import confirm_word
 from exodus.cutover.settle import settle
 from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import OperatorError
-from exodus.permits import try_rights
+from exodus.permits import try_rights, wanted_of
 from exodus.rights import Wanted, rights_of, rule_of, server_of
-from exodus.stack.servers import USER, ServerKind
+from exodus.stack.servers import ServerKind
 from exodus.sync.engine import open_engine
 from exodus.sync.reconcile import reconcile
 from tests.support.plant import Plant
+from tests.support.roles import ADMINISTRATOR, administrator, denied, make_users
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault
-_ADMINISTRATOR = "administrator"
-# Asked to learn that the server has no CLIENT NO-TOUCH and no ACL DRYRUN; it names the command without its second word.
-_NOT_IN_62 = [*[(f"exodus-{role}", "client") for role in ("syncer", "verifier", "comparer")], ("exodus-switch", "acl")]
-
-
-def _user(box: Box, role: UserRole, side: Side, wanted: Wanted, folder: Path) -> Credentials:
-    """Make the user of a role as an operator would."""
-    name, password = f"exodus-{role}", secrets.token_hex(8)
-    file = folder / f"{side}-{role}"
-    file.write_text(password)
-    rule = rule_of([role], side, *server_of(str(box.kind)), wanted)
-    with _administrator(box) as client:
-        client.execute_command("ACL", "SETUSER", name, "reset", "on", f">{password}", *rule.split())
-    return Credentials(username=name, password_file=file)
-
-
-def _administrator(box: Box) -> redis.Redis:
-    return redis.Redis(port=box.port, username=_ADMINISTRATOR, password=_ADMINISTRATOR)
-
-
-def _take_over(box: Box) -> None:
-    """An application's user on both sides, which may look; the one that servers of the tests begin with goes."""
-    with box.client() as client:
-        client.execute_command("ACL", "SETUSER", _ADMINISTRATOR, "on", f">{_ADMINISTRATOR}", "~*", "&*", "+@all")
-    with _administrator(box) as client:
-        client.execute_command("ACL", "DELUSER", USER)
 
 
 async def _plant(make_server: Any, control: Box, folder: Path, kinds: tuple[ServerKind, ServerKind], **plan: object) -> Plant:
     """A plant whose roles have users of their own, and nothing but their rights."""
     boxes = {side: make_server(kind, repl_diskless_sync_delay="0") for side, kind in zip(Side, kinds, strict=True)}
     plant = Plant(boxes[Side.SOURCE], boxes[Side.TARGET], control, folder, **plan)
-    made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
-    for side, box in boxes.items():
-        _take_over(box)
-        wanted = Wanted(plant.plan.fence.of(side), plant.plan.feed, plant.plan.strategy)
-        for role in UserRole:
-            made[role][str(side)] = _user(box, role, side, wanted, folder)
-    own = {str(side): made[UserRole.SYNCER][str(side)].at(plant.plan.address(side)) for side in Side}
-    users = Users(**{str(role): RoleUser(**given) for role, given in made.items() if role is not UserRole.SYNCER})
-    plant.plan = plant.plan.model_copy(update={"users": users, **own})
+    own, users = make_users(boxes, {side: wanted_of(plant.plan, side) for side in Side}, folder)
+    plant.plan = plant.plan.model_copy(update={"users": users, **{str(side): address for side, address in own.items()}})
     await plant.open()
     return plant
 
 
-def _denied(plant: Plant) -> list[str]:
-    """What a server refused to a user of Exodus's."""
-    found = []
-    for side, box in plant.boxes.items():
-        with _administrator(box) as client:
-            for entry in client.execute_command("ACL", "LOG", 100):
-                facts = entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True))
-                facts = {_text(key): _text(value) for key, value in facts.items()}
-                if box.kind is ServerKind.REDIS_62 and (facts["username"], facts["object"]) in _NOT_IN_62:
-                    continue
-                if facts["username"].startswith("exodus"):
-                    found.append(f"{side}: {facts['username']} {facts['reason']} {facts['object']}")
-    return found
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def _fill(box: Box) -> int:
     """One key and more of each type."""
-    with _administrator(box) as client:
+    with administrator(box) as client:
         for number in range(300):
             client.set(f"s:{number}", "x" * 50, px=600_000 if number % 3 == 0 else None)
         client.set("large", "y" * 3_000_000)
@@ -125,7 +72,7 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
         count = _fill(plant.boxes[Side.SOURCE])
         raise_if_fatal(await check_pair(*(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, plant.store))
         if plant.plan.strategy is CopyStrategy.MIGRATE:
-            with _administrator(plant.boxes[Side.TARGET]) as client:
+            with administrator(plant.boxes[Side.TARGET]) as client:
                 client.execute_command("ACL", "SETUSER", "default", "-restore")
         await plant.gateway(settle=settle)
         await plant.syncer()
@@ -143,7 +90,7 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
             report = await reconcile(engine, f"after-{number}", settle_s=0.1)
             assert report["divergences_total"] == 0, report
             assert report["keys_authority"] >= count
-        assert not _denied(plant), "\n".join(sorted(set(_denied(plant))))
+        assert denied(plant.boxes) == []
     finally:
         await plant.close()
 
@@ -161,7 +108,7 @@ async def test_without_an_administrators_right_another_fence_holds(make_server, 
         try:
             _fill(plant.boxes[Side.SOURCE])
             for side, box in plant.boxes.items():
-                with _administrator(box) as client:
+                with administrator(box) as client:
                     rules = [client.acl_getuser(f"exodus-{role}")["commands"] for role in UserRole]
                 assert not any("+acl|setuser" in rule or "+acl" in rule for rule in rules)
                 assert ("+config|set" in " ".join(map(str, rules))) is (fence is FenceKind.MIN_REPLICAS)
@@ -177,7 +124,7 @@ async def test_without_an_administrators_right_another_fence_holds(make_server, 
             assert done.switched
             assert done.facts["fence"] == str(fence)
             await plant.app().set("after", 1)
-            assert not _denied(plant), "\n".join(sorted(set(_denied(plant))))
+            assert denied(plant.boxes) == []
         finally:
             await plant.close()
 
@@ -191,9 +138,9 @@ async def test_a_fence_leaves_exodus_own_users_alone(make_server, control_server
         await plant.start_live_sync()
         await plant.backfill()
         await switch.apply(plant.store, plant.plan, Side.TARGET)
-        with _administrator(plant.boxes[Side.SOURCE]) as client:
+        with administrator(plant.boxes[Side.SOURCE]) as client:
             rules = {name: str(client.acl_getuser(name)) for name in client.acl_users()}
-            assert {name for name, rule in rules.items() if "-@write" in rule} == {"default", _ADMINISTRATOR}
+            assert {name for name, rule in rules.items() if "-@write" in rule} == {"default", ADMINISTRATOR}
     finally:
         await plant.close()
 

@@ -22,6 +22,12 @@ _WAITS_S = 0.5
 _DIGITS = b"9" * 5_000
 
 
+def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if writer.transport.is_closing():
+        raise ConnectionResetError("the other side closed it")
+    writer.write(data)
+
+
 async def _read_some(reader: asyncio.StreamReader) -> None:
     """What comes within a moment."""
     try:
@@ -33,45 +39,45 @@ async def _read_some(reader: asyncio.StreamReader) -> None:
 
 
 async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
-    writer.write(draw.randbytes(draw.randrange(1, 4_000)))
+    _send(writer, draw.randbytes(draw.randrange(1, 4_000)))
     await _read_some(reader)
 
 
 async def half_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
     whole = draw.choice((b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 5_000, b"*1\r\n$4\r\nPI", b"SET half inl"))
-    writer.write(whole[: draw.randrange(1, len(whole))])
+    _send(writer, whole[: draw.randrange(1, len(whole))])
     await _read_some(reader)
 
 
 async def inline_nuls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
-    writer.write(draw.choice((b"SET a b\0\r\n", b"\0\0\0\r\n", b"PING\0\r\n" * 50)))
+    _send(writer, draw.choice((b"SET a b\0\r\n", b"\0\0\0\r\n", b"PING\0\r\n" * 50)))
     await _read_some(reader)
 
 
 async def huge_bulks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
     del draw
-    writer.write(b"*2\r\n$3\r\nGET\r\n$536870000\r\n")
+    _send(writer, b"*2\r\n$3\r\nGET\r\n$536870000\r\n")
     for _ in range(20):
-        writer.write(b"x" * 1_000)
+        _send(writer, b"x" * 1_000)
         await asyncio.sleep(0.02)
     await _read_some(reader)
 
 
 async def pipelined_inline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
     del draw
-    writer.write(b"PING\r\n" * INLINE_COMMANDS)
+    _send(writer, b"PING\r\n" * INLINE_COMMANDS)
     await _read_some(reader)
 
 
 async def refused_sets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
     for number in range(20):
-        writer.write(encode("SET", b"%d:" % number + draw.randbytes(8) + b"k" * draw.choice((100, 8_000, 16_000, 70_000)), "v"))
+        _send(writer, encode("SET", b"%d:" % number + draw.randbytes(8) + b"k" * draw.choice((100, 8_000, 16_000, 70_000)), "v"))
     await _read_some(reader)
 
 
 async def unknown_names(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
     for _ in range(50):
-        writer.write(encode(draw.randbytes(16).hex() * draw.choice((1, 1, 100)), "k"))
+        _send(writer, encode(draw.randbytes(16).hex() * draw.choice((1, 1, 100)), "k"))
     await _read_some(reader)
 
 
@@ -80,7 +86,7 @@ async def long_numbers(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         encode("SELECT", _DIGITS), encode("SELECT", 2**63), encode("EVAL", "return 1", _DIGITS, "k"), encode("MOVE", "k", _DIGITS),
         encode("SWAPDB", 0, _DIGITS), encode("LMPOP", _DIGITS, "k", "LEFT"), b"*" + _DIGITS + b"\r\n", b"*1\r\n$" + _DIGITS + b"\r\n",
     )  # fmt: skip
-    writer.write(draw.choice(requests))
+    _send(writer, draw.choice(requests))
     await _read_some(reader)
 
 
