@@ -82,6 +82,7 @@ DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verificatio
 
 _OTHER_SCHEMES = ("http", "https", "tcp", "tls", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
 _SPLITS = re.compile(r"[/?#@\s]")
+_DATABASE = re.compile(r"/[0-9]{1,3}")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _NAME = re.compile(r"[a-z_]+(?:\.(?:[a-z_]+|\d+))*")
 
@@ -230,8 +231,9 @@ class Address(Tls):
         if not parts.hostname:
             raise OperatorError(f"{field}: the URL names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port")
         if parts.path not in ("", "/", "/0") or parts.query or parts.fragment:
+            named = repr(parts.path) if _DATABASE.fullmatch(parts.path) else "what follows the host"
             raise OperatorError(
-                f"{field}: the URL has more than a host and a port",
+                f"{field}: {named} names more than a server",
                 why="a migration moves every database of a server",
                 next_step=f"leave away what follows the port of {field}",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from traceback import format_exception
 
 import typer
 
@@ -11,7 +12,7 @@ from exodus.cli import levers, phases, processes, stack
 from exodus.cli.carry import carry
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
-from exodus.cli.output import show_error
+from exodus.cli.output import say, show_error
 from exodus.cli.users import users
 from exodus.errors import ExodusError
 
@@ -57,6 +58,7 @@ def main() -> None:
     """The console script."""
     # So that whoever is asked to end still stops what it started; the long-lived processes have handlers of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.excepthook = lambda kind, exc, traceback: say("".join(format_exception(kind, exc, traceback)))
     try:
         app()
     except ExodusError as exc:

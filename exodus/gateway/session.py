@@ -553,8 +553,6 @@ class Session:
         """
         args = request.args
         orders = self.orders
-        if command.renamed:
-            args[0] = command.name
         pending = _pending(command, now, request.size)
         if 0 < command.first < len(args) and args[command.first] is not SKIPPED:
             pending.key = args[command.first]
@@ -744,7 +742,7 @@ class Session:
     def _admit_scan(self, pending: Pending, args: list[bytes]) -> None:
         """Give the server its own cursor, or the beginning where another authority gave it."""
         at = 1 if pending.command.name == b"SCAN" else 2
-        if not self.tag or len(args) <= at:
+        if not self.tag or len(args) <= at or _has_skipped(args):
             return
         pending.whole = pending.cursor = True
         cursor = own(args[at], self.tag)
@@ -1458,10 +1456,10 @@ class Session:
 
     def thaw(self, now: float) -> None:
         """Go on: take what was held as if it arrived now. Writes stay held while `Orders.hold` is on."""
-        self.frozen = self._login_waits = False
-        if not self._held:
+        self.frozen = False
+        if not self._held or (self._login_waits and self.pending.count):
             return
-        self._held = False
+        self._held = self._login_waits = False
         data = b"".join(self._backlog)
         self._backlog = []
         self._backlog_bytes = 0

@@ -86,3 +86,15 @@ def test_what_is_carried_is_what_the_client_said(logins: Logins) -> None:
     assert replayed(session, logins) == (there, 3, frozenset({2}))
     session.adopt_leg(logins)
     assert replayed(session) == (encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"), 2, frozenset({1}))
+
+
+def test_the_end_of_a_hold_lets_nothing_run_before_our_login_was_taken(logins: Logins) -> None:
+    out = Recorder()
+    session = Session(out, orders())
+    session.log_in(logins, 0.0)
+    session.from_client(GET_K, 0.0)
+    out.take()
+    session.thaw(0.0)
+    assert out.take() == []
+    session.from_server(OK, 0.0)
+    assert out.take() == [("to_server", GET_K)]
