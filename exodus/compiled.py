@@ -20,6 +20,7 @@ from types import ModuleType
 
 HOT = (
     "exodus.resp.encode",
+    "exodus.resp.inline",
     "exodus.resp.scanner",
     "exodus.commands.table",
     "exodus.control.changes",

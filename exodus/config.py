@@ -48,15 +48,23 @@ HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
 HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = 1.5  # in which every gateway must say that it holds; one that does not costs no more than this
+DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that cannot be read; then its session is closed
+TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
+TURN_BYTES_BUSY = 8 * 1024  # likewise, where these bytes are very many requests
+TURN_REQUESTS = 1_000  # so many in one turn are very many
+PIPELINE_MAX = 20_000  # unanswered requests of one session, before it is read no further until half of them are answered
 MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 SHADOW_QUEUE_MAX = 10_000
 CANARY_IN_FLIGHT_MAX = 10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # of sampled requests and replies that one gateway process puts into the control store
 SHADOW_KEPT_MS = 15_000  # for how long they stay there
+COMPARE_SECONDS_MAX = 1.0  # that Compare waits for one request that it tries; a command that takes longer is tried no more
 REDIRECT_PER_S_MAX = 1_000
 REDIRECT_RETURNS_MIN = 3  # connections that come while clients are sent away, before it may stop for them
 REDIRECT_RETURNS_SHARE_MAX = 0.5  # of those that were ended
+STATUS_CLIENTS_MAX = 16  # of /metrics and /health at a time, each a thread
+STATUS_SECONDS_MAX = 5.0  # that one of them gets
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
 DEAD_LETTER_ATTEMPTS = 5
@@ -282,6 +290,73 @@ def _read_secret(field: str, env: str | None, file: Path | None) -> str | None:
     return None
 
 
+class UserRole(StrEnum):
+    """As which of its users Exodus connects. `syncer` is a side's own user: whatever has no user of its own uses that."""
+
+    SYNCER = "syncer"  # copies keys, and does all that phases do on both sides
+    GATEWAY = "gateway"  # what a gateway asks for itself; applications' sessions keep their own logins
+    COMPARER = "comparer"
+    SWITCH = "switch"  # fences, and ends the right to write
+    VERIFIER = "verifier"  # only reads
+
+
+class Credentials(BaseModel):
+    """A user of a server, and where its password is. The host is the side's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    username: str = Field(min_length=1)
+    password_env: str | None = Field(default=None, description="environment variable that holds the password")
+    password_file: Path | None = Field(default=None, description="file whose first line is the password")
+
+    @model_validator(mode="after")
+    def _has_one_password(self) -> Self:
+        if self.username == "default":
+            raise ValueError("the user 'default' is the applications': name a user that only Exodus has")
+        if (self.password_env is None) is (self.password_file is None):
+            raise ValueError(f"user {self.username} needs password_env or password_file, and not both")
+        return self
+
+    def at(self, address: Address) -> Address:
+        """The same server as this user."""
+        changed = {"username": self.username, "password": None, "password_env": self.password_env, "password_file": self.password_file}
+        return address.model_copy(update=changed)
+
+
+class RoleUser(BaseModel):
+    """The user of a role on each side; the side's own where it is left away."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Credentials | None = None
+    target: Credentials | None = None
+
+    def of(self, side: Side) -> Credentials | None:
+        """The user on one side."""
+        return self.source if side is Side.SOURCE else self.target
+
+
+class Users(BaseModel):
+    """Users of their own for roles (docs/operating/users.md). A role that is left away uses the side's own user."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gateway: RoleUser = RoleUser()
+    comparer: RoleUser = RoleUser()
+    switch: RoleUser = RoleUser()
+    verifier: RoleUser = RoleUser()
+
+    def of(self, role: UserRole, side: Side) -> Credentials | None:
+        """The user of a role on a side."""
+        found = {
+            UserRole.GATEWAY: self.gateway,
+            UserRole.COMPARER: self.comparer,
+            UserRole.SWITCH: self.switch,
+            UserRole.VERIFIER: self.verifier,
+        }.get(role)
+        return found.of(side) if found is not None else None
+
+
 class Login(BaseModel):
     """An application's login that is another on the target. Without a password of the source's: who needs to show none there."""
 
@@ -445,6 +520,10 @@ class Plan(BaseModel):
     )
     renames: tuple[Rename, ...] = Field(default=(), description="new prefixes and databases on the target")
     logins: tuple[Login, ...] = Field(default=(), description="applications' logins that are others on the target")
+    users: Users = Field(default=Users(), description="users of their own for roles, on each side")
+    compare_user: Credentials | None = Field(
+        default=None, description="an application's user on the target, as whom Compare tries requests; none: only commands that Exodus knows"
+    )
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
     canary: CanaryPlan = Field(default=CanaryPlan(), description="reads asked of the target, too, before the cutover")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
@@ -507,6 +586,12 @@ class Plan(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _compares_as_an_application(self) -> Self:
+        if self.compare_user is not None and self.compare_user.username in self.own_users(Side.TARGET):
+            raise ValueError(f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name one with an application's rights")
+        return self
+
     @property
     def scope(self) -> Scope:
         """Filters and renames, as rules of the source; keys of the rehearsal are always carried."""
@@ -517,6 +602,16 @@ class Plan(BaseModel):
     def address(self, side: Side) -> Address:
         """The address of one side."""
         return self.source if side is Side.SOURCE else self.target
+
+    def acting(self, role: UserRole) -> Self:
+        """The same plan, whose addresses have the users of a role."""
+        found = {side: self.users.of(role, side) for side in Side}
+        return self.model_copy(update={str(side): user.at(self.address(side)) for side, user in found.items() if user is not None})
+
+    def own_users(self, side: Side) -> set[str]:
+        """Names of all users of Exodus's own on a side, which no fence may touch."""
+        names = {user.username for role in UserRole if (user := self.users.of(role, side)) is not None}
+        return names | ({name} if (name := self.address(side).username) else set())
 
     def through_gateway(self, login: Side | None) -> Address:
         """The gateway, as an application reaches it: with Exodus's own login of a side, which that side checks, or with none."""

@@ -19,6 +19,7 @@ from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
 from exodus.leg import Leg, ReplyError, error_of
 from exodus.own import RESERVED_PREFIX, is_own
+from exodus.permits import try_rights
 
 # Settings that bound what one command may be; the server ends the connection of whoever goes beyond.
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
@@ -251,6 +252,8 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     findings += [_check_databases(ours, theirs, plan), *_check_limits(ours, theirs)]
     findings.append(_check_user("source", ours))
     findings.append(_check_user("target", theirs))
+    for side, facts in ((Side.SOURCE, ours), (Side.TARGET, theirs)):
+        findings += await _check_rights(plan, side, facts)
     findings += [await _check_login(login, plan) for login in plan.logins]
     lfu = "lfu" in ours.maxmemory_policy
     if plan.keep_usage and lfu != ("lfu" in theirs.maxmemory_policy):
@@ -445,6 +448,21 @@ def _check_user(side: str, facts: NodeFacts) -> Finding:
             "create a user of its own for Exodus (docs/operating/users.md)",
         )  # fmt: skip
     return Finding(f"user on the {side}", "ok", f"Exodus connects to the {side} as {facts.user!r}")
+
+
+async def _check_rights(plan: Plan, side: Side, facts: NodeFacts) -> list[Finding]:
+    """Try every command that Exodus's users will need on a side."""
+    check = f"rights on the {side}"
+    found = [
+        Finding(
+            check, "warning" if each.right.without else "fatal",
+            f"{each.side}: user {each.user!r} (role {each.role}) may not run {each.command.replace('|', ' ').upper()}",
+            f"{each.said[:200]}; it is needed for: {each.right.why}" + (f"; without it: {each.right.without}" if each.right.without else ""),
+            each.remedy,
+        )
+        for each in await try_rights(plan, side, facts.engine, facts.version)
+    ]  # fmt: skip
+    return found or [Finding(check, "ok", f"every command that Exodus uses is allowed on the {side}")]
 
 
 async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> Leg:

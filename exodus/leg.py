@@ -97,7 +97,9 @@ class Leg:
             raise OperatorError(
                 f"{side}: {address.url} refuses the login",
                 why=str(exc),
-                next_step=f"check user and password of {side} (password_env, password_file)",
+                next_step=f"check user and password of {side} (password_env, password_file)"
+                if not str(exc).startswith("NOPERM")
+                else f"on the {side}: ACL SETUSER {address.username or 'default'} +client|setname +select (docs/operating/users.md)",
             ) from exc
         except BaseException:
             await leg.close()

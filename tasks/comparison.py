@@ -20,6 +20,9 @@ from tasks.context import Json, Opened, opened, run
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
+_OUTCOMES = (
+    "compared", "equal", "inconclusive", "not_comparable", "not_tried", "too_slow", "infrastructure", "excluded", "divergences",
+)  # fmt: skip
 
 
 async def _wait(it: Opened, epoch: int) -> None:
@@ -47,11 +50,7 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 rows: list[Json] = []
                 for beat in beats:
                     for name, row in beat.facts["rows"].items():
-                        counted = {
-                            field: row.get(field, 0)
-                            for field in ("compared", "equal", "inconclusive", "not_comparable", "infrastructure", "excluded", "divergences")
-                        }
-                        rows.append({"command": name, **counted})
+                        rows.append({"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}})
                 return {"rows": sorted(rows, key=lambda row: -row["compared"]), "convergence": await _convergence(it)}
             finally:
                 now = await read_route(it.store)

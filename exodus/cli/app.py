@@ -13,6 +13,7 @@ from exodus.cli.carry import carry
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import say, show_error
+from exodus.cli.users import users
 from exodus.errors import ExodusError
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ for command in (
     phases.repair,
     carry,
     doctor,
+    users,
 ):
     app.command()(command)
 app.add_typer(evidence, name="evidence")

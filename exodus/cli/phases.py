@@ -19,7 +19,7 @@ from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import overlaid, unwritten
-from exodus.config import MigrationFile, Phase, Side
+from exodus.config import MigrationFile, Phase, Side, UserRole
 from exodus.control import freshness, identity, journal, ledger, registry
 from exodus.control.changes import Key
 from exodus.control.identity import of_this_process
@@ -376,10 +376,11 @@ def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, fil
 
 
 async def _verify(store: ControlStore, *, fix: bool, depth: Depth = Depth.FULL, share: float = 1.0, remove_extra: bool = False) -> Json:
-    engine = await open_engine(store, await store.plan())
+    plan = await store.plan()
+    engine = await open_engine(store, plan.acting(UserRole.VERIFIER))
     report = await reconcile(engine, BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
-        left = await sync_again(engine, keys_of(report), remove_extra=remove_extra)
+        left = await sync_again(await open_engine(store, plan), keys_of(report), remove_extra=remove_extra)
         report = await reconcile(engine, BY_HAND, depth=depth, share=share)
         report["not_repaired"] = _reasons(left)
     return report

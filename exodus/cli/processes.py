@@ -17,6 +17,7 @@ from exodus.config import MigrationFile, Plan
 from exodus.control.store import ControlStore, make_client
 from exodus.cutover.settle import settle
 from exodus.errors import ControlStoreError, OperatorError
+from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.server import GatewayOptions, serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.shown import LogFormatter
@@ -36,11 +37,17 @@ def _store(file: MigrationFile) -> ControlStore:
     return ControlStore(make_client(file.control_store, field="control_store"), file.plan.name, file.control_store)
 
 
-async def _plan(store: ControlStore) -> Plan:
-    """The plan, as soon as the store answers."""
+async def _plan(store: ControlStore, pinned: Plan) -> Plan:
+    """The plan, as soon as the store answers.
+
+    Raises:
+        OperatorError: it names other servers or secrets than the local migration file.
+    """
     while True:
         try:
-            return await store.plan()
+            plan = await store.plan()
+            check_pinned(pinned, plan)
+            return plan
         except (RedisError, OSError) as exc:
             logging.getLogger(__name__).warning("waiting for the control store: %s", exc)
             await asyncio.sleep(1)
@@ -52,13 +59,16 @@ def gateway(
     home: HomeOption = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT, or unix:PATH, instead of the plan's")] = None,
     state_dir: Annotated[Path | None, typer.Option(help="folder for the intent log and the spool; keep it over restarts")] = None,
-    status_port: Annotated[int, typer.Option(help="port of /metrics and /health; 0 takes a free one")] = 0,
+    status_listen: Annotated[str, typer.Option(help="address of /metrics and /health, which ask for no login")] = "127.0.0.1",
+    status_port: Annotated[int, typer.Option(help="their port; 0 takes a free one")] = 0,
     cert_file: Annotated[Path | None, typer.Option(help="certificate for TLS on the client side")] = None,
     key_file: Annotated[Path | None, typer.Option(help="its key")] = None,
     client_ca_file: Annotated[Path | None, typer.Option(help="ask clients for certificates of this CA")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="that many processes on one port, each ID-N, and a supervisor")] = None,
     drain_s: Annotated[float, typer.Option("--drain", min=0, help="seconds that sessions get to end by themselves on SIGTERM")] = 2.0,
     connections: Annotated[int, typer.Option(min=0, help="connections expected: checked at the start against maxclients and open files")] = 0,
+    lend_own_certificate: Annotated[bool, typer.Option(help="show a server Exodus's own certificate for clients that were asked for none")] = False,
+    lend_own_address: Annotated[bool, typer.Option(help="open a server without a password, which trusts this machine, to the network")] = False,
     listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
     log_level: str = "INFO",
 ) -> None:
@@ -73,11 +83,14 @@ def gateway(
         if not host or not text.isdigit():
             raise OperatorError(f"--listen: {listen!r} is not HOST:PORT", why="a host and a port are needed", next_step="--listen 127.0.0.1:6400")
         port = int(text)
+    check_certificates(migration.plan, client_ca_file, lend=lend_own_certificate)
     if workers is not None:
+        asyncio.run(check_address(migration.plan, host, lend=lend_own_address))
         root = state_dir or Path("exodus-state")
         given = {"--file": file, "--home": home, "--cert-file": cert_file, "--key-file": key_file, "--client-ca-file": client_ca_file}
         shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         shared += ["--drain", str(drain_s), "--connections", str(-(-connections // workers)), "--log-level", log_level]
+        shared += ["--status-listen", status_listen, *["--lend-own-certificate"] * lend_own_certificate, *["--lend-own-address"] * lend_own_address]
         shared += ["--listen", host if host.startswith("unix:") else f"{host}:{port}"]
 
         def command(worker: str, folder: Path, fds: list[int]) -> list[str]:
@@ -90,6 +103,7 @@ def gateway(
         return
     options = GatewayOptions(
         id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file,
+        status_host=status_listen, lend_certificate=lend_own_certificate, lend_address=lend_own_address, pinned=migration.plan,
         listen_fds=tuple(listen_fd or ()), drain_s=drain_s, connections_expected=connections, settle=settle,
     )  # fmt: skip
     try:
@@ -109,7 +123,7 @@ def syncer(id_: IdOption = "syncer-1", file: FileOption = None, home: HomeOption
 
     async def work() -> None:
         store = _store(migration)
-        await run_syncer(store, await _plan(store), id_)
+        await run_syncer(store, await _plan(store, migration.plan), id_)
 
     uvloop.run(work())
 
@@ -121,6 +135,6 @@ def comparer(id_: IdOption = "comparer-1", file: FileOption = None, home: HomeOp
 
     async def work() -> None:
         store = _store(migration)
-        await run_comparer(store, await _plan(store), id_)
+        await run_comparer(store, await _plan(store, migration.plan), id_)
 
     uvloop.run(work())

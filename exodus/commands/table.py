@@ -39,7 +39,7 @@ class Command:
     def keys(self, args: list[bytes]) -> list[bytes]:
         """The keys of a request, read ones included, in the order of its arguments."""
         if self.movable is not None:
-            return self.movable(args)
+            return self.movable([self.name, *args[1:]] if self.renamed else args)
         if self.first == self.last:  # one key, by far the most
             return args[self.first : self.first + 1] if self.first > 0 else []
         return by_position(args, self.first, self.last, self.step)

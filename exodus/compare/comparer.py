@@ -2,7 +2,13 @@
 
 A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and compared with what the
 application got, and its writes are tried there (does the target accept them?), after which the key's state is copied
-again: states converge whatever the order of writes was. A reply that differs is no verdict: the key is copied and both
+again: states converge whatever the order of writes was.
+
+What is tried is what the authority answered without an error (gateways publish nothing else), and of that only commands of an allow-list
+(`semantics.COMPARED_READS`, `COMPARED_WRITES`), never a script: Compare runs it with Exodus's rights. Where the plan names an application's
+user of the target (`compare_user`), it runs as that user, and what the list leaves out is tried too. What takes too long is tried no more.
+
+A reply that differs is no verdict: the key is copied and both
 sides are asked again, and only what differs three times is a divergence. The journal's sampled keys (scripts,
 transactions and multi-key writes among them) are copied in the same way.
 """
@@ -19,10 +25,10 @@ from collections.abc import Iterable, Mapping
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.commands.semantics import NOT_COMPARABLE
+from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
 from exodus.commands.table import CommandTable
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
-from exodus.config import HEARTBEAT_S, Plan
+from exodus.config import COMPARE_SECONDS_MAX, HEARTBEAT_S, Address, Plan, Side, UserRole
 from exodus.control import journal, registry
 from exodus.control.changes import Key, pack
 from exodus.control.registry import Heartbeat
@@ -30,12 +36,13 @@ from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.ending import end_all, until_stopped
 from exodus.errors import ExodusError
-from exodus.leg import Leg, NoDatabase, ReplyError
+from exodus.leg import Leg, NoDatabase, Reply, ReplyError
 from exodus.own import is_own
 from exodus.resp.scanner import RequestScanner
 from exodus.sync.engine import Engine, open_engine
 from exodus.sync.key import Copier
-from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
 
 log = logging.getLogger(__name__)
 _BATCH = 200
@@ -45,15 +52,55 @@ _PAUSE_S = 0.05
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
+class TooSlow(Exception):
+    """A request that was tried took longer than it may."""
+
+
+class Tries:
+    """One connection on which requests are tried. Its server goes on with one that takes too long; nobody waits for it."""
+
+    def __init__(self, leg: Leg) -> None:
+        self._leg = leg
+        self._lost = False
+
+    async def ask(self, db: int, args: list[bytes]) -> Reply:
+        """The reply, an error as a value.
+
+        Raises:
+            TooSlow: it did not come in time.
+            NoDatabase: the server has no such database.
+            SourceError, TargetError, OperatorError: it does not answer.
+        """
+        if self._lost:
+            before = self._leg
+            self._leg = await Leg.connect(before.address, before.side, name=before.name)
+            self._lost = False
+        try:
+            async with asyncio.timeout(COMPARE_SECONDS_MAX):
+                await self._leg.select(db)
+                return (await self._leg.pipeline([tuple(args)]))[0]
+        except TimeoutError as exc:
+            self._lost = True
+            await self._leg.close()
+            raise TooSlow from exc
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._leg.close()
+
+
 class Run:
     """One period in which the route asks for shadowing."""
 
-    def __init__(self, engine: Engine, copier: Copier, authority: Leg, follower: Leg, table: CommandTable) -> None:
+    def __init__(self, engine: Engine, copier: Copier, authority: Tries, follower: Tries, ours: Leg, table: CommandTable) -> None:
+        """`ours` is a connection to the follower as Exodus, where `follower` is an application's."""
         self.engine = engine
         self._table = table
         self.copier = copier
         self.authority = authority
         self.follower = follower
+        self._ours = ours
+        self._slow: set[bytes] = set()
         self.seeded: set[Key] = set()
         self.outside: set[Key] = set()  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
@@ -89,14 +136,20 @@ class Run:
         if name in NOT_COMPARABLE or there_args is None:
             row["not_comparable"] += 1
             return write
+        if not self._allowed(name, args, write=write):
+            row["not_tried"] += 1
+            return write
         to_db = self.engine.scope.place(db, args[1])[0] if self.engine.scope.renames and len(args) > 1 else db
         try:
-            await self.follower.select(to_db)
+            there = await self.follower.ask(to_db, there_args)
+        except TooSlow:
+            self._slow.add(name)
+            row["too_slow"] += 1
+            return write
         except NoDatabase as exc:
             row["divergences"] += 1
             await self._diverged(db, args[1] if len(args) > 1 else b"", name.decode(), "the target refuses it", str(exc))
             return False
-        there = (await self.follower.pipeline([tuple(there_args)]))[0]
         here = parse(reply)
         code, code_there = error_code(here), error_code(there)
         if code in INFRASTRUCTURE or code_there in INFRASTRUCTURE:
@@ -119,6 +172,15 @@ class Run:
         await self._look_again(db, name, args, key, row)
         return False
 
+    def _allowed(self, name: bytes, args: list[bytes], *, write: bool) -> bool:
+        """Whether a request may be tried: a known command at a bounded cost, or any plain one of a key, as an application's user."""
+        if name in self._slow:
+            return False
+        if name in (COMPARED_WRITES if write else COMPARED_READS):
+            return True
+        command = self._table.of(args)
+        return self.engine.plan.compare_user is not None and command.known and command.plain and command.keys(args) == args[1:2]
+
     def _renamed(self, db: int, args: list[bytes]) -> list[bytes] | None:
         """The request as it has to be asked of the target; None where it names its key elsewhere than most do."""
         if not self.engine.scope.renames:
@@ -130,25 +192,29 @@ class Run:
     async def _refused(self, db: int, args: list[bytes]) -> bool:
         """Whether the target lacks the command or its form, rather than the state that it needs."""
         del db
-        there = await self.follower.call("COMMAND", "INFO", args[0])
+        there = await self._ours.call("COMMAND", "INFO", args[0])
         return not there or there[0] is None
 
     async def _look_again(self, db: int, name: bytes, args: list[bytes], key: bytes, row: Counter[str]) -> None:
-        await self.authority.select(db)
         for look in range(_LOOKS):
             await self.copy([(db, key)])
             if (db, key) in self.outside:
                 row["excluded"] += 1  # a rule leaves it out as it is by now
                 return
-            await self.follower.select(self.engine.scope.place(db, key)[0])
             there_args = self._renamed(db, args) or args
-            here, there = await asyncio.gather(self.authority.pipeline([tuple(args)]), self.follower.pipeline([tuple(there_args)]))
-            if equivalent(name, here[0], there[0]):
+            try:
+                there_db = self.engine.scope.place(db, key)[0]
+                here, there = await asyncio.gather(self.authority.ask(db, args), self.follower.ask(there_db, there_args))
+            except TooSlow:
+                self._slow.add(name)
+                row["too_slow"] += 1
+                return
+            if equivalent(name, here, there):
                 row["inconclusive"] += 1  # the key moved on between the application's read and ours
                 return
             await asyncio.sleep(_PAUSE_S * 4**look)
         row["divergences"] += 1
-        cause = f"error {error_code(there[0])}" if error_code(there[0]) else f"replies differ under the rule '{rule_of(name)}'"
+        cause = f"error {error_code(there)}" if error_code(there) else f"replies differ under the rule '{rule_of(name)}'"
         await self._diverged(db, key, name.decode("ascii", "replace"), "replies differ", cause)
 
     async def _diverged(self, db: int, key: bytes, command: str, kind: str, cause: str) -> None:
@@ -165,7 +231,7 @@ class Comparer:
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         self.process = process
         self._store = store
-        self._plan = plan
+        self._plan = plan.acting(UserRole.COMPARER)
         self._route = Route(epoch=-1)
         self._work: asyncio.Task[None] | None = None
         self._run: Run | None = None
@@ -217,11 +283,14 @@ class Comparer:
             try:
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
-                    authority = await opened.enter_async_context(await (await engine.authority.nodes())[0].connect(name="exodus-compare"))
-                    follower = await opened.enter_async_context(await (await engine.follower.nodes())[0].connect(name="exodus-compare"))
+                    ours = await opened.enter_async_context(await (await engine.follower.nodes())[0].connect(name="exodus-compare"))
+                    authority = await self._tries((await engine.authority.nodes())[0].address, engine.route.authority, opened)
+                    follower = await self._tries(self._as_application(ours.address), engine.route.follower, opened)
                     copier = await engine.copier(engine.guard(), name="exodus-compare")
                     opened.push_async_callback(copier.close)
-                    run = Run(engine, copier, authority, follower, CommandTable.from_replies(await authority.call("COMMAND")))
+                    async with await engine.authority_leg(name="exodus-compare") as asked:
+                        table = CommandTable.from_replies(await asked.call("COMMAND"))
+                    run = Run(engine, copier, authority, follower, ours, table)
                     run.rows = self._rows
                     self._why = ""
                     while True:
@@ -231,6 +300,15 @@ class Comparer:
                 self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 log.info("comparing waits: %s", self._why)
                 await asyncio.sleep(0.5)
+
+    async def _tries(self, address: Address, side: Side, opened: contextlib.AsyncExitStack) -> Tries:
+        tries = Tries(await Leg.connect(address, side, name="exodus-compare"))
+        opened.push_async_callback(tries.close)
+        return tries
+
+    def _as_application(self, address: Address) -> Address:
+        user = self._plan.compare_user
+        return address if user is None else user.at(address)
 
     async def _last_id(self) -> bytes:
         found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))

@@ -61,6 +61,7 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, Plan
 from exodus.errors import ControlStoreError, OperatorError
@@ -356,6 +357,8 @@ def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float =
         socket_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        driver_info=None,  # CLIENT SETINFO and CLIENT MAINT_NOTIFICATIONS are rights that no user of ours needs otherwise
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
         **more,
     )
     if address.tls and address.server_name:

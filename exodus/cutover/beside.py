@@ -229,7 +229,7 @@ def application_users(plan: Plan, side: Beside) -> dict[str, _User]:
     """Enabled users that are not Exodus's."""
     if isinstance(side.users, str):
         return {}
-    own = {plan.address(at).username for at in Side}
+    own = plan.own_users(Side.SOURCE) | plan.own_users(Side.TARGET)
     return {name: user for name, user in side.users.items() if user.enabled and name not in own and not name.startswith(_OWN_USERS)}
 
 

@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 import orjson
 
-from exodus.config import Feed, FenceKind, Plan, Side
+from exodus.config import Feed, FenceKind, Plan, Side, UserRole
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered, fence_guard_key
 from exodus.cutover.means import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
@@ -75,7 +75,7 @@ class Fence:
         self._store = store
         self._side = side
         self._plan = plan
-        self._address = plan.address(side)
+        self._address = plan.acting(UserRole.SWITCH).address(side)
         self._guard = fence_guard_key(store.migration)
         self._leg: Leg | None = None
         self._probe: Leg | None = None  # as an application that needs no password
@@ -138,7 +138,8 @@ class Fence:
         return await read_record(self._store, self._side)
 
     def _means_of(self, record: Record) -> Means:
-        return means_of(FenceKind(record.kind), Feed.GATEWAY, record.kept)  # it was found possible: the feed does not matter any more
+        ours = self._plan.own_users(self._side)
+        return means_of(FenceKind(record.kind), Feed.GATEWAY, record.kept, ours)  # it was found possible: the feed does not matter any more
 
     async def check_possible(self) -> Means:
         """Choose by what this side will be fenced.

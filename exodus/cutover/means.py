@@ -17,10 +17,11 @@ Commands of `up` and `down` run in one transaction under the fence's guard (`fen
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from exodus.config import Feed, FenceKind, Plan, Side
+from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError
 from exodus.own import RESERVED_PREFIX
 
@@ -33,6 +34,7 @@ _WRITE = ("SET", _PROBE, "1", "PX", 1)
 _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
 _NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
+_KEPT_WORDS = ("allkeys", "allchannels", "allcommands", "nocommands", "resetkeys", "resetchannels")
 _OURS = "exodus"  # how the names of our connections begin
 
 
@@ -117,6 +119,10 @@ class ByAcl(Means):
 
     kind = FenceKind.ACL
 
+    def __init__(self, ours: Iterable[str] = ()) -> None:
+        """`ours` are the names of further users of Exodus's own."""
+        self._ours = frozenset(ours)
+
     async def why_not(self, call: Call) -> str | None:
         """Exodus needs the right to change ACLs, and a user that is not the applications'."""
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
@@ -128,7 +134,7 @@ class ByAcl(Means):
     async def look(self, call: Call) -> Kept:
         """Rules and selectors of every other user."""
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
-        names = [_text(user) for user in users if user != own]
+        names = [name for user in users if (name := _text(user)) not in {_text(own), *self._ours}]
         found: Kept = {}
         for name, reply in zip(names, _sure(await call(*[("ACL", "GETUSER", name) for name in names])), strict=True):
             facts = _pairs(reply)
@@ -146,7 +152,7 @@ class ByAcl(Means):
     def stale(self, replies: list[Any], kept: Kept) -> str | None:
         """A user that appeared since."""
         names, own = replies
-        strangers = {_text(name) for name in names} - {_text(own)} - set(kept)
+        strangers = {_text(name) for name in names} - {_text(own)} - self._ours - set(kept)
         return f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}" if strangers else None
 
     def up(self, kept: Kept) -> list[Command]:
@@ -154,7 +160,21 @@ class ByAcl(Means):
         return [("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else [])) for user, rules in kept.items()]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The rules as they were, in their order."""
+        """The rules as they were, in their order.
+
+        Raises:
+            OperatorError: what is kept is no such rules: somebody else wrote to the control store.
+        """
+        for user, rules in kept.items():
+            words = [(word, "+-") for word in rules["commands"].split()]
+            words += [(word, "+-~%&") for selector in rules["selectors"] for word in selector.split()]
+            for word, signs in words:
+                if word[0] not in signs and word not in _KEPT_WORDS:
+                    raise OperatorError(
+                        f"the rules of {user!r} cannot be given back",
+                        why=f"the control store keeps {word[:40]!r} for it, which is no right to a command: somebody else wrote there",
+                        next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find out who writes to the control store",
+                    )
         return [
             ("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *(f"({selector})" for selector in rules["selectors"]))
             for user, rules in kept.items()
@@ -233,8 +253,8 @@ class ByReplicas(_ForAll):
         return [("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag), ("CONFIG", "SET", self._WANTED, _NEVER_MET)]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The settings as they were."""
-        return [("CONFIG", "SET", name, value) for name, value in kept.items()]
+        """The settings as they were, and no others, whatever the control store keeps."""
+        return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
 
 
 class ByRole(_ForAll):
@@ -305,10 +325,10 @@ class ByProvider(Means):
 KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
 
 
-def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None) -> Means:
-    """The means of a kind that was chosen, where `feed` is in force."""
+def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()) -> Means:
+    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
     if kind is FenceKind.ACL:
-        return ByAcl()
+        return ByAcl(ours)
     if kind is FenceKind.MIN_REPLICAS:
         return ByReplicas()
     if kind is FenceKind.REPLICA:
@@ -327,7 +347,7 @@ async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept
     kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
     reasons: list[str] = []
     for kind in kinds:
-        means = means_of(kind, feed, confirmed)
+        means = means_of(kind, feed, confirmed, plan.own_users(side))
         try:
             why = await means.why_not(call)
         except ReplyError as exc:

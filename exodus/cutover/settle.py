@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
-from exodus.config import Hold, JournalMode, Plan, Side
+from exodus.config import Hold, JournalMode, Plan, Side, UserRole
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence, Record, read_record
@@ -78,7 +78,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
     if not (route.switch and route.sync):
         return
     await native.reopen(plan, route, closed(route.switch))
-    endpoint = Endpoint(route.follower, plan.address(route.follower))
+    endpoint = Endpoint(route.follower, plan.acting(UserRole.SWITCH).address(route.follower))
     for before in (closed(route.switch), b"%d" % (route.writer_epoch - 1)):  # it had come so far, or it had not
         if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):
             return

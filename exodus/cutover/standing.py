@@ -12,7 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from exodus.config import Plan, Side
-from exodus.control import freshness
+from exodus.control import freshness, registry
 from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore, answered
 from exodus.control.unseen import SCRIPTS
@@ -70,6 +70,7 @@ async def check_standing(
         return ""  # the way back must not wait for a rehearsal or for code
     if authority is not None and follower is not None:
         await _check_beside(plan, authority, follower)
+        await _check_renamed(store, follower)
     return await check_rehearsal(store, plan)
 
 
@@ -123,4 +124,17 @@ async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:
             f"{len(must)} thing(s) beside the keys must be mended before the cutover: {', '.join(row.what for row in must[:_NAMED])}",
             why="; ".join(f"{row.what}: {row.means}" for row in must[:_NAMED]),
             next_step=f"{'; '.join(dict.fromkeys(row.remedy for row in must))}; then start commit again",
+        )
+
+
+async def _check_renamed(store: ControlStore, follower: Leg) -> None:
+    """Check that the follower knows every command by the name that applications use (rename-command)."""
+    names = sorted({name for beat in await registry.heartbeats(store, "gateway") for name in beat.facts.get("renamed_commands", {})})
+    replies = await follower.pipeline([("COMMAND", "INFO", name) for name in names]) if names else []
+    lacking = [name for name, reply in zip(names, replies, strict=True) if isinstance(reply, list) and (not reply or reply[0] is None)]
+    if lacking:
+        raise DecisionRefused(
+            f"the {follower.side} does not know {len(lacking)} command(s) that applications use: {', '.join(lacking[:_NAMED])}",
+            why="the other side calls commands by names of its own (rename-command)",
+            next_step=f"rename them on the {follower.side} in the same way, or change the applications; then start commit again",
         )

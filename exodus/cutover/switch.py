@@ -29,7 +29,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from exodus import collector
-from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side
+from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side, UserRole
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
@@ -108,7 +108,7 @@ class Switch:
 
     def endpoint(self, side: Side) -> Endpoint:
         """One side."""
-        return Endpoint(side, self.plan.address(side))
+        return Endpoint(side, self.plan.acting(UserRole.SWITCH).address(side))
 
     def fence(self, side: Side) -> Fence:
         """The fence of a side, with its connections kept."""
@@ -372,7 +372,7 @@ async def _go(switch: Switch) -> None:
         switch.facts["waited_s"] = round(time.monotonic() - began, 1)
         await _pre_drain(switch)
     # Connected, and its scripts known to both sides, before anything waits for the spot check.
-    switch.comparison = await open_comparison(await open_engine(store, switch.plan, switch.route))
+    switch.comparison = await open_comparison(await open_engine(store, switch.plan.acting(UserRole.VERIFIER), switch.route))
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
     await _check_standing(switch)  # hours may have passed
     await say_soon(store)

@@ -9,12 +9,16 @@ before a write is acknowledged, no clock and no list of keys is relied on, and t
 What it does not do: take load from the authority. What it shows is what a cutover would: whether the target bears the applications' reads, and how
 long they wait for it.
 
-    asked ──▶ both answered ──▶ served       the follower's bytes, equal to the authority's
-                            ──▶ not fresh    they differ: the authority's
-                            ──▶ failed       the follower's is an error, or its connection is lost: the authority's
-                            ──▶ refused      the authority's own error: that
-          ──▶ its time is over ──▶ late      the authority's
-    not asked: the follower does not speak the session's protocol
+    the authority answers ──▶ an error ──▶ refused: that, and the follower is not asked
+                          ──▶ else: the follower is asked
+                                  ──▶ answered ──▶ served       its bytes, equal to the authority's
+                                               ──▶ not fresh    they differ: the authority's
+                                               ──▶ failed       an error, or its connection is lost: the authority's
+                                  ──▶ its time is over ──▶ late  the authority's
+                                  ──▶ not asked: it does not speak the session's protocol
+
+The follower is asked as Exodus, which may read more than the client. So it hears nothing that the authority has not answered without an error
+first: a client without a login costs it nothing. A canary read takes the sum of both answers' times in exchange, not the longer one.
 
 `failed` and `late` are bad. With more than `bad_max` among the last 100 the gateway asks no more, at once, and the route returns to the authority for
 every gateway.
@@ -48,7 +52,7 @@ BAD = frozenset({Outcome.FAILED, Outcome.LATE})
 
 
 class CanaryRead:
-    """One read that both sides were asked. Whoever answers second decides it."""
+    """One read that both sides are asked. The follower's answer, or its absence, decides it."""
 
     __slots__ = ("done", "failed", "found", "frame", "late", "refused", "unasked")
 

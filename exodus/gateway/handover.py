@@ -13,13 +13,15 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from exodus.config import CONNECT_TIMEOUT_S, Side
+from exodus.config import CONNECT_TIMEOUT_S, DRAIN_PATIENCE_S, Side
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
-from exodus.gateway.session import Session
+from exodus.gateway.session import Session, Stage
+from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
 _LOOK_S = 0.001  # where nothing says that a session has become idle
+_WHOAMI = encode("ACL", "WHOAMI")
 _AGAIN_S = 0.01  # between attempts to end a blocking command that the authority may not have received yet
 
 
@@ -31,7 +33,7 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
-    patience = loop.time() + within_s / 2  # for what the authority says of bytes that we cannot read
+    patience = loop.time() + DRAIN_PATIENCE_S
     left = list(connections)  # new ones begin under the hold, and who has its answers gets nothing more to do
     again = 0.0
     while True:
@@ -41,8 +43,12 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
             again = loop.time() + _AGAIN_S
         for connection in left:
             session = connection.session
-            if session.uncounted or (session.unread and loop.time() > patience):
+            patient = loop.time() < patience
+            if session.uncounted or (session.unread and not patient):
                 connection.close(f"held: {session.opaque}")
+                continue
+            if session.unfinished and not patient:
+                connection.close("held: a request that does not end")  # its end was never sent, so it is not executed
                 continue
             if session.confirmed:
                 continue
@@ -127,26 +133,29 @@ class _Refused(Exception):
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
     """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
     session = connection.session
-    script, expected, optional = session.replay_script(hub.logins(side))
+    stages = session.replay_stages(hub.logins(side))
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
-    if not script:
-        return leg, b"", b""
+    unasked, rest = b"", b""
     try:
-        return leg, *await _replay(session, leg, leg.transport, script, expected, optional)
+        for stage in stages:
+            said, rest = await _replay(session, leg, leg.transport, stage, rest)
+            unasked += said
     except BaseException:
         leg.transport.abort()
         raise
+    return leg, unasked, rest
 
 
-async def _replay(
-    session: Session, leg: LegProtocol, transport: asyncio.Transport, script: bytes, expected: int, optional: frozenset[int]
-) -> tuple[bytes, bytes]:
-    """Send the script and take its replies; what came in between for the client, whole and in part."""
+async def _replay(session: Session, leg: LegProtocol, transport: asyncio.Transport, stage: Stage, buffered: bytes) -> tuple[bytes, bytes]:
+    """Send one stage and take its replies; what came in between for the client, whole and in part."""
     leg.arrived = asyncio.Event()
-    transport.write(script)
-    scanner, buffered, unasked, answered = ReplyScanner(), b"", b"", 0
+    asked = [_WHOAMI] if stage.user is not None else []
+    transport.write(b"".join([*stage.requests, *asked]))
+    expected = stage.confirmations or len(stage.requests) + len(asked)
+    scanner, unasked, answered = ReplyScanner(), b"", 0
+    scanner.feed(buffered)  # the beginning of a message, which has nothing whole in it
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         while answered < expected:
             await leg.arrived.wait()
@@ -157,11 +166,22 @@ async def _replay(
                 frame, buffered = buffered[: reply.size], buffered[reply.size :]
                 if session.unasked(reply):
                     unasked += frame
-                elif not reply.push:
-                    if reply.error and answered not in optional:
+                elif reply.error and answered < len(stage.requests):
+                    if answered not in stage.optional:
                         raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
+                    answered += 1
+                else:
+                    if stage.user is not None and answered == len(stage.requests):
+                        _check_user(stage.user, frame)
                     answered += 1
             if leg.lost:
                 raise _Refused("it closed the connection")
     leg.arrived = None
     return unasked, buffered
+
+
+def _check_user(user: bytes, frame: bytes) -> None:
+    """Compare who the session is with who it has to be; a server that does not tell has taken the login, at least."""
+    found = frame.split(b"\r\n")[1] if frame.startswith(b"$") else user
+    if found != user:
+        raise _Refused("it takes the session for another user")

@@ -22,6 +22,7 @@ class Orders:
         "epoch",
         "hold",
         "journal",
+        "login_needed",
         "picks",
         "risks",
         "scripts",
@@ -41,6 +42,7 @@ class Orders:
         self.authority = Side.SOURCE
         self.hold = False
         self.journal = JournalMode.OFF
+        self.login_needed = False  # the authority answers NOAUTH to a connection without a login
         self.picks = False  # some requests are looked at more closely: for the comparer, or as canary reads
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0

@@ -4,6 +4,8 @@ cimport cython
 from exodus.gateway.orders cimport Orders
 from exodus.gateway.session cimport Session
 
+cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _PIPELINE_MAX
+
 cdef class Connection
 
 cdef class LegProtocol:
@@ -23,12 +25,14 @@ cdef class Connection:
     cdef public LegProtocol leg
     cdef public bint client_gone
     cdef public str host
-    cdef object _loop, _connecting
-    cdef bint _paused_by_session, _paused_by_leg
-    cdef list _early
+    cdef object _loop, _connecting, _turn
+    cdef public bint full
+    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits
+    cdef list _early, _rest
 
-    @cython.locals(session=Session)
     cpdef data_received(self, bytes data)
+    @cython.locals(session=Session)
+    cdef _read(self, bytes data)
     @cython.locals(leg=LegProtocol)
     cpdef to_server(self, bytes data)
     cpdef to_client(self, bytes data)

@@ -7,12 +7,13 @@ own leg, so that the server's output-buffer limit acts; a server that does not r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from time import monotonic
 from typing import Protocol, cast
 
-from exodus.config import CONNECT_TIMEOUT_S, Address, JournalMode, Side
+from exodus.config import CONNECT_TIMEOUT_S, PIPELINE_MAX, TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, Address, JournalMode, Side
 from exodus.control.changes import Barrier, Key
 from exodus.control.unseen import FAILED_SESSION
 from exodus.gateway.canary import CanaryRead
@@ -21,6 +22,7 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session, Unanswered
 
 log = logging.getLogger(__name__)
+_TURN_BYTES, _TURN_BYTES_BUSY, _PIPELINE_MAX = TURN_BYTES, TURN_BYTES_BUSY, PIPELINE_MAX
 
 
 class Hub(Protocol):
@@ -102,6 +104,8 @@ class LegProtocol:
                 log.exception("a session failed and is closed")
                 owner.failed()
                 return
+            if owner.full:
+                owner.answered()
             if owner.session.name and owner.session.orders is owner.orders:
                 owner.follow(owner.session)
             return
@@ -155,6 +159,11 @@ class Connection:
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
+        self._rest: list[bytes] = []  # of this client, for its next turn
+        self._turn: asyncio.Handle | None = None
+        self.full = False  # it has too many unanswered requests
+        self._eof_waits = False  # the client's end is behind what waits for its turn
+        self._ended = False  # the client sends no more, and the authority has not been told yet
         self._early: list[bytes] = []  # uvloop reads once more after a pause in connection_made
 
     # ---- the client's transport
@@ -197,12 +206,58 @@ class Connection:
         if self.leg is None:
             self._early.append(data)
             return
+        if self._rest or len(data) > _TURN_BYTES:
+            self._take_turns(data)
+        else:
+            self._read(data)
+
+    def _take_turns(self, data: bytes) -> None:
+        """Read a part of what came, and the rest when others had their turn."""
+        if not self._rest:
+            self._turn = self._loop.call_soon(self._next_turn)
+            self._pause_reading()
+        self._rest.append(data)
+
+    def _next_turn(self) -> None:
+        data = b"".join(self._rest)
+        size = _TURN_BYTES_BUSY if self.session.turn > TURN_REQUESTS else _TURN_BYTES
+        if self.full:
+            size = 0  # until it has fewer unanswered requests
+        self._rest = [data[size:]] if len(data) > size else []
+        if size:
+            self._read(data[:size])
+        if self._rest and not self.client_gone:
+            self._turn = self._loop.call_soon(self._next_turn) if not self.full else None
+        elif not self.client_gone:
+            self._resume()
+            if self._eof_waits:
+                self._eof_waits = False
+                self.eof_received()
+
+    def _read(self, data: bytes) -> None:
         session = self.session
         try:
             session.from_client(data, monotonic())
-        except Exception:  # as above
+        except Exception:  # as in LegProtocol
             log.exception("a session failed and is closed")
             self.failed()
+            return
+        if session.pending.count > _PIPELINE_MAX and not self.full:
+            self.full = True
+            self._pause_reading()
+
+    def answered(self) -> None:
+        """A full session has been answered: read on where it is full no more."""
+        if self.session.pending.count <= _PIPELINE_MAX // 2:
+            self.full = False
+            if self._rest:
+                self._turn = self._loop.call_soon(self._next_turn)
+            else:
+                self._resume()
+
+    def _pause_reading(self) -> None:
+        if self.client is not None and not self.client_gone:
+            self.client.pause_reading()
 
     def follow(self, session: Session) -> None:
         """Take the orders that a client of this name follows."""
@@ -214,21 +269,36 @@ class Connection:
                 self.close("a rehearsal's session came in the middle of it")
 
     def eof_received(self) -> bool:
+        if self._rest:
+            self._eof_waits = True
+            return True
         # The server answers what it has before it notices the end, so the leg's own end closes the client.
         if self.leg is not None and self.leg.transport is not None and self.leg.transport.can_write_eof():
-            self.leg.transport.write_eof()
+            self._ended = True
+            if not self.session.waits:  # what is kept goes first
+                self.caught_up()
             return True
         return False
 
+    def caught_up(self) -> None:
+        if self._ended and self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+            self._ended = False
+            with contextlib.suppress(OSError):  # the authority ended it already
+                self.leg.transport.write_eof()
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.client_gone = True
+        self._rest = []
+        if self._turn is not None:
+            self._turn.cancel()
         if self.leg is None or self.leg.transport is None or self.leg.lost:
             self.hub.connections.discard(self)
             self.hub.settled()
             return
         if self.session.writes_in_flight and self.session.blocked() is None and self.leg.transport.can_write_eof():
             # The authority may still execute what is on its way: its replies are waited for, and then journalled.
-            self.leg.transport.write_eof()
+            self._ended = True
+            self.caught_up()
             self._loop.call_later(CONNECT_TIMEOUT_S, self.drop_leg)
         else:
             self.drop_leg()
@@ -272,7 +342,8 @@ class Connection:
             self.leg.transport.abort()
 
     def _resume(self) -> None:
-        if not self._paused_by_leg and not self._paused_by_session and self.client is not None and not self.client_gone:
+        waits = self._paused_by_leg or self._paused_by_session or self.full or self._rest
+        if not waits and self.client is not None and not self.client_gone:
             self.client.resume_reading()
 
     # ---- Outlet

@@ -40,6 +40,7 @@ from exodus.config import (
     JournalMode,
     Plan,
     Side,
+    UserRole,
 )
 from exodus.control import registry
 from exodus.control.durable import check_store
@@ -50,6 +51,7 @@ from exodus.ending import end_all
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.cursors import tag_of
+from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
 from exodus.gateway.identity import identify
@@ -66,7 +68,8 @@ from exodus.gateway.supervisor import lock_state
 from exodus.gateway.undescribed import Undescribed
 from exodus.private import write_private
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
-from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
 
 log = logging.getLogger(__name__)
@@ -115,6 +118,10 @@ class GatewayOptions:
     client_ca_file: Path | None = None
     listen_fds: tuple[int, ...] = ()  # listening sockets that a supervisor lends; instead of host and port
     drain_s: float = 2.0  # what a stopping gateway gives its sessions
+    status_host: str = "127.0.0.1"  # of /metrics and /health, which ask for no login
+    lend_certificate: bool = False  # Exodus's own, for clients that were asked for none
+    lend_address: bool = False  # of this machine, towards a server that trusts it
+    pinned: Plan | None = None  # of the local migration file: the store's must name the same servers and secrets
     connections_expected: int = 0  # checked against the server's maxclients at the start
     # Puts right what a switch that ended early left on both sides; what could not be done yet, in words.
     settle: Callable[[ControlStore, Plan], Awaitable[list[str]]] | None = None
@@ -280,7 +287,7 @@ class Gateway:
 
     def _admin_client(self, side: Side) -> redis.Redis:
         if side not in self._admin.clients:
-            self._admin.clients[side] = make_client(self.plan.address(side), field=side)
+            self._admin.clients[side] = make_client(self.plan.acting(UserRole.GATEWAY).address(side), field=side)
         return self._admin.clients[side]
 
     async def _unblock(self, side: Side, client_id: int) -> None:
@@ -463,6 +470,7 @@ class Gateway:
 
     def _orders_of(self, orders: Orders, authority: Side, generation: int) -> None:
         orders.authority = authority
+        orders.login_needed = False  # until it was asked
         orders.tag = tag_of(generation)
         orders.silence_covers_pushes = authority in self._old_sides
 
@@ -602,7 +610,8 @@ class Gateway:
             self._follower.close()
             self._follower = None
         if self._follower is None:
-            follower = Follower(self._canary, self.plan.address(side), self._tls[side], field=side, wait_s=self.plan.canary.wait_ms_max / 1000)
+            address, wait_s = self.plan.acting(UserRole.GATEWAY).address(side), self.plan.canary.wait_ms_max / 1000
+            follower = Follower(self._canary, address, self._tls[side], field=side, wait_s=wait_s)
             try:
                 await follower.connect()
             except (OSError, TimeoutError) as exc:
@@ -918,6 +927,7 @@ class Gateway:
                     reader, writer = await self._probe(side)
             except (OSError, TimeoutError) as exc:
                 self._authority_why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
+                self._main.orders.login_needed = False  # not known
                 await asyncio.sleep(_PROBE_S)
                 continue
             try:
@@ -928,6 +938,7 @@ class Gateway:
                     if not line:
                         break
                     code = line[1:].split(b" ", 1)[0].strip()
+                    self._main.orders.login_needed = line[:1] == b"-" and code == b"NOAUTH"
                     busy = line[:1] == b"-" and code in (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
                     self._authority_why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
                     await asyncio.sleep(_PROBE_S)
@@ -989,9 +1000,9 @@ class Gateway:
             )
             for sock in sockets
         ]
-        status_host = "127.0.0.1" if options.listen_host.startswith("unix:") else options.listen_host
-        status = StatusServer(status_host, options.status_port, self.metrics, self.health)
-        log.info("gateway %s listens on %s; /health and /metrics on port %d", options.process, sockets[0].getsockname(), status.port)
+        status = StatusServer(options.status_host, options.status_port, self.metrics, self.health)
+        at = status.port, options.status_host
+        log.info("gateway %s listens on %s; /health and /metrics on port %d of %s", options.process, sockets[0].getsockname(), *at)
         self.status_port = status.port
         for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority):
             self._spawn(self._keep_running(work))
@@ -1078,7 +1089,7 @@ async def load_table(plan: Plan) -> Tables:
     replies = []
     old: set[Side] = set()
     for side in Side:
-        client = make_client(plan.address(side), field=side)
+        client = make_client(plan.acting(UserRole.GATEWAY).address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)  # redis-py would turn the rows into its own shape
         try:
             rows = await answered(client.execute_command("COMMAND"))
@@ -1105,7 +1116,7 @@ async def room(plan: Plan, connections_expected: int) -> str:
     found = []
     if connections_expected and 2 * connections_expected + _OWN_FILES > hard:
         found.append(f"{connections_expected} connections take {2 * connections_expected + _OWN_FILES} open files and {hard} are allowed (ulimit -n)")
-    client = make_client(plan.source, field="source")
+    client = make_client(plan.acting(UserRole.GATEWAY).source, field="source")
     try:
         clients = await answered(client.info("clients"))
         most = clients.get("maxclients")
@@ -1172,6 +1183,9 @@ async def look_at_store(store: ControlStore) -> None:
 async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """`exodus gateway`."""
     plan, route = await start_state(store, options.state_dir)
+    check_pinned(options.pinned, plan)
+    check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)
+    await check_address(plan, options.listen_host, lend=options.lend_address)
     if lock_state(options.state_dir) is None:  # before anything there is read: it mends what a crash tore
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",

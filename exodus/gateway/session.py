@@ -36,6 +36,7 @@ from exodus.commands.keys import database
 from exodus.commands.semantics import (
     EXACT_ELSEWHERE,
     NOT_COMPARABLE,
+    REFUSALS,
     Role,
     Timeout,
     block_timeout,
@@ -75,12 +76,16 @@ _STREAM_BYTES = STREAM_FRAME_BYTES
 _TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
 _QUEUE_SLACK = 64  # answered requests that a queue keeps before it moves the others up
 _NOTHING = b""
+_AS_SOURCE = __file__.endswith(".py")  # a compiled class begins with None and 0 in every field by itself
 _QUEUED = b"QUEUED"
 _NO_KEYS: list[bytes] = []  # shared, never changed
 _NOWHERE_ELSE: list[Key] = []
 _INVALIDATE_ALL = b">2\r\n$10\r\ninvalidate\r\n_\r\n"
 _ON, _QUIET, _SKIP = 1, 2, 3  # what a CLIENT REPLY asks for
 _ALL_NAMES = -1  # an UNSUBSCRIBE of everything: how many confirmations it has is known when its turn comes
+_OWN_ID, _LOGIN = 0, 1  # what we ask for ourselves: CLIENT ID, and the login of a client that shows none
+_CLIENT_REPLY_WORDS = 3
+_HELLO_WORDS = 2  # of a HELLO that brings neither login nor name
 _CURSOR_HEAD_BYTES = 40  # of a reply to SCAN: its cursor is in them
 
 
@@ -116,6 +121,9 @@ class Outlet(Protocol):
 
     def resume_client(self) -> None:
         """Read on."""
+
+    def caught_up(self) -> None:
+        """Everything that was kept has been forwarded."""
 
     def unblock(self, client_id: int) -> None:
         """End this connection's blocking command on the authority as if its time were over."""
@@ -198,7 +206,7 @@ class Pending:
     """A request that the authority has not answered yet."""
 
     __slots__ = (
-        "barrier", "block", "canary", "command", "confirms", "cursor", "deadline", "elsewhere", "expected", "key", "keys", "names", "queued",
+        "barrier", "block", "canary", "command", "confirms", "cursor", "deadline", "elsewhere", "expected", "key", "keys", "names", "odd", "queued",
         "quiet", "raw", "rewritten", "select", "shadowed", "since", "size", "substitute", "swallow", "text", "transaction", "unknown", "unseen",
         "whole", "write",
     )  # fmt: skip
@@ -208,31 +216,33 @@ class Pending:
         self.command = command
         self.since = since
         self.size = size
-        self.key: bytes | None = None  # the first one, read or written, for the counters
         self.keys = _NO_KEYS  # of a write
         self.elsewhere = _NOWHERE_ELSE  # keys in another database than the session's
-        self.write = False
-        self.queued = False  # predicted to be queued in a MULTI
-        self.swallow = False  # ours, not the client's: its reply is dropped
-        self.substitute: bytes | None = None  # what the client gets instead of the reply
-        self.confirms = False  # answered by confirmations, one a channel
         self.expected = 1  # confirmations still to come
         self.names = _NO_KEYS  # channels; or all arguments, where they change the session
-        self.select: int | None = None
-        self.quiet = 0  # what a CLIENT REPLY asks for
-        self.transaction: Transaction | None = None
-        self.barrier: Barrier | None = None
-        self.block: Timeout | None = None
-        self.deadline: float | None = None
-        self.raw = b""  # the request, where it may have to be sent again or shown to the comparer
-        self.shadowed = False  # picked: for the comparer, or as a canary read
-        self.canary: CanaryRead | None = None
-        self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
-        self.unseen: str | None = None  # the gap that this request opens where it is not refused
-        self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
-        self.text: bytes | None = None  # of a script, or its digest
-        self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
-        self.cursor = False  # the reply has a cursor that has to say from which authority it is
+        self.raw = _NOTHING  # the request, where it may have to be sent again or shown to the comparer
+        if _AS_SOURCE:
+            self.key: bytes | None = None  # the first one, read or written, for the counters
+            self.write = False
+            self.queued = False  # predicted to be queued in a MULTI
+            self.swallow = False  # ours, not the client's: its reply is dropped
+            self.substitute: bytes | None = None  # what the client gets instead of the reply
+            self.confirms = False  # answered by confirmations, one a channel
+            self.select: int | None = None
+            self.quiet = 0  # what a CLIENT REPLY asks for
+            self.transaction: Transaction | None = None
+            self.barrier: Barrier | None = None
+            self.block: Timeout | None = None
+            self.deadline: float | None = None
+            self.shadowed = False  # picked: for the comparer, or as a canary read
+            self.canary: CanaryRead | None = None
+            self.rewritten: bytes | None = None  # what is sent instead of the client's bytes
+            self.unseen: str | None = None  # the gap that this request opens where it is not refused
+            self.unknown: list[bytes] | None = None  # the request, where nobody has described its command
+            self.text: bytes | None = None  # of a script, or its digest
+            self.odd = False  # one server takes the request, and another refuses it as a protocol error
+            self.whole = False  # the reply is taken apart, or changed: it is kept until it is complete
+            self.cursor = False  # the reply has a cursor that has to say from which authority it is
 
 
 def _pending(command: Command, since: float, size: int) -> Pending:
@@ -302,6 +312,15 @@ class Unanswered(NamedTuple):
         return bool(self.keys or self.barriers or self.gaps)
 
 
+class Stage(NamedTuple):
+    """Requests that are replayed together on a new leg."""
+
+    requests: list[bytes]
+    optional: frozenset[int] = frozenset()  # positions of those that the server may refuse
+    user: bytes | None = None  # who the session has to be afterwards
+    confirmations: int = 0  # of a subscription, in place of a reply
+
+
 class Session:
     """The state machine. One instance a client connection, for all the legs it has in its life."""
 
@@ -326,6 +345,7 @@ class Session:
         self.channels: set[bytes] = set()  # as confirmed, each behind its kind
         self.replay: dict[str, bytes] = {}  # session commands in the order in which they took effect
         self.frozen = False
+        self.turn = 0  # requests in the bytes that were read last
         self.pending = PendingQueue()
         self.writes_in_flight = 0
         self._requests = RequestScanner(orders.table.kept)
@@ -342,14 +362,18 @@ class Session:
         self._skip_next = False  # CLIENT REPLY SKIP was answered: the next reply is dropped
         self._quiet_asked = False  # one of them may be on its way
         self._spoken = False  # the reply that was just matched is passed on although the client asked for silence
+        self._login_waits = False  # a login is kept until what is before it was answered
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
+        self._let_in = False  # the authority has done something for this session
+        self._closing = False  # it said that it closes the connection
         self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
         self._client_id_asked = False
         self._protocol_admitted = 2  # the last one that was asked for, where that is known
         self._selects_in_flight = 0
         self._db_admitted = 0
         self._waiting: deque[bytes | CanaryRead] = deque()  # from the first canary read that is not decided on, in the client's order
+        self._barriers: list[Barrier] = []  # of what is about to be forwarded
         self._injected = b""  # of ours, to be sent before the request that is being admitted
 
     # ------------------------------------------------------------------ from the client
@@ -365,42 +389,55 @@ class Session:
         buffered = self._unsent + data if self._unsent else data
         already = self._requests.partial_bytes if self._streaming else 0  # of the first frame, forwarded before
         requests = self._requests.feed(data)
+        self.turn = len(requests)
         start = 0  # of the next frame in `buffered`
         sent = 0  # forwarded up to here
         intents: list[Key] = []
-        barriers: list[Barrier] = []
         holding = self.frozen or self.orders.hold
         for request in requests:
             end = start + request.size - already
             if holding and not self._streaming and self._must_hold(request.args):
-                self._forward(buffered, sent, start, intents, barriers)
+                self._forward(buffered, sent, start, intents)
                 self._hold(buffered[start:])
                 return
-            self._streaming = False
             if request.args:
-                found = self._admit(request, buffered, 0 if already else start, 0 if already else end, now)
+                command = self.orders.table.of(request.args)
+                if not command.plain and not self._streaming and self._must_wait(command, request.args):
+                    self._forward(buffered, sent, start, intents)
+                    self._login_waits = True
+                    self._hold(buffered[start:])
+                    return
+                self._streaming = False
+                found = self._admit(command, request, buffered, 0 if already else start, 0 if already else end, now)
+                if found.rewritten is not None and command.role is Role.RESET:
+                    self._forward(buffered, sent, start, intents)
+                    self.out.to_server(found.rewritten)
+                    self._login_waits = True
+                    self._hold(buffered[end:])
+                    return
                 if self._injected:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = start, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = start, []
                     self.out.to_server(self._injected)
                     self._injected = _NOTHING
                 if found.write:
-                    self._add_keys(found, intents, barriers)
+                    self._add_keys(found, intents)
                 if found.rewritten is not None:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = end, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = end, []
                     self.out.to_server(found.rewritten)
                 elif found.substitute is not None:
-                    self._forward(buffered, sent, start, intents, barriers)
-                    sent, intents, barriers = end, [], []
+                    self._forward(buffered, sent, start, intents)
+                    sent, intents = end, []
                     self.out.to_server(_DISCARD)
             already = 0
             start = end
         if self._requests.broken is not None:
-            self._forward(buffered, sent, start, intents, barriers)
+            self._forward(buffered, sent, start, intents)
             if holding and not self._streaming:
                 self._hold(buffered[start:])
                 return
+            self._unsent = _NOTHING
             self._go_unread(self._requests.broken)
             self.out.to_server(buffered[start:])
             return
@@ -409,28 +446,36 @@ class Session:
         if self._streaming or len(buffered) - start > limit or self._requests.announced > limit:
             args = self._requests.args
             if holding and not self._streaming and (not args or self._must_hold(args)):
-                self._forward(buffered, sent, start, intents, barriers)
+                self._forward(buffered, sent, start, intents)
                 self._hold(buffered[start:])
                 return
             self._streaming = True
             start = len(buffered)
-        self._forward(buffered, sent, start, intents, barriers)
+        self._forward(buffered, sent, start, intents)
         self._unsent = buffered[start:] if start < len(buffered) else _NOTHING
 
-    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key], barriers: list[Barrier]) -> None:
-        if self.orders.journal is not _OFF:
-            if intents:
-                self.out.log_intents(intents, None)
-            for barrier in barriers:
-                self.out.log_intents([], barrier)
+    def _forward(self, buffered: bytes, sent: int, end: int, intents: list[Key]) -> None:
+        if intents and self.orders.journal is not _OFF:
+            self.out.log_intents(intents, None)
+        if self._barriers:
+            self._log_barriers()
         if end > sent:
             self.out.to_server(buffered[sent:end] if sent or end < len(buffered) else buffered)
+
+    def _log_barriers(self) -> None:
+        barriers, self._barriers = self._barriers, []
+        for barrier in barriers if self.orders.journal is not _OFF else ():
+            self.out.log_intents([], barrier)
 
     def _go_unread(self, why: str) -> None:
         """Forward what comes from here on without reading it; until the authority says what it thinks of it, it counts as a write."""
         self.opaque = why
-        self._unread = True
-        self.writes_in_flight += 1
+        self._count_unread()
+
+    def _count_unread(self) -> None:
+        if not self._unread:
+            self._unread = True
+            self.writes_in_flight += 1
 
     def _relay_unread(self, data: bytes) -> None:
         if self.streaming_reply:
@@ -446,6 +491,8 @@ class Session:
                 return
             if self._accepted:
                 self._open_gap(UNREADABLE)
+            elif not self._closing:
+                self._count_unread()
         self.out.to_server(whole)
 
     def _open_gap(self, why: str) -> None:
@@ -473,6 +520,20 @@ class Session:
             return replaces_data(command.name, args)
         return command.write or command.role is Role.BARRIER
 
+    def _must_wait(self, command: Command, args: list[bytes]) -> bool:
+        """Whether a request may be forwarded only when all before it was answered.
+
+        Redis from 7.2 on does not answer a login that it refuses while it still has other replies to send: requests
+        and replies would not match from there on. And a CLIENT REPLY is kept from the server, unless it is queued: it
+        has to be known which.
+        """
+        certain = bool(self.in_multi) == (self.transaction is not None)
+        if not self.pending.count or (self.in_multi and certain):
+            return False
+        if command.role is Role.CLIENT:
+            return not certain and len(args) == _CLIENT_REPLY_WORDS and args[1].upper() == b"REPLY"
+        return command.role is Role.AUTH or (command.role is Role.HELLO and len(args) > _HELLO_WORDS)
+
     def _hold(self, rest: bytes) -> None:
         self._held = True
         self._unsent = b""
@@ -485,16 +546,13 @@ class Session:
         if self._backlog_bytes > HELD_BYTES_MAX:
             self.out.pause_client()
 
-    def _admit(self, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending:
+    def _admit(self, command: Command, request: Request, buffered: bytes, start: int, end: int, now: float) -> Pending:
         """Note a request that is about to be forwarded; what has to be sent before it is left in `_injected`.
 
         Its bytes are `buffered[start:end]`; none where a part of it was forwarded before.
         """
         args = request.args
         orders = self.orders
-        command = orders.table.of(args)
-        if command.renamed:
-            args[0] = command.name
         pending = _pending(command, now, request.size)
         if 0 < command.first < len(args) and args[command.first] is not SKIPPED:
             pending.key = args[command.first]
@@ -505,6 +563,7 @@ class Session:
                 pending.unseen = LONG_KEY
             if not command.known:
                 pending.unknown = args
+        pending.odd = request.odd
         transaction = self.transaction
         if command.role is not Role.PLAIN:
             self._describe(pending, args, skipped=request.skipped)
@@ -527,11 +586,9 @@ class Session:
         if pending.write:
             self.writes_in_flight += 1
         if pending.rewritten is not None and command.role is Role.RESET:
-            self._expect_own(now)
+            self._expect_own(now, _LOGIN)
         if pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON:
             self._edits += 1
-            if pending.canary is not None:
-                self.out.ask_follower(pending.canary, pending.raw, self._protocol_admitted)
         return pending
 
     def _pick(self, pending: Pending, args: list[bytes], raw: bytes) -> None:
@@ -676,7 +733,7 @@ class Session:
                 pending.deadline = now + seconds if seconds > 0 else None
                 if self.client_id is None and not self._client_id_asked and not self.channels and not self.in_multi:
                     self._client_id_asked = True
-                    self._expect_own(now, size=0)
+                    self._expect_own(now, _OWN_ID)
                     return _CLIENT_ID
         elif role is Role.SCAN:
             self._admit_scan(pending, args)
@@ -685,14 +742,14 @@ class Session:
     def _admit_scan(self, pending: Pending, args: list[bytes]) -> None:
         """Give the server its own cursor, or the beginning where another authority gave it."""
         at = 1 if pending.command.name == b"SCAN" else 2
-        if not self.tag or len(args) <= at:
+        if not self.tag or len(args) <= at or _has_skipped(args):
             return
         pending.whole = pending.cursor = True
         cursor = own(args[at], self.tag)
         if cursor != args[at]:
             pending.rewritten = encode(*args[:at], cursor, *args[at + 1 :])
 
-    def _add_keys(self, pending: Pending, intents: list[Key], barriers: list[Barrier]) -> None:
+    def _add_keys(self, pending: Pending, intents: list[Key]) -> None:
         """Append what the request may change; the case of one command in one database goes without a list of its own."""
         if pending.transaction is None and not self._selects_in_flight and pending.barrier is None and not pending.elsewhere:
             db = self._db_admitted
@@ -701,7 +758,7 @@ class Session:
         else:
             keys, found = self._effects_of(pending)
             intents.extend(keys)
-            barriers.extend(found)
+            self._barriers.extend(found)
 
     def _effects_of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
         """Return what a request may change, with databases as far as they are known now."""
@@ -732,7 +789,7 @@ class Session:
             for reply in self._replies.feed(data):
                 self._answered(reply, now, marks, _NOTHING)
             self._reply_sent = self._replies.partial_bytes
-            self._after_replies(marks)
+            self._after_replies(marks, now)
             return
         buffered = self._reply_unsent + data
         at = 0
@@ -769,7 +826,7 @@ class Session:
         whole = b"".join(passed)
         if whole:
             self.out.to_client(whole)
-        self._after_replies(marks)
+        self._after_replies(marks, now)
 
     def _may_pass_in_part(self, unfinished_bytes: int) -> bool:
         if self._waiting or self._silent or self._skip_next:
@@ -797,9 +854,11 @@ class Session:
         """Whether an unfinished long reply is one that the client does not want."""
         return (self._silent or self._skip_next) and (self._reply_sent > 0 or rest[:1] != b">") and not self.channels and not self._waiting
 
-    def _after_replies(self, marks: list[Key]) -> None:
+    def _after_replies(self, marks: list[Key], now: float) -> None:
         if marks:
             self.out.journal(marks, None)
+        if self._login_waits and not self.pending.count and not self.frozen:
+            self.thaw(now)
         if self._replies.broken is not None and not self._accepted and not self.streaming_reply:
             self._lose_count(f"a reply could not be read: {self._replies.broken}")
         if self.orders.hold and not self.writes_in_flight:
@@ -832,10 +891,14 @@ class Session:
             if reply.nil and (pending.deadline is None or pending.deadline > now):
                 self._send_again(pending, now)
                 return b""
+        if not self._let_in and not failed and command.role is not Role.RESET and command.role is not Role.QUIT:
+            self._let_in = True
         if self._skip_next:
             self._skip_next = False
             self._edits -= 1
             self._quiet_asked = self._silent
+        if failed and (pending.odd or not command.script) and reply.head.startswith(_REFUSALS):
+            self._refuse_all()
         error = reply.head.split(b" ", 1)[0] if failed else _NOTHING
         self.orders.telemetry.observe(command, pending.key, now - pending.since, pending.size, reply.size, error)
         if pending.substitute is not None:
@@ -853,7 +916,7 @@ class Session:
         else:
             if self.in_multi and reply.head == _QUEUED and reply.kind == 0x2B:
                 self._lose_count(UNMATCHED)  # a command that was to end the transaction did not
-            refused = failed and command.refused(reply.head)
+            refused = failed and (self._closing or command.refused(reply.head))
             if pending.write and not refused and self.orders.journal is not _OFF:
                 self._mark(pending, reply, marks, done)
             if not command.plain:
@@ -864,7 +927,7 @@ class Session:
                 return _NOTHING
         if pending.shadowed:
             if pending.canary is not None:
-                return self._compare(pending.canary, frame, failed)
+                return self._compare(pending.canary, pending.raw, frame, failed)
             self._edits -= 1
             if not failed:
                 self.out.shadow(self.db, pending.raw, frame, write=pending.write)
@@ -910,11 +973,14 @@ class Session:
         if self._unread:
             self._unread = False
             self.writes_in_flight -= 1
-            if not (failed and reply.head.startswith(_REFUSALS)):
-                self._accepted = True
-                self._open_gap(UNREADABLE)
-        elif not failed and not self._accepted:
-            self._lose_count(UNMATCHED)
+        if failed and reply.head.startswith(_REFUSALS):
+            self._refuse_all()
+        elif self.opaque is None:
+            if not failed:
+                self._lose_count(UNMATCHED)
+        elif not self._accepted and reply.head != b"RESET" and not (failed and reply.head.startswith(REFUSALS)):
+            self._accepted = True
+            self._open_gap(UNREADABLE)
         return frame
 
     def _taken_apart(self, pending: Pending, frame: bytes) -> tuple[bytes, set[int] | None]:
@@ -956,9 +1022,16 @@ class Session:
 
     # ------------------------------------------------------------------ canary reads
 
-    def _compare(self, read: CanaryRead, frame: bytes, failed: bool) -> bytes:
-        """The authority has answered a canary read: what the client gets now. The read counts as an edit until it is decided."""
+    def _compare(self, read: CanaryRead, raw: bytes, frame: bytes, failed: bool) -> bytes:
+        """The authority has answered a canary read: what the client gets now. The read counts as an edit until it is decided.
+
+        The follower is asked only now: it runs it as Exodus, and must not run what the authority refuses this client.
+        """
         read.frame, read.refused = frame, failed
+        if failed:
+            read.done = True
+        else:
+            self.out.ask_follower(read, raw, self.protocol)
         if not read.done or self._waiting:
             self._waiting.append(read)
             return _NOTHING
@@ -1067,12 +1140,19 @@ class Session:
         elif role in (Role.HELLO, Role.AUTH, Role.CLIENT):
             self._apply_login(pending, reply.head, failed)
         elif role is Role.QUIT and not failed:
-            # The authority reads nothing behind it.
-            self.opaque = "the client has quit"
-            self.pending.clear()
-            self.writes_in_flight = 0
+            self._refuse_all()
         elif role is Role.STREAMING and not failed:
             self.opaque, self.streaming_reply = pending.command.name.decode(), True
+
+    def _refuse_all(self) -> None:
+        """The authority closes the connection, and executes nothing of what is under way."""
+        self.opaque = self.opaque or "the authority closes the connection"
+        self._closing = True
+        self._unread = False
+        for pending in self.pending:
+            self._edits -= pending.shadowed or pending.substitute is not None or pending.whole or pending.quiet > _ON or pending.swallow
+        self.pending.clear()
+        self.writes_in_flight = 0
 
     def _apply_transaction(self, transaction: Transaction, done: set[int] | None) -> None:
         _, _, dbs = transaction.run(self.db, done)
@@ -1146,9 +1226,9 @@ class Session:
         self._spoken = True
         self._speak()
 
-    def _expect_own(self, now: float, *, size: int = 1) -> None:
-        """Drop the next reply: it is to a request of ours, and one of size 0 is CLIENT ID (see `_own_answer`)."""
-        pending = _pending(self.orders.table.find(b"CLIENT"), now, size)
+    def _expect_own(self, now: float, what: int) -> None:
+        """Take the next reply for ours: `what` was asked stands in place of the request's size (see `_own_answer`)."""
+        pending = _pending(self.orders.table.find(b"CLIENT"), now, what)
         pending.swallow = True
         self.pending.push(pending)
         self._edits += 1
@@ -1158,11 +1238,17 @@ class Session:
         self.logins = logins
         self.tag = self.orders.tag
         if logins is not None and logins.unasked:
-            self._expect_own(now)
+            self._expect_own(now, _LOGIN)
             self.out.to_server(logins.unasked)
+            self._held = self._login_waits = True  # refused, nothing behind it may run
 
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
-        if pending.size == 0:  # CLIENT ID
+        if pending.size == _LOGIN:
+            self._let_in = self._let_in or reply.kind == 0x2B
+            if reply.kind != 0x2B:
+                self._login_waits = False  # what was kept is dropped with the connection
+                self.out.close("the login that the plan gives was refused")
+        elif pending.size == _OWN_ID:
             self._client_id_asked = False
             if reply.kind == 0x3A:
                 self.client_id = int(reply.head)
@@ -1185,7 +1271,13 @@ class Session:
         self.out.settled()
 
     def unanswered(self) -> Unanswered:
-        """Return what the authority was asked to change and has not answered for."""
+        """Return what the authority was asked to change and has not answered for.
+
+        Nothing, where it asks for a login and this session has shown none that was taken, nor has one under way.
+        """
+        logins = any(pending.command.role in (Role.AUTH, Role.HELLO) or pending.swallow for pending in self.pending)
+        if self.orders.login_needed and not self._let_in and not logins and not self._unread:
+            return Unanswered([], [], [])
         keys: list[Key] = []
         barriers: list[Barrier] = []
         gaps: list[str] = [NO_ANSWER] if self._unread or self._accepted else []  # what could not be read may have been executed
@@ -1228,6 +1320,11 @@ class Session:
     def unread(self) -> bool:
         """Whether the authority has not said yet what it thinks of bytes that we cannot read."""
         return self._unread
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether all that keeps a hold from being complete is a long write whose end the client has not sent."""
+        return not self.writes_in_flight and self._streaming and self._streams_write()
 
     @property
     def uncounted(self) -> bool:
@@ -1309,31 +1406,36 @@ class Session:
         """Hold everything from the next request on, reads too."""
         self.frozen = True
 
-    def replay_script(self, logins: Logins | None = None) -> tuple[bytes, int, frozenset[int]]:
-        """What to send on a new leg before anything else, how many replies to expect and drop, and which of them may be errors.
+    def replay_stages(self, logins: Logins | None = None) -> list[Stage]:
+        """Return what to send on a new leg before anything else, stage after stage.
 
-        `logins` are those of the leg's side. An older server does not know all that a newer one was told; what changes no reply of it may be
-        missing there.
+        Nothing is sent behind a command whose failure would change its meaning (principle 6): each login is a stage of
+        its own, and a transaction's requests follow when MULTI was taken. `logins` are those of the leg's side.
         """
-        first = [logins.unasked] if logins is not None and logins.unasked else []
-        # The login first: a server that asks for one refuses all else before it.
-        slots = sorted(self.replay, key=lambda slot: slot != "auth")
-        parts = first + [logins.again(self.replay[slot]) if logins is not None and slot == "auth" else self.replay[slot] for slot in slots]
-        optional = frozenset(number for number, slot in enumerate(slots, len(first)) if slot.partition(" ")[0] in _COSMETIC)
+        stages = [Stage([logins.unasked])] if logins is not None and logins.unasked else []
+        state: list[bytes] = []
+        optional: set[int] = set()
+        for slot, raw in self.replay.items():
+            if slot == "auth":
+                said = logins.again(raw) if logins is not None else raw
+                stages.append(Stage([said], user=_user_in(said)))
+                continue
+            if slot.partition(" ")[0] in _COSMETIC:  # an older server does not know all that a newer one was told
+                optional.add(len(state))
+            state.append(raw)
         if self.db:
-            parts.append(encode("SELECT", self.db))
-        expected = len(parts)
+            state.append(encode("SELECT", self.db))
+        if state:
+            stages.append(Stage(state, optional=frozenset(optional)))
         for kind in (b"SUBSCRIBE", b"PSUBSCRIBE", b"SSUBSCRIBE"):
             names = sorted(entry.partition(b" ")[2] for entry in self.channels if entry.startswith(kind + b" "))
             if names:
-                parts.append(encode(kind, *names))
-                expected += 0 if self.protocol == 3 else len(names)
-        began = len(parts)
+                stages.append(Stage([encode(kind, *names)], confirmations=len(names)))
         if self.transaction is not None:
-            parts.append(encode("MULTI"))
-            parts.extend(self.transaction.raw)
-        expected += len(parts) - began
-        return b"".join(parts), expected, optional
+            stages.append(Stage([encode("MULTI")]))
+            if self.transaction.raw:
+                stages.append(Stage(list(self.transaction.raw)))
+        return stages
 
     def unasked(self, reply: Reply) -> bool:
         """Whether a reply that comes while the script is replayed is none to it, but a message or an invalidation for the client."""
@@ -1355,15 +1457,17 @@ class Session:
     def thaw(self, now: float) -> None:
         """Go on: take what was held as if it arrived now. Writes stay held while `Orders.hold` is on."""
         self.frozen = False
-        if not self._held:
+        if not self._held or (self._login_waits and self.pending.count):
             return
-        self._held = False
+        self._held = self._login_waits = False
         data = b"".join(self._backlog)
         self._backlog = []
         self._backlog_bytes = 0
         self.out.resume_client()
         if data:
             self.from_client(data, now)
+        if not self._held:
+            self.out.caught_up()
 
 
 def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
@@ -1389,6 +1493,12 @@ def _states(role: Role, args: list[bytes]) -> list[tuple[str, bytes]]:
     if word == b"SETINFO" and len(args) == 4:
         return [(f"setinfo {args[2].decode('ascii', 'replace').lower()}", encode(*args))]
     return []
+
+
+def _user_in(raw: bytes) -> bytes:
+    """Return the user of an AUTH as it is replayed: without a name it is the default user."""
+    args = RequestScanner().feed(raw)[0].args
+    return args[1] if len(args) > 2 else b"default"
 
 
 def _name_in(raw: bytes) -> bytes:

@@ -5,9 +5,13 @@ Used for inline requests and for the quoted arguments of MONITOR's lines, which 
 
 from __future__ import annotations
 
+import re
+
 _ESCAPES = {ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t", ord("b"): b"\b", ord("a"): b"\a"}
 _SPACE = b" \n\r\t\v\f\0"
+_ENDS = b" \n\r\t\0"  # of a word without quotes; the other white space is skipped between words only
 _HEX = b"0123456789abcdefABCDEF"
+_PLAIN = re.compile(rb"[^\"'\v\f\0]*").fullmatch  # what `bytes.split` splits as the servers do
 
 
 def split_line(line: bytes) -> list[bytes] | None:
@@ -15,6 +19,8 @@ def split_line(line: bytes) -> list[bytes] | None:
 
     A closing quote must be followed by white space or the end, as in the servers.
     """
+    if _PLAIN(line) is not None:
+        return line.split()
     args: list[bytes] = []
     at, end = 0, len(line)
     while True:
@@ -55,7 +61,7 @@ def split_line(line: bytes) -> list[bytes] | None:
                     break
                 else:
                     word.append(char)
-            elif char in _SPACE:
+            elif char in _ENDS:
                 break
             elif char in (0x22, 0x27):
                 quote = char

@@ -10,13 +10,15 @@ cdef bytes _NOTHING, _SHAPES
 cdef class Request:
     cdef public list args
     cdef public Py_ssize_t size
-    cdef public bint skipped
+    cdef public bint skipped, odd
 
 @cython.locals(made=Request)
-cdef Request _request(list args, Py_ssize_t size, bint skipped)
+cdef Request _request(list args, Py_ssize_t size, bint skipped, bint odd)
 
 @cython.locals(digits=bytes)
 cpdef Py_ssize_t _number(bytes raw) except? -1
+
+cpdef Py_ssize_t _line_end(bytes data, bytes mark, Py_ssize_t at) except? -2
 
 cdef class RequestScanner:
     cdef public list args
@@ -25,7 +27,7 @@ cdef class RequestScanner:
     cdef dict _kept
     cdef bytes _tail
     cdef Py_ssize_t _before, _want, _skip, _retained
-    cdef bint _skipped
+    cdef bint _skipped, _odd
 
     @cython.locals(found=list, args=list, view="const unsigned char*", at=Py_ssize_t, end=Py_ssize_t, start=Py_ssize_t, want=Py_ssize_t, step=Py_ssize_t, eol=Py_ssize_t,
                    stop=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, begin=Py_ssize_t)

@@ -4,8 +4,9 @@ Both scanners are fed what arrives and return the frames that it completes. They
 line and, for requests, the arguments that are short enough to be a name or a key; payloads are skipped by their length.
 A byte that does not fit sets `broken` to the reason and ends the scanning of that connection; the relay goes on without.
 
-`RequestScanner` accepts what the servers accept (redis/redis src/networking.c: processMultibulkBuffer and
-processInlineBuffer): a header's line feed and the two bytes behind a bulk string are not looked at.
+`RequestScanner` accepts what any server accepts (redis/redis src/networking.c: processMultibulkBuffer and
+processInlineBuffer). Redis does not look at a header's line feed and at the two bytes behind a bulk string; Valkey from
+8.1 on refuses others than CR LF. A request on which servers disagree is `odd`.
 `ReplyScanner` knows RESP2 and RESP3 except the streamed types, which no server sends.
 """
 
@@ -35,21 +36,24 @@ class Request:
     """One complete request. `args` is empty for what a server does not answer (`*0`, an empty line).
 
     `size` is the frame's, in bytes. `skipped` says that an argument was too long to be kept: `SKIPPED` stands for it in `args`.
+    `odd` says that one server takes it and another refuses it as a protocol error.
     """
 
-    __slots__ = ("args", "size", "skipped")
+    __slots__ = ("args", "odd", "size", "skipped")
 
     args: list[bytes]
     size: int
     skipped: bool
+    odd: bool
 
 
-def _request(args: list[bytes], size: int, skipped: bool) -> Request:
+def _request(args: list[bytes], size: int, skipped: bool, odd: bool) -> Request:
     """A constructor that the compiled form calls without making a tuple of its arguments."""
     made = Request.__new__(Request)
     made.args = args
     made.size = size
     made.skipped = skipped
+    made.odd = odd
     return made
 
 
@@ -61,6 +65,12 @@ def _number(raw: bytes) -> int:
     return int(raw)
 
 
+def _line_end(data: bytes, mark: bytes, at: int) -> int:
+    """Return where a line ends, or -1 where it does not yet: no server looks for its end beyond a NUL."""
+    end = data.find(mark, at)
+    return -1 if end >= 0 and data.find(b"\0", at, end) >= 0 else end
+
+
 class RequestScanner:
     """Frames of what a client sends.
 
@@ -68,7 +78,7 @@ class RequestScanner:
     these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
     """
 
-    __slots__ = ("_before", "_kept", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
+    __slots__ = ("_before", "_kept", "_odd", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
 
     def __init__(self, kept: dict[bytes, int] | None = None) -> None:
         self._kept = {} if kept is None else kept
@@ -80,6 +90,7 @@ class RequestScanner:
         self._want = 0  # arguments of the unfinished frame still to come; 0 at a frame's start
         self._skip = 0  # bytes of a long argument (and its line end) still to skip
         self._skipped = False
+        self._odd = False
         self._retained = 0
 
     @property
@@ -111,9 +122,7 @@ class RequestScanner:
             elif not want:
                 start = at
                 if view[at] != _STAR:
-                    eol = data.find(b"\n", at)
-                    if eol >= 0 and data.find(b"\0", at, eol) >= 0:
-                        eol = -1  # no server looks for the line's end beyond a NUL
+                    eol = _line_end(data, b"\n", at)
                     if eol < 0:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big inline request"
@@ -123,7 +132,7 @@ class RequestScanner:
                         self.broken = "unbalanced quotes in request"
                         break
                     at = eol + 1
-                    found.append(_request(words, at - start, False))
+                    found.append(_request(words, at - start, False, False))
                     start = at
                     continue
                 count = 0
@@ -132,21 +141,23 @@ class RequestScanner:
                 while eol < stop and 0x30 <= view[eol] <= 0x39:
                     count = count * 10 + view[eol] - 0x30
                     eol += 1
-                if eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
+                if eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
                     at = eol + 2
                 else:  # not the common form: incomplete, negative, or wrong
-                    eol = data.find(b"\r", at)
+                    eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big multibulk count string"
                         break
                     count = _number(data[at + 1 : eol])
+                    self._odd = self._odd or data[eol + 1] != 0x0A
                     at = eol + 2
                 if count == _NO_NUMBER or count > _ARGS_MAX:
                     self.broken = "invalid multibulk length"
                     break
                 if count <= 0:
-                    found.append(_request([], at - start, False))
+                    found.append(_request([], at - start, False, self._odd))
+                    self._odd = False
                     start = at
                     continue
                 want = count
@@ -159,19 +170,18 @@ class RequestScanner:
                     size = size * 10 + view[eol] - 0x30
                     eol += 1
                 if data[at] != _DOLLAR or not (
-                    eol + 1 < end and data[eol] == 0x0D and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
+                    eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
                 ):  # not the common form: incomplete or wrong
-                    eol = data.find(b"\r", at)
+                    eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big bulk count string"
-                        elif data[at] != _DOLLAR:
-                            self.broken = "expected '$'"
                         break
                     if data[at] != _DOLLAR:
                         self.broken = "expected '$'"
                         break
                     size = _number(data[at + 1 : eol])
+                    self._odd = self._odd or data[eol + 1] != 0x0A
                 if not 0 <= size <= _BULK_BYTES_MAX:
                     self.broken = "invalid bulk length"
                     break
@@ -190,18 +200,21 @@ class RequestScanner:
                 if begin + size + 2 > end:
                     self.announced = size
                     break
+                if view[begin + size] != 0x0D or view[begin + size + 1] != 0x0A:
+                    self._odd = True
                 args.append(view[begin : begin + size])
                 self._retained += size
                 at = begin + size + 2
                 want -= 1
             if not want:
-                found.append(_request(args, at - start, self._skipped))
+                found.append(_request(args, at - start, self._skipped, self._odd))
                 args = []
-                self._skipped = False
+                self._skipped = self._odd = False
                 self._retained = 0
                 start = at
-        self.announced = max(self.announced, self._skip)
-        self.announced = max(self.announced, want)
+        self.announced = max(self.announced, self._skip, want)
+        if self._odd:
+            self.announced = _BULK_BYTES_MAX  # a server may say at once that it refuses this
         self.args, self._want = args, want
         self._before = at - start
         self._tail = view[at:end] if at < end else _NOTHING

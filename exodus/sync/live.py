@@ -33,7 +33,8 @@ from exodus.sync.lives import regain
 from exodus.sync.native import Attachment, check_filled
 from exodus.sync.probe import LagProbe
 from exodus.sync.stream import FeedReader
-from exodus.telemetry.http import Sample, StatusServer
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25

@@ -11,7 +11,7 @@ from typing import Protocol, TypedDict
 
 from exodus.commands.table import Command
 from exodus.telemetry.histogram import Histogram
-from exodus.telemetry.http import Sample
+from exodus.telemetry.sample import Sample
 
 _COMMANDS_MAX = 1_000  # a client may send any bytes as a name
 _ERRORS_MAX = 64  # codes of one command; scripts may make up their own

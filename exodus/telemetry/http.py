@@ -1,18 +1,30 @@
-"""`/metrics` for Prometheus and `/health` for supervisors, on a thread of their own and on loopback unless told otherwise."""
+"""`/metrics` for Prometheus and `/health` for supervisors, on threads of their own and on loopback unless told otherwise.
+
+They ask for no login. So there is a bound to what a client can hold of them: it is done within `STATUS_SECONDS_MAX`, or it is cut off,
+and where all threads are taken the oldest client makes room for the newest.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-Labels = dict[str, str]
-Sample = tuple[str, str, Labels, float]  # name as exodus_<part>_<what>_<unit>, help, labels, value; `_total` makes a counter
+from exodus.config import STATUS_CLIENTS_MAX, STATUS_SECONDS_MAX
+from exodus.telemetry.sample import Sample
+
+log = logging.getLogger(__name__)
 
 
 class _Samples(Collector):
@@ -28,6 +40,53 @@ class _Samples(Collector):
                 family = families[name] = kind(name, text, labels=sorted(labels))
             family.add_metric([labels[key] for key in sorted(labels)], value)  # type: ignore[attr-defined]
         return families.values()
+
+
+class _Bounded(ThreadingHTTPServer):
+    """At most so many clients at a time, each for so long."""
+
+    daemon_threads = True
+    request_queue_size = 128  # that wait to be accepted; beyond, a client's SYN is dropped and comes again after a second
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], pages: type[BaseHTTPRequestHandler]) -> None:
+        self._turn = threading.Lock()
+        self._clients: dict[socket.socket, float] = {}  # since when, oldest first
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, pages)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._turn:
+            if len(self._clients) >= STATUS_CLIENTS_MAX:
+                self._cut(next(iter(self._clients)))
+            self._clients[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._turn:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cut off who takes too long; called twice a second."""
+        before = time.monotonic() - STATUS_SECONDS_MAX
+        with self._turn:
+            for request in [each for each, since in self._clients.items() if since < before]:
+                self._cut(request)
+
+    def _cut(self, request: socket.socket) -> None:
+        """Its thread then reads the end, or cannot write any more, and ends."""
+        del self._clients[request]
+        with contextlib.suppress(OSError):  # it was gone already
+            request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was cut off, or went away, is no error of ours."""
+        del request
+        failure = sys.exc_info()[1]
+        if not isinstance(failure, OSError):
+            log.error("a status page failed for %s", client_address, exc_info=failure)
 
 
 class StatusServer:
@@ -58,7 +117,7 @@ class StatusServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Requests for metrics are not worth a line each."""
 
-        self._server = ThreadingHTTPServer((host, port), Pages)
+        self._server = _Bounded((host, port), Pages)
         self._thread = threading.Thread(target=self._server.serve_forever, name="status pages", daemon=True)
         self._thread.start()
 

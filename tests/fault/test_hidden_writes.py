@@ -11,10 +11,11 @@ import pytest_asyncio
 import redis.asyncio as redis
 
 from exodus.config import CURSOR_BITS, Hold, Side
-from exodus.control import journal
+from exodus.control import journal, registry
 from exodus.control.changes import Barrier, Changes, Key
 from exodus.control.unseen import SCRIPTS, UNREADABLE
 from exodus.cutover import switch
+from exodus.errors import DecisionRefused
 from exodus.gateway.server import Gateway
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
@@ -66,9 +67,12 @@ async def journalled(plant: Plant) -> Plant:
 
 
 @pytest_asyncio.fixture
-async def renaming(make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
-    """A source that calls FLUSHALL, HSET and SELECT by other names."""
-    source = make_server(ServerKind.REDIS_62, rename_command="FLUSHALL xflush\nrename-command HSET xhset\nrename-command SELECT xselect")
+async def renaming(
+    request: pytest.FixtureRequest, make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
+    """A source that calls FLUSHALL and HSET by other names, and what the test names."""
+    more = "".join(f"\nrename-command {name}" for name in getattr(request, "param", []))
+    source = make_server(ServerKind.REDIS_62, rename_command=f"FLUSHALL xflush\nrename-command HSET xhset{more}")
     plant = Plant(source, valkey91, control_server, tmp_path)
     await plant.open()
     await plant.gateway()
@@ -104,6 +108,7 @@ async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> No
     assert gateway.heartbeat(0).facts["renamed_commands"] == {"XHSET": "HSET", "XFLUSH": "FLUSHALL"}
 
 
+@pytest.mark.parametrize("renaming", [["SELECT xselect"]], indirect=True)
 async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(renaming: Plant) -> None:
     """Its first use changed the session before anybody knew."""
     await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2)))
@@ -305,3 +310,45 @@ async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
     changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", long[1], "v") + encode("MSET", "a", "1", long[1], "2")))
     assert set(changes.keys) == {long, (0, b"a")}
     assert not _gaps(journalled)
+
+
+async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(migrating: Plant) -> None:
+    """Principle 6: behind a MULTI that is refused, its requests would be executed one by one, before any EXEC."""
+    target = migrating.boxes[Side.TARGET]
+    for box in migrating.boxes.values():
+        with box.client() as client:
+            commands = ["+@all", "-multi"] if box is target else ["+@all"]
+            client.acl_setuser("shop", reset=True, enabled=True, passwords=["+pw"], keys=["*"], commands=commands)
+    try:
+        app = redis.Redis(port=migrating.port, single_connection_client=True, username="shop", password="pw")
+        await app.execute_command("MULTI")
+        await app.execute_command("INCR", "ahead")
+        done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)
+        assert done.switched
+        with target.client() as client:
+            assert client.get("ahead") is None
+        with pytest.raises(redis.RedisError):
+            await app.execute_command("EXEC")
+        await app.aclose()
+        with target.client() as client:
+            assert client.get("ahead") is None
+    finally:
+        for box in migrating.boxes.values():
+            with box.client() as client:
+                client.acl_deluser("shop")
+
+
+async def test_a_name_that_the_target_does_not_know_blocks_the_cutover(renaming: Plant) -> None:
+    """Applications would get an error for it from the cutover on."""
+    await renaming.syncer()
+    await renaming.start_live_sync()
+    await _talk(renaming.port, encode("XHSET", "h", "f", "v"))
+    await renaming.drained()
+
+    async def told() -> bool:
+        beats = await registry.heartbeats(renaming.store, "gateway")
+        return all(beat.facts["renamed_commands"] for beat in beats)
+
+    await until(told, within_s=5, otherwise="the gateway never told the name")
+    with pytest.raises(DecisionRefused, match="XHSET"):
+        await switch.apply(renaming.store, renaming.plan, Side.TARGET)

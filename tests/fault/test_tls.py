@@ -74,14 +74,14 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
-def _client_tls(authority: Authority, *, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+def client_tls(authority: Authority, *, own: tuple[Path, Path] | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(authority.file))
     if own is not None:
         context.load_cert_chain(*own)
     return context
 
 
-async def _set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[bytes, str]:
+async def set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[bytes, str]:
     """The answer to a SET, and the name in the certificate that was shown."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
     writer.write(encode("SET", "k", "v"))
@@ -94,15 +94,15 @@ async def _set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[b
 async def test_tls_on_the_applications_side_and_its_certificates_read_again(plant: Plant, authority: Authority) -> None:
     cert, key = authority.certificate("first.test", "gateway")
     gateway = await plant.gateway(cert_file=cert, key_file=key)
-    context = _client_tls(authority)
-    assert await _set_through(plant.port, context, "first.test") == (b"+OK\r\n", "first.test")
+    context = client_tls(authority)
+    assert await set_through(plant.port, context, "first.test") == (b"+OK\r\n", "first.test")
     authority.certificate("second.test", "gateway")  # over the same files
     gateway.reload_tls()
-    assert await _set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test")
+    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test")
     cert.write_text("not a certificate")
     gateway.reload_tls()
     assert gateway.tls_reload_failures == 1
-    assert await _set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), "the old one stays in force"
+    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), "the old one stays in force"
     assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
 
 
@@ -110,9 +110,9 @@ async def test_applications_without_a_certificate_are_refused_where_one_is_asked
     cert, key = authority.certificate("gateway.test", "gateway")
     await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
     own = authority.certificate("application.test", "application")
-    assert (await _set_through(plant.port, _client_tls(authority, own=own), "gateway.test"))[0] == b"+OK\r\n"
+    assert (await set_through(plant.port, client_tls(authority, own=own), "gateway.test"))[0] == b"+OK\r\n"
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-        await _set_through(plant.port, _client_tls(authority), "gateway.test")
+        await set_through(plant.port, client_tls(authority), "gateway.test")
 
 
 async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(plant: Plant, authority: Authority) -> None:
@@ -145,7 +145,7 @@ async def test_exodus_logs_in_where_the_source_asks_everybody_to(plant: Plant) -
     assert found["acknowledged_writes"] > 0
 
 
-class _Terminator:
+class Terminator:
     """TLS in front of a server that has none."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
@@ -153,7 +153,7 @@ class _Terminator:
         self.names: list[str | None] = []
         self.server: asyncio.Server
 
-    async def __aenter__(self) -> _Terminator:
+    async def __aenter__(self) -> Terminator:
         self.context.sni_callback = lambda _sock, name, _context: self.names.append(name)
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.context)
         return self
@@ -186,7 +186,7 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
     context.verify_mode = ssl.CERT_REQUIRED
     cert, key = authority.certificate("gateway.test", "own")
     source = plant.boxes[Side.SOURCE]
-    async with _Terminator(source.port, context) as front:
+    async with Terminator(source.port, context) as front:
         address = source.address().model_copy(
             update={"port": front.port, "tls": True, "ca_file": authority.file, "cert_file": cert, "key_file": key, "server_name": "redis.test"}
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import re
 import socket
 import threading
@@ -31,6 +32,7 @@ from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.property
 
+EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 _UNDECLARED = b"redis.call('SET',ARGV[1],'1') return 1"
 _ELSEWHERE = b"redis.call('SELECT',3) redis.call('SET',KEYS[1],'1') return 1"
 _FAILS = b"redis.call('SET',KEYS[1],'1') return redis.call('NOSUCH')"
@@ -144,6 +146,8 @@ def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
             while got := sock.recv(1 << 16):
                 said += got
     said = re.sub(rb"\$2\r\nid\r\n:\d+", b"$2\r\nid\r\n:1", said)
+    # Redis from 7.2 on keeps back the refusal of a login where other replies are on their way.
+    said = re.sub(rb"-WRONGPASS [^\r]*\r\n", b"", said)
     return re.sub(rb"(DB index is out of range|invalid DB index)", b"no such DB", said)
 
 
@@ -163,7 +167,7 @@ def _login(user: str) -> bytes:
 
 
 @settings(
-    max_examples=1_500 if FULL else 50,
+    max_examples=1_500 if FULL else EXAMPLES,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -190,9 +194,10 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
         wait_until(recorded.quiet, within_s=10, otherwise="the gateway still had a connection")
         states.append(_state(source))
     after = states[1]
-    if b"Protocol error" in told[0] or b"$4\r\nQUIT" in data:
-        # The server closed with bytes unread: what it said last may be lost on the way, on two connections sooner than on one.
-        assert told[0].startswith(told[1])
+    if b"Protocol error" in told[0] or any(word in data.upper() for word in (b"QUIT", b"FLUSH", b"BLPOP")):
+        # The server closed with bytes unread, or while the client was blocked (by a flush, too, from Redis 8 on): what it
+        # said last may be lost on the way, on two connections sooner than on one.
+        assert told[0].startswith(told[1]) or told[1].startswith(told[0])
     else:
         assert told[1] == told[0], f"directly {told[0]!r}, through the gateway {told[1]!r}"
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}

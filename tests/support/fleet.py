@@ -97,8 +97,10 @@ class Application:
         writes_per_s: float,
         libraries: Sequence[str] = ("redis-py",),
         pipelined: int = 0,
+        password: str = "",
     ) -> None:
-        self.urls = [f"redis://127.0.0.1:{port}" for port in ports]
+        self.login = f":{password}@" if password else ""
+        self.urls = [f"redis://{self.login}127.0.0.1:{port}" for port in ports]
         self.model = Model(seed=seed, keys=keys, began_ms=0)
         self.tally = Tally()
         self._gate, self._stop, self._busy = asyncio.Event(), asyncio.Event(), set[int]()
@@ -339,7 +341,7 @@ class Fleet:
         engine = await open_engine(self.store, self.plan)
         report = await verify(engine, settle_s=0.1, attempts=4)
         assert report.divergences == [], report.divergences[:5]
-        found = await check(application.model, self.boxes[engine.route.authority].url)
+        found = await check(application.model, f"redis://{application.login}127.0.0.1:{self.boxes[engine.route.authority].port}")
         wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
         assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, (found["problems"], application.tally.texts[-5:])
         assert found["keys_checked"] > application.model.keys // 2

@@ -53,6 +53,9 @@ class Recorder:
     def resume_client(self) -> None:
         pass
 
+    def caught_up(self) -> None:
+        pass
+
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
 
@@ -104,3 +107,13 @@ class Script:
             if name in ("from_client", "from_server"):
                 for cut in range(1, len(arguments[0])):
                     self.play(number, cut)
+
+
+def replayed(session: Any, logins: Any = None) -> tuple[bytes, int, frozenset[int]]:
+    """What a session says on a new leg, all stages together: the bytes, how many replies they have, which may be errors."""
+    data, expected, optional = b"", 0, set()
+    for stage in session.replay_stages(logins):
+        optional |= {expected + place for place in stage.optional}
+        data += b"".join(stage.requests)
+        expected += stage.confirmations or len(stage.requests)
+    return data, expected, frozenset(optional)

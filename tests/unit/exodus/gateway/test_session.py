@@ -12,7 +12,7 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
 from exodus.telemetry.counters import NoKeys, Telemetry
-from tests.support.script import Recorder, Script
+from tests.support.script import Recorder, Script, replayed
 
 OK = b"+OK\r\n"
 QUEUED = b"+QUEUED\r\n"
@@ -185,7 +185,7 @@ def test_a_write_is_not_even_queued_under_a_hold() -> None:
     assert out.take() == [("to_server", encode("MULTI") + GET_K)]
     session.from_server(OK + QUEUED, 0.0)
     session.freeze()
-    assert session.replay_script()[:2] == (encode("MULTI") + GET_K, 2)
+    assert replayed(session)[:2] == (encode("MULTI") + GET_K, 2)
     session.adopt_leg()
     session_orders.hold = False
     out.take()
@@ -206,7 +206,7 @@ def test_a_held_exec_waits_and_its_queue_is_queued_again() -> None:
     session.freeze()
     out.take()
     assert session.idle
-    script, expected, _ = session.replay_script()
+    script, expected, _ = replayed(session)
     assert (script, expected) == (encode("MULTI") + SET_K, 2)
     session.adopt_leg()
     session_orders.hold = False
@@ -275,7 +275,7 @@ def test_session_state_is_replayed_in_its_order() -> None:
     ):
         session.from_client(command, 0.0)
         session.from_server(reply, 0.0)
-    script, expected, _ = session.replay_script()
+    script, expected, _ = replayed(session)
     assert script == encode("AUTH", "u", "p") + encode("HELLO", 3) + encode("CLIENT", "SETNAME", "b") + encode("SELECT", 2)
     assert expected == 4
 

@@ -9,7 +9,7 @@ from exodus.control.changes import Barrier
 from exodus.control.unseen import REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
-from tests.support.script import Recorder, Script
+from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_carried import confirmation
 from tests.unit.exodus.gateway.test_session import GET_K, NIL, OK, QUEUED, SET_K, make, orders
 
@@ -99,7 +99,7 @@ def test_a_refused_subscribe_is_no_subscription() -> None:
         told(session, (encode("SUBSCRIBE", "a", "b"), ERROR))
         assert not session.channels
         assert session.idle
-        assert session.replay_script()[0] == b""
+        assert replayed(session)[0] == b""
         assert marked(told(session, (SET_K, OK))) == [("journal", [(0, b"k")], None)]
 
 
@@ -285,7 +285,7 @@ def test_a_long_write_in_a_transaction_is_replayed_whole() -> None:
     session.from_client(long[150_000:], 0.0)
     session.from_server(OK + QUEUED, 0.0)
     assert session.cannot_switch is None
-    assert session.replay_script()[0] == encode("MULTI") + long
+    assert replayed(session)[0] == encode("MULTI") + long
     session.from_client(encode("SET", "k", b"x" * TRANSACTION_BYTES_MAX), 0.0)
     session.from_server(QUEUED, 0.0)
     assert session.cannot_switch is not None
@@ -307,5 +307,5 @@ def test_the_login_that_a_hello_brought_is_kept_when_a_later_hello_brings_none()
     session = Session(Recorder(), orders())
     told(session, (encode("HELLO", 3, "AUTH", "u", "p", "SETNAME", "me"), b"%0\r\n"), (encode("HELLO", 2), b"*0\r\n"))
     assert session.name == b"me"
-    script, _, _ = session.replay_script()
+    script, _, _ = replayed(session)
     assert script == encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "me") + encode("HELLO", 2)

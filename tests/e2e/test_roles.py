@@ -1,0 +1,63 @@
+"""All phases through a real Prefect, with exactly the users that `exodus users` prints: nothing that Exodus asks of a server is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exodus.config import Side
+from exodus.rights import Wanted as Rights
+from exodus.stack.home import Home
+from exodus.stack.prefect import project_root
+from exodus.stack.servers import ServerKind
+from exodus.stack.up import Wanted, down, up
+from tests.e2e.test_lifecycle import Operator
+from tests.support.roles import denied, make_users
+from tests.support.wait import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+_CANARY = {"steps": [100], "seconds": 1.0, "wait_ms_max": 1000.0, "bad_max": 99}
+
+
+def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Path) -> None:
+    boxes = {Side.SOURCE: make_server(ServerKind.REDIS_62), Side.TARGET: make_server(ServerKind.VALKEY_91)}
+    own, users = make_users(boxes, dict.fromkeys(Side, Rights()), tmp_path)
+    urls = {side: f"redis://{address.username}@127.0.0.1:{address.port}" for side, address in own.items()}
+    files = {side: address.password_file for side, address in own.items()}
+    options = {"observe_seconds": 2.0, "canary": _CANARY, "users": users.model_dump(mode="json", exclude_none=True)}
+    home = Home(tmp_path / "stack")
+    source, target = Side.SOURCE, Side.TARGET
+    up(home, Wanted(urls[source], urls[target], files[source], files[target], options=options), print)
+    operator = Operator(home)
+    gateway = operator.file.plan.gateway
+    application = subprocess.Popen(
+        [
+            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", "5000", "--writes", "200",
+            "--stop-file", str(tmp_path / "stop"), "--report", str(tmp_path / "app.json"), "--ready-file", str(tmp_path / "ready"),
+        ],
+        cwd=project_root(),
+    )  # fmt: skip
+    try:
+        wait_until((tmp_path / "ready").exists, within_s=60, otherwise="the application never preloaded its keys")
+        for phase in ("pre-test", "analyze", "compare", "test", "migrate"):
+            operator.start(phase)
+            operator.waiting(phase, within_s=120)
+            operator.answer("approve")
+            operator.ended(phase, "approved")
+        operator.start("commit")
+        for gate in ("canary-100", "cutover"):
+            operator.waiting("commit", gate, within_s=120)
+            operator.answer("approve")
+        operator.waiting("commit", "finalise", within_s=120)
+        assert operator.status()["authority"] == "target"
+        operator.answer("approve")
+        operator.ended("commit", "approved")
+        assert denied(boxes) == []
+    finally:
+        application.terminate()
+        application.wait(timeout=30)
+        operator.api.close()
+        down(home)

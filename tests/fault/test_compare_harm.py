@@ -1,0 +1,167 @@
+"""Neither Compare nor a canary lets a client do on the target what the source would refuse it, or what only Exodus may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from exodus.compare.comparer import Comparer
+from exodus.config import Credentials, JournalMode, Side
+from exodus.control.registry import heartbeats
+from exodus.cutover.canary import set_canary
+from exodus.resp.encode import encode
+from exodus.sync.reconcile import reconcile
+from tests.support.plant import Plant
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+_ENDLESS = "while true do end"
+
+
+def _calls(plant: Plant) -> dict[str, int]:
+    """Command → how often the target ran it."""
+    with plant.boxes[Side.TARGET].client() as client:
+        return {name.removeprefix("cmdstat_"): row["calls"] for name, row in client.info("commandstats").items()}
+
+
+@asynccontextmanager
+async def _comparing(plant: Plant) -> AsyncIterator[None]:
+    await plant.gateway()
+    comparer = Comparer(plant.store, plant.plan, "comparer-1")
+    task = asyncio.create_task(comparer.run())
+    try:
+        await plant.start_live_sync()
+        await plant.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
+
+        async def follows() -> bool:
+            return any(beat.state == "comparing" and not beat.why for beat in await heartbeats(plant.store, "comparer"))
+
+        await until(follows, within_s=10, otherwise="the comparer did not begin")
+        yield
+    finally:
+        comparer.stop()
+        await task
+
+
+async def _row(plant: Plant, command: str, outcome: str, count: int = 1) -> None:
+    async def seen() -> bool:
+        (beat,) = await heartbeats(plant.store, "comparer")
+        return beat.facts["rows"].get(command, {}).get(outcome, 0) >= count
+
+    await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
+
+
+async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) -> None:
+    """A source that asks for a password: refused requests cost the target nothing, by Compare or by a canary."""
+    source, target = (plant.boxes[side].client() for side in Side)
+    source.set("k", "v")
+    source.rpush("list", *range(1_000))
+    payload = source.dump("k")
+    source.config_set("requirepass", "secret")
+    source.acl_setuser("default", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
+    try:
+        async with _comparing(plant):
+            stranger, owner = plant.app(protocol=2, retry=Retry(NoBackoff(), 0)), plant.app(password="secret")
+            before = _calls(plant)
+            for command in (
+                ("DEL", "k"), ("RESTORE", "k", 0, payload, "REPLACE"),
+                ("EVAL_RO", _ENDLESS, 0), ("EVAL", _ENDLESS, 1, "k"), ("LRANGE", "list", 0, -1),
+                ("GET", "k"), ("SET", "k", "theirs"),
+            ):  # fmt: skip
+                with pytest.raises(RedisError, match=r"Authentication required|NOAUTH|unknown command"):
+                    await stranger.execute_command(*command)
+            await owner.get("k")
+            await _row(plant, "GET", "compared")
+            ran = {name: count - before.get(name, 0) for name, count in _calls(plant).items()}
+            assert {name for name in ("del", "eval", "eval_ro", "lrange") if ran.get(name)} == set()
+            assert target.get("k") == b"v"
+    finally:
+        source.config_set("requirepass", "")
+        source.execute_command("ACL", "SETUSER", "default", "nopass")
+
+
+async def test_no_canary_read_of_a_refused_client_reaches_the_target(plant: Plant) -> None:
+    source = plant.boxes[Side.SOURCE].client()
+    source.rpush("list", *range(1_000))
+    await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.backfill()
+    assert (await reconcile(await plant.engine(), "test"))["divergences_total"] == 0
+    await set_canary(plant.store, plant.plan, 100, why="test")
+    app = plant.app()
+
+    async def asked() -> bool:
+        await app.lrange("list", 0, -1)
+        return bool(_calls(plant).get("lrange"))
+
+    await until(asked, within_s=10, otherwise="no canary read came to the target")
+    source.execute_command("ACL", "SETUSER", "default", "-lrange")
+    before = _calls(plant)["lrange"]
+    for _ in range(20):
+        with pytest.raises(RedisError, match="no permissions"):
+            await app.lrange("list", 0, -1)
+    assert _calls(plant)["lrange"] == before
+
+
+async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
+    """Whoever can write to the control store, or an application that may do all, has nothing else run on the target as Exodus."""
+    source, target = (plant.boxes[side].client() for side in Side)
+    source.mset({"k": "v", "other": "safe"})
+    async with _comparing(plant):
+        before = _calls(plant)
+        for args in (
+            ("FLUSHALL",), ("EVAL", _ENDLESS, 0), ("EVAL_RO", _ENDLESS, 1, "k"), ("ACL", "SETUSER", "default", "on"), ("RENAME", "other", "gone"),
+            ("CONFIG", "SET", "maxmemory", 1), ("MIGRATE", "h", 1, "other", 0, 1), ("COPY", "k", "other", "REPLACE"), ("TOUCH", "k"),
+        ):  # fmt: skip
+            await plant.store.client.xadd(plant.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1})  # type: ignore[dict-item]
+        await plant.app().get("k")
+        await _row(plant, "GET", "compared")
+        await _row(plant, "TOUCH", "not_tried")
+        ran = {name: count - before.get(name, 0) for name, count in _calls(plant).items()}
+        names = ("flushall", "acl|setuser", "rename", "config|set", "migrate", "copy", "touch", "eval")
+        assert {name: ran[name] for name in names if ran.get(name)} == {}
+        assert target.get("other") == b"safe"
+
+
+async def test_compare_tries_as_the_application_where_the_plan_names_its_user(plant: Plant, tmp_path: Path) -> None:
+    """With its rights alone: a command that Exodus does not know is tried, and what its user may not run is not."""
+    target = plant.boxes[Side.TARGET].client()
+    plant.boxes[Side.SOURCE].client().mset({"app:k": "v", "other": "v"})
+    secret = tmp_path / "app"
+    secret.write_text("app-secret")
+    target.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">app-secret", "~app:*", "+@read", "+select", "+client|setname")
+    plant.plan = plant.plan.model_copy(update={"compare_user": Credentials(username="shop", password_file=secret)})
+    try:
+        async with _comparing(plant):
+            for key in ("app:k", "other"):
+                await plant.app().execute_command("TOUCH", key)
+            await _row(plant, "TOUCH", "compared")
+            await _row(plant, "TOUCH", "divergences")
+            by_user = [row for row in target.client_list() if row["name"] == "exodus-compare" and row["user"] == "shop"]
+            assert len(by_user) == 1
+    finally:
+        target.execute_command("ACL", "DELUSER", "shop")
+
+
+async def test_a_request_that_takes_too_long_is_waited_for_no_more(plant: Plant) -> None:
+    source, target = (plant.boxes[side].client() for side in Side)
+    source.set("k", "v")
+    async with _comparing(plant):
+        app = plant.app()
+        await app.get("k")
+        await _row(plant, "GET", "compared")
+        target.execute_command("CLIENT", "PAUSE", 2_500, "ALL")
+        await app.strlen("k")
+        await _row(plant, "STRLEN", "too_slow")
+        await app.strlen("k")
+        await _row(plant, "STRLEN", "not_tried")
+        await app.get("k")
+        await _row(plant, "GET", "compared", 2)

@@ -1,0 +1,138 @@
+"""What a stranger can cost the others: no held-up cutover, no starved client, no memory, no gap."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exodus.config import PIPELINE_MAX, Hold, Side
+from exodus.control import journal
+from exodus.cutover import switch
+from exodus.gateway.server import Gateway
+from exodus.resp.encode import encode, encode_many
+from exodus.stack.servers import ServerKind
+from tests.support.full import FULL
+from tests.support.plant import Plant
+from tests.support.servers import Box
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+FLOOD = 900_000 if FULL else 150_000
+HALF_A_SET = b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 200_000
+# What nobody may do without a login; each once opened a gap, or raised.
+STRANGE = [
+    b"SET a b\0\r\n", b"*2\r\n$4\r\nINCR\0\0", b'ECHO "a"b\r\n', b"*1\r\n$5\r\nRESETxx", b"*1\r\n$4\r\nQUITxx",
+    b"POST / HTTP/1.1\r\nx: y\r\nSET a b\r\n",
+    encode("SELECT", "9" * 5_000), encode("SELECT", 2**63), encode("MOVE", "k", "9" * 5_000), encode("SWAPDB", "9" * 5_000, 1),
+    encode("EVAL", "return 1", "9" * 5_000, "k"), encode("LMPOP", "9" * 5_000, "k", "LEFT"), encode("BLPOP", "k", "9" * 5_000),
+    encode("SET", b"k" * 70_000, "v"), encode("NOSUCH", "k"), encode("FLUSHALL"), encode_many([("MULTI",), ("SELECT", 70_000), ("EXEC",)]),
+    encode_many([("CLIENT", "REPLY", "OFF"), ("SET", "k", "v")]), encode("SUBSCRIBE", "a"), encode("AUTH", "nobody", "x"), encode("DEBUG", "RELOAD"),
+]  # fmt: skip
+
+
+async def _send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    await asyncio.sleep(0.1)
+    return reader, writer
+
+
+async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(plant: Plant) -> None:
+    """C1: each attempt held everybody's writes until its limit, and failed."""
+    gateway = await plant.gateway()
+    await plant.syncer()
+    await plant.start_live_sync()
+    await plant.backfill()
+    strangers = [await _send(plant.port, data) for data in (b"SET a b\0\r\n", HALF_A_SET, b"*3\r\n$3\r\nSET\r\n", b"*2\r\n$4\r\nINCR\0\0")]
+    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    assert done.switched
+    assert gateway.sessions_closed["held: a request that does not end"] == 2
+    for _, writer in strangers:
+        writer.close()
+    with plant.boxes[Side.TARGET].client() as target:
+        assert not target.exists("half", "a")
+
+
+async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> None:
+    """C2: their PING took 38 s."""
+    gateway = await plant.gateway()
+    await plant.change(journal="all")
+    reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+    pongs, most = 0, 0
+
+    async def flood() -> None:
+        nonlocal pongs, most
+        sent = 0
+        while pongs < FLOOD:
+            if sent < FLOOD and writer.transport.get_write_buffer_size() < 1 << 20:
+                writer.write(b"PING\r\n" * 50_000)
+                sent += 50_000
+            pongs += (await reader.read(1 << 20)).count(b"\n")
+            most = max(most, gateway.in_flight())
+
+    flooding = asyncio.create_task(flood())
+    app, answers = plant.app(), 0
+    while not flooding.done():
+        await app.ping()
+        answers += 1
+    await flooding
+    writer.close()
+    assert answers > FLOOD // 30_000, "the others waited for the flood"
+    assert most <= 2 * PIPELINE_MAX
+
+
+async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plant: Plant) -> None:
+    """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control store."""
+    gateway = await plant.gateway()
+    await plant.change(journal="all")
+    before = await journal.ends(plant.store, plant.plan.partitions)
+    series = len(list(gateway.metrics()))
+    refused = [encode("SET", b"key" * 1_000 + b"%d" % number, "v", "BAD") for number in range(2_000)]
+    _, writer = await _send(plant.port, b"".join(encode(b"invented-%d" % number, "k") for number in range(1_200)) + b"".join(refused))
+    await asyncio.sleep(0.5)
+    await plant.flushed()
+    writer.close()
+    assert {name for name in gateway.telemetry.commands if "INVENTED" in name} == set()
+    assert gateway.telemetry.commands["(UNKNOWN)"].calls == 1_200
+    assert len(list(gateway.metrics())) < series + 60
+    assert await journal.ends(plant.store, plant.plan.partitions) == before
+    assert not gateway._journaler.gaps
+
+
+async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+    """C5: whoever may not log in could block a cutover at will."""
+    for kind in ServerKind:
+        target = valkey91 if kind is not ServerKind.VALKEY_91 else make_server(ServerKind.VALKEY_81)
+        folder = tmp_path / str(kind)
+        folder.mkdir()
+        plant = Plant(make_server(kind, private=True), target, control_server, folder)
+        await plant.open()
+        try:
+            gateway = await plant.gateway()
+            await plant.change(journal="all")
+            before = await journal.ends(plant.store, plant.plan.partitions)
+
+            async def asked(gateway: Gateway = gateway) -> bool:
+                return gateway._main.orders.login_needed
+
+            await until(asked, within_s=10, otherwise="the gateway never asked whether a login is needed")
+            for data in STRANGE:
+                for end in (b"", encode("PING"), encode("SET", "k", "v") * 3):
+                    _, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+                    writer.write(data + end)
+                    writer.write_eof()
+                    await asyncio.sleep(0.02)
+                    writer.close()
+            for _ in range(100):
+                if not gateway.connections:
+                    break
+                await asyncio.sleep(0.1)
+            await plant.flushed()
+            assert not gateway._journaler.gaps, kind
+            assert await journal.ends(plant.store, plant.plan.partitions) == before, kind
+            assert (await plant.change(hold=Hold.WRITES)).hold is Hold.WRITES
+        finally:
+            await plant.close()

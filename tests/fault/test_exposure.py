@@ -1,0 +1,249 @@
+"""A gateway lends nobody what is Exodus's own, and takes no server or password file from the control store that its own file does not name."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from exodus.config import Credentials, FenceKind, Plan, RoleUser, Side, Users
+from exodus.cutover.fence import Fence, Record
+from exodus.errors import OperatorError
+from exodus.gateway.exposure import check_address, check_certificates, check_pinned, is_local
+from exodus.resp.encode import encode
+from exodus.stack.home import free_port
+from exodus.telemetry.http import StatusServer
+from tests.fault.test_tls import Authority, Terminator, client_tls, set_through
+from tests.support.plant import Plant
+from tests.support.process import GatewayProcess, migration_file
+from tests.support.wait import until, wait_until
+
+pytestmark = pytest.mark.fault
+
+
+def _ends(plant: Plant, name: str, *arguments: str) -> str:
+    """What a gateway that does not start says."""
+    gateway = GatewayProcess(plant, *arguments, name=name)
+    try:
+        assert gateway.started.process.wait(30) == 2
+    finally:
+        gateway.kill()
+    return gateway.log.read_text()
+
+
+# ---------------------------------------------------------------------- certificates and addresses
+
+
+async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_without_one(plant: Plant, tmp_path: Path) -> None:
+    """From the client to the source by TLS: with the certificate that Exodus would lend it, and with one of its own."""
+    authority = Authority(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    context.load_cert_chain(*authority.certificate("redis.test", "server"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    own_cert, own_key = authority.certificate("exodus.test", "own")
+    cert, key = authority.certificate("gateway.test", "gateway")
+    application = authority.certificate("application.test", "application")
+    source = plant.boxes[Side.SOURCE]
+    async with Terminator(source.port, context) as front:
+        more = {"port": front.port, "tls": True, "ca_file": authority.file, "cert_file": own_cert, "key_file": own_key, "server_name": "redis.test"}
+        plant.plan = plant.plan.model_copy(update={"source": source.address().model_copy(update=more)})
+        await plant.store.save_plan(plant.plan)
+        (tmp_path / "own").mkdir()
+        file = plant.file(tmp_path / "own")
+        document = yaml.safe_load(file.read_text())
+        document["source"] |= {name: str(value) for name, value in more.items() if name not in ("port", "tls")}
+        document["source"]["url"] = f"rediss://{source.address().username}@127.0.0.1:{front.port}"
+        file.write_text(yaml.safe_dump(document))
+        tls = ["--file", str(file), "--listen", f"127.0.0.1:{plant.port}", "--cert-file", str(cert), "--key-file", str(key)]
+        for number, workers in enumerate(([], ["--workers", "2"])):
+            said = await asyncio.to_thread(_ends, plant, f"none-{number}", *tls, *workers)
+            assert "Exodus's own certificate for every client" in said
+            assert "--client-ca-file" in said
+        asking = GatewayProcess(plant, *tls, "--client-ca-file", str(authority.file), name="asking")
+        try:
+            await asyncio.to_thread(asking.wait_said, "listens on")
+            assert (await set_through(plant.port, client_tls(authority, own=application), "gateway.test"))[0] == b"+OK\r\n"
+            with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+                await set_through(plant.port, client_tls(authority), "gateway.test")
+        finally:
+            await asyncio.to_thread(asking.end)
+        lending = GatewayProcess(plant, *tls, "--lend-own-certificate", name="lending")
+        try:
+            await asyncio.to_thread(lending.wait_said, "listens on")
+            assert (await set_through(plant.port, client_tls(authority), "gateway.test"))[0] == b"+OK\r\n"
+        finally:
+            await asyncio.to_thread(lending.end)
+    assert source.client().get("k") == b"v"
+
+
+async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network(plant: Plant) -> None:
+    """The servers of the tests ask nobody on loopback for a password."""
+    with pytest.raises(OperatorError, match="open the source to the network") as caught:
+        await check_address(plant.plan, "0.0.0.0", lend=False)
+    assert "--lend-own-address" in caught.value.next_step
+    await check_address(plant.plan, "0.0.0.0", lend=True)
+    for host in ("127.0.0.1", "::1", "localhost", "unix:/run/exodus.sock"):
+        assert is_local(host)
+        await check_address(plant.plan, host, lend=False)
+    for box in plant.boxes.values():
+        box.client().execute_command("ACL", "SETUSER", "default", "off")
+    try:
+        await check_address(plant.plan, "0.0.0.0", lend=False)
+    finally:
+        for box in plant.boxes.values():
+            box.client().execute_command("ACL", "SETUSER", "default", "on")
+    said = await asyncio.to_thread(_ends, plant, "open", "--listen", f"0.0.0.0:{plant.port}")
+    assert "open the source to the network" in said
+
+
+def test_which_plans_need_the_clients_certificates(plant_plan: Plan) -> None:
+    check_certificates(plant_plan, None, lend=False)
+    asks = plant_plan.model_copy(update={"target": plant_plan.target.model_copy(update={"tls": True, "cert_file": Path("own.pem")})})
+    with pytest.raises(OperatorError, match="the target Exodus's own certificate"):
+        check_certificates(asks, None, lend=False)
+    check_certificates(asks, Path("ca.pem"), lend=False)
+    check_certificates(asks, None, lend=True)
+
+
+@pytest.fixture
+def plant_plan() -> Plan:
+    side = {"host": "h", "port": 1, "username": "exodus", "password_file": "/run/secret"}
+    return Plan.model_validate({"name": "a", "source": side, "target": {**side, "host": "t"}})
+
+
+# ---------------------------------------------------------------------- the control store
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"source": {"host": "evil.test"}}, "source.host"),
+        ({"target": {"port": 2}}, "target.port"),
+        ({"target": {"password_file": "/etc/shadow"}}, "target.password_file"),
+        ({"source": {"password_env": "AWS_SECRET_ACCESS_KEY", "password_file": None}}, "source.password_env"),
+        ({"source": {"tls": True, "ca_file": "/tmp/theirs.pem"}}, "source.ca_file"),
+        ({"logins": [{"user": "shop", "password_file": "/a", "target_password_file": "/etc/shadow"}]}, "logins"),
+        ({"users": {"switch": {"source": {"username": "x", "password_file": "/etc/shadow"}}}}, "users.switch.source"),
+    ],
+)
+def test_the_store_names_no_other_server_or_secret(plant_plan: Plan, change: dict[str, dict[str, object]], named: str) -> None:
+    """Its plan would have a file of this machine sent to a host of somebody's choice."""
+    check_pinned(plant_plan, plant_plan)
+    check_pinned(plant_plan, plant_plan.model_copy(update={"sample": 0.5}))
+    document = plant_plan.model_dump(mode="json")
+    for field, value in change.items():
+        document[field] = {**document[field], **value} if isinstance(value, dict) else value
+    with pytest.raises(OperatorError, match=named.replace("[", r"\[")):
+        check_pinned(plant_plan, Plan.model_validate(document))
+
+
+async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(plant: Plant) -> None:
+    migration_file(plant)
+    listener = socket.create_server(("127.0.0.1", 0))
+    elsewhere = plant.plan.source.model_copy(update={"port": listener.getsockname()[1]})
+    await plant.store.save_plan(plant.plan.model_copy(update={"source": elsewhere}))
+    said = await asyncio.to_thread(_ends, plant, "told")
+    assert "is not that of the migration file: source.port" in said
+    listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        listener.accept()
+    listener.close()
+
+
+async def test_a_fences_record_gives_no_more_than_rights_to_commands(plant: Plant) -> None:
+    """Whoever writes to the store could otherwise set a password for a user, or open it, where a gateway lifts a fence."""
+    source = plant.boxes[Side.SOURCE].client()
+    before = source.acl_list()
+    async with Fence(plant.store, Side.SOURCE, plant.plan) as fence:
+        source.set(fence._guard, "s1")
+        for words in ("+@all >theirs", "+@all nopass", "+@all on ~*", "reset +@all"):
+            record = Record("s1", str(FenceKind.ACL), {"default": {"commands": words, "selectors": []}})
+            with pytest.raises(OperatorError, match="cannot be given back"):
+                await fence.lower(record)
+        settings = Record("s1", str(FenceKind.MIN_REPLICAS), {"dir": "/tmp", "min-replicas-to-write": "0", "min-replicas-max-lag": "10"})
+        await fence.open(settings)
+    assert source.acl_list() == before
+    assert source.config_get("dir")["dir"] != "/tmp"
+
+
+# ---------------------------------------------------------------------- status pages
+
+
+async def test_status_pages_are_on_an_address_of_their_own(plant: Plant) -> None:
+    """Applications reach the gateway by any address of the machine, and the pages by loopback alone unless told otherwise."""
+    gateway = GatewayProcess(plant, "--listen", f"0.0.0.0:{plant.port}", "--lend-own-address")
+    try:
+        port = int((await asyncio.to_thread(gateway.wait_said, r"/metrics on port (\d+) of 127.0.0.1"))[0])
+        with socket.create_server(("127.0.0.2", port)):
+            pass  # free on every other address
+        assert (await asyncio.to_thread(gateway.health))[0] == 200
+    finally:
+        await asyncio.to_thread(gateway.end)
+    elsewhere = GatewayProcess(plant, "--status-listen", "127.0.0.3", "--status-port", str(free_port()), name="elsewhere")
+    try:
+        await asyncio.to_thread(elsewhere.wait_said, r"/metrics on port (\d+) of 127.0.0.3")
+    finally:
+        await asyncio.to_thread(elsewhere.end)
+
+
+def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
+    """300 clients that never end their request, or never read the answer, and a supervisor that asks all the same."""
+    served = StatusServer("127.0.0.1", 0, lambda: [("exodus_test_size", "x" * 500_000, {}, 1.0)], lambda: (True, "well"))
+    before = threading.active_count()
+    slow: list[socket.socket] = []
+    try:
+        for number in range(300):
+            sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
+            sock.sendall(b"GET /metrics HTTP/1.0\r\n" + (b"\r\n" if number % 10 == 0 else b"x"))
+            slow.append(sock)
+        wait_until(lambda: threading.active_count() - before <= 20, within_s=10, otherwise="more threads than clients that may be served")
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+            sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert sock.recv(64).startswith(b"HTTP/1.0 200")
+        wait_until(lambda: threading.active_count() <= before, within_s=20, otherwise="clients that never end are never cut off")
+    finally:
+        for sock in slow:
+            sock.close()
+        served.close()
+
+
+# ---------------------------------------------------------------------- what is refused costs the control store nothing
+
+
+async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -> None:
+    """2,000 SETs with keys of 16 kB that the source refuses, under a journal of everything."""
+    source = plant.boxes[Side.SOURCE].client()
+    source.execute_command("ACL", "SETUSER", "default", "off")
+    try:
+        gateway = await plant.gateway()
+        await plant.change(journal="all")
+        keys = sorted(await plant.store.client.keys("*"))
+        entries = [await plant.store.client.xlen(key) for key in keys if await plant.store.client.type(key) == b"stream"]
+        before = (await plant.store.client.info("memory"))["used_memory"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+        for number in range(2_000):
+            writer.write(encode("SET", f"{number}:" + "k" * 16_000, "v"))
+            assert (await reader.readline()).startswith(b"-NOAUTH")
+        writer.close()
+
+        async def flushed() -> bool:
+            return not gateway._unflushed
+
+        await until(flushed, within_s=10, otherwise="refused writes count as unflushed")
+        after = (await plant.store.client.info("memory"))["used_memory"]
+        streams = [key for key in sorted(await plant.store.client.keys("*")) if await plant.store.client.type(key) == b"stream"]
+        assert [await plant.store.client.xlen(key) for key in streams] == entries
+        assert after - before < 2_000_000
+        assert gateway._journaler.gaps == {}
+    finally:
+        source.execute_command("ACL", "SETUSER", "default", "on")
+
+
+def test_roles_need_users_of_their_own() -> None:
+    with pytest.raises(ValueError, match="default"):
+        Users(switch=RoleUser(source=Credentials(username="default", password_file=Path("x"))))

@@ -1,0 +1,186 @@
+"""Whole migrations with exactly the rights that `exodus users` prints, on every server that the packages bring."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exodus.config import CopyStrategy, Feed, FenceKind, Plan, Side, UserRole
+from exodus.cutover import switch
+from exodus.cutover.fence import confirm_word
+from exodus.cutover.settle import settle
+from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.errors import OperatorError
+from exodus.permits import try_rights, wanted_of
+from exodus.rights import Wanted, rights_of, rule_of, server_of
+from exodus.stack.servers import ServerKind
+from exodus.sync.engine import open_engine
+from exodus.sync.reconcile import reconcile
+from tests.support.plant import Plant
+from tests.support.roles import ADMINISTRATOR, administrator, denied, make_users
+from tests.support.servers import Box
+
+pytestmark = pytest.mark.fault
+
+
+async def _plant(make_server: Any, control: Box, folder: Path, kinds: tuple[ServerKind, ServerKind], **plan: object) -> Plant:
+    """A plant whose roles have users of their own, and nothing but their rights."""
+    boxes = {side: make_server(kind, repl_diskless_sync_delay="0") for side, kind in zip(Side, kinds, strict=True)}
+    plant = Plant(boxes[Side.SOURCE], boxes[Side.TARGET], control, folder, **plan)
+    own, users = make_users(boxes, {side: wanted_of(plant.plan, side) for side in Side}, folder)
+    plant.plan = plant.plan.model_copy(update={"users": users, **{str(side): address for side, address in own.items()}})
+    await plant.open()
+    return plant
+
+
+def _fill(box: Box) -> int:
+    """One key and more of each type."""
+    with administrator(box) as client:
+        for number in range(300):
+            client.set(f"s:{number}", "x" * 50, px=600_000 if number % 3 == 0 else None)
+        client.set("large", "y" * 3_000_000)
+        client.rpush("list", *range(3_000))
+        client.hset("hash", mapping={f"f{number}": number for number in range(2_000)})
+        client.sadd("set", *range(2_000))
+        client.zadd("zset", {f"m{number}": number for number in range(2_000)})
+        client.xadd("stream", {"a": 1})
+        client.xgroup_create("stream", "group", "0")
+        client.xreadgroup("group", "worker", {"stream": ">"})
+        return int(client.dbsize())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "plan"),
+    [
+        ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {}),
+        ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {}),
+        ((ServerKind.VALKEY_81, ServerKind.REDIS_82), {"feed": Feed.REPLICATION}),
+        ((ServerKind.REDIS_62, ServerKind.VALKEY_81), {"feed": Feed.TRACKING}),
+        ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {"strategy": CopyStrategy.MIGRATE, "feed": Feed.GATEWAY}),
+    ],
+    ids=str,
+)
+async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
+    make_server, control_server: Box, tmp_path: Path, kinds: tuple[ServerKind, ServerKind], plan: dict[str, Any]
+) -> None:
+    """Nothing that Exodus asks for is refused, by any server, from the checks to the way back."""
+    plant = await _plant(make_server, control_server, tmp_path, kinds, **plan)
+    try:
+        count = _fill(plant.boxes[Side.SOURCE])
+        raise_if_fatal(await check_pair(*(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, plant.store))
+        if plant.plan.strategy is CopyStrategy.MIGRATE:
+            with administrator(plant.boxes[Side.TARGET]) as client:
+                client.execute_command("ACL", "SETUSER", "default", "-restore")
+        await plant.gateway(settle=settle)
+        await plant.syncer()
+        await plant.start_live_sync()
+        app = plant.app()
+        await app.set("before", 1)
+        await plant.backfill()
+        await plant.drained()
+        for number, to in enumerate((Side.TARGET, Side.SOURCE)):
+            assert (await switch.apply(plant.store, plant.plan, to)).switched
+            await app.set(f"after:{number}", number)
+            await asyncio.sleep(0.3)
+            await plant.drained()
+            engine = await open_engine(plant.store, plant.plan.acting(UserRole.VERIFIER))
+            report = await reconcile(engine, f"after-{number}", settle_s=0.1)
+            assert report["divergences_total"] == 0, report
+            assert report["keys_authority"] >= count
+        assert denied(plant.boxes) == []
+    finally:
+        await plant.close()
+
+
+async def test_without_an_administrators_right_another_fence_holds(make_server, control_server: Box, tmp_path: Path) -> None:
+    """`provider` needs no right at all, and `min-replicas` no `+acl`: no user of Exodus's may give itself rights."""
+    for fence in (FenceKind.PROVIDER, FenceKind.MIN_REPLICAS):
+        folder = tmp_path / str(fence)
+        folder.mkdir()
+        told = {"source": fence, "target": fence}
+        if fence is FenceKind.PROVIDER:
+            told |= {"source_instruction": "close the way", "target_instruction": "close the way"}
+        kinds = (ServerKind.REDIS_82, ServerKind.VALKEY_91)
+        plant = await _plant(make_server, control_server, folder, kinds, fence=told)
+        try:
+            _fill(plant.boxes[Side.SOURCE])
+            for side, box in plant.boxes.items():
+                with administrator(box) as client:
+                    rules = [client.acl_getuser(f"exodus-{role}")["commands"] for role in UserRole]
+                assert not any("+acl|setuser" in rule or "+acl" in rule for rule in rules)
+                assert ("+config|set" in " ".join(map(str, rules))) is (fence is FenceKind.MIN_REPLICAS)
+                await confirm_word(plant.store, plant.plan, side, "a test")
+            ends = [Endpoint(side, plant.plan.address(side)) for side in Side]
+            raise_if_fatal(await check_pair(*ends, plant.plan, plant.store))
+            await plant.gateway(settle=settle)
+            await plant.syncer()
+            await plant.start_live_sync()
+            await plant.backfill()
+            await plant.drained()
+            done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+            assert done.switched
+            assert done.facts["fence"] == str(fence)
+            await plant.app().set("after", 1)
+            assert denied(plant.boxes) == []
+        finally:
+            await plant.close()
+
+
+async def test_a_fence_leaves_exodus_own_users_alone(make_server, control_server: Box, tmp_path: Path) -> None:
+    """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who is."""
+    plant = await _plant(make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91))
+    try:
+        await plant.gateway(settle=settle)
+        await plant.syncer()
+        await plant.start_live_sync()
+        await plant.backfill()
+        await switch.apply(plant.store, plant.plan, Side.TARGET)
+        with administrator(plant.boxes[Side.SOURCE]) as client:
+            rules = {name: str(client.acl_getuser(name)) for name in client.acl_users()}
+            assert {name for name, rule in rules.items() if "-@write" in rule} == {"default", ADMINISTRATOR}
+    finally:
+        await plant.close()
+
+
+@pytest.mark.parametrize("kind", list(ServerKind), ids=str)
+async def test_each_missing_right_is_named_before_anything_is_changed(make_server, tmp_path: Path, kind: ServerKind) -> None:
+    """Taken away one by one: the checks name side, user and command, and what to type."""
+    box = make_server(kind)
+    wanted = Wanted(FenceKind.ACL, Feed.REPLICATION)
+    file = tmp_path / "password"
+    file.write_text("secret")
+    engine, version = server_of(str(kind))
+    address = box.address().model_copy(update={"username": "exodus-one", "password_file": file})
+    plan = Plan(name="check", source=address, target=address, fence={"source": "acl"}, feed=Feed.REPLICATION)
+    rule = rule_of(UserRole, Side.SOURCE, engine, version, wanted).split()
+    with box.client() as client:
+        client.execute_command("ACL", "SETUSER", "exodus-one", "on", ">secret", *rule)
+        assert await try_rights(plan, Side.SOURCE, engine, version) == []
+        for word in [word for word in rule if word.startswith("+") and word != "+client|setname"]:
+            client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *[other for other in rule if other != word])
+            found = await try_rights(plan, Side.SOURCE, engine, version)
+            assert word[1:] in {each.command for each in found}, word
+            assert all(each.side is Side.SOURCE and each.user == "exodus-one" for each in found)
+            assert f"ACL SETUSER exodus-one {word}" in next(each.remedy for each in found if each.command == word[1:])
+        assert client.dbsize() == 0
+        client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *[word for word in rule if word != "+client|setname"])
+        with pytest.raises(OperatorError, match="exodus-one") as caught:
+            await try_rights(plan, Side.SOURCE, engine, version)
+        assert "+client|setname" in caught.value.next_step
+        client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *rule, "resetkeys", "~app:*")
+        assert any("~*" in each.remedy for each in await try_rights(plan, Side.SOURCE, engine, version))
+
+
+@pytest.mark.parametrize("kind", list(ServerKind), ids=str)
+def test_every_right_has_its_reason_and_the_server_takes_the_rule(make_server, kind: ServerKind) -> None:
+    """For each role, fence, feed and strategy; Redis 6.2 refuses a rule with a command that it does not know."""
+    box, server = make_server(kind), server_of(str(kind))
+    with box.client() as client:
+        for role in UserRole:
+            for wanted in [*map(Wanted, FenceKind), *(Wanted(strategy=way) for way in CopyStrategy), *(Wanted(feed=feed) for feed in Feed)]:
+                for side in Side:
+                    client.execute_command("ACL", "SETUSER", "user", "reset", *rule_of([role], side, *server, wanted).split())
+                    assert all(right.why for _, right in rights_of(role, side, *server, wanted))
