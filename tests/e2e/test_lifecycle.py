@@ -346,6 +346,10 @@ def test_prefect_asks_for_a_login_and_gives_no_secret_away(operator: Operator) -
         file = operator.home.secret(name)
         assert str(file) in blocks
         assert file.read_text().strip() not in blocks
+    stranger = PrefectApi(url)
+    with pytest.raises(OperatorError, match="refuses the login"):
+        stranger.start("pre-test", {})
+    stranger.close()
     other = api._http.post("/flow_runs/count", json={}, headers={"Origin": "http://another.invalid"})
     assert other.status_code == 200
     assert "access-control-allow-origin" not in other.headers
