@@ -4,7 +4,7 @@ cimport cython
 from exodus.gateway.orders cimport Orders
 from exodus.gateway.session cimport Session
 
-cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _PIPELINE_MAX
+cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX
 
 cdef class Connection
 
@@ -28,7 +28,9 @@ cdef class Connection:
     cdef object _loop, _connecting, _turn
     cdef public bint full
     cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits
-    cdef list _early, _rest
+    cdef list _early
+    cdef bytes _rest
+    cdef Py_ssize_t _rest_at
 
     cpdef data_received(self, bytes data)
     @cython.locals(session=Session)

@@ -22,7 +22,7 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session, Unanswered
 
 log = logging.getLogger(__name__)
-_TURN_BYTES, _TURN_BYTES_BUSY, _PIPELINE_MAX = TURN_BYTES, TURN_BYTES_BUSY, PIPELINE_MAX
+_TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, PIPELINE_MAX
 
 
 class Hub(Protocol):
@@ -159,7 +159,8 @@ class Connection:
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
-        self._rest: list[bytes] = []  # of this client, for its next turn
+        self._rest = b""  # of this client, for its next turn
+        self._rest_at = 0  # up to here it was read
         self._turn: asyncio.Handle | None = None
         self.full = False  # it has too many unanswered requests
         self._eof_waits = False  # the client's end is behind what waits for its turn
@@ -206,33 +207,40 @@ class Connection:
         if self.leg is None:
             self._early.append(data)
             return
-        if self._rest or len(data) > _TURN_BYTES:
+        if self._rest or len(data) > _TURN_BYTES_BUSY:
             self._take_turns(data)
         else:
             self._read(data)
 
     def _take_turns(self, data: bytes) -> None:
         """Read a part of what came, and the rest when others had their turn."""
-        if not self._rest:
+        if self._rest:
+            self._rest = self._rest[self._rest_at :] + data
+        else:
+            self._rest = data
+            self.session.turn = _TURN_REQUESTS + 1  # it is not known yet how many requests these are: few at first
             self._turn = self._loop.call_soon(self._next_turn)
+        self._rest_at = 0
+        if len(self._rest) > _TURN_BYTES:
             self._pause_reading()
-        self._rest.append(data)
 
     def _next_turn(self) -> None:
-        data = b"".join(self._rest)
-        size = _TURN_BYTES_BUSY if self.session.turn > TURN_REQUESTS else _TURN_BYTES
+        self._turn = None
         if self.full:
-            size = 0  # until it has fewer unanswered requests
-        self._rest = [data[size:]] if len(data) > size else []
-        if size:
-            self._read(data[:size])
-        if self._rest and not self.client_gone:
-            self._turn = self._loop.call_soon(self._next_turn) if not self.full else None
-        elif not self.client_gone:
-            self._resume()
-            if self._eof_waits:
-                self._eof_waits = False
-                self.eof_received()
+            return  # `answered` goes on
+        at, size = self._rest_at, _TURN_BYTES_BUSY if self.session.turn > _TURN_REQUESTS else _TURN_BYTES
+        self._rest_at = at + size
+        self._read(self._rest[at : at + size])
+        if self.client_gone:
+            return
+        if self._rest_at < len(self._rest):
+            self._turn = self._loop.call_soon(self._next_turn)
+            return
+        self._rest, self._rest_at = b"", 0
+        self._resume()
+        if self._eof_waits:
+            self._eof_waits = False
+            self.eof_received()
 
     def _read(self, data: bytes) -> None:
         session = self.session
@@ -250,10 +258,10 @@ class Connection:
         """A full session has been answered: read on where it is full no more."""
         if self.session.pending.count <= _PIPELINE_MAX // 2:
             self.full = False
-            if self._rest:
-                self._turn = self._loop.call_soon(self._next_turn)
-            else:
+            if not self._rest:
                 self._resume()
+            elif self._turn is None:
+                self._turn = self._loop.call_soon(self._next_turn)
 
     def _pause_reading(self) -> None:
         if self.client is not None and not self.client_gone:
@@ -288,7 +296,7 @@ class Connection:
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.client_gone = True
-        self._rest = []
+        self._rest = b""
         if self._turn is not None:
             self._turn.cancel()
         if self.leg is None or self.leg.transport is None or self.leg.lost:
