@@ -39,6 +39,7 @@ from exodus.gateway.spool import Spool
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.25
+_ROTATE_S = 2.0  # between two rotations: each asks the store to fsync
 _STORE_ERRORS = (StoreRefused, RedisError, OSError, TimeoutError)
 
 
@@ -94,6 +95,7 @@ class Journaler:
         self._retiring: asyncio.Task[None] | None = None
         self._recovered = False
         self._tails_lost = 0  # times that the store had lost what it had acknowledged
+        self._rotated_at = 0.0
         self._flushed = asyncio.Event()
         self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
         self.entries = 0
@@ -370,7 +372,10 @@ class Journaler:
 
         `log_pending` is called to log again what is under way: it may stand in the old segments only.
         """
-        if self._old_segment is None and (self._intents.segments > 1 or self._intents.used_bytes > 64 * 1024):
+        now = time.monotonic()
+        grown = self._intents.segments > 1 or self._intents.used_bytes > 64 * 1024
+        if self._old_segment is None and grown and now - self._rotated_at >= _ROTATE_S:
+            self._rotated_at = now
             self._begin_segment()
             log_pending()
             self._wake.set()

@@ -496,7 +496,7 @@ class Session:
         self.out.to_server(whole)
 
     def _open_gap(self, why: str) -> None:
-        if self.orders.journal is _ALL:
+        if self.orders.journal is _ALL and (why != SCRIPTS or self.orders.scripts_unseen):
             self.out.gap(why)
 
     def _lose_count(self, why: str) -> None:
@@ -636,8 +636,8 @@ class Session:
         elif role is Role.MOVES_DB:
             pending.elsewhere = keys_elsewhere(pending.command, args)
         elif role is Role.SCRIPT:
-            if pending.write and self.orders.scripts_unseen:
-                pending.unseen = SCRIPTS
+            if pending.write:
+                pending.unseen = SCRIPTS  # where no feed hears of it by the time it is answered
             if pending.write and not pending.keys:
                 self.orders.risks["script without declared keys"] += 1
             if len(args) > 1 and args[1] is not SKIPPED and not pending.command.name.startswith(b"FCALL"):
@@ -1296,6 +1296,8 @@ class Session:
             if pending.transaction is not None:
                 gaps.extend(pending.transaction.unseen)
                 gaps.extend([NO_ANSWER] if pending.transaction.unknown else [])
+        if not self.orders.scripts_unseen:
+            gaps = [why for why in gaps if why != SCRIPTS]
         return Unanswered(keys, barriers, list(dict.fromkeys(gaps)))
 
     def log_pending(self) -> None:

@@ -40,7 +40,7 @@ def test_a_block_names_the_variable_of_a_password(monkeypatch: pytest.MonkeyPatc
 
 def test_a_password_in_the_migration_file_is_not_put_into_a_block_unasked() -> None:
     address = Address.parse(f"redis://exodus:{_ENCODED}@h:1", field="source")
-    with pytest.raises(OperatorError, match="--with-secrets") as caught:
+    with pytest.raises(OperatorError, match="the password stands in the migration file") as caught:
         _block(address, "source", with_secrets=False)
     assert "QXZJ" not in str(caught.value)
     block = _block(address, "source", with_secrets=True)
