@@ -812,7 +812,7 @@ class Session:
         if rest and self._may_pass_in_part(len(rest)):
             head = self.pending.head
             if head is not None and head.cursor:
-                passed.append(self._mark_cursor(head, rest))
+                passed.append(self._mark_cursor(rest))
                 head.whole = head.cursor = False
                 self._edits -= 1
             else:
@@ -986,7 +986,7 @@ class Session:
     def _taken_apart(self, pending: Pending, frame: bytes) -> tuple[bytes, set[int] | None]:
         """Look into a whole reply: what to pass on, and which commands of a transaction were done."""
         if pending.cursor:
-            return self._mark_cursor(pending, frame), None
+            return self._mark_cursor(frame), None
         transaction = pending.transaction
         if transaction is None:
             return frame, None
@@ -1001,14 +1001,13 @@ class Session:
         if scans:
             head = frame[: parts[0].start]
             changed = [
-                self._mark_cursor(pending, frame[part.start : part.end]) if index in scans else frame[part.start : part.end]
+                self._mark_cursor(frame[part.start : part.end]) if index in scans else frame[part.start : part.end]
                 for index, part in enumerate(parts)
             ]
             frame = head + b"".join(changed)
         return frame, {index for index, part in enumerate(parts) if not part.error}
 
-    def _mark_cursor(self, pending: Pending, frame: bytes) -> bytes:
-        del pending
+    def _mark_cursor(self, frame: bytes) -> bytes:
         found = marked(frame, self.tag)
         if found is None:
             self.orders.risks["a SCAN cursor has no room for where it is from"] += 1

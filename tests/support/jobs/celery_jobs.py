@@ -6,7 +6,7 @@ import threading
 import time
 
 from celery import Celery
-from truth import FOLDER, PER_S, PORT, note, stopped, wait_drained
+from truth import PORT, make, note
 
 app = Celery("jobs", broker=f"redis://127.0.0.1:{PORT}/0", backend=f"redis://127.0.0.1:{PORT}/1")
 app.conf.update(task_acks_late=True, worker_prefetch_multiplier=4, broker_connection_retry_on_startup=True)
@@ -14,7 +14,7 @@ app.conf.update(task_acks_late=True, worker_prefetch_multiplier=4, broker_connec
 
 @app.task(name="jobs.do")  # type: ignore[untyped-decorator]
 def do(number: int) -> int:
-    time.sleep(0.005)
+    time.sleep(0.005)  # the job's work
     note("done", number)
     return number
 
@@ -22,14 +22,7 @@ def do(number: int) -> int:
 def main() -> None:
     worker = app.Worker(pool="threads", concurrency=4, loglevel="WARNING", without_heartbeat=True, without_mingle=True)
     threading.Thread(target=worker.start, daemon=True).start()
-    number = 0
-    while not stopped():
-        number += 1
-        do.delay(number)
-        note("made", number)
-        time.sleep(1 / PER_S)
-    wait_drained()
-    (FOLDER / "ended").touch()
+    make(do.delay)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import redis
 from rq import Queue
 from rq.timeouts import TimerDeathPenalty
 from rq.worker import SimpleWorker
-from truth import FOLDER, PER_S, PORT, note, stopped, wait_drained
+from truth import PORT, make, note
 
 
 def do(number: int) -> None:
-    time.sleep(0.005)
+    time.sleep(0.005)  # the job's work
     note("done", number)
 
 
@@ -35,14 +35,7 @@ def main() -> None:
     queue = Queue("jobs", connection=redis.Redis(port=PORT))
     for _ in range(2):
         threading.Thread(target=work, daemon=True).start()
-    number = 0
-    while not stopped():
-        number += 1
-        queue.enqueue("rq_jobs.do", number)
-        note("made", number)
-        time.sleep(1 / PER_S)
-    wait_drained()
-    (FOLDER / "ended").touch()
+    make(lambda number: queue.enqueue("rq_jobs.do", number))
 
 
 if __name__ == "__main__":

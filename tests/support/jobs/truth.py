@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PORT = int(sys.argv[1])
@@ -29,9 +30,21 @@ def drained() -> bool:
     return made <= done
 
 
+def make(enqueue: Callable[[int], object]) -> None:
+    """Make jobs at a steady rate until told to stop, then let the workers do what is left."""
+    number = 0
+    while not stopped():
+        number += 1
+        enqueue(number)
+        note("made", number)
+        time.sleep(1 / PER_S)
+    wait_drained()
+    (FOLDER / "ended").touch()
+
+
 def wait_drained() -> None:
     """Give workers time for what is left, and a moment more to do something twice."""
     deadline = time.monotonic() + DRAIN_S
     while not drained() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
+    time.sleep(1)  # long enough for a job that was handed out twice
