@@ -29,6 +29,27 @@ class Box:
         }  # fmt: skip
         self.server: Server
         self.start()
+        with self.client(decode_responses=True) as client:
+            self._settings: dict[str, str] = client.config_get()
+            self._users: list[str] = client.acl_list()
+
+    def restore(self) -> None:
+        """Empty it and give it the settings and users that it started with: a test before may have changed anything."""
+        with self.client(decode_responses=True) as client:
+            client.replicaof("NO", "ONE")
+            client.flushall()
+            client.script_flush()
+            if self.kind is not ServerKind.REDIS_62:
+                client.function_flush()
+            for setting, value in client.config_get().items():
+                if value != self._settings[setting]:
+                    client.config_set(setting, self._settings[setting])
+            for user in set(client.acl_users()) - {rule.split()[1] for rule in self._users}:
+                client.acl_deluser(user)
+            for rule in self._users:
+                if rule not in client.acl_list():
+                    _, name, *rules = rule.split()
+                    client.execute_command("ACL", "SETUSER", name, "reset", *rules)
 
     def start(self) -> None:
         """Start it (again), on the same port and folder."""
@@ -96,13 +117,7 @@ def _emptied(name: str):  # type: ignore[no-untyped-def]
     @pytest.fixture
     def fixture(request: pytest.FixtureRequest) -> Box:
         box: Box = request.getfixturevalue(name)
-        with box.client() as client:
-            client.replicaof("NO", "ONE")  # fences and replicas of another test
-            for setting in ("masteruser", "masterauth"):
-                client.config_set(setting, "")
-            client.config_set("min-replicas-to-write", 0)
-            client.flushall()
-            client.acl_setuser("default", enabled=True, nopass=True, commands=["+@all"], keys=["*"], channels=["*"])
+        box.restore()
         return box
 
     return fixture
