@@ -52,6 +52,7 @@ DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that 
 TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
 TURN_BYTES_BUSY = 4 * 1024  # likewise, where these bytes are many requests
 TURN_REQUESTS = 100  # so many in one turn are many
+TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
 PIPELINE_MAX = 20_000  # unanswered requests of one session, before it is read no further until half of them are answered
 MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 SHADOW_QUEUE_MAX = 10_000

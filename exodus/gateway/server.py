@@ -61,7 +61,7 @@ from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import Redirecting, kind_of
-from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
+from exodus.gateway.relay import Connection, LegProtocol, Refusal, Turns, open_leg
 from exodus.gateway.scripts import digest
 from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
@@ -143,6 +143,7 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.connections: set[Connection] = set()
+        self.turns = Turns()
         self.telemetry = Telemetry(KeySketches())
         self.sessions_closed: Counter[str] = Counter()
         self.connections_ever = 0
