@@ -102,7 +102,7 @@ def rollback(migration: str = "demo", decided_by: str = "", why: str = "") -> St
                 if switched and not dead
                 else "live sync is off; a retry keeps the copy and compares it"
             ),
-            f"for the investigation: {kept['folder']}",
+            f"for the investigation: {kept['folder']} on {kept['host']}",
         ],
         evidence=f"evidence.{PHASE}",
     )

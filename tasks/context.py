@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
@@ -13,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import uvloop
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from redis.exceptions import RedisError
 
 from blocks import Migration
 from exodus.config import Address, Plan, Side
@@ -34,7 +36,7 @@ _AGAIN_S = 0.5
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a function a task whose answer is true now only.
 
-    A flow persists results, its tasks inherit that, and after a decision a kept answer would be taken for a new one. This task is executed
+    After a decision a kept answer (`tasks/kept.py`) would be taken for a new one. This task is executed
     again each time the flow runs from the top, so also between an approval and what it approves.
     """
     return task(name=name, persist_result=False, cache_policy=NO_CACHE)
@@ -68,11 +70,48 @@ async def opened(migration: str) -> AsyncIterator[Opened]:
     """
     block = await asyncio.to_thread(load, migration)
     plan = block.plan()
-    async with await _connect(block.control_store.address("control_store"), plan.name) as store:
+    async with await connect(block.control_store.address("control_store"), plan.name) as store:
         yield Opened(plan, store)
 
 
-async def _connect(address: Address, migration: str) -> ControlStore:
+@functools.lru_cache(maxsize=8)
+def _place(migration: str, run_id: str) -> tuple[Address, str]:
+    """Where a run's control store is, and the migration's name there; asked of Prefect once."""
+    del run_id
+    block = load(migration)
+    return block.control_store.address("control_store"), block.migration
+
+
+async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], Awaitable[T]]) -> T:
+    """Do work in the control store of a run, again where the store was away in the middle of it.
+
+    The work must be one that may be done twice.
+
+    Raises:
+        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
+    """
+    address, name = await asyncio.to_thread(_place, migration, run_id)
+    deadline = time.monotonic() + STORE_AWAY_S
+    while True:
+        async with await connect(address, name) as store:
+            try:
+                return await work(store)
+            except (RedisError, OSError) as exc:
+                if time.monotonic() > deadline:
+                    raise ControlStoreError(
+                        "the control store lost a request",
+                        why=str(exc),
+                        next_step="look whether it runs and has room",
+                    ) from exc
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def connect(address: Address, migration: str) -> ControlStore:
+    """Connect to a control store, which may be away for a while.
+
+    Raises:
+        ControlStoreError: it did not come back within `STORE_AWAY_S`.
+    """
     deadline = time.monotonic() + STORE_AWAY_S
     while True:
         try:
