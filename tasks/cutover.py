@@ -178,7 +178,8 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
 @task(name="keep the evidence", persist_result=True)
 def keep_evidence(migration: str, phase: str) -> Json:
     """Write everything that is known into a hash-chained folder, and the head of its chain into the ledger."""
-    under = Path(os.environ.get(_FOLDER, "exodus-evidence")).absolute() / migration
+    # Never the working directory: a worker runs each flow in a temporary one, and removes it afterwards.
+    under = Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute() / migration
     signs = os.environ.get(_KEY)
 
     async def work() -> Json:
