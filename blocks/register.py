@@ -28,15 +28,14 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
             why="blocks hold the name of a file or a variable; whoever may log in to Prefect can read a block's secrets",
             next_step=f"write {field}.password_file or {field}.password_env; or say exodus apply --with-secrets",
         )
+    files = {name: getattr(address, name) for name in ("ca_file", "cert_file", "key_file")}
     secret = address.secret(field)  # also without it in the block: a name that leads nowhere is told now
     return RedisEndpoint(
         url=address.url,
         password=SecretStr(secret) if secret and with_secrets else None,
         password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
         password_env=None if with_secrets else address.password_env,
-        ca_file=str(address.ca_file) if address.ca_file else None,
-        cert_file=str(address.cert_file) if address.cert_file else None,
-        key_file=str(address.key_file) if address.key_file else None,
+        **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
     )
 
 

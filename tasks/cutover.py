@@ -183,7 +183,8 @@ def keep_evidence(migration: str, phase: str) -> Json:
 
     The bundle is written to the control store, which outlives this worker, and to a folder here.
     """
-    under = Path(os.environ.get(_FOLDER, "exodus-evidence")).absolute() / migration
+    # Never the working directory: a worker runs each flow in a temporary one, and removes it afterwards.
+    under = Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute() / migration
     signs = os.environ.get(_KEY)
 
     async def work() -> Json:

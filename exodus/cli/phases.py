@@ -18,7 +18,7 @@ from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migr
 from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import overlaid, unwritten
+from exodus.cli.runs import ANSWERED, STARTING, overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side, UserRole
 from exodus.control import freshness, identity, journal, ledger, registry
 from exodus.control.changes import Key
@@ -117,9 +117,6 @@ def start(
 # ---------------------------------------------------------------------- status
 
 
-_ANSWERED = ("Resuming", "Scheduled", "Late", "Pending", "AwaitingRetry")  # of a run whose question is answered: names of Prefect's states
-
-
 def _beat(beat: Heartbeat, now_ms: int) -> Json:
     return {
         "process": beat.process, "state": "gone" if beat.stale(now_ms) else beat.state, "why": beat.why,
@@ -140,12 +137,32 @@ def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None) 
         return phases, "no Prefect server is known"
     try:
         newest = api.newest_runs(migration)
+        by_id = {run["id"]: run for run in newest.values()}
+        names = {name: str(state.get("flow_run_id")) for name, state in phases.items()}
+        by_id |= api.runs(run_id for run_id in names.values() if run_id not in (*by_id, "None"))
     except OrchestratorError as exc:
         return phases, f"{exc.what}: {exc.why}"
-    others = {
-        name: str(phases[name].get("flow_run_id")) for name, run in newest.items() if phases.get(name, {}).get("flow_run_id") not in (None, run["id"])
-    }
-    return overlaid(phases, newest, {name: api.goes_on(run_id) for name, run_id in others.items()}), ""
+    named = {name: by_id[run_id] for name, run_id in names.items() if run_id in by_id}
+    found = overlaid(phases, newest, named)
+    for state in found.values():
+        if state.get("by_prefect") and (error := api.last_error(state["flow_run_id"])):
+            state["why"] = f"{error} ({state['why']})"
+    return found, ""
+
+
+def _not_taken_up(phases: dict[str, Json]) -> tuple[str, str] | None:
+    """Why nothing goes on where a run was answered or started, and what to do; None where none was."""
+    for name, state in phases.items():
+        if state.get("state") not in (ANSWERED, STARTING):
+            continue
+        if state["run_state"] in ("Running", "Pending", "Submitting"):
+            how, unblocks = f"its run begins ({state['run_state']})", "no action needed"
+        else:
+            how = f"no Prefect worker has taken its run up yet (it is {state['run_state']})"
+            unblocks = "no action needed for some seconds; then start a worker of its work pool (exodus up starts one that has ended)"
+        did = "is answered" if state["state"] == ANSWERED else "is started"
+        return f"{name} {did}, and {how}", unblocks
+    return None
 
 
 async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -> Json:
@@ -162,7 +179,8 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         lost = unwritten(phases)
         due = ledger.next_due(await ledger.read(store))
         switching = await store.report(NOW)
-        failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
+        ended = sorted(phases.items(), key=lambda pair: int(pair[1].get("finished_ms", 0)))
+        failed = {name: state for name, state in ended if state.get("state") == "failed"}
         if lost is not None:
             name, state = lost
             why, unblocks = f"{name} failed, and could not write it down: {state['why']}", f"correct the cause, then: exodus start {name}"
@@ -170,12 +188,14 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
                 unblocks += f"; {waiting['phase']} still asks, answer it only if you do not want {name} any more"
         elif waiting is not None:
             why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
+        elif (between := _not_taken_up(phases)) is not None:
+            why, unblocks = between
         elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
             why, unblocks = f"{running[0]} is running", "nothing: it will ask when it is done"
             if switching is not None and switching["waits_for"]:
                 why, unblocks = f"the switch waits: {switching['waits_for']}", "exodus release, if it is postponed; exodus abort gives it up"
         elif failed:
-            name, state = next(iter(failed.items()))
+            name, state = list(failed.items())[-1]
             why, unblocks = f"{name} failed: {state.get('why', '')}", f"look at its run, correct the cause, exodus start {name}"
         else:
             why, unblocks = (
@@ -191,6 +211,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
             "why_waiting": why,
             "what_unblocks": unblocks,
             "failed_run": None if lost is None else {"phase": lost[0], **lost[1]},
+            "failed": list(failed),
             "prefect_away": prefect_away,
             "due": due,
             "switch": switching,
@@ -244,18 +265,15 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         show(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
     waiting: Any = status["waiting"] if status["failed_run"] is None else None
-    state = None if waiting is None or api is None else api.state_name(waiting["flow_run_id"])
-    if state in _ANSWERED:
-        show(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
-        show("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
-        return
     show(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
-    if status["failed_run"] is not None and api is not None:
-        show(f"run:     {api.run_url(status['failed_run']['flow_run_id'])}")
+    failed = [status["phases"][name] for name in status["failed"]]
+    if api is not None and waiting is None and failed and failed[-1].get("flow_run_id"):
+        at_fault = status["failed_run"] or failed[-1]
+        show(f"run:     {api.run_url(at_fault['flow_run_id'])}")
     if waiting is not None and api is not None:
         show(
             f"form:    {api.run_url(waiting['flow_run_id'])}"
-            + ("" if state else " (its server does not answer now: exodus up starts one that has ended)")
+            + (f" ({status['prefect_away']}: exodus up starts one that has ended)" if status["prefect_away"] else "")
         )
 
 

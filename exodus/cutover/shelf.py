@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from exodus.config import BUNDLE_BYTES_MAX, BUNDLES_KEPT
 from exodus.control.store import ControlStore, answered
@@ -12,7 +13,7 @@ from exodus.errors import OperatorError
 
 async def keep(store: ControlStore, name: str, files: Mapping[str, bytes]) -> str:
     """Keep a bundle; the oldest go. Returns why it was not kept, or an empty text."""
-    packed = {file: zlib.compress(raw) for file, raw in files.items()}
+    packed: dict[Any, Any] = {file: zlib.compress(raw) for file, raw in files.items()}
     size = sum(map(len, packed.values()))
     if size > BUNDLE_BYTES_MAX:
         return f"{size:,} bytes, and the control store keeps {BUNDLE_BYTES_MAX:,} at most"

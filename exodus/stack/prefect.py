@@ -78,6 +78,7 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_WORKER_PREFETCH_SECONDS": "10",
         "GX_ANALYTICS_ENABLED": "false",
         "EXODUS_HOME": str(home.root.absolute()),
+        "EXODUS_EVIDENCE_DIR": os.environ.get("EXODUS_EVIDENCE_DIR") or str((home.root / "evidence").absolute()),
         "PYTHONDONTWRITEBYTECODE": "",  # each flow is a process of its own: compiling everything anew would double its start
     }
 
