@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -656,36 +657,46 @@ def load_migration(path: Path) -> MigrationFile:
         ) from None  # its text has lines of the file
     if not isinstance(raw, dict):
         raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
+    return migration_of(raw, str(path))
+
+
+def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
+    """Check the fields of a migration; `where` names what holds them.
+
+    Raises:
+        OperatorError: a field cannot be; the message names the field and the value.
+    """
+    fields = dict(raw)
     servers: dict[str, Address] = {}
     for name in _SERVERS:
-        given = raw.pop(name, None)
-        if isinstance(given, str):
-            given = {"url": given}
-        if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+        server = fields.pop(name, None)
+        if isinstance(server, str):
+            server = {"url": server}
+        if not isinstance(server, dict) or not isinstance(server.get("url"), str):
             raise OperatorError(
-                f"{name} is not a server" if given else f"{name} is missing",
+                f"{name} is not a server" if server else f"{name} is missing",
                 why="each of source, target and control_store needs a url",
-                next_step=f"add to {path}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
+                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
             )
-        more = {key: value for key, value in given.items() if key != "url"}
+        more = {key: value for key, value in server.items() if key != "url"}
         try:
-            servers[name] = Address.parse(given["url"], field=name, **more)
+            servers[name] = Address.parse(server["url"], field=name, **more)
         except ValidationError as exc:
-            raise _as_operator_error(exc, path, name + ".") from exc
+            raise _as_operator_error(exc, where, name + ".") from exc
     try:
-        plan = Plan.model_validate({**raw, "source": servers["source"], "target": servers["target"]})
+        plan = Plan.model_validate({**fields, "source": servers["source"], "target": servers["target"]})
     except ValidationError as exc:
-        raise _as_operator_error(exc, path, "") from exc
+        raise _as_operator_error(exc, where, "") from exc
     return MigrationFile(plan=plan, control_store=servers["control_store"])
 
 
-def _as_operator_error(exc: ValidationError, path: Path, prefix: str) -> OperatorError:
+def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> OperatorError:
     first = exc.errors(include_url=False)[0]
     field = prefix + ".".join(str(part) for part in first["loc"])
     if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
         what = first["msg"].removeprefix("Value error, ")
-        return OperatorError(what, why=f"{path} was checked and nothing was changed", next_step="correct one of the two")
-    why = f"{path} was checked and nothing was changed"
+        return OperatorError(what, why=f"{where} was checked and nothing was changed", next_step="correct one of the two")
+    why = f"{where} was checked and nothing was changed"
     if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
         near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
         return OperatorError(

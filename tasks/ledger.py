@@ -8,8 +8,9 @@ import orjson
 from prefect.runtime import flow_run
 from redis.exceptions import WatchError
 
-from exodus.config import Cutover, Phase
+from exodus.config import Phase
 from exodus.control import ledger, steps
+from exodus.control.beginning import check_may_begin
 from exodus.control.identity import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
@@ -20,52 +21,6 @@ from tasks.context import Json, Opened, live_task, opened, run
 from tasks.evidence import prepare
 from tasks.kept import kept_task
 from tasks.runs import cancel, is_open
-
-_NEEDS = {
-    Phase.ANALYZE: Phase.PRE_TEST,
-    Phase.COMPARE: Phase.ANALYZE,
-    Phase.TEST: Phase.COMPARE,
-    Phase.MIGRATE: Phase.TEST,
-    Phase.COMMIT: Phase.MIGRATE,
-}
-
-
-async def _check(opened_: Opened, phase: Phase) -> None:
-    if phase is Phase.COMMIT and opened_.plan.cutover is Cutover.OWN:
-        raise DecisionRefused(
-            "commit may not begin: the cutover of this migration is its operator's own",
-            why="the plan says cutover: own, so the gateways are not what takes the applications to the target",
-            next_step="stop the writers, wait for lag 0 in `exodus status`, run `exodus verify`, move the applications; "
-            "`exodus start rollback` with abandon then ends live sync and leaves the target as it is",
-        )
-    store, plan = opened_.store, opened_.plan
-    if problems := ledger.broken(await ledger.read_stored(store)):
-        raise DecisionRefused(
-            f"{phase} may not begin: the ledger was edited",
-            why="; ".join(problems[:3]),
-            next_step="find out who wrote to the control store; the evidence bundles show what the ledger said",
-        )
-    needed = _NEEDS.get(phase)
-    if needed is None:
-        return
-    entries = await ledger.read(store)
-    retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
-    if phase is Phase.MIGRATE and retry is not None and retry.verdict == "retry":
-        return
-    decision = ledger.approved_since(entries, needed)
-    if decision is None:
-        raise DecisionRefused(
-            f"{phase} may not begin: {needed} was not approved",
-            why="each phase builds on the decision before it",
-            next_step=f"exodus start {needed}, and approve it",
-        )
-    age_h = (await store.now_ms() - decision.at_ms) / 3_600_000
-    if age_h > plan.evidence_hours_max:
-        raise DecisionRefused(
-            f"{phase} may not begin: the approval of {needed} is {age_h:.1f} h old",
-            why=f"evidence counts for {plan.evidence_hours_max:.0f} h (evidence_hours_max), since data and traffic go on",
-            next_step=f"exodus start {needed}, and approve it again",
-        )
 
 
 async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> None:
@@ -111,7 +66,7 @@ def open_phase(migration: str, phase: str) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             run_id = str(flow_run.get_id() or "")
-            await _check(it, Phase(phase))
+            await check_may_begin(it.store, it.plan, Phase(phase))
             if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):  # there the gates come after a decision, in another process
                 prepare()
             now_ms = await it.store.now_ms()

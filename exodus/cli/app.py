@@ -8,8 +8,9 @@ from traceback import format_exception
 
 import typer
 
-from exodus.cli import levers, phases, processes, stack
+from exodus.cli import levers, migrations, phases, processes, stack
 from exodus.cli.carry import carry
+from exodus.cli.context import choosable
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import say, show_error
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+# The data plane takes servers and secrets from its own file only (docs/operating/trust.md).
 for command in (
     phases.apply,
     stack.up,
@@ -33,6 +35,11 @@ for command in (
     processes.gateway,
     processes.syncer,
     processes.comparer,
+    migrations.migrations,
+    users,
+):
+    app.command()(command)
+for of_a_migration in (
     phases.start,
     phases.status,
     phases.approve,
@@ -46,11 +53,11 @@ for command in (
     phases.dry_run,
     phases.verify,
     phases.repair,
+    migrations.archive,
     carry,
     doctor,
-    users,
 ):
-    app.command()(command)
+    app.command()(choosable(of_a_migration))
 app.add_typer(evidence, name="evidence")
 
 

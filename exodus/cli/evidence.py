@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
+from exodus.cli.context import FileOption, HomeOption, JsonOption, choosable, migration_at, open_store
 from exodus.cli.output import show, show_json
 from exodus.cutover import bundle, shelf
 from exodus.cutover.collect import collect
@@ -22,6 +22,7 @@ PublicKeyOption = Annotated[Path | None, typer.Option("--public-key", help="Ed25
 
 
 @evidence.command()
+@choosable
 def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption = None, home: HomeOption = None) -> None:
     """Write what is known now into a new folder. Example: exodus evidence write build/evidence --sign-with key.pem"""
     migration = migration_at(file, home)

@@ -181,6 +181,27 @@ class PrefectApi:
             raise self._tells_nothing(exc) from exc
         return found
 
+    def migrations(self) -> list[Json]:
+        """Return the blocks of type Migration, with the secrets that they hold.
+
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        answer = self._call("GET", "/block_types/slug/migration/block_documents", params={"include_secrets": "true"})
+        return [] if answer.status_code == 404 else cast("list[Json]", answer.json())
+
+    def remove_migration(self, name: str) -> None:
+        """Remove the blocks of a migration: itself, then its three servers. What is not there is left out.
+
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        named = [("migration", name), *(("redis-endpoint", f"{name}-{server}") for server in ("source", "target", "control-store"))]
+        for slug, document in named:
+            found = self._call("GET", f"/block_types/slug/{slug}/block_documents/name/{document}")
+            if found.status_code == 200:
+                self._call("DELETE", f"/block_documents/{found.json()['id']}")
+
     def asks(self, run_id: str) -> bool:
         """Whether a run is suspended and its form is there. Prefect suspends a run first and keeps the form of its question after that."""
         state = self.run(run_id)["state"]

@@ -42,6 +42,10 @@ def _is_answered(state: Json, run: Json) -> bool:
     return run["state"]["type"] != "PAUSED" and asked in suspended
 
 
+def _failed(state: Json, run_id: str, why: str, ended_ms: int, outcome: str = "failed") -> Json:
+    return {**state, "state": outcome, "why": why, "flow_run_id": run_id, "ended_ms": ended_ms, "by_prefect": True}
+
+
 def overlaid(phases: dict[str, Json], newest: dict[str, Json], named: dict[str, Json]) -> dict[str, Json]:
     """Return the phases' states, each with what only its run in Prefect tells.
 
@@ -50,6 +54,11 @@ def overlaid(phases: dict[str, Json], newest: dict[str, Json], named: dict[str, 
         named: the run that each phase's state names, as Prefect has it.
     """
     found = dict(phases)
+    for phase, state in phases.items():
+        if state.get("state") in _OPEN and (own := named.get(phase)) is None:
+            found[phase] = _failed(state, str(state.get("flow_run_id")), "Prefect does not know its run any more", 0)
+        elif state.get("state") in _OPEN and own is not None and own["state"]["type"] == "COMPLETED":
+            found[phase] = {**state, "state": "ended"}
     for phase, run in newest.items():
         state, own = phases.get(phase, {}), named.get(phase)
         if own is not None and state.get("state") in _OPEN and goes_on(own):
@@ -73,14 +82,7 @@ def overlaid(phases: dict[str, Json], newest: dict[str, Json], named: dict[str, 
         elif int(state.get("finished_ms", 0)) >= ended_ms:
             continue  # a second start that was refused because the first one went on
         why = str(run["state"].get("message") or run["state"]["name"])
-        found[phase] = {
-            **state,
-            "state": outcome,
-            "why": why,
-            "flow_run_id": run["id"],
-            "ended_ms": ended_ms,
-            "by_prefect": True,
-        }
+        found[phase] = _failed(state, run["id"], why, ended_ms, outcome)
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Literal
 
 import orjson
@@ -100,6 +101,31 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
     for entry in reversed(entries):
         if entry.event == "decided" and entry.phase is phase and gate in ("", entry.gate):
             return entry
+    return None
+
+
+class Ending(StrEnum):
+    """How a migration ended for good."""
+
+    FINALISED = "finalised"  # the target is the authority, and there is no way back
+    ABANDONED = "abandoned"  # the source is the authority, and Exodus has left both sides
+
+
+def ending(entries: Sequence[LedgerEntry]) -> tuple[Ending, LedgerEntry] | None:
+    """Return how a migration ended, and the decision that ended it; None where it goes on.
+
+    The decision alone is not the end: its run has to have done what was decided. Nothing that stands in the
+    ledger after that takes the end back.
+    """
+    finished = {(entry.phase, entry.flow_run_id) for entry in entries if entry.event == "finished"}
+    for entry in entries:
+        if entry.event != "decided" or (entry.phase, entry.flow_run_id) not in finished:
+            continue
+        decided = (entry.phase, entry.gate, entry.verdict)
+        if decided == (Phase.COMMIT, FINALISE, "approve"):
+            return Ending.FINALISED, entry
+        if decided == (Phase.ROLLBACK, NEXT, "abandon"):
+            return Ending.ABANDONED, entry
     return None
 
 

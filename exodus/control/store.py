@@ -50,6 +50,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
 | postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
 
+`exodus:archive`, a hash, is the one key that belongs to no migration: NAME/MS → where an archived one's evidence is.
+
 On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
 which are never copied, compared or counted.
 """
@@ -71,6 +73,7 @@ from exodus.config import CONNECT_TIMEOUT_S, Address, Plan
 from exodus.errors import ControlStoreError, OperatorError
 
 Json = dict[str, Any]
+ARCHIVE = "exodus:archive"  # the only key that is no one migration's
 
 
 async def answered(reply: Any) -> Any:
