@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
-from exodus.config import Address, MigrationFile, load_migration
+from exodus.config import Address, MigrationFile, Options, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError
@@ -35,6 +35,7 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
         password=SecretStr(secret) if secret and with_secrets else None,
         password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
         password_env=None if with_secrets else address.password_env,
+        server_name=address.server_name,
         **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
     )
 
@@ -59,7 +60,7 @@ def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
     for field, block in servers.items():
         block.save(f"{plan.name}-{field.replace('_', '-')}", overwrite=True)
     loaded = {field: RedisEndpoint.load(f"{plan.name}-{field.replace('_', '-')}") for field in servers}
-    options = plan.model_dump(mode="json", exclude={"name", "source", "target"}, exclude_defaults=True)
+    options = Options.model_validate(plan.model_dump(include=set(Options.model_fields)))
     Migration(migration=plan.name, options=options, **loaded).save(plan.name, overwrite=True)
 
 

@@ -493,14 +493,11 @@ class CanaryPlan(BaseModel):
         return value
 
 
-class Plan(BaseModel):
-    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+class Options(BaseModel):
+    """How a migration is done: the fields of a plan that have defaults. A Migration block has each of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
-    source: Address
-    target: Address
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
@@ -590,6 +587,14 @@ class Plan(BaseModel):
                 "applications write there, and would flow back; set cutover: own, or empty the target and leave allow_nonempty away"
             )
         return self
+
+
+class Plan(Options):
+    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
+    source: Address
+    target: Address
 
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:

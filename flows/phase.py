@@ -5,13 +5,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import Flow, flow
+from pydantic import Field
 
 from exodus.config import Phase
 from tasks.runs import note_end
 from tasks.turn import phase_turn
+
+# Prefect's forms show a default's description and title, and check a type's bounds.
+MigrationName = Annotated[str, Field(min_length=1, max_length=40)]
+MIGRATION: Any = Field(default="demo", description="name of the Migration block", json_schema_extra={"title": "Migration"})
+Seconds = Annotated[float | None, Field(gt=0, le=86_400)]
+SECONDS: Any = Field(
+    default=None,
+    description="how long the traffic is watched, 86400 at most; without it the plan's observe_seconds",
+    json_schema_extra={"title": "Watch for (s)"},
+)
+Words = Annotated[str, Field(max_length=2_000)]
+BY: Any = Field(
+    default="",
+    description="your name; with it and the reason, the return to the source is not asked for first",
+    json_schema_extra={"title": "Decided by"},
+)
+WHY: Any = Field(
+    default="",
+    description="why traffic returns to the source; kept in the ledger",
+    json_schema_extra={"title": "Why"},
+)
 
 
 def phase_flow(phase: Phase) -> Callable[[Callable[..., Any]], Flow[..., Any]]:

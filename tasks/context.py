@@ -14,13 +14,14 @@ from typing import Any, ParamSpec, TypeVar, cast
 import uvloop
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from blocks import Migration
 from exodus.config import Address, Plan, Side
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
-from exodus.errors import ControlStoreError
+from exodus.errors import ControlStoreError, OperatorError
 from exodus.shown import mask_logs
 
 T = TypeVar("T")
@@ -55,8 +56,27 @@ class Opened:
 
 
 def load(migration: str) -> Migration:
-    """The block of a migration."""
-    return cast("Migration", Migration.load(migration))
+    """The block of a migration.
+
+    Raises:
+        OperatorError: there is none, or a field of it cannot be.
+    """
+    try:
+        return cast("Migration", Migration.load(migration))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise OperatorError(
+            f"the Migration block {migration} cannot be used: {field}: {first['msg'].lower()}",
+            why="it was saved in the Prefect UI, which does not check its fields against each other",
+            next_step=f"correct {field or 'it'} in the UI, or: exodus apply migration.yaml",
+        ) from None  # its text has values of the block
+    except ValueError as exc:
+        raise OperatorError(
+            f"there is no Migration block {migration}",
+            why=str(exc),
+            next_step="exodus apply migration.yaml, or save the block in the Prefect UI",
+        ) from exc
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import typer
 from exodus.cli import levers, migrations, phases, processes, stack
 from exodus.cli.carry import carry
 from exodus.cli.context import choosable
+from exodus.cli.deploy import deploy
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import say, show_error
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 # The data plane takes servers and secrets from its own file only (docs/operating/trust.md).
 for command in (
+    deploy,
     phases.apply,
     stack.up,
     stack.down,
