@@ -198,6 +198,7 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
         self._logins = Logins(plan.logins) if plan.logins else None
+        self._rehearsal_logins = self._logins_of_rehearsals()
         self._listener_tls = listener_tls(options)
         self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
         self._draining = False
@@ -217,8 +218,18 @@ class Gateway:
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self._tls[side]
 
-    def logins(self, side: Side) -> Logins | None:
-        return self._logins if side is Side.TARGET else None
+    def logins(self, side: Side, orders: Orders) -> Logins | None:
+        if side is not Side.TARGET:
+            return None
+        return self._rehearsal_logins if orders is self._rehearsal.orders else self._logins
+
+    def _logins_of_rehearsals(self) -> Logins | None:
+        """Sessions of a rehearsal may use Exodus's own login, which is each side's own."""
+        try:
+            return (self._logins or Logins(())).with_own(self.plan.source, self.plan.target)
+        except OperatorError as exc:  # a gateway need not have them; applications need none of it
+            log.info("a rehearsal's sessions cannot use Exodus's own login here: %s", exc.what)
+            return self._logins
 
     def gap(self, why: str) -> None:
         self._journaler.gap(why)
