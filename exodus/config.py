@@ -704,8 +704,11 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
     why = f"{where} was checked and nothing was changed"
     if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
         near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
+        number = f" (its value is {first['input']})" if isinstance(first["input"], (bool, int, float)) else ""
         return OperatorError(
-            f"{_place(field)}: there is no such field", why=why, next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md"
+            f"{_place(field)}: there is no such field{number}",
+            why=why,
+            next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md",
         )
     hidden = prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
     whole = isinstance(first["input"], (dict, list))  # with fields of its own, which may be anything

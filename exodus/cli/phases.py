@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +12,7 @@ import orjson
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
-from exodus.cli.doctor import warn_of_open_prefect
-from exodus.cli.output import say, show, show_json, show_table
+from exodus.cli.output import show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import ANSWERED, STARTING, overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side, UserRole
@@ -52,39 +48,6 @@ _LIFECYCLE = "lifecycle"
 _OPEN = ("waiting", "running", ANSWERED, STARTING)
 ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
-
-
-SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]
-
-
-def apply(
-    file: Annotated[Path, typer.Argument(help="migration.yaml")],
-    with_secrets: SecretsOption = False,
-    home: HomeOption = None,
-) -> None:
-    """Check a migration file and register it: Prefect blocks and the control store's plan. Example: exodus apply migration.yaml"""
-    migration = migration_at(file, home)
-    api = PrefectApi.find(home_at(home))
-    warn_of_open_prefect(api)
-    done = subprocess.run(  # noqa: S603 - a module of our own
-        [
-            sys.executable,
-            "-m",
-            "blocks.register",
-            "--migration-file",
-            str(file.absolute()),
-            *(["--with-secrets"] if with_secrets else []),
-        ],
-        env={
-            **os.environ,
-            "PREFECT_API_URL": api.url,
-            **({"PREFECT_API_AUTH_STRING": api.login} if api.login else {}),
-        },
-        check=False,
-    )
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-    say(f"registered {migration.plan.name}: exodus start pre-test")
 
 
 def start(

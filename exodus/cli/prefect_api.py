@@ -73,9 +73,9 @@ class PrefectApi:
         """A run's page, in the version of the UI that has a Resume button."""
         return f"{self.ui}/runs/flow-run/{run_id}"
 
-    def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, *, attempts: int = _ATTEMPTS, **more: Any) -> httpx.Response:
         failure = ""
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             try:
                 answer = self._http.request(method, path, **more)
             except httpx.HTTPError as exc:
@@ -180,6 +180,15 @@ class PrefectApi:
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise self._tells_nothing(exc) from exc
         return found
+
+    def check(self) -> None:
+        """See that the server answers and takes the login, asked once.
+
+        Raises:
+            OrchestratorError: it does not answer.
+            OperatorError: it refuses the login.
+        """
+        self._call("GET", "/admin/version", attempts=1)
 
     def migrations(self) -> list[Json]:
         """Return the blocks of type Migration, with the secrets that they hold.

@@ -25,11 +25,15 @@ from exodus.sync.live import run_syncer
 
 IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 
 def _log(level: str) -> None:
+    if level.upper() not in _LEVELS:
+        raise OperatorError(f"--log-level: {level!r} is not a level", why=f"levels are {', '.join(_LEVELS)}", next_step="--log-level INFO")
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _store(file: MigrationFile) -> ControlStore:

@@ -19,7 +19,7 @@ from typing import Any
 import redis.asyncio as redis
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
-from exodus.control import registry
+from exodus.control import ledger, registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client
 from exodus.endpoint import Endpoint, connect_as_application, takes_nobody
@@ -169,6 +169,8 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     if found is None:
         why = "the switch was never rehearsed"
+    elif (voided := ledger.voided_ms(await ledger.read(store), ledger.REHEARSAL)) is not None and voided >= found["at_ms"]:
+        why = f"the plan was changed after the last rehearsal, {age_h:.1f} h ago, in what it rehearses"
     elif not found["ok"]:
         why = f"the last rehearsal, {age_h:.1f} h ago, did not go well: {found['why']}"
     elif age_h > plan.rehearsal_hours_max:
