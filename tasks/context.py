@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from blocks import Migration
 from exodus.config import Address, Plan, Side
-from exodus.control.store import ControlStore
+from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.shown import mask_logs
@@ -31,6 +31,7 @@ Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
 STORE_AWAY_S = 30.0
+_PLACE = ("host", "port", "username", "tls", "server_name")
 _AGAIN_S = 0.5
 
 
@@ -47,8 +48,9 @@ def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 class Opened:
     """A migration as a task works with it."""
 
-    plan: Plan
+    plan: Plan  # as it is registered
     store: ControlStore
+    proposed: Plan  # as the block has it, which a phase registers when it begins
 
     def endpoint(self, side: Side) -> Endpoint:
         """One side."""
@@ -80,18 +82,57 @@ def load(migration: str) -> Migration:
 
 
 @asynccontextmanager
-async def opened(migration: str) -> AsyncIterator[Opened]:
+async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Opened]:
     """Load the block, connect to the control store, close it afterwards.
 
+    With `beginning`, the plan is the block's, which is about to be registered.
     A store that is restarted or fails over is away for seconds. A phase does not fail for that, and its end is written down all the same.
 
     Raises:
         ControlStoreError: it did not come back within `STORE_AWAY_S`.
     """
     block = await asyncio.to_thread(load, migration)
-    plan = block.plan()
-    async with await connect(block.control_store.address("control_store"), plan.name) as store:
-        yield Opened(plan, store)
+    proposed = block.plan()
+    async with await connect(block.control_store.address("control_store"), proposed.name) as store:
+        registered = None if beginning else await registered_plan(store)
+        plan = proposed if registered is None else in_place(registered, proposed)
+        yield Opened(plan, store, proposed)
+
+
+async def registered_plan(store: ControlStore) -> Plan | None:
+    """Return the plan that the control store has, or None."""
+    return await store.plan() if await answered(store.client.exists(store.keys.plan)) else None
+
+
+def in_place(registered: Plan, block: Plan) -> Plan:
+    """Return the registered plan with the passwords and files of the block, which are of this worker.
+
+    A block that was changed in the UI counts from the next phase on: that phase checks and registers it.
+
+    Raises:
+        OperatorError: the block names another server, so its password is for another one.
+    """
+    changed = {}
+    for side in Side:
+        ours, theirs = registered.address(side), block.address(side)
+        if any(getattr(ours, name) != getattr(theirs, name) for name in _PLACE):
+            raise OperatorError(
+                f"the Migration block names another {side} than the registered plan",
+                why=f"{theirs.url} is not {ours.url}, which this phase began with",
+                next_step=f"put {ours.url} back into the block; or cancel this run, then exodus apply",
+            )
+        changed[str(side)] = theirs
+    return registered.model_copy(update=changed)
+
+
+def plan_of(migration: str) -> Plan:
+    """Return the plan as it is registered, for a flow's own code."""
+
+    async def work() -> Plan:
+        async with opened(migration) as it:
+            return it.plan
+
+    return run(work())
 
 
 @functools.lru_cache(maxsize=8)

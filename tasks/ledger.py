@@ -8,7 +8,7 @@ import orjson
 from prefect.runtime import flow_run
 from redis.exceptions import WatchError
 
-from exodus.config import Phase
+from exodus.config import Phase, Plan
 from exodus.control import ledger, steps
 from exodus.control.beginning import check_may_begin
 from exodus.control.identity import decider, identify, why_not_allowed
@@ -17,9 +17,10 @@ from exodus.control.route import read_route
 from exodus.control.store import answered
 from exodus.cutover.standing import plan_digest
 from exodus.errors import DecisionRefused
-from tasks.context import Json, Opened, live_task, opened, run
+from tasks.context import Json, Opened, in_place, live_task, opened, registered_plan, run
 from tasks.evidence import prepare
 from tasks.kept import kept_task
+from tasks.registering import register_block
 from tasks.runs import cancel, is_open
 
 
@@ -55,6 +56,14 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> Non
             return
 
 
+async def _plan_now(opened_: Opened, phase: Phase) -> Plan:
+    """Register the block where it was changed; a way back takes the plan as it is, whatever answers."""
+    registered = await registered_plan(opened_.store)
+    if phase is Phase.ROLLBACK and registered is not None:
+        return in_place(registered, opened_.proposed)
+    return await register_block(opened_.store, opened_.proposed, opened_.store.address)
+
+
 @kept_task("open the phase")
 def open_phase(migration: str, phase: str) -> Json:
     """Check that the phase may begin and say that it has.
@@ -64,9 +73,10 @@ def open_phase(migration: str, phase: str) -> Json:
     """
 
     async def work() -> Json:
-        async with opened(migration) as it:
+        async with opened(migration, beginning=True) as it:
             run_id = str(flow_run.get_id() or "")
-            await check_may_begin(it.store, it.plan, Phase(phase))
+            plan_now = await _plan_now(it, Phase(phase))
+            await check_may_begin(it.store, plan_now, Phase(phase))
             if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):  # there the gates come after a decision, in another process
                 prepare()
             now_ms = await it.store.now_ms()
@@ -75,7 +85,7 @@ def open_phase(migration: str, phase: str) -> Json:
             await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
             await answered(it.store.client.delete(it.store.keys.abort))
             route = await read_route(it.store)
-            plan, approved = it.plan.model_dump(mode="json"), await plan_digest(it.store)
+            plan, approved = plan_now.model_dump(mode="json"), await plan_digest(it.store)
             return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": plan, "plan_digest": approved}
 
     return run(work())

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 
@@ -22,9 +23,10 @@ from exodus.cutover import bundle, shelf
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.stack.prefect import project_root
 from tasks import ledger as phase_ledger
-from tasks.context import Opened
+from tasks.context import Opened, plan_of
 from tasks.turn import check_worker
 from tests.support.plant import Plant
+from tests.support.servers import Box
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -68,7 +70,7 @@ async def test_two_phases_that_begin_at_once_cannot_both(plant: Plant, monkeypat
         return state["state"] == "running"
 
     monkeypatch.setattr(phase_ledger, "is_open", is_open)
-    opened = Opened(plant.plan, plant.store)
+    opened = Opened(plant.plan, plant.store, plant.plan)
     read, first = plant.store.phases, {"one", "two"}
 
     async def phases() -> dict:
@@ -133,6 +135,55 @@ def test_a_worker_without_a_password_file_is_refused_with_the_remedy(plant: Plan
     check_worker(plant.plan, plant.control.address())
 
 
+async def _save(plant: Plant, *, target: Side = Side.TARGET, **options: object) -> Migration:
+    """What a person saves in the UI."""
+
+    def server(box: Box) -> RedisEndpoint:
+        address = box.address()
+        return RedisEndpoint(url=address.url, password_file=str(address.password_file))
+
+    block = Migration(
+        migration=plant.plan.name, options={"gateway": {"port": plant.port}, **options}, source=server(plant.boxes[Side.SOURCE]),
+        target=server(plant.boxes[target]), control_store=server(plant.control),
+    )  # fmt: skip
+    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    return block
+
+
+@flow
+def opening(migration: str, phase: str) -> dict:
+    """What each phase does first."""
+    return phase_ledger.open_phase(migration, phase)
+
+
+@pytest.mark.filterwarnings("default")  # Great Expectations, whose import a phase begins with
+async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the_next_phase(plant: Plant, prefect_server: None) -> None:
+    await plant.store.client.delete(plant.store.keys.plan)
+    block = await _save(plant)
+    await asyncio.to_thread(opening, plant.plan.name, "pre-test")
+    assert await plant.store.plan() == block.plan()
+    decided = phase_ledger.LedgerEntry(at_ms=await plant.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve")
+    await phase_ledger.ledger.record(plant.store, decided)
+    # What is saved while a phase goes on counts from the next one on.
+    changed = await _save(plant, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
+    assert await asyncio.to_thread(plan_of, plant.plan.name) == block.plan()
+    began = await asyncio.to_thread(opening, plant.plan.name, "analyze")
+    assert began["plan"]["observe_seconds"] == 3.0
+    assert await plant.store.plan() == changed.plan()
+    (applied,) = [entry for entry in await phase_ledger.ledger.read(plant.store) if entry.event == "applied"]
+    assert "filters" in str(applied.facts["fields"])
+    assert "compare" in str(applied.facts["voids"])
+    # The checks are those of exodus apply, and what does not pass them is not registered.
+    await _save(plant, target=Side.SOURCE)
+    with pytest.raises(OperatorError, match="target is the source"):
+        await asyncio.to_thread(opening, plant.plan.name, "analyze")
+    assert await plant.store.plan() == changed.plan()
+    with pytest.raises(OperatorError, match="names another target than the registered plan"):
+        await asyncio.to_thread(plan_of, plant.plan.name)
+    with pytest.raises(OperatorError, match="there is no Migration block"):
+        await asyncio.to_thread(plan_of, "nothing")
+
+
 _FLOW = """
 import os
 from exodus.config import Phase
@@ -161,16 +212,7 @@ def phase(migration: str) -> None:
 
 async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(plant: Plant, prefect_server: None, tmp_path: Path) -> None:
     """Suspended on one worker, resumed on another that shares no folder with the first."""
-    server = lambda box: RedisEndpoint(  # noqa: E731
-        url=box.address().url, password_file=str(box.address().password_file)
-    )
-    block = Migration(
-        migration=plant.plan.name,
-        source=server(plant.boxes[Side.SOURCE]),
-        target=server(plant.boxes[Side.TARGET]),
-        control_store=server(plant.control),
-    )
-    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    await _save(plant)
     script = tmp_path / "a_phase.py"
     script.write_text(_FLOW)
     with get_client(sync_client=True) as client:
