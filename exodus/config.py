@@ -405,7 +405,7 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
-    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
+    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, added to what the applications use")
     replica_behind_mb_max: float | None = Field(
         default=32, gt=0, description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute"
     )

@@ -285,6 +285,8 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         show(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
+        if pace["applications_cpu_share"] is not None:
+            spent += f" ({pace['applications_cpu_share'] * 100:.0f} % without Exodus)"
         show(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
         why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
