@@ -8,17 +8,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
+import httpx
+from prefect.blocks.core import Block
+from prefect.exceptions import PrefectException
 from pydantic import SecretStr
 
 from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
-from exodus.config import Address, MigrationFile, load_migration
+from exodus.config import Address, MigrationFile, Options, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import check_control_store, raise_if_fatal
-from exodus.errors import ExodusError, OperatorError
+from exodus.errors import ExodusError, OperatorError, OrchestratorError
 from exodus.shown import lines
+
+# What Prefect's client raises where its server does not do its part. A RuntimeError says that no connection could be made.
+_PREFECT_FAILS = (httpx.HTTPError, PrefectException, RuntimeError)
 
 
 def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint:
@@ -28,40 +36,77 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
             why="blocks hold the name of a file or a variable; whoever may log in to Prefect can read a block's secrets",
             next_step=f"write {field}.password_file or {field}.password_env; or say exodus apply --with-secrets",
         )
+    files = {name: getattr(address, name) for name in ("ca_file", "cert_file", "key_file")}
     secret = address.secret(field)  # also without it in the block: a name that leads nowhere is told now
     return RedisEndpoint(
         url=address.url,
         password=SecretStr(secret) if secret and with_secrets else None,
         password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
         password_env=None if with_secrets else address.password_env,
-        ca_file=str(address.ca_file) if address.ca_file else None,
-        cert_file=str(address.cert_file) if address.cert_file else None,
-        key_file=str(address.key_file) if address.key_file else None,
+        server_name=address.server_name,
+        **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
     )
 
 
 def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
-    """Write the four blocks; existing ones of the same name are replaced.
+    """Write the four blocks, or none of them; existing ones of the same name are replaced.
 
     Raises:
         OperatorError: a password stands in the migration file itself, and nobody asked for it in the block.
+        OrchestratorError: Prefect failed; what was written before is as it was.
     """
     plan = file.plan
-    RedisEndpoint.register_type_and_schema()
-    Migration.register_type_and_schema()
     servers = {
-        field: _block(address, field, with_secrets=with_secrets)
+        f"{plan.name}-{field.replace('_', '-')}": _block(address, field, with_secrets=with_secrets)
         for field, address in (
             ("source", plan.source),
             ("target", plan.target),
             ("control_store", file.control_store),
         )
     }
-    for field, block in servers.items():
-        block.save(f"{plan.name}-{field.replace('_', '-')}", overwrite=True)
-    loaded = {field: RedisEndpoint.load(f"{plan.name}-{field.replace('_', '-')}") for field in servers}
-    options = plan.model_dump(mode="json", exclude={"name", "source", "target"}, exclude_defaults=True)
-    Migration(migration=plan.name, options=options, **loaded).save(plan.name, overwrite=True)
+    options = Options.model_validate(plan.model_dump(include=set(Options.model_fields)))
+    undo: list[Callable[[], object]] = []
+    try:
+        RedisEndpoint.register_type_and_schema()
+        Migration.register_type_and_schema()
+        for name, block in servers.items():
+            _save(block, name, undo)
+        source, target, control_store = (_endpoint(name) for name in servers)
+        migration = Migration(migration=plan.name, options=options, source=source, target=target, control_store=control_store)
+        _save(migration, plan.name, undo)
+    except _PREFECT_FAILS as exc:
+        raise OrchestratorError(
+            "the blocks were not written" if _undone(undo) else "some of the blocks were written, and others not",
+            why=f"Prefect: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",
+            next_step="look at its server and its login (PREFECT_API_URL, PREFECT_API_AUTH_STRING), then apply the file again",
+        ) from exc
+
+
+def _endpoint(name: str) -> RedisEndpoint:
+    return cast("RedisEndpoint", RedisEndpoint.load(name))
+
+
+def _save(block: RedisEndpoint | Migration, name: str, undo: list[Callable[[], object]]) -> None:
+    """Write one block, and note how to bring back what was there."""
+    try:
+        before = type(block).load(name)
+    except ValueError:  # there is none
+        block.save(name)
+        undo.append(lambda: type(block).delete(name))
+    else:
+        block.save(name, overwrite=True)
+        undo.append(lambda: cast("Block", before).save(name, overwrite=True))
+
+
+def _undone(undo: list[Callable[[], object]]) -> bool:
+    """Bring back what was there; whether that worked."""
+    for step in reversed(undo):
+        try:
+            step()
+        except _PREFECT_FAILS as exc:
+            print(lines(f"a block could not be brought back: {exc}"), file=sys.stderr)
+            return False
+    return True
 
 
 async def save_plan(file: MigrationFile) -> None:
@@ -75,12 +120,14 @@ def main() -> int:
     """Register one migration file; errors as every command of Exodus tells them."""
     parser = argparse.ArgumentParser(prog="python -m blocks.register")
     parser.add_argument("--migration-file", type=Path, required=True)
+    parser.add_argument("--blocks-only", action="store_true", help="leave the control store alone")
     parser.add_argument("--with-secrets", action="store_true", help="passwords into the blocks, in place of their files' names")
     try:
         given = parser.parse_args()
         file = load_migration(given.migration_file)
-        asyncio.run(save_plan(file))
         save_blocks(file, with_secrets=given.with_secrets)
+        if not given.blocks_only:
+            asyncio.run(save_plan(file))
     except ExodusError as exc:
         print(lines(f"error: {exc}"), file=sys.stderr)
         return exc.exit_status

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import yaml
@@ -46,6 +47,10 @@ HEARTBEAT_S = 0.5
 HELD_HEARTBEAT_S = 0.05  # while writes are held; a switch that waits for a word asks for it on the route's channel
 HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
+TURN_MS = 15_000  # for which a process has the turn of a phase after it renewed it last
+TURN_RENEW_S = 3.0
+BUNDLES_KEPT = 8  # evidence bundles in the control store
+BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # of one, compressed
 HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = 1.5  # in which every gateway must say that it holds; one that does not costs no more than this
 DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that cannot be read; then its session is closed
@@ -401,7 +406,7 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
-    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
+    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, added to what the applications use")
     replica_behind_mb_max: float | None = Field(
         default=32, gt=0, description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute"
     )
@@ -489,14 +494,11 @@ class CanaryPlan(BaseModel):
         return value
 
 
-class Plan(BaseModel):
-    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+class Options(BaseModel):
+    """How a migration is done: the fields of a plan that have defaults. A Migration block has each of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
-    source: Address
-    target: Address
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
@@ -587,6 +589,14 @@ class Plan(BaseModel):
             )
         return self
 
+
+class Plan(Options):
+    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
+    source: Address
+    target: Address
+
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:
         if self.compare_user is not None and self.compare_user.username in self.own_users(Side.TARGET):
@@ -653,40 +663,53 @@ def load_migration(path: Path) -> MigrationFile:
         ) from None  # its text has lines of the file
     if not isinstance(raw, dict):
         raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
+    return migration_of(raw, str(path))
+
+
+def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
+    """Check the fields of a migration; `where` names what holds them.
+
+    Raises:
+        OperatorError: a field cannot be; the message names the field and the value.
+    """
+    fields = dict(raw)
     servers: dict[str, Address] = {}
     for name in _SERVERS:
-        given = raw.pop(name, None)
-        if isinstance(given, str):
-            given = {"url": given}
-        if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+        server = fields.pop(name, None)
+        if isinstance(server, str):
+            server = {"url": server}
+        if not isinstance(server, dict) or not isinstance(server.get("url"), str):
             raise OperatorError(
-                f"{name} is not a server" if given else f"{name} is missing",
+                f"{name} is not a server" if server else f"{name} is missing",
                 why="each of source, target and control_store needs a url",
-                next_step=f"add to {path}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
+                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
             )
-        more = {key: value for key, value in given.items() if key != "url"}
+        more = {key: value for key, value in server.items() if key != "url"}
         try:
-            servers[name] = Address.parse(given["url"], field=name, **more)
+            servers[name] = Address.parse(server["url"], field=name, **more)
         except ValidationError as exc:
-            raise _as_operator_error(exc, path, name + ".") from exc
+            raise _as_operator_error(exc, where, name + ".") from exc
     try:
-        plan = Plan.model_validate({**raw, "source": servers["source"], "target": servers["target"]})
+        plan = Plan.model_validate({**fields, "source": servers["source"], "target": servers["target"]})
     except ValidationError as exc:
-        raise _as_operator_error(exc, path, "") from exc
+        raise _as_operator_error(exc, where, "") from exc
     return MigrationFile(plan=plan, control_store=servers["control_store"])
 
 
-def _as_operator_error(exc: ValidationError, path: Path, prefix: str) -> OperatorError:
+def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> OperatorError:
     first = exc.errors(include_url=False)[0]
     field = prefix + ".".join(str(part) for part in first["loc"])
     if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
         what = first["msg"].removeprefix("Value error, ")
-        return OperatorError(what, why=f"{path} was checked and nothing was changed", next_step="correct one of the two")
-    why = f"{path} was checked and nothing was changed"
+        return OperatorError(what, why=f"{where} was checked and nothing was changed", next_step="correct one of the two")
+    why = f"{where} was checked and nothing was changed"
     if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
         near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
+        number = f" (its value is {first['input']})" if isinstance(first["input"], (bool, int, float)) else ""
         return OperatorError(
-            f"{_place(field)}: there is no such field", why=why, next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md"
+            f"{_place(field)}: there is no such field{number}",
+            why=why,
+            next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md",
         )
     hidden = prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
     whole = isinstance(first["input"], (dict, list))  # with fields of its own, which may be anything

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -97,6 +98,11 @@ def cleaned(document: Any) -> Any:
     if isinstance(document, (list, tuple)):
         return [cleaned(value) for value in document]
     return document
+
+
+def when(at_ms: float) -> str:
+    """Return a time in milliseconds as people write it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class LogFormatter(logging.Formatter):

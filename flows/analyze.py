@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.compatibility import check_commands, foresee_strategies, recommend
@@ -22,7 +22,7 @@ PHASE = Phase.ANALYZE
 
 
 @phase_flow(PHASE)
-def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]:
+def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Learn the workload from the gateways for `seconds` and hold it against the target."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)

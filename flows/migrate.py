@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import Phase
 from exodus.control.letters import name_of
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
@@ -65,7 +65,7 @@ def _replicate(migration: str, live: Json) -> Json:
 
 
 @phase_flow(PHASE)
-def migrate(migration: str = "demo") -> State[str]:
+def migrate(migration: MigrationName = MIGRATION) -> State[str]:
     """Copy everything while applications write, and prove that both sides are equal."""
     open_phase(migration, PHASE)
     check_sides(migration)

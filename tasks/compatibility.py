@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import task
-
 from exodus.commands.table import CommandTable
 from exodus.config import Side
 from exodus.control.store import answered, make_client
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import forecast
 from tasks.context import Json, Opened, opened, run
+from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
 
@@ -26,7 +25,7 @@ async def _tables(it: Opened) -> dict[Side, CommandTable]:
     return tables
 
 
-@task(name="check the commands against the target", persist_result=True)
+@kept_task("check the commands against the target")
 def check_commands(migration: str, commands: list[Json]) -> list[Json]:
     """Each command that was seen, and whether the target has it."""
 
@@ -39,7 +38,7 @@ def check_commands(migration: str, commands: list[Json]) -> list[Json]:
     return run(work())
 
 
-@task(name="see how keys would be carried", persist_result=True)
+@kept_task("see how keys would be carried")
 def foresee_strategies(migration: str) -> list[Json]:
     """A dry run over a sample: strategy and reason by type and size."""
 
@@ -50,7 +49,7 @@ def foresee_strategies(migration: str) -> list[Json]:
     return run(work())
 
 
-@task(name="recommend size and strategy", persist_result=True)
+@kept_task("recommend size and strategy")
 def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
     """Target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
     del migration

@@ -19,7 +19,7 @@ from pydantic import Field
 from exodus.config import FenceKind, Fencing, Side
 from exodus.cutover.window import Window
 from exodus.shown import markdown
-from tasks.context import Json, load
+from tasks.context import Json, plan_of
 from tasks.ledger import announce, finish_phase, record_decision, who_answered
 
 _TEXT_MAX = 2_000
@@ -154,7 +154,7 @@ def ask(
             result is kept), since the flow asks it anew each time it runs from the top.
         beforehand: what whoever started the run has answered already. Where it does not hold, it is asked as ever, with the reason.
     """
-    days = load(migration).plan().decision_days_max
+    days = plan_of(migration).decision_days_max
     attempt, problem = 1, None
     while True:
         shown = announce(migration, phase, gate, question, summary, evidence, attempt)

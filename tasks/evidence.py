@@ -14,13 +14,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-
 from exodus.control.letters import ACCEPTED_MAX
 from exodus.errors import EvidenceFailed
 from exodus.shown import markdown
 from tasks.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.context import Json, opened, run
+from tasks.kept import kept_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +110,7 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-@task(name="evaluate the evidence", persist_result=True)
+@kept_task("evaluate the evidence")
 def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary: dict[str, Any]) -> Json:
     """Show the frames, run each gate over its frame, keep both as the phase's report.
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect import task
-
 from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
@@ -27,6 +25,7 @@ from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, r
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
+from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling
 
@@ -45,7 +44,7 @@ async def _any_alive(it: Opened, kind: str) -> bool:
     return any(not beat.stale(now_ms) for beat in await registry.heartbeats(it.store, kind))
 
 
-@task(name="start live sync", persist_result=True)
+@kept_task("start live sync")
 def start_live_sync(migration: str) -> Json:
     """Turn the journal on in every gateway, start the syncers, and prove the feed by a probe key. Before the first copy (race rule 3).
 
@@ -142,7 +141,7 @@ def prove_way_back(migration: str) -> str:
     return run(work())
 
 
-@task(name="mark what changed while live sync was off", persist_result=True)
+@kept_task("mark what changed while live sync was off")
 def mark_changed_meanwhile(migration: str) -> int:
     """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
 
@@ -159,7 +158,7 @@ def mark_changed_meanwhile(migration: str) -> int:
     return run(work())
 
 
-@task(name="wait until live sync has caught up", persist_result=True)
+@kept_task("wait until live sync has caught up")
 def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     """Wait until all that is in the journal now is synced. Applications go on writing, so that it is empty may never be seen."""
 
@@ -189,7 +188,7 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="verify both sides", persist_result=True)
+@kept_task("verify both sides")
 def verify_sides(migration: str, name: str) -> Json:
     """Compare every key in both directions; the report is kept as `verification.NAME`. Evidence for a form, with its time in it."""
 
@@ -206,7 +205,7 @@ def verify_sides(migration: str, name: str) -> Json:
     return run(work())
 
 
-@task(name="wait until what was written is compared", persist_result=True)
+@kept_task("wait until what was written is compared")
 def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     """Wait until every key that was written before now was found equal since: with the last clean pass, that speaks for all keys.
 
@@ -233,7 +232,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="repair divergences", persist_result=True)
+@kept_task("repair divergences")
 def repair_divergences(migration: str, name: str) -> Json:
     """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
 
@@ -265,7 +264,7 @@ def repair_divergences(migration: str, name: str) -> Json:
     return run(work())
 
 
-@task(name="look whether all dead letters are accepted", persist_result=True)
+@kept_task("look whether all dead letters are accepted")
 def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None:
     """Why an answer that accepts these names cannot be, or None. Kept for each answer, so that an answer once refused stays refused."""
     del attempt
@@ -277,7 +276,7 @@ def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None
     return run(work())
 
 
-@task(name="put accepted dead letters aside", persist_result=True)
+@kept_task("put accepted dead letters aside")
 def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
     """Put what a person accepted by name on its own list; the names."""
 
@@ -288,7 +287,7 @@ def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
     return run(work())
 
 
-@task(name="count what stays behind", persist_result=True)
+@kept_task("count what stays behind")
 def count_left_behind(migration: str) -> Json:
     """Whether the plan has filters, and how many keys they leave out by the newest verification, rule by rule."""
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect import task
-
 from exodus.config import Side
 from exodus.errors import DecisionRefused
 from exodus.sync import native
 from exodus.sync.key import Strategy
 from tasks.context import Json, opened, run
+from tasks.kept import kept_task
 
 _WATCH_S = 20.0  # of one task, as long as a slice's turn
 _STUCK_S = 60.0  # without a byte or a key more
@@ -19,7 +18,7 @@ _POLL_S = 0.2
 REPORT = "native"
 
 
-@task(name="watch the target being filled", task_run_name="watch the target being filled, round {attempt}", persist_result=True)
+@kept_task("watch the target being filled", run_name="watch the target being filled, round {attempt}")
 def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     """Watch for a while; `done` once the target follows the source and has applied what the source had then.
 
@@ -55,7 +54,7 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-@task(name="count what the replica has", persist_result=True)
+@kept_task("count what the replica has")
 def count_filled(migration: str) -> Json:
     """The row that a backfill by keys has: a replica has what its source has."""
 

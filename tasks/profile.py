@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import orjson
-from prefect import task
 
 from exodus.capture.monitor import capture
 from exodus.control import registry
@@ -14,9 +13,10 @@ from exodus.control.store import answered
 from exodus.errors import DecisionRefused
 from exodus.gateway.server import load_table
 from tasks.context import Json, Opened, opened, run
+from tasks.kept import kept_task
 
 
-@task(name="capture traffic", persist_result=True)
+@kept_task("capture traffic")
 def capture_traffic(migration: str, seconds: float | None) -> Json:
     """Watch the source by MONITOR; the profile as JSON, also kept as a report."""
 
@@ -40,7 +40,7 @@ async def _snapshots(it: Opened) -> dict[str, Json]:
     return found
 
 
-@task(name="learn the workload", persist_result=True)
+@kept_task("learn the workload")
 def learn_workload(migration: str, seconds: float | None) -> Json:
     """What the gateways counted during some seconds, by command.
 

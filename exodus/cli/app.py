@@ -4,35 +4,58 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib.metadata import version as package_version
 from traceback import format_exception
+from typing import Annotated
 
 import typer
 
-from exodus.cli import levers, phases, processes, stack
+from exodus.cli import levers, migrations, phases, processes, stack
+from exodus.cli.apply import apply
 from exodus.cli.carry import carry
+from exodus.cli.context import choosable
+from exodus.cli.deploy import deploy
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
-from exodus.cli.output import say, show_error
+from exodus.cli.output import say, show, show_error
 from exodus.cli.users import users
 from exodus.errors import ExodusError
 
 app = typer.Typer(
     name="exodus",
-    help="Move a live Redis-family database to another one while the applications keep running.",
     no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
 
+
+@app.callback()
+def exodus(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version and end")] = False,
+) -> None:
+    """Move a live Redis-family database to another one while the applications keep running."""
+    if version:
+        show(f"exodus {package_version('exodus')}")
+        raise typer.Exit
+
+
+# The data plane takes servers and secrets from its own file only (docs/operating/trust.md).
 for command in (
-    phases.apply,
+    deploy,
+    apply,
     stack.up,
     stack.down,
     stack.demo,
     processes.gateway,
     processes.syncer,
     processes.comparer,
+    migrations.migrations,
+    users,
+):
+    app.command()(command)
+for of_a_migration in (
     phases.start,
     phases.status,
     phases.approve,
@@ -46,11 +69,11 @@ for command in (
     phases.dry_run,
     phases.verify,
     phases.repair,
+    migrations.archive,
     carry,
     doctor,
-    users,
 ):
-    app.command()(command)
+    app.command()(choosable(of_a_migration))
 app.add_typer(evidence, name="evidence")
 
 
@@ -59,11 +82,14 @@ def main() -> None:
     # So that whoever is asked to end still stops what it started; the long-lived processes have handlers of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.excepthook = lambda kind, exc, traceback: say("".join(format_exception(kind, exc, traceback)))
+    status: int | None = None
     try:
         app()
     except ExodusError as exc:
         show_error(exc)
-        sys.exit(exc.exit_status)
+        status = exc.exit_status
+    if status is not None:
+        sys.exit(status)  # not in `except`: there the error keeps the frames that it passed, with all that they opened
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Which migration a command is about: a migration file, else that of the local stack."""
+"""Which migration a command is about: one of a name, else a migration file, else that of the local stack."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from exodus.config import MigrationFile, load_migration
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import MigrationFile, load_migration, migration_of
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.stack.home import Home
@@ -16,6 +21,25 @@ from exodus.stack.home import Home
 HomeOption = Annotated[Path | None, typer.Option("--home", help="folder of the local stack (default .exodus, or $EXODUS_HOME)")]
 FileOption = Annotated[Path | None, typer.Option("--file", help="migration file (default: the local stack's, else ./migration.yaml)")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+_NameOption = Annotated[
+    str | None,
+    typer.Option("--migration", envvar="EXODUS_MIGRATION", help="name of a migration that Prefect has (exodus migrations), in place of a file"),
+]
+_chosen: ContextVar[str | None] = ContextVar("migration", default=None)
+
+
+def choosable(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option `--migration`, which `migration_at` follows."""
+    signature = inspect.signature(command, eval_str=True)
+
+    @functools.wraps(command)
+    def chosen(*arguments: Any, migration: str | None = None, **options: Any) -> None:
+        _chosen.set(migration)
+        command(*arguments, **options)
+
+    option = inspect.Parameter("migration", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_NameOption)
+    chosen.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
+    return chosen
 
 
 def home_at(path: Path | None) -> Home:
@@ -23,20 +47,58 @@ def home_at(path: Path | None) -> Home:
     return Home(path or Path(os.environ.get("EXODUS_HOME") or ".exodus"))
 
 
+def evidence_folder(home: Home) -> Path:
+    """Where evidence bundles stand, as for the flows of the same stack."""
+    named = os.environ.get("EXODUS_EVIDENCE_DIR")
+    if named:
+        return Path(named).absolute()
+    return (home.root / "evidence").absolute() if home.prefect_env.exists() else Path.home() / "exodus-evidence"
+
+
 def migration_at(file: Path | None, home: Path | None) -> MigrationFile:
     """The migration that a command is about.
 
     Raises:
-        OperatorError: none is named and none is here.
+        OperatorError: none is named and none is here; or Prefect has none of the name.
     """
     if file is not None:
         return load_migration(file)
+    name = _chosen.get()
+    if name:
+        return _named(PrefectApi.find(home_at(home)), name)
     for path in (home_at(home).migration_file, Path("migration.yaml")):
         if path.exists():
             return load_migration(path)
     raise OperatorError(
-        "no migration is named", why="there is no stack here and no migration.yaml", next_step="exodus up, or name one with --file migration.yaml"
+        "no migration is named",
+        why="there is no stack here and no migration.yaml",
+        next_step="exodus up; or name a file with --file migration.yaml; or one that Prefect has with --migration NAME (exodus migrations)",
     )
+
+
+def _named(api: PrefectApi, name: str) -> MigrationFile:
+    blocks = {str(block["name"]): block for block in api.migrations()}
+    if name not in blocks:
+        raise OperatorError(
+            f"--migration: Prefect has no migration {name!r}",
+            why=f"at {api.url} are: {', '.join(sorted(blocks)) or 'none'}",
+            next_step="name one of them, or register it: exodus apply migration.yaml",
+        )
+    return of_block(blocks[name])
+
+
+def of_block(block: dict[str, Any]) -> MigrationFile:
+    """Return a migration as its Prefect block has it, checked as a file is.
+
+    Raises:
+        OperatorError: a field of it cannot be.
+    """
+    data = block["data"]
+    servers = {
+        name: {field: value for field, value in data[name].items() if value is not None and not field.startswith("_")}
+        for name in ("source", "target", "control_store")
+    }
+    return migration_of({"name": data["migration"], **servers, **data.get("options", {})}, f"the Prefect block {block['name']}")
 
 
 async def open_store(file: MigrationFile) -> ControlStore:

@@ -9,18 +9,22 @@ from typing import Annotated
 
 import typer
 
-from exodus.cli.context import FileOption, HomeOption, migration_at, open_store
+from exodus.cli.context import FileOption, HomeOption, home_at, migration_at, open_store
 from exodus.cli.output import show, show_table
-from exodus.cli.phases import ByOption, WhyOption
-from exodus.config import MigrationFile
+from exodus.cli.phases import ByOption, WhyOption, read_status
+from exodus.cli.prefect_api import PrefectApi
+from exodus.cli.runs import ANSWERED
+from exodus.config import MigrationFile, Phase
 from exodus.control import journal
 from exodus.control.identity import of_this_process
+from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.cutover import levers
 from exodus.cutover.canary import set_canary
 from exodus.cutover.redirect import read_redirect, who_is_connected
 from exodus.cutover.redirect import redirect as send_away
+from exodus.errors import DecisionRefused
 from exodus.sync.pace import parse_budget, read_budget, set_budget
 
 
@@ -120,10 +124,29 @@ def release(why: WhyOption = "released by hand", file: FileOption = None, home: 
     _at(file, home, work)
 
 
+async def _check_answered(migration: MigrationFile, api: PrefectApi | None) -> None:
+    """See that a switch is about to begin: its decision may be answered, which only Prefect knows. Where that is not known, it may be.
+
+    Raises:
+        DecisionRefused: none is.
+    """
+    status = await read_status(migration, api)
+    asked = [state for name in (Phase.COMMIT, Phase.ROLLBACK) if (state := status["phases"].get(name, {})).get("gate") in (CUTOVER, BACK)]
+    if any(state["state"] == ANSWERED or (state["state"] == "waiting" and status["prefect_away"]) for state in asked):
+        return
+    raise DecisionRefused(
+        "no switch is under way",
+        why=f"authority {status['authority']}, and writes go on; {status['why_waiting']}",
+        next_step="no action needed; exodus reject answers a decision with no, exodus hold postpones the next switch",
+    )
+
+
 def abort(why: WhyOption, file: FileOption = None, home: HomeOption = None) -> None:
     """Give up a switch at any step: writes go on at the present authority. Example: exodus abort --why "the target is slow" """
 
     async def work(store: ControlStore, migration: MigrationFile) -> str:
+        if not await levers.under_way(store):
+            await _check_answered(migration, PrefectApi.known(home_at(home)))
         return _stands(await levers.give_up(store, migration.plan, why))
 
     _at(file, home, work)

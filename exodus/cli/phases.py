@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +12,20 @@ import orjson
 import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
-from exodus.cli.doctor import warn_of_open_prefect
-from exodus.cli.output import say, show, show_json, show_table
+from exodus.cli.output import show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import overlaid, unwritten
+from exodus.cli.runs import ANSWERED, STARTING, overlaid, unwritten
 from exodus.config import MigrationFile, Phase, Side, UserRole
 from exodus.control import freshness, identity, journal, ledger, registry
+from exodus.control.beginning import check_may_begin, text_of_end
 from exodus.control.changes import Key
 from exodus.control.identity import of_this_process
-from exodus.control.ledger import BACK, NEXT
+from exodus.control.ledger import BACK, NEXT, Ending
 from exodus.control.letters import accepted_letters
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.archive import archived
 from exodus.cutover.canary import read_canary, text_of
 from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import read_record
@@ -35,6 +33,7 @@ from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
+from exodus.shown import when
 from exodus.sync.comparison import Depth
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import SAMPLE_KEYS, forecast
@@ -44,41 +43,11 @@ from exodus.sync.reconcile import repair as sync_again
 
 Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0
+_ENDS_WITHIN_S = 60.0
+_LIFECYCLE = "lifecycle"
+_OPEN = ("waiting", "running", ANSWERED, STARTING)
 ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
 WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
-
-
-SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]
-
-
-def apply(
-    file: Annotated[Path, typer.Argument(help="migration.yaml")],
-    with_secrets: SecretsOption = False,
-    home: HomeOption = None,
-) -> None:
-    """Check a migration file and register it: Prefect blocks and the control store's plan. Example: exodus apply migration.yaml"""
-    migration = migration_at(file, home)
-    api = PrefectApi.find(home_at(home))
-    warn_of_open_prefect(api)
-    done = subprocess.run(  # noqa: S603 - a module of our own
-        [
-            sys.executable,
-            "-m",
-            "blocks.register",
-            "--migration-file",
-            str(file.absolute()),
-            *(["--with-secrets"] if with_secrets else []),
-        ],
-        env={
-            **os.environ,
-            "PREFECT_API_URL": api.url,
-            **({"PREFECT_API_AUTH_STRING": api.login} if api.login else {}),
-        },
-        check=False,
-    )
-    if done.returncode:
-        raise typer.Exit(done.returncode)
-    say(f"registered {migration.plan.name}: exodus start pre-test")
 
 
 def start(
@@ -91,7 +60,7 @@ def start(
     json: JsonOption = False,
 ) -> None:
     """Start a phase through its deployment. Examples: exodus start pre-test --seconds 30; exodus start rollback --why "orders fail" """
-    names = [*Phase, "lifecycle"]
+    names = [*Phase, _LIFECYCLE]
     if phase not in names:
         raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
     migration = migration_at(file, home)
@@ -105,6 +74,7 @@ def start(
         if phase != Phase.ROLLBACK or not why:
             raise OperatorError("--why, --by: they go together with rollback", why="other phases ask first", next_step="exodus approve, when asked")
         parameters.update(decided_by=by or of_this_process().person, why=why)
+    asyncio.run(_check_start(migration, api, phase))
     run = api.start(phase, parameters)
     if "why" in parameters:
         _attest(migration, {"flow_run_id": run["id"], "gate": BACK, "attempt": 1}, {"decision": "approve", **parameters})
@@ -114,10 +84,34 @@ def start(
         show(f"started {run['name']}: {api.run_url(run['id'])}")
 
 
+async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) -> None:
+    """See that a phase may begin, as its run will; a phase that was just answered gets some seconds to end.
+
+    Raises:
+        DecisionRefused: it may not; no run was made.
+    """
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    while True:
+        status = await read_status(migration, api)
+        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in _OPEN), None)
+        if going_on is None or (phase == Phase.ROLLBACK and going_on != Phase.ROLLBACK):
+            break
+        state = status["phases"][going_on]
+        if time.monotonic() > deadline or (state["state"] != ANSWERED and (state["state"], "decision" in state) != ("running", True)):
+            raise DecisionRefused(
+                f"{phase} may not begin: {going_on} is {state['state']}",
+                why=f"{status['why_waiting']}; phases follow each other",
+                next_step=status["what_unblocks"],
+            )
+        await asyncio.sleep(1)
+    async with await open_store(migration) as store:
+        if phase != _LIFECYCLE:
+            await check_may_begin(store, await store.plan(), Phase(phase))
+        elif status["due"] is None or status["state"] == "done":
+            raise DecisionRefused("nothing is due", why=status["why_waiting"], next_step=status["what_unblocks"])
+
+
 # ---------------------------------------------------------------------- status
-
-
-_ANSWERED = ("Resuming", "Scheduled", "Late", "Pending", "AwaitingRetry")  # of a run whose question is answered: names of Prefect's states
 
 
 def _beat(beat: Heartbeat, now_ms: int) -> Json:
@@ -140,12 +134,47 @@ def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None) 
         return phases, "no Prefect server is known"
     try:
         newest = api.newest_runs(migration)
+        by_id = {run["id"]: run for run in newest.values()}
+        names = {name: str(state.get("flow_run_id")) for name, state in phases.items()}
+        by_id |= api.runs(run_id for run_id in names.values() if run_id not in (*by_id, "None"))
     except OrchestratorError as exc:
         return phases, f"{exc.what}: {exc.why}"
-    others = {
-        name: str(phases[name].get("flow_run_id")) for name, run in newest.items() if phases.get(name, {}).get("flow_run_id") not in (None, run["id"])
-    }
-    return overlaid(phases, newest, {name: api.goes_on(run_id) for name, run_id in others.items()}), ""
+    named = {name: by_id[run_id] for name, run_id in names.items() if run_id in by_id}
+    found = overlaid(phases, newest, named)
+    for state in found.values():
+        if state.get("by_prefect") and (error := api.last_error(state["flow_run_id"])):
+            state["why"] = f"{error} ({state['why']})"
+    return found, ""
+
+
+_SHOWN_OF_END = {"at_ms", "decided_by", "why", "flow_run_id"}
+_AFTER = {
+    Ending.FINALISED: "the checklist of commit's run (artifact checklist); then exodus archive",
+    Ending.ABANDONED: "no action needed; exodus archive keeps its evidence and frees its name",
+}
+
+
+async def _not_registered(store: ControlStore) -> str:
+    """Say that the control store has no plan of this name, and where its evidence is, if it was archived."""
+    before = await archived(store, store.migration)
+    if not before:
+        return f"{store.migration} is not registered in the control store"
+    return f"{store.migration} was archived at {when(before[-1]['archived_ms'])}: {before[-1]['folder']}"
+
+
+def _not_taken_up(phases: dict[str, Json]) -> tuple[str, str, str] | None:
+    """Return the state, why nothing goes on where a run was answered or started, and what to do; None where none was."""
+    for name, state in phases.items():
+        if state.get("state") not in (ANSWERED, STARTING):
+            continue
+        if state["run_state"] in ("Running", "Pending", "Submitting"):
+            how, unblocks = f"its run begins ({state['run_state']})", "no action needed"
+        else:
+            how = f"no Prefect worker has taken its run up yet (it is {state['run_state']})"
+            unblocks = "no action needed for some seconds; then start a worker of its work pool (exodus up starts one that has ended)"
+        did = "is answered" if state["state"] == ANSWERED else "is started"
+        return str(state["state"]), f"{name} {did}, and {how}", unblocks
+    return None
 
 
 async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -> Json:
@@ -160,30 +189,48 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api)
         waiting = _waiting(phases)
         lost = unwritten(phases)
-        due = ledger.next_due(await ledger.read(store))
+        entries = await ledger.read(store)
+        due, end = ledger.next_due(entries), ledger.ending(entries)
+        registered = bool(await answered(store.client.exists(store.keys.plan)))
         switching = await store.report(NOW)
-        failed = {name: state for name, state in phases.items() if state.get("state") == "failed"}
-        if lost is not None:
+        ended = sorted(phases.items(), key=lambda pair: int(pair[1].get("finished_ms", 0)))
+        failed = {name: state for name, state in ended if state.get("state") == "failed"}
+        if not registered:
+            stands = "not registered"
+            why, unblocks = await _not_registered(store), "exodus apply migration.yaml"
+        elif end is not None:
+            stands, why, unblocks = "done", f"the migration is done: {text_of_end(*end)}", _AFTER[end[0]]
+            waiting = lost = None
+        elif lost is not None:
+            stands = "failed"
             name, state = lost
             why, unblocks = f"{name} failed, and could not write it down: {state['why']}", f"correct the cause, then: exodus start {name}"
             if waiting is not None:
                 unblocks += f"; {waiting['phase']} still asks, answer it only if you do not want {name} any more"
         elif waiting is not None:
+            stands = "asks"
             why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
+        elif (between := _not_taken_up(phases)) is not None:
+            stands, why, unblocks = between
         elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
-            why, unblocks = f"{running[0]} is running", "nothing: it will ask when it is done"
+            stands = "running"
+            why, unblocks = f"{running[0]} is running", "no action needed: it asks when it is done"
             if switching is not None and switching["waits_for"]:
                 why, unblocks = f"the switch waits: {switching['waits_for']}", "exodus release, if it is postponed; exodus abort gives it up"
         elif failed:
-            name, state = next(iter(failed.items()))
+            stands = "failed"
+            name, state = list(failed.items())[-1]
             why, unblocks = f"{name} failed: {state.get('why', '')}", f"look at its run, correct the cause, exodus start {name}"
         else:
+            stands = "idle"
             why, unblocks = (
                 ("no phase is running", f"exodus start {due}") if due else ("nothing is due", "exodus start PHASE, where you want to go on")
             )
         verification = await store.report(f"verification.{Phase.MIGRATE}")
         return {
             "migration": migration.plan.name,
+            "state": stands,
+            "ended": None if end is None else {"how": str(end[0]), **end[1].model_dump(mode="json", include=_SHOWN_OF_END)},
             "authority": str(route.authority),
             "route": route.model_dump(mode="json"),
             "phases": phases,
@@ -191,6 +238,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
             "why_waiting": why,
             "what_unblocks": unblocks,
             "failed_run": None if lost is None else {"phase": lost[0], **lost[1]},
+            "failed": list(failed),
             "prefect_away": prefect_away,
             "due": due,
             "switch": switching,
@@ -222,6 +270,7 @@ async def _freshness(store: ControlStore, partitions: int) -> Json:
 def _show(status: Json, api: PrefectApi | None) -> None:
     states = [(name, status["phases"].get(name, {})) for name in Phase]
     rows = [(name, state.get("state", "–"), state.get("decision", ""), state.get("decided_by", "")) for name, state in states]
+    show(f"migration {status['migration']}: {status['state']}")
     show_table("phases", ["phase", "state", "decision", "by"], rows)
     beats = [(kind, beat) for kind in ("gateway", "syncer", "comparer") for beat in status[f"{kind}s"]]
     processes = [(kind, beat["process"], beat["state"], beat["epoch"], f"{beat['age_s']} s ago", beat["why"]) for kind, beat in beats]
@@ -236,6 +285,8 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         show(f"open gap: {gap.get('why', '')}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
+        if pace["applications_cpu_share"] is not None:
+            spent += f" ({pace['applications_cpu_share'] * 100:.0f} % without Exodus)"
         show(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
         why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
@@ -244,18 +295,15 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     if status["canary"]["percent"] or status["canary"]["gave_up"]:
         show(f"canary: {status['canary']['percent']:g} % of the keys, {text_of(status['canary'])}")
     waiting: Any = status["waiting"] if status["failed_run"] is None else None
-    state = None if waiting is None or api is None else api.state_name(waiting["flow_run_id"])
-    if state in _ANSWERED:
-        show(f"waiting: {waiting['phase']} is answered, and no Prefect worker has taken its run up yet (it is {state})")
-        show("next:    nothing, for some seconds; then a worker of its work pool (exodus up starts one that has ended)")
-        return
     show(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
-    if status["failed_run"] is not None and api is not None:
-        show(f"run:     {api.run_url(status['failed_run']['flow_run_id'])}")
+    failed = [status["phases"][name] for name in status["failed"]]
+    if api is not None and waiting is None and failed and failed[-1].get("flow_run_id"):
+        at_fault = status["failed_run"] or failed[-1]
+        show(f"run:     {api.run_url(at_fault['flow_run_id'])}")
     if waiting is not None and api is not None:
         show(
             f"form:    {api.run_url(waiting['flow_run_id'])}"
-            + ("" if state else " (its server does not answer now: exodus up starts one that has ended)")
+            + (f" ({status['prefect_away']}: exodus up starts one that has ended)" if status["prefect_away"] else "")
         )
 
 

@@ -6,8 +6,10 @@ Its sqlite database answers 503 when it is locked; those are tried again. A resu
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, cast
 
 import httpx
@@ -71,9 +73,9 @@ class PrefectApi:
         """A run's page, in the version of the UI that has a Resume button."""
         return f"{self.ui}/runs/flow-run/{run_id}"
 
-    def _call(self, method: str, path: str, **more: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, *, attempts: int = _ATTEMPTS, **more: Any) -> httpx.Response:
         failure = ""
-        for _ in range(_ATTEMPTS):
+        for _ in range(attempts):
             try:
                 answer = self._http.request(method, path, **more)
             except httpx.HTTPError as exc:
@@ -117,24 +119,45 @@ class PrefectApi:
             raise OrchestratorError(f"flow run {run_id} is not known", why=f"HTTP {answer.status_code}", next_step="look in the Prefect UI")
         return cast("Json", answer.json())
 
-    def state_name(self, run_id: str) -> str | None:
-        """What a run's state is called, asked once; None where the server does not answer for it."""
-        try:
-            answer = self._http.get(f"/flow_runs/{run_id}", timeout=2)
-        except httpx.HTTPError:
-            return None
-        return str(answer.json()["state"]["name"]) if answer.status_code == 200 else None
+    def runs(self, run_ids: Iterable[str]) -> dict[str, Json]:
+        """Runs by their ids, asked once; those that the server does not know are left out.
 
-    def goes_on(self, run_id: str) -> bool:
-        """Whether a run is at work or waits, asked once; False where the server does not answer for it."""
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        wanted = sorted(set(run_ids))
+        if not wanted:
+            return {}
+        asked = {"flow_runs": {"id": {"any_": wanted}}, "limit": _RUNS_MAX}
         try:
-            answer = self._http.get(f"/flow_runs/{run_id}", timeout=_ASKED_ONCE_S)
-        except httpx.HTTPError:
-            return False
-        return answer.status_code == 200 and answer.json()["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+            answer = self._http.post("/flow_runs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            return {run["id"]: run for run in answer.json()}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
+            raise self._tells_nothing(exc) from exc
+
+    def last_error(self, run_id: str) -> str:
+        """Return the last line of the last error that a run logged; empty where none is known."""
+        asked = {
+            "logs": {"flow_run_id": {"any_": [run_id]}, "level": {"ge_": logging.ERROR}},
+            "sort": "TIMESTAMP_DESC",
+            "limit": 1,
+        }
+        try:
+            answer = self._http.post("/logs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            lines = [line for row in answer.json() for line in row["message"].splitlines()]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
+            return f"its log cannot be read: {exc}"
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def _tells_nothing(self, exc: Exception) -> OrchestratorError:
+        return OrchestratorError(
+            f"Prefect at {self.url} does not tell its runs",
+            why=str(exc) or type(exc).__name__,
+            next_step="start it (exodus up)",
+        )
 
     def newest_runs(self, migration: str) -> dict[str, Json]:
-        """The newest run of each phase of a migration, asked once.
+        """The newest run of each phase of a migration, asked once; without those that a schedule plans.
 
         Raises:
             OrchestratorError: the server does not answer.
@@ -151,13 +174,42 @@ class PrefectApi:
             }
             found: dict[str, Json] = {}
             for run in answer.json():
-                if run["parameters"].get("migration", MIGRATION) == migration:
+                planned = run.get("auto_scheduled") and run["state"]["type"] == "SCHEDULED"
+                if run["parameters"].get("migration", MIGRATION) == migration and not planned:
                     found.setdefault(flows[run["flow_id"]], run)
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise OrchestratorError(
-                f"Prefect at {self.url} does not tell its runs", why=str(exc) or type(exc).__name__, next_step="start it (exodus up)"
-            ) from exc
+            raise self._tells_nothing(exc) from exc
         return found
+
+    def check(self) -> None:
+        """See that the server answers and takes the login, asked once.
+
+        Raises:
+            OrchestratorError: it does not answer.
+            OperatorError: it refuses the login.
+        """
+        self._call("GET", "/admin/version", attempts=1)
+
+    def migrations(self) -> list[Json]:
+        """Return the blocks of type Migration, with the secrets that they hold.
+
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        answer = self._call("GET", "/block_types/slug/migration/block_documents", params={"include_secrets": "true"})
+        return [] if answer.status_code == 404 else cast("list[Json]", answer.json())
+
+    def remove_migration(self, name: str) -> None:
+        """Remove the blocks of a migration: itself, then its three servers. What is not there is left out.
+
+        Raises:
+            OrchestratorError: the server does not answer.
+        """
+        named = [("migration", name), *(("redis-endpoint", f"{name}-{server}") for server in ("source", "target", "control-store"))]
+        for slug, document in named:
+            found = self._call("GET", f"/block_types/slug/{slug}/block_documents/name/{document}")
+            if found.status_code == 200:
+                self._call("DELETE", f"/block_documents/{found.json()['id']}")
 
     def asks(self, run_id: str) -> bool:
         """Whether a run is suspended and its form is there. Prefect suspends a run first and keeps the form of its question after that."""

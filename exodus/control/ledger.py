@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Literal
 
 import orjson
@@ -30,7 +31,7 @@ class LedgerEntry(BaseModel):
 
     at_ms: int  # by the control store's clock
     phase: Phase
-    event: Literal["decided", "started", "finished", "failed", "switched", "noted"]
+    event: Literal["decided", "started", "finished", "failed", "switched", "noted", "applied"]
     gate: str = ""  # which decision of the phase
     verdict: str = ""  # approve, reject, retry, abandon …
     decided_by: str = ""  # as typed
@@ -103,12 +104,39 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
     return None
 
 
+class Ending(StrEnum):
+    """How a migration ended for good."""
+
+    FINALISED = "finalised"  # the target is the authority, and there is no way back
+    ABANDONED = "abandoned"  # the source is the authority, and Exodus has left both sides
+
+
+def ending(entries: Sequence[LedgerEntry]) -> tuple[Ending, LedgerEntry] | None:
+    """Return how a migration ended, and the decision that ended it; None where it goes on.
+
+    The decision alone is not the end: its run has to have done what was decided. Nothing that stands in the
+    ledger after that takes the end back.
+    """
+    finished = {(entry.phase, entry.flow_run_id) for entry in entries if entry.event == "finished"}
+    for entry in entries:
+        if entry.event != "decided" or (entry.phase, entry.flow_run_id) not in finished:
+            continue
+        decided = (entry.phase, entry.gate, entry.verdict)
+        if decided == (Phase.COMMIT, FINALISE, "approve"):
+            return Ending.FINALISED, entry
+        if decided == (Phase.ROLLBACK, NEXT, "abandon"):
+            return Ending.ABANDONED, entry
+    return None
+
+
 FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE, Phase.COMMIT)
 CUTOVER = "cutover"  # the first gate of Commit
 FINALISE = "finalise"  # the second gate of Commit
 CANARY = "canary-"  # with the percentage: gates of Commit before CUTOVER, which decide nothing but their share
 BACK = "back"  # the first gate of Rollback
 NEXT = "next"  # the second gate of Rollback: retry or abandon
+REHEARSAL = "rehearsal"  # what a changed plan can void beside phases' approvals
+VERIFICATION = "verification"
 
 
 def next_due(entries: list[LedgerEntry]) -> Phase | None:
@@ -119,6 +147,9 @@ def next_due(entries: list[LedgerEntry]) -> Phase | None:
     """
     due: Phase | None = Phase.PRE_TEST
     for entry in entries:
+        voided = [phase for phase in FORWARD if phase in voided_by(entry)]
+        if voided and due is not None and due in FORWARD and FORWARD.index(due) > FORWARD.index(voided[0]):
+            due = voided[0]
         if entry.event != "decided":
             continue
         if entry.phase is Phase.ROLLBACK:
@@ -140,7 +171,23 @@ def next_due(entries: list[LedgerEntry]) -> Phase | None:
     return due
 
 
+def voided_by(entry: LedgerEntry) -> frozenset[str]:
+    """Return what a plan that was applied voids: names of phases, `REHEARSAL`, `VERIFICATION`."""
+    if entry.event != "applied":
+        return frozenset()
+    return frozenset(str(entry.facts.get("voids", "")).split(",")) - {""}
+
+
+def voided_ms(entries: Sequence[LedgerEntry], what: str) -> int | None:
+    """Return when a changed plan voided something last, or None."""
+    return next((entry.at_ms for entry in reversed(entries) if what in voided_by(entry)), None)
+
+
 def approved_since(entries: list[LedgerEntry], phase: Phase) -> LedgerEntry | None:
-    """The newest decision of a phase where it is an approval; None where it was rejected or never taken."""
-    decision = last_decision(entries, phase)
-    return decision if decision is not None and decision.verdict == "approve" else None
+    """The newest decision of a phase where it is an approval; None where it was rejected, never taken, or voided by another plan."""
+    for entry in reversed(entries):
+        if phase in voided_by(entry):
+            return None
+        if entry.event == "decided" and entry.phase is phase:
+            return entry if entry.verdict == "approve" else None
+    return None

@@ -33,6 +33,10 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
 | lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
+| steps:RUN      | hash   | flows             | flows                | step → what it returned; expires after the run's end  |
+| turn:PHASE     | string | flows             | flows                | which process runs the phase, expires by itself       |
+| bundle:NAME    | hash   | flows             | command line         | file → its bytes, of an evidence bundle; the newest   |
+| bundles        | list   | flows             | command line         | names of those bundles, newest first                  |
 | answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
 | shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
@@ -45,6 +49,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | fence:SIDE:let | string | cutover           | cutover, gateways    | a switch back let Exodus in behind it; expires        |
 | abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
 | postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
+
+`exodus:archive`, a hash, is the one key that belongs to no migration: NAME/MS → where an archived one's evidence is.
 
 On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
 which are never copied, compared or counted.
@@ -67,6 +73,7 @@ from exodus.config import CONNECT_TIMEOUT_S, Address, Plan
 from exodus.errors import ControlStoreError, OperatorError
 
 Json = dict[str, Any]
+ARCHIVE = "exodus:archive"  # the only key that is no one migration's
 
 
 async def answered(reply: Any) -> Any:
@@ -132,6 +139,7 @@ class Keys:
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"
         self.acknowledged = self.prefix + "acknowledged"
+        self.bundles = self.prefix + "bundles"
 
     def part(self, kind: str) -> str:
         """Registrations of the processes of one kind."""
@@ -180,6 +188,18 @@ class Keys:
     def verifying(self, name: str) -> str:
         """How far a verification has come."""
         return f"{self.prefix}verifying:{name}"
+
+    def steps(self, run: str) -> str:
+        """What the steps of one run returned."""
+        return f"{self.prefix}steps:{run}"
+
+    def turn(self, phase: str) -> str:
+        """Which process runs a phase."""
+        return f"{self.prefix}turn:{phase}"
+
+    def bundle(self, name: str) -> str:
+        """The files of one evidence bundle."""
+        return f"{self.prefix}bundle:{name}"
 
     def report(self, name: str) -> str:
         """The last report of that name."""

@@ -11,9 +11,11 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Hold, Plan
+from exodus.config import Hold, Phase, Plan
+from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered
+from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle, unfinished
 from exodus.errors import CutoverAborted
 
@@ -83,6 +85,31 @@ async def say(store: ControlStore, step: str, waits_for: str = "") -> None:
         await store.save_report(NOW, {"step": step, "waits_for": waits_for, "at_ms": await store.now_ms()})
     except (RedisError, OSError):
         return  # the next step that needs the store says so itself
+
+
+async def over(store: ControlStore) -> None:
+    """Say that no switch is under way any more. Never what a switch fails for; a word that stays is of one that died."""
+    try:
+        async with asyncio.timeout(_KEEP_S):
+            await answered(store.client.delete(store.keys.report(NOW)))
+    except (RedisError, OSError):
+        return  # `under_way` then takes it for one that is to be settled, and that does no harm
+
+
+async def under_way(store: ControlStore) -> bool:
+    """Whether a switch was approved and has not ended, or one that died has left something."""
+    route = await read_route(store)
+    if route.hold is Hold.WRITES or unfinished(route) or await store.report(NOW) is not None:
+        return True
+    if await read_record(store, route.authority) is not None:
+        return True
+    phases = await store.phases()
+    decided = {Phase.COMMIT: CUTOVER, Phase.ROLLBACK: BACK}
+    return any(
+        (state.get("state"), state.get("gate"), state.get("decision")) == ("running", gate, "approve")
+        for phase, gate in decided.items()
+        if (state := phases.get(phase)) is not None
+    )
 
 
 async def keep_failed(store: ControlStore, switch: str, found: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import redis.asyncio as redis
 
 from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
-from exodus.control import registry
+from exodus.control import ledger, registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client
-from exodus.endpoint import Endpoint, connect_as_application
+from exodus.endpoint import Endpoint, connect_as_application, takes_nobody
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.leg import Leg
 from exodus.sync.engine import open_engine
@@ -169,6 +169,8 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     if found is None:
         why = "the switch was never rehearsed"
+    elif (voided := ledger.voided_ms(await ledger.read(store), ledger.REHEARSAL)) is not None and voided >= found["at_ms"]:
+        why = f"the plan was changed after the last rehearsal, {age_h:.1f} h ago, in what it rehearses"
     elif not found["ok"]:
         why = f"the last rehearsal, {age_h:.1f} h ago, did not go well: {found['why']}"
     elif age_h > plan.rehearsal_hours_max:
@@ -184,8 +186,7 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     target = Endpoint(Side.TARGET, plan.target)
     await set_writer_epoch(target, plan.name, route.writer_epoch)
     await set_writer_epoch(Endpoint(Side.SOURCE, plan.source), plan.name, route.writer_epoch)
-    async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
-        gateway = leg.address
+    gateway = await _login(plan)
     # An answer may come as late as a hold may take.
     name = f"exodus-rehearsal-{secrets.token_hex(16)}"
     writers = _Writers(gateway, prefix, name, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
@@ -213,6 +214,19 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
         "error_count": len(writers.errors),
         "stall_ms_max": round(writers.stall_ms_max, 1),
     }
+
+
+async def _login(plan: Plan) -> Address:
+    """Return the gateway with the login of the rehearsal's sessions: none where both sides take that.
+
+    Else Exodus's own, which the gateways say to each side as that side's own (`Logins.with_own`).
+    """
+    mapped = any(login.secret() is None for login in plan.logins)
+    async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
+        address = leg.address
+    if mapped or await takes_nobody(plan, Side.TARGET):
+        return address
+    return plan.through_gateway(Side.SOURCE)
 
 
 async def _change(store: ControlStore, route: Route, **changes: object) -> Route:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any, cast
 
-from exodus.shown import html
+from exodus.shown import html, when
 
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
@@ -15,10 +14,6 @@ _STYLE = (
 )
 _ROWS_MAX = 200
 Json = dict[str, Any]
-
-
-def _when(at_ms: object) -> str:
-    return datetime.fromtimestamp(int(cast("int", at_ms)) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -47,7 +42,7 @@ def render(documents: Mapping[str, object]) -> str:
             ("when", "phase", "gate", "verdict", "by", "why", "evidence (digest)"),
             (
                 (
-                    _when(entry["at_ms"]), entry["phase"], entry["gate"], entry["verdict"], entry["decided_by"], entry["why"],
+                    when(entry["at_ms"]), entry["phase"], entry["gate"], entry["verdict"], entry["decided_by"], entry["why"],
                     f"{entry['evidence']} ({entry['evidence_digest'][:12]})",
                 )
                 for entry in ledger
@@ -57,7 +52,7 @@ def render(documents: Mapping[str, object]) -> str:
         "<h2>What happened</h2>",
         _table(
             ("when", "phase", "event", "outcome", "facts"),
-            ((_when(entry["at_ms"]), entry["phase"], entry["event"], entry["verdict"], entry["facts"] or "") for entry in ledger),
+            ((when(entry["at_ms"]), entry["phase"], entry["event"], entry["verdict"], entry["facts"] or "") for entry in ledger),
         ),
     ]  # fmt: skip
     for name, document in sorted(documents.items()):

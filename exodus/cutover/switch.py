@@ -39,7 +39,7 @@ from exodus.cutover.canary import end_canary
 from exodus.cutover.feeds import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
 from exodus.cutover.held import verify_held
-from exodus.cutover.levers import check_called_off, keep_failed, postponed, say
+from exodus.cutover.levers import check_called_off, keep_failed, over, postponed, say
 from exodus.cutover.scripts import load_scripts, unseen
 from exodus.cutover.settle import closed, settle
 from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
@@ -676,6 +676,7 @@ async def apply(
         await keep_failed(store, switch.id, {"to": str(to), "failed": str(exc), "timeline": switch.timeline, "facts": switch.facts})
         raise
     finally:
+        await over(store)
         await switch.close()
     return switch
 

@@ -64,6 +64,7 @@ async def _save(plant: Plant, **options: object) -> None:
         source=_endpoint(plant.boxes[Side.SOURCE]), target=_endpoint(plant.boxes[Side.TARGET]), control_store=_endpoint(plant.control),
     )  # fmt: skip
     await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    await plant.store.save_plan(block.plan())
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "dask"])

@@ -60,11 +60,14 @@ async def test_a_postponed_switch_stays_ready_and_goes_on_when_released(ready: P
 async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(ready: Plant) -> None:
     await levers.postpone(ready.store, by="Ada", why="not yet")
     before = await read_route(ready.store)
+    assert not await levers.under_way(ready.store)
     switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET))
     await _waits_for(ready, "not yet")
+    assert await levers.under_way(ready.store)
     await levers.give_up(ready.store, ready.plan, "another day")
     with pytest.raises(CutoverAborted, match="called off"):
         await switching
+    assert not await levers.under_way(ready.store)
     assert await read_route(ready.store) == before
 
 

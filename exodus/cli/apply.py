@@ -1,0 +1,97 @@
+"""`exodus apply`: a migration file checked, compared with what is registered, and registered: all of it or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exodus.cli.asking import YesOption, confirm
+from exodus.cli.context import HomeOption, home_at, migration_at, open_store
+from exodus.cli.doctor import warn_of_open_prefect
+from exodus.cli.output import say, show
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import MigrationFile
+from exodus.control.identity import of_this_process
+from exodus.control.store import answered
+from exodus.errors import OperatorError
+from exodus.registration import Examined, examine, register
+
+SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]
+CheckOption = Annotated[bool, typer.Option("--check", help="check and show what would change; register nothing")]
+
+
+def apply(
+    file: Annotated[Path, typer.Argument(help="migration.yaml")],
+    with_secrets: SecretsOption = False,
+    check: CheckOption = False,
+    yes: YesOption = False,
+    home: HomeOption = None,
+) -> None:
+    """Check a migration file, show what changes, and register it: all of it or nothing. Example: exodus apply migration.yaml"""
+    migration = migration_at(file, home)
+    api = PrefectApi.find(home_at(home))
+    api.check()
+    warn_of_open_prefect(api)
+    examined = asyncio.run(examine(migration))
+    _show(examined)
+    if examined.fatal:
+        first, *others = examined.fatal
+        for finding in others:
+            say(f"error: {finding.what}\n  why:  {finding.why}\n  next: {finding.next_step}")
+        raise OperatorError(first.what, why=f"{first.why}; nothing was registered", next_step=first.next_step)
+    if check:
+        show("nothing was registered (--check)")
+        return
+    if examined.voids:
+        confirm("register the changed plan?", yes=yes)
+    asyncio.run(_register(migration, examined, api, file, with_secrets=with_secrets))
+    show(f"registered {migration.plan.name}: exodus start {examined.voids[0] if examined.voids else 'pre-test'}")
+
+
+def _show(examined: Examined) -> None:
+    for finding in examined.findings:
+        if finding.severity == "warning":
+            say(f"warning: {finding.what}: {finding.why}; {finding.next_step}")
+    for change in examined.changes:
+        show(f"changed: {change.field}: {change.before} → {change.after}")
+    if examined.registered and not examined.changes:
+        show("the registered plan is the same")
+    if examined.voids:
+        show(f"void with it: {', '.join(examined.voids)}; they have to be done and approved again")
+
+
+async def _register(migration: MigrationFile, examined: Examined, api: PrefectApi, file: Path, *, with_secrets: bool) -> None:
+    """Keep the plan, write the blocks, and where they cannot be written, bring the plan back."""
+    async with await open_store(migration) as store:
+        before = await answered(store.client.get(store.keys.plan))
+        await store.save_plan(migration.plan)
+        status = 1
+        try:
+            status = _write_blocks(api, file, with_secrets=with_secrets)
+        finally:
+            if status and before is None:
+                await answered(store.client.delete(store.keys.plan))
+            elif status:
+                await answered(store.client.set(store.keys.plan, before))
+        if status:
+            say("nothing was registered: the plan in the control store is as it was")
+            raise typer.Exit(status)
+        await register(store, migration.plan, examined, of_this_process())
+
+
+def _write_blocks(api: PrefectApi, file: Path, *, with_secrets: bool) -> int:
+    """Write Prefect's blocks in a process of their own, since the engine does not know Prefect; its exit status."""
+    command = [sys.executable, "-m", "blocks.register", "--blocks-only", "--migration-file", str(file.absolute())]
+    login = {"PREFECT_API_AUTH_STRING": api.login} if api.login else {}
+    done = subprocess.run(  # noqa: S603 - a module of our own
+        [*command, *(["--with-secrets"] if with_secrets else [])],
+        env={**os.environ, "PREFECT_API_URL": api.url, **login},
+        check=False,
+    )
+    return done.returncode
