@@ -15,7 +15,7 @@ from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
-from tasks.decision import MigrateDecision, ask, close_phase
+from tasks.decision import ask, close_phase, migrate_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
@@ -110,7 +110,7 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
         create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")
         summary.append(f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
     decision = ask(
-        MigrateDecision,
+        migrate_form(dead_letters=bool(found["dead_letters"])),
         migration=migration,
         phase=PHASE,
         gate="continue",
@@ -118,11 +118,11 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
         summary=summary,
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: (
-            why_letters_stand(migration, answer["accept_dead_letters"], attempt) if answer["decision"] == "approve" else None
+            why_letters_stand(migration, answer.get("accept_dead_letters", ""), attempt) if answer["decision"] == "approve" else None
         ),
     )
     if decision["verdict"] == "approve":
-        accept_letters(migration, decision["facts"]["accept_dead_letters"], decision["decided_by"])
+        accept_letters(migration, decision["facts"].get("accept_dead_letters", ""), decision["decided_by"])
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended

@@ -22,8 +22,8 @@ from exodus.cutover.levers import end_hold
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.standing import Approved
-from exodus.cutover.window import Window
 from exodus.errors import DecisionRefused
+from exodus.window import Window
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
