@@ -14,7 +14,8 @@ from exodus.cli.attesting import ByOption, attest
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import ANSWERED, STARTING, overlaid, run_ms, unwritten
+from exodus.cli.runs import ANSWERED, OPEN, STARTING, overlaid, run_ms, unwritten
+from exodus.cli.waiting import WaitOption, wait_asked
 from exodus.config import MigrationFile, Phase, Side, UserRole
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.beginning import check_may_begin, text_of_end
@@ -44,7 +45,6 @@ from exodus.sync.reconcile import repair as sync_again
 Json = dict[str, Any]
 _ENDS_WITHIN_S = 60.0
 _LIFECYCLE = "lifecycle"
-_OPEN = ("waiting", "running", ANSWERED, STARTING)
 
 
 def start(
@@ -52,11 +52,12 @@ def start(
     seconds: Annotated[float | None, typer.Option(help="how long to watch (pre-test, analyze, compare)")] = None,
     why: Annotated[str | None, typer.Option("--why", help="rollback: return to the source without being asked first; kept in the ledger")] = None,
     by: ByOption = None,
+    wait: WaitOption = False,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start a phase through its deployment. Examples: exodus start pre-test --seconds 30; exodus start rollback --why "orders fail" """
+    """Start a phase through its deployment. Examples: exodus start pre-test --wait; exodus start rollback --why "orders fail" """
     names = [*Phase, _LIFECYCLE]
     if phase not in names:
         raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
@@ -79,6 +80,8 @@ def start(
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
         show(f"started {run['name']}: {api.run_url(run['id'])}")
+    if wait:
+        wait_asked(migration, api, run["id"], read_status)
 
 
 async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) -> None:
@@ -90,7 +93,7 @@ async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) ->
     deadline = time.monotonic() + _ENDS_WITHIN_S
     while True:
         status = await read_status(migration, api)
-        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in _OPEN), None)
+        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in OPEN), None)
         if going_on is None or (phase == Phase.ROLLBACK and going_on != Phase.ROLLBACK):
             break
         state = status["phases"][going_on]
