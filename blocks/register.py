@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -25,6 +26,8 @@ from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError, OrchestratorError
 from exodus.shown import lines
 
+_TRIES = 10
+_AGAIN_S = 0.5
 # What Prefect's client raises where its server does not do its part. A RuntimeError says that no connection could be made.
 _PREFECT_FAILS = (httpx.HTTPError, PrefectException, RuntimeError)
 
@@ -99,13 +102,18 @@ def _save(block: RedisEndpoint | Migration, name: str, undo: list[Callable[[], o
 
 
 def _undone(undo: list[Callable[[], object]]) -> bool:
-    """Bring back what was there; whether that worked."""
+    """Bring back what was there, with several tries, as a database that is locked is so for moments; whether that worked."""
     for step in reversed(undo):
-        try:
-            step()
-        except _PREFECT_FAILS as exc:
-            print(lines(f"a block could not be brought back: {exc}"), file=sys.stderr)
-            return False
+        for attempt in range(_TRIES):
+            try:
+                step()
+            except _PREFECT_FAILS as exc:
+                if attempt + 1 == _TRIES:
+                    print(lines(f"a block could not be brought back: {exc}"), file=sys.stderr)
+                    return False
+                time.sleep(_AGAIN_S)
+            else:
+                break
     return True
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from exodus.cli import levers, migrations, phases, processes, stack
+from exodus.cli import decisions, levers, migrations, phases, processes, stack
 from exodus.cli.apply import apply
 from exodus.cli.carry import carry
 from exodus.cli.context import choosable
@@ -58,8 +58,9 @@ for command in (
 for of_a_migration in (
     phases.start,
     phases.status,
-    phases.approve,
-    phases.reject,
+    decisions.answer,
+    decisions.approve,
+    decisions.reject,
     levers.budget,
     levers.canary,
     levers.redirect,

@@ -16,7 +16,8 @@ from exodus.cli.context import HomeOption, home_at, migration_at, open_store
 from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile
+from exodus.config import MigrationFile, Phase
+from exodus.control import ledger
 from exodus.control.identity import of_this_process
 from exodus.control.store import answered
 from exodus.errors import OperatorError
@@ -50,8 +51,8 @@ def apply(
         return
     if examined.voids:
         confirm("register the changed plan?", yes=yes)
-    asyncio.run(_register(migration, examined, api, file, with_secrets=with_secrets))
-    show(f"registered {migration.plan.name}: exodus start {examined.voids[0] if examined.voids else 'pre-test'}")
+    due = asyncio.run(_register(migration, examined, api, file, with_secrets=with_secrets))
+    show(f"registered {migration.plan.name}: {f'exodus start {due}' if due else 'exodus status'}")
 
 
 def _show(examined: Examined) -> None:
@@ -66,8 +67,8 @@ def _show(examined: Examined) -> None:
         show(f"void with it: {', '.join(examined.voids)}; they have to be done and approved again")
 
 
-async def _register(migration: MigrationFile, examined: Examined, api: PrefectApi, file: Path, *, with_secrets: bool) -> None:
-    """Keep the plan, write the blocks, and where they cannot be written, bring the plan back."""
+async def _register(migration: MigrationFile, examined: Examined, api: PrefectApi, file: Path, *, with_secrets: bool) -> Phase | None:
+    """Keep the plan, write the blocks, and where they cannot be written, bring the plan back; the phase that is due."""
     async with await open_store(migration) as store:
         before = await answered(store.client.get(store.keys.plan))
         await store.save_plan(migration.plan)
@@ -83,6 +84,7 @@ async def _register(migration: MigrationFile, examined: Examined, api: PrefectAp
             say("nothing was registered: the plan in the control store is as it was")
             raise typer.Exit(status)
         await register(store, migration.plan, examined, of_this_process())
+        return ledger.next_due(await ledger.read(store))
 
 
 def _write_blocks(api: PrefectApi, file: Path, *, with_secrets: bool) -> int:

@@ -17,8 +17,9 @@ from typing import Any, cast
 import orjson
 import redis
 
+from exodus.cli.decisions import answer_open_decision
 from exodus.cli.output import say, show_table
-from exodus.cli.phases import answer_open_decision, read_status
+from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import Address, MigrationFile, Phase, Side, load_migration
 from exodus.control import ledger

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from exodus.cli.attesting import ByOption, WhyOption
 from exodus.cli.context import FileOption, HomeOption, home_at, migration_at, open_store
 from exodus.cli.output import show, show_table
-from exodus.cli.phases import ByOption, WhyOption, read_status
+from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import ANSWERED
 from exodus.config import MigrationFile, Phase

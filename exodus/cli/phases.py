@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
+from exodus.cli.attesting import ByOption, attest
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import ANSWERED, STARTING, overlaid, unwritten
+from exodus.cli.runs import ANSWERED, STARTING, overlaid, run_ms, unwritten
 from exodus.config import MigrationFile, Phase, Side, UserRole
-from exodus.control import freshness, identity, journal, ledger, registry
+from exodus.control import freshness, journal, ledger, registry
 from exodus.control.beginning import check_may_begin, text_of_end
 from exodus.control.changes import Key
 from exodus.control.identity import of_this_process
@@ -42,12 +42,9 @@ from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
 
 Json = dict[str, Any]
-_SUSPENDS_WITHIN_S = 60.0
 _ENDS_WITHIN_S = 60.0
 _LIFECYCLE = "lifecycle"
 _OPEN = ("waiting", "running", ANSWERED, STARTING)
-ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
-WhyOption = Annotated[str, typer.Option("--why", help="kept in the ledger")]
 
 
 def start(
@@ -77,7 +74,7 @@ def start(
     asyncio.run(_check_start(migration, api, phase))
     run = api.start(phase, parameters)
     if "why" in parameters:
-        _attest(migration, {"flow_run_id": run["id"], "gate": BACK, "attempt": 1}, {"decision": "approve", **parameters})
+        attest(migration, {"flow_run_id": run["id"], "gate": BACK, "attempt": 1}, {"decision": "approve", **parameters})
     if json:
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
@@ -128,12 +125,12 @@ def _waiting(phases: dict[str, Json]) -> Json | None:
     return None
 
 
-def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None) -> tuple[dict[str, Json], str]:
-    """The phases' states as Prefect's runs have them, and why Prefect was not asked."""
+def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None, since_ms: int) -> tuple[dict[str, Json], str]:
+    """Return the phases' states as Prefect's runs have them, and why Prefect was not asked; earlier runs were of another migration of the name."""
     if api is None:
         return phases, "no Prefect server is known"
     try:
-        newest = api.newest_runs(migration)
+        newest = {name: run for name, run in api.newest_runs(migration).items() if run_ms(run["created"]) >= since_ms}
         by_id = {run["id"]: run for run in newest.values()}
         names = {name: str(state.get("flow_run_id")) for name, state in phases.items()}
         by_id |= api.runs(run_id for run_id in names.values() if run_id not in (*by_id, "None"))
@@ -154,12 +151,11 @@ _AFTER = {
 }
 
 
-async def _not_registered(store: ControlStore) -> str:
+def _not_registered(name: str, before: list[Json]) -> str:
     """Say that the control store has no plan of this name, and where its evidence is, if it was archived."""
-    before = await archived(store, store.migration)
     if not before:
-        return f"{store.migration} is not registered in the control store"
-    return f"{store.migration} was archived at {when(before[-1]['archived_ms'])}: {before[-1]['folder']}"
+        return f"{name} is not registered in the control store"
+    return f"{name} was archived at {when(before[-1]['archived_ms'])}: {before[-1]['folder']}"
 
 
 def _not_taken_up(phases: dict[str, Json]) -> tuple[str, str, str] | None:
@@ -186,7 +182,9 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
     async with await open_store(migration) as store:
         now_ms = await store.now_ms()
         route = await read_route(store)
-        phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api)
+        before = await archived(store, store.migration)
+        since_ms = int(before[-1]["archived_ms"]) if before else 0
+        phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api, since_ms)
         waiting = _waiting(phases)
         lost = unwritten(phases)
         entries = await ledger.read(store)
@@ -197,7 +195,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         failed = {name: state for name, state in ended if state.get("state") == "failed"}
         if not registered:
             stands = "not registered"
-            why, unblocks = await _not_registered(store), "exodus apply migration.yaml"
+            why, unblocks = _not_registered(store.migration, before), "exodus apply migration.yaml"
         elif end is not None:
             stands, why, unblocks = "done", f"the migration is done: {text_of_end(*end)}", _AFTER[end[0]]
             waiting = lost = None
@@ -209,7 +207,8 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
                 unblocks += f"; {waiting['phase']} still asks, answer it only if you do not want {name} any more"
         elif waiting is not None:
             stands = "asks"
-            why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", "exodus approve, or exodus reject (or the form in the Prefect UI)"
+            words = "answer retry, or exodus answer abandon" if waiting["gate"] == NEXT else "approve, or exodus reject"
+            why, unblocks = f"{waiting['phase']} asks: {waiting['question']}", f"exodus {words} (or the form in the Prefect UI)"
         elif (between := _not_taken_up(phases)) is not None:
             stands, why, unblocks = between
         elif running := [name for name, state in phases.items() if state.get("state") == "running"]:
@@ -325,99 +324,6 @@ def status(
         if not watch:
             return
         time.sleep(1)
-
-
-# ---------------------------------------------------------------------- decisions
-
-
-def answer_open_decision(
-    migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None
-) -> Json:
-    """Answer what is asked, through the same call as the UI; the open decision as it was.
-
-    Raises:
-        DecisionRefused: nothing is asked.
-        OperatorError: the answer does not fit the form.
-    """
-    found = asyncio.run(read_status(migration, api))
-    waiting = found["waiting"]
-    failed = found["failed_run"]
-    if (
-        failed is not None
-        and failed["phase"] == Phase.ROLLBACK
-        and verdict == "approve"
-        and waiting is not None
-        and waiting["phase"] != Phase.ROLLBACK
-    ):
-        raise DecisionRefused(
-            f"{waiting['phase']} is not approved while a rollback was asked for and failed",
-            why=found["why_waiting"],
-            next_step=f"exodus start rollback once more; or exodus reject, or the form at {api.run_url(waiting['flow_run_id'])}",
-        )
-    if waiting is None or (phase is not None and waiting["phase"] != phase):
-        raise DecisionRefused("no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"])
-    if waiting["gate"] == NEXT:
-        verdict = {"approve": "retry", "reject": "abandon"}[verdict]
-        fields = {"clean_target": False, **fields}
-    _wait_suspended(api, waiting["flow_run_id"])
-    answer = {"decision": verdict, "decided_by": by, "why": why, **fields}
-    _attest(migration, waiting, answer)
-    api.resume(waiting["flow_run_id"], answer)
-    return {**waiting, "answer": verdict}
-
-
-def _attest(migration: MigrationFile, asked: Json, answer: Json) -> None:
-    """Write down who answers, by the operating system: the form's `decided_by` is what anybody types."""
-
-    async def work() -> None:
-        async with await open_store(migration) as store:
-            await identity.attest(store, asked["flow_run_id"], asked["gate"], int(asked["attempt"]), answer)
-
-    asyncio.run(work())
-
-
-def _wait_suspended(api: PrefectApi, run_id: str) -> None:
-    """A decision is announced a moment before its run is suspended."""
-    deadline = time.monotonic() + _SUSPENDS_WITHIN_S
-    while not api.asks(run_id):
-        state = api.run(run_id)["state"]
-        if state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED") or time.monotonic() > deadline:
-            raise DecisionRefused("no decision is open", why=f"the run is {state['name']}", next_step=f"look at {api.run_url(run_id)}")
-        time.sleep(0.2)
-
-
-def _fields(given: list[str]) -> Json:
-    fields: Json = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise OperatorError(
-                f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true"
-            )
-        known = {"true": True, "false": False}.get(value.lower(), value)
-        fields[name] = f"{fields[name]}\n{value}" if name in fields else known  # a field that takes several, one a line
-    return fields
-
-
-FieldOption = Annotated[list[str] | None, typer.Option("--field", help="a further field of the form, NAME=VALUE; may be repeated")]
-
-
-def approve(why: WhyOption, by: ByOption = None, field: FieldOption = None, file: FileOption = None, home: HomeOption = None) -> None:
-    """Answer the open decision with yes (retry, after a rollback). Example: exodus approve --why "numbers look right" """
-    _answer("approve", why, by, field, file, home)
-
-
-def reject(why: WhyOption, by: ByOption = None, field: FieldOption = None, file: FileOption = None, home: HomeOption = None) -> None:
-    """Answer the open decision with no (abandon, after a rollback). Example: exodus reject --why "wait for the weekend" """
-    _answer("reject", why, by, field, file, home)
-
-
-def _answer(verdict: str, why: str, by: str | None, field: list[str] | None, file: Path | None, home: Path | None) -> None:
-    migration = migration_at(file, home)
-    done = answer_open_decision(
-        migration, PrefectApi.find(home_at(home)), verdict, by=by or of_this_process().person, why=why, fields=_fields(field or [])
-    )
-    show(f"{done['phase']}, {done['gate']}: {done['answer']}")
 
 
 # ---------------------------------------------------------------------- verification

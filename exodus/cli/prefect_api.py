@@ -219,6 +219,14 @@ class PrefectApi:
             return False
         return self._call("GET", f"/flow_runs/{run_id}/input/{keyset['schema']}").status_code == 200
 
+    def form(self, run_id: str) -> Json:
+        """Return the fields of the form of a suspended run, as its schema has them; empty where it asks nothing."""
+        keyset = (self.run(run_id)["state"].get("state_details") or {}).get("run_input_keyset")
+        if not keyset:
+            return {}
+        answer = self._call("GET", f"/flow_runs/{run_id}/input/{keyset['schema']}")
+        return cast("Json", answer.json().get("properties", {})) if answer.status_code == 200 else {}
+
     def resume(self, run_id: str, answer: Json) -> None:
         """Answer the open decision of a suspended run.
 

@@ -22,7 +22,8 @@ _ENDED = {
 _OPEN = ("running", "waiting")
 
 
-def _ms(text: str | None) -> int:
+def run_ms(text: str | None) -> int:
+    """Return a time of Prefect's in milliseconds; 0 where there is none."""
     return 0 if text is None else int(datetime.fromisoformat(text).timestamp() * 1000)
 
 
@@ -75,7 +76,7 @@ def overlaid(phases: dict[str, Json], newest: dict[str, Json], named: dict[str, 
                     "run_state": run["state"]["name"],
                 }
             continue
-        ended_ms = _ms(run.get("end_time"))
+        ended_ms = run_ms(run.get("end_time"))
         if state.get("flow_run_id") == run["id"]:
             if state.get("state") not in _OPEN:
                 continue  # written down

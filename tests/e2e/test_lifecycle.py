@@ -17,8 +17,9 @@ import psutil
 import pytest
 import redis
 
+from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo import tamper
-from exodus.cli.phases import answer_open_decision, read_status
+from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, Phase, load_migration
 from exodus.control import identity, ledger
@@ -283,8 +284,16 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
         cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout
-    operator.answer("reject", clean_target=True)
+    plain = operator.exodus("reject", "--why", "because it is tested")
+    assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True), plain.stderr
+    assert operator.waiting("rollback", "next"), "nothing was decided"
+    operator.answer("abandon", clean_target=True)
     operator.ended("rollback", "approved")
+    ended = operator.status()
+    assert (ended["state"], ended["ended"]["how"]) == ("done", "abandoned")
+    for phase in ("commit", "rollback", "lifecycle"):
+        again = operator.exodus("start", phase)
+        assert (again.returncode, "done" in again.stderr) == (1, True), again.stderr
     with redis.Redis(port=file.plan.target.port) as target, redis.Redis(port=file.plan.source.port) as source:
         assert target.keys("cold:*") == []
         assert source.keys("exodus:*") == []

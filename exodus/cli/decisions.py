@@ -1,0 +1,208 @@
+"""`exodus answer`, `approve`, `reject`: the open decision, as its form shows it, answered at the command line.
+
+`approve` and `reject` are words of most forms. After a rollback the form has others, `retry` and `abandon`, and
+abandoning ends the migration: there `reject` is taken for it only where a person said that this is meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+
+from exodus.cli.asking import YesOption, at_a_terminal, confirm
+from exodus.cli.attesting import ByOption, WhyOption, attest
+from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
+from exodus.cli.output import show, show_json
+from exodus.cli.phases import read_status
+from exodus.cli.prefect_api import PrefectApi
+from exodus.config import MigrationFile, Phase
+from exodus.control.identity import of_this_process
+from exodus.control.ledger import NEXT, digest
+from exodus.errors import DecisionRefused, OperatorError
+
+Json = dict[str, Any]
+_SUSPENDS_WITHIN_S = 60.0
+_APPROVE, _REJECT = "approve", "reject"
+_AFTER_ROLLBACK = {_APPROVE: "retry", _REJECT: "abandon"}
+_MEANS = {
+    "retry": "go on with Migrate, and keep what is copied",
+    "abandon": "the migration ends for good: live sync off, fences lifted, Exodus's own keys removed; the source stays the authority",
+}
+
+
+def open_decision(migration: MigrationFile, api: PrefectApi, *, verdict: str = "", phase: str | None = None) -> Json:
+    """Return the decision that is asked for now.
+
+    Raises:
+        DecisionRefused: nothing is asked; or a failed rollback forbids this verdict.
+    """
+    found = asyncio.run(read_status(migration, api))
+    waiting: Json | None = found["waiting"]
+    failed = found["failed_run"]
+    if (
+        failed is not None
+        and failed["phase"] == Phase.ROLLBACK
+        and verdict == _APPROVE
+        and waiting is not None
+        and waiting["phase"] != Phase.ROLLBACK
+    ):
+        raise DecisionRefused(
+            f"{waiting['phase']} is not approved while a rollback was asked for and failed",
+            why=found["why_waiting"],
+            next_step=f"exodus start rollback once more; or exodus reject, or the form at {api.run_url(waiting['flow_run_id'])}",
+        )
+    if waiting is None or (phase is not None and waiting["phase"] != phase):
+        raise DecisionRefused("no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"])
+    return waiting
+
+
+def answer_open_decision(
+    migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None
+) -> Json:
+    """Answer what is asked, through the same call as the UI; the open decision as it was.
+
+    Raises:
+        DecisionRefused: nothing is asked.
+        OperatorError: the answer does not fit the form.
+    """
+    waiting = open_decision(migration, api, verdict=verdict, phase=phase)
+    if waiting["gate"] == NEXT:
+        verdict = _AFTER_ROLLBACK.get(verdict, verdict)
+        fields = {"clean_target": False, **fields}
+    _wait_suspended(api, waiting["flow_run_id"])
+    answer = {"decision": verdict, "decided_by": by, "why": why, **fields}
+    attest(migration, waiting, answer)
+    api.resume(waiting["flow_run_id"], answer)
+    return {**waiting, "answer": verdict}
+
+
+def _wait_suspended(api: PrefectApi, run_id: str) -> None:
+    """A decision is announced a moment before its run is suspended."""
+    deadline = time.monotonic() + _SUSPENDS_WITHIN_S
+    while not api.asks(run_id):
+        state = api.run(run_id)["state"]
+        if state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED") or time.monotonic() > deadline:
+            raise DecisionRefused("no decision is open", why=f"the run is {state['name']}", next_step=f"look at {api.run_url(run_id)}")
+        time.sleep(0.2)
+
+
+def _fields(given: list[str]) -> Json:
+    fields: Json = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise OperatorError(
+                f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true"
+            )
+        known = {"true": True, "false": False}.get(value.lower(), value)
+        fields[name] = f"{fields[name]}\n{value}" if name in fields else known  # a field that takes several, one a line
+    return fields
+
+
+FieldOption = Annotated[list[str] | None, typer.Option("--field", help="a further field of the form, NAME=VALUE; may be repeated")]
+
+
+def answer(
+    word: Annotated[str | None, typer.Argument(help="a word of the form, such as approve, reject, retry, abandon; none: show what is asked")] = None,
+    why: Annotated[str, typer.Option("--why", help="kept in the ledger")] = "",
+    by: ByOption = None,
+    field: FieldOption = None,
+    yes: YesOption = False,
+    file: FileOption = None,
+    home: HomeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the open decision with its evidence, or answer it by a word of its form. Example: exodus answer retry --why "the cause is mended" """
+    migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
+    asked = _form(migration, api, open_decision(migration, api, verdict=word or ""))
+    if word is None:
+        if json:
+            show_json(asked)
+        else:
+            _show(asked)
+        return
+    if word not in asked["words"]:
+        raise OperatorError(
+            f"{word!r} is no answer to {asked['phase']}, {asked['gate']}",
+            why=f"its form has the words {', '.join(asked['words'])}",
+            next_step=f"exodus answer {asked['words'][0]} --why …",
+        )
+    if not why:
+        raise OperatorError("--why is missing", why="the ledger keeps it with every decision", next_step=f'exodus answer {word} --why "…"')
+    _answer(migration, api, asked, word, why, by, field, yes=yes)
+
+
+def approve(
+    why: WhyOption, by: ByOption = None, field: FieldOption = None, yes: YesOption = False, file: FileOption = None, home: HomeOption = None
+) -> None:
+    """Show the open decision, and answer it with yes (retry, after a rollback). Example: exodus approve --why "numbers look right" """
+    migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
+    asked = _form(migration, api, open_decision(migration, api, verdict=_APPROVE))
+    _answer(migration, api, asked, _word(asked, _APPROVE), why, by, field, yes=yes)
+
+
+def reject(
+    why: WhyOption, by: ByOption = None, field: FieldOption = None, yes: YesOption = False, file: FileOption = None, home: HomeOption = None
+) -> None:
+    """Show the open decision, and answer it with no. After a rollback that ends the migration: use answer. Example: exodus reject --why "wait" """
+    migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
+    asked = _form(migration, api, open_decision(migration, api, verdict=_REJECT))
+    word = _word(asked, _REJECT)
+    if word != _REJECT and not yes and not at_a_terminal():
+        raise DecisionRefused(
+            f"reject would mean {word} here: {_MEANS[word]}",
+            why="after a rollback the question is whether the migration is tried again or ends",
+            next_step=f"say which: exodus answer retry --why …, or exodus answer {word} --why …",
+        )
+    _answer(migration, api, asked, word, why, by, field, yes=yes)
+
+
+def _word(asked: Json, verdict: str) -> str:
+    return _AFTER_ROLLBACK[verdict] if asked["gate"] == NEXT else verdict
+
+
+def _form(migration: MigrationFile, api: PrefectApi, waiting: Json) -> Json:
+    """Return the open decision with what its form shows: summary, evidence and the words that it can be answered with."""
+    _wait_suspended(api, waiting["flow_run_id"])
+
+    async def shown() -> Json:
+        async with await open_store(migration) as store:
+            return await store.report(f"shown.{waiting['phase']}.{waiting['gate']}") or {}
+
+    report = asyncio.run(shown())
+    fields = api.form(waiting["flow_run_id"])
+    return {
+        "phase": waiting["phase"],
+        "gate": waiting["gate"],
+        "question": waiting["question"],
+        "summary": report.get("summary", []),
+        "evidence": waiting.get("evidence", ""),
+        "digest": digest(report),
+        "words": fields.get("decision", {}).get("enum", []),
+        "fields": {name: row.get("description", "") for name, row in fields.items() if name not in ("decision", "decided_by", "why")},
+        "url": api.run_url(waiting["flow_run_id"]),
+    }
+
+
+def _show(asked: Json) -> None:
+    show(f"{asked['phase']} asks: {asked['question']}")
+    for line in asked["summary"]:
+        show(f"  - {line}")
+    show(f"evidence: report {asked['evidence']}, digest {asked['digest'][:12]}; artifacts and form: {asked['url']}")
+    for word in asked["words"]:
+        show(f"answer {word}" + (f": {_MEANS[word]}" if word in _MEANS else ""))
+    for name, text in asked["fields"].items():
+        show(f"field {name}: {text}")
+
+
+def _answer(
+    migration: MigrationFile, api: PrefectApi, asked: Json, word: str, why: str, by: str | None, field: list[str] | None, *, yes: bool
+) -> None:
+    _show(asked)
+    means = f", which means: {_MEANS[word]}" if word in _MEANS else ""
+    confirm(f"{word}{means}?", yes=yes)
+    done = answer_open_decision(migration, api, word, by=by or of_this_process().person, why=why, fields=_fields(field or []), phase=asked["phase"])
+    show(f"{done['phase']}, {done['gate']}: {done['answer']}{means}")
