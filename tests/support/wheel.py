@@ -21,7 +21,7 @@ def install(folder: Path) -> Path:
     place = folder / "venv"
     venv.create(place, with_pip=False, symlinks=True)
     packages = place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    installed = [*pip, "--python", str(place / "bin" / "python"), "install", "--no-deps", str(wheel)]
+    installed = [*pip, "--python", str(place / "bin" / "python"), "install", "--no-deps", "--ignore-installed", str(wheel)]
     subprocess.run(installed, check=True, capture_output=True, timeout=300)
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # behind the wheel's own
     return place / "bin"
