@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import yaml
 from exodus.cli.prefect_api import PrefectApi
 from exodus.config import MigrationFile, load_migration
 from exodus.control import ledger
+from exodus.control.checkpoint import SliceProgress, load_progress
 from exodus.control.registry import heartbeats
 from exodus.control.store import ControlStore
 from exodus.stack import prefect
@@ -31,13 +33,15 @@ from exodus.stack.home import Home, free_port
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, end, start, wait_ready
 from exodus.stack.servers import ServerKind
+from exodus.sync import runs as runs_of
 from tests.support.hosts import Network, answers, network
 from tests.support.servers import Box
 from tests.support.wait import wait_until
 from tests.support.wheel import install
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-KEYS = 20_000
+KEYS = 60_000
+VALUE = "x" * 1_000
 PORT = 6400
 _SAID = {"decision": "approve", "decided_by": "the test", "why": "because it is tested"}
 
@@ -76,6 +80,7 @@ class Machines:
     def __init__(self, net: Network, boxes: list[Box], folder: Path, package: Path) -> None:
         self.net, self.boxes, self.folder = net, boxes, folder
         self.workers: dict[str, Started] = {}
+        self.dask: dict[str, Started] = {}
         self.forks: dict[str, dict[str, str]] = {}
         here, port = net.here, free_port()
         self.home = Home(folder / "prefect")
@@ -95,7 +100,9 @@ class Machines:
             for name, box in zip(names, boxes, strict=True)
         }
         gateway = {"host": net.hosts["host-a"].address, "port": PORT}
-        document = {"name": "orders", **servers, "gateway": gateway, "observe_seconds": 1.5, "slices": 4, "sample": 0.3}
+        document = {"name": "orders", **servers, "gateway": gateway, "observe_seconds": 1.5, "slices": 8, "sample": 0.3}
+        self.scheduler = f"tcp://{here}:{free_port()}"
+        document["workers"] = {"kind": "dask", "dask_scheduler": self.scheduler}
         self.file = folder / "migration.yaml"
         self.file.write_text(yaml.safe_dump(document))
         self.bins = {"host-a": Path(sys.executable).parent, "host-b": package}
@@ -130,10 +137,22 @@ class Machines:
             listen = ["--listen", f"{host.address}:{PORT}", "--state-dir", str(self.folder / name / "state"), "--lend-own-address"]
             host.start("gateway", [*exodus, "gateway", "--id", f"gw-{name}", *common, *listen], self.folder / name)
             host.start("syncer", [*exodus, "syncer", "--id", f"sy-{name}", *common], self.folder / name)
+        self._start_dask()
         first = self.net.hosts["host-a"]
         first.start("comparer", [str(self.bins["host-a"] / "exodus"), "comparer", "--file", str(self.file)], self.folder / "host-a")
         for host in self.net.hosts.values():
             wait_until(lambda host=host: answers(host.address, PORT), within_s=60, otherwise=f"no gateway answers on {host.name}")
+
+    def _start_dask(self) -> None:
+        """A scheduler here, and a worker on each host that copies one slice at a time."""
+        host, _, port = self.scheduler.removeprefix("tcp://").partition(":")
+        command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
+        self.dask_scheduler = start("dask-scheduler", command, log=self.folder / "dask-scheduler.log")
+        wait_until(lambda: answers(host, int(port)), within_s=60, otherwise="no Dask scheduler")
+        for name, machine in self.net.hosts.items():
+            command = [str(self.bins[name] / "python"), "-m", "distributed.cli.dask_worker", self.scheduler, "--nthreads", "1", "--no-dashboard"]
+            command += ["--host", machine.address, "--name", name, "--local-directory", str(self.folder / name / "dask")]
+            self.dask[name] = machine.start("dask-worker", command, self.folder / name)
 
     def _start_forks(self, name: str) -> None:
         """As the local stack has it: what runs are forked from, so that the test does not import the libraries thirteen times."""
@@ -171,8 +190,9 @@ class Machines:
         self.both()
         for host in self.net.hosts.values():
             host.end()
-        end([self.server.running()])
-        self.server.process.wait()
+        for ours in (self.dask_scheduler, self.server):
+            end([ours.running()])
+            ours.process.wait()
 
 
 @pytest.fixture
@@ -188,7 +208,7 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
                 more = {"appendonly": "yes"} if number == 2 else {}
                 boxes.append(Box(kind, tmp_path / f"server-{number}", **config, **more))
             with boxes[0].client() as source:
-                source.mset({f"cold:{number}": "x" * 50 for number in range(KEYS)})
+                source.mset({f"cold:{number}": VALUE for number in range(KEYS)})
             made = Machines(net, boxes, tmp_path, package)
             made.start()
             yield made
@@ -197,6 +217,31 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
                 made.close()
             for box in boxes:
                 box.close()
+
+
+async def _slices(file: MigrationFile) -> list[SliceProgress]:
+    async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+        run = await runs_of.current(store)
+        return [] if run is None else list((await load_progress(store, run.run)).values())
+
+
+class Killer(threading.Thread):
+    """Ends the Dask worker of one host in the middle of the backfill, once it has copied something."""
+
+    def __init__(self, machines: Machines, name: str) -> None:
+        super().__init__(daemon=True)
+        self._machines, self._name = machines, name
+        self._file = load_migration(machines.file)
+        self.seen = 0
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            found = asyncio.run(_slices(self._file))
+            if any(each.worker.startswith(self._name) and each.keys_seen for each in found):
+                self.seen = sum(each.keys_seen for each in found)
+                os.killpg(self._machines.dask[self._name].process.pid, signal.SIGKILL)
+                return
 
 
 async def _entries(file: MigrationFile) -> tuple[list[ledger.LedgerEntry], dict[str, str], dict[str, dict]]:
@@ -271,7 +316,17 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
                 _, hosts, _ = asyncio.run(_entries(file))
                 if machines.net.real:
                     assert hosts == {f"{kind}-{name}": name for kind in ("gw", "sy") for name in machines.net.hosts}
+            killer = Killer(machines, "host-b")
+            if phase == "migrate" and machines.net.real:
+                killer.start()
             _phase(machines, runs, phase, 2 if phase == "commit" else 1, ("host-b", "host-a")[number % 2])
+            if phase == "migrate" and machines.net.real:
+                killer.join()
+                slices = asyncio.run(_slices(file))
+                assert 0 < killer.seen < KEYS, "the worker was not ended in the middle"
+                assert all(each.done for each in slices)
+                assert "host-a" in {each.worker.partition(":")[0] for each in slices}, "what was left was not taken over"
+                assert sum(each.keys_seen for each in slices) < KEYS * 1.2, "chunks that were checkpointed were done again"
     finally:
         machines.both()
         for app in apps:
