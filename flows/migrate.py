@@ -108,7 +108,7 @@ def migrate(migration: str = "demo") -> State[str]:
     if found["dead_letters"]:
         rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
         create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")
-        summary.append(f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
+        summary.insert(0, f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
     decision = ask(
         migrate_form(dead_letters=bool(found["dead_letters"])),
         migration=migration,
