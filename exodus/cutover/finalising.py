@@ -28,6 +28,12 @@ def _last_switch(entries: list[LedgerEntry]) -> LedgerEntry | None:
     return next((entry for entry in reversed(entries) if entry.event == "switched"), None)
 
 
+async def switched_ms(store: ControlStore) -> int:
+    """Return when the authority changed last, in the control store's ms; 0 if it never did."""
+    switched = _last_switch(await ledger.read(store))
+    return switched.at_ms if switched is not None else 0
+
+
 async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> list[str]:
     """Why the source may not be given up now; empty where it may."""
     found: list[str] = []
