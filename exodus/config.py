@@ -23,6 +23,7 @@ from exodus.errors import OperatorError
 from exodus.own import is_own
 from exodus.scope import Filters, Rename, Scope, check_renames
 from exodus.shown import remember
+from exodus.window import Window
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
@@ -59,7 +60,8 @@ DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that 
 TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
 TURN_BYTES_BUSY = 4 * 1024  # likewise, where these bytes are many requests
 TURN_REQUESTS = 100  # so many in one turn are many
-PIPELINE_MAX = 20_000  # unanswered requests of one session, before it is read no further until half of them are answered
+TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
+PIPELINE_MAX = 2_000  # unanswered requests of one session, before it is read no further until half of them are answered
 MOVE_SECONDS_MAX = 1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 SHADOW_QUEUE_MAX = 10_000
 CANARY_IN_FLIGHT_MAX = 10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
@@ -529,6 +531,9 @@ class Options(BaseModel):
         default=None, description="an application's user on the target, as whom Compare tries requests; none: only commands that Exodus knows"
     )
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
+    window: Window | None = Field(
+        default=None, description="hours in which a cutover may begin by itself, once it is approved for them; none: it begins when it is approved"
+    )
     canary: CanaryPlan = Field(default=CanaryPlan(), description="reads asked of the target, too, before the cutover")
     hold_seconds_max: float = Field(default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held")
     evidence_hours_max: float = Field(default=72.0, gt=0, description="an approval older than this is asked for again")
@@ -547,6 +552,12 @@ class Options(BaseModel):
         if value & (value - 1):
             raise ValueError("slices must be a power of two: 1, 2, 4, 8, 16 or 32")
         return value
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _quiet(cls, value: object) -> object:
+        """Nobody watches a switch at night: where the plan says nothing else, it waits until live sync has kept up for long."""
+        return {"lag_ms_max": 100, "quiet_seconds": 300.0, **value} if isinstance(value, dict) else value
 
     @field_validator("renames")
     @classmethod
@@ -642,7 +653,8 @@ class MigrationFile(BaseModel):
 
 
 _SERVERS = ("source", "target", "control_store")
-_FIELDS = sorted({name for model in (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan) for name in model.model_fields} | {"url"})
+_MODELS = (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window)
+_FIELDS = sorted({name for model in _MODELS for name in model.model_fields} | {"url"})
 
 
 def load_migration(path: Path) -> MigrationFile:

@@ -12,7 +12,7 @@ from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.compatibility import check_commands, foresee_strategies, recommend, weigh_hot_keys
-from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, describe_sides
@@ -43,7 +43,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     for row in foreseen:
         by_strategy[row["strategy"]] += row["keys_estimated"]
     decision = ask(
-        PhaseDecision,
+        phase_form(),
         migration=migration,
         phase=PHASE,
         gate="strategy",

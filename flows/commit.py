@@ -13,7 +13,7 @@ from tasks.beside import compare_beside
 from tasks.canary import try_canary
 from tasks.context import Json
 from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
-from tasks.decision import CutoverDecision, PhaseDecision, ask, close_phase, provider_instruction, why_not_closed, why_not_left, window_of
+from tasks.decision import ask, close_phase, completed, cutover_form, phase_form, provider_instruction, why_not_closed, why_not_left, window_of
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries, say_scripts
 from tasks.ledger import identity_of, open_phase
@@ -50,28 +50,29 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
     rehearsed = check_rehearsed(migration)
     fresh = measure_freshness(migration)
     behind = count_left_behind(migration)
-    summary = [
-        f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-        f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
-    ]
+    # What a person has to do comes first: a dialog shows the first lines, and the rest when it is scrolled.
+    summary = []
+    if to_close is not None:
+        summary.append(f"Block direct access to the source FIRST, then tick Fence confirmed: {to_close}")
+    if behind["filtered"]:
+        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them (artifact behind)")
+        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
+    summary.append(f"{fresh['text']}; {rehearsed}; reads go on all the while; writes flow back, so that rollback loses nothing")
     summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
     summary += say_scripts(migration)
     summary += compare_beside(migration, PHASE)
-    if behind["filtered"]:
-        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them: say leave_behind")
-        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
     summary += try_canary(migration, PHASE, CanaryPlan.model_validate(began["plan"]["canary"]))
-    if to_close is not None:
-        summary.append(f"FIRST CLOSE THE WAY TO THE SOURCE, then say fence_confirmed: {to_close}")
+    summary.append(f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps))
     decision = ask(
-        CutoverDecision,
+        cutover_form(began["plan"], filtered=behind["filtered"], provider=to_close is not None),
         migration=migration,
         phase=PHASE,
         gate=CUTOVER,
         question="Should the target become the authority now?",
         summary=summary,
         evidence="evidence.migrate",
+        complete=lambda answer: completed(answer, began["plan"], filtered=behind["filtered"]),
         refuse=lambda answer, _: why_not_left(answer, filtered=behind["filtered"]) or why_not_closed(answer, to_close),
     )
     if decision["verdict"] != "approve":
@@ -84,15 +85,15 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
     hold = outcome["facts"].get("hold_ms")
     evaluate(migration, PHASE, {"checks": checks}, {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]})
     business = ask(
-        PhaseDecision,
+        phase_form("approve: the way back is closed for good; reject: it stays open, and a rollback is due"),
         migration=migration,
         phase=PHASE,
         gate=FINALISE,
         question="Is the business ready to decommission the source?",
         summary=[
+            "WARNING: after approve there is no way back to the source",
             f"writes were held for {hold} ms; "
             + (f"{verified:,} keys verified in both directions" if outcome["flows_back"] else "writes wait in the journal for a way back"),
-            "WARNING: approve closes the way back for good; reject asks for a rollback",
         ],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: why_not_finalise(migration, answer["identity"], attempt) if answer["decision"] == "approve" else None,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
+from exodus.compare.findings import FINDINGS_MAX, findings, why_not_accepted
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.artifacts import create_table_artifact
-from tasks.comparison import list_divergences, remove_sample, shadow
-from tasks.decision import PhaseDecision, ask, close_phase
-from tasks.evidence import artifact_key, evaluate
+from tasks.comparison import list_divergences, no_row, remove_sample, shadow
+from tasks.decision import ask, close_phase, compare_form
+from tasks.evidence import evaluate
 from tasks.ledger import open_phase
 
 PHASE = Phase.COMPARE
@@ -23,27 +23,40 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     found = shadow(migration, seconds)
     divergences = list_divergences(migration)
     removed = remove_sample(migration)
-    if divergences:
-        create_table_artifact(key=artifact_key(migration, PHASE, "divergences"), table=divergences, description="what differs, and why")
     convergence = found["convergence"]
+    open_findings = findings(found["rows"], convergence, divergences)
+    rows = found["rows"] or [no_row()]
+    compared = sum(row["compared"] for row in rows)
     checks = [
-        {"check": "sampled writes converge on the target", "ok": not convergence["differ"], "detail": f"{convergence['sampled_keys']} keys"},
-        {"check": "no divergence is open", "ok": not divergences, "detail": ", ".join(row["key"] for row in divergences[:5])},
+        {"check": "findings can be looked at by name", "ok": len(open_findings) <= FINDINGS_MAX, "detail": f"{len(open_findings)} findings"},
     ]
-    compared = sum(row["compared"] for row in found["rows"])
-    summary = {"replies_compared": compared, "sampled_keys": convergence["sampled_keys"], "divergences": len(divergences), "sample_removed": removed}
-    evaluate(migration, PHASE, {"comparison": found["rows"], "checks": checks}, summary)
+    summary = {
+        "replies_compared": compared,
+        "sampled_keys": convergence["sampled_keys"],
+        "keys_inconclusive": len(convergence["inconclusive"]),
+        "findings": len(open_findings),
+        "sample_removed": removed,
+    }
+    lists = {"findings": open_findings, "inconclusive": convergence["inconclusive"]}
+    evaluate(migration, PHASE, {"comparison": rows, "checks": checks}, summary, lists)
+    lines = [
+        f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} divergences",
+        f"{convergence['sampled_keys']:,} sampled keys: {len(convergence['differ'])} differ, "
+        f"{len(convergence['inconclusive'])} are written all the time and were not judged",
+    ]
+    if open_findings:
+        lines.insert(
+            0, f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: " + ", ".join(row["name"] for row in open_findings[:10])
+        )
     decision = ask(
-        PhaseDecision,
+        compare_form(findings=bool(open_findings)),
         migration=migration,
         phase=PHASE,
         gate="divergence",
         question="Are divergence and compatibility findings resolved?",
-        summary=[
-            f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} divergences",
-            f"{convergence['sampled_keys']:,} sampled keys converge",
-        ],
+        summary=lines,
         evidence=f"evidence.{PHASE}",
+        refuse=lambda answer, _: why_not_accepted(open_findings, answer.get("accept_findings", "")) if answer["decision"] == "approve" else None,
     )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)

@@ -14,7 +14,7 @@ from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.backfill import backfill_look, copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
-from tasks.decision import MigrateDecision, ask, close_phase
+from tasks.decision import ask, close_phase, migrate_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
@@ -107,9 +107,9 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
     if found["dead_letters"]:
         rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
         create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")
-        summary.append(f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
+        summary.insert(0, f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
     decision = ask(
-        MigrateDecision,
+        migrate_form(dead_letters=bool(found["dead_letters"])),
         migration=migration,
         phase=PHASE,
         gate="continue",
@@ -117,11 +117,11 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
         summary=summary,
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: (
-            why_letters_stand(migration, answer["accept_dead_letters"], attempt) if answer["decision"] == "approve" else None
+            why_letters_stand(migration, answer.get("accept_dead_letters", ""), attempt) if answer["decision"] == "approve" else None
         ),
     )
     if decision["verdict"] == "approve":
-        accept_letters(migration, decision["facts"]["accept_dead_letters"], decision["decided_by"])
+        accept_letters(migration, decision["facts"].get("accept_dead_letters", ""), decision["decided_by"])
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended

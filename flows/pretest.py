@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, exercise_target, fingerprint_source, unchanged
@@ -36,7 +36,7 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
     summary = {key: profile[key] for key in ("seconds", "requests", "requests_per_s", "writes", "clients")}
     evaluate(migration, PHASE, {"checks": checks}, summary)
     decision = ask(
-        PhaseDecision,
+        phase_form(),
         migration=migration,
         phase=PHASE,
         gate="observe",

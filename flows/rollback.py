@@ -12,7 +12,7 @@ from flows.phase import BY, MIGRATION, WHY, MigrationName, Words, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json
 from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
-from tasks.decision import BackDecision, NextDecision, ask, close_phase, provider_instruction, why_not_closed
+from tasks.decision import ask, back_form, close_phase, next_form, provider_instruction, why_not_closed
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase
@@ -51,19 +51,20 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
     steps = ["1. stop live sync and the journal; the source stays the authority"]
     if switched:
         steps = STEPS if dead else explain_switch(migration, Side.SOURCE)
-    names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
-    summary = [f"the {began['authority']} is the authority; {len(steps)} step(s): {names}"]
+    summary = []
     if dead:
         summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
         rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
         create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
-    if switched and not dead:
-        summary += carry_libraries(migration, PHASE)
     to_close = provider_instruction(began["plan"], Side.TARGET) if switched and not dead else None
     if to_close is not None:
-        summary.append(f"FIRST CLOSE THE WAY TO THE TARGET, then say fence_confirmed: {to_close}")
+        summary.append(f"Block direct access to the target FIRST, then tick Fence confirmed: {to_close}")
+    if switched and not dead:
+        summary += carry_libraries(migration, PHASE)
+    names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
+    summary.append(f"the {began['authority']} is the authority; {len(steps)} step(s): {names}")
     decision = ask(
-        BackDecision,
+        back_form(dead=dead, provider=to_close is not None),
         migration=migration,
         phase=PHASE,
         gate=BACK,
@@ -71,8 +72,8 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
         summary=summary,
         evidence="rollback.left" if dead else "verification.commit" if switched else "verification.migrate",
         refuse=lambda answer, _: (
-            "the target is dead: say accept_loss, having looked at what stays there"
-            if dead and answer["decision"] == "approve" and not answer["accept_loss"]
+            "the target is dead: look at what stays there, then tick Accept the loss (accept_loss)"
+            if dead and answer["decision"] == "approve" and not answer.get("accept_loss")
             else why_not_closed(answer, to_close)
         ),
         beforehand={"decision": "approve", "decided_by": decided_by, "why": why} if decided_by and why else None,
@@ -90,7 +91,7 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
     evaluate(migration, PHASE, {"checks": checks}, {"switched_back": switched, "forced": dead, "authority": Side.SOURCE})
     kept = keep_evidence(migration, PHASE)
     following = ask(
-        NextDecision,
+        next_form(),
         migration=migration,
         phase=PHASE,
         gate=NEXT,

@@ -10,7 +10,7 @@ from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.cutover import rehearse_switch
-from tasks.decision import PhaseDecision, ask, close_phase
+from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, exercise_target
@@ -38,7 +38,7 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
     summary = {"checks": len(checks), "rehearsal_stall_ms_max": rehearsal["stall_ms_max"], "rehearsal_writes": rehearsal["acknowledged_writes"]}
     evaluate(migration, PHASE, {"checks": checks}, summary)
     decision = ask(
-        PhaseDecision,
+        phase_form(),
         migration=migration,
         phase=PHASE,
         gate="execute",

@@ -12,7 +12,7 @@ from exodus.cutover import canary
 from exodus.errors import CutoverAborted
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json, opened, run
-from tasks.decision import PhaseDecision, ask
+from tasks.decision import ask, phase_form
 from tasks.evidence import artifact_key
 from tasks.kept import kept_task
 
@@ -70,7 +70,7 @@ def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:
         gate = f"{CANARY}{percent}"
         if not rows or limits.advance == "manual":
             decision = ask(
-                PhaseDecision,
+                phase_form("approve: the canary reads begin; reject: they end, and the cutover is asked for"),
                 migration=migration,
                 phase=phase,
                 gate=gate,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import orjson
 
 from exodus.config import JournalMode, Side
 from exodus.control import registry
-from exodus.control.changes import unpack
+from exodus.control.changes import Key, unpack
 from exodus.control.route import change_route, read_route
 from exodus.control.store import answered
 from exodus.endpoint import Endpoint
+from exodus.leg import Leg
 from exodus.sync.engine import open_engine
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import spot_check
@@ -20,9 +22,15 @@ from tasks.kept import kept_task
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
+_EXPIRY_STEP_MS = 1_000  # an expiry that moved by less is the time between two questions
 _OUTCOMES = (
     "compared", "equal", "inconclusive", "not_comparable", "not_tried", "too_slow", "infrastructure", "excluded", "divergences",
 )  # fmt: skip
+
+
+def no_row() -> Json:
+    """Return what stands in the comparison where no request was seen: an empty table has no columns to judge."""
+    return {"command": "none", **dict.fromkeys(_OUTCOMES, 0)}
 
 
 async def _wait(it: Opened, epoch: int) -> None:
@@ -61,18 +69,49 @@ def shadow(migration: str, seconds: float | None) -> Json:
 
 
 async def _convergence(it: Opened) -> Json:
-    """Read the states of the sampled keys on both sides: are writes converging?"""
+    """Read the states of the sampled keys on both sides: are writes converging?
+
+    A key that is written all the time differs at any one look. So the verdict is of keys that stood still: what
+    did not change at the authority from the beginning of a pause to its end has to be on the target by then.
+    """
     packed = await answered(it.store.client.smembers(it.store.keys.seeded))
     keys = [key for one in packed for key in unpack(one)]
     engine = await open_engine(it.store, it.plan)
-    differ = await spot_check(engine, keys)
-    for pause in (1, 2, 4):
-        if not differ:
-            break
-        # Keys that are written all the time differ at any one look; what counts is that they catch up.
-        await asyncio.sleep(_SETTLE_S * pause)
-        differ = await spot_check(engine, [(found.db, found.key) for found in differ])
-    return {"sampled_keys": len(keys), "differ": [found.as_json() for found in differ]}
+    async with await engine.authority_leg(name="exodus-compare") as leg:
+        differ, written = await spot_check(engine, keys), set()
+        for pause in (1, 2, 4):
+            if not differ:
+                break
+            suspects = [(found.db, found.key) for found in differ]
+            before = await _fingerprints(leg, suspects)
+            await asyncio.sleep(_SETTLE_S * pause)
+            differ = await spot_check(engine, suspects)
+            after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
+            written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
+    return {
+        "sampled_keys": len(keys),
+        "differ": [found.as_json() for found in differ if (found.db, found.key) not in written],
+        "inconclusive": [found.as_json() for found in differ if (found.db, found.key) in written],
+    }
+
+
+async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
+    """What changes with a key's value or expiry at the authority; the same as long as nobody writes it."""
+    found: dict[Key, object] = {}
+    for db in {db for db, _ in keys}:
+        await leg.select(db)
+        names = [name for at, name in keys if at == db]
+        now_ms = await leg.call("TIME")
+        at_ms = int(now_ms[0]) * 1000 + int(now_ms[1]) // 1000
+        for name, dump, left_ms in zip(
+            names,
+            await leg.pipeline([("DUMP", name) for name in names]),
+            await leg.pipeline([("PTTL", name) for name in names]),
+            strict=True,
+        ):
+            expires = round((at_ms + left_ms) / _EXPIRY_STEP_MS) if isinstance(left_ms, int) and left_ms > 0 else left_ms
+            found[(db, name)] = (hashlib.sha256(dump).digest() if isinstance(dump, bytes) else None, expires)
+    return found
 
 
 @kept_task("list divergences")

@@ -22,12 +22,14 @@ from exodus.cutover.levers import end_hold
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.cutover.standing import Approved
-from exodus.cutover.window import Window
+from exodus.errors import DecisionRefused
+from exodus.window import Window
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
 from tasks.kept import kept_task
 from tasks.progress import shown
+from tasks.runs import why_rollback_is_open
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
@@ -169,12 +171,20 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
     """Why the business decision cannot be taken now, or None. Kept for each answer, so that an answer once refused stays refused."""
     del attempt
 
-    async def work() -> str | None:
+    async def work() -> list[str]:
         async with opened(migration) as it:
-            problems = await finalising.problems(it.store, it.plan, Identity.model_validate(decided_by))
-            return "; ".join(problems) or None
+            return await finalising.problems(it.store, it.plan, Identity.model_validate(decided_by))
 
-    return run(work())
+    rollback = _why_rollback_is_open(migration)
+    return "; ".join(([rollback] if rollback else []) + run(work())) or None
+
+
+def _why_rollback_is_open(migration: str) -> str | None:
+    async def work() -> int:
+        async with opened(migration) as it:
+            return await finalising.switched_ms(it.store)
+
+    return why_rollback_is_open(migration, run(work()))
 
 
 @kept_task("keep the evidence")
@@ -245,6 +255,9 @@ def finalise(migration: str, decided_by: Json) -> Json:
     Raises:
         DecisionRefused: what it was decided on does not hold any more.
     """
+    rollback = _why_rollback_is_open(migration)
+    if rollback is not None:
+        raise DecisionRefused("the source may not be given up", why=rollback, next_step="answer the rollback; then retry the run of commit")
 
     async def work() -> Json:
         async with opened(migration) as it:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from prefect import Flow, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
@@ -26,6 +28,8 @@ _ENDED = {
     StateType.CANCELLING: "cancelled",
 }
 _WHY_MAX = 500
+_DECIDED = (StateType.COMPLETED, StateType.CANCELLED, StateType.CANCELLING)
+_RUNS_READ = 50  # of rollbacks, newest first: other migrations may have some
 
 
 def is_open(state: Json) -> bool:
@@ -44,6 +48,32 @@ def cancel(state: Json) -> None:
     """End a phase's run, at work or waiting."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(state["flow_run_id"]), Cancelling(message="a rollback takes its place"), force=False)
+
+
+def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
+    """Return why a rollback that was started since a moment has no decision yet; None if every one has, or none was started.
+
+    A rollback can die before it writes its state to the control store. Prefect has its run in any case.
+    """
+    with get_client(sync_client=True) as client:
+        newest = next(
+            (
+                found
+                for found in client.read_flow_runs(
+                    flow_filter=FlowFilter(name=FlowFilterName(any_=[Phase.ROLLBACK])),
+                    sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+                    limit=_RUNS_READ,
+                )
+                if found.parameters.get("migration") == migration
+            ),
+            None,
+        )
+    if newest is None or newest.state is None or newest.state.type in _DECIDED:
+        return None
+    if newest.state.timestamp.timestamp() * 1000 < since_ms:
+        return None
+    outcome = _ENDED.get(newest.state.type, "is not decided yet")
+    return f"a rollback was asked for and {outcome} (run {newest.name}): exodus start rollback, and answer it"
 
 
 async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: str) -> None:

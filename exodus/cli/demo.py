@@ -146,6 +146,10 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
             say(f"{waiting['phase']} ({time.monotonic() - began:.0f} s): {waiting['question']}")
             if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE and (demo.rolled_back or demo.path_taken is PathTaken.COMMIT):
                 _reconcile(demo, file, app)
+            if waiting["attempt"] > 1 and not demo.ask:
+                raise StackError(
+                    f"{waiting['phase']} asks again", why=str(status["why_waiting"]), next_step=f"see {api.run_url(waiting['flow_run_id'])}"
+                )
             if demo.ask:
                 say(f"  answer here: {api.run_url(waiting['flow_run_id'])}")
                 _wait_answered(file, waiting)

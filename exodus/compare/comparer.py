@@ -167,7 +167,7 @@ class Run:
             else:
                 row["inconclusive"] += 1
             return True
-        if equivalent(name, here, there):
+        if equivalent(name, here, there, args):
             row["equal"] += 1
             return False
         await self._look_again(db, name, args, key, row)
@@ -213,12 +213,12 @@ class Run:
             if error_code(here) == "NOPERM":
                 row["inconclusive"] += 1  # an application's command, which Exodus itself may not ask the authority again
                 return
-            if equivalent(name, here, there):
+            if equivalent(name, here, there, args):
                 row["inconclusive"] += 1  # the key moved on between the application's read and ours
                 return
             await asyncio.sleep(_PAUSE_S * 4**look)
         row["divergences"] += 1
-        cause = f"error {error_code(there)}" if error_code(there) else f"replies differ under the rule '{rule_of(name)}'"
+        cause = f"error {error_code(there)}" if error_code(there) else f"replies differ under the rule '{rule_of(name, args)}'"
         await self._diverged(db, key, name.decode("ascii", "replace"), "replies differ", cause)
 
     async def _diverged(self, db: int, key: bytes, command: str, kind: str, cause: str) -> None:

@@ -2,10 +2,12 @@
 
 RESP2 and RESP3 say one thing in different shapes (a map as flat pairs, a set as an array, a double as a bulk string), and two healthy
 servers may order a set's members differently. Errors are compared by their first word: texts differ between versions.
+Scores are compared as numbers: Redis 7.0 prints 443344.12345670001 where Valkey 9 prints 4.433441234567e+5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import hiredis
@@ -22,10 +24,17 @@ class Rule(StrEnum):
     EXACT = "exact"
     UNORDERED = "unordered"
     NUMERIC = "numeric tolerance"
+    SCORED = "members with scores as numbers"
 
 
-def rule_of(command: bytes) -> Rule:
-    """The rule for a command's name in upper case."""
+_ALWAYS_SCORED = frozenset({b"ZPOPMIN", b"ZPOPMAX"})
+_WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
+
+
+def rule_of(command: bytes, args: Sequence[bytes] = ()) -> Rule:
+    """The rule for a command's name in upper case, and what its request asks for."""
+    if command in _ALWAYS_SCORED or (command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])):
+        return Rule.SCORED
     if command in UNORDERED or command in UNORDERED_PAIRS:
         return Rule.UNORDERED
     return Rule.NUMERIC if command in NUMERIC else Rule.EXACT
@@ -50,11 +59,13 @@ def error_code(value: object) -> str | None:
     return str(value).split(" ", 1)[0] if isinstance(value, hiredis.ReplyError) else None
 
 
-def canonical(command: bytes, value: object) -> object:
+def canonical(command: bytes, value: object, args: Sequence[bytes] = ()) -> object:
     """A reply in a shape in which equal means the same under the command's rule."""
-    rule = rule_of(command)
+    rule = rule_of(command, args)
     if isinstance(value, hiredis.ReplyError):
         return ("error", error_code(value))
+    if rule is Rule.SCORED and isinstance(value, list):
+        return _pairs(value)
     if command in UNORDERED_PAIRS and isinstance(value, list) and len(value) % 2 == 0:
         return frozenset(zip(map(_atom, value[::2]), map(_atom, value[1::2]), strict=True))
     if isinstance(value, dict):
@@ -66,6 +77,19 @@ def canonical(command: bytes, value: object) -> object:
     if rule is Rule.NUMERIC:
         return _rounded(value)
     return _atom(value)
+
+
+def _pairs(value: list[object]) -> object:
+    """Members or ranks with their scores, which RESP3 nests and RESP2 does not."""
+    flat = [part for each in value for part in (each if isinstance(each, list) else [each])]
+    return tuple(_number(part) if index % 2 else _atom(part) for index, part in enumerate(flat))
+
+
+def _number(value: object) -> object:
+    try:
+        return float(value) if isinstance(value, bytes | str | int | float) else value
+    except ValueError:
+        return _atom(value)
 
 
 def _atom(value: object) -> object:
@@ -89,6 +113,6 @@ def _rounded(value: object) -> object:
     return value
 
 
-def equivalent(command: bytes, authority: object, follower: object) -> bool:
-    """Whether two parsed replies mean the same."""
-    return canonical(command, authority) == canonical(command, follower)
+def equivalent(command: bytes, authority: object, follower: object, args: Sequence[bytes] = ()) -> bool:
+    """Whether two parsed replies to the same request mean the same."""
+    return canonical(command, authority, args) == canonical(command, follower, args)

@@ -43,7 +43,6 @@ from exodus.cutover.levers import check_called_off, keep_failed, over, postponed
 from exodus.cutover.scripts import load_scripts, unseen
 from exodus.cutover.settle import closed, settle
 from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
-from exodus.cutover.window import Lookout, Window
 from exodus.endpoint import Endpoint
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
 from exodus.leg import Leg, close_all
@@ -54,6 +53,7 @@ from exodus.sync.feed import feed_of
 from exodus.sync.functions import carry_functions
 from exodus.sync.guard import replace_right, replace_right_on
 from exodus.sync.reconcile import compare_now
+from exodus.window import Lookout, Window
 
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time

@@ -22,31 +22,43 @@ from exodus.private import private_folder, write_private
 
 log = logging.getLogger(__name__)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_FILE = "instance.json"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The instance, and whether its host went down under it."""
+    """The instance, and how the process before this one ended."""
 
     token: str
-    host_restarted: bool = False
+    ended: bool = True  # in order, or there was none
+    host_restarted: bool = False  # its host went down under it
 
 
-def identify(folder: Path, *, ended: bool) -> Identity:
-    """Read or make the identity of a state folder; `ended` is whether the process before this one ended in order."""
-    path = folder / "instance.json"
+def identify(folder: Path) -> Identity:
+    """Read or make the identity of a state folder, and note there that a process runs; `note_end` takes that back."""
+    path = folder / _FILE
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     try:
         kept = orjson.loads(path.read_bytes())
-        token, before = str(kept["token"]), str(kept["boot"])
+        token, before, ended = str(kept["token"]), str(kept["boot"]), bool(kept.get("ended", False))
     except FileNotFoundError:
-        token, before = secrets.token_hex(8), boot
+        token, before, ended = secrets.token_hex(8), boot, True
     except (OSError, ValueError, KeyError) as exc:
         log.error("%s cannot be read: this instance gets another name: %s", path, exc)
-        token, before = secrets.token_hex(8), boot
+        token, before, ended = secrets.token_hex(8), boot, False
     private_folder(folder)
+    _write(path, token, boot, ended=False)
+    return Identity(token, ended, host_restarted=before != boot and not ended)
+
+
+def note_end(folder: Path, identity: Identity) -> None:
+    """Note that the process ended in order: everything that its files had is in the journal."""
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    _write(folder / _FILE, identity.token, boot, ended=True)
+
+
+def _write(path: Path, token: str, boot: str, *, ended: bool) -> None:
     try:
-        write_private(path, orjson.dumps({"token": token, "boot": boot}))
+        write_private(path, orjson.dumps({"token": token, "boot": boot, "ended": ended}))
     except OSError as exc:
         log.error("%s cannot be written: the next process of this folder counts as another instance: %s", path, exc)
-    return Identity(token, host_restarted=before != boot and not ended)

@@ -5,8 +5,17 @@ from exodus.gateway.orders cimport Orders
 from exodus.gateway.session cimport Session
 
 cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX
+cdef double _TURNS_S
 
 cdef class Connection
+
+cdef class Turns:
+    cdef object _waiting
+    cdef bint _scheduled
+
+    cpdef add(self, Connection connection)
+    @cython.locals(connection=Connection, ends=double)
+    cpdef _run(self)
 
 cdef class LegProtocol:
     cdef public Connection owner
@@ -25,9 +34,9 @@ cdef class Connection:
     cdef public LegProtocol leg
     cdef public bint client_gone
     cdef public str host
-    cdef object _loop, _connecting, _turn
+    cdef object _loop, _connecting
     cdef public bint full
-    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits
+    cdef bint _paused_by_session, _paused_by_leg, _ended, _eof_waits, _in_turns
     cdef list _early
     cdef bytes _rest
     cdef Py_ssize_t _rest_at
@@ -35,6 +44,7 @@ cdef class Connection:
     cpdef data_received(self, bytes data)
     @cython.locals(session=Session)
     cdef _read(self, bytes data)
+    cpdef take_turn(self)
     @cython.locals(leg=LegProtocol)
     cpdef to_server(self, bytes data)
     cpdef to_client(self, bytes data)

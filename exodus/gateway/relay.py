@@ -10,10 +10,21 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from collections import deque
 from time import monotonic
 from typing import Protocol, cast
 
-from exodus.config import CONNECT_TIMEOUT_S, PIPELINE_MAX, TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, Address, JournalMode, Side
+from exodus.config import (
+    CONNECT_TIMEOUT_S,
+    PIPELINE_MAX,
+    TURN_BYTES,
+    TURN_BYTES_BUSY,
+    TURN_REQUESTS,
+    TURNS_S,
+    Address,
+    JournalMode,
+    Side,
+)
 from exodus.control.changes import Barrier, Key
 from exodus.control.unseen import FAILED_SESSION
 from exodus.gateway.canary import CanaryRead
@@ -22,13 +33,15 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session, Unanswered
 
 log = logging.getLogger(__name__)
-_TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, PIPELINE_MAX
+_TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS
+_TURNS_S, _PIPELINE_MAX = TURNS_S, PIPELINE_MAX
 
 
 class Hub(Protocol):
     """What a connection needs of its gateway process."""
 
     connections: set[Connection]
+    turns: Turns
 
     def orders_for(self, name: bytes) -> Orders:
         """The orders that a session follows, by its client name (a rehearsal follows its own)."""
@@ -74,6 +87,38 @@ class Hub(Protocol):
 
     def closed(self, why: str) -> None:
         """Count a session that the gateway itself had to end."""
+
+
+class Turns:
+    """The connections of one process that have more to read than one turn, first come first served.
+
+    Each pass of the event loop gives them `TURNS_S` together. Requests of all other clients are read in between, so
+    their delay does not grow with the number of clients that send more than the gateway can read.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Connection] = deque()
+        self._scheduled = False
+
+    def add(self, connection: Connection) -> None:
+        """Give a connection its next turn, behind all that wait already."""
+        self._waiting.append(connection)
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        ends = monotonic() + _TURNS_S
+        waiting = self._waiting
+        while waiting:
+            connection = waiting.popleft()
+            connection.take_turn()
+            if monotonic() >= ends:
+                break
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._run)
+        else:
+            self._scheduled = False
 
 
 class LegProtocol:
@@ -161,7 +206,7 @@ class Connection:
         self._paused_by_leg = False
         self._rest = b""  # of this client, for its next turn
         self._rest_at = 0  # up to here it was read
-        self._turn: asyncio.Handle | None = None
+        self._in_turns = False  # it waits for its next turn
         self.full = False  # it has too many unanswered requests
         self._eof_waits = False  # the client's end is behind what waits for its turn
         self._ended = False  # the client sends no more, and the authority has not been told yet
@@ -207,26 +252,32 @@ class Connection:
         if self.leg is None:
             self._early.append(data)
             return
-        if self._rest or len(data) > _TURN_BYTES_BUSY:
+        if self._rest or len(data) > _TURN_BYTES_BUSY or self.session.turn > _TURN_REQUESTS:
             self._take_turns(data)
         else:
             self._read(data)
 
     def _take_turns(self, data: bytes) -> None:
-        """Read a part of what came, and the rest when others had their turn."""
+        """Read what came in turns, with other clients in between."""
         if self._rest:
             self._rest = self._rest[self._rest_at :] + data
         else:
             self._rest = data
             self.session.turn = _TURN_REQUESTS + 1  # it is not known yet how many requests these are: few at first
-            self._turn = self._loop.call_soon(self._next_turn)
         self._rest_at = 0
         if len(self._rest) > _TURN_BYTES:
             self._pause_reading()
+        self._wait_for_turn()
 
-    def _next_turn(self) -> None:
-        self._turn = None
-        if self.full:
+    def _wait_for_turn(self) -> None:
+        if not self._in_turns:
+            self._in_turns = True
+            self.hub.turns.add(self)
+
+    def take_turn(self) -> None:
+        """Read the next part of what came; `Turns` calls it."""
+        self._in_turns = False
+        if self.full or self.client_gone:
             return  # `answered` goes on
         at, size = self._rest_at, _TURN_BYTES_BUSY if self.session.turn > _TURN_REQUESTS else _TURN_BYTES
         self._rest_at = at + size
@@ -234,7 +285,7 @@ class Connection:
         if self.client_gone:
             return
         if self._rest_at < len(self._rest):
-            self._turn = self._loop.call_soon(self._next_turn)
+            self._wait_for_turn()
             return
         self._rest, self._rest_at = b"", 0
         self._resume()
@@ -260,8 +311,8 @@ class Connection:
             self.full = False
             if not self._rest:
                 self._resume()
-            elif self._turn is None:
-                self._turn = self._loop.call_soon(self._next_turn)
+            else:
+                self._wait_for_turn()
 
     def _pause_reading(self) -> None:
         if self.client is not None and not self.client_gone:
@@ -297,8 +348,6 @@ class Connection:
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio calls it so
         self.client_gone = True
         self._rest = b""
-        if self._turn is not None:
-            self._turn.cancel()
         if self.leg is None or self.leg.transport is None or self.leg.lost:
             self.hub.connections.discard(self)
             self.hub.settled()

@@ -54,14 +54,14 @@ from exodus.gateway.cursors import tag_of
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.follower import Follower
 from exodus.gateway.handover import drain_writes, move_all
-from exodus.gateway.identity import identify
+from exodus.gateway.identity import identify, note_end
 from exodus.gateway.intents import MANIFEST
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import Redirecting, kind_of
-from exodus.gateway.relay import Connection, LegProtocol, Refusal, open_leg
+from exodus.gateway.relay import Connection, LegProtocol, Refusal, Turns, open_leg
 from exodus.gateway.scripts import digest
 from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
@@ -146,6 +146,7 @@ class Gateway:
         self.plan = plan
         self.options = options
         self.connections: set[Connection] = set()
+        self.turns = Turns()
         self.telemetry = Telemetry(KeySketches())
         self.sessions_closed: Counter[str] = Counter()
         self.connections_ever = 0
@@ -155,11 +156,10 @@ class Gateway:
         self._main = Scope(Orders(table, self.telemetry))
         self._rehearsal = Scope(Orders(table, self.telemetry))
         self._rehearsal_name: bytes | None = None
-        ended = not (options.state_dir / "last.json").exists()
-        log_is_gone = not ended and not (options.state_dir / MANIFEST).exists()
+        self._identity = identify(options.state_dir)
+        log_is_gone = not self._identity.ended and not (options.state_dir / MANIFEST).exists()
         self._journaler = Journaler(store, plan.partitions, options.state_dir, options.process)
         self.registered = options.process  # under which id its heartbeats stand
-        self._identity = identify(options.state_dir, ended=ended)
         if log_is_gone:
             self._journaler.gap("the intent log is missing")
         if self._identity.host_restarted:
@@ -1099,6 +1099,7 @@ class Gateway:
                 await self.store.unregister("gateway", self.registered)
                 # Nobody waits for this gateway from here on, so it may not come back on the strength of what it knew.
                 (self.options.state_dir / "last.json").unlink(missing_ok=True)
+                note_end(self.options.state_dir, self._identity)
             except _STORE_ERRORS as exc:
                 log.warning("the control store did not hear of this end: %s", exc)
         else:

@@ -90,7 +90,8 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Calla
 def down(home: Home) -> list[str]:
     """Stop what was recorded; the names of what was running. Data and logs stay."""
     ended = end(home.recorded())
-    home.record([])
+    if home.root.exists():
+        home.record([])
     return ended
 
 

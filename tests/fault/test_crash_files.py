@@ -14,12 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 import redis.asyncio as redis
 
 from exodus.config import Side
 from exodus.control import registry
+from exodus.control.gaps import open_gaps
 from exodus.cutover import switch
+from exodus.cutover.standing import check_gaps
 from exodus.errors import DecisionRefused
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
@@ -29,6 +32,7 @@ from tests.fault.test_journal_losses import aof, cut, lossy
 from tests.support.fleet import Fleet
 from tests.support.full import FULL
 from tests.support.plant import Plant
+from tests.support.process import GatewayProcess
 from tests.support.servers import Box
 from tests.support.wait import until
 
@@ -228,3 +232,35 @@ async def test_a_control_store_that_is_cut_anywhere_loses_nothing_in_silence(
         await _no_loss_without_a_gap(plant, await _differ(plant), f"seed {seed}: cut at {where} of {size}, begun at {begun}")
     finally:
         await plant.close()
+
+
+@pytest.mark.parametrize("orderly", [False, True], ids=["it went down", "it was shut down"])
+async def test_a_host_that_went_down_is_a_gap(plant: Plant, orderly: bool) -> None:
+    """The intent log survives the end of a process, not that of its host: what it lacks then, nobody knows."""
+    await plant.change(journal="all")
+    first = GatewayProcess(plant)
+    first.wait_said("listens on")
+    await plant.app().set("k", 1)
+    if orderly:
+        first.end()
+    else:
+        first.kill()
+    (instance,) = plant.folder.glob("state/**/instance.json")
+    instance.write_bytes(orjson.dumps({**orjson.loads(instance.read_bytes()), "boot": "of another start of the host"}))
+    second = GatewayProcess(plant, name="second")
+    try:
+        second.wait_said("listens on")
+        if orderly:
+            await plant.app().set("k", 2)
+            await asyncio.sleep(0.5)
+            assert await open_gaps(plant.store) == {}
+            return
+
+        async def said() -> bool:
+            return any("the host was restarted" in str(gap["why"]) for gap in (await open_gaps(plant.store)).values())
+
+        await until(said, within_s=20, otherwise="the loss of the host opened no gap")
+        with pytest.raises(DecisionRefused, match="open gap"):
+            await check_gaps(plant.store, scripts_later=True)
+    finally:
+        second.end()

@@ -94,6 +94,9 @@ async def test_a_cutover_and_a_rollback_among_hostile_clients(make_server, tmp_p
         application = await fleet.application(password=_PASSWORD)
         await application.flows()
         without = await _latencies_ms(fleet.ports[0], SOAK_S / 4)
+        async with _strangers([source.port], SOAK_S / 4):  # what they cost on this machine without a gateway of ours in their way
+            await asyncio.sleep(SOAK_S / 20)
+            beside = await _latencies_ms(fleet.ports[0], SOAK_S / 6)
         stored = control.client().info("memory")["used_memory"]
         async with _strangers(fleet.ports, SOAK_S) as done:
             await asyncio.sleep(SOAK_S / 10)
@@ -107,6 +110,7 @@ async def test_a_cutover_and_a_rollback_among_hostile_clients(make_server, tmp_p
             grown = _rss(fleet)
         facts = {
             "p99_ms_without": round(without[int(len(without) * 0.99)], 2),
+            "p99_ms_strangers_at_the_server": round(beside[int(len(beside) * 0.99)], 2),
             "p99_ms_with": round(with_them[int(len(with_them) * 0.99)], 2),
             "rss_mb": {name: size // 2**20 for name, size in grown.items()},
             "switches": outcomes,

@@ -7,8 +7,6 @@ key is compared while writes are held (tests/support/jobs has the programs).
 from __future__ import annotations
 
 import asyncio
-import subprocess
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,61 +18,16 @@ from exodus.control.route import read_route
 from exodus.cutover import switch
 from exodus.cutover.feeds import choose_feeds
 from exodus.cutover.held import script_gaps
-from exodus.stack.prefect import project_root
 from exodus.sync.feed import begin_feed
 from exodus.sync.guard import set_writer_epoch
 from tests.support.full import FULL
+from tests.support.jobs import PROGRAM_NAMES, Jobs
 from tests.support.plant import Plant
 from tests.support.servers import Box
-from tests.support.wait import until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
-PROGRAMS = project_root() / "tests" / "support" / "jobs"
-PYTHON = project_root() / ".venv" / "applications" / "bin" / "python"
 RUN_S = 20.0 if FULL else 3.0
-
-
-class Jobs:
-    """One program that makes and does jobs through a port."""
-
-    def __init__(self, program: str, port: int, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        with (folder / "log").open("w") as log:
-            self._process = subprocess.Popen(
-                [str(PYTHON), f"{program}.py", str(port), str(folder)], cwd=PROGRAMS, stdout=log, stderr=subprocess.STDOUT
-            )
-
-    def read(self, name: str) -> list[str]:
-        path = self.folder / name
-        return path.read_text().split() if path.exists() else []
-
-    async def more(self, count: int) -> None:
-        """Wait until so many jobs more were done."""
-        goal = len(self.read("done")) + count
-
-        async def reached() -> bool:
-            assert self._process.poll() is None, (self.folder / "log").read_text()[-2_000:]
-            return len(self.read("done")) >= goal
-
-        await until(reached, within_s=60, otherwise=f"{count} jobs more were never done: {(self.folder / 'log').read_text()[-1_000:]}")
-
-    async def stop(self) -> None:
-        (self.folder / "stop").touch()
-
-        async def ended() -> bool:
-            return self._process.poll() is not None or (self.folder / "ended").exists()
-
-        await until(ended, within_s=60, otherwise="the program never ended")
-        self._process.kill()
-        self._process.wait()
-
-    def lost(self) -> set[str]:
-        return set(self.read("made")) - set(self.read("done"))
-
-    def twice(self) -> list[str]:
-        return [number for number, count in Counter(self.read("done")).items() if count > 1]
 
 
 @pytest_asyncio.fixture(params=[Feed.AUTO, Feed.GATEWAY], ids=str)
@@ -98,7 +51,7 @@ async def _migrate(plant: Plant) -> Feed:
     return feed
 
 
-@pytest.mark.parametrize("program", ["bullmq_jobs", "rq_jobs", "celery_jobs"])
+@pytest.mark.parametrize("program", PROGRAM_NAMES)
 async def test_no_job_is_lost_and_none_is_done_twice(served: Plant, program: str, tmp_path: Path) -> None:
     jobs = Jobs(program, served.port, tmp_path / "jobs")
     try:

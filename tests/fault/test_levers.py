@@ -17,9 +17,9 @@ from exodus.cutover import finalising, forced, levers, switch
 from exodus.cutover.collect import collect, dirty_keys, what_is_left
 from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle
-from exodus.cutover.window import Window
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.sync.reconcile import reconcile
+from exodus.window import Window
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.wait import until

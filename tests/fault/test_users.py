@@ -10,7 +10,7 @@ import pytest
 
 from exodus.config import CopyStrategy, Feed, FenceKind, Plan, Side, UserRole
 from exodus.cutover import switch
-from exodus.cutover.fence import confirm_word
+from exodus.cutover.fence import confirm_word, shut_out
 from exodus.cutover.settle import settle
 from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import OperatorError
@@ -59,7 +59,11 @@ def _fill(box: Box) -> int:
         ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {}),
         ((ServerKind.VALKEY_81, ServerKind.REDIS_82), {"feed": Feed.REPLICATION}),
         ((ServerKind.REDIS_62, ServerKind.VALKEY_81), {"feed": Feed.TRACKING}),
+        ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {"feed": Feed.NOTIFICATIONS}),
         ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {"strategy": CopyStrategy.MIGRATE, "feed": Feed.GATEWAY}),
+        ((ServerKind.VALKEY_81, ServerKind.VALKEY_91), {"strategy": CopyStrategy.NATIVE}),
+        ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "replica"}}),
+        ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "min-replicas"}}),
     ],
     ids=str,
 )
@@ -74,17 +78,25 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
         if plant.plan.strategy is CopyStrategy.MIGRATE:
             with administrator(plant.boxes[Side.TARGET]) as client:
                 client.execute_command("ACL", "SETUSER", "default", "-restore")
+        if plant.plan.feed is Feed.NOTIFICATIONS:
+            for box in plant.boxes.values():
+                with administrator(box) as client:
+                    client.config_set("notify-keyspace-events", "AKE")
+        native = plant.plan.strategy is CopyStrategy.NATIVE
         await plant.gateway(settle=settle)
         await plant.syncer()
         await plant.start_live_sync()
         app = plant.app()
         await app.set("before", 1)
-        await plant.backfill()
-        await plant.drained()
+        if not native:
+            await plant.backfill()
+            await plant.drained()
         for number, to in enumerate((Side.TARGET, Side.SOURCE)):
             assert (await switch.apply(plant.store, plant.plan, to)).switched
             await app.set(f"after:{number}", number)
             await asyncio.sleep(0.3)
+            if await shut_out(plant.store, to.other):
+                continue  # its fence refuses Exodus too
             await plant.drained()
             engine = await open_engine(plant.store, plant.plan.acting(UserRole.VERIFIER))
             report = await reconcile(engine, f"after-{number}", settle_s=0.1)

@@ -37,10 +37,6 @@ class Box:
         """Empty it and give it the settings and users that it started with: a test before may have changed anything."""
         with self.client(decode_responses=True) as client:
             client.replicaof("NO", "ONE")
-            client.flushall()
-            client.script_flush()
-            if self.kind is not ServerKind.REDIS_62:
-                client.function_flush()
             for setting, value in client.config_get().items():
                 if value != self._settings[setting]:
                     client.config_set(setting, self._settings[setting])
@@ -50,6 +46,10 @@ class Box:
                 if rule not in client.acl_list():
                     _, name, *rules = rule.split()
                     client.execute_command("ACL", "SETUSER", name, "reset", *rules)
+            client.flushall()
+            client.script_flush()
+            if self.kind is not ServerKind.REDIS_62:
+                client.function_flush()
 
     def start(self) -> None:
         """Start it (again), on the same port and folder."""

@@ -1,0 +1,104 @@
+"""Three job queues through every phase with the default plan: cutover, rollback, a second cutover, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exodus.errors import DecisionRefused
+from exodus.stack.home import Home
+from exodus.stack.prefect import project_root
+from exodus.stack.up import Wanted, down, up
+from tests.e2e.test_lifecycle import Operator
+from tests.support.jobs import PROGRAM_NAMES, Jobs
+from tests.support.wait import wait_until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def _more_jobs(queues: list[Jobs], count: int) -> None:
+    async def work() -> None:
+        await asyncio.gather(*(queue.more(count) for queue in queues))
+
+    asyncio.run(work())
+
+
+def _approve(operator: Operator, phase: str, *gates: str) -> None:
+    operator.start(phase)
+    for gate in gates or (None,):
+        operator.waiting(phase, gate, within_s=150)
+        operator.answer("approve")
+
+
+def _crash_a_rollback(operator: Operator) -> None:
+    """A rollback whose host is lost before its run could write anything to the control store."""
+    flow = operator.api._call("GET", "/flows/name/rollback").json()
+    run = {"flow_id": flow["id"], "parameters": {"migration": operator.file.plan.name}, "state": {"type": "PENDING"}}
+    made = operator.api._call("POST", "/flow_runs/", json=run).json()
+    crashed = {"state": {"type": "CRASHED", "message": "the host was lost"}, "force": True}
+    operator.api._call("POST", f"/flow_runs/{made['id']}/set_state", json=crashed)
+
+
+def _is_not_finalised_beside_a_failed_rollback(operator: Operator) -> None:
+    """Neither by the command line, nor by the form in the UI: an approval would close the way back that somebody asked for."""
+    asked = operator.waiting("commit", "finalise", within_s=150)
+    _crash_a_rollback(operator)
+    with pytest.raises(DecisionRefused, match="a rollback was asked for and failed"):
+        operator.answer("approve")
+    operator.api.resume(asked["flow_run_id"], {"decision": "approve", "decided_by": "the test", "why": "because it is tested"})
+    words, _ = operator.form(asked, 2)
+    assert "a rollback was asked for and failed" in words
+    assert operator.status()["authority"] == "target"
+
+
+def test_jobs_are_done_once_through_a_whole_migration(tmp_path: Path) -> None:
+    home = Home(tmp_path / "stack")
+    up(home, Wanted(), print)
+    operator = Operator(home)
+    queues: list[Jobs] = []
+    gateway = operator.file.plan.gateway
+    shop = subprocess.Popen(
+        [
+            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", "2000", "--writes", "100",
+            "--stop-file", str(tmp_path / "stop"), "--report", str(tmp_path / "app.json"), "--ready-file", str(tmp_path / "ready"),
+        ],
+        cwd=project_root(),
+    )  # fmt: skip
+    try:
+        wait_until((tmp_path / "ready").exists, within_s=60, otherwise="the application never preloaded its keys")
+        for phase in ("pre-test", "analyze", "compare"):
+            _approve(operator, phase)
+            operator.ended(phase, "approved")
+        queues += [Jobs(name, operator.file.plan.gateway.port, tmp_path / name) for name in PROGRAM_NAMES]
+        _more_jobs(queues, 20)
+        for phase in ("test", "migrate"):
+            _approve(operator, phase)
+            operator.ended(phase, "approved")
+        _approve(operator, "commit", "cutover")
+        _is_not_finalised_beside_a_failed_rollback(operator)
+        _more_jobs(queues, 40)
+        _approve(operator, "rollback", "back", "next")
+        operator.ended("rollback", "approved")
+        assert operator.status()["authority"] == "source"
+        _more_jobs(queues, 40)
+        _approve(operator, "migrate")
+        operator.ended("migrate", "approved")
+        _approve(operator, "commit", "cutover", "finalise")
+        operator.ended("commit", "approved")
+        assert operator.status()["authority"] == "target"
+        _more_jobs(queues, 40)
+    finally:
+        for queue in queues:
+            asyncio.run(queue.stop())
+        shop.terminate()
+        shop.wait(timeout=30)
+        operator.api.close()
+        down(home)
+    for queue in queues:
+        assert len(queue.read("made")) > 200
+        assert queue.lost() == set()
+        assert queue.twice() == []

@@ -1,0 +1,69 @@
+"""Compare can be passed by ordinary workloads: scores that servers print differently, and keys that are written all the time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exodus.config import Side
+from exodus.control.store import answered
+from tasks.comparison import _convergence
+from tasks.context import Opened
+from tests.fault.test_compare_harm import _comparing, _row
+from tests.support.plant import Plant
+
+pytestmark = pytest.mark.fault
+
+
+async def test_scores_that_are_printed_differently_are_equal(plant: Plant) -> None:
+    source, target = (plant.boxes[side].client() for side in Side)
+    for client in (source, target):
+        client.zadd("probe", {"m": 443344.1234567})
+    printed = {client.eval("return redis.call('ZSCORE', 'probe', 'm')", 0) for client in (source, target)}
+    source.delete("probe")
+    target.delete("probe")
+    assert len(printed) == 2, f"this pair of servers prints a score in one way: {printed}"
+    async with _comparing(plant):
+        app = plant.app()
+        await app.zadd("z", {"m": 443344.1234567, "n": 0.1 + 0.2, "big": 1e21})
+        for _ in range(3):
+            await app.zscore("z", "m")
+            await app.zrange("z", 0, -1, withscores=True)
+            await app.zrangebyscore("z", "-inf", "+inf", withscores=True)
+        for command in ("ZSCORE", "ZRANGE", "ZRANGEBYSCORE"):
+            await _row(plant, command, "equal", 3)
+        assert await answered(plant.store.client.hgetall(plant.store.keys.divergence)) == {}
+
+
+async def test_a_key_that_is_written_all_the_time_is_not_judged(plant: Plant) -> None:
+    """It differs at every look; one that stands still and differs is found all the same."""
+    source, target = (plant.boxes[side].client() for side in Side)
+    stop = asyncio.Event()
+
+    async def write() -> None:
+        app, number = plant.app(), 0
+        while not stop.is_set():
+            number += 1
+            await app.set("hot", number)
+            await app.expire("renewed", 1_000 + number)
+
+    async with _comparing(plant):
+        app = plant.app()
+        await app.set("cold", 1)
+        await app.set("spoiled", 1)
+        await app.set("renewed", 1)
+        writing = asyncio.create_task(write())
+        try:
+            for command in ("SET", "EXPIRE"):
+                await _row(plant, command, "compared", 50)
+            await app.get("spoiled")
+            await _row(plant, "GET", "compared")
+            target.set("spoiled", 2)
+            found = await _convergence(Opened(plant.plan, plant.store))
+        finally:
+            stop.set()
+            await writing
+    assert [row["key"] for row in found["differ"]] == ["spoiled"]
+    assert {row["key"] for row in found["inconclusive"]} <= {"hot", "renewed"}
+    assert source.get("spoiled") == b"1"
