@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exodus.config import Plan, Side, UserRole
+from exodus.config import Address, Plan, Side, UserRole
 from exodus.errors import OperatorError
 from exodus.leg import Leg, ReplyError
 from exodus.rights import Right, Version, Wanted, rights_of
@@ -74,6 +74,16 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
             raise OperatorError(f"{side}: user {user!r} (role {role}): {exc.what}", why=exc.why, next_step=exc.next_step) from exc
         found += [Refused(side, role, user, command, why, rights[command]) for command, why in said.items()]
     return found
+
+
+async def why_not(address: Address, side: Side, command: str) -> str | None:
+    """Return why the user of an address may not run a command, or None: it may, or that cannot be tried.
+
+    Raises:
+        SourceError, TargetError, OperatorError: the server does not answer, or refuses the login.
+    """
+    async with await Leg.connect(address, side, name="exodus-permits") as leg:
+        return (await _try(leg, address.username or "default", [command])).get(command)
 
 
 async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:

@@ -34,7 +34,8 @@ _secrets: set[str] = set()
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[A-Za-z0-9_.~%-]*)(?P<rest>[^\s\"'<>]*)@")
 _RULE = re.compile(r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)")  # a password in an ACL rule, as servers quote it
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.)")
-_AT_START = re.compile(r"^(\s*)([#+=!-]|\d+(?=[.)]))")
+_AT_START = re.compile(r"^(\s*)([#+=!-])")
+_NUMBER = re.compile(r"^(\s*\d+)([.)])")  # the mark is escaped, since a backslash before a digit is shown as one
 
 
 def remember(secret: str) -> str:
@@ -81,7 +82,7 @@ def lines(text: object) -> str:
 
 def markdown(text: object) -> str:
     """Return one line as Markdown that shows it as it is: no markup, no link, no HTML."""
-    return _AT_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", plain(text)))
+    return _NUMBER.sub(r"\1\\\2", _AT_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", plain(text))))
 
 
 def html(text: object) -> str:

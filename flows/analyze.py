@@ -11,7 +11,7 @@ from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
-from tasks.compatibility import check_commands, foresee_strategies, recommend
+from tasks.compatibility import check_commands, foresee_strategies, recommend, weigh_hot_keys
 from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
@@ -30,7 +30,8 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     workload = learn_workload(migration, seconds)
     commands = check_commands(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
-    advice = recommend(migration, facts, workload)
+    heavy = weigh_hot_keys(migration, workload["hot_keys"])
+    advice = [*recommend(migration, facts, workload), *heavy]
     create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
     foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
     create_table_artifact(key=artifact_key(migration, PHASE, "dry-run"), table=foreseen, description="how keys would be carried, from a sample")
@@ -53,6 +54,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
             f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
             "dry run: " + ", ".join(f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)) + " (artifact dry-run)",
+            *(f"{row['finding']}: {row['advice']}" for row in heavy[:3]),
             *beside,
         ],
         evidence=f"evidence.{PHASE}",

@@ -50,20 +50,20 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
     rehearsed = check_rehearsed(migration)
     fresh = measure_freshness(migration)
     behind = count_left_behind(migration)
-    summary = [
-        f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps),
-        f"{rehearsed}; {fresh['text']}; reads go on all the while; writes flow back, so that rollback loses nothing",
-    ]
+    # What a person has to do comes first: a dialog shows the first lines, and the rest when it is scrolled.
+    summary = []
+    if to_close is not None:
+        summary.append(f"Block direct access to the source FIRST, then tick Fence confirmed: {to_close}")
+    if behind["filtered"]:
+        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them (artifact behind)")
+        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
+    summary.append(f"{fresh['text']}; {rehearsed}; reads go on all the while; writes flow back, so that rollback loses nothing")
     summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
     summary += say_scripts(migration)
     summary += compare_beside(migration, PHASE)
-    if behind["filtered"]:
-        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them (artifact behind)")
-        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
     summary += try_canary(migration, PHASE, CanaryPlan.model_validate(began["plan"]["canary"]))
-    if to_close is not None:
-        summary.append(f"Block direct access to the source FIRST, then tick Fence confirmed: {to_close}")
+    summary.append(f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps))
     decision = ask(
         cutover_form(began["plan"], filtered=behind["filtered"], provider=to_close is not None),
         migration=migration,
@@ -91,9 +91,9 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
         gate=FINALISE,
         question="Is the business ready to decommission the source?",
         summary=[
+            "WARNING: after approve there is no way back to the source",
             f"writes were held for {hold} ms; "
             + (f"{verified:,} keys verified in both directions" if outcome["flows_back"] else "writes wait in the journal for a way back"),
-            "WARNING: after approve there is no way back to the source",
         ],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: why_not_finalise(migration, answer["identity"], attempt) if answer["decision"] == "approve" else None,

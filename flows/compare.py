@@ -45,8 +45,8 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         f"{len(convergence['inconclusive'])} are written all the time and were not judged",
     ]
     if open_findings:
-        lines.append(
-            f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: " + ", ".join(row["name"] for row in open_findings[:10])
+        lines.insert(
+            0, f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: " + ", ".join(row["name"] for row in open_findings[:10])
         )
     decision = ask(
         compare_form(findings=bool(open_findings)),

@@ -51,17 +51,18 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
     steps = ["1. stop live sync and the journal; the source stays the authority"]
     if switched:
         steps = STEPS if dead else explain_switch(migration, Side.SOURCE)
-    names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
-    summary = [f"the {began['authority']} is the authority; {len(steps)} step(s): {names}"]
+    summary = []
     if dead:
         summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
         rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
         create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
-    if switched and not dead:
-        summary += carry_libraries(migration, PHASE)
     to_close = provider_instruction(began["plan"], Side.TARGET) if switched and not dead else None
     if to_close is not None:
         summary.append(f"Block direct access to the target FIRST, then tick Fence confirmed: {to_close}")
+    if switched and not dead:
+        summary += carry_libraries(migration, PHASE)
+    names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
+    summary.append(f"the {began['authority']} is the authority; {len(steps)} step(s): {names}")
     decision = ask(
         back_form(dead=dead, provider=to_close is not None),
         migration=migration,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
-from exodus.config import Side
+from exodus.config import Plan, Side
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
+from exodus.control.store import ControlStore
 from exodus.errors import EpochEnded
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import open_engine
+from exodus.sync.looks import count_keys, look_at_backfill
+from exodus.sync.progress import Looked
 from exodus.sync.scan import Slice, plan_slices
 from tasks.budget import budget_heard
 from tasks.context import Json, opened, run
@@ -49,6 +53,28 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
             return progress.model_dump()
 
     return run(work())
+
+
+@kept_task("count the source's keys")
+def count_source(migration: str) -> int:
+    """How many keys the source has as the copy begins: what progress is measured by."""
+
+    async def work() -> int:
+        async with opened(migration) as it:
+            return await count_keys(it.plan, Side.SOURCE)
+
+    return run(work())
+
+
+def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+    """Return what looks how far a backfill is."""
+    total = count_source(migration)
+
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        del plan
+        return await look_at_backfill(store, backfill, total)
+
+    return look
 
 
 @kept_task("count the backfill")

@@ -38,8 +38,8 @@ def form(words: tuple[str, ...], means: str, **more: Any) -> type[RunInput]:
     """
     fields: dict[str, Any] = {
         "decision": (Literal[words], Field(title="Decision", description=means)),
-        "decided_by": (str, Field(title="Decided by", description="your name", min_length=1, max_length=200)),
-        "why": (str, Field(title="Why", description="kept in the ledger", min_length=1, max_length=_TEXT_MAX)),
+        "decided_by": (str, Field(title="Decided by: your name", min_length=1, max_length=200)),
+        "why": (str, Field(title="Why: kept in the ledger", min_length=1, max_length=_TEXT_MAX)),
         **more,
     }
     if len(fields) > FIELDS_MAX:
@@ -54,14 +54,14 @@ class _Strict(RunInput):
     model_config = ConfigDict(extra="forbid")
 
 
-def phase_form(means: str = "approve: the next phase may begin; reject: it may not, and this one can be started again") -> type[RunInput]:
+def phase_form(means: str = "approve: the next phase may begin; reject: it may not") -> type[RunInput]:
     """Return a form that asks for nothing more than yes or no."""
     return form((APPROVE, REJECT), means)
 
 
 def migrate_form(*, dead_letters: bool) -> type[RunInput]:
     """Return Migrate's form; keys that could not be carried are accepted by their names only."""
-    means = "approve: Commit may begin; reject: it may not, and Migrate can be started again"
+    means = "approve: Commit may begin; reject: it may not"
     if not dead_letters:
         return phase_form(means)
     listed = Field(
@@ -75,7 +75,7 @@ def compare_form(*, findings: bool) -> type[RunInput]:
     if not findings:
         return phase_form()
     listed = Field(default="", title="Accept findings", description="one name a line, as in the artifact findings", max_length=100_000)
-    means = "approve: Test may begin, and the findings are accepted by name; reject: it may not, and Compare can be started again"
+    means = "approve: Test may begin, the findings are accepted by name; reject: it may not"
     return form((APPROVE, REJECT), means, accept_findings=(str, listed))
 
 
@@ -90,9 +90,9 @@ _LEFT = "the keys that the plan's filters leave out may stay on the source"
 def cutover_form(plan: Json, *, filtered: bool, provider: bool) -> type[RunInput]:
     """Return the form of a cutover, with what this plan makes a person confirm, in one field at most."""
     windowed = plan.get("window") is not None
-    means = "approve: the switch to the target begins now; "
-    means += "approve in window: it begins by itself in the plan's window; " if windowed else ""
-    means += "reject: the source stays the authority, and Commit can be started again"
+    means = "approve: switch to the target now; "
+    means += "approve in window: in the plan's hours, by itself; " if windowed else ""
+    means += "reject: the source stays the authority"
     words = (APPROVE, IN_WINDOW, REJECT) if windowed else (APPROVE, REJECT)
     if provider:
         return form(words, means, fence_confirmed=_tick("Fence confirmed", f"{_CLOSED}; {_LEFT}" if filtered else _CLOSED))

@@ -55,7 +55,7 @@ def kept_task(
             migration = str(given.arguments["migration"])
             answer: Any = _kept(migration, run_id, step)
             if answer is None:
-                done = orjson.dumps(function(*args, **kwargs), default=str)
+                done = orjson.dumps(function(*args, **kwargs), default=str, option=orjson.OPT_NON_STR_KEYS)
                 answer = run(in_store(migration, run_id, lambda it: steps.keep(it, run_id, step, done)))
             value: R = orjson.loads(answer)
             return value

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole
+from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Plan, Side, UserRole
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
-from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
-from exodus.control.store import answered, make_client
+from exodus.control.store import ControlStore, answered, make_client
 from exodus.cutover.feeds import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
@@ -21,13 +20,16 @@ from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
+from exodus.sync.heavy import text_of
+from exodus.sync.looks import count_keys, look_at_verification
+from exodus.sync.progress import Looked
 from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
 from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
-from tasks.progress import telling
+from tasks.progress import telling, watched
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
@@ -193,16 +195,18 @@ def verify_sides(migration: str, name: str) -> Json:
     """Compare every key in both directions; the report is kept as `verification.NAME`. Evidence for a form, with its time in it."""
 
     async def work() -> Json:
-        async with opened(migration) as it:
+        async with opened(migration) as it, budget_heard(it.store):
+            return await reconcile(await open_engine(it.store, it.plan.acting(UserRole.VERIFIER)), name)
 
-            async def how_far() -> str:
-                now = await load_pass(it.store, name)
-                return "compares both sides" + ("" if now is None else f": {now.counts}, {len(now.suspects)} keys to be looked at again")
+    totals: list[int] = []
 
-            async with telling(how_far), budget_heard(it.store):
-                return await reconcile(await open_engine(it.store, it.plan.acting(UserRole.VERIFIER)), name)
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        if not totals:
+            totals.append(await count_keys(plan, Side.SOURCE, Side.TARGET))
+        return await look_at_verification(store, name, totals[0])
 
-    return run(work())
+    with watched(migration, name, "verification", look):
+        return run(work())
 
 
 @kept_task("wait until what was written is compared")
@@ -297,6 +301,17 @@ def count_left_behind(migration: str) -> Json:
             rules = found.get("excluded", {})
             rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [{"rule": "none met any key", "keys": 0}]
             return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
+
+    return run(work())
+
+
+@live_task(name="look for keys that cost much to copy")
+def say_heavy_keys(migration: str) -> list[str]:
+    """Lines of a form: keys that live sync copies whole again and again, such as lists that grow."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return [text_of(row) for beat in await registry.heartbeats(it.store, "syncer") for row in beat.facts.get("heavy", [])]
 
     return run(work())
 

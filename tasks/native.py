@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
-from exodus.config import Side
+from exodus.config import Plan, Side
+from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.sync import native
 from exodus.sync.key import Strategy
+from exodus.sync.progress import Looked
+from tasks.backfill import count_source
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task
 
@@ -52,6 +56,18 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
                 await asyncio.sleep(_POLL_S)
 
     return run(work())
+
+
+def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+    """Return what looks how much of the source's data the replica has loaded."""
+    total = count_source(migration)
+
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        del store
+        link = await native.look(plan)
+        return Looked(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
+
+    return look
 
 
 @kept_task("count what the replica has")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import orjson
@@ -14,6 +15,8 @@ from exodus.errors import DecisionRefused
 from exodus.gateway.server import load_table
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
+
+_HOT_KEYS = 20
 
 
 @kept_task("capture traffic")
@@ -71,12 +74,22 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
                 "connections": sum(snapshot["connections"] for snapshot in after.values()),
                 "gateways": len(after),
                 "risks": _risks(after),
+                "hot_keys": _hot(before, after, watched),
                 "commands": commands,
             }
             await it.store.save_report("profile.analyze", report)
             return report
 
     return run(work())
+
+
+def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> list[Json]:
+    """Return the keys that were named most often meanwhile, with about how often a second."""
+    counts: Counter[str] = Counter()
+    for process, snapshot in after.items():
+        earlier = dict(before.get(process, {}).get("hot_keys", []))
+        counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
+    return [{"key": key, "requests_per_s": round(count / seconds, 1)} for key, count in counts.most_common(_HOT_KEYS) if count > 0]
 
 
 def _risks(snapshots: dict[str, Json]) -> dict[str, int]:

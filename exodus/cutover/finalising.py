@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from exodus.config import Phase, Plan, Side
+from exodus.config import FenceKind, Phase, Plan, Side
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.identity import Identity, decider, why_not_the_second
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.collect import last_state, who_is_still_there
-from exodus.cutover.fence import read_record, shut_out
+from exodus.cutover.fence import Record, read_record, shut_out
 from exodus.cutover.redirect import who_is_connected
 from exodus.endpoint import Endpoint
-from exodus.errors import DecisionRefused
+from exodus.errors import DecisionRefused, OperatorError, SourceError
+from exodus.permits import why_not
 
 _LAG_MS_MAX = 10_000
 _CLIENTS_SHOWN = 20
@@ -101,7 +102,7 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
     )
     through = await who_is_connected(store)
     todo = [
-        ("take a last dump of the source and keep it", _dump_command(plan)),
+        ("take a last dump of the source and keep it", await _dump(plan, fence)),
         ("write down what that dump is of", _text_of(state)),
         ("see that nobody is connected to the source any more", there or "nobody but Exodus"),
         ("point DNS names and configuration from the source to the target", f"{plan.source.url} → {plan.target.url}"),
@@ -123,10 +124,28 @@ def _named(through: list[Json]) -> str:
     return ", ".join(f"{row['connections']} of {row['name'] or '(no name)'}@{row['host']} ({row['kind']})" for row in through[:_CLIENTS_SHOWN])
 
 
-def _dump_command(plan: Plan) -> str:
+async def _dump(plan: Plan, fence: Record | None) -> str:
+    """Say how a dump of the source is taken, by a command that its user may run."""
+    if fence is not None and fence.kind == FenceKind.REPLICA:
+        return (
+            "the source is fenced as a replica and sends nobody its data: on its host, as an administrator, run BGSAVE, "
+            f"wait until LASTSAVE changes, then keep the file that CONFIG GET dir and CONFIG GET dbfilename name, as {plan.name}-source.rdb"
+        )
+    address = plan.source
+    user = address.username or "default"
+    try:
+        refused = await why_not(address, Side.SOURCE, "sync")
+    except (SourceError, OperatorError) as exc:
+        refused = f"whether it may is not known: {exc.why}"
+    if refused is None:
+        return _dump_command(plan, address.username)
+    return f"{_dump_command(plan, 'ADMINISTRATOR')} (as a user with +sync +replconf +ping; {user} may not: {refused})"
+
+
+def _dump_command(plan: Plan, username: str | None) -> str:
     address, file = plan.source, f"{plan.name}-source.rdb"
     tls = f" --tls{f' --cacert {address.ca_file}' if address.ca_file else ''}" if address.tls else ""
-    user = f" --user {address.username} --askpass" if address.username else ""
+    user = f" --user {username} --askpass" if username else ""
     return f"redis-cli -h {address.host} -p {address.port}{user}{tls} --rdb {file} && sha256sum {file}"
 
 

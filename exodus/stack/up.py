@@ -92,7 +92,8 @@ def down(home: Home) -> list[str]:
     if not home.root.exists():
         return []
     ended = end(home.recorded())
-    home.record([])
+    if home.root.exists():
+        home.record([])
     return ended
 
 

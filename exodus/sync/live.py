@@ -242,6 +242,7 @@ class Syncer:
                 "keys_in_per_s": round(lag.keys_in_per_s, 1),
                 "synced_per_s": round(lag.synced_per_s, 1),
                 "converges": self.converges,
+                "heavy": self.tally.heavy.rows(),
                 "excluded_by_rule": dict(self.tally.excluded),
                 "strategies": {str(how): count for how, count in self.tally.strategies.items()},
                 **self.tally.counts,

@@ -49,6 +49,12 @@ def test_the_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"exodus {version('exodus')}\n")
 
 
+def test_down_where_nothing_was_started(tmp_path: Path) -> None:
+    done = _run(tmp_path, "down")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "nothing was running\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_port_in_use_is_one_error(file: Path, redis62: Box, tmp_path: Path) -> None:
     """Libraries reported 598 lines of objects that the error's traceback had kept."""
     done = _run(tmp_path, "gateway", "--file", str(file), "--listen", f"127.0.0.1:{redis62.port}", "--state-dir", str(tmp_path / "state"))

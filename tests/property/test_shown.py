@@ -11,7 +11,7 @@ from io import StringIO
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -216,6 +216,8 @@ def test_a_report_has_its_own_tags_only(text: str) -> None:
     assert one.text == plain(text)
 
 
+@example("100.00 % verified")
+@example("1) first")
 @given(_HOSTILE)
 def test_markdown_shows_a_text_as_it_is(text: str) -> None:
     """As markdown-it, which follows CommonMark, renders it: one paragraph, nothing but text in it, and the same text."""
