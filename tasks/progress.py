@@ -78,7 +78,8 @@ class Watched(threading.Thread):
         while True:
             ended = self._ending.is_set()
             progress = self._meter.look(time.monotonic(), await self._look(store, self._plan), await store.now_ms())
-            await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text})
+            # Dated to the beginning of time at the end: `exodus status` shows only what goes on.
+            await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text, **({"at_ms": 0} if ended else {})})
             self._told = progress.text.partition(" · ends in")[0]
             self._log.info("%s", progress.text)
             await asyncio.to_thread(self._show, progress.percent, progress.text)
