@@ -36,6 +36,8 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
     create_table_artifact(key=artifact_key(migration, PHASE, "dry-run"), table=foreseen, description="how keys would be carried, from a sample")
     checks = [{"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings]
+    through = f"{workload['requests']} requests of {workload['connections']} connections in {workload['seconds']} s"
+    checks.append({"check": "applications send requests through a gateway", "ok": bool(commands), "detail": through})
     summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
     evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
     slowest = max(commands, key=lambda row: row["latency_us_p99"])

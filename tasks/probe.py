@@ -7,7 +7,8 @@ from dataclasses import asdict
 
 from exodus.config import Side
 from exodus.control.route import read_route
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.cutover.preflight import check_all
+from exodus.endpoint import Endpoint, raise_if_fatal
 from exodus.leg import ReplyError
 from exodus.own import RESERVED_PREFIX
 from tasks.context import Json, opened, run
@@ -39,7 +40,7 @@ def check_sides(migration: str) -> list[Json]:
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
-            findings = await check_pair(it.endpoint(Side.SOURCE), it.endpoint(Side.TARGET), it.plan, it.store)
+            findings = await check_all(it.plan, it.store)
             raise_if_fatal(findings)
             return [asdict(finding) for finding in findings]
 

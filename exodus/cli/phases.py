@@ -14,7 +14,8 @@ from exodus.cli.attesting import ByOption, attest
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import ANSWERED, STARTING, overlaid, run_ms, unwritten
+from exodus.cli.runs import ANSWERED, OPEN, STARTING, overlaid, run_ms, unwritten
+from exodus.cli.waiting import WaitOption, wait_asked
 from exodus.config import MigrationFile, Phase, Plan, Side, UserRole
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.beginning import check_may_begin, text_of_end
@@ -49,7 +50,6 @@ Json = dict[str, Any]
 _ENDS_WITHIN_S = 60.0
 _LIFECYCLE = "lifecycle"
 _PROGRESS_MS = 10_000  # older progress is of work that has ended
-_OPEN = ("waiting", "running", ANSWERED, STARTING)
 
 
 def start(
@@ -57,11 +57,12 @@ def start(
     seconds: Annotated[float | None, typer.Option(help="how long to watch (pre-test, analyze, compare)")] = None,
     why: Annotated[str | None, typer.Option("--why", help="rollback: return to the source without being asked first; kept in the ledger")] = None,
     by: ByOption = None,
+    wait: WaitOption = False,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start a phase through its deployment. Examples: exodus start pre-test --seconds 30; exodus start rollback --why "orders fail" """
+    """Start a phase through its deployment. Examples: exodus start pre-test --wait; exodus start rollback --why "orders fail" """
     names = [*Phase, _LIFECYCLE]
     if phase not in names:
         raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
@@ -84,6 +85,8 @@ def start(
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
         show(f"started {run['name']}: {api.run_url(run['id'])}")
+    if wait:
+        wait_asked(migration, api, run["id"], read_status)
 
 
 async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) -> None:
@@ -95,7 +98,7 @@ async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) ->
     deadline = time.monotonic() + _ENDS_WITHIN_S
     while True:
         status = await read_status(migration, api)
-        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in _OPEN), None)
+        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in OPEN), None)
         if going_on is None or (phase == Phase.ROLLBACK and going_on != Phase.ROLLBACK):
             break
         state = status["phases"][going_on]

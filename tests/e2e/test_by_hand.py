@@ -1,4 +1,4 @@
-"""The tutorial's commands, as they are written, on a machine of their own with two servers."""
+"""The commands of docs/operating/by-hand.md as they are written: each part started by hand, on a machine of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEYS = 2_000
 
 def commands() -> str:
     """All that the page says to type."""
-    text = (project_root() / "docs" / "tutorial.md").read_text()
+    text = (project_root() / "docs" / "operating" / "by-hand.md").read_text()
     return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
 
 
@@ -48,7 +48,7 @@ def machine(tmp_path: Path) -> Iterator[tuple[Host, dict[int, int]]]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_the_tutorial_as_it_is_written(machine: tuple[Host, dict[int, int]], tmp_path: Path) -> None:
+def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[int, int]], tmp_path: Path) -> None:
     host, ports = machine
     address = host.address if host.real else "127.0.0.1"
     source, target = (redis.Redis(host=address, port=ports[port]) for port in (6379, 6380))
@@ -82,6 +82,7 @@ def test_the_tutorial_as_it_is_written(machine: tuple[Host, dict[int, int]], tmp
                 process.wait()
     said = (tmp_path / "said").read_text()
     assert status == 0, said[-4000:] + "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in folder.glob("*.log"))
+    assert "migration orders: done" in said, said[-3000:]
     assert "as it was written, proved by the head" in said
     assert all(target.exists(f"old:{number}") for number in range(0, KEYS, 97))
     told = re.search(r"the application was told (\d+), the target has (\d+)", said)
