@@ -57,6 +57,17 @@ class Host:
         self.started.append(started)
         return started
 
+    @property
+    def real(self) -> bool:
+        """Whether it is a namespace."""
+        return self._namespace is not None
+
+    def pids(self) -> list[int]:
+        """Everything that runs there; of an address of loopback nothing is known."""
+        if self._namespace is None:
+            return []
+        return [int(pid) for pid in subprocess.run(["ip", "netns", "pids", self._namespace], capture_output=True, check=True).stdout.split()]
+
     def end(self) -> None:
         """End all of them."""
         end([each.running() for each in self.started if each.process.poll() is None])
