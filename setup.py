@@ -10,6 +10,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["EXODUS_COMPILED"] = "0"
@@ -17,6 +18,16 @@ os.environ["EXODUS_COMPILED"] = "0"
 from exodus import compiled
 
 _UNCHECKED = {"exodus.resp.scanner"}  # its indices are compared with the buffer's end where they are made
+
+
+class Sources(build_py):
+    """Puts prefect.yaml into the package of the flows, where `exodus deploy` finds it without a checkout."""
+
+    def run(self) -> None:
+        """Copy, and the file that lies at the checkout's root."""
+        super().run()
+        if not self.editable_mode:
+            self.copy_file("prefect.yaml", str(Path(self.build_lib) / "flows" / "prefect.yaml"))
 
 
 class Build(build_ext):
@@ -68,4 +79,4 @@ modules = [
 ]
 for module in modules:
     module.optional = True  # cythonize makes new ones, and forgets this
-setup(cmdclass={"build_ext": Build}, ext_modules=modules)
+setup(cmdclass={"build_ext": Build, "build_py": Sources}, ext_modules=modules)

@@ -30,6 +30,7 @@ class RedisEndpoint(Block):
     ca_file: str | None = Field(default=None, title="CA file", description="PEM file that the server's certificate is checked against")
     cert_file: str | None = Field(default=None, title="Client certificate", description="PEM file, where the server asks for one")
     key_file: str | None = Field(default=None, title="Client key", description="PEM file of the client certificate's key")
+    server_name: str | None = Field(default=None, title="Server name", description="name in the server's certificate, where it is not the URL's host")
 
     def address(self, field: str) -> Address:
         """The server as the engine knows it.
@@ -46,4 +47,5 @@ class RedisEndpoint(Block):
             ca_file=self.ca_file,
             cert_file=self.cert_file,
             key_file=self.key_file,
+            server_name=self.server_name,
         )

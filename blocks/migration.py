@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from prefect.blocks.core import Block
 from pydantic import Field
 
 from blocks.endpoint import RedisEndpoint
-from exodus.config import Plan
+from exodus.config import Options, Plan
 
 
 class Migration(Block):
@@ -22,7 +22,7 @@ class Migration(Block):
     source: RedisEndpoint = Field(title="Source", description="the server that applications use today")
     target: RedisEndpoint = Field(title="Target", description="the server that takes over")
     control_store: RedisEndpoint = Field(title="Control store", description="a small durable Redis of its own, with AOF")
-    options: dict[str, Any] = Field(default_factory=dict, title="Options", description="fields of the plan, as in migration.yaml")
+    options: Options = Field(default=Options(), title="Options", description="every other field of migration.yaml")
 
     def plan(self) -> Plan:
         """The plan, with the secrets of its servers (which no dump of it contains)."""
@@ -30,5 +30,5 @@ class Migration(Block):
             name=self.migration,
             source=self.source.address("source"),
             target=self.target.address("target"),
-            **self.options,
+            **self.options.model_dump(),
         )

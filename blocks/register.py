@@ -20,7 +20,7 @@ from pydantic import SecretStr
 
 from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
-from exodus.config import Address, MigrationFile, load_migration
+from exodus.config import Address, MigrationFile, Options, load_migration
 from exodus.control.store import ControlStore
 from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError, OrchestratorError
@@ -46,6 +46,7 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
         password=SecretStr(secret) if secret and with_secrets else None,
         password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
         password_env=None if with_secrets else address.password_env,
+        server_name=address.server_name,
         **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
     )
 
@@ -66,7 +67,7 @@ def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
             ("control_store", file.control_store),
         )
     }
-    options = plan.model_dump(mode="json", exclude={"name", "source", "target"}, exclude_defaults=True)
+    options = Options.model_validate(plan.model_dump(include=set(Options.model_fields)))
     undo: list[Callable[[], object]] = []
     try:
         RedisEndpoint.register_type_and_schema()

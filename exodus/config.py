@@ -48,6 +48,12 @@ HEARTBEAT_S = 0.5
 HELD_HEARTBEAT_S = 0.05  # while writes are held; a switch that waits for a word asks for it on the route's channel
 HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
+TURN_MS = 15_000  # for which a process has the turn of a phase after it renewed it last
+TURN_RENEW_S = 3.0
+HEAVY_BYTES = 64 * 1024  # of a key's payload, from which on its copies are counted one by one
+HEAVY_KEYS_MAX = 1_000
+BUNDLES_KEPT = 8  # evidence bundles in the control store
+BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # of one, compressed
 HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = 1.5  # in which every gateway must say that it holds; one that does not costs no more than this
 DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that cannot be read; then its session is closed
@@ -403,7 +409,7 @@ class Budget(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
-    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, by the server's own INFO")
+    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, added to what the applications use")
     replica_behind_mb_max: float | None = Field(
         default=32, gt=0, description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute"
     )
@@ -491,14 +497,11 @@ class CanaryPlan(BaseModel):
         return value
 
 
-class Plan(BaseModel):
-    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+class Options(BaseModel):
+    """How a migration is done: the fields of a plan that have defaults. A Migration block has each of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
-    source: Address
-    target: Address
     gateway: Listen = Listen()
     partitions: int = Field(default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync")
     slices: int = Field(default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two")
@@ -597,6 +600,14 @@ class Plan(BaseModel):
                 "applications write there, and would flow back; set cutover: own, or empty the target and leave allow_nonempty away"
             )
         return self
+
+
+class Plan(Options):
+    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes")
+    source: Address
+    target: Address
 
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:

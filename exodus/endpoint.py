@@ -255,6 +255,8 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     for side, facts in ((Side.SOURCE, ours), (Side.TARGET, theirs)):
         findings += await _check_rights(plan, side, facts)
     findings += [await _check_login(login, plan) for login in plan.logins]
+    if plan.cutover is Cutover.GATEWAY:
+        findings += await _check_applications(plan)
     lfu = "lfu" in ours.maxmemory_policy
     if plan.keep_usage and lfu != ("lfu" in theirs.maxmemory_policy):
         findings.append(
@@ -483,6 +485,42 @@ async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> L
             why=exc.why,
             next_step="correct gateway.host, gateway.port, gateway.tls or gateway.ca_file of the migration file, and look whether a gateway runs",
         ) from exc
+
+
+async def takes_nobody(plan: Plan, side: Side) -> bool:
+    """Return whether a side lets a client in that shows no login."""
+    none = {"username": None, "password": None, "password_env": None, "password_file": None}
+    try:
+        async with await Leg.connect(plan.address(side).model_copy(update=none), side, name="exodus-login"):
+            return True
+    except (OperatorError, SourceError, TargetError):  # one in protected mode ends the connection
+        return False
+
+
+async def _check_applications(plan: Plan) -> list[Finding]:
+    """See whether clients without a user of their own could log in on the target as they do on the source.
+
+    Nobody's password is sent to the other side for that.
+    """
+    if any(login.user == "default" for login in plan.logins):
+        return []
+    why = ""
+    if await takes_nobody(plan, Side.SOURCE) and not await takes_nobody(plan, Side.TARGET):
+        why = "the source lets clients in without a login, and the target asks for one"
+    elif {plan.source.username, plan.target.username} <= {None, "default"}:
+        ours, theirs = plan.source.secret("source"), plan.target.secret("target")
+        if ours is not None and theirs is not None and ours != theirs:
+            why = "the user default has another password on the target"
+    if not why:
+        return []
+    return [
+        Finding(
+            "applications' login", "warning", why,
+            "sessions that use it are closed at the cutover",
+            "write into logins: {user: default, password_file: …, target_password_file: …} "
+            "(docs/operating/migration-file.md), or give the target the source's login",
+        )
+    ]  # fmt: skip
 
 
 async def _check_login(login: Login, plan: Plan) -> Finding:

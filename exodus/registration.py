@@ -23,7 +23,8 @@ from exodus.control.ledger import REHEARSAL, VERIFICATION, LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore, answered
 from exodus.cutover.fence import read_record
-from exodus.endpoint import Endpoint, Finding, check_control_store, check_pair
+from exodus.cutover.preflight import check_all
+from exodus.endpoint import Endpoint, Finding, check_control_store
 from exodus.errors import ExodusError
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -177,9 +178,7 @@ async def _with_store(plan: Plan, store: ControlStore, run_ids: dict[str, str], 
         return  # where it is a side, nothing more is asked there
     found.findings.append(await _check_port(plan, store))
     if not any([await read_record(store, side) for side in Side]):  # a fence refuses what the checks try
-        pair = [Endpoint(side, plan.address(side)) for side in Side]
-        checked = await check_pair(pair[0], pair[1], plan, store)
-        found.findings += [finding for finding in checked if finding.check != "control store"]
+        found.findings += [finding for finding in await check_all(plan, store) if finding.check != "control store"]
     if await answered(store.client.exists(store.keys.plan)):
         found.registered = True
         found.changes = changes(await store.plan(), plan)

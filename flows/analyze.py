@@ -8,10 +8,10 @@ from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
-from tasks.compatibility import check_commands, foresee_strategies, recommend
+from tasks.compatibility import check_commands, foresee_strategies, recommend, weigh_hot_keys
 from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
@@ -22,7 +22,7 @@ PHASE = Phase.ANALYZE
 
 
 @phase_flow(PHASE)
-def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]:
+def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Learn the workload from the gateways for `seconds` and hold it against the target."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)
@@ -30,11 +30,14 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
     workload = learn_workload(migration, seconds)
     commands = check_commands(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
-    advice = recommend(migration, facts, workload)
+    heavy = weigh_hot_keys(migration, workload["hot_keys"])
+    advice = [*recommend(migration, facts, workload), *heavy]
     create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
     foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
     create_table_artifact(key=artifact_key(migration, PHASE, "dry-run"), table=foreseen, description="how keys would be carried, from a sample")
     checks = [{"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings]
+    through = f"{workload['requests']} requests of {workload['connections']} connections in {workload['seconds']} s"
+    checks.append({"check": "applications send requests through a gateway", "ok": bool(commands), "detail": through})
     summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
     evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
     slowest = max(commands, key=lambda row: row["latency_us_p99"])
@@ -51,6 +54,7 @@ def analyze(migration: str = "demo", seconds: float | None = None) -> State[str]
             f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
             "dry run: " + ", ".join(f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)) + " (artifact dry-run)",
+            *(f"{row['finding']}: {row['advice']}" for row in heavy[:3]),
             *beside,
         ],
         evidence=f"evidence.{PHASE}",

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.canary import try_canary
@@ -41,7 +41,7 @@ def _after(migration: str, outcome: Json) -> tuple[list[Json], int]:
 
 
 @phase_flow(PHASE)
-def commit(migration: str = "demo") -> State[str]:
+def commit(migration: MigrationName = MIGRATION) -> State[str]:
     """Two decisions: the technical one (cut over), and the business one (finalise). Between them writes flow back to the source."""
     began = open_phase(migration, PHASE)
     to_close = provider_instruction(began["plan"], Side.SOURCE)

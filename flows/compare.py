@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State
 from exodus.compare.findings import FINDINGS_MAX, findings, why_not_accepted
 from exodus.config import Phase
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.comparison import list_divergences, no_row, remove_sample, shadow
 from tasks.decision import ask, close_phase, compare_form
 from tasks.evidence import evaluate
@@ -17,7 +17,7 @@ PHASE = Phase.COMPARE
 
 
 @phase_flow(PHASE)
-def compare(migration: str = "demo", seconds: float | None = None) -> State[str]:
+def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Shadow the plan's sample of keys for `seconds` and compare replies and states."""
     open_phase(migration, PHASE)
     found = shadow(migration, seconds)

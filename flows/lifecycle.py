@@ -8,11 +8,12 @@ from prefect import flow
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 
+from flows.phase import MIGRATION, MigrationName
 from tasks.ledger import find_due
 
 
 @flow(name="lifecycle", flow_run_name="{migration}: lifecycle")
-def lifecycle(migration: str = "demo") -> str:
+def lifecycle(migration: MigrationName = MIGRATION) -> str:
     """Start what is due. Idempotent: a phase that runs or waits is not started again."""
     due = find_due(migration, by_itself=False)
     if due is None:

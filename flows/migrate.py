@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import unmapped
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from exodus.control.letters import name_of
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
-from tasks.backfill import copy_one_slice, count_backfill, slice_keyspace
+from tasks.backfill import backfill_look, copy_one_slice, count_backfill, slice_keyspace
 from tasks.context import Json
 from tasks.decision import ask, close_phase, migrate_form
 from tasks.evidence import artifact_key, evaluate
@@ -23,13 +22,15 @@ from tasks.live_sync import (
     accept_letters,
     mark_changed_meanwhile,
     repair_divergences,
+    say_heavy_keys,
     start_live_sync,
     verify_sides,
     wait_caught_up,
     why_letters_stand,
 )
-from tasks.native import count_filled, watch_filling
+from tasks.native import count_filled, filling_look, watch_filling
 from tasks.probe import check_sides
+from tasks.progress import watched
 from tasks.workers import workers_of
 
 PHASE = Phase.MIGRATE
@@ -38,34 +39,31 @@ PHASE = Phase.MIGRATE
 def copy_all(migration: str, live: Json) -> Json:
     """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
     slices = slice_keyspace(migration)
-    progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="slices copied")
+    look = backfill_look(migration, live["run"])
     copy: Any = copy_one_slice
     left, attempt = slices, 0
-    with workers_of(migration) as workers:
+    with workers_of(migration) as workers, watched(migration, PHASE, "backfill", look):
         while left:
             attempt += 1
             given = {"migration": migration, "backfill": live["run"], "writer_epoch": live["writer_epoch"], "attempt": attempt}
             futures = workers.map(copy, {"slice_id": left, **{name: unmapped(value) for name, value in given.items()}})
             done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
             left = [slice_id for slice_id in left if slice_id not in done]
-            update_progress_artifact(artifact_id=progress, progress=100.0 * (len(slices) - len(left)) / len(slices))
     return count_backfill(migration, live["run"])
 
 
 def _replicate(migration: str, live: Json) -> Json:
     """Let the servers fill the target; how far they are is shown."""
-    progress: Any = create_progress_artifact(progress=0.0, key=artifact_key(migration, PHASE, "backfill"), description="the source's data loaded")
     attempt, done = 0, False
-    while not done:
-        attempt += 1
-        seen = watch_filling(migration, live["writer_epoch"], attempt)
-        update_progress_artifact(artifact_id=progress, progress=seen["percent"])
-        done = seen["done"]
+    with watched(migration, PHASE, "backfill", filling_look(migration)):
+        while not done:
+            attempt += 1
+            done = watch_filling(migration, live["writer_epoch"], attempt)["done"]
     return count_filled(migration)
 
 
 @phase_flow(PHASE)
-def migrate(migration: str = "demo") -> State[str]:
+def migrate(migration: MigrationName = MIGRATION) -> State[str]:
     """Copy everything while applications write, and prove that both sides are equal."""
     open_phase(migration, PHASE)
     check_sides(migration)
@@ -105,6 +103,7 @@ def migrate(migration: str = "demo") -> State[str]:
     summary += carry_libraries(migration, PHASE)
     if live["kept"]:
         summary.append(f"the copy of an earlier attempt was kept; {changed:,} keys changed while live sync was off and were copied again")
+    summary += say_heavy_keys(migration)
     if found["dead_letters"]:
         rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
         create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")

@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.decision import ask, close_phase, phase_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
@@ -17,7 +17,7 @@ PHASE = Phase.PRE_TEST
 
 
 @phase_flow(PHASE)
-def pre_test(migration: str = "demo", seconds: float | None = None) -> State[str]:
+def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Watch a copy of the traffic for `seconds` (default: the plan's observe_seconds) and exercise the target, changing nothing."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)

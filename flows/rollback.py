@@ -8,7 +8,7 @@ from exodus.config import Phase, Side
 from exodus.control.ledger import BACK, NEXT
 from exodus.cutover.forced import STEPS
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import BY, MIGRATION, WHY, MigrationName, Words, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json
 from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
@@ -39,7 +39,7 @@ def _switch_back(migration: str, *, dead: bool) -> list[Json]:
 
 
 @phase_flow(PHASE)
-def rollback(migration: str = "demo", decided_by: str = "", why: str = "") -> State[str]:
+def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: Words = WHY) -> State[str]:
     """After a cutover: switch back without loss, or by force where the target is dead. Before one: stop copying.
 
     Whoever starts it with their name and why has taken the first decision, and it is only asked where a person has to look at something first.
@@ -103,7 +103,7 @@ def rollback(migration: str = "demo", decided_by: str = "", why: str = "") -> St
                 if switched and not dead
                 else "live sync is off; a retry keeps the copy and compares it"
             ),
-            f"for the investigation: {kept['folder']}",
+            f"for the investigation: {kept['folder']} on {kept['host']}",
         ],
         evidence=f"evidence.{PHASE}",
     )

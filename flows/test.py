@@ -6,7 +6,7 @@ from prefect.client.schemas.objects import State
 
 from exodus.config import Phase
 from flows.lifecycle import go_on
-from flows.phase import phase_flow
+from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.cutover import rehearse_switch
@@ -19,7 +19,7 @@ PHASE = Phase.TEST
 
 
 @phase_flow(PHASE)
-def test(migration: str = "demo") -> State[str]:
+def test(migration: MigrationName = MIGRATION) -> State[str]:
     """Exercise the target and rehearse the switch with sessions of the reserved prefix."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 
-from prefect import task
-
-from exodus.config import Side
+from exodus.config import Plan, Side
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
+from exodus.control.store import ControlStore
 from exodus.errors import EpochEnded
 from exodus.sync.backfill import copy_slice
 from exodus.sync.engine import open_engine
+from exodus.sync.looks import count_keys, look_at_backfill
+from exodus.sync.progress import Looked
 from exodus.sync.scan import Slice, plan_slices
 from tasks.budget import budget_heard
 from tasks.context import Json, opened, run
+from tasks.kept import kept_task
 
 BUDGET_S = 20.0
 
 
-@task(name="slice the keyspace", persist_result=True)
+@kept_task("slice the keyspace")
 def slice_keyspace(migration: str) -> list[str]:
     """Ids of the slices of every database of the source."""
 
@@ -30,7 +33,7 @@ def slice_keyspace(migration: str) -> list[str]:
     return run(work())
 
 
-@task(name="copy a slice", task_run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2, persist_result=True)
+@kept_task("copy a slice", run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2)
 def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
     """Copy one slice of the run `backfill` for a while, from its checkpoint on; its progress."""
     del attempt
@@ -52,7 +55,29 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
     return run(work())
 
 
-@task(name="count the backfill", persist_result=True)
+@kept_task("count the source's keys")
+def count_source(migration: str) -> int:
+    """How many keys the source has as the copy begins: what progress is measured by."""
+
+    async def work() -> int:
+        async with opened(migration) as it:
+            return await count_keys(it.plan, Side.SOURCE)
+
+    return run(work())
+
+
+def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+    """Return what looks how far a backfill is."""
+    total = count_source(migration)
+
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        del plan
+        return await look_at_backfill(store, backfill, total)
+
+    return look
+
+
+@kept_task("count the backfill")
 def count_backfill(migration: str, backfill: str) -> Json:
     """All checkpoints of the run in one row; what was seen must be accounted for."""
 

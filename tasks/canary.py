@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect import task
-
 from exodus.config import CanaryPlan
 from exodus.control.ledger import CANARY
 from exodus.control.route import read_route
@@ -16,12 +14,14 @@ from tasks.artifacts import create_table_artifact
 from tasks.context import Json, opened, run
 from tasks.decision import ask, phase_form
 from tasks.evidence import artifact_key
+from tasks.kept import kept_task
 
 _LOOK_S = 0.2
 
 
-@task(
-    name="read {percent} % of the keys from the target, too", task_run_name="read {percent} % of the keys from the target, too", persist_result=True
+@kept_task(
+    "read {percent} % of the keys from the target, too",
+    run_name="read {percent} % of the keys from the target, too",
 )
 def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
     """Choose a share, watch it for the plan's time, and say what became of its reads; `returned` is why it was given up, or None."""
@@ -49,7 +49,7 @@ def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
     return run(work())
 
 
-@task(name="end the canary reads", persist_result=True)
+@kept_task("end the canary reads")
 def end_canary(migration: str, why: str) -> None:
     """Reads are asked of the authority alone again."""
 

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 
 import orjson
-from prefect import task
 
 from exodus.config import JournalMode, Side
 from exodus.control import registry
@@ -19,6 +18,7 @@ from exodus.sync.engine import open_engine
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
+from tasks.kept import kept_task
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
@@ -38,7 +38,7 @@ async def _wait(it: Opened, epoch: int) -> None:
         await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
 
 
-@task(name="shadow sampled traffic", persist_result=True)
+@kept_task("shadow sampled traffic")
 def shadow(migration: str, seconds: float | None) -> Json:
     """Have sampled keys copied to the target and their requests compared there for some seconds; the comparer's rows."""
 
@@ -114,7 +114,7 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
     return found
 
 
-@task(name="list divergences", persist_result=True)
+@kept_task("list divergences")
 def list_divergences(migration: str) -> list[Json]:
     """The comparer's ledger."""
 
@@ -126,7 +126,7 @@ def list_divergences(migration: str) -> list[Json]:
     return run(work())
 
 
-@task(name="remove the sample from the target", persist_result=True)
+@kept_task("remove the sample from the target")
 def remove_sample(migration: str) -> int:
     """Take the keys that Compare put on the target away again; how many."""
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from prefect import task
-
 from exodus.commands.table import CommandTable
-from exodus.config import Side
+from exodus.config import HEAVY_BYTES, Side
 from exodus.control.store import answered, make_client
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import forecast
 from tasks.context import Json, Opened, opened, run
+from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
+COPIES_PER_S_MAX = 50  # of one key: lanes look every 20 ms, and copy what changed meanwhile once
 
 
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
@@ -26,7 +26,7 @@ async def _tables(it: Opened) -> dict[Side, CommandTable]:
     return tables
 
 
-@task(name="check the commands against the target", persist_result=True)
+@kept_task("check the commands against the target")
 def check_commands(migration: str, commands: list[Json]) -> list[Json]:
     """Each command that was seen, and whether the target has it."""
 
@@ -39,7 +39,7 @@ def check_commands(migration: str, commands: list[Json]) -> list[Json]:
     return run(work())
 
 
-@task(name="see how keys would be carried", persist_result=True)
+@kept_task("see how keys would be carried")
 def foresee_strategies(migration: str) -> list[Json]:
     """A dry run over a sample: strategy and reason by type and size."""
 
@@ -50,7 +50,36 @@ def foresee_strategies(migration: str) -> list[Json]:
     return run(work())
 
 
-@task(name="recommend size and strategy", persist_result=True)
+@kept_task("weigh the hot keys")
+def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
+    """Advice on keys that are large and used often: live sync copies all of such a key after each write of it."""
+
+    async def work() -> list[Json]:
+        rows: list[Json] = []
+        async with opened(migration) as it:
+            node = (await it.endpoint(Side.SOURCE).nodes())[0]
+            databases = sorted((await node.facts()).databases)
+            for row in hot:
+                key = row["key"].encode()
+                for db in databases:
+                    async with await node.connect(db, name="exodus-weigh") as leg:
+                        kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
+                    if isinstance(used, int) and used >= HEAVY_BYTES:
+                        per_s = used * min(row["requests_per_s"], COPIES_PER_S_MAX)
+                        rows.append(
+                            {
+                                "topic": "large hot key",
+                                "finding": f"{row['key']} of database {db}: {kind!s}, {used:,} bytes, {row['requests_per_s']:,} requests/s",
+                                "advice": f"where these are writes live sync copies up to {per_s / 1e6:,.1f} MB/s for it: "
+                                "trim or split the key, write it less often, or set strategy: native",
+                            }
+                        )
+        return rows
+
+    return run(work())
+
+
+@kept_task("recommend size and strategy")
 def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
     """Target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
     del migration

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, cast
@@ -13,12 +14,14 @@ from typing import Any, ParamSpec, TypeVar, cast
 import uvloop
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from blocks import Migration
 from exodus.config import Address, Plan, Side
-from exodus.control.store import ControlStore
+from exodus.control.store import ControlStore, answered
 from exodus.endpoint import Endpoint
-from exodus.errors import ControlStoreError
+from exodus.errors import ControlStoreError, OperatorError
 from exodus.shown import mask_logs
 
 T = TypeVar("T")
@@ -28,13 +31,14 @@ Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
 STORE_AWAY_S = 30.0
+_PLACE = ("host", "port", "username", "tls", "server_name")
 _AGAIN_S = 0.5
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """Make a function a task whose answer is true now only.
 
-    A flow persists results, its tasks inherit that, and after a decision a kept answer would be taken for a new one. This task is executed
+    After a decision a kept answer (`tasks/kept.py`) would be taken for a new one. This task is executed
     again each time the flow runs from the top, so also between an approval and what it approves.
     """
     return task(name=name, persist_result=False, cache_policy=NO_CACHE)
@@ -44,8 +48,9 @@ def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 class Opened:
     """A migration as a task works with it."""
 
-    plan: Plan
+    plan: Plan  # as it is registered
     store: ControlStore
+    proposed: Plan  # as the block has it, which a phase registers when it begins
 
     def endpoint(self, side: Side) -> Endpoint:
         """One side."""
@@ -53,26 +58,121 @@ class Opened:
 
 
 def load(migration: str) -> Migration:
-    """The block of a migration."""
-    return cast("Migration", Migration.load(migration))
+    """The block of a migration.
+
+    Raises:
+        OperatorError: there is none, or a field of it cannot be.
+    """
+    try:
+        return cast("Migration", Migration.load(migration))
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise OperatorError(
+            f"the Migration block {migration} cannot be used: {field}: {first['msg'].lower()}",
+            why="it was saved in the Prefect UI, which does not check its fields against each other",
+            next_step=f"correct {field or 'it'} in the UI, or: exodus apply migration.yaml",
+        ) from None  # its text has values of the block
+    except ValueError as exc:
+        raise OperatorError(
+            f"there is no Migration block {migration}",
+            why=str(exc),
+            next_step="exodus apply migration.yaml, or save the block in the Prefect UI",
+        ) from exc
 
 
 @asynccontextmanager
-async def opened(migration: str) -> AsyncIterator[Opened]:
+async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Opened]:
     """Load the block, connect to the control store, close it afterwards.
 
+    With `beginning`, the plan is the block's, which is about to be registered.
     A store that is restarted or fails over is away for seconds. A phase does not fail for that, and its end is written down all the same.
 
     Raises:
         ControlStoreError: it did not come back within `STORE_AWAY_S`.
     """
     block = await asyncio.to_thread(load, migration)
-    plan = block.plan()
-    async with await _connect(block.control_store.address("control_store"), plan.name) as store:
-        yield Opened(plan, store)
+    proposed = block.plan()
+    async with await connect(block.control_store.address("control_store"), proposed.name) as store:
+        registered = None if beginning else await registered_plan(store)
+        plan = proposed if registered is None else in_place(registered, proposed)
+        yield Opened(plan, store, proposed)
 
 
-async def _connect(address: Address, migration: str) -> ControlStore:
+async def registered_plan(store: ControlStore) -> Plan | None:
+    """Return the plan that the control store has, or None."""
+    return await store.plan() if await answered(store.client.exists(store.keys.plan)) else None
+
+
+def in_place(registered: Plan, block: Plan) -> Plan:
+    """Return the registered plan with the passwords and files of the block, which are of this worker.
+
+    A block that was changed in the UI counts from the next phase on: that phase checks and registers it.
+
+    Raises:
+        OperatorError: the block names another server, so its password is for another one.
+    """
+    changed = {}
+    for side in Side:
+        ours, theirs = registered.address(side), block.address(side)
+        if any(getattr(ours, name) != getattr(theirs, name) for name in _PLACE):
+            raise OperatorError(
+                f"the Migration block names another {side} than the registered plan",
+                why=f"{theirs.url} is not {ours.url}, which this phase began with",
+                next_step=f"put {ours.url} back into the block; or cancel this run, then exodus apply",
+            )
+        changed[str(side)] = theirs
+    return registered.model_copy(update=changed)
+
+
+def plan_of(migration: str) -> Plan:
+    """Return the plan as it is registered, for a flow's own code."""
+
+    async def work() -> Plan:
+        async with opened(migration) as it:
+            return it.plan
+
+    return run(work())
+
+
+@functools.lru_cache(maxsize=8)
+def _place(migration: str, run_id: str) -> tuple[Address, str]:
+    """Where a run's control store is, and the migration's name there; asked of Prefect once."""
+    del run_id
+    block = load(migration)
+    return block.control_store.address("control_store"), block.migration
+
+
+async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], Awaitable[T]]) -> T:
+    """Do work in the control store of a run, again where the store was away in the middle of it.
+
+    The work must be one that may be done twice.
+
+    Raises:
+        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
+    """
+    address, name = await asyncio.to_thread(_place, migration, run_id)
+    deadline = time.monotonic() + STORE_AWAY_S
+    while True:
+        async with await connect(address, name) as store:
+            try:
+                return await work(store)
+            except (RedisError, OSError) as exc:
+                if time.monotonic() > deadline:
+                    raise ControlStoreError(
+                        "the control store lost a request",
+                        why=str(exc),
+                        next_step="look whether it runs and has room",
+                    ) from exc
+        await asyncio.sleep(_AGAIN_S)
+
+
+async def connect(address: Address, migration: str) -> ControlStore:
+    """Connect to a control store, which may be away for a while.
+
+    Raises:
+        ControlStoreError: it did not come back within `STORE_AWAY_S`.
+    """
     deadline = time.monotonic() + STORE_AWAY_S
     while True:
         try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from exodus.config import Hold, Phase, Side
@@ -14,7 +15,7 @@ from exodus.control import ledger
 from exodus.control.identity import Identity
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
-from exodus.cutover import bundle, closing, finalising, forced, switch
+from exodus.cutover import bundle, closing, finalising, forced, shelf, switch
 from exodus.cutover.collect import collect, dirty_keys
 from exodus.cutover.fence import confirm_word, shut_out
 from exodus.cutover.levers import end_hold
@@ -26,6 +27,7 @@ from exodus.window import Window
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
+from tasks.kept import kept_task
 from tasks.progress import shown
 from tasks.runs import why_rollback_is_open
 
@@ -36,7 +38,7 @@ _FOLDER = "EXODUS_EVIDENCE_DIR"
 _KEY = "EXODUS_EVIDENCE_KEY"  # file with the Ed25519 private key that signs bundles; without it none is signed
 
 
-@task(name="rehearse the switch", persist_result=True)
+@kept_task("rehearse the switch")
 def rehearse_switch(migration: str) -> Json:
     """Switch the reserved prefix to the target and back, under writes."""
 
@@ -47,7 +49,7 @@ def rehearse_switch(migration: str) -> Json:
     return run(work())
 
 
-@task(name="explain the switch", persist_result=True)
+@kept_task("explain the switch")
 def explain_switch(migration: str, to: str) -> list[str]:
     """The steps that `switch_authority` would do."""
 
@@ -58,7 +60,7 @@ def explain_switch(migration: str, to: str) -> list[str]:
     return run(work())
 
 
-@task(name="switch the authority to the {to}", task_run_name="switch the authority to the {to}", persist_result=True)
+@kept_task("switch the authority to the {to}", run_name="switch the authority to the {to}")
 def switch_authority(migration: str, phase: str, to: str, window: Json | None = None, plan_digest: str = "") -> Json:
     """Do the switch, in a window where one was approved; once: where the route has it already, put right what is left, and say so.
 
@@ -107,7 +109,7 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
     return run(work())
 
 
-@task(name="keep the word of who closed the way to the {side}", persist_result=True)
+@kept_task("keep the word of who closed the way to the {side}")
 def confirm_fence(migration: str, side: str, by: str) -> None:
     """A person says that only gateways and Exodus reach a side: `provider` fences rely on it, for one switch."""
 
@@ -118,7 +120,7 @@ def confirm_fence(migration: str, side: str, by: str) -> None:
     run(work())
 
 
-@task(name="look whether the target is alive", persist_result=True)
+@kept_task("look whether the target is alive")
 def look_at_target(migration: str) -> Json:
     """Whether the target answers; where it does not, what was written there and has not flowed back, key by key."""
 
@@ -133,7 +135,7 @@ def look_at_target(migration: str) -> Json:
     return run(work())
 
 
-@task(name="force the authority back to the source", persist_result=True)
+@kept_task("force the authority back to the source")
 def force_back(migration: str) -> Json:
     """Back to the source although the target is dead.
 
@@ -164,7 +166,7 @@ def force_back(migration: str) -> Json:
     return run(work())
 
 
-@task(name="check that the source may be given up", persist_result=True)
+@kept_task("check that the source may be given up")
 def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | None:
     """Why the business decision cannot be taken now, or None. Kept for each answer, so that an answer once refused stays refused."""
     del attempt
@@ -185,9 +187,12 @@ def _why_rollback_is_open(migration: str) -> str | None:
     return why_rollback_is_open(migration, run(work()))
 
 
-@task(name="keep the evidence", persist_result=True)
+@kept_task("keep the evidence")
 def keep_evidence(migration: str, phase: str) -> Json:
-    """Write everything that is known into a hash-chained folder, and the head of its chain into the ledger."""
+    """Write everything that is known as a hash-chained bundle, and the head of its chain into the ledger.
+
+    The bundle is written to the control store, which outlives this worker, and to a folder here.
+    """
     # Never the working directory: a worker runs each flow in a temporary one, and removes it afterwards.
     under = Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute() / migration
     signs = os.environ.get(_KEY)
@@ -196,16 +201,34 @@ def keep_evidence(migration: str, phase: str) -> Json:
         async with opened(migration) as it:
             run_id = str(flow_run.get_id() or "")
             now_ms = await it.store.now_ms()
-            folder = under / f"{phase}-{now_ms}"
-            head = bundle.write(folder, await collect(it.store, it.plan), private_key=Path(signs) if signs else None)
-            facts: dict[str, str | int | float | bool | None] = {"folder": str(folder), "head": head}
+            name = f"{phase}-{now_ms}"
+            folder = under / name
+            documents = await collect(it.store, it.plan)
+            files, head = bundle.make(documents, private_key=Path(signs) if signs else None)
+            bundle.put(folder, files)
+            lost = await shelf.keep(it.store, name, files)
+            if lost:
+                get_run_logger().warning("the bundle is on this worker only: %s", lost)
+            host = socket.gethostname()
+            facts: dict[str, str | int | float | bool | None] = {
+                "folder": str(folder), "host": host, "head": head, "name": "" if lost else name,
+            }  # fmt: skip
             await ledger.record(
                 it.store,
-                LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="noted", gate="evidence", verdict=head, flow_run_id=run_id, facts=facts),
+                LedgerEntry(
+                    at_ms=now_ms,
+                    phase=Phase(phase),
+                    event="noted",
+                    gate="evidence",
+                    verdict=head,
+                    flow_run_id=run_id,
+                    facts=facts,
+                ),
             )
+            fetch = "" if lost else f"\n\n`exodus evidence fetch {name} --name {name}`"
             create_markdown_artifact(
                 key=artifact_key(migration, phase, "bundle"),
-                text=f"`{folder}`\n\nhead `{head}`\n\n`exodus evidence check {folder} --head {head}`",
+                text=f"`{folder}` on `{host}`{fetch}\n\nhead `{head}`\n\n`exodus evidence check {name if fetch else folder} --head {head}`",
                 description="the evidence bundle",
             )
             return facts
@@ -213,7 +236,7 @@ def keep_evidence(migration: str, phase: str) -> Json:
     return run(work())
 
 
-@task(name="stop live sync", persist_result=True)
+@kept_task("stop live sync")
 def stop_live_sync(migration: str, why: str) -> Json:
     """End copying without a switch: the authority stays what it is. Journal and ledger are kept for investigation."""
 
@@ -225,7 +248,7 @@ def stop_live_sync(migration: str, why: str) -> Json:
     return run(work())
 
 
-@task(name="finalise", persist_result=True)
+@kept_task("finalise")
 def finalise(migration: str, decided_by: Json) -> Json:
     """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced.
 
@@ -246,7 +269,7 @@ def finalise(migration: str, decided_by: Json) -> Json:
     return run(work())
 
 
-@task(name="clean up an abandoned migration", persist_result=True)
+@kept_task("clean up an abandoned migration")
 def abandon(migration: str, *, clean_target: bool) -> Json:
     """Live sync off, fences lifted, Exodus's own keys removed, and, where asked, every key that the target holds of the source."""
 

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, create_model
 from exodus.config import FenceKind, Fencing, Side
 from exodus.shown import markdown
 from exodus.window import Window
-from tasks.context import Json, load
+from tasks.context import Json, plan_of
 from tasks.ledger import announce, finish_phase, record_decision, who_answered
 
 _TEXT_MAX = 2_000
@@ -193,7 +193,7 @@ def ask(
         complete: makes of the form's fields what the ledger keeps.
         beforehand: what whoever started the run has answered already. Where it does not hold, it is asked as ever, with the reason.
     """
-    days = load(migration).plan().decision_days_max
+    days = plan_of(migration).decision_days_max
     attempt, problem = 1, None
     while True:
         shown = announce(migration, phase, gate, question, summary, evidence, attempt)

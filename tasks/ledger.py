@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from prefect import task
-from prefect.cache_policies import DEFAULT
+import orjson
 from prefect.runtime import flow_run
+from redis.exceptions import WatchError
 
-from exodus.config import Phase
-from exodus.control import ledger
+from exodus.config import Phase, Plan
+from exodus.control import ledger, steps
 from exodus.control.beginning import check_may_begin
 from exodus.control.identity import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
@@ -17,27 +17,54 @@ from exodus.control.route import read_route
 from exodus.control.store import answered
 from exodus.cutover.standing import plan_digest
 from exodus.errors import DecisionRefused
-from tasks.context import Json, Opened, live_task, opened, run
+from tasks.context import Json, Opened, in_place, live_task, opened, registered_plan, run
 from tasks.evidence import prepare
+from tasks.kept import kept_task
+from tasks.registering import register_block
 from tasks.runs import cancel, is_open
 
 
-async def _alone(opened_: Opened, phase: Phase, run_id: str) -> None:
-    """One phase at a time; but Rollback takes the place of whatever goes on."""
-    for name, state in (await opened_.store.phases()).items():
-        if state.get("flow_run_id") == run_id or not await asyncio.to_thread(is_open, state):
-            continue
-        if phase is not Phase.ROLLBACK or name == Phase.ROLLBACK:
-            raise DecisionRefused(
-                f"{phase} may not begin: {name} is {state['state']}",
-                why=f"its run {state['flow_run_id']} goes on, and phases follow each other",
-                next_step=f"decide {name} first; or cancel its run in the Prefect UI, if its host is gone",
-            )
-        await asyncio.to_thread(cancel, state)
-        await opened_.store.save_phase(name, {**state, "state": "cancelled", "why": "a rollback takes its place"})
+async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> None:
+    """Say that the phase runs, where no other does; two that begin at once cannot both.
+
+    One phase at a time; but Rollback takes the place of whatever goes on.
+    """
+    store = opened_.store
+    while True:
+        async with store.client.pipeline(transaction=True) as pipe:
+            await pipe.watch(store.keys.phase)
+            replaced: dict[str, Json] = {}
+            for name, other in (await store.phases()).items():
+                ours = other.get("flow_run_id") == run_id
+                if ours or not await asyncio.to_thread(is_open, other):
+                    continue
+                if phase is not Phase.ROLLBACK or name == Phase.ROLLBACK:
+                    raise DecisionRefused(
+                        f"{phase} may not begin: {name} is {other['state']}",
+                        why=f"its run {other['flow_run_id']} goes on, and phases follow each other",
+                        next_step=f"decide {name} first; or cancel its run in the Prefect UI, if its host is gone",
+                    )
+                await asyncio.to_thread(cancel, other)
+                replaced[name] = {**other, "state": "cancelled", "why": "a rollback takes its place"}
+            pipe.multi()
+            for name, now in {**replaced, str(phase): state}.items():
+                pipe.hset(store.keys.phase, name, orjson.dumps(now, default=str).decode())
+            try:
+                await pipe.execute()
+            except WatchError:
+                continue
+            return
 
 
-@task(name="open the phase", persist_result=True)
+async def _plan_now(opened_: Opened, phase: Phase) -> Plan:
+    """Register the block where it was changed; a way back takes the plan as it is, whatever answers."""
+    registered = await registered_plan(opened_.store)
+    if phase is Phase.ROLLBACK and registered is not None:
+        return in_place(registered, opened_.proposed)
+    return await register_block(opened_.store, opened_.proposed, opened_.store.address)
+
+
+@kept_task("open the phase")
 def open_phase(migration: str, phase: str) -> Json:
     """Check that the phase may begin and say that it has.
 
@@ -46,24 +73,25 @@ def open_phase(migration: str, phase: str) -> Json:
     """
 
     async def work() -> Json:
-        async with opened(migration) as it:
+        async with opened(migration, beginning=True) as it:
             run_id = str(flow_run.get_id() or "")
-            await check_may_begin(it.store, it.plan, Phase(phase))
+            plan_now = await _plan_now(it, Phase(phase))
+            await check_may_begin(it.store, plan_now, Phase(phase))
             if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):  # there the gates come after a decision, in another process
                 prepare()
-            await _alone(it, Phase(phase), run_id)
             now_ms = await it.store.now_ms()
+            state = {"state": "running", "started_ms": now_ms, "flow_run_id": run_id}
+            await _claim(it, Phase(phase), run_id, state)
             await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
-            await it.store.save_phase(phase, {"state": "running", "started_ms": now_ms, "flow_run_id": run_id})
             await answered(it.store.client.delete(it.store.keys.abort))
             route = await read_route(it.store)
-            plan, approved = it.plan.model_dump(mode="json"), await plan_digest(it.store)
+            plan, approved = plan_now.model_dump(mode="json"), await plan_digest(it.store)
             return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": plan, "plan_digest": approved}
 
     return run(work())
 
 
-@task(name="say what is waited for", persist_result=True, cache_policy=DEFAULT - "summary")
+@kept_task("say what is waited for", but=("summary",))
 def announce(migration: str, phase: str, gate: str, question: str, summary: list[str], evidence: str, attempt: int) -> Json:
     """Keep what the form shows as a report, and put the open decision where `exodus status` finds it.
 
@@ -99,7 +127,7 @@ def shown_name(phase: str, gate: str) -> str:
     return f"shown.{phase}.{gate}" if gate else f"shown.{phase}"
 
 
-@task(name="see who answered", persist_result=True)
+@kept_task("see who answered")
 def who_answered(migration: str, gate: str, answer: Json, attempt: int) -> Json:
     """Return who gave an answer and how that is known, and why this person may not decide so, where that is."""
 
@@ -116,7 +144,7 @@ def identity_of(decision: Json) -> Json:
     return decider(LedgerEntry.model_validate(decision)).model_dump(mode="json")
 
 
-@task(name="write the decision down", persist_result=True)
+@kept_task("write the decision down")
 def record_decision(migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str) -> Json:
     """Append a decision to the ledger, once, and set the phase's state."""
 
@@ -148,7 +176,7 @@ def record_decision(migration: str, phase: str, gate: str, answer: Json, evidenc
     return run(work())
 
 
-@task(name="end the phase", persist_result=True)
+@kept_task("end the phase")
 def finish_phase(migration: str, phase: str, outcome: str) -> Json:
     """Say how the phase ended."""
 
@@ -162,6 +190,7 @@ def finish_phase(migration: str, phase: str, outcome: str) -> Json:
                 it.store,
                 LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="finished", verdict=outcome, flow_run_id=str(flow_run.get_id() or "")),
             )
+            await steps.end(it.store, str(flow_run.get_id() or ""))
             return state
 
     return run(work())

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect import task
-
-from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole
+from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Plan, Side, UserRole
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
-from exodus.control.checkpoint import load_pass
 from exodus.control.route import change_route, read_route
-from exodus.control.store import answered, make_client
+from exodus.control.store import ControlStore, answered, make_client
 from exodus.cutover.feeds import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
 from exodus.cutover.rehearsal import check_rehearsal
@@ -23,12 +20,16 @@ from exodus.sync import lives, migrate, native, runs
 from exodus.sync.engine import open_engine
 from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
+from exodus.sync.heavy import text_of
+from exodus.sync.looks import count_keys, look_at_verification
+from exodus.sync.progress import Looked
 from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
+from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
-from tasks.progress import telling
+from tasks.progress import telling, watched
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
@@ -45,7 +46,7 @@ async def _any_alive(it: Opened, kind: str) -> bool:
     return any(not beat.stale(now_ms) for beat in await registry.heartbeats(it.store, kind))
 
 
-@task(name="start live sync", persist_result=True)
+@kept_task("start live sync")
 def start_live_sync(migration: str) -> Json:
     """Turn the journal on in every gateway, start the syncers, and prove the feed by a probe key. Before the first copy (race rule 3).
 
@@ -142,7 +143,7 @@ def prove_way_back(migration: str) -> str:
     return run(work())
 
 
-@task(name="mark what changed while live sync was off", persist_result=True)
+@kept_task("mark what changed while live sync was off")
 def mark_changed_meanwhile(migration: str) -> int:
     """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
 
@@ -159,7 +160,7 @@ def mark_changed_meanwhile(migration: str) -> int:
     return run(work())
 
 
-@task(name="wait until live sync has caught up", persist_result=True)
+@kept_task("wait until live sync has caught up")
 def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     """Wait until all that is in the journal now is synced. Applications go on writing, so that it is empty may never be seen."""
 
@@ -189,24 +190,26 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="verify both sides", persist_result=True)
+@kept_task("verify both sides")
 def verify_sides(migration: str, name: str) -> Json:
     """Compare every key in both directions; the report is kept as `verification.NAME`. Evidence for a form, with its time in it."""
 
     async def work() -> Json:
-        async with opened(migration) as it:
+        async with opened(migration) as it, budget_heard(it.store):
+            return await reconcile(await open_engine(it.store, it.plan.acting(UserRole.VERIFIER)), name)
 
-            async def how_far() -> str:
-                now = await load_pass(it.store, name)
-                return "compares both sides" + ("" if now is None else f": {now.counts}, {len(now.suspects)} keys to be looked at again")
+    totals: list[int] = []
 
-            async with telling(how_far), budget_heard(it.store):
-                return await reconcile(await open_engine(it.store, it.plan.acting(UserRole.VERIFIER)), name)
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        if not totals:
+            totals.append(await count_keys(plan, Side.SOURCE, Side.TARGET))
+        return await look_at_verification(store, name, totals[0])
 
-    return run(work())
+    with watched(migration, name, "verification", look):
+        return run(work())
 
 
-@task(name="wait until what was written is compared", persist_result=True)
+@kept_task("wait until what was written is compared")
 def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     """Wait until every key that was written before now was found equal since: with the last clean pass, that speaks for all keys.
 
@@ -233,7 +236,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@task(name="repair divergences", persist_result=True)
+@kept_task("repair divergences")
 def repair_divergences(migration: str, name: str) -> Json:
     """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
 
@@ -265,7 +268,7 @@ def repair_divergences(migration: str, name: str) -> Json:
     return run(work())
 
 
-@task(name="look whether all dead letters are accepted", persist_result=True)
+@kept_task("look whether all dead letters are accepted")
 def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None:
     """Why an answer that accepts these names cannot be, or None. Kept for each answer, so that an answer once refused stays refused."""
     del attempt
@@ -277,7 +280,7 @@ def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None
     return run(work())
 
 
-@task(name="put accepted dead letters aside", persist_result=True)
+@kept_task("put accepted dead letters aside")
 def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
     """Put what a person accepted by name on its own list; the names."""
 
@@ -288,7 +291,7 @@ def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
     return run(work())
 
 
-@task(name="count what stays behind", persist_result=True)
+@kept_task("count what stays behind")
 def count_left_behind(migration: str) -> Json:
     """Whether the plan has filters, and how many keys they leave out by the newest verification, rule by rule."""
 
@@ -298,6 +301,17 @@ def count_left_behind(migration: str) -> Json:
             rules = found.get("excluded", {})
             rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [{"rule": "none met any key", "keys": 0}]
             return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
+
+    return run(work())
+
+
+@live_task(name="look for keys that cost much to copy")
+def say_heavy_keys(migration: str) -> list[str]:
+    """Lines of a form: keys that live sync copies whole again and again, such as lists that grow."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return [text_of(row) for beat in await registry.heartbeats(it.store, "syncer") for row in beat.facts.get("heavy", [])]
 
     return run(work())
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
-from prefect import task
-
-from exodus.config import Side
+from exodus.config import Plan, Side
+from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.sync import native
 from exodus.sync.key import Strategy
+from exodus.sync.progress import Looked
+from tasks.backfill import count_source
 from tasks.context import Json, opened, run
+from tasks.kept import kept_task
 
 _WATCH_S = 20.0  # of one task, as long as a slice's turn
 _STUCK_S = 60.0  # without a byte or a key more
@@ -19,7 +22,7 @@ _POLL_S = 0.2
 REPORT = "native"
 
 
-@task(name="watch the target being filled", task_run_name="watch the target being filled, round {attempt}", persist_result=True)
+@kept_task("watch the target being filled", run_name="watch the target being filled, round {attempt}")
 def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     """Watch for a while; `done` once the target follows the source and has applied what the source had then.
 
@@ -55,7 +58,19 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-@task(name="count what the replica has", persist_result=True)
+def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+    """Return what looks how much of the source's data the replica has loaded."""
+    total = count_source(migration)
+
+    async def look(store: ControlStore, plan: Plan) -> Looked:
+        del store
+        link = await native.look(plan)
+        return Looked(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
+
+    return look
+
+
+@kept_task("count what the replica has")
 def count_filled(migration: str) -> Json:
     """The row that a backfill by keys has: a replica has what its source has."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 
-from prefect import task
-
 from exodus.config import Side
 from exodus.control.route import read_route
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.cutover.preflight import check_all
+from exodus.endpoint import Endpoint, raise_if_fatal
 from exodus.leg import ReplyError
 from exodus.own import RESERVED_PREFIX
 from tasks.context import Json, opened, run
+from tasks.kept import kept_task
 
 _KEY = RESERVED_PREFIX + b"exercise}"
 # One write and one read a type, on a key of our own; what the read must say.
@@ -30,7 +30,7 @@ _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
 ]
 
 
-@task(name="check both sides", persist_result=True)
+@kept_task("check both sides")
 def check_sides(migration: str) -> list[Json]:
     """The pre-flight checks.
 
@@ -40,14 +40,14 @@ def check_sides(migration: str) -> list[Json]:
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
-            findings = await check_pair(it.endpoint(Side.SOURCE), it.endpoint(Side.TARGET), it.plan, it.store)
+            findings = await check_all(it.plan, it.store)
             raise_if_fatal(findings)
             return [asdict(finding) for finding in findings]
 
     return run(work())
 
 
-@task(name="describe both sides", persist_result=True)
+@kept_task("describe both sides")
 def describe_sides(migration: str) -> Json:
     """Facts of both sides: versions, sizes, capabilities."""
 
@@ -58,7 +58,7 @@ def describe_sides(migration: str) -> Json:
     return run(work())
 
 
-@task(name="exercise the target", persist_result=True)
+@kept_task("exercise the target")
 def exercise_target(migration: str) -> list[Json]:
     """Every type once, on a key of Exodus's own, which is removed."""
 
@@ -91,7 +91,7 @@ async def _print_of(endpoint: Endpoint) -> str:
     return hashlib.sha256(repr(shape).encode()).hexdigest()
 
 
-@task(name="take the source's fingerprint", persist_result=True)
+@kept_task("take the source's fingerprint")
 def fingerprint_source(migration: str) -> Json:
     """Role, users and settings of the source as a digest, and the route."""
 
@@ -103,7 +103,7 @@ def fingerprint_source(migration: str) -> Json:
     return run(work())
 
 
-@task(name="check that production is as it was", persist_result=True)
+@kept_task("check that production is as it was")
 def unchanged(migration: str, before: Json) -> list[Json]:
     """Compare the source's fingerprint and the route with those taken before."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import orjson
-from prefect import task
 
 from exodus.capture.monitor import capture
 from exodus.control import registry
@@ -14,9 +14,12 @@ from exodus.control.store import answered
 from exodus.errors import DecisionRefused
 from exodus.gateway.server import load_table
 from tasks.context import Json, Opened, opened, run
+from tasks.kept import kept_task
+
+_HOT_KEYS = 20
 
 
-@task(name="capture traffic", persist_result=True)
+@kept_task("capture traffic")
 def capture_traffic(migration: str, seconds: float | None) -> Json:
     """Watch the source by MONITOR; the profile as JSON, also kept as a report."""
 
@@ -40,7 +43,7 @@ async def _snapshots(it: Opened) -> dict[str, Json]:
     return found
 
 
-@task(name="learn the workload", persist_result=True)
+@kept_task("learn the workload")
 def learn_workload(migration: str, seconds: float | None) -> Json:
     """What the gateways counted during some seconds, by command.
 
@@ -71,12 +74,22 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
                 "connections": sum(snapshot["connections"] for snapshot in after.values()),
                 "gateways": len(after),
                 "risks": _risks(after),
+                "hot_keys": _hot(before, after, watched),
                 "commands": commands,
             }
             await it.store.save_report("profile.analyze", report)
             return report
 
     return run(work())
+
+
+def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> list[Json]:
+    """Return the keys that were named most often meanwhile, with about how often a second."""
+    counts: Counter[str] = Counter()
+    for process, snapshot in after.items():
+        earlier = dict(before.get(process, {}).get("hot_keys", []))
+        counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
+    return [{"key": key, "requests_per_s": round(count / seconds, 1)} for key, count in counts.most_common(_HOT_KEYS) if count > 0]
 
 
 def _risks(snapshots: dict[str, Json]) -> dict[str, int]:

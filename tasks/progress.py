@@ -8,23 +8,108 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
+from redis.exceptions import RedisError
 
+from exodus.config import Plan
 from exodus.control.store import ControlStore
 from exodus.cutover.levers import NOW
 from exodus.cutover.switch import Step, Switch
 from exodus.ending import beside, end_all
+from exodus.errors import ExodusError
+from exodus.sync.progress import EVERY_S, REPORT, Looked, Meter
+from tasks.context import connect, load, plan_of
 from tasks.evidence import artifact_key
 
 _LOOK_S = 0.3
 _TELL_S = 5.0
+
+
+class Watched(threading.Thread):
+    """Shows how far bulk work is, every `EVERY_S`: in an artifact, in the run's log, and in the control store for `exodus status`.
+
+    A thread with a connection of its own, since the work blocks the flow. Nothing that fails here fails the work.
+    """
+
+    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked]]) -> None:
+        super().__init__(name=f"progress of {what}", daemon=True)
+        self._plan, self._address = plan_of(migration), load(migration).control_store.address("control_store")
+        self._context = copy_context()  # with the run's client of Prefect
+        self._look = look
+        self._meter = Meter(what)
+        self._log = get_run_logger()
+        self._ending = threading.Event()
+        self._failing = ""
+        self._told = ""
+        key = artifact_key(migration, phase, what)
+        self._artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"{what} begins")
+
+    def run(self) -> None:
+        """Work until `end`."""
+        self._context.run(asyncio.run, self._run())
+
+    def end(self, *, done: bool) -> None:
+        """Look once more, and show how it ended."""
+        self._ending.set()
+        self.join()
+        if done:
+            self._show(100.0, f"{self._told} · done" if self._told else "done")
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with await connect(self._address, self._plan.name) as store:
+                    await self._follow(store)
+            except (ExodusError, RedisError, OSError, PrefectException, httpx.HTTPError) as exc:
+                self._fails(f"{type(exc).__name__}: {exc}")
+            if await asyncio.to_thread(self._ending.wait, EVERY_S):
+                return
+
+    async def _follow(self, store: ControlStore) -> None:
+        while True:
+            ended = self._ending.is_set()
+            progress = self._meter.look(time.monotonic(), await self._look(store, self._plan), await store.now_ms())
+            await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text})
+            self._told = progress.text.partition(" · ends in")[0]
+            self._log.info("%s", progress.text)
+            await asyncio.to_thread(self._show, progress.percent, progress.text)
+            self._failing = ""
+            if ended:
+                return
+            await asyncio.to_thread(self._ending.wait, EVERY_S)
+
+    def _show(self, percent: float, text: str) -> None:
+        try:
+            update_progress_artifact(artifact_id=self._artifact, progress=percent, description=text)
+        except (PrefectException, httpx.HTTPError, OSError) as exc:
+            self._fails(f"{type(exc).__name__}: {exc}")
+
+    def _fails(self, why: str) -> None:
+        if not self._failing:
+            self._log.warning("the progress is not shown: %s", why)
+        self._failing = why
+
+
+@contextmanager
+def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked]]) -> Iterator[None]:
+    """Show how far bulk work is while the context is open."""
+    watching = Watched(migration, phase, what, look)
+    watching.start()
+    try:
+        yield
+    except BaseException:
+        watching.end(done=False)
+        raise
+    watching.end(done=True)
 
 
 class Shown:

@@ -16,7 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from exodus.config import Phase
-from exodus.control import ledger
+from exodus.control import ledger, steps
 from exodus.control.ledger import LedgerEntry
 from exodus.cutover.levers import end_hold
 from tasks.context import Json, opened, run
@@ -84,6 +84,7 @@ async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: 
         now_ms = await it.store.now_ms()
         state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
         await it.store.save_phase(phase, state)
+        await steps.end(it.store, run_id)
         await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="failed", verdict=outcome, why=why, flow_run_id=run_id))
         if phase in (Phase.COMMIT, Phase.ROLLBACK):
             # It may have died while it held writes. The gateways would end that by themselves, but not as soon.

@@ -8,7 +8,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from exodus.config import Workers, WorkersKind
 from exodus.errors import OperatorError
-from tasks.context import load
+from tasks.context import plan_of
 
 
 def workers_of(migration: str) -> TaskRunner[Any]:
@@ -17,7 +17,7 @@ def workers_of(migration: str) -> TaskRunner[Any]:
     Raises:
         OperatorError: the plan wants Dask, and it is not installed.
     """
-    return task_runner(load(migration).plan().workers)
+    return task_runner(plan_of(migration).workers)
 
 
 def task_runner(workers: Workers) -> TaskRunner[Any]:

@@ -14,6 +14,7 @@ from exodus.cli import decisions, levers, migrations, phases, processes, stack
 from exodus.cli.apply import apply
 from exodus.cli.carry import carry
 from exodus.cli.context import choosable
+from exodus.cli.deploy import deploy
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import say, show, show_error
@@ -42,6 +43,7 @@ def exodus(
 
 # The data plane takes servers and secrets from its own file only (docs/operating/trust.md).
 for command in (
+    deploy,
     apply,
     stack.up,
     stack.down,

@@ -18,6 +18,7 @@ from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migr
 from exodus.cli.output import show, show_json
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
+from exodus.cli.waiting import WaitOption, wait_asked
 from exodus.config import MigrationFile, Phase
 from exodus.control.identity import of_this_process
 from exodus.control.ledger import NEXT, digest
@@ -111,6 +112,7 @@ def answer(
     by: ByOption = None,
     field: FieldOption = None,
     yes: YesOption = False,
+    wait: WaitOption = False,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
@@ -132,20 +134,32 @@ def answer(
         )
     if not why:
         raise OperatorError("--why is missing", why="the ledger keeps it with every decision", next_step=f'exodus answer {word} --why "…"')
-    _answer(migration, api, asked, word, why, by, field, yes=yes)
+    _answer(migration, api, asked, word, why, by, field, yes=yes, wait=wait)
 
 
 def approve(
-    why: WhyOption, by: ByOption = None, field: FieldOption = None, yes: YesOption = False, file: FileOption = None, home: HomeOption = None
+    why: WhyOption,
+    by: ByOption = None,
+    field: FieldOption = None,
+    yes: YesOption = False,
+    wait: WaitOption = False,
+    file: FileOption = None,
+    home: HomeOption = None,
 ) -> None:
     """Show the open decision, and answer it with yes (retry, after a rollback). Example: exodus approve --why "numbers look right" """
     migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
     asked = _form(migration, api, open_decision(migration, api, verdict=_APPROVE))
-    _answer(migration, api, asked, _word(asked, _APPROVE), why, by, field, yes=yes)
+    _answer(migration, api, asked, _word(asked, _APPROVE), why, by, field, yes=yes, wait=wait)
 
 
 def reject(
-    why: WhyOption, by: ByOption = None, field: FieldOption = None, yes: YesOption = False, file: FileOption = None, home: HomeOption = None
+    why: WhyOption,
+    by: ByOption = None,
+    field: FieldOption = None,
+    yes: YesOption = False,
+    wait: WaitOption = False,
+    file: FileOption = None,
+    home: HomeOption = None,
 ) -> None:
     """Show the open decision, and answer it with no. After a rollback that ends the migration: use answer. Example: exodus reject --why "wait" """
     migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
@@ -157,7 +171,7 @@ def reject(
             why="after a rollback the question is whether the migration is tried again or ends",
             next_step=f"say which: exodus answer retry --why …, or exodus answer {word} --why …",
         )
-    _answer(migration, api, asked, word, why, by, field, yes=yes)
+    _answer(migration, api, asked, word, why, by, field, yes=yes, wait=wait)
 
 
 def _word(asked: Json, verdict: str) -> str:
@@ -199,10 +213,21 @@ def _show(asked: Json) -> None:
 
 
 def _answer(
-    migration: MigrationFile, api: PrefectApi, asked: Json, word: str, why: str, by: str | None, field: list[str] | None, *, yes: bool
+    migration: MigrationFile,
+    api: PrefectApi,
+    asked: Json,
+    word: str,
+    why: str,
+    by: str | None,
+    field: list[str] | None,
+    *,
+    yes: bool,
+    wait: bool,
 ) -> None:
     _show(asked)
     means = f", which means: {_MEANS[word]}" if word in _MEANS else ""
     confirm(f"{word}{means}?", yes=yes)
     done = answer_open_decision(migration, api, word, by=by or of_this_process().person, why=why, fields=_fields(field or []), phase=asked["phase"])
     show(f"{done['phase']}, {done['gate']}: {done['answer']}{means}")
+    if wait:
+        wait_asked(migration, api, done["flow_run_id"], read_status, after=(done["gate"], int(done["attempt"])))

@@ -1,4 +1,4 @@
-"""`exodus evidence write` and `check`: the bundle by hand."""
+"""`exodus evidence write`, `fetch` and `check`: the bundle by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, choosable, migration_at, open_store
 from exodus.cli.output import show, show_json
-from exodus.cutover import bundle
+from exodus.cutover import bundle, shelf
 from exodus.cutover.collect import collect
 
 evidence = typer.Typer(help="Evidence bundles: everything that was decided and proved, hash-chained.", no_args_is_help=True)
@@ -32,6 +32,25 @@ def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption
             return bundle.write(folder, await collect(store, migration.plan), private_key=sign_with)
 
     show(f"{folder}: head {asyncio.run(work())}")
+
+
+@evidence.command()
+def fetch(
+    folder: FolderArgument,
+    name: Annotated[str | None, typer.Option(help="which bundle; the newest where it is left away")] = None,
+    file: FileOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a bundle that a phase left in the control store. Example: exodus evidence fetch build/e"""
+    migration = migration_at(file, home)
+
+    async def work() -> str:
+        async with await open_store(migration) as store:
+            chosen, files = await shelf.files_of(store, name)
+            bundle.put(folder, files)
+            return f"{folder}: bundle {chosen}, {len(files)} files"
+
+    show(asyncio.run(work()))
 
 
 @evidence.command()

@@ -12,10 +12,11 @@ import typer
 
 from exodus.cli.attesting import ByOption, attest
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
-from exodus.cli.output import show, show_json, show_table
+from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.cli.runs import ANSWERED, STARTING, overlaid, run_ms, unwritten
-from exodus.config import MigrationFile, Phase, Side, UserRole
+from exodus.cli.runs import ANSWERED, OPEN, STARTING, overlaid, run_ms, unwritten
+from exodus.cli.waiting import WaitOption, wait_asked
+from exodus.config import MigrationFile, Phase, Plan, Side, UserRole
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.beginning import check_may_begin, text_of_end
 from exodus.control.changes import Key
@@ -32,19 +33,23 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
 from exodus.cutover.redirect import read_redirect
+from exodus.ending import beside
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
 from exodus.shown import when
 from exodus.sync.comparison import Depth
 from exodus.sync.engine import open_engine
 from exodus.sync.forecast import SAMPLE_KEYS, forecast
+from exodus.sync.heavy import text_of as text_of_heavy
+from exodus.sync.looks import count_keys, look_at_verification
 from exodus.sync.pace import read_paces
+from exodus.sync.progress import EVERY_S, REPORT, Meter
 from exodus.sync.reconcile import dead_letters, keys_of, reconcile
 from exodus.sync.reconcile import repair as sync_again
 
 Json = dict[str, Any]
 _ENDS_WITHIN_S = 60.0
 _LIFECYCLE = "lifecycle"
-_OPEN = ("waiting", "running", ANSWERED, STARTING)
+_PROGRESS_MS = 10_000  # older progress is of work that has ended
 
 
 def start(
@@ -52,11 +57,12 @@ def start(
     seconds: Annotated[float | None, typer.Option(help="how long to watch (pre-test, analyze, compare)")] = None,
     why: Annotated[str | None, typer.Option("--why", help="rollback: return to the source without being asked first; kept in the ledger")] = None,
     by: ByOption = None,
+    wait: WaitOption = False,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start a phase through its deployment. Examples: exodus start pre-test --seconds 30; exodus start rollback --why "orders fail" """
+    """Start a phase through its deployment. Examples: exodus start pre-test --wait; exodus start rollback --why "orders fail" """
     names = [*Phase, _LIFECYCLE]
     if phase not in names:
         raise OperatorError(f"phase: {phase!r} is not one", why="a migration has seven", next_step=f"one of {', '.join(names)}")
@@ -79,6 +85,8 @@ def start(
         show_json({"flow_run_id": run["id"], "name": run["name"], "url": api.run_url(run["id"])})
     else:
         show(f"started {run['name']}: {api.run_url(run['id'])}")
+    if wait:
+        wait_asked(migration, api, run["id"], read_status)
 
 
 async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) -> None:
@@ -90,7 +98,7 @@ async def _check_start(migration: MigrationFile, api: PrefectApi, phase: str) ->
     deadline = time.monotonic() + _ENDS_WITHIN_S
     while True:
         status = await read_status(migration, api)
-        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in _OPEN), None)
+        going_on = next((name for name in status["phases"] if status["phases"][name].get("state") in OPEN), None)
         if going_on is None or (phase == Phase.ROLLBACK and going_on != Phase.ROLLBACK):
             break
         state = status["phases"][going_on]
@@ -250,6 +258,7 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
             "comparers": [_beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
             "feeds": {str(side): (await chosen_feed(store, migration.plan, side)).text(side) for side in Side},
+            "progress": await _progress(store),
             "pace": [report.model_dump() for report in await read_paces(store)],
             "freshness": await _freshness(store, migration.plan.partitions),
             "accepted_letters": list((await accepted_letters(store)).values()),
@@ -259,6 +268,12 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
             if verification is None
             else {key: verification[key] for key in ("keys_verified", "keys_authority", "divergences_total", "at_ms")},
         }
+
+
+async def _progress(store: ControlStore) -> Json | None:
+    """Return how far the backfill or verification is that goes on; None where there is none."""
+    found = await store.report(REPORT)
+    return found if found is not None and await store.now_ms() - found["at_ms"] < _PROGRESS_MS else None
 
 
 async def _freshness(store: ControlStore, partitions: int) -> Json:
@@ -282,8 +297,15 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     show(status["feeds"][status["authority"]])
     for gap in status["open_gaps"]:
         show(f"open gap: {gap.get('why', '')}")
+    if status["progress"] is not None:
+        show(status["progress"]["text"])
+    for beat in status["syncers"]:
+        for row in beat.get("heavy", []):
+            show(f"warning: {text_of_heavy(row)}")
     for pace in status["pace"]:
         spent = f"probe p99 {pace['probe_ms_p99']} ms (before: {pace['probe_ms_baseline']} ms), {pace['authority_cpu_share'] * 100:.0f} % of a core"
+        if pace["applications_cpu_share"] is not None:
+            spent += f" ({pace['applications_cpu_share'] * 100:.0f} % without Exodus)"
         show(f"{pace['what']}: pause {pace['pause_ms']} ms a batch · {spent}{' · ' + pace['why'] if pace['why'] else ''}")
     for facts in (beat for beat in status["syncers"] if "probe_lag_ms_p50" in beat):
         why = f" · {facts['probe_why']}" if facts["probe_why"] else ""
@@ -327,10 +349,19 @@ def status(
 # ---------------------------------------------------------------------- verification
 
 
+async def _tell_verification(store: ControlStore, plan: Plan) -> None:
+    """Say on standard error, every few seconds, how far the verification is."""
+    total, meter = await count_keys(plan.acting(UserRole.VERIFIER), *Side), Meter("verification")
+    while True:
+        await asyncio.sleep(EVERY_S)
+        say(meter.look(time.monotonic(), await look_at_verification(store, BY_HAND, total)).text)
+
+
 async def _verify(store: ControlStore, *, fix: bool, depth: Depth = Depth.FULL, share: float = 1.0, remove_extra: bool = False) -> Json:
     plan = await store.plan()
     engine = await open_engine(store, plan.acting(UserRole.VERIFIER))
-    report = await reconcile(engine, BY_HAND, depth=depth, share=share)
+    async with beside(_tell_verification(store, plan)):
+        report = await reconcile(engine, BY_HAND, depth=depth, share=share)
     if fix and report["divergences"]:
         left = await sync_again(await open_engine(store, plan), keys_of(report), remove_extra=remove_extra)
         report = await reconcile(engine, BY_HAND, depth=depth, share=share)

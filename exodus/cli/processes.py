@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,17 +23,30 @@ from exodus.gateway.server import GatewayOptions, serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.shown import LogFormatter
 from exodus.sync.live import run_syncer
+from exodus.telemetry.states import JsonFormatter
 
 IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
+
+
+class LogFormat(StrEnum):
+    """How a process writes its log."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
-def _log(level: str) -> None:
+LogFormatOption = Annotated[LogFormat, typer.Option("--log-format", help="text, or json: one object a line")]
+
+
+def _log(level: str, form: LogFormat) -> None:
     if level.upper() not in _LEVELS:
         raise OperatorError(f"--log-level: {level!r} is not a level", why=f"levels are {', '.join(_LEVELS)}", next_step="--log-level INFO")
     handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    text = LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else text)
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -75,9 +89,10 @@ def gateway(
     lend_own_address: Annotated[bool, typer.Option(help="open a server without a password, which trusts this machine, to the network")] = False,
     listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
     log_level: str = "INFO",
+    log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
     """Relay applications to the authority. Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400 --workers 4"""
-    _log(log_level)
+    _log(log_level, log_format)
     migration = migration_at(file, home)
     host, port = migration.plan.gateway.host, migration.plan.gateway.port
     if listen is not None and listen.startswith("unix:"):
@@ -93,7 +108,7 @@ def gateway(
         root = state_dir or Path("exodus-state")
         given = {"--file": file, "--home": home, "--cert-file": cert_file, "--key-file": key_file, "--client-ca-file": client_ca_file}
         shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-        shared += ["--drain", str(drain_s), "--connections", str(-(-connections // workers)), "--log-level", log_level]
+        shared += ["--drain", str(drain_s), "--connections", str(-(-connections // workers)), "--log-level", log_level, "--log-format", log_format]
         shared += ["--status-listen", status_listen, *["--lend-own-certificate"] * lend_own_certificate, *["--lend-own-address"] * lend_own_address]
         shared += ["--listen", host if host.startswith("unix:") else f"{host}:{port}"]
 
@@ -120,9 +135,15 @@ def gateway(
         ) from exc
 
 
-def syncer(id_: IdOption = "syncer-1", file: FileOption = None, home: HomeOption = None, log_level: str = "INFO") -> None:
+def syncer(
+    id_: IdOption = "syncer-1",
+    file: FileOption = None,
+    home: HomeOption = None,
+    log_level: str = "INFO",
+    log_format: LogFormatOption = LogFormat.TEXT,
+) -> None:
     """Make changed keys equal on the follower. Example: exodus syncer --id syncer-1"""
-    _log(log_level)
+    _log(log_level, log_format)
     migration = migration_at(file, home)
 
     async def work() -> None:
@@ -132,9 +153,15 @@ def syncer(id_: IdOption = "syncer-1", file: FileOption = None, home: HomeOption
     uvloop.run(work())
 
 
-def comparer(id_: IdOption = "comparer-1", file: FileOption = None, home: HomeOption = None, log_level: str = "INFO") -> None:
+def comparer(
+    id_: IdOption = "comparer-1",
+    file: FileOption = None,
+    home: HomeOption = None,
+    log_level: str = "INFO",
+    log_format: LogFormatOption = LogFormat.TEXT,
+) -> None:
     """Compare sampled requests on the target. Example: exodus comparer --id comparer-1"""
-    _log(log_level)
+    _log(log_level, log_format)
     migration = migration_at(file, home)
 
     async def work() -> None:

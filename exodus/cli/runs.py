@@ -20,6 +20,7 @@ _ENDED = {
     "CANCELLING": "cancelled",
 }
 _OPEN = ("running", "waiting")
+OPEN = (*_OPEN, ANSWERED, STARTING)  # of a phase that has not ended, as `overlaid` says it
 
 
 def run_ms(text: str | None) -> int:

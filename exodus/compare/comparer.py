@@ -43,6 +43,7 @@ from exodus.sync.engine import Engine, open_engine
 from exodus.sync.key import Copier
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
+from exodus.telemetry.states import WAITS, States
 
 log = logging.getLogger(__name__)
 _BATCH = 200
@@ -240,6 +241,8 @@ class Comparer:
         self._run: Run | None = None
         self._rows: dict[str, Counter[str]] = {}
         self._why = ""
+        self._store_why = ""
+        self._states = States(log)
         self._behind = 0
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -250,7 +253,7 @@ class Comparer:
 
     async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
         """Serve until `stop`."""
-        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._why or "following"))
+        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._store_why or self._why or "following"))
         try:
             await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
         finally:
@@ -263,8 +266,10 @@ class Comparer:
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
-            self._why = f"the control store is away: {type(exc).__name__}"
+            self._store_is(f"{type(exc).__name__}: {exc}")
             return
+        self._store_is("")
+        self._states.now("route", route.text)
         if route.epoch == self._route.epoch:
             return
         before, self._route = self._route, route
@@ -296,12 +301,13 @@ class Comparer:
                     run = Run(engine, copier, authority, follower, ours, table)
                     run.rows = self._rows
                     self._why = ""
+                    self._states.away("comparing", "", verbs=WAITS)
                     while True:
                         shadow_at = await self._batch(run, shadow_at)
                         positions = await self._refresh(run, positions)
             except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
                 self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
-                log.info("comparing waits: %s", self._why)
+                self._states.away("comparing", self._why, verbs=WAITS)
                 await asyncio.sleep(0.5)
 
     async def _tries(self, address: Address, side: Side, opened: contextlib.AsyncExitStack) -> Tries:
@@ -352,8 +358,14 @@ class Comparer:
             self._beat_now.clear()
             try:
                 await registry.beat(self._store, self.heartbeat(await self._store.now_ms()))
+                self._store_is("")
             except _STORE_ERRORS as exc:
-                self._why = f"the control store is away: {type(exc).__name__}"
+                self._store_is(f"{type(exc).__name__}: {exc}")
+
+    def _store_is(self, why: str) -> None:
+        """Note whether the control store is away, and why."""
+        self._store_why = f"the control store is away: {why}" if why else ""
+        self._states.away("the control store", why, kind="away" if why else "")
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
@@ -364,7 +376,7 @@ class Comparer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="comparing" if working else "idle",
-            why=self._why,
+            why=self._store_why or self._why,
             facts={"behind": self._behind, "rows": {name: dict(row) for name, row in self._rows.items()}},
         )
 

@@ -56,6 +56,15 @@ class Route(BaseModel):
         """The side that is not the authority."""
         return self.authority.other
 
+    @property
+    def text(self) -> str:
+        """The epoch's orders in words, for a log."""
+        held = ", writes are held" if self.hold is Hold.WRITES else ""
+        sync = f", live sync by {self.feed}" if self.sync else ""
+        more = f", {self.shadow_rate:.0%} shadowed" if self.shadow_rate else ""
+        more += f", canary {self.canary:.0%}" if self.canary else ""
+        return f"epoch {self.epoch}, the {self.authority} is the authority, journal {self.journal}{sync}{more}{held} ({self.why or 'as it began'})"
+
     def next(self, *, why: str, **changes: object) -> Self:
         """The following epoch with these changes."""
         if "authority" in changes and changes["authority"] != self.authority:

@@ -33,6 +33,10 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
 | scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
 | lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
 | ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
+| steps:RUN      | hash   | flows             | flows                | step → what it returned; expires after the run's end  |
+| turn:PHASE     | string | flows             | flows                | which process runs the phase, expires by itself       |
+| bundle:NAME    | hash   | flows             | command line         | file → its bytes, of an evidence bundle; the newest   |
+| bundles        | list   | flows             | command line         | names of those bundles, newest first                  |
 | answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
 | phase          | hash   | flows             | status               | phase → state, JSON                                   |
 | shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
@@ -135,6 +139,7 @@ class Keys:
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"
         self.acknowledged = self.prefix + "acknowledged"
+        self.bundles = self.prefix + "bundles"
 
     def part(self, kind: str) -> str:
         """Registrations of the processes of one kind."""
@@ -183,6 +188,18 @@ class Keys:
     def verifying(self, name: str) -> str:
         """How far a verification has come."""
         return f"{self.prefix}verifying:{name}"
+
+    def steps(self, run: str) -> str:
+        """What the steps of one run returned."""
+        return f"{self.prefix}steps:{run}"
+
+    def turn(self, phase: str) -> str:
+        """Which process runs a phase."""
+        return f"{self.prefix}turn:{phase}"
+
+    def bundle(self, name: str) -> str:
+        """The files of one evidence bundle."""
+        return f"{self.prefix}bundle:{name}"
 
     def report(self, name: str) -> str:
         """The last report of that name."""

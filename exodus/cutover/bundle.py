@@ -46,29 +46,59 @@ def _facts(name: str, raw: bytes) -> Json:
     return {"file": name, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
+def make(documents: Mapping[str, object], *, private_key: Path | None = None) -> tuple[dict[str, bytes], str]:
+    """Return a bundle's files by name, signed where a key is given, and its head.
+
+    Raises:
+        OperatorError: the key is none.
+    """
+    signer = None if private_key is None else _private(private_key)
+    files = {f"{name}.json": orjson.dumps(document, option=_CANONICAL, default=str) for name, document in sorted(documents.items())}
+    files["report.html"] = render(documents).encode()
+    chain, lines = _FIRST, []
+    for name, raw in files.items():
+        facts = _facts(name, raw)
+        chain = _link(chain, facts)
+        lines.append(orjson.dumps({**facts, "chain": chain}, option=orjson.OPT_SORT_KEYS))
+    files[_MANIFEST] = b"\n".join(lines) + b"\n"
+    files[_HEAD] = f"{chain}\n".encode()
+    if signer is not None:
+        files[_SIGNATURE] = base64.b64encode(signer.sign(chain.encode())) + b"\n"
+    return files, chain
+
+
+def put(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a bundle's files into a new folder.
+
+    Raises:
+        OperatorError: the folder holds something already, or a name is no file's.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise OperatorError(
+            f"{folder} is not empty",
+            why="a bundle is written once and never changed",
+            next_step="name a new folder",
+        )
+    if bad := [name for name in files if Path(name).name != name]:
+        raise OperatorError(
+            f"{bad[0]!r} is not the name of a bundle's file",
+            why="whoever may write to the control store can put any name there",
+            next_step="find out who wrote to the control store",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+
+
 def write(folder: Path, documents: Mapping[str, object], *, private_key: Path | None = None) -> str:
     """Write a bundle into a new folder, signed where a key is given; returns its head.
 
     Raises:
         OperatorError: the folder holds something already, or the key is none.
     """
-    signer = None if private_key is None else _private(private_key)
-    if folder.exists() and any(folder.iterdir()):
-        raise OperatorError(f"{folder} is not empty", why="a bundle is written once and never changed", next_step="name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{name}.json": orjson.dumps(document, option=_CANONICAL, default=str) for name, document in sorted(documents.items())}
-    files["report.html"] = render(documents).encode()
-    chain, lines = _FIRST, []
-    for name, raw in files.items():
-        (folder / name).write_bytes(raw)
-        facts = _facts(name, raw)
-        chain = _link(chain, facts)
-        lines.append(orjson.dumps({**facts, "chain": chain}, option=orjson.OPT_SORT_KEYS))
-    (folder / _MANIFEST).write_bytes(b"\n".join(lines) + b"\n")
-    (folder / _HEAD).write_text(chain + "\n")
-    if signer is not None:
-        (folder / _SIGNATURE).write_bytes(base64.b64encode(signer.sign(chain.encode())) + b"\n")
-    return chain
+    files, head = make(documents, private_key=private_key)
+    put(folder, files)
+    return head
 
 
 def _private(path: Path) -> Ed25519PrivateKey:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from exodus.config import CopyStrategy, Feed, FenceKind, Plan, Side
+from exodus.config import CopyStrategy, Cutover, Feed, FenceKind, Plan, Side
 from exodus.control.store import ControlStore
+from exodus.cutover.preflight import fence_of
 from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused
 from exodus.leg import ReplyError
@@ -55,7 +56,7 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
         return ChosenFeed(why="native replication itself carries every write")
     refused: dict[Feed, str] = {}
     for feed in ORDER:
-        why = _no_fence(plan.fence.of(side))
+        why = await _no_fence(plan, side, feed)
         if not why:
             try:
                 await check_feed(Endpoint(side, plan.address(side)), feed, plan.rehearsal_prefix)
@@ -69,8 +70,15 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
     return ChosenFeed(why="it does not see keys that scripts do not declare, evicted keys, and writers that bypass the gateways", refused=refused)
 
 
-def _no_fence(fence: FenceKind) -> str:
-    return f"it does not go with fence: {fence}" if fence is FenceKind.REPLICA else ""
+async def _no_fence(plan: Plan, side: Side, feed: Feed) -> str:
+    """Return why the side could not be fenced under this feed although it can be without; empty where it can, or never can."""
+    if plan.cutover is not Cutover.GATEWAY or plan.fence.of(side) is FenceKind.PROVIDER:
+        return ""
+    without, _ = await fence_of(plan, side, Feed.GATEWAY)
+    if without is None:
+        return ""
+    means, _ = await fence_of(plan, side, feed)
+    return f"it does not go with the one fence that the {side} allows, {without.kind}" if means is None else ""
 
 
 async def choose_feeds(store: ControlStore, plan: Plan, sides: Iterable[Side] = tuple(Side)) -> dict[Side, ChosenFeed]:

@@ -22,7 +22,7 @@ from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
 from exodus.control import ledger, registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore, answered, make_client
-from exodus.endpoint import Endpoint, connect_as_application
+from exodus.endpoint import Endpoint, connect_as_application, takes_nobody
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.leg import Leg
 from exodus.sync.engine import open_engine
@@ -186,8 +186,7 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     target = Endpoint(Side.TARGET, plan.target)
     await set_writer_epoch(target, plan.name, route.writer_epoch)
     await set_writer_epoch(Endpoint(Side.SOURCE, plan.source), plan.name, route.writer_epoch)
-    async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
-        gateway = leg.address
+    gateway = await _login(plan)
     # An answer may come as late as a hold may take.
     name = f"exodus-rehearsal-{secrets.token_hex(16)}"
     writers = _Writers(gateway, prefix, name, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
@@ -215,6 +214,19 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
         "error_count": len(writers.errors),
         "stall_ms_max": round(writers.stall_ms_max, 1),
     }
+
+
+async def _login(plan: Plan) -> Address:
+    """Return the gateway with the login of the rehearsal's sessions: none where both sides take that.
+
+    Else Exodus's own, which the gateways say to each side as that side's own (`Logins.with_own`).
+    """
+    mapped = any(login.secret() is None for login in plan.logins)
+    async with await connect_as_application(plan, Side.SOURCE, name="exodus-rehearsal") as leg:
+        address = leg.address
+    if mapped or await takes_nobody(plan, Side.TARGET):
+        return address
+    return plan.through_gateway(Side.SOURCE)
 
 
 async def _change(store: ControlStore, route: Route, **changes: object) -> Route:

@@ -114,7 +114,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
-    session.adopt_leg(hub.logins(side))
+    session.adopt_leg(hub.logins(side, connection.orders))
     if unasked:
         connection.to_client(unasked)
     if rest:
@@ -133,7 +133,7 @@ class _Refused(Exception):
 async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
     """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
     session = connection.session
-    stages = session.replay_stages(hub.logins(side))
+    stages = session.replay_stages(hub.logins(side, connection.orders))
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
-from exodus.config import Login
+from exodus.config import Address, Login
 from exodus.resp.encode import encode
 from exodus.resp.scanner import RequestScanner
 
@@ -35,6 +35,22 @@ class Logins:
                 self.unasked = encode("AUTH", *theirs)
             else:
                 self._known.append((login.user.encode(), secret.encode(), theirs))
+
+    def with_own(self, source: Address, target: Address) -> Logins:
+        """Return the same logins and Exodus's own, for the sessions of a rehearsal.
+
+        Raises:
+            OperatorError: a secret is not where the plan says.
+        """
+        found = Logins(())
+        found._known, found.unasked = list(self._known), self.unasked
+        ours, theirs = source.secret("source"), target.secret("target")
+        said = (target.username or "default").encode(), (theirs or "").encode()
+        if ours is not None:
+            found._known.append(((source.username or "default").encode(), ours.encode(), said))
+        elif theirs is not None and not found.unasked:
+            found.unasked = encode("AUTH", *said)
+        return found
 
     def said_to_target(self, args: Sequence[bytes]) -> bytes | None:
         """The request in place of AUTH or HELLO with these words; None: as it is."""

@@ -52,8 +52,8 @@ class Hub(Protocol):
     def tls(self, side: Side) -> ssl.SSLContext | None:
         """How to speak to it."""
 
-    def logins(self, side: Side) -> Logins | None:
-        """What is said to a side in place of what clients say of themselves; None: what they say."""
+    def logins(self, side: Side, orders: Orders) -> Logins | None:
+        """What is said to a side in place of what clients of these orders say of themselves; None: what they say."""
 
     def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
         """See `Outlet.log_intents`."""
@@ -242,7 +242,7 @@ class Connection:
         if self.client_gone:
             self.drop_leg()
             return
-        self.session.log_in(self.hub.logins(side), monotonic())
+        self.session.log_in(self.hub.logins(side, self.orders), monotonic())
         early, self._early = self._early, []
         if early:
             self.data_received(b"".join(early))

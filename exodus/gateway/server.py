@@ -71,6 +71,7 @@ from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
+from exodus.telemetry.states import States
 
 log = logging.getLogger(__name__)
 _NAMES_MAX, _NAME_CHARS_MAX = 100, 64
@@ -86,6 +87,8 @@ _REMEMBER_S = 0.5  # after an epoch was acted on: a file is not written while ap
 _FLUSH_LOOK_S = 0.01  # where no flush ends in between
 _SHADOW_EVERY_S = 0.05
 _SHADOW_BATCH = 500
+_TELL_S = 0.2
+_NOT_ASKED = "the authority was not asked yet"
 _FLUSH_S = 2.0  # what a stopping gateway gives the control store
 _CANARY_LINGERS_S = 1.0  # for what was asked before the canary ended
 _FIELDS_OF_7 = 10  # of a row of COMMAND, from Redis 7.0 on
@@ -178,6 +181,8 @@ class Gateway:
         self._asked_ms: int | None = None  # its time when a switch asked for a heartbeat
         self._settling: asyncio.Task[None] | None = None
         self._store_errors = 0
+        self._store_why = ""  # what the store was asked last came to
+        self._states = States(log)
         self._admin = _Admin()
         self._canary = Canary(plan.canary.bad_max, self._give_canary_up)
         self._main.orders.canary = self._canary
@@ -198,8 +203,9 @@ class Gateway:
         self._stopping = asyncio.Event()
         self._tls: dict[Side, ssl.SSLContext | None] = {side: ssl_context(plan.address(side)) for side in Side}
         self._logins = Logins(plan.logins) if plan.logins else None
+        self._rehearsal_logins = self._logins_of_rehearsals()
         self._listener_tls = listener_tls(options)
-        self._authority_why = "the authority was not asked yet"  # why it does not serve; empty when it answers
+        self._authority_why = _NOT_ASKED  # why it does not serve; empty when it answers
         self._draining = False
         self._old_sides = tables.old  # whose CLIENT REPLY OFF keeps back messages too
         self.room_why = ""  # what is wrong with the number of connections that fit
@@ -217,8 +223,18 @@ class Gateway:
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self._tls[side]
 
-    def logins(self, side: Side) -> Logins | None:
-        return self._logins if side is Side.TARGET else None
+    def logins(self, side: Side, orders: Orders) -> Logins | None:
+        if side is not Side.TARGET:
+            return None
+        return self._rehearsal_logins if orders is self._rehearsal.orders else self._logins
+
+    def _logins_of_rehearsals(self) -> Logins | None:
+        """Sessions of a rehearsal may use Exodus's own login, which is each side's own."""
+        try:
+            return (self._logins or Logins(())).with_own(self.plan.source, self.plan.target)
+        except OperatorError as exc:  # a gateway need not have them; applications need none of it
+            log.info("a rehearsal's sessions cannot use Exodus's own login here: %s", exc.what)
+            return self._logins
 
     def gap(self, why: str) -> None:
         self._journaler.gap(why)
@@ -384,8 +400,9 @@ class Gateway:
         try:
             route = await read_route(self.store)
             self._store_errors = 0
-        except _STORE_ERRORS:
+        except _STORE_ERRORS as exc:
             self._store_errors += 1
+            self._store_why = str(exc) or type(exc).__name__
             self._release_alone()
             return
         if route.epoch < self._applied:
@@ -737,8 +754,9 @@ class Gateway:
                 if holding or (soon and not self._stopping.is_set()):
                     continue  # a switch waits for this heartbeat, or has just let writes go; nobody waits for the telemetry
                 await answered(self.store.client.set(self.store.keys.telemetry(self.options.process), orjson.dumps(self.snapshot()), ex=3600))
-            except _STORE_ERRORS:
+            except _STORE_ERRORS as exc:
                 self._store_errors += 1
+                self._store_why = str(exc) or type(exc).__name__
 
     def _log_pending(self) -> None:
         for connection in self.connections:
@@ -935,6 +953,20 @@ class Gateway:
         degraded = "; ".join(why for why in (self._why(), self.room_why) if why)
         return True, f"degraded: {degraded}" if degraded else "serving"
 
+    async def tell_states(self) -> None:
+        """Log each change of what this process depends on, once, with its reason."""
+        while True:
+            states = self._states
+            away = self._store_why or "it does not take the journal" if self._why() else ""
+            states.away("the control store", away and f"{away}; keys are spooled, applications are not affected", kind="away" if away else "")
+            if self._authority_why != _NOT_ASKED:
+                states.away(f"the {self._main.orders.authority}", self._authority_why)
+            if self._applied >= 0:
+                states.now("route", self._route.text)
+            for why in list(self._journaler.gaps):
+                states.once(f"a gap is open until a verification closes it: {why}")
+            await asyncio.sleep(_TELL_S)
+
     async def watch_authority(self) -> None:
         """Whether the authority answers, for `/health`: on one connection of our own, without a login."""
         while True:
@@ -1021,7 +1053,7 @@ class Gateway:
         at = status.port, options.status_host
         log.info("gateway %s listens on %s; /health and /metrics on port %d of %s", options.process, sockets[0].getsockname(), *at)
         self.status_port = status.port
-        for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority):
+        for work in (self._journaler.run, self.follow_route, self.beat, self.publish_shadow, self.watch_authority, self.tell_states):
             self._spawn(self._keep_running(work))
         if ready is not None:
             ready.set()

@@ -32,17 +32,24 @@ _TEMPLATE_ENV = "EXODUS_CACHE"
 
 
 def project_root() -> Path:
-    """The checkout: where `prefect.yaml` and the flows are.
+    """Return the folder that holds the packages: the checkout, or site-packages."""
+    return Path(__file__).resolve().parents[2]
+
+
+def deployments_file() -> Path:
+    """Return prefect.yaml: at the root of a checkout, or in the installed package of the flows.
 
     Raises:
-        StackError: this is not run from a checkout.
+        StackError: it is in neither place.
     """
-    root = Path(__file__).resolve().parents[2]
-    if not (root / "prefect.yaml").exists():
-        raise StackError(
-            "there is no prefect.yaml beside the package", why=f"looked in {root}", next_step="install Exodus from its checkout: pip install -e ."
-        )
-    return root
+    for path in (project_root() / "prefect.yaml", project_root() / "flows" / "prefect.yaml"):
+        if path.exists():
+            return path
+    raise StackError(
+        "there is no prefect.yaml in the installation",
+        why=f"looked in {project_root()} and in flows/ there",
+        next_step="install Exodus again: pip install --force-reinstall exodus",
+    )
 
 
 def environment(home: Home, port: int) -> dict[str, str]:
@@ -212,7 +219,8 @@ def run_step(name: str, command: list[str], home: Home, port: int, *, within_s: 
 
 def deploy(home: Home, port: int) -> None:
     """Make the deployments of `prefect.yaml`."""
-    run_step("prefect-deploy", [str(_BIN / "prefect"), "--no-prompt", "deploy", "--all"], home, port)
+    command = [str(_BIN / "prefect"), "--no-prompt", "deploy", "--all"]
+    run_step("prefect-deploy", [*command, "--prefect-file", str(deployments_file())], home, port)
 
 
 def register(home: Home, port: int) -> None:

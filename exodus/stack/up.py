@@ -89,6 +89,8 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Calla
 
 def down(home: Home) -> list[str]:
     """Stop what was recorded; the names of what was running. Data and logs stay."""
+    if not home.root.exists():
+        return []
     ended = end(home.recorded())
     if home.root.exists():
         home.record([])

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from exodus.config import HEAVY_BYTES
 from exodus.endpoint import NodeFacts, payload_fits
 from exodus.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_of
 from exodus.own import RESERVED_PREFIX, is_own, without_own
@@ -76,6 +77,7 @@ class BatchReport:
     strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
     unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
+    heavy: list[tuple[bytes, int]] = field(default_factory=list)  # keys over HEAVY_BYTES that were written, and their bytes
     digest: int = 0  # CRC64 of all that was sent in one command a key
 
 
@@ -391,6 +393,9 @@ class Copier:
         report.copied += count - len(refused)
         report.strategies[self._strategy] += count - len(refused)
         report.payload_bytes += packed.size()
+        if packed.size() >= HEAVY_BYTES:
+            sizes = zip(packed.keys, map(len, packed.payloads), strict=True)
+            report.heavy += [(key, size) for key, size in sizes if size >= HEAVY_BYTES]
         if refused:
             failed = {key for key, _ in refused}
             report.payload_bytes -= sum(len(payload) for key, payload in zip(packed.keys, packed.payloads, strict=True) if key in failed)
@@ -485,6 +490,8 @@ class Copier:
                 if state.payload is not None:
                     carried += 1
                     payload_bytes += len(state.payload)
+                    if len(state.payload) >= HEAVY_BYTES:
+                        report.heavy.append((state.key, len(state.payload)))
                 else:
                     report.copied += state.exists
                     report.removed += not state.exists and not state.excluded
@@ -529,6 +536,8 @@ class Copier:
         report.copied += outcome.exists
         report.removed += not outcome.exists
         report.payload_bytes += outcome.payload_bytes
+        if outcome.payload_bytes >= HEAVY_BYTES:
+            report.heavy.append((key, outcome.payload_bytes))
         report.strategies[Strategy.PIECES] += 1
         if not outcome.settled:
             report.unsettled.append(key)

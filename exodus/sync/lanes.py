@@ -26,6 +26,7 @@ from exodus.leg import Leg, close_all
 from exodus.sync import lives
 from exodus.sync.engine import Engine, KeySync
 from exodus.sync.fresh import Keeper
+from exodus.sync.heavy import HeavyKeys
 from exodus.sync.rescan import rescan
 
 _WAIT_MS = 500
@@ -53,6 +54,7 @@ class Tally:
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.strategies: Counter[str] = Counter()
         self.excluded: Counter[str] = Counter()  # the rule that leaves keys out → how often one of them was written
+        self.heavy = HeavyKeys()
         self.lag = HdrHistogram(1, _LAG_MS_MAX, 2)  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
 
 
@@ -206,6 +208,7 @@ class Lanes:
                 report = await copier.sync_keys(db, part)
                 for name in ("copied", "removed", "payload_bytes"):
                     counts[name] += getattr(report, name)
+                self._tally.heavy.add(db, report.heavy)
                 counts["failed"] += len(report.failed)
                 counts["unsettled"] += len(report.unsettled)
                 counts["excluded"] += report.excluded.total()

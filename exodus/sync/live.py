@@ -35,6 +35,7 @@ from exodus.sync.probe import LagProbe
 from exodus.sync.stream import FeedReader
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
+from exodus.telemetry.states import WAITS, States
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
@@ -61,6 +62,8 @@ class Syncer:
         self._probe: LagProbe | None = None
         self._probing: asyncio.Task[None] | None = None
         self._why = ""
+        self._store_why = ""
+        self._states = States(log)
         self._beat_now = asyncio.Event()
         self._stopping = asyncio.Event()
         self._lag_entries = 0
@@ -73,7 +76,7 @@ class Syncer:
 
     async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
         """Serve until `stop`."""
-        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._why or "following"))
+        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._store_why or self._why or "following"))
         try:
             await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
         finally:
@@ -88,8 +91,10 @@ class Syncer:
         try:
             route = await read_route(self._store)
         except _STORE_ERRORS as exc:
-            self._why = f"the control store is away: {type(exc).__name__}"
+            self._store_is(f"{type(exc).__name__}: {exc}")
             return
+        self._store_is("")
+        self._states.now("route", route.text)
         before = self._route
         if route.epoch == before.epoch:
             return
@@ -153,6 +158,7 @@ class Syncer:
                     await check_filled(self._plan)
                 lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
                 self._why = ""
+                self._states.away("live sync", "", verbs=WAITS)
                 await lanes.run()
             except LeaseEnded as exc:
                 # The right to the follower is still ours: a server that stood still for longer than a lease must not end live sync for good.
@@ -167,7 +173,7 @@ class Syncer:
             except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
                 self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 self.tally.counts["retries"] += 1
-                log.info("live sync waits: %s", self._why)
+                self._states.away("live sync", self._why, verbs=WAITS)
                 await asyncio.sleep(_BACKOFF_S)
             finally:
                 if lanes is not None:
@@ -185,8 +191,14 @@ class Syncer:
                 if self._route.sync and not (soon and self._route.hold is Hold.WRITES):  # what is left is synced now, and writes wait for that
                     await self._measure_lag(now_ms)
                 await registry.beat(self._store, self.heartbeat(now_ms))
+                self._store_is("")
             except _STORE_ERRORS as exc:
-                self._why = f"the control store is away: {type(exc).__name__}"
+                self._store_is(f"{type(exc).__name__}: {exc}")
+
+    def _store_is(self, why: str) -> None:
+        """Note whether the control store is away, and why."""
+        self._store_why = f"the control store is away: {why}" if why else ""
+        self._states.away("the control store", why, kind="away" if why else "")
 
     async def _measure_lag(self, now_ms: int) -> None:
         self._lag_entries = await journal.lag_entries(self._store, self._plan.partitions, at_most=1_000)
@@ -214,7 +226,9 @@ class Syncer:
             at_ms=at_ms,
             epoch=self._route.epoch,
             state="syncing" if self._route.sync else "idle",
-            why=self._why or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
+            why=self._store_why
+            or self._why
+            or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
                 **({"replica": self._attachment.text} if self._attachment is not None else {}),
@@ -228,6 +242,7 @@ class Syncer:
                 "keys_in_per_s": round(lag.keys_in_per_s, 1),
                 "synced_per_s": round(lag.synced_per_s, 1),
                 "converges": self.converges,
+                "heavy": self.tally.heavy.rows(),
                 "excluded_by_rule": dict(self.tally.excluded),
                 "strategies": {str(how): count for how, count in self.tally.strategies.items()},
                 **self.tally.counts,

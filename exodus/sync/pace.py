@@ -5,6 +5,10 @@ clients feel; INFO tells the share of a core that the server uses. Over the budg
 several processes that share a server settle without talking to each other: all of them see the same server. What is spent and why stands in the
 control store, and the budget can be changed there.
 
+The share of a core is what Exodus adds to the applications' own load. So all bulk readers rest together for REST_MS
+of every REST_EVERY_MS by the control store's clock, where a share is bounded, and see what the server uses without
+them.
+
 What is written to the follower goes on to its own replicas. One that is far behind has as much waiting in the follower's output buffer, and would be
 dropped at its limit, and begin again from the start: so whoever writes in bulk waits until it has caught up.
 """
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections import deque
@@ -30,10 +35,16 @@ from exodus.endpoint import Endpoint, info_of
 from exodus.errors import OperatorError
 from exodus.leg import Leg, close_all
 
+log = logging.getLogger(__name__)
 Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
 PROBE_EVERY_S = 0.05
 LOOK_EVERY_S = 0.5
 PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
+REST_EVERY_MS, REST_MS = 15_000, 700
+_SETTLE_MS = 200  # of a rest, in which what was asked before it is answered
+_FIRST_S = 0.3  # before the first turn, where nobody else can tell the applications' share
+_FRESH_MS = 2 * REST_EVERY_MS
+_TOLD_S = 0.01  # of pause a batch: less is not worth a line in a log
 _REPLICA = re.compile(r"slave\d+")
 _BASELINE_PROBES = 20
 _WINDOW_PROBES = 100
@@ -50,7 +61,8 @@ class PaceReport(BaseModel):
     why: str
     probe_ms_p99: float
     probe_ms_baseline: float
-    authority_cpu_share: float  # of one core
+    authority_cpu_share: float  # of one core, all of it
+    applications_cpu_share: float | None = None  # of it without Exodus; None: it was not measured
     replica_behind_bytes: int = 0  # of the follower's own replicas, the one that is furthest behind
 
 
@@ -63,7 +75,9 @@ class Governor:
         self.why = ""
         self.waits = ""  # for what, where nothing may be done at all
 
-    def look(self, budget: Budget, probe_ms_p99: float, cpu_share: float, replica_behind_bytes: int = 0) -> None:
+    def look(
+        self, budget: Budget, probe_ms_p99: float, cpu_share: float, replica_behind_bytes: int = 0, applications_share: float | None = None
+    ) -> None:
         """Take one look's figures; slower at once where one is over the budget, faster by a fifth where none is."""
         behind_mb, most_mb = replica_behind_bytes / 1e6, budget.replica_behind_mb_max
         self.waits = ""
@@ -73,8 +87,12 @@ class Governor:
         over: list[str] = []
         if budget.probe_ms_added_max is not None and added_ms > budget.probe_ms_added_max:
             over.append(f"the probe's p99 is {added_ms:.2f} ms above what it was, {budget.probe_ms_added_max} ms are allowed")
-        if budget.cpu_share_max is not None and cpu_share > budget.cpu_share_max:
-            over.append(f"the server uses {cpu_share * 100:.0f} % of a core, {budget.cpu_share_max * 100:.0f} % are allowed")
+        others = applications_share or 0.0
+        added = max(0.0, cpu_share - others)
+        if budget.cpu_share_max is not None and added > budget.cpu_share_max:
+            over.append(
+                f"Exodus adds {added * 100:.0f} % of a core, {budget.cpu_share_max * 100:.0f} % are allowed (without it: {others * 100:.0f} %)"
+            )
         if over:
             self.pause_s = min(max(self.pause_s * 2, PAUSE_S_MIN), PAUSE_S_MAX)
             self.why = "throttled: " + "; ".join(over)
@@ -100,6 +118,12 @@ class Pace:
         self._follower = follower
         self._follower_leg: Leg | None = None
         self._task: asyncio.Task[None] | None = None
+        self._now = budget
+        self._offset_ms = 0.0  # of the store's clock to ours
+        self._applications: float | None = None  # their share of a core
+        self._rest: tuple[float, float] | None = None  # processor time and moment at a rest's beginning
+        self._resting = False
+        self._told = ""
         self.turns_delayed = 0
         self.seconds_delayed = 0.0
 
@@ -107,6 +131,11 @@ class Pace:
     def why(self) -> str:
         """Why it is slow, or empty."""
         return self._governor.waits or self._governor.why
+
+    @property
+    def applications(self) -> float | None:
+        """Return the share of a core that the server uses without Exodus, as last measured."""
+        return self._applications
 
     async def __aenter__(self) -> Self:
         leg = self._leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
@@ -119,6 +148,7 @@ class Pace:
             await close_all((leg, self._follower_leg))
             raise
         self._governor = Governor(self._p99())
+        await self._begin(leg)
         self._task = asyncio.create_task(self._watch(leg))
         return self
 
@@ -133,7 +163,7 @@ class Pace:
     async def turn(self) -> None:
         """Wait as long as the budget asks."""
         self._measured()
-        while self._governor.waits:
+        while self._governor.waits or self._resting:
             await asyncio.sleep(PROBE_EVERY_S)
             self._measured()
         if self._governor.pause_s:
@@ -154,25 +184,68 @@ class Pace:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             self._probes.append(await _probe(leg))
-            if time.monotonic() - looked >= LOOK_EVERY_S:
+            await self._rest_in_time(leg)
+            if not self._resting and time.monotonic() - looked >= LOOK_EVERY_S:
                 looked = time.monotonic()
                 await self._look(leg)
 
+    async def _begin(self, leg: Leg) -> None:
+        """Know the store's clock, and what the applications use, before the first turn."""
+        self._now = await read_budget(self._store) or self._budget
+        store_ms = await self._store.now_ms()
+        self._offset_ms = store_ms - time.monotonic() * 1000
+        if self._now.cpu_share_max is None:
+            return
+        for other in await read_paces(self._store):
+            if other.applications_cpu_share is not None and store_ms - other.at_ms < _FRESH_MS:
+                self._applications = other.applications_cpu_share  # it is at work, and would be measured with them
+                return
+        before = await _cpu(leg)
+        await asyncio.sleep(_FIRST_S)
+        self._applications = _share(before, await _cpu(leg))
+
+    async def _rest_in_time(self, leg: Leg) -> None:
+        at_ms = (time.monotonic() * 1000 + self._offset_ms) % REST_EVERY_MS
+        resting = self._now.cpu_share_max is not None and at_ms < REST_MS
+        if resting and self._rest is None and at_ms >= _SETTLE_MS:
+            self._rest = await _cpu(leg)
+        if not resting and self._rest is not None:
+            self._applications = _share(self._rest, await _cpu(leg))
+            self._rest = self._cpu = None  # the next look begins anew: a rest is no measure of Exodus's own share
+        self._resting = resting
+
     async def _look(self, leg: Leg) -> None:
-        info = dict(line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line)
-        used, now = float(info[b"used_cpu_user"]) + float(info[b"used_cpu_sys"]), time.monotonic()
+        now = await _cpu(leg)
         if self._cpu is not None:
-            self._cpu_share = (used - self._cpu[0]) / (now - self._cpu[1])
-        self._cpu = (used, now)
-        budget = await read_budget(self._store) or self._budget
+            self._cpu_share = _share(self._cpu, now)
+        self._cpu = now
+        self._now = budget = await read_budget(self._store) or self._budget
         behind = _behind_bytes(info_of(await self._follower_leg.call("INFO", "replication"))) if self._follower_leg is not None else 0
-        self._governor.look(budget, self._p99(), self._cpu_share, behind)
+        self._governor.look(budget, self._p99(), self._cpu_share, behind, self._applications)
+        self._tell()
         report = PaceReport(
             at_ms=await self._store.now_ms(), what=self._what, pause_ms=round(self._governor.pause_s * 1000, 2), why=self.why,
             probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
-            replica_behind_bytes=behind,
+            replica_behind_bytes=behind, applications_cpu_share=None if self._applications is None else round(self._applications, 3),
         )  # fmt: skip
         await answered(self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json()))
+
+    def _tell(self) -> None:
+        """Log once that it is slowed or waits, and once that it is not any more; the figures change all the time."""
+        kind = self.why.partition(":")[0] if self._governor.pause_s >= _TOLD_S or self._governor.waits else ""
+        if kind != self._told:
+            log.info("%s: %s", self._what, self.why if kind else "as fast as it can be again")
+            self._told = kind
+
+
+async def _cpu(leg: Leg) -> tuple[float, float]:
+    """Return the processor time that a server has used, and the moment, in seconds."""
+    info = dict(line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line)
+    return float(info[b"used_cpu_user"]) + float(info[b"used_cpu_sys"]), time.monotonic()
+
+
+def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return (after[0] - before[0]) / (after[1] - before[1])
 
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:

@@ -17,6 +17,7 @@ from exodus.control.store import ControlStore, Json, answered
 from exodus.endpoint import Endpoint, empty_database
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.leg import Leg, ReplyError
+from exodus.telemetry.states import WAITS, States
 
 log = logging.getLogger(__name__)
 PROBE_SCRIPT = "return redis.call('SET', ARGV[1], '1', 'PX', ARGV[2])"  # it declares no key
@@ -37,6 +38,7 @@ class FeedReader(ABC):
         self._partitions = partitions
         self._process = process
         self.why = ""
+        self._states = States(log)
         self.gaps = 0  # times that what was missed is not known: each had everything looked at again
         self.connects = 0
 
@@ -50,13 +52,14 @@ class FeedReader(ABC):
             while True:
                 try:
                     if await self._mine():
+                        self._states.away("the change feed", "", verbs=WAITS)
                         await self._follow()
                     else:
                         self.why = "another syncer reads the change feed"
                         await asyncio.sleep(LEASE_MS / 3000)
                 except (ExodusError, ReplyError, RedisError, OSError, TimeoutError, ValueError) as exc:
                     self.why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
-                    log.info("the change feed waits: %s", self.why)
+                    self._states.away("the change feed", self.why, verbs=WAITS)
                     await asyncio.sleep(_BACKOFF_S)
         finally:
             with contextlib.suppress(RedisError, OSError):  # it then ends by its own time

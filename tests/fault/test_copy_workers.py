@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.testing.utilities import prefect_test_harness
 from prefect.variables import Variable
 from pydantic import ValidationError
@@ -24,9 +26,11 @@ from exodus.control.route import read_route
 from exodus.errors import OperatorError
 from exodus.sync import runs
 from exodus.sync.pace import read_budget
+from exodus.sync.progress import REPORT
 from flows import migrate
 from tasks.budget import BUDGET_VARIABLE, budget_heard
 from tasks.context import opened, run
+from tasks.evidence import artifact_key
 from tasks.live_sync import verify_sides
 from tests.fault.test_switch import _writers
 from tests.fault.test_verify import fill
@@ -64,6 +68,7 @@ async def _save(plant: Plant, **options: object) -> None:
         source=_endpoint(plant.boxes[Side.SOURCE]), target=_endpoint(plant.boxes[Side.TARGET]), control_store=_endpoint(plant.control),
     )  # fmt: skip
     await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    await plant.store.save_plan(block.plan())
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "dask"])
@@ -76,6 +81,16 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(plant: Plant
     counted = await asyncio.to_thread(copying, plant.plan.name, live)
     assert counted["slices"] == counted["slices_done"] == 4
     assert counted["keys_seen"] == counted["keys_accounted"] >= KEYS
+    shown = await plant.store.report(REPORT)
+    assert shown is not None
+    assert (shown["what"], shown["keys"], shown["keys_total"]) == ("backfill", counted["keys_seen"], KEYS)
+    assert f"{KEYS:,} keys" in shown["text"]
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(plant.plan.name, "migrate", "backfill")]))
+        (artifact,) = await asyncio.to_thread(client.read_artifacts, artifact_filter=wanted)
+    assert artifact.data == 100.0
+    assert "keys/s" in str(artifact.description)
+    assert "MB" in str(artifact.description)
     pids = {int(progress.worker.rpartition(":")[2]) for progress in (await load_progress(plant.store, "run")).values()}
     assert (pids == {os.getpid()}) is (kind == "threads")
     assert (await plant.verify()).keys_verified == KEYS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -46,6 +47,62 @@ async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_anot
     assert done.done
     assert done.keys_copied == 60_000
     assert await read_paces(plant.store) == []
+
+
+_SPIN = "local n = 0 for i = 1, 300000 do n = n + i end return n"
+
+
+async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Applications that use a whole core, before it begins or only later, do not slow the copy. What it adds itself does."""
+    monkeypatch.setattr(pace, "REST_EVERY_MS", 2_000)
+    caplog.set_level("INFO", logger="exodus.sync.pace")
+    source = plant.boxes[Side.SOURCE]
+    stop = threading.Event()
+
+    def spin() -> None:
+        with source.client() as client:
+            while not stop.is_set():
+                client.eval(_SPIN, 0)
+
+    async def busy(reader: Pace) -> bool:
+        await reader.turn()
+        return (reader.applications or 0.0) > 0.4
+
+    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), Budget(cpu_share_max=0.3), what="test") as reader:
+        assert reader.applications is not None
+        assert reader.applications < 0.3
+        spinning = asyncio.create_task(asyncio.to_thread(spin))
+        try:
+            await until(lambda: busy(reader), within_s=20, otherwise="the applications' load was never measured")
+            async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), Budget(cpu_share_max=0.3), what="later") as later:
+                assert later.applications is not None
+                assert later.applications > 0.4, "who begins while another is at work is told by it"
+
+            async def free() -> bool:
+                await reader.turn()
+                (report,) = await read_paces(plant.store)
+                return report.authority_cpu_share > 0.4 and not report.why
+
+            await until(free, within_s=20, otherwise="the applications' load slowed the copy")
+        finally:
+            stop.set()
+            await spinning
+        # The load is Exodus's own now: its reads come with its turns.
+        await set_budget(plant.store, Budget(cpu_share_max=0.05))
+        async with await (await Endpoint(Side.SOURCE, plant.plan.source).nodes())[0].connect(name="exodus-test") as leg:
+
+            async def slowed() -> bool:
+                for _ in range(20):
+                    await reader.turn()
+                    await leg.call("EVAL", _SPIN, 0)
+                told = any("throttled: Exodus adds" in record.getMessage() for record in caplog.records)
+                return told and reader.turns_delayed > 3
+
+            await until(slowed, within_s=30, otherwise="Exodus's own load did not slow it")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) < 12, "once a change, not once a look"
 
 
 async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:

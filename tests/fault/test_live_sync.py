@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,27 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
             return not ours()
 
         await until(gone, within_s=10, otherwise="connections were left open")
+
+
+async def test_a_list_that_grows_is_warned_of_once(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
+    """Each write of it copies all of it: what that costs is told, with the key and the remedy."""
+    await plant.gateway()
+    syncer = await plant.syncer()
+    await plant.start_live_sync()
+    app = plant.app()
+    await app.rpush("grows", *[secrets.token_bytes(500_000) for _ in range(8)])
+
+    async def costs() -> bool:
+        await app.rpush("grows", "a little")
+        return bool(syncer.heartbeat(0).facts["heavy"])
+
+    await until(costs, within_s=60, otherwise="nobody counted what the list costs")
+    (row,) = syncer.heartbeat(0).facts["heavy"]
+    assert (row["db"], row["key"]) == (0, "grows")
+    assert row["bytes"] > 64_000_000
+    for _ in range(3):
+        await app.rpush("grows", "a little")
+    await plant.drained()
+    said = [record.getMessage() for record in caplog.records if "was copied whole" in record.getMessage()]
+    assert len(said) == 1
+    assert "strategy: native" in said[0]

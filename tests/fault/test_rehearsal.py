@@ -49,6 +49,23 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
     assert (route.authority, route.rehearsal_prefix) == (Side.SOURCE, None)
 
 
+@pytest.mark.parametrize("asks", [(Side.SOURCE, Side.TARGET), (Side.TARGET,), (Side.SOURCE,)])
+async def test_each_side_s_own_login_is_said_to_it(plant: Plant, asks: tuple[Side, ...]) -> None:
+    """Both sides may ask everybody for a password, each for another; nobody's password is sent to the other side."""
+    for side in asks:
+        plant.boxes[side].client().config_set("requirepass", f"everybody's on the {side}")
+    with plant.boxes[Side.TARGET].client() as target:
+        target.execute_command("ACL", "LOG", "RESET")
+        await plant.gateway()
+        found = await rehearse(plant.store, plant.reached())
+        assert (found["errors"], found["lost_writes"]) == ([], 0)
+        assert found["acknowledged_writes"] > 0
+        refused = [entry for entry in target.acl_log() if entry["reason"] == "auth"]
+    assert refused == [], "the target was shown the source's password"
+    gateway, _ = plant.gateways["gw-1"]
+    assert dict(gateway.sessions_closed) == {}
+
+
 async def test_an_application_that_calls_itself_a_rehearsal_is_none(plant: Plant) -> None:
     gateway = await plant.gateway()
     named = plant.app(client_name=plant.plan.rehearsal_prefix, single_connection_client=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from blocks import Migration, RedisEndpoint
 from blocks.register import _block
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import Address
+from exodus.config import Address, Options, Plan
 from exodus.errors import OperatorError
 from exodus.stack.home import Home
 from exodus.stack.up import _given
@@ -68,3 +70,42 @@ def test_the_stack_s_login_is_sent_to_the_stack_only(tmp_path: Path, monkeypatch
     assert PrefectApi.find(home).login == ""
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "someone:else")
     assert PrefectApi.find(home).login == "someone:else"
+
+
+def test_the_blocks_have_every_field_of_the_migration_file() -> None:
+    """A field that the block lacks is lost on the way through Prefect: what runs is not what was applied."""
+    in_url = {"host", "port", "username", "tls"}
+    assert set(Address.model_fields) - in_url <= set(RedisEndpoint.model_fields)
+    given = set(Plan.model_fields) - {"name", "source", "target"}
+    assert given == set(Options.model_fields)
+    schema = Migration.model_json_schema()
+    assert given == set(schema["definitions"]["Options"]["properties"]), "the form of the UI shows each"
+
+
+def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> None:
+    """Every field of the file, each with a value that is not its default."""
+    files = {name: tmp_path / name for name in ("password", "ca", "cert", "key")}
+    for file in files.values():
+        file.write_text("secret\n")
+    tls = {"ca_file": files["ca"], "cert_file": files["cert"], "key_file": files["key"], "server_name": "db.internal"}
+    source = Address.parse("rediss://exodus@h:1", field="source", password_file=files["password"], **tls)
+    target = Address.parse("redis://exodus@h:2", field="target", password_file=files["password"])
+    user = {"username": "other", "password_file": str(files["password"])}
+    sides = {"source": user, "target": user}
+    plan = Plan(
+        name="orders", source=source, target=target,
+        gateway={"host": "10.0.0.1", "port": 7000, "tls": True, "server_name": "gw"}, partitions=4, slices=16,
+        strategy="keys", workers={"kind": "processes", "count": 3}, feed="replication", budget={"cpu_share_max": 0.5},
+        verified_share_min=0.5, sample=0.1, observe_seconds=3.0, rehearsal_prefix="r:", rehearsal_hours_max=1.0,
+        allow_nonempty=True, cutover="own", filters={"exclude": [{"pattern": "tmp:*"}]}, keep_usage=True,
+        renames=[{"prefix": "a:", "to_prefix": "b:"}], logins=[{"user": "app", "password_env": "A", "target_password_env": "B"}],
+        users={"gateway": sides, "comparer": sides, "switch": sides, "verifier": sides}, compare_user={**user, "username": "app"},
+        fence={"source": "acl"}, canary={"steps": [5]}, hold_seconds_max=2.0, evidence_hours_max=3.0, decision_days_max=4.0,
+        observation_hours_min=1.0, verification_hours_max=2.0, two_people=True, approvers=["x"], advance="auto",
+    )  # fmt: skip
+    servers = {field: _block(address, field, with_secrets=False) for field, address in (("source", source), ("target", target))}
+    options = Options.model_validate(plan.model_dump(include=set(Options.model_fields)))
+    block = Migration(migration=plan.name, options=options, control_store=servers["source"], **servers)
+    stored = json.loads(block.model_dump_json())["options"]
+    found = Migration(migration=plan.name, options=stored, control_store=servers["source"], **servers).plan()
+    assert {field: getattr(found, field) for field in Plan.model_fields} == {field: getattr(plan, field) for field in Plan.model_fields}

@@ -27,7 +27,10 @@ def test_over_the_budget_the_pause_doubles_and_under_it_shrinks_to_nothing() -> 
     assert pauses == [PAUSE_S_MIN * factor for factor in (1, 2, 4, 8)]
     assert "0.40 ms above what it was, 0.3 ms are allowed" in governor.why
     governor.look(budget, 0.3, 0.5)
-    assert "50 % of a core, 20 % are allowed" in governor.why
+    assert "Exodus adds 50 % of a core, 20 % are allowed" in governor.why
+    before = governor.pause_s
+    governor.look(budget, 0.3, 0.9, applications_share=0.8)
+    assert governor.pause_s < before, "what the applications use is none of its budget"
     looks = 0
     while governor.pause_s:
         governor.look(budget, 0.2, 0.1)

@@ -1,0 +1,46 @@
+"""`--wait`: return when a phase asks a question, or has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+import typer
+
+from exodus.cli.output import show
+from exodus.cli.prefect_api import PrefectApi
+from exodus.cli.runs import OPEN
+from exodus.config import MigrationFile
+from exodus.errors import DecisionRefused
+
+Json = dict[str, Any]
+ReadStatus = Callable[[MigrationFile, PrefectApi], Coroutine[Any, Any, Json]]
+WaitOption = Annotated[bool, typer.Option("--wait", help="return when the phase asks its next question, or has ended; exit status 1 if it failed")]
+_EVERY_S = 1.0
+
+
+def wait_asked(migration: MigrationFile, api: PrefectApi, run_id: str, read_status: ReadStatus, *, after: tuple[str, int] | None = None) -> None:
+    """Block until a run asks a question, or has ended; show which.
+
+    Args:
+        after: gate and attempt of the question that was just answered.
+
+    Raises:
+        DecisionRefused: the run failed; the reason is the one that `status` shows.
+    """
+    while True:
+        found = asyncio.run(read_status(migration, api))
+        mine = [(name, state) for name, state in found["phases"].items() if state.get("flow_run_id") == run_id]
+        name, state = mine[0] if mine else ("", {})
+        now = state.get("state")
+        if now == "waiting" and (state["gate"], int(state["attempt"])) != after and api.asks(run_id):
+            show(f"{name} asks: {state['question']}")
+            return
+        if now == "failed":
+            raise DecisionRefused(f"{name} failed", why=str(state.get("why", "")), next_step=f"look at {api.run_url(run_id)}")
+        if now is not None and now not in OPEN:
+            show(f"{name}: {now}")
+            return
+        time.sleep(_EVERY_S)

@@ -1,0 +1,36 @@
+"""Steps of a phase: what each one returned, kept in the control store.
+
+A flow that was suspended for a decision runs again from the top, on whichever worker takes it up. A step
+that has returned is not done again: its answer is read here. The control store is the one place that
+every worker reaches, so no worker needs files of another.
+"""
+
+from __future__ import annotations
+
+from exodus.control.store import ControlStore, answered
+
+ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
+
+
+async def kept(store: ControlStore, run: str, step: str) -> bytes | None:
+    """Return what a step of a run returned, or None where it has not returned yet."""
+    found: bytes | None = await answered(store.client.hget(store.keys.steps(run), step))
+    return found
+
+
+async def keep(store: ControlStore, run: str, step: str, value: bytes) -> bytes:
+    """Keep a step's answer, once; return what is kept, which is the first answer."""
+    if await answered(store.client.hsetnx(store.keys.steps(run), step, value)):
+        return value
+    found = await kept(store, run, step)
+    return value if found is None else found
+
+
+async def begin(store: ControlStore, run: str) -> None:
+    """Keep the steps of a run until it ends."""
+    await answered(store.client.persist(store.keys.steps(run)))
+
+
+async def end(store: ControlStore, run: str) -> None:
+    """Let the steps of a run expire."""
+    await answered(store.client.pexpire(store.keys.steps(run), ENDED_KEPT_MS))

@@ -1,0 +1,64 @@
+"""The turn of a phase: the right of one process to run it, held in the control store.
+
+Prefect can start one run twice: a worker that lost its server's answer, a resume while the process
+before it still ends, or two people who start a phase at the same moment. A phase must not run twice, so
+its process takes the turn first and renews it while it runs. A turn that nobody renews ends by itself.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from exodus.config import TURN_MS
+from exodus.control.store import ControlStore, answered
+
+_TAKE = """
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return {'', 0} end
+return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+"""
+_RENEW = """
+local held = redis.call('GET', KEYS[1])
+if held and held ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+
+class Holder(BaseModel):
+    """Who has a turn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str  # of Prefect
+    worker: str  # host:pid
+    instance: str  # drawn anew by each process
+
+
+class Held(BaseModel):
+    """A turn that another process has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    holder: Holder
+    left_ms: int  # until it ends, where nobody renews it
+
+
+async def take(store: ControlStore, phase: str, holder: Holder) -> Held | None:
+    """Take the turn; None where it is ours now, else who has it."""
+    key, said = store.keys.turn(phase), holder.model_dump_json()
+    found, left_ms = await answered(store.client.eval(_TAKE, 1, key, said, str(TURN_MS)))
+    if not found:
+        return None
+    return Held(holder=Holder.model_validate_json(found), left_ms=int(left_ms))
+
+
+async def renew(store: ControlStore, phase: str, holder: Holder) -> bool:
+    """Prolong the turn; False where another process has it."""
+    key, said = store.keys.turn(phase), holder.model_dump_json()
+    return bool(await answered(store.client.eval(_RENEW, 1, key, said, str(TURN_MS))))
+
+
+async def give_back(store: ControlStore, phase: str, holder: Holder) -> None:
+    """Let others have the turn at once."""
+    await answered(store.client.eval(_GIVE_BACK, 1, store.keys.turn(phase), holder.model_dump_json()))

@@ -1,0 +1,53 @@
+"""The checks before a migration begins: both sides as they are, and whether each can be fenced at a switch.
+
+A server that cannot be fenced would be found out at the cutover, when everything is copied and people wait.
+"""
+
+from __future__ import annotations
+
+from exodus.config import Cutover, Feed, FenceKind, Plan, Side, UserRole
+from exodus.control.store import ControlStore
+from exodus.cutover.fence import read_record
+from exodus.cutover.means import Means, choose
+from exodus.endpoint import Endpoint, Finding, check_pair
+from exodus.errors import ExodusError
+
+
+async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
+    """Return the findings of both sides and of their fences. Changes nothing.
+
+    Raises:
+        SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
+    """
+    source, target = (Endpoint(side, plan.address(side)) for side in Side)
+    found = await check_pair(source, target, plan, store)
+    if plan.cutover is Cutover.GATEWAY and not any(finding.severity == "fatal" for finding in found):
+        found += [await _check_fence(plan, side) for side in Side if await read_record(store, side) is None]
+    return found
+
+
+async def _check_fence(plan: Plan, side: Side) -> Finding:
+    check, named = f"fence of the {side}", plan.fence.of(side)
+    if named is FenceKind.PROVIDER:
+        return Finding(check, "ok", f"the {side} is fenced by a person: {plan.fence.instruction(side)}")
+    try:
+        means, reasons = await fence_of(plan, side, Feed.GATEWAY)
+    except ExodusError as exc:
+        return Finding(check, "fatal", f"nobody knows whether the {side} can be fenced", f"{exc.what}: {exc.why}", exc.next_step)
+    if means is not None:
+        return Finding(check, "ok", f"the {side} can be fenced by {means.kind}")
+    return Finding(
+        check,
+        "fatal",
+        f"the {side} cannot be fenced",
+        "; ".join(reasons),
+        f"give {side} a user of Exodus's own that may run ACL (exodus users), or choose fence.{side} in the migration file "
+        "(docs/operating/fences.md)",
+    )
+
+
+async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[Means | None, list[str]]:
+    """Return the method by which a side would be fenced under a change feed, and why each stronger one cannot be."""
+    node = (await Endpoint(side, plan.acting(UserRole.SWITCH).address(side)).nodes())[0]
+    async with await node.connect(name="exodus-fence") as leg:
+        return await choose(lambda *commands: leg.pipeline(commands), plan, side, feed, None)

@@ -1,0 +1,45 @@
+"""Looking how far a backfill or a verification has come, in the control store; what reads it does no work of its own."""
+
+from __future__ import annotations
+
+from exodus.config import Plan, Side
+from exodus.control.checkpoint import load_pass, load_progress
+from exodus.control.store import ControlStore
+from exodus.endpoint import Endpoint, databases_of, info_of
+from exodus.sync.pace import read_paces
+from exodus.sync.progress import Looked
+
+
+async def count_keys(plan: Plan, *sides: Side) -> int:
+    """Return how many keys sides have, as they count them themselves."""
+    total = 0
+    for side in sides:
+        for node in await Endpoint(side, plan.address(side)).nodes():
+            async with await node.connect(name="exodus-count") as leg:
+                total += sum(databases_of(info_of(await leg.call("INFO", "keyspace"))).values())
+    return total
+
+
+async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Looked:
+    """Return what all slices of a run have come to."""
+    slices = list((await load_progress(store, run)).values())
+    waits = dict.fromkeys(piece.why for piece in slices if piece.why and not piece.done)
+    paces = dict.fromkeys(pace.why for pace in await read_paces(store) if pace.why and pace.what.startswith("backfill"))
+    return Looked(
+        keys=sum(piece.keys_seen for piece in slices),
+        keys_total=keys_total,
+        payload_bytes=sum(piece.payload_bytes for piece in slices),
+        why="; ".join([*waits, *list(paces)[:1]]),
+    )
+
+
+async def look_at_verification(store: ControlStore, name: str, keys_total: int) -> Looked:
+    """Return how far a pass over both sides has come."""
+    found = await load_pass(store, name)
+    paces = [pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"]
+    counts = found.counts if found is not None else {}
+    return Looked(
+        keys=counts.get("keys_authority", 0) + counts.get("keys_follower", 0),
+        keys_total=keys_total,
+        why="; ".join(paces[:1]),
+    )

@@ -1,0 +1,85 @@
+"""Tasks that are done once in a run: what they returned is kept in the control store.
+
+A flow runs from the top again after each decision, on any worker. Prefect's own result files lie on the
+worker that wrote them, and Prefect executes a task again where it cannot read its file, without a word.
+So these tasks keep their answers where every worker reads them, and fail where that is not possible.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import orjson
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from exodus.control import ledger, steps
+from exodus.control.store import ControlStore
+from tasks.context import in_store, run
+
+R = TypeVar("R")
+P = ParamSpec("P")
+_KEPT: set[str] = set()
+
+
+def kept_task(
+    name: str,
+    *,
+    run_name: str | None = None,
+    retries: int = 0,
+    retry_delay_seconds: float = 0,
+    but: Sequence[str] = (),
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function a task that is done once in a run with the same arguments.
+
+    The function's first parameter is `migration`, and it returns plain JSON. Whoever calls gets the
+    answer as it is kept, also the first time. Arguments named in `but` may differ the next time.
+    """
+
+    def make(function: Callable[P, R]) -> Task[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def once(*args: P.args, **kwargs: P.kwargs) -> R:
+            run_id = flow_run.get_id()
+            if run_id is None:
+                return function(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            told = {key: value for key, value in given.arguments.items() if key not in but}
+            step = f"{name} {ledger.digest(told)}"
+            migration = str(given.arguments["migration"])
+            answer: Any = _kept(migration, run_id, step)
+            if answer is None:
+                done = orjson.dumps(function(*args, **kwargs), default=str, option=orjson.OPT_NON_STR_KEYS)
+                answer = run(in_store(migration, run_id, lambda it: steps.keep(it, run_id, step, done)))
+            value: R = orjson.loads(answer)
+            return value
+
+        _KEPT.add(name)
+        return task(
+            name=name,
+            task_run_name=run_name,
+            retries=retries,
+            retry_delay_seconds=retry_delay_seconds,
+            persist_result=False,
+            cache_policy=NO_CACHE,
+        )(once)
+
+    return make
+
+
+def kept(task: Task[Any, Any]) -> bool:
+    """Return whether a task is done once in a run."""
+    return task.name in _KEPT
+
+
+def _kept(migration: str, run_id: str, step: str) -> bytes | None:
+    async def look(store: ControlStore) -> bytes | None:
+        return await steps.kept(store, run_id, step)
+
+    return run(in_store(migration, run_id, look))

@@ -1,0 +1,88 @@
+"""Evidence that is renewed between decisions: when it may be, and how."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from prefect.runtime import flow_run
+
+from exodus.config import Side
+from exodus.control import ledger
+from exodus.control.route import read_route
+from exodus.errors import EvidenceFailed
+from tasks.artifacts import create_table_artifact
+from tasks.context import live_task, opened, run
+from tasks.cutover import rehearse_switch
+from tasks.evidence import artifact_key
+from tasks.live_sync import verify_sides
+from tasks.profile import learn_workload
+
+Kind = Literal["workload", "comparison", "rehearsal", "drift"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+RENEW = "renew"
+
+
+@live_task(name="look whether evidence may be renewed now")
+def why_not_now(migration: str, kind: Kind) -> str | None:
+    """Return why this kind cannot be renewed now, or None."""
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            if ledger.ending(await ledger.read(it.store)) is not None:
+                return "the migration is done"
+            running = [name for name, state in (await it.store.phases()).items() if state.get("state") == "running"]
+            if running:
+                return f"{running[0]} runs"
+            route = await read_route(it.store)
+            if kind == "rehearsal" and route.native:
+                return "the target is the source's replica"
+            if kind == "rehearsal" and route.authority is not Side.SOURCE:
+                return "the target is the authority"
+            if kind in ("comparison", "drift") and not route.sync:
+                return "live sync is off, so that both sides are not meant to be equal"
+            if kind == "comparison" and route.authority is not Side.SOURCE:
+                return "the target is the authority: renew the drift"
+            if kind == "drift" and route.authority is not Side.TARGET:
+                return "the source is the authority: renew the comparison"
+            return None
+
+    return run(work())
+
+
+def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
+    """Renew the evidence of one kind, and say what was found. Call it from a flow.
+
+    Raises:
+        EvidenceFailed: what was found is not as it must be.
+    """
+    run_id = flow_run.get_id()
+    if kind == "workload":
+        found = learn_workload(migration, seconds)
+        rows = [{"command": row["command"], "calls": row["calls"]} for row in found["commands"]]
+        _show(migration, kind, rows or [{"command": "none was seen", "calls": 0}])
+        return f"{found['requests_per_s']:,} requests/s, {len(found['commands'])} commands"
+    if kind == "rehearsal":
+        found = rehearse_switch(migration)
+        _show(migration, kind, found["switches"])
+        if not found["ok"]:
+            raise EvidenceFailed(
+                "the rehearsal did not go well",
+                why=found["why"],
+                next_step="look at the gateways' logs; a cutover is refused until one goes well",
+            )
+        text = f"{found['acknowledged_writes']:,} writes, 0 lost"
+        return f"{text}, longest stall {found['stall_ms_max']} ms"
+    found = verify_sides(migration, kind)
+    text = f"{found['keys_verified']:,} keys verified, {found['divergences_total']} divergences"
+    _show(migration, kind, found["divergences"] or [{"found": text}])
+    if found["divergences_total"]:
+        raise EvidenceFailed(
+            f"{kind}: the sides differ in {found['divergences_total']} keys",
+            why=f"{text} (run {run_id})",
+            next_step="exodus verify lists them; exodus repair copies them again",
+        )
+    return text
+
+
+def _show(migration: str, kind: Kind, rows: list[dict[str, object]]) -> None:
+    create_table_artifact(key=artifact_key(migration, RENEW, kind), table=rows, description=f"renewed: {kind}")
