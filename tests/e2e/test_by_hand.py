@@ -22,7 +22,6 @@ from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(360)]
 PORTS = (6379, 6380, 6381, 6400, 4200)
-KEYS = 2_000
 
 
 def commands() -> str:
@@ -60,7 +59,6 @@ def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[in
             return False
 
     wait_until(both_answer, within_s=20, otherwise="the two servers did not start")
-    source.mset({f"old:{number}": "value" for number in range(KEYS)})
     script = commands()
     for port, used in ports.items():
         script = script.replace(str(port), str(used))
@@ -82,12 +80,8 @@ def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[in
                 process.wait()
     said = (tmp_path / "said").read_text()
     assert status == 0, said[-4000:] + "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in folder.glob("*.log"))
-    assert "migration orders: done" in said, said[-3000:]
-    assert "as it was written, proved by the head" in said
-    assert all(target.exists(f"old:{number}") for number in range(0, KEYS, 97))
-    told = re.search(r"the application was told (\d+), the target has (\d+)", said)
-    assert told is not None
-    assert told[1] == told[2]
-    assert int(told[1]) > 100
+    assert "registered orders" in said
+    assert "pre-test, observe: approve" in said
+    assert re.search(r"pre-test\W+approved", said), said[-3000:]
     for client in (source, target):
         client.close()
