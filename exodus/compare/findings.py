@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exodus.control.names import why_not_all
+
 Json = dict[str, Any]
 FINDINGS_MAX = 1_000  # more than a person can look at by name
 NOTHING_COMPARED = "nothing compared"
@@ -47,13 +49,5 @@ def _name(row: Mapping[str, Any], what: str) -> str:
 
 def why_not_accepted(found: Sequence[Json], text: str) -> str | None:
     """Return why names, one a line, do not accept every finding and nothing else; None: they do."""
-    names = [line.strip() for line in text.splitlines() if line.strip()]
     there = {row["name"] for row in found}
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        return f"accept_findings: {unknown[0]!r} is no finding; write names as they are listed, one a line"
-    missing = sorted(there - set(names))
-    if missing:
-        shown = ", ".join(missing[:10])
-        return f"{len(missing)} finding(s) are neither resolved nor accepted: {shown}; name them in accept_findings, or reject and resolve them"
-    return None
+    return why_not_all(text, there, field="accept_findings", noun="finding", resolved="resolved", resolve="resolve them")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import orjson
 
 from exodus.control.changes import Key, pack, unpack
+from exodus.control.names import names_in, why_not_all
 from exodus.control.store import ControlStore, Json, answered
 
 ACCEPTED_MAX = 1_000  # more than a person can look at by name
@@ -56,23 +57,16 @@ async def accepted_letters(store: ControlStore) -> dict[Key, Json]:
 
 async def why_not_accepted(store: ControlStore, text: str) -> str | None:
     """Why names, one a line, do not accept every open letter and nothing else; None: they do."""
-    names = _names(text)
     there = {name_of(letter) for letter in (await open_letters(store)).values()}
-    unknown = [name for name in names if name not in there]
-    if unknown:
-        return f"accept_dead_letters: {unknown[0]!r} is no dead letter; write names as they are listed, one a line"
-    missing = sorted(there - set(names))
-    if missing:
-        shown = ", ".join(missing[:10])
-        return f"{len(missing)} dead letter(s) are neither repaired nor accepted: {shown}; name them in accept_dead_letters, or reject and repair"
-    return None
+    return why_not_all(text, there, field="accept_dead_letters", noun="dead letter", resolved="repaired", resolve="repair")
 
 
 async def accept(store: ControlStore, text: str, by: str) -> list[str]:
     """Put the open letters of these names, one a line, on the list of accepted ones; the names."""
-    wanted = set(_names(text))
+    letters = await open_letters(store)
+    wanted = set(names_in(text, {name_of(letter) for letter in letters.values()}))
     found: list[str] = []
-    for key, letter in (await open_letters(store)).items():
+    for key, letter in letters.items():
         name = name_of(letter)
         if name in wanted:
             packed = pack([key])
@@ -82,10 +76,6 @@ async def accept(store: ControlStore, text: str, by: str) -> list[str]:
                 await pipe.execute()
             found.append(name)
     return found
-
-
-def _names(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line]
 
 
 async def _listed(store: ControlStore, name: str) -> dict[Key, Json]:
