@@ -17,10 +17,17 @@ def _orchestration(*, full: bool) -> Result | list[Result]:
     return orchestration.measure(full=full)
 
 
+def _scale(*, full: bool) -> Result | list[Result]:
+    from benchmarks import scale  # likewise, Dask's
+
+    return scale.measure(full=full)
+
+
 BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "backfill": (backfill.measure,),
     "verify": (verify.measure,),
     "orchestration": (_orchestration,),
+    "scale": (_scale,),
     "memory": (memory.measure,),
     "livesync": (livesync.measure,),
     "gateway": (gateway.measure,),

@@ -66,7 +66,7 @@ def count_source(migration: str) -> int:
     return run(work())
 
 
-def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
     """Return what looks how far a backfill is."""
     total = count_source(migration)
 

@@ -200,7 +200,7 @@ def verify_sides(migration: str, name: str) -> Json:
 
     totals: list[int] = []
 
-    async def look(store: ControlStore, plan: Plan) -> Looked:
+    async def look(store: ControlStore, plan: Plan) -> Looked | None:
         if not totals:
             totals.append(await count_keys(plan, Side.SOURCE, Side.TARGET))
         return await look_at_verification(store, name, totals[0])

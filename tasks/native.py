@@ -58,7 +58,7 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Looked]]:
+def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
     """Return what looks how much of the source's data the replica has loaded."""
     total = count_source(migration)
 

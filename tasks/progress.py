@@ -40,7 +40,7 @@ class Watched(threading.Thread):
     A thread with a connection of its own, since the work blocks the flow. Nothing that fails here fails the work.
     """
 
-    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked]]) -> None:
+    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked | None]]) -> None:
         super().__init__(name=f"progress of {what}", daemon=True)
         self._plan, self._address = plan_of(migration), load(migration).control_store.address("control_store")
         self._context = copy_context()  # with the run's client of Prefect
@@ -77,11 +77,14 @@ class Watched(threading.Thread):
     async def _follow(self, store: ControlStore) -> None:
         while True:
             ended = self._ending.is_set()
-            progress = self._meter.look(time.monotonic(), await self._look(store, self._plan), await store.now_ms())
-            await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text})
-            self._told = progress.text.partition(" · ends in")[0]
-            self._log.info("%s", progress.text)
-            await asyncio.to_thread(self._show, progress.percent, progress.text)
+            found = await self._look(store, self._plan)
+            if found is not None:
+                progress = self._meter.look(time.monotonic(), found, await store.now_ms())
+                # Dated to the beginning of time at the end: `exodus status` shows only what goes on.
+                await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text, **({"at_ms": 0} if ended else {})})
+                self._told = progress.text.partition(" · ends in")[0]
+                self._log.info("%s", progress.text)
+                await asyncio.to_thread(self._show, progress.percent, progress.text)
             self._failing = ""
             if ended:
                 return
@@ -100,7 +103,7 @@ class Watched(threading.Thread):
 
 
 @contextmanager
-def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked]]) -> Iterator[None]:
+def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked | None]]) -> Iterator[None]:
     """Show how far bulk work is while the context is open."""
     watching = Watched(migration, phase, what, look)
     watching.start()

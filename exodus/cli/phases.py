@@ -354,7 +354,8 @@ async def _tell_verification(store: ControlStore, plan: Plan) -> None:
     total, meter = await count_keys(plan.acting(UserRole.VERIFIER), *Side), Meter("verification")
     while True:
         await asyncio.sleep(EVERY_S)
-        say(meter.look(time.monotonic(), await look_at_verification(store, BY_HAND, total)).text)
+        if (found := await look_at_verification(store, BY_HAND, total)) is not None:
+            say(meter.look(time.monotonic(), found).text)
 
 
 async def _verify(store: ControlStore, *, fix: bool, depth: Depth = Depth.FULL, share: float = 1.0, remove_extra: bool = False) -> Json:

@@ -33,11 +33,13 @@ async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Lo
     )
 
 
-async def look_at_verification(store: ControlStore, name: str, keys_total: int) -> Looked:
-    """Return how far a pass over both sides has come."""
+async def look_at_verification(store: ControlStore, name: str, keys_total: int) -> Looked | None:
+    """Return how far a pass over both sides has come; None where none is under way."""
     found = await load_pass(store, name)
+    if found is None:
+        return None
     paces = [pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"]
-    counts = found.counts if found is not None else {}
+    counts = found.counts
     return Looked(
         keys=counts.get("keys_authority", 0) + counts.get("keys_follower", 0),
         keys_total=keys_total,

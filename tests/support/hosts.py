@@ -29,9 +29,11 @@ def allowed() -> bool:
     if os.geteuid() or not all(map(shutil.which, _TOOLS)):
         return False
     name = f"exo{secrets.token_hex(3)}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if tried.returncode:
-        return False
+    for kind in (("netns", "add", name), ("link", "add", name, "type", "bridge")):
+        if subprocess.run(["ip", *kind], capture_output=True, check=False).returncode:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            return False
+    _ip("link", "del", name)
     _ip("netns", "del", name)
     return True
 
@@ -56,6 +58,17 @@ class Host:
         started = start(name, self.command(command), log=folder / f"{name}.log", env=env, cwd=folder)
         self.started.append(started)
         return started
+
+    @property
+    def real(self) -> bool:
+        """Whether it is a namespace."""
+        return self._namespace is not None
+
+    def pids(self) -> list[int]:
+        """Everything that runs there; of an address of loopback nothing is known."""
+        if self._namespace is None:
+            return []
+        return [int(pid) for pid in subprocess.run(["ip", "netns", "pids", self._namespace], capture_output=True, check=True).stdout.split()]
 
     def end(self) -> None:
         """End all of them."""
