@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from exodus.config import Address, MigrationFile, Phase, Plan, Side
 from exodus.control import ledger, registry
+from exodus.control.beginning import text_of_end
 from exodus.control.freshness import forget_pass
 from exodus.control.identity import Identity
 from exodus.control.ledger import REHEARSAL, VERIFICATION, LedgerEntry
@@ -176,6 +177,12 @@ async def _with_store(plan: Plan, store: ControlStore, run_ids: dict[str, str], 
     found.findings += await check_control_store(store, run_ids)
     if found.fatal:
         return  # where it is a side, nothing more is asked there
+    if (end := ledger.ending(await ledger.read(store))) is not None:
+        found.findings.append(Finding(
+            "migration", "fatal", f"the migration {plan.name} is done", f"{text_of_end(*end)}, and its name stands for that",
+            "exodus archive, which keeps its evidence and frees its name; or choose another name",
+        ))  # fmt: skip
+        return
     found.findings.append(await _check_port(plan, store))
     if not any([await read_record(store, side) for side in Side]):  # a fence refuses what the checks try
         found.findings += [finding for finding in await check_all(plan, store) if finding.check != "control store"]

@@ -316,7 +316,7 @@ def _show(status: Json, api: PrefectApi | None) -> None:
     waiting: Any = status["waiting"] if status["failed_run"] is None else None
     show(f"waiting: {status['why_waiting']}\nnext:    {status['what_unblocks']}")
     failed = [status["phases"][name] for name in status["failed"]]
-    if api is not None and waiting is None and failed and failed[-1].get("flow_run_id"):
+    if api is not None and status["state"] == "failed" and failed and failed[-1].get("flow_run_id"):
         at_fault = status["failed_run"] or failed[-1]
         show(f"run:     {api.run_url(at_fault['flow_run_id'])}")
     if waiting is not None and api is not None:

@@ -40,6 +40,8 @@ class ChosenFeed(BaseModel):
 
     def text(self, side: Side) -> str:
         """As forms and status show it."""
+        if not self.why and not self.refused:
+            return f"Change feed of the {side}: {NAMES[self.feed]}; Migrate chooses one"
         refused = "".join(f"; {NAMES[feed]}: {why}" for feed, why in self.refused.items())
         return f"Change feed of the {side}: {NAMES[self.feed]} ({self.why}{refused})"
 

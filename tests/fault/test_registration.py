@@ -16,7 +16,7 @@ from exodus.control import ledger
 from exodus.control.beginning import check_may_begin
 from exodus.control.freshness import last_pass, record_pass
 from exodus.control.identity import of_this_process
-from exodus.control.ledger import LedgerEntry
+from exodus.control.ledger import NEXT, LedgerEntry
 from exodus.control.store import ControlStore
 from exodus.cutover.rehearsal import REPORT, check_rehearsal
 from exodus.errors import DecisionRefused
@@ -186,3 +186,15 @@ async def test_what_a_change_voids_does_not_count_any_more(redis62: Box, valkey9
         )
         assert first.known_by == "operating system"
         assert ledger.broken(await ledger.read_stored(store)) == []
+
+
+async def test_a_migration_that_is_done_is_not_applied_again(redis62: Box, valkey91: Box, control_server: Box) -> None:
+    file = _file(*(box.address() for box in (redis62, valkey91, control_server)))
+    async with await ControlStore.connect(file.control_store, "orders") as store:
+        await register(store, file.plan, await examine(file), of_this_process())
+        for event, verdict, gate in (("decided", "abandon", NEXT), ("finished", "approved", "")):
+            entry = {"at_ms": 1, "phase": Phase.ROLLBACK, "event": event, "verdict": verdict, "gate": gate, "decided_by": "ada", "flow_run_id": "r"}
+            await ledger.record(store, LedgerEntry.model_validate(entry))
+    (found,) = (await examine(file)).fatal
+    assert found.what == "the migration orders is done"
+    assert "abandoned by ada" in found.why
