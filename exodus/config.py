@@ -530,6 +530,9 @@ class Options(BaseModel):
     compare_user: Credentials | None = Field(
         default=None, description="an application's user on the target, as whom Compare tries requests; none: only commands that Exodus knows"
     )
+    compare_scripts: bool = Field(
+        default=False, description="Compare tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO) too, as compare_user; never on the source"
+    )
     fence: Fencing = Field(default=Fencing(), description="how the side that stops being the authority is made to refuse writes")
     window: Window | None = Field(
         default=None, description="hours in which a cutover may begin by itself, once it is approved for them; none: it begins when it is approved"
@@ -611,6 +614,8 @@ class Plan(Options):
 
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:
+        if self.compare_scripts and self.compare_user is None:
+            raise ValueError("compare_scripts: scripts run as an application's user only: name it in compare_user, or leave compare_scripts away")
         if self.compare_user is not None and self.compare_user.username in self.own_users(Side.TARGET):
             raise ValueError(f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name one with an application's rights")
         return self

@@ -49,7 +49,15 @@ def shadow(migration: str, seconds: float | None) -> Json:
             await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch)
             salt = route.epoch + 1
             route = await change_route(
-                it.store, route, route.next(why="compare", journal=JournalMode.SAMPLE, shadow_rate=it.plan.sample, shadow_salt=salt)
+                it.store,
+                route,
+                route.next(
+                    why="compare",
+                    journal=JournalMode.SAMPLE,
+                    shadow_rate=it.plan.sample,
+                    shadow_salt=salt,
+                    shadow_scripts=it.plan.compare_scripts,
+                ),
             )
             try:
                 await _wait(it, route.epoch)
@@ -62,7 +70,9 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 return {"rows": sorted(rows, key=lambda row: -row["compared"]), "convergence": await _convergence(it)}
             finally:
                 now = await read_route(it.store)
-                after = await change_route(it.store, now, now.next(why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0))
+                after = await change_route(
+                    it.store, now, now.next(why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0, shadow_scripts=False)
+                )
                 await _wait(it, after.epoch)
 
     return run(work())

@@ -80,7 +80,8 @@ class Watched(threading.Thread):
             found = await self._look(store, self._plan)
             if found is not None:
                 progress = self._meter.look(time.monotonic(), found, await store.now_ms())
-                await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text})
+                # Dated to the beginning of time at the end: `exodus status` shows only what goes on.
+                await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text, **({"at_ms": 0} if ended else {})})
                 self._told = progress.text.partition(" · ends in")[0]
                 self._log.info("%s", progress.text)
                 await asyncio.to_thread(self._show, progress.percent, progress.text)

@@ -5,8 +5,11 @@ application got, and its writes are tried there (does the target accept them?), 
 again: states converge whatever the order of writes was.
 
 What is tried is what the authority answered without an error (gateways publish nothing else), and of that only commands of an allow-list
-(`semantics.COMPARED_READS`, `COMPARED_WRITES`), never a script: Compare runs it with Exodus's rights. Where the plan names an application's
+(`semantics.COMPARED_READS`, `COMPARED_WRITES`): Compare runs it with Exodus's rights. Where the plan names an application's
 user of the target (`compare_user`), it runs as that user, and what the list leaves out is tried too. What takes too long is tried no more.
+
+Scripts run only where the plan says `compare_scripts`: read-only ones, as `compare_user`, on the target. Exodus never runs an
+application's script on the source. So a reply that differs is a divergence where the key was not written since.
 
 A reply that differs is no verdict: the key is copied and both
 sides are asked again, and only what differs three times is a divergence. The journal's sampled keys (scripts,
@@ -30,7 +33,7 @@ from exodus.commands.table import CommandTable
 from exodus.compare.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
 from exodus.config import COMPARE_SECONDS_MAX, HEARTBEAT_S, Address, Plan, Side, UserRole
 from exodus.control import journal, registry
-from exodus.control.changes import Key, pack
+from exodus.control.changes import Key, pack, partition_of
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore, answered
@@ -50,6 +53,7 @@ _BATCH = 200
 _WAIT_MS = 200
 _LOOKS = 3
 _PAUSE_S = 0.05
+_EARLIER_MS = 1_000  # a write may stand in the journal so long before the sample that shows it
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -125,12 +129,20 @@ class Run:
             for failure in report.failed:
                 await self._diverged(failure.db, failure.key, "(copy)", "cannot be carried", failure.reason)
 
-    async def one(self, db: int, request: bytes, reply: bytes, *, write: bool) -> bool:
-        """Compare one pair; whether its key has to be copied afterwards."""
-        args = RequestScanner().feed(request)[0].args
-        name = args[0].upper()
+    def key_of(self, args: list[bytes]) -> bytes:
+        """Return the key by which a request was sampled."""
+        keys = self._table.of(args).keys(args)
+        return keys[0] if keys else args[1] if len(args) > 1 else b""
+
+    async def one(self, db: int, args: list[bytes], reply: bytes, *, write: bool, at_ms: int) -> bool:
+        """Compare one request's replies; return whether its key has to be copied afterwards.
+
+        Args:
+            at_ms: when the authority's reply came, in the control store's time.
+        """
+        name, key = args[0].upper(), self.key_of(args)
         row = self.rows.setdefault(name.decode("ascii", "replace"), Counter())
-        if len(args) > 1 and (db, args[1]) in self.outside:
+        if (db, key) in self.outside:
             row["excluded"] += 1
             return write  # a write may bring it in
         there_args = self._renamed(db, args)
@@ -140,16 +152,15 @@ class Run:
         if not self._allowed(name, args, write=write):
             row["not_tried"] += 1
             return write
-        to_db = self.engine.scope.place(db, args[1])[0] if self.engine.scope.renames and len(args) > 1 else db
+        to_db = self.engine.scope.place(db, key)[0] if self.engine.scope.renames else db
         try:
             there = await self.follower.ask(to_db, there_args)
         except TooSlow:
-            self._slow.add(name)
-            row["too_slow"] += 1
+            await self._try_no_more(name, args, row)
             return write
         except NoDatabase as exc:
             row["divergences"] += 1
-            await self._diverged(db, args[1] if len(args) > 1 else b"", name.decode(), "the target refuses it", str(exc))
+            await self._diverged(db, key, name.decode(), "the target refuses it", str(exc))
             return False
         here = parse(reply)
         code, code_there = error_code(here), error_code(there)
@@ -157,7 +168,6 @@ class Run:
             row["infrastructure"] += 1
             return write
         row["compared"] += 1
-        key = args[1] if len(args) > 1 else b""
         if write:
             if code == code_there:
                 row["equal"] += 1
@@ -170,8 +180,42 @@ class Run:
         if equivalent(name, here, there, args):
             row["equal"] += 1
             return False
-        await self._look_again(db, name, args, key, row)
+        if self._table.of(args).script:
+            await self._ask_the_script_again(db, args, here, row, at_ms)
+        else:
+            await self._look_again(db, name, args, key, row)
         return False
+
+    async def _try_no_more(self, name: bytes, args: list[bytes], row: Counter[str]) -> None:
+        self._slow.add(name)
+        row["too_slow"] += 1
+        if self._table.of(args).script:  # its server serves nobody else until it ends
+            # Answered when the script has run for the server's lua-time-limit; refused where it ended by itself.
+            await self._ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+
+    async def _ask_the_script_again(self, db: int, args: list[bytes], here: Reply, row: Counter[str], at_ms: int) -> None:
+        name, key = args[0].upper(), self.key_of(args)
+        there: Reply = None
+        for look in range(_LOOKS):
+            await self.copy([(db, key)])
+            try:
+                there = await self.follower.ask(db, args)
+            except TooSlow:
+                await self._try_no_more(name, args, row)
+                return
+            if equivalent(name, here, there, args):
+                row["equal"] += 1
+                return
+            await asyncio.sleep(_PAUSE_S * 4**look)
+        store, partitions = self.engine.store, self.engine.plan.partitions
+        since = {partition_of(db, key, partitions): b"%d-0" % (at_ms - _EARLIER_MS)}
+        changes = await journal.since(store, since)
+        if changes.gap or changes.barriers or (db, key) in changes.keys or error_code(there) == "NOSCRIPT":
+            row["inconclusive"] += 1  # the key was written since; or the target has not been given the script yet
+            return
+        row["divergences"] += 1
+        cause = f"error {error_code(there)}" if error_code(there) else "a script's reply differs"
+        await self._diverged(db, key, name.decode(), "replies differ", cause)
 
     def _allowed(self, name: bytes, args: list[bytes], *, write: bool) -> bool:
         """Whether a request may be tried: a known command at a bounded cost, or any plain one of a key, as an application's user."""
@@ -179,8 +223,12 @@ class Run:
             return False
         if name in (COMPARED_WRITES if write else COMPARED_READS):
             return True
-        command = self._table.of(args)
-        return self.engine.plan.compare_user is not None and command.known and command.plain and command.keys(args) == args[1:2]
+        command, plan = self._table.of(args), self.engine.plan
+        if plan.compare_user is None or not command.known:
+            return False
+        if command.script:
+            return self.engine.route.shadow_scripts and plan.compare_scripts and not command.write and len(command.keys(args)) == 1
+        return command.plain and command.keys(args) == args[1:2]
 
     def _renamed(self, db: int, args: list[bytes]) -> list[bytes] | None:
         """The request as it has to be asked of the target; None where it names its key elsewhere than most do."""
@@ -207,8 +255,7 @@ class Run:
                 there_db = self.engine.scope.place(db, key)[0]
                 here, there = await asyncio.gather(self.authority.ask(db, args), self.follower.ask(there_db, there_args))
             except TooSlow:
-                self._slow.add(name)
-                row["too_slow"] += 1
+                await self._try_no_more(name, args, row)
                 return
             if error_code(here) == "NOPERM":
                 row["inconclusive"] += 1  # an application's command, which Exodus itself may not ask the authority again
@@ -330,14 +377,14 @@ class Comparer:
             self._behind = 0
             return after
         entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        pairs = [_pair(fields) for _, fields in entries]
-        new = {(db, key) for db, key, *_ in pairs} - run.seeded
+        pairs = [(int(entry_id.partition(b"-")[0]), *_pair(fields)) for entry_id, fields in entries]
+        new = {(db, run.key_of(args)) for _, db, args, *_ in pairs} - run.seeded
         await run.copy(new)
         dirty: set[Key] = set()
-        for db, key, request, reply, write in pairs:
+        for at_ms, db, args, reply, write in pairs:
             # A key copied just now shows the state after later writes too: what it is asked settles by looking again.
-            if await run.one(db, request, reply, write=write):
-                dirty.add((db, key))
+            if await run.one(db, args, reply, write=write, at_ms=at_ms):
+                dirty.add((db, run.key_of(args)))
         await run.copy(dirty)
         self._behind = len(entries)
         return bytes(entries[-1][0])
@@ -387,9 +434,9 @@ class Comparer:
                 yield "exodus_comparer_replies_total", "sampled replies by outcome", {"command": name, "outcome": outcome}, count
 
 
-def _pair(fields: Mapping[bytes, bytes]) -> tuple[int, bytes, bytes, bytes, bool]:
+def _pair(fields: Mapping[bytes, bytes]) -> tuple[int, list[bytes], bytes, bool]:
     args = RequestScanner().feed(fields[b"q"])[0].args
-    return int(fields[b"db"]), args[1] if len(args) > 1 else b"", fields[b"q"], fields[b"r"], fields[b"w"] == b"1"
+    return int(fields[b"db"]), args, fields[b"r"], fields[b"w"] == b"1"
 
 
 async def run_comparer(store: ControlStore, plan: Plan, process: str) -> None:

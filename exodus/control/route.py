@@ -40,6 +40,7 @@ class Route(BaseModel):
     native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
     shadow_rate: float = 0.0
     shadow_salt: int = 0
+    shadow_scripts: bool = False  # read-only scripts are sampled, too
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
     rehearsal_prefix: str | None = None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py

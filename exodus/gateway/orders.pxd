@@ -7,6 +7,6 @@ cdef class Orders:
     cdef public Telemetry telemetry
     cdef public object authority, journal, risks, canary, scripts
     cdef public Py_ssize_t epoch, shadow_below, shadow_salt, canary_below, tag
-    cdef public bint hold, picks, login_needed, scripts_unseen, silence_covers_pushes
+    cdef public bint hold, picks, login_needed, scripts_unseen, shadow_scripts, silence_covers_pushes
 
     cpdef bint sampled(self, bytes key)

@@ -29,6 +29,7 @@ class Orders:
         "scripts_unseen",
         "shadow_below",
         "shadow_salt",
+        "shadow_scripts",
         "silence_covers_pushes",
         "table",
         "tag",
@@ -46,6 +47,7 @@ class Orders:
         self.picks = False  # some requests are looked at more closely: for the comparer, or as canary reads
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
+        self.shadow_scripts = False  # read-only scripts of a sampled key are offered to the comparer, too
         self.canary_below = 0  # of 2**32; likewise, see canary.py
         self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # what the journal may miss, by kind

@@ -454,6 +454,7 @@ class Gateway:
         began = orders.journal is not journal
         orders.epoch = route.epoch
         orders.journal = journal
+        orders.shadow_scripts = route.shadow_scripts
         orders.pick(shadow_below=int(route.shadow_rate * 2**32), shadow_salt=route.shadow_salt, canary_below=orders.canary_below)
         if began:
             # A write that is under way now was forwarded without an intent; its answer will be journalled.

@@ -576,7 +576,7 @@ class Session:
         if (
             orders.picks
             and transaction is None
-            and command.plain
+            and (command.plain or (orders.shadow_scripts and command.script and not pending.write))
             and not self._quiet_asked
             and command.name not in NOT_COMPARABLE
             and request.size <= _SHADOW_BYTES_MAX

@@ -124,6 +124,7 @@ class Syncer:
     async def _stop_work(self) -> None:
         await end_all((self._work, self._streaming, self._attaching, self._probing))
         self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
+        self._why = ""  # of work that has ended
 
     async def _probe_or_not(self) -> None:
         """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so that a switch finds no session of ours."""

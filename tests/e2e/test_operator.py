@@ -23,7 +23,10 @@ import yaml
 
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, load_migration
+from exodus.config import MigrationFile, Phase, load_migration
+from exodus.control import ledger
+from exodus.control.ledger import LedgerEntry
+from exodus.control.store import ControlStore
 from exodus.stack.home import Home, free_port
 from exodus.stack.processes import end
 from exodus.stack.up import down
@@ -92,7 +95,7 @@ class Shell:
     def asking(self, phase: str) -> dict:
         """Have a phase ask, whatever it did before; its state."""
         if (self.status()["waiting"] or {}).get("phase") != phase:
-            self.said("start", phase, *(("--seconds", "1") if phase == "pre-test" else ()))
+            self.said("start", phase, *(("--seconds", "1") if phase in ("pre-test", "analyze", "compare") else ()))
         return self.waits(phase)
 
 
@@ -110,26 +113,26 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 @pytest.fixture(scope="module")
-def traffic(shell: Shell) -> Iterator[None]:
-    """An application that writes and reads a few keys through the gateway."""
-    stop, port = threading.Event(), shell.file.plan.gateway.port
+def traffic(shell: Shell) -> Iterator[threading.Event]:
+    """An application that writes and reads a few keys through the gateway, unless it is told to rest."""
+    stop, rest, port = threading.Event(), threading.Event(), shell.file.plan.gateway.port
 
     def work() -> None:
         with redis.Redis(port=port) as client:
             while not stop.wait(0.01):
                 with contextlib.suppress(redis.ConnectionError):  # one test stops the gateway
-                    for key in range(5):
+                    for key in range(0 if rest.is_set() else 5):
                         client.set(f"k:{key}", "v")
                         client.get(f"k:{key}")
 
     thread = threading.Thread(target=work)
     thread.start()
-    yield
+    yield rest
     stop.set()
     thread.join(10)
 
 
-def test_a_phase_runs_wherever_the_stack_was_started(shell: Shell, traffic: None) -> None:
+def test_a_phase_runs_wherever_the_stack_was_started(shell: Shell, traffic: threading.Event) -> None:
     """Flows are found by their module: neither `$PWD` nor the working directory of anybody matters."""
     asked = shell.asking("pre-test")
     assert asked["question"] == "Can Exodus observe representative traffic safely?"
@@ -158,7 +161,7 @@ def test_a_run_that_crashed_before_it_began_is_shown_with_its_reason(shell: Shel
         api._call("PATCH", f"/deployments/{deployment}", json=entrypoint)
 
 
-def test_a_start_that_is_refused_starts_nothing(shell: Shell, traffic: None) -> None:
+def test_a_start_that_is_refused_starts_nothing(shell: Shell, traffic: threading.Event) -> None:
     shell.asking("pre-test")
     counted = {"flow_runs": {}}
     before = shell.api._call("POST", "/flow_runs/count", json=counted).json()
@@ -169,7 +172,7 @@ def test_a_start_that_is_refused_starts_nothing(shell: Shell, traffic: None) -> 
     assert shell.api._call("POST", "/flow_runs/count", json=counted).json() == before
 
 
-def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: None) -> None:
+def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: threading.Event) -> None:
     asked = shell.asking("pre-test")
     shown = shell.said("answer")
     assert "Can Exodus observe representative traffic safely?" in shown
@@ -191,7 +194,34 @@ def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: N
     assert (twice.returncode, "no decision is open" in twice.stderr) == (1, True)
 
 
-def test_a_person_at_a_terminal_is_asked_once_more(shell: Shell, traffic: None) -> None:
+def test_a_finding_of_compare_is_accepted_by_its_name(shell: Shell, traffic: threading.Event) -> None:
+    """Where no sampled key was asked for, the phase failed on three rows with ERROR, and nobody could accept that."""
+    for phase in ("pre-test", "analyze"):
+        shell.asking(phase)
+        shell.said("approve", "--why", "because it is tested")
+        shell.becomes(phase, "approved")
+    traffic.set()
+    try:
+        asked = shell.asking("compare")
+    finally:
+        traffic.clear()
+    assert "1 FINDING(S): resolve them, or accept each by name: nothing compared" in shell.said("answer")
+    shell.said("approve", "--why", "nothing is said of the finding")
+    again = lambda: (shell.status()["waiting"] or {}).get("attempt") == asked["attempt"] + 1  # noqa: E731
+    wait_until(again, within_s=60, otherwise="it was not asked again")
+    shell.said("answer", "approve", "--why", "there is no traffic at night", "--field", "accept_findings=nothing compared")
+    shell.becomes("compare", "approved")
+
+    async def decided() -> LedgerEntry | None:
+        async with await ControlStore.connect(shell.file.control_store, "demo") as store:
+            return ledger.last_decision(await ledger.read(store), Phase.COMPARE)
+
+    entry = asyncio.run(decided())
+    assert entry is not None
+    assert entry.facts["accept_findings"] == "nothing compared"
+
+
+def test_a_person_at_a_terminal_is_asked_once_more(shell: Shell, traffic: threading.Event) -> None:
     asked = shell.asking("pre-test")
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -306,7 +336,7 @@ def test_a_plan_is_registered_whole_or_not_at_all(shell: Shell, tmp_path: Path) 
         thread.join(10)
 
 
-def test_an_abandoned_migration_is_done_and_can_be_put_away(shell: Shell, traffic: None) -> None:
+def test_an_abandoned_migration_is_done_and_can_be_put_away(shell: Shell, traffic: threading.Event) -> None:
     shell.said("start", "rollback", "--why", "given up")
     shell.waits("rollback")
     plain = shell.run("reject", "--why", "not clear what that means")

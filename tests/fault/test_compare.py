@@ -60,7 +60,7 @@ async def test_a_key_that_is_written_all_the_time_is_not_judged(plant: Plant) ->
             await app.get("spoiled")
             await _row(plant, "GET", "compared")
             target.set("spoiled", 2)
-            found = await _convergence(Opened(plant.plan, plant.store))
+            found = await _convergence(Opened(plant.plan, plant.store, plant.plan))
         finally:
             stop.set()
             await writing

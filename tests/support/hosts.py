@@ -29,9 +29,11 @@ def allowed() -> bool:
     if os.geteuid() or not all(map(shutil.which, _TOOLS)):
         return False
     name = f"exo{secrets.token_hex(3)}"
-    tried = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False)
-    if tried.returncode:
-        return False
+    for kind in (("netns", "add", name), ("link", "add", name, "type", "bridge")):
+        if subprocess.run(["ip", *kind], capture_output=True, check=False).returncode:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+            return False
+    _ip("link", "del", name)
     _ip("netns", "del", name)
     return True
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from exodus.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").rglob("*.md"))
@@ -33,3 +37,29 @@ def test_every_make_target_that_a_page_names_exists() -> None:
         for block in re.findall(r"```\n(.*?)```", page.read_text(), re.DOTALL):
             for named in re.findall(r"^make ([a-z0-9]+)", block, re.MULTILINE):
                 assert named in targets, f"{page.name}: make {named}"
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """What a page gives to `exodus` in its blocks, in words."""
+    for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for found in re.findall(r"(?:^\s*|ExecStart=|\$\(|until )(?:\S*/)?exodus ([a-z-][^#|;)&>]*)", line):
+                yield found.split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_that_a_page_shows_exists(page: Path) -> None:
+    """With each of its options."""
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for words in _commands(page):
+        verb = words[0]
+        assert verb.startswith("-") or verb in verbs, f"{page.name}: exodus {verb}"
+        if verb.startswith("-"):
+            continue
+        command = verbs[verb]
+        if hasattr(command, "commands"):
+            assert words[1] in command.commands, f"{page.name}: exodus {verb} {words[1]}"
+            command = command.commands[words[1]]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - known - {"--help"}
+        assert not unknown, f"{page.name}: exodus {verb}: {unknown}"
