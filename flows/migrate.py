@@ -24,7 +24,7 @@ from tasks.live_sync import (
     repair_divergences,
     say_heavy_keys,
     start_live_sync,
-    verify_sides,
+    verify_all,
     wait_caught_up,
     why_letters_stand,
 )
@@ -71,7 +71,7 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
     backfill = _replicate(migration, live) if live["native"] else copy_all(migration, live)
     changed = mark_changed_meanwhile(migration)
     live_now = wait_caught_up(migration)
-    found = verify_sides(migration, PHASE)
+    found = verify_all(migration, PHASE)
     if found["divergences_total"] or found["dead_letters"]:
         found = repair_divergences(migration, PHASE)
     row = {

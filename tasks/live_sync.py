@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Plan, Side, UserRole
+from prefect import unmapped
+
+from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Plan, Side, UserRole, WorkersKind
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.route import change_route, read_route
@@ -22,6 +28,7 @@ from exodus.sync.feed import JournalFeed, begin_feed, prove
 from exodus.sync.guard import set_writer_epoch
 from exodus.sync.heavy import text_of
 from exodus.sync.looks import count_keys, look_at_verification
+from exodus.sync.parts import Found, Part, look_at_part, plan_parts, put_together
 from exodus.sync.progress import Looked
 from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from exodus.sync.rescan import rescan
@@ -30,6 +37,7 @@ from tasks.context import Json, Opened, live_task, opened, run
 from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling, watched
+from tasks.workers import workers_of
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
@@ -190,14 +198,35 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@kept_task("verify both sides")
-def verify_sides(migration: str, name: str) -> Json:
-    """Compare every key in both directions; the report is kept as `verification.NAME`. Evidence for a form, with its time in it."""
+@kept_task("plan the verification")
+def plan_verification(migration: str, name: str) -> list[Json]:
+    """Begin a verification in parts, one a worker of the plan and more; none where threads do it, or live sync is off."""
+
+    async def work() -> list[Json]:
+        async with opened(migration) as it:
+            workers = it.plan.workers
+            if workers.kind is WorkersKind.THREADS or not (await read_route(it.store)).sync:
+                return []
+            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+            return [part.model_dump(mode="json") for part in await plan_parts(engine, name, it.plan.slices)]
+
+    return run(work())
+
+
+@kept_task("compare a part", run_name="compare {part[name]}", retries=2, retry_delay_seconds=2)
+def compare_part(migration: str, part: Json) -> Json:
+    """Compare the slices of one part, on whatever worker takes it up."""
 
     async def work() -> Json:
         async with opened(migration) as it, budget_heard(it.store):
-            return await reconcile(await open_engine(it.store, it.plan.acting(UserRole.VERIFIER)), name)
+            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+            found = await look_at_part(engine, Part.model_validate(part))
+            return {**found.model_dump(mode="json"), "worker": f"{socket.gethostname()}:{os.getpid()}"}
 
+    return run(work())
+
+
+def _look_at(name: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
     totals: list[int] = []
 
     async def look(store: ControlStore, plan: Plan) -> Looked | None:
@@ -205,7 +234,45 @@ def verify_sides(migration: str, name: str) -> Json:
             totals.append(await count_keys(plan, Side.SOURCE, Side.TARGET))
         return await look_at_verification(store, name, totals[0])
 
-    with watched(migration, name, "verification", look):
+    return look
+
+
+def verify_all(migration: str, name: str) -> Json:
+    """Compare every key in both directions by the plan's workers. Call it from a flow.
+
+    The report is kept as `verification.NAME`; `workers` are those that compared.
+    """
+    parts = plan_verification(migration, name)
+    if not parts:
+        return verify_sides(migration, name)
+    compare: Any = compare_part
+    with workers_of(migration) as workers, watched(migration, name, "verification", _look_at(name)):
+        futures = workers.map(compare, {"part": parts, "migration": unmapped(migration)})
+        found = [future.result() for future in futures]
+    return verify_sides(migration, name, found)
+
+
+@kept_task("verify both sides", but=("found",))
+def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> Json:
+    """Compare every key in both directions, or put together what parts found, and look again at what differs.
+
+    The report is kept as `verification.NAME`. Evidence for a form, with its time in it.
+    """
+
+    async def work() -> Json:
+        async with opened(migration) as it, budget_heard(it.store):
+            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+            if not found:
+                return await reconcile(engine, name)
+            parts = [Found.model_validate({key: part[key] for key in Found.model_fields}) for part in found]
+            report = await reconcile(engine, name, progress=await put_together(it.store, name, parts))
+            report["workers"] = sorted({part["worker"] for part in found})
+            await it.store.save_report(f"verification.{name}", report)
+            return report
+
+    if found:
+        return run(work())
+    with watched(migration, name, "verification", _look_at(name)):
         return run(work())
 
 

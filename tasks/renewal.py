@@ -14,7 +14,7 @@ from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.cutover import rehearse_switch
 from tasks.evidence import artifact_key
-from tasks.live_sync import verify_sides
+from tasks.live_sync import verify_all
 from tasks.profile import learn_workload
 
 Kind = Literal["workload", "comparison", "rehearsal", "drift"]
@@ -72,7 +72,7 @@ def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
             )
         text = f"{found['acknowledged_writes']:,} writes, 0 lost"
         return f"{text}, longest stall {found['stall_ms_max']} ms"
-    found = verify_sides(migration, kind)
+    found = verify_all(migration, kind)
     text = f"{found['keys_verified']:,} keys verified, {found['divergences_total']} divergences"
     _show(migration, kind, found["divergences"] or [{"found": text}])
     if found["divergences_total"]:

@@ -94,6 +94,19 @@ async def load_pass(store: ControlStore, name: str) -> PassProgress | None:
     return None if raw is None else PassProgress.model_validate_json(raw)
 
 
+async def load_parts(store: ControlStore, name: str) -> list[PassProgress]:
+    """How far the parts of a verification have come that several processes do."""
+    prefix = store.keys.verifying(part_name(name, ""))
+    names = [key async for key in store.client.scan_iter(match=prefix.replace("{", "\\{") + "*", count=1000)]
+    raw = await answered(store.client.mget(names)) if names else []
+    return [PassProgress.model_validate_json(each) for each in raw if each is not None]
+
+
+def part_name(name: str, number: int | str) -> str:
+    """Return under which name a part of a verification keeps how far it has come."""
+    return f"{name}.part-{number}"
+
+
 async def forget_pass(store: ControlStore, name: str) -> None:
     """It has ended, or does not hold any more."""
     await answered(store.client.delete(store.keys.verifying(name)))

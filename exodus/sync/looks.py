@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exodus.config import Plan, Side
-from exodus.control.checkpoint import load_pass, load_progress
+from exodus.control.checkpoint import load_parts, load_pass, load_progress
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint, databases_of, info_of
 from exodus.sync.pace import read_paces
@@ -36,12 +36,12 @@ async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Lo
 async def look_at_verification(store: ControlStore, name: str, keys_total: int) -> Looked | None:
     """Return how far a pass over both sides has come; None where none is under way."""
     found = await load_pass(store, name)
-    if found is None:
+    parts = [found] if found is not None else await load_parts(store, name)
+    if not parts:
         return None
     paces = [pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"]
-    counts = found.counts
     return Looked(
-        keys=counts.get("keys_authority", 0) + counts.get("keys_follower", 0),
+        keys=sum(part.counts.get("keys_authority", 0) + part.counts.get("keys_follower", 0) for part in parts),
         keys_total=keys_total,
         why="; ".join(paces[:1]),
     )

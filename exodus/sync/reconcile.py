@@ -165,7 +165,9 @@ async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Diver
     return list((await _again(comparison, wanted, Tally())).values())
 
 
-async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: Depth = Depth.FULL, share: float = 1.0) -> Json:
+async def reconcile(
+    engine: Engine, name: str, *, settle_s: float = 0.5, depth: Depth = Depth.FULL, share: float = 1.0, progress: PassProgress | None = None
+) -> Json:
     """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean, it counts: it closes the gaps that were open before
     it, and freshness counts from it.
 
@@ -175,13 +177,14 @@ async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: 
         settle_s: as in `verify`.
         depth: what is compared of each key.
         share: of all keys, the same ones each time.
+        progress: what several processes have looked at already (`parts.py`), of all keys and their values.
 
     Raises:
         SourceError, TargetError: a side was lost.
         redis.exceptions.RedisError: the store was.
     """
     store = engine.store
-    progress = await _progress(engine, name, f"{depth} of {share}")
+    progress = progress or await _progress(engine, name, f"{depth} of {share}")
     since_ms, synced = progress.since_ms, {partition: entry_id.encode() for partition, entry_id in progress.synced.items()}
     dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
     way = UnderWay(store, name, progress, depth=depth, share=share)
@@ -202,6 +205,12 @@ async def reconcile(engine: Engine, name: str, *, settle_s: float = 0.5, depth: 
     )
     await store.save_report(f"verification.{name}", found)
     return found
+
+
+async def begin_pass(engine: Engine, name: str) -> PassProgress:
+    """Return the beginning of a pass over all keys and their values, which several processes do."""
+    await forget_pass(engine.store, name)
+    return await _progress(engine, name, f"{Depth.FULL} of 1.0")
 
 
 async def _progress(engine: Engine, name: str, what: str) -> PassProgress:

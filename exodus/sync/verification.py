@@ -104,6 +104,7 @@ class _Way:
         self.walk = walk
         # What is kept of them is of slices that were counted; those here may be of one that is under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
+        self.kinds: dict[str, str] = {}  # marks of keys at borders → their types, where the walk compares
 
     async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
         """Those that are not done; all of them where the walk has not begun."""
@@ -133,8 +134,10 @@ class _Way:
                 self._seen[border] = set(marks)
         return found
 
-    def count(self, piece: Slice, cursor: int, borders: Iterable[str], keys: Iterable[bytes]) -> None:
+    def count(self, piece: Slice, cursor: int, borders: Sequence[str], keys: Sequence[bytes], kinds: Sequence[bytes] = ()) -> None:
         """A call of the slice was counted with these keys, up to `cursor`."""
+        if borders and kinds:
+            self.kinds.update(zip(map(_mark, keys), (kind.decode() for kind in kinds), strict=True))
         cursors = self.walk.cursors or {}
         if piece.ended(cursor):
             del cursors[piece.slice_id]
@@ -186,12 +189,19 @@ class UnderWay:
         if store is None or kept is None or time.monotonic() - self._saved < _KEEP_EVERY_S or len(self.suspects) > LISTED_MAX:
             return  # with so many differences it is not worth going on with
         self._saved = time.monotonic()
-        kept.at_ms = await store.now_ms()
+        await save_pass(store, self._name, self.taken(await store.now_ms()))
+
+    def taken(self, at_ms: int) -> PassProgress:
+        """Return what was found so far and how far the walks have come, as it is kept."""
+        kept = self._kept
+        if kept is None:
+            raise ValueError("a pass that keeps nothing has nothing to be taken")
+        kept.at_ms = at_ms
         kept.counts = {name: getattr(self.report, name) for name in _COUNTS}
         kept.by_type, kept.excluded = dict(self.report.by_type), dict(self.report.excluded)
         kept.suspects = [(found.db, found.key.hex(), found.kind, found.detail) for found in self.suspects.values()]
         kept.forwards, kept.backwards = self.forwards.walk, self.backwards.walk
-        await save_pass(store, self._name, kept)
+        return kept
 
 
 async def look(engine: Engine, way: UnderWay, note: Note) -> None:
@@ -230,7 +240,7 @@ async def _compare(engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pa
                 found = await comparison.compare_batch(piece.db, ours, theirs, tally)
                 there = len(ours.keys) - (ours.kinds.count(b"none") if engine.scope else 0)
                 way.add(tally, found, keys_authority=there)
-                walk.count(piece, cursor, borders, ours.keys)
+                walk.count(piece, cursor, borders, ours.keys, ours.kinds)
                 await note(found)
     finally:
         await comparison.close()

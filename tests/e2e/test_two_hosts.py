@@ -39,7 +39,7 @@ from tests.support.servers import Box
 from tests.support.wait import wait_until
 from tests.support.wheel import install
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 KEYS = 60_000
 VALUE = "x" * 1_000
 PORT = 6400
@@ -149,10 +149,17 @@ class Machines:
         command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
         self.dask_scheduler = start("dask-scheduler", command, log=self.folder / "dask-scheduler.log")
         wait_until(lambda: answers(host, int(port)), within_s=60, otherwise="no Dask scheduler")
-        for name, machine in self.net.hosts.items():
-            command = [str(self.bins[name] / "python"), "-m", "distributed.cli.dask_worker", self.scheduler, "--nthreads", "1", "--no-dashboard"]
-            command += ["--host", machine.address, "--name", name, "--local-directory", str(self.folder / name / "dask")]
-            self.dask[name] = machine.start("dask-worker", command, self.folder / name)
+        for name in self.net.hosts:
+            self.start_dask_worker(name)
+
+    def start_dask_worker(self, name: str) -> None:
+        machine, folder = self.net.hosts[name], self.folder / name
+        command = [str(self.bins[name] / "python"), "-m", "distributed.cli.dask_worker", self.scheduler, "--nthreads", "1", "--no-dashboard"]
+        command += ["--host", machine.address, "--name", f"{name}-{len(machine.started)}", "--local-directory", str(folder / "dask")]
+        self.dask[name] = machine.start("dask-worker", command, folder)
+
+    def registered_dask_workers(self, name: str) -> int:
+        return (self.folder / name / "dask-worker.log").read_text().count("Registered to")
 
     def _start_forks(self, name: str) -> None:
         """As the local stack has it: what runs are forked from, so that the test does not import the libraries thirteen times."""
@@ -259,8 +266,8 @@ class Runs:
         self._machines = machines
         self._api = PrefectApi(machines.env["PREFECT_API_URL"], machines.env["PREFECT_API_AUTH_STRING"])
 
-    def start(self, phase: str) -> str:
-        return str(self._api.start(phase, {"migration": "orders"})["id"])
+    def start(self, phase: str, **parameters: str) -> str:
+        return str(self._api.start(phase, {"migration": "orders", **parameters})["id"])
 
     def becomes(self, run_id: str, wanted: str, *, at: str) -> None:
         """Wait until a run is so, or fails."""
@@ -297,6 +304,22 @@ def _phase(machines: Machines, runs: Runs, phase: str, gates: int, begins: str) 
         assert run_id in machines.log(name), f"{phase} did not run on {name}"
 
 
+def _compare_on_both(machines: Machines, runs: Runs, file: MigrationFile) -> None:
+    """The comparison that a schedule renews: each host's worker of Dask compares some of the slices."""
+    wait_until(lambda: machines.registered_dask_workers("host-b") == 2, within_s=60, otherwise="host-b's worker did not come back")
+    machines.both()
+    runs.becomes(runs.start("renew", kind="comparison"), "Completed", at="host-a")
+
+    async def report() -> dict:
+        async with await ControlStore.connect(file.control_store, file.plan.name) as store:
+            return await store.report("verification.comparison") or {}
+
+    found = asyncio.run(report())
+    assert {worker.partition(":")[0] for worker in found["workers"]} == {"host-a", "host-b"}
+    assert found["divergences_total"] == 0
+    assert found["keys_authority"] == found["keys_verified"] + found["keys_dirty"] >= KEYS
+
+
 def _came_from_the_wheel(package: Path) -> None:
     code = "import exodus.compiled, flows.migrate, blocks; print(flows.migrate.__file__, exodus.compiled.why_not())"
     said = subprocess.run([package / "python", "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
@@ -322,11 +345,13 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
             _phase(machines, runs, phase, 2 if phase == "commit" else 1, ("host-b", "host-a")[number % 2])
             if phase == "migrate" and machines.net.real:
                 killer.join()
+                machines.start_dask_worker("host-b")
                 slices = asyncio.run(_slices(file))
                 assert 0 < killer.seen < KEYS, "the worker was not ended in the middle"
                 assert all(each.done for each in slices)
                 assert "host-a" in {each.worker.partition(":")[0] for each in slices}, "what was left was not taken over"
                 assert sum(each.keys_seen for each in slices) < KEYS * 1.2, "chunks that were checkpointed were done again"
+                _compare_on_both(machines, runs, file)
     finally:
         machines.both()
         for app in apps:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from exodus.cli.app import app
 from exodus.config import Budget, Plan, Side
+from exodus.control.checkpoint import load_parts
 from exodus.control.freshness import last_pass
 from exodus.control.store import ControlStore
 from exodus.endpoint import Endpoint
@@ -19,7 +20,9 @@ from exodus.sync.comparison import Depth, in_sample
 from exodus.sync.engine import Engine
 from exodus.sync.guard import Guard
 from exodus.sync.pace import read_budget
+from exodus.sync.parts import look_at_part, plan_parts, put_together
 from exodus.sync.reconcile import reconcile, verify
+from exodus.sync.scan import plan_slices
 from exodus.sync.verification import UnderWay
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -249,3 +252,29 @@ async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
     assert 30_000 <= stored.keys_seen < 30_000 * 1.05
     assert stored.chunks == rounds == len(await load_chunks(plant.store, "again"))
     assert (await plant.verify()).keys_verified == 30_000
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+async def test_parts_on_several_machines_find_what_one_process_finds(plant: Plant, count: int) -> None:
+    """Each key is counted once, also where two parts meet; and a part that is taken up again goes on where it was."""
+    with plant.boxes[Side.SOURCE].client() as source, plant.boxes[Side.TARGET].client() as target:
+        fill(source)
+        source.mset({f"many:{number}": number for number in range(6_000)})
+        await plant.start_live_sync()
+        await plant.backfill()
+        target.set("many:17", "spoiled")
+        target.delete("many:18")
+        target.set("stranger", 1)
+    engine = await plant.engine()
+    alone = await reconcile(engine, "alone")
+    parts = await plan_parts(engine, "parts", count)
+    assert sum(len(part.forwards) for part in parts) == len(await plan_slices(engine.authority, plant.plan.slices))
+    found = [await look_at_part(engine, part) for part in parts]
+    assert len(await load_parts(plant.store, "parts")) == len(parts)
+    again = await look_at_part(engine, parts[0])
+    assert again.progress.counts == found[0].progress.counts, "it was done already"
+    together = await reconcile(engine, "parts", progress=await put_together(plant.store, "parts", found))
+    for name in ("keys_authority", "keys_follower", "keys_verified", "keys_dirty", "divergences_total", "by_type", "resumed"):
+        assert together[name] == alone[name], name
+    assert sorted(row["key"] for row in together["divergences"]) == ["many:17", "many:18", "stranger"]
+    assert await load_parts(plant.store, "parts") == []
