@@ -294,8 +294,10 @@ def _phase(machines: Machines, runs: Runs, phase: str, gates: int, begins: str) 
     at = begins
     machines.only(at)
     run_id = runs.start(phase)
-    for _ in range(gates):
+    for gate in range(gates):
         runs.becomes(run_id, "Suspended", at=at)
+        if gate:  # between the cutover and the finalise
+            runs.becomes(runs.start("renew", kind="drift"), "Completed", at=at)
         at = other[at]
         machines.only(at)
         runs.approve(run_id)
@@ -343,6 +345,10 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
             if phase == "migrate" and machines.net.real:
                 killer.start()
             _phase(machines, runs, phase, 2 if phase == "commit" else 1, ("host-b", "host-a")[number % 2])
+            if phase == "test":  # each of the other schedules, as by its clock
+                machines.both()
+                for renewed in [runs.start("renew", kind=kind) for kind in ("workload", "rehearsal")]:
+                    runs.becomes(renewed, "Completed", at="host-a")
             if phase == "migrate" and machines.net.real:
                 killer.join()
                 machines.start_dask_worker("host-b")
