@@ -296,7 +296,7 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
                     elapsed = time.monotonic() - began
                     fresh = await freshness.read_freshness(it.store, it.plan.partitions)
                     equal = fresh.pass_age_s is not None and not fresh.never and not fresh.gaps and fresh.oldest_dirty_s < elapsed
-                    if equal or fresh.pass_age_s is None or elapsed > within_s:
+                    if equal or fresh.pass_age_s is None or fresh.overflowed or elapsed > within_s:
                         return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
                     await asyncio.sleep(0.2)
 

@@ -52,6 +52,7 @@ class Freshness(BaseModel):
     never: int  # keys of which nothing is known: no pass, or more writes since than are kept
     pass_age_s: float | None
     gaps: tuple[str, ...] = ()  # open gaps, each with its reason: keys that may differ without being known
+    overflowed: int = 0  # partitions that only the next pass can speak for
 
     @property
     def share(self) -> float:
@@ -124,4 +125,5 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
         never=round(newest.keys * (partitions - len(known)) / partitions),
         pass_age_s=(now_ms - newest.at_ms) / 1000,
         gaps=gaps,
+        overflowed=sum(state.overflow for state in states if state.pass_ms == newest.at_ms),
     )
