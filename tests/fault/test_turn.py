@@ -189,7 +189,7 @@ import os
 from exodus.config import Phase
 from flows.phase import phase_flow
 from tasks.context import opened, run
-from tasks.decision import PhaseDecision, ask
+from tasks.decision import ask, phase_form
 from tasks.kept import kept_task
 
 @kept_task("look at the evidence")
@@ -203,7 +203,7 @@ def look(migration: str) -> list:
 def phase(migration: str) -> None:
     seen = look(migration)
     decision = ask(
-        PhaseDecision, migration=migration, phase=Phase.TEST, gate="execute", question="Well?",
+        phase_form(), migration=migration, phase=Phase.TEST, gate="execute", question="Well?",
         summary=[f"seen {seen[0]} on {seen[1]}", os.environ["WORKER"]], evidence="evidence.test",
     )
     print("DECIDED", seen, decision["evidence_digest"])
