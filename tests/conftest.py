@@ -38,5 +38,16 @@ __all__ = [
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that where files run beside each other none is left alone at the end."""
-    items.sort(key=lambda item: (item.get_closest_marker("e2e") is None, item.get_closest_marker("fault") is None))
+    """The longest first, so that where files run beside each other none is left alone at the end.
+
+    A test that ends the migration of its module's stack comes last in its module.
+    """
+    first = {item.path: number for number, item in reversed(list(enumerate(items)))}
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("e2e") is None,
+            item.get_closest_marker("fault") is None,
+            first[item.path],
+            item.get_closest_marker("last") is not None,
+        )
+    )

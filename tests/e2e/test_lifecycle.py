@@ -168,6 +168,7 @@ def _close_the_way_and_say_so(operator: Operator) -> None:
     operator.api.resume(asked["flow_run_id"], {**said, "fence_confirmed": True})
 
 
+@pytest.mark.last  # the migration is abandoned at its end
 def test_a_whole_migration(operator: Operator, application: Path) -> None:
     file, api = operator.file, operator.api
     with pytest.raises(DecisionRefused, match="no decision is open"):
