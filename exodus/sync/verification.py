@@ -104,7 +104,7 @@ class _Way:
         self.walk = walk
         # What is kept of them is of slices that were counted; those here may be of one that is under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
-        self.kinds: dict[str, str] = {}  # marks of keys at borders → their types, where the walk compares
+        self.kinds: dict[str, str] = {}  # marks of equal keys at borders → their types, where the walk compares
 
     async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
         """Those that are not done; all of them where the walk has not begun."""
@@ -134,10 +134,19 @@ class _Way:
                 self._seen[border] = set(marks)
         return found
 
-    def count(self, piece: Slice, cursor: int, borders: Sequence[str], keys: Sequence[bytes], kinds: Sequence[bytes] = ()) -> None:
-        """A call of the slice was counted with these keys, up to `cursor`."""
+    def count(
+        self,
+        piece: Slice,
+        cursor: int,
+        borders: Sequence[str],
+        keys: Sequence[bytes],
+        kinds: Sequence[bytes] = (),
+        found: Sequence[Divergence] = (),
+    ) -> None:
+        """Count a call of the slice with these keys, up to `cursor`; `found` differ, and are in no count by type."""
         if borders and kinds:
-            self.kinds.update(zip(map(_mark, keys), (kind.decode() for kind in kinds), strict=True))
+            differ = {divergence.key for divergence in found}
+            self.kinds.update({_mark(key): kind.decode() for key, kind in zip(keys, kinds, strict=True) if key not in differ})
         cursors = self.walk.cursors or {}
         if piece.ended(cursor):
             del cursors[piece.slice_id]
@@ -240,7 +249,7 @@ async def _compare(engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pa
                 found = await comparison.compare_batch(piece.db, ours, theirs, tally)
                 there = len(ours.keys) - (ours.kinds.count(b"none") if engine.scope else 0)
                 way.add(tally, found, keys_authority=there)
-                walk.count(piece, cursor, borders, ours.keys, ours.kinds)
+                walk.count(piece, cursor, borders, ours.keys, ours.kinds, found)
                 await note(found)
     finally:
         await comparison.close()

@@ -357,7 +357,7 @@ async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_
     assert (await choose_feed(named, Side.SOURCE)).feed is Feed.NOTIFICATIONS
     fenced = plant.plan.model_copy(update={"fence": Fencing(source=FenceKind.REPLICA)})
     found = await choose_feed(fenced, Side.SOURCE)
-    assert (found.feed, set(found.refused.values())) == (Feed.GATEWAY, {"it does not go with fence: replica"})
+    assert (found.feed, set(found.refused.values())) == (Feed.GATEWAY, {"it does not go with the one fence that the source allows, replica"})
 
 
 async def test_each_direction_has_the_feed_that_its_authority_allows(plant: Plant) -> None:
