@@ -109,7 +109,9 @@ def count_backfill(migration: str, backfill: str) -> Json:
                 excluded.update(progress.excluded)
                 strategies.update(progress.strategies)
                 not_sent.update(progress.not_sent)
-            seconds = max((progress.seconds for progress in slices), default=0.0)
+            # From the first slice's beginning to the last one's end: slices run one after the other where workers are few.
+            times = [(progress.began_ms, progress.ended_ms) for progress in slices if progress.ended_ms]
+            seconds = (max(ended for _, ended in times) - min(began for began, _ in times)) / 1000 if times else 0.0
             return {
                 **total,
                 "keys_accounted": accounted,

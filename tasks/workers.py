@@ -36,5 +36,6 @@ def task_runner(workers: Workers) -> TaskRunner[Any]:
         ) from exc
     if workers.dask_scheduler is not None:
         return DaskTaskRunner(address=workers.dask_scheduler)
-    # One slice at a time in each process, for the same reason for which there are processes.
-    return DaskTaskRunner(cluster_kwargs={"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"})
+    # One slice at a time in each process, for the same reason for which there are processes. Dask's own port may be taken.
+    cluster = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    return DaskTaskRunner(cluster_kwargs=cluster)

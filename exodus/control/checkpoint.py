@@ -31,7 +31,9 @@ class SliceProgress(BaseModel):
     payload_bytes: int = 0
     usage_kept: int = 0  # keys that took their idle time or frequency along
     re_marked: int = 0  # changed while their chunk was in flight (race rule 3)
-    seconds: float = 0.0
+    seconds: float = 0.0  # of work, over all attempts
+    began_ms: int = 0  # by the control store's clock: the first attempt
+    ended_ms: int = 0  # the end of the last one
     restarts: int = 0  # times the cursor was void
     attempts: int = 0  # times a process took the slice up
     chunks: int = 0  # chunks checkpointed; a resumed slice never repeats one

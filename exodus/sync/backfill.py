@@ -79,6 +79,7 @@ async def copy_slice(
     if progress.done:
         return progress
     progress.attempts += 1
+    progress.began_ms = progress.began_ms or await engine.store.now_ms()
     progress.worker = f"{socket.gethostname()}:{os.getpid()}"
     began, before = time.monotonic(), progress.seconds
     failures = 0
@@ -109,6 +110,7 @@ async def copy_slice(
             await asyncio.sleep(_BACKOFF_S * 2**failures)
         finally:
             progress.seconds = before + time.monotonic() - began
+    progress.ended_ms = await engine.store.now_ms()
     await save_progress(engine.store, run, progress)
     return progress
 
