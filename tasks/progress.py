@@ -82,7 +82,7 @@ class Watched(threading.Thread):
                 progress = self._meter.look(time.monotonic(), found, await store.now_ms())
                 # Dated to the beginning of time at the end: `exodus status` shows only what goes on.
                 await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text, **({"at_ms": 0} if ended else {})})
-                self._told = progress.text.partition(" · ends in")[0]
+                self._told = progress.text.partition(" · ends in")[0].partition(" · its end")[0]
                 self._log.info("%s", progress.text)
                 await asyncio.to_thread(self._show, progress.percent, progress.text)
             self._failing = ""
