@@ -17,7 +17,7 @@ from exodus.config import Address, Cutover, Feed, Login, Plan, Side
 from exodus.control.durable import check_store
 from exodus.control.store import ControlStore, answered
 from exodus.errors import OperatorError, SourceError, TargetError
-from exodus.leg import Leg, ReplyError, error_of
+from exodus.leg import Leg, ReplyError, not_yet
 from exodus.own import RESERVED_PREFIX, is_own
 from exodus.permits import try_rights
 
@@ -33,7 +33,6 @@ _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
 _PROBE = RESERVED_PREFIX + b"probe}"
 _OWN_KEYS_MAX = 1_000
-_AWAY = ("LOADING", "MASTERDOWN")
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
 
@@ -106,6 +105,8 @@ class Node:
         async with await self.connect() as leg:
             raw = (await leg.pipeline([("INFO",)]))[0]
             if isinstance(raw, ReplyError):
+                if (later := not_yet(self.side, str(raw))) is not None:
+                    raise later
                 raise OperatorError(f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)")
             info = info_of(raw)
             engine = "valkey" if "valkey_version" in info else "redis"
@@ -124,11 +125,9 @@ class Node:
                     ("MEMORY", "USAGE", scratch),
                 ]
             )
-            away = [str(reply) for reply in probes if isinstance(reply, ReplyError) and str(reply).startswith(_AWAY)]
-            if away:  # its answers say nothing of what it can do
-                raise error_of(self.side)(
-                    f"the {self.side} does not answer yet", why=away[0], next_step="wait: a server that loads its data goes on by itself"
-                )
+            for reply in probes:
+                if isinstance(reply, ReplyError) and (later := not_yet(self.side, str(reply))) is not None:
+                    raise later  # its answers say nothing of what it can do
             able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"

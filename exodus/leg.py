@@ -21,6 +21,7 @@ from exodus.resp.encode import Arg, encode, encode_many
 Reply = Any  # bytes, int, None, list of these, or hiredis.ReplyError
 ReplyError = hiredis.ReplyError
 _READ_BYTES = 256 * 1024
+_NOT_YET = ("LOADING", "MASTERDOWN", "BUSY ")
 _NO_DATABASE = ("out of range", "invalid DB index", "not allowed in cluster mode")
 
 
@@ -47,6 +48,17 @@ def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
     )
 
 
+def not_yet(side: Side, said: str) -> ExodusError | None:
+    """Return the error for a server that refuses every request for a while; None where the answer says something else."""
+    if not said.startswith(_NOT_YET):
+        return None
+    return error_of(side)(
+        f"the {side} does not answer yet",
+        why=said,
+        next_step="wait: a server that loads its data goes on by itself; end a script that runs too long with SCRIPT KILL",
+    )
+
+
 class Leg:
     """One connection. Not shared between tasks."""
 
@@ -63,6 +75,9 @@ class Leg:
     @classmethod
     async def connect(cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus") -> Self:
         """Connect, log in and choose a database.
+
+        Args:
+            name: for CLIENT SETNAME; with an empty one nothing but the login is sent, which also a busy server takes.
 
         Raises:
             SourceError, TargetError: the side does not answer.
@@ -89,11 +104,14 @@ class Leg:
             if secret is not None:
                 await leg.call("AUTH", *([address.username] if address.username else []), secret)
             leg.name = name
-            await leg.call("CLIENT", "SETNAME", name)
+            if name:
+                await leg.call("CLIENT", "SETNAME", name)
             if db:
                 await leg.select(db)
         except ReplyError as exc:
             await leg.close()
+            if (later := not_yet(side, str(exc))) is not None:
+                raise later from exc
             raise OperatorError(
                 f"{side}: {address.url} refuses the login",
                 why=str(exc),

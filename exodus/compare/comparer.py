@@ -24,6 +24,7 @@ import logging
 import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import orjson
 from redis.exceptions import RedisError
@@ -53,6 +54,7 @@ _BATCH = 200
 _WAIT_MS = 200
 _LOOKS = 3
 _PAUSE_S = 0.05
+_KILL_S = 0.2  # between two attempts to end a script
 _EARLIER_MS = 1_000  # a write may stand in the journal so long before the sample that shows it
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
@@ -61,12 +63,20 @@ class TooSlow(Exception):
     """A request that was tried took longer than it may."""
 
 
+@dataclass
+class Slow:
+    """Commands that took too long once, kept for as long as one sampling lasts, whatever connection is lost meanwhile."""
+
+    names: set[bytes] = field(default_factory=set)
+    script_runs: bool = False  # the target may still run a script that Compare started
+
+
 class Tries:
-    """One connection on which requests are tried. Its server goes on with one that takes too long; nobody waits for it."""
+    """One connection on which requests are tried. Its server goes on with one that takes too long."""
 
     def __init__(self, leg: Leg) -> None:
         self._leg = leg
-        self._lost = False
+        self._late: asyncio.Task[list[Reply]] | None = None  # the reply to a request that took too long
 
     async def ask(self, db: int, args: list[bytes]) -> Reply:
         """The reply, an error as a value.
@@ -76,28 +86,48 @@ class Tries:
             NoDatabase: the server has no such database.
             SourceError, TargetError, OperatorError: it does not answer.
         """
-        if self._lost:
+        if self._late is not None:
+            await self.close()
             before = self._leg
             self._leg = await Leg.connect(before.address, before.side, name=before.name)
-            self._lost = False
+        asked = asyncio.create_task(self._ask(db, args))
         try:
-            async with asyncio.timeout(COMPARE_SECONDS_MAX):
-                await self._leg.select(db)
-                return (await self._leg.pipeline([tuple(args)]))[0]
-        except TimeoutError as exc:
-            self._lost = True
-            await self._leg.close()
-            raise TooSlow from exc
+            done, _ = await asyncio.wait([asked], timeout=COMPARE_SECONDS_MAX)
+        except asyncio.CancelledError:
+            await end_all([asked])
+            raise
+        if not done:
+            self._late = asked
+            raise TooSlow
+        return asked.result()[0]
+
+    async def _ask(self, db: int, args: list[bytes]) -> list[Reply]:
+        await self._leg.select(db)
+        return await self._leg.pipeline([tuple(args)])
+
+    async def ends_within(self, seconds: float) -> bool:
+        """Return whether the server has ended the request that took too long, after waiting for it this long at most."""
+        if self._late is None:
+            return True
+        done, _ = await asyncio.wait([self._late], timeout=seconds)
+        return bool(done)
 
     async def close(self) -> None:
         """End the connection."""
+        await end_all([self._late])
+        self._late = None
         await self._leg.close()
+
+
+async def kill_script(ours: Leg) -> None:
+    """End a read-only script on the follower. The server answers once the script has run for its `lua-time-limit`."""
+    await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
 
 
 class Run:
     """One period in which the route asks for shadowing."""
 
-    def __init__(self, engine: Engine, copier: Copier, authority: Tries, follower: Tries, ours: Leg, table: CommandTable) -> None:
+    def __init__(self, engine: Engine, copier: Copier, authority: Tries, follower: Tries, ours: Leg, table: CommandTable, slow: Slow) -> None:
         """`ours` is a connection to the follower as Exodus, where `follower` is an application's."""
         self.engine = engine
         self._table = table
@@ -105,7 +135,7 @@ class Run:
         self.authority = authority
         self.follower = follower
         self._ours = ours
-        self._slow: set[bytes] = set()
+        self._slow = slow
         self.seeded: set[Key] = set()
         self.outside: set[Key] = set()  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
@@ -187,11 +217,14 @@ class Run:
         return False
 
     async def _try_no_more(self, name: bytes, args: list[bytes], row: Counter[str]) -> None:
-        self._slow.add(name)
+        self._slow.names.add(name)
         row["too_slow"] += 1
         if self._table.of(args).script:  # its server serves nobody else until it ends
-            # Answered when the script has run for the server's lua-time-limit; refused where it ended by itself.
-            await self._ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
+            self._slow.script_runs = True
+            # A busy server may begin the script only after a first SCRIPT KILL: only the reply shows that it ended.
+            while not await self.follower.ends_within(_KILL_S):
+                await kill_script(self._ours)
+            self._slow.script_runs = False
 
     async def _ask_the_script_again(self, db: int, args: list[bytes], here: Reply, row: Counter[str], at_ms: int) -> None:
         name, key = args[0].upper(), self.key_of(args)
@@ -219,7 +252,7 @@ class Run:
 
     def _allowed(self, name: bytes, args: list[bytes], *, write: bool) -> bool:
         """Whether a request may be tried: a known command at a bounded cost, or any plain one of a key, as an application's user."""
-        if name in self._slow:
+        if name in self._slow.names:
             return False
         if name in (COMPARED_WRITES if write else COMPARED_READS):
             return True
@@ -285,8 +318,9 @@ class Comparer:
         self._plan = plan.acting(UserRole.COMPARER)
         self._route = Route(epoch=-1)
         self._work: asyncio.Task[None] | None = None
-        self._run: Run | None = None
+        self._opened = False  # the sampled requests are read from a known position on
         self._rows: dict[str, Counter[str]] = {}
+        self._slow = Slow()
         self._why = ""
         self._store_why = ""
         self._states = States(log)
@@ -324,18 +358,24 @@ class Comparer:
             await self._stop_work()
             if route.shadow_rate > 0:
                 self._rows = {}
+                self._slow = Slow()
                 self._work = asyncio.create_task(self._keep_comparing(route))
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
         await end_all([self._work])
         self._work = None
+        self._opened = False
 
     async def _keep_comparing(self, route: Route) -> None:
         shadow_at = await self._last_id()
         positions = await journal.ends(self._store, self._plan.partitions)
+        self._opened = True
+        self._beat_now.set()
         while True:
             try:
+                if self._slow.script_runs:  # its server refuses everything else, the engine's first look included
+                    await self._kill_left_script(route)
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
                     ours = await opened.enter_async_context(await (await engine.follower.nodes())[0].connect(name="exodus-compare"))
@@ -345,7 +385,7 @@ class Comparer:
                     opened.push_async_callback(copier.close)
                     async with await engine.authority_leg(name="exodus-compare") as asked:
                         table = CommandTable.from_replies(await asked.call("COMMAND"))
-                    run = Run(engine, copier, authority, follower, ours, table)
+                    run = Run(engine, copier, authority, follower, ours, table, self._slow)
                     run.rows = self._rows
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
@@ -356,6 +396,12 @@ class Comparer:
                 self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 self._states.away("comparing", self._why, verbs=WAITS)
                 await asyncio.sleep(0.5)
+
+    async def _kill_left_script(self, route: Route) -> None:
+        """End the script that a lost connection left on the follower."""
+        async with await Leg.connect(self._plan.address(route.follower), route.follower, name="") as ours:
+            await kill_script(ours)
+        self._slow.script_runs = False
 
     async def _tries(self, address: Address, side: Side, opened: contextlib.AsyncExitStack) -> Tries:
         tries = Tries(await Leg.connect(address, side, name="exodus-compare"))
@@ -416,13 +462,12 @@ class Comparer:
 
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
-        working = self._work is not None
         return Heartbeat(
             kind="comparer",
             process=self.process,
             at_ms=at_ms,
             epoch=self._route.epoch,
-            state="comparing" if working else "idle",
+            state="comparing" if self._opened else "idle",
             why=self._store_why or self._why,
             facts={"behind": self._behind, "rows": {name: dict(row) for name, row in self._rows.items()}},
         )

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from exodus.compare.comparer import Comparer
 from exodus.config import Credentials, JournalMode, Plan, Side
 from exodus.control.registry import heartbeats
 from exodus.control.route import read_route
 from exodus.cutover.canary import set_canary
+from exodus.ending import end_all
 from exodus.resp.encode import encode
 from exodus.sync.reconcile import reconcile
 from tests.support.plant import Plant
-from tests.support.wait import until
+from tests.support.wait import until, wait_until
 
 pytestmark = pytest.mark.fault
 _ENDLESS = "while true do end"
@@ -222,6 +223,33 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant,
         await _row(modern, "EVAL_RO", "not_tried")
         (beat,) = await heartbeats(modern.store, "comparer")
         assert "EVAL" not in beat.facts["rows"]
+
+
+async def test_a_script_that_a_lost_connection_left_is_ended(modern: Plant) -> None:
+    """The target serves nobody until then: the comparer ends it before it asks the target anything else."""
+    target = modern.boxes[Side.TARGET].client()
+    target.set("only-here", 1)
+    target.config_set("busy-reply-threshold", 100)
+    client = modern.boxes[Side.TARGET].client()
+    script = asyncio.create_task(asyncio.to_thread(client.eval, _ENDLESS_HERE, 0))
+    comparer = Comparer(modern.store, modern.plan, "comparer-1")
+    comparer._slow.script_runs = True
+
+    def busy() -> bool:
+        try:
+            return not target.ping()
+        except RedisError as exc:
+            return "running a script" in str(exc)
+
+    await asyncio.to_thread(wait_until, busy, within_s=15, otherwise="the script never began")
+    task = asyncio.create_task(comparer._keep_comparing(await read_route(modern.store)))
+    try:
+        with pytest.raises(ResponseError, match="killed"):
+            await asyncio.wait_for(asyncio.shield(script), 20)
+    finally:
+        await end_all([task])
+        if not script.done():
+            target.script_kill()
 
 
 def test_scripts_are_tried_as_an_applications_user_only(plant: Plant) -> None:

@@ -291,8 +291,7 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
     await plant.drained()
     await switch.apply(plant.store, plant.plan, Side.TARGET)
     _is_refused(source, FenceKind.ACL)
-    with source.client() as client:
-        client.save()
+    source.save()
     source.stop()
     source.start()
 

@@ -129,8 +129,7 @@ async def test_a_target_that_comes_back_from_an_older_snapshot(make_server, redi
         app = plant.app()
         await app.set("stays", 1)
         await plant.drained()
-        with target.client() as client:
-            client.save()
+        target.save()
         await app.mset({f"k{number}": "newer" for number in range(100)})
         await app.delete("stays", "k200")
         await plant.drained()
@@ -158,8 +157,7 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
     try:
         await plant.backfill()
         app = plant.app()
-        with source.client() as client:
-            client.save()
+        source.save()
         await app.set("k7", "newer")
         await app.set("only the target has it", 1)
         await plant.flushed()

@@ -203,7 +203,7 @@ async def test_a_target_that_was_restarted_becomes_a_replica_again(same: Plant) 
     app, target = same.app(), same.boxes[Side.TARGET]
     await app.mset({f"k{number}": number for number in range(100)})
     await same.drained()
-    target.client().save()
+    target.save()
     target.stop()
     await app.set("k1", "meanwhile")
     target.start()

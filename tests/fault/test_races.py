@@ -173,7 +173,7 @@ async def test_5_a_restart_voids_the_cursor(make_server, valkey91: Box, control_
     halfway = None
     while halfway is None or halfway.keys_seen < 10_000:
         halfway = await backfill.copy_slice(engine, "run", piece, budget_s=0)
-    client.save()
+    source.save()
     source.stop()
     source.start()
     engine = await plant.engine()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,19 @@ class Box:
         """As Exodus."""
         address = self.address()
         return redis.Redis(port=self.port, username=address.username, password=address.secret("test"), **more)  # type: ignore[arg-type]
+
+    def save(self) -> None:
+        """Write the file that the next start loads, after a save in the background (for a replica) if one runs."""
+        with self.client() as client:
+            while True:
+                try:
+                    client.save()
+                except redis.ResponseError as exc:
+                    if "already in progress" not in str(exc):
+                        raise
+                    time.sleep(0.05)
+                else:
+                    return
 
     def kill(self) -> None:
         self.server.started.process.kill()
