@@ -16,7 +16,7 @@ import uvloop
 from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
 from benchmarks.rig import client, seconds_of
-from exodus.config import CopyStrategy
+from exodus.plan.vocabulary import CopyStrategy
 from exodus.stack.servers import Server
 
 _BATCH = 100

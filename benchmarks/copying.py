@@ -12,15 +12,16 @@ import redis
 
 from benchmarks.result import Result
 from benchmarks.rig import Rig, client
-from exodus.config import CopyStrategy, JournalMode, Plan, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.guard import set_writer_epoch
+from exodus.copy.scan import Slice, plan_slices
+from exodus.engine import Engine, open_engine
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import CopyStrategy, JournalMode, Side
 from exodus.stack.servers import Server, ServerKind
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import Engine, open_engine
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.scan import Slice, plan_slices
+from exodus.topology.endpoint import Endpoint
 
 VALUE_BYTES = 100
 LARGE_BYTES = 20_000

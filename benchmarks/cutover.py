@@ -19,14 +19,16 @@ import yaml
 
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig
-from exodus.config import JournalMode, Listen, Plan, Side
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
+from exodus.copy.guard import set_writer_epoch
 from exodus.cutover import switch
-from exodus.endpoint import Endpoint
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.home import free_port
 from exodus.stack.servers import USER, Server, ServerKind, answers
-from exodus.sync.guard import set_writer_epoch
+from exodus.topology.endpoint import Endpoint
 
 _PER_S = 5_000
 _AROUND_S = 0.5

@@ -20,9 +20,11 @@ import yaml
 
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client, cpu_s
-from exodus.config import JournalMode, Listen, Plan
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import JournalMode
 from exodus.stack.home import free_port
 from exodus.stack.servers import USER, Server, ServerKind, answers
 

@@ -16,14 +16,16 @@ import uvloop
 
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client
-from exodus.config import Address, JournalMode, Plan, Side
 from exodus.control.registry import Heartbeat, heartbeats
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.guard import set_writer_epoch
+from exodus.plan.address import Address
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.home import free_port
 from exodus.stack.servers import Server, ServerKind, answers
-from exodus.sync.guard import set_writer_epoch
+from exodus.topology.endpoint import Endpoint
 
 _WRITES_PER_S = 5_000
 _PIPELINE = 25

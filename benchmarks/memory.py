@@ -15,7 +15,7 @@ from benchmarks.copying import backfill, engine_of
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client
 from exodus.stack.servers import Server, ServerKind
-from exodus.sync.reconcile import verify
+from exodus.verify.reconcile import verify
 
 _VALUE_BYTES = 20
 

@@ -21,13 +21,14 @@ from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client, seconds_of
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
-from exodus.config import Plan, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.scan import Slice, plan_slices
+from exodus.engine import open_engine
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import Server, ServerKind
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.scan import Slice, plan_slices
+from exodus.topology.endpoint import Endpoint
 from flows.migrate import copy_all
 
 _VALUE_BYTES = 100

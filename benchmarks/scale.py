@@ -18,17 +18,19 @@ import uvloop
 from benchmarks.copying import data
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client
-from exodus.config import Address, JournalMode, Plan, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.guard import set_writer_epoch
+from exodus.copy.scan import Slice, plan_slices
+from exodus.engine import open_engine
+from exodus.plan.address import Address
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.home import free_port
 from exodus.stack.processes import Started, end
 from exodus.stack.servers import Server, ServerKind
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.scan import Slice, plan_slices
+from exodus.topology.endpoint import Endpoint
 from tests.support.hosts import Host, Network, answers, network
 
 _SLICES = 16

@@ -15,7 +15,7 @@ from benchmarks.copying import Data, backfill, each_kind, engine_of
 from benchmarks.result import Result, result
 from benchmarks.rig import client, seconds_of
 from exodus.stack.servers import Server
-from exodus.sync.reconcile import verify
+from exodus.verify.reconcile import verify
 
 _BATCH = 500
 

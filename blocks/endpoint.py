@@ -7,7 +7,7 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from exodus.config import Address
+from exodus.plan.address import Address
 
 
 class RedisEndpoint(Block):

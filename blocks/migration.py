@@ -8,7 +8,7 @@ from prefect.blocks.core import Block
 from pydantic import Field
 
 from blocks.endpoint import RedisEndpoint
-from exodus.config import Options, Plan
+from exodus.plan.plan import Options, Plan
 
 
 class Migration(Block):

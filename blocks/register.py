@@ -20,11 +20,13 @@ from pydantic import SecretStr
 
 from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
-from exodus.config import Address, MigrationFile, Options, load_migration
 from exodus.control.store import ControlStore
-from exodus.endpoint import check_control_store, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError, OrchestratorError
-from exodus.shown import lines
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.plan import Options
+from exodus.safe_text import lines
+from exodus.topology.pair_checks import check_control_store, raise_if_fatal
 
 _TRIES = 10
 _AGAIN_S = 0.5

@@ -31,7 +31,7 @@ HOT = (
     "exodus.gateway.intents",
     "exodus.gateway.marks",
     "exodus.gateway.relay",
-    "exodus.sync.decode",
+    "exodus.verify.decode",
 )
 DIGESTS = "_compiled.json"
 _ROOT = Path(__file__).resolve().parent

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from exodus.shown import masked
+from exodus.safe_text import masked
 
 
 class ExodusError(Exception):

@@ -15,18 +15,23 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from exodus.config import Address, MigrationFile, Phase, Plan, Side
 from exodus.control import ledger, registry
-from exodus.control.beginning import text_of_end
+from exodus.control.approvers import Identity
 from exodus.control.freshness import forget_pass
-from exodus.control.identity import Identity
 from exodus.control.ledger import REHEARSAL, VERIFICATION, LedgerEntry
+from exodus.control.phase_order import text_of_end
 from exodus.control.route import read_route
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
 from exodus.cutover.preflight import check_all
-from exodus.endpoint import Endpoint, Finding, check_control_store
 from exodus.errors import ExodusError
+from exodus.net.client import answered
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase, Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import Finding, check_control_store
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _COPY = (Phase.TEST, Phase.MIGRATE)

@@ -6,7 +6,7 @@ from collections import Counter
 
 from prefect.client.schemas.objects import State
 
-from exodus.config import Phase
+from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.artifacts import create_table_artifact

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
-from exodus.config import CanaryPlan, Phase, Side
 from exodus.control.ledger import CUTOVER, FINALISE
+from exodus.plan.settings import CanaryPlan
+from exodus.plan.vocabulary import Phase, Side
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
-from exodus.compare.findings import FINDINGS_MAX, findings, why_not_accepted
-from exodus.config import Phase
+from exodus.plan.vocabulary import Phase
+from exodus.shadow.findings import FINDINGS_MAX, findings, why_not_accepted
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.comparison import list_divergences, no_row, remove_sample, shadow

@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectAlreadyExists, PrefectException
 
 from blocks import Migration, RedisEndpoint
 from exodus.errors import ExodusError, OrchestratorError
-from exodus.shown import lines
+from exodus.safe_text import lines
 from exodus.stack.prefect import POOL, deployments_file
 
 RENEWAL_QUEUE = "renewal"

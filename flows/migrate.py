@@ -7,8 +7,8 @@ from typing import Any
 from prefect import unmapped
 from prefect.client.schemas.objects import State
 
-from exodus.config import Phase
 from exodus.control.letters import name_of
+from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from prefect import Flow, flow
 from pydantic import Field
 
-from exodus.config import Phase
+from exodus.plan.vocabulary import Phase
 from tasks.runs import note_end
 from tasks.turn import phase_turn
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
-from exodus.config import Phase, Side
 from exodus.control.ledger import BACK, NEXT
-from exodus.cutover.forced import STEPS
+from exodus.cutover.forced_rollback import STEPS
+from exodus.plan.vocabulary import Phase, Side
 from flows.lifecycle import go_on
 from flows.phase import BY, MIGRATION, WHY, MigrationName, Words, phase_flow
 from tasks.artifacts import create_table_artifact

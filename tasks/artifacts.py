@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import artifacts
 
-from exodus.shown import markdown
+from exodus.safe_text import markdown
 from tasks.context import Json
 
 
@@ -20,5 +20,5 @@ def create_table_artifact(*, key: str, table: list[Json], description: str) -> N
 
 
 def create_markdown_artifact(*, key: str, text: str, description: str) -> None:
-    """Show Markdown whose values went through `exodus.shown.markdown`."""
+    """Show Markdown whose values went through `exodus.safe_text.markdown`."""
     artifacts.create_markdown_artifact(key=key, markdown=text, description=description)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from exodus.config import Plan, Side
+from exodus.backfill.progress import Looked
+from exodus.backfill.progress_view import count_keys, look_at_backfill
+from exodus.backfill.slices import copy_slice
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
+from exodus.copy.scan import Slice, plan_slices
+from exodus.engine import open_engine
 from exodus.errors import EpochEnded
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.looks import count_keys, look_at_backfill
-from exodus.sync.progress import Looked
-from exodus.sync.scan import Slice, plan_slices
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from tasks.budget import budget_heard
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from exodus.config import Phase
 from exodus.control.route import read_route
-from exodus.cutover import beside
-from exodus.cutover.beside import Outcome, Row
+from exodus.cutover import beside_keys
+from exodus.cutover.beside_keys import Outcome, Row
+from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
@@ -22,7 +22,7 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
             route = await read_route(it.store)
             ends = [(await it.endpoint(side).nodes())[0] for side in (route.authority, route.follower)]
             async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
-                rows = await beside.compare(it.plan, authority, follower)
+                rows = await beside_keys.compare(it.plan, authority, follower)
             await it.store.save_report(f"beside.{phase}", {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]})
             return rows
 

@@ -14,10 +14,10 @@ from prefect.logging import get_run_logger
 from prefect.variables import Variable
 from redis.exceptions import RedisError
 
+from exodus.cancellation import beside
 from exodus.control.store import ControlStore
-from exodus.ending import beside
+from exodus.copy.impact import parse_budget, set_budget
 from exodus.errors import ExodusError
-from exodus.sync.pace import parse_budget, set_budget
 
 BUDGET_VARIABLE = "exodus_budget"
 EVERY_S = 20.0

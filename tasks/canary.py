@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from exodus.config import CanaryPlan
 from exodus.control.ledger import CANARY
 from exodus.control.route import read_route
-from exodus.cutover import canary
+from exodus.cutover import canary_share
 from exodus.errors import CutoverAborted
+from exodus.plan.settings import CanaryPlan
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json, opened, run
 from tasks.decision import ask, phase_form
@@ -30,7 +30,7 @@ def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
         async with opened(migration) as it:
             returned = None
             try:
-                route = await canary.set_canary(it.store, it.plan, percent, why=why)
+                route = await canary_share.set_canary(it.store, it.plan, percent, why=why)
             except CutoverAborted as exc:
                 returned = f"{exc.what}: {exc.why}"
             else:
@@ -40,10 +40,16 @@ def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
                     now = await read_route(it.store)
                     if now.canary != route.canary:
                         returned = now.why
-            found = await canary.read_canary(it.store)
-            row = {"percent": percent, "returned": returned, "text": canary.text_of(found), **found["reads"], "answer_ms_p99": found["answer_ms_p99"]}
-            kept = await it.store.report(canary.REPORT) or {"steps": []}
-            await it.store.save_report(canary.REPORT, {"steps": [*kept["steps"], {**row, "phase": phase, "at_ms": await it.store.now_ms()}]})
+            found = await canary_share.read_canary(it.store)
+            row = {
+                "percent": percent,
+                "returned": returned,
+                "text": canary_share.text_of(found),
+                **found["reads"],
+                "answer_ms_p99": found["answer_ms_p99"],
+            }
+            kept = await it.store.report(canary_share.REPORT) or {"steps": []}
+            await it.store.save_report(canary_share.REPORT, {"steps": [*kept["steps"], {**row, "phase": phase, "at_ms": await it.store.now_ms()}]})
             return row
 
     return run(work())
@@ -55,7 +61,7 @@ def end_canary(migration: str, why: str) -> None:
 
     async def work() -> None:
         async with opened(migration) as it:
-            await canary.set_canary(it.store, it.plan, 0, why=why)
+            await canary_share.set_canary(it.store, it.plan, 0, why=why)
 
     run(work())
 
@@ -81,7 +87,7 @@ def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:
                     else f"a read gets what the source answers in any case, and waits for the target at most {limits.wait_ms_max:g} ms",
                     "reject ends the canary; the decision whether to cut over follows",
                 ],
-                evidence=canary.REPORT,
+                evidence=canary_share.REPORT,
             )
             if decision["verdict"] != "approve":
                 break

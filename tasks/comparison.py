@@ -7,16 +7,16 @@ import hashlib
 
 import orjson
 
-from exodus.config import JournalMode, Side
 from exodus.control import registry
 from exodus.control.changes import Key, unpack
 from exodus.control.route import change_route, read_route
-from exodus.control.store import answered
-from exodus.endpoint import Endpoint
-from exodus.leg import Leg
-from exodus.sync.engine import open_engine
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import spot_check
+from exodus.copy.guard import set_writer_epoch
+from exodus.engine import open_engine
+from exodus.net.client import answered
+from exodus.net.leg import Leg
+from exodus.plan.vocabulary import JournalMode, Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from exodus.backfill.forecast import forecast
 from exodus.commands.table import CommandTable
-from exodus.config import HEAVY_BYTES, Side
-from exodus.control.store import answered, make_client
-from exodus.sync.engine import open_engine
-from exodus.sync.forecast import forecast
+from exodus.engine import open_engine
+from exodus.net.client import answered, make_client
+from exodus.plan.bounds import HEAVY_BYTES
+from exodus.plan.vocabulary import Side
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
 

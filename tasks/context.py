@@ -18,11 +18,14 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from blocks import Migration
-from exodus.config import Address, Plan, Side
-from exodus.control.store import ControlStore, answered
-from exodus.endpoint import Endpoint
+from exodus.control.store import ControlStore
 from exodus.errors import ControlStoreError, OperatorError
-from exodus.shown import mask_logs
+from exodus.net.client import answered
+from exodus.plan.address import Address
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+from exodus.safe_text import mask_logs
+from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 R = TypeVar("R")

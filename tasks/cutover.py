@@ -10,20 +10,21 @@ from typing import Any
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from exodus.config import Hold, Phase, Side
+from exodus.closing import bundle, bundle_store, ends, finalise_checks
+from exodus.closing.collect import collect, dirty_keys
 from exodus.control import ledger
-from exodus.control.identity import Identity
+from exodus.control.approvers import Identity
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
-from exodus.cutover import bundle, closing, finalising, forced, shelf, switch
-from exodus.cutover.collect import collect, dirty_keys
+from exodus.cutover import forced_rollback, switch
 from exodus.cutover.fence import confirm_word, shut_out
 from exodus.cutover.levers import end_hold
+from exodus.cutover.preconditions import Approved
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
-from exodus.cutover.standing import Approved
 from exodus.errors import DecisionRefused
-from exodus.window import Window
+from exodus.plan.vocabulary import Hold, Phase, Side
+from exodus.plan.window import Window
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, opened, run
 from tasks.evidence import artifact_key, prepare
@@ -126,7 +127,7 @@ def look_at_target(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            dead = await forced.why_dead(it.plan, Side.TARGET)
+            dead = await forced_rollback.why_dead(it.plan, Side.TARGET)
             keys, total = await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
             report = {"dead": dead, "keys_total": total, "keys": [{"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys]}
             await it.store.save_report("rollback.left", report)
@@ -148,7 +149,7 @@ def force_back(migration: str) -> Json:
             route = await read_route(it.store)
             if route.authority is Side.SOURCE:
                 return {"epoch": route.epoch, "already": True}
-            done = await forced.force_back(it.store, it.plan)
+            done = await forced_rollback.force_back(it.store, it.plan)
             await it.store.save_report("switch.rollback", {"authority": "source", "forced": True, **done})
             await ledger.record(
                 it.store,
@@ -173,7 +174,7 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            return await finalising.problems(it.store, it.plan, Identity.model_validate(decided_by))
+            return await finalise_checks.problems(it.store, it.plan, Identity.model_validate(decided_by))
 
     rollback = _why_rollback_is_open(migration)
     return "; ".join(([rollback] if rollback else []) + run(work())) or None
@@ -182,7 +183,7 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
 def _why_rollback_is_open(migration: str) -> str | None:
     async def work() -> int:
         async with opened(migration) as it:
-            return await finalising.switched_ms(it.store)
+            return await finalise_checks.switched_ms(it.store)
 
     return why_rollback_is_open(migration, run(work()))
 
@@ -206,7 +207,7 @@ def keep_evidence(migration: str, phase: str) -> Json:
             documents = await collect(it.store, it.plan)
             files, head = bundle.make(documents, private_key=Path(signs) if signs else None)
             bundle.put(folder, files)
-            lost = await shelf.keep(it.store, name, files)
+            lost = await bundle_store.keep(it.store, name, files)
             if lost:
                 get_run_logger().warning("the bundle is on this worker only: %s", lost)
             host = socket.gethostname()
@@ -242,7 +243,7 @@ def stop_live_sync(migration: str, why: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            stopped = await closing.stop(it.store, it.plan, why)
+            stopped = await ends.stop(it.store, it.plan, why)
             return {**stopped, "authority": str((await read_route(it.store)).authority)}
 
     return run(work())
@@ -261,8 +262,8 @@ def finalise(migration: str, decided_by: Json) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            await finalising.check(it.store, it.plan, Identity.model_validate(decided_by))
-            report = await closing.finalise(it.store, it.plan)
+            await finalise_checks.check(it.store, it.plan, Identity.model_validate(decided_by))
+            report = await ends.finalise(it.store, it.plan)
             await it.store.save_report("finalised", report)
             return report
 
@@ -275,7 +276,7 @@ def abandon(migration: str, *, clean_target: bool) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            report = await closing.abandon(it.store, it.plan, clean_target=clean_target)
+            report = await ends.abandon(it.store, it.plan, clean_target=clean_target)
             await it.store.save_report("abandoned", report)
             return report
 

@@ -16,9 +16,10 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import ConfigDict, Field, create_model
 
-from exodus.config import FenceKind, Fencing, Side
-from exodus.shown import markdown
-from exodus.window import Window
+from exodus.plan.settings import Fencing
+from exodus.plan.vocabulary import FenceKind, Side
+from exodus.plan.window import Window
+from exodus.safe_text import markdown
 from tasks.context import Json, plan_of
 from tasks.ledger import announce, finish_phase, record_decision, who_answered
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from exodus.control.letters import ACCEPTED_MAX
 from exodus.errors import EvidenceFailed
-from exodus.shown import markdown
+from exodus.safe_text import markdown
 from tasks.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task

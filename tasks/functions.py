@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from exodus.config import Phase
 from exodus.control import registry
-from exodus.cutover import held, scripts
-from exodus.sync.engine import open_engine
-from exodus.sync.functions import Libraries, carry_functions
+from exodus.cutover import held_comparison, script_loading
+from exodus.cutover.functions import Libraries, carry_functions
+from exodus.engine import open_engine
+from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
@@ -41,7 +41,7 @@ def say_scripts(migration: str) -> list[str]:
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            missing = scripts.told(scripts.unseen(await registry.heartbeats(it.store, "gateway")))
-            return [*await held.told(it.store, it.plan), *([missing] if missing else [])]
+            missing = script_loading.told(script_loading.unseen(await registry.heartbeats(it.store, "gateway")))
+            return [*await held_comparison.told(it.store, it.plan), *([missing] if missing else [])]
 
     return run(work())

@@ -8,15 +8,16 @@ import orjson
 from prefect.runtime import flow_run
 from redis.exceptions import WatchError
 
-from exodus.config import Phase, Plan
 from exodus.control import ledger, steps
-from exodus.control.beginning import check_may_begin
-from exodus.control.identity import decider, identify, why_not_allowed
+from exodus.control.approvers import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
+from exodus.control.phase_order import check_may_begin
 from exodus.control.route import read_route
-from exodus.control.store import answered
-from exodus.cutover.standing import plan_digest
+from exodus.cutover.preconditions import plan_digest
 from exodus.errors import DecisionRefused
+from exodus.net.client import answered
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase
 from tasks.context import Json, Opened, in_place, live_task, opened, registered_plan, run
 from tasks.evidence import prepare
 from tasks.kept import kept_task

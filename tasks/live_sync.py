@@ -11,27 +11,32 @@ from typing import Any
 
 from prefect import unmapped
 
-from exodus.config import CopyStrategy, Feed, JournalMode, Phase, Plan, Side, UserRole, WorkersKind
+from exodus.backfill import migrate, runs
+from exodus.backfill.progress import Looked
+from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
 from exodus.control.route import change_route, read_route
-from exodus.control.store import ControlStore, answered, make_client
-from exodus.cutover.feeds import choose_feeds, chosen_feed
+from exodus.control.store import ControlStore
+from exodus.copy.guard import set_writer_epoch
+from exodus.cutover.feed_choice import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, read_record, shut_out
+from exodus.cutover.preconditions import check_fresh
 from exodus.cutover.rehearsal import check_rehearsal
-from exodus.cutover.standing import check_fresh
-from exodus.endpoint import Endpoint, empty_database
+from exodus.engine import open_engine
 from exodus.errors import DecisionRefused
-from exodus.sync import lives, migrate, native, runs
-from exodus.sync.engine import open_engine
-from exodus.sync.feed import JournalFeed, begin_feed, prove
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.heavy import text_of
-from exodus.sync.looks import count_keys, look_at_verification
-from exodus.sync.parts import Found, Part, look_at_part, plan_parts, put_together
-from exodus.sync.progress import Looked
-from exodus.sync.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
-from exodus.sync.rescan import rescan
+from exodus.feeds.feed import JournalFeed, begin_feed, prove
+from exodus.live import server_runs
+from exodus.live.costly_keys import text_of
+from exodus.live.rescan import rescan
+from exodus.native import replica
+from exodus.net.client import answered, make_client
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole, WorkersKind
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import empty_database
+from exodus.verify.parts import Found, Part, look_at_part, plan_parts, put_together
+from exodus.verify.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
 from tasks.kept import kept_task
@@ -76,17 +81,17 @@ def start_live_sync(migration: str) -> Json:
                 writer = route.writer_epoch + 1
                 by_replica = it.plan.strategy is CopyStrategy.NATIVE
                 if by_replica:
-                    await native.check_possible(it.plan, it.store)
+                    await replica.check_possible(it.plan, it.store)
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await lives.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
+                await server_runs.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
                 feeds = await choose_feeds(it.store, it.plan)
                 await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 if by_replica:
-                    await native.give_right(it.plan, writer)
+                    await replica.give_right(it.plan, writer)
                     await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
                 else:
                     await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
@@ -96,11 +101,11 @@ def start_live_sync(migration: str) -> Json:
                 route = await change_route(it.store, route, on)
             await _everybody(it, route.epoch)
             if route.native:
-                await native.attach(it.plan, route.writer_epoch)
+                await replica.attach(it.plan, route.writer_epoch)
             elif before is not None:
                 engine = await open_engine(it.store, it.plan, route)
                 # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
-                if await lives.may_remove(engine):
+                if await server_runs.may_remove(engine):
                     await rescan(engine, Barrier("flushall"))
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
@@ -178,10 +183,10 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
             began = loop.time()
 
             async def compares() -> str:
-                return f"waits for live sync: {await lives.left(it.store, only_comparing=True)}"
+                return f"waits for live sync: {await server_runs.left(it.store, only_comparing=True)}"
 
             async with telling(compares):
-                while await lives.left(it.store, only_comparing=True) and await _any_alive(it, "syncer"):
+                while await server_runs.left(it.store, only_comparing=True) and await _any_alive(it, "syncer"):
                     await asyncio.sleep(0.1)
             goal = await journal.ends(it.store, it.plan.partitions)
             began = loop.time()

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from exodus.config import Plan, Side
+from exodus.backfill.progress import Looked
 from exodus.control.store import ControlStore
+from exodus.copy.key import Strategy
 from exodus.errors import DecisionRefused
-from exodus.sync import native
-from exodus.sync.key import Strategy
-from exodus.sync.progress import Looked
+from exodus.native import replica
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from tasks.backfill import count_source
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task
@@ -36,12 +37,12 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
             began = moved = time.monotonic()
             before = (0.0, 0)
             while True:
-                await native.attach(it.plan, writer_epoch)
-                link = await native.look(it.plan)
+                await replica.attach(it.plan, writer_epoch)
+                link = await replica.look(it.plan)
                 if link.up:
                     source, target = [await (await it.endpoint(side).nodes())[0].connect(name="exodus-fill") for side in Side]
                     async with source, target:
-                        await native.wait_reached(source, target, within_s=_STUCK_S)
+                        await replica.wait_reached(source, target, within_s=_STUCK_S)
                     return {"done": True, "percent": 100.0}
                 if (link.percent, link.keys) != before:
                     before, moved = (link.percent, link.keys), time.monotonic()
@@ -64,7 +65,7 @@ def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Loo
 
     async def look(store: ControlStore, plan: Plan) -> Looked:
         del store
-        link = await native.look(plan)
+        link = await replica.look(plan)
         return Looked(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
 
     return look
@@ -81,7 +82,7 @@ def count_filled(migration: str) -> Json:
             if "filled_ms" not in began:
                 began["filled_ms"] = now_ms
                 await it.store.save_report(REPORT, began)
-            keys = (await native.look(it.plan)).keys
+            keys = (await replica.look(it.plan)).keys
             seconds = max(began["filled_ms"] - began["at_ms"], 1) / 1000
             zero = dict.fromkeys(("keys_removed", "keys_failed", "keys_skipped", "keys_excluded", "payload_bytes", "re_marked", "chunks"), 0)
             return {

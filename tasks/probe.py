@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 
-from exodus.config import Side
 from exodus.control.route import read_route
 from exodus.cutover.preflight import check_all
-from exodus.endpoint import Endpoint, raise_if_fatal
-from exodus.leg import ReplyError
-from exodus.own import RESERVED_PREFIX
+from exodus.net.leg import ReplyError
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import raise_if_fatal
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import orjson
 
-from exodus.capture.monitor import capture
 from exodus.control import registry
-from exodus.control.store import answered
 from exodus.errors import DecisionRefused
 from exodus.gateway.server import load_table
+from exodus.net.client import answered
+from exodus.observe.monitor import capture
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
 

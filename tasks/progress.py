@@ -20,13 +20,13 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from redis.exceptions import RedisError
 
-from exodus.config import Plan
+from exodus.backfill.progress import EVERY_S, REPORT, Looked, Meter
+from exodus.cancellation import beside, end_all
 from exodus.control.store import ControlStore
 from exodus.cutover.levers import NOW
 from exodus.cutover.switch import Step, Switch
-from exodus.ending import beside, end_all
 from exodus.errors import ExodusError
-from exodus.sync.progress import EVERY_S, REPORT, Looked, Meter
+from exodus.plan.plan import Plan
 from tasks.context import connect, load, plan_of
 from tasks.evidence import artifact_key
 

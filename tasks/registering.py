@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from prefect.logging import get_run_logger
 
-from exodus.config import Address, MigrationFile, Plan, Side
-from exodus.control.identity import Identity
+from exodus.control.approvers import Identity
 from exodus.control.store import ControlStore
-from exodus.endpoint import raise_if_fatal
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from exodus.registration import examine, register
+from exodus.topology.pair_checks import raise_if_fatal
 from tasks.context import in_place, registered_plan
 
 _LOCAL = ("password", "password_env", "password_file", "ca_file", "cert_file", "key_file")

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from prefect.runtime import flow_run
 
-from exodus.config import Side
 from exodus.control import ledger
 from exodus.control.route import read_route
 from exodus.errors import EvidenceFailed
+from exodus.plan.vocabulary import Side
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.cutover import rehearse_switch

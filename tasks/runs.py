@@ -15,10 +15,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
-from exodus.config import Phase
 from exodus.control import ledger, steps
 from exodus.control.ledger import LedgerEntry
 from exodus.cutover.levers import end_hold
+from exodus.plan.vocabulary import Phase
 from tasks.context import Json, opened, run
 
 _ENDED = {

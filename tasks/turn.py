@@ -22,11 +22,15 @@ from prefect.runtime import flow_run
 from redis.exceptions import RedisError
 
 from exodus import __version__
-from exodus.config import TURN_MS, TURN_RENEW_S, Address, Phase, Plan, Side, UserRole, WorkersKind
 from exodus.control import steps, turn
-from exodus.control.store import ControlStore, ssl_context
+from exodus.control.store import ControlStore
 from exodus.control.turn import Holder
 from exodus.errors import DecisionRefused, ExodusError, OperatorError
+from exodus.net.tls import ssl_context
+from exodus.plan.address import Address
+from exodus.plan.bounds import TURN_MS, TURN_RENEW_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase, Side, UserRole, WorkersKind
 from tasks.context import connect, load
 
 log = logging.getLogger(__name__)

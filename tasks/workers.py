@@ -6,8 +6,9 @@ from typing import Any
 
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from exodus.config import Workers, WorkersKind
 from exodus.errors import OperatorError
+from exodus.plan.settings import Workers
+from exodus.plan.vocabulary import WorkersKind
 from tasks.context import plan_of
 
 

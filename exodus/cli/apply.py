@@ -16,11 +16,12 @@ from exodus.cli.context import HomeOption, home_at, migration_at, open_store
 from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, Phase
 from exodus.control import ledger
-from exodus.control.identity import of_this_process
-from exodus.control.store import answered
+from exodus.control.approvers import of_this_process
 from exodus.errors import OperatorError
+from exodus.net.client import answered
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.vocabulary import Phase
 from exodus.registration import Examined, examine, register
 
 SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]

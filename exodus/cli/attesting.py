@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from exodus.cli.context import open_store
-from exodus.config import MigrationFile
-from exodus.control import identity
+from exodus.control import approvers
+from exodus.plan.migration_file import MigrationFile
 
 Json = dict[str, Any]
 ByOption = Annotated[str | None, typer.Option("--by", help="name for the ledger (default: your user, which the ledger names in any case)")]
@@ -21,6 +21,6 @@ def attest(migration: MigrationFile, asked: Json, answer: Json) -> None:
 
     async def work() -> None:
         async with await open_store(migration) as store:
-            await identity.attest(store, asked["flow_run_id"], asked["gate"], int(asked["attempt"]), answer)
+            await approvers.attest(store, asked["flow_run_id"], asked["gate"], int(asked["attempt"]), answer)
 
     asyncio.run(work())

@@ -9,13 +9,13 @@ import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
 from exodus.cli.output import show, show_json, show_table
-from exodus.config import MigrationFile
 from exodus.control.route import read_route
-from exodus.cutover import beside
-from exodus.cutover.beside import Carried, Row
-from exodus.endpoint import Endpoint
-from exodus.sync.engine import open_engine
-from exodus.sync.functions import carry_functions
+from exodus.cutover import beside_keys
+from exodus.cutover.beside_keys import Carried, Row
+from exodus.cutover.functions import carry_functions
+from exodus.engine import open_engine
+from exodus.plan.migration_file import MigrationFile
+from exodus.topology.endpoint import Endpoint
 
 What = Literal["settings", "users", "functions"]
 Json = dict[str, Any]
@@ -28,15 +28,15 @@ async def _carry(migration: MigrationFile, what: What | None) -> tuple[Carried, 
         ends = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in (route.authority, route.follower)]
         async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
             if what == "settings":
-                carried = await beside.carry_settings(plan, authority, follower)
+                carried = await beside_keys.carry_settings(plan, authority, follower)
             elif what == "users":
-                carried = await beside.carry_users(plan, authority, follower)
+                carried = await beside_keys.carry_users(plan, authority, follower)
             elif what == "functions":
                 found = await carry_functions(await open_engine(store, plan, route))
                 carried = Carried(
                     [f"FUNCTION LOAD REPLACE {name}" for name in found.carried], [f"# {name}: {why}" for name, why in found.failed.items()]
                 )
-            return carried, await beside.compare(plan, authority, follower)
+            return carried, await beside_keys.compare(plan, authority, follower)
 
 
 def carry(
@@ -47,7 +47,7 @@ def carry(
 ) -> None:
     """Make what is beside the keys on the follower as it is on the authority; what it refuses is printed as commands. Example: exodus carry users"""
     carried, rows = asyncio.run(_carry(migration_at(file, home), what))
-    must = beside.required(rows)
+    must = beside_keys.required(rows)
     if json:
         show_json({"done": carried.done, "left": carried.left, "rows": [row.as_json() for row in rows]})
     elif what is None:

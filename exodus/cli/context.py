@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, load_migration, migration_of
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
+from exodus.plan.migration_file import MigrationFile, load_migration, migration_of
 from exodus.stack.home import Home
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="folder of the local stack (default .exodus, or $EXODUS_HOME)")]

@@ -19,10 +19,11 @@ from exodus.cli.output import show, show_json
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.waiting import WaitOption, wait_asked
-from exodus.config import MigrationFile, Phase
-from exodus.control.identity import of_this_process
+from exodus.control.approvers import of_this_process
 from exodus.control.ledger import NEXT, digest
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.vocabulary import Phase
 
 Json = dict[str, Any]
 _SUSPENDS_WITHIN_S = 60.0

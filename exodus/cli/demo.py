@@ -21,17 +21,19 @@ from exodus.cli.decisions import answer_open_decision
 from exodus.cli.output import say, show_table
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import Address, MigrationFile, Phase, Side, load_migration
 from exodus.control import ledger
 from exodus.control.ledger import FINALISE, NEXT
 from exodus.control.store import ControlStore
+from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, last_lines, start
 from exodus.stack.up import Wanted, down, up
-from exodus.sync.engine import open_engine
-from exodus.sync.reconcile import verify
+from exodus.verify.reconcile import verify
 
 Json = dict[str, Any]
 _DECIDED_BY = "demo"

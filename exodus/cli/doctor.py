@@ -17,11 +17,12 @@ import typer
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import Address, MigrationFile
 from exodus.control.durable import StoreFinding, check_store
-from exodus.control.store import ssl_context
 from exodus.errors import ExodusError
-from exodus.private import open_to_others
+from exodus.net.tls import ssl_context
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile
+from exodus.private_files import open_to_others
 from exodus.stack.home import Home
 
 _ANSWERS_S = 5.0

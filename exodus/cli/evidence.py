@@ -10,8 +10,8 @@ import typer
 
 from exodus.cli.context import FileOption, HomeOption, JsonOption, choosable, migration_at, open_store
 from exodus.cli.output import show, show_json
-from exodus.cutover import bundle, shelf
-from exodus.cutover.collect import collect
+from exodus.closing import bundle, bundle_store
+from exodus.closing.collect import collect
 
 evidence = typer.Typer(help="Evidence bundles: everything that was decided and proved, hash-chained.", no_args_is_help=True)
 FolderArgument = Annotated[Path, typer.Argument(help="the bundle's folder")]
@@ -46,7 +46,7 @@ def fetch(
 
     async def work() -> str:
         async with await open_store(migration) as store:
-            chosen, files = await shelf.files_of(store, name)
+            chosen, files = await bundle_store.files_of(store, name)
             bundle.put(folder, files)
             return f"{folder}: bundle {chosen}, {len(files)} files"
 

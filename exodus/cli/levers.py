@@ -15,18 +15,19 @@ from exodus.cli.output import show, show_table
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import ANSWERED
-from exodus.config import MigrationFile, Phase
+from exodus.closing.redirect import read_redirect, who_is_connected
+from exodus.closing.redirect import redirect as send_away
 from exodus.control import journal
-from exodus.control.identity import of_this_process
+from exodus.control.approvers import of_this_process
 from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
+from exodus.copy.impact import parse_budget, read_budget, set_budget
 from exodus.cutover import levers
-from exodus.cutover.canary import set_canary
-from exodus.cutover.redirect import read_redirect, who_is_connected
-from exodus.cutover.redirect import redirect as send_away
+from exodus.cutover.canary_share import set_canary
 from exodus.errors import DecisionRefused
-from exodus.sync.pace import parse_budget, read_budget, set_budget
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.vocabulary import Phase
 
 
 def _at(file: Path | None, home: Path | None, work: Callable[[ControlStore, MigrationFile], Awaitable[str]]) -> None:

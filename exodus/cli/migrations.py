@@ -14,12 +14,12 @@ from exodus.cli.context import FileOption, HomeOption, JsonOption, evidence_fold
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile
-from exodus.control.identity import of_this_process
-from exodus.cutover.archive import archive as put_away
-from exodus.cutover.archive import archived, check_may_be_archived
+from exodus.closing.archive import archive as put_away
+from exodus.closing.archive import archived, check_may_be_archived
+from exodus.control.approvers import of_this_process
 from exodus.errors import ExodusError
-from exodus.shown import when
+from exodus.plan.migration_file import MigrationFile
+from exodus.safe_text import when
 
 Json = dict[str, Any]
 log = logging.getLogger(__name__)

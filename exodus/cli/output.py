@@ -1,4 +1,4 @@
-"""Printing: data on standard output, words on standard error; legible without colour. All of it through `exodus/shown.py`."""
+"""Printing: data on standard output, words on standard error; legible without colour. All of it through `exodus/safe_text.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from exodus.errors import ExodusError
-from exodus.shown import cleaned, lines, plain
+from exodus.safe_text import cleaned, lines, plain
 
 
 def say(text: str) -> None:

@@ -10,41 +10,44 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from exodus.backfill.forecast import SAMPLE_KEYS, forecast
+from exodus.backfill.progress import EVERY_S, REPORT, Meter
+from exodus.backfill.progress_view import count_keys, look_at_verification
+from exodus.cancellation import beside
 from exodus.cli.attesting import ByOption, attest
 from exodus.cli.context import FileOption, HomeOption, JsonOption, home_at, migration_at, open_store
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import ANSWERED, OPEN, STARTING, overlaid, run_ms, unwritten
 from exodus.cli.waiting import WaitOption, wait_asked
-from exodus.config import MigrationFile, Phase, Plan, Side, UserRole
+from exodus.closing.archive import archived
+from exodus.closing.finalise_checks import BY_HAND
+from exodus.closing.redirect import read_redirect
 from exodus.control import freshness, journal, ledger, registry
-from exodus.control.beginning import check_may_begin, text_of_end
+from exodus.control.approvers import of_this_process
 from exodus.control.changes import Key
-from exodus.control.identity import of_this_process
 from exodus.control.ledger import BACK, NEXT, Ending
 from exodus.control.letters import accepted_letters
+from exodus.control.phase_order import check_may_begin, text_of_end
 from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
-from exodus.control.store import ControlStore, answered
-from exodus.cutover.archive import archived
-from exodus.cutover.canary import read_canary, text_of
-from exodus.cutover.feeds import chosen_feed
+from exodus.control.store import ControlStore
+from exodus.copy.impact import read_paces
+from exodus.cutover.canary_share import read_canary, text_of
+from exodus.cutover.feed_choice import chosen_feed
 from exodus.cutover.fence import read_record
-from exodus.cutover.finalising import BY_HAND
 from exodus.cutover.levers import NOW, postponed
-from exodus.cutover.redirect import read_redirect
-from exodus.ending import beside
+from exodus.engine import open_engine
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
-from exodus.shown import when
-from exodus.sync.comparison import Depth
-from exodus.sync.engine import open_engine
-from exodus.sync.forecast import SAMPLE_KEYS, forecast
-from exodus.sync.heavy import text_of as text_of_heavy
-from exodus.sync.looks import count_keys, look_at_verification
-from exodus.sync.pace import read_paces
-from exodus.sync.progress import EVERY_S, REPORT, Meter
-from exodus.sync.reconcile import dead_letters, keys_of, reconcile
-from exodus.sync.reconcile import repair as sync_again
+from exodus.live.costly_keys import text_of as text_of_heavy
+from exodus.net.client import answered
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase, Side, UserRole
+from exodus.safe_text import when
+from exodus.verify.comparison import Depth
+from exodus.verify.reconcile import dead_letters, keys_of, reconcile
+from exodus.verify.reconcile import repair as sync_again
 
 Json = dict[str, Any]
 _ENDS_WITHIN_S = 60.0

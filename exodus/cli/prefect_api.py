@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import httpx
 
-from exodus.config import Phase
 from exodus.errors import OperatorError, OrchestratorError
+from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.up import MIGRATION
 

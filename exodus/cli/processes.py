@@ -13,16 +13,18 @@ import uvloop
 from redis.exceptions import RedisError
 
 from exodus.cli.context import FileOption, HomeOption, migration_at
-from exodus.compare.comparer import run_comparer
-from exodus.config import MigrationFile, Plan
-from exodus.control.store import ControlStore, make_client
+from exodus.control.store import ControlStore
 from exodus.cutover.settle import settle
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned
 from exodus.gateway.server import GatewayOptions, serve
 from exodus.gateway.supervisor import Supervisor, worker_command
-from exodus.shown import LogFormatter
-from exodus.sync.live import run_syncer
+from exodus.live.syncer import run_syncer
+from exodus.net.client import make_client
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.safe_text import LogFormatter
+from exodus.shadow.comparer import run_comparer
 from exodus.telemetry.states import JsonFormatter
 
 IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]

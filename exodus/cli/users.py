@@ -8,8 +8,8 @@ import typer
 
 from exodus.cli.context import JsonOption
 from exodus.cli.output import show, show_json
-from exodus.config import CopyStrategy, Feed, FenceKind, Side, UserRole
-from exodus.rights import Right, Version, Wanted, rights_of, rule_of, server_of
+from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Side, UserRole
+from exodus.topology.rights import Right, Version, Wanted, rights_of, rule_of, server_of
 
 _ROOT = frozenset({"acl|setuser", "config|set", "replicaof"})
 

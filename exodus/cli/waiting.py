@@ -12,8 +12,8 @@ import typer
 from exodus.cli.output import show
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import OPEN
-from exodus.config import MigrationFile
 from exodus.errors import DecisionRefused
+from exodus.plan.migration_file import MigrationFile
 
 Json = dict[str, Any]
 ReadStatus = Callable[[MigrationFile, PrefectApi], Coroutine[Any, Any, Json]]

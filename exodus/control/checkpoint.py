@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from exodus.config import CHUNKS_KEPT
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.plan.bounds import CHUNKS_KEPT
 
 
 class SliceProgress(BaseModel):

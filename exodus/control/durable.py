@@ -12,7 +12,8 @@ from typing import Literal
 
 from redis.exceptions import ResponseError
 
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
 
 
 @dataclass(frozen=True)

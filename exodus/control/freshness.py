@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from exodus.control import journal
 from exodus.control.gaps import open_gaps
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
 
 _COMING_MAX = 5_000  # entries of one partition that are looked into
 

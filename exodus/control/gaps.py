@@ -9,7 +9,8 @@ import logging
 
 import orjson
 
-from exodus.control.store import ControlStore, Json, answered
+from exodus.control.store import ControlStore, Json
+from exodus.net.client import answered
 
 log = logging.getLogger(__name__)
 

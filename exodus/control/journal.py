@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from redis.asyncio.client import Pipeline
 
-from exodus.config import JOURNAL_BATCH_KEYS
 from exodus.control.changes import Barrier, Changes, Key, id_order, pack, parse_entries
-from exodus.control.store import ControlStore, Keys, answered
+from exodus.control.schema import Keys
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.plan.bounds import JOURNAL_BATCH_KEYS
 
 
 async def append(

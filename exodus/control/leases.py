@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from exodus.config import LEASE_MS
 from exodus.control import registry
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.plan.bounds import LEASE_MS
 
 _RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) else return 0 end"
 _GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end"

@@ -2,7 +2,7 @@
 
 Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new order shows
 (`broken`). Whoever may write to the control store can write a whole new chain; a bundle's head, kept
-elsewhere, is what tells that (`exodus/cutover/bundle.py`).
+elsewhere, is what tells that (`exodus/closing/bundle.py`).
 
 A phase may begin when the ledger says that what it builds on was approved and that the evidence for it is fresh.
 """
@@ -18,8 +18,9 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import WatchError
 
-from exodus.config import Phase
-from exodus.control.store import ControlStore, Json, answered
+from exodus.control.store import ControlStore, Json
+from exodus.net.client import answered
+from exodus.plan.vocabulary import Phase
 
 FIRST = "0" * 64  # what the first entry carries
 

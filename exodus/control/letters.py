@@ -10,9 +10,10 @@ from collections.abc import Iterable
 
 import orjson
 
+from exodus.control.accepted_names import names_in, why_not_all
 from exodus.control.changes import Key, pack, unpack
-from exodus.control.names import names_in, why_not_all
-from exodus.control.store import ControlStore, Json, answered
+from exodus.control.store import ControlStore, Json
+from exodus.net.client import answered
 
 ACCEPTED_MAX = 1_000  # more than a person can look at by name
 

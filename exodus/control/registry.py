@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_STALE_S
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted
+from exodus.net.client import answered
+from exodus.plan.bounds import HEARTBEAT_STALE_S
 
 
 class Heartbeat(BaseModel):

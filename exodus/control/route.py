@@ -10,9 +10,10 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.config import Feed, Hold, JournalMode, Side
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.errors import Bug, DecisionRefused
+from exodus.net.client import answered
+from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 
 class Redirect(BaseModel):

@@ -7,7 +7,8 @@ every worker reaches, so no worker needs files of another.
 
 from __future__ import annotations
 
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
 
 ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
 

@@ -21,13 +21,16 @@ from typing import Self, TypeVar
 
 import orjson
 
-from exodus.config import Feed, FenceKind, Plan, Side, UserRole
 from exodus.control.route import read_route
-from exodus.control.store import ControlStore, answered, fence_guard_key
-from exodus.cutover.means import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
-from exodus.endpoint import Endpoint
+from exodus.control.schema import fence_guard_key
+from exodus.control.store import ControlStore
+from exodus.cutover.fence_methods import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
-from exodus.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.net.client import answered
+from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
+from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 _FORGET = "local r = redis.call('GET', KEYS[1]) if r and cjson.decode(r)['switch'] == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"

@@ -11,13 +11,15 @@ from typing import Any
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import Hold, Phase, Plan
 from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.route import Route, change_route, read_route
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle, unfinished
 from exodus.errors import CutoverAborted
+from exodus.net.client import answered
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Hold, Phase
 
 _KEEP_S = 2.0
 _ABORT_S = 3600  # after which a word that nobody heard is forgotten

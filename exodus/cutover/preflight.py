@@ -5,12 +5,14 @@ A server that cannot be fenced would be found out at the cutover, when everythin
 
 from __future__ import annotations
 
-from exodus.config import Cutover, Feed, FenceKind, Plan, Side, UserRole
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
-from exodus.cutover.means import Means, choose
-from exodus.endpoint import Endpoint, Finding, check_pair
+from exodus.cutover.fence_methods import Means, choose
 from exodus.errors import ExodusError
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import Finding, check_pair
 
 
 async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:

@@ -18,17 +18,22 @@ from typing import Any
 
 import redis.asyncio as redis
 
-from exodus.config import CONNECT_TIMEOUT_S, Address, Hold, Plan, Side
 from exodus.control import ledger, registry
 from exodus.control.route import Route, change_route, read_route
-from exodus.control.store import ControlStore, answered, make_client
-from exodus.endpoint import Endpoint, connect_as_application, takes_nobody
+from exodus.control.store import ControlStore
+from exodus.copy.guard import set_writer_epoch
+from exodus.engine import open_engine
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
-from exodus.leg import Leg
-from exodus.sync.engine import open_engine
-from exodus.sync.feed import JournalFeed
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import copy_now
+from exodus.feeds.feed import JournalFeed
+from exodus.net.client import answered, make_client
+from exodus.net.leg import Leg
+from exodus.plan.address import Address
+from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Hold, Side
+from exodus.topology.applications import connect_as_application, takes_nobody
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import copy_now
 
 _SESSIONS = 4
 _WITHIN_S = 10.0

@@ -13,14 +13,15 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
-from exodus.config import Hold, JournalMode, Plan, Side, UserRole
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
+from exodus.copy.guard import replace_right
 from exodus.cutover.fence import Fence, Record, read_record
-from exodus.endpoint import Endpoint
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.sync import native
-from exodus.sync.guard import replace_right
+from exodus.native import replica
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Hold, JournalMode, Side, UserRole
+from exodus.topology.endpoint import Endpoint
 
 
 def closed(switch: str) -> bytes:
@@ -77,7 +78,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
     """After a switch that was given up the writers' epoch is a new one, since lanes that lost their right do not come back to an old one."""
     if not (route.switch and route.sync):
         return
-    await native.reopen(plan, route, closed(route.switch))
+    await replica.reopen(plan, route, closed(route.switch))
     endpoint = Endpoint(route.follower, plan.acting(UserRole.SWITCH).address(route.follower))
     for before in (closed(route.switch), b"%d" % (route.writer_epoch - 1)):  # it had come so far, or it had not
         if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):

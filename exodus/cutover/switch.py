@@ -28,32 +28,39 @@ from functools import partial
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
-from exodus import collector
-from exodus.config import HOLD_ACK_S, CopyStrategy, Feed, FenceKind, Hold, JournalMode, Plan, Side, UserRole
+from exodus import gc_tuning
+from exodus.backfill import migrate
 from exodus.control import journal, registry
 from exodus.control.changes import Key
 from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
-from exodus.control.store import ControlStore, answered, guard_key
-from exodus.cutover.canary import end_canary
-from exodus.cutover.feeds import chosen_feed
+from exodus.control.schema import guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.guard import replace_right, replace_right_on
+from exodus.cutover.canary_share import end_canary
+from exodus.cutover.feed_choice import chosen_feed
 from exodus.cutover.fence import Fence, shut_out
-from exodus.cutover.held import verify_held
+from exodus.cutover.functions import carry_functions
+from exodus.cutover.held_comparison import verify_held
 from exodus.cutover.levers import check_called_off, keep_failed, over, postponed, say
-from exodus.cutover.scripts import load_scripts, unseen
+from exodus.cutover.preconditions import NOTHING_MORE, Approved, check_gaps, check_standing
+from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import closed, settle
-from exodus.cutover.standing import NOTHING_MORE, Approved, check_gaps, check_standing
-from exodus.endpoint import Endpoint
+from exodus.engine import open_engine
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
-from exodus.leg import Leg, close_all
-from exodus.sync import lives, migrate, native, replication
-from exodus.sync.comparison import Comparison, open_comparison
-from exodus.sync.engine import open_engine
-from exodus.sync.feed import feed_of
-from exodus.sync.functions import carry_functions
-from exodus.sync.guard import replace_right, replace_right_on
-from exodus.sync.reconcile import compare_now
-from exodus.window import Lookout, Window
+from exodus.feeds import replication
+from exodus.feeds.feed import feed_of
+from exodus.live import server_runs
+from exodus.native import replica
+from exodus.net.client import answered
+from exodus.net.leg import Leg, close_all
+from exodus.plan.bounds import HOLD_ACK_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Hold, JournalMode, Side, UserRole
+from exodus.plan.window import Lookout, Window
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.comparison import Comparison, open_comparison
+from exodus.verify.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
 _PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
@@ -240,7 +247,7 @@ async def _read_old_authority(switch: Switch) -> None:
 
 async def _check_lives(switch: Switch) -> None:
     """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
-    restarted = await lives.changed(await open_engine(switch.store, switch.plan, switch.route))
+    restarted = await server_runs.changed(await open_engine(switch.store, switch.plan, switch.route))
     if restarted:
         raise DecisionRefused(
             f"the {restarted[0]} restarted, and may have lost keys",
@@ -272,7 +279,7 @@ async def _readiness(switch: Switch) -> None:
             store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
         )
     if switch.route.native:
-        await native.check_filled(switch.plan)
+        await replica.check_filled(switch.plan)
     switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
     switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
@@ -383,7 +390,7 @@ async def _go(switch: Switch) -> None:
 async def _hold(switch: Switch) -> None:
     switch.store_run = await _store_run(switch)
     switch.before_hold = await journal.ends(switch.store, switch.plan.partitions)
-    switch.while_held.enter_context(collector.rest())
+    switch.while_held.enter_context(gc_tuning.rest())
     switch.held_at = time.monotonic()
     await switch.change(
         hold=Hold.WRITES, hold_until_told=switch.held_until_told, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold"
@@ -404,7 +411,7 @@ async def _release_old(switch: Switch) -> None:
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
     await replace_right(switch.endpoint(switch.to), switch.plan.name, closed(switch.id), b"%d" % switch.route.writer_epoch)
-    await native.reopen(switch.plan, switch.route, closed(switch.id))
+    await replica.reopen(switch.plan, switch.route, closed(switch.id))
 
 
 async def _drained(switch: Switch) -> None:
@@ -421,7 +428,7 @@ async def _drained(switch: Switch) -> None:
 
 async def _fence(switch: Switch) -> None:
     if switch.route.native:  # now that writes are held, nobody flushes it away again
-        await native.keep_right(switch.legs[switch.old], switch.plan, switch.route.writer_epoch)
+        await replica.keep_right(switch.legs[switch.old], switch.plan, switch.route.writer_epoch)
     proofs = await switch.fence(switch.old).raise_()
     # A gateway ends a hold by itself a second after our own time for it. As long as ours is not over, none has by the time the fence stood.
     switch.check_time()
@@ -496,8 +503,8 @@ async def _promote(switch: Switch) -> None:
     switch.closing = True
     source, target = switch.legs[switch.old], switch.legs[switch.to]
     # The fence was proved: nothing of an application is propagated after this offset.
-    switch.facts["offset"] = await native.wait_reached(source, target, within_s=switch.left_s())
-    await native.promote(target, switch.plan, switch.route.writer_epoch, closed(switch.id))
+    switch.facts["offset"] = await replica.wait_reached(source, target, within_s=switch.left_s())
+    await replica.promote(target, switch.plan, switch.route.writer_epoch, closed(switch.id))
 
 
 async def _close_epoch(switch: Switch) -> None:

@@ -9,7 +9,7 @@ again, and none is skipped. Before the first switch cursors pass as they are. Al
 
 from __future__ import annotations
 
-from exodus.config import CURSOR_BITS
+from exodus.plan.bounds import CURSOR_BITS
 
 _TAGS = 255
 _MASK = (1 << CURSOR_BITS) - 1

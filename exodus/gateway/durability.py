@@ -20,7 +20,8 @@ from typing import Any
 from redis.exceptions import ConnectionError as StoreLost
 from redis.exceptions import ResponseError
 
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
 
 KEEP_S = 2.0  # longer than `appendfsync everysec` takes
 _FSYNC_MS = 2_000  # that one question may take

@@ -13,9 +13,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from exodus.config import CONNECT_TIMEOUT_S, Address, Plan, Side
-from exodus.control.store import ssl_context
 from exodus.errors import OperatorError
+from exodus.net.tls import ssl_context
+from exodus.plan.address import Address
+from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 
 log = logging.getLogger(__name__)

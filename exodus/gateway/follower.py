@@ -12,9 +12,10 @@ from collections import deque
 from time import monotonic
 from typing import cast
 
-from exodus.config import CANARY_IN_FLIGHT_MAX, CONNECT_TIMEOUT_S, Address
 from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.session import Session
+from exodus.plan.address import Address
+from exodus.plan.bounds import CANARY_IN_FLIGHT_MAX, CONNECT_TIMEOUT_S
 from exodus.resp.encode import encode
 from exodus.resp.scanner import Reply, ReplyScanner
 

@@ -13,9 +13,10 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from exodus.config import CONNECT_TIMEOUT_S, DRAIN_PATIENCE_S, Side
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
 from exodus.gateway.session import Session, Stage
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, DRAIN_PATIENCE_S
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 
-from exodus.private import private_folder, write_private
+from exodus.private_files import private_folder, write_private
 
 log = logging.getLogger(__name__)
 _BOOT = Path("/proc/sys/kernel/random/boot_id")

@@ -29,9 +29,9 @@ from zlib import crc32
 
 import orjson
 
-from exodus.config import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
-from exodus.private import FILE_MODE, private_folder
+from exodus.plan.bounds import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
+from exodus.private_files import FILE_MODE, private_folder
 
 log = logging.getLogger(__name__)
 _HEAD_BYTES = 9

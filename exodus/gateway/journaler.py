@@ -26,16 +26,17 @@ from pathlib import Path
 import orjson
 from redis.exceptions import RedisError
 
-from exodus.config import HEARTBEAT_S, JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
+from exodus.cancellation import end_all
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
-from exodus.control.store import ControlStore, answered
-from exodus.ending import end_all
+from exodus.control.store import ControlStore
 from exodus.gateway.durability import Durability, TailLost
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.marks import Marks
 from exodus.gateway.pipe import StorePipe, StoreRefused
 from exodus.gateway.spool import Spool
+from exodus.net.client import answered
+from exodus.plan.bounds import HEARTBEAT_S, JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 
 log = logging.getLogger(__name__)
 _RETRY_S = 0.25

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
-from exodus.config import Address, Login
+from exodus.plan.address import Address
+from exodus.plan.settings import Login
 from exodus.resp.encode import encode
 from exodus.resp.scanner import RequestScanner
 

@@ -6,9 +6,9 @@ import zlib
 from collections import Counter
 
 from exodus.commands.table import CommandTable
-from exodus.config import JournalMode, Side
 from exodus.gateway.canary import Canary
 from exodus.gateway.scripts import Scripts
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 
 

@@ -12,9 +12,10 @@ from typing import Any, cast
 
 import hiredis
 
-from exodus.config import CONNECT_TIMEOUT_S
-from exodus.control.store import ControlStore, ssl_context
+from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
+from exodus.net.tls import ssl_context
+from exodus.plan.bounds import CONNECT_TIMEOUT_S
 from exodus.resp.encode import Arg, encode, encode_many
 
 _MULTI, _EXEC = encode("MULTI"), encode("EXEC")

@@ -1,4 +1,4 @@
-"""Ending sessions one by one, so that each client connects to where its names point now (`exodus/cutover/redirect.py` gives the order).
+"""Ending sessions one by one, so that each client connects to where its names point now (`exodus/closing/redirect.py` gives the order).
 
 A session is ended between two of its requests: nothing is under way, and what arrives afterwards is not forwarded. So whatever its client
 had no answer for was not executed. Sessions in a transaction, watching, blocked or subscribed are left alone, unless asked for.
@@ -14,10 +14,10 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 
-from exodus.config import REDIRECT_RETURNS_MIN, REDIRECT_RETURNS_SHARE_MAX
 from exodus.control.route import Redirect
 from exodus.gateway.relay import Connection
 from exodus.gateway.session import Session
+from exodus.plan.bounds import REDIRECT_RETURNS_MIN, REDIRECT_RETURNS_SHARE_MAX
 
 log = logging.getLogger(__name__)
 IDLE = "idle"

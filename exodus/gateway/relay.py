@@ -14,23 +14,15 @@ from collections import deque
 from time import monotonic
 from typing import Protocol, cast
 
-from exodus.config import (
-    CONNECT_TIMEOUT_S,
-    PIPELINE_MAX,
-    TURN_BYTES,
-    TURN_BYTES_BUSY,
-    TURN_REQUESTS,
-    TURNS_S,
-    Address,
-    JournalMode,
-    Side,
-)
 from exodus.control.changes import Barrier, Key
-from exodus.control.unseen import FAILED_SESSION
+from exodus.control.gap_reasons import FAILED_SESSION
 from exodus.gateway.canary import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session, Unanswered
+from exodus.plan.address import Address
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, PIPELINE_MAX, TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, TURNS_S
+from exodus.plan.vocabulary import JournalMode, Side
 
 log = logging.getLogger(__name__)
 _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS = TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from exodus.config import SCRIPTS_BYTES_MAX
+from exodus.plan.bounds import SCRIPTS_BYTES_MAX
 
 _ASKED_MAX = 10_000
 

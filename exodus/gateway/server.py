@@ -24,30 +24,14 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from exodus import collector, compiled
+from exodus import compiled, gc_tuning
+from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
-from exodus.config import (
-    HEARTBEAT_S,
-    HEARTBEAT_STALE_S,
-    HELD_HEARTBEAT_S,
-    MOVE_SECONDS_MAX,
-    SHADOW_BYTES_PER_S_MAX,
-    SHADOW_KEPT_MS,
-    SHADOW_QUEUE_MAX,
-    Address,
-    Feed,
-    Hold,
-    JournalMode,
-    Plan,
-    Side,
-    UserRole,
-)
 from exodus.control import registry
 from exodus.control.durable import check_store
 from exodus.control.registry import Claim, Heartbeat
 from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route, restore_route
-from exodus.control.store import ControlStore, answered, make_client, ssl_context
-from exodus.ending import end_all
+from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.canary import Canary, CanaryRead
 from exodus.gateway.cursors import tag_of
@@ -66,7 +50,21 @@ from exodus.gateway.scripts import digest
 from exodus.gateway.session import Session, Unanswered
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.undescribed import Undescribed
-from exodus.private import write_private
+from exodus.net.client import answered, make_client
+from exodus.net.tls import ssl_context
+from exodus.plan.address import Address
+from exodus.plan.bounds import (
+    HEARTBEAT_S,
+    HEARTBEAT_STALE_S,
+    HELD_HEARTBEAT_S,
+    MOVE_SECONDS_MAX,
+    SHADOW_BYTES_PER_S_MAX,
+    SHADOW_KEPT_MS,
+    SHADOW_QUEUE_MAX,
+)
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side, UserRole
+from exodus.private_files import write_private
 from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
@@ -1244,7 +1242,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
             next_step="give each process an --id and a --state-dir of its own",
         )
     gateway = Gateway(store, plan, await load_table(plan), options)
-    collector.settle()  # it then costs next to nothing a request
+    gc_tuning.settle()  # it then costs next to nothing a request
     await claim_id(gateway)
     await look_at_store(store)
     gateway.room_why = await room(plan, options.connections_expected)

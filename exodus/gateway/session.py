@@ -43,22 +43,22 @@ from exodus.commands.semantics import (
     replaces_data,
 )
 from exodus.commands.table import Command
-from exodus.config import (
+from exodus.control.changes import Barrier, Key
+from exodus.control.effects import barrier_of, keys_elsewhere
+from exodus.control.gap_reasons import LONG_KEY, NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED, UNREADABLE
+from exodus.gateway.canary import CanaryRead, chosen
+from exodus.gateway.cursors import marked, own
+from exodus.gateway.logins import Logins
+from exodus.gateway.orders import Orders
+from exodus.plan.bounds import (
     HELD_BYTES_MAX,
     SHADOW_PAYLOAD_BYTES_MAX,
     STREAM_FRAME_BYTES,
     SUBSCRIPTIONS_TRACKED_MAX,
     TRANSACTION_BYTES_MAX,
     WHOLE_REPLY_BYTES_MAX,
-    JournalMode,
 )
-from exodus.control.changes import Barrier, Key
-from exodus.control.effects import barrier_of, keys_elsewhere
-from exodus.control.unseen import LONG_KEY, NO_ANSWER, REPLACED, SCRIPTS, UNMATCHED, UNREADABLE
-from exodus.gateway.canary import CanaryRead, chosen
-from exodus.gateway.cursors import marked, own
-from exodus.gateway.logins import Logins
-from exodus.gateway.orders import Orders
+from exodus.plan.vocabulary import JournalMode
 from exodus.resp.elements import elements
 from exodus.resp.encode import encode, null_array
 from exodus.resp.scanner import SKIPPED, Reply, ReplyScanner, Request, RequestScanner

@@ -21,9 +21,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from exodus.config import SPOOL_BYTES_MAX
 from exodus.control.changes import Barrier, Key, Unreadable, pack, unpack
-from exodus.private import private_folder
+from exodus.plan.bounds import SPOOL_BYTES_MAX
+from exodus.private_files import private_folder
 
 log = logging.getLogger(__name__)
 _SIZES = struct.Struct("<III")  # of the keys, of the barriers; the body's checksum

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from exodus.errors import OperatorError
 from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
-from exodus.private import private_folder
+from exodus.private_files import private_folder
 
 log = logging.getLogger(__name__)
 _SLOTS_MAX = 256

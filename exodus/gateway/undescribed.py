@@ -17,11 +17,12 @@ from redis.exceptions import RedisError
 
 from exodus.commands.semantics import Role
 from exodus.commands.table import CommandTable
-from exodus.config import UNKNOWN_BYTES_MAX, UNKNOWN_REQUESTS_MAX, Side
 from exodus.control.changes import Barrier, Key
 from exodus.control.effects import barrier_of, changed_keys
-from exodus.control.store import answered
-from exodus.control.unseen import LONG_KEY, UNDESCRIBED
+from exodus.control.gap_reasons import LONG_KEY, UNDESCRIBED
+from exodus.net.client import answered
+from exodus.plan.bounds import UNKNOWN_BYTES_MAX, UNKNOWN_REQUESTS_MAX
+from exodus.plan.vocabulary import Side
 from exodus.resp.scanner import SKIPPED
 
 log = logging.getLogger(__name__)

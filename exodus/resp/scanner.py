@@ -12,7 +12,7 @@ processInlineBuffer). Redis does not look at a header's line feed and at the two
 
 from __future__ import annotations
 
-from exodus.config import INLINE_BYTES_MAX, RETAINED_ARG_BYTES, RETAINED_FRAME_BYTES
+from exodus.plan.bounds import INLINE_BYTES_MAX, RETAINED_ARG_BYTES, RETAINED_FRAME_BYTES
 from exodus.resp.inline import split_line
 
 _STAR, _DOLLAR = 0x2A, 0x24

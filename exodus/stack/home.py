@@ -11,8 +11,8 @@ import orjson
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from exodus.private import FILE_MODE, open_to_others, private_folder, write_private
-from exodus.shown import remember
+from exodus.private_files import FILE_MODE, open_to_others, private_folder, write_private
+from exodus.safe_text import remember
 
 _PRIVATE = ("*.password", "*.given-password", "prefect.login", "prefect.env", "migration.yaml", "pids.json")
 

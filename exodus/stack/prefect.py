@@ -23,8 +23,8 @@ _IMPORTED_BEFOREHAND = (
     # What a run needs of the libraries, and of Exodus itself, which the gateway and the syncers have as it was at their start, too. No flow and no
     # task: those are read anew by each run, see forkserver.py.
     "prefect.flow_engine", "prefect.deployments.steps.pull", "prefect.deployments.flow_runs", "prefect.artifacts", "great_expectations.expectations",
-    "anyio._backends._asyncio", "rich._emoji_codes", "uvloop", "exodus.capture.monitor", "exodus.cutover.collect", "exodus.cutover.forced",
-    "exodus.cutover.rehearsal", "exodus.gateway.server", "exodus.sync.backfill", "exodus.sync.forecast",
+    "anyio._backends._asyncio", "rich._emoji_codes", "uvloop", "exodus.observe.monitor", "exodus.closing.collect", "exodus.cutover.forced_rollback",
+    "exodus.cutover.rehearsal", "exodus.gateway.server", "exodus.backfill.slices", "exodus.backfill.forecast",
 )  # fmt: skip
 _REFRESH = "prefect.context:refresh_global_settings_context"
 _BIN = Path(sys.executable).parent

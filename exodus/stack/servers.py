@@ -14,9 +14,9 @@ from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 
-from exodus.config import Address
 from exodus.errors import StackError
-from exodus.private import write_private
+from exodus.plan.address import Address
+from exodus.private_files import write_private
 from exodus.resp.encode import encode
 from exodus.stack.processes import Started, start, wait_ready
 

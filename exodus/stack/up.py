@@ -18,15 +18,18 @@ from typing import Any
 import yaml
 from redis.exceptions import RedisError
 
-from exodus.config import Address, Side, load_migration
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError
-from exodus.private import write_private
+from exodus.plan.address import Address
+from exodus.plan.migration_file import load_migration
+from exodus.plan.vocabulary import Side
+from exodus.private_files import write_private
 from exodus.stack import prefect, servers
 from exodus.stack.home import Home, Running, free_port
 from exodus.stack.processes import Started, end, start, wait_ready
 from exodus.stack.servers import ServerKind, start_server, wait_server
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair, raise_if_fatal
 
 MIGRATION = "demo"
 DATA_PLANE = ("gateway", "syncer", "comparer")

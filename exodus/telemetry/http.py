@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from exodus.config import STATUS_CLIENTS_MAX, STATUS_SECONDS_MAX
+from exodus.plan.bounds import STATUS_CLIENTS_MAX, STATUS_SECONDS_MAX
 from exodus.telemetry.sample import Sample
 
 log = logging.getLogger(__name__)

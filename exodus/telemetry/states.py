@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from exodus.shown import LogFormatter
+from exodus.safe_text import LogFormatter
 
 WAITS = ("waits", "goes on")
 

@@ -17,20 +17,21 @@ import psutil
 import pytest
 import redis
 
+from exodus.backfill import runs
 from exodus.cli.decisions import answer_open_decision
 from exodus.cli.demo import tamper
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, Phase, load_migration
-from exodus.control import identity, ledger
+from exodus.control import approvers, ledger
 from exodus.control.checkpoint import load_progress
 from exodus.control.ledger import BACK, CUTOVER
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.up import Wanted, down, up
-from exodus.sync import runs
 from tasks.evidence import artifact_key
 from tests.support.wait import wait_until
 
@@ -308,7 +309,7 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     # Who answered by the command line is known by the operating system, whatever name was typed; who answered the form is not.
     assert ledger.broken(asyncio.run(_stored(file))) == []
     (somebody,) = [entry for entry in entries if entry.decided_by == "somebody"]
-    assert (somebody.known_by, somebody.person) == ("operating system", identity.of_this_process().person)
+    assert (somebody.known_by, somebody.person) == ("operating system", approvers.of_this_process().person)
     (typed,) = [entry for entry in entries if entry.event == "decided" and entry.gate == CUTOVER]
     assert (typed.known_by, typed.person) == ("typed", "the test")
     (asked,) = [entry for entry in entries if entry.event == "decided" and entry.gate == BACK and entry.verdict == "approve"]

@@ -23,10 +23,11 @@ import yaml
 
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, Phase, load_migration
 from exodus.control import ledger
 from exodus.control.ledger import LedgerEntry
 from exodus.control.store import ControlStore
+from exodus.plan.migration_file import MigrationFile, load_migration
+from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home, free_port
 from exodus.stack.processes import end
 from exodus.stack.up import down

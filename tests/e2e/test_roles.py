@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
-from exodus.rights import Wanted as Rights
+from exodus.plan.vocabulary import Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.servers import ServerKind
 from exodus.stack.up import Wanted, down, up
+from exodus.topology.rights import Wanted as Rights
 from tests.e2e.test_lifecycle import Operator
 from tests.support.roles import denied, make_users
 from tests.support.wait import wait_until

@@ -22,18 +22,18 @@ import pytest
 import redis
 import yaml
 
+from exodus.backfill import runs as runs_of
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import MigrationFile, load_migration
 from exodus.control import ledger
 from exodus.control.checkpoint import SliceProgress, load_progress
 from exodus.control.registry import heartbeats
 from exodus.control.store import ControlStore
+from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.stack import prefect
 from exodus.stack.home import Home, free_port
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, end, start, wait_ready
 from exodus.stack.servers import ServerKind
-from exodus.sync import runs as runs_of
 from tests.support.hosts import Network, answers, network
 from tests.support.servers import Box
 from tests.support.wait import wait_until

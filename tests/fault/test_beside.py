@@ -8,11 +8,11 @@ import pytest
 import pytest_asyncio
 import redis
 
-from exodus.config import Side
-from exodus.cutover import beside, switch
-from exodus.cutover.beside import Outcome, Row
+from exodus.cutover import beside_keys, switch
+from exodus.cutover.beside_keys import Outcome, Row
 from exodus.errors import DecisionRefused
-from exodus.leg import Leg
+from exodus.net.leg import Leg
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -43,7 +43,7 @@ async def _legs(plant: Plant) -> list[Leg]:
 async def rows(plant: Plant) -> dict[str, Row]:
     authority, follower = await _legs(plant)
     async with authority, follower:
-        return {row.what: row for row in await beside.compare(plant.plan, authority, follower)}
+        return {row.what: row for row in await beside_keys.compare(plant.plan, authority, follower)}
 
 
 def clients(plant: Plant) -> tuple[redis.Redis, redis.Redis]:
@@ -89,7 +89,7 @@ REQUIRED = [
 
 @pytest.mark.parametrize(("plant_it", "what"), REQUIRED, ids=[each[0].__name__ for each in REQUIRED])
 async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) -> None:  # type: ignore[no-untyped-def]
-    assert not beside.required(list((await rows(pair)).values()))
+    assert not beside_keys.required(list((await rows(pair)).values()))
     plant_it(*clients(pair))
     found = (await rows(pair))[what]
     assert found.outcome is Outcome.REQUIRED
@@ -147,7 +147,7 @@ async def test_what_a_side_does_not_tell_is_not_provable(pair: Plant) -> None:
     found = await rows(pair)
     assert {name for name, row in found.items() if row.outcome is Outcome.NOT_PROVABLE} >= {"users", "settings", "modules", "function libraries"}
     assert "the source does not tell" in found["settings"].means
-    assert not beside.required(list(found.values()))
+    assert not beside_keys.required(list(found.values()))
 
 
 async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_is_carried(pair: Plant) -> None:
@@ -162,8 +162,8 @@ async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_i
         await switch.apply(pair.store, pair.plan, Side.TARGET)
     authority, follower = await _legs(pair)
     async with authority, follower:
-        settings = await beside.carry_settings(pair.plan, authority, follower)
-        users = await beside.carry_users(pair.plan, authority, follower)
+        settings = await beside_keys.carry_settings(pair.plan, authority, follower)
+        users = await beside_keys.carry_users(pair.plan, authority, follower)
     assert set(settings.done) == {"CONFIG SET notify-keyspace-events EKgx", f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}"}
     assert all("secret" not in line and "#…" in line for line in users.done)
     assert len(users.done) == 1
@@ -180,8 +180,8 @@ async def test_what_the_follower_refuses_is_left_as_commands(pair: Plant) -> Non
     target.acl_setuser("exodus", reset=False, enabled=True, commands=["-config|set", "-acl|setuser"])
     authority, follower = await _legs(pair)
     async with authority, follower:
-        settings = await beside.carry_settings(pair.plan, authority, follower)
-        users = await beside.carry_users(pair.plan, authority, follower)
+        settings = await beside_keys.carry_settings(pair.plan, authority, follower)
+        users = await beside_keys.carry_users(pair.plan, authority, follower)
     assert (settings.done, users.done) == ([], [])
     assert settings.left[0].startswith(f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}    # refused")
     assert users.left[0].startswith("ACL SETUSER shop reset on")

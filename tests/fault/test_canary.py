@@ -7,13 +7,13 @@ import asyncio
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Side
 from exodus.control.route import read_route
 from exodus.cutover import switch
-from exodus.cutover.canary import read_canary, set_canary
+from exodus.cutover.canary_share import read_canary, set_canary
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
-from exodus.sync.reconcile import reconcile
+from exodus.verify.reconcile import reconcile
 from tests.support.history import Historian
 from tests.support.plant import Plant
 from tests.support.wait import until

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
-from exodus.control.unseen import SCRIPTS
+from exodus.control.gap_reasons import SCRIPTS
+from exodus.plan.vocabulary import Side
 from exodus.stack.prefect import project_root
 from exodus.stack.servers import ServerKind, binary
 from tests.support.full import FULL

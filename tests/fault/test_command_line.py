@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exodus.config import Listen, Plan
 from exodus.control.store import ControlStore
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Listen
 from exodus.stack.home import free_port
 from tests.support.servers import Box
 

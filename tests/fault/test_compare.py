@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from exodus.config import Side
-from exodus.control.store import answered
+from exodus.net.client import answered
+from exodus.plan.vocabulary import Side
 from tasks.comparison import _convergence
 from tasks.context import Opened
 from tests.fault.test_compare_harm import _comparing, _row

@@ -12,14 +12,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from exodus.compare.comparer import Comparer
-from exodus.config import Credentials, JournalMode, Plan, Side
+from exodus.cancellation import end_all
 from exodus.control.registry import heartbeats
 from exodus.control.route import read_route
-from exodus.cutover.canary import set_canary
-from exodus.ending import end_all
+from exodus.cutover.canary_share import set_canary
+from exodus.plan.address import Credentials
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.resp.encode import encode
-from exodus.sync.reconcile import reconcile
+from exodus.shadow.comparer import Comparer
+from exodus.verify.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.wait import until, wait_until
 

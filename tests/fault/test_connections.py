@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from exodus.config import Side
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from tests.support.full import FULL
 from tests.support.plant import Plant

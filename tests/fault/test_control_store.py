@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.config import JournalMode, Side
 from exodus.control.durable import check_store
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import OperatorError
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from tests.fault.test_journal_losses import opened
 from tests.support.plant import Plant
 from tests.support.servers import Box

@@ -19,14 +19,15 @@ from pydantic import ValidationError
 
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
-from exodus.config import Budget, CopyStrategy, Feed, Phase, Side, Workers
+from exodus.backfill import runs
+from exodus.backfill.progress import REPORT
 from exodus.control import ledger
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
+from exodus.copy.impact import read_budget
 from exodus.errors import OperatorError
-from exodus.sync import runs
-from exodus.sync.pace import read_budget
-from exodus.sync.progress import REPORT
+from exodus.plan.settings import Budget, Workers
+from exodus.plan.vocabulary import CopyStrategy, Feed, Phase, Side
 from flows import migrate
 from tasks.budget import BUDGET_VARIABLE, budget_heard
 from tasks.context import opened, run

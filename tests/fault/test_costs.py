@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import PIPELINE_MAX, Hold, Side
 from exodus.control import journal
 from exodus.cutover import switch
 from exodus.gateway.server import Gateway
+from exodus.plan.bounds import PIPELINE_MAX
+from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL

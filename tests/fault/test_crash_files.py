@@ -18,16 +18,16 @@ import orjson
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Side
 from exodus.control import registry
 from exodus.control.gaps import open_gaps
 from exodus.cutover import switch
-from exodus.cutover.standing import check_gaps
+from exodus.cutover.preconditions import check_gaps
 from exodus.errors import DecisionRefused
+from exodus.feeds.feed import JournalFeed
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from exodus.sync.feed import JournalFeed
 from tests.fault.test_journal_losses import aof, cut, lossy
 from tests.support.fleet import Fleet
 from tests.support.full import FULL

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Filters, Plan, Rename, Side
 from exodus.control import letters
-from exodus.endpoint import Endpoint, Finding, check_pair
-from exodus.leg import Leg, NoDatabase, ReplyError
+from exodus.copy.guard import DatabaseMissing, Guard, GuardedLeg, replace_right_on
+from exodus.copy.payload import Uncarried
+from exodus.net.leg import Leg, NoDatabase, ReplyError
+from exodus.plan.bounds import Filters, Rename
+from exodus.plan.plan import Plan
+from exodus.plan.scope import Rule
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode_many
-from exodus.scope import Rule
 from exodus.stack.servers import ServerKind
-from exodus.sync.guard import DatabaseMissing, Guard, GuardedLeg, replace_right_on
-from exodus.sync.payload import Uncarried
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import Finding, check_pair
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

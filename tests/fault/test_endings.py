@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Phase, Plan
+from exodus.closing import bundle
+from exodus.closing.archive import archive, archived
 from exodus.control import ledger, registry
-from exodus.control.beginning import check_may_begin
 from exodus.control.ledger import CUTOVER, FINALISE, NEXT, Ending, LedgerEntry
+from exodus.control.phase_order import check_may_begin
 from exodus.control.registry import Heartbeat
 from exodus.control.store import ControlStore
-from exodus.cutover import bundle
-from exodus.cutover.archive import archive, archived
 from exodus.errors import DecisionRefused
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault

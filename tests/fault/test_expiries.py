@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
 from exodus.control.gaps import open_gaps
-from exodus.endpoint import Endpoint
+from exodus.copy.chunked import expiry_of
+from exodus.copy.read import Reader, What
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from exodus.sync.large import expiry_of
-from exodus.sync.read import Reader, What
+from exodus.topology.endpoint import Endpoint
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

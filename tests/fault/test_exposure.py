@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from exodus.config import Credentials, FenceKind, Plan, RoleUser, Side, Users
 from exodus.cutover import switch
 from exodus.cutover.fence import Fence, Record
 from exodus.errors import OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned, is_local
+from exodus.plan.address import Credentials
+from exodus.plan.plan import Plan
+from exodus.plan.settings import RoleUser, Users
+from exodus.plan.vocabulary import FenceKind, Side
 from exodus.resp.encode import encode
 from exodus.stack.home import free_port
 from exodus.telemetry.http import StatusServer

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Feed, FenceKind, Fencing, Side
 from exodus.control.route import read_route
+from exodus.copy.guard import set_writer_epoch
 from exodus.cutover import switch
-from exodus.cutover.feeds import choose_feed, choose_feeds, chosen_feed
-from exodus.endpoint import Endpoint
+from exodus.cutover.feed_choice import choose_feed, choose_feeds, chosen_feed
 from exodus.errors import DecisionRefused
+from exodus.feeds import replication
+from exodus.feeds.feed import begin_feed, prove
+from exodus.feeds.reader import feed_state
+from exodus.plan.settings import Fencing
+from exodus.plan.vocabulary import Feed, FenceKind, Side
 from exodus.stack.servers import ServerKind
-from exodus.sync import replication
-from exodus.sync.feed import begin_feed, prove
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.stream import feed_state
+from exodus.topology.endpoint import Endpoint
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

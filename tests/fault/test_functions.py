@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
-from exodus.sync.functions import carry_functions
+from exodus.cutover.functions import carry_functions
+from exodus.plan.vocabulary import Side
 from tests.support.plant import Plant
 from tests.support.servers import Box
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.config import Side
-from exodus.control.store import guard_key
-from exodus.endpoint import Endpoint
+from exodus.control.schema import guard_key
+from exodus.copy.guard import Guard, GuardedLeg, set_writer_epoch
+from exodus.copy.read import Reader, What
 from exodus.errors import EpochEnded
-from exodus.leg import Leg, ReplyError
+from exodus.net.leg import Leg, ReplyError
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode_many
-from exodus.sync.guard import Guard, GuardedLeg, set_writer_epoch
-from exodus.sync.read import Reader, What
+from exodus.topology.endpoint import Endpoint
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault

@@ -10,13 +10,14 @@ import pytest
 import pytest_asyncio
 import redis.asyncio as redis
 
-from exodus.config import CURSOR_BITS, Hold, Side
 from exodus.control import journal, registry
 from exodus.control.changes import Barrier, Changes, Key
-from exodus.control.unseen import SCRIPTS, UNREADABLE
+from exodus.control.gap_reasons import SCRIPTS, UNREADABLE
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused
 from exodus.gateway.server import Gateway
+from exodus.plan.bounds import CURSOR_BITS
+from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant

@@ -16,7 +16,7 @@ import pytest
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from exodus.config import Side
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from tests.support.fleet import ROOT, Fleet
 from tests.support.full import FULL

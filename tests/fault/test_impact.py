@@ -7,14 +7,15 @@ import threading
 
 import pytest
 
-from exodus.config import Budget, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control.checkpoint import load_progress
-from exodus.endpoint import Endpoint
+from exodus.copy import impact
+from exodus.copy.impact import Pace, read_paces, set_budget
+from exodus.copy.scan import plan_slices
+from exodus.plan.settings import Budget
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from exodus.sync import pace
-from exodus.sync.backfill import copy_slice
-from exodus.sync.pace import Pace, read_paces, set_budget
-from exodus.sync.scan import plan_slices
+from exodus.topology.endpoint import Endpoint
 from tests.support.plant import Plant
 from tests.support.wait import until
 
@@ -29,7 +30,7 @@ def _fill(plant: Plant, keys: int, value: str) -> None:
 
 
 async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "LOOK_EVERY_S", 0.0)  # at every probe, so that the copy is not over before the budget bites
+    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)  # at every probe, so that the copy is not over before the budget bites
     _fill(plant, 60_000, "x" * 100)
     plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
     await plant.start_live_sync()
@@ -56,8 +57,8 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Applications that use a whole core, before it begins or only later, do not slow the copy. What it adds itself does."""
-    monkeypatch.setattr(pace, "REST_EVERY_MS", 2_000)
-    caplog.set_level("INFO", logger="exodus.sync.pace")
+    monkeypatch.setattr(impact, "REST_EVERY_MS", 2_000)
+    caplog.set_level("INFO", logger="exodus.copy.impact")
     source = plant.boxes[Side.SOURCE]
     stop = threading.Event()
 
@@ -148,7 +149,7 @@ async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(pl
 
 async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(plant: Plant, make_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
-    monkeypatch.setattr(pace, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
     _fill(plant, 60_000, "x" * 500)
     plant.plan = plant.plan.model_copy(update={"budget": Budget(replica_behind_mb_max=1), "slices": 1})
     target, replica = plant.boxes[Side.TARGET], make_server(ServerKind.VALKEY_91)

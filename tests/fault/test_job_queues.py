@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.config import Feed, JournalMode, Side
 from exodus.control.route import read_route
+from exodus.copy.guard import set_writer_epoch
 from exodus.cutover import switch
-from exodus.cutover.feeds import choose_feeds
-from exodus.cutover.held import script_gaps
-from exodus.sync.feed import begin_feed
-from exodus.sync.guard import set_writer_epoch
+from exodus.cutover.feed_choice import choose_feeds
+from exodus.cutover.held_comparison import script_gaps
+from exodus.feeds.feed import begin_feed
+from exodus.plan.vocabulary import Feed, JournalMode, Side
 from tests.support.full import FULL
 from tests.support.jobs import PROGRAM_NAMES, Jobs
 from tests.support.plant import Plant

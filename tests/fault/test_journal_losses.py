@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import JournalMode, Side
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.cutover import switch
@@ -16,6 +15,7 @@ from exodus.errors import DecisionRefused, OperatorError
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.server import Gateway, GatewayOptions, claim_id, load_table
 from exodus.gateway.spool import Spool
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant
 from tests.support.servers import Box

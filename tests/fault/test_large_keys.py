@@ -15,9 +15,9 @@ from random import randbytes
 import pytest
 import redis
 
-from exodus.config import Side
 from exodus.control.checkpoint import load_progress
-from exodus.sync.key import Strategy
+from exodus.copy.key import Strategy
+from exodus.plan.vocabulary import Side
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.servers import Box

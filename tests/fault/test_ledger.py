@@ -11,11 +11,14 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from exodus.config import Address, Phase, Plan
-from exodus.control import identity, ledger
-from exodus.control.identity import Identity, KnownBy, why_not_allowed, why_not_the_second
+from exodus.control import approvers, ledger
+from exodus.control.approvers import Identity, KnownBy, why_not_allowed, why_not_the_second
 from exodus.control.ledger import LedgerEntry
-from exodus.control.store import ControlStore, answered
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.plan.address import Address
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Phase
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault
@@ -65,10 +68,10 @@ async def test_an_edit_of_the_store_shows(store: ControlStore, edit: str) -> Non
 async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(store: ControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("USER", "LOGNAME", "SUDO_USER"):
         monkeypatch.setenv(name, "somebody-else")
-    typed = await identity.identify(store, "run", "cutover", 1, _ANSWER)
+    typed = await approvers.identify(store, "run", "cutover", 1, _ANSWER)
     assert (typed.person, typed.known_by) == ("Ada", KnownBy.TYPED)
-    await identity.attest(store, "run", "cutover", 1, _ANSWER)
-    known = await identity.identify(store, "run", "cutover", 1, _ANSWER)
+    await approvers.attest(store, "run", "cutover", 1, _ANSWER)
+    known = await approvers.identify(store, "run", "cutover", 1, _ANSWER)
     assert known.known_by is KnownBy.OPERATING_SYSTEM
     assert known.person == pwd.getpwuid(os.getuid()).pw_name
     assert f"uid {os.getuid()} on " in known.detail
@@ -79,7 +82,7 @@ async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(s
         ("run", "finalise", 1, _ANSWER),
         ("another", "cutover", 1, _ANSWER),
     ):
-        assert (await identity.identify(store, run, gate, attempt, answer)).known_by is KnownBy.TYPED
+        assert (await approvers.identify(store, run, gate, attempt, answer)).known_by is KnownBy.TYPED
     assert 0 < int(await answered(store.client.ttl("".join((store.keys.answers, "run:cutover:1"))))) <= 30 * 86_400
 
 
@@ -114,5 +117,5 @@ async def test_the_ledger_says_how_a_person_was_known(store: ControlStore) -> No
     )
     await ledger.record(store, entry)
     (read,) = await ledger.read(store)
-    assert identity.decider(read) == said
+    assert approvers.decider(read) == said
     assert read.decided_by == "the boss"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.config import Side
 from exodus.control import letters
-from exodus.sync.reconcile import dead_letters, keys_of, reconcile, repair
+from exodus.plan.vocabulary import Side
+from exodus.verify.reconcile import dead_letters, keys_of, reconcile, repair
 from tests.support.plant import Plant
 from tests.support.servers import Box
 

@@ -6,20 +6,21 @@ import asyncio
 
 import pytest
 
-from exodus.config import Hold, JournalMode, Phase, Side
+from exodus.closing import finalise_checks
+from exodus.closing.collect import collect, dirty_keys, what_is_left
 from exodus.control import ledger
+from exodus.control.approvers import Identity
 from exodus.control.freshness import record_pass
-from exodus.control.identity import Identity
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import read_route
-from exodus.control.store import guard_key
-from exodus.cutover import finalising, forced, levers, switch
-from exodus.cutover.collect import collect, dirty_keys, what_is_left
+from exodus.control.schema import guard_key
+from exodus.cutover import forced_rollback, levers, switch
 from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
-from exodus.sync.reconcile import reconcile
-from exodus.window import Window
+from exodus.plan.vocabulary import Hold, JournalMode, Phase, Side
+from exodus.plan.window import Window
+from exodus.verify.reconcile import reconcile
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.wait import until
@@ -144,7 +145,7 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
     await app.set("flowed back", 1)
     await ready.drained()
     with pytest.raises(DecisionRefused, match="the target answers"):
-        await forced.force_back(ready.store, ready.plan)
+        await forced_rollback.force_back(ready.store, ready.plan)
     syncer, task = ready.syncers.pop("syncer-1")
     syncer.stop()
     await task
@@ -153,11 +154,11 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
     target.pause()
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(forced, "CONNECT_TIMEOUT_S", 0.3)
-            patch.setattr(forced, "_BETWEEN_S", 0.05)
+            patch.setattr(forced_rollback, "CONNECT_TIMEOUT_S", 0.3)
+            patch.setattr(forced_rollback, "_BETWEEN_S", 0.05)
             keys, total = await dirty_keys(ready.store, ready.plan, 100)
             assert (keys, total) == ([(0, b"stays there")], 1)
-            done = await forced.force_back(ready.store, ready.plan)
+            done = await forced_rollback.force_back(ready.store, ready.plan)
         assert "did not answer 3 times" in done["target"]
         assert done["not_settled"] == []
         again = ready.app()
@@ -177,32 +178,32 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
 
 async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     store, plan = ready.store, ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True})
-    assert "the source is the authority" in await finalising.problems(store, plan, Identity(person="Ada"))
+    assert "the source is the authority" in await finalise_checks.problems(store, plan, Identity(person="Ada"))
     assert (await switch.apply(store, ready.plan, Side.TARGET)).switched
     await ready.drained()
     now_ms = await store.now_ms()
     decided = LedgerEntry(at_ms=now_ms, phase=Phase.COMMIT, event="decided", gate=CUTOVER, verdict="approve", decided_by="Ada")
     await ledger.record(store, decided)
     await ledger.record(store, LedgerEntry(at_ms=now_ms - 1_800_000, phase=Phase.COMMIT, event="switched", verdict="target"))
-    assert "no verification of all keys began after the cutover" in str(await finalising.problems(store, plan, Identity(person=" ada")))
+    assert "no verification of all keys began after the cutover" in str(await finalise_checks.problems(store, plan, Identity(person=" ada")))
     await reconcile(await ready.engine(), Phase.COMMIT, settle_s=0.1)
-    found = await finalising.problems(store, plan, Identity(person=" ada"))
+    found = await finalise_checks.problems(store, plan, Identity(person=" ada"))
     assert len(found) == 2
     assert "open for another 0.5 h" in found[0]
     assert "somebody else must decide" in found[1]
-    assert await finalising.problems(store, ready.plan, Identity(person="Ada")) == []
+    assert await finalise_checks.problems(store, ready.plan, Identity(person="Ada")) == []
     await ledger.record(store, LedgerEntry(at_ms=now_ms - 30 * 3_600_000, phase=Phase.COMMIT, event="switched", verdict="target"))
     await record_pass(store, now_ms - 25 * 3_600_000, {}, 1)
-    assert "is 25.0 h old (verification_hours_max)" in str(await finalising.problems(store, ready.plan, Identity(person="Ada")))
+    assert "is 25.0 h old (verification_hours_max)" in str(await finalise_checks.problems(store, ready.plan, Identity(person="Ada")))
     with pytest.raises(DecisionRefused, match="may not be given up"):
-        await finalising.check(store, ready.plan, Identity(person="Ada"))
+        await finalise_checks.check(store, ready.plan, Identity(person="Ada"))
     await ready.change(sync=False)
-    assert "reverse sync is not healthy" in str(await finalising.problems(store, ready.plan, Identity(person="Grace")))
+    assert "reverse sync is not healthy" in str(await finalise_checks.problems(store, ready.plan, Identity(person="Grace")))
     await ready.change(sync=True)
     stranger = ready.boxes[Side.SOURCE].client(client_name="old-cron-job")
     plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")
     plain.ping()
-    listed = await finalising.checklist(store, ready.plan)
+    listed = await finalise_checks.checklist(store, ready.plan)
     assert any((row["name"], row["kind"], row["connections"]) == ("old-cron-job", "client", 1) for row in listed["clients"])
     assert any("old-cron-job" in row["detail"] for row in listed["checklist"])
     assert listed["source"]["keys"] == 1

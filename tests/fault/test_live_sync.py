@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
-from exodus import ending
-from exodus.config import Feed, Listen, Side
+from exodus import cancellation
 from exodus.control import registry
 from exodus.control.route import read_route
-from exodus.control.store import guard_key
-from exodus.sync import stream
-from exodus.sync.engine import open_engine
-from exodus.sync.reconcile import verify
+from exodus.control.schema import guard_key
+from exodus.engine import open_engine
+from exodus.feeds import reader
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import Feed, Side
+from exodus.verify.reconcile import verify
 from tests.support.fleet import Fleet
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -130,11 +131,11 @@ async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Pla
 
 async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(modern: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who ends tasks cancels them again and again, also while they give their connections back."""
-    monkeypatch.setattr(ending, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(cancellation, "_AGAIN_S", 0.0)
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
     await modern.gateway()
-    await stream.begin(modern.store, Side.SOURCE)
+    await reader.begin(modern.store, Side.SOURCE)
     await modern.syncer()
     boxes = list(modern.boxes.values())
 

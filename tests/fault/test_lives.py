@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Feed, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control import freshness
 from exodus.control.gaps import open_gaps
+from exodus.copy.scan import plan_slices
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused, ExodusError
+from exodus.feeds.feed import begin_feed
+from exodus.plan.vocabulary import Feed, Side
 from exodus.stack.servers import ServerKind
-from exodus.sync.backfill import copy_slice
-from exodus.sync.feed import begin_feed
-from exodus.sync.reconcile import keys_of, reconcile, repair
-from exodus.sync.scan import plan_slices
+from exodus.verify.reconcile import keys_of, reconcile, repair
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

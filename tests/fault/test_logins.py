@@ -11,11 +11,12 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from exodus.config import Side
 from exodus.cutover import switch
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import OperatorError
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from tests.support.plant import Plant
 from tests.support.servers import Box
 

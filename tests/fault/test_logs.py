@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from exodus.config import JournalMode, Side
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.processes import Started, end, start
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.config import Side
 from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.cutover import switch
+from exodus.plan.vocabulary import Side
 from exodus.stack.prefect import project_root
 from tests.support.fleet import Application, Fleet
 from tests.support.full import FULL

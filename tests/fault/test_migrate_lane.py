@@ -10,14 +10,15 @@ import pytest
 import pytest_asyncio
 import redis
 
-from exodus.config import CopyStrategy, Side
+from exodus.backfill import migrate
+from exodus.backfill.migrate import Lane, open_lane
+from exodus.closing import ends
 from exodus.control.checkpoint import load_progress
-from exodus.cutover import closing, switch
+from exodus.copy.key import BatchReport, Strategy
+from exodus.cutover import switch
+from exodus.engine import Engine
 from exodus.errors import DecisionRefused, EpochEnded
-from exodus.sync import migrate
-from exodus.sync.engine import Engine
-from exodus.sync.key import BatchReport, Strategy
-from exodus.sync.migrate import Lane, open_lane
+from exodus.plan.vocabulary import CopyStrategy, Side
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_switch import _writers
 from tests.fault.test_verify import fill
@@ -128,7 +129,7 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -
     try:
         with pytest.raises(redis.ResponseError, match="WRONGPASS"):
             source.execute_command(*late)
-        await closing.stop(sending.store, sending.plan, "rollback")
+        await ends.stop(sending.store, sending.plan, "rollback")
         assert [name for name in sending.boxes[Side.TARGET].client().acl_users() if name.startswith("exodus-")] == []
     finally:
         await _end(lane)

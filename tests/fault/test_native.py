@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.config import CopyStrategy, Side
+from exodus.closing import ends
 from exodus.control import journal
 from exodus.control.route import read_route
-from exodus.control.store import native_guard_key
-from exodus.cutover import closing, switch
+from exodus.control.schema import native_guard_key
+from exodus.cutover import switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused, TargetError
-from exodus.leg import Leg, Reply
+from exodus.native import replica
+from exodus.net.leg import Leg, Reply
+from exodus.plan.vocabulary import CopyStrategy, Side
 from exodus.resp.encode import Arg
 from exodus.stack.servers import ServerKind
-from exodus.sync import native, reconcile
+from exodus.verify import reconcile
 from tests.fault.test_switch import _writers
 from tests.support.fleet import Fleet
 from tests.support.plant import Plant
@@ -132,15 +134,15 @@ async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant
     await _begin(older)
     right = (await read_route(older.store)).writer_epoch
     target = older.boxes[Side.TARGET]
-    async with await native._connect(older.plan, Side.TARGET) as leg:
+    async with await replica._connect(older.plan, Side.TARGET) as leg:
         with pytest.raises(CutoverAborted, match="was not promoted"):
-            await native.promote(leg, older.plan, right - 1, b"closed by an older one")
+            await replica.promote(leg, older.plan, right - 1, b"closed by an older one")
     assert _role(target) == "slave"
     await switch.apply(older.store, older.plan, Side.TARGET)
     await older.app().set("on the new authority", 1)
     with pytest.raises(DecisionRefused, match="was not made a replica"):
-        await native.attach(older.plan, right)
-    await native.detach(older.plan, right)  # of a rollback that slept through it
+        await replica.attach(older.plan, right)
+    await replica.detach(older.plan, right)  # of a rollback that slept through it
     assert (_role(target), target.client().get("on the new authority")) == ("master", b"1")
     assert target.client().get(native_guard_key(older.plan.name)).startswith(b"closed by")  # type: ignore[union-attr]
 
@@ -155,7 +157,7 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Pl
         pipe.watch(key)
         assert pipe.get(key) == right
         await older.change(writer_epoch=int(right) + 1)
-        await native.reopen(older.plan, await read_route(older.store), b"")
+        await replica.reopen(older.plan, await read_route(older.store), b"")
 
         async def came_along() -> bool:
             return target.client().get(key) == b"%d" % (int(right) + 1)
@@ -187,7 +189,7 @@ async def test_a_switch_that_is_killed_after_the_promotion_is_settled(valkey81: 
         await application.flows(within_s=30)
 
         async def again() -> bool:
-            return (await native.look(fleet.plan)).up
+            return (await replica.look(fleet.plan)).up
 
         await until(again, within_s=30, otherwise="the target never became a replica again")
         route = await read_route(fleet.store)
@@ -219,12 +221,12 @@ async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(olde
     await older.drained()
     with pytest.raises(DecisionRefused, match="cannot be rehearsed now"):
         await rehearse(older.store, older.plan)
-    stopped = await closing.stop(older.store, older.plan, "rollback")
+    stopped = await ends.stop(older.store, older.plan, "rollback")
     target = older.boxes[Side.TARGET]
     assert (stopped["not_told"], _role(target), target.client().get("k")) == ("", "master", b"1")
     with pytest.raises(DecisionRefused):
-        await native.attach(older.plan, (await read_route(older.store)).writer_epoch - 1)
-    found = await closing.abandon(older.store, older.plan, clean_target=True)
+        await replica.attach(older.plan, (await read_route(older.store)).writer_epoch - 1)
+    found = await ends.abandon(older.store, older.plan, clean_target=True)
     assert (found["target_keys_removed"], found["left_by_exodus"]) == (1, [])
 
 
@@ -281,7 +283,7 @@ async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plan
         return await ordinary(leg, commands)
 
     monkeypatch.setattr(Leg, "transaction", overtaken)
-    assert await native.restate_expiries(older.plan, [(0, b"k")]) == []
+    assert await replica.restate_expiries(older.plan, [(0, b"k")]) == []
     assert (source.get("k"), source.ttl("k")) == (b"2", -1)
 
 
@@ -299,7 +301,7 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
 
     monkeypatch.setattr(Leg, "transaction", overtaken)
     left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
-    assert left == {(0, b"k"): f"it changed at each of {native.RESTATEMENTS} tries to say its expiry again"}
+    assert left == {(0, b"k"): f"it changed at each of {replica.RESTATEMENTS} tries to say its expiry again"}
 
 
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:
@@ -307,25 +309,25 @@ async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant
     target = modern.boxes[Side.TARGET].client()
     plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
     with pytest.raises(DecisionRefused, match="replica of the source") as refused:
-        await native.check_possible(plan, modern.store)
+        await replica.check_possible(plan, modern.store)
     assert "redis 8.2.3 saves version 12, valkey 9.1.2 loads 80" in refused.value.why
     target.set("somebody's", 1)
     with pytest.raises(DecisionRefused) as refused:
-        await native.check_possible(older.plan, older.store)
+        await replica.check_possible(older.plan, older.store)
     assert "the target holds 1 keys" in refused.value.why
     target.flushall()
     tls = older.plan.model_copy(update={"source": older.plan.source.model_copy(update={"tls": True})})
-    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await native._why_not_target(tls))
+    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await replica._why_not_target(tls))
     target.execute_command("ACL", "SETUSER", "exodus", "-replicaof")
     try:
         with pytest.raises(DecisionRefused) as refused:
-            await native.check_possible(older.plan, older.store)
+            await replica.check_possible(older.plan, older.store)
         assert "REPLICAOF" in refused.value.why.upper()
     finally:
         target.execute_command("ACL", "SETUSER", "exodus", "+@all")
     target.replicaof("127.0.0.1", 1)
     with pytest.raises(DecisionRefused) as refused:
-        await native.check_possible(older.plan, older.store)
+        await replica.check_possible(older.plan, older.store)
     assert "is a replica of 127.0.0.1:1" in refused.value.why
     with pytest.raises(TargetError, match="waits for the replica"):
-        await native.check_filled(older.plan)
+        await replica.check_filled(older.plan)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Plan, Side
 from exodus.control import letters
 from exodus.control.letters import name_of
-from exodus.endpoint import Endpoint, check_pair
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

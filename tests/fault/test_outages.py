@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import redis
 
-from exodus.config import JournalMode, Side
 from exodus.control import journal
 from exodus.cutover import switch
 from exodus.errors import CutoverAborted
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant
 from tests.support.servers import Box

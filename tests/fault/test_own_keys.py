@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.config import Side
-from exodus.control.store import fence_guard_key, guard_key, lane_guard_key, native_guard_key
+from exodus.control.schema import fence_guard_key, guard_key, lane_guard_key, native_guard_key
 from exodus.cutover import switch
-from exodus.own import is_own
+from exodus.plan.own_keys import is_own
+from exodus.plan.vocabulary import Side
 from tests.support.plant import Plant
 
 pytestmark = pytest.mark.fault

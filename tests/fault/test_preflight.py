@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Address, Feed, Plan, Side, load_migration
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
 from exodus.errors import ExodusError, OperatorError, SourceError
+from exodus.plan.address import Address
+from exodus.plan.migration_file import load_migration
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Feed, Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault

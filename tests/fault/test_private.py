@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import JournalMode, Side
-from exodus.control.store import answered
 from exodus.errors import OperatorError
 from exodus.gateway import server
-from exodus.private import private_folder, write_private
+from exodus.net.client import answered
+from exodus.plan.vocabulary import JournalMode, Side
+from exodus.private_files import private_folder, write_private
 from exodus.stack.home import Home
 from tests.support.plant import Plant
 from tests.support.wait import until

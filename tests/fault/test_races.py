@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from exodus.config import Side
+from exodus.backfill import slices
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key, partition_of
 from exodus.control.checkpoint import SliceProgress, load_progress, save_progress
-from exodus.control.store import lane_guard_key
-from exodus.endpoint import Endpoint
+from exodus.control.schema import lane_guard_key
+from exodus.copy.guard import Guard, set_writer_epoch
+from exodus.copy.key import BatchReport, Copier
+from exodus.copy.read import Reader
+from exodus.copy.scan import plan_slices
 from exodus.errors import EpochEnded
 from exodus.gateway.journaler import Journaler
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from exodus.sync import backfill
-from exodus.sync.guard import Guard, set_writer_epoch
-from exodus.sync.key import BatchReport, Copier
-from exodus.sync.read import Reader
-from exodus.sync.scan import plan_slices
+from exodus.topology.endpoint import Endpoint
 from tests.support.plant import Plant
 from tests.support.servers import Box
 
@@ -123,7 +123,7 @@ async def test_3_what_changed_under_a_chunk_is_synced_again(plant: Plant, monkey
 
     await _write_between(plant, monkeypatch, act)
     if not rule:
-        monkeypatch.setattr(backfill, "mark_overtaken", _nothing)
+        monkeypatch.setattr(slices, "mark_overtaken", _nothing)
     await plant.backfill()
     await plant.drained()
     assert (target.get("k") == b"new") is rule
@@ -149,7 +149,7 @@ async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(plant: Plant, monk
 
     await _write_between(plant, monkeypatch, act)
     if not rule:
-        monkeypatch.setattr(backfill, "mark_overtaken", _nothing)
+        monkeypatch.setattr(slices, "mark_overtaken", _nothing)
     await plant.backfill()
     await plant.drained()
     left = sorted(key for key in target.keys("*") if not key.startswith(b"exodus:"))
@@ -172,7 +172,7 @@ async def test_5_a_restart_voids_the_cursor(make_server, valkey91: Box, control_
     (piece,) = await plan_slices(engine.authority, 1)
     halfway = None
     while halfway is None or halfway.keys_seen < 10_000:
-        halfway = await backfill.copy_slice(engine, "run", piece, budget_s=0)
+        halfway = await slices.copy_slice(engine, "run", piece, budget_s=0)
     source.save()
     source.stop()
     source.start()
@@ -182,7 +182,7 @@ async def test_5_a_restart_voids_the_cursor(make_server, valkey91: Box, control_
         assert isinstance(progress, SliceProgress)
         progress.run_id = engine.authority_facts.run_id
         await save_progress(plant.store, "run", progress)
-    done = await backfill.copy_slice(engine, "run", piece, budget_s=60)
+    done = await slices.copy_slice(engine, "run", piece, budget_s=60)
     assert done.done
     assert done.restarts == int(rule)
     report = await plant.verify()

@@ -11,10 +11,10 @@ import redis
 import redis.asyncio as aredis
 
 from examples.shop.workload import connect
-from exodus.config import JournalMode, Side
+from exodus.closing.redirect import read_redirect, redirect, who_is_connected
 from exodus.control.route import read_route
-from exodus.cutover.redirect import read_redirect, redirect, who_is_connected
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.home import free_port
 from tests.support.plant import Plant
 from tests.support.wait import until

@@ -11,15 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Address, CanaryPlan, FenceKind, Fencing, Listen, MigrationFile, Phase, Plan
 from exodus.control import ledger
-from exodus.control.beginning import check_may_begin
+from exodus.control.approvers import of_this_process
 from exodus.control.freshness import last_pass, record_pass
-from exodus.control.identity import of_this_process
 from exodus.control.ledger import NEXT, LedgerEntry
+from exodus.control.phase_order import check_may_begin
 from exodus.control.store import ControlStore
 from exodus.cutover.rehearsal import REPORT, check_rehearsal
 from exodus.errors import DecisionRefused
+from exodus.plan.address import Address
+from exodus.plan.migration_file import MigrationFile
+from exodus.plan.plan import Plan
+from exodus.plan.settings import CanaryPlan, Fencing, Listen
+from exodus.plan.vocabulary import FenceKind, Phase
 from exodus.registration import Examined, examine, register
 from exodus.stack.home import free_port
 from tests.support.servers import Box

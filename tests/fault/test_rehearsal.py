@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from exodus.config import Side
 from exodus.control import journal
 from exodus.control.changes import Barrier
 from exodus.control.route import read_route
 from exodus.cutover import rehearsal, switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused
+from exodus.plan.vocabulary import Side
 from tests.support.plant import Plant
 
 pytestmark = pytest.mark.fault

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.config import Filters, JournalMode, Side
+from exodus.backfill import runs
+from exodus.closing import ends
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
-from exodus.cutover import closing, switch
-from exodus.endpoint import Endpoint
-from exodus.sync import runs
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import mark_differing
+from exodus.copy.guard import set_writer_epoch
+from exodus.cutover import switch
+from exodus.plan.bounds import Filters
+from exodus.plan.vocabulary import JournalMode, Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import mark_differing
 from tests.support.plant import Plant
 
 pytestmark = pytest.mark.fault
@@ -52,7 +54,7 @@ async def _migrated(plant: Plant) -> runs.CopyRun:
 async def test_what_changed_while_live_sync_was_off_is_all_that_is_copied_again(plant: Plant) -> None:
     run = await _migrated(plant)
     before = await _copied(plant, run)
-    await closing.stop(plant.store, plant.plan, "rollback")
+    await ends.stop(plant.store, plant.plan, "rollback")
     app = plant.app()
     for number in range(10):
         await app.set(f"k:{number}", "changed")
@@ -93,13 +95,13 @@ async def test_there_and_back_keeps_what_was_copied(plant: Plant) -> None:
 
 async def test_another_plan_or_an_emptied_target_begins_a_new_copy(plant: Plant) -> None:
     run = await _migrated(plant)
-    await closing.stop(plant.store, plant.plan, "rollback")
+    await ends.stop(plant.store, plant.plan, "rollback")
     route = await read_route(plant.store)
     other = plant.plan.model_copy(update={"filters": Filters.model_validate({"exclude": [{"pattern": "k:1*"}]})})
     assert (await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=90)).run == run.run
     assert (await runs.begin(plant.store, other, epoch=route.epoch, writer_epoch=91)).run == "backfill-91"
     plant.boxes[Side.TARGET].client().flushall()
-    await closing.stop(plant.store, plant.plan, "once more")
+    await ends.stop(plant.store, plant.plan, "once more")
     await plant.store.save_report("owned", {**(await plant.store.report("owned") or {}), "run": run.run, "of": run.of})
     begun = await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=92)
     assert (begun.run, begun.kept) == ("backfill-92", False)

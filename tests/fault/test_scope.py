@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.compare.comparer import Comparer
-from exodus.config import JournalMode, Side
+from exodus.closing import ends
 from exodus.control.changes import Barrier
 from exodus.control.checkpoint import load_progress
 from exodus.control.freshness import read_freshness
 from exodus.control.registry import heartbeats
 from exodus.control.route import Route
-from exodus.cutover import closing
-from exodus.sync.engine import open_engine
-from exodus.sync.reconcile import keys_of, reconcile, repair, verify
-from exodus.sync.rescan import rescan
+from exodus.engine import open_engine
+from exodus.live.rescan import rescan
+from exodus.plan.vocabulary import JournalMode, Side
+from exodus.shadow.comparer import Comparer
+from exodus.verify.reconcile import keys_of, reconcile, repair, verify
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_verify import fill
 from tests.support.plant import Plant
@@ -271,7 +271,7 @@ async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names
     await renamed.start_live_sync()
     await renamed.backfill()
     assert {b"zero:one", b"four:where"} < names(target, 3)
-    report = await closing.abandon(renamed.store, renamed.plan, clean_target=True)
+    report = await ends.abandon(renamed.store, renamed.plan, clean_target=True)
     assert names(target, 3) == {b"of others", b"zero:of others", b"zero:nobody's"}
     assert names(target) == {b"one"}
     assert (report["target_keys_removed"], report["target_keys_left"]) == (2, 4)
@@ -286,7 +286,7 @@ async def test_an_abandoned_migration_empties_a_target_that_was_empty_whatever_t
     await filtered.start_live_sync()
     await filtered.backfill()
     target.client().set("cache:2", "came later")
-    report = await closing.abandon(filtered.store, filtered.plan, clean_target=True)
+    report = await ends.abandon(filtered.store, filtered.plan, clean_target=True)
     assert (report["target_keys_removed"], report["target_keys_left"]) == (2, 0)
     assert names(target) == set()
     assert names(source) == {b"fine", b"cache:1"}

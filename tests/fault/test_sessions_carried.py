@@ -7,8 +7,8 @@ import asyncio
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Side
 from exodus.cutover import switch
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from tests.support.plant import Plant
 from tests.support.wait import until

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from redis.exceptions import RedisError
 
-from exodus.config import Side
 from exodus.control.changes import parse_entries
 from exodus.control.registry import heartbeats
-from exodus.control.store import answered
+from exodus.net.client import answered
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL

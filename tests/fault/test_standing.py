@@ -7,13 +7,13 @@ import asyncio
 import orjson
 import pytest
 
-from exodus.config import Hold, Side
 from exodus.control.freshness import read_freshness
 from exodus.control.route import read_route
 from exodus.cutover import levers, switch
-from exodus.cutover.standing import Approved, plan_digest
+from exodus.cutover.preconditions import Approved, plan_digest
 from exodus.errors import CutoverAborted, DecisionRefused
-from exodus.sync.reconcile import reconcile
+from exodus.plan.vocabulary import Hold, Side
+from exodus.verify.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.wait import until
 

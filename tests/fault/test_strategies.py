@@ -9,16 +9,17 @@ from random import randbytes
 import pytest
 import redis
 
-from exodus.config import Plan, Side
 from exodus.control.checkpoint import load_progress
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
-from exodus.sync.engine import Engine
-from exodus.sync.guard import Guard
-from exodus.sync.key import Copier, Strategy
-from exodus.sync.reconcile import verify
-from exodus.sync.refoot import refoot, version_of
+from exodus.copy.guard import Guard
+from exodus.copy.key import Copier, Strategy
+from exodus.copy.refoot import refoot, version_of
+from exodus.engine import Engine
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import verify
 from tests.fault.test_verify import fill
 from tests.support.plant import Plant
 from tests.support.servers import Box

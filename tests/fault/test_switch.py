@@ -7,8 +7,8 @@ import asyncio
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Side
 from exodus.cutover import switch
+from exodus.plan.vocabulary import Side
 from tests.support.plant import Plant
 
 pytestmark = pytest.mark.fault

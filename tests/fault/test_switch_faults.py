@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from exodus.config import Side
 from exodus.control.route import read_route
 from exodus.cutover.switch import steps
+from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from tests.support.fleet import Application, Fleet, Switcher
 from tests.support.full import FULL

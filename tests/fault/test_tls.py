@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from exodus.config import Side
-from exodus.control.store import make_client
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import OperatorError
+from exodus.net.client import make_client
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from tests.support.plant import Plant
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from exodus.config import Side
-from exodus.control.unseen import SCRIPTS
+from exodus.control.gap_reasons import SCRIPTS
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from tests.support.plant import Plant
 

@@ -15,9 +15,9 @@ import psutil
 import pytest
 import redis
 
-from exodus.config import Side
 from exodus.control import journal
-from exodus.control.unseen import NO_ANSWER, SCRIPTS, UNMATCHED, UNREADABLE
+from exodus.control.gap_reasons import NO_ANSWER, SCRIPTS, UNMATCHED, UNREADABLE
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL

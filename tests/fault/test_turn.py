@@ -16,11 +16,12 @@ from prefect.testing.utilities import prefect_test_harness
 
 from blocks import Migration
 from blocks.endpoint import RedisEndpoint
-from exodus.config import TURN_MS, Phase, Side
+from exodus.closing import bundle, bundle_store
 from exodus.control import steps, turn
 from exodus.control.turn import Holder
-from exodus.cutover import bundle, shelf
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.bounds import TURN_MS
+from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.prefect import project_root
 from tasks import ledger as phase_ledger
 from tasks.context import Opened, plan_of
@@ -108,22 +109,22 @@ async def test_the_first_answer_of_a_step_is_the_one_that_counts(plant: Plant) -
 
 
 async def test_the_newest_bundles_are_fetched_on_any_machine(plant: Plant, tmp_path: Path) -> None:
-    for number in range(shelf.BUNDLES_KEPT + 2):
+    for number in range(bundle_store.BUNDLES_KEPT + 2):
         documents = {"ledger": {"entries": []}, "plan": {}, "number": {"is": number}}
         files, head = bundle.make(documents)
-        assert await shelf.keep(plant.store, f"test-{number}", files) == ""
-    kept = await shelf.names(plant.store)
-    assert kept == [f"test-{number}" for number in range(shelf.BUNDLES_KEPT + 1, 1, -1)]
+        assert await bundle_store.keep(plant.store, f"test-{number}", files) == ""
+    kept = await bundle_store.names(plant.store)
+    assert kept == [f"test-{number}" for number in range(bundle_store.BUNDLES_KEPT + 1, 1, -1)]
     assert not await plant.store.client.exists(plant.store.keys.bundle("test-0"))
-    name, files = await shelf.files_of(plant.store)
+    name, files = await bundle_store.files_of(plant.store)
     bundle.put(tmp_path / name, files)
     assert bundle.check(tmp_path / name, head=head).problems == []
     with pytest.raises(OperatorError, match="keeps no bundle test-0"):
-        await shelf.files_of(plant.store, "test-0")
+        await bundle_store.files_of(plant.store, "test-0")
     with pytest.raises(OperatorError, match="is not the name of"):
         bundle.put(tmp_path / "bad", {"../out": b""})
-    big = {"large.json": os.urandom(shelf.BUNDLE_BYTES_MAX + 1)}
-    assert "keeps" in await shelf.keep(plant.store, "big", big)
+    big = {"large.json": os.urandom(bundle_store.BUNDLE_BYTES_MAX + 1)}
+    assert "keeps" in await bundle_store.keep(plant.store, "big", big)
 
 
 def test_a_worker_without_a_password_file_is_refused_with_the_remedy(plant: Plant) -> None:

@@ -11,15 +11,17 @@ from pathlib import Path
 import hiredis
 import pytest
 
-from exodus.config import Feed, Listen, Side
-from exodus.endpoint import Endpoint, check_pair
-from exodus.leg import Leg
+from exodus.copy.read import Reader, What
+from exodus.feeds.feed import begin_feed, prove
+from exodus.feeds.reader import feed_state
+from exodus.net.leg import Leg
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import Feed, Side
 from exodus.resp.encode import encode_many
 from exodus.stack.servers import ServerKind
-from exodus.sync.feed import begin_feed, prove
-from exodus.sync.read import Reader, What
-from exodus.sync.reconcile import reconcile
-from exodus.sync.stream import feed_state
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair
+from exodus.verify.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.servers import Box
 from tests.support.wait import until

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Side
 from exodus.control.checkpoint import load_progress
-from exodus.endpoint import Endpoint, check_pair
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair
 from tests.support.plant import Plant
 from tests.support.servers import Box
 

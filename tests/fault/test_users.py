@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from exodus.config import CopyStrategy, Feed, FenceKind, Plan, Side, UserRole
 from exodus.cutover import switch
 from exodus.cutover.fence import confirm_word, shut_out
 from exodus.cutover.settle import settle
-from exodus.endpoint import Endpoint, check_pair, raise_if_fatal
+from exodus.engine import open_engine
 from exodus.errors import OperatorError
-from exodus.permits import try_rights, wanted_of
-from exodus.rights import Wanted, rights_of, rule_of, server_of
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Side, UserRole
 from exodus.stack.servers import ServerKind
-from exodus.sync.engine import open_engine
-from exodus.sync.reconcile import reconcile
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import check_pair, raise_if_fatal
+from exodus.topology.permits import try_rights, wanted_of
+from exodus.topology.rights import Wanted, rights_of, rule_of, server_of
+from exodus.verify.reconcile import reconcile
 from tests.support.plant import Plant
 from tests.support.roles import ADMINISTRATOR, administrator, denied, make_users
 from tests.support.servers import Box

@@ -11,19 +11,21 @@ import redis
 from typer.testing import CliRunner
 
 from exodus.cli.app import app
-from exodus.config import Budget, Plan, Side
 from exodus.control.checkpoint import load_parts
 from exodus.control.freshness import last_pass
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
-from exodus.sync.comparison import Depth, in_sample
-from exodus.sync.engine import Engine
-from exodus.sync.guard import Guard
-from exodus.sync.pace import read_budget
-from exodus.sync.parts import look_at_part, plan_parts, put_together
-from exodus.sync.reconcile import reconcile, verify
-from exodus.sync.scan import plan_slices
-from exodus.sync.verification import UnderWay
+from exodus.copy.guard import Guard
+from exodus.copy.impact import read_budget
+from exodus.copy.scan import plan_slices
+from exodus.engine import Engine
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Budget
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.comparison import Depth, in_sample
+from exodus.verify.parts import look_at_part, plan_parts, put_together
+from exodus.verify.passes import UnderWay
+from exodus.verify.reconcile import reconcile, verify
 from tests.support.plant import Plant
 from tests.support.servers import Box
 
@@ -235,9 +237,9 @@ async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
         pipe.set(f"k{number}", number)
     pipe.execute()
     await plant.start_live_sync()
+    from exodus.backfill.slices import copy_slice
     from exodus.control.checkpoint import load_chunks, load_progress
-    from exodus.sync.backfill import copy_slice
-    from exodus.sync.scan import plan_slices
+    from exodus.copy.scan import plan_slices
 
     (piece,) = await plan_slices((await plant.engine()).authority, 1)
     rounds = 0

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from exodus.config import Side
 from exodus.control.checkpoint import load_chunks, load_pass, load_progress, save_pass
-from exodus.sync.reconcile import reconcile
+from exodus.plan.vocabulary import Side
+from exodus.verify.reconcile import reconcile
 from tests.support.full import FULL
 from tests.support.plant import Plant
 from tests.support.wait import until

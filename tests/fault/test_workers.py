@@ -12,9 +12,9 @@ import psutil
 import pytest
 import redis
 
-from exodus.config import Side
 from exodus.control import journal
 from exodus.control.registry import heartbeats
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant

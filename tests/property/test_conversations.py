@@ -15,8 +15,8 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exodus.config import Side
-from exodus.control.unseen import SCRIPTS
+from exodus.control.gap_reasons import SCRIPTS
+from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
 from tests.support.plant import Plant

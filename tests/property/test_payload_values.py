@@ -1,4 +1,4 @@
-"""What a comparison reads out of DUMP payloads is what the servers answer, whatever they are encoded as (`exodus/sync/decode.py`)."""
+"""What a comparison reads out of DUMP payloads is what the servers answer, whatever they are encoded as (`exodus/verify/decode.py`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import redis
 from hypothesis import HealthCheck, example, given, settings
 
-from exodus.sync.decode import apart, kind_of, same_value
-from exodus.sync.value import canonical, reads_of
+from exodus.copy.value import canonical, reads_of
+from exodus.verify.decode import apart, kind_of, same_value
 from tests.property.test_twins import FORMS
 from tests.support.full import FULL
 from tests.support.servers import Box

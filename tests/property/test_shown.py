@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from exodus.cli.output import say, show, show_error, show_json, show_table
-from exodus.config import Address, load_migration
-from exodus.cutover.report import render
+from exodus.closing.report import render
 from exodus.errors import ExodusError, OperatorError, SourceError
-from exodus.shown import LogFormatter, html, lines, markdown, mask_logs, masked, plain, remember
+from exodus.plan.address import Address
+from exodus.plan.migration_file import load_migration
+from exodus.safe_text import LogFormatter, html, lines, markdown, mask_logs, masked, plain, remember
 from tasks.artifacts import _cell
 
 pytestmark = pytest.mark.property

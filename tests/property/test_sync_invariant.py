@@ -16,22 +16,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from exodus.config import JournalMode, Plan, Side
+from exodus.backfill.slices import mark_overtaken
 from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.guard import Guard, set_writer_epoch
+from exodus.copy.key import BatchReport, Copier
+from exodus.copy.scan import scan_once
+from exodus.engine import Engine, open_engine
 from exodus.errors import EpochEnded
-from exodus.leg import Leg
-from exodus.own import RESERVED_PREFIX
-from exodus.sync.backfill import mark_overtaken
-from exodus.sync.engine import Engine, open_engine
-from exodus.sync.guard import Guard, set_writer_epoch
-from exodus.sync.key import BatchReport, Copier
-from exodus.sync.reconcile import verify
-from exodus.sync.rescan import rescan
-from exodus.sync.scan import scan_once
+from exodus.live.rescan import rescan
+from exodus.net.leg import Leg
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import JournalMode, Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import verify
 from tests.support.full import FULL
 from tests.support.servers import Box
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 
 from exodus import compiled
-from exodus.config import JournalMode
+from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
 from tests.support.full import FULL
 from tests.support.script import Recorder

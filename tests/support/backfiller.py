@@ -7,11 +7,11 @@ from pathlib import Path
 
 import uvloop
 
-from exodus.config import load_migration
+from exodus.backfill.slices import copy_slice
 from exodus.control.store import ControlStore
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.scan import plan_slices
+from exodus.copy.scan import plan_slices
+from exodus.engine import open_engine
+from exodus.plan.migration_file import load_migration
 
 
 async def main(file: Path, run: str) -> None:

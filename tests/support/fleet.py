@@ -21,20 +21,21 @@ from examples.shop.check import check
 from examples.shop.model import Model
 from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
-from exodus.config import CopyStrategy, Feed, Hold, JournalMode, Plan, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control import registry
 from exodus.control.route import ask_for_beats, change_route, read_route
-from exodus.control.store import ControlStore, guard_key
+from exodus.control.schema import guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.guard import set_writer_epoch
+from exodus.copy.scan import plan_slices
 from exodus.cutover.fence import read_record
-from exodus.endpoint import Endpoint
+from exodus.engine import open_engine
+from exodus.feeds.feed import JournalFeed
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import CopyStrategy, Feed, Hold, JournalMode, Side
 from exodus.stack.home import free_port
-from exodus.sync import native
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import open_engine
-from exodus.sync.feed import JournalFeed
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.reconcile import verify
-from exodus.sync.scan import plan_slices
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.reconcile import verify
 from tests.support.clocks import WallClock
 from tests.support.libraries import Clients
 from tests.support.servers import Box
@@ -258,7 +259,7 @@ class Fleet:
         replica = self.plan.strategy is CopyStrategy.NATIVE
         feed = Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
         if replica:
-            await native.give_right(self.plan, route.writer_epoch)
+            await replica.give_right(self.plan, route.writer_epoch)
         else:
             await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
         route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=replica, feed=feed))
@@ -266,7 +267,7 @@ class Fleet:
         if replica:  # which the syncers make it
 
             async def up() -> bool:
-                return (await native.look(self.plan)).up
+                return (await replica.look(self.plan)).up
 
             await until(up, within_s=20, otherwise="the target never became a replica")
             return

@@ -11,22 +11,24 @@ import pytest_asyncio
 import redis.asyncio as redis
 import yaml
 
-from exodus.config import CopyStrategy, Feed, JournalMode, Listen, Plan, Side
+from exodus.backfill.slices import copy_slice
 from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.endpoint import Endpoint
+from exodus.copy.guard import set_writer_epoch
+from exodus.copy.scan import plan_slices
+from exodus.engine import Engine, open_engine
+from exodus.feeds.feed import JournalFeed
 from exodus.gateway.server import Gateway, GatewayOptions, load_table
+from exodus.live.syncer import Syncer
+from exodus.native import replica
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Listen
+from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Side
 from exodus.stack.home import free_port
-from exodus.sync import native
-from exodus.sync.backfill import copy_slice
-from exodus.sync.engine import Engine, open_engine
-from exodus.sync.feed import JournalFeed
-from exodus.sync.guard import set_writer_epoch
-from exodus.sync.live import Syncer
-from exodus.sync.reconcile import verify
-from exodus.sync.scan import plan_slices
-from exodus.sync.verification import VerificationReport
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.passes import VerificationReport
+from exodus.verify.reconcile import verify
 from tests.support.servers import Box
 from tests.support.wait import until
 
@@ -106,15 +108,15 @@ class Plant:
 
     async def replicate(self, route: Route) -> None:
         """Native replication in place of live sync by keys, as Migrate begins it."""
-        await native.check_possible(self.plan, self.store)
-        await native.give_right(self.plan, route.writer_epoch + 1)
+        await replica.check_possible(self.plan, self.store)
+        await replica.give_right(self.plan, route.writer_epoch + 1)
         route = await self.change(journal=JournalMode.ALL, sync=True, native=True, feed=self.feed, writer_epoch=route.writer_epoch + 1)
-        await native.attach(self.plan, route.writer_epoch)
+        await replica.attach(self.plan, route.writer_epoch)
         await self.filled()
 
     async def filled(self) -> None:
         async def up() -> bool:
-            return (await native.look(self.plan)).up
+            return (await replica.look(self.plan)).up
 
         await until(up, within_s=20, otherwise="the target never became a replica that has the data")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from exodus.config import Side
+from exodus.plan.vocabulary import Side
 from exodus.stack.processes import Started, start
 from exodus.stack.servers import USER
 from tests.support.plant import Plant

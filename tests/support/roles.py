@@ -7,9 +7,11 @@ from pathlib import Path
 
 import redis
 
-from exodus.config import Address, Credentials, RoleUser, Side, UserRole, Users
-from exodus.rights import Wanted, rule_of, server_of
+from exodus.plan.address import Address, Credentials
+from exodus.plan.settings import RoleUser, Users
+from exodus.plan.vocabulary import Side, UserRole
 from exodus.stack.servers import USER, ServerKind
+from exodus.topology.rights import Wanted, rule_of, server_of
 from tests.support.servers import Box
 
 ADMINISTRATOR = "administrator"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from exodus.config import Address
+from exodus.plan.address import Address
 from exodus.stack.home import Home, free_port
 from exodus.stack.processes import end
 from exodus.stack.servers import Server, ServerKind, start_server, wait_server

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import uvloop
 
-from exodus.config import Side, load_migration
 from exodus.control.store import ControlStore
 from exodus.cutover import switch
 from exodus.errors import ExodusError
+from exodus.plan.migration_file import load_migration
+from exodus.plan.vocabulary import Side
 
 
 def _tell(stop_before: str):

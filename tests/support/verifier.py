@@ -8,11 +8,11 @@ from pathlib import Path
 
 import uvloop
 
-from exodus.config import load_migration
 from exodus.control.store import ControlStore
-from exodus.sync.engine import open_engine
-from exodus.sync.pace import Pace
-from exodus.sync.reconcile import reconcile
+from exodus.copy.impact import Pace
+from exodus.engine import open_engine
+from exodus.plan.migration_file import load_migration
+from exodus.verify.reconcile import reconcile
 
 _TURN_S = 0.1
 

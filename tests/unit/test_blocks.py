@@ -10,8 +10,9 @@ import pytest
 from blocks import Migration, RedisEndpoint
 from blocks.register import _block
 from exodus.cli.prefect_api import PrefectApi
-from exodus.config import Address, Options, Plan
 from exodus.errors import OperatorError
+from exodus.plan.address import Address
+from exodus.plan.plan import Options, Plan
 from exodus.stack.home import Home
 from exodus.stack.up import _given
 

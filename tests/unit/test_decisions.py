@@ -7,7 +7,8 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
-from exodus.config import Plan, Side
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
 from tasks import decision
 from tasks.decision import completed, cutover_form, provider_instruction, why_not_closed, why_not_left, window_of
 

@@ -6,11 +6,11 @@ import gc
 
 import pytest
 
-from exodus import collector
+from exodus import gc_tuning
 
 
 def _fails() -> None:
-    with collector.rest():
+    with gc_tuning.rest():
         assert not gc.isenabled()
         raise ValueError
 
@@ -24,7 +24,7 @@ def test_it_goes_on_after_a_failure() -> None:
 def test_one_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with collector.rest():
+        with gc_tuning.rest():
             assert not gc.isenabled()
         assert not gc.isenabled()
     finally:
@@ -33,8 +33,8 @@ def test_one_that_was_off_stays_off() -> None:
 
 def test_passes_are_seldom_until_the_last_who_asked_has_ended() -> None:
     before = gc.get_threshold()
-    with collector.seldom():
-        with collector.seldom():
+    with gc_tuning.seldom():
+        with gc_tuning.seldom():
             inside = gc.get_threshold()
         assert gc.get_threshold() == inside
         assert inside[0] > before[0]

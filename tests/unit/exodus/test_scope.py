@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from exodus.config import Plan
-from exodus.scope import Filters, KeyState, Rename, Rule, Scope, check_renames, glob
+from exodus.plan.plan import Plan
+from exodus.plan.scope import Filters, KeyState, Rename, Rule, Scope, check_renames, glob
 
 SERVERS = {"source": {"host": "a", "port": 1}, "target": {"host": "b", "port": 2}}
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from pydantic import ValidationError
 
-from exodus.window import Lookout, Window
+from exodus.plan.window import Lookout, Window
 
 
 def at(text: str) -> int:

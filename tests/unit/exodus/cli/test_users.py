@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from exodus.cli.app import app
-from exodus.config import Plan, Side, UserRole
 from exodus.errors import OperatorError
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side, UserRole
 
 
 def _users(*arguments: str) -> dict[str, dict]:

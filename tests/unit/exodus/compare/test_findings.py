@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exodus.compare.findings import NOTHING_COMPARED, findings, why_not_accepted
+from exodus.shadow.findings import NOTHING_COMPARED, findings, why_not_accepted
 
 _ROW = {"command": "GET", "compared": 3}
 _DIVERGENCE = {"db": 0, "key": "k", "command": "GET", "kind": "replies differ", "cause": "replies differ under the rule 'exact'"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.compare.rules import equivalent
+from exodus.shadow.rules import equivalent
 
 _OLD, _NEW = b"443344.12345670001", b"4.433441234567e+5"
 

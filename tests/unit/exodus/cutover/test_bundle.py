@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from exodus.closing import bundle
 from exodus.control.ledger import FIRST, digest
-from exodus.cutover import bundle
 from exodus.errors import OperatorError
 
 DECISION = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from exodus.cutover.report import render
+from exodus.closing.report import render
 
 _AT_MS = 1_795_853_083_670
 _ENTRY = {

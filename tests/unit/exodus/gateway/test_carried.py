@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from exodus.config import CURSOR_BITS
 from exodus.gateway.session import Session
+from exodus.plan.bounds import CURSOR_BITS
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 from tests.support.script import Recorder, Script, replayed

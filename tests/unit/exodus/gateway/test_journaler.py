@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import redis.asyncio as redis
 
-from exodus.config import Address
 from exodus.control.changes import Barrier
 from exodus.control.store import ControlStore
 from exodus.gateway import intents
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.marks import Marks
+from exodus.plan.address import Address
 
 
 def test_marks_are_kept_once_and_taken_once() -> None:

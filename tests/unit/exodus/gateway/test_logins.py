@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Login
 from exodus.gateway.logins import Logins
 from exodus.gateway.session import Session
+from exodus.plan.settings import Login
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_session import GET_K, OK, orders

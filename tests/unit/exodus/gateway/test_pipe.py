@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from exodus.config import Address
-from exodus.control.store import ControlStore, make_client
+from exodus.control.store import ControlStore
 from exodus.gateway.pipe import StorePipe
+from exodus.net.client import make_client
+from exodus.plan.address import Address
 
 _AWAY = Path("/nowhere")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from exodus.commands.table import Command, CommandTable
-from exodus.config import STREAM_FRAME_BYTES, JournalMode
 from exodus.control.changes import Barrier
-from exodus.control.unseen import UNREADABLE
+from exodus.control.gap_reasons import UNREADABLE
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
+from exodus.plan.bounds import STREAM_FRAME_BYTES
+from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
 from exodus.telemetry.counters import NoKeys, Telemetry
 from tests.support.script import Recorder, Script, replayed

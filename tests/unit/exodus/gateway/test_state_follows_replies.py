@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.config import TRANSACTION_BYTES_MAX
 from exodus.control.changes import Barrier
-from exodus.control.unseen import REPLACED, SCRIPTS, UNMATCHED
+from exodus.control.gap_reasons import REPLACED, SCRIPTS, UNMATCHED
 from exodus.gateway.session import Session
+from exodus.plan.bounds import TRANSACTION_BYTES_MAX
 from exodus.resp.encode import encode
 from tests.support.script import Recorder, Script, replayed
 from tests.unit.exodus.gateway.test_carried import confirmation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exodus.config import RETAINED_ARG_BYTES
+from exodus.plan.bounds import RETAINED_ARG_BYTES
 from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
 from exodus.resp.scanner import PAYLOAD, SKIPPED, ReplyScanner, RequestScanner

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exodus.config import Budget
+from exodus.copy.impact import PAUSE_S_MAX, PAUSE_S_MIN, Governor, parse_budget
 from exodus.errors import OperatorError
-from exodus.sync.pace import PAUSE_S_MAX, PAUSE_S_MIN, Governor, parse_budget
+from exodus.plan.settings import Budget
 
 
 def test_without_a_budget_nothing_is_slowed() -> None:

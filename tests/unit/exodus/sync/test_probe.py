@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.sync.probe import percentile
+from exodus.live.lag_probe import percentile
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exodus.sync.progress import Looked, Meter
+from exodus.backfill.progress import Looked, Meter
 
 
 def test_an_end_is_a_range_of_what_was_seen_overall_and_lately() -> None:

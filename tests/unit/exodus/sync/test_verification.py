@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from exodus.control.checkpoint import Walk
-from exodus.sync.scan import Slice, reverse64
-from exodus.sync.verification import _Way
+from exodus.copy.scan import Slice, reverse64
+from exodus.verify.passes import _Way
 
 FIRST, SECOND = Slice("n", 0, 0, 2), Slice("n", 0, 1, 2)
 PAST = reverse64((1 << 63) + (1 << 60))  # a cursor in the second half

@@ -1,0 +1,94 @@
+"""A dry run: by which strategy keys of which type and size would be carried, and why, from a sample.
+
+The sampled keys are read by the very code that a backfill reads them with, and not written; so the forecast cannot drift from what is done. What it
+puts on the target are the scratch keys by which re-footed payloads are proved (`refoot.py`), which it removes again. Not foreseen is what only a
+write shows: that the target refuses the payload of a module which it does not have, say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from exodus.control.store import Json
+from exodus.copy.guard import Guard
+from exodus.copy.key import BatchReport, Copier
+from exodus.copy.scan import Slice, plan_slices, scan_once
+from exodus.engine import Engine
+from exodus.net.leg import Leg
+from exodus.plan.bounds import LARGE_KEY_BYTES
+from exodus.topology.node import Node
+
+SAMPLE_KEYS = 2_000
+_SLICES = 32
+_BATCH_KEYS = 200
+_SIZES = ((1_000, "up to 1 kB"), (64_000, "up to 64 kB"), (LARGE_KEY_BYTES, "up to 1 MB"))
+_LARGE = "over 1 MB of memory"
+_Row = tuple[str, str, str, str]  # what becomes of it, why, type, size
+LEFT_OUT, NOT_CARRIED, OWN, GONE = "left out", "not carried", "Exodus's own", "gone"
+
+
+async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]:
+    """Rows of `strategy`, `reason`, `type`, `size`, `keys_sampled` and `keys_estimated`; the sampled ones sum up to the keys looked at.
+
+    `size` is of what travels: a payload is often smaller than the value.
+
+    Raises:
+        SourceError, TargetError: a side was lost.
+    """
+    slices = await plan_slices(engine.authority, _SLICES)
+    counted: Counter[_Row] = Counter()
+    copier = await engine.copier(Guard(), name="exodus-dry-run")
+    try:
+        for node in await engine.authority.nodes():
+            for piece in slices:
+                if piece.node == node.name:
+                    await _look_at(copier, node, piece, -(-sample_keys // len(slices)), counted)
+    finally:
+        await copier.close()
+    total, seen = sum(engine.authority_facts.databases.values()), counted.total()
+    return [
+        {
+            "strategy": how, "reason": why, "type": kind, "size": size, "keys_sampled": count,
+            "keys_estimated": count if seen >= total else round(count * total / seen),
+        }
+        for (how, why, kind, size), count in counted.most_common()
+    ]  # fmt: skip
+
+
+async def _look_at(copier: Copier, node: Node, piece: Slice, wanted: int, counted: Counter[_Row]) -> None:
+    seen: set[bytes] = set()
+    cursor, ended = piece.start, False
+    async with await node.connect(piece.db, name="exodus-dry-run") as leg:
+        while not ended and len(seen) < wanted:
+            cursor, found = await scan_once(leg, cursor, min(_BATCH_KEYS, wanted))
+            ended = piece.ended(cursor)
+            keys = [key for key in dict.fromkeys(found) if key not in seen][: wanted - len(seen)]
+            seen.update(keys)
+            counted.update(await _rows(copier, leg, piece.db, keys))
+
+
+async def _rows(copier: Copier, leg: Leg, db: int, keys: Sequence[bytes]) -> list[_Row]:
+    if not keys:
+        return []
+    kinds = dict(zip(keys, await leg.pipeline([("TYPE", key) for key in keys]), strict=True))
+    report = BatchReport()
+    states = await copier.read(db, keys, report)
+    rows: list[_Row] = [(OWN, "", "", "")] * report.skipped
+    rows += [(LEFT_OUT, rule, "", "") for rule in report.excluded.elements()]
+    rows += [(NOT_CARRIED, failure.reason, kinds[failure.key].decode(), "") for failure in report.failed]
+    for state in states:
+        if state.excluded:
+            continue  # counted with its rule
+        how, _, why = (state.how or copier.strategy).partition(": ")
+        if state.large:
+            rows.append((how, "large", kinds[state.key].decode(), _LARGE))
+        elif not state.exists:
+            rows.append((GONE, "it expired or was deleted", "", ""))
+        else:
+            rows.append((how, why or copier.reason, kinds[state.key].decode(), _size(state.size())))
+    return rows
+
+
+def _size(size_bytes: int) -> str:
+    return next((text for most, text in _SIZES if size_bytes <= most), _LARGE)

@@ -1,0 +1,188 @@
+"""The schema of the control store.
+
+Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one cluster slot):
+
+| key            | type   | written by        | read by              | what, and for how long                                |
+| -------------- | ------ | ----------------- | -------------------- | ----------------------------------------------------- |
+| plan           | string | `exodus apply`    | everybody            | `Plan` as JSON, no secrets; until removed             |
+| route          | string | flows             | gateways, syncers    | `Route` as JSON; compare-and-set by epoch             |
+| route:changed  | channel| flows             | gateways, syncers    | the new route, or `say MS`; polling backs it up       |
+| part:changed   | channel| gateways          | cutover              | a heartbeat that a switch waits for was written       |
+| part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
+| owner:KIND     | hash   | each process      | processes, by script | id → the instance that may write its heartbeat        |
+| acknowledged   | hash   | gateways          | gateways             | id → number of its last batch in the journal          |
+| fsync:ID       | string | gateway           | nobody               | written before a WAITAOF; expires                     |
+| journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
+| position       | hash   | syncers           | flows, chunks        | partition → last entry id synced                      |
+| trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
+| lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
+| token          | string | syncers           | syncers              | counter of fencing tokens                             |
+| verified       | string | verification      | syncers, cutover     | `Pass` as JSON: what the last clean pass speaks for   |
+| verifying:NAME | string | verification      | verification         | how far a pass has come, JSON; removed at its end     |
+| budget         | string | operator, flows   | bulk readers         | impact budget as JSON, in place of the plan's         |
+| pace           | hash   | bulk readers      | status               | what each spends of it and why, JSON                  |
+| fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
+| feed:SIDE      | hash   | syncers           | syncers, cutover     | how far the changes of a side were read               |
+| feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
+| feed:SIDE:asks | list   | syncers, cutover  | syncers              | questions whether all was heard; expires              |
+| checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
+| chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
+| dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
+| accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
+| gap            | hash   | gateways, syncers | cutover, status      | open gaps: what no journal covers, JSON               |
+| scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
+| lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
+| ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
+| steps:RUN      | hash   | flows             | flows                | step → what it returned; expires after the run's end  |
+| turn:PHASE     | string | flows             | flows                | which process runs the phase, expires by itself       |
+| bundle:NAME    | hash   | flows             | command line         | file → its bytes, of an evidence bundle; the newest   |
+| bundles        | list   | flows             | command line         | names of those bundles, newest first                  |
+| answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
+| phase          | hash   | flows             | status               | phase → state, JSON                                   |
+| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
+| divergence     | hash   | comparer          | flows, repair        | packed key → divergence, JSON                         |
+| seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
+| telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
+| report:NAME    | string | flows             | status, later phases | last result of a task, JSON                           |
+| fence:SIDE     | string | cutover           | cutover, gateways    | whose fence it is, of what kind, what was before it   |
+| fence:SIDE:word| string | flows             | cutover              | who confirmed a provider's fence, and what, JSON      |
+| fence:SIDE:let | string | cutover           | cutover, gateways    | a switch back let Exodus in behind it; expires        |
+| abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
+| postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
+
+`exodus:archive`, a hash, is the one key that belongs to no migration: NAME/MS → where an archived one's evidence is.
+
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
+which are never copied, compared or counted.
+"""
+
+ARCHIVE = "exodus:archive"  # the only key that is no one migration's
+
+
+class Keys:
+    """Names of keys; nothing else in Exodus spells one."""
+
+    def __init__(self, migration: str) -> None:
+        self.prefix = f"exodus:{{{migration}}}:"
+        self.plan = self.prefix + "plan"
+        self.route = self.prefix + "route"
+        self.route_changed = self.prefix + "route:changed"
+        self.part_changed = self.prefix + "part:changed"
+        self.position = self.prefix + "position"
+        self.trimmed = self.prefix + "trimmed"
+        self.token = self.prefix + "token"
+        self.dead = self.prefix + "dead"
+        self.accepted = self.prefix + "accepted"
+        self.gap = self.prefix + "gap"
+        self.lives = self.prefix + "lives"
+        self.ledger = self.prefix + "ledger"
+        self.phase = self.prefix + "phase"
+        self.shadow = self.prefix + "shadow"
+        self.answers = self.prefix + "answers:"
+        self.divergence = self.prefix + "divergence"
+        self.budget = self.prefix + "budget"
+        self.pace = self.prefix + "pace"
+        self.verified_pass = self.prefix + "verified"
+        self.fresh = self.prefix + "fresh"
+        self.seeded = self.prefix + "seeded"
+        self.abort = self.prefix + "abort"
+        self.postponed = self.prefix + "postponed"
+        self.scripts = self.prefix + "scripts"
+        self.acknowledged = self.prefix + "acknowledged"
+        self.bundles = self.prefix + "bundles"
+
+    def part(self, kind: str) -> str:
+        """Registrations of the processes of one kind."""
+        return f"{self.prefix}part:{kind}"
+
+    def owner(self, kind: str) -> str:
+        """Which instance each registration of a kind belongs to."""
+        return f"{self.prefix}owner:{kind}"
+
+    def fsync(self, process: str) -> str:
+        """What one process writes before it waits for an fsync."""
+        return f"{self.prefix}fsync:{process}"
+
+    def journal(self, partition: int) -> str:
+        """The stream of one journal partition."""
+        return f"{self.prefix}journal:{partition}"
+
+    def lease(self, partition: int) -> str:
+        """The lease of one partition."""
+        return f"{self.prefix}lease:{partition}"
+
+    def feed(self, side: str) -> str:
+        """How far the replication stream of a side was read."""
+        return f"{self.prefix}feed:{side}"
+
+    def feed_lease(self, side: str) -> str:
+        """Who reads it."""
+        return f"{self.prefix}feed:{side}:lease"
+
+    def feed_asks(self, side: str) -> str:
+        """Questions to its reader whether all was heard."""
+        return f"{self.prefix}feed:{side}:asks"
+
+    def checkpoint(self, run: str) -> str:
+        """The checkpoints of one backfill."""
+        return f"{self.prefix}checkpoint:{run}"
+
+    def chunks(self, run: str) -> str:
+        """The chunks of one backfill."""
+        return f"{self.prefix}chunks:{run}"
+
+    def telemetry(self, process: str) -> str:
+        """The last telemetry of one gateway process."""
+        return f"{self.prefix}telemetry:{process}"
+
+    def verifying(self, name: str) -> str:
+        """How far a verification has come."""
+        return f"{self.prefix}verifying:{name}"
+
+    def steps(self, run: str) -> str:
+        """What the steps of one run returned."""
+        return f"{self.prefix}steps:{run}"
+
+    def turn(self, phase: str) -> str:
+        """Which process runs a phase."""
+        return f"{self.prefix}turn:{phase}"
+
+    def bundle(self, name: str) -> str:
+        """The files of one evidence bundle."""
+        return f"{self.prefix}bundle:{name}"
+
+    def report(self, name: str) -> str:
+        """The last report of that name."""
+        return f"{self.prefix}report:{name}"
+
+    def fence(self, side: str) -> str:
+        """What has to be put back when the fence on `side` is lifted."""
+        return f"{self.prefix}fence:{side}"
+
+    def fence_word(self, side: str) -> str:
+        """Who confirmed that the provider's fence of `side` is up."""
+        return f"{self.prefix}fence:{side}:word"
+
+    def fence_let(self, side: str) -> str:
+        """While it is there, nobody puts the fence of `side` up again."""
+        return f"{self.prefix}fence:{side}:let"
+
+
+def guard_key(migration: str) -> bytes:
+    """The key on a follower whose value is the epoch in which Exodus may write there (race rule 6)."""
+    return f"exodus:{{{migration}}}:epoch".encode()
+
+
+def lane_guard_key(migration: str, partition: int) -> bytes:
+    """The key on a follower whose value is the fencing token of the partition's owner (race rule 2)."""
+    return f"exodus:{{{migration}}}:lane:{partition}".encode()
+
+
+def fence_guard_key(migration: str) -> bytes:
+    """The key on a side whose value is the id of the switch that may put its fence up or down."""
+    return f"exodus:{{{migration}}}:fence".encode()
+
+
+def native_guard_key(migration: str) -> bytes:
+    """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
+    return f"exodus:{{{migration}}}:native".encode()

@@ -1,0 +1,326 @@
+"""Keys too large for one command: copied in pieces to a staging key beside the real one, and moved into place whole.
+
+No command reads or writes more than PIECE_ELEMENTS elements or about PIECE_BYTES, so neither server is blocked for longer than a few ms,
+and no reader ever sees half a key: the staging key, which expires by itself if we die, is renamed in the transaction that sets the expiry.
+
+The key is WATCHed on the authority all the while. An EXEC of nothing at the end tells whether it changed; then the copy is begun again, and after
+COPY_ATTEMPTS put in place as it is and reported as *unsettled*: whoever asked for it marks it as changed once more, so it is exact as soon as it
+is left alone for the time of one copy. What a WATCH does not see (XACK and its like) is a write that the feed brings.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from exodus.copy.guard import GuardedLeg
+from exodus.copy.impact import Turn, unpaced
+from exodus.copy.payload import StreamGroups, Uncarried, entry_order, field_expiry_commands, group_commands, stream_end_commands
+from exodus.copy.read import clock_ms
+from exodus.copy.value import COUNTS, Command, pairs
+from exodus.copy.value import groups as comparable_groups
+from exodus.net.leg import Leg, Reply, ReplyError
+from exodus.plan.bounds import PIECE_BYTES, PIECE_ELEMENTS
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.resp.encode import encode_many
+from exodus.topology.node import NodeFacts
+
+COPY_ATTEMPTS = 2
+_STAGE = RESERVED_PREFIX + b"stage}:"
+_STAGE_MS = 3_600_000
+_SCANS = {b"hash": "HSCAN", b"set": "SSCAN", b"zset": "ZSCAN"}
+_PUTS = {b"hash": "HSET", b"set": "SADD", b"zset": "ZADD"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a large key."""
+
+    exists: bool
+    payload_bytes: int = 0
+    settled: bool = True  # it did not change while it was copied
+
+
+class Pieces:
+    """Copies large keys, one at a time. `authority` is a leg of its own, since it WATCHes."""
+
+    def __init__(self, authority: Leg, follower: GuardedLeg, authority_facts: NodeFacts, follower_facts: NodeFacts, turn: Turn) -> None:
+        self.leg = authority  # the copier ends it together with its own
+        self._turn = turn
+        self._to = follower
+        self._facts = authority_facts
+        self._follower_facts = follower_facts
+
+    async def copy(self, db: int, key: bytes, to_db: int, to: bytes) -> Outcome:
+        """Make one key of database `db` equal on the follower, where it is `to` in `to_db`.
+
+        Raises:
+            EpochEnded: the right to write ended; the follower has the whole value of before.
+            Uncarried: the follower cannot hold it, or refused a piece.
+            SourceError, TargetError: a connection was lost; safe to repeat.
+        """
+        await self.leg.select(db)
+        for attempt in range(1, COPY_ATTEMPTS + 1):
+            outcome = await self._once(key, to_db, to, last=attempt == COPY_ATTEMPTS)
+            if outcome is not None:
+                return outcome
+        raise AssertionError("the last attempt always has an outcome")
+
+    async def _once(self, key: bytes, to_db: int, to: bytes, *, last: bool) -> Outcome | None:
+        _, kind = await self.leg.pipeline([("WATCH", key), ("TYPE", key)])
+        stage = _STAGE + secrets.token_hex(8).encode()
+        size = 0
+        if kind == b"none":
+            await self.leg.call("UNWATCH")
+            await self._put(to_db, [("UNLINK", to)])
+            return Outcome(exists=False)
+        try:
+            async for commands in self._pieces(kind, key, stage):
+                await self._turn()
+                await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
+                size += sum(len(arg) for command in commands for arg in command if isinstance(arg, bytes))
+        except _Moved:
+            size = 0
+        if not size:
+            await self.leg.call("UNWATCH")
+            await self._put(to_db, [("UNLINK", stage)])
+            return Outcome(exists=True, settled=False) if last else None
+        expiry_ms = await expiry_of(self.leg, self._facts, key)
+        settled = (await self.leg.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
+        if not settled and not last:
+            await self._put(to_db, [("UNLINK", stage)])
+            return None
+        if expiry_ms == -2:
+            await self._put(to_db, [("UNLINK", stage), ("UNLINK", to)])
+            return Outcome(exists=False, settled=settled)
+        expire: Command = ("PEXPIREAT", to, expiry_ms) if expiry_ms >= 0 else ("PERSIST", to)
+        # UNLINK: a RENAME over a large key would free it at once, and block.
+        await self._put(to_db, [("UNLINK", to), ("RENAME", stage, to), expire])
+        return Outcome(exists=True, payload_bytes=size, settled=settled)
+
+    async def _put(self, db: int, commands: Sequence[Command]) -> None:
+        replies = await self._to.run(db, encode_many(commands), len(commands))
+        refused = [reply for reply in replies if isinstance(reply, ReplyError)]
+        if refused:
+            raise Uncarried(str(refused[0])[:200])
+
+    async def _ask(self, *command: bytes | str | int) -> Reply:
+        try:
+            return await self.leg.call(*command)
+        except ReplyError as exc:
+            if str(exc).startswith(("WRONGTYPE", "ERR no such key")):
+                raise _Moved from exc
+            raise Uncarried(str(exc)[:200]) from exc
+
+    # ------------------------------------------------------------------ pieces
+
+    async def _pieces(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
+        if kind == b"string":
+            for start in range(0, int(await self._ask("STRLEN", key)), PIECE_BYTES):
+                yield [("APPEND", stage, await self._ask("GETRANGE", key, start, start + PIECE_BYTES - 1))]
+        elif kind == b"list":
+            step = await self._step(key, int(await self._ask("LLEN", key)))
+            start = 0
+            while found := await self._ask("LRANGE", key, start, start + step - 1):
+                yield [("RPUSH", stage, *found)]
+                start += step
+        elif kind in _SCANS:
+            async for commands in self._scanned(kind, key, stage):
+                yield commands
+        elif kind == b"stream":
+            async for commands in self._stream(key, stage):
+                yield commands
+        else:
+            raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module cannot be copied in pieces")
+
+    async def _step(self, key: bytes, elements: int) -> int:
+        """Elements in one piece, by what the server estimates for each."""
+        try:
+            used = int(await self.leg.call("MEMORY", "USAGE", key))
+        except (ReplyError, TypeError):
+            used = 0  # not allowed here, or gone: the count alone bounds the piece
+        return max(1, min(PIECE_ELEMENTS, PIECE_BYTES * max(elements, 1) // max(used, 1))) if used else PIECE_ELEMENTS
+
+    async def _scanned(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
+        step = await self._step(key, int(await self._ask(COUNTS[kind], key)))
+        cursor = b"0"
+        while True:
+            cursor, found = await self._ask(_SCANS[kind], key, cursor, "COUNT", step)
+            if found:
+                put = found
+                if kind == b"zset":
+                    put = [part for index in range(0, len(found), 2) for part in (found[index + 1], found[index])]
+                commands: list[Command] = [(_PUTS[kind], stage, *put)]
+                if kind == b"hash" and self._facts.capabilities.get("hash field ttl"):
+                    fields = found[::2]
+                    expiries = await self._ask("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
+                    commands += field_expiry_commands(stage, fields, expiries, self._follower_facts)
+                yield commands
+            if cursor == b"0":
+                return
+
+    async def _stream(self, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
+        """Entries page by page, with dummies for those that are pending but deleted, which XCLAIM needs; then groups, and the last id."""
+        info = pairs(await self._ask("XINFO", "STREAM", key))
+        told = await read_groups(self.leg, key)
+        step = await self._step(key, int(info[b"length"]))
+        waiting = sorted(told.pending_ids, key=entry_order)
+        ghosts: list[bytes] = []
+        after, at = b"-", 0
+        while entries := await self._ask("XRANGE", key, after, "+", "COUNT", step):
+            commands: list[Command] = []
+            for entry_id, fields in entries:
+                while at < len(waiting) and entry_order(waiting[at]) < entry_order(entry_id):
+                    ghosts.append(waiting[at])
+                    commands.append(("XADD", stage, waiting[at], b"-", b"-"))
+                    at += 1
+                at += at < len(waiting) and waiting[at] == entry_id
+                commands.append(("XADD", stage, entry_id, *fields))
+            yield commands
+            after = b"(" + entries[-1][0]
+        ghosts += waiting[at:]
+        commands = [("XADD", stage, entry_id, b"-", b"-") for entry_id in waiting[at:]]
+        commands += group_commands(stage, told, self._follower_facts)
+        commands += stream_end_commands(stage, ghosts, info, self._follower_facts)
+        for start in range(0, len(commands), PIECE_ELEMENTS):
+            yield commands[start : start + PIECE_ELEMENTS]
+
+
+async def read_groups(leg: Leg, key: bytes) -> StreamGroups:
+    """Groups, consumers and pending entries of a stream, without its entries.
+
+    XINFO STREAM FULL tells the times of delivery exactly, but as many entries as pending ones with them; where many are pending,
+    XPENDING is paged instead, whose idle times give the same to the ms or two that lie between the answer and the clock.
+    """
+    groups = [pairs(group) for group in await leg.call("XINFO", "GROUPS", key)]
+    pending = max((int(group[b"pending"]) for group in groups), default=0)
+    if not groups:
+        return StreamGroups(())
+    if pending <= 10 * PIECE_ELEMENTS:
+        full = pairs(await leg.call("XINFO", "STREAM", key, "FULL", "COUNT", max(pending, 1)))
+        return StreamGroups(tuple(pairs(group) for group in full[b"groups"]))
+    return StreamGroups(tuple([await _paged_group(leg, key, group) for group in groups]))
+
+
+async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[bytes, Reply]:
+    name = group[b"name"]
+    by_consumer: dict[bytes, list[list[Reply]]] = {pairs(raw)[b"name"]: [] for raw in await leg.call("XINFO", "CONSUMERS", key, name)}
+    start = b"-"
+    while True:
+        clock, page = await leg.pipeline([("TIME",), ("XPENDING", key, name, start, "+", PIECE_ELEMENTS)])
+        if not page:
+            break
+        now_ms = clock_ms(clock)
+        for entry_id, consumer, idle_ms, count in page:
+            by_consumer.setdefault(consumer, []).append([entry_id, now_ms - idle_ms, count])
+        start = b"(" + page[-1][0]
+    return {
+        b"name": name,
+        b"last-delivered-id": group[b"last-delivered-id"],
+        b"entries-read": group.get(b"entries-read"),
+        b"consumers": [[b"name", consumer, b"pending", rows] for consumer, rows in by_consumer.items()],
+    }
+
+
+async def expiry_of(leg: Leg, facts: NodeFacts, key: bytes) -> int:
+    """The absolute expiry of one key in ms; -1 for none, -2 where there is no key."""
+    if facts.capabilities.get("pexpiretime"):
+        return int(await leg.call("PEXPIRETIME", key))
+    while True:
+        before, left, after = await leg.pipeline([("TIME",), ("PTTL", key), ("TIME",)])
+        if left < 0 or clock_ms(after) == clock_ms(before):
+            return int(left) if left < 0 else clock_ms(before) + int(left)
+
+
+@dataclass(frozen=True)
+class At:
+    """A key on one side, under the name that it has there."""
+
+    leg: Leg
+    key: bytes
+
+    async def ask(self, command: str, *more: bytes | str | int) -> Reply:
+        """A command whose first argument is the key."""
+        return await self.leg.call(command, self.key, *more)
+
+
+async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced) -> str | None:
+    """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
+
+    As many elements on both sides, and each of the authority's on the follower too: equal. A write meanwhile shows as a difference, which the caller
+    looks at again.
+    """
+    count = COUNTS.get(kind)
+    if count is None:
+        return None if await here.ask("DUMP") == await there.ask("DUMP") else "value"
+    sizes = [await side.leg.pipeline([(count, side.key)]) for side in (here, there)]
+    if sizes[0] != sizes[1] or isinstance(sizes[0][0], ReplyError):
+        return "value"
+    try:
+        if kind in _SCANS:
+            same = await _same_elements(here, there, kind, turn, field_expiry=field_expiry)
+        else:
+            same = await _same_windows(here, there, kind, int(sizes[0][0]), turn)
+        if not same:
+            return "value"
+        if kind == b"stream":
+            ends = [pairs(await side.leg.call("XINFO", "STREAM", side.key))[b"last-generated-id"] for side in (here, there)]
+            told = [(await read_groups(side.leg, side.key)).groups for side in (here, there)]
+            if ends[0] != ends[1] or comparable_groups(told[0]) != comparable_groups(told[1]):
+                return "group"
+    except ReplyError:
+        return "value"  # another type by now
+    return None
+
+
+async def _same_windows(here: At, there: At, kind: bytes, size: int, turn: Turn) -> bool:
+    """Strings, lists and streams: both in windows of the same borders."""
+    after: bytes = b"-"
+    start = 0
+    window: tuple[str, *tuple[bytes | str | int, ...]]
+    while start < size:
+        await turn()
+        if kind == b"string":
+            window = ("GETRANGE", start, start + PIECE_BYTES - 1)
+            start += PIECE_BYTES
+        elif kind == b"list":
+            window = ("LRANGE", start, start + PIECE_ELEMENTS - 1)
+            start += PIECE_ELEMENTS
+        else:
+            window = ("XRANGE", after, "+", "COUNT", PIECE_ELEMENTS)
+            start += PIECE_ELEMENTS
+        ours, theirs = await here.ask(*window), await there.ask(*window)
+        if ours != theirs:
+            return False
+        if kind == b"stream" and ours:
+            after = b"(" + ours[-1][0]
+    return True
+
+
+async def _same_elements(here: At, there: At, kind: bytes, turn: Turn, *, field_expiry: bool) -> bool:
+    """Hashes, sets and sorted sets: each element of the authority is asked of the follower."""
+    cursor = b"0"
+    while True:
+        await turn()
+        cursor, found = await here.ask(_SCANS[kind], cursor, "COUNT", PIECE_ELEMENTS)
+        names = found if kind == b"set" else found[::2]
+        if names:
+            if kind == b"set":
+                same = all(await there.ask("SMISMEMBER", *names))
+            elif kind == b"hash":
+                same = await there.ask("HMGET", *names) == found[1::2]
+                if same and field_expiry:
+                    times = [await side.ask("HPEXPIRETIME", "FIELDS", len(names), *names) for side in (here, there)]
+                    same = times[0] == times[1]
+            else:
+                scores = await there.ask("ZMSCORE", *names)
+                same = all(score is not None and float(ours) == float(score) for ours, score in zip(found[1::2], scores, strict=True))
+            if not same:
+                return False
+        if cursor == b"0":
+            return True
+
+
+class _Moved(Exception):
+    """The key changed its type, or went, while it was read."""

@@ -1,0 +1,47 @@
+"""Which of some keys the migration's rules leave out, by name and, where a rule needs it, by the state they have now on the source.
+
+State is asked for in calls of its own, apart from the reading that a copy or a comparison makes. What a write changes in between is a write that the
+feed brings, and so is looked at again, as everything else that changes while it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exodus.copy.chunked import expiry_of
+from exodus.copy.value import COUNTS
+from exodus.net.leg import Leg
+from exodus.plan.scope import KeyState, Scope
+from exodus.topology.node import NodeFacts
+
+
+async def left_out(leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]) -> dict[bytes, str]:
+    """Keys that are not carried, each with its reason. `leg` is one of the source's, in database `db`.
+
+    Raises:
+        SourceError: the source was lost.
+    """
+    found = {key: reason for key in keys if (reason := scope.left_out(db, key)) is not None}
+    undecided = [key for key in keys if key not in found and scope.undecided(db, key)]
+    if undecided:
+        states = await _states(leg, facts, undecided)
+        found.update((key, reason) for key, state in states.items() if (reason := scope.left_out(db, key, state)) is not None)
+    return found
+
+
+async def _states(leg: Leg, facts: NodeFacts, keys: Sequence[bytes]) -> dict[bytes, KeyState]:
+    """The states of those keys that exist."""
+    kinds = await leg.pipeline([("TYPE", key) for key in keys])
+    there = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind != b"none"]
+    modern = facts.capabilities.get("pexpiretime", False)
+    replies = await leg.pipeline([(COUNTS.get(kind, "EXISTS"), key) for key, kind in there])
+    if modern:
+        expiries = [int(at_ms) for at_ms in await leg.pipeline([("PEXPIRETIME", key) for key, _ in there])]
+    else:
+        left = await leg.pipeline([("PTTL", key) for key, _ in there])
+        expiries = [await expiry_of(leg, facts, key) if ttl >= 0 else -1 for (key, _), ttl in zip(there, left, strict=True)]
+    return {
+        # A length that is an error is that of another type by now.
+        key: KeyState(kind.decode(), length if kind in COUNTS and isinstance(length, int) else -1, max(expiry_ms, -1))
+        for (key, kind), length, expiry_ms in zip(there, replies, expiries, strict=True)
+    }

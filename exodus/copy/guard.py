@@ -1,0 +1,224 @@
+"""The guard of every write to a follower: it holds only as long as its keys there have the values that the writer knows.
+
+A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`; the switch changes the keys. So a syncer
+that was frozen before the switch and wakes after it gets a nil from EXEC and writes nothing (race rule 6). A lane's fencing
+token does the same for a lease that was lost (race rule 2).
+
+No write is sent before each of the first four was answered as it must be: behind a SELECT that failed it would change another
+database, behind a MULTI that failed it would run without its guard. The four for the next batch travel behind the EXEC of
+this one, so a batch costs one round trip. One in another database than the batch before costs a second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exodus.control.schema import guard_key
+from exodus.copy.payload import Uncarried
+from exodus.errors import EpochEnded, NoRoom
+from exodus.net.leg import Leg, Reply, ReplyError, no_database
+from exodus.plan.vocabulary import Side
+from exodus.resp.encode import encode
+from exodus.topology.endpoint import Endpoint
+
+_MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
+_OK, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
+_TOUCHES_MAX = 3
+FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # it takes no writes of anybody
+
+
+def no_room(side: Side, why: str) -> NoRoom:
+    """The error for a follower that takes no writes."""
+    return NoRoom(f"the {side} takes no writes now", why=why, next_step=f"make room on the {side}, or wait; the copy goes on by itself")
+
+
+class DatabaseMissing(Uncarried):
+    """The follower has no database of that number: no key is there, and none can be put there."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Keys in database 0 of the follower, and the values under which writing is allowed. No keys: no guard."""
+
+    values: tuple[tuple[bytes, bytes], ...] = ()
+
+    def check(self, found: Sequence[bytes | None]) -> None:
+        """Raise where a value is another.
+
+        Raises:
+            EpochEnded: the right to write ended.
+        """
+        for (key, wanted), value in zip(self.values, found, strict=True):
+            if value != wanted:
+                raise EpochEnded(
+                    "the right to write to the follower ended",
+                    why=f"{key.decode()} is {value!r} there, not {wanted!r}",
+                    next_step="nothing; the process that holds the right now goes on",
+                )
+
+
+class GuardedLeg:
+    """Batches of writes on one leg, each under the guard; callers take turns."""
+
+    def __init__(self, leg: Leg, guard: Guard) -> None:
+        self.leg = leg
+        self.guard = guard
+        self._turn = asyncio.Lock()
+        self._armed: tuple[int, list[str]] | None = None  # the database of the transaction that was asked for, and what is still to be answered
+        self._at: int | None = leg.db  # the database that the leg was proved to be in; None: not known
+
+    async def change(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+        async with self._turn:
+            await self._disarm()
+            self.guard = guard
+
+    async def run(self, db: int, body: bytes, count: int) -> list[object]:
+        """Execute `count` commands (encoded in `body`) in one transaction in `db`; their replies, errors as values.
+
+        Raises:
+            EpochEnded: the guard does not hold; nothing was written.
+            NoRoom: the follower did not take the batch (no memory, read-only, no permission); nothing was written.
+            Uncarried: the follower does not let us into this database; nothing was written.
+            SourceError, TargetError: it was lost; safe to repeat.
+        """
+        async with self._turn:
+            return await self._run(db, body, count)
+
+    async def _run(self, db: int, body: bytes, count: int) -> list[object]:
+        leg = self.leg
+        for _ in range(_TOUCHES_MAX):
+            if self._armed is None or self._armed[0] != db:
+                await self._disarm()
+                leg.write(self._arm(db))
+            await self._begun()
+            leg.write(body)  # by itself: it may be megabytes, and to put it between the others would copy it
+            leg.write(_EXEC + self._arm(db))
+            await leg.drain()
+            if await leg.answered(_QUEUED * count + b"*%d\r\n" % count + _OK * count):
+                return [b"OK"] * count
+            replies = await leg.replies(count + 1)
+            outcome = replies[-1]
+            if isinstance(outcome, list):
+                return outcome
+            if outcome is not None:
+                refused = next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)  # EXECABORT: why it did not queue them
+                raise no_room(leg.side, str(refused)[:200])
+            # A watched key was touched: the guard's next answer says whether it has another value.
+        raise EpochEnded(
+            "the right to write to the follower is being changed", why="its guard keys were touched three times in a row", next_step="try again"
+        )
+
+    def _arm(self, db: int) -> bytes:
+        """What asks for a transaction in `db` under the guard, whose keys are in database 0."""
+        asks: list[tuple[str, bytes]] = []
+        at = self._at
+        keys = [key for key, _ in self.guard.values]
+        if keys:
+            if at != 0:
+                asks.append(("SELECT 0", encode("SELECT", 0)))
+            asks += [("WATCH", encode("WATCH", *keys)), ("MGET", encode("MGET", *keys))]
+            at = 0
+        if at != db:
+            asks.append(("SELECT", encode("SELECT", db)))
+        asks.append(("MULTI", _MULTI))
+        self._armed = db, [name for name, _ in asks]
+        return b"".join(data for _, data in asks)
+
+    async def _begun(self) -> None:
+        """Read the answers to `_arm`: from here on the leg is in a transaction in its database, under the guard.
+
+        Raises:
+            EpochEnded, NoRoom, Uncarried: it is not; the leg is as if it had not been asked.
+        """
+        db, answers = await self._answers()
+        values = answers.pop("MGET", [])
+        refused = next((reply for reply in (*answers.values(), values) if reply != b"OK" and not isinstance(reply, list)), None)
+        if refused is None:
+            self._at = db
+            try:
+                self.guard.check(values)
+            except EpochEnded:
+                await self.leg.call("DISCARD")
+                raise
+            return
+        # A transaction that was begun in another database, or without its guard, is given up unused; without one DISCARD is an error.
+        await self.leg.pipeline([("DISCARD",), ("UNWATCH",)])
+        said = str(refused)[:200]
+        if refused is not answers.get("SELECT") or said.startswith(FULL):
+            raise no_room(self.leg.side, said)
+        kind = DatabaseMissing if no_database(said) else Uncarried
+        raise kind(f"the {self.leg.side} has no database {db} for it: {said}")
+
+    async def _answers(self) -> tuple[int, dict[str, Reply]]:
+        """The database of the transaction that was asked for, and the answers."""
+        assert self._armed is not None
+        db, names = self._armed
+        self._armed = self._at = None
+        return db, dict(zip(names, await self.leg.replies(len(names)), strict=True))
+
+    async def _disarm(self) -> None:
+        """End the transaction that was asked for and is not wanted."""
+        if self._armed is not None:
+            self.leg.write(_DISCARD)
+            await self._answers()
+            await self.leg.replies(1)
+
+    async def reopen(self) -> None:
+        """Connect anew, after the connection was lost.
+
+        Raises:
+            SourceError, TargetError: the follower answers nobody.
+            OperatorError: it refuses the credentials.
+        """
+        async with self._turn:
+            self._armed, self._at = None, 0
+            before = self.leg
+            self.leg = await Leg.connect(before.address, before.side, name=before.name)
+            await before.close()
+            await self.leg.call("PING")
+
+
+async def has_right(follower: Endpoint, migration: str, epoch: int) -> bool:
+    """Whether the writers of `epoch` may write to `follower`.
+
+    Raises:
+        SourceError, TargetError: it does not answer.
+    """
+    for node in await follower.nodes():
+        async with await node.connect(name="exodus-right") as leg:
+            if await leg.call("GET", guard_key(migration)) != b"%d" % epoch:
+                return False
+    return True
+
+
+async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
+    """Give the right to write to `follower` to the writers of `epoch`, and end that of all others at once."""
+    for node in await follower.nodes():
+        async with await node.connect() as leg:
+            await leg.call("SET", guard_key(migration), epoch)
+
+
+async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None, after: bytes) -> bool:
+    """Give the right to write to a follower to `after` where `before` has it; whether it had.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    done = True
+    for node in await endpoint.nodes():
+        async with await node.connect(name="exodus-switch") as leg:
+            done = await replace_right_on(leg, migration, before, after) and done
+    return done
+
+
+async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
+    """The same on one node, over a connection that is open already."""
+    key = guard_key(migration)
+    if await leg.watch(key) != before:
+        await leg.call("UNWATCH")
+        return False
+    outcome = await leg.transaction([("SET", key, after)])
+    return outcome is not None and not isinstance(outcome[0], ReplyError)

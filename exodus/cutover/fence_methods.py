@@ -1,0 +1,359 @@
+"""By what a side can be made to refuse writes, strongest first, and what each leaves open.
+
+| means          | needs                              | refuses writes of    | what it leaves open                                |
+| -------------- | ---------------------------------- | -------------------- | -------------------------------------------------- |
+| `acl`          | ACL, a user of Exodus's own        | everybody but Exodus | a pop that blocked before it, on Redis 6.2 and 7.0 |
+| `min-replicas` | CONFIG SET, a server from 7.0      | everybody            | on 6.2 scripts write all the same: not offered     |
+| `replica`      | REPLICAOF, no replicas of its own, | everybody            | whoever may run REPLICAOF can undo it              |
+|                | change feed `gateway`              |                      |                                                    |
+| `provider`     | a person who closes the way        | nobody by itself     | whom that person forgot: a word is its only proof  |
+
+Expiry and eviction go on under each. The second and the third refuse Exodus's own writes too: changes cannot flow back while they are up, the
+journal keeps their keys, and a switch back lets Exodus in before it begins. Checked on Redis 6.2 and 8.2, Valkey 8.1 and 9.1.
+
+Commands of `up` and `down` run in one transaction under the fence's guard (`fence.py`), and may come again when they were done already.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, ClassVar, cast
+
+from exodus.errors import OperatorError
+from exodus.net.leg import Leg, ReplyError
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Feed, FenceKind, Side
+
+Command = tuple[Any, ...]
+Call = Callable[..., Awaitable[list[Any]]]  # commands → replies, errors as values
+Kept = dict[str, Any]  # what must be known to undo a fence; no secret is in it
+
+_PROBE = RESERVED_PREFIX + b"fence}:probe"
+_WRITE = ("SET", _PROBE, "1", "PX", 1)
+_SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
+_NEVER_MET = 1_000_000  # replicas
+_NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
+_KEPT_WORDS = ("allkeys", "allchannels", "allcommands", "nocommands", "resetkeys", "resetchannels")
+_OURS = "exodus"  # how the names of our connections begin
+
+
+class DoesNotHold(Exception):
+    """A fence that is up lets writes pass, or reads not."""
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _pairs(reply: Any) -> dict[str, Any]:
+    return {_text(reply[index]): reply[index + 1] for index in range(0, len(reply), 2)}
+
+
+def _sure(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            raise reply
+    return replies
+
+
+async def _info(call: Call) -> dict[str, str]:
+    raw = _sure(await call(("INFO",)))[0]
+    return dict(line.partition(":")[::2] for line in _text(raw).splitlines() if ":" in line)
+
+
+class Means(ABC):
+    """One way to fence a side. `call` raises no error replies; what does, raises `hiredis.ReplyError`."""
+
+    kind: ClassVar[FenceKind]
+
+    @abstractmethod
+    async def why_not(self, call: Call) -> str | None:
+        """Why it cannot be used here; None: it can. Changes nothing."""
+
+    async def look(self, call: Call) -> Kept:
+        """What `down` needs, as it is before."""
+        del call
+        return {}
+
+    def recheck(self) -> list[Command]:
+        """What to ask again just before it goes up."""
+        return []
+
+    def stale(self, replies: list[Any], kept: Kept) -> str | None:
+        """Why, by these answers, what was looked up does not suffice any more."""
+        del replies, kept
+        return None
+
+    def up(self, kept: Kept) -> list[Command]:
+        """Put it up."""
+        del kept
+        return []
+
+    def down(self, kept: Kept) -> list[Command]:
+        """Everything as it was."""
+        del kept
+        return []
+
+    @abstractmethod
+    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+        """Show that writes are refused; who → how it was shown. `stranger` is an application that needs no password.
+
+        Raises:
+            DoesNotHold: they are not.
+        """
+
+    async def kill_strays(self, call: Call, kept: Kept) -> int:
+        """End connections that are not named like ours, so that they look for the new side. How many; 0 where the server does not let us."""
+        del kept
+        listed = (await call(("CLIENT", "LIST", "TYPE", "NORMAL")))[0]
+        if isinstance(listed, ReplyError):
+            return 0  # they stay, and cannot write
+        clients = [dict(pair.partition("=")[::2] for pair in line.split()) for line in _text(listed).splitlines()]
+        others = [facts["id"] for facts in clients if not facts.get("name", "").startswith(_OURS)]
+        return sum(reply == 1 for reply in await call(*[("CLIENT", "KILL", "ID", number) for number in others]))
+
+
+class ByAcl(Means):
+    """Takes `@write` from every user but our own, on open connections, in scripts and in queued transactions. `kept`: user → rules before."""
+
+    kind = FenceKind.ACL
+
+    def __init__(self, ours: Iterable[str] = ()) -> None:
+        """`ours` are the names of further users of Exodus's own."""
+        self._ours = frozenset(ours)
+
+    async def why_not(self, call: Call) -> str | None:
+        """Exodus needs the right to change ACLs, and a user that is not the applications'."""
+        own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
+        if own == b"default" or len(users) < 2:
+            return f"Exodus connects as {_text(own)!r}, which the applications may use too"
+        _sure(await call(("ACL", "SETUSER", own)))  # no rule: that changes nothing, and shows whether it may
+        return None
+
+    async def look(self, call: Call) -> Kept:
+        """Rules and selectors of every other user."""
+        own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
+        names = [name for user in users if (name := _text(user)) not in {_text(own), *self._ours}]
+        found: Kept = {}
+        for name, reply in zip(names, _sure(await call(*[("ACL", "GETUSER", name) for name in names])), strict=True):
+            facts = _pairs(reply)
+            selectors = [
+                " ".join(_text(value) for value in _pairs(selector).values() if _text(value))
+                for selector in cast("list[Any]", facts.get("selectors") or [])
+            ]
+            found[name] = {"commands": _text(facts["commands"]), "selectors": selectors}
+        return found
+
+    def recheck(self) -> list[Command]:
+        """Who there is."""
+        return [("ACL", "USERS"), ("ACL", "WHOAMI")]
+
+    def stale(self, replies: list[Any], kept: Kept) -> str | None:
+        """A user that appeared since."""
+        names, own = replies
+        strangers = {_text(name) for name in names} - {_text(own)} - self._ours - set(kept)
+        return f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}" if strangers else None
+
+    def up(self, kept: Kept) -> list[Command]:
+        """No writes; selectors could give them back one by one, so they go."""
+        return [("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else [])) for user, rules in kept.items()]
+
+    def down(self, kept: Kept) -> list[Command]:
+        """The rules as they were, in their order.
+
+        Raises:
+            OperatorError: what is kept is no such rules: somebody else wrote to the control store.
+        """
+        for user, rules in kept.items():
+            words = [(word, "+-") for word in rules["commands"].split()]
+            words += [(word, "+-~%&") for selector in rules["selectors"] for word in selector.split()]
+            for word, signs in words:
+                if word[0] not in signs and word not in _KEPT_WORDS:
+                    raise OperatorError(
+                        f"the rules of {user!r} cannot be given back",
+                        why=f"the control store keeps {word[:40]!r} for it, which is no right to a command: somebody else wrote there",
+                        next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find out who writes to the control store",
+                    )
+        return [
+            ("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *(f"({selector})" for selector in rules["selectors"]))
+            for user, rules in kept.items()
+        ]
+
+    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+        """By the strongest that this server has: a write as `default`, a dry run, the rules read back."""
+        asked = [command for user in kept for command in (("ACL", "DRYRUN", user, *_WRITE), ("ACL", "GETUSER", user))]
+        replies = await call(*asked)
+        said = _text((await stranger.pipeline([_WRITE]))[0]) if stranger is not None else ""
+        if said == "OK":
+            raise DoesNotHold("the user 'default' could still write")
+        proofs: dict[str, str] = {}
+        for user, dry, facts in zip(kept, replies[::2], replies[1::2], strict=True):
+            if user == "default" and said.startswith("NOPERM"):
+                proofs[user] = "a write of its was refused"
+            elif not isinstance(dry, ReplyError):
+                if b"no permissions" not in dry and b"NOPERM" not in dry:
+                    raise DoesNotHold(f"{user}: {_text(dry)}")
+                proofs[user] = "a dry run of a write was refused"
+            else:  # Redis 6.2 has no dry run
+                rules = _text(_pairs(facts)["commands"]).split()
+                if "-@write" not in rules and rules[:1] != ["-@all"]:
+                    raise DoesNotHold(f"the rules of {user} still allow writes")
+                proofs[user] = "its rules were read back"
+        return proofs
+
+    async def kill_strays(self, call: Call, kept: Kept) -> int:
+        """Every connection of fenced users: a pop that blocked before the fence could still be served."""
+        return sum(_sure(await call(*[("CLIENT", "KILL", "USER", user) for user in kept])))
+
+
+class _ForAll(Means):
+    """Refuses everybody's writes, Exodus's too, so that our own stands for them all."""
+
+    code: ClassVar[str]  # of the error that a write then gets
+
+    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+        """A write and a script's write are refused, a read is not."""
+        del stranger, kept
+        write, script, read = await call(_WRITE, _SCRIPT, ("GET", _PROBE))
+        if not _text(write).startswith(self.code):
+            raise DoesNotHold(f"a write was answered with {_text(write)!r}, not with {self.code}")
+        if not isinstance(script, ReplyError):
+            raise DoesNotHold("a script could still write")
+        if isinstance(read, ReplyError):
+            raise DoesNotHold(f"reads are refused too: {_text(read)}")
+        return {"everybody": "a write and a script's write of Exodus's own were refused"}
+
+
+class ByReplicas(_ForAll):
+    """Asks for more replicas than there ever are. `kept`: the two settings before."""
+
+    kind = FenceKind.MIN_REPLICAS
+    code = "NOREPLICAS"
+
+    _WANTED, _LAG = "min-replicas-to-write", "min-replicas-max-lag"
+
+    async def why_not(self, call: Call) -> str | None:
+        """Needs CONFIG SET, and a server whose scripts obey it."""
+        version = (await _info(call))["redis_version"]
+        if int(version.split(".")[0]) < 7:
+            return f"on {version} scripts write all the same"
+        kept = await self.look(call)
+        _sure(await call(("CONFIG", "SET", self._WANTED, kept[self._WANTED])))  # what it is: changes nothing, and shows whether it may
+        return None
+
+    async def look(self, call: Call) -> Kept:
+        """Both settings."""
+        names = (self._WANTED, self._LAG)
+        return {name: _text(reply[1]) for name, reply in zip(names, _sure(await call(*[("CONFIG", "GET", name) for name in names])), strict=True)}
+
+    def up(self, kept: Kept) -> list[Command]:
+        """A lag of 0 would switch the check off."""
+        lag = kept[self._LAG]
+        return [("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag), ("CONFIG", "SET", self._WANTED, _NEVER_MET)]
+
+    def down(self, kept: Kept) -> list[Command]:
+        """The settings as they were, and no others, whatever the control store keeps."""
+        return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
+
+
+class ByRole(_ForAll):
+    """Makes the server a replica of nobody, which keeps what it has."""
+
+    kind = FenceKind.REPLICA
+    code = "READONLY"
+    _NEEDED: ClassVar = {"replica-read-only": "yes", "replica-serve-stale-data": "yes"}
+
+    def __init__(self, feed: Feed) -> None:
+        """`feed` is the one in force."""
+        self._feed = feed
+
+    async def why_not(self, call: Call) -> str | None:
+        """Needs REPLICAOF, a master without replicas, and reads that go on."""
+        if self._feed is not Feed.GATEWAY:
+            return f"the change feed ({self._feed}) reads what this side tells as a master"
+        facts = await _info(call)
+        if facts.get("role") != "master" or facts.get("cluster_enabled") == "1":
+            return f"the server is a {facts.get('role')}{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
+        if facts.get("connected_slaves", "0") != "0":
+            return f"it has {facts['connected_slaves']} replica(s), which would begin anew"
+        command, *found = _sure(await call(("COMMAND", "INFO", "REPLICAOF"), *[("CONFIG", "GET", name) for name in self._NEEDED]))
+        if not command or command[0] is None:
+            return "the server has no command REPLICAOF"
+        wrong = [f"{name} is not {wanted}" for (name, wanted), reply in zip(self._NEEDED.items(), found, strict=True) if _text(reply[1]) != wanted]
+        return "; ".join(wrong) or None
+
+    def up(self, kept: Kept) -> list[Command]:
+        """It was a master: nothing else has to be known."""
+        del kept
+        return [("REPLICAOF", *_NOBODY)]
+
+    def down(self, kept: Kept) -> list[Command]:
+        """A master again."""
+        del kept
+        return [("REPLICAOF", "NO", "ONE")]
+
+
+class ByProvider(Means):
+    """A person lets nobody but the gateways and Exodus reach the server, and says so. `kept`: who, when, and what.
+
+    No server refuses anything, so gateways must not end a hold by themselves while they cannot read the route (`Route.hold_until_told`).
+    """
+
+    kind = FenceKind.PROVIDER
+
+    def __init__(self, confirmed: Kept | None) -> None:
+        """`confirmed` is None where nobody has said it yet."""
+        self._confirmed = confirmed
+
+    async def why_not(self, call: Call) -> str | None:
+        """Somebody must have said it."""
+        del call
+        return None if self._confirmed is not None else "nobody has confirmed what the plan asks a person to do"
+
+    async def look(self, call: Call) -> Kept:
+        """Their word."""
+        del call
+        return dict(self._confirmed or {})
+
+    async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
+        """Their word."""
+        del call, stranger
+        return {"everybody": f"{kept['by']} confirmed: {kept['instruction']}"}
+
+
+KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
+
+
+def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()) -> Means:
+    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
+    if kind is FenceKind.ACL:
+        return ByAcl(ours)
+    if kind is FenceKind.MIN_REPLICAS:
+        return ByReplicas()
+    if kind is FenceKind.REPLICA:
+        return ByRole(feed)
+    return ByProvider(confirmed)
+
+
+async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
+    """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
+
+    Raises:
+        SourceError, TargetError: the side does not answer.
+    """
+    wanted = plan.fence.of(side)
+    # A person's word is never taken unasked.
+    kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
+    reasons: list[str] = []
+    for kind in kinds:
+        means = means_of(kind, feed, confirmed, plan.own_users(side))
+        try:
+            why = await means.why_not(call)
+        except ReplyError as exc:
+            why = str(exc)
+        if why is None:
+            return means, reasons
+        reasons.append(f"{kind}: {why}")
+    return None, reasons

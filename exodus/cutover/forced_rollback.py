@@ -1,0 +1,92 @@
+"""Back to the source while the target is dead: without draining, since there is nobody to drain from.
+
+What was written at the target and had not flowed back stays there; a person sees it key by key (`collect.dirty_keys`) before they decide.
+Afterwards journal and sync are off: when the target comes back, nothing of ours overwrites what only it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+from exodus.control.route import change_route, read_route
+from exodus.control.schema import guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.guard import replace_right
+from exodus.cutover.fence import Fence
+from exodus.cutover.settle import closed, settle
+from exodus.errors import DecisionRefused, ExodusError
+from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Hold, JournalMode, Side
+from exodus.topology.endpoint import Endpoint
+
+_TRIES = 3
+_BETWEEN_S = 1.0
+STEPS = [
+    "1. end every syncer's right to write to the source",
+    "2. lift the fence on the source",
+    "3. make the source the authority; gateways take their sessions there, without what had not flowed back",
+    "4. journal and live sync off; what stayed at the target is listed key by key",
+]
+
+
+async def why_dead(plan: Plan, side: Side) -> str | None:
+    """Why a side must be taken for dead, or None where it answers at one of several tries."""
+    why = ""
+    for attempt in range(_TRIES):
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(name="exodus-alive") as leg:
+                    await leg.call("PING")
+                    return None
+        except (ExodusError, OSError, TimeoutError) as exc:
+            why = exc.why if isinstance(exc, ExodusError) else str(exc) or "no answer"
+        if attempt < _TRIES - 1:
+            await asyncio.sleep(_BETWEEN_S)
+    return f"{plan.address(side).url} did not answer {_TRIES} times: {why}"
+
+
+async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
+    """Make the source the authority although the target cannot be asked.
+
+    Raises:
+        DecisionRefused: the target answers, or the source is the authority already; nothing was changed.
+    """
+    route = await read_route(store)
+    if route.authority is Side.SOURCE:
+        raise DecisionRefused("the source is the authority already", why=f"epoch {route.epoch}", next_step="exodus status")
+    dead = await why_dead(plan, Side.TARGET)
+    if dead is None:
+        raise DecisionRefused(
+            "the target answers", why="a rollback that drains loses nothing", next_step="start the rollback again: it takes the ordinary way"
+        )
+    switch = secrets.token_hex(6)
+    source = Endpoint(Side.SOURCE, plan.source)
+    async with await (await source.nodes())[0].connect(name="exodus-switch") as leg:
+        right = await leg.call("GET", guard_key(plan.name))
+    async with Fence(store, Side.SOURCE, plan) as fence:
+        await fence.let_in()
+        # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
+        if not await replace_right(source, plan.name, right, closed(switch)):
+            raise DecisionRefused("the writers' epoch on the source was changed", why="another switch is under way", next_step="exodus status")
+        record = await fence.record()
+        if record is not None:
+            await fence.open(record)
+    route = await change_route(
+        store,
+        route,
+        route.next(
+            authority=Side.SOURCE,
+            hold=Hold.NONE,
+            sync=False,
+            canary=0.0,
+            journal=JournalMode.OFF,
+            writer_epoch=route.writer_epoch + 1,
+            switch=switch,
+            why="forced back: the target is dead",
+        ),
+    )
+    left = [what for what in await settle(store, plan) if Side.TARGET not in what]  # the dead side is left as it is
+    return {"epoch": route.epoch, "target": dead, "not_settled": left}

@@ -1,0 +1,49 @@
+"""Scripts that applications use are loaded on the new side before it becomes the authority.
+
+A client that has loaded a script calls it by its digest for as long as its connection lasts, also in the middle of a
+transaction or a pipeline, where NOSCRIPT cannot be mended. Gateways keep the texts that they have seen in the control
+store (`exodus/gateway/scripts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exodus.control.registry import Heartbeat
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.net.leg import Leg, ReplyError
+
+_BATCH = 100
+
+
+async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> list[str]:
+    """Load what the gateways have seen and `loaded` does not have; what the server refuses, each with its reason.
+
+    Raises:
+        SourceError, TargetError: the server was lost.
+        redis.exceptions.RedisError: the store was.
+    """
+    known: dict[bytes, bytes] = await answered(store.client.hgetall(store.keys.scripts))
+    missing = [(sha, text) for sha, text in known.items() if sha not in loaded]
+    refused: list[str] = []
+    for start in range(0, len(missing), _BATCH):
+        part = missing[start : start + _BATCH]
+        replies = await leg.pipeline([("SCRIPT", "LOAD", text) for _, text in part])
+        for (sha, _), reply in zip(part, replies, strict=True):
+            loaded.add(sha)
+            if isinstance(reply, ReplyError):
+                refused.append(f"{sha.decode()[:12]}…: {str(reply)[:200]}")
+    return refused
+
+
+def unseen(gateways: Iterable[Heartbeat]) -> int:
+    """How many scripts applications call whose text no gateway has seen."""
+    return sum(int(beat.facts.get("scripts_unseen", 0)) for beat in gateways)
+
+
+def told(count: int) -> str:
+    """The same for a form; empty where there is none."""
+    if not count:
+        return ""
+    return f"{count} scripts are called by EVALSHA whose text no gateway has seen: load them on the target, or calls inside transactions fail"

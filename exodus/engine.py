@@ -1,0 +1,158 @@
+"""What moving data needs at hand: the plan, the control store, and who is authority and follower now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from exodus.control import letters
+from exodus.control.changes import Key
+from exodus.control.route import Route, read_route
+from exodus.control.schema import guard_key, lane_guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.guard import Guard
+from exodus.copy.key import BatchReport, Copier, Failure, Proofs
+from exodus.errors import ControlStoreError
+from exodus.feeds.feed import ChangeFeed, feed_of
+from exodus.native.replica import ReplicaSync
+from exodus.net.leg import Leg
+from exodus.plan.plan import Plan
+from exodus.plan.scope import Scope
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.node import NodeFacts
+
+
+class KeySync(Protocol):
+    """`sync(key)` for a lane: see `Copier` and `ReplicaSync`."""
+
+    async def sync_keys(self, db: int, keys: Sequence[bytes]) -> BatchReport:
+        """Make every key equal on the follower."""
+
+    async def guard_by(self, guard: Guard) -> None:
+        """Write under another guard from the next batch on."""
+
+    async def close(self) -> None:
+        """End the connections."""
+
+
+@dataclass
+class Engine:
+    """One direction of copying in one epoch of the route."""
+
+    plan: Plan
+    store: ControlStore
+    route: Route
+    authority: Endpoint
+    follower: Endpoint
+    authority_facts: NodeFacts
+    follower_facts: NodeFacts
+    proofs: Proofs = field(default_factory=Proofs)
+    scope: Scope = field(init=False)  # what is carried in this direction, and under which names
+    left_behind: Scope = field(init=False)  # after a cutover: what the rules left on the source, where it is left alone
+
+    def __post_init__(self) -> None:
+        forwards = self.route.authority is Side.SOURCE
+        # Rules are about the source. What is written at the target after a cutover flows back whatever they say, or a rollback would lose it.
+        self.scope, self.left_behind = (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
+
+    @property
+    def spare_others(self) -> bool:
+        """Whether keys of the follower whose names the rules leave out are others'; they are then neither compared nor touched."""
+        return self.plan.allow_nonempty
+
+    @property
+    def feed(self) -> ChangeFeed:
+        """The change feed in force."""
+        return feed_of(self.store, self.route.feed, self.plan.partitions, self.authority)
+
+    @property
+    def run_ids(self) -> dict[Side, str]:
+        """The lives of both servers."""
+        return {self.route.authority: self.authority_facts.run_id, self.route.follower: self.follower_facts.run_id}
+
+    def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
+        """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""
+        values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
+        values += [(lane_guard_key(self.plan.name, partition), b"%d" % token) for partition, token in sorted((tokens or {}).items())]
+        return Guard(tuple(values))
+
+    async def key_sync(self, guard: Guard, *, name: str) -> KeySync:
+        """What makes keys equal that changed: copying them, or waiting until a replica has them."""
+        if not self.route.native:
+            return await self.copier(guard, name=name)
+        authority = await self.authority_leg(name=name)
+        try:
+            return ReplicaSync(authority, await (await self.follower.nodes())[0].connect(name=name))
+        except BaseException:
+            await authority.close()
+            raise
+
+    async def copier(self, guard: Guard, *, name: str = "exodus") -> Copier:
+        """Connections for one task."""
+        authority = await self.authority_leg(name=name)
+        try:
+            follower = await (await self.follower.nodes())[0].connect(name=name)
+        except BaseException:
+            await authority.close()
+            raise
+        return Copier(
+            authority,
+            follower,
+            self.authority_facts,
+            self.follower_facts,
+            guard,
+            another_leg=lambda: self.authority_leg(name=name),
+            proofs=self.proofs,
+            scope=self.scope,
+            spare_others=self.spare_others,
+            keep_usage=self.plan.keep_usage,
+        )
+
+    async def authority_leg(self, *, name: str) -> Leg:
+        """A connection to the authority that reads without making a key look used, where the server allows that."""
+        leg = await (await self.authority.nodes())[0].connect(name=name)
+        try:
+            if self.authority_facts.capabilities.get("no-touch"):
+                await leg.call("CLIENT", "NO-TOUCH", "ON")
+        except BaseException:
+            await leg.close()
+            raise
+        return leg
+
+    async def keep_failures(self, failures: Iterable[Failure]) -> None:
+        """List keys that could not be carried as dead letters, with their reasons."""
+        for failure in failures:
+            await letters.keep(self.store, failure.db, failure.key, failure.reason)
+
+    async def forget_failures(self, keys: Iterable[Key]) -> None:
+        """Take keys that were carried after all off the list."""
+        await letters.forget(self.store, keys)
+
+
+async def open_engine(store: ControlStore, plan: Plan, route: Route | None = None) -> Engine:
+    """The engine for the route in force (or the one given).
+
+    Raises:
+        SourceError, TargetError, OperatorError: a side does not answer.
+        ControlStoreError: the store does not.
+    """
+    if route is None:
+        try:
+            route = await read_route(store)
+        except (RedisError, OSError) as exc:
+            raise ControlStoreError("the route cannot be read", why=str(exc), next_step="start the control store") from exc
+    authority = Endpoint(route.authority, plan.address(route.authority))
+    follower = Endpoint(route.follower, plan.address(route.follower))
+    return Engine(
+        plan,
+        store,
+        route,
+        authority,
+        follower,
+        await (await authority.nodes())[0].facts(),
+        await (await follower.nodes())[0].facts(),
+    )

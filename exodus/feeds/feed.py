@@ -1,0 +1,213 @@
+"""Change feeds: "these keys may have changed, up to this position".
+
+`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is what the gateways put there, complete when all
+writers pass them and scripts declare their keys; with `StreamedFeed` the authority's own replication stream is read into it as well, which is
+complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works before it is relied on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+from exodus.control import journal
+from exodus.control.changes import Changes, Key, parse_entries
+from exodus.control.store import ControlStore
+from exodus.errors import DecisionRefused
+from exodus.feeds import replication
+from exodus.feeds.pushes import PUSHES, Beacon, PushReader, check_allowed, check_heard
+from exodus.feeds.reader import PROBE_MS, PROBE_SCRIPT, FeedReader, begin
+from exodus.net.client import answered
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Feed, Side
+from exodus.topology.endpoint import Endpoint
+
+Positions = Mapping[int, bytes]
+_TAIL_ENTRIES = 256
+_PROBE_EVERY_S = 0.5
+_POLL_S = 0.02
+
+
+class ChangeFeed(Protocol):
+    """What live sync and backfill need of a feed. Positions are opaque to them."""
+
+    async def positions(self) -> dict[int, bytes]:
+        """Where the feed is now: everything up to here may be taken as seen by who reads a state after this call."""
+
+    async def synced(self) -> dict[int, bytes]:
+        """Up to where syncers have finished."""
+
+    async def changes_since(self, positions: Positions) -> Changes:
+        """What changed after `positions`; `gap` where that is not known any more."""
+
+    async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
+        """The next changes of some partitions, in order in each; empty after `wait_ms` without any."""
+
+    async def mark(self, keys: Iterable[Key]) -> None:
+        """Say that keys must be synced once more."""
+
+    async def drained(self) -> bool:
+        """Whether syncers have finished everything that is in the feed now."""
+
+
+class JournalFeed:
+    """The gateways' journal in the control store."""
+
+    def __init__(self, store: ControlStore, partitions: int) -> None:
+        self._store = store
+        self._partitions = partitions
+
+    async def positions(self) -> dict[int, bytes]:
+        """See `ChangeFeed`."""
+        return await journal.ends(self._store, self._partitions)
+
+    async def synced(self) -> dict[int, bytes]:
+        """See `ChangeFeed`."""
+        found = await journal.positions(self._store)
+        return {partition: found.get(partition, b"0-0") for partition in range(self._partitions)}
+
+    async def changes_since(self, positions: Positions) -> Changes:
+        """See `ChangeFeed`."""
+        return await journal.since(self._store, positions)
+
+    async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
+        """See `ChangeFeed`."""
+        names = {self._store.keys.journal(partition): partition for partition in after}
+        asked = {name: after[partition] for name, partition in names.items()}
+        found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
+        # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
+        streams = ((name, entries[0]) for name, entries in found.items()) if isinstance(found, dict) else (found or ())
+        return {names[name.decode()]: parse_entries(entries) for name, entries in streams}
+
+    async def mark(self, keys: Iterable[Key]) -> None:
+        """See `ChangeFeed`."""
+        await journal.append(self._store, keys, self._partitions)
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`."""
+        return await journal.drained(self._store, self._partitions)
+
+
+class StreamedFeed(JournalFeed):
+    """The journal, with the authority's replication stream read into it (`replication.py`)."""
+
+    def __init__(self, store: ControlStore, partitions: int, authority: Endpoint) -> None:
+        super().__init__(store, partitions)
+        self._authority = authority
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`: all that the authority has propagated was read, and then synced."""
+        return await replication.reached(self._store, self._authority) and await super().drained()
+
+
+class PushedFeed(JournalFeed):
+    """The journal, with what the authority pushes read into it (`pushes.py`)."""
+
+    def __init__(self, store: ControlStore, partitions: int, authority: Endpoint) -> None:
+        super().__init__(store, partitions)
+        self._beacon = Beacon(store, authority)
+        self._told = False
+
+    async def drained(self) -> bool:
+        """See `ChangeFeed`: all that the authority had to push when it was asked was read, and then synced."""
+        self._told = self._told or await self._beacon.seen()
+        if not self._told or not await super().drained():
+            return False
+        self._told = False
+        return True
+
+
+def reader_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint, process: str) -> FeedReader | None:
+    """What a syncer has to run so that a feed is read; None where others write it into the journal."""
+    if feed is Feed.REPLICATION:
+        return replication.ReplicationFeed(store, authority, partitions, process)
+    if feed in PUSHES:
+        return PushReader(store, authority, partitions, process, PUSHES[feed]())
+    return None
+
+
+async def check_feed(endpoint: Endpoint, feed: Feed, prefix: str) -> None:
+    """Prove that a side tells all its writes by `feed`: a script writes a key that it does not declare, and the key must come.
+
+    Changes nothing but that key, which is removed.
+
+    Raises:
+        DecisionRefused: the side does not allow it, or the key does not come.
+        SourceError, TargetError: the side does not answer.
+    """
+    if feed is Feed.REPLICATION:
+        await replication.check_allowed(endpoint, without_data=True)
+        await replication.check_heard(endpoint, prefix)
+    elif feed in PUSHES:
+        await check_allowed(endpoint, feed)
+        await check_heard(endpoint, feed, prefix)
+
+
+async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
+    """Begin the feed of the source anew: what it saw earlier is covered by the backfill or comparison to come.
+
+    Raises:
+        DecisionRefused: the source does not allow it; or the target, from which changes flow back after a cutover.
+    """
+    if feed is Feed.GATEWAY:
+        return
+    source, target = [Endpoint(side, plan.address(side)) for side in Side]
+    if feed is Feed.REPLICATION:
+        await replication.check_allowed(source)
+    else:
+        for side in (source,) if plan.feed is Feed.AUTO else (source, target):
+            await check_allowed(side, feed)
+    await begin(store, Side.SOURCE)
+
+
+def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint) -> ChangeFeed:
+    """The change feed in force, with `authority` as the side whose changes count."""
+    if feed is Feed.REPLICATION:
+        return StreamedFeed(store, partitions, authority)
+    if feed in PUSHES:
+        return PushedFeed(store, partitions, authority)
+    return JournalFeed(store, partitions)
+
+
+async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False) -> str:
+    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; return its name.
+
+    A new key each time: one that is written before a feed has begun is never told.
+
+    Args:
+        undeclared: let a script write them that does not declare them, as a feed of the authority's own has to tell; they are
+            removed. Without it, keys are deleted that do not exist, which a gateway journals and no application hears of.
+
+    Raises:
+        DecisionRefused: none comes: the feed must not be relied on.
+    """
+    before = await feed.positions()
+    loop = asyncio.get_running_loop()
+    began, written = loop.time(), -_PROBE_EVERY_S
+    names: list[str] = []
+    try:
+        while True:
+            if loop.time() - written >= _PROBE_EVERY_S:
+                written = loop.time()
+                names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
+                await answered(writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS)) if undeclared else writer.delete(names[-1]))
+            seen = {name for _, name in (await feed.changes_since(before)).keys}
+            found = next((name for name in names if name.encode() in seen), None)
+            if found is not None:
+                if undeclared:
+                    await answered(writer.delete(*names))
+                return found
+            if loop.time() - began > within_s:
+                raise DecisionRefused(
+                    "the change feed is not to be relied on",
+                    why=f"{len(names)} probe keys were written in {within_s:.0f} s, and none came to the journal",
+                    next_step="look at the `why` of gateway and syncer in `exodus status`, then start the phase again",
+                )
+            await asyncio.sleep(_POLL_S)
+    except RedisError as exc:
+        raise DecisionRefused("no probe could be written", why=str(exc), next_step="start the gateway (exodus gateway), and the source") from exc

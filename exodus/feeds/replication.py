@@ -1,0 +1,290 @@
+"""The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that changes a key.
+
+Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and takes of every propagated command only which keys
+it changed: scripts with undeclared keys, expiry, eviction, and writers that bypass the gateway are all in it (facts-redis 4, run on seven servers).
+The keys go into the same journal as those of the gateways; in the same transaction stands how far the stream was read, so a restart goes on at
+exactly that byte. Where the server cannot go on there, it answers with a full resync: what was missed is not known, and everything counts as changed.
+
+It always acknowledges offset 0: a true offset would let an application's WAIT count us as a replica that has its data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from exodus.cancellation import end_all
+from exodus.commands.semantics import Role
+from exodus.commands.table import CommandTable
+from exodus.control import journal
+from exodus.control.changes import RESYNC, Barrier, Key
+from exodus.control.effects import barrier_of, changed_keys
+from exodus.control.store import ControlStore
+from exodus.errors import DecisionRefused
+from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_state, not_heard
+from exodus.net.client import answered
+from exodus.net.info import info_of
+from exodus.net.leg import Leg, ReplyError
+from exodus.plan.bounds import JOURNAL_WINDOW_S, LEASE_MS
+from exodus.plan.own_keys import is_own
+from exodus.resp.encode import encode
+from exodus.resp.scanner import SKIPPED, RequestScanner
+from exodus.topology.endpoint import Endpoint
+
+_ACK = encode("REPLCONF", "ACK", 0)
+_READ_BYTES = 256 * 1024
+_SILENCE_S = 30.0  # the authority pings its replicas every 10 s
+_ACK_S = 1.0
+_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
+_MARK = b"$EOF:"
+_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
+
+
+@dataclass
+class Cursor:
+    """How far the stream was read: `offset` counts bytes as the server does."""
+
+    replid: str
+    offset: int
+    db: int = 0
+
+
+@dataclass
+class StreamKeys:
+    """From the bytes of the stream to changed keys. No I/O."""
+
+    table: CommandTable
+    cursor: Cursor
+    keys: dict[Key, None] = field(default_factory=dict)
+    barriers: list[Barrier] = field(default_factory=list)
+    _scanner: RequestScanner = field(default_factory=RequestScanner)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes; what they say gathers in `keys`, `barriers` and `cursor` until `take`.
+
+        Raises:
+            ValueError: the stream cannot be read: the connection has to be made anew.
+        """
+        cursor = self.cursor
+        for request in self._scanner.feed(data):
+            cursor.offset += request.size
+            args = request.args
+            if not args:
+                continue
+            command = self.table.of(args)
+            if command.role is Role.SELECT:
+                cursor.db = int(args[1])
+            elif command.role is Role.BARRIER:
+                self.barriers.append(barrier_of(command, args, cursor.db))
+            elif command.write and command.role is not Role.EXEC:
+                found = changed_keys(command, args, cursor.db)
+                if any(key is SKIPPED for _, key in found) or (not command.known and not found):
+                    self.barriers.append(Barrier(RESYNC))
+                self.keys.update(dict.fromkeys(key for key in found if not is_own(key[1])))
+        if self._scanner.broken is not None:
+            raise ValueError(self._scanner.broken)
+
+    def take(self) -> tuple[list[Key], list[Barrier]]:
+        """What gathered, and begin anew."""
+        keys, barriers = list(self.keys), self.barriers
+        self.keys, self.barriers = {}, []
+        return keys, barriers
+
+
+class ReplicationFeed(FeedReader):
+    """Reads the replication stream of one side into the journal."""
+
+    async def _follow(self) -> None:
+        node = (await self._endpoint.nodes())[0]
+        leg = await node.connect(name="exodus-feed")
+        acknowledging: asyncio.Task[None] | None = None
+        try:
+            table = CommandTable.from_replies(await leg.call("COMMAND"))
+            stream, resumed = await self._handshake(leg, table)
+            self.connects += 1
+            if not resumed:
+                self.gaps += 1
+                await self._append(stream, [], [Barrier(RESYNC)])
+            self.why = ""
+            started = asyncio.Event()
+            acknowledging = asyncio.create_task(_acknowledge(leg, started))
+            renewed = time.monotonic()
+            async for data in _chunks(leg):
+                started.set()
+                stream.feed(data)
+                await self._append(stream, *stream.take())
+                if time.monotonic() - renewed > LEASE_MS / 3000:
+                    renewed = time.monotonic()
+                    if not await self._mine():
+                        return
+                await asyncio.sleep(JOURNAL_WINDOW_S)  # what comes meanwhile is one entry
+        finally:
+            try:
+                await end_all([acknowledging])
+            finally:
+                await leg.close()
+
+    async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
+        """Become a replica; the stream's reader, and whether nothing was missed since the last one."""
+        raw = await answered(self._store.client.hgetall(self._state_key))
+        known = Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
+        fresh = known is not None and known.offset == BEGIN
+        stream, resumed = await _begin(leg, table, None if fresh else known)
+        if fresh:
+            await self._append(stream, [], [])  # the beginning that `begin` allowed: a backfill covers what was before it
+        return stream, resumed or fresh
+
+    async def _append(self, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]) -> None:
+        cursor = stream.cursor
+        state: dict[str, str | int] = {"replid": cursor.replid, "offset": cursor.offset, "db": cursor.db}
+        await journal.append(self._store, keys, self._partitions, barriers, also=lambda pipe: pipe.hset(self._state_key, mapping=state))  # type: ignore[arg-type]
+
+
+async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[StreamKeys, bool]:
+    """Become a replica, behind `known` where that is given; the stream's reader, and whether it goes on exactly there.
+
+    Raises:
+        hiredis.ReplyError: the server does not let us.
+    """
+    asks = await leg.pipeline([("REPLCONF", "listening-port", 1), ("REPLCONF", "capa", "eof", "capa", "psync2"), ("REPLCONF", "rdb-filter-only", "")])
+    refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
+    if refused:
+        raise refused[0]
+    leg.write(encode("PSYNC", *((known.replid, known.offset + 1) if known else ("?", -1))))
+    await leg.drain()
+    words = (await _line(leg)).split()
+    if words[0] == b"+CONTINUE" and known is not None:
+        if len(words) > 1:
+            known.replid = words[1].decode()
+        return StreamKeys(table, known), True
+    if words[0] != b"+FULLRESYNC":
+        raise ReplyError(b" ".join(words)[1:].decode("utf-8", "replace"))
+    cursor = Cursor(words[1].decode(), int(words[2]))
+    await _skip_data(leg)
+    return StreamKeys(table, cursor), False
+
+
+async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
+    """What arrives, as much as there is at a time."""
+    while True:
+        yield await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+
+
+async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
+    while True:
+        leg.write(_ACK)
+        await asyncio.sleep(_ACK_S if started.is_set() else _FIRST_ACK_S)
+
+
+async def _line(leg: Leg) -> bytes:
+    """The next line that says something: a server sends empty ones while it prepares, for `repl-diskless-sync-delay` seconds at first."""
+    while (line := await leg.line()) == b"":
+        continue
+    return line
+
+
+async def _skip_data(leg: Leg) -> None:
+    """Read past the RDB: with its length in front, or between two marks of 40 bytes. It is as good as empty where the server filters."""
+    head = await _line(leg)
+    if not head.startswith(_MARK):
+        left = int(head[1:])
+        while left:
+            left -= len(await leg.raw(min(left, _READ_BYTES), within_s=_SILENCE_S))
+        return
+    mark, tail = head[len(_MARK) :], b""
+    while True:
+        tail += await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+        at = tail.find(mark)
+        if at >= 0:
+            leg.unread(tail[at + len(mark) :])
+            return
+        tail = tail[-len(mark) :]
+
+
+async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEARD_S) -> None:
+    """Read the stream of a side until a key comes that a script writes there without declaring it.
+
+    Raises:
+        DecisionRefused: none comes.
+        SourceError, TargetError: the side does not answer.
+    """
+    feed, tasks = "the replication stream", []
+    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    try:
+        probes = await Probes.open(endpoint, prefix)
+        try:
+            async with asyncio.timeout(within_s):
+                table = CommandTable.from_replies(await leg.call("COMMAND"))
+                stream, _ = await _begin(leg, table, None)
+                started = asyncio.Event()
+                tasks.append(asyncio.create_task(_acknowledge(leg, started)))
+                while not {name for _, name in stream.take()[0]} & set(probes.names):
+                    await probes.write()
+                    stream.feed(await leg.raw(_READ_BYTES, within_s=_SILENCE_S))
+                    started.set()
+        except TimeoutError:
+            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+        except (ReplyError, ValueError) as exc:
+            raise not_heard(endpoint, feed, str(exc)) from exc
+        finally:
+            await end_all(tasks)
+            await probes.close()
+    finally:
+        await leg.close()
+
+
+async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
+    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it sends none of its data.
+
+    Raises:
+        DecisionRefused: it does not, and why.
+    """
+    async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
+        replies = await leg.pipeline([("REPLCONF", "rdb-filter-only", ""), ("COMMAND", "INFO", "PSYNC"), ("INFO", "replication")])
+    filtered, known, info = replies
+    active = isinstance(info, bytes) and b"repl_backlog_active:1" in info
+    if isinstance(known, ReplyError) or not known or known[0] is None:
+        why = "PSYNC is not allowed here"
+    elif isinstance(filtered, ReplyError) and "NOPERM" in str(filtered):
+        why = str(filtered)
+    elif isinstance(filtered, ReplyError) and (without_data or not active):
+        why = "this server cannot leave the data away (Redis 7 and Valkey can), and would have to save all of it first"
+    else:
+        return
+    raise DecisionRefused(
+        f"the replication stream of the {endpoint.side} cannot be the change feed",
+        why=why,
+        next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's user",
+    )
+
+
+async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) -> None:
+    """Let the stream of a side be read from here on: both sides are equal now, and nobody writes.
+
+    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which database that is, or was
+    there already. Where the server keeps nothing of its stream, the first reading is a gap.
+    """
+    state: dict[str, str] = {}
+    if await leg.watch(key) == value:
+        outcome = await leg.transaction([("SET", key, value), ("INFO", "replication")])
+        info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
+        if info.get("repl_backlog_active") == "1":
+            state = {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
+    else:
+        await leg.call("UNWATCH")
+    pipe = store.client.pipeline(transaction=True)
+    pipe.delete(store.keys.feed(leg.side))
+    if state:
+        pipe.hset(store.keys.feed(leg.side), mapping=state)  # type: ignore[arg-type]
+    await pipe.execute()
+
+
+async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
+    """Whether everything that the server has propagated until now was read into the journal: exact, by its own offset."""
+    async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
+        info = await leg.call("INFO", "replication")
+    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    state = await feed_state(store, endpoint.side)
+    return state is not None and state["replid"] == facts[b"master_replid"].decode() and int(state["offset"]) >= int(facts[b"master_repl_offset"])

@@ -1,0 +1,262 @@
+"""The lanes of one process in one epoch: every partition that it holds the lease of, worked together.
+
+What gathered in all of them within a cadence is read in one call, deduplicated, and written in one guarded batch, so that many partitions
+cost no more round trips than one. A partition's position moves only when every key before it was synced; a batch is guarded by the epoch and by
+the token of each partition that is held, so losing one of them voids the batch, which is then done again without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from hdrh.histogram import HdrHistogram
+
+from exodus.cancellation import end_all
+from exodus.control import journal
+from exodus.control.changes import Changes, id_order
+from exodus.control.leases import Leases
+from exodus.control.schema import lane_guard_key
+from exodus.engine import Engine, KeySync
+from exodus.errors import EpochEnded, LeaseEnded
+from exodus.live import server_runs
+from exodus.live.costly_keys import HeavyKeys
+from exodus.live.recheck import Keeper
+from exodus.live.rescan import rescan
+from exodus.net.client import answered
+from exodus.net.leg import Leg, close_all
+from exodus.plan.bounds import JOURNAL_RETAIN_MS, LEASE_MS
+from exodus.plan.vocabulary import Side
+
+_WAIT_MS = 500
+_CADENCE_S = 0.02  # lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much later
+_BATCH_KEYS = 256
+_TRIM_EVERY_S = 10.0
+_IDLE_S = 0.2
+_LAG_MS_MAX = 3_600_000
+# A position only goes forward: where a replica is waited for no guard on the follower stops a lane that slept past its lease.
+_FORWARD = """
+local function parts(id) local ms, seq = id:match('(%d+)%-?(%d*)') return tonumber(ms), tonumber(seq) or 0 end
+for at = 1, #ARGV, 2 do
+  local ms, seq = parts(ARGV[at + 1])
+  local was_ms, was_seq = parts(redis.call('HGET', KEYS[1], ARGV[at]) or '0-0')
+  if ms > was_ms or (ms == was_ms and seq > was_seq) then redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
+end
+"""
+
+
+class Tally:
+    """What a process counts over all the epochs of its life."""
+
+    def __init__(self) -> None:
+        names = ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries", "keys_in", "unsettled", "excluded")
+        self.counts: dict[str, int] = dict.fromkeys(names, 0)
+        self.strategies: Counter[str] = Counter()
+        self.excluded: Counter[str] = Counter()  # the rule that leaves keys out → how often one of them was written
+        self.heavy = HeavyKeys()
+        self.lag = HdrHistogram(1, _LAG_MS_MAX, 2)  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
+
+
+class Lanes:
+    """One epoch's work. `run` ends with the epoch."""
+
+    def __init__(self, engine: Engine, process: str, tally: Tally) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._tally = tally
+        self._leases = Leases(engine.store, process, engine.plan.partitions)
+        self._positions: dict[int, bytes] = {}
+        self._keeper = Keeper(engine)
+        self._restarted: list[Side] = []  # sides that have to be compared in full (`server_runs.py`)
+        self._recovery: asyncio.Task[str] | None = None
+        self._pulse: list[Leg] = []
+        self.why = ""  # what a full comparison is made for, or what it leaves to a person
+        self._tended = self._renewed = self._asked = 0.0
+        self._trimmed = time.monotonic()
+        self.hurry = asyncio.Event()  # writes are held, and wait for what is in the journal
+
+    @property
+    def partitions(self) -> list[int]:
+        """What is held now."""
+        return sorted(self._leases.tokens)
+
+    async def run(self) -> None:
+        """Sync until the epoch ends.
+
+        Raises:
+            EpochEnded: as said.
+            SourceError, TargetError, RedisError: a server is away; the caller tries again.
+        """
+        self._restarted = await server_runs.changed(self._engine)
+        self.why = await server_runs.left(self._store)
+        copier = await self._engine.key_sync(self._engine.guard(), name="exodus-syncer")
+        keeping = asyncio.create_task(self._keeper.run())
+        try:
+            for side in (self._engine.authority, self._engine.follower):
+                self._pulse.append(await (await side.nodes())[0].connect(name="exodus-pulse"))
+            looked = 0.0
+            while True:
+                if keeping.done():
+                    keeping.result()  # it only ends by failing
+                await self._tend(copier)
+                await self._recover()
+                if not self._positions:
+                    await asyncio.sleep(_IDLE_S)
+                    continue
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(0.0, looked + _CADENCE_S - time.monotonic())):
+                        await self.hurry.wait()
+                looked = time.monotonic()
+                changes = await self._engine.feed.tail(self._positions, wait_ms=_WAIT_MS)
+                if not changes:
+                    continue
+                self._keeper.note(changes)
+                try:
+                    await self._sync(copier, changes)
+                except EpochEnded:
+                    if not await self._drop_lost(copier):
+                        raise
+                    continue
+                await self._advance(changes)
+        finally:
+            try:
+                await end_all([keeping, self._recovery])
+            finally:  # cancelled once more meanwhile, as `end_all` does
+                try:
+                    await copier.close()
+                finally:
+                    await close_all(self._pulse)
+
+    async def _recover(self) -> None:
+        """Compare both sides where one of them restarted; who holds the first partition does it."""
+        if self._recovery is not None and self._recovery.done():
+            self._restarted, self.why, self._recovery = [], self._recovery.result(), None
+        elif self._restarted and self._recovery is None and 0 in self._positions:
+            self._recovery = asyncio.create_task(server_runs.recover(self._engine, self._restarted))
+        elif not self._restarted and self.why and time.monotonic() - self._asked > _IDLE_S:
+            self._asked = time.monotonic()
+            self.why = await server_runs.left(self._store)  # another syncer compares
+
+    async def give_back(self) -> None:
+        """Let others have the partitions at once."""
+        self._positions.clear()
+        await self._leases.give_back(self.partitions)
+
+    # ------------------------------------------------------------------ leases
+
+    async def _tend(self, copier: KeySync) -> None:
+        """Renew what is held, give surplus back, take what is free up to a fair share."""
+        if time.monotonic() - self._tended < LEASE_MS / 3000:
+            return
+        self._tended = self._renewed = time.monotonic()
+        for leg in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
+            guard = self._engine.guard()
+            found = await leg.call("MGET", *[key for key, _ in guard.values])
+            if leg.side is self._engine.route.follower and not self._engine.route.native:
+                guard.check(found)
+        before = dict(self._leases.tokens)
+        await self._leases.renew()
+        share = await self._leases.fair_share()
+        await self._leases.give_back(self.partitions[share:])
+        taken = await self._leases.take(share)
+        if taken and not self._engine.route.native:  # a replica takes no writes, of whoever comes with whatever token
+            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+                for partition in taken:
+                    # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
+                    await leg.call("SET", lane_guard_key(self._engine.plan.name, partition), self._leases.tokens[partition])
+        if taken:
+            synced = await journal.positions(self._store)
+            self._positions.update({partition: synced.get(partition, b"0-0") for partition in taken})
+        if self._leases.tokens != before:
+            await self._reguard(copier)
+
+    async def _reguard(self, copier: KeySync) -> None:
+        self._positions = {partition: at for partition, at in self._positions.items() if partition in self._leases.tokens}
+        await copier.guard_by(self._engine.guard(self._leases.tokens))
+        await self._keeper.hold(self._positions)
+
+    async def _drop_lost(self, copier: KeySync) -> bool:
+        """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
+        lost = await self._leases.renew()
+        if not self._engine.route.native:
+            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+                for partition, token in list(self._leases.tokens.items()):
+                    if await leg.call("GET", lane_guard_key(self._engine.plan.name, partition)) != b"%d" % token:
+                        lost.append(partition)
+                        del self._leases.tokens[partition]
+        if lost:
+            await self._reguard(copier)
+        return bool(lost)
+
+    # ------------------------------------------------------------------ work
+
+    async def _sync(self, copier: KeySync, changes: Mapping[int, Changes]) -> None:
+        by_db: dict[int, dict[bytes, None]] = {}
+        seen = 0
+        for each in changes.values():
+            seen += len(each.keys)
+            for db, key in each.keys:
+                by_db.setdefault(db, {})[key] = None  # a key that changed often is copied once
+        counts = self._tally.counts
+        counts["keys_in"] += seen
+        counts["coalesced"] += seen - sum(map(len, by_db.values()))
+        for db, unique in by_db.items():
+            keys = list(unique)
+            for start in range(0, len(keys), _BATCH_KEYS):
+                part = keys[start : start + _BATCH_KEYS]
+                report = await copier.sync_keys(db, part)
+                for name in ("copied", "removed", "payload_bytes"):
+                    counts[name] += getattr(report, name)
+                self._tally.heavy.add(db, report.heavy)
+                counts["failed"] += len(report.failed)
+                counts["unsettled"] += len(report.unsettled)
+                counts["excluded"] += report.excluded.total()
+                self._tally.excluded.update(report.excluded)
+                self._tally.strategies.update(report.strategies)
+                failed = {(failure.db, failure.key) for failure in report.failed}
+                await self._engine.keep_failures(report.failed)
+                await self._engine.forget_failures((db, key) for key in part if (db, key) not in failed)
+                await self._engine.feed.mark((db, key) for key in report.unsettled)
+                await self._renew_in_time()
+        if self._engine.route.native:
+            return  # a replica flushes and swaps as its source does
+        for each in changes.values():
+            for barrier in each.barriers:
+                counts["marked_by_barriers"] += await rescan(self._engine, barrier)
+
+    async def _renew_in_time(self) -> None:
+        # By a clock of its own: with a write a second this came before `_tend` each time, and what a dead syncer had was never taken.
+        if time.monotonic() - self._renewed > LEASE_MS / 3000:
+            self._renewed = time.monotonic()
+            if await self._leases.renew():
+                raise LeaseEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
+
+    async def _advance(self, changes: Mapping[int, Changes]) -> None:
+        reached = {partition: each.last_id for partition, each in changes.items() if each.last_id is not None}
+        self._positions.update(reached)
+        pipe = self._store.client.pipeline(transaction=False)
+        pipe.eval(_FORWARD, 1, self._store.keys.position, *[word for partition, at in reached.items() for word in (str(partition), at)])
+        pipe.time()
+        if self.hurry.is_set():
+            pipe.publish(self._store.keys.part_changed, "synced")  # to the switch that waits for it
+        _, (seconds, micros), *_ = await pipe.execute()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        for each in changes.values():
+            for written_ms in each.times_ms:
+                self._tally.lag.record_value(min(max(now_ms - written_ms, 1), _LAG_MS_MAX))
+        if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
+            self._trimmed = time.monotonic()
+            await self._trim(now_ms)
+
+    async def _trim(self, now_ms: int) -> None:
+        pipe = self._store.client.pipeline(transaction=True)
+        for partition, position in self._positions.items():
+            keep = b"%d-0" % (now_ms - JOURNAL_RETAIN_MS)
+            if id_order(keep) > id_order(position):
+                keep = position
+            pipe.hset(self._store.keys.trimmed, str(partition), keep)
+            pipe.xtrim(self._store.keys.journal(partition), minid=keep, approximate=True)
+        await answered(pipe.execute())

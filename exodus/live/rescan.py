@@ -1,0 +1,49 @@
+"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at both sides instead of repeating it."""
+
+from __future__ import annotations
+
+from exodus.control.changes import RESYNC, Barrier
+from exodus.copy.scan import scan_once
+from exodus.engine import Engine
+from exodus.live.server_runs import may_remove
+from exodus.net.leg import NoDatabase
+from exodus.plan.own_keys import is_own
+from exodus.verify.comparison import open_surplus
+from exodus.verify.reconcile import mark_differing
+
+_BATCH_KEYS = 500
+
+
+async def rescan(engine: Engine, barrier: Barrier) -> int:
+    """Mark the keys concerned as changed; how many.
+
+    A FLUSH is not repeated on the follower: a key written after it can stand in the journal before it (two connections, one
+    window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
+    """
+    if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
+        return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked
+    marked = 0
+    swapped = barrier.what == "swapdb"  # keys changed that both sides have: all of the authority's are marked too
+    surplus = await open_surplus(engine, name="exodus-rescan")
+    try:
+        for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
+            ours = side is engine.authority
+            for node in await side.nodes():
+                # Where keys have other databases there, all of the follower's are looked at.
+                named = barrier.databases if ours or not engine.scope.renames else ()
+                for db in named or tuple((await node.facts()).databases):
+                    async with await node.connect(name="exodus-rescan") as leg:
+                        try:
+                            await leg.select(db)
+                        except NoDatabase:
+                            continue  # no key is there
+                        cursor = -1
+                        while cursor:
+                            cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
+                            keys = [key for key in keys if not is_own(key)]
+                            found = [(db, key) for key in keys] if ours else [(at, extra.key) for at, extra in await surplus.among(db, keys)]
+                            await engine.feed.mark(found)
+                            marked += len(found)
+    finally:
+        await surplus.close()
+    return marked

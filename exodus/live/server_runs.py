@@ -1,0 +1,159 @@
+"""Lives of the two servers: a server that restarts may come back with less than it had, and no journal tells what is missing.
+
+The control store holds, for each side, the run id of the server whose keys the journal's positions speak for. A syncer that
+finds another one opens a gap, compares both sides in full, marks what differs, and closes the gap once that is copied. So a
+server that comes back empty, from an older snapshot, or as its replica after a failover is made equal again by itself, and
+nobody can switch before it is.
+
+Two things wait for a person:
+
+* a follower that holds keys and not this migration's mark: it may be the wrong server (`regain`);
+* keys that only the follower has: an authority that restarted may have lost them (`exodus repair --remove-extra`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from exodus.control import freshness, journal
+from exodus.control.gaps import close_gap, open_gap, open_gaps
+from exodus.control.route import Route, read_route
+from exodus.control.run_ids import known_lives, note_lives
+from exodus.control.schema import guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.guard import replace_right
+from exodus.engine import Engine
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.topology.pair_checks import foreign_keys
+from exodus.verify.reconcile import mark_differing
+
+_GAP = "life:"
+_EMPTIED = "emptied"  # in place of a run id: what the server had is gone, though it did not restart
+_POLL_S = 0.1
+
+
+async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
+    """Note the servers that a copy begins with. It covers all that they have, so gaps of earlier lives end."""
+    await note_lives(store, run_ids)
+    for side in run_ids:
+        await close_gap(store, _GAP + side)
+
+
+async def changed(engine: Engine) -> list[Side]:
+    """Return the sides whose server restarted since the journal speaks for it; each has an open gap from here on."""
+    if engine.route.native:
+        await note_lives(engine.store, engine.run_ids)  # the servers fill a replica, and journal positions wait for what it has applied
+        return []
+    store = engine.store
+    await note_lives(store, engine.run_ids, first=True)
+    known, open_now = await known_lives(store), await open_gaps(store)
+    found: list[Side] = []
+    for side, run_id in engine.run_ids.items():
+        was = known[side]
+        if was != run_id:
+            found.append(side)
+            if open_now.get(_GAP + side, {}).get("run_id") != run_id:
+                verified = await freshness.last_pass(store) is not None or open_now.get(_GAP + side, {}).get("verified")
+                await open_gap(store, _GAP + side, _why(side, was), run_id=run_id, comparing=True, verified=bool(verified))
+    if found:
+        await freshness.forget_pass(store)
+    return found
+
+
+def _why(side: Side, was: str) -> str:
+    what = "was emptied or replaced" if was == _EMPTIED else "restarted, or another server answers in its place"
+    return f"the {side} {what}: it may have lost keys; live sync compares both sides and copies what differs"
+
+
+async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
+    """Return why both sides are compared in full, or what that left to a person; nothing where all is well."""
+    found = [gap for name, gap in (await open_gaps(store)).items() if name.startswith(_GAP)]
+    return next((str(gap["why"]) for gap in found if gap.get("comparing") or not only_comparing), "")
+
+
+async def may_remove(engine: Engine) -> bool:
+    """Whether a key that only the follower has was deleted at the authority for all that is known.
+
+    Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a write may be unknown.
+    """
+    if await open_gaps(engine.store):
+        return False
+    (node,) = await engine.authority.nodes()
+    return (await known_lives(engine.store)).get(engine.route.authority) in (None, (await node.facts()).run_id)
+
+
+async def recover(engine: Engine, sides: list[Side]) -> str:
+    """Compare both sides in full, let live sync copy what differs, and close the gaps; return what is left for a person.
+
+    Raises:
+        SourceError, TargetError, RedisError: a server is away; the caller begins again.
+    """
+    store = engine.store
+    gaps = await open_gaps(store)
+    since_ms, synced = await store.now_ms(), await engine.feed.synced()
+    # A key that only the follower has is one that it was to remove and forgot, unless the authority forgot it, or an open
+    # gap says that not all of the authority's writes are known.
+    forgot = engine.route.authority not in sides and all(name.startswith(_GAP) for name in gaps)
+    found = await mark_differing(engine, remove_extra=forgot, gently=True)
+    await _synced(engine)
+    verified = any(gaps.get(_GAP + side, {}).get("verified") for side in sides)
+    await note_lives(store, engine.run_ids)
+    if found.extra:
+        why = (
+            f"{found.extra} keys are only on the {engine.route.follower}, such as {found.names}: "
+            f"the {engine.route.authority} may have lost them when it restarted; they are kept. "
+            "exodus verify lists them; exodus repair --remove-extra removes them"
+        )
+        for side in sides:
+            await open_gap(store, _GAP + side, why, verified=verified)
+        return why
+    if verified:  # as a verification, it speaks for everything up to where it began; what it marked is dirty
+        await freshness.record_pass(store, since_ms, synced, found.keys)
+    for side in sides:
+        await close_gap(store, _GAP + side)
+    return ""
+
+
+async def _synced(engine: Engine) -> None:
+    goal = await engine.feed.positions()
+    while not await journal.reached(engine.store, goal):
+        await asyncio.sleep(_POLL_S)
+
+
+async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
+    """Give the writers of this epoch their right back on a follower that lost this migration's mark; return why not.
+
+    Only where the route is still this one, and the follower is empty or is seen to be the same one at an earlier time.
+
+    Raises:
+        SourceError, TargetError: it does not answer.
+    """
+    side, key, right = route.follower, guard_key(plan.name), b"%d" % route.writer_epoch
+    follower = Endpoint(side, plan.address(side))
+    (node,) = await follower.nodes()
+    async with await node.connect(name="exodus-right") as leg:
+        value = await leg.call("GET", key)
+    if value == right:
+        return ""
+    facts = await node.facts()
+    restarted = (await known_lives(store)).get(side) not in (None, facts.run_id)
+    older = value is not None and value.isdigit() and int(value) < route.writer_epoch
+    if value is not None and not (older and restarted):
+        return f"the right to write to the {side} is not this epoch's: {key.decode()} is {value!r} there, not {right!r}"
+    foreign = 0 if value is not None or plan.allow_nonempty else await foreign_keys(follower, facts)
+    if foreign:
+        return (
+            f"the {side} was replaced or restored from a copy: it holds {foreign} keys, and not {key.decode()}. "
+            f"Empty it, and live sync fills it again by itself. Where its keys are this migration's, say so: "
+            f"redis-cli -u {plan.address(side).url} SET {key.decode()} {right.decode()}"
+        )
+    now = await read_route(store)
+    if (now.sync, now.authority, now.writer_epoch) != (True, route.authority, route.writer_epoch):
+        return "the route has changed"
+    if not restarted:
+        await note_lives(store, {side: _EMPTIED})
+    if not await replace_right(follower, plan.name, value, right):
+        return f"the right to write to the {side} is being changed"
+    return ""

@@ -1,0 +1,317 @@
+"""The syncer: the process of live sync. It follows the route, and runs the lanes (`lanes.py`) while the route asks for them.
+
+It does nothing until the route says `sync`, and follows the route's direction, so reverse sync after a cutover is the same code with the sides
+swapped. Failures of any server are waited out; nothing is skipped: a key that cannot be carried is listed as a dead letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Iterable
+
+from redis.exceptions import RedisError
+
+from exodus import gc_tuning
+from exodus.cancellation import end_all, until_stopped
+from exodus.control import journal, registry
+from exodus.control.registry import Heartbeat
+from exodus.control.route import SOON, Route, asked_at_ms, read_route
+from exodus.control.store import ControlStore
+from exodus.copy.guard import has_right
+from exodus.engine import open_engine
+from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
+from exodus.feeds.feed import reader_of
+from exodus.feeds.reader import FeedReader
+from exodus.live.lag_probe import LagProbe
+from exodus.live.lanes import Lanes, Tally
+from exodus.live.server_runs import regain
+from exodus.native.replica import Attachment, check_filled
+from exodus.net.leg import ReplyError
+from exodus.plan.bounds import HEARTBEAT_S
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Hold
+from exodus.telemetry.http import StatusServer
+from exodus.telemetry.sample import Sample
+from exodus.telemetry.states import WAITS, States
+from exodus.topology.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+_BACKOFF_S = 0.25
+_TIDY_S = 0.1  # after the end of an epoch of ours: applications' writes are held at that moment, and who moves them needs the processor
+_BEHIND_MS = 2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
+_STORE_ERRORS = (RedisError, OSError, TimeoutError)
+
+
+class Syncer:
+    """The process: follows the route, takes leases, runs lanes, says how it goes."""
+
+    def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
+        self.process = process
+        self.tally = Tally()
+        self._store = store
+        self._plan = plan
+        self._route = Route(epoch=-1)
+        self._lanes: Lanes | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._stream: FeedReader | None = None
+        self._streaming: asyncio.Task[None] | None = None
+        self._attachment: Attachment | None = None  # native replication
+        self._attaching: asyncio.Task[None] | None = None
+        self._probe: LagProbe | None = None
+        self._probing: asyncio.Task[None] | None = None
+        self._why = ""
+        self._store_why = ""
+        self._states = States(log)
+        self._beat_now = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._lag_entries = 0
+        self._oldest_ms = 0
+        self._rates = _Rates()
+
+    def stop(self) -> None:
+        """End in order."""
+        self._stopping.set()
+
+    async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
+        """Serve until `stop`."""
+        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._store_why or self._why or "following"))
+        try:
+            await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
+        finally:
+            await self._stop_work()
+            with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
+                await self._store.unregister("syncer", self.process)
+            status.close()
+
+    async def _look_at_route(self, word: bytes | None, *, waited: bool = False) -> None:
+        if word == SOON or asked_at_ms(word) is not None:
+            return  # to gateways
+        try:
+            route = await read_route(self._store)
+        except _STORE_ERRORS as exc:
+            self._store_is(f"{type(exc).__name__}: {exc}")
+            return
+        self._store_is("")
+        self._states.now("route", route.text)
+        before = self._route
+        if route.epoch == before.epoch:
+            return
+        if before.sync and not route.sync and not waited:
+            # What we may write has ended already, by the follower's guard; only the tidying up is left.
+            await asyncio.sleep(_TIDY_S)
+            await self._look_at_route(None, waited=True)
+            return
+        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native", "feed"))
+        if not same:
+            await self._stop_work()
+            if route.sync:
+                self._work = asyncio.create_task(self._keep_syncing(route))
+                if route.native:
+                    self._attachment = Attachment(self._store, self._plan, route)
+                    self._attaching = asyncio.create_task(self._attachment.run())
+                authority = Endpoint(route.authority, self._plan.address(route.authority))
+                self._stream = reader_of(self._store, route.feed, self._plan.partitions, authority, self.process)
+                if self._stream is not None:
+                    self._streaming = asyncio.create_task(self._stream.run())
+        elif self._lanes is not None:
+            self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()
+        self._route = route
+        await self._probe_or_not()
+        self._beat_now.set()
+
+    async def _stop_work(self) -> None:
+        await end_all((self._work, self._streaming, self._attaching, self._probing))
+        self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
+        self._why = ""  # of work that has ended
+
+    async def _probe_or_not(self) -> None:
+        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so that a switch finds no session of ours."""
+        route = self._route
+        calm = route.sync and route.hold is Hold.NONE and route.rehearsal_prefix is None
+        if not calm:
+            await end_all((self._probing,))
+            self._probing = None
+        elif self._probing is None:
+            self._probe = self._probe or LagProbe(
+                self._plan, route, lambda partition: self._lanes is not None and partition in self._lanes.partitions
+            )
+            self._probing = asyncio.create_task(self._probe.run())
+
+    async def _keep_syncing(self, route: Route) -> None:
+        """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
+
+        A right that is not there may come: where a switch is given up, the route that gives it is out before the follower is told.
+        """
+        follower, has_it = Endpoint(route.follower, self._plan.address(route.follower)), True
+        while True:
+            lanes: Lanes | None = None
+            try:
+                if not has_it:
+                    waits_for = "" if route.native else await regain(self._store, self._plan, route)
+                    if waits_for or not await has_right(follower, self._plan.name, route.writer_epoch):
+                        self._why = waits_for or self._why
+                        await asyncio.sleep(_BACKOFF_S)
+                        continue
+                has_it = True
+                if route.native:
+                    await check_filled(self._plan)
+                lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
+                self._why = ""
+                self._states.away("live sync", "", verbs=WAITS)
+                await lanes.run()
+            except LeaseEnded as exc:
+                # The right to the follower is still ours: a server that stood still for longer than a lease must not end live sync for good.
+                self._why = exc.why
+                await asyncio.sleep(_BACKOFF_S)
+            except EpochEnded as exc:
+                self._why, has_it = exc.why, False
+            except OperatorError as exc:
+                self._why = exc.what
+                self.tally.counts["retries"] += 1
+                await asyncio.sleep(4 * _BACKOFF_S)
+            except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
+                self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                self.tally.counts["retries"] += 1
+                self._states.away("live sync", self._why, verbs=WAITS)
+                await asyncio.sleep(_BACKOFF_S)
+            finally:
+                if lanes is not None:
+                    with contextlib.suppress(*_STORE_ERRORS):  # the leases then end by their own time
+                        await lanes.give_back()
+
+    async def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
+            soon = self._beat_now.is_set()
+            self._beat_now.clear()
+            try:
+                now_ms = await self._store.now_ms()
+                if self._route.sync and not (soon and self._route.hold is Hold.WRITES):  # what is left is synced now, and writes wait for that
+                    await self._measure_lag(now_ms)
+                await registry.beat(self._store, self.heartbeat(now_ms))
+                self._store_is("")
+            except _STORE_ERRORS as exc:
+                self._store_is(f"{type(exc).__name__}: {exc}")
+
+    def _store_is(self, why: str) -> None:
+        """Note whether the control store is away, and why."""
+        self._store_why = f"the control store is away: {why}" if why else ""
+        self._states.away("the control store", why, kind="away" if why else "")
+
+    async def _measure_lag(self, now_ms: int) -> None:
+        self._lag_entries = await journal.lag_entries(self._store, self._plan.partitions, at_most=1_000)
+        self._oldest_ms = await journal.oldest_ms(self._store, self._plan.partitions, now_ms)
+        self._rates.look(self.tally, self._oldest_ms)
+        if self._oldest_ms > _BEHIND_MS and not self._why and not self.converges:
+            self._why = (
+                f"does not converge: {self._oldest_ms} ms behind and growing at {self._rates.synced_per_s:.0f} keys/s; "
+                "start more syncers, or wait for a quieter hour"
+            )
+        elif self._why.startswith("does not converge") and self.converges:
+            self._why = ""
+
+    @property
+    def converges(self) -> bool:
+        """Whether live sync keeps up: what is behind is young, or younger than it was a window ago."""
+        return self._oldest_ms <= _BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
+
+    def heartbeat(self, at_ms: int) -> Heartbeat:
+        """What this process says of itself."""
+        lag = self._rates
+        return Heartbeat(
+            kind="syncer",
+            process=self.process,
+            at_ms=at_ms,
+            epoch=self._route.epoch,
+            state="syncing" if self._route.sync else "idle",
+            why=self._store_why
+            or self._why
+            or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
+            facts={
+                "stream_gaps": self._stream.gaps if self._stream is not None else 0,
+                **({"replica": self._attachment.text} if self._attachment is not None else {}),
+                "direction": f"{self._route.authority} to {self._route.follower}",
+                "partitions": self._lanes.partitions if self._lanes is not None and self._route.sync else [],
+                "lag_entries": self._lag_entries,
+                "lag_ms_p50": lag.lag_ms_p50,
+                "lag_ms_p99": lag.lag_ms_p99,
+                "oldest_dirty_ms": self._oldest_ms,
+                **self._probed(),
+                "keys_in_per_s": round(lag.keys_in_per_s, 1),
+                "synced_per_s": round(lag.synced_per_s, 1),
+                "converges": self.converges,
+                "heavy": self.tally.heavy.rows(),
+                "excluded_by_rule": dict(self.tally.excluded),
+                "strategies": {str(how): count for how, count in self.tally.strategies.items()},
+                **self.tally.counts,
+            },
+        )
+
+    def _probed(self) -> dict[str, float | int | str]:
+        probe = self._probe
+        if probe is None or not (probe.lag_ms or probe.why):
+            return {}  # another syncer does it
+        p50, p99 = (round(probe.percentile(share), 1) for share in (0.5, 0.99))
+        return {"probe_lag_ms_p50": p50, "probe_lag_ms_p99": p99, "probes_missed": probe.misses, "probe_why": probe.why}
+
+    def metrics(self) -> Iterable[Sample]:
+        """For Prometheus."""
+        yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
+        yield "exodus_syncer_oldest_dirty_ms", "age of the oldest of them", {}, self._oldest_ms
+        yield "exodus_syncer_lag_ms_p50", "from a journal entry to its keys being equal, median of the last seconds", {}, self._rates.lag_ms_p50
+        yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
+        if self._probe is not None and self._probe.lag_ms:
+            yield (
+                "exodus_syncer_probe_lag_ms_p50",
+                "from the answer to a write through a gateway to its being seen at the follower",
+                {},
+                self._probe.percentile(0.5),
+            )
+            yield "exodus_syncer_probe_lag_ms_p99", "likewise, 99th percentile", {}, self._probe.percentile(0.99)
+        for name, value in self.tally.counts.items():
+            yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
+        for rule, count in list(self.tally.excluded.items()):
+            yield "exodus_syncer_rule_keys_total", "writes of keys that a rule leaves out", {"rule": rule}, count
+        for how, count in list(self.tally.strategies.items()):
+            yield "exodus_syncer_strategy_keys_total", "keys copied, by how", {"strategy": how}, count
+
+
+class _Rates:
+    """Figures of the last few seconds, from counters that only grow."""
+
+    def __init__(self) -> None:
+        self.keys_in_per_s = self.synced_per_s = 0.0
+        self.lag_ms_p50 = self.lag_ms_p99 = 0
+        self.oldest_ms_before = self._oldest_ms = 0
+        self._at = time.monotonic()
+        self._before = (0, 0)
+
+    def look(self, tally: Tally, oldest_ms: int) -> None:
+        """Take the counters as they are now; a window is at least a second."""
+        elapsed = time.monotonic() - self._at
+        if elapsed < 1.0:
+            return
+        self.oldest_ms_before, self._oldest_ms = self._oldest_ms, oldest_ms
+        counts = tally.counts
+        now = (counts["keys_in"], counts["copied"] + counts["removed"] + counts["coalesced"] + counts["excluded"])
+        self.keys_in_per_s, self.synced_per_s = ((after - before) / elapsed for after, before in zip(now, self._before, strict=True))
+        self._at, self._before = time.monotonic(), now
+        if tally.lag.total_count:
+            self.lag_ms_p50 = int(tally.lag.get_value_at_percentile(50))
+            self.lag_ms_p99 = int(tally.lag.get_value_at_percentile(99))
+            tally.lag.reset()
+
+
+async def run_syncer(store: ControlStore, plan: Plan, process: str) -> None:
+    """`exodus syncer`."""
+    syncer = Syncer(store, plan, process)
+    gc_tuning.settle()  # a switch waits for what this still has to copy
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, syncer.stop)
+    await syncer.run()

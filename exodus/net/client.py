@@ -1,0 +1,59 @@
+"""redis-py clients for control work. The hot path uses `exodus/net/leg.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+
+from exodus.plan.address import Address
+from exodus.plan.bounds import CONNECT_TIMEOUT_S
+
+
+async def answered(reply: Any) -> Any:
+    """What redis-py's asyncio client returns; its annotations also allow for its blocking twin, and for text."""
+    return await reply
+
+
+def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any) -> redis.Redis:
+    """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means. `more` is for redis-py."""
+    if address.tls:
+        more |= {
+            "ssl": True,
+            "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
+            "ssl_certfile": str(address.cert_file) if address.cert_file else None,
+            "ssl_keyfile": str(address.key_file) if address.key_file else None,
+        }
+    client = redis.Redis(
+        host=address.host,
+        port=address.port,
+        db=db,
+        username=address.username,
+        password=address.secret(field),
+        socket_connect_timeout=timeout_s,
+        socket_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        driver_info=None,  # CLIENT SETINFO and CLIENT MAINT_NOTIFICATIONS are rights that no user of ours needs otherwise
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **more,
+    )
+    if address.tls and address.server_name:
+        client.connection_pool.connection_class = _NamedTls
+        client.connection_pool.connection_kwargs["server_name"] = address.server_name
+    return client
+
+
+class _NamedTls(redis.SSLConnection):
+    """Asks for the certificate of a name that is not the host's."""
+
+    def __init__(self, *, server_name: str, **more: Any) -> None:
+        super().__init__(**more)
+        self._server_name = server_name
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_name}

@@ -1,0 +1,112 @@
+"""`migration.yaml`: reading it, and telling what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from exodus.errors import OperatorError
+from exodus.plan.address import Address
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Workers
+from exodus.plan.window import Window
+
+_NAME = re.compile(r"[a-z_]+(?:\.(?:[a-z_]+|\d+))*")
+
+
+class MigrationFile(BaseModel):
+    """`migration.yaml`: the plan's fields, and where the control store is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    plan: Plan
+    control_store: Address
+
+
+_SERVERS = ("source", "target", "control_store")
+_MODELS = (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window)
+_FIELDS = sorted({name for model in _MODELS for name in model.model_fields} | {"url"})
+
+
+def load_migration(path: Path) -> MigrationFile:
+    """Read and check a migration file.
+
+    Raises:
+        OperatorError: it is not there, not YAML, or a field of it cannot be; the message names the field and the value.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as exc:
+        raise OperatorError(f"{path} cannot be read", why=str(exc), next_step="name a migration file: exodus apply migration.yaml") from exc
+    except yaml.YAMLError as exc:
+        mark = exc.problem_mark if isinstance(exc, yaml.MarkedYAMLError) else None
+        raise OperatorError(
+            f"{path} is not YAML",
+            why="it cannot be read" if mark is None else f"it cannot be read at line {mark.line + 1}, column {mark.column + 1}",
+            next_step="correct the file; docs/operating/migration-file.md has an example",
+        ) from None  # its text has lines of the file
+    if not isinstance(raw, dict):
+        raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
+    return migration_of(raw, str(path))
+
+
+def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
+    """Check the fields of a migration; `where` names what holds them.
+
+    Raises:
+        OperatorError: a field cannot be; the message names the field and the value.
+    """
+    fields = dict(raw)
+    servers: dict[str, Address] = {}
+    for name in _SERVERS:
+        server = fields.pop(name, None)
+        if isinstance(server, str):
+            server = {"url": server}
+        if not isinstance(server, dict) or not isinstance(server.get("url"), str):
+            raise OperatorError(
+                f"{name} is not a server" if server else f"{name} is missing",
+                why="each of source, target and control_store needs a url",
+                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
+            )
+        more = {key: value for key, value in server.items() if key != "url"}
+        try:
+            servers[name] = Address.parse(server["url"], field=name, **more)
+        except ValidationError as exc:
+            raise _as_operator_error(exc, where, name + ".") from exc
+    try:
+        plan = Plan.model_validate({**fields, "source": servers["source"], "target": servers["target"]})
+    except ValidationError as exc:
+        raise _as_operator_error(exc, where, "") from exc
+    return MigrationFile(plan=plan, control_store=servers["control_store"])
+
+
+def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> OperatorError:
+    first = exc.errors(include_url=False)[0]
+    field = prefix + ".".join(str(part) for part in first["loc"])
+    if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
+        what = first["msg"].removeprefix("Value error, ")
+        return OperatorError(what, why=f"{where} was checked and nothing was changed", next_step="correct one of the two")
+    why = f"{where} was checked and nothing was changed"
+    if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
+        near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
+        number = f" (its value is {first['input']})" if isinstance(first["input"], (bool, int, float)) else ""
+        return OperatorError(
+            f"{_place(field)}: there is no such field{number}",
+            why=why,
+            next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md",
+        )
+    hidden = prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
+    whole = isinstance(first["input"], (dict, list))  # with fields of its own, which may be anything
+    value = "" if whole or (hidden and isinstance(first["input"], str)) else f" {first['input']!r}"
+    return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=why, next_step=f"correct {field}")
+
+
+def _place(field: str) -> str:
+    """A field's name as it is shown where it is not one of ours."""
+    return field if _NAME.fullmatch(field) else "a field"

@@ -1,0 +1,38 @@
+"""Connections as an application makes them: through a gateway, or to a side without Exodus's own login."""
+
+from __future__ import annotations
+
+from exodus.errors import OperatorError, SourceError, TargetError
+from exodus.net.leg import Leg
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+
+
+async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> Leg:
+    """Through a gateway: without a login where that suffices, as Exodus's own may be another on the other side.
+
+    Raises:
+        OperatorError: the gateway does not answer, or the authority refuses Exodus's own login there.
+    """
+    nobody = plan.through_gateway(None)
+    try:
+        try:
+            return await Leg.connect(nobody, authority, name=name)
+        except OperatorError:
+            return await Leg.connect(plan.through_gateway(authority), authority, name=name)  # the gateway lets the authority check it
+    except (SourceError, TargetError) as exc:
+        raise OperatorError(
+            f"gateway: nothing answers at {nobody.url}",
+            why=exc.why,
+            next_step="correct gateway.host, gateway.port, gateway.tls or gateway.ca_file of the migration file, and look whether a gateway runs",
+        ) from exc
+
+
+async def takes_nobody(plan: Plan, side: Side) -> bool:
+    """Return whether a side lets a client in that shows no login."""
+    none = {"username": None, "password": None, "password_env": None, "password_file": None}
+    try:
+        async with await Leg.connect(plan.address(side).model_copy(update=none), side, name="exodus-login"):
+            return True
+    except (OperatorError, SourceError, TargetError):  # one in protected mode ends the connection
+        return False

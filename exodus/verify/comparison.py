@@ -1,0 +1,451 @@
+"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes of it.
+
+A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and those whose values are seen to be equal
+(`decode.py`) are done; all others are asked for by type, one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP
+is not allowed everything comes by type: streams, hashes whose fields may expire and types of modules one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from zlib import crc32
+
+from exodus.copy.chunked import At, differs_in_pieces, expiry_of
+from exodus.copy.filtered import left_out
+from exodus.copy.impact import Turn, unpaced
+from exodus.copy.read import Batch, Reader, Seen, What
+from exodus.copy.scan import scan_once
+from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
+from exodus.engine import Engine
+from exodus.net.leg import Leg, NoDatabase, Reply, close_all
+from exodus.plan.own_keys import is_own, without_own
+from exodus.plan.scope import Scope
+from exodus.plan.vocabulary import CopyStrategy
+from exodus.topology.node import NodeFacts
+from exodus.verify.decode import apart, kind_of, same_value
+
+_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
+_RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
+
+
+class Depth(StrEnum):
+    """What is compared of each key."""
+
+    COUNT = "count"  # whether it is there
+    OUTLINE = "outline"  # type, length, expiry
+    FULL = "full"  # and the value, with what belongs to it
+
+
+_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.FULL: What.COMPARABLE}
+
+
+def in_sample(key: bytes, share: float) -> bool:
+    """Whether a key is among that share of all keys; the same ones each time."""
+    return crc32(key) < share * 2**32
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """One key that differs."""
+
+    db: int
+    key: bytes
+    kind: str  # missing, extra, type, value, expiry, group
+    detail: str = ""
+
+    def as_json(self) -> dict[str, str | int]:
+        """For reports: the key as text, bytes that are none escaped; and exactly, in hexadecimal."""
+        return {**asdict(self), "key": self.key.decode("utf-8", "backslashreplace"), "key_hex": self.key.hex()}
+
+
+@dataclass
+class Tally:
+    """What was found of the keys that are equal, and of those that were not compared."""
+
+    by_type: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys of the authority
+    keys_with_ttl: int = 0
+    ttl_drift_ms_max: int = 0
+
+
+class Comparison:
+    """Readers of both sides in the same database, and what is equal between them. Keys have the names that they have on the authority."""
+
+    def __init__(
+        self,
+        authority: Leg,
+        follower: Leg,
+        authority_facts: NodeFacts,
+        follower_facts: NodeFacts,
+        scope: Scope,
+        *,
+        spare_others: bool,
+        slack_ms: int,
+        depth: Depth = Depth.FULL,
+        share: float = 1.0,
+        turn: Turn = unpaced,
+    ) -> None:
+        """Take the legs over.
+
+        Args:
+            spare_others: keys of the follower whose names the rules leave out are not this migration's.
+            slack_ms: by how much expiries may differ.
+            depth: what is compared.
+            share: of the keys that `scan` gives.
+            turn: waited for before each piece of a large key.
+        """
+        self._legs = (authority, follower)
+        self._facts = (authority_facts, follower_facts)
+        self._scope = scope
+        self._spare_others = spare_others
+        self._whole = depth is Depth.FULL
+        self._dumps = self._whole and all(facts.payload_version is not None for facts in self._facts)
+        what = What.VALUE if self._whole and not self._dumps else _READS[depth]
+        self._readers = (Reader(authority, authority_facts, what), Reader(follower, follower_facts, what))
+        self._share = share
+        self._turn = turn
+        self._slack_ms = slack_ms
+        self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
+
+    async def select(self, db: int) -> None:
+        """Change the database on both sides. Where one does not have it, no key is there."""
+        for leg in self._legs:
+            await entered(leg, db)
+
+    async def close(self) -> None:
+        """End both connections."""
+        await close_all(self._legs)
+
+    async def scan(self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False) -> tuple[int, Batch]:
+        """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
+
+        Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
+        absent: it is not to be on the follower either.
+        """
+        if self._scope.filters or self._share < 1:
+            following, found = await scan_once(self._legs[0], cursor, count)
+            keys = [key for key in dict.fromkeys(found) if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))]
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys) if self._scope.filters else {}
+            tally.excluded.update(outside.values())
+            by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
+            read = await self._readers[0].keys([key for key in keys if key not in outside])
+            return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
+        following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
+        if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
+            return following, batch
+        unique = {each.key: each for each in batch.rows() if not is_own(each.key)}
+        return following, Batch.of(list(unique.values()))
+
+    async def follow(self, db: int, ours: Batch) -> Batch:
+        """The same keys as the follower has them, wherever it has them."""
+        if not self._scope.renames:
+            if not await entered(self._legs[1], db):
+                return Batch.of([_absent(key) for key in ours.keys])
+            return await self._readers[1].like(ours)
+        found: dict[bytes, Seen] = {}
+        by_key = {each.key: each for each in ours.rows()}
+        for to_db, part in self._by_place(db, ours.keys).items():
+            if not await entered(self._legs[1], to_db):
+                continue
+            there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
+            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
+        return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
+
+    def _by_place(self, db: int, keys: Sequence[bytes]) -> dict[int, list[tuple[bytes, bytes]]]:
+        """Database of the follower → keys and their names there; without those whose name is not free."""
+        by_db: dict[int, list[tuple[bytes, bytes]]] = {}
+        for key in keys:
+            if self._scope.taken(db, key) is None:
+                to_db, to = self._scope.place(db, key)
+                by_db.setdefault(to_db, []).append((key, to))
+        return by_db
+
+    async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
+        """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
+        outside: dict[bytes, str] = {}
+        ours_there = await entered(self._legs[0], db)
+        if self._scope.filters and ours_there:
+            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            tally.excluded.update(outside.values())
+            if self._spare_others:
+                keys = [key for key in keys if self._scope.left_out(db, key) is None]
+        inside = [key for key in keys if key not in outside and ours_there]
+        read, theirs = await asyncio.gather(self._readers[0].keys(inside), self._as_they_are(db, keys))
+        by_key = {each.key: each for each in read}
+        ours = [by_key.get(key) or _absent(key) for key in keys]
+        return await self.compare(db, ours, theirs, tally)
+
+    async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
+        """Keys of the follower, read without knowing what the authority has."""
+        if not self._scope.renames:
+            if not await entered(self._legs[1], db):
+                return [_absent(key) for key in keys]
+            return await self._readers[1].keys(keys)
+        found: dict[bytes, Seen] = {}
+        for to_db, part in self._by_place(db, keys).items():
+            if not await entered(self._legs[1], to_db):
+                continue
+            there = await self._readers[1].keys([to for _, to in part])
+            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
+        return [found.get(key) or _absent(key) for key in keys]
+
+    async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
+        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is seen by the column."""
+        doubtful = self._doubtful(ours, theirs)
+        found: list[Divergence] = []
+        if doubtful:
+            found = await self.compare(db, ours.at(doubtful).rows(), theirs.at(doubtful).rows(), tally)
+            left = set(doubtful)
+            equal = [position for position in range(len(ours.keys)) if position not in left]
+            ours, theirs = ours.at(equal), theirs.at(equal)
+        if ours.expiries_ms != theirs.expiries_ms:
+            drift_ms = max(abs(here - there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True))
+            tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
+        tally.keys_with_ttl += len(ours.expiries_ms) - ours.expiries_ms.count(-1)  # all are there
+        for kind in set(ours.kinds):
+            tally.by_type[kind.decode()] += ours.kinds.count(kind)
+        return found
+
+    def _doubtful(self, ours: Batch, theirs: Batch) -> Sequence[int]:
+        """Where a key is to be looked at by itself, since it is not there or not seen to be the same."""
+        every = range(len(ours.keys))
+        kinds = set(ours.kinds)
+        if b"none" in kinds or ours.kinds != theirs.kinds:
+            return every
+        if self._dumps:
+            found = set(apart(ours.kinds, ours.values, theirs.values))
+        else:
+            plain = not self._whole or (
+                kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+            )
+            if not plain or ours.values != theirs.values:
+                return every
+            found = set()
+        if ours.expiries_ms != theirs.expiries_ms:
+            for position, (here, there) in enumerate(zip(ours.expiries_ms, theirs.expiries_ms, strict=True)):
+                if here != there and (abs(here - there) > self._slack_ms or (here < 0) != (there < 0)):
+                    found.add(position)
+        return sorted(found)
+
+    async def compare(self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally) -> list[Divergence]:
+        """Compare what was read of both sides, key by key."""
+        found: list[Divergence] = []
+        slack_ms = self._slack_ms
+        equal: Counter[bytes] = Counter()
+        read_apart = await self._apart(db, [here for here, there in zip(ours, theirs, strict=True) if self._needs_more(here, there)])
+        for here, there in zip(ours, theirs, strict=True):
+            key, kind, expiry, value, large = here
+            # Most often both sides say the same, byte for byte.
+            apart_here = key in read_apart
+            if here == there and value is not None and not apart_here and kind != b"none":
+                equal[kind] += 1
+                tally.keys_with_ttl += expiry >= 0
+                continue
+            kind_there = self._kind(there)
+            if kind != kind_there:
+                found.append(_of_another_type(db, key, kind, kind_there))
+                continue
+            if kind == b"none":
+                continue
+            unequal: str | None = None
+            there_expiry = there.expiry_ms
+            if large or there.large:
+                expiry, there_expiry, unequal = await self._in_pieces(db, key, kind)
+            elif apart_here:
+                unequal = read_apart[key]
+            elif value != there.value and not self._same(kind, value, there.value):
+                unequal = "value"
+            if (expiry < 0) != (there_expiry < 0):
+                found.append(Divergence(db, key, "expiry", "on one side only"))
+            elif expiry >= 0 and abs(expiry - there_expiry) > slack_ms:
+                found.append(Divergence(db, key, "expiry", f"{there_expiry - expiry:+d} ms"))
+            elif unequal is not None:
+                what = f"{kind.decode()}s differ" if self._whole else f"lengths of {kind.decode()}s differ"
+                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else what))
+            else:
+                equal[kind] += 1
+                if expiry >= 0:
+                    tally.keys_with_ttl += 1
+                    tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, abs(expiry - there_expiry))
+        for kind, count in equal.items():
+            tally.by_type[kind.decode()] += count
+        return found
+
+    def _kind(self, there: Seen) -> bytes:
+        """The type of a key that was read as one of the same type as the other side's: what its payload says."""
+        if self._dumps and there.kind not in (b"string", b"none") and isinstance(there.value, bytes):
+            return kind_of(there.value) or there.kind
+        return there.kind
+
+    def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
+        """Whether values that were not read apart, and are not the same byte for byte, are equal."""
+        if self._dumps:
+            return kind != b"string"  # a payload that is not of an equal value is always looked into
+        return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
+
+    def _needs_more(self, here: Seen, there: Seen) -> bool:
+        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal, and by its type may nevertheless be."""
+        kind = here.kind
+        if not self._whole or here.large or there.large or kind == b"none" or kind != self._kind(there):
+            return False
+        if None in (here.value, there.value):
+            return True
+        if self._dumps:
+            return kind != b"string" and here.value != there.value and not same_value(here.value, there.value)
+        return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
+
+    async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
+        """Of keys that need reads of their own: what differs, if anything."""
+        found: dict[bytes, str | None] = {}
+        for start in range(0, len(rows), _APART_KEYS):
+            part = rows[start : start + _APART_KEYS]
+            here = [(db, row.key, row.kind) for row in part]
+            there = [(*self._scope.place(db, row.key), row.kind) for row in part]
+            ours, theirs = await asyncio.gather(self._values(self._legs[0], here), self._values(self._legs[1], there))
+            for (key, kind, *_), one, other in zip(part, ours, theirs, strict=True):
+                found[key] = None if one == other else "group" if kind == b"stream" and one[0] == other[0] else "value"
+        return found
+
+    async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
+        """Values of keys, each given with its database and type."""
+        found: dict[tuple[int, bytes], Reply] = {}
+        for db in dict.fromkeys(db for db, _, _ in keys):
+            await leg.select(db)
+            mine = [(name, kind) for at, name, kind in keys if at == db]
+            reads = [reads_of(kind, name) for name, kind in mine]
+            replies = iter(await leg.pipeline([command for commands in reads for command in commands]))
+            values = {name: canonical(kind, [next(replies) for _ in commands]) for (name, kind), commands in zip(mine, reads, strict=True)}
+            hashes = [
+                (name, sorted(values[name])) for name, kind in mine if kind == b"hash" and self._field_expiry and isinstance(values[name], dict)
+            ]
+            times = await leg.pipeline([("HPEXPIRETIME", name, "FIELDS", len(fields), *fields) for name, fields in hashes if fields])
+            for (name, _), ttls in zip([each for each in hashes if each[1]], times, strict=True):
+                known = isinstance(ttls, list)
+                values[name] = (values[name], ttls if known and any(ttl >= 0 for ttl in ttls) else [] if known else str(ttls))
+            found.update({(db, name): value for name, value in values.items()})
+        return [found[db, name] for db, name, _ in keys]
+
+    async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
+        """A large key: its expiries, and what differs."""
+        to_db, to = self._scope.place(db, key)
+        await self._legs[0].select(db)
+        await self._legs[1].select(to_db)
+        sides = At(self._legs[0], key), At(self._legs[1], to)
+        here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
+        return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
+
+
+def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Divergence:
+    if kind_there == b"none":
+        return Divergence(db, key, "missing", kind.decode())
+    if kind == b"none":
+        return Divergence(db, key, "extra", kind_there.decode())
+    return Divergence(db, key, "type", f"{kind.decode()} and {kind_there.decode()}")
+
+
+async def entered(leg: Leg, db: int) -> bool:
+    """Change the database; False where the server has none of that number, so that no key is there."""
+    try:
+        await leg.select(db)
+    except NoDatabase:
+        return False
+    return True
+
+
+def _absent(key: bytes) -> Seen:
+    return Seen(key, b"none", -2, b"")
+
+
+class Surplus:
+    """Finds keys of the follower that are not to be there. `behind` is a leg of the follower's, where rules have to be asked after a cutover."""
+
+    def __init__(self, engine: Engine, authority: Leg, behind: Leg | None) -> None:
+        self._engine = engine
+        self._authority = authority
+        self._behind = behind
+        self.spared = 0  # keys of others, which neither are compared nor counted
+        self.left_behind = 0  # keys that the rules left on the source, after a cutover
+
+    async def close(self) -> None:
+        """End the connections."""
+        await close_all((self._authority, self._behind))
+
+    async def among(self, db: int, keys: Sequence[bytes]) -> list[tuple[int, Divergence]]:
+        """Of keys of the follower's database `db`: those that the authority does not have, or that the rules leave out by name.
+
+        Each with the database that it has on the authority, and under its name there, so that copying it again removes it; one that no key of the
+        authority comes to keeps its own.
+        """
+        if not keys:
+            return []
+        scope = self._engine.scope
+        if not scope:
+            found = await self._lacking(db, keys)
+            found -= await self._behind_among(db, found)
+            return [(db, Divergence(db, key, "extra", "not on the authority")) for key in keys if key in found]
+        extra: list[tuple[int, Divergence]] = []
+        by_db: dict[int, list[bytes]] = {}
+        for key in keys:
+            origin = scope.origin(db, key)
+            why = "no key of the authority comes to this name" if origin is None else scope.left_out(*origin)
+            if why is not None and self._engine.spare_others:
+                self.spared += 1
+            elif origin is None or why is not None:
+                at, name = origin or (db, key)
+                extra.append((at, Divergence(at, name, "extra", why or "")))
+            else:
+                by_db.setdefault(origin[0], []).append(origin[1])
+        for origin_db, names in by_db.items():
+            lacking = await self._lacking(origin_db, names)
+            extra += [(origin_db, Divergence(origin_db, name, "extra", "not on the authority")) for name in names if name in lacking]
+        return extra
+
+    async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
+        """Those that the authority does not have; one question for all of them as long as it has them all."""
+        if not await entered(self._authority, db):
+            return set(keys)
+        if await self._authority.call("EXISTS", *keys) == len(keys):
+            return set()
+        there = await self._authority.pipeline([("EXISTS", key) for key in keys])
+        return {key for key, exists in zip(keys, there, strict=True) if not exists}
+
+    async def _behind_among(self, db: int, keys: set[bytes]) -> set[bytes]:
+        if self._behind is None or not keys:
+            return set()
+        await self._behind.select(db)
+        found = set(await left_out(self._behind, self._engine.follower_facts, self._engine.left_behind, db, list(keys)))
+        self.left_behind += len(found)
+        return found
+
+
+async def open_surplus(engine: Engine, *, name: str) -> Surplus:
+    """Connections of their own for looking for keys that are not to be there."""
+    authority = await engine.authority_leg(name=name)
+    try:
+        behind = await (await engine.follower.nodes())[0].connect(name=name) if engine.left_behind else None
+    except BaseException:
+        await authority.close()
+        raise
+    return Surplus(engine, authority, behind)
+
+
+async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
+    """Connections of their own for comparing. Arguments as in `Comparison`."""
+    authority, follower = await engine.authority_leg(name="exodus-verify"), None
+    try:
+        follower = await (await engine.follower.nodes())[0].connect(name="exodus-verify")
+        if engine.follower_facts.capabilities.get("no-touch"):
+            await follower.call("CLIENT", "NO-TOUCH", "ON")
+    except BaseException:
+        await close_all((authority, follower))
+        raise
+    facts = engine.authority_facts, engine.follower_facts
+    relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(side.capabilities.get("pexpiretime") for side in facts)
+    slack_ms = _RELATIVE_SLACK_MS if relative else 0
+    return Comparison(
+        authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
+    )
