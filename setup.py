@@ -17,7 +17,9 @@ os.environ["EXODUS_COMPILED"] = "0"
 
 from exodus import compiled
 
-_UNCHECKED = {"exodus.resp.scanner"}  # its indices are compared with the buffer's end where they are made
+_UNCHECKED = {
+    "exodus.resp.scanner"
+}  # its indices are compared with the buffer's end where they are made
 
 
 class Sources(build_py):
@@ -42,11 +44,17 @@ class Build(build_ext):
         """Build, and say of what."""
         super().run()
         root = Path(__file__).parent if self.inplace else Path(self.build_lib)
-        missing = [name for name in compiled.HOT if not Path(root / self.get_ext_filename(name)).exists()]
+        missing = [
+            name for name in compiled.HOT if not Path(root / self.get_ext_filename(name)).exists()
+        ]
         if missing:
             self.warn(f"not compiled, the Python sources run instead: {', '.join(missing)}")
             return
-        said = {"python": sys.version.split(maxsplit=1)[0], "modules": list(compiled.HOT), "digest": compiled.digest()}
+        said = {
+            "python": sys.version.split(maxsplit=1)[0],
+            "modules": list(compiled.HOT),
+            "digest": compiled.digest(),
+        }
         (root / "exodus" / compiled.DIGESTS).write_text(json.dumps(said))
 
     def get_outputs(self) -> list[str]:

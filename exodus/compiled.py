@@ -62,13 +62,19 @@ def why_not() -> str | None:
         return "nothing was compiled at installation"
     if built.get("python") != sys.version.split(maxsplit=1)[0] or built.get("modules") != list(HOT):
         return "it was compiled for another version"
-    return None if built.get("digest") == digest() else "a source was changed since it was compiled; `make install` compiles again"
+    return (
+        None
+        if built.get("digest") == digest()
+        else "a source was changed since it was compiled; `make install` compiles again"
+    )
 
 
 class SourceFinder:
     """Finds the sources of the hot modules before the import system looks for compiled ones."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """As in `importlib.abc.MetaPathFinder`."""
         del path, target
         return spec_from_file_location(name, source(name)) if name in HOT else None

@@ -52,12 +52,16 @@ class Engine:
     follower_facts: NodeFacts
     proofs: Proofs = field(default_factory=Proofs)
     scope: Scope = field(init=False)  # what is carried in this direction, and under which names
-    left_behind: Scope = field(init=False)  # after a cutover: what the rules left on the source, where it is left alone
+    left_behind: Scope = field(
+        init=False
+    )  # after a cutover: what the rules left on the source, where it is left alone
 
     def __post_init__(self) -> None:
         forwards = self.route.authority is Side.SOURCE
         # Rules are about the source. What is written at the target after a cutover flows back whatever they say, or a rollback would lose it.
-        self.scope, self.left_behind = (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
+        self.scope, self.left_behind = (
+            (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
+        )
 
     @property
     def spare_others(self) -> bool:
@@ -72,12 +76,18 @@ class Engine:
     @property
     def run_ids(self) -> dict[Side, str]:
         """The lives of both servers."""
-        return {self.route.authority: self.authority_facts.run_id, self.route.follower: self.follower_facts.run_id}
+        return {
+            self.route.authority: self.authority_facts.run_id,
+            self.route.follower: self.follower_facts.run_id,
+        }
 
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
         """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""
         values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
-        values += [(lane_guard_key(self.plan.name, partition), b"%d" % token) for partition, token in sorted((tokens or {}).items())]
+        values += [
+            (lane_guard_key(self.plan.name, partition), b"%d" % token)
+            for partition, token in sorted((tokens or {}).items())
+        ]
         return Guard(tuple(values))
 
     async def key_sync(self, guard: Guard, *, name: str) -> KeySync:
@@ -144,7 +154,9 @@ async def open_engine(store: ControlStore, plan: Plan, route: Route | None = Non
         try:
             route = await read_route(store)
         except (RedisError, OSError) as exc:
-            raise ControlStoreError("the route cannot be read", why=str(exc), next_step="start the control store") from exc
+            raise ControlStoreError(
+                "the route cannot be read", why=str(exc), next_step="start the control store"
+            ) from exc
     authority = Endpoint(route.authority, plan.address(route.authority))
     follower = Endpoint(route.follower, plan.address(route.follower))
     return Engine(

@@ -42,7 +42,9 @@ def rest() -> Iterator[None]:
 
 _BULK_OBJECTS = 100_000  # more than the batches that are under way hold
 _bulk_lock = threading.Lock()
-_bulk_before: list[tuple[int, int, int]] = []  # one entry a user; the first has the thresholds of before
+_bulk_before: list[
+    tuple[int, int, int]
+] = []  # one entry a user; the first has the thresholds of before
 
 
 @contextmanager

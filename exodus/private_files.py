@@ -24,7 +24,11 @@ def private_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
     except FileExistsError as exc:
-        raise OperatorError(f"{folder} is not a folder", why="a file has its name", next_step="remove the file, or name another folder") from exc
+        raise OperatorError(
+            f"{folder} is not a folder",
+            why="a file has its name",
+            next_step="remove the file, or name another folder",
+        ) from exc
     found = folder.stat()
     if found.st_uid != os.geteuid():
         raise OperatorError(

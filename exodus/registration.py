@@ -92,7 +92,11 @@ def _same_places(file: MigrationFile) -> list[Finding]:
     plan = file.plan
     named = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
     found = []
-    for first, second in (("target", "source"), ("control_store", "source"), ("control_store", "target")):
+    for first, second in (
+        ("target", "source"),
+        ("control_store", "source"),
+        ("control_store", "target"),
+    ):
         if _place(named[first]) == _place(named[second]):
             found.append(Finding(
                 "different servers", "fatal", f"{first} is the {second}: both are {named[first].host}:{named[first].port}",
@@ -110,7 +114,9 @@ def _same_places(file: MigrationFile) -> list[Finding]:
 def _is_here(listen_host: str, address: Address) -> bool:
     """Whether a server can be in the place of a listening address: on the same host, or on this machine."""
     wildcard = listen_host in ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, never bound
-    return listen_host == address.host or (address.host in _LOOPBACK and (wildcard or listen_host in _LOOPBACK))
+    return listen_host == address.host or (
+        address.host in _LOOPBACK and (wildcard or listen_host in _LOOPBACK)
+    )
 
 
 async def _check_port(plan: Plan, store: ControlStore) -> Finding:
@@ -122,7 +128,11 @@ async def _check_port(plan: Plan, store: ControlStore) -> Finding:
             listener.bind((host, port))
     except OSError as exc:
         if exc.errno != errno.EADDRINUSE:
-            return Finding("gateway", "ok", f"{host}:{port} is no address of this machine; its port was not looked at")
+            return Finding(
+                "gateway",
+                "ok",
+                f"{host}:{port} is no address of this machine; its port was not looked at",
+            )
     else:
         return Finding("gateway", "ok", f"{host}:{port} is free")
     now_ms = await store.now_ms()
@@ -178,7 +188,9 @@ async def examine(file: MigrationFile) -> Examined:
     return found
 
 
-async def _with_store(plan: Plan, store: ControlStore, run_ids: dict[str, str], found: Examined) -> None:
+async def _with_store(
+    plan: Plan, store: ControlStore, run_ids: dict[str, str], found: Examined
+) -> None:
     found.findings += await check_control_store(store, run_ids)
     if found.fatal:
         return  # where it is a side, nothing more is asked there
@@ -189,8 +201,12 @@ async def _with_store(plan: Plan, store: ControlStore, run_ids: dict[str, str], 
         ))  # fmt: skip
         return
     found.findings.append(await _check_port(plan, store))
-    if not any([await read_record(store, side) for side in Side]):  # a fence refuses what the checks try
-        found.findings += [finding for finding in await check_all(plan, store) if finding.check != "control store"]
+    if not any(
+        [await read_record(store, side) for side in Side]
+    ):  # a fence refuses what the checks try
+        found.findings += [
+            finding for finding in await check_all(plan, store) if finding.check != "control store"
+        ]
     if await answered(store.client.exists(store.keys.plan)):
         found.registered = True
         found.changes = changes(await store.plan(), plan)
@@ -232,7 +248,9 @@ async def register(store: ControlStore, plan: Plan, examined: Examined, by: Iden
     if examined.registered and examined.changes:
         entry = LedgerEntry(
             at_ms=await store.now_ms(),
-            phase=next((Phase(what) for what in examined.voids if what in list(Phase)), Phase.COMMIT),
+            phase=next(
+                (Phase(what) for what in examined.voids if what in list(Phase)), Phase.COMMIT
+            ),
             event="applied",
             decided_by=by.person,
             person=by.person,

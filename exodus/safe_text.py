@@ -27,15 +27,23 @@ from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
-_REMEMBERED_MIN = 5  # characters; shorter ones stand in ordinary words, and are kept out where a message is made
+_REMEMBERED_MIN = (
+    5  # characters; shorter ones stand in ordinary words, and are kept out where a message is made
+)
 _secrets: set[str] = set()
 
 # From :// to the last @ before white space or a quote. The user's name stays where it is plainly one.
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[A-Za-z0-9_.~%-]*)(?P<rest>[^\s\"'<>]*)@")
-_RULE = re.compile(r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)")  # a password in an ACL rule, as servers quote it
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[A-Za-z0-9_.~%-]*)(?P<rest>[^\s\"'<>]*)@"
+)
+_RULE = re.compile(
+    r"(?P<quote>['\"])(?P<kind>[><])[^'\"]+(?P=quote)"
+)  # a password in an ACL rule, as servers quote it
 _MARKUP = re.compile(r"([\\`*\[\]<>|~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.)")
 _AT_START = re.compile(r"^(\s*)([#+=!-])")
-_NUMBER = re.compile(r"^(\s*\d+)([.)])")  # the mark is escaped, since a backslash before a digit is shown as one
+_NUMBER = re.compile(
+    r"^(\s*\d+)([.)])"
+)  # the mark is escaped, since a backslash before a digit is shown as one
 
 
 def remember(secret: str) -> str:
@@ -61,13 +69,20 @@ def masked(text: object) -> str:
             said = said.replace(secret, HIDDEN)
     if "://" in said:
         said = _URL.sub(_url_masked, said)
-    return _RULE.sub(rf"\g<quote>\g<kind>{HIDDEN}\g<quote>", said) if ">" in said or "<" in said else said
+    return (
+        _RULE.sub(rf"\g<quote>\g<kind>{HIDDEN}\g<quote>", said)
+        if ">" in said or "<" in said
+        else said
+    )
 
 
 def _printable(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def plain(text: object) -> str:
@@ -95,7 +110,10 @@ def cleaned(document: Any) -> Any:
     if isinstance(document, str):
         return lines(document)
     if isinstance(document, Mapping):
-        return {lines(key) if isinstance(key, str) else key: cleaned(value) for key, value in document.items()}
+        return {
+            lines(key) if isinstance(key, str) else key: cleaned(value)
+            for key, value in document.items()
+        }
     if isinstance(document, (list, tuple)):
         return [cleaned(value) for value in document]
     return document
@@ -123,11 +141,16 @@ def mask_logs() -> None:
         record = make(*args, **kwargs)
         try:
             said = record.getMessage()
-        except (TypeError, ValueError):  # its text and its arguments do not fit; that is no reason to fail whoever logs
+        except (
+            TypeError,
+            ValueError,
+        ):  # its text and its arguments do not fit; that is no reason to fail whoever logs
             said = f"{record.msg} {record.args}"
         record.msg, record.args = lines(said), ()
         if record.exc_info and record.exc_info[0] is not None:
-            record.exc_text = lines(traceback.formatException(record.exc_info))  # what formatters use in place of their own
+            record.exc_text = lines(
+                traceback.formatException(record.exc_info)
+            )  # what formatters use in place of their own
         return record
 
     logging.setLogRecordFactory(masked_record)

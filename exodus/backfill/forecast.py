@@ -56,7 +56,9 @@ async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]
     ]  # fmt: skip
 
 
-async def _look_at(copier: Copier, node: Node, piece: Slice, wanted: int, counted: Counter[_Row]) -> None:
+async def _look_at(
+    copier: Copier, node: Node, piece: Slice, wanted: int, counted: Counter[_Row]
+) -> None:
     seen: set[bytes] = set()
     cursor, ended = piece.start, False
     async with await node.connect(piece.db, name="exodus-dry-run") as leg:
@@ -76,7 +78,9 @@ async def _rows(copier: Copier, leg: Leg, db: int, keys: Sequence[bytes]) -> lis
     states = await copier.read(db, keys, report)
     rows: list[_Row] = [(OWN, "", "", "")] * report.skipped
     rows += [(LEFT_OUT, rule, "", "") for rule in report.excluded.elements()]
-    rows += [(NOT_CARRIED, failure.reason, kinds[failure.key].decode(), "") for failure in report.failed]
+    rows += [
+        (NOT_CARRIED, failure.reason, kinds[failure.key].decode(), "") for failure in report.failed
+    ]
     for state in states:
         if state.excluded:
             continue  # counted with its rule

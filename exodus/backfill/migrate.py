@@ -80,7 +80,11 @@ async def _why_not(plan: Plan) -> str | None:
         if isinstance(known, ReplyError) or not known or known[0] is None:
             return "the source does not allow MIGRATE"
     async with await target.connect(name="exodus-migrate") as leg:
-        refused = [reply for reply in await leg.pipeline([("ACL", "USERS"), ("ACL", "SETUSER", theirs.user)]) if isinstance(reply, ReplyError)]
+        refused = [
+            reply
+            for reply in await leg.pipeline([("ACL", "USERS"), ("ACL", "SETUSER", theirs.user)])
+            if isinstance(reply, ReplyError)
+        ]
         if refused:
             return f"the target must let Exodus make a user for each slice: {refused[0]}"
     return await _why_open(plan)
@@ -88,13 +92,17 @@ async def _why_not(plan: Plan) -> str | None:
 
 async def _why_open(plan: Plan) -> str | None:
     """Why a request whose login is refused would be executed all the same; None where it would not."""
-    plain = plan.target.model_copy(update={"username": None, "password": None, "password_env": None, "password_file": None})
+    plain = plan.target.model_copy(
+        update={"username": None, "password": None, "password_env": None, "password_file": None}
+    )
     try:
         leg = await Leg.connect(plain, Side.TARGET, name="exodus-probe")
     except OperatorError:
         return None  # a password is asked of `default`
     async with leg:
-        (said,) = await leg.pipeline([("RESTORE", _PROBE, 0, "no payload", "REPLACE")])  # refused in any case: by the user's rules, or as no payload
+        (said,) = await leg.pipeline(
+            [("RESTORE", _PROBE, 0, "no payload", "REPLACE")]
+        )  # refused in any case: by the user's rules, or as no payload
     if str(said).startswith(_NO_LOGIN):
         return None
     return (
@@ -106,7 +114,9 @@ async def _why_open(plan: Plan) -> str | None:
 class Lane:
     """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this way."""
 
-    def __init__(self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str) -> None:
+    def __init__(
+        self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str
+    ) -> None:
         self._plan = engine.plan
         self._databases = engine.follower_facts.database_count
         self._copier = copier
@@ -141,19 +151,27 @@ class Lane:
         ]
         # The source sends what it has of several slices through one connection, which is logged in as the last of them.
         others: list[Command] = [
-            ("CLIENT", "KILL", "USER", name) for name in users if name.startswith(_prefix(self._plan.name)) and name != self._user
+            ("CLIENT", "KILL", "USER", name)
+            for name in users
+            if name.startswith(_prefix(self._plan.name)) and name != self._user
         ]
         commands = [*mine, *others]
         replies = await self._to.run(0, encode_many(commands), len(commands))
         for reply in replies[: len(mine)]:
             if isinstance(reply, ReplyError):
-                raise DecisionRefused("the target does not take the user of a slice", why=str(reply), next_step="see docs/sync.md, the MIGRATE lane")
+                raise DecisionRefused(
+                    "the target does not take the user of a slice",
+                    why=str(reply),
+                    next_step="see docs/sync.md, the MIGRATE lane",
+                )
 
     async def _to_call(self, *command: str) -> Reply:
         async with await Leg.connect(self._plan.target, Side.TARGET, name="exodus-migrate") as leg:
             return await leg.call(*command)
 
-    async def scan(self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]) -> tuple[int, list[bytes], Sent]:
+    async def scan(
+        self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]
+    ) -> tuple[int, list[bytes], Sent]:
         """One SCAN call: the next cursor, the keys found, and what is still to be written of them.
 
         Args:
@@ -207,13 +225,31 @@ class Lane:
         keys = [key for key, _ in part]
         target = self._plan.target
         login = ("AUTH2", self._user, self._password)
-        send: Command = ("MIGRATE", target.host, target.port, "", db, MIGRATE_TIMEOUT_MS, "COPY", "REPLACE", *login, "KEYS", *keys)
-        if db >= self._databases:  # a source sends SELECT and the keys together: behind one that fails they would come into database 0
+        send: Command = (
+            "MIGRATE",
+            target.host,
+            target.port,
+            "",
+            db,
+            MIGRATE_TIMEOUT_MS,
+            "COPY",
+            "REPLACE",
+            *login,
+            "KEYS",
+            *keys,
+        )
+        if (
+            db >= self._databases
+        ):  # a source sends SELECT and the keys together: behind one that fails they would come into database 0
             return f"the target has no database {db}"
         try:
             outcome = await self._from.transaction([("EXISTS", *keys), send])
         except ReplyError as exc:
-            raise DecisionRefused("the source refuses to send keys", why=str(exc), next_step="see docs/sync.md, the MIGRATE lane") from exc
+            raise DecisionRefused(
+                "the source refuses to send keys",
+                why=str(exc),
+                next_step="see docs/sync.md, the MIGRATE lane",
+            ) from exc
         exist, said = outcome or (0, ReplyError("the source did not send them"))
         if not isinstance(said, ReplyError):
             report.copied += exist
@@ -253,7 +289,11 @@ async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
     """
     why = await _why_open(engine.plan)
     if why is not None:
-        raise DecisionRefused("MIGRATE cannot carry this migration", why=why, next_step="mend that, or set strategy: keys")
+        raise DecisionRefused(
+            "MIGRATE cannot carry this migration",
+            why=why,
+            next_step="mend that, or set strategy: keys",
+        )
     source, looking = await engine.authority_leg(name="exodus-migrate"), None
     try:
         looking = await engine.authority_leg(name="exodus-migrate")
@@ -287,7 +327,9 @@ async def prove(engine: Engine) -> None:
             await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
             why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)
-        async with await (await engine.follower.nodes())[0].connect(name="exodus-migrate") as target:
+        async with await (await engine.follower.nodes())[0].connect(
+            name="exodus-migrate"
+        ) as target:
             await target.select(db)
             found = await target.call("GET", _PROBE)
             await target.call("UNLINK", _PROBE)

@@ -67,7 +67,9 @@ class Meter:
         self._recent.append((now_s, found))
         while now_s - self._recent[0][0] > _WINDOW_S:
             self._recent.popleft()
-        overall, recent = (_rates(since, (now_s, found)) for since in (self._first, self._recent[0]))
+        overall, recent = (
+            _rates(since, (now_s, found)) for since in (self._first, self._recent[0])
+        )
         left = max(0, found.keys_total - found.keys)
         rates = [rate for rate, _ in (overall, recent) if rate > 0]
         known = bool(rates) and found.keys >= _SHARE_MIN * found.keys_total
@@ -102,4 +104,8 @@ def _span(seconds: int) -> str:
 def _end(least: int | None, most: int | None) -> str:
     if least is None or most is None:
         return "its end is not known yet"
-    return f"ends in {_span(least)}" if _span(least) == _span(most) else f"ends in {_span(least)} to {_span(most)}"
+    return (
+        f"ends in {_span(least)}"
+        if _span(least) == _span(most)
+        else f"ends in {_span(least)} to {_span(most)}"
+    )

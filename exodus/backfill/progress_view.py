@@ -26,7 +26,11 @@ async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Lo
     """Return what all slices of a run have come to."""
     slices = list((await load_progress(store, run)).values())
     waits = dict.fromkeys(piece.why for piece in slices if piece.why and not piece.done)
-    paces = dict.fromkeys(pace.why for pace in await read_paces(store) if pace.why and pace.what.startswith("backfill"))
+    paces = dict.fromkeys(
+        pace.why
+        for pace in await read_paces(store)
+        if pace.why and pace.what.startswith("backfill")
+    )
     return Looked(
         keys=sum(piece.keys_seen for piece in slices),
         keys_total=keys_total,
@@ -41,9 +45,14 @@ async def look_at_verification(store: ControlStore, name: str, keys_total: int) 
     parts = [found] if found is not None else await load_parts(store, name)
     if not parts:
         return None
-    paces = [pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"]
+    paces = [
+        pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"
+    ]
     return Looked(
-        keys=sum(part.counts.get("keys_authority", 0) + part.counts.get("keys_follower", 0) for part in parts),
+        keys=sum(
+            part.counts.get("keys_authority", 0) + part.counts.get("keys_follower", 0)
+            for part in parts
+        ),
         keys_total=keys_total,
         why="; ".join(paces[:1]),
     )

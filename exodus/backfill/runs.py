@@ -33,7 +33,18 @@ class CopyRun:
 
 
 def _of(plan: Plan) -> str:
-    what = plan.model_dump(mode="json", include={"source", "target", "filters", "renames", "slices", "keep_usage", "allow_nonempty"})
+    what = plan.model_dump(
+        mode="json",
+        include={
+            "source",
+            "target",
+            "filters",
+            "renames",
+            "slices",
+            "keep_usage",
+            "allow_nonempty",
+        },
+    )
     return hashlib.sha256(orjson.dumps(what, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -74,6 +85,8 @@ async def _save(store: ControlStore, run: CopyRun) -> None:
 
 async def _still_there(store: ControlStore, plan: Plan, run: CopyRun) -> bool:
     """Whether the target still holds at least half of what was copied: one that was emptied is filled faster by a backfill than by live sync."""
-    copied = sum(progress.keys_copied for progress in (await load_progress(store, run.run)).values())
+    copied = sum(
+        progress.keys_copied for progress in (await load_progress(store, run.run)).values()
+    )
     nodes = await Endpoint(Side.TARGET, plan.target).nodes()
     return sum([sum((await node.facts()).databases.values()) for node in nodes]) * 2 >= copied

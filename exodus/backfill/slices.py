@@ -64,7 +64,12 @@ class _Batch:
 
 
 async def copy_slice(
-    engine: Engine, run: str, piece: Slice, *, budget_s: float, on_progress: Callable[[SliceProgress], None] | None = None
+    engine: Engine,
+    run: str,
+    piece: Slice,
+    *,
+    budget_s: float,
+    on_progress: Callable[[SliceProgress], None] | None = None,
 ) -> SliceProgress:
     """Copy a slice until it is done or `budget_s` seconds are used; continues from its checkpoint.
 
@@ -75,7 +80,9 @@ async def copy_slice(
     node = next(node for node in await engine.authority.nodes() if node.name == piece.node)
     progress = (await load_progress(engine.store, run)).get(piece.slice_id)
     if progress is None:
-        progress = SliceProgress(slice_id=piece.slice_id, run_id=engine.authority_facts.run_id, cursor=piece.start)
+        progress = SliceProgress(
+            slice_id=piece.slice_id, run_id=engine.authority_facts.run_id, cursor=piece.start
+        )
     if progress.done:
         return progress
     progress.attempts += 1
@@ -86,7 +93,15 @@ async def copy_slice(
     while True:
         try:
             with gc_tuning.seldom():
-                await _SliceCopy(engine, run, piece, node, progress, deadline=began + budget_s, on_progress=on_progress).run()
+                await _SliceCopy(
+                    engine,
+                    run,
+                    piece,
+                    node,
+                    progress,
+                    deadline=began + budget_s,
+                    on_progress=on_progress,
+                ).run()
             break
         except NoRoom as exc:
             # No matter how often: the checkpoint stands, and it goes on by itself when there is room.
@@ -158,7 +173,13 @@ class _SliceCopy:
             progress.restarts += 1
         copier = await self._engine.copier(self._engine.guard(), name="exodus-backfill")
         engine = self._engine
-        pace = Pace(engine.store, engine.authority, engine.plan.budget, what=f"backfill {self._piece.slice_id}", follower=engine.follower)
+        pace = Pace(
+            engine.store,
+            engine.authority,
+            engine.plan.budget,
+            what=f"backfill {self._piece.slice_id}",
+            follower=engine.follower,
+        )
         copier.turn = pace.turn
         tasks: list[asyncio.Task[None]] = []
         lane: Lane | None = None
@@ -166,7 +187,10 @@ class _SliceCopy:
             if self._engine.plan.strategy is CopyStrategy.MIGRATE:
                 lane = await open_lane(self._engine, copier, self._piece.slice_id)
             async with pace:
-                tasks = [asyncio.create_task(self._write(copier)), asyncio.create_task(self._read(copier, lane, pace))]
+                tasks = [
+                    asyncio.create_task(self._write(copier)),
+                    asyncio.create_task(self._read(copier, lane, pace)),
+                ]
                 # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
@@ -193,16 +217,28 @@ class _SliceCopy:
                 await pace.turn()
                 states: Packed | Sent | list[State]
                 if lane is None:
-                    cursor, keys, states = await copier.scan(self._piece.db, cursor, BATCH_KEYS, chunk.report)
+                    cursor, keys, states = await copier.scan(
+                        self._piece.db, cursor, BATCH_KEYS, chunk.report
+                    )
                 else:
                     more = partial(self._goes_on, len(chunk.keys))
-                    cursor, keys, states = await lane.scan(self._piece.db, cursor, chunk.report, more=more)
+                    cursor, keys, states = await lane.scan(
+                        self._piece.db, cursor, chunk.report, more=more
+                    )
                 chunk.scans += 1
                 chunk.keys += keys
-                payload_bytes += sum(len(state.payload or b"") for state in states) if isinstance(states, list) else states.size()
+                payload_bytes += (
+                    sum(len(state.payload or b"") for state in states)
+                    if isinstance(states, list)
+                    else states.size()
+                )
                 ended = self._piece.ended(cursor)
                 sent_bytes = lane.sent_bytes if lane is not None else 0
-                last = ended or len(chunk.keys) >= CHUNK_KEYS or payload_bytes + sent_bytes >= CHUNK_BYTES
+                last = (
+                    ended
+                    or len(chunk.keys) >= CHUNK_KEYS
+                    or payload_bytes + sent_bytes >= CHUNK_BYTES
+                )
                 chunk.cursor, chunk.ended = cursor, ended
                 await self._queue.put(_Batch(chunk, states, last))
         await self._queue.put(None)
@@ -220,7 +256,9 @@ class _SliceCopy:
     async def _settle(self, chunk: _Chunk) -> None:
         """After a chunk was written: mark what changed meanwhile, then write the checkpoint."""
         engine, progress, report = self._engine, self._progress, chunk.report
-        marked = await mark_overtaken(engine, self._piece.db, chunk.keys, chunk.positions, report.unsettled)
+        marked = await mark_overtaken(
+            engine, self._piece.db, chunk.keys, chunk.positions, report.unsettled
+        )
         if report.failed:
             await engine.keep_failures(report.failed)
         progress.scans += chunk.scans
@@ -249,10 +287,20 @@ class _SliceCopy:
         if self._on_progress is not None:
             self._on_progress(progress)
         if (await read_route(engine.store)).writer_epoch != engine.route.writer_epoch:
-            raise EpochEnded("the backfill's epoch ended", why="the route changed", next_step="start the phase again")
+            raise EpochEnded(
+                "the backfill's epoch ended",
+                why="the route changed",
+                next_step="start the phase again",
+            )
 
 
-async def mark_overtaken(engine: Engine, db: int, keys: list[bytes], positions: dict[int, bytes], unsettled: list[bytes] | None = None) -> int:
+async def mark_overtaken(
+    engine: Engine,
+    db: int,
+    keys: list[bytes],
+    positions: dict[int, bytes],
+    unsettled: list[bytes] | None = None,
+) -> int:
     """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and 4), and the unsettled ones; how many."""
     changes = await engine.feed.changes_since(positions)
     marked = [(db, key) for key in unsettled or ()]

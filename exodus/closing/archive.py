@@ -37,8 +37,14 @@ async def check_may_be_archived(store: ControlStore) -> str:
             next_step="exodus status; to give it up: exodus start rollback, then exodus answer abandon",
         )
     now_ms = await store.now_ms()
-    beats = [beat for kind in ("gateway", "syncer", "comparer") for beat in await registry.heartbeats(store, kind)]
-    alive = [f"{beat.kind} {beat.process} on {beat.host}" for beat in beats if not beat.stale(now_ms)]
+    beats = [
+        beat
+        for kind in ("gateway", "syncer", "comparer")
+        for beat in await registry.heartbeats(store, kind)
+    ]
+    alive = [
+        f"{beat.kind} {beat.process} on {beat.host}" for beat in beats if not beat.stale(now_ms)
+    ]
     if alive:
         raise DecisionRefused(
             f"{store.migration} is not archived: {len(alive)} of its processes run",
@@ -67,8 +73,13 @@ async def archive(store: ControlStore, plan: Plan, folder: Path, *, by: str, why
         "folder": str(folder),
         "head": head,
     }
-    await answered(store.client.hset(ARCHIVE, f"{store.migration}/{now_ms}", orjson.dumps(note).decode()))
-    names = [name async for name in store.client.scan_iter(match=store.keys.prefix + "*", count=_SCAN_KEYS)]
+    await answered(
+        store.client.hset(ARCHIVE, f"{store.migration}/{now_ms}", orjson.dumps(note).decode())
+    )
+    names = [
+        name
+        async for name in store.client.scan_iter(match=store.keys.prefix + "*", count=_SCAN_KEYS)
+    ]
     for start in range(0, len(names), _SCAN_KEYS):
         await answered(store.client.unlink(*names[start : start + _SCAN_KEYS]))
     return note

@@ -39,21 +39,28 @@ Json = dict[str, Any]
 
 
 def _link(before: str, facts: Json) -> str:
-    return hashlib.sha256(before.encode() + orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(
+        before.encode() + orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
+    ).hexdigest()
 
 
 def _facts(name: str, raw: bytes) -> Json:
     return {"file": name, "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
-def make(documents: Mapping[str, object], *, private_key: Path | None = None) -> tuple[dict[str, bytes], str]:
+def make(
+    documents: Mapping[str, object], *, private_key: Path | None = None
+) -> tuple[dict[str, bytes], str]:
     """Return a bundle's files by name, signed where a key is given, and its head.
 
     Raises:
         OperatorError: the key is none.
     """
     signer = None if private_key is None else _private(private_key)
-    files = {f"{name}.json": orjson.dumps(document, option=_CANONICAL, default=str) for name, document in sorted(documents.items())}
+    files = {
+        f"{name}.json": orjson.dumps(document, option=_CANONICAL, default=str)
+        for name, document in sorted(documents.items())
+    }
     files["report.html"] = render(documents).encode()
     chain, lines = _FIRST, []
     for name, raw in files.items():
@@ -148,7 +155,11 @@ def check(folder: Path, *, head: str | None = None, public_key: Path | None = No
     verifier = None if public_key is None else _public(public_key)
     manifest = folder / _MANIFEST
     if not manifest.is_file():
-        raise OperatorError(f"{folder} holds no evidence bundle", why=f"there is no {_MANIFEST}", next_step="name the folder of a bundle")
+        raise OperatorError(
+            f"{folder} holds no evidence bundle",
+            why=f"there is no {_MANIFEST}",
+            next_step="name the folder of a bundle",
+        )
     found = Checked(head=_FIRST)
     named: set[str] = set()
     raw_lines = manifest.read_bytes().split(b"\n")
@@ -161,7 +172,9 @@ def check(folder: Path, *, head: str | None = None, public_key: Path | None = No
     said = (folder / _HEAD).read_bytes() if (folder / _HEAD).is_file() else b""
     if said != found.head.encode() + b"\n":
         found.problems.append(f"{_HEAD}: it is not the chain's last link")
-    found.problems += [f"{name}: a bundle has one, and this has none" for name in _NEEDED if name not in named]
+    found.problems += [
+        f"{name}: a bundle has one, and this has none" for name in _NEEDED if name not in named
+    ]
     found.problems += _of_the_ledger(folder) if "ledger.json" in named else []
     if head is not None and head != found.head:
         found.problems.append(f"the head is {found.head}, not {head}: this is another bundle")
@@ -175,7 +188,10 @@ def check(folder: Path, *, head: str | None = None, public_key: Path | None = No
             "nothing shows that this is the bundle that was written: give its head (--head, from the ledger or the run's artifact) or --public-key"
         )
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    found.problems += [f"{name}: not part of the bundle" for name in sorted(here - named - {_MANIFEST, _HEAD, _SIGNATURE})]
+    found.problems += [
+        f"{name}: not part of the bundle"
+        for name in sorted(here - named - {_MANIFEST, _HEAD, _SIGNATURE})
+    ]
     return found
 
 
@@ -189,7 +205,10 @@ def _of_the_ledger(folder: Path) -> list[str]:
 
 def _why_not_signed(folder: Path, key: Ed25519PublicKey, head: str) -> str | None:
     try:
-        key.verify(base64.b64decode((folder / _SIGNATURE).read_bytes().strip(), validate=True), head.encode())
+        key.verify(
+            base64.b64decode((folder / _SIGNATURE).read_bytes().strip(), validate=True),
+            head.encode(),
+        )
     except OSError:
         return f"{_SIGNATURE}: missing, nobody signed this bundle"
     except (InvalidSignature, binascii.Error):
@@ -213,6 +232,9 @@ def _check_line(folder: Path, number: int, raw: bytes, found: Checked) -> str | 
     found.head = _link(found.head, facts)
     if line != facts:
         found.problems.append(f"{name}: changed")
-    elif raw != orjson.dumps({**facts, "chain": chain}, option=orjson.OPT_SORT_KEYS) or chain != found.head:
+    elif (
+        raw != orjson.dumps({**facts, "chain": chain}, option=orjson.OPT_SORT_KEYS)
+        or chain != found.head
+    ):
         found.problems.append(f"{_MANIFEST}: line {number}, or one before it, was changed")
     return name

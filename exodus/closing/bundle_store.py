@@ -32,7 +32,9 @@ async def keep(store: ControlStore, name: str, files: Mapping[str, bytes]) -> st
 
 async def names(store: ControlStore) -> list[str]:
     """Return the names of the bundles that are kept, newest first."""
-    return [name.decode() for name in await answered(store.client.lrange(store.keys.bundles, 0, -1))]
+    return [
+        name.decode() for name in await answered(store.client.lrange(store.keys.bundles, 0, -1))
+    ]
 
 
 async def files_of(store: ControlStore, name: str | None = None) -> tuple[str, dict[str, bytes]]:

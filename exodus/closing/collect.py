@@ -44,7 +44,9 @@ async def side_digest(endpoint: Endpoint) -> Json:
     counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
     for node in await endpoint.nodes():
         async with await node.connect(name="exodus-digest") as leg:
-            databases = databases_of(info_of(await leg.call("INFO", "keyspace")))  # not by `facts`, which writes a scratch key
+            databases = databases_of(
+                info_of(await leg.call("INFO", "keyspace"))
+            )  # not by `facts`, which writes a scratch key
         for db in databases:
             async with await node.connect(db, name="exodus-digest") as leg:
                 cursor = -1
@@ -56,10 +58,19 @@ async def side_digest(endpoint: Endpoint) -> Json:
                         if isinstance(dump, bytes):
                             bucket = zlib.crc32(key, db) % _BUCKETS
                             counts[bucket] += 1
-                            value = hashlib.sha256(b"%d:%d:" % (db, len(key)) + key + dump[:-_FOOT_BYTES]).digest()
+                            value = hashlib.sha256(
+                                b"%d:%d:" % (db, len(key)) + key + dump[:-_FOOT_BYTES]
+                            ).digest()
                             digests[bucket] ^= int.from_bytes(value[:16], "big")
-    buckets = [{"bucket": number, "keys": counts[number], "digest": f"{digests[number]:032x}"} for number in range(_BUCKETS)]
-    return {"keys": sum(counts), "digest": hashlib.sha256(orjson.dumps(buckets)).hexdigest(), "buckets": buckets}
+    buckets = [
+        {"bucket": number, "keys": counts[number], "digest": f"{digests[number]:032x}"}
+        for number in range(_BUCKETS)
+    ]
+    return {
+        "keys": sum(counts),
+        "digest": hashlib.sha256(orjson.dumps(buckets)).hexdigest(),
+        "buckets": buckets,
+    }
 
 
 async def last_state(endpoint: Endpoint) -> Json:
@@ -68,7 +79,11 @@ async def last_state(endpoint: Endpoint) -> Json:
     `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it stayed there meanwhile, so that
     the digest is of exactly that state. `saved_at` and `changes_since_save` speak of the dump on its own disk. Keys that expire later change it.
     """
-    before, digest, after = await _info(endpoint), await side_digest(endpoint), await _info(endpoint)
+    before, digest, after = (
+        await _info(endpoint),
+        await side_digest(endpoint),
+        await _info(endpoint),
+    )
     saved = after.get("rdb_last_save_time")
     changes = after.get("rdb_changes_since_last_save")
     offset = before.get("master_repl_offset")
@@ -76,7 +91,9 @@ async def last_state(endpoint: Endpoint) -> Json:
         "version": after.get("valkey_version") or after.get("redis_version"),
         "run_id": after.get("run_id"),
         "offset": None if offset is None else int(offset),
-        "quiet": offset is not None and (offset, before.get("run_id")) == (after.get("master_repl_offset"), after.get("run_id")),
+        "quiet": offset is not None
+        and (offset, before.get("run_id"))
+        == (after.get("master_repl_offset"), after.get("run_id")),
         "saved_at": None if saved is None else datetime.fromtimestamp(int(saved), UTC).isoformat(),
         "changes_since_save": None if changes is None else int(changes),
         **digest,
@@ -89,7 +106,9 @@ async def _info(endpoint: Endpoint) -> dict[str, str]:
             raw = await leg.call("INFO")
         except ReplyError as exc:
             raise OperatorError(
-                f"{endpoint.side}: the user may not run INFO", why=str(exc), next_step="grant +info (docs/operating/users.md)"
+                f"{endpoint.side}: the user may not run INFO",
+                why=str(exc),
+                next_step="grant +info (docs/operating/users.md)",
             ) from exc
     return info_of(raw)
 
@@ -101,12 +120,31 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
         "route": (await read_route(store)).model_dump(mode="json"),
         "ledger": {"entries": await ledger.read_stored(store)},
         "phases": await store.phases(),
-        "open-gaps": {"gaps": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.gap))).values()]},
-        "dead-letters": {"letters": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.dead))).values()]},
-        "divergences": {"divergences": [orjson.loads(raw) for raw in (await answered(store.client.hgetall(store.keys.divergence))).values()]},
+        "open-gaps": {
+            "gaps": [
+                orjson.loads(raw)
+                for raw in (await answered(store.client.hgetall(store.keys.gap))).values()
+            ]
+        },
+        "dead-letters": {
+            "letters": [
+                orjson.loads(raw)
+                for raw in (await answered(store.client.hgetall(store.keys.dead))).values()
+            ]
+        },
+        "divergences": {
+            "divergences": [
+                orjson.loads(raw)
+                for raw in (await answered(store.client.hgetall(store.keys.divergence))).values()
+            ]
+        },
     }
     for kind in ("gateway", "syncer", "comparer"):
-        documents[f"{kind}s"] = {"processes": [beat.model_dump(mode="json") for beat in await registry.heartbeats(store, kind)]}
+        documents[f"{kind}s"] = {
+            "processes": [
+                beat.model_dump(mode="json") for beat in await registry.heartbeats(store, kind)
+            ]
+        }
     prefix = store.keys.report("")
     async for raw in store.client.scan_iter(match=prefix.replace("{", "\\{") + "*", count=1000):
         name = raw.decode().removeprefix(prefix)
@@ -119,7 +157,11 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
 async def dirty_keys(store: ControlStore, plan: Plan, at_most: int) -> tuple[list[Key], int]:
     """Keys that were written at the authority and not yet copied to the follower, as far as the journal knows; and how many there are."""
     changes = await journal.since(store, await _synced(store, plan))
-    letters = [key for packed in await answered(store.client.hkeys(store.keys.dead)) for key in unpack(packed)]
+    letters = [
+        key
+        for packed in await answered(store.client.hkeys(store.keys.dead))
+        for key in unpack(packed)
+    ]
     keys = list(dict.fromkeys([*changes.keys, *letters]))
     return keys[:at_most], len(keys)
 
@@ -135,11 +177,16 @@ async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
     for side in Side:
         record = await read_record(store, side)
         if record is not None:
-            left.append(f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}")
+            left.append(
+                f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}"
+            )
         try:
             if side is Side.TARGET and (follows := (await replica.look(plan)).follows):
                 left.append(f"{side}: it is a replica of {follows}")
-            left += [f"{side}: key {key!r}" for key in await _own_keys(Endpoint(side, plan.address(side)))]
+            left += [
+                f"{side}: key {key!r}"
+                for key in await _own_keys(Endpoint(side, plan.address(side)))
+            ]
         except (SourceError, TargetError) as exc:
             left.append(f"{side}: it was not looked at and not cleaned: {exc.why}")
     return left
@@ -166,7 +213,15 @@ async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:
                 name, flags = facts.get("name", ""), facts.get("flags", "")
                 if not name.startswith("exodus"):
                     kind = "replica" if "S" in flags else "subscriber" if "P" in flags else "client"
-                    found[(facts.get("user", "?"), facts.get("addr", "?").rpartition(":")[0], name, kind)] += 1
+                    found[
+                        (
+                            facts.get("user", "?"),
+                            facts.get("addr", "?").rpartition(":")[0],
+                            name,
+                            kind,
+                        )
+                    ] += 1
     return [
-        {"user": user, "host": host, "name": name, "kind": kind, "connections": count} for (user, host, name, kind), count in sorted(found.items())
+        {"user": user, "host": host, "name": name, "kind": kind, "connections": count}
+        for (user, host, name, kind), count in sorted(found.items())
     ]

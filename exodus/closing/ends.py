@@ -72,7 +72,11 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
         )
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
-            store, kind, lambda beat: beat.epoch >= route.epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route"
+            store,
+            kind,
+            lambda beat: beat.epoch >= route.epoch,
+            within_s=_FOLLOW_S,
+            otherwise=f"a {kind} did not follow the route",
         )
     return {"epoch": route.epoch, "not_told": not_told}
 
@@ -83,7 +87,13 @@ async def finalise(store: ControlStore, plan: Plan) -> Json:
     await _remove_own_keys(plan, store, keep_fence_of=Side.SOURCE)
     # The last state of the source: nothing of ours writes there any more, and its fence keeps the others out.
     report = await checklist(store, plan)
-    return {**report, **stopped, "left_by_exodus": await what_is_left(store, plan), "journal": "off", "reverse_sync": "off"}
+    return {
+        **report,
+        **stopped,
+        "left_by_exodus": await what_is_left(store, plan),
+        "journal": "off",
+        "reverse_sync": "off",
+    }
 
 
 async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Json:
@@ -100,7 +110,11 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
     stopped = await stop(store, plan, "abandoned: the source stays the authority")
     await _remove_own_keys(plan, store)
     removed, left = await _remove_copied(plan) if clean_target else (0, [])
-    await answered(store.client.delete(store.keys.dead, store.keys.accepted, store.keys.divergence, store.keys.report(OWNED)))
+    await answered(
+        store.client.delete(
+            store.keys.dead, store.keys.accepted, store.keys.divergence, store.keys.report(OWNED)
+        )
+    )
     return {
         **stopped,
         "authority": "source",
@@ -112,14 +126,22 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
     }
 
 
-async def _remove_own_keys(plan: Plan, store: ControlStore, *, keep_fence_of: Side | None = None) -> None:
-    names = [guard_key(plan.name), native_guard_key(plan.name), *(lane_guard_key(plan.name, partition) for partition in range(plan.partitions))]
+async def _remove_own_keys(
+    plan: Plan, store: ControlStore, *, keep_fence_of: Side | None = None
+) -> None:
+    names = [
+        guard_key(plan.name),
+        native_guard_key(plan.name),
+        *(lane_guard_key(plan.name, partition) for partition in range(plan.partitions)),
+    ]
     for side in Side:
         if await shut_out(store, side):
             continue  # its fence refuses us too; `what_is_left` lists them
         also = [] if side is keep_fence_of else [fence_guard_key(plan.name)]
         with contextlib.suppress(SourceError, TargetError):  # likewise
-            async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(name="exodus-clean") as leg:
+            async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(
+                name="exodus-clean"
+            ) as leg:
                 await leg.call("UNLINK", *names, *also)
 
 
@@ -129,7 +151,13 @@ async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
     for db in {db for db, _ in keys}:
         await leg.select(db)
         names = [name for at, name in keys if at == db]
-        found.update((db, name) for name, exists in zip(names, await leg.pipeline([("EXISTS", name) for name in names]), strict=True) if exists == 1)
+        found.update(
+            (db, name)
+            for name, exists in zip(
+                names, await leg.pipeline([("EXISTS", name) for name in names]), strict=True
+            )
+            if exists == 1
+        )
     return found
 
 
@@ -140,16 +168,26 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
     """
     removed, left = 0, []
     scope = plan.scope
-    source, target = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in (Side.SOURCE, Side.TARGET)]
+    source, target = [
+        (await Endpoint(side, plan.address(side)).nodes())[0] for side in (Side.SOURCE, Side.TARGET)
+    ]
     for db in (await target.facts()).databases:
-        async with await target.connect(db, name="exodus-clean") as leg, await source.connect(name="exodus-clean") as there:
+        async with (
+            await target.connect(db, name="exodus-clean") as leg,
+            await source.connect(name="exodus-clean") as there,
+        ):
             cursor = -1
             while cursor:
                 cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
                 keys = [key for key in keys if not is_own(key)]
                 ours = keys
                 if plan.allow_nonempty:
-                    origins = {key: origin for key in keys if (origin := scope.origin(db, key)) is not None and scope.left_out(*origin) is None}
+                    origins = {
+                        key: origin
+                        for key in keys
+                        if (origin := scope.origin(db, key)) is not None
+                        and scope.left_out(*origin) is None
+                    }
                     exist = await _existing(there, list(origins.values()))
                     ours = [key for key in keys if origins.get(key) in exist]
                     left += [key for key in keys if origins.get(key) not in exist]

@@ -44,13 +44,23 @@ async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> lis
     if route.authority is not Side.TARGET:
         found.append(f"the {route.authority} is the authority")
     switched = _last_switch(entries)
-    open_until_ms = (switched.at_ms if switched is not None else now_ms) + int(plan.observation_hours_min * _HOUR_MS)
+    open_until_ms = (switched.at_ms if switched is not None else now_ms) + int(
+        plan.observation_hours_min * _HOUR_MS
+    )
     if open_until_ms > now_ms:
-        found.append(f"the observation window is open for another {(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)")
+        found.append(
+            f"the observation window is open for another {(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)"
+        )
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
-    if plan.two_people and technical is not None and (why := why_not_the_second(decider(technical), decided_by)) is not None:
+    if (
+        plan.two_people
+        and technical is not None
+        and (why := why_not_the_second(decider(technical), decided_by)) is not None
+    ):
         found.append(why)
-    found += await _of_the_way_back(store, plan, now_ms, route, switched.at_ms if switched is not None else 0)
+    found += await _of_the_way_back(
+        store, plan, now_ms, route, switched.at_ms if switched is not None else 0
+    )
     for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
         count = int(await answered(store.client.hlen(key)))
         if count:
@@ -58,23 +68,37 @@ async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> lis
     return found
 
 
-async def _of_the_way_back(store: ControlStore, plan: Plan, now_ms: int, route: Route, switched_ms: int) -> list[str]:
+async def _of_the_way_back(
+    store: ControlStore, plan: Plan, now_ms: int, route: Route, switched_ms: int
+) -> list[str]:
     if await shut_out(store, Side.SOURCE):
         return []  # nothing flows back by intent; the sides were compared before the switch, and spot-checked in it
     found: list[str] = []
-    syncers = [beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)]
+    syncers = [
+        beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)
+    ]
     lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
     if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
-        found.append(f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind")
-    reports = [report for name in (Phase.COMMIT, BY_HAND) if (report := await store.report(f"verification.{name}")) is not None]
+        found.append(
+            f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind"
+        )
+    reports = [
+        report
+        for name in (Phase.COMMIT, BY_HAND)
+        if (report := await store.report(f"verification.{name}")) is not None
+    ]
     last = max(reports, key=lambda report: int(report["at_ms"]), default=None)
     if last is not None and last["divergences_total"]:
         found.append(f"{last['divergences_total']} divergence(s)")
     newest = await freshness.last_pass(store)
     if newest is None or newest.at_ms < switched_ms:
-        found.append("no verification of all keys began after the cutover and ended clean: exodus verify --repair")
+        found.append(
+            "no verification of all keys began after the cutover and ended clean: exodus verify --repair"
+        )
     elif (age_h := (now_ms - newest.at_ms) / _HOUR_MS) > plan.verification_hours_max:
-        found.append(f"the last clean verification of all keys is {age_h:.1f} h old (verification_hours_max): exodus verify --repair")
+        found.append(
+            f"the last clean verification of all keys is {age_h:.1f} h old (verification_hours_max): exodus verify --repair"
+        )
     return found
 
 
@@ -98,21 +122,39 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
     clients = await who_is_still_there(plan, Side.SOURCE)
     state = await last_state(Endpoint(Side.SOURCE, plan.source))
     fence = await read_record(store, Side.SOURCE)
-    gateways = [f"{beat.process} on {beat.host}" for beat in await registry.heartbeats(store, "gateway")]
+    gateways = [
+        f"{beat.process} on {beat.host}" for beat in await registry.heartbeats(store, "gateway")
+    ]
     there = ", ".join(
-        f"{row['connections']} of {row['user']}@{row['host']} {row['name'] or row['kind']}".rstrip() for row in clients[:_CLIENTS_SHOWN]
+        f"{row['connections']} of {row['user']}@{row['host']} {row['name'] or row['kind']}".rstrip()
+        for row in clients[:_CLIENTS_SHOWN]
     )
     through = await who_is_connected(store)
     todo = [
         ("take a last dump of the source and keep it", await _dump(plan, fence)),
         ("write down what that dump is of", _text_of(state)),
         ("see that nobody is connected to the source any more", there or "nobody but Exodus"),
-        ("point DNS names and configuration from the source to the target", f"{plan.source.url} → {plan.target.url}"),
-        ("point applications from the gateway to the target, one after the other", f"gateway {plan.gateway.host}:{plan.gateway.port}"),
-        ("send who is still connected through the gateways away, one by one: exodus redirect 2 --why …", _named(through) or "nobody"),
-        ("take the gateways out when their connections are 0 (exodus redirect)", ", ".join(gateways)),
+        (
+            "point DNS names and configuration from the source to the target",
+            f"{plan.source.url} → {plan.target.url}",
+        ),
+        (
+            "point applications from the gateway to the target, one after the other",
+            f"gateway {plan.gateway.host}:{plan.gateway.port}",
+        ),
+        (
+            "send who is still connected through the gateways away, one by one: exodus redirect 2 --why …",
+            _named(through) or "nobody",
+        ),
+        (
+            "take the gateways out when their connections are 0 (exodus redirect)",
+            ", ".join(gateways),
+        ),
         ("remove Exodus's user on the target", plan.target.username or "default"),
-        ("switch the source off; it stays fenced until then", f"fenced ({fence.kind})" if fence is not None else "NOT fenced"),
+        (
+            "switch the source off; it stays fenced until then",
+            f"fenced ({fence.kind})" if fence is not None else "NOT fenced",
+        ),
     ]
     return {
         "checklist": [{"todo": what, "detail": detail} for what, detail in todo],
@@ -123,7 +165,10 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
 
 
 def _named(through: list[Json]) -> str:
-    return ", ".join(f"{row['connections']} of {row['name'] or '(no name)'}@{row['host']} ({row['kind']})" for row in through[:_CLIENTS_SHOWN])
+    return ", ".join(
+        f"{row['connections']} of {row['name'] or '(no name)'}@{row['host']} ({row['kind']})"
+        for row in through[:_CLIENTS_SHOWN]
+    )
 
 
 async def _dump(plan: Plan, fence: Record | None) -> str:
@@ -146,12 +191,20 @@ async def _dump(plan: Plan, fence: Record | None) -> str:
 
 def _dump_command(plan: Plan, username: str | None) -> str:
     address, file = plan.source, f"{plan.name}-source.rdb"
-    tls = f" --tls{f' --cacert {address.ca_file}' if address.ca_file else ''}" if address.tls else ""
+    tls = (
+        f" --tls{f' --cacert {address.ca_file}' if address.ca_file else ''}" if address.tls else ""
+    )
     user = f" --user {username} --askpass" if username else ""
-    return f"redis-cli -h {address.host} -p {address.port}{user}{tls} --rdb {file} && sha256sum {file}"
+    return (
+        f"redis-cli -h {address.host} -p {address.port}{user}{tls} --rdb {file} && sha256sum {file}"
+    )
 
 
 def _text_of(state: Json) -> str:
-    saved = "" if state["saved_at"] is None else f"; on its disk: saved {state['saved_at']}, {state['changes_since_save']} changes since"
+    saved = (
+        ""
+        if state["saved_at"] is None
+        else f"; on its disk: saved {state['saved_at']}, {state['changes_since_save']} changes since"
+    )
     moved = "" if state["quiet"] else " (it moved while it was looked at)"
     return f"run {state['run_id']}, offset {state['offset']}{moved}, {state['keys']} keys, digest {state['digest']}{saved}"

@@ -21,10 +21,17 @@ Json = dict[str, Any]
 
 def finalised(route: Route) -> bool:
     """Whether nothing needs the gateways any more: the target is the authority, and nothing flows back."""
-    return route.authority is Side.TARGET and not route.sync and route.journal is JournalMode.OFF and route.hold is Hold.NONE
+    return (
+        route.authority is Side.TARGET
+        and not route.sync
+        and route.journal is JournalMode.OFF
+        and route.hold is Hold.NONE
+    )
 
 
-async def redirect(store: ControlStore, per_s: float, *, refuse_new: bool, busy: bool, why: str) -> Route:
+async def redirect(
+    store: ControlStore, per_s: float, *, refuse_new: bool, busy: bool, why: str
+) -> Route:
     """Let every gateway process end `per_s` connections a second, idle ones only unless `busy`; 0 stops it. Waits until every gateway follows.
 
     Raises:
@@ -34,7 +41,9 @@ async def redirect(store: ControlStore, per_s: float, *, refuse_new: bool, busy:
     """
     if not 0 <= per_s <= REDIRECT_PER_S_MAX:
         raise OperatorError(
-            f"redirect: {per_s:g} connections a second cannot be", why=f"0 (stop) to {REDIRECT_PER_S_MAX} can", next_step="exodus redirect 2 --why …"
+            f"redirect: {per_s:g} connections a second cannot be",
+            why=f"0 (stop) to {REDIRECT_PER_S_MAX} can",
+            next_step="exodus redirect 2 --why …",
         )
     route = await read_route(store)
     if per_s and not finalised(route):
@@ -45,9 +54,17 @@ async def redirect(store: ControlStore, per_s: float, *, refuse_new: bool, busy:
         )
     wanted = Redirect(per_s=per_s, refuse_new=refuse_new, busy=busy) if per_s else None
     if wanted != route.redirect:
-        route = await change_route(store, route, route.next(redirect=wanted, why=f"redirect of clients at {per_s:g}/s: {why}"))
+        route = await change_route(
+            store,
+            route,
+            route.next(redirect=wanted, why=f"redirect of clients at {per_s:g}/s: {why}"),
+        )
     await registry.wait_for(
-        store, "gateway", lambda beat: beat.epoch >= route.epoch, within_s=_FOLLOW_S, otherwise="a gateway does not follow the route"
+        store,
+        "gateway",
+        lambda beat: beat.epoch >= route.epoch,
+        within_s=_FOLLOW_S,
+        otherwise="a gateway does not follow the route",
     )
     return route
 
@@ -59,7 +76,10 @@ async def who_is_connected(store: ControlStore) -> list[Json]:
         raw = await answered(store.client.get(store.keys.telemetry(beat.process)))
         for row in orjson.loads(raw).get("clients", ()) if raw is not None else ():
             found[(row["name"], row["host"], row["kind"])] += row["connections"]
-    return [{"name": name, "host": host, "kind": kind, "connections": count} for (name, host, kind), count in found.most_common()]
+    return [
+        {"name": name, "host": host, "kind": kind, "connections": count}
+        for (name, host, kind), count in found.most_common()
+    ]
 
 
 async def read_redirect(store: ControlStore) -> Json:
@@ -76,4 +96,10 @@ async def read_redirect(store: ControlStore) -> Json:
         if said["stopped"]:
             stopped.append(f"{beat.process}: {said['stopped']}")
     orders = None if route.redirect is None else route.redirect.model_dump()
-    return {"orders": orders, "closed": dict(closed), "came_back": came_back, "left": left, "stopped": stopped}
+    return {
+        "orders": orders,
+        "closed": dict(closed),
+        "came_back": came_back,
+        "left": left,
+        "stopped": stopped,
+    }

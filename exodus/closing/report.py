@@ -25,7 +25,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
         if number == _ROWS_MAX:
             lines.append("<tr><td>… the rest stands in the JSON files</td></tr>")
             break
-        lines += ["<tr>", *(f"<td>{html('' if cell is None else cell)}</td>" for cell in row), "</tr>"]
+        lines += [
+            "<tr>",
+            *(f"<td>{html('' if cell is None else cell)}</td>" for cell in row),
+            "</tr>",
+        ]
     return "".join([*lines, "</table>"])
 
 
@@ -38,20 +42,32 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, int | float) and name.endswith("_ms") and value >= _EPOCH_MS:
         return when(value)
     if isinstance(value, Mapping):
-        text = "; ".join(f"{inner} {_cell(str(inner), each)}".rstrip() for inner, each in value.items())
+        text = "; ".join(
+            f"{inner} {_cell(str(inner), each)}".rstrip() for inner, each in value.items()
+        )
     elif isinstance(value, list | tuple):
         text = ", ".join(_cell(name, each) for each in value)
     else:
         text = str(value)
-    return text if len(text) <= _CELL_MAX else f"{text[:_CELL_MAX]} … (the rest stands in the JSON files)"
+    return (
+        text
+        if len(text) <= _CELL_MAX
+        else f"{text[:_CELL_MAX]} … (the rest stands in the JSON files)"
+    )
 
 
 def _section(title: str, value: object) -> list[str]:
     """Return what a document holds: its single values in one table, and a table for each of its parts; of nothing, nothing."""
-    if isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values()):
+    if (
+        isinstance(value, Mapping)
+        and value
+        and all(isinstance(each, Mapping) for each in value.values())
+    ):
         return _rows(title, [{"name": name, **each} for name, each in value.items()])
     if isinstance(value, Mapping):
-        single = {name: each for name, each in value.items() if not isinstance(each, Mapping | list)}
+        single = {
+            name: each for name, each in value.items() if not isinstance(each, Mapping | list)
+        }
         pairs = [(name, _cell(name, each)) for name, each in single.items()]
         parts = [f"<h3>{html(title)}</h3>" + _table(("what", "value"), pairs)] if pairs else []
         for name, each in value.items():
@@ -61,17 +77,29 @@ def _section(title: str, value: object) -> list[str]:
     if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
         return _rows(title, value)
     if isinstance(value, list) and value:
-        return [f"<h3>{html(title)}</h3>" + _table(("value",), ((_cell("", each),) for each in value))]
+        return [
+            f"<h3>{html(title)}</h3>" + _table(("value",), ((_cell("", each),) for each in value))
+        ]
     return []
 
 
 def _rows(title: str, rows: list[Mapping[str, Any]]) -> list[str]:
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    return [f"<h3>{html(title)}</h3>" + _table(columns, ([_cell(column, row.get(column)) for column in columns] for row in rows))]
+    return [
+        f"<h3>{html(title)}</h3>"
+        + _table(columns, ([_cell(column, row.get(column)) for column in columns] for row in rows))
+    ]
 
 
 def _event(entry: Json) -> tuple[object, ...]:
-    return when(entry["at_ms"]), entry["phase"], entry["event"], entry["verdict"], entry["decided_by"], _cell("facts", entry["facts"])
+    return (
+        when(entry["at_ms"]),
+        entry["phase"],
+        entry["event"],
+        entry["verdict"],
+        entry["decided_by"],
+        _cell("facts", entry["facts"]),
+    )
 
 
 def render(documents: Mapping[str, object]) -> str:
@@ -89,8 +117,22 @@ def render(documents: Mapping[str, object]) -> str:
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Exodus: {html(str(plan.get("name")))}</title><style>{_STYLE}</style>',
         f"<h1>Migration {html(plan.get('name'))}</h1>",
-        *_titled("Decisions", [_table(("when", "phase", "gate", "verdict", "by", "why", "evidence (digest)"), decided)] if decided else []),
-        *_titled("What happened", [_table(("when", "phase", "event", "outcome", "by", "facts"), map(_event, ledger))] if ledger else []),
+        *_titled(
+            "Decisions",
+            [
+                _table(
+                    ("when", "phase", "gate", "verdict", "by", "why", "evidence (digest)"), decided
+                )
+            ]
+            if decided
+            else [],
+        ),
+        *_titled(
+            "What happened",
+            [_table(("when", "phase", "event", "outcome", "by", "facts"), map(_event, ledger))]
+            if ledger
+            else [],
+        ),
     ]
     for name, document in sorted(documents.items()):
         if name not in ("plan", "ledger"):

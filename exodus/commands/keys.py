@@ -98,9 +98,14 @@ def _msetex(args: list[bytes]) -> list[bytes]:
 
 
 MOVABLE: dict[bytes, Callable[[list[bytes]], list[bytes]]] = {
-    **dict.fromkeys([b"EVAL", b"EVALSHA", b"EVAL_RO", b"EVALSHA_RO", b"FCALL", b"FCALL_RO"], _counted(2)),
+    **dict.fromkeys(
+        [b"EVAL", b"EVALSHA", b"EVAL_RO", b"EVALSHA_RO", b"FCALL", b"FCALL_RO"], _counted(2)
+    ),
     **dict.fromkeys([b"ZUNIONSTORE", b"ZINTERSTORE", b"ZDIFFSTORE"], _destination_and_counted),
-    **dict.fromkeys([b"ZUNION", b"ZINTER", b"ZDIFF", b"ZINTERCARD", b"SINTERCARD", b"LMPOP", b"ZMPOP"], _counted(1)),
+    **dict.fromkeys(
+        [b"ZUNION", b"ZINTER", b"ZDIFF", b"ZINTERCARD", b"SINTERCARD", b"LMPOP", b"ZMPOP"],
+        _counted(1),
+    ),
     **dict.fromkeys([b"BLMPOP", b"BZMPOP"], _counted(2)),
     **dict.fromkeys([b"SORT", b"SORT_RO"], _sort),
     **dict.fromkeys([b"GEORADIUS", b"GEORADIUSBYMEMBER"], _georadius),

@@ -137,7 +137,17 @@ REFUSALS = (
 )  # fmt: skip
 
 # Commands without keys that change what the server holds, or from whom it has it: no journal can say which keys.
-REPLACES_DATA = frozenset({b"REPLICAOF", b"SLAVEOF", b"FAILOVER", b"PFDEBUG", b"MODULE|LOAD", b"MODULE|LOADEX", b"MODULE|UNLOAD"})
+REPLACES_DATA = frozenset(
+    {
+        b"REPLICAOF",
+        b"SLAVEOF",
+        b"FAILOVER",
+        b"PFDEBUG",
+        b"MODULE|LOAD",
+        b"MODULE|LOADEX",
+        b"MODULE|UNLOAD",
+    }
+)
 # The subcommands of DEBUG that only look. Any other may have replaced the data.
 DEBUG_LOOKS = frozenset(
     b"HELP OBJECT SLEEP DIGEST DIGEST-VALUE JMAP STRINGMATCH-LEN HTSTATS HTSTATS-KEY SDSLEN ZIPLIST LISTPACK QUICKLIST LOG PROTOCOL ERROR "
@@ -190,7 +200,9 @@ NOT_COMPARABLE = frozenset(
 # Members come back in the order of the server's own hash table.
 UNORDERED = frozenset(b"SMEMBERS HKEYS HVALS KEYS SINTER SUNION SDIFF PUBSUB".split())
 UNORDERED_PAIRS = frozenset({b"HGETALL"})
-NUMERIC = frozenset(b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split())
+NUMERIC = frozenset(
+    b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split()
+)
 
 # Reads of one key whose reply is a function of its value alone, with the same bytes on every version: what canary reads are made of. Not the
 # time left, not what a server orders by its own hash table, not floating point, and nothing that a script does.

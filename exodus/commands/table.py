@@ -21,7 +21,16 @@ class Command:
         "acts_on_error", "first", "known", "last", "movable", "name", "plain", "renamed", "role", "script", "step", "subcommands", "write",
     )  # fmt: skip
 
-    def __init__(self, name: bytes, *, write: bool, first: int = 0, last: int = 0, step: int = 1, known: bool = True) -> None:
+    def __init__(
+        self,
+        name: bytes,
+        *,
+        write: bool,
+        first: int = 0,
+        last: int = 0,
+        step: int = 1,
+        known: bool = True,
+    ) -> None:
         self.name = name
         container = name.partition(b"|")[0]
         self.write = (write or name in semantics.WRITES) and container not in semantics.NOT_WRITES
@@ -33,7 +42,9 @@ class Command:
         self.renamed = False  # the server calls it by another name than `name` (rename-command)
         self.script = self.role is Role.SCRIPT
         # Whether it may have changed something although it answered an error.
-        self.acts_on_error = not known or self.script or b"." in name or name in semantics.ACTS_ON_ERROR  # a dot: of a module
+        self.acts_on_error = (
+            not known or self.script or b"." in name or name in semantics.ACTS_ON_ERROR
+        )  # a dot: of a module
         self.subcommands: dict[bytes, Command] = {}
 
     def keys(self, args: list[bytes]) -> list[bytes]:
@@ -49,11 +60,17 @@ class Command:
         if not self.acts_on_error:
             return True
         if self.script:
-            return error.startswith(semantics.SCRIPT_REFUSALS) and b"@user_" not in error and b" script: " not in error
+            return (
+                error.startswith(semantics.SCRIPT_REFUSALS)
+                and b"@user_" not in error
+                and b" script: " not in error
+            )
         return error.startswith(semantics.REFUSALS)
 
     def __repr__(self) -> str:
-        return f"<Command {self.name.decode('ascii', 'replace')} {'write' if self.write else 'read'}>"
+        return (
+            f"<Command {self.name.decode('ascii', 'replace')} {'write' if self.write else 'read'}>"
+        )
 
 
 _NAME_BYTES_MAX = 64  # of a spelling that is remembered
@@ -66,9 +83,13 @@ class CommandTable:
     def __init__(self, commands: Iterable[Command]) -> None:
         self._by_name = {name: Command(name, write=False) for name in semantics.CLOSE_AT_ONCE}
         self._by_name.update({command.name: command for command in commands})
-        self.unknown = Command(UNKNOWN, write=True, known=False)  # one for all, since clients may send any name
+        self.unknown = Command(
+            UNKNOWN, write=True, known=False
+        )  # one for all, since clients may send any name
         self._spelled: dict[bytes, Command] = {}
-        self.kept: dict[bytes, int] = {}  # by spelling: arguments, the name included, behind which there are only values
+        self.kept: dict[
+            bytes, int
+        ] = {}  # by spelling: arguments, the name included, behind which there are only values
 
     @classmethod
     def from_replies(cls, *replies: Sequence[Any]) -> CommandTable:
@@ -95,7 +116,12 @@ class CommandTable:
                 return self.unknown
             if len(self._spelled) < 10_000 and len(name) <= _NAME_BYTES_MAX:
                 self._spelled[name] = command
-                if command.plain and command.movable is None and not command.subcommands and command.last >= 0:
+                if (
+                    command.plain
+                    and command.movable is None
+                    and not command.subcommands
+                    and command.last >= 0
+                ):
                     self.kept[name] = command.last + 1
         return command
 
@@ -112,7 +138,9 @@ class CommandTable:
     def renamed(self) -> dict[str, str]:
         """Names that were learnt, and what they stand for."""
         return {
-            name.decode("ascii", "backslashreplace"): command.name.decode("ascii", "backslashreplace")
+            name.decode("ascii", "backslashreplace"): command.name.decode(
+                "ascii", "backslashreplace"
+            )
             for name, command in self._by_name.items()
             if command.renamed
         }

@@ -15,7 +15,9 @@ def names_in(text: str, there: Set[str]) -> list[str]:
     return [line if line in there else line.strip() for line in text.splitlines() if line.strip()]
 
 
-def why_not_all(text: str, there: Set[str], *, field: str, noun: str, resolved: str, resolve: str) -> str | None:
+def why_not_all(
+    text: str, there: Set[str], *, field: str, noun: str, resolved: str, resolve: str
+) -> str | None:
     """Return why the names in a field are not exactly those that are there; None if they are.
 
     Args:

@@ -78,7 +78,11 @@ def of_this_process() -> Identity:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
         name = f"uid {uid}"
-    return Identity(person=name, known_by=KnownBy.OPERATING_SYSTEM, detail=f"uid {uid} on {socket.gethostname()}")
+    return Identity(
+        person=name,
+        known_by=KnownBy.OPERATING_SYSTEM,
+        detail=f"uid {uid} on {socket.gethostname()}",
+    )
 
 
 def _login_uid() -> int:
@@ -94,15 +98,21 @@ def _key(store: ControlStore, run_id: str, gate: str, attempt: int) -> str:
     return f"{store.keys.answers}{run_id}:{gate}:{attempt}"
 
 
-async def attest(store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json) -> Identity:
+async def attest(
+    store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json
+) -> Identity:
     """Write down who is about to give this answer to a gate of a run."""
     identity = of_this_process()
     said = _Attested(answer=_digest(answer), identity=identity)
-    await answered(store.client.set(_key(store, run_id, gate, attempt), said.model_dump_json(), ex=_KEPT_S))
+    await answered(
+        store.client.set(_key(store, run_id, gate, attempt), said.model_dump_json(), ex=_KEPT_S)
+    )
     return identity
 
 
-async def identify(store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json) -> Identity:
+async def identify(
+    store: ControlStore, run_id: str, gate: str, attempt: int, answer: Json
+) -> Identity:
     """Return who gave this answer: as attested for exactly this answer, else as typed."""
     raw = await answered(store.client.get(_key(store, run_id, gate, attempt)))
     typed = Identity(person=str(answer["decided_by"]))
@@ -114,7 +124,11 @@ async def identify(store: ControlStore, run_id: str, gate: str, attempt: int, an
 
 def decider(entry: LedgerEntry) -> Identity:
     """Return who took a decision, as its entry in the ledger says."""
-    return Identity(person=entry.person or entry.decided_by, known_by=KnownBy(entry.known_by or KnownBy.TYPED), detail=entry.identity)
+    return Identity(
+        person=entry.person or entry.decided_by,
+        known_by=KnownBy(entry.known_by or KnownBy.TYPED),
+        detail=entry.identity,
+    )
 
 
 def why_not_allowed(plan: Plan, verdict: str, identity: Identity) -> str | None:

@@ -10,9 +10,13 @@ from dataclasses import dataclass, field
 Key = tuple[int, bytes]  # (database, name)
 RESYNC = "resync"  # a barrier for what a feed missed: every key may have changed
 _HEAD = struct.Struct("<HI")
-_WIDE_DB = 0xFFFF  # in the head of a key whose database does not fit: the database follows, in four bytes
+_WIDE_DB = (
+    0xFFFF  # in the head of a key whose database does not fit: the database follows, in four bytes
+)
 _DB = struct.Struct("<I")
-_heads = [_HEAD.pack(0, size) for size in range(256)]  # of the most keys; packing is part of every write's cost
+_heads = [
+    _HEAD.pack(0, size) for size in range(256)
+]  # of the most keys; packing is part of every write's cost
 
 
 def partition_of(db: int, key: bytes, partitions: int) -> int:
@@ -101,7 +105,9 @@ class Changes:
     barriers: list[Barrier] = field(default_factory=list)
     gap: bool = False  # entries between the position and the first kept one were trimmed: all keys may have changed
     last_id: bytes | None = None
-    times_ms: list[int] = field(default_factory=list)  # when each entry was made, by the store's clock
+    times_ms: list[int] = field(
+        default_factory=list
+    )  # when each entry was made, by the store's clock
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:

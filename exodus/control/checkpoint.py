@@ -42,7 +42,9 @@ class SliceProgress(BaseModel):
     worker: str = ""  # HOST:PID of the process that took it up last
     not_sent: dict[str, int] = Field(default_factory=dict)  # why MIGRATE did not carry them → keys
     excluded: dict[str, int] = Field(default_factory=dict)  # the rule that left them out → keys
-    strategies: dict[str, int] = Field(default_factory=dict)  # how keys were carried, with the reason where it was not the first choice
+    strategies: dict[str, int] = Field(
+        default_factory=dict
+    )  # how keys were carried, with the reason where it was not the first choice
 
 
 class ChunkRow(BaseModel):
@@ -64,8 +66,12 @@ class Walk(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    cursors: dict[str, int] | None = None  # slices that are not done → where each goes on; None: not begun
-    borders: dict[str, list[str]] = Field(default_factory=dict)  # "NODE/DB/INDEX" of the slice after it → digests of keys counted on one side only
+    cursors: dict[str, int] | None = (
+        None  # slices that are not done → where each goes on; None: not begun
+    )
+    borders: dict[str, list[str]] = Field(
+        default_factory=dict
+    )  # "NODE/DB/INDEX" of the slice after it → digests of keys counted on one side only
 
 
 class PassProgress(BaseModel):
@@ -82,7 +88,9 @@ class PassProgress(BaseModel):
     counts: dict[str, int] = Field(default_factory=dict)  # fields of the report
     by_type: dict[str, int] = Field(default_factory=dict)
     excluded: dict[str, int] = Field(default_factory=dict)
-    suspects: list[tuple[int, str, str, str]] = Field(default_factory=list)  # database, key in hexadecimal, kind, detail
+    suspects: list[tuple[int, str, str, str]] = Field(
+        default_factory=list
+    )  # database, key in hexadecimal, kind, detail
     resumed: int = 0  # times a process went on with it
 
 
@@ -100,7 +108,10 @@ async def load_pass(store: ControlStore, name: str) -> PassProgress | None:
 async def load_parts(store: ControlStore, name: str) -> list[PassProgress]:
     """How far the parts of a verification have come that several processes do."""
     prefix = store.keys.verifying(part_name(name, ""))
-    names = [key async for key in store.client.scan_iter(match=prefix.replace("{", "\\{") + "*", count=1000)]
+    names = [
+        key
+        async for key in store.client.scan_iter(match=prefix.replace("{", "\\{") + "*", count=1000)
+    ]
     raw = await answered(store.client.mget(names)) if names else []
     return [PassProgress.model_validate_json(each) for each in raw if each is not None]
 
@@ -115,12 +126,19 @@ async def forget_pass(store: ControlStore, name: str) -> None:
     await answered(store.client.delete(store.keys.verifying(name)))
 
 
-async def save_progress(store: ControlStore, run: str, progress: SliceProgress, chunk: ChunkRow | None = None) -> None:
+async def save_progress(
+    store: ControlStore, run: str, progress: SliceProgress, chunk: ChunkRow | None = None
+) -> None:
     """Write one slice's checkpoint, and the chunk that it follows from, together."""
     pipe = store.client.pipeline(transaction=True)
     pipe.hset(store.keys.checkpoint(run), progress.slice_id, progress.model_dump_json())
     if chunk is not None:
-        pipe.xadd(store.keys.chunks(run), {"chunk": chunk.model_dump_json()}, maxlen=CHUNKS_KEPT, approximate=True)
+        pipe.xadd(
+            store.keys.chunks(run),
+            {"chunk": chunk.model_dump_json()},
+            maxlen=CHUNKS_KEPT,
+            approximate=True,
+        )
     await pipe.execute()
 
 

@@ -61,7 +61,14 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
     try:
         fsync = (await answered(store.client.config_get("appendfsync"))).get("appendfsync", "")
     except ResponseError as exc:
-        found.append(StoreFinding("warning", "the control store does not tell appendfsync", str(exc), "look that it is everysec or always"))
+        found.append(
+            StoreFinding(
+                "warning",
+                "the control store does not tell appendfsync",
+                str(exc),
+                "look that it is everysec or always",
+            )
+        )
     else:
         if fsync == "no":
             found.append(
@@ -71,4 +78,6 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
                     "CONFIG SET appendfsync everysec",
                 )
             )  # fmt: skip
-    return found or [StoreFinding("ok", "the control store has an append-only file and evicts nothing")]
+    return found or [
+        StoreFinding("ok", "the control store has an append-only file and evicts nothing")
+    ]

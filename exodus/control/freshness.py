@@ -52,7 +52,9 @@ class Freshness(BaseModel):
     oldest_dirty_s: float
     never: int  # keys of which nothing is known: no pass, or more writes since than are kept
     pass_age_s: float | None
-    gaps: tuple[str, ...] = ()  # open gaps, each with its reason: keys that may differ without being known
+    gaps: tuple[
+        str, ...
+    ] = ()  # open gaps, each with its reason: keys that may differ without being known
     overflowed: int = 0  # partitions that only the next pass can speak for
 
     @property
@@ -72,7 +74,10 @@ class Freshness(BaseModel):
         if self.pass_age_s is None:
             return "never verified"
         # Rounded down: 100 % is said where it is so.
-        words = [f"{math.floor(self.share * 10_000 + 1e-9) / 100:.2f} % verified", f"{self.dirty:,} dirty"]
+        words = [
+            f"{math.floor(self.share * 10_000 + 1e-9) / 100:.2f} % verified",
+            f"{self.dirty:,} dirty",
+        ]
         if self.dirty:
             words.append(f"oldest {self.oldest_dirty_s:.0f} s")
         if self.never:
@@ -80,9 +85,15 @@ class Freshness(BaseModel):
         return ", ".join(words)
 
 
-async def record_pass(store: ControlStore, at_ms: int, positions: Mapping[int, bytes], keys: int) -> None:
+async def record_pass(
+    store: ControlStore, at_ms: int, positions: Mapping[int, bytes], keys: int
+) -> None:
     """Say that a clean pass over everything began at `at_ms`, at these journal positions."""
-    found = Pass(at_ms=at_ms, keys=keys, positions={partition: entry_id.decode() for partition, entry_id in positions.items()})
+    found = Pass(
+        at_ms=at_ms,
+        keys=keys,
+        positions={partition: entry_id.decode() for partition, entry_id in positions.items()},
+    )
     await answered(store.client.set(store.keys.verified_pass, found.model_dump_json()))
 
 
@@ -100,7 +111,14 @@ async def forget_pass(store: ControlStore) -> None:
 async def save_partitions(store: ControlStore, states: Mapping[int, PartitionState]) -> None:
     """Write what a process's lanes see."""
     if states:
-        await answered(store.client.hset(store.keys.fresh, mapping={str(partition): state.model_dump_json() for partition, state in states.items()}))
+        await answered(
+            store.client.hset(
+                store.keys.fresh,
+                mapping={
+                    str(partition): state.model_dump_json() for partition, state in states.items()
+                },
+            )
+        )
 
 
 async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
@@ -117,8 +135,14 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
     states = [PartitionState.model_validate_json(value) for value in raw.values()]
     known = [state for state in states if state.pass_ms == newest.at_ms and not state.overflow]
     synced = await journal.positions(store)
-    coming = await journal.since(store, {partition: synced.get(partition, b"0-0") for partition in range(partitions)}, at_most=_COMING_MAX)
-    ages_ms = [now_ms - state.oldest_ms for state in known if state.dirty] + [now_ms - at_ms for at_ms in coming.times_ms[:1]]
+    coming = await journal.since(
+        store,
+        {partition: synced.get(partition, b"0-0") for partition in range(partitions)},
+        at_most=_COMING_MAX,
+    )
+    ages_ms = [now_ms - state.oldest_ms for state in known if state.dirty] + [
+        now_ms - at_ms for at_ms in coming.times_ms[:1]
+    ]
     return Freshness(
         keys=newest.keys,
         dirty=sum(state.dirty for state in known) + len(set(coming.keys)),

@@ -44,16 +44,26 @@ async def append(
         await pipe.execute()
 
 
-def commands(names: Keys, keys: Iterable[Key], partitions: int, barriers: Iterable[Barrier] = ()) -> list[tuple[str | bytes, ...]]:
+def commands(
+    names: Keys, keys: Iterable[Key], partitions: int, barriers: Iterable[Barrier] = ()
+) -> list[tuple[str | bytes, ...]]:
     """What `append` runs in its MULTI."""
     members: list[list[Key]] = [[] for _ in range(partitions)]
     crc32 = zlib.crc32
     for entry in keys:
-        members[crc32(entry[1], entry[0]) % partitions].append(entry)  # `partition_of`, in the one place where a call costs
+        members[crc32(entry[1], entry[0]) % partitions].append(
+            entry
+        )  # `partition_of`, in the one place where a call costs
     found: list[tuple[str | bytes, ...]] = []
     for partition, mine in enumerate(members):
         found.extend(
-            ("XADD", names.journal(partition), "*", "k", pack(mine[start : start + JOURNAL_BATCH_KEYS]))
+            (
+                "XADD",
+                names.journal(partition),
+                "*",
+                "k",
+                pack(mine[start : start + JOURNAL_BATCH_KEYS]),
+            )
             for start in range(0, len(mine), JOURNAL_BATCH_KEYS)
         )
     found.extend(("XADD", names.journal(0), "*", "b", barrier.encode()) for barrier in barriers)
@@ -64,7 +74,10 @@ async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
     """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever written."""
     written, synced = await _ends(store, partitions)
     # An emptied stream forgets its last id, so the synced position counts too.
-    return {partition: max(at, synced.get(partition, b"0-0"), key=id_order) for partition, at in written.items()}
+    return {
+        partition: max(at, synced.get(partition, b"0-0"), key=id_order)
+        for partition, at in written.items()
+    }
 
 
 async def _ends(store: ControlStore, partitions: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
@@ -74,10 +87,18 @@ async def _ends(store: ControlStore, partitions: int) -> tuple[dict[int, bytes],
         pipe.xrevrange(store.keys.journal(partition), count=1)
     pipe.hgetall(store.keys.position)
     *found, raw = await pipe.execute()
-    return {partition: entries[0][0] if entries else b"0-0" for partition, entries in enumerate(found)}, _positions(raw)
+    return {
+        partition: entries[0][0] if entries else b"0-0" for partition, entries in enumerate(found)
+    }, _positions(raw)
 
 
-async def since(store: ControlStore, start: Mapping[int, bytes], *, until: bytes = b"+", at_most: int | None = None) -> Changes:
+async def since(
+    store: ControlStore,
+    start: Mapping[int, bytes],
+    *,
+    until: bytes = b"+",
+    at_most: int | None = None,
+) -> Changes:
     """All that changed after the positions `start` (from `ends`), over these partitions; `gap` where more than `at_most` entries did in one."""
     pipe = store.client.pipeline(transaction=True)
     pipe.hgetall(store.keys.trimmed)
@@ -100,7 +121,10 @@ async def since(store: ControlStore, start: Mapping[int, bytes], *, until: bytes
 async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:
     """Whether every entry after these positions is still there."""
     trimmed = await answered(store.client.hgetall(store.keys.trimmed))
-    return all(id_order(trimmed.get(b"%d" % partition, b"0-0")) <= id_order(entry_id) for partition, entry_id in start.items())
+    return all(
+        id_order(trimmed.get(b"%d" % partition, b"0-0")) <= id_order(entry_id)
+        for partition, entry_id in start.items()
+    )
 
 
 async def positions(store: ControlStore) -> dict[int, bytes]:
@@ -117,7 +141,9 @@ async def lag_entries(store: ControlStore, partitions: int, *, at_most: int = 10
     synced = await positions(store)
     pipe = store.client.pipeline(transaction=False)
     for partition in range(partitions):
-        pipe.xrange(store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=at_most)
+        pipe.xrange(
+            store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=at_most
+        )
     return sum(len(entries) for entries in await pipe.execute())
 
 
@@ -126,7 +152,9 @@ async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
     synced = await positions(store)
     pipe = store.client.pipeline(transaction=False)
     for partition in range(partitions):
-        pipe.xrange(store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=1)
+        pipe.xrange(
+            store.keys.journal(partition), min=b"(" + synced.get(partition, b"0-0"), count=1
+        )
     first = [id_order(entries[0][0])[0] for entries in await pipe.execute() if entries]
     return max(0, now_ms - min(first)) if first else 0
 
@@ -134,7 +162,10 @@ async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
 async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
     """Whether syncers have finished everything up to the positions `goal` (from `ends`); later writes do not matter."""
     synced = await positions(store)
-    return all(id_order(synced.get(partition, b"0-0")) >= id_order(entry_id) for partition, entry_id in goal.items())
+    return all(
+        id_order(synced.get(partition, b"0-0")) >= id_order(entry_id)
+        for partition, entry_id in goal.items()
+    )
 
 
 async def drained(store: ControlStore, partitions: int) -> bool:
@@ -143,4 +174,6 @@ async def drained(store: ControlStore, partitions: int) -> bool:
     In one round trip, since writes wait for the answer while a switch is made.
     """
     written, synced = await _ends(store, partitions)
-    return all(id_order(synced.get(partition, b"0-0")) >= id_order(at) for partition, at in written.items())
+    return all(
+        id_order(synced.get(partition, b"0-0")) >= id_order(at) for partition, at in written.items()
+    )

@@ -33,7 +33,11 @@ class Leases:
     async def fair_share(self) -> int:
         """How many partitions a live syncer should have, this one included even where its first heartbeat is still to come."""
         now_ms = await self._store.now_ms()
-        live = {beat.process for beat in await registry.heartbeats(self._store, "syncer") if not beat.stale(now_ms)}
+        live = {
+            beat.process
+            for beat in await registry.heartbeats(self._store, "syncer")
+            if not beat.stale(now_ms)
+        }
         return math.ceil(self._partitions / len(live | {self._process}))
 
     async def take(self, at_most: int) -> list[int]:
@@ -45,7 +49,14 @@ class Leases:
             if partition in self.tokens:
                 continue
             token = int(await answered(self._store.client.incr(self._store.keys.token)))
-            if await answered(self._store.client.set(self._store.keys.lease(partition), f"{self._process}:{token}", nx=True, px=LEASE_MS)):
+            if await answered(
+                self._store.client.set(
+                    self._store.keys.lease(partition),
+                    f"{self._process}:{token}",
+                    nx=True,
+                    px=LEASE_MS,
+                )
+            ):
                 self.tokens[partition] = token
                 taken.append(partition)
         return taken
@@ -55,8 +66,18 @@ class Leases:
         held = list(self.tokens)
         pipe = self._store.client.pipeline(transaction=False)
         for partition in held:
-            pipe.eval(_RENEW, 1, self._store.keys.lease(partition), self._value(partition), str(LEASE_MS))
-        lost = [partition for partition, kept in zip(held, await pipe.execute(), strict=True) if not int(kept)] if held else []
+            pipe.eval(
+                _RENEW, 1, self._store.keys.lease(partition), self._value(partition), str(LEASE_MS)
+            )
+        lost = (
+            [
+                partition
+                for partition, kept in zip(held, await pipe.execute(), strict=True)
+                if not int(kept)
+            ]
+            if held
+            else []
+        )
         for partition in lost:
             del self.tokens[partition]
         return lost
@@ -66,4 +87,6 @@ class Leases:
         for partition in list(partitions):
             value = self._value(partition)
             del self.tokens[partition]
-            await answered(self._store.client.eval(_GIVE_BACK, 1, self._store.keys.lease(partition), value))
+            await answered(
+                self._store.client.eval(_GIVE_BACK, 1, self._store.keys.lease(partition), value)
+            )

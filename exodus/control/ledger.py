@@ -49,7 +49,9 @@ class LedgerEntry(BaseModel):
 
 def digest(evidence: object) -> str:
     """SHA-256 of a piece of evidence in canonical JSON."""
-    return hashlib.sha256(orjson.dumps(evidence, default=str, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(
+        orjson.dumps(evidence, default=str, option=orjson.OPT_SORT_KEYS)
+    ).hexdigest()
 
 
 async def record(store: ControlStore, entry: LedgerEntry) -> None:
@@ -63,8 +65,20 @@ async def record(store: ControlStore, entry: LedgerEntry) -> None:
             await pipe.watch(store.keys.ledger)
             entries = await read_stored(store)
             for earlier in map(LedgerEntry.model_validate, entries):
-                same = (earlier.phase, earlier.event, earlier.gate, earlier.verdict, earlier.flow_run_id)
-                if entry.flow_run_id and same == (entry.phase, entry.event, entry.gate, entry.verdict, entry.flow_run_id):
+                same = (
+                    earlier.phase,
+                    earlier.event,
+                    earlier.gate,
+                    earlier.verdict,
+                    earlier.flow_run_id,
+                )
+                if entry.flow_run_id and same == (
+                    entry.phase,
+                    entry.event,
+                    entry.gate,
+                    entry.verdict,
+                    entry.flow_run_id,
+                ):
                     return
             chained = entry.model_copy(update={"before": digest(entries[-1]) if entries else FIRST})
             pipe.multi()
@@ -149,7 +163,12 @@ def next_due(entries: list[LedgerEntry]) -> Phase | None:
     due: Phase | None = Phase.PRE_TEST
     for entry in entries:
         voided = [phase for phase in FORWARD if phase in voided_by(entry)]
-        if voided and due is not None and due in FORWARD and FORWARD.index(due) > FORWARD.index(voided[0]):
+        if (
+            voided
+            and due is not None
+            and due in FORWARD
+            and FORWARD.index(due) > FORWARD.index(voided[0])
+        ):
             due = voided[0]
         if entry.event != "decided":
             continue

@@ -31,7 +31,13 @@ async def keep(store: ControlStore, db: int, key: bytes, reason: str) -> None:
         return
     raw = await answered(store.client.hget(store.keys.dead, packed))
     attempts = (orjson.loads(raw)["attempts"] if raw else 0) + 1
-    letter = {"db": db, "key": repr(key), "reason": reason, "attempts": attempts, "at_ms": await store.now_ms()}
+    letter = {
+        "db": db,
+        "key": repr(key),
+        "reason": reason,
+        "attempts": attempts,
+        "at_ms": await store.now_ms(),
+    }
     async with store.client.pipeline(transaction=True) as pipe:
         pipe.hset(store.keys.dead, packed, orjson.dumps(letter))
         pipe.hdel(store.keys.accepted, packed)
@@ -59,7 +65,14 @@ async def accepted_letters(store: ControlStore) -> dict[Key, Json]:
 async def why_not_accepted(store: ControlStore, text: str) -> str | None:
     """Why names, one a line, do not accept every open letter and nothing else; None: they do."""
     there = {name_of(letter) for letter in (await open_letters(store)).values()}
-    return why_not_all(text, there, field="accept_dead_letters", noun="dead letter", resolved="repaired", resolve="repair")
+    return why_not_all(
+        text,
+        there,
+        field="accept_dead_letters",
+        noun="dead letter",
+        resolved="repaired",
+        resolve="repair",
+    )
 
 
 async def accept(store: ControlStore, text: str, by: str) -> list[str]:

@@ -56,15 +56,23 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
         return
     retry = ledger.last_decision(entries, Phase.ROLLBACK, ledger.NEXT)
     voided_ms = ledger.voided_ms(entries, Phase.TEST) or 0
-    if phase is Phase.MIGRATE and retry is not None and retry.verdict == "retry" and retry.at_ms > voided_ms:
+    if (
+        phase is Phase.MIGRATE
+        and retry is not None
+        and retry.verdict == "retry"
+        and retry.at_ms > voided_ms
+    ):
         return
     decision = ledger.approved_since(entries, needed)
     if decision is None:
         last = ledger.last_decision(entries, needed)
         voided = last is not None and last.verdict == "approve"
         raise DecisionRefused(
-            f"{phase} may not begin: {needed} was not approved" + (" under this plan" if voided else ""),
-            why="the plan was changed after its approval" if voided else "each phase builds on the decision before it",
+            f"{phase} may not begin: {needed} was not approved"
+            + (" under this plan" if voided else ""),
+            why="the plan was changed after its approval"
+            if voided
+            else "each phase builds on the decision before it",
             next_step=f"exodus start {needed}, and approve it",
         )
     age_h = (await store.now_ms() - decision.at_ms) / _HOUR_MS

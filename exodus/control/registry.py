@@ -51,7 +51,9 @@ class Heartbeat(BaseModel):
 
 async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
     """Write one heartbeat; `announce` wakes whoever waits for it."""
-    await store.register(heartbeat.kind, heartbeat.process, heartbeat.model_dump(), announce=announce)
+    await store.register(
+        heartbeat.kind, heartbeat.process, heartbeat.model_dump(), announce=announce
+    )
 
 
 # A heartbeat speaks for one instance and for the batches that the store had acknowledged to it. Where the registration belongs
@@ -90,16 +92,29 @@ class Claim(StrEnum):
     TAKEN = "taken"  # another instance's, which is alive: it keeps it
 
 
-async def claim(store: ControlStore, kind: str, process: str, instance: str) -> tuple[Claim, Heartbeat | None]:
+async def claim(
+    store: ControlStore, kind: str, process: str, instance: str
+) -> tuple[Claim, Heartbeat | None]:
     """Ask for the registration of an id; with the heartbeat of the instance that has it, where one has."""
     keys = (store.keys.part(kind), store.keys.owner(kind))
-    found = await answered(store.client.eval(_CLAIM, len(keys), *keys, process, instance, str(int(HEARTBEAT_STALE_S * 1000))))
+    found = await answered(
+        store.client.eval(
+            _CLAIM, len(keys), *keys, process, instance, str(int(HEARTBEAT_STALE_S * 1000))
+        )
+    )
     if isinstance(found, bytes):
         return Claim.TAKEN, Heartbeat.model_validate_json(found)
     return (Claim.LEFT if found else Claim.OURS), None
 
 
-async def beat_as(store: ControlStore, heartbeat: Heartbeat, instance: str, proof: tuple[str, int], *, announce: bool = False) -> tuple[str, bytes]:
+async def beat_as(
+    store: ControlStore,
+    heartbeat: Heartbeat,
+    instance: str,
+    proof: tuple[str, int],
+    *,
+    announce: bool = False,
+) -> tuple[str, bytes]:
     """Write the heartbeat of one instance, if its registration is its own and the store has the batch of `proof`.
 
     Returns:
@@ -109,7 +124,14 @@ async def beat_as(store: ControlStore, heartbeat: Heartbeat, instance: str, proo
     keys = store.keys
     names = (keys.part(heartbeat.kind), keys.owner(heartbeat.kind), keys.acknowledged)
     channel = keys.part_changed if announce else ""
-    told = (heartbeat.process, instance, proof[0], str(proof[1]), heartbeat.model_dump_json(), channel)
+    told = (
+        heartbeat.process,
+        instance,
+        proof[0],
+        str(proof[1]),
+        heartbeat.model_dump_json(),
+        channel,
+    )
     outcome, found = await answered(store.client.eval(_BEAT, len(names), *names, *told))
     return outcome.decode(), found
 
@@ -144,7 +166,10 @@ async def wait_for(
         if len(found) >= at_least and not late:
             return found
         if loop.time() >= deadline:
-            named = ", ".join(f"{b.process} (epoch {b.epoch}, {b.state}, {b.age_s(now_ms):.1f} s ago)" for b in late)
+            named = ", ".join(
+                f"{b.process} (epoch {b.epoch}, {b.state}, {b.age_s(now_ms):.1f} s ago)"
+                for b in late
+            )
             raise CutoverAborted(
                 otherwise,
                 why=named or f"{len(found)} {kind} processes are registered, {at_least} are needed",
@@ -156,7 +181,9 @@ async def wait_for(
             await woken_by.get_message(ignore_subscribe_messages=True, timeout=poll_s)
 
 
-async def follow(changed: Callable[[bytes | None], Awaitable[None]], store: ControlStore, *, poll_s: float) -> None:
+async def follow(
+    changed: Callable[[bytes | None], Awaitable[None]], store: ControlStore, *, poll_s: float
+) -> None:
     """Call `changed` with each word on the route's channel, and with None every `poll_s` seconds in any case, until cancelled.
 
     `changed` handles its own failures of the store; the subscription here is rebuilt after each of them.

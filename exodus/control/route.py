@@ -38,14 +38,20 @@ class Route(BaseModel):
     journal: JournalMode = JournalMode.OFF
     sync: bool = False  # syncers copy authority → follower
     feed: Feed = Feed.GATEWAY  # the change feed that is in force; never auto
-    native: bool = False  # the follower is the authority's replica: syncers wait for it, and copy nothing
+    native: bool = (
+        False  # the follower is the authority's replica: syncers wait for it, and copy nothing
+    )
     shadow_rate: float = 0.0
     shadow_salt: int = 0
     shadow_scripts: bool = False  # read-only scripts are sampled, too
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
-    rehearsal_prefix: str | None = None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py
-    rehearsal_name: str | None = None  # sessions with this client name, drawn for it, are held and switched alone
+    rehearsal_prefix: str | None = (
+        None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py
+    )
+    rehearsal_name: str | None = (
+        None  # sessions with this client name, drawn for it, are held and switched alone
+    )
     rehearsal_authority: Side = Side.SOURCE
     rehearsal_hold: Hold = Hold.NONE
     redirect: Redirect | None = None
@@ -71,7 +77,9 @@ class Route(BaseModel):
         """The following epoch with these changes."""
         if "authority" in changes and changes["authority"] != self.authority:
             changes["generation"] = self.generation + 1
-        return self.model_validate({**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why})
+        return self.model_validate(
+            {**self.model_dump(), **changes, "epoch": self.epoch + 1, "why": why}
+        )
 
 
 # The announcement is made in the same step and carries the document, so that a gateway that is to hold writes need not read it first.
@@ -125,7 +133,16 @@ async def read_route(store: ControlStore) -> Route:
 
 async def restore_route(store: ControlStore, found: Route, ours: Route) -> bool:
     """Put back a newer route than the store has; False where it was changed meanwhile."""
-    now = await answered(store.client.eval(_COMPARE_AND_SET, 1, store.keys.route, str(found.epoch), ours.model_dump_json(), store.keys.route_changed))
+    now = await answered(
+        store.client.eval(
+            _COMPARE_AND_SET,
+            1,
+            store.keys.route,
+            str(found.epoch),
+            ours.model_dump_json(),
+            store.keys.route_changed,
+        )
+    )
     return int(now) == -1
 
 
@@ -142,7 +159,14 @@ async def change_route(store: ControlStore, before: Route, after: Route) -> Rout
             next_step="report this; the route was not changed",
         )
     found = await answered(
-        store.client.eval(_COMPARE_AND_SET, 1, store.keys.route, str(before.epoch), after.model_dump_json(), store.keys.route_changed)
+        store.client.eval(
+            _COMPARE_AND_SET,
+            1,
+            store.keys.route,
+            str(before.epoch),
+            after.model_dump_json(),
+            store.keys.route_changed,
+        )
     )
     if int(found) != -1:
         raise DecisionRefused(

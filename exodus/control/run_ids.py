@@ -15,7 +15,9 @@ async def known_lives(store: ControlStore) -> dict[str, str]:
     return {side.decode(): run_id.decode() for side, run_id in raw.items()}
 
 
-async def note_lives(store: ControlStore, run_ids: Mapping[Side, str], *, first: bool = False) -> None:
+async def note_lives(
+    store: ControlStore, run_ids: Mapping[Side, str], *, first: bool = False
+) -> None:
     """Note the servers whose keys were all compared, or are all to be copied; with `first` only where none is known."""
     for side, run_id in run_ids.items():
         write = store.client.hsetnx if first else store.client.hset

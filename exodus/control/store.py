@@ -29,7 +29,9 @@ class ControlStore:
         self.keys = Keys(migration)
 
     @classmethod
-    async def connect(cls, address: Address, migration: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Self:
+    async def connect(
+        cls, address: Address, migration: str, *, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> Self:
         """Connect and prove that the store answers.
 
         Raises:
@@ -96,7 +98,9 @@ class ControlStore:
 
     async def save_phase(self, phase: str, state: Mapping[str, Any]) -> None:
         """Say where a phase stands."""
-        await answered(self.client.hset(self.keys.phase, phase, orjson.dumps(state, default=str).decode()))
+        await answered(
+            self.client.hset(self.keys.phase, phase, orjson.dumps(state, default=str).decode())
+        )
 
     async def phases(self) -> dict[str, Json]:
         """Where every phase stands."""
@@ -104,7 +108,9 @@ class ControlStore:
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 
     # --- registrations ---
-    async def register(self, kind: str, process: str, state: Mapping[str, Any], *, announce: bool = False) -> None:
+    async def register(
+        self, kind: str, process: str, state: Mapping[str, Any], *, announce: bool = False
+    ) -> None:
         """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see `now_ms`); `announce` wakes whoever waits for it."""
         pipe = self.client.pipeline(transaction=False)
         pipe.hset(self.keys.part(kind), process, orjson.dumps(state).decode())
@@ -131,7 +137,9 @@ class ControlStore:
         pipe.hgetall(self.keys.part(kind))
         pipe.time()
         raw, (seconds, micros) = await pipe.execute()
-        return {name.decode(): orjson.loads(value) for name, value in raw.items()}, int(seconds) * 1000 + int(micros) // 1000
+        return {name.decode(): orjson.loads(value) for name, value in raw.items()}, int(
+            seconds
+        ) * 1000 + int(micros) // 1000
 
     async def now_ms(self) -> int:
         """The store's clock, in ms: the one clock that processes on several hosts share."""

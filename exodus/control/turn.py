@@ -62,4 +62,6 @@ async def renew(store: ControlStore, phase: str, holder: Holder) -> bool:
 
 async def give_back(store: ControlStore, phase: str, holder: Holder) -> None:
     """Let others have the turn at once."""
-    await answered(store.client.eval(_GIVE_BACK, 1, store.keys.turn(phase), holder.model_dump_json()))
+    await answered(
+        store.client.eval(_GIVE_BACK, 1, store.keys.turn(phase), holder.model_dump_json())
+    )

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from exodus.copy.guard import GuardedLeg
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.payload import StreamGroups, Uncarried, entry_order, field_expiry_commands, group_commands, stream_end_commands
+from exodus.copy.payload import (
+    StreamGroups,
+    Uncarried,
+    entry_order,
+    field_expiry_commands,
+    group_commands,
+    stream_end_commands,
+)
 from exodus.copy.read import clock_ms
 from exodus.copy.value import COUNTS, Command, pairs
 from exodus.copy.value import groups as comparable_groups
@@ -45,7 +52,14 @@ class Outcome:
 class Pieces:
     """Copies large keys, one at a time. `authority` is a leg of its own, since it WATCHes."""
 
-    def __init__(self, authority: Leg, follower: GuardedLeg, authority_facts: NodeFacts, follower_facts: NodeFacts, turn: Turn) -> None:
+    def __init__(
+        self,
+        authority: Leg,
+        follower: GuardedLeg,
+        authority_facts: NodeFacts,
+        follower_facts: NodeFacts,
+        turn: Turn,
+    ) -> None:
         self.leg = authority  # the copier ends it together with its own
         self._turn = turn
         self._to = follower
@@ -79,7 +93,9 @@ class Pieces:
             async for commands in self._pieces(kind, key, stage):
                 await self._turn()
                 await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
-                size += sum(len(arg) for command in commands for arg in command if isinstance(arg, bytes))
+                size += sum(
+                    len(arg) for command in commands for arg in command if isinstance(arg, bytes)
+                )
         except _Moved:
             size = 0
         if not size:
@@ -118,7 +134,13 @@ class Pieces:
     async def _pieces(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
         if kind == b"string":
             for start in range(0, int(await self._ask("STRLEN", key)), PIECE_BYTES):
-                yield [("APPEND", stage, await self._ask("GETRANGE", key, start, start + PIECE_BYTES - 1))]
+                yield [
+                    (
+                        "APPEND",
+                        stage,
+                        await self._ask("GETRANGE", key, start, start + PIECE_BYTES - 1),
+                    )
+                ]
         elif kind == b"list":
             step = await self._step(key, int(await self._ask("LLEN", key)))
             start = 0
@@ -132,7 +154,9 @@ class Pieces:
             async for commands in self._stream(key, stage):
                 yield commands
         else:
-            raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module cannot be copied in pieces")
+            raise Uncarried(
+                f"type {kind.decode('ascii', 'replace')} of a module cannot be copied in pieces"
+            )
 
     async def _step(self, key: bytes, elements: int) -> int:
         """Elements in one piece, by what the server estimates for each."""
@@ -140,7 +164,11 @@ class Pieces:
             used = int(await self.leg.call("MEMORY", "USAGE", key))
         except (ReplyError, TypeError):
             used = 0  # not allowed here, or gone: the count alone bounds the piece
-        return max(1, min(PIECE_ELEMENTS, PIECE_BYTES * max(elements, 1) // max(used, 1))) if used else PIECE_ELEMENTS
+        return (
+            max(1, min(PIECE_ELEMENTS, PIECE_BYTES * max(elements, 1) // max(used, 1)))
+            if used
+            else PIECE_ELEMENTS
+        )
 
     async def _scanned(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
         step = await self._step(key, int(await self._ask(COUNTS[kind], key)))
@@ -150,7 +178,11 @@ class Pieces:
             if found:
                 put = found
                 if kind == b"zset":
-                    put = [part for index in range(0, len(found), 2) for part in (found[index + 1], found[index])]
+                    put = [
+                        part
+                        for index in range(0, len(found), 2)
+                        for part in (found[index + 1], found[index])
+                    ]
                 commands: list[Command] = [(_PUTS[kind], stage, *put)]
                 if kind == b"hash" and self._facts.capabilities.get("hash field ttl"):
                     fields = found[::2]
@@ -205,10 +237,14 @@ async def read_groups(leg: Leg, key: bytes) -> StreamGroups:
 
 async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[bytes, Reply]:
     name = group[b"name"]
-    by_consumer: dict[bytes, list[list[Reply]]] = {pairs(raw)[b"name"]: [] for raw in await leg.call("XINFO", "CONSUMERS", key, name)}
+    by_consumer: dict[bytes, list[list[Reply]]] = {
+        pairs(raw)[b"name"]: [] for raw in await leg.call("XINFO", "CONSUMERS", key, name)
+    }
     start = b"-"
     while True:
-        clock, page = await leg.pipeline([("TIME",), ("XPENDING", key, name, start, "+", PIECE_ELEMENTS)])
+        clock, page = await leg.pipeline(
+            [("TIME",), ("XPENDING", key, name, start, "+", PIECE_ELEMENTS)]
+        )
         if not page:
             break
         now_ms = clock_ms(clock)
@@ -219,7 +255,9 @@ async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[
         b"name": name,
         b"last-delivered-id": group[b"last-delivered-id"],
         b"entries-read": group.get(b"entries-read"),
-        b"consumers": [[b"name", consumer, b"pending", rows] for consumer, rows in by_consumer.items()],
+        b"consumers": [
+            [b"name", consumer, b"pending", rows] for consumer, rows in by_consumer.items()
+        ],
     }
 
 
@@ -245,7 +283,9 @@ class At:
         return await self.leg.call(command, self.key, *more)
 
 
-async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced) -> str | None:
+async def differs_in_pieces(
+    here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced
+) -> str | None:
     """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
 
     As many elements on both sides, and each of the authority's on the follower too: equal. A write meanwhile shows as a difference, which the caller
@@ -265,7 +305,10 @@ async def differs_in_pieces(here: At, there: At, kind: bytes, *, field_expiry: b
         if not same:
             return "value"
         if kind == b"stream":
-            ends = [pairs(await side.leg.call("XINFO", "STREAM", side.key))[b"last-generated-id"] for side in (here, there)]
+            ends = [
+                pairs(await side.leg.call("XINFO", "STREAM", side.key))[b"last-generated-id"]
+                for side in (here, there)
+            ]
             told = [(await read_groups(side.leg, side.key)).groups for side in (here, there)]
             if ends[0] != ends[1] or comparable_groups(told[0]) != comparable_groups(told[1]):
                 return "group"
@@ -298,7 +341,9 @@ async def _same_windows(here: At, there: At, kind: bytes, size: int, turn: Turn)
     return True
 
 
-async def _same_elements(here: At, there: At, kind: bytes, turn: Turn, *, field_expiry: bool) -> bool:
+async def _same_elements(
+    here: At, there: At, kind: bytes, turn: Turn, *, field_expiry: bool
+) -> bool:
     """Hashes, sets and sorted sets: each element of the authority is asked of the follower."""
     cursor = b"0"
     while True:
@@ -311,11 +356,17 @@ async def _same_elements(here: At, there: At, kind: bytes, turn: Turn, *, field_
             elif kind == b"hash":
                 same = await there.ask("HMGET", *names) == found[1::2]
                 if same and field_expiry:
-                    times = [await side.ask("HPEXPIRETIME", "FIELDS", len(names), *names) for side in (here, there)]
+                    times = [
+                        await side.ask("HPEXPIRETIME", "FIELDS", len(names), *names)
+                        for side in (here, there)
+                    ]
                     same = times[0] == times[1]
             else:
                 scores = await there.ask("ZMSCORE", *names)
-                same = all(score is not None and float(ours) == float(score) for ours, score in zip(found[1::2], scores, strict=True))
+                same = all(
+                    score is not None and float(ours) == float(score)
+                    for ours, score in zip(found[1::2], scores, strict=True)
+                )
             if not same:
                 return False
         if cursor == b"0":

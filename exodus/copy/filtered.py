@@ -15,7 +15,9 @@ from exodus.plan.scope import KeyState, Scope
 from exodus.topology.node import NodeFacts
 
 
-async def left_out(leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]) -> dict[bytes, str]:
+async def left_out(
+    leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]
+) -> dict[bytes, str]:
     """Keys that are not carried, each with its reason. `leg` is one of the source's, in database `db`.
 
     Raises:
@@ -25,7 +27,11 @@ async def left_out(leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequ
     undecided = [key for key in keys if key not in found and scope.undecided(db, key)]
     if undecided:
         states = await _states(leg, facts, undecided)
-        found.update((key, reason) for key, state in states.items() if (reason := scope.left_out(db, key, state)) is not None)
+        found.update(
+            (key, reason)
+            for key, state in states.items()
+            if (reason := scope.left_out(db, key, state)) is not None
+        )
     return found
 
 
@@ -36,12 +42,21 @@ async def _states(leg: Leg, facts: NodeFacts, keys: Sequence[bytes]) -> dict[byt
     modern = facts.capabilities.get("pexpiretime", False)
     replies = await leg.pipeline([(COUNTS.get(kind, "EXISTS"), key) for key, kind in there])
     if modern:
-        expiries = [int(at_ms) for at_ms in await leg.pipeline([("PEXPIRETIME", key) for key, _ in there])]
+        expiries = [
+            int(at_ms) for at_ms in await leg.pipeline([("PEXPIRETIME", key) for key, _ in there])
+        ]
     else:
         left = await leg.pipeline([("PTTL", key) for key, _ in there])
-        expiries = [await expiry_of(leg, facts, key) if ttl >= 0 else -1 for (key, _), ttl in zip(there, left, strict=True)]
+        expiries = [
+            await expiry_of(leg, facts, key) if ttl >= 0 else -1
+            for (key, _), ttl in zip(there, left, strict=True)
+        ]
     return {
         # A length that is an error is that of another type by now.
-        key: KeyState(kind.decode(), length if kind in COUNTS and isinstance(length, int) else -1, max(expiry_ms, -1))
+        key: KeyState(
+            kind.decode(),
+            length if kind in COUNTS and isinstance(length, int) else -1,
+            max(expiry_ms, -1),
+        )
         for (key, kind), length, expiry_ms in zip(there, replies, expiries, strict=True)
     }

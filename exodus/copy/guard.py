@@ -26,12 +26,24 @@ from exodus.topology.endpoint import Endpoint
 _MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
 _OK, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
 _TOUCHES_MAX = 3
-FULL = ("OOM", "READONLY", "LOADING", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN")  # it takes no writes of anybody
+FULL = (
+    "OOM",
+    "READONLY",
+    "LOADING",
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+)  # it takes no writes of anybody
 
 
 def no_room(side: Side, why: str) -> NoRoom:
     """The error for a follower that takes no writes."""
-    return NoRoom(f"the {side} takes no writes now", why=why, next_step=f"make room on the {side}, or wait; the copy goes on by itself")
+    return NoRoom(
+        f"the {side} takes no writes now",
+        why=why,
+        next_step=f"make room on the {side}, or wait; the copy goes on by itself",
+    )
 
 
 class DatabaseMissing(Uncarried):
@@ -66,8 +78,12 @@ class GuardedLeg:
         self.leg = leg
         self.guard = guard
         self._turn = asyncio.Lock()
-        self._armed: tuple[int, list[str]] | None = None  # the database of the transaction that was asked for, and what is still to be answered
-        self._at: int | None = leg.db  # the database that the leg was proved to be in; None: not known
+        self._armed: tuple[int, list[str]] | None = (
+            None  # the database of the transaction that was asked for, and what is still to be answered
+        )
+        self._at: int | None = (
+            leg.db
+        )  # the database that the leg was proved to be in; None: not known
 
     async def change(self, guard: Guard) -> None:
         """Write under another guard from the next batch on."""
@@ -94,7 +110,9 @@ class GuardedLeg:
                 await self._disarm()
                 leg.write(self._arm(db))
             await self._begun()
-            leg.write(body)  # by itself: it may be megabytes, and to put it between the others would copy it
+            leg.write(
+                body
+            )  # by itself: it may be megabytes, and to put it between the others would copy it
             leg.write(_EXEC + self._arm(db))
             await leg.drain()
             if await leg.answered(_QUEUED * count + b"*%d\r\n" % count + _OK * count):
@@ -104,11 +122,15 @@ class GuardedLeg:
             if isinstance(outcome, list):
                 return outcome
             if outcome is not None:
-                refused = next((reply for reply in replies if isinstance(reply, ReplyError)), outcome)  # EXECABORT: why it did not queue them
+                refused = next(
+                    (reply for reply in replies if isinstance(reply, ReplyError)), outcome
+                )  # EXECABORT: why it did not queue them
                 raise no_room(leg.side, str(refused)[:200])
             # A watched key was touched: the guard's next answer says whether it has another value.
         raise EpochEnded(
-            "the right to write to the follower is being changed", why="its guard keys were touched three times in a row", next_step="try again"
+            "the right to write to the follower is being changed",
+            why="its guard keys were touched three times in a row",
+            next_step="try again",
         )
 
     def _arm(self, db: int) -> bytes:
@@ -135,7 +157,14 @@ class GuardedLeg:
         """
         db, answers = await self._answers()
         values = answers.pop("MGET", [])
-        refused = next((reply for reply in (*answers.values(), values) if reply != b"OK" and not isinstance(reply, list)), None)
+        refused = next(
+            (
+                reply
+                for reply in (*answers.values(), values)
+                if reply != b"OK" and not isinstance(reply, list)
+            ),
+            None,
+        )
         if refused is None:
             self._at = db
             try:
@@ -201,7 +230,9 @@ async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> No
             await leg.call("SET", guard_key(migration), epoch)
 
 
-async def replace_right(endpoint: Endpoint, migration: str, before: bytes | None, after: bytes) -> bool:
+async def replace_right(
+    endpoint: Endpoint, migration: str, before: bytes | None, after: bytes
+) -> bool:
     """Give the right to write to a follower to `after` where `before` has it; whether it had.
 
     Raises:

@@ -78,7 +78,12 @@ class Governor:
         self.waits = ""  # for what, where nothing may be done at all
 
     def look(
-        self, budget: Budget, probe_ms_p99: float, cpu_share: float, replica_behind_bytes: int = 0, applications_share: float | None = None
+        self,
+        budget: Budget,
+        probe_ms_p99: float,
+        cpu_share: float,
+        replica_behind_bytes: int = 0,
+        applications_share: float | None = None,
     ) -> None:
         """Take one look's figures; slower at once where one is over the budget, faster by a fifth where none is."""
         behind_mb, most_mb = replica_behind_bytes / 1e6, budget.replica_behind_mb_max
@@ -88,7 +93,9 @@ class Governor:
         added_ms = probe_ms_p99 - self.baseline_ms
         over: list[str] = []
         if budget.probe_ms_added_max is not None and added_ms > budget.probe_ms_added_max:
-            over.append(f"the probe's p99 is {added_ms:.2f} ms above what it was, {budget.probe_ms_added_max} ms are allowed")
+            over.append(
+                f"the probe's p99 is {added_ms:.2f} ms above what it was, {budget.probe_ms_added_max} ms are allowed"
+            )
         others = applications_share or 0.0
         added = max(0.0, cpu_share - others)
         if budget.cpu_share_max is not None and added > budget.cpu_share_max:
@@ -106,7 +113,15 @@ class Governor:
 class Pace:
     """Use as a context manager around bulk reads; `turn` before each batch."""
 
-    def __init__(self, store: ControlStore, authority: Endpoint, budget: Budget, *, what: str, follower: Endpoint | None = None) -> None:
+    def __init__(
+        self,
+        store: ControlStore,
+        authority: Endpoint,
+        budget: Budget,
+        *,
+        what: str,
+        follower: Endpoint | None = None,
+    ) -> None:
         """Args: `follower` where there is one that is written to, whose replicas have to keep up."""
         self._store = store
         self._authority = authority
@@ -123,7 +138,9 @@ class Pace:
         self._now = budget
         self._offset_ms = 0.0  # of the store's clock to ours
         self._applications: float | None = None  # their share of a core
-        self._rest: tuple[float, float] | None = None  # processor time and moment at a rest's beginning
+        self._rest: tuple[float, float] | None = (
+            None  # processor time and moment at a rest's beginning
+        )
         self._resting = False
         self._told = ""
         self.turns_delayed = 0
@@ -143,7 +160,9 @@ class Pace:
         leg = self._leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
         try:
             if self._follower is not None:
-                self._follower_leg = await (await self._follower.nodes())[0].connect(name="exodus-pace")
+                self._follower_leg = await (await self._follower.nodes())[0].connect(
+                    name="exodus-pace"
+                )
             for _ in range(_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:
@@ -154,7 +173,12 @@ class Pace:
         self._task = asyncio.create_task(self._watch(leg))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             await end_all([self._task])
         finally:
@@ -200,7 +224,9 @@ class Pace:
             return
         for other in await read_paces(self._store):
             if other.applications_cpu_share is not None and store_ms - other.at_ms < _FRESH_MS:
-                self._applications = other.applications_cpu_share  # it is at work, and would be measured with them
+                self._applications = (
+                    other.applications_cpu_share
+                )  # it is at work, and would be measured with them
                 return
         before = await _cpu(leg)
         await asyncio.sleep(_FIRST_S)
@@ -213,7 +239,9 @@ class Pace:
             self._rest = await _cpu(leg)
         if not resting and self._rest is not None:
             self._applications = _share(self._rest, await _cpu(leg))
-            self._rest = self._cpu = None  # the next look begins anew: a rest is no measure of Exodus's own share
+            self._rest = self._cpu = (
+                None  # the next look begins anew: a rest is no measure of Exodus's own share
+            )
         self._resting = resting
 
     async def _look(self, leg: Leg) -> None:
@@ -222,7 +250,11 @@ class Pace:
             self._cpu_share = _share(self._cpu, now)
         self._cpu = now
         self._now = budget = await read_budget(self._store) or self._budget
-        behind = _behind_bytes(info_of(await self._follower_leg.call("INFO", "replication"))) if self._follower_leg is not None else 0
+        behind = (
+            _behind_bytes(info_of(await self._follower_leg.call("INFO", "replication")))
+            if self._follower_leg is not None
+            else 0
+        )
         self._governor.look(budget, self._p99(), self._cpu_share, behind, self._applications)
         self._tell()
         report = PaceReport(
@@ -230,11 +262,17 @@ class Pace:
             probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
             replica_behind_bytes=behind, applications_cpu_share=None if self._applications is None else round(self._applications, 3),
         )  # fmt: skip
-        await answered(self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json()))
+        await answered(
+            self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json())
+        )
 
     def _tell(self) -> None:
         """Log once that it is slowed or waits, and once that it is not any more; the figures change all the time."""
-        kind = self.why.partition(":")[0] if self._governor.pause_s >= _TOLD_S or self._governor.waits else ""
+        kind = (
+            self.why.partition(":")[0]
+            if self._governor.pause_s >= _TOLD_S or self._governor.waits
+            else ""
+        )
         if kind != self._told:
             log.info("%s: %s", self._what, self.why if kind else "as fast as it can be again")
             self._told = kind
@@ -242,7 +280,9 @@ class Pace:
 
 async def _cpu(leg: Leg) -> tuple[float, float]:
     """Return the processor time that a server has used, and the moment, in seconds."""
-    info = dict(line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line)
+    info = dict(
+        line.split(b":", 1) for line in (await leg.call("INFO", "cpu")).splitlines() if b":" in line
+    )
     return float(info[b"used_cpu_user"]) + float(info[b"used_cpu_sys"]), time.monotonic()
 
 
@@ -252,9 +292,15 @@ def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:
     """How far the last of a server's replicas is behind; one that acknowledges nothing wants no data, and is none (facts-redis 4)."""
-    replicas = [dict(part.split("=", 1) for part in line.split(",")) for name, line in replication.items() if _REPLICA.fullmatch(name)]
+    replicas = [
+        dict(part.split("=", 1) for part in line.split(","))
+        for name, line in replication.items()
+        if _REPLICA.fullmatch(name)
+    ]
     offsets = [int(replica["offset"]) for replica in replicas if replica.get("state") == "online"]
-    return max((int(replication["master_repl_offset"]) - offset for offset in offsets if offset), default=0)
+    return max(
+        (int(replication["master_repl_offset"]) - offset for offset in offsets if offset), default=0
+    )
 
 
 async def unpaced() -> None:

@@ -37,7 +37,10 @@ _APART_MAX = 10_000
 _READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
-_USAGES = {False: "IDLETIME", True: "FREQ"}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
+_USAGES = {
+    False: "IDLETIME",
+    True: "FREQ",
+}  # whether the policy is an LFU one → OBJECT's word and RESTORE's
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
@@ -74,10 +77,16 @@ class BatchReport:
     payload_bytes: int = 0
     usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
-    strategies: Counter[str] = field(default_factory=Counter)  # Strategy, with its reason where it was not the first choice → keys
+    strategies: Counter[str] = field(
+        default_factory=Counter
+    )  # Strategy, with its reason where it was not the first choice → keys
     not_sent: Counter[str] = field(default_factory=Counter)  # why MIGRATE did not carry them → keys
-    unsettled: list[bytes] = field(default_factory=list)  # changed while they were copied in pieces: to be marked as changed again
-    heavy: list[tuple[bytes, int]] = field(default_factory=list)  # keys over HEAVY_BYTES that were written, and their bytes
+    unsettled: list[bytes] = field(
+        default_factory=list
+    )  # changed while they were copied in pieces: to be marked as changed again
+    heavy: list[tuple[bytes, int]] = field(
+        default_factory=list
+    )  # keys over HEAVY_BYTES that were written, and their bytes
     digest: int = 0  # CRC64 of all that was sent in one command a key
 
 
@@ -117,8 +126,12 @@ class Copier:
         self._follower_facts = follower_facts
         self._modern = authority_facts.capabilities.get("pexpiretime", False)
         self._field_expiry = authority_facts.capabilities.get("hash field ttl", False)
-        self._apart: set[tuple[int, bytes]] = set()  # keys for which the follower closed the connection: tried alone from then on
-        self._reading = asyncio.Lock()  # a backfill reads the next batch while this one, being written, may have to read again
+        self._apart: set[tuple[int, bytes]] = (
+            set()
+        )  # keys for which the follower closed the connection: tried alone from then on
+        self._reading = (
+            asyncio.Lock()
+        )  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
         self._pieces: Pieces | None = None
         self.turn: Turn = unpaced  # waited for before each piece of a large key
@@ -128,12 +141,21 @@ class Copier:
         self._usage = _USAGES["lfu" in authority_facts.maxmemory_policy] if keep_usage else None
         if payload_fits(authority_facts, follower_facts):
             self._strategy = Strategy.PAYLOAD
-        elif authority_facts.payload_version is not None and follower_facts.payload_version is not None:
+        elif (
+            authority_facts.payload_version is not None
+            and follower_facts.payload_version is not None
+        ):
             self._strategy = Strategy.REFOOTED
         else:
             self._strategy = Strategy.BY_TYPE
         # Idle time and frequency go with a payload only.
-        what = What.VALUE if self._strategy is Strategy.BY_TYPE else What.PAYLOAD if keep_usage else What.EITHER
+        what = (
+            What.VALUE
+            if self._strategy is Strategy.BY_TYPE
+            else What.PAYLOAD
+            if keep_usage
+            else What.EITHER
+        )
         self._reader = Reader(authority, authority_facts, what)
 
     @property
@@ -152,7 +174,9 @@ class Copier:
 
     async def close(self) -> None:
         """End the connections."""
-        await close_all((self._from, self._to.leg, self._pieces.leg if self._pieces is not None else None))
+        await close_all(
+            (self._from, self._to.leg, self._pieces.leg if self._pieces is not None else None)
+        )
 
     async def guard_by(self, guard: Guard) -> None:
         """Write under another guard from the next batch on."""
@@ -184,11 +208,17 @@ class Copier:
             if self._scope:
                 wanted = await self._in_scope(db, wanted, report)
                 # What is left out is not to be on the follower; it may have come there before it was written last.
-                spared = {key for key in report.left_out if self._spare_others and self._scope.left_out(db, key) is not None}
+                spared = {
+                    key
+                    for key in report.left_out
+                    if self._spare_others and self._scope.left_out(db, key) is not None
+                }
                 absent = [State(key, excluded=True) for key in report.left_out if key not in spared]
             return [*absent, *await self._read(db, wanted, report)]
 
-    async def scan(self, db: int, cursor: int, count: int, report: BatchReport) -> tuple[int, list[bytes], Packed | list[State]]:
+    async def scan(
+        self, db: int, cursor: int, count: int, report: BatchReport
+    ) -> tuple[int, list[bytes], Packed | list[State]]:
         """One SCAN call of the authority: the next cursor, the keys found, and their states; in columns where each is a plain payload."""
         async with self._reading:
             await self._from.select(db)
@@ -211,7 +241,13 @@ class Copier:
         if self._usage is None:
             return await self._states(db, await self._reader.keys(keys), report)
         # Before the values, since DUMP makes a key look used on servers without CLIENT NO-TOUCH.
-        told = dict(zip(keys, await self._from.pipeline([("OBJECT", self._usage, key) for key in keys]), strict=True))
+        told = dict(
+            zip(
+                keys,
+                await self._from.pipeline([("OBJECT", self._usage, key) for key in keys]),
+                strict=True,
+            )
+        )
         states = await self._states(db, await self._reader.keys(keys), report)
         for state in states:
             usage = told[state.key]
@@ -222,7 +258,11 @@ class Copier:
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
         """Those of the keys that are carried; the others are counted, with the rule, or failed where their name on the follower is not free."""
-        outside = await left_out(self._from, self._authority_facts, self._scope, db, keys) if self._scope.filters else {}
+        outside = (
+            await left_out(self._from, self._authority_facts, self._scope, db, keys)
+            if self._scope.filters
+            else {}
+        )
         report.excluded.update(outside.values())
         report.left_out += outside
         inside = [key for key in keys if key not in outside]
@@ -251,21 +291,45 @@ class Copier:
             elif kind == b"none":
                 states.append(State(key))
             elif not kind and isinstance(value, list):
-                states.append(State(key, max(0, expiry_ms), None, (("SET", self._place(db, key), value[0]),), Strategy.LONG_STRING))
+                states.append(
+                    State(
+                        key,
+                        max(0, expiry_ms),
+                        None,
+                        (("SET", self._place(db, key), value[0]),),
+                        Strategy.LONG_STRING,
+                    )
+                )
             elif payloads:
                 states.append(State(key, max(0, expiry_ms), value))
             elif refooted:
                 if await self._understood(key, value):
-                    states.append(State(key, max(expiry_ms, 0), refoot(value, self._follower_facts.payload_version or 0)))
+                    states.append(
+                        State(
+                            key,
+                            max(expiry_ms, 0),
+                            refoot(value, self._follower_facts.payload_version or 0),
+                        )
+                    )
                 else:
-                    by_type.append((key, b"", f"{Strategy.BY_TYPE}: the follower has another format of type {value[0]}"))
+                    by_type.append(
+                        (
+                            key,
+                            b"",
+                            f"{Strategy.BY_TYPE}: the follower has another format of type {value[0]}",
+                        )
+                    )
             elif value is None or (kind == b"hash" and self._field_expiry):
                 by_type.append((key, kind, Strategy.BY_TYPE))
             else:
                 commands = commands_for(kind, self._place(db, key), [value], self._follower_facts)
                 states.append(State(key, max(expiry_ms, 0), None, commands, Strategy.BY_TYPE))
         for key, kind, how in by_type:
-            states.extend(await self._read_by_type(db, key, kind or await self._from.call("TYPE", key), how, report))
+            states.extend(
+                await self._read_by_type(
+                    db, key, kind or await self._from.call("TYPE", key), how, report
+                )
+            )
         return states
 
     async def _understood(self, key: bytes, payload: bytes) -> bool:
@@ -277,7 +341,9 @@ class Copier:
         if number not in known:
             found = await self._prove(key)
             if found is None:
-                return False  # it went while it was looked at: the next one of its kind is the proof
+                return (
+                    False  # it went while it was looked at: the next one of its kind is the proof
+                )
             known[number] = found
         return known[number]
 
@@ -288,12 +354,22 @@ class Copier:
         if payload is None or any(isinstance(value, ReplyError) for value in values):
             return None
         scratch = _PROOF + secrets.token_hex(8).encode()
-        restore: Command = ("RESTORE", scratch, 60_000, refoot(payload, self._follower_facts.payload_version or 0), "REPLACE")
+        restore: Command = (
+            "RESTORE",
+            scratch,
+            60_000,
+            refoot(payload, self._follower_facts.payload_version or 0),
+            "REPLACE",
+        )
         commands = [restore, *reads_of(kind, scratch), ("UNLINK", scratch)]
         done, *there, _ = await self._to.run(0, encode_many(commands), len(commands))
-        return not isinstance(done, ReplyError) and canonical(kind, values) == canonical(kind, there)
+        return not isinstance(done, ReplyError) and canonical(kind, values) == canonical(
+            kind, there
+        )
 
-    async def _read_by_type(self, db: int, key: bytes, kind: bytes, how: str, report: BatchReport) -> list[State]:
+    async def _read_by_type(
+        self, db: int, key: bytes, kind: bytes, how: str, report: BatchReport
+    ) -> list[State]:
         try:
             state = await self._read_one(key, kind, self._place(db, key))
         except Uncarried as exc:
@@ -308,11 +384,18 @@ class Copier:
             if kind == b"none":
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
-                raise Uncarried(f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type")
-            clock: list[Command] = [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key), ("TIME",)]
+                raise Uncarried(
+                    f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type"
+                )
+            clock: list[Command] = (
+                [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key), ("TIME",)]
+            )
             replies = await self._reader.transaction([*clock, *reads_of(kind, key)])
             values = replies[len(clock) :]
-            if any(isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE") for value in values):
+            if any(
+                isinstance(value, ReplyError) and str(value).startswith("WRONGTYPE")
+                for value in values
+            ):
                 kind = await self._from.call("TYPE", key)
                 continue
             if self._modern:
@@ -328,14 +411,18 @@ class Copier:
                 return State(key)
             if kind == b"hash" and self._field_expiry:
                 fields = values[0][::2]
-                expiries = await self._from.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
+                expiries = await self._from.call(
+                    "HPEXPIRETIME", key, "FIELDS", len(fields), *fields
+                )
                 commands += tuple(field_expiry_commands(to, fields, expiries, self._follower_facts))
             return State(key, max(expiry, 0), None, commands)
         raise Uncarried("it changed at every reading")
 
     # ------------------------------------------------------------------ writing
 
-    async def write(self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport) -> None:
+    async def write(
+        self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport
+    ) -> None:
         """Write states of the authority's database `db` under the guard; refused payloads are copied by type, large keys in pieces."""
         if isinstance(states, Packed):
             await self._write_packed(db, states, report)
@@ -353,14 +440,20 @@ class Copier:
         for to_db, part in by_db.items():
             await self._write_to(db, to_db, part, report)
 
-    async def _write_to(self, db: int, to_db: int, states: Sequence[State], report: BatchReport) -> None:
-        refused = await self._write_once(to_db, [state for state in states if not state.large], report)
+    async def _write_to(
+        self, db: int, to_db: int, states: Sequence[State], report: BatchReport
+    ) -> None:
+        refused = await self._write_once(
+            to_db, [state for state in states if not state.large], report
+        )
         for state in states:
             if state.large:
                 await self._write_large(db, state.key, to_db, state.to or state.key, report)
         await self._by_type_instead(db, to_db, refused, report)
 
-    async def _by_type_instead(self, db: int, to_db: int, refused: Sequence[tuple[bytes, str]], report: BatchReport) -> None:
+    async def _by_type_instead(
+        self, db: int, to_db: int, refused: Sequence[tuple[bytes, str]], report: BatchReport
+    ) -> None:
         if not refused:
             return
         again: list[State] = []
@@ -368,7 +461,9 @@ class Copier:
             await self._from.select(db)
             for key, why in refused:
                 kind = await self._from.call("TYPE", key)
-                again.extend(await self._read_by_type(db, key, kind, f"{Strategy.BY_TYPE}: {why}", report))
+                again.extend(
+                    await self._read_by_type(db, key, kind, f"{Strategy.BY_TYPE}: {why}", report)
+                )
         for state in again:
             state.to = self._place(db, state.key)
         for key, why in await self._write_once(to_db, again, report):
@@ -383,12 +478,16 @@ class Copier:
         try:
             replies = await self._to.run(db, body, count)
         except (Uncarried, error_of(self._to.leg.side)) as exc:
-            await self._by_type_instead(db, db, await self._write_apart(db, list(packed), report, exc), report)
+            await self._by_type_instead(
+                db, db, await self._write_apart(db, list(packed), report, exc), report
+            )
             return
         refused: list[tuple[bytes, str]] = []
         if replies.count(b"OK") != count:
             refused = [
-                self._refusal(key, reply, payload=True) for key, reply in zip(packed.keys, replies, strict=True) if isinstance(reply, ReplyError)
+                self._refusal(key, reply, payload=True)
+                for key, reply in zip(packed.keys, replies, strict=True)
+                if isinstance(reply, ReplyError)
             ]
         report.copied += count - len(refused)
         report.strategies[self._strategy] += count - len(refused)
@@ -398,7 +497,11 @@ class Copier:
             report.heavy += [(key, size) for key, size in sizes if size >= HEAVY_BYTES]
         if refused:
             failed = {key for key, _ in refused}
-            report.payload_bytes -= sum(len(payload) for key, payload in zip(packed.keys, packed.payloads, strict=True) if key in failed)
+            report.payload_bytes -= sum(
+                len(payload)
+                for key, payload in zip(packed.keys, packed.payloads, strict=True)
+                if key in failed
+            )
         await self._by_type_instead(db, db, refused, report)
 
     async def _write_expiries(self, db: int, sent: Sent, report: BatchReport) -> None:
@@ -411,7 +514,9 @@ class Copier:
         if refused is not None:
             raise no_room(self._to.leg.side, str(refused)[:200])
 
-    async def _write_once(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
+    async def _write_once(
+        self, db: int, states: Sequence[State], report: BatchReport
+    ) -> list[tuple[bytes, str]]:
         """Write states in one batch; those that the follower does not take, each with the reason.
 
         Raises:
@@ -423,7 +528,9 @@ class Copier:
         if len(states) > 1 and self._apart:
             alone = [state for state in states if (db, state.key) in self._apart]
             if alone:
-                refused = await self._write_once(db, [state for state in states if (db, state.key) not in self._apart], report)
+                refused = await self._write_once(
+                    db, [state for state in states if (db, state.key) not in self._apart], report
+                )
                 for state in alone:
                     refused += await self._write_once(db, [state], report)
                 return refused
@@ -434,7 +541,9 @@ class Copier:
         except (Uncarried, error_of(self._to.leg.side)) as exc:
             return await self._write_apart(db, states, report, exc)
 
-    async def _write_apart(self, db: int, states: Sequence[State], report: BatchReport, exc: Exception) -> list[tuple[bytes, str]]:
+    async def _write_apart(
+        self, db: int, states: Sequence[State], report: BatchReport, exc: Exception
+    ) -> list[tuple[bytes, str]]:
         """Write states of which the follower refused the batch, by a word about its database, or by closing the connection.
 
         A follower that answers others does not go on with this batch for the fault of some of its keys: halves of it are tried,
@@ -442,7 +551,9 @@ class Copier:
         """
         if isinstance(exc, Uncarried):
             there = isinstance(exc, DatabaseMissing)
-            report.removed += sum(not state.exists and not state.excluded for state in states) if there else 0
+            report.removed += (
+                sum(not state.exists and not state.excluded for state in states) if there else 0
+            )
             return [(state.key, str(exc)) for state in states if state.exists or not there]
         await self._to.reopen()
         if len(states) > 1:
@@ -459,15 +570,23 @@ class Copier:
 
     def _closes(self) -> str:
         """The reason of a key for which the follower closes the connection; always the same, as who accepts a letter accepts its reason."""
-        limits = ", ".join(f"{name} {value:,}" for name, value in self._follower_facts.limits.items())
-        return f"the {self._to.leg.side} closes the connection when it is given this key" + (f" (its limits: {limits})" if limits else "")
+        limits = ", ".join(
+            f"{name} {value:,}" for name, value in self._follower_facts.limits.items()
+        )
+        return f"the {self._to.leg.side} closes the connection when it is given this key" + (
+            f" (its limits: {limits})" if limits else ""
+        )
 
-    async def _write_batch(self, db: int, states: Sequence[State], report: BatchReport) -> list[tuple[bytes, str]]:
+    async def _write_batch(
+        self, db: int, states: Sequence[State], report: BatchReport
+    ) -> list[tuple[bytes, str]]:
         bodies: list[bytes] = []
         counts: list[int] = []
         for state in states:
             payload = state.payload
-            if payload is not None:  # by far the most frequent: written without the detour through a tuple
+            if (
+                payload is not None
+            ):  # by far the most frequent: written without the detour through a tuple
                 key, at, usage = state.to or state.key, b"%d" % state.expiry_ms, state.usage
                 bodies.append(
                     b"*%d\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n%b"
@@ -484,7 +603,11 @@ class Copier:
         refused: list[tuple[bytes, str]] = []
         at_reply = carried = payload_bytes = 0
         for state, count in zip(states, counts, strict=True):
-            said = replies[at_reply] if count == 1 else _first_error(replies[at_reply : at_reply + count])
+            said = (
+                replies[at_reply]
+                if count == 1
+                else _first_error(replies[at_reply : at_reply + count])
+            )
             at_reply += count
             if not isinstance(said, ReplyError):
                 if state.payload is not None:
@@ -515,16 +638,28 @@ class Copier:
         why = str(said)[:200]
         if why.startswith(FULL):
             raise no_room(self._to.leg.side, why)
-        return key, "payload refused" if payload and any(text in why for text in _REFUSED_PAYLOAD) else why
+        return key, "payload refused" if payload and any(
+            text in why for text in _REFUSED_PAYLOAD
+        ) else why
 
-    async def _write_large(self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport) -> None:
+    async def _write_large(
+        self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport
+    ) -> None:
         if self._pieces is None:
-            self._pieces = Pieces(await self._another_leg(), self._to, self._authority_facts, self._follower_facts, self.turn)
+            self._pieces = Pieces(
+                await self._another_leg(),
+                self._to,
+                self._authority_facts,
+                self._follower_facts,
+                self.turn,
+            )
         try:
             try:
                 outcome = await self._pieces.copy(db, key, to_db, to)
             except error_of(self._to.leg.side):
-                await self._to.reopen()  # it answers others: a connection that is lost once more is the key's fault
+                await (
+                    self._to.reopen()
+                )  # it answers others: a connection that is lost once more is the key's fault
                 outcome = await self._pieces.copy(db, key, to_db, to)
         except Uncarried as exc:
             report.failed.append(Failure(db, key, str(exc)))

@@ -45,7 +45,11 @@ class State:
         """Bytes that travel, roughly."""
         if self.payload is not None:
             return len(self.payload)
-        return sum(len(arg) if isinstance(arg, bytes) else 8 for command in self.commands or () for arg in command)
+        return sum(
+            len(arg) if isinstance(arg, bytes) else 8
+            for command in self.commands or ()
+            for arg in command
+        )
 
     def as_commands(self) -> list[Command]:
         """What makes the key on the follower equal to this state where that is no payload, in one transaction."""
@@ -78,14 +82,27 @@ class Packed:
         restore = b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
         return b"".join(
             [
-                restore % (len(key), key, len(at := b"%d" % at_ms if at_ms > 0 else b"0"), at, len(payload), payload)
-                for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+                restore
+                % (
+                    len(key),
+                    key,
+                    len(at := b"%d" % at_ms if at_ms > 0 else b"0"),
+                    at,
+                    len(payload),
+                    payload,
+                )
+                for key, at_ms, payload in zip(
+                    self.keys, self.expiries_ms, self.payloads, strict=True
+                )
             ]
         )
 
     def __iter__(self) -> Iterator[State]:
         """One by one, as if they were a list of states."""
-        return (State(key, max(at_ms, 0), payload) for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True))
+        return (
+            State(key, max(at_ms, 0), payload)
+            for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
+        )
 
 
 @dataclass(slots=True)
@@ -103,10 +120,17 @@ class Sent:
     def body(self) -> bytes:
         """The commands that set the expiries, encoded."""
         expire = b"*3\r\n$9\r\nPEXPIREAT\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
-        return b"".join([expire % (len(key), key, len(at := b"%d" % at_ms), at) for key, at_ms in zip(self.keys, self.expiries_ms, strict=True)])
+        return b"".join(
+            [
+                expire % (len(key), key, len(at := b"%d" % at_ms), at)
+                for key, at_ms in zip(self.keys, self.expiries_ms, strict=True)
+            ]
+        )
 
 
-def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts) -> tuple[Command, ...] | None:
+def commands_for(
+    kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts
+) -> tuple[Command, ...] | None:
     """The commands that build what was read, or None where the key was gone."""
     value = read[0]
     if (value is None or value == []) and (kind != b"stream" or isinstance(read[1], ReplyError)):
@@ -120,12 +144,16 @@ def commands_for(kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeF
     if kind == b"hash":
         return _chunked("HSET", key, value, 2)
     if kind == b"zset":
-        swapped = [part for index in range(0, len(value), 2) for part in (value[index + 1], value[index])]
+        swapped = [
+            part for index in range(0, len(value), 2) for part in (value[index + 1], value[index])
+        ]
         return _chunked("ZADD", key, swapped, 2)
     return tuple(_stream(key, value, pairs(read[1]), follower))
 
 
-def field_expiry_commands(key: bytes, fields: Sequence[bytes], expiries: Sequence[int], follower: NodeFacts) -> list[Command]:
+def field_expiry_commands(
+    key: bytes, fields: Sequence[bytes], expiries: Sequence[int], follower: NodeFacts
+) -> list[Command]:
     """Commands for the expiry of a hash's fields.
 
     Raises:
@@ -136,8 +164,12 @@ def field_expiry_commands(key: bytes, fields: Sequence[bytes], expiries: Sequenc
         if at_ms >= 0:
             by_time.setdefault(at_ms, []).append(name)
     if by_time and not follower.capabilities.get("hash field ttl"):
-        raise Uncarried(f"hash field expiry, which {follower.engine} {follower.version_text} does not have")
-    return [("HPEXPIREAT", key, at_ms, "FIELDS", len(names), *names) for at_ms, names in by_time.items()]
+        raise Uncarried(
+            f"hash field expiry, which {follower.engine} {follower.version_text} does not have"
+        )
+    return [
+        ("HPEXPIREAT", key, at_ms, "FIELDS", len(names), *names) for at_ms, names in by_time.items()
+    ]
 
 
 def _chunked(name: str, key: bytes, parts: Sequence[bytes], width: int) -> tuple[Command, ...]:
@@ -154,7 +186,12 @@ class StreamGroups:
     @property
     def pending_ids(self) -> set[bytes]:
         """Entries that some consumer has not acknowledged; they may be deleted ones."""
-        return {entry[0] for group in self.groups for consumer in group[b"consumers"] for entry in pairs(consumer)[b"pending"]}
+        return {
+            entry[0]
+            for group in self.groups
+            for consumer in group[b"consumers"]
+            for entry in pairs(consumer)[b"pending"]
+        }
 
 
 def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[Command]:
@@ -169,20 +206,40 @@ def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[
             consumer = pairs(raw)
             found.append(("XGROUP", "CREATECONSUMER", key, group[b"name"], consumer[b"name"]))
             found.extend(
-                ("XCLAIM", key, group[b"name"], consumer[b"name"], 0, entry_id, "TIME", delivered_ms, "RETRYCOUNT", count, "FORCE", "JUSTID")
+                (
+                    "XCLAIM",
+                    key,
+                    group[b"name"],
+                    consumer[b"name"],
+                    0,
+                    entry_id,
+                    "TIME",
+                    delivered_ms,
+                    "RETRYCOUNT",
+                    count,
+                    "FORCE",
+                    "JUSTID",
+                )
                 for entry_id, delivered_ms, count in consumer[b"pending"]
             )
     return found
 
 
-def stream_end_commands(key: bytes, ghosts: Sequence[bytes], info: dict[bytes, Reply], follower: NodeFacts) -> list[Command]:
+def stream_end_commands(
+    key: bytes, ghosts: Sequence[bytes], info: dict[bytes, Reply], follower: NodeFacts
+) -> list[Command]:
     """What removes the dummies again, and sets the ids that a stream remembers; `info` is XINFO STREAM's answer."""
     found: list[Command] = []
     if ghosts:
         found.append(("XDEL", key, *sorted(ghosts, key=entry_order)))
     last: list[Arg] = ["XSETID", key, info[b"last-generated-id"]]
     if _counts_entries(follower) and b"entries-added" in info:
-        last += ["ENTRIESADDED", info[b"entries-added"], "MAXDELETEDID", info[b"max-deleted-entry-id"]]
+        last += [
+            "ENTRIESADDED",
+            info[b"entries-added"],
+            "MAXDELETEDID",
+            info[b"max-deleted-entry-id"],
+        ]
     found.append(tuple(last))
     return found
 
@@ -191,17 +248,27 @@ def _counts_entries(facts: NodeFacts) -> bool:
     return facts.engine == "valkey" or facts.version >= (7,)
 
 
-def _stream(key: bytes, entries: Sequence[Reply], full: dict[bytes, Reply], follower: NodeFacts) -> list[Command]:
+def _stream(
+    key: bytes, entries: Sequence[Reply], full: dict[bytes, Reply], follower: NodeFacts
+) -> list[Command]:
     present = {entry[0]: entry[1] for entry in entries}
     told = StreamGroups(tuple(pairs(group) for group in full[b"groups"]))
     # Entries that were deleted but are still pending somewhere are needed while the pending lists are built.
     ghosts = told.pending_ids - present.keys()
     found: list[Command] = [
-        ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-"))) for entry_id in sorted({*present, *ghosts}, key=entry_order)
+        ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-")))
+        for entry_id in sorted({*present, *ghosts}, key=entry_order)
     ]
     if not found:
-        found += [("XGROUP", "CREATE", key, "exodus-scratch", 0, "MKSTREAM"), ("XGROUP", "DESTROY", key, "exodus-scratch")]
-    return found + group_commands(key, told, follower) + stream_end_commands(key, list(ghosts), full, follower)
+        found += [
+            ("XGROUP", "CREATE", key, "exodus-scratch", 0, "MKSTREAM"),
+            ("XGROUP", "DESTROY", key, "exodus-scratch"),
+        ]
+    return (
+        found
+        + group_commands(key, told, follower)
+        + stream_end_commands(key, list(ghosts), full, follower)
+    )
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:

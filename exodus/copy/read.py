@@ -70,8 +70,12 @@ class Batch(NamedTuple):
         """Key by key."""
         kinds = self.kinds or [b"none" if at_ms == -2 else b"" for at_ms in self.expiries_ms]
         large = [value == 0 for value in self.values]
-        values = [None if is_large else value for is_large, value in zip(large, self.values, strict=True)]
-        return list(map(_make_seen, zip(self.keys, kinds, self.expiries_ms, values, large, strict=True)))
+        values = [
+            None if is_large else value for is_large, value in zip(large, self.values, strict=True)
+        ]
+        return list(
+            map(_make_seen, zip(self.keys, kinds, self.expiries_ms, values, large, strict=True))
+        )
 
     def at(self, positions: Sequence[int]) -> Batch:
         """Those keys of it."""
@@ -84,7 +88,9 @@ class Batch(NamedTuple):
         )
 
     @classmethod
-    def told(cls, keys: list[bytes], kinds: list[bytes], expiries_ms: list[int], values: list[Reply]) -> Batch:
+    def told(
+        cls, keys: list[bytes], kinds: list[bytes], expiries_ms: list[int], values: list[Reply]
+    ) -> Batch:
         """Columns of a script's answer, which names a type that all keys have once."""
         return cls(keys, kinds * len(keys) if len(kinds) == 1 else kinds, expiries_ms, values)
 
@@ -92,7 +98,10 @@ class Batch(NamedTuple):
     def of(cls, rows: Sequence[Seen]) -> Batch:
         """Columns of rows."""
         return cls(
-            [row.key for row in rows], [row.kind for row in rows], [row.expiry_ms for row in rows], [0 if row.large else row.value for row in rows]
+            [row.key for row in rows],
+            [row.kind for row in rows],
+            [row.expiry_ms for row in rows],
+            [0 if row.large else row.value for row in rows],
         )
 
 
@@ -120,7 +129,9 @@ class Limits:
 class Reader:
     """Reads of one leg, in whatever database that is in. Used by one task at a time."""
 
-    def __init__(self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None) -> None:
+    def __init__(
+        self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None
+    ) -> None:
         self._leg = leg
         self._what = what
         self._payloads = what in (What.PAYLOAD, What.EITHER)
@@ -130,12 +141,18 @@ class Reader:
         self._share_s = facts.script_ms / 1000 * _SCRIPT_SHARE
         self._fastest_s = math.inf
         self._strings = False  # whether all that the last SCAN found were
-        self._fitting: int | None = None  # keys of which the last SCAN's values fitted into one call, where not all did
+        self._fitting: int | None = (
+            None  # keys of which the last SCAN's values fitted into one call, where not all did
+        )
         self._modern = facts.capabilities.get("pexpiretime", False)
         self._scripted = facts.capabilities.get("scripts", False)
         self._weighs = facts.capabilities.get("memory usage", False)
         # A server that is paused for writes lets only those run that say they do not write.
-        self._verbs = ("EVALSHA_RO", "EVAL_RO") if facts.capabilities.get("read-only scripts") else ("EVALSHA", "EVAL")
+        self._verbs = (
+            ("EVALSHA_RO", "EVAL_RO")
+            if facts.capabilities.get("read-only scripts")
+            else ("EVALSHA", "EVAL")
+        )
 
     async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
         """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer than `count` where these would not fit into one."""
@@ -143,7 +160,9 @@ class Reader:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
         asked = count if at_least else min(count, self._fitting or count, self._limits.names)
-        following, keys, *columns = await self._script("scan", cursor, asked, *(("strings",) if self._strings else ()))
+        following, keys, *columns = await self._script(
+            "scan", cursor, asked, *(("strings",) if self._strings else ())
+        )
         batch = Batch.told(keys, *columns)
         self._strings = self._what in (What.VALUE, What.COMPARABLE) and columns[0] == [b"string"]
         if None not in batch.values:
@@ -218,9 +237,20 @@ class Reader:
             return Batch([], [], [], [])
         if not self._scripted:
             return Batch.of(await self._plainly(keys))
-        kinds = [b"" if value == 0 else kind for kind, value in zip(others.kinds, others.values, strict=True)] if 0 in others.values else others.kinds
+        kinds = (
+            [
+                b"" if value == 0 else kind
+                for kind, value in zip(others.kinds, others.values, strict=True)
+            ]
+            if 0 in others.values
+            else others.kinds
+        )
         alike = kinds.count(kinds[0]) == len(kinds)
-        letters = LETTERS.get(kinds[0], b"-") * len(kinds) if alike else b"".join([LETTERS.get(kind, b"-") for kind in kinds])
+        letters = (
+            LETTERS.get(kinds[0], b"-") * len(kinds)
+            if alike
+            else b"".join([LETTERS.get(kind, b"-") for kind in kinds])
+        )
         return Batch.told(keys, *(await self._script("like", letters, *keys))[2:])
 
     async def _complete(self, found: list[Seen]) -> list[Seen]:
@@ -232,7 +262,11 @@ class Reader:
         return found
 
     def _unread(self, found: Sequence[Seen]) -> list[int]:
-        return [number for number, seen in enumerate(found) if seen.value is None and not seen.large and (self._dumps or seen.kind in PLAIN_TYPES)]
+        return [
+            number
+            for number, seen in enumerate(found)
+            if seen.value is None and not seen.large and (self._dumps or seen.kind in PLAIN_TYPES)
+        ]
 
     # ------------------------------------------------------------------ by commands
 
@@ -240,37 +274,53 @@ class Reader:
         found: list[Seen] = []
         if self._what is What.NAME:
             there = await self._leg.pipeline([("EXISTS", key) for key in keys])
-            return [Seen(key, b"key", -1, 1) if exists else Seen(key, b"none", -2, b"") for key, exists in zip(keys, there, strict=True)]
+            return [
+                Seen(key, b"key", -1, 1) if exists else Seen(key, b"none", -2, b"")
+                for key, exists in zip(keys, there, strict=True)
+            ]
         for start in range(0, len(keys), _TRANSACTION_KEYS):
             part = keys[start : start + _TRANSACTION_KEYS]
             kinds = await self._leg.pipeline([("TYPE", key) for key in part])
             large = await self._large(part, kinds) if self._what is not What.OUTLINE else set()
             small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]
             states = {seen.key: seen for seen in await self._small(small)}
-            found += [Seen(key, kind, -1, None, large=True) if key in large else states[key] for key, kind in zip(part, kinds, strict=True)]
+            found += [
+                Seen(key, kind, -1, None, large=True) if key in large else states[key]
+                for key, kind in zip(part, kinds, strict=True)
+            ]
         return found
 
     async def _large(self, keys: Sequence[bytes], kinds: Sequence[bytes]) -> set[bytes]:
         limits = self._limits
         if self._weighs:
             used = await self._leg.pipeline([("MEMORY", "USAGE", key) for key in keys])
-            return {key for key, size in zip(keys, used, strict=True) if isinstance(size, int) and size > limits.key_bytes}
+            return {
+                key
+                for key, size in zip(keys, used, strict=True)
+                if isinstance(size, int) and size > limits.key_bytes
+            }
         known = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind in COUNTS]
         sizes = await self._leg.pipeline([(COUNTS[kind], key) for key, kind in known])
         return {
             key
             for (key, kind), size in zip(known, sizes, strict=True)
             # An error: it changed its type meanwhile, and the reading will tell.
-            if isinstance(size, int) and size > (limits.key_bytes if kind == b"string" else limits.elements)
+            if isinstance(size, int)
+            and size > (limits.key_bytes if kind == b"string" else limits.elements)
         }
 
     async def _small(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Seen]:
         if self._modern:
             reads = [self._reads(key, kind) for key, kind in keys]
-            flat = [command for (key, _), commands in zip(keys, reads, strict=True) for command in (("PEXPIRETIME", key), *commands)]
+            flat = [
+                command
+                for (key, _), commands in zip(keys, reads, strict=True)
+                for command in (("PEXPIRETIME", key), *commands)
+            ]
             replies = iter(await self.transaction(flat))
             return [
-                self._seen(key, kind, next(replies), [next(replies) for _ in commands]) for (key, kind), commands in zip(keys, reads, strict=True)
+                self._seen(key, kind, next(replies), [next(replies) for _ in commands])
+                for (key, kind), commands in zip(keys, reads, strict=True)
             ]
         found: dict[bytes, Seen] = {}
         left = list(keys)
@@ -291,8 +341,12 @@ class Reader:
         if at_ms == -2 or kind == b"none" or (value is None and self._dumps):
             return Seen(key, b"none", -2, b"")
         if self._what is What.OUTLINE:
-            return Seen(key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1)
-        if (self._what is What.VALUE and kind not in PLAIN_TYPES) or (not self._payloads and isinstance(value, ReplyError)):
+            return Seen(
+                key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1
+            )
+        if (self._what is What.VALUE and kind not in PLAIN_TYPES) or (
+            not self._payloads and isinstance(value, ReplyError)
+        ):
             value = None
         return Seen(key, kind, at_ms, value)
 
@@ -300,7 +354,14 @@ class Reader:
         """Without PEXPIRETIME: the server's clock on both sides of PTTL; keys whose reading must be repeated are left out."""
         commands: list[Command] = []
         for key, kind in keys:
-            commands += [("MULTI",), ("TIME",), ("PTTL", key), ("TIME",), *self._reads(key, kind), ("EXEC",)]
+            commands += [
+                ("MULTI",),
+                ("TIME",),
+                ("PTTL", key),
+                ("TIME",),
+                *self._reads(key, kind),
+                ("EXEC",),
+            ]
         replies = await self._leg.pipeline(commands)
         found: dict[bytes, Seen] = {}
         at = 0
@@ -312,7 +373,9 @@ class Reader:
                 raise outcome
             before, left, after, *values = outcome
             first, second = clock_ms(before), clock_ms(after)
-            if left < 0 or second == first:  # else too early by up to the difference: it is read again
+            if (
+                left < 0 or second == first
+            ):  # else too early by up to the difference: it is read again
                 found[key] = self._seen(key, kind, left if left < 0 else first + left, values)
         return found
 
@@ -331,7 +394,9 @@ class Reader:
         return list(outcome)
 
 
-_make_seen = partial(tuple.__new__, Seen)  # without the detour through Python that a NamedTuple's own constructor takes, a third of all our time here
+_make_seen = partial(
+    tuple.__new__, Seen
+)  # without the detour through Python that a NamedTuple's own constructor takes, a third of all our time here
 
 
 def clock_ms(time: Sequence[bytes]) -> int:

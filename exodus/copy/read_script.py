@@ -163,5 +163,12 @@ for at = 1, #expiries do
 end
 return told()
 """
-LETTERS = {b"string": b"s", b"list": b"l", b"set": b"e", b"zset": b"z", b"hash": b"h", b"stream": b"x"}
+LETTERS = {
+    b"string": b"s",
+    b"list": b"l",
+    b"set": b"e",
+    b"zset": b"z",
+    b"hash": b"h",
+    b"stream": b"x",
+}
 READ_SHA = hashlib.sha1(READ, usedforsecurity=False).hexdigest()

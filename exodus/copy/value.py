@@ -12,8 +12,17 @@ from exodus.net.leg import Reply, ReplyError
 from exodus.resp.encode import Arg
 
 Command = tuple[Arg, ...]
-COUNTS = {b"string": "STRLEN", b"list": "LLEN", b"hash": "HLEN", b"set": "SCARD", b"zset": "ZCARD", b"stream": "XLEN"}
-PLAIN_TYPES = frozenset({b"string", b"list", b"set", b"zset", b"hash"})  # one read each; streams need several, modules have none
+COUNTS = {
+    b"string": "STRLEN",
+    b"list": "LLEN",
+    b"hash": "HLEN",
+    b"set": "SCARD",
+    b"zset": "ZCARD",
+    b"stream": "XLEN",
+}
+PLAIN_TYPES = frozenset(
+    {b"string", b"list", b"set", b"zset", b"hash"}
+)  # one read each; streams need several, modules have none
 
 
 def reads_of(kind: bytes, key: bytes) -> list[Command]:
@@ -39,10 +48,16 @@ def canonical(kind: bytes, replies: Sequence[Reply]) -> Reply:
     if kind == b"hash":
         return pairs(value)
     if kind == b"zset":
-        return [(member, float(score)) for member, score in zip(value[::2], value[1::2], strict=True)]
+        return [
+            (member, float(score)) for member, score in zip(value[::2], value[1::2], strict=True)
+        ]
     if kind == b"stream":
         full = pairs(replies[1])
-        return ([(entry[0], tuple(entry[1])) for entry in value], full[b"last-generated-id"], groups(map(pairs, full[b"groups"])))
+        return (
+            [(entry[0], tuple(entry[1])) for entry in value],
+            full[b"last-generated-id"],
+            groups(map(pairs, full[b"groups"])),
+        )
     return value
 
 
@@ -58,6 +73,8 @@ def groups(told: Iterable[dict[bytes, Reply]]) -> list[Reply]:
         consumers = []
         for raw_consumer in group[b"consumers"]:
             consumer = pairs(raw_consumer)
-            consumers.append((consumer[b"name"], sorted(tuple(entry) for entry in consumer[b"pending"])))
+            consumers.append(
+                (consumer[b"name"], sorted(tuple(entry) for entry in consumer[b"pending"]))
+            )
         found.append((group[b"name"], group[b"last-delivered-id"], sorted(consumers)))
     return sorted(found)

@@ -58,11 +58,15 @@ class _Setting:
     """A setting by its names (older ones behind newer ones), and when its difference matters."""
 
     names: tuple[str, ...]
-    worse: Callable[[str, str], bool]  # whether the follower's value (second) is worse for applications
+    worse: Callable[
+        [str, str], bool
+    ]  # whether the follower's value (second) is worse for applications
     outcome: Outcome
     means: str
     at_run_time: bool = True
-    wanted: Callable[[str, str], str] | None = None  # what to set on the follower; None: the authority's value
+    wanted: Callable[[str, str], str] | None = (
+        None  # what to set on the follower; None: the authority's value
+    )
 
 
 def _less(ours: str, theirs: str) -> bool:
@@ -92,22 +96,79 @@ def _all_events(ours: str, theirs: str) -> str:
 
 _ORDER = "the order of HGETALL, SMEMBERS and similar replies, and OBJECT ENCODING, change at another size"
 _SETTINGS = (
-    _Setting(("notify-keyspace-events",), _fewer_events, Outcome.REQUIRED, "subscribers of keyspace events get none of these", wanted=_all_events),
-    _Setting(("databases",), _less, Outcome.REQUIRED, "SELECT of a higher database is refused", at_run_time=False),
-    _Setting(("proto-max-bulk-len",), _less, Outcome.REQUIRED, "a larger value is refused, and its connection closed"),
-    _Setting(("client-query-buffer-limit",), _less, Outcome.DIFFERS, "a client with a larger request is disconnected"),
-    _Setting(("timeout",), _less_where_zero_is_none, Outcome.DIFFERS, "idle connections are closed sooner"),
+    _Setting(
+        ("notify-keyspace-events",),
+        _fewer_events,
+        Outcome.REQUIRED,
+        "subscribers of keyspace events get none of these",
+        wanted=_all_events,
+    ),
+    _Setting(
+        ("databases",),
+        _less,
+        Outcome.REQUIRED,
+        "SELECT of a higher database is refused",
+        at_run_time=False,
+    ),
+    _Setting(
+        ("proto-max-bulk-len",),
+        _less,
+        Outcome.REQUIRED,
+        "a larger value is refused, and its connection closed",
+    ),
+    _Setting(
+        ("client-query-buffer-limit",),
+        _less,
+        Outcome.DIFFERS,
+        "a client with a larger request is disconnected",
+    ),
+    _Setting(
+        ("timeout",),
+        _less_where_zero_is_none,
+        Outcome.DIFFERS,
+        "idle connections are closed sooner",
+    ),
     _Setting(("maxclients",), _less, Outcome.DIFFERS, "fewer connections fit"),
-    _Setting(("maxmemory-policy",), _other, Outcome.DIFFERS, "other keys are evicted, or writes are refused, when memory is full", at_run_time=False),
-    _Setting(("lua-time-limit", "busy-reply-threshold"), _other, Outcome.DIFFERS, "BUSY is answered after another time"),
-    _Setting(("hash-max-listpack-entries", "hash-max-ziplist-entries"), _other, Outcome.DIFFERS, _ORDER),
-    _Setting(("hash-max-listpack-value", "hash-max-ziplist-value"), _other, Outcome.DIFFERS, _ORDER),
+    _Setting(
+        ("maxmemory-policy",),
+        _other,
+        Outcome.DIFFERS,
+        "other keys are evicted, or writes are refused, when memory is full",
+        at_run_time=False,
+    ),
+    _Setting(
+        ("lua-time-limit", "busy-reply-threshold"),
+        _other,
+        Outcome.DIFFERS,
+        "BUSY is answered after another time",
+    ),
+    _Setting(
+        ("hash-max-listpack-entries", "hash-max-ziplist-entries"), _other, Outcome.DIFFERS, _ORDER
+    ),
+    _Setting(
+        ("hash-max-listpack-value", "hash-max-ziplist-value"), _other, Outcome.DIFFERS, _ORDER
+    ),
     _Setting(("set-max-intset-entries",), _other, Outcome.DIFFERS, _ORDER),
     _Setting(("set-max-listpack-entries",), _other, Outcome.DIFFERS, _ORDER),
     _Setting(("set-max-listpack-value",), _other, Outcome.DIFFERS, _ORDER),
-    _Setting(("zset-max-listpack-entries", "zset-max-ziplist-entries"), _other, Outcome.DIFFERS, "OBJECT ENCODING changes at another size"),
-    _Setting(("zset-max-listpack-value", "zset-max-ziplist-value"), _other, Outcome.DIFFERS, "OBJECT ENCODING changes at another size"),
-    _Setting(("list-max-listpack-size", "list-max-ziplist-size"), _other, Outcome.DIFFERS, "OBJECT ENCODING changes at another size"),
+    _Setting(
+        ("zset-max-listpack-entries", "zset-max-ziplist-entries"),
+        _other,
+        Outcome.DIFFERS,
+        "OBJECT ENCODING changes at another size",
+    ),
+    _Setting(
+        ("zset-max-listpack-value", "zset-max-ziplist-value"),
+        _other,
+        Outcome.DIFFERS,
+        "OBJECT ENCODING changes at another size",
+    ),
+    _Setting(
+        ("list-max-listpack-size", "list-max-ziplist-size"),
+        _other,
+        Outcome.DIFFERS,
+        "OBJECT ENCODING changes at another size",
+    ),
 )
 
 
@@ -157,23 +218,43 @@ async def read(leg: Leg) -> Beside:
     if not isinstance(listed, ReplyError):
         told = await leg.pipeline([("ACL", "GETUSER", name) for name in listed])
         refused = next((str(reply) for reply in told if isinstance(reply, ReplyError)), None)
-        users = refused or {name.decode(): _user(reply) for name, reply in zip(listed, told, strict=True) if isinstance(reply, list)}
+        users = refused or {
+            name.decode(): _user(reply)
+            for name, reply in zip(listed, told, strict=True)
+            if isinstance(reply, list)
+        }
     lines = [] if isinstance(acl, ReplyError) else [line.decode("utf-8", "replace") for line in acl]
-    loaded = str(modules) if isinstance(modules, ReplyError) else {_pairs(each)["name"].decode() for each in modules}
+    loaded = (
+        str(modules)
+        if isinstance(modules, ReplyError)
+        else {_pairs(each)["name"].decode() for each in modules}
+    )
     commands: dict[str, set[str]] = {}
     if isinstance(loaded, set) and loaded:
-        of_each = await leg.pipeline([("COMMAND", "LIST", "FILTERBY", "MODULE", name) for name in sorted(loaded)])
+        of_each = await leg.pipeline(
+            [("COMMAND", "LIST", "FILTERBY", "MODULE", name) for name in sorted(loaded)]
+        )
         for name, reply in zip(sorted(loaded), of_each, strict=True):
             if isinstance(reply, list):
                 commands[name] = {command.decode().lower() for command in reply}
-    cached = None if isinstance(memory, ReplyError) else info_of(memory).get("number_of_cached_scripts")
+    cached = (
+        None if isinstance(memory, ReplyError) else info_of(memory).get("number_of_cached_scripts")
+    )
     called = (
-        set() if isinstance(stats, ReplyError) else {key.removeprefix("cmdstat_").lower() for key in info_of(stats) if key.startswith("cmdstat_")}
+        set()
+        if isinstance(stats, ReplyError)
+        else {
+            key.removeprefix("cmdstat_").lower()
+            for key in info_of(stats)
+            if key.startswith("cmdstat_")
+        }
     )
     return Beside(
         settings=found,
         users=users,
-        user_lines={line.split(" ", 2)[1]: line.split(" ", 2)[2] for line in lines if line.count(" ") >= 2},
+        user_lines={
+            line.split(" ", 2)[1]: line.split(" ", 2)[2] for line in lines if line.count(" ") >= 2
+        },
         modules=loaded,
         module_commands=commands,
         called=called,
@@ -192,13 +273,21 @@ def _user(told: list[Any]) -> _User:
         enabled="on" in flags,
         nopass="nopass" in flags,
         passwords=frozenset(of["passwords"]),
-        rules={"commands": of["commands"].decode(), "keys": _patterns(of["keys"], "~"), "channels": _patterns(of.get("channels", b""), "&")},
+        rules={
+            "commands": of["commands"].decode(),
+            "keys": _patterns(of["keys"], "~"),
+            "channels": _patterns(of.get("channels", b""), "&"),
+        },
     )
 
 
 def _patterns(told: bytes | list[bytes], sign: str) -> str:
     """Patterns as newer servers tell them: 6.2 gives a list of them without their sign."""
-    return told.decode() if isinstance(told, bytes) else " ".join(sign + pattern.decode() for pattern in told)
+    return (
+        told.decode()
+        if isinstance(told, bytes)
+        else " ".join(sign + pattern.decode() for pattern in told)
+    )
 
 
 async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
@@ -219,8 +308,17 @@ def required(rows: Sequence[Row]) -> list[Row]:
 
 
 def _not_provable(what: str, ours: object, theirs: object, authority: Side, follower: Side) -> Row:
-    told = [f"the {side} does not tell: {state}" for side, state in ((authority, ours), (follower, theirs)) if isinstance(state, str)]
-    return Row(what, Outcome.NOT_PROVABLE, means="; ".join(told), remedy="compare it by the provider's console, or let Exodus's user read it")
+    told = [
+        f"the {side} does not tell: {state}"
+        for side, state in ((authority, ours), (follower, theirs))
+        if isinstance(state, str)
+    ]
+    return Row(
+        what,
+        Outcome.NOT_PROVABLE,
+        means="; ".join(told),
+        remedy="compare it by the provider's console, or let Exodus's user read it",
+    )
 
 
 # ---- users
@@ -231,7 +329,11 @@ def application_users(plan: Plan, side: Beside) -> dict[str, _User]:
     if isinstance(side.users, str):
         return {}
     own = plan.own_users(Side.SOURCE) | plan.own_users(Side.TARGET)
-    return {name: user for name, user in side.users.items() if user.enabled and name not in own and not name.startswith(_OWN_USERS)}
+    return {
+        name: user
+        for name, user in side.users.items()
+        if user.enabled and name not in own and not name.startswith(_OWN_USERS)
+    }
 
 
 def _login_names(plan: Plan) -> Mapping[str, str]:
@@ -256,11 +358,27 @@ def _compare_user(name: str, ours: _User, theirs: _User | None, *, mapped: bool)
         return Row(what, Outcome.REQUIRED, "on", state, "its applications cannot log in", remedy)
     if not mapped and not theirs.nopass and (ours.nopass or not ours.passwords <= theirs.passwords):
         said = "any password" if ours.nopass else f"{len(ours.passwords)} password(s)"
-        return Row(what, Outcome.REQUIRED, said, "another password", "its applications cannot log in", remedy)
+        return Row(
+            what,
+            Outcome.REQUIRED,
+            said,
+            "another password",
+            "its applications cannot log in",
+            remedy,
+        )
     other = [rule for rule, text in ours.rules.items() if theirs.rules.get(rule) != text]
     if other:
-        here, there = (", ".join(f"{rule}: {user.rules[rule]}" for rule in other) for user in (ours, theirs))
-        return Row(what, Outcome.DIFFERS, here, there, "commands, keys or channels may be refused that were allowed, or the reverse", remedy)
+        here, there = (
+            ", ".join(f"{rule}: {user.rules[rule]}" for rule in other) for user in (ours, theirs)
+        )
+        return Row(
+            what,
+            Outcome.DIFFERS,
+            here,
+            there,
+            "commands, keys or channels may be refused that were allowed, or the reverse",
+            remedy,
+        )
     return Row(what, Outcome.SAME, "on", "on")
 
 
@@ -280,9 +398,15 @@ def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> 
         if here is None or there is None:
             continue  # one of them has no such setting
         worse = setting.worse(here[1], there[1])
-        remedy = "exodus carry settings" if setting.at_run_time else "set it in the follower's configuration and restart it"
+        remedy = (
+            "exodus carry settings"
+            if setting.at_run_time
+            else "set it in the follower's configuration and restart it"
+        )
         if worse:
-            rows.append(Row(setting.names[0], setting.outcome, here[1], there[1], setting.means, remedy))
+            rows.append(
+                Row(setting.names[0], setting.outcome, here[1], there[1], setting.means, remedy)
+            )
         else:
             rows.append(Row(setting.names[0], Outcome.SAME, here[1], there[1]))
     return rows
@@ -303,15 +427,34 @@ def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> l
         commands = ours.module_commands.get(name)
         used = commands is None or bool(commands & ours.called)
         outcome = Outcome.REQUIRED if used else Outcome.DIFFERS
-        means = "its commands and types are unknown there" + ("" if used else "; none of its commands was called since the server began")
-        rows.append(Row(what, outcome, "loaded", "missing", means, "load it on the follower, or choose a server that has it"))
-    return rows or [Row("modules", Outcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")]
+        means = "its commands and types are unknown there" + (
+            "" if used else "; none of its commands was called since the server began"
+        )
+        rows.append(
+            Row(
+                what,
+                outcome,
+                "loaded",
+                "missing",
+                means,
+                "load it on the follower, or choose a server that has it",
+            )
+        )
+    return rows or [
+        Row("modules", Outcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")
+    ]
 
 
 async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
     found = await compare_libraries(authority, follower)
     if found.not_told:
-        return [Row("function libraries", Outcome.NOT_PROVABLE, means=f"the {authority.side} does not tell them: {found.not_told}")]
+        return [
+            Row(
+                "function libraries",
+                Outcome.NOT_PROVABLE,
+                means=f"the {authority.side} does not tell them: {found.not_told}",
+            )
+        ]
     rows = [
         Row(
             f"function library {name}",
@@ -324,15 +467,31 @@ async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
         for name, why in found.differ.items()
     ]
     same = f"{len(found.equal)} equal"
-    return rows or [Row("function libraries", Outcome.SAME, same, f"{same}, {len(found.extra)} of its own")]
+    return rows or [
+        Row("function libraries", Outcome.SAME, same, f"{same}, {len(found.extra)} of its own")
+    ]
 
 
 def _scripts(ours: Beside, theirs: Beside) -> list[Row]:
     if ours.scripts is None or theirs.scripts is None:
-        return [Row("scripts", Outcome.NOT_PROVABLE, means="a side does not tell how many scripts it has cached (INFO memory)")]
+        return [
+            Row(
+                "scripts",
+                Outcome.NOT_PROVABLE,
+                means="a side does not tell how many scripts it has cached (INFO memory)",
+            )
+        ]
     fewer = theirs.scripts < ours.scripts
     means = "EVALSHA of a script that was not loaded there is answered NOSCRIPT" if fewer else ""
-    return [Row("scripts", Outcome.DIFFERS if fewer else Outcome.SAME, f"{ours.scripts} cached", f"{theirs.scripts} cached", means)]
+    return [
+        Row(
+            "scripts",
+            Outcome.DIFFERS if fewer else Outcome.SAME,
+            f"{ours.scripts} cached",
+            f"{theirs.scripts} cached",
+            means,
+        )
+    ]
 
 
 # ---- carrying
@@ -359,21 +518,34 @@ async def carry_settings(plan: Plan, authority: Leg, follower: Leg) -> Carried:
     del plan
     ours, theirs, carried = await read(authority), await read(follower), Carried()
     if isinstance(ours.settings, str) or isinstance(theirs.settings, str):
-        carried.left.append(f"# {_not_provable('settings', ours.settings, theirs.settings, authority.side, follower.side).means}")
+        carried.left.append(
+            f"# {_not_provable('settings', ours.settings, theirs.settings, authority.side, follower.side).means}"
+        )
         return carried
     for setting in _SETTINGS:
         here, there = _value(ours.settings, setting.names), _value(theirs.settings, setting.names)
         if here is None or there is None or not setting.worse(here[1], there[1]):
             continue
-        name, value = there[0], here[1] if setting.wanted is None else setting.wanted(here[1], there[1])
+        name, value = (
+            there[0],
+            here[1] if setting.wanted is None else setting.wanted(here[1], there[1]),
+        )
         if setting.at_run_time:
-            await carried.try_on(follower, ("CONFIG", "SET", name, value), f"CONFIG SET {name} {value}")
+            await carried.try_on(
+                follower, ("CONFIG", "SET", name, value), f"CONFIG SET {name} {value}"
+            )
         elif setting.names[0] == "maxmemory-policy":
-            carried.left.append(f"CONFIG SET {name} {value}    # after the migration was finalised: until then what is evicted counts as missing")
+            carried.left.append(
+                f"CONFIG SET {name} {value}    # after the migration was finalised: until then what is evicted counts as missing"
+            )
         else:
-            carried.left.append(f"{name} {value}    # in the follower's configuration file; restart it")
+            carried.left.append(
+                f"{name} {value}    # in the follower's configuration file; restart it"
+            )
     if carried.done:
-        carried.left.append("CONFIG REWRITE    # or the same in the follower's configuration, to keep it over a restart")
+        carried.left.append(
+            "CONFIG REWRITE    # or the same in the follower's configuration, to keep it over a restart"
+        )
     return carried
 
 
@@ -381,18 +553,28 @@ async def carry_users(plan: Plan, authority: Leg, follower: Leg) -> Carried:
     """Make the applications' users on the follower as they are on the authority, with the hashes of their passwords."""
     ours, theirs, carried = await read(authority), await read(follower), Carried()
     if isinstance(ours.users, str) or isinstance(theirs.users, str):
-        carried.left.append(f"# {_not_provable('users', ours.users, theirs.users, authority.side, follower.side).means}")
+        carried.left.append(
+            f"# {_not_provable('users', ours.users, theirs.users, authority.side, follower.side).means}"
+        )
         return carried
     mapped = _login_names(plan) if authority.side is Side.SOURCE else {}
     for name, user in application_users(plan, ours).items():
-        if name in mapped or _compare_user(name, user, theirs.users.get(name), mapped=False).outcome is Outcome.SAME:
+        if (
+            name in mapped
+            or _compare_user(name, user, theirs.users.get(name), mapped=False).outcome
+            is Outcome.SAME
+        ):
             continue
         rules = _rules(ours.user_lines.get(name, ""))
         if not rules:
-            carried.left.append(f"# user {name}: the {authority.side} does not tell its rules (ACL LIST)")
+            carried.left.append(
+                f"# user {name}: the {authority.side} does not tell its rules (ACL LIST)"
+            )
             continue
         shown = " ".join("#…" if rule.startswith("#") else rule for rule in rules)
-        await carried.try_on(follower, ("ACL", "SETUSER", name, "reset", *rules), f"ACL SETUSER {name} reset {shown}")
+        await carried.try_on(
+            follower, ("ACL", "SETUSER", name, "reset", *rules), f"ACL SETUSER {name} reset {shown}"
+        )
     if carried.done:
         carried.left.append("ACL SAVE    # or CONFIG REWRITE, to keep them over a restart")
     return carried

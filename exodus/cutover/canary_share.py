@@ -28,21 +28,41 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
         CutoverAborted: a gateway did not follow, or gave the canary up at once.
     """
     if not 0 <= percent <= 100:
-        raise OperatorError(f"canary: {percent} is no percentage", why="a share of the keys is from 0 to 100 %", next_step="exodus canary 5 --why …")
+        raise OperatorError(
+            f"canary: {percent} is no percentage",
+            why="a share of the keys is from 0 to 100 %",
+            next_step="exodus canary 5 --why …",
+        )
     route, share = await read_route(store), percent / 100
     if percent:
         await _check(store, plan, route)
     elif not route.canary:
         return route
-    route = await change_route(store, route, route.next(canary=share, why=f"canary reads of {percent:g} % of the keys: {why}"))
+    route = await change_route(
+        store,
+        route,
+        route.next(canary=share, why=f"canary reads of {percent:g} % of the keys: {why}"),
+    )
 
     def follows(beat: Heartbeat) -> bool:
-        return beat.epoch > route.epoch or (beat.epoch == route.epoch and (beat.facts["canary"]["share"] == share))
+        return beat.epoch > route.epoch or (
+            beat.epoch == route.epoch and (beat.facts["canary"]["share"] == share)
+        )
 
-    await registry.wait_for(store, "gateway", follows, within_s=_FOLLOW_S, otherwise="a gateway does not follow the canary's share")
+    await registry.wait_for(
+        store,
+        "gateway",
+        follows,
+        within_s=_FOLLOW_S,
+        otherwise="a gateway does not follow the canary's share",
+    )
     now = await read_route(store)
     if now.canary != share:
-        raise CutoverAborted("canary reads were given up at once", why=now.why, next_step="see that the target answers the gateways, then try again")
+        raise CutoverAborted(
+            "canary reads were given up at once",
+            why=now.why,
+            next_step="see that the target answers the gateways, then try again",
+        )
     return route
 
 
@@ -52,11 +72,17 @@ async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
     if route.authority is not Side.SOURCE:
         problem = "the target is the authority already", "exodus status"
     elif not route.sync or await last_pass(store) is None:
-        problem = "live sync is not on, or nothing was verified on the target yet", "run the migrate phase first: exodus start migrate"
+        problem = (
+            "live sync is not on, or nothing was verified on the target yet",
+            "run the migrate phase first: exodus start migrate",
+        )
     elif route.hold is not Hold.NONE:
         problem = "a switch holds writes", "wait for it: exodus status"
     elif plan.filters or plan.renames:
-        problem = "filters and renames: what is left out or has another name on the target would differ each time", "leave the canary away"
+        problem = (
+            "filters and renames: what is left out or has another name on the target would differ each time",
+            "leave the canary away",
+        )
     if problem is not None:
         raise DecisionRefused("canary reads may not begin", why=problem[0], next_step=problem[1])
 
@@ -90,12 +116,24 @@ async def read_canary(store: ControlStore) -> Json:
         slowest = max(slowest, said["answer_ms_p99"])
         if said["gave_up"]:
             gave_up.append(f"{beat.process}: {said['gave_up']}")
-    return {"percent": round(route.canary * 100, 3), "reads": dict(counts), "answer_ms_p99": slowest, "gave_up": gave_up}
+    return {
+        "percent": round(route.canary * 100, 3),
+        "reads": dict(counts),
+        "answer_ms_p99": slowest,
+        "gave_up": gave_up,
+    }
 
 
 def text_of(found: Json) -> str:
     """In one line."""
     total = sum(found["reads"].values())
-    parts = [f"{name} {count / total * 100:.2f} %" for name, count in sorted(found["reads"].items(), key=lambda item: -item[1])]
-    said = f"{total:,} reads ({', '.join(parts)}), the target's answer within {found['answer_ms_p99']} ms (p99)" if total else "no reads"
+    parts = [
+        f"{name} {count / total * 100:.2f} %"
+        for name, count in sorted(found["reads"].items(), key=lambda item: -item[1])
+    ]
+    said = (
+        f"{total:,} reads ({', '.join(parts)}), the target's answer within {found['answer_ms_p99']} ms (p99)"
+        if total
+        else "no reads"
+    )
     return f"{said}; GIVEN UP: {'; '.join(found['gave_up'])}" if found["gave_up"] else said

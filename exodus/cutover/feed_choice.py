@@ -37,7 +37,9 @@ class ChosenFeed(BaseModel):
 
     feed: Feed = Feed.GATEWAY
     why: str = ""
-    refused: dict[Feed, str] = Field(default_factory=dict)  # feeds that are more complete → why each was not taken
+    refused: dict[Feed, str] = Field(
+        default_factory=dict
+    )  # feeds that are more complete → why each was not taken
 
     def text(self, side: Side) -> str:
         """As forms and status show it."""
@@ -70,7 +72,10 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
         if not why:
             return ChosenFeed(feed=feed, why="proved by a script's write", refused=refused)
         refused[feed] = why
-    return ChosenFeed(why="it does not see keys that scripts do not declare, evicted keys, and writers that bypass the gateways", refused=refused)
+    return ChosenFeed(
+        why="it does not see keys that scripts do not declare, evicted keys, and writers that bypass the gateways",
+        refused=refused,
+    )
 
 
 async def _no_fence(plan: Plan, side: Side, feed: Feed) -> str:
@@ -81,15 +86,28 @@ async def _no_fence(plan: Plan, side: Side, feed: Feed) -> str:
     if without is None:
         return ""
     means, _ = await fence_of(plan, side, feed)
-    return f"it does not go with the one fence that the {side} allows, {without.kind}" if means is None else ""
+    return (
+        f"it does not go with the one fence that the {side} allows, {without.kind}"
+        if means is None
+        else ""
+    )
 
 
-async def choose_feeds(store: ControlStore, plan: Plan, sides: Iterable[Side] = tuple(Side)) -> dict[Side, ChosenFeed]:
+async def choose_feeds(
+    store: ControlStore, plan: Plan, sides: Iterable[Side] = tuple(Side)
+) -> dict[Side, ChosenFeed]:
     """Find and prove the change feeds of these sides, and keep them."""
     wanted = list(sides)
-    found = dict(zip(wanted, await asyncio.gather(*[choose_feed(plan, side) for side in wanted]), strict=True))
+    found = dict(
+        zip(
+            wanted, await asyncio.gather(*[choose_feed(plan, side) for side in wanted]), strict=True
+        )
+    )
     kept = await store.report(_REPORT) or {}
-    await store.save_report(_REPORT, {**kept, **{str(side): chosen.model_dump(mode="json") for side, chosen in found.items()}})
+    await store.save_report(
+        _REPORT,
+        {**kept, **{str(side): chosen.model_dump(mode="json") for side, chosen in found.items()}},
+    )
     return found
 
 

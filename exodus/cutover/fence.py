@@ -24,7 +24,15 @@ import orjson
 from exodus.control.route import read_route
 from exodus.control.schema import fence_guard_key
 from exodus.control.store import ControlStore
-from exodus.cutover.fence_methods import KEEP_US_OUT, Command, DoesNotHold, Kept, Means, choose, means_of
+from exodus.cutover.fence_methods import (
+    KEEP_US_OUT,
+    Command,
+    DoesNotHold,
+    Kept,
+    Means,
+    choose,
+    means_of,
+)
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
@@ -68,7 +76,9 @@ async def confirmed_word(store: ControlStore, plan: Plan, side: Side) -> Kept | 
     """Who confirmed it; None where nobody did, or the plan asks for something else by now."""
     raw = await answered(store.client.get(store.keys.fence_word(side)))
     word: Kept | None = None if raw is None else orjson.loads(raw)
-    return word if word is not None and word["instruction"] == plan.fence.instruction(side) else None
+    return (
+        word if word is not None and word["instruction"] == plan.fence.instruction(side) else None
+    )
 
 
 class Fence:
@@ -83,7 +93,9 @@ class Fence:
         self._leg: Leg | None = None
         self._probe: Leg | None = None  # as an application that needs no password
         self._means: Means | None = None
-        self._seen: bytes | None = None  # the guard's value when it was checked that this side can be fenced
+        self._seen: bytes | None = (
+            None  # the guard's value when it was checked that this side can be fenced
+        )
         self._prepared: Record | None = None
 
     async def close(self) -> None:
@@ -103,7 +115,9 @@ class Fence:
 
     async def _ours(self) -> Leg:
         if self._leg is None:
-            self._leg = await (await Endpoint(self._side, self._address).nodes())[0].connect(name="exodus-fence")
+            self._leg = await (await Endpoint(self._side, self._address).nodes())[0].connect(
+                name="exodus-fence"
+            )
         return self._leg
 
     async def _ask(self, *commands: Command) -> list[Reply]:
@@ -127,7 +141,9 @@ class Fence:
 
     def _refused(self, exc: ReplyError) -> ExodusError:
         return error_of(self._side)(
-            f"the {self._side} refuses what its fence needs", why=str(exc), next_step="see docs/operating/users.md, then retry"
+            f"the {self._side} refuses what its fence needs",
+            why=str(exc),
+            next_step="see docs/operating/users.md, then retry",
         )
 
     async def _by_means(self, work: Awaitable[T]) -> T:
@@ -142,7 +158,9 @@ class Fence:
 
     def _means_of(self, record: Record) -> Means:
         ours = self._plan.own_users(self._side)
-        return means_of(FenceKind(record.kind), Feed.GATEWAY, record.kept, ours)  # it was found possible: the feed does not matter any more
+        return means_of(
+            FenceKind(record.kind), Feed.GATEWAY, record.kept, ours
+        )  # it was found possible: the feed does not matter any more
 
     async def check_possible(self) -> Means:
         """Choose by what this side will be fenced.
@@ -153,11 +171,16 @@ class Fence:
         try:
             found = await self._ask(("GET", self._guard))
             self._seen = None if isinstance(found[0], ReplyError) else found[0]
-            feed, word = (await read_route(self._store)).feed, await confirmed_word(self._store, self._plan, self._side)
+            feed, word = (
+                (await read_route(self._store)).feed,
+                await confirmed_word(self._store, self._plan, self._side),
+            )
             means, reasons = await choose(self._ask, self._plan, self._side, feed, word)
         except ExodusError as exc:
             raise DecisionRefused(
-                f"the {self._side} cannot be fenced", why=f"{self._address.url}: {exc.why}", next_step=f"start the {self._side}, then retry"
+                f"the {self._side} cannot be fenced",
+                why=f"{self._address.url}: {exc.why}",
+                next_step=f"start the {self._side}, then retry",
             ) from exc
         if means is None:
             raise DecisionRefused(
@@ -184,13 +207,24 @@ class Fence:
         self._prepared = Record(switch, means.kind, kept)
         if not await self._change(self._seen, [("SET", self._guard, switch)]):
             raise CutoverAborted(
-                f"the {self._side} was not fenced", why="another switch took the right to it meanwhile", next_step="look at `exodus status`"
+                f"the {self._side} was not fenced",
+                why="another switch took the right to it meanwhile",
+                next_step="look at `exodus status`",
             )
         try:
-            plain = self._address.model_copy(update={"username": None, "password": None, "password_env": None, "password_file": None})
+            plain = self._address.model_copy(
+                update={
+                    "username": None,
+                    "password": None,
+                    "password_env": None,
+                    "password_file": None,
+                }
+            )
             self._probe = await Leg.connect(plain, self._side, name="exodus-probe")
         except OperatorError:
-            self._probe = None  # the default user has a password that we do not know: its rules are read back
+            self._probe = (
+                None  # the default user has a password that we do not know: its rules are read back
+            )
 
     async def raise_(self) -> dict[str, str]:
         """Make the side refuse writes, after `prepare`; returns who → how it was proved.
@@ -201,10 +235,18 @@ class Fence:
         """
         record, means = self._prepared, self._means
         if record is None or means is None:
-            raise Bug("a fence was not prepared", why="raise_ came before prepare", next_step="report this; nothing was changed")
+            raise Bug(
+                "a fence was not prepared",
+                why="raise_ came before prepare",
+                next_step="report this; nothing was changed",
+            )
         # Written down before it is up: who finds the fence after a crash of ours must know what to give back.
-        kept = answered(self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record))))
-        _, (_, found, *replies) = await asyncio.gather(kept, self._call(("WATCH", self._guard), ("GET", self._guard), *means.recheck()))
+        kept = answered(
+            self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record)))
+        )
+        _, (_, found, *replies) = await asyncio.gather(
+            kept, self._call(("WATCH", self._guard), ("GET", self._guard), *means.recheck())
+        )
         stale = means.stale(replies, record.kept)
         if found != record.switch.encode() or stale is not None:
             await self._call(("UNWATCH",))
@@ -215,18 +257,24 @@ class Fence:
             )
         if not await self._transaction(means.up(record.kept)):
             raise CutoverAborted(
-                f"the fence of the {self._side} was not touched", why="another switch took the right to it", next_step="look at `exodus status`"
+                f"the fence of the {self._side} was not touched",
+                why="another switch took the right to it",
+                next_step="look at `exodus status`",
             )
         try:
             return await self._by_means(means.prove(self._ask, self._probe, record.kept))
         except DoesNotHold as exc:
             raise error_of(self._side)(
-                f"the fence on the {self._side} does not hold", why=str(exc), next_step="nothing was switched; see docs/operating/fences.md"
+                f"the fence on the {self._side} does not hold",
+                why=str(exc),
+                next_step="nothing was switched; see docs/operating/fences.md",
             ) from exc
 
     async def _transaction(self, commands: list[Command]) -> bool:
         """Whether it was done: not where the guard was touched since it was watched."""
-        await self._call(("MULTI",))  # before it is begun nothing is sent: it would run at once, whatever was watched
+        await self._call(
+            ("MULTI",)
+        )  # before it is begun nothing is sent: it would run at once, whatever was watched
         outcome = (await self._ask(*commands, ("EXEC",)))[-1]
         if outcome is None:
             return False
@@ -234,7 +282,9 @@ class Fence:
         for reply in replies:
             if isinstance(reply, ReplyError):
                 raise error_of(self._side)(
-                    f"the fence on the {self._side} could not be changed", why=str(reply), next_step="see docs/operating/fences.md, then retry"
+                    f"the fence on the {self._side} could not be changed",
+                    why=str(reply),
+                    next_step="see docs/operating/fences.md, then retry",
                 )
         return True
 
@@ -249,7 +299,11 @@ class Fence:
     async def kill_strays(self) -> int:
         """End connections on this side that the fence may have left a way."""
         record = await self.record()
-        return 0 if record is None else await self._by_means(self._means_of(record).kill_strays(self._ask, record.kept))
+        return (
+            0
+            if record is None
+            else await self._by_means(self._means_of(record).kill_strays(self._ask, record.kept))
+        )
 
     async def open(self, record: Record) -> None:
         """Give back what was taken, and keep the right to take it again: the authority is about to come here."""
@@ -259,7 +313,11 @@ class Fence:
         """The same for a fence that keeps Exodus out, for a while: call it again and again as long as it is needed."""
         record = await self.record()
         if record is not None and record.kind in KEEP_US_OUT:
-            await answered(self._store.client.set(self._store.keys.fence_let(self._side), record.switch, ex=_LET_IN_S))
+            await answered(
+                self._store.client.set(
+                    self._store.keys.fence_let(self._side), record.switch, ex=_LET_IN_S
+                )
+            )
             await self.open(record)
 
     async def close_again(self, record: Record) -> None:
@@ -273,12 +331,19 @@ class Fence:
 
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good."""
-        down, ended = self._means_of(record).down(record.kept), ("SET", self._guard, f"ended {record.switch}")
+        down, ended = (
+            self._means_of(record).down(record.kept),
+            ("SET", self._guard, f"ended {record.switch}"),
+        )
         if record.kind in KEEP_US_OUT:
             # Our own write to the guard is refused until it is down. Who dies in between leaves the record, and it is done again.
             await self._change(record.switch.encode(), down)
             down = []
         await self._change(record.switch.encode(), [ended, *down])
-        await answered(self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch))
+        await answered(
+            self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch)
+        )
         if record.kind == FenceKind.PROVIDER:
-            await answered(self._store.client.delete(self._store.keys.fence_word(self._side)))  # the way may be open again: to be said anew
+            await answered(
+                self._store.client.delete(self._store.keys.fence_word(self._side))
+            )  # the way may be open again: to be said anew

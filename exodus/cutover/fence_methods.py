@@ -34,7 +34,10 @@ _PROBE = RESERVED_PREFIX + b"fence}:probe"
 _WRITE = ("SET", _PROBE, "1", "PX", 1)
 _SCRIPT = ("EVAL", "return redis.call('SET', KEYS[1], '1', 'PX', 1)", 1, _PROBE)
 _NEVER_MET = 1_000_000  # replicas
-_NOBODY = ("127.0.0.1", 1)  # where no server listens: a replica of it keeps what it has and takes no writes
+_NOBODY = (
+    "127.0.0.1",
+    1,
+)  # where no server listens: a replica of it keeps what it has and takes no writes
 _KEPT_WORDS = ("allkeys", "allchannels", "allcommands", "nocommands", "resetkeys", "resetchannels")
 _OURS = "exodus"  # how the names of our connections begin
 
@@ -110,9 +113,15 @@ class Means(ABC):
         listed = (await call(("CLIENT", "LIST", "TYPE", "NORMAL")))[0]
         if isinstance(listed, ReplyError):
             return 0  # they stay, and cannot write
-        clients = [dict(pair.partition("=")[::2] for pair in line.split()) for line in _text(listed).splitlines()]
+        clients = [
+            dict(pair.partition("=")[::2] for pair in line.split())
+            for line in _text(listed).splitlines()
+        ]
         others = [facts["id"] for facts in clients if not facts.get("name", "").startswith(_OURS)]
-        return sum(reply == 1 for reply in await call(*[("CLIENT", "KILL", "ID", number) for number in others]))
+        return sum(
+            reply == 1
+            for reply in await call(*[("CLIENT", "KILL", "ID", number) for number in others])
+        )
 
 
 class ByAcl(Means):
@@ -129,7 +138,9 @@ class ByAcl(Means):
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
         if own == b"default" or len(users) < 2:
             return f"Exodus connects as {_text(own)!r}, which the applications may use too"
-        _sure(await call(("ACL", "SETUSER", own)))  # no rule: that changes nothing, and shows whether it may
+        _sure(
+            await call(("ACL", "SETUSER", own))
+        )  # no rule: that changes nothing, and shows whether it may
         return None
 
     async def look(self, call: Call) -> Kept:
@@ -137,7 +148,9 @@ class ByAcl(Means):
         own, users = _sure(await call(("ACL", "WHOAMI"), ("ACL", "USERS")))
         names = [name for user in users if (name := _text(user)) not in {_text(own), *self._ours}]
         found: Kept = {}
-        for name, reply in zip(names, _sure(await call(*[("ACL", "GETUSER", name) for name in names])), strict=True):
+        for name, reply in zip(
+            names, _sure(await call(*[("ACL", "GETUSER", name) for name in names])), strict=True
+        ):
             facts = _pairs(reply)
             selectors = [
                 " ".join(_text(value) for value in _pairs(selector).values() if _text(value))
@@ -154,11 +167,18 @@ class ByAcl(Means):
         """A user that appeared since."""
         names, own = replies
         strangers = {_text(name) for name in names} - {_text(own)} - self._ours - set(kept)
-        return f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}" if strangers else None
+        return (
+            f"user(s) that appeared meanwhile: {', '.join(sorted(strangers))}"
+            if strangers
+            else None
+        )
 
     def up(self, kept: Kept) -> list[Command]:
         """No writes; selectors could give them back one by one, so they go."""
-        return [("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else [])) for user, rules in kept.items()]
+        return [
+            ("ACL", "SETUSER", user, "-@write", *(["clearselectors"] if rules["selectors"] else []))
+            for user, rules in kept.items()
+        ]
 
     def down(self, kept: Kept) -> list[Command]:
         """The rules as they were, in their order.
@@ -168,7 +188,9 @@ class ByAcl(Means):
         """
         for user, rules in kept.items():
             words = [(word, "+-") for word in rules["commands"].split()]
-            words += [(word, "+-~%&") for selector in rules["selectors"] for word in selector.split()]
+            words += [
+                (word, "+-~%&") for selector in rules["selectors"] for word in selector.split()
+            ]
             for word, signs in words:
                 if word[0] not in signs and word not in _KEPT_WORDS:
                     raise OperatorError(
@@ -177,13 +199,24 @@ class ByAcl(Means):
                         next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find out who writes to the control store",
                     )
         return [
-            ("ACL", "SETUSER", user, "nocommands", *rules["commands"].split(), *(f"({selector})" for selector in rules["selectors"]))
+            (
+                "ACL",
+                "SETUSER",
+                user,
+                "nocommands",
+                *rules["commands"].split(),
+                *(f"({selector})" for selector in rules["selectors"]),
+            )
             for user, rules in kept.items()
         ]
 
     async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
         """By the strongest that this server has: a write as `default`, a dry run, the rules read back."""
-        asked = [command for user in kept for command in (("ACL", "DRYRUN", user, *_WRITE), ("ACL", "GETUSER", user))]
+        asked = [
+            command
+            for user in kept
+            for command in (("ACL", "DRYRUN", user, *_WRITE), ("ACL", "GETUSER", user))
+        ]
         replies = await call(*asked)
         said = _text((await stranger.pipeline([_WRITE]))[0]) if stranger is not None else ""
         if said == "OK":
@@ -240,18 +273,28 @@ class ByReplicas(_ForAll):
         if int(version.split(".")[0]) < 7:
             return f"on {version} scripts write all the same"
         kept = await self.look(call)
-        _sure(await call(("CONFIG", "SET", self._WANTED, kept[self._WANTED])))  # what it is: changes nothing, and shows whether it may
+        _sure(
+            await call(("CONFIG", "SET", self._WANTED, kept[self._WANTED]))
+        )  # what it is: changes nothing, and shows whether it may
         return None
 
     async def look(self, call: Call) -> Kept:
         """Both settings."""
         names = (self._WANTED, self._LAG)
-        return {name: _text(reply[1]) for name, reply in zip(names, _sure(await call(*[("CONFIG", "GET", name) for name in names])), strict=True)}
+        return {
+            name: _text(reply[1])
+            for name, reply in zip(
+                names, _sure(await call(*[("CONFIG", "GET", name) for name in names])), strict=True
+            )
+        }
 
     def up(self, kept: Kept) -> list[Command]:
         """A lag of 0 would switch the check off."""
         lag = kept[self._LAG]
-        return [("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag), ("CONFIG", "SET", self._WANTED, _NEVER_MET)]
+        return [
+            ("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag),
+            ("CONFIG", "SET", self._WANTED, _NEVER_MET),
+        ]
 
     def down(self, kept: Kept) -> list[Command]:
         """The settings as they were, and no others, whatever the control store keeps."""
@@ -278,10 +321,19 @@ class ByRole(_ForAll):
             return f"the server is a {facts.get('role')}{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
         if facts.get("connected_slaves", "0") != "0":
             return f"it has {facts['connected_slaves']} replica(s), which would begin anew"
-        command, *found = _sure(await call(("COMMAND", "INFO", "REPLICAOF"), *[("CONFIG", "GET", name) for name in self._NEEDED]))
+        command, *found = _sure(
+            await call(
+                ("COMMAND", "INFO", "REPLICAOF"),
+                *[("CONFIG", "GET", name) for name in self._NEEDED],
+            )
+        )
         if not command or command[0] is None:
             return "the server has no command REPLICAOF"
-        wrong = [f"{name} is not {wanted}" for (name, wanted), reply in zip(self._NEEDED.items(), found, strict=True) if _text(reply[1]) != wanted]
+        wrong = [
+            f"{name} is not {wanted}"
+            for (name, wanted), reply in zip(self._NEEDED.items(), found, strict=True)
+            if _text(reply[1]) != wanted
+        ]
         return "; ".join(wrong) or None
 
     def up(self, kept: Kept) -> list[Command]:
@@ -310,7 +362,11 @@ class ByProvider(Means):
     async def why_not(self, call: Call) -> str | None:
         """Somebody must have said it."""
         del call
-        return None if self._confirmed is not None else "nobody has confirmed what the plan asks a person to do"
+        return (
+            None
+            if self._confirmed is not None
+            else "nobody has confirmed what the plan asks a person to do"
+        )
 
     async def look(self, call: Call) -> Kept:
         """Their word."""
@@ -323,10 +379,14 @@ class ByProvider(Means):
         return {"everybody": f"{kept['by']} confirmed: {kept['instruction']}"}
 
 
-KEEP_US_OUT = frozenset(str(means.kind) for means in (ByReplicas, ByRole))  # kinds of which Exodus cannot write either
+KEEP_US_OUT = frozenset(
+    str(means.kind) for means in (ByReplicas, ByRole)
+)  # kinds of which Exodus cannot write either
 
 
-def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()) -> Means:
+def means_of(
+    kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()
+) -> Means:
     """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
     if kind is FenceKind.ACL:
         return ByAcl(ours)
@@ -337,7 +397,9 @@ def means_of(kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable
     return ByProvider(confirmed)
 
 
-async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None) -> tuple[Means | None, list[str]]:
+async def choose(
+    call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None
+) -> tuple[Means | None, list[str]]:
     """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
 
     Raises:
@@ -345,7 +407,11 @@ async def choose(call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept
     """
     wanted = plan.fence.of(side)
     # A person's word is never taken unasked.
-    kinds = [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA] if wanted is FenceKind.AUTO else [wanted]
+    kinds = (
+        [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA]
+        if wanted is FenceKind.AUTO
+        else [wanted]
+    )
     reasons: list[str] = []
     for kind in kinds:
         means = means_of(kind, feed, confirmed, plan.own_users(side))

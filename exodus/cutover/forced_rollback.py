@@ -38,7 +38,9 @@ async def why_dead(plan: Plan, side: Side) -> str | None:
     for attempt in range(_TRIES):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(name="exodus-alive") as leg:
+                async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(
+                    name="exodus-alive"
+                ) as leg:
                     await leg.call("PING")
                     return None
         except (ExodusError, OSError, TimeoutError) as exc:
@@ -56,11 +58,17 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
     """
     route = await read_route(store)
     if route.authority is Side.SOURCE:
-        raise DecisionRefused("the source is the authority already", why=f"epoch {route.epoch}", next_step="exodus status")
+        raise DecisionRefused(
+            "the source is the authority already",
+            why=f"epoch {route.epoch}",
+            next_step="exodus status",
+        )
     dead = await why_dead(plan, Side.TARGET)
     if dead is None:
         raise DecisionRefused(
-            "the target answers", why="a rollback that drains loses nothing", next_step="start the rollback again: it takes the ordinary way"
+            "the target answers",
+            why="a rollback that drains loses nothing",
+            next_step="start the rollback again: it takes the ordinary way",
         )
     switch = secrets.token_hex(6)
     source = Endpoint(Side.SOURCE, plan.source)
@@ -70,7 +78,11 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
         await fence.let_in()
         # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
         if not await replace_right(source, plan.name, right, closed(switch)):
-            raise DecisionRefused("the writers' epoch on the source was changed", why="another switch is under way", next_step="exodus status")
+            raise DecisionRefused(
+                "the writers' epoch on the source was changed",
+                why="another switch is under way",
+                next_step="exodus status",
+            )
         record = await fence.record()
         if record is not None:
             await fence.open(record)
@@ -88,5 +100,7 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
             why="forced back: the target is dead",
         ),
     )
-    left = [what for what in await settle(store, plan) if Side.TARGET not in what]  # the dead side is left as it is
+    left = [
+        what for what in await settle(store, plan) if Side.TARGET not in what
+    ]  # the dead side is left as it is
     return {"epoch": route.epoch, "target": dead, "not_settled": left}

@@ -22,13 +22,25 @@ class Libraries:
 
     equal: list[str] = field(default_factory=list)
     carried: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # → why; calls of their functions would fail on the follower
+    failed: dict[str, str] = field(
+        default_factory=dict
+    )  # → why; calls of their functions would fail on the follower
     extra: list[str] = field(default_factory=list)  # on the follower only
 
     def as_rows(self) -> list[Json]:
         """One for each, for a table."""
-        rows = [{"library": name, "outcome": outcome, "why": ""} for outcome in ("equal", "carried", "extra") for name in getattr(self, outcome)]
-        return [*rows, *({"library": name, "outcome": "FAILED", "why": why} for name, why in self.failed.items())]
+        rows = [
+            {"library": name, "outcome": outcome, "why": ""}
+            for outcome in ("equal", "carried", "extra")
+            for name in getattr(self, outcome)
+        ]
+        return [
+            *rows,
+            *(
+                {"library": name, "outcome": "FAILED", "why": why}
+                for name, why in self.failed.items()
+            ),
+        ]
 
     def as_json(self) -> Json:
         """For reports."""
@@ -40,8 +52,12 @@ class Difference:
     """The libraries of both sides, compared by their code."""
 
     equal: list[str] = field(default_factory=list)
-    differ: dict[str, str] = field(default_factory=dict)  # → why: missing on the follower, or of other code there
-    code: dict[str, bytes] = field(default_factory=dict)  # of those that differ, as the authority has it
+    differ: dict[str, str] = field(
+        default_factory=dict
+    )  # → why: missing on the follower, or of other code there
+    code: dict[str, bytes] = field(
+        default_factory=dict
+    )  # of those that differ, as the authority has it
     extra: list[str] = field(default_factory=list)  # on the follower only
     not_told: str = ""  # why the authority's cannot be listed
     not_taken: str = ""  # why the follower takes none
@@ -62,7 +78,9 @@ async def compare_libraries(authority: Leg, follower: Leg) -> Difference:
         if there.get(name) == code:
             found.equal.append(name)
         else:
-            found.differ[name] = "it has other code there" if name in there else "it is missing there"
+            found.differ[name] = (
+                "it has other code there" if name in there else "it is missing there"
+            )
             found.code[name] = code
     found.extra = sorted(there.keys() - wanted.keys())
     return found
@@ -81,10 +99,14 @@ async def carry_functions(engine: Engine) -> Libraries:
         difference = await compare_libraries(authority, follower)
         found = Libraries(equal=difference.equal, extra=difference.extra)
         if difference.not_told:
-            found.failed["(all)"] = f"the {engine.authority.side} does not tell them: {difference.not_told}"
+            found.failed["(all)"] = (
+                f"the {engine.authority.side} does not tell them: {difference.not_told}"
+            )
         for name, code in difference.code.items():
             if difference.not_taken:
-                found.failed[name] = f"the {engine.follower.side} does not take functions: {difference.not_taken}"
+                found.failed[name] = (
+                    f"the {engine.follower.side} does not take functions: {difference.not_taken}"
+                )
                 continue
             (answer,) = await follower.pipeline([("FUNCTION", "LOAD", "REPLACE", code)])
             if isinstance(answer, ReplyError):
@@ -100,7 +122,10 @@ async def _libraries(leg: Leg) -> dict[str, bytes] | str:
     if isinstance(listed, ReplyError):
         return str(listed)
     pairs = [_pairs(entry) for entry in listed]
-    return {entry["library_name"].decode("utf-8", "backslashreplace"): entry["library_code"] for entry in pairs}
+    return {
+        entry["library_name"].decode("utf-8", "backslashreplace"): entry["library_code"]
+        for entry in pairs
+    }
 
 
 def _pairs(flat: Reply) -> dict[str, Any]:

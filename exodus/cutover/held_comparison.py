@@ -31,7 +31,11 @@ async def script_gaps(store: ControlStore) -> list[str]:
 
 
 async def verify_held(
-    engine: Engine, comparison: Comparison, *, drained: Callable[[], Awaitable[None]], left_s: Callable[[], float]
+    engine: Engine,
+    comparison: Comparison,
+    *,
+    drained: Callable[[], Awaitable[None]],
+    left_s: Callable[[], float],
 ) -> dict[str, int]:
     """Compare every key, mend what differs, and close the gaps of scripts; how many keys were compared and mended.
 
@@ -66,7 +70,9 @@ async def verify_held(
         await drained()
         left = await compare_now(comparison, keys)
         if left:
-            named = ", ".join(f"db{found.db} {found.key!r} ({found.kind})" for found in left[:_NAMED])
+            named = ", ".join(
+                f"db{found.db} {found.key!r} ({found.kind})" for found in left[:_NAMED]
+            )
             raise CutoverAborted(
                 f"{len(left)} keys differ after they were copied again under the hold",
                 why=named,
@@ -74,7 +80,10 @@ async def verify_held(
             )
     for gap in gaps:
         await close_gap(engine.store, gap)
-    return {"keys_compared_under_hold": way.report.keys_authority, "keys_mended_under_hold": len(keys)}
+    return {
+        "keys_compared_under_hold": way.report.keys_authority,
+        "keys_mended_under_hold": len(keys),
+    }
 
 
 async def told(store: ControlStore, plan: Plan) -> list[str]:
@@ -86,5 +95,11 @@ async def told(store: ControlStore, plan: Plan) -> list[str]:
     if report is None or not report.get("seconds"):
         return [f"{line} (at most {plan.hold_seconds_max:.0f} s)"]
     needed_s = float(report["seconds"])
-    fits = "" if needed_s < plan.hold_seconds_max else ": THIS DOES NOT FIT, the cutover would be given up"
-    return [f"{line}: about {needed_s:.1f} s for {report['keys_authority']:,} keys, of {plan.hold_seconds_max:.0f} s allowed{fits}"]
+    fits = (
+        ""
+        if needed_s < plan.hold_seconds_max
+        else ": THIS DOES NOT FIT, the cutover would be given up"
+    )
+    return [
+        f"{line}: about {needed_s:.1f} s for {report['keys_authority']:,} keys, of {plan.hold_seconds_max:.0f} s allowed{fits}"
+    ]

@@ -56,7 +56,11 @@ async def end_hold(store: ControlStore, plan: Plan, why: str) -> Route:
     """
     route = await read_route(store)
     if route.hold is Hold.WRITES:
-        route = await change_route(store, route, route.next(hold=Hold.NONE, writer_epoch=route.writer_epoch + int(route.sync), why=why))
+        route = await change_route(
+            store,
+            route,
+            route.next(hold=Hold.NONE, writer_epoch=route.writer_epoch + int(route.sync), why=why),
+        )
     await settle(store, plan)
     return await read_route(store)
 
@@ -78,13 +82,19 @@ async def check_called_off(store: ControlStore) -> None:
     """
     why = await answered(store.client.get(store.keys.abort))
     if why:
-        raise CutoverAborted("the switch was called off", why=f"exodus abort: {why.decode()}", next_step="start the phase again when ready")
+        raise CutoverAborted(
+            "the switch was called off",
+            why=f"exodus abort: {why.decode()}",
+            next_step="start the phase again when ready",
+        )
 
 
 async def say(store: ControlStore, step: str, waits_for: str = "") -> None:
     """Tell `exodus status` where a switch is. Never what a switch fails for."""
     try:
-        await store.save_report(NOW, {"step": step, "waits_for": waits_for, "at_ms": await store.now_ms()})
+        await store.save_report(
+            NOW, {"step": step, "waits_for": waits_for, "at_ms": await store.now_ms()}
+        )
     except (RedisError, OSError):
         return  # the next step that needs the store says so itself
 
@@ -108,7 +118,8 @@ async def under_way(store: ControlStore) -> bool:
     phases = await store.phases()
     decided = {Phase.COMMIT: CUTOVER, Phase.ROLLBACK: BACK}
     return any(
-        (state.get("state"), state.get("gate"), state.get("decision")) == ("running", gate, "approve")
+        (state.get("state"), state.get("gate"), state.get("decision"))
+        == ("running", gate, "approve")
         for phase, gate in decided.items()
         if (state := phases.get(phase)) is not None
     )

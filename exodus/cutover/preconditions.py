@@ -110,7 +110,12 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
     """
     fresh = await freshness.read_freshness(store, plan.partitions)
     fresh = fresh.model_copy(update={"gaps": tuple(why for why in fresh.gaps if why != SCRIPTS)})
-    if fresh.pass_age_s is None or fresh.never or fresh.gaps or fresh.share < plan.verified_share_min:
+    if (
+        fresh.pass_age_s is None
+        or fresh.never
+        or fresh.gaps
+        or fresh.share < plan.verified_share_min
+    ):
         raise DecisionRefused(
             f"too little is verified for a cutover: {fresh}",
             why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, all once, no gap open",
@@ -131,9 +136,21 @@ async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:
 
 async def _check_renamed(store: ControlStore, follower: Leg) -> None:
     """Check that the follower knows every command by the name that applications use (rename-command)."""
-    names = sorted({name for beat in await registry.heartbeats(store, "gateway") for name in beat.facts.get("renamed_commands", {})})
-    replies = await follower.pipeline([("COMMAND", "INFO", name) for name in names]) if names else []
-    lacking = [name for name, reply in zip(names, replies, strict=True) if isinstance(reply, list) and (not reply or reply[0] is None)]
+    names = sorted(
+        {
+            name
+            for beat in await registry.heartbeats(store, "gateway")
+            for name in beat.facts.get("renamed_commands", {})
+        }
+    )
+    replies = (
+        await follower.pipeline([("COMMAND", "INFO", name) for name in names]) if names else []
+    )
+    lacking = [
+        name
+        for name, reply in zip(names, replies, strict=True)
+        if isinstance(reply, list) and (not reply or reply[0] is None)
+    ]
     if lacking:
         raise DecisionRefused(
             f"the {follower.side} does not know {len(lacking)} command(s) that applications use: {', '.join(lacking[:_NAMED])}",

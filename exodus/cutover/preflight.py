@@ -23,19 +23,33 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
     """
     source, target = (Endpoint(side, plan.address(side)) for side in Side)
     found = await check_pair(source, target, plan, store)
-    if plan.cutover is Cutover.GATEWAY and not any(finding.severity == "fatal" for finding in found):
-        found += [await _check_fence(plan, side) for side in Side if await read_record(store, side) is None]
+    if plan.cutover is Cutover.GATEWAY and not any(
+        finding.severity == "fatal" for finding in found
+    ):
+        found += [
+            await _check_fence(plan, side)
+            for side in Side
+            if await read_record(store, side) is None
+        ]
     return found
 
 
 async def _check_fence(plan: Plan, side: Side) -> Finding:
     check, named = f"fence of the {side}", plan.fence.of(side)
     if named is FenceKind.PROVIDER:
-        return Finding(check, "ok", f"the {side} is fenced by a person: {plan.fence.instruction(side)}")
+        return Finding(
+            check, "ok", f"the {side} is fenced by a person: {plan.fence.instruction(side)}"
+        )
     try:
         means, reasons = await fence_of(plan, side, Feed.GATEWAY)
     except ExodusError as exc:
-        return Finding(check, "fatal", f"nobody knows whether the {side} can be fenced", f"{exc.what}: {exc.why}", exc.next_step)
+        return Finding(
+            check,
+            "fatal",
+            f"nobody knows whether the {side} can be fenced",
+            f"{exc.what}: {exc.why}",
+            exc.next_step,
+        )
     if means is not None:
         return Finding(check, "ok", f"the {side} can be fenced by {means.kind}")
     return Finding(

@@ -61,7 +61,14 @@ class _Writers:
         self._stop = asyncio.Event()
         # Never sent twice by the client itself, which would be counted as ours.
         self._clients = [
-            make_client(gateway, field="gateway", timeout_s=timeout_s, client_name=name, single_connection_client=True) for _ in range(_SESSIONS + 2)
+            make_client(
+                gateway,
+                field="gateway",
+                timeout_s=timeout_s,
+                client_name=name,
+                single_connection_client=True,
+            )
+            for _ in range(_SESSIONS + 2)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -70,7 +77,9 @@ class _Writers:
         await asyncio.gather(*map(self._come, self._clients))
         *counting, pushing, popping = self._clients
         work = [self._write(client, number) for number, client in enumerate(counting)]
-        self._tasks = [asyncio.create_task(each) for each in (*work, self._push(pushing), self._pop(popping))]
+        self._tasks = [
+            asyncio.create_task(each) for each in (*work, self._push(pushing), self._pop(popping))
+        ]
 
     async def _come(self, client: redis.Redis) -> None:
         try:
@@ -130,7 +139,10 @@ class _Writers:
     async def lost_on(self, leg: Leg) -> int:
         """How many acknowledged writes `leg`'s side has not, and those that were missed on the way: increments, and jobs that came never or twice."""
         values = await leg.pipeline([("GET", key) for key in self.acknowledged])
-        behind = sum(max(0, wanted - int(value or 0)) for wanted, value in zip(self.acknowledged.values(), values, strict=True))
+        behind = sum(
+            max(0, wanted - int(value or 0))
+            for wanted, value in zip(self.acknowledged.values(), values, strict=True)
+        )
         left = await leg.call("LRANGE", self._jobs, 0, -1)
         found = Counter([*self._popped, *left])
         return self.lost + behind + sum(found[job] != 1 for job in self._pushed)
@@ -154,9 +166,15 @@ async def rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     try:
         found = await _rehearse(store, plan)
     except ExodusError as exc:
-        await store.save_report(REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"})
+        await store.save_report(
+            REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"}
+        )
         raise
-    bad = [f"{found[name]} {name.replace('_', ' ')}" for name in ("lost_writes", "error_count") if found[name]]
+    bad = [
+        f"{found[name]} {name.replace('_', ' ')}"
+        for name in ("lost_writes", "error_count")
+        if found[name]
+    ]
     found = {**found, "at_ms": at_ms, "ok": not bad, "why": ", ".join(bad)}
     await store.save_report(REPORT, found)
     return found
@@ -174,7 +192,9 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
     age_h = (await store.now_ms() - found["at_ms"]) / _HOUR_MS if found is not None else 0.0
     if found is None:
         why = "the switch was never rehearsed"
-    elif (voided := ledger.voided_ms(await ledger.read(store), ledger.REHEARSAL)) is not None and voided >= found["at_ms"]:
+    elif (
+        voided := ledger.voided_ms(await ledger.read(store), ledger.REHEARSAL)
+    ) is not None and voided >= found["at_ms"]:
         why = f"the plan was changed after the last rehearsal, {age_h:.1f} h ago, in what it rehearses"
     elif not found["ok"]:
         why = f"the last rehearsal, {age_h:.1f} h ago, did not go well: {found['why']}"
@@ -182,7 +202,11 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
         why = f"the last rehearsal is {age_h:.1f} h old, and counts for {plan.rehearsal_hours_max:.0f} h (rehearsal_hours_max)"
     else:
         return f"rehearsed {age_h:.1f} h ago, longest stall {found['stall_ms_max']} ms"
-    raise DecisionRefused("a cutover needs a rehearsal", why=why, next_step="exodus start test, which rehearses it, then start commit again")
+    raise DecisionRefused(
+        "a cutover needs a rehearsal",
+        why=why,
+        next_step="exodus start test, which rehearses it, then start commit again",
+    )
 
 
 async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
@@ -196,7 +220,14 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     name = f"exodus-rehearsal-{secrets.token_hex(16)}"
     writers = _Writers(gateway, prefix, name, timeout_s=plan.hold_seconds_max + CONNECT_TIMEOUT_S)
     rows: list[dict[str, Any]] = []
-    route = await _change(store, route, rehearsal_prefix=prefix, rehearsal_name=name, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
+    route = await _change(
+        store,
+        route,
+        rehearsal_prefix=prefix,
+        rehearsal_name=name,
+        rehearsal_authority=Side.SOURCE,
+        rehearsal_hold=Hold.NONE,
+    )
     try:
         await writers.start()
         for to in (Side.TARGET, Side.SOURCE):
@@ -207,8 +238,17 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
     finally:
         await writers.stop()
         route = await read_route(store)
-        route = await _change(store, route, rehearsal_prefix=None, rehearsal_name=None, rehearsal_authority=Side.SOURCE, rehearsal_hold=Hold.NONE)
-        async with await (await Endpoint(Side.SOURCE, plan.source).nodes())[0].connect(name="exodus-rehearsal") as leg:
+        route = await _change(
+            store,
+            route,
+            rehearsal_prefix=None,
+            rehearsal_name=None,
+            rehearsal_authority=Side.SOURCE,
+            rehearsal_hold=Hold.NONE,
+        )
+        async with await (await Endpoint(Side.SOURCE, plan.source).nodes())[0].connect(
+            name="exodus-rehearsal"
+        ) as leg:
             lost = await writers.lost_on(leg)
         await _clean(plan, prefix)
     return {
@@ -237,15 +277,23 @@ async def _login(plan: Plan) -> Address:
 async def _change(store: ControlStore, route: Route, **changes: object) -> Route:
     after = await change_route(store, route, route.next(why="rehearsal", **changes))
     await registry.wait_for(
-        store, "gateway", lambda beat: beat.epoch == after.epoch, within_s=_WITHIN_S, otherwise="a gateway did not follow the rehearsal"
+        store,
+        "gateway",
+        lambda beat: beat.epoch == after.epoch,
+        within_s=_WITHIN_S,
+        otherwise="a gateway did not follow the rehearsal",
     )
     return after
 
 
-async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side) -> tuple[Route, dict[str, Any]]:
+async def _switch_prefix(
+    store: ControlStore, plan: Plan, route: Route, to: Side
+) -> tuple[Route, dict[str, Any]]:
     began = time.monotonic()
     try:
-        route = await change_route(store, route, route.next(why=f"rehearsal: hold for {to}", rehearsal_hold=Hold.WRITES))
+        route = await change_route(
+            store, route, route.next(why=f"rehearsal: hold for {to}", rehearsal_hold=Hold.WRITES)
+        )
         epoch = route.epoch
         await registry.wait_for(
             store,
@@ -262,7 +310,11 @@ async def _switch_prefix(store: ControlStore, plan: Plan, route: Route, to: Side
         await _change(store, await read_route(store), rehearsal_hold=Hold.NONE)
         raise
     route = await _change(store, route, rehearsal_hold=Hold.NONE)
-    return route, {"to": str(to), "hold_ms": round((time.monotonic() - began) * 1000, 1), "keys": copied}
+    return route, {
+        "to": str(to),
+        "hold_ms": round((time.monotonic() - began) * 1000, 1),
+        "keys": copied,
+    }
 
 
 async def _synced(store: ControlStore, plan: Plan) -> None:
@@ -270,10 +322,14 @@ async def _synced(store: ControlStore, plan: Plan) -> None:
     feed, prefix = JournalFeed(store, plan.partitions), plan.rehearsal_prefix.encode()
     deadline = time.monotonic() + plan.hold_seconds_max
     # Not what is in the journal by now: a key that changed while it was copied is marked once more, behind that, and a barrier marks every key.
-    while (left := await feed.changes_since(await feed.synced())).barriers or any(key.startswith(prefix) for _, key in left.keys):
+    while (left := await feed.changes_since(await feed.synced())).barriers or any(
+        key.startswith(prefix) for _, key in left.keys
+    ):
         if time.monotonic() > deadline:
             raise CutoverAborted(
-                "live sync did not come to the rehearsal's keys", why="it is behind", next_step="exodus status; rehearse again later"
+                "live sync did not come to the rehearsal's keys",
+                why="it is behind",
+                next_step="exodus status; rehearse again later",
             )
         await asyncio.sleep(0.005)
 
@@ -282,11 +338,17 @@ async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:
     """Make the prefix's keys on `to` equal to the other side's. Not by live sync, which goes one way only, and has nothing of these keys to do."""
     route = await read_route(store)
     engine = await open_engine(store, plan, route.model_copy(update={"authority": to.other}))
-    keys = [(0, key) for side in (engine.authority, engine.follower) for key in await _prefix_keys(side, plan.rehearsal_prefix)]
+    keys = [
+        (0, key)
+        for side in (engine.authority, engine.follower)
+        for key in await _prefix_keys(side, plan.rehearsal_prefix)
+    ]
     failed = await copy_now(engine, list(dict.fromkeys(keys)))
     if failed:
         raise CutoverAborted(
-            f"{failed} keys of the rehearsal could not be carried to the {to}", why="see dead letters", next_step="exodus status --json"
+            f"{failed} keys of the rehearsal could not be carried to the {to}",
+            why="see dead letters",
+            next_step="exodus status --json",
         )
     return len(keys)
 

@@ -31,7 +31,12 @@ def closed(switch: str) -> bytes:
 
 def unfinished(route: Route) -> bool:
     """Whether a switch changed the authority and did not come to its end."""
-    return bool(route.switch) and route.hold is Hold.NONE and not route.sync and route.journal is JournalMode.ALL
+    return (
+        bool(route.switch)
+        and route.hold is Hold.NONE
+        and not route.sync
+        and route.journal is JournalMode.ALL
+    )
 
 
 async def settle(store: ControlStore, plan: Plan) -> list[str]:
@@ -48,8 +53,14 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
     if route.hold is Hold.WRITES:
         return ["writes are held"]
     work: list[tuple[str, Callable[[], Awaitable[object]]]] = [
-        (f"lift the fence on the {route.authority}", lambda: _lower(store, plan, route.authority, fences[route.authority])),
-        (f"put the fence on the {route.follower} up again", lambda: _hold_up(store, plan, route.follower, fences[route.follower])),
+        (
+            f"lift the fence on the {route.authority}",
+            lambda: _lower(store, plan, route.authority, fences[route.authority]),
+        ),
+        (
+            f"put the fence on the {route.follower} up again",
+            lambda: _hold_up(store, plan, route.follower, fences[route.follower]),
+        ),
         (f"give writers their right to the {route.follower} back", lambda: _reopen(plan, route)),
         (f"let changes flow back to the {route.follower}", lambda: _finish(store, plan, route)),
     ]
@@ -58,7 +69,9 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
         try:
             await do()
         except (ExodusError, RedisError, OSError) as exc:
-            left.append(f"{what}: {exc.why if isinstance(exc, ExodusError) else type(exc).__name__}")
+            left.append(
+                f"{what}: {exc.why if isinstance(exc, ExodusError) else type(exc).__name__}"
+            )
     return left
 
 
@@ -80,7 +93,10 @@ async def _reopen(plan: Plan, route: Route) -> None:
         return
     await replica.reopen(plan, route, closed(route.switch))
     endpoint = Endpoint(route.follower, plan.acting(UserRole.SWITCH).address(route.follower))
-    for before in (closed(route.switch), b"%d" % (route.writer_epoch - 1)):  # it had come so far, or it had not
+    for before in (
+        closed(route.switch),
+        b"%d" % (route.writer_epoch - 1),
+    ):  # it had come so far, or it had not
         if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):
             return
 
@@ -91,6 +107,10 @@ async def _finish(store: ControlStore, plan: Plan, route: Route) -> None:
     async with Fence(store, route.follower, plan) as fence:
         await fence.kill_strays()
     try:
-        await change_route(store, route, route.next(sync=True, why=f"the {route.authority} is the authority; changes flow back"))
+        await change_route(
+            store,
+            route,
+            route.next(sync=True, why=f"the {route.authority} is the authority; changes flow back"),
+        )
     except DecisionRefused:
         return  # somebody else changed the route meanwhile, and looks after it

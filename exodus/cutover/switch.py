@@ -92,17 +92,25 @@ class Switch:
     switched: bool = False
     released: bool = False  # writes go on at the new side
     closing: bool = False
-    held_until_told: bool = False  # no server would refuse the writes of a gateway that ended its hold alone
+    held_until_told: bool = (
+        False  # no server would refuse the writes of a gateway that ended its hold alone
+    )
     feed: Feed = Feed.GATEWAY  # the change feed of the new side, by which writes flow back
     held_at: float | None = None
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
     old_right: bytes | None = None  # the guard's value on the old authority before
-    shut_out: bool = False  # the fence on the new side refuses our own writes too, where nobody lets us in
-    heard: PubSub | None = None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
+    shut_out: bool = (
+        False  # the fence on the new side refuses our own writes too, where nobody lets us in
+    )
+    heard: PubSub | None = (
+        None  # gateways announce the heartbeats that a switch waits for; a lost word costs one poll
+    )
     legs: dict[Side, Leg] = field(default_factory=dict)
-    legs_turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # of who asks over `legs` beside another task
+    legs_turn: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # of who asks over `legs` beside another task
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)
@@ -193,7 +201,9 @@ class Switch:
             if now != before:
                 self.route = now
                 raise DecisionRefused(
-                    f"the route is at epoch {now.epoch}", why=f"it was changed meanwhile: {now.why}", next_step="look at `exodus status`"
+                    f"the route is at epoch {now.epoch}",
+                    why=f"it was changed meanwhile: {now.why}",
+                    next_step="look at `exodus status`",
                 )
 
     async def _read_route(self, deadline: float, cause: BaseException | None) -> Route:
@@ -216,9 +226,18 @@ class Switch:
         else:
             await self.heard.get_message(ignore_subscribe_messages=True, timeout=within_s)
 
-    async def gateways(self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float) -> None:
+    async def gateways(
+        self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float
+    ) -> None:
         """Wait for every gateway."""
-        await registry.wait_for(self.store, "gateway", holds, within_s=within_s, otherwise=otherwise, woken_by=self.heard)
+        await registry.wait_for(
+            self.store,
+            "gateway",
+            holds,
+            within_s=within_s,
+            otherwise=otherwise,
+            woken_by=self.heard,
+        )
 
 
 Act = Callable[[Switch], Awaitable[None]]
@@ -247,7 +266,9 @@ async def _read_old_authority(switch: Switch) -> None:
 
 async def _check_lives(switch: Switch) -> None:
     """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
-    restarted = await server_runs.changed(await open_engine(switch.store, switch.plan, switch.route))
+    restarted = await server_runs.changed(
+        await open_engine(switch.store, switch.plan, switch.route)
+    )
     if restarted:
         raise DecisionRefused(
             f"the {restarted[0]} restarted, and may have lost keys",
@@ -261,40 +282,69 @@ async def _readiness(switch: Switch) -> None:
     left = await settle(store, switch.plan)
     if left:
         raise DecisionRefused(
-            "an earlier switch is not settled", why="; ".join(left), next_step="wait for it (`exodus status`), or end its hold: exodus release"
+            "an earlier switch is not settled",
+            why="; ".join(left),
+            next_step="wait for it (`exodus status`), or end its hold: exodus release",
         )
     await _read_old_authority(switch)
-    await end_canary(store, switch.route, "a switch is about to begin: canary reads end")  # a gateway that gives them up later would change the route
+    await end_canary(
+        store, switch.route, "a switch is about to begin: canary reads end"
+    )  # a gateway that gives them up later would change the route
     means = await switch.fence(switch.old).check_possible()
-    switch.legs[switch.old] = await (await switch.endpoint(switch.old).nodes())[0].connect(name="exodus-switch")
+    switch.legs[switch.old] = await (await switch.endpoint(switch.old).nodes())[0].connect(
+        name="exodus-switch"
+    )
     switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
-    await _read_old_authority(switch)  # once more: rights are taken from what the side said before this
+    await _read_old_authority(
+        switch
+    )  # once more: rights are taken from what the side said before this
     switch.facts["fence"] = str(means.kind)
     switch.held_until_told = means.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
-        raise DecisionRefused("live sync is not on", why=f"route: {switch.route.why}", next_step="run the migrate phase first: exodus start migrate")
+        raise DecisionRefused(
+            "live sync is not on",
+            why=f"route: {switch.route.why}",
+            next_step="run the migrate phase first: exodus start migrate",
+        )
     await _check_lives(switch)
     for kind in ("gateway", "syncer"):
         await registry.wait_for(
-            store, kind, lambda beat: beat.epoch == switch.route.epoch, within_s=5, otherwise=f"not every {kind} follows the route"
+            store,
+            kind,
+            lambda beat: beat.epoch == switch.route.epoch,
+            within_s=5,
+            otherwise=f"not every {kind} follows the route",
         )
     if switch.route.native:
         await replica.check_filled(switch.plan)
     switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
-    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(name="exodus-switch")
+    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(
+        name="exodus-switch"
+    )
     await _check_standing(switch)
     switch.facts["partitions"] = switch.plan.partitions
 
 
 async def _check_standing(switch: Switch) -> None:
     """See `standing.py`; by connections that are there already, since writes may wait for it."""
-    reached = switch.legs if switch.holding or not await shut_out(switch.store, switch.to) or switch.shut_out else {}
+    reached = (
+        switch.legs
+        if switch.holding or not await shut_out(switch.store, switch.to) or switch.shut_out
+        else {}
+    )
     if switch.to is Side.TARGET and reached and not switch.holding:
-        await carry_functions(await open_engine(switch.store, switch.plan, switch.route))  # a release may have loaded others since
+        await carry_functions(
+            await open_engine(switch.store, switch.plan, switch.route)
+        )  # a release may have loaded others since
     async with switch.legs_turn:
         rehearsed = await check_standing(
-            switch.store, switch.plan, switch.to, switch.approved, authority=reached.get(switch.old), follower=reached.get(switch.to)
+            switch.store,
+            switch.plan,
+            switch.to,
+            switch.approved,
+            authority=reached.get(switch.old),
+            follower=reached.get(switch.to),
         )
     if rehearsed:
         switch.facts["rehearsal"] = rehearsed
@@ -324,8 +374,17 @@ async def _give_right(switch: Switch) -> None:
 
     Nobody writes there by it yet: whoever copies to a side has a route that names the other one as the authority.
     """
-    if not await replace_right_on(switch.legs[switch.old], switch.plan.name, switch.old_right, b"%d" % (switch.route.writer_epoch + 1)):
-        raise CutoverAborted(f"the writers' epoch on the {switch.old} was changed", why="another switch changed it", next_step="exodus status")
+    if not await replace_right_on(
+        switch.legs[switch.old],
+        switch.plan.name,
+        switch.old_right,
+        b"%d" % (switch.route.writer_epoch + 1),
+    ):
+        raise CutoverAborted(
+            f"the writers' epoch on the {switch.old} was changed",
+            why="another switch changed it",
+            next_step="exodus status",
+        )
 
 
 async def _let_in(switch: Switch) -> None:
@@ -336,19 +395,29 @@ async def _let_in(switch: Switch) -> None:
 async def _pre_drain(switch: Switch) -> None:
     """Wait for live sync, as long as it comes nearer: behind a fence that kept us out a journal of days may wait."""
     deadline, nearest = time.monotonic() + _PRE_DRAIN_S, -1
-    while (age_ms := await journal.oldest_ms(switch.store, switch.plan.partitions, await switch.store.now_ms())) > _PRE_DRAIN_MS:
+    while (
+        age_ms := await journal.oldest_ms(
+            switch.store, switch.plan.partitions, await switch.store.now_ms()
+        )
+    ) > _PRE_DRAIN_MS:
         if switch.shut_out:
             await switch.fence(switch.to).let_in()
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
-        await check_gaps(switch.store, scripts_later=True)  # a server that restarts meanwhile opens one
+        await check_gaps(
+            switch.store, scripts_later=True
+        )  # a server that restarts meanwhile opens one
         if time.monotonic() > deadline:
-            says = [beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why]
+            says = [
+                beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why
+            ]
             raise CutoverAborted(
                 f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
                 why="; ".join(dict.fromkeys(says)) or "keys change faster than they are copied",
-                next_step="mend what the syncer says" if says else "start more syncers, or wait for a quieter hour, then retry",
+                next_step="mend what the syncer says"
+                if says
+                else "start more syncers, or wait for a quieter hour, then retry",
             )
         await check_called_off(switch.store)
         await asyncio.sleep(0.05)
@@ -364,7 +433,9 @@ async def _go(switch: Switch) -> None:
         waits_for = await postponed(store)
         if lookout is not None:
             now_ms = await store.now_ms()
-            not_yet = lookout.look(now_ms, await journal.oldest_ms(store, switch.plan.partitions, now_ms))
+            not_yet = lookout.look(
+                now_ms, await journal.oldest_ms(store, switch.plan.partitions, now_ms)
+            )
             waits_for = waits_for or not_yet
         if switch.shut_out:
             await switch.fence(switch.to).let_in()
@@ -379,12 +450,18 @@ async def _go(switch: Switch) -> None:
         switch.facts["waited_s"] = round(time.monotonic() - began, 1)
         await _pre_drain(switch)
     # Connected, and its scripts known to both sides, before anything waits for the spot check.
-    switch.comparison = await open_comparison(await open_engine(store, switch.plan.acting(UserRole.VERIFIER), switch.route))
+    switch.comparison = await open_comparison(
+        await open_engine(store, switch.plan.acting(UserRole.VERIFIER), switch.route)
+    )
     await compare_now(switch.comparison, [(0, b"exodus: no such key")])
     await _check_standing(switch)  # hours may have passed
     await say_soon(store)
     with suppress(CutoverAborted):
-        await switch.gateways(lambda beat: bool(beat.facts.get("legs_ready")), "a gateway's connections to the new side are not made yet", _SOON_S)
+        await switch.gateways(
+            lambda beat: bool(beat.facts.get("legs_ready")),
+            "a gateway's connections to the new side are not made yet",
+            _SOON_S,
+        )
 
 
 async def _hold(switch: Switch) -> None:
@@ -393,11 +470,16 @@ async def _hold(switch: Switch) -> None:
     switch.while_held.enter_context(gc_tuning.rest())
     switch.held_at = time.monotonic()
     await switch.change(
-        hold=Hold.WRITES, hold_until_told=switch.held_until_told, switch=switch.id, why=f"switch {switch.id} to the {switch.to}: hold"
+        hold=Hold.WRITES,
+        hold_until_told=switch.held_until_told,
+        switch=switch.id,
+        why=f"switch {switch.id} to the {switch.to}: hold",
     )
     epoch = switch.route.epoch
     await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state == "held", "not every gateway could hold its writes", min(HOLD_ACK_S, switch.left_s())
+        lambda beat: beat.epoch == epoch and beat.state == "held",
+        "not every gateway could hold its writes",
+        min(HOLD_ACK_S, switch.left_s()),
     )
 
 
@@ -407,15 +489,23 @@ async def _release_old(switch: Switch) -> None:
         return  # it was not begun, or a gateway has ended it
     await switch.change(
         hold=Hold.NONE,
-        writer_epoch=switch.route.writer_epoch + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
+        writer_epoch=switch.route.writer_epoch
+        + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
-    await replace_right(switch.endpoint(switch.to), switch.plan.name, closed(switch.id), b"%d" % switch.route.writer_epoch)
+    await replace_right(
+        switch.endpoint(switch.to),
+        switch.plan.name,
+        closed(switch.id),
+        b"%d" % switch.route.writer_epoch,
+    )
     await replica.reopen(switch.plan, switch.route, closed(switch.id))
 
 
 async def _drained(switch: Switch) -> None:
-    feed = feed_of(switch.store, switch.route.feed, switch.plan.partitions, switch.endpoint(switch.old))
+    feed = feed_of(
+        switch.store, switch.route.feed, switch.plan.partitions, switch.endpoint(switch.old)
+    )
     while not await feed.drained():
         if not switch.left_s():
             raise CutoverAborted(
@@ -437,15 +527,25 @@ async def _fence(switch: Switch) -> None:
 
 async def _lower_old(switch: Switch) -> None:
     record = await switch.fence(switch.old).record()
-    if record is not None and record.switch == switch.id:  # not another's, where we were frozen meanwhile
+    if (
+        record is not None and record.switch == switch.id
+    ):  # not another's, where we were frozen meanwhile
         await switch.fence(switch.old).lower(record)
 
 
 async def _verify(switch: Switch) -> None:
     if switch.comparison is None:
-        raise Bug("nothing was made ready to compare with", why="the step 'go' was left out", next_step="report this; nothing was switched")
+        raise Bug(
+            "nothing was made ready to compare with",
+            why="the step 'go' was left out",
+            next_step="report this; nothing was switched",
+        )
     engine = await open_engine(switch.store, switch.plan, switch.route)
-    switch.facts.update(await verify_held(engine, switch.comparison, drained=partial(_drained, switch), left_s=switch.left_s))
+    switch.facts.update(
+        await verify_held(
+            engine, switch.comparison, drained=partial(_drained, switch), left_s=switch.left_s
+        )
+    )
 
 
 async def _confirm(switch: Switch) -> None:
@@ -453,14 +553,19 @@ async def _confirm(switch: Switch) -> None:
     epoch, since_ms = switch.route.epoch, await ask_for_beats(switch.store)
     await switch.gateways(
         lambda beat: (
-            beat.epoch == epoch and beat.state == "held" and beat.at_ms >= since_ms and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
+            beat.epoch == epoch
+            and beat.state == "held"
+            and beat.at_ms >= since_ms
+            and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
         ),
         "a gateway does not hold its writes any more, or has keys that are not in the journal",
         min(HOLD_ACK_S, switch.left_s()),
     )
     await _load_scripts(switch)  # those that were first used since the beginning
     await _drained(switch)
-    await check_gaps(switch.store)  # a gap is in the store before a gateway says that nothing is unflushed
+    await check_gaps(
+        switch.store
+    )  # a gap is in the store before a gateway says that nothing is unflushed
     if await _store_run(switch) != switch.store_run:
         raise CutoverAborted(
             "the control store was restarted while writes were held",
@@ -483,7 +588,11 @@ async def _confirm_and_spot_check(switch: Switch) -> None:
 
 async def _spot_check(switch: Switch) -> None:
     if switch.comparison is None:
-        raise Bug("nothing was made ready to compare with", why="the step 'go' was left out", next_step="report this; nothing was switched")
+        raise Bug(
+            "nothing was made ready to compare with",
+            why="the step 'go' was left out",
+            next_step="report this; nothing was switched",
+        )
     changes = await journal.since(switch.store, switch.before_hold)
     keys: list[Key] = list(dict.fromkeys(changes.keys))[-_SPOT_CHECK_KEYS:]
     divergences = await compare_now(switch.comparison, keys)
@@ -510,10 +619,18 @@ async def _promote(switch: Switch) -> None:
 async def _close_epoch(switch: Switch) -> None:
     switch.closing = True  # undone with the hold, by a new epoch
     writer = switch.route.writer_epoch
-    if not await replace_right_on(switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)):
-        raise CutoverAborted(f"the writers' epoch on the {switch.to} is not {writer}", why="another switch changed it", next_step="exodus status")
+    if not await replace_right_on(
+        switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)
+    ):
+        raise CutoverAborted(
+            f"the writers' epoch on the {switch.to} is not {writer}",
+            why="another switch changed it",
+            next_step="exodus status",
+        )
     if switch.feed is Feed.REPLICATION:
-        await replication.begin_here(switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id))
+        await replication.begin_here(
+            switch.store, switch.legs[switch.to], guard_key(switch.plan.name), closed(switch.id)
+        )
     if switch.plan.strategy is CopyStrategy.MIGRATE:
         await migrate.end_users(switch.legs[switch.to], switch.plan.name)
 
@@ -522,13 +639,17 @@ async def _open_new(switch: Switch) -> None:
     fence = switch.fence(switch.to)
     record = await fence.record()
     if record is not None:
-        await fence.open(record)  # before the sessions come: a transaction that is replayed there may hold writes
+        await fence.open(
+            record
+        )  # before the sessions come: a transaction that is replayed there may hold writes
 
 
 async def _close_new(switch: Switch) -> None:
     fence = switch.fence(switch.to)
     record = await fence.record()
-    if record is not None and (await read_route(switch.store)).authority is switch.old:  # not where another switch came there meanwhile
+    if (
+        record is not None and (await read_route(switch.store)).authority is switch.old
+    ):  # not where another switch came there meanwhile
         await fence.close_again(record)
 
 
@@ -546,7 +667,11 @@ async def _switch(switch: Switch) -> None:
     switch.switched = True
     epoch = switch.route.epoch
     try:
-        await switch.gateways(lambda beat: beat.epoch >= epoch, "a gateway did not confirm the switch", max(min(HOLD_ACK_S, switch.left_s()), 0.5))
+        await switch.gateways(
+            lambda beat: beat.epoch >= epoch,
+            "a gateway did not confirm the switch",
+            max(min(HOLD_ACK_S, switch.left_s()), 0.5),
+        )
     except CutoverAborted as exc:
         # The fence stands, so a gateway that is behind can lose nothing; it follows as soon as it reads the route.
         switch.facts["late_gateways"] = exc.why
@@ -554,7 +679,9 @@ async def _switch(switch: Switch) -> None:
 
 async def _release(switch: Switch) -> None:
     try:
-        await switch.change(hold=Hold.NONE, why=f"switch {switch.id}: writes go on at the {switch.to}")
+        await switch.change(
+            hold=Hold.NONE, why=f"switch {switch.id}: writes go on at the {switch.to}"
+        )
     except DecisionRefused:
         switch.route = await read_route(switch.store)  # the gateways have ended the hold
     switch.released = True
@@ -572,7 +699,11 @@ async def _flow_back(switch: Switch) -> None:
     left = await settle(switch.store, switch.plan)
     switch.route = await read_route(switch.store)
     if left:
-        raise ExodusError(f"changes do not flow back to the {switch.old} yet", why="; ".join(left), next_step="the gateways go on trying")
+        raise ExodusError(
+            f"changes do not flow back to the {switch.old} yet",
+            why="; ".join(left),
+            next_step="the gateways go on trying",
+        )
 
 
 _FENCES = {
@@ -588,7 +719,9 @@ def _promotion(plan: Plan, to: Side) -> list[Step]:
     if plan.strategy is not CopyStrategy.NATIVE or to is Side.SOURCE:
         return []
     text = f"if the {to} is the {to.other}'s replica: wait until it has applied all, and make it a server of its own"
-    return [Step("promote", text, _promote)]  # undone with the hold: syncers make it a replica again, in a new epoch
+    return [
+        Step("promote", text, _promote)
+    ]  # undone with the hold: syncers make it a replica again, in a new epoch
 
 
 def steps(plan: Plan, to: Side) -> list[Step]:
@@ -600,19 +733,48 @@ def steps(plan: Plan, to: Side) -> list[Step]:
             "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, libraries, gateways, syncers",
             _readiness,
         ),
-        Step("prepare", f"look up what may write to the {old}, so that a fence can be put up in one step", _prepare),
-        Step("let in", f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up", _let_in, _close_new),
-        Step("pre-drain", f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)", _pre_drain, bounded=False),
+        Step(
+            "prepare",
+            f"look up what may write to the {old}, so that a fence can be put up in one step",
+            _prepare,
+        ),
+        Step(
+            "let in",
+            f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up",
+            _let_in,
+            _close_new,
+        ),
+        Step(
+            "pre-drain",
+            f"wait until live sync is at most {_PRE_DRAIN_MS} ms behind (writes go on)",
+            _pre_drain,
+            bounded=False,
+        ),
         Step(
             "go",
             f"wait as long as a person postpones it (exodus hold), and for the window, if one is approved; let gateways connect to the {to}",
             _go,
             bounded=False,
         ),
-        Step("hold", f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all", _hold, _release_old, bounded=False),
+        Step(
+            "hold",
+            f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all",
+            _hold,
+            _release_old,
+            bounded=False,
+        ),
         Step("drain", f"wait until every journalled key is equal on the {to}", _drained),
-        Step("fence", f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it", _fence, _lower_old),
-        Step("verify", "if scripts ran whose writes no feed reports: compare every key, and copy what differs", _verify),
+        Step(
+            "fence",
+            f"{_FENCES[plan.fence.of(old)].format(old=old)}, and prove it",
+            _fence,
+            _lower_old,
+        ),
+        Step(
+            "verify",
+            "if scripts ran whose writes no feed reports: compare every key, and copy what differs",
+            _verify,
+        ),
         Step(
             "confirm",
             "hear from every gateway that it still holds, see the journal drained, check again all that readiness checked, "
@@ -621,10 +783,24 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         *_promotion(plan, to),
         Step("close the epoch", f"end every syncer's right to write to the {to}", _close_epoch),
-        Step("open", f"let applications write to the {to} again, if it was fenced", _open_new, _close_new),
-        Step("switch", f"make the {to} the authority; gateways take their sessions there", _switch, bounded=False),
+        Step(
+            "open",
+            f"let applications write to the {to} again, if it was fenced",
+            _open_new,
+            _close_new,
+        ),
+        Step(
+            "switch",
+            f"make the {to} the authority; gateways take their sessions there",
+            _switch,
+            bounded=False,
+        ),
         Step("release", f"let writes go on at the {to}", _release, bounded=False),
-        Step("kill strays", f"end what is still connected to the {old} as an application", _kill_strays),
+        Step(
+            "kill strays",
+            f"end what is still connected to the {old} as an application",
+            _kill_strays,
+        ),
         Step("flow back", f"let changes flow back to the {old}", _flow_back),
     ]
 
@@ -642,7 +818,13 @@ def _silent(switch: Switch, step: Step) -> None:
 
 
 async def apply(
-    store: ControlStore, plan: Plan, to: Side, *, window: Window | None = None, approved: Approved = NOTHING_MORE, tell: Tell = _silent
+    store: ControlStore,
+    plan: Plan,
+    to: Side,
+    *,
+    window: Window | None = None,
+    approved: Approved = NOTHING_MORE,
+    tell: Tell = _silent,
 ) -> Switch:
     """Do the switch, in `window` where one is given; `tell` hears of each step before it is done, and must not wait.
 
@@ -653,7 +835,15 @@ async def apply(
         CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
         SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
     """
-    switch = Switch(store, plan, to, await read_route(store), window=window, approved=approved, began_ms=await store.now_ms())
+    switch = Switch(
+        store,
+        plan,
+        to,
+        await read_route(store),
+        window=window,
+        approved=approved,
+        began_ms=await store.now_ms(),
+    )
     done: list[Step] = []
     try:
         for step in steps(plan, to):
@@ -678,9 +868,15 @@ async def apply(
                 await _undo(switch, done)
                 raise _given_up(switch, step, failure) from failure
             # The authority has changed: what is left is done by the gateways when the hold's time is over (`settle`).
-            switch.facts["unfinished"] = f"{step.name}: {failure.why if isinstance(failure, ExodusError) else type(failure).__name__}"
+            switch.facts["unfinished"] = (
+                f"{step.name}: {failure.why if isinstance(failure, ExodusError) else type(failure).__name__}"
+            )
     except ExodusError as exc:
-        await keep_failed(store, switch.id, {"to": str(to), "failed": str(exc), "timeline": switch.timeline, "facts": switch.facts})
+        await keep_failed(
+            store,
+            switch.id,
+            {"to": str(to), "failed": str(exc), "timeline": switch.timeline, "facts": switch.facts},
+        )
         raise
     finally:
         await over(store)

@@ -81,7 +81,11 @@ class JournalFeed:
         asked = {name: after[partition] for name, partition in names.items()}
         found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
         # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
-        streams = ((name, entries[0]) for name, entries in found.items()) if isinstance(found, dict) else (found or ())
+        streams = (
+            ((name, entries[0]) for name, entries in found.items())
+            if isinstance(found, dict)
+            else (found or ())
+        )
         return {names[name.decode()]: parse_entries(entries) for name, entries in streams}
 
     async def mark(self, keys: Iterable[Key]) -> None:
@@ -122,7 +126,9 @@ class PushedFeed(JournalFeed):
         return True
 
 
-def reader_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint, process: str) -> FeedReader | None:
+def reader_of(
+    store: ControlStore, feed: Feed, partitions: int, authority: Endpoint, process: str
+) -> FeedReader | None:
     """What a syncer has to run so that a feed is read; None where others write it into the journal."""
     if feed is Feed.REPLICATION:
         return replication.ReplicationFeed(store, authority, partitions, process)
@@ -174,7 +180,9 @@ def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoin
     return JournalFeed(store, partitions)
 
 
-async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False) -> str:
+async def prove(
+    feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False
+) -> str:
     """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; return its name.
 
     A new key each time: one that is written before a feed has begun is never told.
@@ -195,7 +203,11 @@ async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s:
             if loop.time() - written >= _PROBE_EVERY_S:
                 written = loop.time()
                 names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
-                await answered(writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS)) if undeclared else writer.delete(names[-1]))
+                await answered(
+                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS))
+                    if undeclared
+                    else writer.delete(names[-1])
+                )
             seen = {name for _, name in (await feed.changes_since(before)).keys}
             found = next((name for name in names if name.encode() in seen), None)
             if found is not None:
@@ -210,4 +222,8 @@ async def prove(feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s:
                 )
             await asyncio.sleep(_POLL_S)
     except RedisError as exc:
-        raise DecisionRefused("no probe could be written", why=str(exc), next_step="start the gateway (exodus gateway), and the source") from exc
+        raise DecisionRefused(
+            "no probe could be written",
+            why=str(exc),
+            next_step="start the gateway (exodus gateway), and the source",
+        ) from exc

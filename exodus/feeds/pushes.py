@@ -197,14 +197,19 @@ class _Listener:
 class PushReader(FeedReader):
     """Listens, and writes what it is told into the journal."""
 
-    def __init__(self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str, pushes: Pushes) -> None:
+    def __init__(
+        self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str, pushes: Pushes
+    ) -> None:
         super().__init__(store, endpoint, partitions, process)
         self._pushes = pushes
 
     async def _follow(self) -> None:
         node = (await self._endpoint.nodes())[0]
         tasks: list[asyncio.Task[None]] = []
-        async with await node.connect(name="exodus-feed") as leg, await node.connect(name="exodus-feed") as asker:
+        async with (
+            await node.connect(name="exodus-feed") as leg,
+            await node.connect(name="exodus-feed") as asker,
+        ):
             listener = _Listener(leg, self._pushes)
             try:
                 tasks.append(listening := asyncio.create_task(listener.run()))
@@ -225,7 +230,13 @@ class PushReader(FeedReader):
                 await listener.hear_all()
                 listener.say_heard(found[1])
 
-    async def _read(self, asker: _Asker, listener: _Listener, listening: asyncio.Task[None], answering: asyncio.Task[None]) -> None:
+    async def _read(
+        self,
+        asker: _Asker,
+        listener: _Listener,
+        listening: asyncio.Task[None],
+        answering: asyncio.Task[None],
+    ) -> None:
         raw = await answered(self._store.client.hgetall(self._state_key))
         fresh = bool(raw) and int(raw[b"offset"]) == BEGIN
         await asker.begin()
@@ -267,7 +278,13 @@ class PushReader(FeedReader):
             kept = await answered(self._store.client.hget(self._state_key, "beacons"))
             words = [*(kept or b"").split(), *beacons][-_BEACONS_KEPT:]
             state["beacons"] = b" ".join(words).decode()
-        await journal.append(self._store, keys, self._partitions, barriers, also=lambda pipe: pipe.hset(self._state_key, mapping=state))  # type: ignore[arg-type]
+        await journal.append(
+            self._store,
+            keys,
+            self._partitions,
+            barriers,
+            also=lambda pipe: pipe.hset(self._state_key, mapping=state),
+        )  # type: ignore[arg-type]
 
 
 async def _first(event: asyncio.Event, task: asyncio.Task[None]) -> None:
@@ -298,7 +315,9 @@ class _Asker:
             await self._leg.select(db)
             cursor = b""
             while cursor != b"0":
-                cursor, names = await self._leg.call("SCAN", cursor or b"0", "COUNT", _SCAN_KEYS, "TYPE", "stream")
+                cursor, names = await self._leg.call(
+                    "SCAN", cursor or b"0", "COUNT", _SCAN_KEYS, "TYPE", "stream"
+                )
                 self._streams.update((db, name) for name in without_own(names))
 
     async def _look_at_databases(self) -> None:
@@ -308,7 +327,12 @@ class _Asker:
     async def _count(self) -> dict[str, int]:
         info = info_of(await self._leg.call("INFO", "commandstats"))
         names = (*_GROUPS, *_FLUSHES, *_SWAPS)
-        return {name: int(info.get(f"cmdstat_{name}", "calls=0").partition("calls=")[2].partition(",")[0]) for name in names}
+        return {
+            name: int(
+                info.get(f"cmdstat_{name}", "calls=0").partition("calls=")[2].partition(",")[0]
+            )
+            for name in names
+        }
 
     async def place(self, named: Iterable[tuple[int | None, bytes]]) -> list[Key]:
         """The keys with their databases; streams among them are remembered."""
@@ -323,7 +347,9 @@ class _Asker:
         for db, names in by_db.items():
             await self._leg.select(db)
             kinds = await self._leg.pipeline([("TYPE", name) for name in names])
-            self._streams.update((db, name) for name, kind in zip(names, kinds, strict=True) if kind == b"stream")
+            self._streams.update(
+                (db, name) for name, kind in zip(names, kinds, strict=True) if kind == b"stream"
+            )
         return [(db, name) for db, names in by_db.items() for name in names]
 
     async def look(self) -> tuple[list[Key], list[Barrier]]:
@@ -341,9 +367,15 @@ class _Asker:
         for wanted in sorted({db for db, _ in self._streams}):
             names = [name for db, name in self._streams if db == wanted]
             await self._leg.select(wanted)
-            for name, groups in zip(names, await self._leg.pipeline([("XINFO", "GROUPS", name) for name in names]), strict=True):
+            for name, groups in zip(
+                names,
+                await self._leg.pipeline([("XINFO", "GROUPS", name) for name in names]),
+                strict=True,
+            ):
                 if isinstance(groups, ReplyError):
-                    self._streams.discard((wanted, name))  # gone, or another type by now: that was told
+                    self._streams.discard(
+                        (wanted, name)
+                    )  # gone, or another type by now: that was told
                 elif groups:
                     found.append((wanted, name))
         return found
@@ -368,7 +400,9 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
         )
 
 
-async def check_heard(endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = _SILENCE_S) -> None:
+async def check_heard(
+    endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = _SILENCE_S
+) -> None:
     """Listen to a side until a key comes that a script writes there without declaring it.
 
     Raises:
@@ -387,7 +421,11 @@ async def check_heard(endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: 
                     await probes.write()
                     await _first(listener.came, listening)
         except TimeoutError:
-            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+            raise not_heard(
+                endpoint,
+                feed,
+                f"a key that a script wrote without declaring it did not come within {within_s:.0f} s",
+            ) from None
         except ReplyError as exc:
             raise not_heard(endpoint, feed, str(exc)) from exc
         finally:
@@ -423,7 +461,9 @@ class Beacon:
             await pipe.execute()
             self._tokens.add(token)
             self._at = time.monotonic()
-        kept = await answered(self._store.client.hget(self._store.keys.feed(self._authority.side), "beacons"))
+        kept = await answered(
+            self._store.client.hget(self._store.keys.feed(self._authority.side), "beacons")
+        )
         if self._tokens.isdisjoint((kept or b"").split()):
             return False
         self._tokens.clear()

@@ -29,20 +29,26 @@ BEGIN = -1  # as an offset: wherever the stream is
 _BACKOFF_S = 0.5
 _KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] or redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then "
 _TAKE = _KEEP + "redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 else return 0 end"
-_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_GIVE_BACK = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+)
 
 
 class FeedReader(ABC):
     """Reads the changes of one side into the journal, in one process at a time."""
 
-    def __init__(self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str) -> None:
+    def __init__(
+        self, store: ControlStore, endpoint: Endpoint, partitions: int, process: str
+    ) -> None:
         self._store = store
         self._endpoint = endpoint
         self._partitions = partitions
         self._process = process
         self.why = ""
         self._states = States(log)
-        self.gaps = 0  # times that what was missed is not known: each had everything looked at again
+        self.gaps = (
+            0  # times that what was missed is not known: each had everything looked at again
+        )
         self.connects = 0
 
     @property
@@ -60,17 +66,39 @@ class FeedReader(ABC):
                     else:
                         self.why = "another syncer reads the change feed"
                         await asyncio.sleep(LEASE_MS / 3000)
-                except (ExodusError, ReplyError, RedisError, OSError, TimeoutError, ValueError) as exc:
-                    self.why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                except (
+                    ExodusError,
+                    ReplyError,
+                    RedisError,
+                    OSError,
+                    TimeoutError,
+                    ValueError,
+                ) as exc:
+                    self.why = (
+                        exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                    )
                     self._states.away("the change feed", self.why, verbs=WAITS)
                     await asyncio.sleep(_BACKOFF_S)
         finally:
             with contextlib.suppress(RedisError, OSError):  # it then ends by its own time
-                await answered(self._store.client.eval(_GIVE_BACK, 1, self._store.keys.feed_lease(self._endpoint.side), self._process))
+                await answered(
+                    self._store.client.eval(
+                        _GIVE_BACK,
+                        1,
+                        self._store.keys.feed_lease(self._endpoint.side),
+                        self._process,
+                    )
+                )
 
     async def _mine(self) -> bool:
         name = self._store.keys.feed_lease(self._endpoint.side)
-        return bool(int(await answered(self._store.client.eval(_TAKE, 1, name, self._process, str(LEASE_MS)))))
+        return bool(
+            int(
+                await answered(
+                    self._store.client.eval(_TAKE, 1, name, self._process, str(LEASE_MS))
+                )
+            )
+        )
 
     @abstractmethod
     async def _follow(self) -> None:
@@ -121,7 +149,9 @@ class Probes:
 def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
     """The error for a feed that does not tell what it has to."""
     return DecisionRefused(
-        f"{feed} of the {endpoint.side} cannot be the change feed", why=why, next_step="set another feed in the migration file, or feed: auto"
+        f"{feed} of the {endpoint.side} cannot be the change feed",
+        why=why,
+        next_step="set another feed in the migration file, or feed: auto",
     )
 
 
@@ -137,4 +167,6 @@ async def begin(store: ControlStore, side: Side) -> None:
     Without this a first reading counts as a gap, since nobody knows what was written before it.
     """
     await answered(store.client.delete(store.keys.feed(side)))
-    await answered(store.client.hset(store.keys.feed(side), mapping={"replid": "?", "offset": BEGIN, "db": 0}))
+    await answered(
+        store.client.hset(store.keys.feed(side), mapping={"replid": "?", "offset": BEGIN, "db": 0})
+    )

@@ -129,17 +129,31 @@ class ReplicationFeed(FeedReader):
     async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
         """Become a replica; the stream's reader, and whether nothing was missed since the last one."""
         raw = await answered(self._store.client.hgetall(self._state_key))
-        known = Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
+        known = (
+            Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
+        )
         fresh = known is not None and known.offset == BEGIN
         stream, resumed = await _begin(leg, table, None if fresh else known)
         if fresh:
-            await self._append(stream, [], [])  # the beginning that `begin` allowed: a backfill covers what was before it
+            await self._append(
+                stream, [], []
+            )  # the beginning that `begin` allowed: a backfill covers what was before it
         return stream, resumed or fresh
 
     async def _append(self, stream: StreamKeys, keys: list[Key], barriers: list[Barrier]) -> None:
         cursor = stream.cursor
-        state: dict[str, str | int] = {"replid": cursor.replid, "offset": cursor.offset, "db": cursor.db}
-        await journal.append(self._store, keys, self._partitions, barriers, also=lambda pipe: pipe.hset(self._state_key, mapping=state))  # type: ignore[arg-type]
+        state: dict[str, str | int] = {
+            "replid": cursor.replid,
+            "offset": cursor.offset,
+            "db": cursor.db,
+        }
+        await journal.append(
+            self._store,
+            keys,
+            self._partitions,
+            barriers,
+            also=lambda pipe: pipe.hset(self._state_key, mapping=state),
+        )  # type: ignore[arg-type]
 
 
 async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[StreamKeys, bool]:
@@ -148,7 +162,13 @@ async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[S
     Raises:
         hiredis.ReplyError: the server does not let us.
     """
-    asks = await leg.pipeline([("REPLCONF", "listening-port", 1), ("REPLCONF", "capa", "eof", "capa", "psync2"), ("REPLCONF", "rdb-filter-only", "")])
+    asks = await leg.pipeline(
+        [
+            ("REPLCONF", "listening-port", 1),
+            ("REPLCONF", "capa", "eof", "capa", "psync2"),
+            ("REPLCONF", "rdb-filter-only", ""),
+        ]
+    )
     refused = [reply for reply in asks[:2] if isinstance(reply, ReplyError)]
     if refused:
         raise refused[0]
@@ -225,7 +245,11 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
                     stream.feed(await leg.raw(_READ_BYTES, within_s=_SILENCE_S))
                     started.set()
         except TimeoutError:
-            raise not_heard(endpoint, feed, f"a key that a script wrote without declaring it did not come within {within_s:.0f} s") from None
+            raise not_heard(
+                endpoint,
+                feed,
+                f"a key that a script wrote without declaring it did not come within {within_s:.0f} s",
+            ) from None
         except (ReplyError, ValueError) as exc:
             raise not_heard(endpoint, feed, str(exc)) from exc
         finally:
@@ -242,7 +266,13 @@ async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> No
         DecisionRefused: it does not, and why.
     """
     async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
-        replies = await leg.pipeline([("REPLCONF", "rdb-filter-only", ""), ("COMMAND", "INFO", "PSYNC"), ("INFO", "replication")])
+        replies = await leg.pipeline(
+            [
+                ("REPLCONF", "rdb-filter-only", ""),
+                ("COMMAND", "INFO", "PSYNC"),
+                ("INFO", "replication"),
+            ]
+        )
     filtered, known, info = replies
     active = isinstance(info, bytes) and b"repl_backlog_active:1" in info
     if isinstance(known, ReplyError) or not known or known[0] is None:
@@ -271,7 +301,11 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
         outcome = await leg.transaction([("SET", key, value), ("INFO", "replication")])
         info = info_of(outcome[1]) if outcome is not None and isinstance(outcome[1], bytes) else {}
         if info.get("repl_backlog_active") == "1":
-            state = {"replid": info["master_replid"], "offset": info["master_repl_offset"], "db": "0"}
+            state = {
+                "replid": info["master_replid"],
+                "offset": info["master_repl_offset"],
+                "db": "0",
+            }
     else:
         await leg.call("UNWATCH")
     pipe = store.client.pipeline(transaction=True)
@@ -287,4 +321,8 @@ async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
         info = await leg.call("INFO", "replication")
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     state = await feed_state(store, endpoint.side)
-    return state is not None and state["replid"] == facts[b"master_replid"].decode() and int(state["offset"]) >= int(facts[b"master_repl_offset"])
+    return (
+        state is not None
+        and state["replid"] == facts[b"master_replid"].decode()
+        and int(state["offset"]) >= int(facts[b"master_repl_offset"])
+    )

@@ -39,11 +39,18 @@ class HeavyKeys:
 
     def _row(self, key: Key) -> dict[str, object]:
         copies, total = self._copied[key]
-        return {"db": key[0], "key": key[1].decode("utf-8", "backslashreplace"), "copies": copies, "bytes": total}
+        return {
+            "db": key[0],
+            "key": key[1].decode("utf-8", "backslashreplace"),
+            "copies": copies,
+            "bytes": total,
+        }
 
     def rows(self) -> list[dict[str, object]]:
         """Return the keys that cost most, as JSON; none where none costs much."""
-        costly = sorted(filter(self._costs_much, self._copied), key=lambda key: -self._copied[key][1])
+        costly = sorted(
+            filter(self._costs_much, self._copied), key=lambda key: -self._copied[key][1]
+        )
         return [self._row(key) for key in costly[:_SHOWN]]
 
 

@@ -59,7 +59,11 @@ class LagProbe:
             try:
                 await self._measure_on_connections()
             except (ExodusError, ReplyError, OSError, TimeoutError) as exc:
-                self.why = f"{exc.what}: {exc.why}" if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                self.why = (
+                    f"{exc.what}: {exc.why}"
+                    if isinstance(exc, ExodusError)
+                    else f"{type(exc).__name__}: {exc}"
+                )
 
     async def _measure_on_connections(self) -> None:
         """Measure as long as the connections and the partition last."""
@@ -68,7 +72,9 @@ class LagProbe:
         reader: Leg | None = None
         try:
             writer = await connect_as_application(self._plan, authority, name="exodus-lag")
-            reader = await (await Endpoint(authority.other, self._plan.address(authority.other)).nodes())[0].connect(name="exodus-lag")
+            reader = await (
+                await Endpoint(authority.other, self._plan.address(authority.other)).nodes()
+            )[0].connect(name="exodus-lag")
             if self._route.native:
                 self._db = await empty_database(Endpoint(authority, self._plan.address(authority)))
                 for leg in (writer, reader):

@@ -52,12 +52,27 @@ class Tally:
     """What a process counts over all the epochs of its life."""
 
     def __init__(self) -> None:
-        names = ("copied", "removed", "payload_bytes", "failed", "coalesced", "marked_by_barriers", "retries", "keys_in", "unsettled", "excluded")
+        names = (
+            "copied",
+            "removed",
+            "payload_bytes",
+            "failed",
+            "coalesced",
+            "marked_by_barriers",
+            "retries",
+            "keys_in",
+            "unsettled",
+            "excluded",
+        )
         self.counts: dict[str, int] = dict.fromkeys(names, 0)
         self.strategies: Counter[str] = Counter()
-        self.excluded: Counter[str] = Counter()  # the rule that leaves keys out → how often one of them was written
+        self.excluded: Counter[str] = (
+            Counter()
+        )  # the rule that leaves keys out → how often one of them was written
         self.heavy = HeavyKeys()
-        self.lag = HdrHistogram(1, _LAG_MS_MAX, 2)  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
+        self.lag = HdrHistogram(
+            1, _LAG_MS_MAX, 2
+        )  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
 
 
 class Lanes:
@@ -70,7 +85,9 @@ class Lanes:
         self._leases = Leases(engine.store, process, engine.plan.partitions)
         self._positions: dict[int, bytes] = {}
         self._keeper = Keeper(engine)
-        self._restarted: list[Side] = []  # sides that have to be compared in full (`server_runs.py`)
+        self._restarted: list[
+            Side
+        ] = []  # sides that have to be compared in full (`server_runs.py`)
         self._recovery: asyncio.Task[str] | None = None
         self._pulse: list[Leg] = []
         self.why = ""  # what a full comparison is made for, or what it leaves to a person
@@ -152,7 +169,9 @@ class Lanes:
         if time.monotonic() - self._tended < LEASE_MS / 3000:
             return
         self._tended = self._renewed = time.monotonic()
-        for leg in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
+        for (
+            leg
+        ) in self._pulse:  # a server that restarts ends it, also where there is nothing to copy
             guard = self._engine.guard()
             found = await leg.call("MGET", *[key for key, _ in guard.values])
             if leg.side is self._engine.route.follower and not self._engine.route.native:
@@ -162,19 +181,33 @@ class Lanes:
         share = await self._leases.fair_share()
         await self._leases.give_back(self.partitions[share:])
         taken = await self._leases.take(share)
-        if taken and not self._engine.route.native:  # a replica takes no writes, of whoever comes with whatever token
-            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+        if (
+            taken and not self._engine.route.native
+        ):  # a replica takes no writes, of whoever comes with whatever token
+            async with await (await self._engine.follower.nodes())[0].connect(
+                name="exodus-lease"
+            ) as leg:
                 for partition in taken:
                     # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
-                    await leg.call("SET", lane_guard_key(self._engine.plan.name, partition), self._leases.tokens[partition])
+                    await leg.call(
+                        "SET",
+                        lane_guard_key(self._engine.plan.name, partition),
+                        self._leases.tokens[partition],
+                    )
         if taken:
             synced = await journal.positions(self._store)
-            self._positions.update({partition: synced.get(partition, b"0-0") for partition in taken})
+            self._positions.update(
+                {partition: synced.get(partition, b"0-0") for partition in taken}
+            )
         if self._leases.tokens != before:
             await self._reguard(copier)
 
     async def _reguard(self, copier: KeySync) -> None:
-        self._positions = {partition: at for partition, at in self._positions.items() if partition in self._leases.tokens}
+        self._positions = {
+            partition: at
+            for partition, at in self._positions.items()
+            if partition in self._leases.tokens
+        }
         await copier.guard_by(self._engine.guard(self._leases.tokens))
         await self._keeper.hold(self._positions)
 
@@ -182,9 +215,14 @@ class Lanes:
         """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
         lost = await self._leases.renew()
         if not self._engine.route.native:
-            async with await (await self._engine.follower.nodes())[0].connect(name="exodus-lease") as leg:
+            async with await (await self._engine.follower.nodes())[0].connect(
+                name="exodus-lease"
+            ) as leg:
                 for partition, token in list(self._leases.tokens.items()):
-                    if await leg.call("GET", lane_guard_key(self._engine.plan.name, partition)) != b"%d" % token:
+                    if (
+                        await leg.call("GET", lane_guard_key(self._engine.plan.name, partition))
+                        != b"%d" % token
+                    ):
                         lost.append(partition)
                         del self._leases.tokens[partition]
         if lost:
@@ -218,7 +256,9 @@ class Lanes:
                 self._tally.strategies.update(report.strategies)
                 failed = {(failure.db, failure.key) for failure in report.failed}
                 await self._engine.keep_failures(report.failed)
-                await self._engine.forget_failures((db, key) for key in part if (db, key) not in failed)
+                await self._engine.forget_failures(
+                    (db, key) for key in part if (db, key) not in failed
+                )
                 await self._engine.feed.mark((db, key) for key in report.unsettled)
                 await self._renew_in_time()
         if self._engine.route.native:
@@ -232,13 +272,26 @@ class Lanes:
         if time.monotonic() - self._renewed > LEASE_MS / 3000:
             self._renewed = time.monotonic()
             if await self._leases.renew():
-                raise LeaseEnded("a lease ended", why="another syncer has the partition", next_step="nothing; the rest goes on")
+                raise LeaseEnded(
+                    "a lease ended",
+                    why="another syncer has the partition",
+                    next_step="nothing; the rest goes on",
+                )
 
     async def _advance(self, changes: Mapping[int, Changes]) -> None:
-        reached = {partition: each.last_id for partition, each in changes.items() if each.last_id is not None}
+        reached = {
+            partition: each.last_id
+            for partition, each in changes.items()
+            if each.last_id is not None
+        }
         self._positions.update(reached)
         pipe = self._store.client.pipeline(transaction=False)
-        pipe.eval(_FORWARD, 1, self._store.keys.position, *[word for partition, at in reached.items() for word in (str(partition), at)])
+        pipe.eval(
+            _FORWARD,
+            1,
+            self._store.keys.position,
+            *[word for partition, at in reached.items() for word in (str(partition), at)],
+        )
         pipe.time()
         if self.hurry.is_set():
             pipe.publish(self._store.keys.part_changed, "synced")  # to the switch that waits for it

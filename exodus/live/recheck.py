@@ -20,7 +20,9 @@ from exodus.verify.comparison import Comparison, Tally, open_comparison
 _BATCH_KEYS = 2_000
 _EVERY_S = 1.0
 _PAUSE_S = 0.05
-_BACK_ENTRIES_MAX = 1_000_000  # read again after a restart; what lies further back counts as overflow
+_BACK_ENTRIES_MAX = (
+    1_000_000  # read again after a restart; what lies further back counts as overflow
+)
 
 
 class DirtyKeys:
@@ -53,7 +55,9 @@ class DirtyKeys:
         """Count from a newer pass; what it speaks for is not dirty any more."""
         spoken_for = id_order(newest.positions.get(partition, "0-0").encode())
         self.since = newest
-        self.keys = {key: entry_id for key, entry_id in self.keys.items() if id_order(entry_id) > spoken_for}
+        self.keys = {
+            key: entry_id for key, entry_id in self.keys.items() if id_order(entry_id) > spoken_for
+        }
 
     def state(self, now_ms: int) -> PartitionState:
         """As it is written to the control store."""
@@ -87,13 +91,17 @@ class Keeper:
             del self.partitions[gone]
         for partition, position in partitions.items():
             if partition not in self.partitions:
-                self.partitions[partition] = await self._since_pass(await last_pass(self._store), partition, position)
+                self.partitions[partition] = await self._since_pass(
+                    await last_pass(self._store), partition, position
+                )
 
     async def _since_pass(self, newest: Pass | None, partition: int, position: bytes) -> DirtyKeys:
         dirty = DirtyKeys(newest)
         if newest is not None:
             start = newest.positions.get(partition, "0-0").encode()
-            changes = await journal.since(self._store, {partition: start}, until=position, at_most=_BACK_ENTRIES_MAX)
+            changes = await journal.since(
+                self._store, {partition: start}, until=position, at_most=_BACK_ENTRIES_MAX
+            )
             changes.last_id = position
             dirty.note(changes)
         return dirty
@@ -111,9 +119,17 @@ class Keeper:
                         comparison = await open_comparison(self._engine)
                     await self._compare(comparison, batch)
                 now_ms = await self._store.now_ms()
-                await save_partitions(self._store, {partition: dirty.state(now_ms) for partition, dirty in self.partitions.items()})
+                await save_partitions(
+                    self._store,
+                    {
+                        partition: dirty.state(now_ms)
+                        for partition, dirty in self.partitions.items()
+                    },
+                )
                 more = len(batch) == _BATCH_KEYS
-                await asyncio.sleep(_PAUSE_S if more else max(_PAUSE_S, began + _EVERY_S - time.monotonic()))
+                await asyncio.sleep(
+                    _PAUSE_S if more else max(_PAUSE_S, began + _EVERY_S - time.monotonic())
+                )
         finally:
             if comparison is not None:
                 await comparison.close()

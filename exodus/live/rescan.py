@@ -23,7 +23,9 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
         return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked
     marked = 0
-    swapped = barrier.what == "swapdb"  # keys changed that both sides have: all of the authority's are marked too
+    swapped = (
+        barrier.what == "swapdb"
+    )  # keys changed that both sides have: all of the authority's are marked too
     surplus = await open_surplus(engine, name="exodus-rescan")
     try:
         for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
@@ -41,7 +43,13 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                         while cursor:
                             cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
                             keys = [key for key in keys if not is_own(key)]
-                            found = [(db, key) for key in keys] if ours else [(at, extra.key) for at, extra in await surplus.among(db, keys)]
+                            found = (
+                                [(db, key) for key in keys]
+                                if ours
+                                else [
+                                    (at, extra.key) for at, extra in await surplus.among(db, keys)
+                                ]
+                            )
                             await engine.feed.mark(found)
                             marked += len(found)
     finally:

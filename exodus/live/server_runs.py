@@ -44,7 +44,9 @@ async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
 async def changed(engine: Engine) -> list[Side]:
     """Return the sides whose server restarted since the journal speaks for it; each has an open gap from here on."""
     if engine.route.native:
-        await note_lives(engine.store, engine.run_ids)  # the servers fill a replica, and journal positions wait for what it has applied
+        await note_lives(
+            engine.store, engine.run_ids
+        )  # the servers fill a replica, and journal positions wait for what it has applied
         return []
     store = engine.store
     await note_lives(store, engine.run_ids, first=True)
@@ -55,22 +57,37 @@ async def changed(engine: Engine) -> list[Side]:
         if was != run_id:
             found.append(side)
             if open_now.get(_GAP + side, {}).get("run_id") != run_id:
-                verified = await freshness.last_pass(store) is not None or open_now.get(_GAP + side, {}).get("verified")
-                await open_gap(store, _GAP + side, _why(side, was), run_id=run_id, comparing=True, verified=bool(verified))
+                verified = await freshness.last_pass(store) is not None or open_now.get(
+                    _GAP + side, {}
+                ).get("verified")
+                await open_gap(
+                    store,
+                    _GAP + side,
+                    _why(side, was),
+                    run_id=run_id,
+                    comparing=True,
+                    verified=bool(verified),
+                )
     if found:
         await freshness.forget_pass(store)
     return found
 
 
 def _why(side: Side, was: str) -> str:
-    what = "was emptied or replaced" if was == _EMPTIED else "restarted, or another server answers in its place"
+    what = (
+        "was emptied or replaced"
+        if was == _EMPTIED
+        else "restarted, or another server answers in its place"
+    )
     return f"the {side} {what}: it may have lost keys; live sync compares both sides and copies what differs"
 
 
 async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
     """Return why both sides are compared in full, or what that left to a person; nothing where all is well."""
     found = [gap for name, gap in (await open_gaps(store)).items() if name.startswith(_GAP)]
-    return next((str(gap["why"]) for gap in found if gap.get("comparing") or not only_comparing), "")
+    return next(
+        (str(gap["why"]) for gap in found if gap.get("comparing") or not only_comparing), ""
+    )
 
 
 async def may_remove(engine: Engine) -> bool:
@@ -81,7 +98,10 @@ async def may_remove(engine: Engine) -> bool:
     if await open_gaps(engine.store):
         return False
     (node,) = await engine.authority.nodes()
-    return (await known_lives(engine.store)).get(engine.route.authority) in (None, (await node.facts()).run_id)
+    return (await known_lives(engine.store)).get(engine.route.authority) in (
+        None,
+        (await node.facts()).run_id,
+    )
 
 
 async def recover(engine: Engine, sides: list[Side]) -> str:
@@ -109,7 +129,9 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
         for side in sides:
             await open_gap(store, _GAP + side, why, verified=verified)
         return why
-    if verified:  # as a verification, it speaks for everything up to where it began; what it marked is dirty
+    if (
+        verified
+    ):  # as a verification, it speaks for everything up to where it began; what it marked is dirty
         await freshness.record_pass(store, since_ms, synced, found.keys)
     for side in sides:
         await close_gap(store, _GAP + side)

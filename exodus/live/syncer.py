@@ -42,7 +42,9 @@ from exodus.topology.endpoint import Endpoint
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
 _TIDY_S = 0.1  # after the end of an epoch of ours: applications' writes are held at that moment, and who moves them needs the processor
-_BEHIND_MS = 2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
+_BEHIND_MS = (
+    2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
+)
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -78,12 +80,23 @@ class Syncer:
 
     async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
         """Serve until `stop`."""
-        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._store_why or self._why or "following"))
+        status = StatusServer(
+            status_host,
+            status_port,
+            self.metrics,
+            lambda: (True, self._store_why or self._why or "following"),
+        )
         try:
-            await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
+            await until_stopped(
+                self._stopping,
+                registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S),
+                self._beat(),
+            )
         finally:
             await self._stop_work()
-            with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
+            with contextlib.suppress(
+                *_STORE_ERRORS
+            ):  # the store may be what failed; our heartbeat then goes stale by itself
                 await self._store.unregister("syncer", self.process)
             status.close()
 
@@ -105,7 +118,10 @@ class Syncer:
             await asyncio.sleep(_TIDY_S)
             await self._look_at_route(None, waited=True)
             return
-        same = all(getattr(route, what) == getattr(before, what) for what in ("sync", "authority", "writer_epoch", "native", "feed"))
+        same = all(
+            getattr(route, what) == getattr(before, what)
+            for what in ("sync", "authority", "writer_epoch", "native", "feed")
+        )
         if not same:
             await self._stop_work()
             if route.sync:
@@ -114,7 +130,9 @@ class Syncer:
                     self._attachment = Attachment(self._store, self._plan, route)
                     self._attaching = asyncio.create_task(self._attachment.run())
                 authority = Endpoint(route.authority, self._plan.address(route.authority))
-                self._stream = reader_of(self._store, route.feed, self._plan.partitions, authority, self.process)
+                self._stream = reader_of(
+                    self._store, route.feed, self._plan.partitions, authority, self.process
+                )
                 if self._stream is not None:
                     self._streaming = asyncio.create_task(self._stream.run())
         elif self._lanes is not None:
@@ -125,7 +143,9 @@ class Syncer:
 
     async def _stop_work(self) -> None:
         await end_all((self._work, self._streaming, self._attaching, self._probing))
-        self._work = self._streaming = self._stream = self._attaching = self._attachment = self._probing = self._probe = None
+        self._work = self._streaming = self._stream = self._attaching = self._attachment = (
+            self._probing
+        ) = self._probe = None
         self._why = ""  # of work that has ended
 
     async def _probe_or_not(self) -> None:
@@ -137,7 +157,9 @@ class Syncer:
             self._probing = None
         elif self._probing is None:
             self._probe = self._probe or LagProbe(
-                self._plan, route, lambda partition: self._lanes is not None and partition in self._lanes.partitions
+                self._plan,
+                route,
+                lambda partition: self._lanes is not None and partition in self._lanes.partitions,
             )
             self._probing = asyncio.create_task(self._probe.run())
 
@@ -152,14 +174,18 @@ class Syncer:
             try:
                 if not has_it:
                     waits_for = "" if route.native else await regain(self._store, self._plan, route)
-                    if waits_for or not await has_right(follower, self._plan.name, route.writer_epoch):
+                    if waits_for or not await has_right(
+                        follower, self._plan.name, route.writer_epoch
+                    ):
                         self._why = waits_for or self._why
                         await asyncio.sleep(_BACKOFF_S)
                         continue
                 has_it = True
                 if route.native:
                     await check_filled(self._plan)
-                lanes = self._lanes = Lanes(await open_engine(self._store, self._plan, route), self.process, self.tally)
+                lanes = self._lanes = Lanes(
+                    await open_engine(self._store, self._plan, route), self.process, self.tally
+                )
                 self._why = ""
                 self._states.away("live sync", "", verbs=WAITS)
                 await lanes.run()
@@ -174,13 +200,17 @@ class Syncer:
                 self.tally.counts["retries"] += 1
                 await asyncio.sleep(4 * _BACKOFF_S)
             except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
-                self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                self._why = (
+                    exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                )
                 self.tally.counts["retries"] += 1
                 self._states.away("live sync", self._why, verbs=WAITS)
                 await asyncio.sleep(_BACKOFF_S)
             finally:
                 if lanes is not None:
-                    with contextlib.suppress(*_STORE_ERRORS):  # the leases then end by their own time
+                    with contextlib.suppress(
+                        *_STORE_ERRORS
+                    ):  # the leases then end by their own time
                         await lanes.give_back()
 
     async def _beat(self) -> None:
@@ -191,7 +221,9 @@ class Syncer:
             self._beat_now.clear()
             try:
                 now_ms = await self._store.now_ms()
-                if self._route.sync and not (soon and self._route.hold is Hold.WRITES):  # what is left is synced now, and writes wait for that
+                if self._route.sync and not (
+                    soon and self._route.hold is Hold.WRITES
+                ):  # what is left is synced now, and writes wait for that
                     await self._measure_lag(now_ms)
                 await registry.beat(self._store, self.heartbeat(now_ms))
                 self._store_is("")
@@ -204,7 +236,9 @@ class Syncer:
         self._states.away("the control store", why, kind="away" if why else "")
 
     async def _measure_lag(self, now_ms: int) -> None:
-        self._lag_entries = await journal.lag_entries(self._store, self._plan.partitions, at_most=1_000)
+        self._lag_entries = await journal.lag_entries(
+            self._store, self._plan.partitions, at_most=1_000
+        )
         self._oldest_ms = await journal.oldest_ms(self._store, self._plan.partitions, now_ms)
         self._rates.look(self.tally, self._oldest_ms)
         if self._oldest_ms > _BEHIND_MS and not self._why and not self.converges:
@@ -231,12 +265,21 @@ class Syncer:
             state="syncing" if self._route.sync else "idle",
             why=self._store_why
             or self._why
-            or next((part.why for part in (self._attachment, self._stream, self._lanes) if part is not None and part.why), ""),
+            or next(
+                (
+                    part.why
+                    for part in (self._attachment, self._stream, self._lanes)
+                    if part is not None and part.why
+                ),
+                "",
+            ),
             facts={
                 "stream_gaps": self._stream.gaps if self._stream is not None else 0,
                 **({"replica": self._attachment.text} if self._attachment is not None else {}),
                 "direction": f"{self._route.authority} to {self._route.follower}",
-                "partitions": self._lanes.partitions if self._lanes is not None and self._route.sync else [],
+                "partitions": self._lanes.partitions
+                if self._lanes is not None and self._route.sync
+                else [],
                 "lag_entries": self._lag_entries,
                 "lag_ms_p50": lag.lag_ms_p50,
                 "lag_ms_p99": lag.lag_ms_p99,
@@ -257,13 +300,23 @@ class Syncer:
         if probe is None or not (probe.lag_ms or probe.why):
             return {}  # another syncer does it
         p50, p99 = (round(probe.percentile(share), 1) for share in (0.5, 0.99))
-        return {"probe_lag_ms_p50": p50, "probe_lag_ms_p99": p99, "probes_missed": probe.misses, "probe_why": probe.why}
+        return {
+            "probe_lag_ms_p50": p50,
+            "probe_lag_ms_p99": p99,
+            "probes_missed": probe.misses,
+            "probe_why": probe.why,
+        }
 
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
         yield "exodus_syncer_oldest_dirty_ms", "age of the oldest of them", {}, self._oldest_ms
-        yield "exodus_syncer_lag_ms_p50", "from a journal entry to its keys being equal, median of the last seconds", {}, self._rates.lag_ms_p50
+        yield (
+            "exodus_syncer_lag_ms_p50",
+            "from a journal entry to its keys being equal, median of the last seconds",
+            {},
+            self._rates.lag_ms_p50,
+        )
         yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
         if self._probe is not None and self._probe.lag_ms:
             yield (
@@ -272,13 +325,28 @@ class Syncer:
                 {},
                 self._probe.percentile(0.5),
             )
-            yield "exodus_syncer_probe_lag_ms_p99", "likewise, 99th percentile", {}, self._probe.percentile(0.99)
+            yield (
+                "exodus_syncer_probe_lag_ms_p99",
+                "likewise, 99th percentile",
+                {},
+                self._probe.percentile(0.99),
+            )
         for name, value in self.tally.counts.items():
             yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
         for rule, count in list(self.tally.excluded.items()):
-            yield "exodus_syncer_rule_keys_total", "writes of keys that a rule leaves out", {"rule": rule}, count
+            yield (
+                "exodus_syncer_rule_keys_total",
+                "writes of keys that a rule leaves out",
+                {"rule": rule},
+                count,
+            )
         for how, count in list(self.tally.strategies.items()):
-            yield "exodus_syncer_strategy_keys_total", "keys copied, by how", {"strategy": how}, count
+            yield (
+                "exodus_syncer_strategy_keys_total",
+                "keys copied, by how",
+                {"strategy": how},
+                count,
+            )
 
 
 class _Rates:
@@ -298,8 +366,13 @@ class _Rates:
             return
         self.oldest_ms_before, self._oldest_ms = self._oldest_ms, oldest_ms
         counts = tally.counts
-        now = (counts["keys_in"], counts["copied"] + counts["removed"] + counts["coalesced"] + counts["excluded"])
-        self.keys_in_per_s, self.synced_per_s = ((after - before) / elapsed for after, before in zip(now, self._before, strict=True))
+        now = (
+            counts["keys_in"],
+            counts["copied"] + counts["removed"] + counts["coalesced"] + counts["excluded"],
+        )
+        self.keys_in_per_s, self.synced_per_s = (
+            (after - before) / elapsed for after, before in zip(now, self._before, strict=True)
+        )
         self._at, self._before = time.monotonic(), now
         if tally.lag.total_count:
             self.lag_ms_p50 = int(tally.lag.get_value_at_percentile(50))

@@ -46,9 +46,15 @@ from exodus.topology.pair_checks import check_empty
 Command = Sequence[Arg]
 _CLOSED = b"-1"  # nobody may make it a replica
 _NO_ONE: Command = ("REPLICAOF", "NO", "ONE")
-_LEAVE: list[Command] = [_NO_ONE, ("CONFIG", "SET", "masteruser", ""), ("CONFIG", "SET", "masterauth", "")]  # without the source's login
+_LEAVE: list[Command] = [
+    _NO_ONE,
+    ("CONFIG", "SET", "masteruser", ""),
+    ("CONFIG", "SET", "masterauth", ""),
+]  # without the source's login
 _TRIES = 3
-RESTATEMENTS = 20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
+RESTATEMENTS = (
+    20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
+)
 _POLL_S = 0.002
 _BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
 _LOOK_S = 1.0
@@ -85,7 +91,9 @@ def _link_of(info: dict[str, str]) -> Link:
         up=replica and not busy and info.get("master_link_status") == "up",
         replid=info.get("master_replid", ""),
         offset=int(info.get("slave_repl_offset" if replica else "master_repl_offset", 0)),
-        percent=max(float(info.get("master_sync_perc", 0)), float(info.get("loading_loaded_perc", 0))),
+        percent=max(
+            float(info.get("master_sync_perc", 0)), float(info.get("loading_loaded_perc", 0))
+        ),
         keys=sum(databases_of(info).values()),
     )
 
@@ -151,7 +159,12 @@ async def _why_not(plan: Plan, store: ControlStore) -> str | None:
 
 async def _why_not_source(leg: Leg, user: str) -> str | None:
     known, conf, dry, cluster = await leg.pipeline(
-        [("COMMAND", "INFO", "PSYNC"), ("REPLCONF", "capa", "eof"), ("ACL", "DRYRUN", user, "PSYNC", "?", "-1"), ("INFO", "cluster")]
+        [
+            ("COMMAND", "INFO", "PSYNC"),
+            ("REPLCONF", "capa", "eof"),
+            ("ACL", "DRYRUN", user, "PSYNC", "?", "-1"),
+            ("INFO", "cluster"),
+        ]
     )
     if isinstance(known, ReplyError) or not known or known[0] is None:
         return "the source does not allow PSYNC"
@@ -159,13 +172,25 @@ async def _why_not_source(leg: Leg, user: str) -> str | None:
         return f"the source: {conf}"
     if not isinstance(dry, ReplyError) and dry != b"OK":
         return f"the source: {dry.decode('utf-8', 'replace')}"
-    return "the source is a node of a cluster" if b"cluster_enabled:1" in (cluster if isinstance(cluster, bytes) else b"") else None
+    return (
+        "the source is a node of a cluster"
+        if b"cluster_enabled:1" in (cluster if isinstance(cluster, bytes) else b"")
+        else None
+    )
 
 
 async def _why_fewer(plan: Plan, source: Leg) -> str | None:
     async with await _connect(plan, Side.TARGET) as target:
-        here, there = [(await leg.pipeline([("CONFIG", "GET", "databases")]))[0] for leg in (source, target)]
-    if isinstance(here, list) and isinstance(there, list) and here and there and int(here[1]) > int(there[1]):
+        here, there = [
+            (await leg.pipeline([("CONFIG", "GET", "databases")]))[0] for leg in (source, target)
+        ]
+    if (
+        isinstance(here, list)
+        and isinstance(there, list)
+        and here
+        and there
+        and int(here[1]) > int(there[1])
+    ):
         return f"the source has {int(here[1])} databases, the target {int(there[1])}"
     return None
 
@@ -174,15 +199,30 @@ async def _why_not_target(plan: Plan) -> str | None:
     async with await _connect(plan, Side.TARGET) as leg:
         link = await link_on(leg)
         if link.follows:
-            return None if link.follows == _source(plan) else f"the target is a replica of {link.follows}"
-        kept, sets = await leg.pipeline([("CONFIG", "GET", "masterauth"), ("CONFIG", "GET", "masteruser")])
+            return (
+                None
+                if link.follows == _source(plan)
+                else f"the target is a replica of {link.follows}"
+            )
+        kept, sets = await leg.pipeline(
+            [("CONFIG", "GET", "masterauth"), ("CONFIG", "GET", "masteruser")]
+        )
         for name, reply in (("masterauth", kept), ("masteruser", sets)):
             if isinstance(reply, ReplyError):
                 return f"the target: {reply}"
-            if reply and reply[1] and reply[1].decode("utf-8", "replace") not in (plan.source.secret("source"), plan.source.username):
+            if (
+                reply
+                and reply[1]
+                and reply[1].decode("utf-8", "replace")
+                not in (plan.source.secret("source"), plan.source.username)
+            ):
                 return f"the target has a {name} of its own, which would be replaced"
         # What they are already: changes nothing, and shows whether it may be done.
-        asked: list[Command] = [_NO_ONE, ("CONFIG", "SET", "masterauth", kept[1] if kept else ""), ("CONFIG", "GET", "tls-replication")]
+        asked: list[Command] = [
+            _NO_ONE,
+            ("CONFIG", "SET", "masterauth", kept[1] if kept else ""),
+            ("CONFIG", "GET", "tls-replication"),
+        ]
         replies = await leg.pipeline(asked)
         refused = [reply for reply in replies if isinstance(reply, ReplyError)]
     if refused:
@@ -200,7 +240,9 @@ async def _why_not_target(plan: Plan) -> str | None:
 # ---------------------------------------------------------------------- the effects, each conditional
 
 
-async def _change(leg: Leg, plan: Plan, values: Collection[bytes], commands: Sequence[Command]) -> bool:
+async def _change(
+    leg: Leg, plan: Plan, values: Collection[bytes], commands: Sequence[Command]
+) -> bool:
     """Run `commands` on the target where the key has one of these values; whether they ran.
 
     Raises:
@@ -220,7 +262,11 @@ async def _change(leg: Leg, plan: Plan, values: Collection[bytes], commands: Seq
     if said is not None:
         if str(said).startswith("READONLY"):
             return False  # it is a replica, or one again
-        raise DecisionRefused(f"the {leg.side} refuses to change what it follows", why=str(said), next_step="see docs/sync.md, native replication")
+        raise DecisionRefused(
+            f"the {leg.side} refuses to change what it follows",
+            why=str(said),
+            next_step="see docs/sync.md, native replication",
+        )
     return outcome is not None
 
 
@@ -252,7 +298,12 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
             ("CONFIG", "SET", "masteruser", plan.source.username or ""),
             ("CONFIG", "SET", "masterauth", plan.source.secret("source") or ""),
         ]
-        if not await _change(leg, plan, [b"%d" % writer_epoch], [*login, ("REPLICAOF", plan.source.host, plan.source.port)]):
+        if not await _change(
+            leg,
+            plan,
+            [b"%d" % writer_epoch],
+            [*login, ("REPLICAOF", plan.source.host, plan.source.port)],
+        ):
             raise DecisionRefused(
                 "the target was not made a replica of the source",
                 why=f"writers' epoch {writer_epoch} has no right to it: a switch or a rollback ended that",
@@ -270,10 +321,23 @@ async def promote(leg: Leg, plan: Plan, writer_epoch: int, closed: bytes) -> Non
     """
     value = b"%d" % writer_epoch
     if not await _change(leg, plan, [value], _LEAVE):
-        raise CutoverAborted("the target was not promoted", why="another switch or a rollback ended the right to it", next_step="exodus status")
+        raise CutoverAborted(
+            "the target was not promoted",
+            why="another switch or a rollback ended the right to it",
+            next_step="exodus status",
+        )
     # The guard of the epoch came along from the source, where it has the value for the way back.
-    if not await _change(leg, plan, [value], [("SET", native_guard_key(plan.name), closed), ("SET", guard_key(plan.name), value)]):
-        raise CutoverAborted("the target became a replica again", why="the right to that was taken in this moment", next_step="exodus status")
+    if not await _change(
+        leg,
+        plan,
+        [value],
+        [("SET", native_guard_key(plan.name), closed), ("SET", guard_key(plan.name), value)],
+    ):
+        raise CutoverAborted(
+            "the target became a replica again",
+            why="the right to that was taken in this moment",
+            next_step="exodus status",
+        )
 
 
 async def detach(plan: Plan, writer_epoch: int) -> None:
@@ -284,14 +348,22 @@ async def detach(plan: Plan, writer_epoch: int) -> None:
     """
     value = b"%d" % writer_epoch
     async with await _connect(plan, Side.SOURCE) as source:
-        await _change(source, plan, [value], [("SET", native_guard_key(plan.name), _CLOSED)])  # first: who attaches again gets this along
+        await _change(
+            source, plan, [value], [("SET", native_guard_key(plan.name), _CLOSED)]
+        )  # first: who attaches again gets this along
     async with await _connect(plan, Side.TARGET) as leg:
         for _ in range(_TRIES):
             if not await _change(leg, plan, [value, _CLOSED], _LEAVE):
                 return  # it is another's by now
-            if await _change(leg, plan, [value, _CLOSED], [("SET", native_guard_key(plan.name), _CLOSED)]):
+            if await _change(
+                leg, plan, [value, _CLOSED], [("SET", native_guard_key(plan.name), _CLOSED)]
+            ):
                 return
-    raise TargetError("the target becomes a replica again and again", why="somebody else runs REPLICAOF there", next_step="find out who, then retry")
+    raise TargetError(
+        "the target becomes a replica again and again",
+        why="somebody else runs REPLICAOF there",
+        next_step="find out who, then retry",
+    )
 
 
 async def reopen(plan: Plan, route: Route, closed: bytes) -> None:
@@ -326,12 +398,18 @@ async def wait_reached(authority: Leg, follower: Leg, *, within_s: float) -> int
         link = _link_of(info_of(await follower.call("INFO", "replication")))
         if not link.up or link.replid != replid:
             raise TargetError(
-                "the target does not follow the source", why=link.text, next_step="wait: syncers make it a replica again; exodus status"
+                "the target does not follow the source",
+                why=link.text,
+                next_step="wait: syncers make it a replica again; exodus status",
             )
         if link.offset >= goal:
             return goal
         if time.monotonic() > deadline:
-            raise TargetError(f"the target is {goal - link.offset:,} bytes behind the source", why=link.text, next_step="wait, or write less")
+            raise TargetError(
+                f"the target is {goal - link.offset:,} bytes behind the source",
+                why=link.text,
+                next_step="wait, or write less",
+            )
         await asyncio.sleep(_POLL_S)
 
 
@@ -357,7 +435,11 @@ class ReplicaSync:
         del db  # the stream has all of them
         wanted = without_own(keys)
         await wait_reached(*self._legs, within_s=_BEHIND_S)
-        return BatchReport(copied=len(wanted), skipped=len(keys) - len(wanted), strategies=Counter({Strategy.NATIVE: len(wanted)}))
+        return BatchReport(
+            copied=len(wanted),
+            skipped=len(keys) - len(wanted),
+            strategies=Counter({Strategy.NATIVE: len(wanted)}),
+        )
 
 
 async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
@@ -384,7 +466,9 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
 
 async def _restated(leg: Leg, key: bytes) -> bool:
     # Stricter than `large.expiry_of`, which is only compared with: what is read here is written back, and may not be a millisecond off.
-    watching, before, left_ms, after = await leg.pipeline([("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)])
+    watching, before, left_ms, after = await leg.pipeline(
+        [("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)]
+    )
     now_ms = clock_ms(before)
     if left_ms <= 0 or now_ms != clock_ms(after):
         await leg.call("UNWATCH")
@@ -402,7 +486,11 @@ async def check_filled(plan: Plan) -> None:
     """
     link = await look(plan)
     if not link.up:
-        raise TargetError("live sync waits for the replica", why=link.text, next_step="nothing; it goes on by itself")
+        raise TargetError(
+            "live sync waits for the replica",
+            why=link.text,
+            next_step="nothing; it goes on by itself",
+        )
 
 
 class Attachment:
@@ -422,12 +510,20 @@ class Attachment:
                 self.why = ""
                 await self._look()
             except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
-                self.why = f"{exc.what}: {exc.why}" if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                self.why = (
+                    f"{exc.what}: {exc.why}"
+                    if isinstance(exc, ExodusError)
+                    else f"{type(exc).__name__}: {exc}"
+                )
             await asyncio.sleep(_LOOK_S)
 
     async def _look(self) -> None:
         now = await read_route(self._store)
-        if not now.native or now.hold is not Hold.NONE or now.writer_epoch != self._route.writer_epoch:
+        if (
+            not now.native
+            or now.hold is not Hold.NONE
+            or now.writer_epoch != self._route.writer_epoch
+        ):
             return  # a switch is under way, or the next route says more
         link = await look(self._plan)
         self.text = link.text

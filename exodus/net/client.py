@@ -19,7 +19,9 @@ async def answered(reply: Any) -> Any:
     return await reply
 
 
-def make_client(address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any) -> redis.Redis:
+def make_client(
+    address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any
+) -> redis.Redis:
     """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means. `more` is for redis-py."""
     if address.tls:
         more |= {

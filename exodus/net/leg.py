@@ -64,7 +64,13 @@ def not_yet(side: Side, said: str) -> ExodusError | None:
 class Leg:
     """One connection. Not shared between tasks."""
 
-    def __init__(self, address: Address, side: Side, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        address: Address,
+        side: Side,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         self.address = address
         self.side = side
         self.db = 0
@@ -75,7 +81,9 @@ class Leg:
         self._unread = b""
 
     @classmethod
-    async def connect(cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus") -> Self:
+    async def connect(
+        cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus"
+    ) -> Self:
         """Connect, log in and choose a database.
 
         Args:

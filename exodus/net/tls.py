@@ -17,14 +17,20 @@ def ssl_context(address: Address) -> ssl.SSLContext | None:
     if not address.tls:
         return None
     try:
-        context = ssl.create_default_context(cafile=str(address.ca_file) if address.ca_file else None)
+        context = ssl.create_default_context(
+            cafile=str(address.ca_file) if address.ca_file else None
+        )
     except OSError as exc:
         raise _unusable(address, f"ca_file {address.ca_file}", exc) from exc
     try:
         if address.cert_file:
-            context.load_cert_chain(str(address.cert_file), str(address.key_file) if address.key_file else None)
+            context.load_cert_chain(
+                str(address.cert_file), str(address.key_file) if address.key_file else None
+            )
     except OSError as exc:
-        raise _unusable(address, f"cert_file {address.cert_file}, key_file {address.key_file}", exc) from exc
+        raise _unusable(
+            address, f"cert_file {address.cert_file}, key_file {address.key_file}", exc
+        ) from exc
     return context
 
 

@@ -81,17 +81,28 @@ async def capture(address: Address, table: CommandTable, *, seconds: float) -> P
     try:
         reader, writer = await asyncio.wait_for(
             asyncio.open_connection(
-                address.host, address.port, ssl=context, server_hostname=(address.server_name or address.host) if context else None
+                address.host,
+                address.port,
+                ssl=context,
+                server_hostname=(address.server_name or address.host) if context else None,
             ),
             CONNECT_TIMEOUT_S,
         )
     except (OSError, TimeoutError) as exc:
-        raise SourceError(f"{address.url} does not answer", why=str(exc), next_step="check source in the migration file") from exc
+        raise SourceError(
+            f"{address.url} does not answer",
+            why=str(exc),
+            next_step="check source in the migration file",
+        ) from exc
     watcher = MonitorReader(table)
     began = loop.time()
     try:
         secret = address.secret(Side.SOURCE)
-        hello = encode("AUTH", *([address.username] if address.username else []), secret) if secret else b""
+        hello = (
+            encode("AUTH", *([address.username] if address.username else []), secret)
+            if secret
+            else b""
+        )
         writer.write(hello + encode("MONITOR"))
         for _ in range(2 if secret else 1):
             line = await asyncio.wait_for(reader.readline(), CONNECT_TIMEOUT_S)
@@ -109,7 +120,11 @@ async def capture(address: Address, table: CommandTable, *, seconds: float) -> P
             except TimeoutError:
                 break
             if not data:
-                raise SourceError("the source ended the capture", why="the connection was closed", next_step="look at its log")
+                raise SourceError(
+                    "the source ended the capture",
+                    why="the connection was closed",
+                    next_step="look at its log",
+                )
             watcher.feed(data)
     finally:
         writer.close()

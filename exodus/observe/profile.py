@@ -37,14 +37,18 @@ class Profile:
         self.requests += 1
         self.writes += command.write
         name = command.name.decode("ascii", "replace")
-        self.commands[name if len(self.commands) < _NAMES_MAX or name in self.commands else "(other)"] += 1
+        self.commands[
+            name if len(self.commands) < _NAMES_MAX or name in self.commands else "(other)"
+        ] += 1
         self.databases[db] += 1
         if len(self.clients) < _NAMES_MAX:
             self.clients.add(client)
         self.argument_bytes += sum(map(len, args))
         for key in command.keys(args)[:8]:
             prefix = prefix_of(key)
-            self.prefixes[prefix if len(self.prefixes) < _NAMES_MAX or prefix in self.prefixes else "(other)"] += 1
+            self.prefixes[
+                prefix if len(self.prefixes) < _NAMES_MAX or prefix in self.prefixes else "(other)"
+            ] += 1
 
     def report(self, table: CommandTable) -> dict[str, Any]:
         """As JSON."""
@@ -59,8 +63,14 @@ class Profile:
             "databases": {str(db): count for db, count in self.databases.items()},
             "argument_bytes": self.argument_bytes,
             "commands": [
-                {"command": name, "calls": count, "write": table.of(name.encode().split(b"|")).write}
+                {
+                    "command": name,
+                    "calls": count,
+                    "write": table.of(name.encode().split(b"|")).write,
+                }
                 for name, count in self.commands.most_common(200)
             ],
-            "prefixes": [{"prefix": name, "keys": count} for name, count in self.prefixes.most_common(50)],
+            "prefixes": [
+                {"prefix": name, "keys": count} for name, count in self.prefixes.most_common(50)
+            ],
         }

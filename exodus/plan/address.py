@@ -17,7 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from exodus.errors import OperatorError
 from exodus.safe_text import remember
 
-_OTHER_SCHEMES = ("http", "https", "tcp", "tls", "unix", "redis+sentinel", "rediss+sentinel", "valkey", "valkeys")
+_OTHER_SCHEMES = (
+    "http",
+    "https",
+    "tcp",
+    "tls",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "valkey",
+    "valkeys",
+)
 _SPLITS = re.compile(r"[/?#@\s]")
 _DATABASE = re.compile(r"/[0-9]{1,3}")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -42,8 +52,12 @@ class Address(Tls):
     port: int = Field(ge=1, le=65535)
     username: str | None = None
     password: SecretStr | None = Field(default=None, exclude=True)
-    password_env: str | None = Field(default=None, description="environment variable that holds the password")
-    password_file: Path | None = Field(default=None, description="file whose first line is the password")
+    password_env: str | None = Field(
+        default=None, description="environment variable that holds the password"
+    )
+    password_file: Path | None = Field(
+        default=None, description="file whose first line is the password"
+    )
 
     @classmethod
     def parse(cls, url: str, *, field: str, **more: object) -> Self:
@@ -76,7 +90,11 @@ class Address(Tls):
                 next_step=f"write {field} as redis://user@host:port with a port from 1 to 65535",
             ) from None  # its text has a part of the URL
         if not parts.hostname:
-            raise OperatorError(f"{field}: the URL names no host", why="a URL needs a host", next_step=f"write {field} as redis://user@host:port")
+            raise OperatorError(
+                f"{field}: the URL names no host",
+                why="a URL needs a host",
+                next_step=f"write {field} as redis://user@host:port",
+            )
         if parts.path not in ("", "/", "/0") or parts.query or parts.fragment:
             named = repr(parts.path) if _DATABASE.fullmatch(parts.path) else "what follows the host"
             raise OperatorError(
@@ -89,7 +107,9 @@ class Address(Tls):
                 "host": parts.hostname,
                 "port": port,
                 "username": unquote(parts.username) if parts.username else None,
-                "password": SecretStr(remember(unquote(parts.password))) if parts.password else None,
+                "password": SecretStr(remember(unquote(parts.password)))
+                if parts.password
+                else None,
                 "tls": parts.scheme == "rediss",
                 **more,
             }
@@ -122,7 +142,9 @@ def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
         value = os.environ.get(env)
         if value is None:
             # What does not look like a variable may be the password itself, written into the wrong field.
-            named = f"${env}" if _VARIABLE.fullmatch(env) else "the variable that password_env names"
+            named = (
+                f"${env}" if _VARIABLE.fullmatch(env) else "the variable that password_env names"
+            )
             raise OperatorError(
                 f"{field}: no password in {named}",
                 why="the plan names this environment variable and it is not set here",
@@ -133,10 +155,15 @@ def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
         try:
             return remember(file.read_text().splitlines()[0])
         except (OSError, IndexError, UnicodeDecodeError) as exc:
-            named = str(file) if file.is_absolute() and file.parent.is_dir() else "the file that password_file names"
+            named = (
+                str(file)
+                if file.is_absolute() and file.parent.is_dir()
+                else "the file that password_file names"
+            )
             raise OperatorError(
                 f"{field}: no password in {named}",
-                why=(exc.strerror if isinstance(exc, OSError) else None) or "the file is empty, or not text",
+                why=(exc.strerror if isinstance(exc, OSError) else None)
+                or "the file is empty, or not text",
                 next_step="write the password on the first line of the file and let this user read it",
             ) from None  # its text has the name again
     return None
@@ -148,18 +175,31 @@ class Credentials(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     username: str = Field(min_length=1)
-    password_env: str | None = Field(default=None, description="environment variable that holds the password")
-    password_file: Path | None = Field(default=None, description="file whose first line is the password")
+    password_env: str | None = Field(
+        default=None, description="environment variable that holds the password"
+    )
+    password_file: Path | None = Field(
+        default=None, description="file whose first line is the password"
+    )
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:
         if self.username == "default":
-            raise ValueError("the user 'default' is the applications': name a user that only Exodus has")
+            raise ValueError(
+                "the user 'default' is the applications': name a user that only Exodus has"
+            )
         if (self.password_env is None) is (self.password_file is None):
-            raise ValueError(f"user {self.username} needs password_env or password_file, and not both")
+            raise ValueError(
+                f"user {self.username} needs password_env or password_file, and not both"
+            )
         return self
 
     def at(self, address: Address) -> Address:
         """The same server as this user."""
-        changed = {"username": self.username, "password": None, "password_env": self.password_env, "password_file": self.password_file}
+        changed = {
+            "username": self.username,
+            "password": None,
+            "password_env": self.password_env,
+            "password_file": self.password_file,
+        }
         return address.model_copy(update=changed)

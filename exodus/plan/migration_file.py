@@ -43,16 +43,26 @@ def load_migration(path: Path) -> MigrationFile:
     try:
         raw = yaml.safe_load(path.read_text())
     except OSError as exc:
-        raise OperatorError(f"{path} cannot be read", why=str(exc), next_step="name a migration file: exodus apply migration.yaml") from exc
+        raise OperatorError(
+            f"{path} cannot be read",
+            why=str(exc),
+            next_step="name a migration file: exodus apply migration.yaml",
+        ) from exc
     except yaml.YAMLError as exc:
         mark = exc.problem_mark if isinstance(exc, yaml.MarkedYAMLError) else None
         raise OperatorError(
             f"{path} is not YAML",
-            why="it cannot be read" if mark is None else f"it cannot be read at line {mark.line + 1}, column {mark.column + 1}",
+            why="it cannot be read"
+            if mark is None
+            else f"it cannot be read at line {mark.line + 1}, column {mark.column + 1}",
             next_step="correct the file; docs/operating/migration-file.md has an example",
         ) from None  # its text has lines of the file
     if not isinstance(raw, dict):
-        raise OperatorError(f"{path} holds no fields", why="a migration file is a mapping", next_step="see docs/operating/migration-file.md")
+        raise OperatorError(
+            f"{path} holds no fields",
+            why="a migration file is a mapping",
+            next_step="see docs/operating/migration-file.md",
+        )
     return migration_of(raw, str(path))
 
 
@@ -80,7 +90,9 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
         except ValidationError as exc:
             raise _as_operator_error(exc, where, name + ".") from exc
     try:
-        plan = Plan.model_validate({**fields, "source": servers["source"], "target": servers["target"]})
+        plan = Plan.model_validate(
+            {**fields, "source": servers["source"], "target": servers["target"]}
+        )
     except ValidationError as exc:
         raise _as_operator_error(exc, where, "") from exc
     return MigrationFile(plan=plan, control_store=servers["control_store"])
@@ -91,20 +103,36 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
     field = prefix + ".".join(str(part) for part in first["loc"])
     if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
         what = first["msg"].removeprefix("Value error, ")
-        return OperatorError(what, why=f"{where} was checked and nothing was changed", next_step="correct one of the two")
+        return OperatorError(
+            what,
+            why=f"{where} was checked and nothing was changed",
+            next_step="correct one of the two",
+        )
     why = f"{where} was checked and nothing was changed"
-    if first["type"] == "extra_forbidden":  # a misspelt field: its value may be a password, and so may its name
+    if (
+        first["type"] == "extra_forbidden"
+    ):  # a misspelt field: its value may be a password, and so may its name
         near = get_close_matches(str(first["loc"][-1]), _FIELDS, n=1)
-        number = f" (its value is {first['input']})" if isinstance(first["input"], (bool, int, float)) else ""
+        number = (
+            f" (its value is {first['input']})"
+            if isinstance(first["input"], (bool, int, float))
+            else ""
+        )
         return OperatorError(
             f"{_place(field)}: there is no such field{number}",
             why=why,
             next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md",
         )
-    hidden = prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
-    whole = isinstance(first["input"], (dict, list))  # with fields of its own, which may be anything
+    hidden = (
+        prefix or "password" in field or first["loc"][0] == "logins" or first["type"] == "missing"
+    )
+    whole = isinstance(
+        first["input"], (dict, list)
+    )  # with fields of its own, which may be anything
     value = "" if whole or (hidden and isinstance(first["input"], str)) else f" {first['input']!r}"
-    return OperatorError(f"{field}:{value} {first['msg'].lower()}", why=why, next_step=f"correct {field}")
+    return OperatorError(
+        f"{field}:{value} {first['msg'].lower()}", why=why, next_step=f"correct {field}"
+    )
 
 
 def _place(field: str) -> str:

@@ -38,22 +38,39 @@ class Rule(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pattern: str | None = Field(default=None, description="of the name, as KEYS takes it: * ? [a-z] [^a] and \\ before a character that is meant")
+    pattern: str | None = Field(
+        default=None,
+        description="of the name, as KEYS takes it: * ? [a-z] [^a] and \\ before a character that is meant",
+    )
     databases: tuple[int, ...] = Field(default=(), description="of the source")
     types: tuple[Literal["string", "list", "set", "zset", "hash", "stream"], ...] = ()
-    string_bytes_over: int | None = Field(default=None, ge=0, description="strings longer than this")
-    elements_over: int | None = Field(default=None, ge=0, description="keys of other types with more elements than this")
-    expiry: Literal["some", "none"] | None = Field(default=None, description="keys that expire, or that do not")
-    expires_before: AwareDatetime | None = Field(default=None, description="keys that expire before this date, with its time zone")
+    string_bytes_over: int | None = Field(
+        default=None, ge=0, description="strings longer than this"
+    )
+    elements_over: int | None = Field(
+        default=None, ge=0, description="keys of other types with more elements than this"
+    )
+    expiry: Literal["some", "none"] | None = Field(
+        default=None, description="keys that expire, or that do not"
+    )
+    expires_before: AwareDatetime | None = Field(
+        default=None, description="keys that expire before this date, with its time zone"
+    )
 
     @model_validator(mode="after")
     def _can_hold(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError("a rule needs a condition: one of " + ", ".join(type(self).model_fields))
+            raise ValueError(
+                "a rule needs a condition: one of " + ", ".join(type(self).model_fields)
+            )
         if self.string_bytes_over is not None and self.elements_over is not None:
-            raise ValueError("string_bytes_over is about strings and elements_over about all other types: no key meets both; write two rules")
+            raise ValueError(
+                "string_bytes_over is about strings and elements_over about all other types: no key meets both; write two rules"
+            )
         if self.expiry == "none" and self.expires_before is not None:
-            raise ValueError("expiry: none and expires_before hold for no key together; leave one away")
+            raise ValueError(
+                "expiry: none and expires_before hold for no key together; leave one away"
+            )
         return self
 
     @field_validator("databases")
@@ -74,16 +91,24 @@ class Rule(BaseModel):
         kind, length, expiry_ms = state
         if self.types and kind not in self.types:
             return False
-        if self.string_bytes_over is not None and not (kind == "string" and length > self.string_bytes_over):
+        if self.string_bytes_over is not None and not (
+            kind == "string" and length > self.string_bytes_over
+        ):
             return False
-        if self.elements_over is not None and not (kind != "string" and length > self.elements_over):
+        if self.elements_over is not None and not (
+            kind != "string" and length > self.elements_over
+        ):
             return False
         if self.expiry is not None and (self.expiry == "some") != (expiry_ms >= 0):
             return False
         return self.expires_before is None or 0 <= expiry_ms < _ms(self.expires_before)
 
     def __str__(self) -> str:
-        words = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        words = {
+            name: getattr(self, name)
+            for name in type(self).model_fields
+            if name in self.model_fields_set
+        }
         return ", ".join(f"{name} {_shown(value)}" for name, value in words.items())
 
 
@@ -114,7 +139,9 @@ class Rename(BaseModel):
         if self.to_prefix is None and self.to_database is None:
             raise ValueError("a rename needs to_prefix or to_database")
         if self.to_database is not None and self.database is None:
-            raise ValueError(f"to_database {self.to_database} for every database would let keys of one name meet; name the database")
+            raise ValueError(
+                f"to_database {self.to_database} for every database would let keys of one name meet; name the database"
+            )
         return self
 
     @property
@@ -143,10 +170,16 @@ def check_renames(renames: Sequence[Rename]) -> None:
         for other in renames[number + 1 :]:
             if (one.prefix, one.database) == (other.prefix, other.database):
                 raise ValueError(f"{one} and {other} are about the same keys; leave one away")
-            same_database = one.new_database is None or other.new_database is None or one.new_database == other.new_database
+            same_database = (
+                one.new_database is None
+                or other.new_database is None
+                or one.new_database == other.new_database
+            )
             ours, theirs = one.new_prefix, other.new_prefix
             if same_database and (ours.startswith(theirs) or theirs.startswith(ours)):
-                raise ValueError(f"keys renamed by {one} could meet keys renamed by {other}: give them prefixes of which none begins the other")
+                raise ValueError(
+                    f"keys renamed by {one} could meet keys renamed by {other}: give them prefixes of which none begins the other"
+                )
 
 
 class Scope:
@@ -174,8 +207,13 @@ class Scope:
         self._exclude = [_Matcher(rule) for rule in filters.exclude]
         self._include = [_Matcher(rule) for rule in filters.include]
         # The longest prefix counts, and a rule for one database before one for all.
-        order = sorted(renames, key=lambda rule: (-len(rule.prefix.encode()), rule.database is None))
-        self._renames = [(rule.database, rule.prefix.encode(), rule.new_database, rule.new_prefix.encode(), rule) for rule in order]
+        order = sorted(
+            renames, key=lambda rule: (-len(rule.prefix.encode()), rule.database is None)
+        )
+        self._renames = [
+            (rule.database, rule.prefix.encode(), rule.new_database, rule.new_prefix.encode(), rule)
+            for rule in order
+        ]
 
     def __bool__(self) -> bool:
         return bool(self.filters or self.renames)
@@ -223,7 +261,9 @@ class Scope:
             return "its new name would be one of Exodus's own" if own else None
         for _, _, to_db, to_prefix, rule in self._renames:
             if to_db in (None, db) and key.startswith(to_prefix):
-                return f"its name is one that renamed keys get ({rule}): exclude it, or rename it too"
+                return (
+                    f"its name is one that renamed keys get ({rule}): exclude it, or rename it too"
+                )
         return None
 
     def origin(self, db: int, key: bytes) -> Key | None:
@@ -234,12 +274,24 @@ class Scope:
         for from_db, prefix, to_db, to_prefix, _ in self._renames:
             if to_db in (None, db) and key.startswith(to_prefix):
                 found.append((db if from_db is None else from_db, prefix + key[len(to_prefix) :]))
-        return next((each for each in found if self.place(*each) == (db, key) and self.taken(*each) is None), None)
+        return next(
+            (
+                each
+                for each in found
+                if self.place(*each) == (db, key) and self.taken(*each) is None
+            ),
+            None,
+        )
 
-    def _rename_of(self, db: int, key: bytes) -> tuple[int | None, bytes, int | None, bytes, Rename] | None:
+    def _rename_of(
+        self, db: int, key: bytes
+    ) -> tuple[int | None, bytes, int | None, bytes, Rename] | None:
         if self._kept(key):
             return None
-        return next((rule for rule in self._renames if rule[0] in (None, db) and key.startswith(rule[1])), None)
+        return next(
+            (rule for rule in self._renames if rule[0] in (None, db) and key.startswith(rule[1])),
+            None,
+        )
 
     def _kept(self, key: bytes) -> bool:
         return self._always is not None and key.startswith(self._always)
@@ -256,7 +308,9 @@ class _Matcher:
         self.excluded = f"excluded: {rule}"
 
     def _named(self, db: int, key: bytes) -> bool:
-        return (not self._databases or db in self._databases) and (self._pattern is None or self._pattern.fullmatch(key) is not None)
+        return (not self._databases or db in self._databases) and (
+            self._pattern is None or self._pattern.fullmatch(key) is not None
+        )
 
     def meets(self, db: int, key: bytes, state: KeyState | None) -> bool:
         """Whether the key certainly meets the rule."""
@@ -307,7 +361,9 @@ def _class(pattern: bytes, at: int) -> tuple[bytes, int]:
         else:
             members.add(pattern[at])
             at += 1
-    chars = b"".join(b"\\x%02x" % each for each in sorted(set(range(256)) - members if negated else members))
+    chars = b"".join(
+        b"\\x%02x" % each for each in sorted(set(range(256)) - members if negated else members)
+    )
     return (b"[" + chars + b"]" if chars else b"(?!)"), at + 1
 
 
@@ -318,4 +374,10 @@ def _ms(at: datetime) -> int:
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value))
-    return value.isoformat() if isinstance(value, datetime) else repr(value) if isinstance(value, str) else str(value)
+    return (
+        value.isoformat()
+        if isinstance(value, datetime)
+        else repr(value)
+        if isinstance(value, str)
+        else str(value)
+    )

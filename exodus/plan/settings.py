@@ -50,19 +50,37 @@ class Login(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    user: str = Field(default="default", min_length=1, description="on the source; default: who says only a password, or nothing")
-    password_env: str | None = Field(default=None, description="environment variable that holds the source's password")
-    password_file: Path | None = Field(default=None, description="file whose first line is the source's password")
-    target_user: str | None = Field(default=None, min_length=1, description="on the target; the same name where it is left away")
-    target_password_env: str | None = Field(default=None, description="environment variable that holds the target's password")
-    target_password_file: Path | None = Field(default=None, description="file whose first line is the target's password")
+    user: str = Field(
+        default="default",
+        min_length=1,
+        description="on the source; default: who says only a password, or nothing",
+    )
+    password_env: str | None = Field(
+        default=None, description="environment variable that holds the source's password"
+    )
+    password_file: Path | None = Field(
+        default=None, description="file whose first line is the source's password"
+    )
+    target_user: str | None = Field(
+        default=None, min_length=1, description="on the target; the same name where it is left away"
+    )
+    target_password_env: str | None = Field(
+        default=None, description="environment variable that holds the target's password"
+    )
+    target_password_file: Path | None = Field(
+        default=None, description="file whose first line is the target's password"
+    )
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
         if (self.target_password_env is None) is (self.target_password_file is None):
-            raise ValueError(f"logins: {self.user} needs target_password_env or target_password_file, and not both")
+            raise ValueError(
+                f"logins: {self.user} needs target_password_env or target_password_file, and not both"
+            )
         if self.user != "default" and self.password_env is None and self.password_file is None:
-            raise ValueError(f"logins: {self.user} needs the source's password_env or password_file: nobody else may get the target's")
+            raise ValueError(
+                f"logins: {self.user} needs the source's password_env or password_file: nobody else may get the target's"
+            )
         return self
 
     def secret(self) -> str | None:
@@ -79,7 +97,12 @@ class Login(BaseModel):
         Raises:
             OperatorError: as `Address.secret`.
         """
-        return read_secret(f"logins: {self.user}: target", self.target_password_env, self.target_password_file) or ""
+        return (
+            read_secret(
+                f"logins: {self.user}: target", self.target_password_env, self.target_password_file
+            )
+            or ""
+        )
 
 
 class Budget(BaseModel):
@@ -87,10 +110,16 @@ class Budget(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    probe_ms_added_max: float | None = Field(default=None, gt=0, description="added to the 99th percentile of a PING, in ms")
-    cpu_share_max: float | None = Field(default=None, gt=0, le=1, description="of one core, added to what the applications use")
+    probe_ms_added_max: float | None = Field(
+        default=None, gt=0, description="added to the 99th percentile of a PING, in ms"
+    )
+    cpu_share_max: float | None = Field(
+        default=None, gt=0, le=1, description="of one core, added to what the applications use"
+    )
     replica_behind_mb_max: float | None = Field(
-        default=32, gt=0, description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute"
+        default=32,
+        gt=0,
+        description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute",
     )
 
 
@@ -99,16 +128,30 @@ class Workers(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    kind: WorkersKind = Field(default=WorkersKind.THREADS, description="threads, processes, or dask")
-    count: int | None = Field(default=None, ge=1, le=64, description="slices copied at a time; null: what the machine is good for")
-    dask_scheduler: str | None = Field(default=None, description="dask: tcp://HOST:PORT of a running scheduler; null: a cluster on this machine")
+    kind: WorkersKind = Field(
+        default=WorkersKind.THREADS, description="threads, processes, or dask"
+    )
+    count: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="slices copied at a time; null: what the machine is good for",
+    )
+    dask_scheduler: str | None = Field(
+        default=None,
+        description="dask: tcp://HOST:PORT of a running scheduler; null: a cluster on this machine",
+    )
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Self:
         if self.dask_scheduler is not None and self.kind is not WorkersKind.DASK:
-            raise ValueError(f"workers.dask_scheduler is {self.dask_scheduler} and workers.kind is {self.kind}: set kind: dask, or leave it away")
+            raise ValueError(
+                f"workers.dask_scheduler is {self.dask_scheduler} and workers.kind is {self.kind}: set kind: dask, or leave it away"
+            )
         if self.dask_scheduler is not None and self.count is not None:
-            raise ValueError("workers.count is for workers that Exodus starts; how many a running Dask scheduler has is the cluster's to say")
+            raise ValueError(
+                "workers.count is for workers that Exodus starts; how many a running Dask scheduler has is the cluster's to say"
+            )
         return self
 
 
@@ -123,9 +166,13 @@ class Listen(Tls):
 
     @model_validator(mode="after")
     def _needs_tls(self) -> Self:
-        given = [name for name in Tls.model_fields if name != "tls" and getattr(self, name) is not None]
+        given = [
+            name for name in Tls.model_fields if name != "tls" and getattr(self, name) is not None
+        ]
         if given and not self.tls:
-            raise ValueError(f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave {given[0]} away")
+            raise ValueError(
+                f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave {given[0]} away"
+            )
         return self
 
 
@@ -136,14 +183,18 @@ class Fencing(BaseModel):
 
     source: FenceKind = FenceKind.AUTO
     target: FenceKind = FenceKind.AUTO
-    source_instruction: str = Field(default="", max_length=2_000, description="provider: what a person does, and confirms")
+    source_instruction: str = Field(
+        default="", max_length=2_000, description="provider: what a person does, and confirms"
+    )
     target_instruction: str = Field(default="", max_length=2_000)
 
     @model_validator(mode="after")
     def _told(self) -> Self:
         for side in Side:
             if self.of(side) is FenceKind.PROVIDER and not self.instruction(side).strip():
-                raise ValueError(f"fence.{side} is provider: write into fence.{side}_instruction what a person has to do")
+                raise ValueError(
+                    f"fence.{side} is provider: write into fence.{side}_instruction what a person has to do"
+                )
         return self
 
     def of(self, side: Side) -> FenceKind:
@@ -160,17 +211,35 @@ class CanaryPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    steps: tuple[int, ...] = Field(default=(), description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; none: no canary")
-    seconds: float = Field(default=60.0, gt=0, le=86_400, description="how long each step is watched before the next is asked for")
-    advance: Literal["manual", "auto"] = Field(
-        default="manual", description="auto: only the first step is asked for, the others follow within the limits"
+    steps: tuple[int, ...] = Field(
+        default=(),
+        description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; none: no canary",
     )
-    wait_ms_max: float = Field(default=20.0, gt=0, le=1_000, description="a read waits for the follower no longer")
-    bad_max: int = Field(default=5, ge=0, le=99, description="of the last 100 reads of a gateway, late or with an error; more end the canary")
+    seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="how long each step is watched before the next is asked for",
+    )
+    advance: Literal["manual", "auto"] = Field(
+        default="manual",
+        description="auto: only the first step is asked for, the others follow within the limits",
+    )
+    wait_ms_max: float = Field(
+        default=20.0, gt=0, le=1_000, description="a read waits for the follower no longer"
+    )
+    bad_max: int = Field(
+        default=5,
+        ge=0,
+        le=99,
+        description="of the last 100 reads of a gateway, late or with an error; more end the canary",
+    )
 
     @field_validator("steps")
     @classmethod
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(not 1 <= percent <= 100 for percent in value) or list(value) != sorted(set(value)):
-            raise ValueError("canary.steps are percentages from 1 to 100, each larger than the one before: [1, 5, 25, 100]")
+            raise ValueError(
+                "canary.steps are percentages from 1 to 100, each larger than the one before: [1, 5, 25, 100]"
+            )
         return value

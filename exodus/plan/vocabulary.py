@@ -36,8 +36,12 @@ class Feed(StrEnum):
     """Where it is known from which keys changed."""
 
     AUTO = "auto"  # the most complete of the others that a side allows and that is proved; only in a plan, never in force
-    GATEWAY = "gateway"  # complete where all writers pass the gateways and scripts declare their keys
-    REPLICATION = "replication"  # complete, where the authority lets Exodus be a replica without data
+    GATEWAY = (
+        "gateway"  # complete where all writers pass the gateways and scripts declare their keys
+    )
+    REPLICATION = (
+        "replication"  # complete, where the authority lets Exodus be a replica without data
+    )
     TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
     NOTIFICATIONS = "notifications"  # likewise
 
@@ -91,7 +95,9 @@ class UserRole(StrEnum):
     """As which of its users Exodus connects. `syncer` is a side's own user: whatever has no user of its own uses that."""
 
     SYNCER = "syncer"  # copies keys, and does all that phases do on both sides
-    GATEWAY = "gateway"  # what a gateway asks for itself; applications' sessions keep their own logins
+    GATEWAY = (
+        "gateway"  # what a gateway asks for itself; applications' sessions keep their own logins
+    )
     COMPARER = "comparer"
     SWITCH = "switch"  # fences, and ends the right to write
     VERIFIER = "verifier"  # only reads

@@ -21,7 +21,9 @@ class Window(BaseModel):
     opens: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
     closes: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
     lag_ms_max: int = Field(default=60_000, ge=1, description="live sync may be this far behind")
-    quiet_seconds: float = Field(default=0.0, ge=0, le=86_400, description="for how long it must have been no further")
+    quiet_seconds: float = Field(
+        default=0.0, ge=0, le=86_400, description="for how long it must have been no further"
+    )
 
     def is_open(self, now_ms: int) -> bool:
         """Whether a switch may begin now."""
@@ -58,7 +60,9 @@ class Lookout:
         if self._quiet_since_ms is None:
             self._quiet_since_ms = now_ms
         if not window.is_open(now_ms):
-            return f"the window opens at {window.opens} UTC, in {window.opens_in_minutes(now_ms)} min"
+            return (
+                f"the window opens at {window.opens} UTC, in {window.opens_in_minutes(now_ms)} min"
+            )
         quiet_ms = now_ms - self._quiet_since_ms
         if quiet_ms < window.quiet_seconds * 1000:
             return f"live sync has kept up for {quiet_ms / 1000:.0f} s, {window.quiet_seconds:.0f} s are asked for"

@@ -9,7 +9,9 @@ import re
 
 _ESCAPES = {ord("n"): b"\n", ord("r"): b"\r", ord("t"): b"\t", ord("b"): b"\b", ord("a"): b"\a"}
 _SPACE = b" \n\r\t\v\f\0"
-_ENDS = b" \n\r\t\0"  # of a word without quotes; the other white space is skipped between words only
+_ENDS = (
+    b" \n\r\t\0"  # of a word without quotes; the other white space is skipped between words only
+)
 _HEX = b"0123456789abcdefABCDEF"
 _PLAIN = re.compile(rb"[^\"'\v\f\0]*").fullmatch  # what `bytes.split` splits as the servers do
 
@@ -37,7 +39,13 @@ def split_line(line: bytes) -> list[bytes] | None:
                 break
             char = line[at]
             if quote == 0x22:  # "
-                if char == 0x5C and at + 3 < end and line[at + 1] == 0x78 and line[at + 2] in _HEX and line[at + 3] in _HEX:
+                if (
+                    char == 0x5C
+                    and at + 3 < end
+                    and line[at + 1] == 0x78
+                    and line[at + 2] in _HEX
+                    and line[at + 3] in _HEX
+                ):
                     word.append(int(line[at + 2 : at + 4], 16))
                     at += 3
                 elif char == 0x5C and at + 1 < end:

@@ -21,7 +21,9 @@ _BULK_BYTES_MAX = 2**40
 _DIGITS_MAX = 12
 _NO_NUMBER = -(2**62)
 _NOTHING = b""
-_ARG_BYTES_MAX = RETAINED_ARG_BYTES  # names of this module, which the compiled one reads without a look-up
+_ARG_BYTES_MAX = (
+    RETAINED_ARG_BYTES  # names of this module, which the compiled one reads without a look-up
+)
 _FRAME_BYTES_MAX = RETAINED_FRAME_BYTES
 
 
@@ -78,13 +80,27 @@ class RequestScanner:
     these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
     """
 
-    __slots__ = ("_before", "_kept", "_odd", "_retained", "_skip", "_skipped", "_tail", "_want", "announced", "args", "broken")
+    __slots__ = (
+        "_before",
+        "_kept",
+        "_odd",
+        "_retained",
+        "_skip",
+        "_skipped",
+        "_tail",
+        "_want",
+        "announced",
+        "args",
+        "broken",
+    )
 
     def __init__(self, kept: dict[bytes, int] | None = None) -> None:
         self._kept = {} if kept is None else kept
         self.args: list[bytes] = []  # of the frame that is not complete yet
         self.broken: str | None = None
-        self.announced = 0  # bytes of the unfinished argument, or arguments of the frame, that are still to come
+        self.announced = (
+            0  # bytes of the unfinished argument, or arguments of the frame, that are still to come
+        )
         self._tail = b""  # bytes that cannot be read before more arrive
         self._before = 0  # bytes of the unfinished frame that were consumed by earlier calls
         self._want = 0  # arguments of the unfinished frame still to come; 0 at a frame's start
@@ -127,7 +143,9 @@ class RequestScanner:
                         if end - at > INLINE_BYTES_MAX:
                             self.broken = "too big inline request"
                         break
-                    words = split_line(data[at : eol - 1 if eol > at and data[eol - 1] == 0x0D else eol])
+                    words = split_line(
+                        data[at : eol - 1 if eol > at and data[eol - 1] == 0x0D else eol]
+                    )
                     if words is None:
                         self.broken = "unbalanced quotes in request"
                         break
@@ -141,7 +159,13 @@ class RequestScanner:
                 while eol < stop and 0x30 <= view[eol] <= 0x39:
                     count = count * 10 + view[eol] - 0x30
                     eol += 1
-                if eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2):
+                if (
+                    eol + 1 < end
+                    and data[eol] == 0x0D
+                    and data[eol + 1] == 0x0A
+                    and eol > at + 1
+                    and (data[at + 1] != 0x30 or eol == at + 2)
+                ):
                     at = eol + 2
                 else:  # not the common form: incomplete, negative, or wrong
                     eol = _line_end(data, b"\r", at)
@@ -170,7 +194,11 @@ class RequestScanner:
                     size = size * 10 + view[eol] - 0x30
                     eol += 1
                 if data[at] != _DOLLAR or not (
-                    eol + 1 < end and data[eol] == 0x0D and data[eol + 1] == 0x0A and eol > at + 1 and (data[at + 1] != 0x30 or eol == at + 2)
+                    eol + 1 < end
+                    and data[eol] == 0x0D
+                    and data[eol + 1] == 0x0A
+                    and eol > at + 1
+                    and (data[at + 1] != 0x30 or eol == at + 2)
                 ):  # not the common form: incomplete or wrong
                     eol = _line_end(data, b"\r", at)
                     if eol < 0 or eol + 1 >= end:
@@ -264,7 +292,15 @@ def _reply(kind: int, head: bytes, size: int, first: bytes) -> Reply:
 # What follows a type byte: a line alone, a bulk string, or as many elements (pairs) as the line says.
 _LINE, _BULK, _ELEMENTS, _PAIRS = 1, 2, 3, 4
 _SHAPES = bytes(
-    _LINE if type_ in b"+-:_#,(" else _BULK if type_ in b"$=!" else _ELEMENTS if type_ in b"*~>" else _PAIRS if type_ in b"%|" else 0
+    _LINE
+    if type_ in b"+-:_#,("
+    else _BULK
+    if type_ in b"$=!"
+    else _ELEMENTS
+    if type_ in b"*~>"
+    else _PAIRS
+    if type_ in b"%|"
+    else 0
     for type_ in range(256)
 )
 _ATTRIBUTE = 0x7C
@@ -287,7 +323,17 @@ def _length(data: bytes, at: int, eol: int) -> int:
 class ReplyScanner:
     """Frames of what a server sends."""
 
-    __slots__ = ("_aggregate", "_before", "_depth", "_first", "_head", "_kind", "_skip", "_tail", "broken")
+    __slots__ = (
+        "_aggregate",
+        "_before",
+        "_depth",
+        "_first",
+        "_head",
+        "_kind",
+        "_skip",
+        "_tail",
+        "broken",
+    )
 
     def __init__(self) -> None:
         self.broken: str | None = None
@@ -375,7 +421,9 @@ class ReplyScanner:
                         break
                     at = eol + 2
                     # An attribute comes before the value that it belongs to, and is none itself.
-                    depth += max(count, 0) * (2 if shape == _PAIRS else 1) - (0 if kind == _ATTRIBUTE else 1)
+                    depth += max(count, 0) * (2 if shape == _PAIRS else 1) - (
+                        0 if kind == _ATTRIBUTE else 1
+                    )
             if not depth:
                 found.append(_reply(self._kind, self._head, at - start, self._first or _NOTHING))
                 start = at

@@ -80,7 +80,9 @@ class Tries:
 
     def __init__(self, leg: Leg) -> None:
         self._leg = leg
-        self._late: asyncio.Task[list[Reply]] | None = None  # the reply to a request that took too long
+        self._late: asyncio.Task[list[Reply]] | None = (
+            None  # the reply to a request that took too long
+        )
 
     async def ask(self, db: int, args: list[bytes]) -> Reply:
         """The reply, an error as a value.
@@ -131,7 +133,16 @@ async def kill_script(ours: Leg) -> None:
 class Run:
     """One period in which the route asks for shadowing."""
 
-    def __init__(self, engine: Engine, copier: Copier, authority: Tries, follower: Tries, ours: Leg, table: CommandTable, slow: Slow) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        copier: Copier,
+        authority: Tries,
+        follower: Tries,
+        ours: Leg,
+        table: CommandTable,
+        slow: Slow,
+    ) -> None:
         """`ours` is a connection to the follower as Exodus, where `follower` is an application's."""
         self.engine = engine
         self._table = table
@@ -141,7 +152,9 @@ class Run:
         self._ours = ours
         self._slow = slow
         self.seeded: set[Key] = set()
-        self.outside: set[Key] = set()  # left out by the migration's rules, as they were when they were copied last
+        self.outside: set[Key] = (
+            set()
+        )  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
 
     async def copy(self, keys: Iterable[Key]) -> None:
@@ -154,21 +167,27 @@ class Run:
         for db, names in by_db.items():
             fresh = [(db, name) for name in names if (db, name) not in self.seeded]
             if fresh:
-                await answered(store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh]))
+                await answered(
+                    store.client.sadd(store.keys.seeded, *[pack([key]) for key in fresh])
+                )
                 self.seeded.update(fresh)
             report = await self.copier.sync_keys(db, names)
             if self.engine.scope:
                 self.outside.difference_update((db, name) for name in names)
                 self.outside.update((db, name) for name in report.left_out)
             for failure in report.failed:
-                await self._diverged(failure.db, failure.key, "(copy)", "cannot be carried", failure.reason)
+                await self._diverged(
+                    failure.db, failure.key, "(copy)", "cannot be carried", failure.reason
+                )
 
     def key_of(self, args: list[bytes]) -> bytes:
         """Return the key by which a request was sampled."""
         keys = self._table.of(args).keys(args)
         return keys[0] if keys else args[1] if len(args) > 1 else b""
 
-    async def one(self, db: int, args: list[bytes], reply: bytes, *, write: bool, at_ms: int) -> bool:
+    async def one(
+        self, db: int, args: list[bytes], reply: bytes, *, write: bool, at_ms: int
+    ) -> bool:
         """Compare one request's replies; return whether its key has to be copied afterwards.
 
         Args:
@@ -230,7 +249,9 @@ class Run:
                 await kill_script(self._ours)
             self._slow.script_runs = False
 
-    async def _ask_the_script_again(self, db: int, args: list[bytes], here: Reply, row: Counter[str], at_ms: int) -> None:
+    async def _ask_the_script_again(
+        self, db: int, args: list[bytes], here: Reply, row: Counter[str], at_ms: int
+    ) -> None:
         name, key = args[0].upper(), self.key_of(args)
         there: Reply = None
         for look in range(_LOOKS):
@@ -247,8 +268,15 @@ class Run:
         store, partitions = self.engine.store, self.engine.plan.partitions
         since = {partition_of(db, key, partitions): b"%d-0" % (at_ms - _EARLIER_MS)}
         changes = await journal.since(store, since)
-        if changes.gap or changes.barriers or (db, key) in changes.keys or error_code(there) == "NOSCRIPT":
-            row["inconclusive"] += 1  # the key was written since; or the target has not been given the script yet
+        if (
+            changes.gap
+            or changes.barriers
+            or (db, key) in changes.keys
+            or error_code(there) == "NOSCRIPT"
+        ):
+            row["inconclusive"] += (
+                1  # the key was written since; or the target has not been given the script yet
+            )
             return
         row["divergences"] += 1
         cause = f"error {error_code(there)}" if error_code(there) else "a script's reply differs"
@@ -264,7 +292,12 @@ class Run:
         if plan.compare_user is None or not command.known:
             return False
         if command.script:
-            return self.engine.route.shadow_scripts and plan.compare_scripts and not command.write and len(command.keys(args)) == 1
+            return (
+                self.engine.route.shadow_scripts
+                and plan.compare_scripts
+                and not command.write
+                and len(command.keys(args)) == 1
+            )
         return command.plain and command.keys(args) == args[1:2]
 
     def _renamed(self, db: int, args: list[bytes]) -> list[bytes] | None:
@@ -281,7 +314,9 @@ class Run:
         there = await self._ours.call("COMMAND", "INFO", args[0])
         return not there or there[0] is None
 
-    async def _look_again(self, db: int, name: bytes, args: list[bytes], key: bytes, row: Counter[str]) -> None:
+    async def _look_again(
+        self, db: int, name: bytes, args: list[bytes], key: bytes, row: Counter[str]
+    ) -> None:
         for look in range(_LOOKS):
             await self.copy([(db, key)])
             if (db, key) in self.outside:
@@ -290,19 +325,27 @@ class Run:
             there_args = self._renamed(db, args) or args
             try:
                 there_db = self.engine.scope.place(db, key)[0]
-                here, there = await asyncio.gather(self.authority.ask(db, args), self.follower.ask(there_db, there_args))
+                here, there = await asyncio.gather(
+                    self.authority.ask(db, args), self.follower.ask(there_db, there_args)
+                )
             except TooSlow:
                 await self._try_no_more(name, args, row)
                 return
             if error_code(here) == "NOPERM":
-                row["inconclusive"] += 1  # an application's command, which Exodus itself may not ask the authority again
+                row["inconclusive"] += (
+                    1  # an application's command, which Exodus itself may not ask the authority again
+                )
                 return
             if equivalent(name, here, there, args):
                 row["inconclusive"] += 1  # the key moved on between the application's read and ours
                 return
             await asyncio.sleep(_PAUSE_S * 4**look)
         row["divergences"] += 1
-        cause = f"error {error_code(there)}" if error_code(there) else f"replies differ under the rule '{rule_of(name, args)}'"
+        cause = (
+            f"error {error_code(there)}"
+            if error_code(there)
+            else f"replies differ under the rule '{rule_of(name, args)}'"
+        )
         await self._diverged(db, key, name.decode("ascii", "replace"), "replies differ", cause)
 
     async def _diverged(self, db: int, key: bytes, command: str, kind: str, cause: str) -> None:
@@ -310,7 +353,9 @@ class Run:
         detail = {
             "db": db, "key": key.decode("utf-8", "backslashreplace"), "command": command, "kind": kind, "cause": cause, "at_ms": await store.now_ms(),
         }  # fmt: skip
-        await answered(store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail)))
+        await answered(
+            store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail))
+        )
 
 
 class Comparer:
@@ -338,12 +383,23 @@ class Comparer:
 
     async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
         """Serve until `stop`."""
-        status = StatusServer(status_host, status_port, self.metrics, lambda: (True, self._store_why or self._why or "following"))
+        status = StatusServer(
+            status_host,
+            status_port,
+            self.metrics,
+            lambda: (True, self._store_why or self._why or "following"),
+        )
         try:
-            await until_stopped(self._stopping, registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S), self._beat())
+            await until_stopped(
+                self._stopping,
+                registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S),
+                self._beat(),
+            )
         finally:
             await self._stop_work()
-            with contextlib.suppress(*_STORE_ERRORS):  # the store may be what failed; our heartbeat then goes stale by itself
+            with contextlib.suppress(
+                *_STORE_ERRORS
+            ):  # the store may be what failed; our heartbeat then goes stale by itself
                 await self._store.unregister("comparer", self.process)
             status.close()
 
@@ -378,13 +434,21 @@ class Comparer:
         self._beat_now.set()
         while True:
             try:
-                if self._slow.script_runs:  # its server refuses everything else, the engine's first look included
+                if (
+                    self._slow.script_runs
+                ):  # its server refuses everything else, the engine's first look included
                     await self._kill_left_script(route)
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
-                    ours = await opened.enter_async_context(await (await engine.follower.nodes())[0].connect(name="exodus-compare"))
-                    authority = await self._tries((await engine.authority.nodes())[0].address, engine.route.authority, opened)
-                    follower = await self._tries(self._as_application(ours.address), engine.route.follower, opened)
+                    ours = await opened.enter_async_context(
+                        await (await engine.follower.nodes())[0].connect(name="exodus-compare")
+                    )
+                    authority = await self._tries(
+                        (await engine.authority.nodes())[0].address, engine.route.authority, opened
+                    )
+                    follower = await self._tries(
+                        self._as_application(ours.address), engine.route.follower, opened
+                    )
                     copier = await engine.copier(engine.guard(), name="exodus-compare")
                     opened.push_async_callback(copier.close)
                     async with await engine.authority_leg(name="exodus-compare") as asked:
@@ -397,17 +461,23 @@ class Comparer:
                         shadow_at = await self._batch(run, shadow_at)
                         positions = await self._refresh(run, positions)
             except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
-                self._why = exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                self._why = (
+                    exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
+                )
                 self._states.away("comparing", self._why, verbs=WAITS)
                 await asyncio.sleep(0.5)
 
     async def _kill_left_script(self, route: Route) -> None:
         """End the script that a lost connection left on the follower."""
-        async with await Leg.connect(self._plan.address(route.follower), route.follower, name="") as ours:
+        async with await Leg.connect(
+            self._plan.address(route.follower), route.follower, name=""
+        ) as ours:
             await kill_script(ours)
         self._slow.script_runs = False
 
-    async def _tries(self, address: Address, side: Side, opened: contextlib.AsyncExitStack) -> Tries:
+    async def _tries(
+        self, address: Address, side: Side, opened: contextlib.AsyncExitStack
+    ) -> Tries:
         tries = Tries(await Leg.connect(address, side, name="exodus-compare"))
         opened.push_async_callback(tries.close)
         return tries
@@ -422,7 +492,9 @@ class Comparer:
 
     async def _batch(self, run: Run, after: bytes) -> bytes:
         name = self._store.keys.shadow
-        found = await answered(self._store.client.xread({name: after}, count=_BATCH, block=_WAIT_MS))
+        found = await answered(
+            self._store.client.xread({name: after}, count=_BATCH, block=_WAIT_MS)
+        )
         if not found:
             self._behind = 0
             return after
@@ -473,14 +545,22 @@ class Comparer:
             epoch=self._route.epoch,
             state="comparing" if self._opened else "idle",
             why=self._store_why or self._why,
-            facts={"behind": self._behind, "rows": {name: dict(row) for name, row in self._rows.items()}},
+            facts={
+                "behind": self._behind,
+                "rows": {name: dict(row) for name, row in self._rows.items()},
+            },
         )
 
     def metrics(self) -> Iterable[Sample]:
         """For Prometheus."""
         for name, row in list(self._rows.items()):
             for outcome, count in row.items():
-                yield "exodus_comparer_replies_total", "sampled replies by outcome", {"command": name, "outcome": outcome}, count
+                yield (
+                    "exodus_comparer_replies_total",
+                    "sampled replies by outcome",
+                    {"command": name, "outcome": outcome},
+                    count,
+                )
 
 
 def _pair(fields: Mapping[bytes, bytes]) -> tuple[int, list[bytes], bytes, bool]:

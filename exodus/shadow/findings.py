@@ -43,11 +43,22 @@ def findings(rows: Sequence[Json], convergence: Json, divergences: Sequence[Json
 
 def _name(row: Mapping[str, Any], what: str) -> str:
     """A name that fits on one line."""
-    key = str(row["key"]).encode("unicode_escape").decode() if not str(row["key"]).isprintable() else str(row["key"])
+    key = (
+        str(row["key"]).encode("unicode_escape").decode()
+        if not str(row["key"]).isprintable()
+        else str(row["key"])
+    )
     return f"{row['db']}:{key} {what}"
 
 
 def why_not_accepted(found: Sequence[Json], text: str) -> str | None:
     """Return why names, one a line, do not accept every finding and nothing else; None: they do."""
     there = {row["name"] for row in found}
-    return why_not_all(text, there, field="accept_findings", noun="finding", resolved="resolved", resolve="resolve them")
+    return why_not_all(
+        text,
+        there,
+        field="accept_findings",
+        noun="finding",
+        resolved="resolved",
+        resolve="resolve them",
+    )

@@ -15,7 +15,20 @@ import hiredis
 from exodus.commands.semantics import NUMERIC, UNORDERED, UNORDERED_PAIRS
 
 # The server's own trouble, which says nothing about the data.
-INFRASTRUCTURE = frozenset({"LOADING", "BUSY", "OOM", "READONLY", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "NOAUTH"})
+INFRASTRUCTURE = frozenset(
+    {
+        "LOADING",
+        "BUSY",
+        "OOM",
+        "READONLY",
+        "MOVED",
+        "ASK",
+        "CLUSTERDOWN",
+        "TRYAGAIN",
+        "MASTERDOWN",
+        "NOAUTH",
+    }
+)
 
 
 class Rule(StrEnum):
@@ -33,7 +46,9 @@ _WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
 
 def rule_of(command: bytes, args: Sequence[bytes] = ()) -> Rule:
     """The rule for a command's name in upper case, and what its request asks for."""
-    if command in _ALWAYS_SCORED or (command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])):
+    if command in _ALWAYS_SCORED or (
+        command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])
+    ):
         return Rule.SCORED
     if command in UNORDERED or command in UNORDERED_PAIRS:
         return Rule.UNORDERED
@@ -70,7 +85,11 @@ def canonical(command: bytes, value: object, args: Sequence[bytes] = ()) -> obje
         return frozenset(zip(map(_atom, value[::2]), map(_atom, value[1::2]), strict=True))
     if isinstance(value, dict):
         pairs = [(_atom(key), canonical(command, inner)) for key, inner in value.items()]
-        return frozenset(pairs) if command in UNORDERED_PAIRS else tuple(part for pair in pairs for part in pair)
+        return (
+            frozenset(pairs)
+            if command in UNORDERED_PAIRS
+            else tuple(part for pair in pairs for part in pair)
+        )
     if isinstance(value, set | frozenset | list | tuple):
         parts = [canonical(command, inner) for inner in value]
         return tuple(sorted(parts, key=repr)) if rule is Rule.UNORDERED else tuple(parts)
@@ -113,6 +132,8 @@ def _rounded(value: object) -> object:
     return value
 
 
-def equivalent(command: bytes, authority: object, follower: object, args: Sequence[bytes] = ()) -> bool:
+def equivalent(
+    command: bytes, authority: object, follower: object, args: Sequence[bytes] = ()
+) -> bool:
     """Whether two parsed replies to the same request mean the same."""
     return canonical(command, authority, args) == canonical(command, follower, args)

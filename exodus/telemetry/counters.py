@@ -22,7 +22,9 @@ _HOT_KEYS_SHOWN = 20
 _WAITING_MAX = 64
 HOT_SAMPLE = 8  # the sketch of hot keys sees one request in 8; a power of two
 _HOT_MASK = HOT_SAMPLE - 1
-DISTINCT_SAMPLE = 16  # that of distinct keys sees the keys whose hash is divisible by 16; a power of two
+DISTINCT_SAMPLE = (
+    16  # that of distinct keys sees the keys whose hash is divisible by 16; a power of two
+)
 _DISTINCT_MASK = DISTINCT_SAMPLE - 1
 OTHER = "(other)"
 NO_PREFIX = "(none)"
@@ -60,7 +62,17 @@ class PrefixSnapshot(TypedDict):
 class CommandCounters:
     """The counters of one command."""
 
-    __slots__ = ("calls", "errors", "known", "latency_us", "reply_bytes", "reply_sizes", "request_bytes", "request_sizes", "write")
+    __slots__ = (
+        "calls",
+        "errors",
+        "known",
+        "latency_us",
+        "reply_bytes",
+        "reply_sizes",
+        "request_bytes",
+        "request_sizes",
+        "write",
+    )
 
     def __init__(self, *, write: bool, known: bool) -> None:
         self.calls = 0
@@ -158,10 +170,20 @@ class Telemetry:
         self._of_command: dict[Command, CommandCounters] = {}
         self._of_prefix: dict[bytes, PrefixCounters] = {}
         self._hot: list[bytes] = []  # every HOT_SAMPLE-th request's key, not yet in the sketch
-        self._distinct: list[bytes] = []  # keys of the hashes that are counted, not yet in the sketch
+        self._distinct: list[
+            bytes
+        ] = []  # keys of the hashes that are counted, not yet in the sketch
         self._turn = 0
 
-    def observe(self, command: Command, key: bytes | None, seconds: float, request_bytes: int, reply_bytes: int, error: bytes) -> None:
+    def observe(
+        self,
+        command: Command,
+        key: bytes | None,
+        seconds: float,
+        request_bytes: int,
+        reply_bytes: int,
+        error: bytes,
+    ) -> None:
         """Count one answered request: its command, its first key, how long the answer took, and the error's first word or nothing."""
         counters = self._of_command.get(command)
         if counters is None:
@@ -178,7 +200,9 @@ class Telemetry:
             self._error(counters, error)
         if key is None:
             return
-        if hash(key) & _DISTINCT_MASK == 0:  # the one that the dictionaries need anyway, and that is kept in the key
+        if (
+            hash(key) & _DISTINCT_MASK == 0
+        ):  # the one that the dictionaries need anyway, and that is kept in the key
             self._distinct.append(key)
         # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential generator of the C standard's example.)
         self._turn = (self._turn * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
@@ -215,7 +239,9 @@ class Telemetry:
             text = OTHER
         counters = self.commands.get(text)
         if counters is None:
-            counters = self.commands[text] = CommandCounters(write=command.write, known=command.known)
+            counters = self.commands[text] = CommandCounters(
+                write=command.write, known=command.known
+            )
         if room:
             self._of_command[command] = counters
         return counters
@@ -246,20 +272,70 @@ class Telemetry:
         for name, counters in list(self.commands.items()):
             labels = {"command": name}
             yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
-            yield "exodus_gateway_request_bytes_total", "bytes of requests", labels, counters.request_bytes
-            yield "exodus_gateway_reply_bytes_total", "bytes of replies", labels, counters.reply_bytes
-            yield "exodus_gateway_latency_us_p50", "median time to the reply since the start", labels, counters.latency_us.quantile(0.50)
-            yield "exodus_gateway_latency_us_p99", "99th percentile of it", labels, counters.latency_us.quantile(0.99)
-            yield "exodus_gateway_latency_us_max", "the longest", labels, counters.latency_us.value_max
+            yield (
+                "exodus_gateway_request_bytes_total",
+                "bytes of requests",
+                labels,
+                counters.request_bytes,
+            )
+            yield (
+                "exodus_gateway_reply_bytes_total",
+                "bytes of replies",
+                labels,
+                counters.reply_bytes,
+            )
+            yield (
+                "exodus_gateway_latency_us_p50",
+                "median time to the reply since the start",
+                labels,
+                counters.latency_us.quantile(0.50),
+            )
+            yield (
+                "exodus_gateway_latency_us_p99",
+                "99th percentile of it",
+                labels,
+                counters.latency_us.quantile(0.99),
+            )
+            yield (
+                "exodus_gateway_latency_us_max",
+                "the longest",
+                labels,
+                counters.latency_us.value_max,
+            )
             for code, count in list(counters.errors.items()):
-                yield "exodus_gateway_errors_total", "error replies, by the error's first word", {**labels, "code": code}, count
+                yield (
+                    "exodus_gateway_errors_total",
+                    "error replies, by the error's first word",
+                    {**labels, "code": code},
+                    count,
+                )
         for prefix, seen in list(self.prefixes.items()):
             labels = {"prefix": prefix}
-            yield "exodus_gateway_prefix_requests_total", "requests by the beginning of their first key", labels, seen.calls
+            yield (
+                "exodus_gateway_prefix_requests_total",
+                "requests by the beginning of their first key",
+                labels,
+                seen.calls,
+            )
             yield "exodus_gateway_prefix_writes_total", "writes among them", labels, seen.writes
-            yield "exodus_gateway_prefix_errors_total", "error replies among them", labels, seen.errors
-            yield "exodus_gateway_prefix_bytes_total", "bytes of these requests and their replies", labels, seen.request_bytes + seen.reply_bytes
-        yield "exodus_gateway_distinct_keys", "about how many different keys were named since the start", {}, self.distinct_keys()
+            yield (
+                "exodus_gateway_prefix_errors_total",
+                "error replies among them",
+                labels,
+                seen.errors,
+            )
+            yield (
+                "exodus_gateway_prefix_bytes_total",
+                "bytes of these requests and their replies",
+                labels,
+                seen.request_bytes + seen.reply_bytes,
+            )
+        yield (
+            "exodus_gateway_distinct_keys",
+            "about how many different keys were named since the start",
+            {},
+            self.distinct_keys(),
+        )
 
     def prefixes_snapshot(self) -> dict[str, PrefixSnapshot]:
         """All key prefixes, as JSON."""
@@ -268,7 +344,10 @@ class Telemetry:
     def hot_keys(self) -> list[tuple[str, int]]:
         """The keys that were named most often, with about how often, as JSON."""
         self._take_in()
-        return [(key.decode("utf-8", "backslashreplace"), count) for key, count in self.keys.hot(_HOT_KEYS_SHOWN)]
+        return [
+            (key.decode("utf-8", "backslashreplace"), count)
+            for key, count in self.keys.hot(_HOT_KEYS_SHOWN)
+        ]
 
     def distinct_keys(self) -> int:
         """About how many different keys were named."""

@@ -20,7 +20,9 @@ class Histogram:
     __slots__ = ("counts", "total", "value_max")
 
     def __init__(self) -> None:
-        self.counts = array("q", bytes(8 * _SIZE))  # of machine numbers, which the compiled form counts up without making an object of each
+        self.counts = array(
+            "q", bytes(8 * _SIZE)
+        )  # of machine numbers, which the compiled form counts up without making an object of each
         self.total = 0
         self.value_max = 0
 
@@ -40,7 +42,9 @@ class Histogram:
         """The smallest value (rounded up within its step) that `share` of all, rounded to a whole number, do not exceed; 0 where there are none."""
         wanted = max(1, int(share * self.total + 0.5))
         seen = 0
-        for index in range(_SIZE):  # by index: the compiled form makes no object of a count, and every beat asks this of every command
+        for index in range(
+            _SIZE
+        ):  # by index: the compiled form makes no object of a count, and every beat asks this of every command
             seen += self.counts[index]
             if seen >= wanted:
                 return _highest(index)

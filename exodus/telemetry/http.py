@@ -92,7 +92,13 @@ class _Bounded(ThreadingHTTPServer):
 class StatusServer:
     """The two pages of one process. `health` answers (well, why)."""
 
-    def __init__(self, host: str, port: int, samples: Callable[[], Iterable[Sample]], health: Callable[[], tuple[bool, str]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        samples: Callable[[], Iterable[Sample]],
+        health: Callable[[], tuple[bool, str]],
+    ) -> None:
         registry = CollectorRegistry()
         registry.register(_Samples(samples))
 
@@ -118,7 +124,9 @@ class StatusServer:
                 """Requests for metrics are not worth a line each."""
 
         self._server = _Bounded((host, port), Pages)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="status pages", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="status pages", daemon=True
+        )
         self._thread.start()
 
     @property

@@ -3,4 +3,6 @@
 from __future__ import annotations
 
 Labels = dict[str, str]
-Sample = tuple[str, str, Labels, float]  # name as exodus_<part>_<what>_<unit>, help, labels, value; `_total` makes a counter
+Sample = tuple[
+    str, str, Labels, float
+]  # name as exodus_<part>_<what>_<unit>, help, labels, value; `_total` makes a counter

@@ -13,7 +13,9 @@ from datasketches import frequent_items_error_type, frequent_strings_sketch, hll
 
 from exodus.telemetry.counters import DISTINCT_SAMPLE, HOT_SAMPLE
 
-_HOT_LG_KEYS = 10  # 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
+_HOT_LG_KEYS = (
+    10  # 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
+)
 _HLL_LG_BUCKETS = 12  # 2**12 buckets: a relative error of 1.6 % (one standard deviation)
 KEY_BYTES_MAX = 1024  # a longer key is counted by its beginning
 

@@ -23,7 +23,14 @@ class States:
         self._log = log
         self._known: dict[str, tuple[str, float]] = {}
 
-    def away(self, what: str, why: str, *, kind: str = "", verbs: tuple[str, str] = ("is away", "is back")) -> None:
+    def away(
+        self,
+        what: str,
+        why: str,
+        *,
+        kind: str = "",
+        verbs: tuple[str, str] = ("is away", "is back"),
+    ) -> None:
         """Say that something is away, and why; an empty text: that it is back.
 
         Args:

@@ -19,7 +19,9 @@ async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> L
         try:
             return await Leg.connect(nobody, authority, name=name)
         except OperatorError:
-            return await Leg.connect(plan.through_gateway(authority), authority, name=name)  # the gateway lets the authority check it
+            return await Leg.connect(
+                plan.through_gateway(authority), authority, name=name
+            )  # the gateway lets the authority check it
     except (SourceError, TargetError) as exc:
         raise OperatorError(
             f"gateway: nothing answers at {nobody.url}",
@@ -32,7 +34,9 @@ async def takes_nobody(plan: Plan, side: Side) -> bool:
     """Return whether a side lets a client in that shows no login."""
     none = {"username": None, "password": None, "password_env": None, "password_file": None}
     try:
-        async with await Leg.connect(plan.address(side).model_copy(update=none), side, name="exodus-login"):
+        async with await Leg.connect(
+            plan.address(side).model_copy(update=none), side, name="exodus-login"
+        ):
             return True
     except (OperatorError, SourceError, TargetError):  # one in protected mode ends the connection
         return False

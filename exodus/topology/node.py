@@ -43,7 +43,9 @@ class NodeFacts:
     capabilities: dict[str, bool] = field(default_factory=dict)
     database_count: int = 1  # databases that Exodus can enter: 0 to this, less one
     limits: dict[str, int] = field(default_factory=dict)  # `LIMITS` that the server tells
-    script_ms: int = _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
+    script_ms: int = (
+        _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
+    )
 
     @property
     def version_text(self) -> str:
@@ -74,12 +76,29 @@ class Node:
             if isinstance(raw, ReplyError):
                 if (later := not_yet(self.side, str(raw))) is not None:
                     raise later
-                raise OperatorError(f"{self.side}: the user may not run INFO", why=str(raw), next_step="grant +info (docs/operating/users.md)")
+                raise OperatorError(
+                    f"{self.side}: the user may not run INFO",
+                    why=str(raw),
+                    next_step="grant +info (docs/operating/users.md)",
+                )
             info = info_of(raw)
             engine = "valkey" if "valkey_version" in info else "redis"
-            version = tuple(int(part) for part in info.get("valkey_version", info["redis_version"]).split(".") if part.isdigit())
+            version = tuple(
+                int(part)
+                for part in info.get("valkey_version", info["redis_version"]).split(".")
+                if part.isdigit()
+            )
             scratch = _PROBE  # never written
-            names = ("pexpiretime", "acl", "monitor", "scripts", "hash field ttl", "no-touch", "read-only scripts", "memory usage")
+            names = (
+                "pexpiretime",
+                "acl",
+                "monitor",
+                "scripts",
+                "hash field ttl",
+                "no-touch",
+                "read-only scripts",
+                "memory usage",
+            )
             probes = await leg.pipeline(
                 [
                     ("PEXPIRETIME", scratch),
@@ -93,15 +112,23 @@ class Node:
                 ]
             )
             for reply in probes:
-                if isinstance(reply, ReplyError) and (later := not_yet(self.side, str(reply))) is not None:
+                if (
+                    isinstance(reply, ReplyError)
+                    and (later := not_yet(self.side, str(reply))) is not None
+                ):
                     raise later  # its answers say nothing of what it can do
-            able = {name: not isinstance(reply, ReplyError) for name, reply in zip(names, probes, strict=True)}
+            able = {
+                name: not isinstance(reply, ReplyError)
+                for name, reply in zip(names, probes, strict=True)
+            }
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
             databases = databases_of(info)
             payload = await _payload_version(leg, engine, version)
             limits = await _settings_of(leg, *LIMITS)
-            script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(_SCRIPT_LIMIT) or _SCRIPT_MS  # 0: no limit
+            script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(
+                _SCRIPT_LIMIT
+            ) or _SCRIPT_MS  # 0: no limit
             database_count = await _database_count(leg)
         return NodeFacts(
             engine=engine,

@@ -38,7 +38,9 @@ class Finding:
     next_step: str = ""
 
 
-async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None) -> list[Finding]:
+async def check_pair(
+    source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None
+) -> list[Finding]:
     """The pre-flight checks. Changes nothing.
 
     Raises:
@@ -47,7 +49,13 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
     findings: list[Finding] = []
     ours = await (await source.nodes())[0].facts()
     theirs = await (await target.nodes())[0].facts()
-    findings.append(Finding("servers", "ok", f"source {ours.engine} {ours.version_text}, target {theirs.engine} {theirs.version_text}"))
+    findings.append(
+        Finding(
+            "servers",
+            "ok",
+            f"source {ours.engine} {ours.version_text}, target {theirs.engine} {theirs.version_text}",
+        )
+    )
     if ours.run_id == theirs.run_id:
         findings.append(
             Finding(
@@ -60,7 +68,9 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
         )
         return findings
     if store is not None:
-        findings += await check_control_store(store, {Side.SOURCE: ours.run_id, Side.TARGET: theirs.run_id})
+        findings += await check_control_store(
+            store, {Side.SOURCE: ours.run_id, Side.TARGET: theirs.run_id}
+        )
     findings.append(await check_empty(target, theirs, plan, store))
     findings.append(_check_memory(ours, theirs))
     findings.append(await _check_payloads(source, ours, theirs))
@@ -88,7 +98,11 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
                 "what it evicts counts as missing", "set noeviction until the migration is finalised",
             )
         )  # fmt: skip
-    if ours.maxmemory and ours.maxmemory_policy not in ("noeviction", "") and plan.feed is Feed.GATEWAY:
+    if (
+        ours.maxmemory
+        and ours.maxmemory_policy not in ("noeviction", "")
+        and plan.feed is Feed.GATEWAY
+    ):
         findings.append(
             Finding(
                 "eviction on the source", "warning", f"the source evicts keys: maxmemory-policy {ours.maxmemory_policy}",
@@ -102,14 +116,21 @@ async def check_pair(source: Endpoint, target: Endpoint, plan: Plan, store: Cont
 async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> list[Finding]:
     """Whether the control store keeps what it is told; `sides` are the run ids of source and target, where they are known."""
     found = await check_store(store, sides)
-    return [Finding("control store", each.severity, each.what, each.why, each.next_step) for each in found]
+    return [
+        Finding("control store", each.severity, each.what, each.why, each.next_step)
+        for each in found
+    ]
 
 
-async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None) -> Finding:
+async def check_empty(
+    target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None
+) -> Finding:
     """Whether the target holds keys that are not this migration's; fatal where the plan does not allow it."""
     foreign = sum(facts.databases.values())
     if store is not None and await store.report(OWNED) is not None:
-        return Finding("empty target", "ok", f"{foreign} keys on the target, copied by this migration")
+        return Finding(
+            "empty target", "ok", f"{foreign} keys on the target, copied by this migration"
+        )
     if foreign and store is not None:
         try:
             foreign -= int(await answered(store.client.scard(store.keys.seeded)))
@@ -122,13 +143,19 @@ async def check_empty(target: Endpoint, facts: NodeFacts, plan: Plan, store: Con
             "keys there would be replaced, or be left over as keys that should not exist",
             "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus replace them",
         )  # fmt: skip
-    return Finding("empty target", "ok" if foreign <= 0 else "warning", f"{max(foreign, 0)} keys of others on the target")
+    return Finding(
+        "empty target",
+        "ok" if foreign <= 0 else "warning",
+        f"{max(foreign, 0)} keys of others on the target",
+    )
 
 
 async def empty_database(endpoint: Endpoint) -> int:
     """Return the highest database without keys, where no application looks; 0 where each has some."""
     facts = await (await endpoint.nodes())[0].facts()
-    return next((db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0)
+    return next(
+        (db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0
+    )
 
 
 async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
@@ -145,7 +172,14 @@ async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
                 async with await node.connect(db) as leg:
                     cursor: bytes | None = None
                     while cursor != b"0":
-                        cursor, keys = await leg.call("SCAN", cursor or b"0", "MATCH", RESERVED_PREFIX.replace(b"{", b"\\{") + b"*", "COUNT", 1000)
+                        cursor, keys = await leg.call(
+                            "SCAN",
+                            cursor or b"0",
+                            "MATCH",
+                            RESERVED_PREFIX.replace(b"{", b"\\{") + b"*",
+                            "COUNT",
+                            1000,
+                        )
                         found += sum(map(is_own, keys))
     return found
 
@@ -156,12 +190,21 @@ def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:
             "memory", "fatal", f"the target's maxmemory is {theirs.maxmemory:,} bytes, the source uses {ours.used_memory:,}",
             "the copy would not fit", f"set maxmemory of the target to {int(ours.used_memory * 1.25):,} or more",
         )  # fmt: skip
-    return Finding("memory", "ok", f"source uses {ours.used_memory:,} bytes, target allows {theirs.maxmemory or 'all it can get'}")
+    return Finding(
+        "memory",
+        "ok",
+        f"source uses {ours.used_memory:,} bytes, target allows {theirs.maxmemory or 'all it can get'}",
+    )
 
 
 def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
     """Compare the databases of both sides; a key of a database that the other side lacks cannot be carried."""
-    lacking = sorted(db for used in ours.databases for db in _databases_for(plan, used) if db >= theirs.database_count)
+    lacking = sorted(
+        db
+        for used in ours.databases
+        for db in _databases_for(plan, used)
+        if db >= theirs.database_count
+    )
     counts = f"the source has {ours.database_count} databases, the target {theirs.database_count}"
     if lacking:
         return Finding(
@@ -196,7 +239,9 @@ def _databases_for(plan: Plan, db: int) -> set[int]:
         return set()
     rules = [rule for rule in plan.renames if rule.database in (None, db)]
     whole = any(not rule.prefix for rule in rules)
-    return {db if rule.to_database is None else rule.to_database for rule in rules} | (set() if whole else {db})
+    return {db if rule.to_database is None else rule.to_database for rule in rules} | (
+        set() if whole else {db}
+    )
 
 
 def _check_limits(ours: NodeFacts, theirs: NodeFacts) -> list[Finding]:
@@ -221,7 +266,11 @@ def _check_limits(ours: NodeFacts, theirs: NodeFacts) -> list[Finding]:
 
 async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> Finding:
     if payload_fits(ours, theirs):
-        return Finding("payloads", "ok", f"DUMP version {ours.payload_version} fits the target's {theirs.payload_version}")
+        return Finding(
+            "payloads",
+            "ok",
+            f"DUMP version {ours.payload_version} fits the target's {theirs.payload_version}",
+        )
     lacking = await _what_cannot_be_carried(source, ours, theirs)
     if lacking:
         return Finding(
@@ -244,14 +293,23 @@ async def _what_cannot_be_carried(source: Endpoint, ours: NodeFacts, theirs: Nod
                 _, keys = await leg.call("SCAN", 0, "COUNT", 1000)
                 types = await leg.pipeline([("TYPE", key) for key in keys])
                 sampled += len(keys)
-                foreign = {kind for kind in types if kind not in (b"string", b"list", b"set", b"zset", b"hash", b"stream", b"none")}
+                foreign = {
+                    kind
+                    for kind in types
+                    if kind
+                    not in (b"string", b"list", b"set", b"zset", b"hash", b"stream", b"none")
+                }
                 if foreign:
                     return ", ".join(sorted(kind.decode() for kind in foreign))
-                if ours.capabilities.get("hash field ttl") and not theirs.capabilities.get("hash field ttl"):
+                if ours.capabilities.get("hash field ttl") and not theirs.capabilities.get(
+                    "hash field ttl"
+                ):
                     for key, kind in zip(keys, types, strict=True):
                         if kind == b"hash":
                             fields = await leg.call("HKEYS", key)
-                            ttls = await leg.call("HPEXPIRETIME", key, "FIELDS", len(fields), *fields)
+                            ttls = await leg.call(
+                                "HPEXPIRETIME", key, "FIELDS", len(fields), *fields
+                            )
                             if any(isinstance(ttl, int) and ttl >= 0 for ttl in ttls):
                                 return "hash field TTLs"
     return ""
@@ -279,7 +337,9 @@ async def _check_rights(plan: Plan, side: Side, facts: NodeFacts) -> list[Findin
         )
         for each in await try_rights(plan, side, facts.engine, facts.version)
     ]  # fmt: skip
-    return found or [Finding(check, "ok", f"every command that Exodus uses is allowed on the {side}")]
+    return found or [
+        Finding(check, "ok", f"every command that Exodus uses is allowed on the {side}")
+    ]
 
 
 async def _check_applications(plan: Plan) -> list[Finding]:
@@ -310,15 +370,33 @@ async def _check_applications(plan: Plan) -> list[Finding]:
 
 async def _check_login(login: Login, plan: Plan) -> Finding:
     """Both sides must take it now: at the switch a session that is refused is closed."""
-    for side, user, secret in ((Side.SOURCE, login.user, login.secret()), (Side.TARGET, login.target_user or login.user, login.target_secret())):
+    for side, user, secret in (
+        (Side.SOURCE, login.user, login.secret()),
+        (Side.TARGET, login.target_user or login.user, login.target_secret()),
+    ):
         given = SecretStr(secret) if secret is not None else None
-        as_application = plan.address(side).model_copy(update={"username": user, "password": given, "password_env": None, "password_file": None})
+        as_application = plan.address(side).model_copy(
+            update={
+                "username": user,
+                "password": given,
+                "password_env": None,
+                "password_file": None,
+            }
+        )
         try:
             async with await Leg.connect(as_application, side, name="exodus-login"):
                 pass
         except OperatorError as exc:
-            return Finding("logins", "fatal", f"logins: the {side} refuses {user!r}", exc.why, "correct the login, or its user on that side")
-    return Finding("logins", "ok", f"{login.user!r} is {login.target_user or login.user!r} on the target")
+            return Finding(
+                "logins",
+                "fatal",
+                f"logins: the {side} refuses {user!r}",
+                exc.why,
+                "correct the login, or its user on that side",
+            )
+    return Finding(
+        "logins", "ok", f"{login.user!r} is {login.target_user or login.user!r} on the target"
+    )
 
 
 def raise_if_fatal(findings: list[Finding]) -> None:

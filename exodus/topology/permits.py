@@ -18,7 +18,14 @@ from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.rights import Right, Version, Wanted, rights_of
 
 _ARGUMENT = "{exodus}:permit"  # of a command that is never run; a user without ~* may not name it, and needs to
-_LATER = ("PING", "MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH")  # are not queued, or end the transaction
+_LATER = (
+    "PING",
+    "MULTI",
+    "EXEC",
+    "DISCARD",
+    "WATCH",
+    "UNWATCH",
+)  # are not queued, or end the transaction
 _NO_PERMISSION = "NOPERM"
 
 
@@ -62,7 +69,11 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
     found: list[Refused] = []
     for role in _roles(plan, side):
         address = plan.acting(role).address(side)
-        roles = [role] if role is not UserRole.SYNCER else [each for each in UserRole if each is role or each not in _roles(plan, side)]
+        roles = (
+            [role]
+            if role is not UserRole.SYNCER
+            else [each for each in UserRole if each is role or each not in _roles(plan, side)]
+        )
         rights: dict[str, Right] = {}
         for each in roles:
             for command, right in rights_of(each, side, engine, version, wanted_of(plan, side)):
@@ -73,8 +84,15 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
             async with await Leg.connect(address, side, name="exodus-permits") as leg:
                 said = await _try(leg, user, list(rights))
         except OperatorError as exc:
-            raise OperatorError(f"{side}: user {user!r} (role {role}): {exc.what}", why=exc.why, next_step=exc.next_step) from exc
-        found += [Refused(side, role, user, command, why, rights[command]) for command, why in said.items()]
+            raise OperatorError(
+                f"{side}: user {user!r} (role {role}): {exc.what}",
+                why=exc.why,
+                next_step=exc.next_step,
+            ) from exc
+        found += [
+            Refused(side, role, user, command, why, rights[command])
+            for command, why in said.items()
+        ]
     return found
 
 
@@ -98,11 +116,17 @@ async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
     if isinstance(rows, ReplyError):
         return {"command": str(rows)}  # nothing else can be tried without it
     requests = _requests(rows, commands)
-    refused = {command: "the server has no such command" for command in commands if command not in requests}
+    refused = {
+        command: "the server has no such command" for command in commands if command not in requests
+    }
     begun = (await leg.pipeline([("MULTI",)]))[0]
     if isinstance(begun, ReplyError):
         return refused | {"multi": str(begun)}
-    queued = {command: request for command, request in requests.items() if request[0].upper() not in _LATER}
+    queued = {
+        command: request
+        for command, request in requests.items()
+        if request[0].upper() not in _LATER
+    }
     replies = await leg.pipeline([*queued.values(), ("DISCARD",)])
     if isinstance(replies[-1], ReplyError):
         refused["discard"] = str(replies[-1])
@@ -115,12 +139,24 @@ async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
             else:
                 asked[command] = request
     # A transaction that is refused EXEC is not run either; behind no MULTI it is an error of its own.
-    harmless = {name: request for name, request in requests.items() if request[0].upper() in _LATER and name not in ("multi", "discard")}
+    harmless = {
+        name: request
+        for name, request in requests.items()
+        if request[0].upper() in _LATER and name not in ("multi", "discard")
+    }
     order = sorted(harmless, key="unwatch".__eq__)
-    for command, reply in zip(order, await leg.pipeline([harmless[name] for name in order]), strict=True):
-        if isinstance(reply, ReplyError) and _NO_PERMISSION in str(reply):  # of EXEC inside an EXECABORT
+    for command, reply in zip(
+        order, await leg.pipeline([harmless[name] for name in order]), strict=True
+    ):
+        if isinstance(reply, ReplyError) and _NO_PERMISSION in str(
+            reply
+        ):  # of EXEC inside an EXECABORT
             refused[command] = str(reply)
-    for command, reply in zip(asked, await leg.pipeline([("ACL", "DRYRUN", user, *request) for request in asked.values()]), strict=True):
+    for command, reply in zip(
+        asked,
+        await leg.pipeline([("ACL", "DRYRUN", user, *request) for request in asked.values()]),
+        strict=True,
+    ):
         if isinstance(reply, bytes) and reply != b"OK":
             refused[command] = f"{_NO_PERMISSION} {reply.decode('utf-8', 'replace')}"
     return refused

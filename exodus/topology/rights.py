@@ -37,7 +37,14 @@ SINCE: dict[str, dict[str, Version]] = {
 _SERVER = re.compile(r"^(redis|valkey)-(\d+(?:\.\d+)*)$")
 _ALL = frozenset(UserRole)
 _SYNCER, _GATEWAY, _COMPARER, _SWITCH, _VERIFIER = (
-    frozenset({role}) for role in (UserRole.SYNCER, UserRole.GATEWAY, UserRole.COMPARER, UserRole.SWITCH, UserRole.VERIFIER)
+    frozenset({role})
+    for role in (
+        UserRole.SYNCER,
+        UserRole.GATEWAY,
+        UserRole.COMPARER,
+        UserRole.SWITCH,
+        UserRole.VERIFIER,
+    )
 )
 _READERS = _SYNCER | _COMPARER | _VERIFIER
 _WRITERS = _SYNCER | _COMPARER
@@ -88,24 +95,41 @@ def _names(commands: Iterable[bytes]) -> tuple[str, ...]:
 
 _READS_SLOWER = "keys are read type by type, in more round trips"
 RIGHTS = (
-    Right(_words("client|setname ping select info"), _ALL, "to name the connection, to see who answers, and how it fares"),
+    Right(
+        _words("client|setname ping select info"),
+        _ALL,
+        "to name the connection, to see who answers, and how it fares",
+    ),
     Right(_words("command"), _ALL, "which commands the server has, and where their keys stand"),
     Right(_words("multi discard"), _ALL, "to try rights without running anything"),
-    Right(_words("acl|whoami"), _ALL, "as whom Exodus is connected", without="the checks count it as connected as 'default'"),
+    Right(
+        _words("acl|whoami"),
+        _ALL,
+        "as whom Exodus is connected",
+        without="the checks count it as connected as 'default'",
+    ),
     Right(
         _words("acl|dryrun"),
         _ALL,
         "the checks try rights that cannot be tried in a transaction",
         without="MONITOR, PSYNC and their like are not tried",
     ),
-    Right(_words("scan type exists pttl pexpiretime time"), _READERS, "which keys there are, of which type, until when"),
     Right(
-        _words("get mget strlen getrange llen lrange scard smembers smismember sscan hlen hgetall hmget hkeys hscan"),
+        _words("scan type exists pttl pexpiretime time"),
+        _READERS,
+        "which keys there are, of which type, until when",
+    ),
+    Right(
+        _words(
+            "get mget strlen getrange llen lrange scard smembers smismember sscan hlen hgetall hmget hkeys hscan"
+        ),
         _READERS,
         "to read strings, lists, sets and hashes",
     ),
     Right(
-        _words("zcard zrange zmscore zscan xlen xrange xinfo|stream xinfo|groups xinfo|consumers xpending"),
+        _words(
+            "zcard zrange zmscore zscan xlen xrange xinfo|stream xinfo|groups xinfo|consumers xpending"
+        ),
         _READERS,
         "to read sorted sets and streams",
     ),
@@ -115,25 +139,73 @@ RIGHTS = (
         _READERS | _SWITCH,
         "a value and its expiry of one instant; writes only while the right to write lasts",
     ),
-    Right(_words("dump"), _READERS, "a key's value as one payload", without="keys are copied type by type"),
-    Right(_words("eval evalsha eval_ro evalsha_ro"), _READERS, "to read many keys in one call", without=_READS_SLOWER),
-    Right(_words("memory|usage"), _READERS, "to find large keys before they are read", without="large keys are found by their number of elements"),
-    Right(_words("client|no-touch"), _READERS, "to read keys without making them look used", without="reading makes keys look used"),
-    Right(_words("object|idletime object|freq"), _READERS, "idle time or frequency of keys (keep_usage)", without="keep_usage carries nothing"),
     Right(
-        _words("config|get"), _ALL, "limits, databases and settings of the server", without="they are not compared, databases are counted by SELECT"
+        _words("dump"),
+        _READERS,
+        "a key's value as one payload",
+        without="keys are copied type by type",
     ),
-    Right(_words("function|dump function|list"), _READERS | _SWITCH, "which function libraries there are", without="functions are not compared"),
     Right(
-        _words("set append rpush sadd zadd hset xadd xclaim xdel xsetid unlink del rename xgroup|create xgroup|createconsumer xgroup|destroy"),
+        _words("eval evalsha eval_ro evalsha_ro"),
+        _READERS,
+        "to read many keys in one call",
+        without=_READS_SLOWER,
+    ),
+    Right(
+        _words("memory|usage"),
+        _READERS,
+        "to find large keys before they are read",
+        without="large keys are found by their number of elements",
+    ),
+    Right(
+        _words("client|no-touch"),
+        _READERS,
+        "to read keys without making them look used",
+        without="reading makes keys look used",
+    ),
+    Right(
+        _words("object|idletime object|freq"),
+        _READERS,
+        "idle time or frequency of keys (keep_usage)",
+        without="keep_usage carries nothing",
+    ),
+    Right(
+        _words("config|get"),
+        _ALL,
+        "limits, databases and settings of the server",
+        without="they are not compared, databases are counted by SELECT",
+    ),
+    Right(
+        _words("function|dump function|list"),
+        _READERS | _SWITCH,
+        "which function libraries there are",
+        without="functions are not compared",
+    ),
+    Right(
+        _words(
+            "set append rpush sadd zadd hset xadd xclaim xdel xsetid unlink del rename xgroup|create xgroup|createconsumer xgroup|destroy"
+        ),
         _WRITERS,
         "to write keys on the follower: type by type, in pieces, and to remove them",
     ),
-    Right(_words("restore"), _WRITERS, "to write a key from its payload", without="keys are copied type by type"),
-    Right(_words("pexpireat pexpire persist hpexpireat"), _WRITERS, "to set and remove expiries"),
-    Right(_words("function|load"), _SYNCER | _SWITCH, "to carry function libraries", without="functions are carried by hand"),
     Right(
-        _words("script|load"), _SYNCER | _SWITCH, "to load applications' scripts on the other side", without="EVALSHA is answered NOSCRIPT at first"
+        _words("restore"),
+        _WRITERS,
+        "to write a key from its payload",
+        without="keys are copied type by type",
+    ),
+    Right(_words("pexpireat pexpire persist hpexpireat"), _WRITERS, "to set and remove expiries"),
+    Right(
+        _words("function|load"),
+        _SYNCER | _SWITCH,
+        "to carry function libraries",
+        without="functions are carried by hand",
+    ),
+    Right(
+        _words("script|load"),
+        _SYNCER | _SWITCH,
+        "to load applications' scripts on the other side",
+        without="EVALSHA is answered NOSCRIPT at first",
     ),
     Right(
         _words("incr hset ttl zscore role persist"),
@@ -146,7 +218,13 @@ RIGHTS = (
         "to compare users and modules, and to see who is still connected",
         without="they are not compared",
     ),
-    Right(_words("monitor"), _SYNCER, "to capture traffic in pre-test", frozenset({Side.SOURCE}), without="pre-test captures nothing"),
+    Right(
+        _words("monitor"),
+        _SYNCER,
+        "to capture traffic in pre-test",
+        frozenset({Side.SOURCE}),
+        without="pre-test captures nothing",
+    ),
     Right(
         _words("replconf psync"),
         _SYNCER,
@@ -175,8 +253,17 @@ RIGHTS = (
         feeds=frozenset({Feed.AUTO, Feed.NOTIFICATIONS}),
         without="another change feed is used",
     ),
-    Right(_words("client|unblock client|kill"), _GATEWAY, "to end what a session still waits for at the side that it leaves"),
-    Right(_names(EXACT_ELSEWHERE), _GATEWAY, "canary reads", without="canary reads fail, and the canary ends"),
+    Right(
+        _words("client|unblock client|kill"),
+        _GATEWAY,
+        "to end what a session still waits for at the side that it leaves",
+    ),
+    Right(
+        _names(EXACT_ELSEWHERE),
+        _GATEWAY,
+        "canary reads",
+        without="canary reads fail, and the canary ends",
+    ),
     Right(
         _names(COMPARED_READS | COMPARED_WRITES),
         _COMPARER,
@@ -190,9 +277,20 @@ RIGHTS = (
         frozenset({Side.TARGET}),
         without="it blocks the target until it ends by itself; leave compare_scripts away",
     ),
-    Right(_words("get mget set exists pttl"), _SWITCH, "the right to write to a side, and probes of its fence"),
-    Right(_words("eval"), _SWITCH, "a script's write as a probe of the fence", fences=frozenset({FenceKind.MIN_REPLICAS, FenceKind.REPLICA})),
-    Right(_words("client|list client|kill"), _SWITCH, "to end connections that a fence leaves a way"),
+    Right(
+        _words("get mget set exists pttl"),
+        _SWITCH,
+        "the right to write to a side, and probes of its fence",
+    ),
+    Right(
+        _words("eval"),
+        _SWITCH,
+        "a script's write as a probe of the fence",
+        fences=frozenset({FenceKind.MIN_REPLICAS, FenceKind.REPLICA}),
+    ),
+    Right(
+        _words("client|list client|kill"), _SWITCH, "to end connections that a fence leaves a way"
+    ),
     Right(
         _words("acl|setuser acl|getuser acl|users acl|list"),
         _SWITCH,
@@ -212,7 +310,13 @@ RIGHTS = (
         "the fence `replica`: this user can make the server a copy of another, and so lose its data",
         fences=frozenset({FenceKind.REPLICA}),
     ),
-    Right(_words("migrate"), _SYNCER, "MIGRATE sends keys", frozenset({Side.SOURCE}), strategies=frozenset({CopyStrategy.MIGRATE})),
+    Right(
+        _words("migrate"),
+        _SYNCER,
+        "MIGRATE sends keys",
+        frozenset({Side.SOURCE}),
+        strategies=frozenset({CopyStrategy.MIGRATE}),
+    ),
     Right(
         _words("acl|setuser acl|deluser acl|users client|kill"),
         _SYNCER | _SWITCH,
@@ -243,7 +347,9 @@ def has(command: str, engine: str, version: Version) -> bool:
     return since is None or version >= since[engine]
 
 
-def rights_of(role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted) -> list[tuple[str, Right]]:
+def rights_of(
+    role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted
+) -> list[tuple[str, Right]]:
     """Each command that a role needs on a side, once, with its first reason; what it cannot do without goes first."""
     found: dict[str, Right] = {}
     for right in sorted(RIGHTS, key=lambda right: bool(right.without)):
@@ -263,7 +369,9 @@ def server_of(text: str) -> tuple[str, Version]:
     found = _SERVER.match(text)
     if found is None:
         raise OperatorError(
-            f"--for: {text!r} is no server", why="an engine and a version are needed", next_step="write it as redis-6.2, redis-8.2 or valkey-9.1"
+            f"--for: {text!r} is no server",
+            why="an engine and a version are needed",
+            next_step="write it as redis-6.2, redis-8.2 or valkey-9.1",
         )
     version = tuple(map(int, found[2].split(".")))
     least = {"redis": (6, 2), "valkey": (7, 2)}[found[1]]
@@ -276,10 +384,18 @@ def server_of(text: str) -> tuple[str, Version]:
     return found[1], version
 
 
-def rule_of(roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: Wanted) -> str:
+def rule_of(
+    roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
+) -> str:
     """What ACL SETUSER gets behind name and password, for a user of these roles."""
-    commands = dict.fromkeys(command for role in roles for command, _ in rights_of(role, side, engine, version, wanted))
+    commands = dict.fromkeys(
+        command for role in roles for command, _ in rights_of(role, side, engine, version, wanted)
+    )
     heads = {command for command in commands if "|" not in command}
-    kept = sorted(command for command in commands if "|" not in command or command.partition("|")[0] not in heads)
+    kept = sorted(
+        command
+        for command in commands
+        if "|" not in command or command.partition("|")[0] not in heads
+    )
     channels = "&*" if "psubscribe" in commands else "resetchannels"
     return f"~* {channels} -@all " + " ".join(f"+{command}" for command in kept)

@@ -59,7 +59,11 @@ class Divergence:
 
     def as_json(self) -> dict[str, str | int]:
         """For reports: the key as text, bytes that are none escaped; and exactly, in hexadecimal."""
-        return {**asdict(self), "key": self.key.decode("utf-8", "backslashreplace"), "key_hex": self.key.hex()}
+        return {
+            **asdict(self),
+            "key": self.key.decode("utf-8", "backslashreplace"),
+            "key_hex": self.key.hex(),
+        }
 
 
 @dataclass
@@ -67,7 +71,9 @@ class Tally:
     """What was found of the keys that are equal, and of those that were not compared."""
 
     by_type: Counter[str] = field(default_factory=Counter)
-    excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys of the authority
+    excluded: Counter[str] = field(
+        default_factory=Counter
+    )  # the rule that leaves them out → keys of the authority
     keys_with_ttl: int = 0
     ttl_drift_ms_max: int = 0
 
@@ -103,9 +109,14 @@ class Comparison:
         self._scope = scope
         self._spare_others = spare_others
         self._whole = depth is Depth.FULL
-        self._dumps = self._whole and all(facts.payload_version is not None for facts in self._facts)
+        self._dumps = self._whole and all(
+            facts.payload_version is not None for facts in self._facts
+        )
         what = What.VALUE if self._whole and not self._dumps else _READS[depth]
-        self._readers = (Reader(authority, authority_facts, what), Reader(follower, follower_facts, what))
+        self._readers = (
+            Reader(authority, authority_facts, what),
+            Reader(follower, follower_facts, what),
+        )
         self._share = share
         self._turn = turn
         self._slack_ms = slack_ms
@@ -120,7 +131,9 @@ class Comparison:
         """End both connections."""
         await close_all(self._legs)
 
-    async def scan(self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False) -> tuple[int, Batch]:
+    async def scan(
+        self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False
+    ) -> tuple[int, Batch]:
         """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
@@ -128,12 +141,22 @@ class Comparison:
         """
         if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
-            keys = [key for key in dict.fromkeys(found) if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))]
-            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys) if self._scope.filters else {}
+            keys = [
+                key
+                for key in dict.fromkeys(found)
+                if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))
+            ]
+            outside = (
+                await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+                if self._scope.filters
+                else {}
+            )
             tally.excluded.update(outside.values())
             by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
             read = await self._readers[0].keys([key for key in keys if key not in outside])
-            return following, Batch.of([*read, *[_absent(key) for key in outside if key not in by_name]])
+            return following, Batch.of(
+                [*read, *[_absent(key) for key in outside if key not in by_name]]
+            )
         following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
         if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
             return following, batch
@@ -151,8 +174,13 @@ class Comparison:
         for to_db, part in self._by_place(db, ours.keys).items():
             if not await entered(self._legs[1], to_db):
                 continue
-            there = await self._readers[1].like(Batch.of([by_key[key]._replace(key=to) for key, to in part]))
-            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there.rows(), strict=True))
+            there = await self._readers[1].like(
+                Batch.of([by_key[key]._replace(key=to) for key, to in part])
+            )
+            found.update(
+                (key, seen._replace(key=key))
+                for (key, _), seen in zip(part, there.rows(), strict=True)
+            )
         return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
 
     def _by_place(self, db: int, keys: Sequence[bytes]) -> dict[int, list[tuple[bytes, bytes]]]:
@@ -174,7 +202,9 @@ class Comparison:
             if self._spare_others:
                 keys = [key for key in keys if self._scope.left_out(db, key) is None]
         inside = [key for key in keys if key not in outside and ours_there]
-        read, theirs = await asyncio.gather(self._readers[0].keys(inside), self._as_they_are(db, keys))
+        read, theirs = await asyncio.gather(
+            self._readers[0].keys(inside), self._as_they_are(db, keys)
+        )
         by_key = {each.key: each for each in read}
         ours = [by_key.get(key) or _absent(key) for key in keys]
         return await self.compare(db, ours, theirs, tally)
@@ -190,20 +220,29 @@ class Comparison:
             if not await entered(self._legs[1], to_db):
                 continue
             there = await self._readers[1].keys([to for _, to in part])
-            found.update((key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True))
+            found.update(
+                (key, seen._replace(key=key)) for (key, _), seen in zip(part, there, strict=True)
+            )
         return [found.get(key) or _absent(key) for key in keys]
 
-    async def compare_batch(self, db: int, ours: Batch, theirs: Batch, tally: Tally) -> list[Divergence]:
+    async def compare_batch(
+        self, db: int, ours: Batch, theirs: Batch, tally: Tally
+    ) -> list[Divergence]:
         """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is seen by the column."""
         doubtful = self._doubtful(ours, theirs)
         found: list[Divergence] = []
         if doubtful:
-            found = await self.compare(db, ours.at(doubtful).rows(), theirs.at(doubtful).rows(), tally)
+            found = await self.compare(
+                db, ours.at(doubtful).rows(), theirs.at(doubtful).rows(), tally
+            )
             left = set(doubtful)
             equal = [position for position in range(len(ours.keys)) if position not in left]
             ours, theirs = ours.at(equal), theirs.at(equal)
         if ours.expiries_ms != theirs.expiries_ms:
-            drift_ms = max(abs(here - there) for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True))
+            drift_ms = max(
+                abs(here - there)
+                for here, there in zip(ours.expiries_ms, theirs.expiries_ms, strict=True)
+            )
             tally.ttl_drift_ms_max = max(tally.ttl_drift_ms_max, drift_ms)
         tally.keys_with_ttl += len(ours.expiries_ms) - ours.expiries_ms.count(-1)  # all are there
         for kind in set(ours.kinds):
@@ -220,23 +259,38 @@ class Comparison:
             found = set(apart(ours.kinds, ours.values, theirs.values))
         else:
             plain = not self._whole or (
-                kinds <= PLAIN_TYPES and not (self._field_expiry and b"hash" in kinds) and set(map(type, ours.values)) <= {bytes, list}
+                kinds <= PLAIN_TYPES
+                and not (self._field_expiry and b"hash" in kinds)
+                and set(map(type, ours.values)) <= {bytes, list}
             )
             if not plain or ours.values != theirs.values:
                 return every
             found = set()
         if ours.expiries_ms != theirs.expiries_ms:
-            for position, (here, there) in enumerate(zip(ours.expiries_ms, theirs.expiries_ms, strict=True)):
-                if here != there and (abs(here - there) > self._slack_ms or (here < 0) != (there < 0)):
+            for position, (here, there) in enumerate(
+                zip(ours.expiries_ms, theirs.expiries_ms, strict=True)
+            ):
+                if here != there and (
+                    abs(here - there) > self._slack_ms or (here < 0) != (there < 0)
+                ):
                     found.add(position)
         return sorted(found)
 
-    async def compare(self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally) -> list[Divergence]:
+    async def compare(
+        self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally
+    ) -> list[Divergence]:
         """Compare what was read of both sides, key by key."""
         found: list[Divergence] = []
         slack_ms = self._slack_ms
         equal: Counter[bytes] = Counter()
-        read_apart = await self._apart(db, [here for here, there in zip(ours, theirs, strict=True) if self._needs_more(here, there)])
+        read_apart = await self._apart(
+            db,
+            [
+                here
+                for here, there in zip(ours, theirs, strict=True)
+                if self._needs_more(here, there)
+            ],
+        )
         for here, there in zip(ours, theirs, strict=True):
             key, kind, expiry, value, large = here
             # Most often both sides say the same, byte for byte.
@@ -264,8 +318,19 @@ class Comparison:
             elif expiry >= 0 and abs(expiry - there_expiry) > slack_ms:
                 found.append(Divergence(db, key, "expiry", f"{there_expiry - expiry:+d} ms"))
             elif unequal is not None:
-                what = f"{kind.decode()}s differ" if self._whole else f"lengths of {kind.decode()}s differ"
-                found.append(Divergence(db, key, unequal, "consumer groups or ids differ" if unequal == "group" else what))
+                what = (
+                    f"{kind.decode()}s differ"
+                    if self._whole
+                    else f"lengths of {kind.decode()}s differ"
+                )
+                found.append(
+                    Divergence(
+                        db,
+                        key,
+                        unequal,
+                        "consumer groups or ids differ" if unequal == "group" else what,
+                    )
+                )
             else:
                 equal[kind] += 1
                 if expiry >= 0:
@@ -277,25 +342,41 @@ class Comparison:
 
     def _kind(self, there: Seen) -> bytes:
         """The type of a key that was read as one of the same type as the other side's: what its payload says."""
-        if self._dumps and there.kind not in (b"string", b"none") and isinstance(there.value, bytes):
+        if (
+            self._dumps
+            and there.kind not in (b"string", b"none")
+            and isinstance(there.value, bytes)
+        ):
             return kind_of(there.value) or there.kind
         return there.kind
 
     def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
         """Whether values that were not read apart, and are not the same byte for byte, are equal."""
         if self._dumps:
-            return kind != b"string"  # a payload that is not of an equal value is always looked into
+            return (
+                kind != b"string"
+            )  # a payload that is not of an equal value is always looked into
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
     def _needs_more(self, here: Seen, there: Seen) -> bool:
         """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal, and by its type may nevertheless be."""
         kind = here.kind
-        if not self._whole or here.large or there.large or kind == b"none" or kind != self._kind(there):
+        if (
+            not self._whole
+            or here.large
+            or there.large
+            or kind == b"none"
+            or kind != self._kind(there)
+        ):
             return False
         if None in (here.value, there.value):
             return True
         if self._dumps:
-            return kind != b"string" and here.value != there.value and not same_value(here.value, there.value)
+            return (
+                kind != b"string"
+                and here.value != there.value
+                and not same_value(here.value, there.value)
+            )
         return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
 
     async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
@@ -305,9 +386,17 @@ class Comparison:
             part = rows[start : start + _APART_KEYS]
             here = [(db, row.key, row.kind) for row in part]
             there = [(*self._scope.place(db, row.key), row.kind) for row in part]
-            ours, theirs = await asyncio.gather(self._values(self._legs[0], here), self._values(self._legs[1], there))
+            ours, theirs = await asyncio.gather(
+                self._values(self._legs[0], here), self._values(self._legs[1], there)
+            )
             for (key, kind, *_), one, other in zip(part, ours, theirs, strict=True):
-                found[key] = None if one == other else "group" if kind == b"stream" and one[0] == other[0] else "value"
+                found[key] = (
+                    None
+                    if one == other
+                    else "group"
+                    if kind == b"stream" and one[0] == other[0]
+                    else "value"
+                )
         return found
 
     async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
@@ -317,15 +406,31 @@ class Comparison:
             await leg.select(db)
             mine = [(name, kind) for at, name, kind in keys if at == db]
             reads = [reads_of(kind, name) for name, kind in mine]
-            replies = iter(await leg.pipeline([command for commands in reads for command in commands]))
-            values = {name: canonical(kind, [next(replies) for _ in commands]) for (name, kind), commands in zip(mine, reads, strict=True)}
+            replies = iter(
+                await leg.pipeline([command for commands in reads for command in commands])
+            )
+            values = {
+                name: canonical(kind, [next(replies) for _ in commands])
+                for (name, kind), commands in zip(mine, reads, strict=True)
+            }
             hashes = [
-                (name, sorted(values[name])) for name, kind in mine if kind == b"hash" and self._field_expiry and isinstance(values[name], dict)
+                (name, sorted(values[name]))
+                for name, kind in mine
+                if kind == b"hash" and self._field_expiry and isinstance(values[name], dict)
             ]
-            times = await leg.pipeline([("HPEXPIRETIME", name, "FIELDS", len(fields), *fields) for name, fields in hashes if fields])
+            times = await leg.pipeline(
+                [
+                    ("HPEXPIRETIME", name, "FIELDS", len(fields), *fields)
+                    for name, fields in hashes
+                    if fields
+                ]
+            )
             for (name, _), ttls in zip([each for each in hashes if each[1]], times, strict=True):
                 known = isinstance(ttls, list)
-                values[name] = (values[name], ttls if known and any(ttl >= 0 for ttl in ttls) else [] if known else str(ttls))
+                values[name] = (
+                    values[name],
+                    ttls if known and any(ttl >= 0 for ttl in ttls) else [] if known else str(ttls),
+                )
             found.update({(db, name): value for name, value in values.items()})
         return [found[db, name] for db, name, _ in keys]
 
@@ -335,8 +440,15 @@ class Comparison:
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)
         sides = At(self._legs[0], key), At(self._legs[1], to)
-        here, there = [await expiry_of(side.leg, facts, side.key) for side, facts in zip(sides, self._facts, strict=True)]
-        return here, there, await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn)
+        here, there = [
+            await expiry_of(side.leg, facts, side.key)
+            for side, facts in zip(sides, self._facts, strict=True)
+        ]
+        return (
+            here,
+            there,
+            await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn),
+        )
 
 
 def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Divergence:
@@ -386,12 +498,20 @@ class Surplus:
         if not scope:
             found = await self._lacking(db, keys)
             found -= await self._behind_among(db, found)
-            return [(db, Divergence(db, key, "extra", "not on the authority")) for key in keys if key in found]
+            return [
+                (db, Divergence(db, key, "extra", "not on the authority"))
+                for key in keys
+                if key in found
+            ]
         extra: list[tuple[int, Divergence]] = []
         by_db: dict[int, list[bytes]] = {}
         for key in keys:
             origin = scope.origin(db, key)
-            why = "no key of the authority comes to this name" if origin is None else scope.left_out(*origin)
+            why = (
+                "no key of the authority comes to this name"
+                if origin is None
+                else scope.left_out(*origin)
+            )
             if why is not None and self._engine.spare_others:
                 self.spared += 1
             elif origin is None or why is not None:
@@ -401,7 +521,11 @@ class Surplus:
                 by_db.setdefault(origin[0], []).append(origin[1])
         for origin_db, names in by_db.items():
             lacking = await self._lacking(origin_db, names)
-            extra += [(origin_db, Divergence(origin_db, name, "extra", "not on the authority")) for name in names if name in lacking]
+            extra += [
+                (origin_db, Divergence(origin_db, name, "extra", "not on the authority"))
+                for name in names
+                if name in lacking
+            ]
         return extra
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
@@ -417,7 +541,11 @@ class Surplus:
         if self._behind is None or not keys:
             return set()
         await self._behind.select(db)
-        found = set(await left_out(self._behind, self._engine.follower_facts, self._engine.left_behind, db, list(keys)))
+        found = set(
+            await left_out(
+                self._behind, self._engine.follower_facts, self._engine.left_behind, db, list(keys)
+            )
+        )
         self.left_behind += len(found)
         return found
 
@@ -426,14 +554,20 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     """Connections of their own for looking for keys that are not to be there."""
     authority = await engine.authority_leg(name=name)
     try:
-        behind = await (await engine.follower.nodes())[0].connect(name=name) if engine.left_behind else None
+        behind = (
+            await (await engine.follower.nodes())[0].connect(name=name)
+            if engine.left_behind
+            else None
+        )
     except BaseException:
         await authority.close()
         raise
     return Surplus(engine, authority, behind)
 
 
-async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced) -> Comparison:
+async def open_comparison(
+    engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced
+) -> Comparison:
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:
@@ -444,8 +578,18 @@ async def open_comparison(engine: Engine, *, depth: Depth = Depth.FULL, share: f
         await close_all((authority, follower))
         raise
     facts = engine.authority_facts, engine.follower_facts
-    relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(side.capabilities.get("pexpiretime") for side in facts)
+    relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(
+        side.capabilities.get("pexpiretime") for side in facts
+    )
     slack_ms = _RELATIVE_SLACK_MS if relative else 0
     return Comparison(
-        authority, follower, *facts, engine.scope, spare_others=engine.spare_others, slack_ms=slack_ms, depth=depth, share=share, turn=turn
+        authority,
+        follower,
+        *facts,
+        engine.scope,
+        spare_others=engine.spare_others,
+        slack_ms=slack_ms,
+        depth=depth,
+        share=share,
+        turn=turn,
     )

@@ -15,10 +15,19 @@ from struct import unpack_from
 from exodus.copy.refoot import FOOTER_BYTES, NEVER
 from exodus.net.leg import Reply
 
-_FOOTER_BYTES = FOOTER_BYTES  # a name of this module, which the compiled one reads without a look-up
+_FOOTER_BYTES = (
+    FOOTER_BYTES  # a name of this module, which the compiled one reads without a look-up
+)
 _SET, _HASH, _ZSET = 2, 4, 5
 _INTSET, _ZSET_ZIPLIST, _HASH_ZIPLIST, _QUICKLIST, _STREAM = 11, 12, 13, 14, 15
-_HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3 = 16, 17, 18, 19, 20, 21
+_HASH_LISTPACK, _ZSET_LISTPACK, _QUICKLIST_2, _STREAM_2, _SET_LISTPACK, _STREAM_3 = (
+    16,
+    17,
+    18,
+    19,
+    20,
+    21,
+)
 _PLAIN_NODE = 1  # of a quicklist: one long element by itself
 _DELETED, _SAME_FIELDS = 1, 2  # flags of a stream's entry
 _ID_BYTES = 16
@@ -37,7 +46,12 @@ class UnknownFormatError(Exception):
     """A payload that is of no format known here."""
 
 
-DAMAGED = (UnknownFormatError, IndexError, ValueError, OverflowError)  # what a payload leads to that no server writes
+DAMAGED = (
+    UnknownFormatError,
+    IndexError,
+    ValueError,
+    OverflowError,
+)  # what a payload leads to that no server writes
 
 
 def kind_of(payload: bytes) -> bytes:
@@ -68,7 +82,13 @@ def same_value(one: bytes, other: bytes) -> bool:
     kind = kind_of(one)
     if size <= _FOOTER_BYTES or kind != kind_of(other):
         return False
-    if size == len(other) and one[0] == other[0] and kind and one[0] not in NEVER and one[:-_FOOTER_BYTES] == other[:-_FOOTER_BYTES]:
+    if (
+        size == len(other)
+        and one[0] == other[0]
+        and kind
+        and one[0] not in NEVER
+        and one[:-_FOOTER_BYTES] == other[:-_FOOTER_BYTES]
+    ):
         return True
     try:
         ours, theirs = _parts(one), _parts(other)
@@ -265,7 +285,9 @@ class _Body:
             return first & 0x3F
         if how == 1:
             self._at = at + 2
-            return (first & 0x3F) * 256 + view[at + 1]  # which may be the footer's: the next one who reads finds the end
+            return (first & 0x3F) * 256 + view[
+                at + 1
+            ]  # which may be the footer's: the next one who reads finds the end
         self._at = at + 1
         if first not in (0x80, 0x81):
             raise UnknownFormatError("no length where one was expected")
@@ -362,7 +384,9 @@ def _intset(data: bytes) -> list[bytes]:
     size = _signed(data, 0, 4)
     if size not in (2, 4, 8):
         raise UnknownFormatError(f"numbers of {size} bytes")
-    return [b"%d" % _signed(data, at, size) for at in range(8, 8 + size * _signed(data, 4, 4), size)]
+    return [
+        b"%d" % _signed(data, at, size) for at in range(8, 8 + size * _signed(data, 4, 4), size)
+    ]
 
 
 def _ziplist(data: bytes) -> list[bytes]:
@@ -435,7 +459,10 @@ def _listpack(data: bytes, *, numbers: bool) -> list[Reply]:
         elif first == 0xF0:
             if at + 4 > last:
                 raise IndexError("an element without a length")
-            head, size = 5, ((view[at + 4] * 256 + view[at + 3]) * 256 + view[at + 2]) * 256 + view[at + 1]
+            head, size = (
+                5,
+                ((view[at + 4] * 256 + view[at + 3]) * 256 + view[at + 2]) * 256 + view[at + 1],
+            )
         elif first < 0xF5:
             number, head = True, 9 if first == 0xF4 else first - 0xF0 + 2
             value = _signed(data, at + 1, head - 1)
@@ -448,7 +475,17 @@ def _listpack(data: bytes, *, numbers: bool) -> list[Reply]:
         else:
             found.append(b"%d" % value)
         size += head
-        at += size + (1 if size < 1 << 7 else 2 if size < 1 << 14 else 3 if size < 1 << 21 else 4 if size < 1 << 28 else 5)
+        at += size + (
+            1
+            if size < 1 << 7
+            else 2
+            if size < 1 << 14
+            else 3
+            if size < 1 << 21
+            else 4
+            if size < 1 << 28
+            else 5
+        )
     if at != last or view[last] != 0xFF:
         raise UnknownFormatError("a listpack that does not end where it should")
     return found

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.control.checkpoint import PassProgress, Walk, forget_pass, load_pass, part_name, save_pass
+from exodus.control.checkpoint import (
+    PassProgress,
+    Walk,
+    forget_pass,
+    load_pass,
+    part_name,
+    save_pass,
+)
 from exodus.control.store import ControlStore
 from exodus.copy.scan import Slice, plan_slices
 from exodus.engine import Engine
@@ -42,9 +49,18 @@ class Found(BaseModel):
 async def plan_parts(engine: Engine, name: str, count: int) -> list[Part]:
     """Begin a pass of `count` parts at most, each of slices that follow each other."""
     begun = await begin_pass(engine, name)
-    slices = [[piece.slice_id for piece in await plan_slices(side, engine.plan.slices)] for side in (engine.authority, engine.follower)]
+    slices = [
+        [piece.slice_id for piece in await plan_slices(side, engine.plan.slices)]
+        for side in (engine.authority, engine.follower)
+    ]
     count = max(1, min(count, *map(len, slices)))
-    cut = [[tuple(of[number * len(of) // count : (number + 1) * len(of) // count]) for number in range(count)] for of in slices]
+    cut = [
+        [
+            tuple(of[number * len(of) // count : (number + 1) * len(of) // count])
+            for number in range(count)
+        ]
+        for of in slices
+    ]
     return [
         Part(name=part_name(name, number), of=begun, forwards=forwards, backwards=backwards)
         for number, (forwards, backwards) in enumerate(zip(*cut, strict=True))
@@ -81,7 +97,9 @@ def _walk(slices: Sequence[str]) -> Walk:
 async def put_together(store: ControlStore, name: str, found: Sequence[Found]) -> PassProgress:
     """Return the pass as one process would have it at the end of its look."""
     first = found[0].progress
-    whole = first.model_copy(update={"forwards": Walk(cursors={}), "backwards": Walk(cursors={}), "resumed": 0})
+    whole = first.model_copy(
+        update={"forwards": Walk(cursors={}), "backwards": Walk(cursors={}), "resumed": 0}
+    )
     counts: dict[str, int] = {}
     by_type: dict[str, int] = {}
     excluded: dict[str, int] = {}
@@ -90,7 +108,11 @@ async def put_together(store: ControlStore, name: str, found: Sequence[Found]) -
     for each in found:
         part = each.progress
         drift = max(counts.get("ttl_drift_ms_max", 0), part.counts.get("ttl_drift_ms_max", 0))
-        for totals, more in ((counts, part.counts), (by_type, part.by_type), (excluded, part.excluded)):
+        for totals, more in (
+            (counts, part.counts),
+            (by_type, part.by_type),
+            (excluded, part.excluded),
+        ):
             for key, value in more.items():
                 totals[key] = totals.get(key, 0) + value
         counts["ttl_drift_ms_max"] = drift
@@ -100,8 +122,15 @@ async def put_together(store: ControlStore, name: str, found: Sequence[Found]) -
         counts["keys_authority"] -= 1
         if kinds.get(mark) in by_type:
             by_type[kinds[mark]] -= 1
-    counts["keys_follower"] = counts.get("keys_follower", 0) - len(_twice([each.progress.backwards for each in found]))
-    whole.counts, whole.by_type, whole.excluded, whole.suspects = counts, by_type, excluded, list(suspects.values())
+    counts["keys_follower"] = counts.get("keys_follower", 0) - len(
+        _twice([each.progress.backwards for each in found])
+    )
+    whole.counts, whole.by_type, whole.excluded, whole.suspects = (
+        counts,
+        by_type,
+        excluded,
+        list(suspects.values()),
+    )
     for number in range(len(found)):
         await forget_pass(store, part_name(name, number))
     return whole
@@ -113,4 +142,6 @@ def _twice(walks: Sequence[Walk]) -> list[str]:
     for walk in walks:
         for border, marks in walk.borders.items():
             open_borders.setdefault(border, []).append(set(marks))
-    return [mark for sides in open_borders.values() if len(sides) == 2 for mark in sides[0] & sides[1]]
+    return [
+        mark for sides in open_borders.values() if len(sides) == 2 for mark in sides[0] & sides[1]
+    ]

@@ -26,13 +26,29 @@ from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
 from exodus.plan.own_keys import without_own
 from exodus.topology.endpoint import Endpoint
-from exodus.verify.comparison import Comparison, Depth, Divergence, Surplus, Tally, in_sample, open_comparison, open_surplus
+from exodus.verify.comparison import (
+    Comparison,
+    Depth,
+    Divergence,
+    Surplus,
+    Tally,
+    in_sample,
+    open_comparison,
+    open_surplus,
+)
 
 BATCH_KEYS = 500
 LISTED_MAX = 1_000
 SLICES_AT_A_TIME = 3
 _KEEP_EVERY_S = 0.5
-_COUNTS = ("keys_authority", "keys_follower", "keys_spared", "keys_left_behind", "keys_with_ttl", "ttl_drift_ms_max")
+_COUNTS = (
+    "keys_authority",
+    "keys_follower",
+    "keys_spared",
+    "keys_left_behind",
+    "keys_with_ttl",
+    "ttl_drift_ms_max",
+)
 
 Note = Callable[[Sequence[Divergence]], Awaitable[None]]
 
@@ -55,7 +71,9 @@ class VerificationReport(Tally):
     keys_not_carried: int = 0  # differ, and are dead letters
     divergences: list[Divergence] = field(default_factory=list)
     divergences_total: int = 0
-    dirty: list[Divergence] = field(default_factory=list)  # differ, and were written while they were looked at: live sync has them
+    dirty: list[Divergence] = field(
+        default_factory=list
+    )  # differ, and were written while they were looked at: live sync has them
     dirty_total: int = 0
     looked_at_again: int = 0
     resumed: int = 0  # times a process went on where another had ended
@@ -104,12 +122,16 @@ class _Way:
         self.walk = walk
         # What is kept of them is of slices that were counted; those here may be of one that is under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
-        self.kinds: dict[str, str] = {}  # marks of equal keys at borders → their types, where the walk compares
+        self.kinds: dict[
+            str, str
+        ] = {}  # marks of equal keys at borders → their types, where the walk compares
 
     async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
         """Those that are not done; all of them where the walk has not begun."""
         if self.walk.cursors is None:
-            self.walk.cursors = {piece.slice_id: piece.start for piece in await plan_slices(endpoint, slices)}
+            self.walk.cursors = {
+                piece.slice_id: piece.start for piece in await plan_slices(endpoint, slices)
+            }
         return deque(map(Slice.parse, self.walk.cursors))
 
     def cursor(self, piece: Slice) -> int:
@@ -118,7 +140,11 @@ class _Way:
 
     def borders(self, piece: Slice, before: int, after: int) -> list[str]:
         """The borders that the call from cursor `before` to cursor `after` is at, if any."""
-        found = [f"{piece.node}/{piece.db}/{piece.index}"] if piece.index and before == piece.start else []
+        found = (
+            [f"{piece.node}/{piece.db}/{piece.index}"]
+            if piece.index and before == piece.start
+            else []
+        )
         if piece.index + 1 < piece.count and piece.ended(after):
             found.append(f"{piece.node}/{piece.db}/{piece.index + 1}")
         return found
@@ -146,7 +172,13 @@ class _Way:
         """Count a call of the slice with these keys, up to `cursor`; `found` differ, and are in no count by type."""
         if borders and kinds:
             differ = {divergence.key for divergence in found}
-            self.kinds.update({_mark(key): kind.decode() for key, kind in zip(keys, kinds, strict=True) if key not in differ})
+            self.kinds.update(
+                {
+                    _mark(key): kind.decode()
+                    for key, kind in zip(keys, kinds, strict=True)
+                    if key not in differ
+                }
+            )
         cursors = self.walk.cursors or {}
         if piece.ended(cursor):
             del cursors[piece.slice_id]
@@ -165,14 +197,23 @@ class UnderWay:
     """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
 
     def __init__(
-        self, store: ControlStore | None = None, name: str = "", kept: PassProgress | None = None, *, depth: Depth = Depth.FULL, share: float = 1.0
+        self,
+        store: ControlStore | None = None,
+        name: str = "",
+        kept: PassProgress | None = None,
+        *,
+        depth: Depth = Depth.FULL,
+        share: float = 1.0,
     ) -> None:
         self.report = VerificationReport(depth=depth, share=share)
         self.suspects: dict[Key, Divergence] = {}
         self._store, self._name, self._kept = store, name, kept
         self._saved = time.monotonic()
         if kept is not None:
-            self.suspects = {(db, bytes.fromhex(key)): Divergence(db, bytes.fromhex(key), kind, text) for db, key, kind, text in kept.suspects}
+            self.suspects = {
+                (db, bytes.fromhex(key)): Divergence(db, bytes.fromhex(key), kind, text)
+                for db, key, kind, text in kept.suspects
+            }
             for field_name, count in kept.counts.items():
                 setattr(self.report, field_name, count)
             self.report.by_type.update(kept.by_type)
@@ -195,7 +236,12 @@ class UnderWay:
     async def keep(self) -> None:
         """Write it down now and then, where that is wanted."""
         store, kept = self._store, self._kept
-        if store is None or kept is None or time.monotonic() - self._saved < _KEEP_EVERY_S or len(self.suspects) > LISTED_MAX:
+        if (
+            store is None
+            or kept is None
+            or time.monotonic() - self._saved < _KEEP_EVERY_S
+            or len(self.suspects) > LISTED_MAX
+        ):
             return  # with so many differences it is not worth going on with
         self._saved = time.monotonic()
         await save_pass(store, self._name, self.taken(await store.now_ms()))
@@ -208,7 +254,10 @@ class UnderWay:
         kept.at_ms = at_ms
         kept.counts = {name: getattr(self.report, name) for name in _COUNTS}
         kept.by_type, kept.excluded = dict(self.report.by_type), dict(self.report.excluded)
-        kept.suspects = [(found.db, found.key.hex(), found.kind, found.detail) for found in self.suspects.values()]
+        kept.suspects = [
+            (found.db, found.key.hex(), found.kind, found.detail)
+            for found in self.suspects.values()
+        ]
         kept.forwards, kept.backwards = self.forwards.walk, self.backwards.walk
         return kept
 
@@ -226,25 +275,45 @@ async def look(engine: Engine, way: UnderWay, note: Note) -> None:
         await _look(engine, way, note, (forwards, backwards), at_once)
 
 
-async def _look(engine: Engine, way: UnderWay, note: Note, pieces: tuple[deque[Slice], deque[Slice]], at_once: int) -> None:
+async def _look(
+    engine: Engine,
+    way: UnderWay,
+    note: Note,
+    pieces: tuple[deque[Slice], deque[Slice]],
+    at_once: int,
+) -> None:
     forwards, backwards = pieces
-    async with Pace(engine.store, engine.authority, engine.plan.budget, what="verification") as pace:
-        passes = [asyncio.create_task(_compare(engine, way, forwards, pace, note)) for _ in range(min(at_once, len(forwards)))]
-        passes += [asyncio.create_task(_find_surplus(engine, way, backwards, pace, note)) for _ in range(min(at_once, len(backwards)))]
+    async with Pace(
+        engine.store, engine.authority, engine.plan.budget, what="verification"
+    ) as pace:
+        passes = [
+            asyncio.create_task(_compare(engine, way, forwards, pace, note))
+            for _ in range(min(at_once, len(forwards)))
+        ]
+        passes += [
+            asyncio.create_task(_find_surplus(engine, way, backwards, pace, note))
+            for _ in range(min(at_once, len(backwards)))
+        ]
         try:
             await asyncio.gather(*passes)
         finally:
             await end_all(passes)  # the others, where one failed
 
 
-async def _compare(engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note) -> None:
+async def _compare(
+    engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note
+) -> None:
     """Slices of the authority, one after the other, as long as there are any."""
     report, walk = way.report, way.forwards
-    comparison = await open_comparison(engine, depth=report.depth, share=report.share, turn=pace.turn)
+    comparison = await open_comparison(
+        engine, depth=report.depth, share=report.share, turn=pace.turn
+    )
     try:
         while pieces:
             piece = pieces.popleft()
-            async for cursor, borders, ours, theirs, tally in _side_by_side(comparison, piece, walk):
+            async for cursor, borders, ours, theirs, tally in _side_by_side(
+                comparison, piece, walk
+            ):
                 await pace.turn()
                 found = await comparison.compare_batch(piece.db, ours, theirs, tally)
                 there = len(ours.keys) - (ours.kinds.count(b"none") if engine.scope else 0)
@@ -255,14 +324,18 @@ async def _compare(engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pa
         await comparison.close()
 
 
-async def _side_by_side(comparison: Comparison, piece: Slice, walk: _Way) -> AsyncIterator[tuple[int, list[str], Batch, Batch, Tally]]:
+async def _side_by_side(
+    comparison: Comparison, piece: Slice, walk: _Way
+) -> AsyncIterator[tuple[int, list[str], Batch, Batch, Tally]]:
     """Batches of the authority's keys with the follower's, and the cursor after them; the authority reads the next while the follower reads this."""
     await comparison.select(piece.db)
 
     async def scan(before: int) -> tuple[int, list[str], Batch, Tally]:
         tally = Tally()
         # No call that ends a slice sees more of the next one than the call that begins it.
-        after, batch = await comparison.scan(piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start)
+        after, batch = await comparison.scan(
+            piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start
+        )
         borders = walk.borders(piece, before, after)
         if borders and (theirs := walk.seen(borders, batch.keys)):
             batch = Batch.of([row for row in batch.rows() if row.key not in theirs])
@@ -276,7 +349,9 @@ async def _side_by_side(comparison: Comparison, piece: Slice, walk: _Way) -> Asy
     yield cursor, borders, ours, await comparison.follow(piece.db, ours), tally
 
 
-async def _find_surplus(engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note) -> None:
+async def _find_surplus(
+    engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note
+) -> None:
     """Slices of the follower. Keys that both sides have are compared forwards; only those that should not be there are of interest."""
     walk = way.backwards
     surplus = await open_surplus(engine, name="exodus-verify")
@@ -299,7 +374,14 @@ async def _find_surplus(engine: Engine, way: UnderWay, pieces: deque[Slice], pac
 
 
 async def _look_through(
-    engine: Engine, surplus: Surplus, way: UnderWay, piece: Slice, cursor: int, borders: list[str], scanned: list[bytes], note: Note
+    engine: Engine,
+    surplus: Surplus,
+    way: UnderWay,
+    piece: Slice,
+    cursor: int,
+    borders: list[str],
+    scanned: list[bytes],
+    note: Note,
 ) -> None:
     # SCAN may give a key twice in one call while the table grows.
     keys = without_own(list(dict.fromkeys(scanned)))
@@ -307,10 +389,16 @@ async def _look_through(
         keys = [key for key in keys if key not in theirs]
     mine, share = keys, way.report.share
     if share < 1:
-        keys = [key for key in keys if in_sample((engine.scope.origin(piece.db, key) or (0, key))[1], share)]
+        keys = [
+            key
+            for key in keys
+            if in_sample((engine.scope.origin(piece.db, key) or (0, key))[1], share)
+        ]
     before = surplus.spared, surplus.left_behind
     found = [found for _, found in await surplus.among(piece.db, keys)]
     spared, left_behind = surplus.spared - before[0], surplus.left_behind - before[1]
-    way.add(Tally(), found, keys_follower=len(keys), keys_spared=spared, keys_left_behind=left_behind)
+    way.add(
+        Tally(), found, keys_follower=len(keys), keys_spared=spared, keys_left_behind=left_behind
+    )
     way.backwards.count(piece, cursor, borders, mine)
     await note(found)

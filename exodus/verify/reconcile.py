@@ -57,7 +57,9 @@ async def verify(
     way = under_way or UnderWay()
     report, suspects = way.report, way.suspects
     moving: set[Key] = set()
-    total = sum(engine.authority_facts.databases.values()) + sum(engine.follower_facts.databases.values())
+    total = sum(engine.authority_facts.databases.values()) + sum(
+        engine.follower_facts.databases.values()
+    )
 
     async def note(found: Sequence[Divergence]) -> None:
         del found  # they are among the suspects
@@ -75,17 +77,30 @@ async def verify(
                 synced = await engine.feed.synced()
                 suspects = await _again(comparison, list(suspects), report)
                 # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
-                moving = set((await engine.feed.changes_since(synced)).keys) if engine.route.sync else set()
-                if not suspects or (attempt and all(key in moving or key in known for key in suspects)):
+                moving = (
+                    set((await engine.feed.changes_since(synced)).keys)
+                    if engine.route.sync
+                    else set()
+                )
+                if not suspects or (
+                    attempt and all(key in moving or key in known for key in suspects)
+                ):
                     break  # a key that is written all the time would be dirty in every look; freshness compares it after each of its writes
         finally:
             await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving and key not in known}
     report.keys_not_carried = sum(key in known for key in suspects)
-    divergences = {key: found for key, found in suspects.items() if key not in moving and key not in known}
+    divergences = {
+        key: found for key, found in suspects.items() if key not in moving and key not in known
+    }
     report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:LISTED_MAX]
-    report.divergences_total, report.divergences = len(divergences), list(divergences.values())[:LISTED_MAX]
-    report.keys_verified = report.keys_authority - sum(found.kind != "extra" for found in suspects.values())
+    report.divergences_total, report.divergences = (
+        len(divergences),
+        list(divergences.values())[:LISTED_MAX],
+    )
+    report.keys_verified = report.keys_authority - sum(
+        found.kind != "extra" for found in suspects.values()
+    )
     report.seconds = time.monotonic() - began
     return report
 
@@ -100,7 +115,9 @@ class Marked:
     keys: int = 0  # of the authority
 
 
-async def mark_differing(engine: Engine, *, remove_extra: bool = True, gently: bool = False) -> Marked:
+async def mark_differing(
+    engine: Engine, *, remove_extra: bool = True, gently: bool = False
+) -> Marked:
     """Mark every key that differs as changed, so that live sync copies it. For what changed while no journal told of it.
 
     Args:
@@ -114,14 +131,29 @@ async def mark_differing(engine: Engine, *, remove_extra: bool = True, gently: b
 
     async def mark(found: Sequence[Divergence]) -> None:
         way.suspects.clear()
-        probes = engine.plan.rehearsal_prefix.encode()  # Exodus's own, of the rehearsal and the lag probe
-        extra = [] if remove_extra else [each for each in found if each.kind == "extra" and not each.key.startswith(probes)]
+        probes = (
+            engine.plan.rehearsal_prefix.encode()
+        )  # Exodus's own, of the rehearsal and the lag probe
+        extra = (
+            []
+            if remove_extra
+            else [
+                each for each in found if each.kind == "extra" and not each.key.startswith(probes)
+            ]
+        )
         if extra and done.extra < _NAMED:
-            done.names = ", ".join([*filter(None, [done.names]), *[_name(each) for each in extra[: _NAMED - done.extra]]])
+            done.names = ", ".join(
+                [
+                    *filter(None, [done.names]),
+                    *[_name(each) for each in extra[: _NAMED - done.extra]],
+                ]
+            )
         done.extra += len(extra)
         while gently and await _behind(engine):
             await asyncio.sleep(_POLL_S)
-        await engine.feed.mark([(divergence.db, divergence.key) for divergence in found if divergence not in extra])
+        await engine.feed.mark(
+            [(divergence.db, divergence.key) for divergence in found if divergence not in extra]
+        )
         done.marked += len(found) - len(extra)
 
     await look(engine, way, mark)
@@ -135,10 +167,14 @@ def _name(divergence: Divergence) -> str:
 
 async def _behind(engine: Engine) -> bool:
     at_most = MARKED_AHEAD_ENTRIES_MAX
-    return await journal.lag_entries(engine.store, engine.plan.partitions, at_most=at_most) >= at_most
+    return (
+        await journal.lag_entries(engine.store, engine.plan.partitions, at_most=at_most) >= at_most
+    )
 
 
-async def _again(comparison: Comparison, keys: Sequence[Key], tally: Tally) -> dict[Key, Divergence]:
+async def _again(
+    comparison: Comparison, keys: Sequence[Key], tally: Tally
+) -> dict[Key, Divergence]:
     by_db: dict[int, list[bytes]] = {}
     for db, key in keys:
         by_db.setdefault(db, []).append(key)
@@ -146,7 +182,9 @@ async def _again(comparison: Comparison, keys: Sequence[Key], tally: Tally) -> d
     for db, members in by_db.items():
         await comparison.select(db)
         for start in range(0, len(members), BATCH_KEYS):
-            for found in await comparison.differences(db, members[start : start + BATCH_KEYS], tally):
+            for found in await comparison.differences(
+                db, members[start : start + BATCH_KEYS], tally
+            ):
                 suspects[(db, found.key)] = found
     return suspects
 
@@ -167,7 +205,13 @@ async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Diver
 
 
 async def reconcile(
-    engine: Engine, name: str, *, settle_s: float = 0.5, depth: Depth = Depth.FULL, share: float = 1.0, progress: PassProgress | None = None
+    engine: Engine,
+    name: str,
+    *,
+    settle_s: float = 0.5,
+    depth: Depth = Depth.FULL,
+    share: float = 1.0,
+    progress: PassProgress | None = None,
 ) -> Json:
     """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean, it counts: it closes the gaps that were open before
     it, and freshness counts from it.
@@ -186,10 +230,15 @@ async def reconcile(
     """
     store = engine.store
     progress = progress or await _progress(engine, name, f"{depth} of {share}")
-    since_ms, synced = progress.since_ms, {partition: entry_id.encode() for partition, entry_id in progress.synced.items()}
+    since_ms, synced = (
+        progress.since_ms,
+        {partition: entry_id.encode() for partition, entry_id in progress.synced.items()},
+    )
     dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
     way = UnderWay(store, name, progress, depth=depth, share=share)
-    report = await verify(engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way)
+    report = await verify(
+        engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way
+    )
     await forget_pass(store, name)
     if report.clean and report.speaks_for_all:
         await note_lives(store, engine.run_ids)
@@ -223,12 +272,28 @@ async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
     ]).decode()  # fmt: skip
     now_ms, kept = await store.now_ms(), await load_pass(store, name)
     # Without live sync nobody knows what changed since; and who looks again much later does not mean to go on.
-    holds = kept is not None and kept.of == of and engine.route.sync and now_ms - kept.at_ms < JOURNAL_RETAIN_MS
-    if kept is not None and holds and await journal.covers(store, {partition: entry_id.encode() for partition, entry_id in kept.synced.items()}):
+    holds = (
+        kept is not None
+        and kept.of == of
+        and engine.route.sync
+        and now_ms - kept.at_ms < JOURNAL_RETAIN_MS
+    )
+    if (
+        kept is not None
+        and holds
+        and await journal.covers(
+            store, {partition: entry_id.encode() for partition, entry_id in kept.synced.items()}
+        )
+    ):
         kept.resumed += 1
         return kept
     synced = await engine.feed.synced()
-    return PassProgress(of=of, since_ms=now_ms, at_ms=now_ms, synced={partition: entry_id.decode() for partition, entry_id in synced.items()})
+    return PassProgress(
+        of=of,
+        since_ms=now_ms,
+        at_ms=now_ms,
+        synced={partition: entry_id.decode() for partition, entry_id in synced.items()},
+    )
 
 
 async def _listed(store: ControlStore, name: str) -> list[Json]:
@@ -284,7 +349,9 @@ async def _there(leg: Leg, places: Mapping[Key, Key]) -> set[Key]:
     return found
 
 
-async def repair(engine: Engine, keys: Sequence[Key], *, remove_extra: bool = False) -> dict[Key, str]:
+async def repair(
+    engine: Engine, keys: Sequence[Key], *, remove_extra: bool = False
+) -> dict[Key, str]:
     """Copy keys once more; those that were not mended, each with the reason.
 
     A key that only the follower has is kept, unless a person says that it may go (`remove_extra`): the authority may have
@@ -317,9 +384,19 @@ async def repair(engine: Engine, keys: Sequence[Key], *, remove_extra: bool = Fa
     else:
         await copy_now(engine, keys)
     wanted = set(keys)
-    failing = {key: str(letter["reason"]) for key, letter in (await letters.open_letters(engine.store)).items() if key in wanted}
+    failing = {
+        key: str(letter["reason"])
+        for key, letter in (await letters.open_letters(engine.store)).items()
+        if key in wanted
+    }
     extra = dict.fromkeys(sorted(kept), KEPT.format(side=engine.route.follower))
-    return {**extra, **dict.fromkeys(changing, f"it changed at each of {replica.RESTATEMENTS} tries to say its expiry again"), **failing}
+    return {
+        **extra,
+        **dict.fromkeys(
+            changing, f"it changed at each of {replica.RESTATEMENTS} tries to say its expiry again"
+        ),
+        **failing,
+    }
 
 
 async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:
