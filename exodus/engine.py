@@ -96,7 +96,7 @@ class Engine:
             return await self.copier(guard, name=name)
         authority = await self.authority_leg(name=name)
         try:
-            return ReplicaSync(authority, await (await self.follower.nodes())[0].connect(name=name))
+            return ReplicaSync(authority, await self.follower.connect(name=name))
         except BaseException:
             await authority.close()
             raise
@@ -105,7 +105,7 @@ class Engine:
         """Connections for one task."""
         authority = await self.authority_leg(name=name)
         try:
-            follower = await (await self.follower.nodes())[0].connect(name=name)
+            follower = await self.follower.connect(name=name)
         except BaseException:
             await authority.close()
             raise
@@ -124,7 +124,7 @@ class Engine:
 
     async def authority_leg(self, *, name: str) -> Leg:
         """A connection to the authority that reads without making a key look used, where the server allows that."""
-        leg = await (await self.authority.nodes())[0].connect(name=name)
+        leg = await self.authority.connect(name=name)
         try:
             if self.authority_facts.capabilities.get("no-touch"):
                 await leg.call("CLIENT", "NO-TOUCH", "ON")
@@ -165,6 +165,6 @@ async def open_engine(store: ControlStore, plan: Plan, route: Route | None = Non
         route,
         authority,
         follower,
-        await (await authority.nodes())[0].facts(),
-        await (await follower.nodes())[0].facts(),
+        await authority.facts(),
+        await follower.facts(),
     )

@@ -151,7 +151,7 @@ async def _ask_sides(plan: Plan) -> tuple[list[Finding], dict[str, str]]:
     run_ids: dict[str, str] = {}
     for side in Side:
         try:
-            facts = await (await Endpoint(side, plan.address(side)).nodes())[0].facts()
+            facts = await Endpoint(side, plan.address(side)).facts()
         except ExodusError as exc:
             found.append(_failed(str(side), exc))
         else:

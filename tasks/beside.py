@@ -20,7 +20,7 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
     async def work() -> list[Row]:
         async with opened(migration) as it:
             route = await read_route(it.store)
-            ends = [(await it.endpoint(side).nodes())[0] for side in (route.authority, route.follower)]
+            ends = [await it.endpoint(side).any_node() for side in (route.authority, route.follower)]
             async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
                 rows = await beside_keys.compare(it.plan, authority, follower)
             await it.store.save_report(f"beside.{phase}", {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]})

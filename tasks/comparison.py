@@ -147,7 +147,7 @@ def remove_sample(migration: str) -> int:
             for one in packed:
                 for db, key in (it.plan.scope.place(*each) for each in unpack(one)):
                     by_db.setdefault(db, []).append(key)
-            node = (await it.endpoint(Side.TARGET).nodes())[0]
+            node = await it.endpoint(Side.TARGET).any_node()
             for db, keys in by_db.items():
                 async with await node.connect(db, name="exodus-compare") as leg:
                     for start in range(0, len(keys), 500):

@@ -58,7 +58,7 @@ def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
     async def work() -> list[Json]:
         rows: list[Json] = []
         async with opened(migration) as it:
-            node = (await it.endpoint(Side.SOURCE).nodes())[0]
+            node = await it.endpoint(Side.SOURCE).any_node()
             databases = sorted((await node.facts()).databases)
             for row in hot:
                 key = row["key"].encode()

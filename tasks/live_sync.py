@@ -85,7 +85,7 @@ def start_live_sync(migration: str) -> Json:
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await server_runs.begin(it.store, {side: (await (await it.endpoint(side).nodes())[0].facts()).run_id for side in Side})
+                await server_runs.begin(it.store, {side: (await it.endpoint(side).facts()).run_id for side in Side})
                 feeds = await choose_feeds(it.store, it.plan)
                 await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
                 await freshness.forget_pass(it.store)

@@ -40,7 +40,7 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
                 await replica.attach(it.plan, writer_epoch)
                 link = await replica.look(it.plan)
                 if link.up:
-                    source, target = [await (await it.endpoint(side).nodes())[0].connect(name="exodus-fill") for side in Side]
+                    source, target = [await it.endpoint(side).connect(name="exodus-fill") for side in Side]
                     async with source, target:
                         await replica.wait_reached(source, target, within_s=_STUCK_S)
                     return {"done": True, "percent": 100.0}

@@ -54,7 +54,7 @@ def describe_sides(migration: str) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            return {side.value: asdict(await (await it.endpoint(side).nodes())[0].facts()) for side in Side}
+            return {side.value: asdict(await it.endpoint(side).facts()) for side in Side}
 
     return run(work())
 
@@ -66,7 +66,7 @@ def exercise_target(migration: str) -> list[Json]:
     async def work() -> list[Json]:
         rows: list[Json] = []
         async with opened(migration) as it:
-            node = (await it.endpoint(Side.TARGET).nodes())[0]
+            node = await it.endpoint(Side.TARGET).any_node()
             async with await node.connect(name="exodus-exercise") as leg:
                 for name, commands, wanted in _EXERCISES:
                     replies = await leg.pipeline(commands)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def exercise_target(migration: str) -> list[Json]:
 
 async def _print_of(endpoint: Endpoint) -> str:
     """A digest of what must not change on a production server: its role, its replicas, its users and its settings."""
-    async with await (await endpoint.nodes())[0].connect(name="exodus-probe") as leg:
+    async with await endpoint.connect(name="exodus-probe") as leg:
         replies = await leg.pipeline([("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*")])
         role, users, config = replies
         shape = (

@@ -40,7 +40,7 @@ async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]
     counted: Counter[_Row] = Counter()
     copier = await engine.copier(Guard(), name="exodus-dry-run")
     try:
-        for node in await engine.authority.nodes():
+        for node in await engine.authority.each_node():
             for piece in slices:
                 if piece.node == node.name:
                     await _look_at(copier, node, piece, -(-sample_keys // len(slices)), counted)

@@ -67,7 +67,7 @@ async def check_possible(plan: Plan) -> None:
 
 
 async def _why_not(plan: Plan) -> str | None:
-    source, target = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in Side]
+    source, target = [await Endpoint(side, plan.address(side)).any_node() for side in Side]
     ours, theirs = await source.facts(), await target.facts()
     if not payload_fits(ours, theirs):
         return f"payload version {ours.payload_version} of the source does not fit the target's {theirs.payload_version}"
@@ -297,7 +297,7 @@ async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
     source, looking = await engine.authority_leg(name="exodus-migrate"), None
     try:
         looking = await engine.authority_leg(name="exodus-migrate")
-        target = await (await engine.follower.nodes())[0].connect(name="exodus-migrate")
+        target = await engine.follower.connect(name="exodus-migrate")
     except BaseException:
         await close_all((source, looking))
         raise
@@ -327,9 +327,7 @@ async def prove(engine: Engine) -> None:
             await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
             why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)
-        async with await (await engine.follower.nodes())[0].connect(
-            name="exodus-migrate"
-        ) as target:
+        async with await engine.follower.connect(name="exodus-migrate") as target:
             await target.select(db)
             found = await target.call("GET", _PROBE)
             await target.call("UNLINK", _PROBE)

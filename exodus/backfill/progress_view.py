@@ -16,7 +16,7 @@ async def count_keys(plan: Plan, *sides: Side) -> int:
     """Return how many keys sides have, as they count them themselves."""
     total = 0
     for side in sides:
-        for node in await Endpoint(side, plan.address(side)).nodes():
+        for node in await Endpoint(side, plan.address(side)).each_node():
             async with await node.connect(name="exodus-count") as leg:
                 total += sum(databases_of(info_of(await leg.call("INFO", "keyspace"))).values())
     return total

@@ -88,5 +88,5 @@ async def _still_there(store: ControlStore, plan: Plan, run: CopyRun) -> bool:
     copied = sum(
         progress.keys_copied for progress in (await load_progress(store, run.run)).values()
     )
-    nodes = await Endpoint(Side.TARGET, plan.target).nodes()
+    nodes = await Endpoint(Side.TARGET, plan.target).each_node()
     return sum([sum((await node.facts()).databases.values()) for node in nodes]) * 2 >= copied

@@ -77,7 +77,7 @@ async def copy_slice(
         EpochEnded: the route's epoch ended; nothing more was written.
         SourceError, TargetError: a side was lost more often than is retried; the checkpoint stands.
     """
-    node = next(node for node in await engine.authority.nodes() if node.name == piece.node)
+    node = next(node for node in await engine.authority.each_node() if node.name == piece.node)
     progress = (await load_progress(engine.store, run)).get(piece.slice_id)
     if progress is None:
         progress = SliceProgress(

@@ -25,7 +25,7 @@ async def _carry(migration: MigrationFile, what: What | None) -> tuple[Carried, 
     plan, carried = migration.plan, Carried()
     async with await open_store(migration) as store:
         route = await read_route(store)
-        ends = [(await Endpoint(side, plan.address(side)).nodes())[0] for side in (route.authority, route.follower)]
+        ends = [await Endpoint(side, plan.address(side)).any_node() for side in (route.authority, route.follower)]
         async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
             if what == "settings":
                 carried = await beside_keys.carry_settings(plan, authority, follower)

@@ -42,7 +42,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
     verification does that.
     """
     counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
-    for node in await endpoint.nodes():
+    for node in await endpoint.each_node():
         async with await node.connect(name="exodus-digest") as leg:
             databases = databases_of(
                 info_of(await leg.call("INFO", "keyspace"))
@@ -101,7 +101,7 @@ async def last_state(endpoint: Endpoint) -> Json:
 
 
 async def _info(endpoint: Endpoint) -> dict[str, str]:
-    async with await (await endpoint.nodes())[0].connect(name="exodus-state") as leg:
+    async with await endpoint.connect(name="exodus-state") as leg:
         try:
             raw = await leg.call("INFO")
         except ReplyError as exc:
@@ -194,7 +194,7 @@ async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
 
 async def _own_keys(endpoint: Endpoint) -> list[bytes]:
     found: list[bytes] = []
-    for node in await endpoint.nodes():
+    for node in await endpoint.each_node():
         async with await node.connect(name="exodus-left") as leg:
             cursor = -1
             while cursor:
@@ -206,7 +206,7 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
 async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:
     """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by their names, which begin with `exodus`."""
     found: Counter[tuple[str, str, str, str]] = Counter()
-    for node in await Endpoint(side, plan.address(side)).nodes():
+    for node in await Endpoint(side, plan.address(side)).each_node():
         async with await node.connect(name="exodus-clients") as leg:
             for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
                 facts = dict(pair.partition("=")[::2] for pair in line.split())

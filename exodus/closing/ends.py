@@ -53,7 +53,7 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
                     await replica.detach(plan, route.writer_epoch)
                 follower = Endpoint(route.follower, plan.address(route.follower))
                 await set_writer_epoch(follower, plan.name, _CLOSED)
-                async with await (await follower.nodes())[0].connect(name="exodus-clean") as leg:
+                async with await follower.connect(name="exodus-clean") as leg:
                     await migrate.end_users(leg, plan.name)
             except (SourceError, TargetError) as exc:
                 not_told = exc.what
@@ -139,9 +139,7 @@ async def _remove_own_keys(
             continue  # its fence refuses us too; `what_is_left` lists them
         also = [] if side is keep_fence_of else [fence_guard_key(plan.name)]
         with contextlib.suppress(SourceError, TargetError):  # likewise
-            async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(
-                name="exodus-clean"
-            ) as leg:
+            async with await Endpoint(side, plan.address(side)).connect(name="exodus-clean") as leg:
                 await leg.call("UNLINK", *names, *also)
 
 
@@ -169,7 +167,7 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
     removed, left = 0, []
     scope = plan.scope
     source, target = [
-        (await Endpoint(side, plan.address(side)).nodes())[0] for side in (Side.SOURCE, Side.TARGET)
+        await Endpoint(side, plan.address(side)).any_node() for side in (Side.SOURCE, Side.TARGET)
     ]
     for db in (await target.facts()).databases:
         async with (

@@ -216,7 +216,7 @@ async def has_right(follower: Endpoint, migration: str, epoch: int) -> bool:
     Raises:
         SourceError, TargetError: it does not answer.
     """
-    for node in await follower.nodes():
+    for node in await follower.each_node():
         async with await node.connect(name="exodus-right") as leg:
             if await leg.call("GET", guard_key(migration)) != b"%d" % epoch:
                 return False
@@ -225,7 +225,7 @@ async def has_right(follower: Endpoint, migration: str, epoch: int) -> bool:
 
 async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
     """Give the right to write to `follower` to the writers of `epoch`, and end that of all others at once."""
-    for node in await follower.nodes():
+    for node in await follower.each_node():
         async with await node.connect() as leg:
             await leg.call("SET", guard_key(migration), epoch)
 
@@ -239,7 +239,7 @@ async def replace_right(
         SourceError, TargetError: the side does not answer.
     """
     done = True
-    for node in await endpoint.nodes():
+    for node in await endpoint.each_node():
         async with await node.connect(name="exodus-switch") as leg:
             done = await replace_right_on(leg, migration, before, after) and done
     return done

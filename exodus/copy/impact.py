@@ -157,12 +157,10 @@ class Pace:
         return self._applications
 
     async def __aenter__(self) -> Self:
-        leg = self._leg = await (await self._authority.nodes())[0].connect(name="exodus-pace")
+        leg = self._leg = await self._authority.connect(name="exodus-pace")
         try:
             if self._follower is not None:
-                self._follower_leg = await (await self._follower.nodes())[0].connect(
-                    name="exodus-pace"
-                )
+                self._follower_leg = await self._follower.connect(name="exodus-pace")
             for _ in range(_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:

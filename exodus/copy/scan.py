@@ -64,7 +64,7 @@ async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]
 async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
     """The slices of every database of every node; few keys make one slice."""
     found: list[Slice] = []
-    for node in await endpoint.nodes():
+    for node in await endpoint.each_node():
         facts = await node.facts()
         for db, keys in sorted(facts.databases.items()):
             count = slices

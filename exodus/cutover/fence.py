@@ -115,9 +115,7 @@ class Fence:
 
     async def _ours(self) -> Leg:
         if self._leg is None:
-            self._leg = await (await Endpoint(self._side, self._address).nodes())[0].connect(
-                name="exodus-fence"
-            )
+            self._leg = await Endpoint(self._side, self._address).connect(name="exodus-fence")
         return self._leg
 
     async def _ask(self, *commands: Command) -> list[Reply]:

@@ -38,7 +38,7 @@ async def why_dead(plan: Plan, side: Side) -> str | None:
     for attempt in range(_TRIES):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                async with await (await Endpoint(side, plan.address(side)).nodes())[0].connect(
+                async with await Endpoint(side, plan.address(side)).connect(
                     name="exodus-alive"
                 ) as leg:
                     await leg.call("PING")
@@ -72,7 +72,7 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
         )
     switch = secrets.token_hex(6)
     source = Endpoint(Side.SOURCE, plan.source)
-    async with await (await source.nodes())[0].connect(name="exodus-switch") as leg:
+    async with await source.connect(name="exodus-switch") as leg:
         right = await leg.call("GET", guard_key(plan.name))
     async with Fence(store, Side.SOURCE, plan) as fence:
         await fence.let_in()

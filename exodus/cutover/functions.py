@@ -93,8 +93,8 @@ async def carry_functions(engine: Engine) -> Libraries:
         SourceError, TargetError: a side was lost.
     """
     async with (
-        await (await engine.authority.nodes())[0].connect(name="exodus-functions") as authority,
-        await (await engine.follower.nodes())[0].connect(name="exodus-functions") as follower,
+        await engine.authority.connect(name="exodus-functions") as authority,
+        await engine.follower.connect(name="exodus-functions") as follower,
     ):
         difference = await compare_libraries(authority, follower)
         found = Libraries(equal=difference.equal, extra=difference.extra)

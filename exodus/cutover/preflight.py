@@ -64,6 +64,6 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
 
 async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[Means | None, list[str]]:
     """Return the method by which a side would be fenced under a change feed, and why each stronger one cannot be."""
-    node = (await Endpoint(side, plan.acting(UserRole.SWITCH).address(side)).nodes())[0]
+    node = await Endpoint(side, plan.acting(UserRole.SWITCH).address(side)).any_node()
     async with await node.connect(name="exodus-fence") as leg:
         return await choose(lambda *commands: leg.pipeline(commands), plan, side, feed, None)

@@ -246,9 +246,7 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
             rehearsal_authority=Side.SOURCE,
             rehearsal_hold=Hold.NONE,
         )
-        async with await (await Endpoint(Side.SOURCE, plan.source).nodes())[0].connect(
-            name="exodus-rehearsal"
-        ) as leg:
+        async with await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-rehearsal") as leg:
             lost = await writers.lost_on(leg)
         await _clean(plan, prefix)
     return {
@@ -355,7 +353,7 @@ async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:
 
 async def _prefix_keys(side: Endpoint, prefix: str) -> list[bytes]:
     found: list[bytes] = []
-    for node in await side.nodes():
+    for node in await side.each_node():
         async with await node.connect(name="exodus-rehearsal") as leg:
             cursor = b"0"
             while True:
@@ -370,5 +368,5 @@ async def _clean(plan: Plan, prefix: str) -> None:
     for side in Side:
         endpoint = Endpoint(side, plan.address(side))
         keys = await _prefix_keys(endpoint, prefix)
-        async with await (await endpoint.nodes())[0].connect(name="exodus-rehearsal") as leg:
+        async with await endpoint.connect(name="exodus-rehearsal") as leg:
             await leg.pipeline([("UNLINK", key) for key in keys])

@@ -291,9 +291,7 @@ async def _readiness(switch: Switch) -> None:
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
     means = await switch.fence(switch.old).check_possible()
-    switch.legs[switch.old] = await (await switch.endpoint(switch.old).nodes())[0].connect(
-        name="exodus-switch"
-    )
+    switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
     switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
     await _read_old_authority(
         switch
@@ -319,9 +317,7 @@ async def _readiness(switch: Switch) -> None:
         await replica.check_filled(switch.plan)
     switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
     await check_called_off(store)
-    switch.legs[switch.to] = await (await switch.endpoint(switch.to).nodes())[0].connect(
-        name="exodus-switch"
-    )
+    switch.legs[switch.to] = await switch.endpoint(switch.to).connect(name="exodus-switch")
     await _check_standing(switch)
     switch.facts["partitions"] = switch.plan.partitions
 

@@ -204,7 +204,7 @@ class PushReader(FeedReader):
         self._pushes = pushes
 
     async def _follow(self) -> None:
-        node = (await self._endpoint.nodes())[0]
+        (node,) = await self._endpoint.each_node()
         tasks: list[asyncio.Task[None]] = []
         async with (
             await node.connect(name="exodus-feed") as leg,
@@ -283,8 +283,8 @@ class PushReader(FeedReader):
             keys,
             self._partitions,
             barriers,
-            also=lambda pipe: pipe.hset(self._state_key, mapping=state),
-        )  # type: ignore[arg-type]
+            also=lambda pipe: pipe.hset(self._state_key, mapping=state),  # type: ignore[arg-type]
+        )
 
 
 async def _first(event: asyncio.Event, task: asyncio.Task[None]) -> None:
@@ -387,7 +387,7 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
     Raises:
         DecisionRefused: it does not, and why.
     """
-    async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
+    async with await endpoint.connect(name="exodus-feed") as leg:
         (counts,) = await leg.pipeline([("INFO", "commandstats")])
         why = await PUSHES[feed]().why_not(leg)
     if why is None and (isinstance(counts, ReplyError) or b"cmdstat_" not in counts):
@@ -409,7 +409,7 @@ async def check_heard(
         DecisionRefused: none comes.
         SourceError, TargetError: the side does not answer.
     """
-    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    leg = await endpoint.connect(name="exodus-feed")
     listener = _Listener(leg, PUSHES[feed]())
     listening = asyncio.create_task(listener.run())
     try:

@@ -122,7 +122,7 @@ class Probes:
     @classmethod
     async def open(cls, endpoint: Endpoint, prefix: str) -> Self:
         """On a connection of their own."""
-        (node,) = await endpoint.nodes()
+        (node,) = await endpoint.each_node()
         return cls(await node.connect(await empty_database(endpoint), name="exodus-feed"), prefix)
 
     async def write(self) -> None:

@@ -97,7 +97,7 @@ class ReplicationFeed(FeedReader):
     """Reads the replication stream of one side into the journal."""
 
     async def _follow(self) -> None:
-        node = (await self._endpoint.nodes())[0]
+        (node,) = await self._endpoint.each_node()
         leg = await node.connect(name="exodus-feed")
         acknowledging: asyncio.Task[None] | None = None
         try:
@@ -152,8 +152,8 @@ class ReplicationFeed(FeedReader):
             keys,
             self._partitions,
             barriers,
-            also=lambda pipe: pipe.hset(self._state_key, mapping=state),
-        )  # type: ignore[arg-type]
+            also=lambda pipe: pipe.hset(self._state_key, mapping=state),  # type: ignore[arg-type]
+        )
 
 
 async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[StreamKeys, bool]:
@@ -231,7 +231,7 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
         SourceError, TargetError: the side does not answer.
     """
     feed, tasks = "the replication stream", []
-    leg = await (await endpoint.nodes())[0].connect(name="exodus-feed")
+    leg = await endpoint.connect(name="exodus-feed")
     try:
         probes = await Probes.open(endpoint, prefix)
         try:
@@ -265,7 +265,7 @@ async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> No
     Raises:
         DecisionRefused: it does not, and why.
     """
-    async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
+    async with await endpoint.connect(name="exodus-feed") as leg:
         replies = await leg.pipeline(
             [
                 ("REPLCONF", "rdb-filter-only", ""),
@@ -317,7 +317,7 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
     """Whether everything that the server has propagated until now was read into the journal: exact, by its own offset."""
-    async with await (await endpoint.nodes())[0].connect(name="exodus-feed") as leg:
+    async with await endpoint.connect(name="exodus-feed") as leg:
         info = await leg.call("INFO", "replication")
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     state = await feed_state(store, endpoint.side)

@@ -72,9 +72,9 @@ class LagProbe:
         reader: Leg | None = None
         try:
             writer = await connect_as_application(self._plan, authority, name="exodus-lag")
-            reader = await (
-                await Endpoint(authority.other, self._plan.address(authority.other)).nodes()
-            )[0].connect(name="exodus-lag")
+            reader = await Endpoint(authority.other, self._plan.address(authority.other)).leg_for(
+                self._key, name="exodus-lag"
+            )
             if self._route.native:
                 self._db = await empty_database(Endpoint(authority, self._plan.address(authority)))
                 for leg in (writer, reader):

@@ -113,7 +113,7 @@ class Lanes:
         keeping = asyncio.create_task(self._keeper.run())
         try:
             for side in (self._engine.authority, self._engine.follower):
-                self._pulse.append(await (await side.nodes())[0].connect(name="exodus-pulse"))
+                self._pulse.append(await side.connect(name="exodus-pulse"))
             looked = 0.0
             while True:
                 if keeping.done():
@@ -184,9 +184,7 @@ class Lanes:
         if (
             taken and not self._engine.route.native
         ):  # a replica takes no writes, of whoever comes with whatever token
-            async with await (await self._engine.follower.nodes())[0].connect(
-                name="exodus-lease"
-            ) as leg:
+            async with await self._engine.follower.connect(name="exodus-lease") as leg:
                 for partition in taken:
                     # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
                     await leg.call(
@@ -215,9 +213,7 @@ class Lanes:
         """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
         lost = await self._leases.renew()
         if not self._engine.route.native:
-            async with await (await self._engine.follower.nodes())[0].connect(
-                name="exodus-lease"
-            ) as leg:
+            async with await self._engine.follower.connect(name="exodus-lease") as leg:
                 for partition, token in list(self._leases.tokens.items()):
                     if (
                         await leg.call("GET", lane_guard_key(self._engine.plan.name, partition))

@@ -30,7 +30,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     try:
         for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
             ours = side is engine.authority
-            for node in await side.nodes():
+            for node in await side.each_node():
                 # Where keys have other databases there, all of the follower's are looked at.
                 named = barrier.databases if ours or not engine.scope.renames else ()
                 for db in named or tuple((await node.facts()).databases):

@@ -97,7 +97,7 @@ async def may_remove(engine: Engine) -> bool:
     """
     if await open_gaps(engine.store):
         return False
-    (node,) = await engine.authority.nodes()
+    (node,) = await engine.authority.each_node()
     return (await known_lives(engine.store)).get(engine.route.authority) in (
         None,
         (await node.facts()).run_id,
@@ -154,7 +154,7 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     """
     side, key, right = route.follower, guard_key(plan.name), b"%d" % route.writer_epoch
     follower = Endpoint(side, plan.address(side))
-    (node,) = await follower.nodes()
+    (node,) = await follower.each_node()
     async with await node.connect(name="exodus-right") as leg:
         value = await leg.call("GET", key)
     if value == right:

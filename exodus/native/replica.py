@@ -118,7 +118,7 @@ def _source(plan: Plan) -> str:
 
 
 async def _connect(plan: Plan, side: Side) -> Leg:
-    return await (await Endpoint(side, plan.address(side)).nodes())[0].connect(name="exodus-native")
+    return await Endpoint(side, plan.address(side)).connect(name="exodus-native")
 
 
 # ---------------------------------------------------------------------- may it be
@@ -142,7 +142,7 @@ async def check_possible(plan: Plan, store: ControlStore) -> None:
 
 async def _why_not(plan: Plan, store: ControlStore) -> str | None:
     source, target = Endpoint(Side.SOURCE, plan.source), Endpoint(Side.TARGET, plan.target)
-    ours, theirs = await (await source.nodes())[0].facts(), await (await target.nodes())[0].facts()
+    ours, theirs = await source.facts(), await target.facts()
     if ours.run_id == theirs.run_id:
         return "both are the same server"
     if not payload_fits(ours, theirs):

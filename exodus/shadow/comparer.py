@@ -441,10 +441,10 @@ class Comparer:
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
                     ours = await opened.enter_async_context(
-                        await (await engine.follower.nodes())[0].connect(name="exodus-compare")
+                        await engine.follower.connect(name="exodus-compare")
                     )
                     authority = await self._tries(
-                        (await engine.authority.nodes())[0].address, engine.route.authority, opened
+                        (await engine.authority.any_node()).address, engine.route.authority, opened
                     )
                     follower = await self._tries(
                         self._as_application(ours.address), engine.route.follower, opened

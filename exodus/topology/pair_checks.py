@@ -47,8 +47,8 @@ async def check_pair(
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
     """
     findings: list[Finding] = []
-    ours = await (await source.nodes())[0].facts()
-    theirs = await (await target.nodes())[0].facts()
+    ours = await source.facts()
+    theirs = await target.facts()
     findings.append(
         Finding(
             "servers",
@@ -152,7 +152,7 @@ async def check_empty(
 
 async def empty_database(endpoint: Endpoint) -> int:
     """Return the highest database without keys, where no application looks; 0 where each has some."""
-    facts = await (await endpoint.nodes())[0].facts()
+    facts = await endpoint.facts()
     return next(
         (db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0
     )
@@ -167,7 +167,7 @@ async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
     """Count Exodus's own keys on a side; 0 where there are so many that other keys are among them."""
     found = 0
     if sum(facts.databases.values()) < _OWN_KEYS_MAX:
-        for node in await endpoint.nodes():
+        for node in await endpoint.each_node():
             for db in facts.databases:
                 async with await node.connect(db) as leg:
                     cursor: bytes | None = None
@@ -287,7 +287,7 @@ async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) 
 async def _what_cannot_be_carried(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> str:
     """Types in a sample of the source that the target has no commands for: module types, hash field TTLs."""
     sampled = 0
-    for node in await source.nodes():
+    for node in await source.each_node():
         for db in ours.databases:
             async with await node.connect(db) as leg:
                 _, keys = await leg.call("SCAN", 0, "COUNT", 1000)

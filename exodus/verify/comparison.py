@@ -554,11 +554,7 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     """Connections of their own for looking for keys that are not to be there."""
     authority = await engine.authority_leg(name=name)
     try:
-        behind = (
-            await (await engine.follower.nodes())[0].connect(name=name)
-            if engine.left_behind
-            else None
-        )
+        behind = await engine.follower.connect(name=name) if engine.left_behind else None
     except BaseException:
         await authority.close()
         raise
@@ -571,7 +567,7 @@ async def open_comparison(
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
     try:
-        follower = await (await engine.follower.nodes())[0].connect(name="exodus-verify")
+        follower = await engine.follower.connect(name="exodus-verify")
         if engine.follower_facts.capabilities.get("no-touch"):
             await follower.call("CLIENT", "NO-TOUCH", "ON")
     except BaseException:

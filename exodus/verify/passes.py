@@ -356,7 +356,7 @@ async def _find_surplus(
     walk = way.backwards
     surplus = await open_surplus(engine, name="exodus-verify")
     try:
-        async with await (await engine.follower.nodes())[0].connect(name="exodus-verify") as leg:
+        async with await engine.follower.connect(name="exodus-verify") as leg:
             while pieces:
                 piece = pieces.popleft()
                 await leg.select(piece.db)

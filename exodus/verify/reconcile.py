@@ -329,7 +329,7 @@ async def only_there(engine: Engine, keys: Sequence[Key]) -> set[Key]:
     wanted = [key for key in keys if engine.scope.taken(*key) is None]
     authority, follower = await engine.authority_leg(name="exodus-repair"), None
     try:
-        follower = await (await engine.follower.nodes())[0].connect(name="exodus-repair")
+        follower = await engine.follower.connect(name="exodus-repair")
         lacking = set(wanted) - await _there(authority, {key: key for key in wanted})
         return await _there(follower, {key: engine.scope.place(*key) for key in lacking})
     finally:

@@ -59,7 +59,7 @@ async def test_databases_are_counted_where_the_setting_may_not_be_read(make_serv
     with server.client() as client:
         client.acl_setuser("blind", enabled=True, passwords=["+p"], commands=["+@all", "-config"], keys=["*"])
     address = server.address().model_copy(update={"username": "blind", "password": "p", "password_file": None})
-    (node,) = await Endpoint(Side.SOURCE, type(address)(**{**address.model_dump(), "password": "p"})).nodes()
+    (node,) = await Endpoint(Side.SOURCE, type(address)(**{**address.model_dump(), "password": "p"})).each_node()
     assert (await node.facts()).database_count == 37
 
 

@@ -46,7 +46,7 @@ async def test_every_reading_is_exact(redis62: Box) -> None:
         for key, at_ms in wanted.items():
             pipe.set(key, "x").pexpireat(key, at_ms)
         pipe.execute()
-    (node,) = await Endpoint(Side.SOURCE, redis62.address()).nodes()
+    (node,) = await Endpoint(Side.SOURCE, redis62.address()).each_node()
     facts = await node.facts()
     plain = replace(facts, capabilities={**facts.capabilities, "scripts": False})
     keys = list(wanted)

@@ -54,7 +54,7 @@ async def test_expiries_of_many_keys_are_read_to_the_millisecond_without_pexpire
                 pipe.pexpireat(f"t{number}", begin_ms + number)
         pipe.execute()
     endpoint = Endpoint(Side.SOURCE, redis62.address())
-    (node,) = await endpoint.nodes()
+    (node,) = await endpoint.each_node()
     found: dict[bytes, int] = {}
     async with await node.connect() as leg:
         reader = Reader(leg, await node.facts(), What.PAYLOAD)

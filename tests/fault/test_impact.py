@@ -92,7 +92,7 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
             await spinning
         # The load is Exodus's own now: its reads come with its turns.
         await set_budget(plant.store, Budget(cpu_share_max=0.05))
-        async with await (await Endpoint(Side.SOURCE, plant.plan.source).nodes())[0].connect(name="exodus-test") as leg:
+        async with await Endpoint(Side.SOURCE, plant.plan.source).connect(name="exodus-test") as leg:
 
             async def slowed() -> bool:
                 for _ in range(20):

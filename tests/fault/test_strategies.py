@@ -30,7 +30,7 @@ pytestmark = pytest.mark.fault
 async def _engine(store: ControlStore, authority: Box, follower: Box) -> Engine:
     plan = Plan(name=store.migration, source=authority.address(), target=follower.address())
     ends = Endpoint(Side.SOURCE, plan.source), Endpoint(Side.TARGET, plan.target)
-    facts = [await (await end.nodes())[0].facts() for end in ends]
+    facts = [await end.facts() for end in ends]
     return Engine(plan, store, Route(), ends[0], ends[1], facts[0], facts[1])
 
 

@@ -119,7 +119,7 @@ async def test_no_script_holds_the_server_up_longer_than_its_limit(make_server) 
     readers = [threading.Thread(target=lambda pipe=each.stdout: said.extend(pipe)) for each in applications]  # type: ignore[misc]
     for reader in readers:
         reader.start()
-    (node,) = await Endpoint(Side.SOURCE, source.address()).nodes()
+    (node,) = await Endpoint(Side.SOURCE, source.address()).each_node()
     facts = await node.facts()
     try:
         assert facts.script_ms == 10

@@ -64,7 +64,7 @@ def fill(client: redis.Redis) -> None:
 
 async def _engine(store: ControlStore, plan: Plan, authority: Box, follower: Box) -> Engine:
     ends = Endpoint(Side.SOURCE, authority.address()), Endpoint(Side.TARGET, follower.address())
-    facts = [await (await end.nodes())[0].facts() for end in ends]
+    facts = [await end.facts() for end in ends]
     from exodus.control.route import Route
 
     return Engine(plan, store, Route(), ends[0], ends[1], facts[0], facts[1])
