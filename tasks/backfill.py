@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
-from exodus.backfill.progress import Looked
+from exodus.backfill.progress import ProgressSample
 from exodus.backfill.progress_view import count_keys, look_at_backfill
 from exodus.backfill.slices import copy_slice
 from exodus.control.checkpoint import load_progress
@@ -67,11 +67,11 @@ def count_source(migration: str) -> int:
     return run(work())
 
 
-def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
+def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
     """Return what looks how far a backfill is."""
     total = count_source(migration)
 
-    async def look(store: ControlStore, plan: Plan) -> Looked:
+    async def look(store: ControlStore, plan: Plan) -> ProgressSample:
         del plan
         return await look_at_backfill(store, backfill, total)
 

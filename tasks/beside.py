@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exodus.control.route import read_route
 from exodus.cutover import beside_keys
-from exodus.cutover.beside_keys import Outcome, Row
+from exodus.cutover.beside_keys import Row, StateOutcome
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
@@ -30,11 +30,11 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
     create_table_artifact(
         key=artifact_key(migration, phase, "beside"), table=[row.as_json() for row in rows], description="what besides keys must be the same"
     )
-    counts = {outcome: [row for row in rows if row.outcome is outcome] for outcome in Outcome}
+    counts = {outcome: [row for row in rows if row.outcome is outcome] for outcome in StateOutcome}
     lines = [
-        f"beside the keys: {len(counts[Outcome.SAME])} same, {len(counts[Outcome.DIFFERS])} differ, {len(counts[Outcome.NOT_PROVABLE])} not provable"
+        f"beside the keys: {len(counts[StateOutcome.SAME])} same, {len(counts[StateOutcome.DIFFERS])} differ, {len(counts[StateOutcome.NOT_PROVABLE])} not provable"
     ]
-    if must := counts[Outcome.REQUIRED]:
+    if must := counts[StateOutcome.REQUIRED]:
         named = "; ".join(f"{row.what}: {row.means} ({row.remedy})" for row in must[:_NAMED])
         lines.append(f"{len(must)} THING(S) MUST BE MENDED BEFORE THE CUTOVER, which is refused until then: {named}")
     return lines

@@ -145,7 +145,7 @@ def remove_sample(migration: str) -> int:
             packed = await answered(it.store.client.smembers(it.store.keys.seeded))
             by_db: dict[int, list[bytes]] = {}
             for one in packed:
-                for db, key in (it.plan.scope.place(*each) for each in unpack(one)):
+                for db, key in (it.plan.scope.target_key(*each) for each in unpack(one)):
                     by_db.setdefault(db, []).append(key)
             node = await it.endpoint(Side.TARGET).any_node()
             for db, keys in by_db.items():

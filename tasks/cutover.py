@@ -17,7 +17,7 @@ from exodus.control.approvers import Identity
 from exodus.control.ledger import LedgerEntry
 from exodus.control.route import read_route
 from exodus.cutover import forced_rollback, switch
-from exodus.cutover.fence import confirm_word, shut_out
+from exodus.cutover.fence import blocks_exodus, record_confirmation
 from exodus.cutover.levers import end_hold
 from exodus.cutover.preconditions import Approved
 from exodus.cutover.rehearsal import rehearse
@@ -78,7 +78,7 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
             if route.authority is side and route.hold is Hold.NONE:
                 left = await settle(it.store, it.plan)
                 facts: dict[str, Any] = {"not_settled": "; ".join(left)}
-                flows = not await shut_out(it.store, side.other)
+                flows = not await blocks_exodus(it.store, side.other)
                 return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": facts, "flows_back": flows}
             if phase == Phase.ROLLBACK:
                 await end_hold(it.store, it.plan, "a rollback takes the place of the switch that was under way")
@@ -91,7 +91,7 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
             facts = dict(done.facts)
             report = {
                 "authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts, "switch": done.id,
-                "flows_back": not await shut_out(it.store, side.other),
+                "flows_back": not await blocks_exodus(it.store, side.other),
             }  # fmt: skip
             await it.store.save_report(f"switch.{phase}", report)
             await ledger.record(
@@ -116,7 +116,7 @@ def confirm_fence(migration: str, side: str, by: str) -> None:
 
     async def work() -> None:
         async with opened(migration) as it:
-            await confirm_word(it.store, it.plan, Side(side), by)
+            await record_confirmation(it.store, it.plan, Side(side), by)
 
     run(work())
 

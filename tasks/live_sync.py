@@ -12,7 +12,7 @@ from typing import Any
 from prefect import unmapped
 
 from exodus.backfill import migrate, runs
-from exodus.backfill.progress import Looked
+from exodus.backfill.progress import ProgressSample
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.control import freshness, journal, letters, registry
 from exodus.control.changes import Barrier, Key
@@ -20,7 +20,7 @@ from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.feed_choice import choose_feeds, chosen_feed
-from exodus.cutover.fence import Fence, read_record, shut_out
+from exodus.cutover.fence import Fence, blocks_exodus, read_record
 from exodus.cutover.preconditions import check_fresh
 from exodus.cutover.rehearsal import check_rehearsal
 from exodus.engine import open_engine
@@ -35,7 +35,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole, WorkersKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
-from exodus.verify.parts import Found, Part, look_at_part, plan_parts, put_together
+from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part
 from exodus.verify.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, live_task, opened, run
@@ -74,7 +74,7 @@ def start_live_sync(migration: str) -> Json:
                 raise DecisionRefused(
                     "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
                 )
-            await _let_in(it)
+            await _suspend_fence(it)
             before = await runs.current(it.store)
             if not route.sync:
                 # From here on what the target holds is ours to replace, also when this phase is started again.
@@ -91,7 +91,7 @@ def start_live_sync(migration: str) -> Json:
                 await freshness.forget_pass(it.store)
                 await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
                 if by_replica:
-                    await replica.give_right(it.plan, writer)
+                    await replica.grant_writes(it.plan, writer)
                     await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
                 else:
                     await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
@@ -135,10 +135,10 @@ def start_live_sync(migration: str) -> Json:
     return run(work())
 
 
-async def _let_in(it: Opened) -> None:
+async def _suspend_fence(it: Opened) -> None:
     """After a rollback the target may have a fence that keeps Exodus out too. It protects nothing any more."""
     record = await read_record(it.store, Side.TARGET)
-    if record is not None and await shut_out(it.store, Side.TARGET):
+    if record is not None and await blocks_exodus(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
 
@@ -225,16 +225,16 @@ def compare_part(migration: str, part: Json) -> Json:
     async def work() -> Json:
         async with opened(migration) as it, budget_heard(it.store):
             engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-            found = await look_at_part(engine, Part.model_validate(part))
+            found = await read_part(engine, Part.model_validate(part))
             return {**found.model_dump(mode="json"), "worker": f"{socket.gethostname()}:{os.getpid()}"}
 
     return run(work())
 
 
-def _look_at(name: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
+def _look_at(name: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
     totals: list[int] = []
 
-    async def look(store: ControlStore, plan: Plan) -> Looked | None:
+    async def look(store: ControlStore, plan: Plan) -> ProgressSample | None:
         if not totals:
             totals.append(await count_keys(plan, Side.SOURCE, Side.TARGET))
         return await look_at_verification(store, name, totals[0])
@@ -270,7 +270,7 @@ def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> 
             if not found:
                 return await reconcile(engine, name)
             parts = [Found.model_validate({key: part[key] for key in Found.model_fields}) for part in found]
-            report = await reconcile(engine, name, progress=await put_together(it.store, name, parts))
+            report = await reconcile(engine, name, progress=await merge_parts(it.store, name, parts))
             report["workers"] = sorted({part["worker"] for part in found})
             await it.store.save_report(f"verification.{name}", report)
             return report

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from exodus.backfill.progress import Looked
+from exodus.backfill.progress import ProgressSample
 from exodus.control.store import ControlStore
-from exodus.copy.key import Strategy
+from exodus.copy.key import CopyMethod
 from exodus.errors import DecisionRefused
 from exodus.native import replica
 from exodus.plan.plan import Plan
@@ -59,14 +59,14 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Looked | None]]:
+def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
     """Return what looks how much of the source's data the replica has loaded."""
     total = count_source(migration)
 
-    async def look(store: ControlStore, plan: Plan) -> Looked:
+    async def look(store: ControlStore, plan: Plan) -> ProgressSample:
         del store
         link = await replica.look(plan)
-        return Looked(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
+        return ProgressSample(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
 
     return look
 
@@ -94,7 +94,7 @@ def count_filled(migration: str) -> Json:
                 "keys_per_s": round(keys / seconds, 1),
                 "excluded": {},
                 "not_sent": {},
-                "strategies": {str(Strategy.NATIVE): keys},
+                "strategies": {str(CopyMethod.NATIVE): keys},
             }
 
     return run(work())

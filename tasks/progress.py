@@ -20,7 +20,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from redis.exceptions import RedisError
 
-from exodus.backfill.progress import EVERY_S, REPORT, Looked, Meter
+from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter, ProgressSample
 from exodus.cancellation import beside, end_all
 from exodus.control.store import ControlStore
 from exodus.cutover.levers import NOW
@@ -40,12 +40,12 @@ class Watched(threading.Thread):
     A thread with a connection of its own, since the work blocks the flow. Nothing that fails here fails the work.
     """
 
-    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked | None]]) -> None:
+    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]) -> None:
         super().__init__(name=f"progress of {what}", daemon=True)
         self._plan, self._address = plan_of(migration), load(migration).control_store.address("control_store")
         self._context = copy_context()  # with the run's client of Prefect
         self._look = look
-        self._meter = Meter(what)
+        self._meter = ProgressMeter(what)
         self._log = get_run_logger()
         self._ending = threading.Event()
         self._failing = ""
@@ -103,7 +103,7 @@ class Watched(threading.Thread):
 
 
 @contextmanager
-def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[Looked | None]]) -> Iterator[None]:
+def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]) -> Iterator[None]:
     """Show how far bulk work is while the context is open."""
     watching = Watched(migration, phase, what, look)
     watching.start()

@@ -9,7 +9,7 @@ is journalled later. Three things need care, and each has its rule.
 * Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after a switch would overwrite the new authority.
 
 The last two are closed by who the source comes as: a user of the target that belongs to one slice, with a password that nobody keeps, made under the
-guard of the writers' epoch. To void what is under way, `Lane` deletes that user, which ends its connections, and ends those of the other slices'
+guard of the writers' epoch. To void what is under way, `MigrateLane` deletes that user, which ends its connections, and ends those of the other slices'
 too, since the source shares one connection among them. A request that comes later cannot log in. It would then be executed as the user `default`,
 which is why that one must not be allowed to RESTORE without a password. The switch deletes all of these users once the epoch is closed (`end_users`).
 """
@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 
 from exodus.cancellation import end_all
 from exodus.copy.guard import FULL, GuardedLeg, no_room
-from exodus.copy.key import BatchReport, Copier, Strategy
+from exodus.copy.key import BatchReport, Copier, CopyMethod
 from exodus.copy.payload import Sent
-from exodus.copy.read import Batch, Reader, What
+from exodus.copy.read import Batch, Reader, ReadMode
 from exodus.copy.value import Command
 from exodus.engine import Engine
 from exodus.errors import DecisionRefused, OperatorError
@@ -111,7 +111,7 @@ async def _why_open(plan: Plan) -> str | None:
     )
 
 
-class Lane:
+class MigrateLane:
     """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this way."""
 
     def __init__(
@@ -123,7 +123,7 @@ class Lane:
         self._from = source
         self._looking = looking  # the next batch is looked at while this one is sent
         self._to = GuardedLeg(target, engine.guard())
-        self._reader = Reader(looking, engine.authority_facts, What.SIZE)
+        self._reader = Reader(looking, engine.authority_facts, ReadMode.SIZE)
         self._ahead: tuple[BatchReport, asyncio.Task[tuple[int, Batch]]] | None = None
         self._user = _prefix(engine.plan.name) + slice_id.replace(" ", "-")
         self._password = ""
@@ -254,7 +254,7 @@ class Lane:
         if not isinstance(said, ReplyError):
             report.copied += exist
             report.removed += len(keys) - exist
-            report.strategies[Strategy.MIGRATE] += exist
+            report.strategies[CopyMethod.MIGRATE] += exist
             size = sum(size for _, size in part)
             report.payload_bytes += size
             self.sent_bytes += size
@@ -280,7 +280,7 @@ def _parts(keys: Sequence[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
     return parts
 
 
-async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
+async def open_migrate_lane(engine: Engine, copier: Copier, slice_id: str) -> MigrateLane:
     """A lane for a slice; whatever was sent for it before is void from here on.
 
     Raises:
@@ -301,7 +301,7 @@ async def open_lane(engine: Engine, copier: Copier, slice_id: str) -> Lane:
     except BaseException:
         await close_all((source, looking))
         raise
-    lane = Lane(engine, copier, source, looking, target, slice_id)
+    lane = MigrateLane(engine, copier, source, looking, target, slice_id)
     try:
         await lane.renew_user()
     except BaseException:
@@ -317,9 +317,9 @@ async def prove(engine: Engine) -> None:
         DecisionRefused: it does not come.
     """
     copier = await engine.copier(engine.guard(), name="exodus-migrate")
-    lane: Lane | None = None
+    lane: MigrateLane | None = None
     try:
-        lane = await open_lane(engine, copier, "probe")
+        lane = await open_migrate_lane(engine, copier, "probe")
         db = await empty_database(engine.authority)  # where no application looks
         async with await engine.authority_leg(name="exodus-migrate") as source:
             await source.select(db)

@@ -12,7 +12,7 @@ _WINDOW_S = 20.0
 _SHARE_MIN = 0.01  # done, before an end is told
 
 
-class Looked(BaseModel):
+class ProgressSample(BaseModel):
     """What one look found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,7 +23,7 @@ class Looked(BaseModel):
     why: str = ""  # why it is slow or waits
 
 
-class Progress(Looked):
+class Progress(ProgressSample):
     """The same with rates."""
 
     what: str
@@ -52,15 +52,15 @@ class Progress(Looked):
         return " · ".join(parts)
 
 
-class Meter:
+class ProgressMeter:
     """From looks to progress."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._first: tuple[float, Looked] | None = None
-        self._recent: deque[tuple[float, Looked]] = deque()
+        self._first: tuple[float, ProgressSample] | None = None
+        self._recent: deque[tuple[float, ProgressSample]] = deque()
 
-    def look(self, now_s: float, found: Looked, at_ms: int = 0) -> Progress:
+    def look(self, now_s: float, found: ProgressSample, at_ms: int = 0) -> Progress:
         """Take a look's figures. Rates are of this meter's time: what was done before it is not counted."""
         if self._first is None:
             self._first = now_s, found
@@ -84,7 +84,9 @@ class Meter:
         )
 
 
-def _rates(since: tuple[float, Looked], now: tuple[float, Looked]) -> tuple[float, float]:
+def _rates(
+    since: tuple[float, ProgressSample], now: tuple[float, ProgressSample]
+) -> tuple[float, float]:
     (before_s, before), (now_s, found) = since, now
     elapsed = now_s - before_s
     if elapsed <= 0:

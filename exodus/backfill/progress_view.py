@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exodus.backfill.progress import Looked
+from exodus.backfill.progress import ProgressSample
 from exodus.control.checkpoint import load_parts, load_pass, load_progress
 from exodus.control.store import ControlStore
 from exodus.copy.impact import read_paces
@@ -22,7 +22,7 @@ async def count_keys(plan: Plan, *sides: Side) -> int:
     return total
 
 
-async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Looked:
+async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> ProgressSample:
     """Return what all slices of a run have come to."""
     slices = list((await load_progress(store, run)).values())
     waits = dict.fromkeys(piece.why for piece in slices if piece.why and not piece.done)
@@ -31,7 +31,7 @@ async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Lo
         for pace in await read_paces(store)
         if pace.why and pace.what.startswith("backfill")
     )
-    return Looked(
+    return ProgressSample(
         keys=sum(piece.keys_seen for piece in slices),
         keys_total=keys_total,
         payload_bytes=sum(piece.payload_bytes for piece in slices),
@@ -39,7 +39,9 @@ async def look_at_backfill(store: ControlStore, run: str, keys_total: int) -> Lo
     )
 
 
-async def look_at_verification(store: ControlStore, name: str, keys_total: int) -> Looked | None:
+async def look_at_verification(
+    store: ControlStore, name: str, keys_total: int
+) -> ProgressSample | None:
     """Return how far a pass over both sides has come; None where none is under way."""
     found = await load_pass(store, name)
     parts = [found] if found is not None else await load_parts(store, name)
@@ -48,7 +50,7 @@ async def look_at_verification(store: ControlStore, name: str, keys_total: int) 
     paces = [
         pace.why for pace in await read_paces(store) if pace.why and pace.what == "verification"
     ]
-    return Looked(
+    return ProgressSample(
         keys=sum(
             part.counts.get("keys_authority", 0) + part.counts.get("keys_follower", 0)
             for part in parts

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from exodus import gc_tuning
-from exodus.backfill.migrate import Lane, open_lane
+from exodus.backfill.migrate import MigrateLane, open_migrate_lane
 from exodus.cancellation import end_all
 from exodus.control.checkpoint import ChunkRow, SliceProgress, load_progress, save_progress
 from exodus.control.route import read_route
@@ -111,7 +111,7 @@ async def copy_slice(
                 return progress
             await asyncio.sleep(_NO_ROOM_S)
         except EpochEnded:
-            progress.why = await _lost_right(engine)
+            progress.why = await _lost_write_grant(engine)
             if not progress.why:
                 raise
             await save_progress(engine.store, run, progress)
@@ -130,7 +130,7 @@ async def copy_slice(
     return progress
 
 
-async def _lost_right(engine: Engine) -> str:
+async def _lost_write_grant(engine: Engine) -> str:
     """Return why the follower does not know this epoch's writers though the route is theirs, or nothing: their epoch has ended.
 
     What it has lost of slices that were copied is found by live sync, which gives the right back (`lives.py`).
@@ -182,10 +182,10 @@ class _SliceCopy:
         )
         copier.turn = pace.turn
         tasks: list[asyncio.Task[None]] = []
-        lane: Lane | None = None
+        lane: MigrateLane | None = None
         try:
             if self._engine.plan.strategy is CopyStrategy.MIGRATE:
-                lane = await open_lane(self._engine, copier, self._piece.slice_id)
+                lane = await open_migrate_lane(self._engine, copier, self._piece.slice_id)
             async with pace:
                 tasks = [
                     asyncio.create_task(self._write(copier)),
@@ -205,7 +205,7 @@ class _SliceCopy:
                 finally:
                     await copier.close()
 
-    async def _read(self, copier: Copier, lane: Lane | None, pace: Pace) -> None:
+    async def _read(self, copier: Copier, lane: MigrateLane | None, pace: Pace) -> None:
         cursor, ended = self._progress.cursor, False
         first = True  # whatever the time: who is called makes progress
         while not ended and (first or time.monotonic() < self._deadline):

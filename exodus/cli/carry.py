@@ -17,11 +17,11 @@ from exodus.engine import open_engine
 from exodus.plan.migration_file import MigrationFile
 from exodus.topology.endpoint import Endpoint
 
-What = Literal["settings", "users", "functions"]
+ReadMode = Literal["settings", "users", "functions"]
 Json = dict[str, Any]
 
 
-async def _carry(migration: MigrationFile, what: What | None) -> tuple[Carried, list[Row]]:
+async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carried, list[Row]]:
     plan, carried = migration.plan, Carried()
     async with await open_store(migration) as store:
         route = await read_route(store)
@@ -40,7 +40,7 @@ async def _carry(migration: MigrationFile, what: What | None) -> tuple[Carried, 
 
 
 def carry(
-    what: Annotated[What | None, typer.Argument(help="settings, users or functions; left away, both sides are only compared")] = None,
+    what: Annotated[ReadMode | None, typer.Argument(help="settings, users or functions; left away, both sides are only compared")] = None,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,

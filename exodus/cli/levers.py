@@ -121,7 +121,7 @@ def release(why: WhyOption = "released by hand", file: FileOption = None, home: 
     """Let a postponed switch go on; end a hold of writes that was left. Example: exodus release --why "the batch job is done" """
 
     async def work(store: ControlStore, migration: MigrationFile) -> str:
-        return _stands(await levers.let_go(store, migration.plan, why))
+        return _stands(await levers.release_hold(store, migration.plan, why))
 
     _at(file, home, work)
 

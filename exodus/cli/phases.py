@@ -11,7 +11,7 @@ import orjson
 import typer
 
 from exodus.backfill.forecast import SAMPLE_KEYS, forecast
-from exodus.backfill.progress import EVERY_S, REPORT, Meter
+from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.cancellation import beside
 from exodus.cli.attesting import ByOption, attest
@@ -26,7 +26,7 @@ from exodus.closing.redirect import read_redirect
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.approvers import of_this_process
 from exodus.control.changes import Key
-from exodus.control.ledger import BACK, NEXT, Ending
+from exodus.control.ledger import BACK, NEXT, PhaseEnd
 from exodus.control.letters import accepted_letters
 from exodus.control.phase_order import check_may_begin, text_of_end
 from exodus.control.registry import Heartbeat
@@ -157,8 +157,8 @@ def _with_runs(phases: dict[str, Json], migration: str, api: PrefectApi | None, 
 
 _SHOWN_OF_END = {"at_ms", "decided_by", "why", "flow_run_id"}
 _AFTER = {
-    Ending.FINALISED: "the checklist of commit's run (artifact checklist); then exodus archive",
-    Ending.ABANDONED: "no action needed; exodus archive keeps its evidence and frees its name",
+    PhaseEnd.FINALISED: "the checklist of commit's run (artifact checklist); then exodus archive",
+    PhaseEnd.ABANDONED: "no action needed; exodus archive keeps its evidence and frees its name",
 }
 
 
@@ -354,7 +354,7 @@ def status(
 
 async def _tell_verification(store: ControlStore, plan: Plan) -> None:
     """Say on standard error, every few seconds, how far the verification is."""
-    total, meter = await count_keys(plan.acting(UserRole.VERIFIER), *Side), Meter("verification")
+    total, meter = await count_keys(plan.acting(UserRole.VERIFIER), *Side), ProgressMeter("verification")
     while True:
         await asyncio.sleep(EVERY_S)
         if (found := await look_at_verification(store, BY_HAND, total)) is not None:

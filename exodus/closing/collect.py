@@ -171,7 +171,7 @@ async def _synced(store: ControlStore, plan: Plan) -> dict[int, bytes]:
     return {partition: found.get(partition, b"0-0") for partition in range(plan.partitions)}
 
 
-async def what_is_left(store: ControlStore, plan: Plan) -> list[str]:
+async def remaining_keys(store: ControlStore, plan: Plan) -> list[str]:
     """What Exodus has left on both sides, in words."""
     left: list[str] = []
     for side in Side:
@@ -203,7 +203,7 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
     return found
 
 
-async def who_is_still_there(plan: Plan, side: Side) -> list[Json]:
+async def connected_clients(plan: Plan, side: Side) -> list[Json]:
     """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by their names, which begin with `exodus`."""
     found: Counter[tuple[str, str, str, str]] = Counter()
     for node in await Endpoint(side, plan.address(side)).each_node():

@@ -7,7 +7,7 @@ from typing import Any
 
 from exodus.backfill import migrate
 from exodus.backfill.slices import CHUNK_KEYS
-from exodus.closing.collect import what_is_left
+from exodus.closing.collect import remaining_keys
 from exodus.closing.finalise_checks import checklist
 from exodus.control import registry
 from exodus.control.route import change_route, read_route
@@ -15,7 +15,7 @@ from exodus.control.schema import fence_guard_key, guard_key, lane_guard_key, na
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import scan_once
-from exodus.cutover.fence import Fence, read_record, shut_out
+from exodus.cutover.fence import Fence, blocks_exodus, read_record
 from exodus.errors import SourceError, TargetError
 from exodus.native import replica
 from exodus.net.client import answered
@@ -45,7 +45,7 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
     """
     route, not_told = await read_route(store), ""
     if route.sync or route.journal is not JournalMode.OFF or route.hold is not Hold.NONE:
-        if await shut_out(store, route.follower):
+        if await blocks_exodus(store, route.follower):
             not_told = f"the fence on the {route.follower} refuses Exodus too"
         else:
             try:
@@ -90,7 +90,7 @@ async def finalise(store: ControlStore, plan: Plan) -> Json:
     return {
         **report,
         **stopped,
-        "left_by_exodus": await what_is_left(store, plan),
+        "left_by_exodus": await remaining_keys(store, plan),
         "journal": "off",
         "reverse_sync": "off",
     }
@@ -105,7 +105,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
         record = await read_record(store, side)
         if record is not None:
             async with Fence(store, side, plan) as fence:
-                with contextlib.suppress(SourceError, TargetError):  # `what_is_left` lists it
+                with contextlib.suppress(SourceError, TargetError):  # `remaining_keys` lists it
                     await fence.lower(record)
     stopped = await stop(store, plan, "abandoned: the source stays the authority")
     await _remove_own_keys(plan, store)
@@ -122,7 +122,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
         "clean_target": clean_target,
         "target_keys_left": len(left),
         "left": [repr(key) for key in left[:_LISTED]],
-        "left_by_exodus": await what_is_left(store, plan),
+        "left_by_exodus": await remaining_keys(store, plan),
     }
 
 
@@ -135,8 +135,8 @@ async def _remove_own_keys(
         *(lane_guard_key(plan.name, partition) for partition in range(plan.partitions)),
     ]
     for side in Side:
-        if await shut_out(store, side):
-            continue  # its fence refuses us too; `what_is_left` lists them
+        if await blocks_exodus(store, side):
+            continue  # its fence refuses us too; `remaining_keys` lists them
         also = [] if side is keep_fence_of else [fence_guard_key(plan.name)]
         with contextlib.suppress(SourceError, TargetError):  # likewise
             async with await Endpoint(side, plan.address(side)).connect(name="exodus-clean") as leg:
@@ -183,8 +183,8 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
                     origins = {
                         key: origin
                         for key in keys
-                        if (origin := scope.origin(db, key)) is not None
-                        and scope.left_out(*origin) is None
+                        if (origin := scope.source_key(db, key)) is not None
+                        and scope.filtered_by(*origin) is None
                     }
                     exist = await _existing(there, list(origins.values()))
                     ours = [key for key in keys if origins.get(key) in exist]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from exodus.closing.collect import last_state, who_is_still_there
+from exodus.closing.collect import connected_clients, last_state
 from exodus.closing.redirect import who_is_connected
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.approvers import Identity, decider, why_not_the_second
 from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import Route, read_route
 from exodus.control.store import ControlStore
-from exodus.cutover.fence import Record, read_record, shut_out
+from exodus.cutover.fence import Record, blocks_exodus, read_record
 from exodus.errors import DecisionRefused, OperatorError, SourceError
 from exodus.net.client import answered
 from exodus.plan.plan import Plan
@@ -58,7 +58,7 @@ async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> lis
         and (why := why_not_the_second(decider(technical), decided_by)) is not None
     ):
         found.append(why)
-    found += await _of_the_way_back(
+    found += await _check_way_back(
         store, plan, now_ms, route, switched.at_ms if switched is not None else 0
     )
     for what, key in (("open gap(s)", store.keys.gap), ("dead letter(s)", store.keys.dead)):
@@ -68,10 +68,10 @@ async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> lis
     return found
 
 
-async def _of_the_way_back(
+async def _check_way_back(
     store: ControlStore, plan: Plan, now_ms: int, route: Route, switched_ms: int
 ) -> list[str]:
-    if await shut_out(store, Side.SOURCE):
+    if await blocks_exodus(store, Side.SOURCE):
         return []  # nothing flows back by intent; the sides were compared before the switch, and spot-checked in it
     found: list[str] = []
     syncers = [
@@ -119,7 +119,7 @@ async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:
     """The last state of the source, and what people have to do before it can be switched off. Take it when nothing of ours writes there any more."""
-    clients = await who_is_still_there(plan, Side.SOURCE)
+    clients = await connected_clients(plan, Side.SOURCE)
     state = await last_state(Endpoint(Side.SOURCE, plan.source))
     fence = await read_record(store, Side.SOURCE)
     gateways = [

@@ -61,7 +61,7 @@ class ChunkRow(BaseModel):
     cursor: int
 
 
-class Walk(BaseModel):
+class DirectionProgress(BaseModel):
     """A verification in one direction."""
 
     model_config = ConfigDict(extra="forbid")
@@ -83,8 +83,8 @@ class PassProgress(BaseModel):
     since_ms: int  # when the pass began, by the store's clock
     at_ms: int  # when this was written
     synced: dict[int, str]  # the feed's positions that it speaks for
-    forwards: Walk = Field(default_factory=Walk)
-    backwards: Walk = Field(default_factory=Walk)
+    forwards: DirectionProgress = Field(default_factory=DirectionProgress)
+    backwards: DirectionProgress = Field(default_factory=DirectionProgress)
     counts: dict[str, int] = Field(default_factory=dict)  # fields of the report
     by_type: dict[str, int] = Field(default_factory=dict)
     excluded: dict[str, int] = Field(default_factory=dict)

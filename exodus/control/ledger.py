@@ -119,14 +119,14 @@ def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> L
     return None
 
 
-class Ending(StrEnum):
+class PhaseEnd(StrEnum):
     """How a migration ended for good."""
 
     FINALISED = "finalised"  # the target is the authority, and there is no way back
     ABANDONED = "abandoned"  # the source is the authority, and Exodus has left both sides
 
 
-def ending(entries: Sequence[LedgerEntry]) -> tuple[Ending, LedgerEntry] | None:
+def ending(entries: Sequence[LedgerEntry]) -> tuple[PhaseEnd, LedgerEntry] | None:
     """Return how a migration ended, and the decision that ended it; None where it goes on.
 
     The decision alone is not the end: its run has to have done what was decided. Nothing that stands in the
@@ -138,9 +138,9 @@ def ending(entries: Sequence[LedgerEntry]) -> tuple[Ending, LedgerEntry] | None:
             continue
         decided = (entry.phase, entry.gate, entry.verdict)
         if decided == (Phase.COMMIT, FINALISE, "approve"):
-            return Ending.FINALISED, entry
+            return PhaseEnd.FINALISED, entry
         if decided == (Phase.ROLLBACK, NEXT, "abandon"):
-            return Ending.ABANDONED, entry
+            return PhaseEnd.ABANDONED, entry
     return None
 
 

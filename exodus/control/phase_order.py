@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exodus.control import ledger
-from exodus.control.ledger import Ending, LedgerEntry
+from exodus.control.ledger import LedgerEntry, PhaseEnd
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.plan.plan import Plan
@@ -20,7 +20,7 @@ _NEEDS = {
 _HOUR_MS = 3_600_000
 
 
-def text_of_end(how: Ending, decision: LedgerEntry) -> str:
+def text_of_end(how: PhaseEnd, decision: LedgerEntry) -> str:
     """Return how a migration ended, by whom and when, in words."""
     return f"it was {how} by {decision.decided_by} at {when(decision.at_ms)}"
 

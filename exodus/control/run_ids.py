@@ -9,13 +9,13 @@ from exodus.net.client import answered
 from exodus.plan.vocabulary import Side
 
 
-async def known_lives(store: ControlStore) -> dict[str, str]:
+async def known_run_ids(store: ControlStore) -> dict[str, str]:
     """Return the run id of each side that is known."""
     raw = await answered(store.client.hgetall(store.keys.lives))
     return {side.decode(): run_id.decode() for side, run_id in raw.items()}
 
 
-async def note_lives(
+async def note_run_ids(
     store: ControlStore, run_ids: Mapping[Side, str], *, first: bool = False
 ) -> None:
     """Note the servers whose keys were all compared, or are all to be copied; with `first` only where none is known."""

@@ -159,11 +159,11 @@ class Keys:
         """What has to be put back when the fence on `side` is lifted."""
         return f"{self.prefix}fence:{side}"
 
-    def fence_word(self, side: str) -> str:
+    def fence_confirmation(self, side: str) -> str:
         """Who confirmed that the provider's fence of `side` is up."""
         return f"{self.prefix}fence:{side}:word"
 
-    def fence_let(self, side: str) -> str:
+    def fence_suspended(self, side: str) -> str:
         """While it is there, nobody puts the fence of `side` up again."""
         return f"{self.prefix}fence:{side}:let"
 

@@ -28,7 +28,7 @@ from exodus.copy.read import clock_ms
 from exodus.copy.value import COUNTS, Command, pairs
 from exodus.copy.value import groups as comparable_groups
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import PIECE_BYTES, PIECE_ELEMENTS
+from exodus.plan.bounds import CHUNK_BYTES, CHUNK_ELEMENTS
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.resp.encode import encode_many
 from exodus.topology.node import NodeFacts
@@ -41,7 +41,7 @@ _PUTS = {b"hash": "HSET", b"set": "SADD", b"zset": "ZADD"}
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ChunkedOutcome:
     """What became of a large key."""
 
     exists: bool
@@ -49,7 +49,7 @@ class Outcome:
     settled: bool = True  # it did not change while it was copied
 
 
-class Pieces:
+class ChunkedCopy:
     """Copies large keys, one at a time. `authority` is a leg of its own, since it WATCHes."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Pieces:
         self._facts = authority_facts
         self._follower_facts = follower_facts
 
-    async def copy(self, db: int, key: bytes, to_db: int, to: bytes) -> Outcome:
+    async def copy(self, db: int, key: bytes, to_db: int, to: bytes) -> ChunkedOutcome:
         """Make one key of database `db` equal on the follower, where it is `to` in `to_db`.
 
         Raises:
@@ -81,16 +81,18 @@ class Pieces:
                 return outcome
         raise AssertionError("the last attempt always has an outcome")
 
-    async def _once(self, key: bytes, to_db: int, to: bytes, *, last: bool) -> Outcome | None:
+    async def _once(
+        self, key: bytes, to_db: int, to: bytes, *, last: bool
+    ) -> ChunkedOutcome | None:
         _, kind = await self.leg.pipeline([("WATCH", key), ("TYPE", key)])
         stage = _STAGE + secrets.token_hex(8).encode()
         size = 0
         if kind == b"none":
             await self.leg.call("UNWATCH")
             await self._put(to_db, [("UNLINK", to)])
-            return Outcome(exists=False)
+            return ChunkedOutcome(exists=False)
         try:
-            async for commands in self._pieces(kind, key, stage):
+            async for commands in self._chunks(kind, key, stage):
                 await self._turn()
                 await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
                 size += sum(
@@ -101,7 +103,7 @@ class Pieces:
         if not size:
             await self.leg.call("UNWATCH")
             await self._put(to_db, [("UNLINK", stage)])
-            return Outcome(exists=True, settled=False) if last else None
+            return ChunkedOutcome(exists=True, settled=False) if last else None
         expiry_ms = await expiry_of(self.leg, self._facts, key)
         settled = (await self.leg.pipeline([("MULTI",), ("PING",), ("EXEC",)]))[-1] is not None
         if not settled and not last:
@@ -109,11 +111,11 @@ class Pieces:
             return None
         if expiry_ms == -2:
             await self._put(to_db, [("UNLINK", stage), ("UNLINK", to)])
-            return Outcome(exists=False, settled=settled)
+            return ChunkedOutcome(exists=False, settled=settled)
         expire: Command = ("PEXPIREAT", to, expiry_ms) if expiry_ms >= 0 else ("PERSIST", to)
         # UNLINK: a RENAME over a large key would free it at once, and block.
         await self._put(to_db, [("UNLINK", to), ("RENAME", stage, to), expire])
-        return Outcome(exists=True, payload_bytes=size, settled=settled)
+        return ChunkedOutcome(exists=True, payload_bytes=size, settled=settled)
 
     async def _put(self, db: int, commands: Sequence[Command]) -> None:
         replies = await self._to.run(db, encode_many(commands), len(commands))
@@ -131,14 +133,14 @@ class Pieces:
 
     # ------------------------------------------------------------------ pieces
 
-    async def _pieces(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
+    async def _chunks(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
         if kind == b"string":
-            for start in range(0, int(await self._ask("STRLEN", key)), PIECE_BYTES):
+            for start in range(0, int(await self._ask("STRLEN", key)), CHUNK_BYTES):
                 yield [
                     (
                         "APPEND",
                         stage,
-                        await self._ask("GETRANGE", key, start, start + PIECE_BYTES - 1),
+                        await self._ask("GETRANGE", key, start, start + CHUNK_BYTES - 1),
                     )
                 ]
         elif kind == b"list":
@@ -165,9 +167,9 @@ class Pieces:
         except (ReplyError, TypeError):
             used = 0  # not allowed here, or gone: the count alone bounds the piece
         return (
-            max(1, min(PIECE_ELEMENTS, PIECE_BYTES * max(elements, 1) // max(used, 1)))
+            max(1, min(CHUNK_ELEMENTS, CHUNK_BYTES * max(elements, 1) // max(used, 1)))
             if used
-            else PIECE_ELEMENTS
+            else CHUNK_ELEMENTS
         )
 
     async def _scanned(self, kind: bytes, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
@@ -215,8 +217,8 @@ class Pieces:
         commands = [("XADD", stage, entry_id, b"-", b"-") for entry_id in waiting[at:]]
         commands += group_commands(stage, told, self._follower_facts)
         commands += stream_end_commands(stage, ghosts, info, self._follower_facts)
-        for start in range(0, len(commands), PIECE_ELEMENTS):
-            yield commands[start : start + PIECE_ELEMENTS]
+        for start in range(0, len(commands), CHUNK_ELEMENTS):
+            yield commands[start : start + CHUNK_ELEMENTS]
 
 
 async def read_groups(leg: Leg, key: bytes) -> StreamGroups:
@@ -229,7 +231,7 @@ async def read_groups(leg: Leg, key: bytes) -> StreamGroups:
     pending = max((int(group[b"pending"]) for group in groups), default=0)
     if not groups:
         return StreamGroups(())
-    if pending <= 10 * PIECE_ELEMENTS:
+    if pending <= 10 * CHUNK_ELEMENTS:
         full = pairs(await leg.call("XINFO", "STREAM", key, "FULL", "COUNT", max(pending, 1)))
         return StreamGroups(tuple(pairs(group) for group in full[b"groups"]))
     return StreamGroups(tuple([await _paged_group(leg, key, group) for group in groups]))
@@ -243,7 +245,7 @@ async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[
     start = b"-"
     while True:
         clock, page = await leg.pipeline(
-            [("TIME",), ("XPENDING", key, name, start, "+", PIECE_ELEMENTS)]
+            [("TIME",), ("XPENDING", key, name, start, "+", CHUNK_ELEMENTS)]
         )
         if not page:
             break
@@ -283,7 +285,7 @@ class At:
         return await self.leg.call(command, self.key, *more)
 
 
-async def differs_in_pieces(
+async def differs_in_chunks(
     here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced
 ) -> str | None:
     """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
@@ -325,14 +327,14 @@ async def _same_windows(here: At, there: At, kind: bytes, size: int, turn: Turn)
     while start < size:
         await turn()
         if kind == b"string":
-            window = ("GETRANGE", start, start + PIECE_BYTES - 1)
-            start += PIECE_BYTES
+            window = ("GETRANGE", start, start + CHUNK_BYTES - 1)
+            start += CHUNK_BYTES
         elif kind == b"list":
-            window = ("LRANGE", start, start + PIECE_ELEMENTS - 1)
-            start += PIECE_ELEMENTS
+            window = ("LRANGE", start, start + CHUNK_ELEMENTS - 1)
+            start += CHUNK_ELEMENTS
         else:
-            window = ("XRANGE", after, "+", "COUNT", PIECE_ELEMENTS)
-            start += PIECE_ELEMENTS
+            window = ("XRANGE", after, "+", "COUNT", CHUNK_ELEMENTS)
+            start += CHUNK_ELEMENTS
         ours, theirs = await here.ask(*window), await there.ask(*window)
         if ours != theirs:
             return False
@@ -348,7 +350,7 @@ async def _same_elements(
     cursor = b"0"
     while True:
         await turn()
-        cursor, found = await here.ask(_SCANS[kind], cursor, "COUNT", PIECE_ELEMENTS)
+        cursor, found = await here.ask(_SCANS[kind], cursor, "COUNT", CHUNK_ELEMENTS)
         names = found if kind == b"set" else found[::2]
         if names:
             if kind == b"set":

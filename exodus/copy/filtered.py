@@ -15,7 +15,7 @@ from exodus.plan.scope import KeyState, Scope
 from exodus.topology.node import NodeFacts
 
 
-async def left_out(
+async def filtered_keys(
     leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]
 ) -> dict[bytes, str]:
     """Keys that are not carried, each with its reason. `leg` is one of the source's, in database `db`.
@@ -23,14 +23,14 @@ async def left_out(
     Raises:
         SourceError: the source was lost.
     """
-    found = {key: reason for key in keys if (reason := scope.left_out(db, key)) is not None}
+    found = {key: reason for key in keys if (reason := scope.filtered_by(db, key)) is not None}
     undecided = [key for key in keys if key not in found and scope.undecided(db, key)]
     if undecided:
         states = await _states(leg, facts, undecided)
         found.update(
             (key, reason)
             for key, state in states.items()
-            if (reason := scope.left_out(db, key, state)) is not None
+            if (reason := scope.filtered_by(db, key, state)) is not None
         )
     return found
 

@@ -210,7 +210,7 @@ class GuardedLeg:
             await self.leg.call("PING")
 
 
-async def has_right(follower: Endpoint, migration: str, epoch: int) -> bool:
+async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> bool:
     """Whether the writers of `epoch` may write to `follower`.
 
     Raises:
@@ -230,7 +230,7 @@ async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> No
             await leg.call("SET", guard_key(migration), epoch)
 
 
-async def replace_right(
+async def replace_write_grant(
     endpoint: Endpoint, migration: str, before: bytes | None, after: bytes
 ) -> bool:
     """Give the right to write to a follower to `after` where `before` has it; whether it had.
@@ -241,11 +241,13 @@ async def replace_right(
     done = True
     for node in await endpoint.each_node():
         async with await node.connect(name="exodus-switch") as leg:
-            done = await replace_right_on(leg, migration, before, after) and done
+            done = await replace_write_grant_on(leg, migration, before, after) and done
     return done
 
 
-async def replace_right_on(leg: Leg, migration: str, before: bytes | None, after: bytes) -> bool:
+async def replace_write_grant_on(
+    leg: Leg, migration: str, before: bytes | None, after: bytes
+) -> bool:
     """The same on one node, over a connection that is open already."""
     key = guard_key(migration)
     if await leg.watch(key) != before:

@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from exodus.copy.chunked import Pieces
-from exodus.copy.filtered import left_out
+from exodus.copy.chunked import ChunkedCopy
+from exodus.copy.filtered import filtered_keys
 from exodus.copy.guard import FULL, DatabaseMissing, Guard, GuardedLeg, no_room
 from exodus.copy.impact import Turn, unpaced
 from exodus.copy.payload import Packed, Sent, State, Uncarried, commands_for, field_expiry_commands
-from exodus.copy.read import Reader, Seen, What, clock_ms
+from exodus.copy.read import Reader, ReadMode, ScannedKey, clock_ms
 from exodus.copy.refoot import NEVER, crc64, refoot
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, Command, canonical, reads_of
@@ -44,7 +44,7 @@ _USAGES = {
 _PROOF = RESERVED_PREFIX + b"proof}:"
 
 
-class Strategy(StrEnum):
+class CopyMethod(StrEnum):
     """How a key is carried. A reason may follow in counts, after a colon."""
 
     PAYLOAD = "dump-restore"
@@ -73,7 +73,7 @@ class BatchReport:
     removed: int = 0
     skipped: int = 0  # Exodus's own keys
     excluded: Counter[str] = field(default_factory=Counter)  # the rule that leaves them out → keys
-    left_out: list[bytes] = field(default_factory=list)  # those keys
+    filtered_keys: list[bytes] = field(default_factory=list)  # those keys
     payload_bytes: int = 0
     usage_kept: int = 0  # of the payloads read: those whose idle time or frequency goes with them
     failed: list[Failure] = field(default_factory=list)
@@ -133,33 +133,33 @@ class Copier:
             asyncio.Lock()
         )  # a backfill reads the next batch while this one, being written, may have to read again
         self._another_leg = another_leg
-        self._pieces: Pieces | None = None
+        self._pieces: ChunkedCopy | None = None
         self.turn: Turn = unpaced  # waited for before each piece of a large key
         self._proofs = proofs
         self._scope = scope
         self._spare_others = spare_others
         self._usage = _USAGES["lfu" in authority_facts.maxmemory_policy] if keep_usage else None
         if payload_fits(authority_facts, follower_facts):
-            self._strategy = Strategy.PAYLOAD
+            self._strategy = CopyMethod.PAYLOAD
         elif (
             authority_facts.payload_version is not None
             and follower_facts.payload_version is not None
         ):
-            self._strategy = Strategy.REFOOTED
+            self._strategy = CopyMethod.REFOOTED
         else:
-            self._strategy = Strategy.BY_TYPE
+            self._strategy = CopyMethod.BY_TYPE
         # Idle time and frequency go with a payload only.
         what = (
-            What.VALUE
-            if self._strategy is Strategy.BY_TYPE
-            else What.PAYLOAD
+            ReadMode.VALUE
+            if self._strategy is CopyMethod.BY_TYPE
+            else ReadMode.PAYLOAD
             if keep_usage
-            else What.EITHER
+            else ReadMode.EITHER
         )
         self._reader = Reader(authority, authority_facts, what)
 
     @property
-    def strategy(self) -> Strategy:
+    def strategy(self) -> CopyMethod:
         """The first choice between these two sides."""
         return self._strategy
 
@@ -167,9 +167,9 @@ class Copier:
     def reason(self) -> str:
         """Why it is that."""
         theirs, ours = self._authority_facts.payload_version, self._follower_facts.payload_version
-        if self._strategy is Strategy.BY_TYPE:
+        if self._strategy is CopyMethod.BY_TYPE:
             return "DUMP is not allowed on one of the sides"
-        fits = "fits" if self._strategy is Strategy.PAYLOAD else "does not fit"
+        fits = "fits" if self._strategy is CopyMethod.PAYLOAD else "does not fit"
         return f"payload version {theirs} {fits} the follower's {ours}"
 
     async def close(self) -> None:
@@ -210,10 +210,12 @@ class Copier:
                 # What is left out is not to be on the follower; it may have come there before it was written last.
                 spared = {
                     key
-                    for key in report.left_out
-                    if self._spare_others and self._scope.left_out(db, key) is not None
+                    for key in report.filtered_keys
+                    if self._spare_others and self._scope.filtered_by(db, key) is not None
                 }
-                absent = [State(key, excluded=True) for key in report.left_out if key not in spared]
+                absent = [
+                    State(key, excluded=True) for key in report.filtered_keys if key not in spared
+                ]
             return [*absent, *await self._read(db, wanted, report)]
 
     async def scan(
@@ -232,7 +234,7 @@ class Copier:
             following, batch = await self._reader.scan(cursor, count)
             keys = batch.keys
             wanted = _wanted(keys, report)
-            if self._strategy is Strategy.PAYLOAD and len(wanted) == len(keys) and batch.payloads:
+            if self._strategy is CopyMethod.PAYLOAD and len(wanted) == len(keys) and batch.payloads:
                 return following, keys, Packed(keys, batch.expiries_ms, batch.values)
             seen = [each for each in batch.rows() if not is_own(each.key)]
             return following, keys, await self._states(db, seen, report)
@@ -258,15 +260,17 @@ class Copier:
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
         """Those of the keys that are carried; the others are counted, with the rule, or failed where their name on the follower is not free."""
-        outside = (
-            await left_out(self._from, self._authority_facts, self._scope, db, keys)
+        filtered = (
+            await filtered_keys(self._from, self._authority_facts, self._scope, db, keys)
             if self._scope.filters
             else {}
         )
-        report.excluded.update(outside.values())
-        report.left_out += outside
-        inside = [key for key in keys if key not in outside]
-        taken = {key: why for key in inside if (why := self._scope.taken(db, key)) is not None}
+        report.excluded.update(filtered.values())
+        report.filtered_keys += filtered
+        inside = [key for key in keys if key not in filtered]
+        taken = {
+            key: why for key in inside if (why := self._scope.name_conflict(db, key)) is not None
+        }
         if not taken:
             return inside
         # One that is gone by now has nothing to carry, and whoever has its name on the follower is another key.
@@ -279,15 +283,20 @@ class Copier:
         return [key for key in inside if key not in taken]
 
     def _place(self, db: int, key: bytes) -> bytes:
-        return self._scope.place(db, key)[1] if self._scope.renames else key
+        return self._scope.target_key(db, key)[1] if self._scope.renames else key
 
-    async def _states(self, db: int, seen: Sequence[Seen], report: BatchReport) -> list[State]:
+    async def _states(
+        self, db: int, seen: Sequence[ScannedKey], report: BatchReport
+    ) -> list[State]:
         states: list[State] = []
         by_type: list[tuple[bytes, bytes, str]] = []
-        payloads, refooted = self._strategy is Strategy.PAYLOAD, self._strategy is Strategy.REFOOTED
+        payloads, refooted = (
+            self._strategy is CopyMethod.PAYLOAD,
+            self._strategy is CopyMethod.REFOOTED,
+        )
         for key, kind, expiry_ms, value, large in seen:
             if large:
-                states.append(State(key, how=Strategy.PIECES, large=True))
+                states.append(State(key, how=CopyMethod.PIECES, large=True))
             elif kind == b"none":
                 states.append(State(key))
             elif not kind and isinstance(value, list):
@@ -297,7 +306,7 @@ class Copier:
                         max(0, expiry_ms),
                         None,
                         (("SET", self._place(db, key), value[0]),),
-                        Strategy.LONG_STRING,
+                        CopyMethod.LONG_STRING,
                     )
                 )
             elif payloads:
@@ -316,14 +325,14 @@ class Copier:
                         (
                             key,
                             b"",
-                            f"{Strategy.BY_TYPE}: the follower has another format of type {value[0]}",
+                            f"{CopyMethod.BY_TYPE}: the follower has another format of type {value[0]}",
                         )
                     )
             elif value is None or (kind == b"hash" and self._field_expiry):
-                by_type.append((key, kind, Strategy.BY_TYPE))
+                by_type.append((key, kind, CopyMethod.BY_TYPE))
             else:
                 commands = commands_for(kind, self._place(db, key), [value], self._follower_facts)
-                states.append(State(key, max(expiry_ms, 0), None, commands, Strategy.BY_TYPE))
+                states.append(State(key, max(expiry_ms, 0), None, commands, CopyMethod.BY_TYPE))
         for key, kind, how in by_type:
             states.extend(
                 await self._read_by_type(
@@ -435,7 +444,7 @@ class Copier:
             return
         by_db: dict[int, list[State]] = {}
         for state in states:
-            to_db, state.to = self._scope.place(db, state.key)
+            to_db, state.to = self._scope.target_key(db, state.key)
             by_db.setdefault(to_db, []).append(state)
         for to_db, part in by_db.items():
             await self._write_to(db, to_db, part, report)
@@ -462,7 +471,7 @@ class Copier:
             for key, why in refused:
                 kind = await self._from.call("TYPE", key)
                 again.extend(
-                    await self._read_by_type(db, key, kind, f"{Strategy.BY_TYPE}: {why}", report)
+                    await self._read_by_type(db, key, kind, f"{CopyMethod.BY_TYPE}: {why}", report)
                 )
         for state in again:
             state.to = self._place(db, state.key)
@@ -646,7 +655,7 @@ class Copier:
         self, db: int, key: bytes, to_db: int, to: bytes, report: BatchReport
     ) -> None:
         if self._pieces is None:
-            self._pieces = Pieces(
+            self._pieces = ChunkedCopy(
                 await self._another_leg(),
                 self._to,
                 self._authority_facts,
@@ -673,7 +682,7 @@ class Copier:
         report.payload_bytes += outcome.payload_bytes
         if outcome.payload_bytes >= HEAVY_BYTES:
             report.heavy.append((key, outcome.payload_bytes))
-        report.strategies[Strategy.PIECES] += 1
+        report.strategies[CopyMethod.PIECES] += 1
         if not outcome.settled:
             report.unsettled.append(key)
 

@@ -28,7 +28,7 @@ _SCRIPT_BYTES_MIN = 16 * 1024
 _SCRIPT_SHARE = 0.25  # of that limit, for one call
 
 
-class What(StrEnum):
+class ReadMode(StrEnum):
     """What is read of a key."""
 
     PAYLOAD = "payload"
@@ -40,7 +40,7 @@ class What(StrEnum):
     NAME = "name"  # whether it is there, and nothing else
 
 
-class Seen(NamedTuple):
+class ScannedKey(NamedTuple):
     """One key at one instant.
 
     `kind` is `none` where it does not exist, and empty where only a payload was asked for; `value` is None where it has to be read in another way.
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
         """Whether every key is there, with its payload."""
         return set(map(type, self.values)) <= {bytes} and min(self.expiries_ms, default=-1) > -2
 
-    def rows(self) -> list[Seen]:
+    def rows(self) -> list[ScannedKey]:
         """Key by key."""
         kinds = self.kinds or [b"none" if at_ms == -2 else b"" for at_ms in self.expiries_ms]
         large = [value == 0 for value in self.values]
@@ -95,7 +95,7 @@ class Batch(NamedTuple):
         return cls(keys, kinds * len(keys) if len(kinds) == 1 else kinds, expiries_ms, values)
 
     @classmethod
-    def of(cls, rows: Sequence[Seen]) -> Batch:
+    def of(cls, rows: Sequence[ScannedKey]) -> Batch:
         """Columns of rows."""
         return cls(
             [row.key for row in rows],
@@ -130,12 +130,12 @@ class Reader:
     """Reads of one leg, in whatever database that is in. Used by one task at a time."""
 
     def __init__(
-        self, leg: Leg, facts: NodeFacts, what: What, limits: Limits | None = None
+        self, leg: Leg, facts: NodeFacts, what: ReadMode, limits: Limits | None = None
     ) -> None:
         self._leg = leg
         self._what = what
-        self._payloads = what in (What.PAYLOAD, What.EITHER)
-        self._dumps = self._payloads or what is What.COMPARABLE
+        self._payloads = what in (ReadMode.PAYLOAD, ReadMode.EITHER)
+        self._dumps = self._payloads or what is ReadMode.COMPARABLE
         self._limits = limits or Limits.within(facts.script_ms)
         self._most = self._limits  # what `_limits` go back to after a server was slow
         self._share_s = facts.script_ms / 1000 * _SCRIPT_SHARE
@@ -164,7 +164,9 @@ class Reader:
             "scan", cursor, asked, *(("strings",) if self._strings else ())
         )
         batch = Batch.told(keys, *columns)
-        self._strings = self._what in (What.VALUE, What.COMPARABLE) and columns[0] == [b"string"]
+        self._strings = self._what in (ReadMode.VALUE, ReadMode.COMPARABLE) and columns[0] == [
+            b"string"
+        ]
         if None not in batch.values:
             # With a value for every key there is nothing to ask again.
             self._fitting = asked * 2 if asked < count else None
@@ -174,13 +176,13 @@ class Reader:
             self._fitting = max(_SCAN_KEYS_MIN, len(rows) - left)
         return int(following), Batch.of(await self._complete(rows))
 
-    async def keys(self, keys: Sequence[bytes]) -> list[Seen]:
+    async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
         """The keys named, in their order."""
         if not keys:
             return []
         if not self._scripted:
             return await self._plainly(keys)
-        found: list[Seen] = []
+        found: list[ScannedKey] = []
         for part in self._parts(keys):
             found += await self._named("keys", part, part)
         return await self._complete(found)
@@ -227,7 +229,9 @@ class Reader:
             yield keys[start : start + most]
             start += most
 
-    async def _named(self, how: str, keys: Sequence[bytes], words: Sequence[bytes]) -> list[Seen]:
+    async def _named(
+        self, how: str, keys: Sequence[bytes], words: Sequence[bytes]
+    ) -> list[ScannedKey]:
         return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
 
     async def like(self, others: Batch) -> Batch:
@@ -253,7 +257,7 @@ class Reader:
         )
         return Batch.told(keys, *(await self._script("like", letters, *keys))[2:])
 
-    async def _complete(self, found: list[Seen]) -> list[Seen]:
+    async def _complete(self, found: list[ScannedKey]) -> list[ScannedKey]:
         """With further calls for what did not fit into the first."""
         while left := self._unread(found)[: self._limits.names]:
             keys = [found[number].key for number in left]
@@ -261,7 +265,7 @@ class Reader:
                 found[number] = seen
         return found
 
-    def _unread(self, found: Sequence[Seen]) -> list[int]:
+    def _unread(self, found: Sequence[ScannedKey]) -> list[int]:
         return [
             number
             for number, seen in enumerate(found)
@@ -270,22 +274,22 @@ class Reader:
 
     # ------------------------------------------------------------------ by commands
 
-    async def _plainly(self, keys: Sequence[bytes]) -> list[Seen]:
-        found: list[Seen] = []
-        if self._what is What.NAME:
+    async def _plainly(self, keys: Sequence[bytes]) -> list[ScannedKey]:
+        found: list[ScannedKey] = []
+        if self._what is ReadMode.NAME:
             there = await self._leg.pipeline([("EXISTS", key) for key in keys])
             return [
-                Seen(key, b"key", -1, 1) if exists else Seen(key, b"none", -2, b"")
+                ScannedKey(key, b"key", -1, 1) if exists else ScannedKey(key, b"none", -2, b"")
                 for key, exists in zip(keys, there, strict=True)
             ]
         for start in range(0, len(keys), _TRANSACTION_KEYS):
             part = keys[start : start + _TRANSACTION_KEYS]
             kinds = await self._leg.pipeline([("TYPE", key) for key in part])
-            large = await self._large(part, kinds) if self._what is not What.OUTLINE else set()
+            large = await self._large(part, kinds) if self._what is not ReadMode.OUTLINE else set()
             small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]
             states = {seen.key: seen for seen in await self._small(small)}
             found += [
-                Seen(key, kind, -1, None, large=True) if key in large else states[key]
+                ScannedKey(key, kind, -1, None, large=True) if key in large else states[key]
                 for key, kind in zip(part, kinds, strict=True)
             ]
         return found
@@ -309,7 +313,7 @@ class Reader:
             and size > (limits.key_bytes if kind == b"string" else limits.elements)
         }
 
-    async def _small(self, keys: Sequence[tuple[bytes, bytes]]) -> list[Seen]:
+    async def _small(self, keys: Sequence[tuple[bytes, bytes]]) -> list[ScannedKey]:
         if self._modern:
             reads = [self._reads(key, kind) for key, kind in keys]
             flat = [
@@ -322,7 +326,7 @@ class Reader:
                 self._seen(key, kind, next(replies), [next(replies) for _ in commands])
                 for (key, kind), commands in zip(keys, reads, strict=True)
             ]
-        found: dict[bytes, Seen] = {}
+        found: dict[bytes, ScannedKey] = {}
         left = list(keys)
         while left:
             found |= await self._with_clock(left)
@@ -332,25 +336,25 @@ class Reader:
     def _reads(self, key: bytes, kind: bytes) -> list[Command]:
         if self._payloads or (self._dumps and kind != b"string"):
             return [("DUMP", key)]
-        if self._what is What.OUTLINE:
+        if self._what is ReadMode.OUTLINE:
             return [(COUNTS.get(kind, "EXISTS"), key)]
         return reads_of(kind, key) if kind in PLAIN_TYPES else [("EXISTS", key)]
 
-    def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> Seen:
+    def _seen(self, key: bytes, kind: bytes, at_ms: int, values: list[Reply]) -> ScannedKey:
         value = values[0]
         if at_ms == -2 or kind == b"none" or (value is None and self._dumps):
-            return Seen(key, b"none", -2, b"")
-        if self._what is What.OUTLINE:
-            return Seen(
+            return ScannedKey(key, b"none", -2, b"")
+        if self._what is ReadMode.OUTLINE:
+            return ScannedKey(
                 key, kind, at_ms, value + 1 if isinstance(value, int) and kind in COUNTS else 1
             )
-        if (self._what is What.VALUE and kind not in PLAIN_TYPES) or (
+        if (self._what is ReadMode.VALUE and kind not in PLAIN_TYPES) or (
             not self._payloads and isinstance(value, ReplyError)
         ):
             value = None
-        return Seen(key, kind, at_ms, value)
+        return ScannedKey(key, kind, at_ms, value)
 
-    async def _with_clock(self, keys: Sequence[tuple[bytes, bytes]]) -> dict[bytes, Seen]:
+    async def _with_clock(self, keys: Sequence[tuple[bytes, bytes]]) -> dict[bytes, ScannedKey]:
         """Without PEXPIRETIME: the server's clock on both sides of PTTL; keys whose reading must be repeated are left out."""
         commands: list[Command] = []
         for key, kind in keys:
@@ -363,7 +367,7 @@ class Reader:
                 ("EXEC",),
             ]
         replies = await self._leg.pipeline(commands)
-        found: dict[bytes, Seen] = {}
+        found: dict[bytes, ScannedKey] = {}
         at = 0
         for key, kind in keys:
             at += 4 + len(self._reads(key, kind))  # MULTI, three clocks, the reads: then EXEC
@@ -395,7 +399,7 @@ class Reader:
 
 
 _make_seen = partial(
-    tuple.__new__, Seen
+    tuple.__new__, ScannedKey
 )  # without the detour through Python that a NamedTuple's own constructor takes, a third of all our time here
 
 

@@ -28,7 +28,7 @@ _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
 _SHOWN = 5
 
 
-class Outcome(StrEnum):
+class StateOutcome(StrEnum):
     """How one thing stands."""
 
     SAME = "same"
@@ -42,7 +42,7 @@ class Row:
     """One thing beside the keys, on both sides."""
 
     what: str
-    outcome: Outcome
+    outcome: StateOutcome
     authority: str = ""
     follower: str = ""
     means: str = ""  # for applications, after the cutover; or why it cannot be read
@@ -61,7 +61,7 @@ class _Setting:
     worse: Callable[
         [str, str], bool
     ]  # whether the follower's value (second) is worse for applications
-    outcome: Outcome
+    outcome: StateOutcome
     means: str
     at_run_time: bool = True
     wanted: Callable[[str, str], str] | None = (
@@ -99,74 +99,77 @@ _SETTINGS = (
     _Setting(
         ("notify-keyspace-events",),
         _fewer_events,
-        Outcome.REQUIRED,
+        StateOutcome.REQUIRED,
         "subscribers of keyspace events get none of these",
         wanted=_all_events,
     ),
     _Setting(
         ("databases",),
         _less,
-        Outcome.REQUIRED,
+        StateOutcome.REQUIRED,
         "SELECT of a higher database is refused",
         at_run_time=False,
     ),
     _Setting(
         ("proto-max-bulk-len",),
         _less,
-        Outcome.REQUIRED,
+        StateOutcome.REQUIRED,
         "a larger value is refused, and its connection closed",
     ),
     _Setting(
         ("client-query-buffer-limit",),
         _less,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "a client with a larger request is disconnected",
     ),
     _Setting(
         ("timeout",),
         _less_where_zero_is_none,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "idle connections are closed sooner",
     ),
-    _Setting(("maxclients",), _less, Outcome.DIFFERS, "fewer connections fit"),
+    _Setting(("maxclients",), _less, StateOutcome.DIFFERS, "fewer connections fit"),
     _Setting(
         ("maxmemory-policy",),
         _other,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "other keys are evicted, or writes are refused, when memory is full",
         at_run_time=False,
     ),
     _Setting(
         ("lua-time-limit", "busy-reply-threshold"),
         _other,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "BUSY is answered after another time",
     ),
     _Setting(
-        ("hash-max-listpack-entries", "hash-max-ziplist-entries"), _other, Outcome.DIFFERS, _ORDER
+        ("hash-max-listpack-entries", "hash-max-ziplist-entries"),
+        _other,
+        StateOutcome.DIFFERS,
+        _ORDER,
     ),
     _Setting(
-        ("hash-max-listpack-value", "hash-max-ziplist-value"), _other, Outcome.DIFFERS, _ORDER
+        ("hash-max-listpack-value", "hash-max-ziplist-value"), _other, StateOutcome.DIFFERS, _ORDER
     ),
-    _Setting(("set-max-intset-entries",), _other, Outcome.DIFFERS, _ORDER),
-    _Setting(("set-max-listpack-entries",), _other, Outcome.DIFFERS, _ORDER),
-    _Setting(("set-max-listpack-value",), _other, Outcome.DIFFERS, _ORDER),
+    _Setting(("set-max-intset-entries",), _other, StateOutcome.DIFFERS, _ORDER),
+    _Setting(("set-max-listpack-entries",), _other, StateOutcome.DIFFERS, _ORDER),
+    _Setting(("set-max-listpack-value",), _other, StateOutcome.DIFFERS, _ORDER),
     _Setting(
         ("zset-max-listpack-entries", "zset-max-ziplist-entries"),
         _other,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "OBJECT ENCODING changes at another size",
     ),
     _Setting(
         ("zset-max-listpack-value", "zset-max-ziplist-value"),
         _other,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "OBJECT ENCODING changes at another size",
     ),
     _Setting(
         ("list-max-listpack-size", "list-max-ziplist-size"),
         _other,
-        Outcome.DIFFERS,
+        StateOutcome.DIFFERS,
         "OBJECT ENCODING changes at another size",
     ),
 )
@@ -304,7 +307,7 @@ async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
 
 def required(rows: Sequence[Row]) -> list[Row]:
     """Those that must be mended."""
-    return [row for row in rows if row.outcome is Outcome.REQUIRED]
+    return [row for row in rows if row.outcome is StateOutcome.REQUIRED]
 
 
 def _not_provable(what: str, ours: object, theirs: object, authority: Side, follower: Side) -> Row:
@@ -315,7 +318,7 @@ def _not_provable(what: str, ours: object, theirs: object, authority: Side, foll
     ]
     return Row(
         what,
-        Outcome.NOT_PROVABLE,
+        StateOutcome.NOT_PROVABLE,
         means="; ".join(told),
         remedy="compare it by the provider's console, or let Exodus's user read it",
     )
@@ -348,19 +351,21 @@ def _users(plan: Plan, ours: Beside, theirs: Beside, authority: Side) -> list[Ro
         _compare_user(name, user, theirs.users.get(logins.get(name, name)), mapped=name in logins)
         for name, user in application_users(plan, ours).items()
     ]
-    return rows or [Row("users", Outcome.SAME, "none but Exodus's", "none but Exodus's")]
+    return rows or [Row("users", StateOutcome.SAME, "none but Exodus's", "none but Exodus's")]
 
 
 def _compare_user(name: str, ours: _User, theirs: _User | None, *, mapped: bool) -> Row:
     what, remedy = f"user {name}", "exodus carry users"
     if theirs is None or not theirs.enabled:
         state = "missing" if theirs is None else "off"
-        return Row(what, Outcome.REQUIRED, "on", state, "its applications cannot log in", remedy)
+        return Row(
+            what, StateOutcome.REQUIRED, "on", state, "its applications cannot log in", remedy
+        )
     if not mapped and not theirs.nopass and (ours.nopass or not ours.passwords <= theirs.passwords):
         said = "any password" if ours.nopass else f"{len(ours.passwords)} password(s)"
         return Row(
             what,
-            Outcome.REQUIRED,
+            StateOutcome.REQUIRED,
             said,
             "another password",
             "its applications cannot log in",
@@ -373,13 +378,13 @@ def _compare_user(name: str, ours: _User, theirs: _User | None, *, mapped: bool)
         )
         return Row(
             what,
-            Outcome.DIFFERS,
+            StateOutcome.DIFFERS,
             here,
             there,
             "commands, keys or channels may be refused that were allowed, or the reverse",
             remedy,
         )
-    return Row(what, Outcome.SAME, "on", "on")
+    return Row(what, StateOutcome.SAME, "on", "on")
 
 
 # ---- settings
@@ -408,7 +413,7 @@ def _settings(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> 
                 Row(setting.names[0], setting.outcome, here[1], there[1], setting.means, remedy)
             )
         else:
-            rows.append(Row(setting.names[0], Outcome.SAME, here[1], there[1]))
+            rows.append(Row(setting.names[0], StateOutcome.SAME, here[1], there[1]))
     return rows
 
 
@@ -422,11 +427,11 @@ def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> l
     for name in sorted(ours.modules):
         what = f"module {name}"
         if name in theirs.modules:
-            rows.append(Row(what, Outcome.SAME, "loaded", "loaded"))
+            rows.append(Row(what, StateOutcome.SAME, "loaded", "loaded"))
             continue
         commands = ours.module_commands.get(name)
         used = commands is None or bool(commands & ours.called)
-        outcome = Outcome.REQUIRED if used else Outcome.DIFFERS
+        outcome = StateOutcome.REQUIRED if used else StateOutcome.DIFFERS
         means = "its commands and types are unknown there" + (
             "" if used else "; none of its commands was called since the server began"
         )
@@ -441,7 +446,7 @@ def _modules(ours: Beside, theirs: Beside, authority: Side, follower: Side) -> l
             )
         )
     return rows or [
-        Row("modules", Outcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")
+        Row("modules", StateOutcome.SAME, "none", ", ".join(sorted(theirs.modules)) or "none")
     ]
 
 
@@ -451,14 +456,14 @@ async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
         return [
             Row(
                 "function libraries",
-                Outcome.NOT_PROVABLE,
+                StateOutcome.NOT_PROVABLE,
                 means=f"the {authority.side} does not tell them: {found.not_told}",
             )
         ]
     rows = [
         Row(
             f"function library {name}",
-            Outcome.REQUIRED,
+            StateOutcome.REQUIRED,
             "loaded",
             why,
             found.not_taken or "FCALL fails, or runs other code",
@@ -468,7 +473,7 @@ async def _libraries(authority: Leg, follower: Leg) -> list[Row]:
     ]
     same = f"{len(found.equal)} equal"
     return rows or [
-        Row("function libraries", Outcome.SAME, same, f"{same}, {len(found.extra)} of its own")
+        Row("function libraries", StateOutcome.SAME, same, f"{same}, {len(found.extra)} of its own")
     ]
 
 
@@ -477,7 +482,7 @@ def _scripts(ours: Beside, theirs: Beside) -> list[Row]:
         return [
             Row(
                 "scripts",
-                Outcome.NOT_PROVABLE,
+                StateOutcome.NOT_PROVABLE,
                 means="a side does not tell how many scripts it has cached (INFO memory)",
             )
         ]
@@ -486,7 +491,7 @@ def _scripts(ours: Beside, theirs: Beside) -> list[Row]:
     return [
         Row(
             "scripts",
-            Outcome.DIFFERS if fewer else Outcome.SAME,
+            StateOutcome.DIFFERS if fewer else StateOutcome.SAME,
             f"{ours.scripts} cached",
             f"{theirs.scripts} cached",
             means,
@@ -562,7 +567,7 @@ async def carry_users(plan: Plan, authority: Leg, follower: Leg) -> Carried:
         if (
             name in mapped
             or _compare_user(name, user, theirs.users.get(name), mapped=False).outcome
-            is Outcome.SAME
+            is StateOutcome.SAME
         ):
             continue
         rules = _rules(ours.user_lines.get(name, ""))

@@ -85,10 +85,10 @@ async def _no_fence(plan: Plan, side: Side, feed: Feed) -> str:
     without, _ = await fence_of(plan, side, Feed.GATEWAY)
     if without is None:
         return ""
-    means, _ = await fence_of(plan, side, feed)
+    method, _ = await fence_of(plan, side, feed)
     return (
         f"it does not go with the one fence that the {side} allows, {without.kind}"
-        if means is None
+        if method is None
         else ""
     )
 

@@ -1,6 +1,6 @@
 """The fence: after it, nobody but Exodus writes to a side; who tries gets an error and never a lost write.
 
-By what a side refuses writes is chosen by what its user may do there (`means.py`), and shown by a write that must fail. What has to be put back is
+By what a side refuses writes is chosen by what its user may do there (`fence_methods.py`), and shown by a write that must fail. What has to be put back is
 kept in the control store, without a secret. Settings that were not saved to disk end with a restart of the server, and the fence with them, until
 `settle.py` puts it up again.
 
@@ -28,10 +28,10 @@ from exodus.cutover.fence_methods import (
     KEEP_US_OUT,
     Command,
     DoesNotHold,
+    FenceMethod,
     Kept,
-    Means,
-    choose,
-    means_of,
+    choose_fence_method,
+    fence_method_of,
 )
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
 from exodus.net.client import answered
@@ -60,21 +60,21 @@ async def read_record(store: ControlStore, side: Side) -> Record | None:
     return None if raw is None else Record(**orjson.loads(raw))
 
 
-async def shut_out(store: ControlStore, side: Side) -> bool:
+async def blocks_exodus(store: ControlStore, side: Side) -> bool:
     """Whether a fence is recorded that refuses Exodus's own writes too."""
     record = await read_record(store, side)
     return record is not None and record.kind in KEEP_US_OUT
 
 
-async def confirm_word(store: ControlStore, plan: Plan, side: Side, by: str) -> None:
+async def record_confirmation(store: ControlStore, plan: Plan, side: Side, by: str) -> None:
     """Keep that a person has done what the plan asks for, so that a side's provider refuses whom it must."""
     word = {"by": by, "at_ms": await store.now_ms(), "instruction": plan.fence.instruction(side)}
-    await answered(store.client.set(store.keys.fence_word(side), orjson.dumps(word)))
+    await answered(store.client.set(store.keys.fence_confirmation(side), orjson.dumps(word)))
 
 
-async def confirmed_word(store: ControlStore, plan: Plan, side: Side) -> Kept | None:
+async def read_confirmation(store: ControlStore, plan: Plan, side: Side) -> Kept | None:
     """Who confirmed it; None where nobody did, or the plan asks for something else by now."""
-    raw = await answered(store.client.get(store.keys.fence_word(side)))
+    raw = await answered(store.client.get(store.keys.fence_confirmation(side)))
     word: Kept | None = None if raw is None else orjson.loads(raw)
     return (
         word if word is not None and word["instruction"] == plan.fence.instruction(side) else None
@@ -92,7 +92,7 @@ class Fence:
         self._guard = fence_guard_key(store.migration)
         self._leg: Leg | None = None
         self._probe: Leg | None = None  # as an application that needs no password
-        self._means: Means | None = None
+        self._method: FenceMethod | None = None
         self._seen: bytes | None = (
             None  # the guard's value when it was checked that this side can be fenced
         )
@@ -144,7 +144,7 @@ class Fence:
             next_step="see docs/operating/users.md, then retry",
         )
 
-    async def _by_means(self, work: Awaitable[T]) -> T:
+    async def _by_method(self, work: Awaitable[T]) -> T:
         try:
             return await work
         except ReplyError as exc:
@@ -154,13 +154,13 @@ class Fence:
         """What is kept of the fence of this side, or None where there is none."""
         return await read_record(self._store, self._side)
 
-    def _means_of(self, record: Record) -> Means:
+    def _method_of(self, record: Record) -> FenceMethod:
         ours = self._plan.own_users(self._side)
-        return means_of(
+        return fence_method_of(
             FenceKind(record.kind), Feed.GATEWAY, record.kept, ours
         )  # it was found possible: the feed does not matter any more
 
-    async def check_possible(self) -> Means:
+    async def check_possible(self) -> FenceMethod:
         """Choose by what this side will be fenced.
 
         Raises:
@@ -171,24 +171,26 @@ class Fence:
             self._seen = None if isinstance(found[0], ReplyError) else found[0]
             feed, word = (
                 (await read_route(self._store)).feed,
-                await confirmed_word(self._store, self._plan, self._side),
+                await read_confirmation(self._store, self._plan, self._side),
             )
-            means, reasons = await choose(self._ask, self._plan, self._side, feed, word)
+            method, reasons = await choose_fence_method(
+                self._ask, self._plan, self._side, feed, word
+            )
         except ExodusError as exc:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced",
                 why=f"{self._address.url}: {exc.why}",
                 next_step=f"start the {self._side}, then retry",
             ) from exc
-        if means is None:
+        if method is None:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced",
                 why="; ".join(reasons),
                 next_step=f"give {self._side} a user of Exodus's own that may run ACL (docs/operating/users.md), or choose fence.{self._side} in the "
                 "migration file (docs/operating/fences.md)",
             )
-        self._means = means
-        return means
+        self._method = method
+        return method
 
     async def prepare(self, switch: str) -> None:
         """Look up what is now, give `switch` the right to fence, connect for the proof. Nobody notices.
@@ -197,12 +199,12 @@ class Fence:
             SourceError, TargetError: the side does not answer, or refuses.
             CutoverAborted: another switch took the right since `check_possible`.
         """
-        means = self._means or await self.check_possible()
-        kept = await self._by_means(means.look(self._ask))
+        method = self._method or await self.check_possible()
+        kept = await self._by_method(method.look(self._ask))
         before = await self.record()
-        if before is not None and before.kind == means.kind:
+        if before is not None and before.kind == method.kind:
             kept |= before.kept  # as it was before any fence of ours
-        self._prepared = Record(switch, means.kind, kept)
+        self._prepared = Record(switch, method.kind, kept)
         if not await self._change(self._seen, [("SET", self._guard, switch)]):
             raise CutoverAborted(
                 f"the {self._side} was not fenced",
@@ -231,8 +233,8 @@ class Fence:
             CutoverAborted: the right to fence has ended, or what was looked up is not so any more.
             SourceError, TargetError: it could not be done, or does not hold.
         """
-        record, means = self._prepared, self._means
-        if record is None or means is None:
+        record, method = self._prepared, self._method
+        if record is None or method is None:
             raise Bug(
                 "a fence was not prepared",
                 why="raise_ came before prepare",
@@ -243,9 +245,9 @@ class Fence:
             self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record)))
         )
         _, (_, found, *replies) = await asyncio.gather(
-            kept, self._call(("WATCH", self._guard), ("GET", self._guard), *means.recheck())
+            kept, self._call(("WATCH", self._guard), ("GET", self._guard), *method.recheck())
         )
-        stale = means.stale(replies, record.kept)
+        stale = method.stale(replies, record.kept)
         if found != record.switch.encode() or stale is not None:
             await self._call(("UNWATCH",))
             raise CutoverAborted(
@@ -253,14 +255,14 @@ class Fence:
                 why=stale if stale is not None else f"switch {record.switch} was ended: {found!r}",
                 next_step="nothing was switched; start it again",
             )
-        if not await self._transaction(means.up(record.kept)):
+        if not await self._transaction(method.up(record.kept)):
             raise CutoverAborted(
                 f"the fence of the {self._side} was not touched",
                 why="another switch took the right to it",
                 next_step="look at `exodus status`",
             )
         try:
-            return await self._by_means(means.prove(self._ask, self._probe, record.kept))
+            return await self._by_method(method.prove(self._ask, self._probe, record.kept))
         except DoesNotHold as exc:
             raise error_of(self._side)(
                 f"the fence on the {self._side} does not hold",
@@ -300,37 +302,39 @@ class Fence:
         return (
             0
             if record is None
-            else await self._by_means(self._means_of(record).kill_strays(self._ask, record.kept))
+            else await self._by_method(self._method_of(record).kill_strays(self._ask, record.kept))
         )
 
     async def open(self, record: Record) -> None:
         """Give back what was taken, and keep the right to take it again: the authority is about to come here."""
-        await self._change(record.switch.encode(), self._means_of(record).down(record.kept))
+        await self._change(record.switch.encode(), self._method_of(record).down(record.kept))
 
-    async def let_in(self) -> None:
+    async def suspend(self) -> None:
         """The same for a fence that keeps Exodus out, for a while: call it again and again as long as it is needed."""
         record = await self.record()
         if record is not None and record.kind in KEEP_US_OUT:
             await answered(
                 self._store.client.set(
-                    self._store.keys.fence_let(self._side), record.switch, ex=_LET_IN_S
+                    self._store.keys.fence_suspended(self._side), record.switch, ex=_LET_IN_S
                 )
             )
             await self.open(record)
 
-    async def close_again(self, record: Record) -> None:
+    async def resume(self, record: Record) -> None:
         """Take it again: the authority did not come here after all."""
-        await self._change(record.switch.encode(), self._means_of(record).up(record.kept))
+        await self._change(record.switch.encode(), self._method_of(record).up(record.kept))
 
-    async def hold_up(self, record: Record) -> None:
+    async def keep_raised(self, record: Record) -> None:
         """See that the fence of this side is up, as long as no switch back has let Exodus in."""
-        if not await answered(self._store.client.exists(self._store.keys.fence_let(self._side))):
-            await self.close_again(record)
+        if not await answered(
+            self._store.client.exists(self._store.keys.fence_suspended(self._side))
+        ):
+            await self.resume(record)
 
     async def lower(self, record: Record) -> None:
         """Give back what was taken, for good."""
         down, ended = (
-            self._means_of(record).down(record.kept),
+            self._method_of(record).down(record.kept),
             ("SET", self._guard, f"ended {record.switch}"),
         )
         if record.kind in KEEP_US_OUT:
@@ -343,5 +347,5 @@ class Fence:
         )
         if record.kind == FenceKind.PROVIDER:
             await answered(
-                self._store.client.delete(self._store.keys.fence_word(self._side))
+                self._store.client.delete(self._store.keys.fence_confirmation(self._side))
             )  # the way may be open again: to be said anew

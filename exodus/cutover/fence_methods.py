@@ -66,7 +66,7 @@ async def _info(call: Call) -> dict[str, str]:
     return dict(line.partition(":")[::2] for line in _text(raw).splitlines() if ":" in line)
 
 
-class Means(ABC):
+class FenceMethod(ABC):
     """One way to fence a side. `call` raises no error replies; what does, raises `hiredis.ReplyError`."""
 
     kind: ClassVar[FenceKind]
@@ -124,7 +124,7 @@ class Means(ABC):
         )
 
 
-class ByAcl(Means):
+class AclFence(FenceMethod):
     """Takes `@write` from every user but our own, on open connections, in scripts and in queued transactions. `kept`: user → rules before."""
 
     kind = FenceKind.ACL
@@ -241,7 +241,7 @@ class ByAcl(Means):
         return sum(_sure(await call(*[("CLIENT", "KILL", "USER", user) for user in kept])))
 
 
-class _ForAll(Means):
+class _SideWideFence(FenceMethod):
     """Refuses everybody's writes, Exodus's too, so that our own stands for them all."""
 
     code: ClassVar[str]  # of the error that a write then gets
@@ -259,7 +259,7 @@ class _ForAll(Means):
         return {"everybody": "a write and a script's write of Exodus's own were refused"}
 
 
-class ByReplicas(_ForAll):
+class MinReplicasFence(_SideWideFence):
     """Asks for more replicas than there ever are. `kept`: the two settings before."""
 
     kind = FenceKind.MIN_REPLICAS
@@ -301,7 +301,7 @@ class ByReplicas(_ForAll):
         return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
 
 
-class ByRole(_ForAll):
+class ReplicaFence(_SideWideFence):
     """Makes the server a replica of nobody, which keeps what it has."""
 
     kind = FenceKind.REPLICA
@@ -347,7 +347,7 @@ class ByRole(_ForAll):
         return [("REPLICAOF", "NO", "ONE")]
 
 
-class ByProvider(Means):
+class ProviderFence(FenceMethod):
     """A person lets nobody but the gateways and Exodus reach the server, and says so. `kept`: who, when, and what.
 
     No server refuses anything, so gateways must not end a hold by themselves while they cannot read the route (`Route.hold_until_told`).
@@ -380,26 +380,26 @@ class ByProvider(Means):
 
 
 KEEP_US_OUT = frozenset(
-    str(means.kind) for means in (ByReplicas, ByRole)
+    str(method.kind) for method in (MinReplicasFence, ReplicaFence)
 )  # kinds of which Exodus cannot write either
 
 
-def means_of(
+def fence_method_of(
     kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()
-) -> Means:
+) -> FenceMethod:
     """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
     if kind is FenceKind.ACL:
-        return ByAcl(ours)
+        return AclFence(ours)
     if kind is FenceKind.MIN_REPLICAS:
-        return ByReplicas()
+        return MinReplicasFence()
     if kind is FenceKind.REPLICA:
-        return ByRole(feed)
-    return ByProvider(confirmed)
+        return ReplicaFence(feed)
+    return ProviderFence(confirmed)
 
 
-async def choose(
+async def choose_fence_method(
     call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None
-) -> tuple[Means | None, list[str]]:
+) -> tuple[FenceMethod | None, list[str]]:
     """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
 
     Raises:
@@ -414,12 +414,12 @@ async def choose(
     )
     reasons: list[str] = []
     for kind in kinds:
-        means = means_of(kind, feed, confirmed, plan.own_users(side))
+        method = fence_method_of(kind, feed, confirmed, plan.own_users(side))
         try:
-            why = await means.why_not(call)
+            why = await method.why_not(call)
         except ReplyError as exc:
             why = str(exc)
         if why is None:
-            return means, reasons
+            return method, reasons
         reasons.append(f"{kind}: {why}")
     return None, reasons

@@ -13,7 +13,7 @@ from typing import Any
 from exodus.control.route import change_route, read_route
 from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_right
+from exodus.copy.guard import replace_write_grant
 from exodus.cutover.fence import Fence
 from exodus.cutover.settle import closed, settle
 from exodus.errors import DecisionRefused, ExodusError
@@ -75,9 +75,9 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
     async with await source.connect(name="exodus-switch") as leg:
         right = await leg.call("GET", guard_key(plan.name))
     async with Fence(store, Side.SOURCE, plan) as fence:
-        await fence.let_in()
+        await fence.suspend()
         # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
-        if not await replace_right(source, plan.name, right, closed(switch)):
+        if not await replace_write_grant(source, plan.name, right, closed(switch)):
             raise DecisionRefused(
                 "the writers' epoch on the source was changed",
                 why="another switch is under way",

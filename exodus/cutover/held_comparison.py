@@ -18,7 +18,7 @@ from exodus.engine import Engine
 from exodus.errors import CutoverAborted
 from exodus.plan.plan import Plan
 from exodus.verify.comparison import Comparison, Divergence
-from exodus.verify.passes import UnderWay, look
+from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import compare_now
 
 _NAMED = 5
@@ -50,7 +50,7 @@ async def verify_held(
     gaps = await script_gaps(engine.store)
     if not gaps:
         return {}
-    way = UnderWay()
+    way = PassState()
     differing: dict[Key, Divergence] = {}
 
     async def note(found: Sequence[Divergence]) -> None:

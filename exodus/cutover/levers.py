@@ -65,7 +65,7 @@ async def end_hold(store: ControlStore, plan: Plan, why: str) -> Route:
     return await read_route(store)
 
 
-async def let_go(store: ControlStore, plan: Plan, why: str) -> Route:
+async def release_hold(store: ControlStore, plan: Plan, why: str) -> Route:
     """Postpone no longer; where no switch is under way, also end a hold that was left."""
     was_postponed = bool(await answered(store.client.delete(store.keys.postponed)))
     route = await read_route(store)
@@ -74,7 +74,7 @@ async def let_go(store: ControlStore, plan: Plan, why: str) -> Route:
     return await end_hold(store, plan, f"released: {why}")
 
 
-async def check_called_off(store: ControlStore) -> None:
+async def check_aborted(store: ControlStore) -> None:
     """Raise where a person gave the switch up.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
-from exodus.cutover.fence_methods import Means, choose
+from exodus.cutover.fence_methods import FenceMethod, choose_fence_method
 from exodus.errors import ExodusError
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
@@ -41,7 +41,7 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
             check, "ok", f"the {side} is fenced by a person: {plan.fence.instruction(side)}"
         )
     try:
-        means, reasons = await fence_of(plan, side, Feed.GATEWAY)
+        method, reasons = await fence_of(plan, side, Feed.GATEWAY)
     except ExodusError as exc:
         return Finding(
             check,
@@ -50,8 +50,8 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
             f"{exc.what}: {exc.why}",
             exc.next_step,
         )
-    if means is not None:
-        return Finding(check, "ok", f"the {side} can be fenced by {means.kind}")
+    if method is not None:
+        return Finding(check, "ok", f"the {side} can be fenced by {method.kind}")
     return Finding(
         check,
         "fatal",
@@ -62,8 +62,10 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
     )
 
 
-async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[Means | None, list[str]]:
+async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[FenceMethod | None, list[str]]:
     """Return the method by which a side would be fenced under a change feed, and why each stronger one cannot be."""
     node = await Endpoint(side, plan.acting(UserRole.SWITCH).address(side)).any_node()
     async with await node.connect(name="exodus-fence") as leg:
-        return await choose(lambda *commands: leg.pipeline(commands), plan, side, feed, None)
+        return await choose_fence_method(
+            lambda *commands: leg.pipeline(commands), plan, side, feed, None
+        )

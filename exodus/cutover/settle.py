@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_right
+from exodus.copy.guard import replace_write_grant
 from exodus.cutover.fence import Fence, Record, read_record
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.native import replica
@@ -59,7 +59,7 @@ async def settle(store: ControlStore, plan: Plan) -> list[str]:
         ),
         (
             f"put the fence on the {route.follower} up again",
-            lambda: _hold_up(store, plan, route.follower, fences[route.follower]),
+            lambda: _keep_raised(store, plan, route.follower, fences[route.follower]),
         ),
         (f"give writers their right to the {route.follower} back", lambda: _reopen(plan, route)),
         (f"let changes flow back to the {route.follower}", lambda: _finish(store, plan, route)),
@@ -81,10 +81,10 @@ async def _lower(store: ControlStore, plan: Plan, side: Side, record: Record | N
             await fence.lower(record)
 
 
-async def _hold_up(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
+async def _keep_raised(store: ControlStore, plan: Plan, side: Side, record: Record | None) -> None:
     if record is not None:
         async with Fence(store, side, plan) as fence:
-            await fence.hold_up(record)
+            await fence.keep_raised(record)
 
 
 async def _reopen(plan: Plan, route: Route) -> None:
@@ -97,7 +97,7 @@ async def _reopen(plan: Plan, route: Route) -> None:
         closed(route.switch),
         b"%d" % (route.writer_epoch - 1),
     ):  # it had come so far, or it had not
-        if await replace_right(endpoint, plan.name, before, b"%d" % route.writer_epoch):
+        if await replace_write_grant(endpoint, plan.name, before, b"%d" % route.writer_epoch):
             return
 
 

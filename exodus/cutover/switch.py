@@ -36,13 +36,13 @@ from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, ask_for_beats, change_route, read_route, say_soon
 from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_right, replace_right_on
+from exodus.copy.guard import replace_write_grant, replace_write_grant_on
 from exodus.cutover.canary_share import end_canary
 from exodus.cutover.feed_choice import chosen_feed
-from exodus.cutover.fence import Fence, shut_out
+from exodus.cutover.fence import Fence, blocks_exodus
 from exodus.cutover.functions import carry_functions
 from exodus.cutover.held_comparison import verify_held
-from exodus.cutover.levers import check_called_off, keep_failed, over, postponed, say
+from exodus.cutover.levers import check_aborted, keep_failed, over, postponed, say
 from exodus.cutover.preconditions import NOTHING_MORE, Approved, check_gaps, check_standing
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import closed, settle
@@ -57,7 +57,7 @@ from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import HOLD_ACK_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Hold, JournalMode, Side, UserRole
-from exodus.plan.window import Lookout, Window
+from exodus.plan.window import QuietWatch, Window
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import Comparison, open_comparison
 from exodus.verify.reconcile import compare_now
@@ -100,8 +100,8 @@ class Switch:
     store_run: str = ""  # the control store's, when the hold began
     before_hold: dict[int, bytes] = field(default_factory=dict)
     comparison: Comparison | None = None
-    old_right: bytes | None = None  # the guard's value on the old authority before
-    shut_out: bool = (
+    old_grant: bytes | None = None  # the guard's value on the old authority before
+    blocks_exodus: bool = (
         False  # the fence on the new side refuses our own writes too, where nobody lets us in
     )
     heard: PubSub | None = (
@@ -290,14 +290,14 @@ async def _readiness(switch: Switch) -> None:
     await end_canary(
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
-    means = await switch.fence(switch.old).check_possible()
+    method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
-    switch.old_right = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
+    switch.old_grant = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
     await _read_old_authority(
         switch
     )  # once more: rights are taken from what the side said before this
-    switch.facts["fence"] = str(means.kind)
-    switch.held_until_told = means.kind is FenceKind.PROVIDER
+    switch.facts["fence"] = str(method.kind)
+    switch.held_until_told = method.kind is FenceKind.PROVIDER
     if not switch.route.sync or switch.route.journal is not JournalMode.ALL:
         raise DecisionRefused(
             "live sync is not on",
@@ -316,7 +316,7 @@ async def _readiness(switch: Switch) -> None:
     if switch.route.native:
         await replica.check_filled(switch.plan)
     switch.feed = (await chosen_feed(store, switch.plan, switch.to)).feed
-    await check_called_off(store)
+    await check_aborted(store)
     switch.legs[switch.to] = await switch.endpoint(switch.to).connect(name="exodus-switch")
     await _check_standing(switch)
     switch.facts["partitions"] = switch.plan.partitions
@@ -326,7 +326,9 @@ async def _check_standing(switch: Switch) -> None:
     """See `standing.py`; by connections that are there already, since writes may wait for it."""
     reached = (
         switch.legs
-        if switch.holding or not await shut_out(switch.store, switch.to) or switch.shut_out
+        if switch.holding
+        or not await blocks_exodus(switch.store, switch.to)
+        or switch.blocks_exodus
         else {}
     )
     if switch.to is Side.TARGET and reached and not switch.holding:
@@ -351,7 +353,7 @@ async def _prepare(switch: Switch) -> None:
     if await switch.fence(switch.to).record() is not None:
         await switch.fence(switch.to).connect()
     await _load_scripts(switch)
-    await _give_right(switch)
+    await _grant_writes(switch)
     switch.heard = switch.store.client.pubsub()
     await switch.heard.subscribe(switch.store.keys.part_changed)
 
@@ -365,15 +367,15 @@ async def _load_scripts(switch: Switch) -> None:
         switch.facts["scripts_refused"] = "; ".join(refused[:10])
 
 
-async def _give_right(switch: Switch) -> None:
+async def _grant_writes(switch: Switch) -> None:
     """Let the writers of the epoch after the switch write to the old authority: before the fence, which may refuse our own writes too.
 
     Nobody writes there by it yet: whoever copies to a side has a route that names the other one as the authority.
     """
-    if not await replace_right_on(
+    if not await replace_write_grant_on(
         switch.legs[switch.old],
         switch.plan.name,
-        switch.old_right,
+        switch.old_grant,
         b"%d" % (switch.route.writer_epoch + 1),
     ):
         raise CutoverAborted(
@@ -383,9 +385,9 @@ async def _give_right(switch: Switch) -> None:
         )
 
 
-async def _let_in(switch: Switch) -> None:
-    switch.shut_out = await shut_out(switch.store, switch.to)
-    await switch.fence(switch.to).let_in()
+async def _suspend_fence(switch: Switch) -> None:
+    switch.blocks_exodus = await blocks_exodus(switch.store, switch.to)
+    await switch.fence(switch.to).suspend()
 
 
 async def _pre_drain(switch: Switch) -> None:
@@ -396,8 +398,8 @@ async def _pre_drain(switch: Switch) -> None:
             switch.store, switch.plan.partitions, await switch.store.now_ms()
         )
     ) > _PRE_DRAIN_MS:
-        if switch.shut_out:
-            await switch.fence(switch.to).let_in()
+        if switch.blocks_exodus:
+            await switch.fence(switch.to).suspend()
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
                 nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
@@ -415,17 +417,17 @@ async def _pre_drain(switch: Switch) -> None:
                 if says
                 else "start more syncers, or wait for a quieter hour, then retry",
             )
-        await check_called_off(switch.store)
+        await check_aborted(switch.store)
         await asyncio.sleep(0.05)
     switch.facts["lag_ms_before_hold"] = age_ms
 
 
 async def _go(switch: Switch) -> None:
     """Wait for a person who postpones it, and for the window, if one was approved; live sync keeps up meanwhile."""
-    store, lookout = switch.store, Lookout(switch.window) if switch.window is not None else None
+    store, lookout = switch.store, QuietWatch(switch.window) if switch.window is not None else None
     began, said = time.monotonic(), ""
     while True:
-        await check_called_off(store)
+        await check_aborted(store)
         waits_for = await postponed(store)
         if lookout is not None:
             now_ms = await store.now_ms()
@@ -433,8 +435,8 @@ async def _go(switch: Switch) -> None:
                 now_ms, await journal.oldest_ms(store, switch.plan.partitions, now_ms)
             )
             waits_for = waits_for or not_yet
-        if switch.shut_out:
-            await switch.fence(switch.to).let_in()
+        if switch.blocks_exodus:
+            await switch.fence(switch.to).suspend()
         if waits_for is None:
             break
         if waits_for != said:
@@ -489,7 +491,7 @@ async def _release_old(switch: Switch) -> None:
         + int(switch.closing),  # lanes that lost their right do not come back to an old epoch
         why=f"switch {switch.id} to the {switch.to} given up: writes go on at the {switch.old}",
     )
-    await replace_right(
+    await replace_write_grant(
         switch.endpoint(switch.to),
         switch.plan.name,
         closed(switch.id),
@@ -514,7 +516,9 @@ async def _drained(switch: Switch) -> None:
 
 async def _fence(switch: Switch) -> None:
     if switch.route.native:  # now that writes are held, nobody flushes it away again
-        await replica.keep_right(switch.legs[switch.old], switch.plan, switch.route.writer_epoch)
+        await replica.keep_write_grant(
+            switch.legs[switch.old], switch.plan, switch.route.writer_epoch
+        )
     proofs = await switch.fence(switch.old).raise_()
     # A gateway ends a hold by itself a second after our own time for it. As long as ours is not over, none has by the time the fence stood.
     switch.check_time()
@@ -615,7 +619,7 @@ async def _promote(switch: Switch) -> None:
 async def _close_epoch(switch: Switch) -> None:
     switch.closing = True  # undone with the hold, by a new epoch
     writer = switch.route.writer_epoch
-    if not await replace_right_on(
+    if not await replace_write_grant_on(
         switch.legs[switch.to], switch.plan.name, b"%d" % writer, closed(switch.id)
     ):
         raise CutoverAborted(
@@ -646,7 +650,7 @@ async def _close_new(switch: Switch) -> None:
     if (
         record is not None and (await read_route(switch.store)).authority is switch.old
     ):  # not where another switch came there meanwhile
-        await fence.close_again(record)
+        await fence.resume(record)
 
 
 async def _switch(switch: Switch) -> None:
@@ -737,7 +741,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         Step(
             "let in",
             f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up",
-            _let_in,
+            _suspend_fence,
             _close_new,
         ),
         Step(

@@ -65,7 +65,7 @@ from exodus.plan.bounds import (
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side, UserRole
 from exodus.private_files import write_private
-from exodus.telemetry.counters import OTHER, NoKeys, Telemetry
+from exodus.telemetry.counters import OTHER, NoKeyStatistics, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
@@ -1105,7 +1105,7 @@ class Gateway:
             log.error("ends with %d keys that are not journalled; they are journalled at the next start of this id", self._journaler.unflushed)
         self._journaler.close()
         status.close()
-        self.telemetry.keys = NoKeys()  # the library complains at exit of sketches that are still there
+        self.telemetry.keys = NoKeyStatistics()  # the library complains at exit of sketches that are still there
         for client in self._admin.clients.values():
             await client.aclose()
 

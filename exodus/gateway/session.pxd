@@ -63,7 +63,7 @@ cdef class Session:
     cdef list _backlog, _barriers
     cdef object _waiting  # a deque
     cdef Py_ssize_t _backlog_bytes, _edits, _reply_sent, _protocol_admitted, _selects_in_flight, _db_admitted
-    cdef bint _streaming, _held, _silent, _skip_next, _quiet_asked, _spoken, _login_waits, _unblocking, _unread, _let_in, _closing, _accepted, _client_id_asked
+    cdef bint _streaming, _held, _silent, _skip_next, _quiet_asked, _spoken, _login_waits, _unblocking, _unread, _suspend_fence, _closing, _accepted, _client_id_asked
 
     @cython.locals(buffered=bytes, already=Py_ssize_t, start=Py_ssize_t, sent=Py_ssize_t, end=Py_ssize_t, requests=list, intents=list,
                    request=Request, command=Command, found=Pending, holding=bint, limit=Py_ssize_t)

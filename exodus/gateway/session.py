@@ -365,7 +365,7 @@ class Session:
         self._login_waits = False  # a login is kept until what is before it was answered
         self._unblocking = False  # CLIENT UNBLOCK was sent for the first pending request
         self._unread = False  # bytes that we cannot read were forwarded, and the authority has said nothing of them yet
-        self._let_in = False  # the authority has done something for this session
+        self._suspend_fence = False  # the authority has done something for this session
         self._closing = False  # it said that it closes the connection
         self._accepted = False  # it took them, or what was matched to what is not known: each write is a gap
         self._client_id_asked = False
@@ -891,8 +891,8 @@ class Session:
             if reply.nil and (pending.deadline is None or pending.deadline > now):
                 self._send_again(pending, now)
                 return b""
-        if not self._let_in and not failed and command.role is not Role.RESET and command.role is not Role.QUIT:
-            self._let_in = True
+        if not self._suspend_fence and not failed and command.role is not Role.RESET and command.role is not Role.QUIT:
+            self._suspend_fence = True
         if self._skip_next:
             self._skip_next = False
             self._edits -= 1
@@ -1243,7 +1243,7 @@ class Session:
 
     def _own_answer(self, pending: Pending, reply: Reply) -> None:
         if pending.size == _LOGIN:
-            self._let_in = self._let_in or reply.kind == 0x2B
+            self._suspend_fence = self._suspend_fence or reply.kind == 0x2B
             if reply.kind != 0x2B:
                 self._login_waits = False  # what was kept is dropped with the connection
                 self.out.close("the login that the plan gives was refused")
@@ -1275,7 +1275,7 @@ class Session:
         Nothing, where it asks for a login and this session has shown none that was taken, nor has one under way.
         """
         logins = any(pending.command.role in (Role.AUTH, Role.HELLO) or pending.swallow for pending in self.pending)
-        if self.orders.login_needed and not self._let_in and not logins and not self._unread:
+        if self.orders.login_needed and not self._suspend_fence and not logins and not self._unread:
             return Unanswered([], [], [])
         keys: list[Key] = []
         barriers: list[Barrier] = []

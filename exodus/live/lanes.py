@@ -48,7 +48,7 @@ end
 """
 
 
-class Tally:
+class LaneCounts:
     """What a process counts over all the epochs of its life."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Tally:
 class Lanes:
     """One epoch's work. `run` ends with the epoch."""
 
-    def __init__(self, engine: Engine, process: str, tally: Tally) -> None:
+    def __init__(self, engine: Engine, process: str, tally: LaneCounts) -> None:
         self._engine = engine
         self._store = engine.store
         self._tally = tally

@@ -15,7 +15,7 @@ from exodus.control.changes import Changes, Key, id_order
 from exodus.control.freshness import PartitionState, Pass, last_pass, save_partitions
 from exodus.engine import Engine
 from exodus.plan.bounds import DIRTY_KEYS_MAX
-from exodus.verify.comparison import Comparison, Tally, open_comparison
+from exodus.verify.comparison import Comparison, ComparisonCounts, open_comparison
 
 _BATCH_KEYS = 2_000
 _EVERY_S = 1.0
@@ -163,7 +163,10 @@ class Keeper:
         differ: set[Key] = set()
         for db, keys in by_db.items():
             await comparison.select(db)
-            differ |= {(db, found.key) for found in await comparison.differences(db, keys, Tally())}
+            differ |= {
+                (db, found.key)
+                for found in await comparison.differences(db, keys, ComparisonCounts())
+            }
         equal = [key for key in batch if key not in differ]
         for dirty in self.partitions.values():
             dirty.settle(batch, equal)

@@ -8,7 +8,7 @@ from exodus.engine import Engine
 from exodus.live.server_runs import may_remove
 from exodus.net.leg import NoDatabase
 from exodus.plan.own_keys import is_own
-from exodus.verify.comparison import open_surplus
+from exodus.verify.comparison import open_extra_keys
 from exodus.verify.reconcile import mark_differing
 
 _BATCH_KEYS = 500
@@ -26,7 +26,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
     swapped = (
         barrier.what == "swapdb"
     )  # keys changed that both sides have: all of the authority's are marked too
-    surplus = await open_surplus(engine, name="exodus-rescan")
+    extra_keys = await open_extra_keys(engine, name="exodus-rescan")
     try:
         for side in (engine.follower, engine.authority) if swapped else (engine.follower,):
             ours = side is engine.authority
@@ -47,11 +47,12 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                                 [(db, key) for key in keys]
                                 if ours
                                 else [
-                                    (at, extra.key) for at, extra in await surplus.among(db, keys)
+                                    (at, extra.key)
+                                    for at, extra in await extra_keys.among(db, keys)
                                 ]
                             )
                             await engine.feed.mark(found)
                             marked += len(found)
     finally:
-        await surplus.close()
+        await extra_keys.close()
     return marked

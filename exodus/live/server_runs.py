@@ -18,10 +18,10 @@ import asyncio
 from exodus.control import freshness, journal
 from exodus.control.gaps import close_gap, open_gap, open_gaps
 from exodus.control.route import Route, read_route
-from exodus.control.run_ids import known_lives, note_lives
+from exodus.control.run_ids import known_run_ids, note_run_ids
 from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
-from exodus.copy.guard import replace_right
+from exodus.copy.guard import replace_write_grant
 from exodus.engine import Engine
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -36,7 +36,7 @@ _POLL_S = 0.1
 
 async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
     """Note the servers that a copy begins with. It covers all that they have, so gaps of earlier lives end."""
-    await note_lives(store, run_ids)
+    await note_run_ids(store, run_ids)
     for side in run_ids:
         await close_gap(store, _GAP + side)
 
@@ -44,13 +44,13 @@ async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
 async def changed(engine: Engine) -> list[Side]:
     """Return the sides whose server restarted since the journal speaks for it; each has an open gap from here on."""
     if engine.route.native:
-        await note_lives(
+        await note_run_ids(
             engine.store, engine.run_ids
         )  # the servers fill a replica, and journal positions wait for what it has applied
         return []
     store = engine.store
-    await note_lives(store, engine.run_ids, first=True)
-    known, open_now = await known_lives(store), await open_gaps(store)
+    await note_run_ids(store, engine.run_ids, first=True)
+    known, open_now = await known_run_ids(store), await open_gaps(store)
     found: list[Side] = []
     for side, run_id in engine.run_ids.items():
         was = known[side]
@@ -98,7 +98,7 @@ async def may_remove(engine: Engine) -> bool:
     if await open_gaps(engine.store):
         return False
     (node,) = await engine.authority.each_node()
-    return (await known_lives(engine.store)).get(engine.route.authority) in (
+    return (await known_run_ids(engine.store)).get(engine.route.authority) in (
         None,
         (await node.facts()).run_id,
     )
@@ -119,7 +119,7 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
     found = await mark_differing(engine, remove_extra=forgot, gently=True)
     await _synced(engine)
     verified = any(gaps.get(_GAP + side, {}).get("verified") for side in sides)
-    await note_lives(store, engine.run_ids)
+    await note_run_ids(store, engine.run_ids)
     if found.extra:
         why = (
             f"{found.extra} keys are only on the {engine.route.follower}, such as {found.names}: "
@@ -160,7 +160,7 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     if value == right:
         return ""
     facts = await node.facts()
-    restarted = (await known_lives(store)).get(side) not in (None, facts.run_id)
+    restarted = (await known_run_ids(store)).get(side) not in (None, facts.run_id)
     older = value is not None and value.isdigit() and int(value) < route.writer_epoch
     if value is not None and not (older and restarted):
         return f"the right to write to the {side} is not this epoch's: {key.decode()} is {value!r} there, not {right!r}"
@@ -175,7 +175,7 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     if (now.sync, now.authority, now.writer_epoch) != (True, route.authority, route.writer_epoch):
         return "the route has changed"
     if not restarted:
-        await note_lives(store, {side: _EMPTIED})
-    if not await replace_right(follower, plan.name, value, right):
+        await note_run_ids(store, {side: _EMPTIED})
+    if not await replace_write_grant(follower, plan.name, value, right):
         return f"the right to write to the {side} is being changed"
     return ""

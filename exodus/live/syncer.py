@@ -21,13 +21,13 @@ from exodus.control import journal, registry
 from exodus.control.registry import Heartbeat
 from exodus.control.route import SOON, Route, asked_at_ms, read_route
 from exodus.control.store import ControlStore
-from exodus.copy.guard import has_right
+from exodus.copy.guard import has_write_grant
 from exodus.engine import open_engine
 from exodus.errors import EpochEnded, ExodusError, LeaseEnded, OperatorError
 from exodus.feeds.feed import reader_of
 from exodus.feeds.reader import FeedReader
 from exodus.live.lag_probe import LagProbe
-from exodus.live.lanes import Lanes, Tally
+from exodus.live.lanes import LaneCounts, Lanes
 from exodus.live.server_runs import regain
 from exodus.native.replica import Attachment, check_filled
 from exodus.net.leg import ReplyError
@@ -53,7 +53,7 @@ class Syncer:
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         self.process = process
-        self.tally = Tally()
+        self.tally = LaneCounts()
         self._store = store
         self._plan = plan
         self._route = Route(epoch=-1)
@@ -174,7 +174,7 @@ class Syncer:
             try:
                 if not has_it:
                     waits_for = "" if route.native else await regain(self._store, self._plan, route)
-                    if waits_for or not await has_right(
+                    if waits_for or not await has_write_grant(
                         follower, self._plan.name, route.writer_epoch
                     ):
                         self._why = waits_for or self._why
@@ -359,7 +359,7 @@ class _Rates:
         self._at = time.monotonic()
         self._before = (0, 0)
 
-    def look(self, tally: Tally, oldest_ms: int) -> None:
+    def look(self, tally: LaneCounts, oldest_ms: int) -> None:
         """Take the counters as they are now; a window is at least a second."""
         elapsed = time.monotonic() - self._at
         if elapsed < 1.0:

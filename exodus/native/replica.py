@@ -30,7 +30,7 @@ from exodus.control.route import Route, read_route
 from exodus.control.schema import guard_key, native_guard_key
 from exodus.control.store import ControlStore
 from exodus.copy.guard import Guard
-from exodus.copy.key import BatchReport, Strategy
+from exodus.copy.key import BatchReport, CopyMethod
 from exodus.copy.read import clock_ms
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, TargetError
 from exodus.net.info import databases_of, info_of
@@ -61,7 +61,7 @@ _LOOK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Link:
+class ReplicationLink:
     """What the target says of itself as a replica."""
 
     follows: str  # host:port; empty for a server of its own
@@ -83,10 +83,10 @@ class Link:
         )
 
 
-def _link_of(info: dict[str, str]) -> Link:
+def _replication_link_of(info: dict[str, str]) -> ReplicationLink:
     replica = info.get("role") == "slave"
     busy = info.get("master_sync_in_progress", "0") != "0" or info.get("loading", "0") != "0"
-    return Link(
+    return ReplicationLink(
         follows=f"{info['master_host']}:{info['master_port']}" if replica else "",
         up=replica and not busy and info.get("master_link_status") == "up",
         replid=info.get("master_replid", ""),
@@ -98,19 +98,19 @@ def _link_of(info: dict[str, str]) -> Link:
     )
 
 
-async def link_on(leg: Leg) -> Link:
+async def replication_link_on(leg: Leg) -> ReplicationLink:
     """What a server says of itself as a replica, over an open connection."""
-    return _link_of(info_of(await leg.call("INFO")))
+    return _replication_link_of(info_of(await leg.call("INFO")))
 
 
-async def look(plan: Plan) -> Link:
+async def look(plan: Plan) -> ReplicationLink:
     """The same of the target.
 
     Raises:
         TargetError: it does not answer.
     """
     async with await _connect(plan, Side.TARGET) as leg:
-        return await link_on(leg)
+        return await replication_link_on(leg)
 
 
 def _source(plan: Plan) -> str:
@@ -197,7 +197,7 @@ async def _why_fewer(plan: Plan, source: Leg) -> str | None:
 
 async def _why_not_target(plan: Plan) -> str | None:
     async with await _connect(plan, Side.TARGET) as leg:
-        link = await link_on(leg)
+        link = await replication_link_on(leg)
         if link.follows:
             return (
                 None
@@ -270,16 +270,16 @@ async def _change(
     return outcome is not None
 
 
-async def give_right(plan: Plan, writer_epoch: int) -> None:
+async def grant_writes(plan: Plan, writer_epoch: int) -> None:
     """Let the target be a replica in this epoch of the writers. Before the route says so; a replica has the key from the source."""
     value = b"%d" % writer_epoch
     for side in Side:
         async with await _connect(plan, side) as leg:
-            if side is Side.SOURCE or not (await link_on(leg)).follows:
+            if side is Side.SOURCE or not (await replication_link_on(leg)).follows:
                 await leg.call("SET", native_guard_key(plan.name), value)
 
 
-async def keep_right(source: Leg, plan: Plan, writer_epoch: int) -> None:
+async def keep_write_grant(source: Leg, plan: Plan, writer_epoch: int) -> None:
     """Put the key back where an application's FLUSHALL took it, on the source and so on its replica."""
     await source.call("SET", native_guard_key(plan.name), writer_epoch, "NX")
 
@@ -292,7 +292,7 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
         TargetError: it does not answer.
     """
     async with await _connect(plan, Side.TARGET) as leg:
-        if (await link_on(leg)).follows == _source(plan):
+        if (await replication_link_on(leg)).follows == _source(plan):
             return False
         login: list[Command] = [
             ("CONFIG", "SET", "masteruser", plan.source.username or ""),
@@ -395,7 +395,7 @@ async def wait_reached(authority: Leg, follower: Leg, *, within_s: float) -> int
     replid, goal = here["master_replid"], int(here["master_repl_offset"])
     deadline = time.monotonic() + within_s
     while True:
-        link = _link_of(info_of(await follower.call("INFO", "replication")))
+        link = _replication_link_of(info_of(await follower.call("INFO", "replication")))
         if not link.up or link.replid != replid:
             raise TargetError(
                 "the target does not follow the source",
@@ -438,7 +438,7 @@ class ReplicaSync:
         return BatchReport(
             copied=len(wanted),
             skipped=len(keys) - len(wanted),
-            strategies=Counter({Strategy.NATIVE: len(wanted)}),
+            strategies=Counter({CopyMethod.NATIVE: len(wanted)}),
         )
 
 
@@ -529,6 +529,6 @@ class Attachment:
         self.text = link.text
         if link.follows == _source(self._plan):
             async with await _connect(self._plan, Side.SOURCE) as leg:
-                await keep_right(leg, self._plan, now.writer_epoch)
+                await keep_write_grant(leg, self._plan, now.writer_epoch)
         elif await attach(self._plan, now.writer_epoch):
             await freshness.forget_pass(self._store)  # what was compared is replaced

@@ -83,8 +83,8 @@ LARGE_KEY_BYTES = (
     1024 * 1024
 )  # of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and its RESTORE too
 LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
-PIECE_BYTES = 512 * 1024  # of a large key, in one command
-PIECE_ELEMENTS = 1_000
+CHUNK_BYTES = 512 * 1024  # of a large key, in one command
+CHUNK_ELEMENTS = 1_000
 MIGRATE_TIMEOUT_MS = (
     1_000  # the source does nothing else for as long as the target does not answer it
 )

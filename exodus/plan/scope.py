@@ -33,7 +33,7 @@ class KeyState(NamedTuple):
     expiry_ms: int  # absolute; -1 for none
 
 
-class Rule(BaseModel):
+class FilterRule(BaseModel):
     """Keys that all of the conditions given hold for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -117,8 +117,8 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    include: tuple[Rule, ...] = ()
-    exclude: tuple[Rule, ...] = ()
+    include: tuple[FilterRule, ...] = ()
+    exclude: tuple[FilterRule, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.include or self.exclude)
@@ -220,7 +220,7 @@ class Scope:
 
     # ------------------------------------------------------------------ filters
 
-    def left_out(self, db: int, key: bytes, state: KeyState | None = None) -> str | None:
+    def filtered_by(self, db: int, key: bytes, state: KeyState | None = None) -> str | None:
         """Why a key of the source is not carried, or None: it is. Without its state, rules that need one do not count; see `undecided`."""
         if self._kept(key):
             return None
@@ -244,7 +244,7 @@ class Scope:
 
     # ------------------------------------------------------------------ renames
 
-    def place(self, db: int, key: bytes) -> Key:
+    def target_key(self, db: int, key: bytes) -> Key:
         """Where a key of the source is on the target."""
         rule = self._rename_of(db, key)
         if rule is None:
@@ -252,12 +252,12 @@ class Scope:
         _, prefix, to_db, to_prefix, _ = rule
         return (db if to_db is None else to_db), to_prefix + key[len(prefix) :]
 
-    def taken(self, db: int, key: bytes) -> str | None:
+    def name_conflict(self, db: int, key: bytes) -> str | None:
         """Why a key of the source cannot be carried: its name on the target is not free. None: it is."""
         if not self._renames or self._kept(key):
             return None
         if self._rename_of(db, key) is not None:
-            own = self._never is not None and self._never(self.place(db, key)[1])
+            own = self._never is not None and self._never(self.target_key(db, key)[1])
             return "its new name would be one of Exodus's own" if own else None
         for _, _, to_db, to_prefix, rule in self._renames:
             if to_db in (None, db) and key.startswith(to_prefix):
@@ -266,11 +266,11 @@ class Scope:
                 )
         return None
 
-    def origin(self, db: int, key: bytes) -> Key | None:
+    def source_key(self, db: int, key: bytes) -> Key | None:
         """The reverse of `place`: which key of the source comes to this one of the target; None where none does."""
         if not self._renames:
             return db, key
-        found: list[Key] = [(db, key)] if self.taken(db, key) is None else []
+        found: list[Key] = [(db, key)] if self.name_conflict(db, key) is None else []
         for from_db, prefix, to_db, to_prefix, _ in self._renames:
             if to_db in (None, db) and key.startswith(to_prefix):
                 found.append((db if from_db is None else from_db, prefix + key[len(to_prefix) :]))
@@ -278,7 +278,7 @@ class Scope:
             (
                 each
                 for each in found
-                if self.place(*each) == (db, key) and self.taken(*each) is None
+                if self.target_key(*each) == (db, key) and self.name_conflict(*each) is None
             ),
             None,
         )
@@ -300,7 +300,7 @@ class Scope:
 class _Matcher:
     """A rule with its pattern compiled."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: FilterRule) -> None:
         self._rule = rule
         self._databases = frozenset(rule.databases)
         self._pattern = None if rule.pattern is None else glob(rule.pattern.encode())

@@ -44,7 +44,7 @@ class Window(BaseModel):
         return f"between {self.opens} and {self.closes} UTC, when lag ≤ {self.lag_ms_max} ms for {self.quiet_seconds:.0f} s"
 
 
-class Lookout:
+class QuietWatch:
     """Watches for the moment; `look` is told the clock and the lag, again and again."""
 
     def __init__(self, window: Window) -> None:

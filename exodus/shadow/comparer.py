@@ -75,7 +75,7 @@ class Slow:
     script_runs: bool = False  # the target may still run a script that Compare started
 
 
-class Tries:
+class TrialConnection:
     """One connection on which requests are tried. Its server goes on with one that takes too long."""
 
     def __init__(self, leg: Leg) -> None:
@@ -130,15 +130,15 @@ async def kill_script(ours: Leg) -> None:
     await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
 
 
-class Run:
+class SamplingPeriod:
     """One period in which the route asks for shadowing."""
 
     def __init__(
         self,
         engine: Engine,
         copier: Copier,
-        authority: Tries,
-        follower: Tries,
+        authority: TrialConnection,
+        follower: TrialConnection,
         ours: Leg,
         table: CommandTable,
         slow: Slow,
@@ -152,7 +152,7 @@ class Run:
         self._ours = ours
         self._slow = slow
         self.seeded: set[Key] = set()
-        self.outside: set[Key] = (
+        self.filtered: set[Key] = (
             set()
         )  # left out by the migration's rules, as they were when they were copied last
         self.rows: dict[str, Counter[str]] = {}
@@ -173,8 +173,8 @@ class Run:
                 self.seeded.update(fresh)
             report = await self.copier.sync_keys(db, names)
             if self.engine.scope:
-                self.outside.difference_update((db, name) for name in names)
-                self.outside.update((db, name) for name in report.left_out)
+                self.filtered.difference_update((db, name) for name in names)
+                self.filtered.update((db, name) for name in report.filtered_keys)
             for failure in report.failed:
                 await self._diverged(
                     failure.db, failure.key, "(copy)", "cannot be carried", failure.reason
@@ -195,7 +195,7 @@ class Run:
         """
         name, key = args[0].upper(), self.key_of(args)
         row = self.rows.setdefault(name.decode("ascii", "replace"), Counter())
-        if (db, key) in self.outside:
+        if (db, key) in self.filtered:
             row["excluded"] += 1
             return write  # a write may bring it in
         there_args = self._renamed(db, args)
@@ -205,7 +205,7 @@ class Run:
         if not self._allowed(name, args, write=write):
             row["not_tried"] += 1
             return write
-        to_db = self.engine.scope.place(db, key)[0] if self.engine.scope.renames else db
+        to_db = self.engine.scope.target_key(db, key)[0] if self.engine.scope.renames else db
         try:
             there = await self.follower.ask(to_db, there_args)
         except TooSlow:
@@ -306,7 +306,7 @@ class Run:
             return args
         if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
             return None
-        return [args[0], self.engine.scope.place(db, args[1])[1], *args[2:]]
+        return [args[0], self.engine.scope.target_key(db, args[1])[1], *args[2:]]
 
     async def _refused(self, db: int, args: list[bytes]) -> bool:
         """Whether the target lacks the command or its form, rather than the state that it needs."""
@@ -319,12 +319,12 @@ class Run:
     ) -> None:
         for look in range(_LOOKS):
             await self.copy([(db, key)])
-            if (db, key) in self.outside:
+            if (db, key) in self.filtered:
                 row["excluded"] += 1  # a rule leaves it out as it is by now
                 return
             there_args = self._renamed(db, args) or args
             try:
-                there_db = self.engine.scope.place(db, key)[0]
+                there_db = self.engine.scope.target_key(db, key)[0]
                 here, there = await asyncio.gather(
                     self.authority.ask(db, args), self.follower.ask(there_db, there_args)
                 )
@@ -453,7 +453,9 @@ class Comparer:
                     opened.push_async_callback(copier.close)
                     async with await engine.authority_leg(name="exodus-compare") as asked:
                         table = CommandTable.from_replies(await asked.call("COMMAND"))
-                    run = Run(engine, copier, authority, follower, ours, table, self._slow)
+                    run = SamplingPeriod(
+                        engine, copier, authority, follower, ours, table, self._slow
+                    )
                     run.rows = self._rows
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
@@ -477,8 +479,8 @@ class Comparer:
 
     async def _tries(
         self, address: Address, side: Side, opened: contextlib.AsyncExitStack
-    ) -> Tries:
-        tries = Tries(await Leg.connect(address, side, name="exodus-compare"))
+    ) -> TrialConnection:
+        tries = TrialConnection(await Leg.connect(address, side, name="exodus-compare"))
         opened.push_async_callback(tries.close)
         return tries
 
@@ -490,7 +492,7 @@ class Comparer:
         found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))
         return found[0][0] if found else b"0-0"
 
-    async def _batch(self, run: Run, after: bytes) -> bytes:
+    async def _batch(self, run: SamplingPeriod, after: bytes) -> bytes:
         name = self._store.keys.shadow
         found = await answered(
             self._store.client.xread({name: after}, count=_BATCH, block=_WAIT_MS)
@@ -511,7 +513,7 @@ class Comparer:
         self._behind = len(entries)
         return bytes(entries[-1][0])
 
-    async def _refresh(self, run: Run, positions: dict[int, bytes]) -> dict[int, bytes]:
+    async def _refresh(self, run: SamplingPeriod, positions: dict[int, bytes]) -> dict[int, bytes]:
         """Copy the sampled keys that the journal names, whatever wrote them."""
         after = await journal.ends(self._store, self._plan.partitions)
         if after == positions:

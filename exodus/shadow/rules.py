@@ -31,7 +31,7 @@ INFRASTRUCTURE = frozenset(
 )
 
 
-class Rule(StrEnum):
+class ReplyRule(StrEnum):
     """How a command's replies are compared."""
 
     EXACT = "exact"
@@ -44,15 +44,15 @@ _ALWAYS_SCORED = frozenset({b"ZPOPMIN", b"ZPOPMAX"})
 _WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
 
 
-def rule_of(command: bytes, args: Sequence[bytes] = ()) -> Rule:
+def rule_of(command: bytes, args: Sequence[bytes] = ()) -> ReplyRule:
     """The rule for a command's name in upper case, and what its request asks for."""
     if command in _ALWAYS_SCORED or (
         command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])
     ):
-        return Rule.SCORED
+        return ReplyRule.SCORED
     if command in UNORDERED or command in UNORDERED_PAIRS:
-        return Rule.UNORDERED
-    return Rule.NUMERIC if command in NUMERIC else Rule.EXACT
+        return ReplyRule.UNORDERED
+    return ReplyRule.NUMERIC if command in NUMERIC else ReplyRule.EXACT
 
 
 def parse(raw: bytes) -> object:
@@ -79,7 +79,7 @@ def canonical(command: bytes, value: object, args: Sequence[bytes] = ()) -> obje
     rule = rule_of(command, args)
     if isinstance(value, hiredis.ReplyError):
         return ("error", error_code(value))
-    if rule is Rule.SCORED and isinstance(value, list):
+    if rule is ReplyRule.SCORED and isinstance(value, list):
         return _pairs(value)
     if command in UNORDERED_PAIRS and isinstance(value, list) and len(value) % 2 == 0:
         return frozenset(zip(map(_atom, value[::2]), map(_atom, value[1::2]), strict=True))
@@ -92,8 +92,8 @@ def canonical(command: bytes, value: object, args: Sequence[bytes] = ()) -> obje
         )
     if isinstance(value, set | frozenset | list | tuple):
         parts = [canonical(command, inner) for inner in value]
-        return tuple(sorted(parts, key=repr)) if rule is Rule.UNORDERED else tuple(parts)
-    if rule is Rule.NUMERIC:
+        return tuple(sorted(parts, key=repr)) if rule is ReplyRule.UNORDERED else tuple(parts)
+    if rule is ReplyRule.NUMERIC:
         return _rounded(value)
     return _atom(value)
 

@@ -129,7 +129,7 @@ class PrefixCounters:
         }
 
 
-class Keys(Protocol):
+class KeyStatistics(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
@@ -142,26 +142,26 @@ class Keys(Protocol):
         """About how many different keys were named."""
 
 
-class NoKeys:
+class NoKeyStatistics:
     """Keeps nothing of single keys: a process that ends, and tests of other things."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """See `Keys`."""
+        """See `KeyStatistics`."""
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
-        """See `Keys`."""
+        """See `KeyStatistics`."""
         del at_most
         return []
 
     def distinct(self) -> int:
-        """See `Keys`."""
+        """See `KeyStatistics`."""
         return 0
 
 
 class Telemetry:
     """Per command, per key prefix and per key, for one process."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: KeyStatistics) -> None:
         self.commands: dict[str, CommandCounters] = {}
         self.prefixes: dict[str, PrefixCounters] = {}
         self.keys = keys

@@ -271,7 +271,7 @@ async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) 
             "ok",
             f"DUMP version {ours.payload_version} fits the target's {theirs.payload_version}",
         )
-    lacking = await _what_cannot_be_carried(source, ours, theirs)
+    lacking = await _keys_that_cannot_be_copied(source, ours, theirs)
     if lacking:
         return Finding(
             "payloads", "fatal", f"the target cannot hold what the source has: {lacking}",
@@ -284,7 +284,7 @@ async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) 
     )  # fmt: skip
 
 
-async def _what_cannot_be_carried(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> str:
+async def _keys_that_cannot_be_copied(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> str:
     """Types in a sample of the source that the target has no commands for: module types, hash field TTLs."""
     sampled = 0
     for node in await source.each_node():

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from zlib import crc32
 
-from exodus.copy.chunked import At, differs_in_pieces, expiry_of
-from exodus.copy.filtered import left_out
+from exodus.copy.chunked import At, differs_in_chunks, expiry_of
+from exodus.copy.filtered import filtered_keys
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.read import Batch, Reader, Seen, What
+from exodus.copy.read import Batch, Reader, ReadMode, ScannedKey
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
 from exodus.engine import Engine
@@ -40,7 +40,11 @@ class Depth(StrEnum):
     FULL = "full"  # and the value, with what belongs to it
 
 
-_READS = {Depth.COUNT: What.NAME, Depth.OUTLINE: What.OUTLINE, Depth.FULL: What.COMPARABLE}
+_READS = {
+    Depth.COUNT: ReadMode.NAME,
+    Depth.OUTLINE: ReadMode.OUTLINE,
+    Depth.FULL: ReadMode.COMPARABLE,
+}
 
 
 def in_sample(key: bytes, share: float) -> bool:
@@ -67,7 +71,7 @@ class Divergence:
 
 
 @dataclass
-class Tally:
+class ComparisonCounts:
     """What was found of the keys that are equal, and of those that were not compared."""
 
     by_type: Counter[str] = field(default_factory=Counter)
@@ -112,7 +116,7 @@ class Comparison:
         self._dumps = self._whole and all(
             facts.payload_version is not None for facts in self._facts
         )
-        what = What.VALUE if self._whole and not self._dumps else _READS[depth]
+        what = ReadMode.VALUE if self._whole and not self._dumps else _READS[depth]
         self._readers = (
             Reader(authority, authority_facts, what),
             Reader(follower, follower_facts, what),
@@ -132,7 +136,7 @@ class Comparison:
         await close_all(self._legs)
 
     async def scan(
-        self, db: int, cursor: int, count: int, tally: Tally, *, at_least: bool = False
+        self, db: int, cursor: int, count: int, tally: ComparisonCounts, *, at_least: bool = False
     ) -> tuple[int, Batch]:
         """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
 
@@ -146,16 +150,16 @@ class Comparison:
                 for key in dict.fromkeys(found)
                 if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))
             ]
-            outside = (
-                await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
+            filtered = (
+                await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)
                 if self._scope.filters
                 else {}
             )
-            tally.excluded.update(outside.values())
-            by_name = {key for key in outside if self._scope.left_out(db, key) is not None}
-            read = await self._readers[0].keys([key for key in keys if key not in outside])
+            tally.excluded.update(filtered.values())
+            by_name = {key for key in filtered if self._scope.filtered_by(db, key) is not None}
+            read = await self._readers[0].keys([key for key in keys if key not in filtered])
             return following, Batch.of(
-                [*read, *[_absent(key) for key in outside if key not in by_name]]
+                [*read, *[_absent(key) for key in filtered if key not in by_name]]
             )
         following, batch = await self._readers[0].scan(cursor, count, at_least=at_least)
         if len(set(batch.keys)) == len(batch.keys) == len(without_own(batch.keys)):
@@ -169,7 +173,7 @@ class Comparison:
             if not await entered(self._legs[1], db):
                 return Batch.of([_absent(key) for key in ours.keys])
             return await self._readers[1].like(ours)
-        found: dict[bytes, Seen] = {}
+        found: dict[bytes, ScannedKey] = {}
         by_key = {each.key: each for each in ours.rows()}
         for to_db, part in self._by_place(db, ours.keys).items():
             if not await entered(self._legs[1], to_db):
@@ -187,21 +191,23 @@ class Comparison:
         """Database of the follower → keys and their names there; without those whose name is not free."""
         by_db: dict[int, list[tuple[bytes, bytes]]] = {}
         for key in keys:
-            if self._scope.taken(db, key) is None:
-                to_db, to = self._scope.place(db, key)
+            if self._scope.name_conflict(db, key) is None:
+                to_db, to = self._scope.target_key(db, key)
                 by_db.setdefault(to_db, []).append((key, to))
         return by_db
 
-    async def differences(self, db: int, keys: Sequence[bytes], tally: Tally) -> list[Divergence]:
+    async def differences(
+        self, db: int, keys: Sequence[bytes], tally: ComparisonCounts
+    ) -> list[Divergence]:
         """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
-        outside: dict[bytes, str] = {}
+        filtered: dict[bytes, str] = {}
         ours_there = await entered(self._legs[0], db)
         if self._scope.filters and ours_there:
-            outside = await left_out(self._legs[0], self._facts[0], self._scope, db, keys)
-            tally.excluded.update(outside.values())
+            filtered = await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)
+            tally.excluded.update(filtered.values())
             if self._spare_others:
-                keys = [key for key in keys if self._scope.left_out(db, key) is None]
-        inside = [key for key in keys if key not in outside and ours_there]
+                keys = [key for key in keys if self._scope.filtered_by(db, key) is None]
+        inside = [key for key in keys if key not in filtered and ours_there]
         read, theirs = await asyncio.gather(
             self._readers[0].keys(inside), self._as_they_are(db, keys)
         )
@@ -209,13 +215,13 @@ class Comparison:
         ours = [by_key.get(key) or _absent(key) for key in keys]
         return await self.compare(db, ours, theirs, tally)
 
-    async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[Seen]:
+    async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[ScannedKey]:
         """Keys of the follower, read without knowing what the authority has."""
         if not self._scope.renames:
             if not await entered(self._legs[1], db):
                 return [_absent(key) for key in keys]
             return await self._readers[1].keys(keys)
-        found: dict[bytes, Seen] = {}
+        found: dict[bytes, ScannedKey] = {}
         for to_db, part in self._by_place(db, keys).items():
             if not await entered(self._legs[1], to_db):
                 continue
@@ -226,7 +232,7 @@ class Comparison:
         return [found.get(key) or _absent(key) for key in keys]
 
     async def compare_batch(
-        self, db: int, ours: Batch, theirs: Batch, tally: Tally
+        self, db: int, ours: Batch, theirs: Batch, tally: ComparisonCounts
     ) -> list[Divergence]:
         """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is seen by the column."""
         doubtful = self._doubtful(ours, theirs)
@@ -277,7 +283,11 @@ class Comparison:
         return sorted(found)
 
     async def compare(
-        self, db: int, ours: Sequence[Seen], theirs: Sequence[Seen], tally: Tally
+        self,
+        db: int,
+        ours: Sequence[ScannedKey],
+        theirs: Sequence[ScannedKey],
+        tally: ComparisonCounts,
     ) -> list[Divergence]:
         """Compare what was read of both sides, key by key."""
         found: list[Divergence] = []
@@ -340,7 +350,7 @@ class Comparison:
             tally.by_type[kind.decode()] += count
         return found
 
-    def _kind(self, there: Seen) -> bytes:
+    def _kind(self, there: ScannedKey) -> bytes:
         """The type of a key that was read as one of the same type as the other side's: what its payload says."""
         if (
             self._dumps
@@ -358,7 +368,7 @@ class Comparison:
             )  # a payload that is not of an equal value is always looked into
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
-    def _needs_more(self, here: Seen, there: Seen) -> bool:
+    def _needs_more(self, here: ScannedKey, there: ScannedKey) -> bool:
         """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal, and by its type may nevertheless be."""
         kind = here.kind
         if (
@@ -379,13 +389,13 @@ class Comparison:
             )
         return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
 
-    async def _apart(self, db: int, rows: Sequence[Seen]) -> dict[bytes, str | None]:
+    async def _apart(self, db: int, rows: Sequence[ScannedKey]) -> dict[bytes, str | None]:
         """Of keys that need reads of their own: what differs, if anything."""
         found: dict[bytes, str | None] = {}
         for start in range(0, len(rows), _APART_KEYS):
             part = rows[start : start + _APART_KEYS]
             here = [(db, row.key, row.kind) for row in part]
-            there = [(*self._scope.place(db, row.key), row.kind) for row in part]
+            there = [(*self._scope.target_key(db, row.key), row.kind) for row in part]
             ours, theirs = await asyncio.gather(
                 self._values(self._legs[0], here), self._values(self._legs[1], there)
             )
@@ -436,7 +446,7 @@ class Comparison:
 
     async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
         """A large key: its expiries, and what differs."""
-        to_db, to = self._scope.place(db, key)
+        to_db, to = self._scope.target_key(db, key)
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)
         sides = At(self._legs[0], key), At(self._legs[1], to)
@@ -447,7 +457,7 @@ class Comparison:
         return (
             here,
             there,
-            await differs_in_pieces(*sides, kind, field_expiry=self._field_expiry, turn=self._turn),
+            await differs_in_chunks(*sides, kind, field_expiry=self._field_expiry, turn=self._turn),
         )
 
 
@@ -468,11 +478,11 @@ async def entered(leg: Leg, db: int) -> bool:
     return True
 
 
-def _absent(key: bytes) -> Seen:
-    return Seen(key, b"none", -2, b"")
+def _absent(key: bytes) -> ScannedKey:
+    return ScannedKey(key, b"none", -2, b"")
 
 
-class Surplus:
+class ExtraKeys:
     """Finds keys of the follower that are not to be there. `behind` is a leg of the follower's, where rules have to be asked after a cutover."""
 
     def __init__(self, engine: Engine, authority: Leg, behind: Leg | None) -> None:
@@ -506,11 +516,11 @@ class Surplus:
         extra: list[tuple[int, Divergence]] = []
         by_db: dict[int, list[bytes]] = {}
         for key in keys:
-            origin = scope.origin(db, key)
+            origin = scope.source_key(db, key)
             why = (
                 "no key of the authority comes to this name"
                 if origin is None
-                else scope.left_out(*origin)
+                else scope.filtered_by(*origin)
             )
             if why is not None and self._engine.spare_others:
                 self.spared += 1
@@ -542,7 +552,7 @@ class Surplus:
             return set()
         await self._behind.select(db)
         found = set(
-            await left_out(
+            await filtered_keys(
                 self._behind, self._engine.follower_facts, self._engine.left_behind, db, list(keys)
             )
         )
@@ -550,7 +560,7 @@ class Surplus:
         return found
 
 
-async def open_surplus(engine: Engine, *, name: str) -> Surplus:
+async def open_extra_keys(engine: Engine, *, name: str) -> ExtraKeys:
     """Connections of their own for looking for keys that are not to be there."""
     authority = await engine.authority_leg(name=name)
     try:
@@ -558,7 +568,7 @@ async def open_surplus(engine: Engine, *, name: str) -> Surplus:
     except BaseException:
         await authority.close()
         raise
-    return Surplus(engine, authority, behind)
+    return ExtraKeys(engine, authority, behind)
 
 
 async def open_comparison(

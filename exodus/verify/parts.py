@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from exodus.control.checkpoint import (
+    DirectionProgress,
     PassProgress,
-    Walk,
     forget_pass,
     load_pass,
     part_name,
@@ -22,7 +22,7 @@ from exodus.control.store import ControlStore
 from exodus.copy.scan import Slice, plan_slices
 from exodus.engine import Engine
 from exodus.verify.comparison import Divergence
-from exodus.verify.passes import UnderWay, look
+from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import begin_pass
 
 
@@ -67,7 +67,7 @@ async def plan_parts(engine: Engine, name: str, count: int) -> list[Part]:
     ]
 
 
-async def look_at_part(engine: Engine, part: Part) -> Found:
+async def read_part(engine: Engine, part: Part) -> Found:
     """Compare a part's slices; goes on where an earlier process of it ended.
 
     Raises:
@@ -78,7 +78,7 @@ async def look_at_part(engine: Engine, part: Part) -> Found:
         kept = part.of.model_copy(
             update={"forwards": _walk(part.forwards), "backwards": _walk(part.backwards)},
         )
-    way = UnderWay(engine.store, part.name, kept)
+    way = PassState(engine.store, part.name, kept)
 
     async def note(found: Sequence[Divergence]) -> None:
         del found  # they are among the suspects
@@ -90,15 +90,19 @@ async def look_at_part(engine: Engine, part: Part) -> Found:
     return Found(progress=progress, kinds=way.forwards.kinds)
 
 
-def _walk(slices: Sequence[str]) -> Walk:
-    return Walk(cursors={slice_id: Slice.parse(slice_id).start for slice_id in slices})
+def _walk(slices: Sequence[str]) -> DirectionProgress:
+    return DirectionProgress(cursors={slice_id: Slice.parse(slice_id).start for slice_id in slices})
 
 
-async def put_together(store: ControlStore, name: str, found: Sequence[Found]) -> PassProgress:
+async def merge_parts(store: ControlStore, name: str, found: Sequence[Found]) -> PassProgress:
     """Return the pass as one process would have it at the end of its look."""
     first = found[0].progress
     whole = first.model_copy(
-        update={"forwards": Walk(cursors={}), "backwards": Walk(cursors={}), "resumed": 0}
+        update={
+            "forwards": DirectionProgress(cursors={}),
+            "backwards": DirectionProgress(cursors={}),
+            "resumed": 0,
+        }
     )
     counts: dict[str, int] = {}
     by_type: dict[str, int] = {}
@@ -136,7 +140,7 @@ async def put_together(store: ControlStore, name: str, found: Sequence[Found]) -
     return whole
 
 
-def _twice(walks: Sequence[Walk]) -> list[str]:
+def _twice(walks: Sequence[DirectionProgress]) -> list[str]:
     """Return the marks of keys that the parts on both sides of a border counted."""
     open_borders: dict[str, list[set[str]]] = {}
     for walk in walks:

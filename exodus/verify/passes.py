@@ -3,7 +3,7 @@ should not be there. Several at a time, each over connections of its own, so tha
 
 Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to the slice that sees it first: the last call of a slice and the first of
 the next one are held against each other at their border, so that every key is compared and counted once. Where each slice is, what borders are open,
-and all that was counted change together between two batches, and can be written down at any such moment (`UnderWay.keep`) and be gone on with.
+and all that was counted change together between two batches, and can be written down at any such moment (`PassState.keep`) and be gone on with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hashlib import blake2b
 from exodus import gc_tuning
 from exodus.cancellation import end_all
 from exodus.control.changes import Key
-from exodus.control.checkpoint import PassProgress, Walk, save_pass
+from exodus.control.checkpoint import DirectionProgress, PassProgress, save_pass
 from exodus.control.store import ControlStore, Json
 from exodus.copy.impact import Pace
 from exodus.copy.read import Batch
@@ -28,13 +28,13 @@ from exodus.plan.own_keys import without_own
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import (
     Comparison,
+    ComparisonCounts,
     Depth,
     Divergence,
-    Surplus,
-    Tally,
+    ExtraKeys,
     in_sample,
     open_comparison,
-    open_surplus,
+    open_extra_keys,
 )
 
 BATCH_KEYS = 500
@@ -54,7 +54,7 @@ Note = Callable[[Sequence[Divergence]], Awaitable[None]]
 
 
 @dataclass
-class VerificationReport(Tally):
+class VerificationReport(ComparisonCounts):
     """What a pass found.
 
     keys_authority = keys_verified + keys_dirty + those among `divergences` and dead letters that the authority has. What the rules leave out
@@ -115,10 +115,10 @@ class VerificationReport(Tally):
         }
 
 
-class _Way:
+class _Direction:
     """One direction: the slices still to be looked at, and the keys that were seen at their borders."""
 
-    def __init__(self, walk: Walk) -> None:
+    def __init__(self, walk: DirectionProgress) -> None:
         self.walk = walk
         # What is kept of them is of slices that were counted; those here may be of one that is under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
@@ -193,7 +193,7 @@ def _mark(key: bytes) -> str:
     return blake2b(key, digest_size=8).hexdigest()
 
 
-class UnderWay:
+class PassState:
     """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
 
     def __init__(
@@ -219,10 +219,10 @@ class UnderWay:
             self.report.by_type.update(kept.by_type)
             self.report.excluded.update(kept.excluded)
             self.report.resumed = kept.resumed
-        self.forwards = _Way(kept.forwards if kept is not None else Walk())
-        self.backwards = _Way(kept.backwards if kept is not None else Walk())
+        self.forwards = _Direction(kept.forwards if kept is not None else DirectionProgress())
+        self.backwards = _Direction(kept.backwards if kept is not None else DirectionProgress())
 
-    def add(self, tally: Tally, found: Sequence[Divergence], **counts: int) -> None:
+    def add(self, tally: ComparisonCounts, found: Sequence[Divergence], **counts: int) -> None:
         """A batch was looked at, and its walk counts it at the same moment: nothing is counted twice or lost."""
         report = self.report
         for name, count in counts.items():
@@ -262,7 +262,7 @@ class UnderWay:
         return kept
 
 
-async def look(engine: Engine, way: UnderWay, note: Note) -> None:
+async def look(engine: Engine, way: PassState, note: Note) -> None:
     """Look at every key once, in both directions; `note` is told what differs, a batch and database at a time.
 
     Raises:
@@ -277,7 +277,7 @@ async def look(engine: Engine, way: UnderWay, note: Note) -> None:
 
 async def _look(
     engine: Engine,
-    way: UnderWay,
+    way: PassState,
     note: Note,
     pieces: tuple[deque[Slice], deque[Slice]],
     at_once: int,
@@ -291,7 +291,7 @@ async def _look(
             for _ in range(min(at_once, len(forwards)))
         ]
         passes += [
-            asyncio.create_task(_find_surplus(engine, way, backwards, pace, note))
+            asyncio.create_task(_find_extra_keys(engine, way, backwards, pace, note))
             for _ in range(min(at_once, len(backwards)))
         ]
         try:
@@ -301,7 +301,7 @@ async def _look(
 
 
 async def _compare(
-    engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
 ) -> None:
     """Slices of the authority, one after the other, as long as there are any."""
     report, walk = way.report, way.forwards
@@ -325,13 +325,13 @@ async def _compare(
 
 
 async def _side_by_side(
-    comparison: Comparison, piece: Slice, walk: _Way
-) -> AsyncIterator[tuple[int, list[str], Batch, Batch, Tally]]:
+    comparison: Comparison, piece: Slice, walk: _Direction
+) -> AsyncIterator[tuple[int, list[str], Batch, Batch, ComparisonCounts]]:
     """Batches of the authority's keys with the follower's, and the cursor after them; the authority reads the next while the follower reads this."""
     await comparison.select(piece.db)
 
-    async def scan(before: int) -> tuple[int, list[str], Batch, Tally]:
-        tally = Tally()
+    async def scan(before: int) -> tuple[int, list[str], Batch, ComparisonCounts]:
+        tally = ComparisonCounts()
         # No call that ends a slice sees more of the next one than the call that begins it.
         after, batch = await comparison.scan(
             piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start
@@ -349,12 +349,12 @@ async def _side_by_side(
     yield cursor, borders, ours, await comparison.follow(piece.db, ours), tally
 
 
-async def _find_surplus(
-    engine: Engine, way: UnderWay, pieces: deque[Slice], pace: Pace, note: Note
+async def _find_extra_keys(
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
 ) -> None:
     """Slices of the follower. Keys that both sides have are compared forwards; only those that should not be there are of interest."""
     walk = way.backwards
-    surplus = await open_surplus(engine, name="exodus-verify")
+    extra_keys = await open_extra_keys(engine, name="exodus-verify")
     try:
         async with await engine.follower.connect(name="exodus-verify") as leg:
             while pieces:
@@ -365,18 +365,20 @@ async def _find_surplus(
                     after, scanned = await scan_once(leg, cursor, BATCH_KEYS)
                     await pace.turn()
                     borders = walk.borders(piece, cursor, after)
-                    await _look_through(engine, surplus, way, piece, after, borders, scanned, note)
+                    await _look_through(
+                        engine, extra_keys, way, piece, after, borders, scanned, note
+                    )
                     cursor = after
                     if piece.ended(cursor):
                         break
     finally:
-        await surplus.close()
+        await extra_keys.close()
 
 
 async def _look_through(
     engine: Engine,
-    surplus: Surplus,
-    way: UnderWay,
+    extra_keys: ExtraKeys,
+    way: PassState,
     piece: Slice,
     cursor: int,
     borders: list[str],
@@ -392,13 +394,17 @@ async def _look_through(
         keys = [
             key
             for key in keys
-            if in_sample((engine.scope.origin(piece.db, key) or (0, key))[1], share)
+            if in_sample((engine.scope.source_key(piece.db, key) or (0, key))[1], share)
         ]
-    before = surplus.spared, surplus.left_behind
-    found = [found for _, found in await surplus.among(piece.db, keys)]
-    spared, left_behind = surplus.spared - before[0], surplus.left_behind - before[1]
+    before = extra_keys.spared, extra_keys.left_behind
+    found = [found for _, found in await extra_keys.among(piece.db, keys)]
+    spared, left_behind = extra_keys.spared - before[0], extra_keys.left_behind - before[1]
     way.add(
-        Tally(), found, keys_follower=len(keys), keys_spared=spared, keys_left_behind=left_behind
+        ComparisonCounts(),
+        found,
+        keys_follower=len(keys),
+        keys_spared=spared,
+        keys_left_behind=left_behind,
     )
     way.backwards.count(piece, cursor, borders, mine)
     await note(found)

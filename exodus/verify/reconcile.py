@@ -16,7 +16,7 @@ import orjson
 from exodus.control import freshness, journal, letters
 from exodus.control.changes import Key
 from exodus.control.checkpoint import PassProgress, forget_pass, load_pass
-from exodus.control.run_ids import note_lives
+from exodus.control.run_ids import note_run_ids
 from exodus.control.store import ControlStore, Json
 from exodus.engine import Engine
 from exodus.errors import TargetError
@@ -25,8 +25,15 @@ from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import JOURNAL_RETAIN_MS, MARKED_AHEAD_ENTRIES_MAX, REPAIR_SECONDS_MAX
 from exodus.plan.own_keys import is_own
-from exodus.verify.comparison import Comparison, Depth, Divergence, Tally, entered, open_comparison
-from exodus.verify.passes import BATCH_KEYS, LISTED_MAX, UnderWay, VerificationReport, look
+from exodus.verify.comparison import (
+    Comparison,
+    ComparisonCounts,
+    Depth,
+    Divergence,
+    entered,
+    open_comparison,
+)
+from exodus.verify.passes import BATCH_KEYS, LISTED_MAX, PassState, VerificationReport, look
 
 _NAMED = 5
 _POLL_S = 0.05
@@ -39,7 +46,7 @@ async def verify(
     attempts: int = 5,
     known: Collection[Key] = (),
     on_progress: Callable[[int, int], None] | None = None,
-    under_way: UnderWay | None = None,
+    under_way: PassState | None = None,
 ) -> VerificationReport:
     """Compare every key of both sides.
 
@@ -54,7 +61,7 @@ async def verify(
         SourceError, TargetError: a side was lost.
     """
     began = time.monotonic()
-    way = under_way or UnderWay()
+    way = under_way or PassState()
     report, suspects = way.report, way.suspects
     moving: set[Key] = set()
     total = sum(engine.authority_facts.databases.values()) + sum(
@@ -127,7 +134,7 @@ async def mark_differing(
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
     """
-    way, done = UnderWay(), Marked()
+    way, done = PassState(), Marked()
 
     async def mark(found: Sequence[Divergence]) -> None:
         way.suspects.clear()
@@ -173,7 +180,7 @@ async def _behind(engine: Engine) -> bool:
 
 
 async def _again(
-    comparison: Comparison, keys: Sequence[Key], tally: Tally
+    comparison: Comparison, keys: Sequence[Key], tally: ComparisonCounts
 ) -> dict[Key, Divergence]:
     by_db: dict[int, list[bytes]] = {}
     for db, key in keys:
@@ -201,7 +208,7 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
 async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Divergence]:
     """The same over connections that are open already."""
     wanted = [key for key in keys if not is_own(key[1])]
-    return list((await _again(comparison, wanted, Tally())).values())
+    return list((await _again(comparison, wanted, ComparisonCounts())).values())
 
 
 async def reconcile(
@@ -235,13 +242,13 @@ async def reconcile(
         {partition: entry_id.encode() for partition, entry_id in progress.synced.items()},
     )
     dead, accepted = await letters.open_letters(store), await letters.accepted_letters(store)
-    way = UnderWay(store, name, progress, depth=depth, share=share)
+    way = PassState(store, name, progress, depth=depth, share=share)
     report = await verify(
         engine, settle_s=settle_s, known=dead.keys() | accepted.keys(), under_way=way
     )
     await forget_pass(store, name)
     if report.clean and report.speaks_for_all:
-        await note_lives(store, engine.run_ids)
+        await note_run_ids(store, engine.run_ids)
         await _close_gaps(store, since_ms)
         await freshness.record_pass(store, since_ms, synced, report.keys_authority)
     found: Json = report.as_json()
@@ -320,18 +327,18 @@ async def dead_letters(store: ControlStore) -> list[Key]:
 KEPT = "only the {side} has it, and it is kept: exodus repair --remove-extra removes it"
 
 
-async def only_there(engine: Engine, keys: Sequence[Key]) -> set[Key]:
+async def keys_only_on_follower(engine: Engine, keys: Sequence[Key]) -> set[Key]:
     """Return those keys that the follower has and the authority does not: to copy them would remove the only copy.
 
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    wanted = [key for key in keys if engine.scope.taken(*key) is None]
+    wanted = [key for key in keys if engine.scope.name_conflict(*key) is None]
     authority, follower = await engine.authority_leg(name="exodus-repair"), None
     try:
         follower = await engine.follower.connect(name="exodus-repair")
         lacking = set(wanted) - await _there(authority, {key: key for key in wanted})
-        return await _there(follower, {key: engine.scope.place(*key) for key in lacking})
+        return await _there(follower, {key: engine.scope.target_key(*key) for key in lacking})
     finally:
         await close_all((authority, follower))
 
@@ -365,7 +372,7 @@ async def repair(
         TargetError: live sync did not come to them within REPAIR_SECONDS_MAX.
     """
     changing: list[Key] = []
-    kept = set() if remove_extra else await only_there(engine, keys)
+    kept = set() if remove_extra else await keys_only_on_follower(engine, keys)
     keys = [key for key in keys if key not in kept]
     if engine.route.sync:
         if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):

@@ -9,7 +9,7 @@ import pytest_asyncio
 import redis
 
 from exodus.cutover import beside_keys, switch
-from exodus.cutover.beside_keys import Outcome, Row
+from exodus.cutover.beside_keys import Row, StateOutcome
 from exodus.errors import DecisionRefused
 from exodus.net.leg import Leg
 from exodus.plan.vocabulary import Side
@@ -92,7 +92,7 @@ async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) ->
     assert not beside_keys.required(list((await rows(pair)).values()))
     plant_it(*clients(pair))
     found = (await rows(pair))[what]
-    assert found.outcome is Outcome.REQUIRED
+    assert found.outcome is StateOutcome.REQUIRED
     assert found.means
     assert found.remedy
 
@@ -102,12 +102,12 @@ async def test_fewer_databases_and_a_used_module_must_be_mended_and_an_unused_on
 ) -> None:  # type: ignore[no-untyped-def]
     plant = Plant(redis82, make_server(ServerKind.VALKEY_91, databases="4"), control_server, tmp_path)
     found = await rows(plant)
-    assert (found["databases"].outcome, found["databases"].authority, found["databases"].follower) == (Outcome.REQUIRED, "16", "4")
+    assert (found["databases"].outcome, found["databases"].authority, found["databases"].follower) == (StateOutcome.REQUIRED, "16", "4")
     (module,) = [row for row in found.values() if row.what.startswith("module ")]
     redis82.client().config_resetstat()
-    assert (await rows(plant))[module.what].outcome is Outcome.DIFFERS
+    assert (await rows(plant))[module.what].outcome is StateOutcome.DIFFERS
     redis82.client().execute_command("VADD", "v", "VALUES", 1, 1, "e")
-    assert (await rows(plant))[module.what].outcome is Outcome.REQUIRED
+    assert (await rows(plant))[module.what].outcome is StateOutcome.REQUIRED
     redis82.client().config_resetstat()
 
 
@@ -125,7 +125,7 @@ async def test_what_only_differs_is_said_and_does_not_block(pair: Plant, name: s
     source.config_set(name, ours)
     target.config_set(name, theirs)
     found = (await rows(pair))[name]
-    assert found.outcome is Outcome.DIFFERS
+    assert found.outcome is StateOutcome.DIFFERS
     assert found.means
 
 
@@ -135,8 +135,8 @@ async def test_scripts_and_narrower_rules_are_said(pair: Plant) -> None:
     _user(source, target)
     target.acl_setuser("shop", enabled=True, passwords=["+secret"], categories=["+@read"], keys=["*"], channels=["*"])
     found = await rows(pair)
-    assert (found["scripts"].outcome, found["scripts"].authority) == (Outcome.DIFFERS, "1 cached")
-    assert found["user shop"].outcome is Outcome.DIFFERS
+    assert (found["scripts"].outcome, found["scripts"].authority) == (StateOutcome.DIFFERS, "1 cached")
+    assert found["user shop"].outcome is StateOutcome.DIFFERS
     assert "+@read" in found["user shop"].follower
 
 
@@ -145,7 +145,7 @@ async def test_what_a_side_does_not_tell_is_not_provable(pair: Plant) -> None:
     for client in (source, target):
         client.acl_setuser("exodus", reset=False, enabled=True, commands=["-config", "-acl", "-function", "-module"])
     found = await rows(pair)
-    assert {name for name, row in found.items() if row.outcome is Outcome.NOT_PROVABLE} >= {"users", "settings", "modules", "function libraries"}
+    assert {name for name, row in found.items() if row.outcome is StateOutcome.NOT_PROVABLE} >= {"users", "settings", "modules", "function libraries"}
     assert "the source does not tell" in found["settings"].means
     assert not beside_keys.required(list(found.values()))
 
@@ -192,7 +192,7 @@ async def test_users_of_6_2_and_of_newer_servers_are_the_same(redis62: Box, valk
     for client in clients(plant):
         client.acl_setuser("shop", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["a*", "b*"], reset_channels=True, channels=["c*"])
     try:
-        assert {row.what: row.outcome for row in (await rows(plant)).values()}["user shop"] is Outcome.SAME
+        assert {row.what: row.outcome for row in (await rows(plant)).values()}["user shop"] is StateOutcome.SAME
     finally:
         for client in clients(plant):
             client.acl_deluser("shop")

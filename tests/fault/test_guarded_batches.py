@@ -6,7 +6,7 @@ import pytest
 
 from exodus.control.schema import guard_key
 from exodus.copy.guard import Guard, GuardedLeg, set_writer_epoch
-from exodus.copy.read import Reader, What
+from exodus.copy.read import Reader, ReadMode
 from exodus.errors import EpochEnded
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.vocabulary import Side
@@ -57,7 +57,7 @@ async def test_expiries_of_many_keys_are_read_to_the_millisecond_without_pexpire
     (node,) = await endpoint.each_node()
     found: dict[bytes, int] = {}
     async with await node.connect() as leg:
-        reader = Reader(leg, await node.facts(), What.PAYLOAD)
+        reader = Reader(leg, await node.facts(), ReadMode.PAYLOAD)
         cursor = -1
         while cursor:
             cursor, batch = await reader.scan(max(cursor, 0), 256)

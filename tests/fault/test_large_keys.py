@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from exodus.control.checkpoint import load_progress
-from exodus.copy.key import Strategy
+from exodus.copy.key import CopyMethod
 from exodus.plan.vocabulary import Side
 from tests.support.full import FULL
 from tests.support.plant import Plant
@@ -82,7 +82,7 @@ async def test_no_command_is_about_a_whole_huge_key(redis82: Box, valkey91: Box,
         print(f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 {found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms")
     print(f"{len(wanted)} keys of {ELEMENTS} elements and {STRING_BYTES} bytes in {seconds:.1f} s")
     (progress,) = (await load_progress(plant.store, "run")).values()
-    assert progress.strategies == {Strategy.PIECES: len(wanted)}
+    assert progress.strategies == {CopyMethod.PIECES: len(wanted)}
     assert after == before
     assert (await plant.verify()).divergences == []
     await plant.close()

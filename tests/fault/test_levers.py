@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from exodus.closing import finalise_checks
-from exodus.closing.collect import collect, dirty_keys, what_is_left
+from exodus.closing.collect import collect, dirty_keys, remaining_keys
 from exodus.control import ledger
 from exodus.control.approvers import Identity
 from exodus.control.freshness import record_pass
@@ -50,7 +50,7 @@ async def test_a_postponed_switch_stays_ready_and_goes_on_when_released(ready: P
     switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET))
     await _waits_for(ready, "postponed by Ada: the batch job is late")
     await ready.app().set("k", 2)
-    route = await levers.let_go(ready.store, ready.plan, "it is done")
+    route = await levers.release_hold(ready.store, ready.plan, "it is done")
     assert route.hold is Hold.NONE
     done = await switching
     assert done.switched
@@ -133,7 +133,7 @@ async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: Plant)
     await ready.change(hold=Hold.WRITES)
     with pytest.raises(DecisionRefused, match="not settled"):
         await switch.apply(ready.store, ready.plan, Side.TARGET)
-    route = await levers.let_go(ready.store, ready.plan, "nobody else will")
+    route = await levers.release_hold(ready.store, ready.plan, "nobody else will")
     assert route.hold is Hold.NONE
 
 
@@ -217,5 +217,5 @@ async def test_what_is_collected_names_no_secret_and_what_is_left_is_listed(read
     assert secret
     assert secret not in str(documents)
     assert {"plan", "ledger", "route", "gateways", "syncers", "phases"} <= set(documents)
-    left = await what_is_left(ready.store, ready.plan)
+    left = await remaining_keys(ready.store, ready.plan)
     assert any("target: key" in line and "epoch" in line for line in left)

@@ -11,10 +11,10 @@ import pytest_asyncio
 import redis
 
 from exodus.backfill import migrate
-from exodus.backfill.migrate import Lane, open_lane
+from exodus.backfill.migrate import MigrateLane, open_migrate_lane
 from exodus.closing import ends
 from exodus.control.checkpoint import load_progress
-from exodus.copy.key import BatchReport, Strategy
+from exodus.copy.key import BatchReport, CopyMethod
 from exodus.cutover import switch
 from exodus.engine import Engine
 from exodus.errors import DecisionRefused, EpochEnded
@@ -52,9 +52,9 @@ async def _begin(plant: Plant) -> Engine:
     return engine
 
 
-async def _lane(engine: Engine) -> Lane:
+async def _lane(engine: Engine) -> MigrateLane:
     copier = await engine.copier(engine.guard(), name="exodus-backfill")
-    return await open_lane(engine, copier, "test/0/0 of 1")
+    return await open_migrate_lane(engine, copier, "test/0/0 of 1")
 
 
 def _no_more(following: int, found: int) -> bool:
@@ -62,7 +62,7 @@ def _no_more(following: int, found: int) -> bool:
     return False
 
 
-async def _end(lane: Lane) -> None:
+async def _end(lane: MigrateLane) -> None:
     await lane._copier.close()
     await lane.close()
 
@@ -177,7 +177,7 @@ async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(sending: Pla
         await asyncio.sleep(0.4)
         target.resume()
         *_, sent = await scanning
-        assert (sent.keys, report.strategies[Strategy.MIGRATE]) == ([b"k"], 1)
+        assert (sent.keys, report.strategies[CopyMethod.MIGRATE]) == ([b"k"], 1)
         with target.client() as theirs:
             assert theirs.pexpiretime("k") > at_ms + 100
             await lane._copier.write(0, sent, report)

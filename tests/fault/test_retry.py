@@ -10,7 +10,7 @@ from exodus.control.checkpoint import load_progress
 from exodus.control.route import read_route
 from exodus.copy.guard import set_writer_epoch
 from exodus.cutover import switch
-from exodus.plan.bounds import Filters
+from exodus.plan.scope import Filters
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import mark_differing

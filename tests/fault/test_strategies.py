@@ -13,7 +13,7 @@ from exodus.control.checkpoint import load_progress
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import Guard
-from exodus.copy.key import Copier, Strategy
+from exodus.copy.key import Copier, CopyMethod
 from exodus.copy.refoot import refoot, version_of
 from exodus.engine import Engine
 from exodus.plan.plan import Plan
@@ -85,9 +85,9 @@ async def test_payloads_refused_for_their_version_alone_are_refooted(
         await copier.close()
         assert report.failed == []
         # Streams have another format in Valkey and Redis; whatever is not proved goes by type, and says so.
-        assert report.strategies[Strategy.REFOOTED] >= len(keys) - 3
+        assert report.strategies[CopyMethod.REFOOTED] >= len(keys) - 3
         assert sum(report.strategies.values()) == len(keys)
-        assert all(how.startswith((Strategy.REFOOTED, Strategy.BY_TYPE)) for how in report.strategies)
+        assert all(how.startswith((CopyMethod.REFOOTED, CopyMethod.BY_TYPE)) for how in report.strategies)
         assert engine.proofs.understood[0]
         found = await verify(engine, settle_s=0.01, attempts=2)
         assert [row.key for row in found.divergences if row.db == 0] == []
@@ -105,7 +105,7 @@ async def test_large_keys_go_in_pieces_and_are_exact(from_: str, to: str, contro
         report = await copier.sync_keys(0, sorted(keys))
         assert report.failed == []
         assert report.unsettled == []
-        assert dict(report.strategies) == {Strategy.PIECES: len(keys)}
+        assert dict(report.strategies) == {CopyMethod.PIECES: len(keys)}
         found = await verify(engine, settle_s=0.01, attempts=2)
         assert found.divergences == []
         assert set(follower.client().keys("*")) == keys  # no staging key is left
@@ -146,7 +146,7 @@ async def test_without_scripts_the_same_is_read_by_commands(redis62: Box, valkey
                 report = await copier.sync_keys(db, keys)
                 assert report.failed == []
                 assert report.copied == len(keys)
-                assert db or report.strategies[Strategy.PIECES] >= len(large)
+                assert db or report.strategies[CopyMethod.PIECES] >= len(large)
             await copier.close()
             found = await verify(engine, settle_s=0.01, attempts=2)
             assert found.divergences == [], lacking
@@ -203,7 +203,7 @@ async def test_a_payload_that_the_follower_refuses_goes_by_type(
         await copier.close()
         assert report.failed == []
         assert report.copied == 2
-        assert report.strategies == {Strategy.PAYLOAD: 1, f"{Strategy.BY_TYPE}: payload refused": 1}
+        assert report.strategies == {CopyMethod.PAYLOAD: 1, f"{CopyMethod.BY_TYPE}: payload refused": 1}
         assert valkey91.client().get("odd") == b"2"
 
 
@@ -222,8 +222,8 @@ async def test_long_strings_go_by_their_value_and_are_counted_once(plant: Plant)
     strategies: Counter[str] = Counter()
     for progress in (await load_progress(plant.store, "run")).values():
         strategies.update(progress.strategies)
-    assert set(strategies) == {Strategy.LONG_STRING, Strategy.PAYLOAD}
-    assert strategies[Strategy.PAYLOAD] <= 2  # slices overlap
+    assert set(strategies) == {CopyMethod.LONG_STRING, CopyMethod.PAYLOAD}
+    assert strategies[CopyMethod.PAYLOAD] <= 2  # slices overlap
     report = await plant.verify()
     assert report.divergences == []
     assert (report.keys_verified, report.keys_follower, report.keys_with_ttl) == (3_001, 3_001, 1_500)

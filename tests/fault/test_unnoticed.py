@@ -11,7 +11,7 @@ from pathlib import Path
 import hiredis
 import pytest
 
-from exodus.copy.read import Reader, What
+from exodus.copy.read import Reader, ReadMode
 from exodus.feeds.feed import begin_feed, prove
 from exodus.feeds.reader import feed_state
 from exodus.net.leg import Leg
@@ -124,7 +124,7 @@ async def test_no_script_holds_the_server_up_longer_than_its_limit(make_server) 
     try:
         assert facts.script_ms == 10
         async with await node.connect() as leg:
-            for what in (What.PAYLOAD, What.COMPARABLE, What.VALUE) * 3:
+            for what in (ReadMode.PAYLOAD, ReadMode.COMPARABLE, ReadMode.VALUE) * 3:
                 found = await Reader(leg, facts, what).keys([b"k%d" % number for number in range(8_000)])
                 assert len(found) == 8_000
     finally:

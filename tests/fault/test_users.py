@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exodus.cutover import switch
-from exodus.cutover.fence import confirm_word, shut_out
+from exodus.cutover.fence import blocks_exodus, record_confirmation
 from exodus.cutover.settle import settle
 from exodus.engine import open_engine
 from exodus.errors import OperatorError
@@ -97,7 +97,7 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
             assert (await switch.apply(plant.store, plant.plan, to)).switched
             await app.set(f"after:{number}", number)
             await asyncio.sleep(0.3)
-            if await shut_out(plant.store, to.other):
+            if await blocks_exodus(plant.store, to.other):
                 continue  # its fence refuses Exodus too
             await plant.drained()
             engine = await open_engine(plant.store, plant.plan.acting(UserRole.VERIFIER))
@@ -126,7 +126,7 @@ async def test_without_an_administrators_right_another_fence_holds(make_server, 
                     rules = [client.acl_getuser(f"exodus-{role}")["commands"] for role in UserRole]
                 assert not any("+acl|setuser" in rule or "+acl" in rule for rule in rules)
                 assert ("+config|set" in " ".join(map(str, rules))) is (fence is FenceKind.MIN_REPLICAS)
-                await confirm_word(plant.store, plant.plan, side, "a test")
+                await record_confirmation(plant.store, plant.plan, side, "a test")
             ends = [Endpoint(side, plant.plan.address(side)) for side in Side]
             raise_if_fatal(await check_pair(*ends, plant.plan, plant.store))
             await plant.gateway(settle=settle)

@@ -23,8 +23,8 @@ from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import Depth, in_sample
-from exodus.verify.parts import look_at_part, plan_parts, put_together
-from exodus.verify.passes import UnderWay
+from exodus.verify.parts import merge_parts, plan_parts, read_part
+from exodus.verify.passes import PassState
 from exodus.verify.reconcile import reconcile, verify
 from tests.support.plant import Plant
 from tests.support.servers import Box
@@ -149,11 +149,11 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
     for depth, wanted in ((Depth.COUNT, named), (Depth.OUTLINE, outlined), (Depth.FULL, outlined | {(b"string", "value")})):
-        found = await verify(engine, settle_s=0.01, attempts=2, under_way=UnderWay(depth=depth))
+        found = await verify(engine, settle_s=0.01, attempts=2, under_way=PassState(depth=depth))
         assert {(row.key, row.kind) for row in found.divergences} == wanted
         assert (found.keys_authority, found.keys_follower) == (4_016, 4_015)
         assert found.keys_verified == 4_016 - len([kind for _, kind in wanted if kind != "extra"])
-    part = await verify(engine, settle_s=0.01, attempts=2, under_way=UnderWay(share=0.25))
+    part = await verify(engine, settle_s=0.01, attempts=2, under_way=PassState(share=0.25))
     assert 800 < part.keys_authority < 1_200
     assert {(row.key, row.kind) for row in part.divergences} == {
         (key, kind) for key, kind in outlined | {(b"string", "value")} if in_sample(key, 0.25)
@@ -271,11 +271,11 @@ async def test_parts_on_several_machines_find_what_one_process_finds(plant: Plan
     alone = await reconcile(engine, "alone")
     parts = await plan_parts(engine, "parts", count)
     assert sum(len(part.forwards) for part in parts) == len(await plan_slices(engine.authority, plant.plan.slices))
-    found = [await look_at_part(engine, part) for part in parts]
+    found = [await read_part(engine, part) for part in parts]
     assert len(await load_parts(plant.store, "parts")) == len(parts)
-    again = await look_at_part(engine, parts[0])
+    again = await read_part(engine, parts[0])
     assert again.progress.counts == found[0].progress.counts, "it was done already"
-    together = await reconcile(engine, "parts", progress=await put_together(plant.store, "parts", found))
+    together = await reconcile(engine, "parts", progress=await merge_parts(plant.store, "parts", found))
     for name in ("keys_authority", "keys_follower", "keys_verified", "keys_dirty", "divergences_total", "by_type", "resumed"):
         assert together[name] == alone[name], name
     assert sorted(row["key"] for row in together["divergences"]) == ["many:17", "many:18", "stranger"]

@@ -51,7 +51,7 @@ def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: i
     table = form.table
     commands = [table.Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
     commands += [table.Command(name, write=False, first=1, last=1) for name in _READS]
-    telemetry = form.counters.Telemetry(form.counters.NoKeys())
+    telemetry = form.counters.Telemetry(form.counters.NoKeyStatistics())
     orders = form.orders.Orders(table.CommandTable(commands), telemetry)
     orders.journal = journal
     orders.pick(shadow_below=shadow, canary_below=canary)

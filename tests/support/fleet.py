@@ -256,15 +256,15 @@ class Fleet:
     async def migrate(self) -> None:
         """Live sync on, everything copied."""
         route = await read_route(self.store)
-        replica = self.plan.strategy is CopyStrategy.NATIVE
+        native = self.plan.strategy is CopyStrategy.NATIVE
         feed = Feed.GATEWAY if self.plan.feed is Feed.AUTO else self.plan.feed
-        if replica:
-            await replica.give_right(self.plan, route.writer_epoch)
+        if native:
+            await replica.grant_writes(self.plan, route.writer_epoch)
         else:
             await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
-        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=replica, feed=feed))
+        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=native, feed=feed))
         await self.everybody(route.epoch)
-        if replica:  # which the syncers make it
+        if native:  # which the syncers make it
 
             async def up() -> bool:
                 return (await replica.look(self.plan)).up

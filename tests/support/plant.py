@@ -109,7 +109,7 @@ class Plant:
     async def replicate(self, route: Route) -> None:
         """Native replication in place of live sync by keys, as Migrate begins it."""
         await replica.check_possible(self.plan, self.store)
-        await replica.give_right(self.plan, route.writer_epoch + 1)
+        await replica.grant_writes(self.plan, route.writer_epoch + 1)
         route = await self.change(journal=JournalMode.ALL, sync=True, native=True, feed=self.feed, writer_epoch=route.writer_epoch + 1)
         await replica.attach(self.plan, route.writer_epoch)
         await self.filled()

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks import decision
-from tasks.decision import completed, cutover_form, provider_instruction, why_not_closed, why_not_left, window_of
+from tasks.decision import (
+    completed,
+    cutover_form,
+    provider_instruction,
+    why_not_closed,
+    why_not_left,
+    window_of,
+)
 
 _PLAN = {"fence": {"source": "provider", "source_instruction": "close the firewall"}}
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from exodus.plan.plan import Plan
-from exodus.plan.scope import Filters, KeyState, Rename, Rule, Scope, check_renames, glob
+from exodus.plan.scope import FilterRule, Filters, KeyState, Rename, Scope, check_renames, glob
 
 SERVERS = {"source": {"host": "a", "port": 1}, "target": {"host": "b", "port": 2}}
 
@@ -30,26 +30,29 @@ def test_patterns_are_those_of_keys(pattern: bytes, key: bytes, meets: bool) -> 
 
 
 def test_a_key_that_its_name_leaves_undecided_is_decided_by_its_state() -> None:
-    scope = Scope(Filters(include=(Rule(pattern="a:*", types=("hash",)), Rule(pattern="b:*")), exclude=(Rule(elements_over=3),)), always="own:")
-    assert scope.left_out(0, b"c:1") == "no include rule meets it"
-    assert scope.left_out(0, b"own:1") is None
-    assert scope.left_out(0, b"a:1") is None
+    scope = Scope(
+        Filters(include=(FilterRule(pattern="a:*", types=("hash",)), FilterRule(pattern="b:*")), exclude=(FilterRule(elements_over=3),)),
+        always="own:",
+    )
+    assert scope.filtered_by(0, b"c:1") == "no include rule meets it"
+    assert scope.filtered_by(0, b"own:1") is None
+    assert scope.filtered_by(0, b"a:1") is None
     assert scope.undecided(0, b"a:1")
-    assert scope.left_out(0, b"a:1", KeyState("hash", 3, -1)) is None
-    assert scope.left_out(0, b"a:1", KeyState("hash", 4, -1)) == "excluded: elements_over 3"
-    assert scope.left_out(0, b"a:1", KeyState("string", 4, -1)) == "no include rule meets it"
-    assert scope.left_out(0, b"b:1", KeyState("string", 400, -1)) is None
-    assert not Scope(Filters(include=(Rule(pattern="b:*"),))).undecided(0, b"b:1")
+    assert scope.filtered_by(0, b"a:1", KeyState("hash", 3, -1)) is None
+    assert scope.filtered_by(0, b"a:1", KeyState("hash", 4, -1)) == "excluded: elements_over 3"
+    assert scope.filtered_by(0, b"a:1", KeyState("string", 4, -1)) == "no include rule meets it"
+    assert scope.filtered_by(0, b"b:1", KeyState("string", 400, -1)) is None
+    assert not Scope(Filters(include=(FilterRule(pattern="b:*"),))).undecided(0, b"b:1")
 
 
 def test_an_expiry_is_held_against_a_date() -> None:
     noon = datetime(2026, 12, 1, 12, tzinfo=UTC)
-    scope = Scope(Filters(exclude=(Rule(expires_before=noon), Rule(expiry="none", databases=(3,)))))
+    scope = Scope(Filters(exclude=(FilterRule(expires_before=noon), FilterRule(expiry="none", databases=(3,)))))
     at = round(noon.timestamp() * 1000)
-    assert scope.left_out(0, b"k", KeyState("string", 1, at - 1)) is not None
-    assert scope.left_out(0, b"k", KeyState("string", 1, at)) is None
-    assert scope.left_out(0, b"k", KeyState("string", 1, -1)) is None
-    assert scope.left_out(3, b"k", KeyState("string", 1, -1)) == "excluded: databases 3, expiry 'none'"
+    assert scope.filtered_by(0, b"k", KeyState("string", 1, at - 1)) is not None
+    assert scope.filtered_by(0, b"k", KeyState("string", 1, at)) is None
+    assert scope.filtered_by(0, b"k", KeyState("string", 1, -1)) is None
+    assert scope.filtered_by(3, b"k", KeyState("string", 1, -1)) == "excluded: databases 3, expiry 'none'"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def test_an_expiry_is_held_against_a_date() -> None:
 )
 def test_a_rule_that_cannot_be_is_refused(given: dict, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
-        Rule.model_validate(given)
+        FilterRule.model_validate(given)
 
 
 @pytest.mark.parametrize(
@@ -104,14 +107,14 @@ def test_no_two_keys_ever_come_to_one_name_and_origin_is_the_reverse_of_place(dr
     keys = [(db, name) for db in range(3) for name in names]
     places = {}
     for key in keys:
-        if scope.taken(*key) is None:
-            place = scope.place(*key)
+        if scope.name_conflict(*key) is None:
+            place = scope.target_key(*key)
             assert place not in places, (key, places[place])
             places[place] = key
-            assert scope.origin(*place) == key
+            assert scope.source_key(*place) == key
     for key in keys:
-        origin = scope.origin(*key)
-        assert origin is None or scope.place(*origin) == key
+        origin = scope.source_key(*key)
+        assert origin is None or scope.target_key(*origin) == key
 
 
 def test_renames_need_a_cutover_of_ones_own() -> None:
@@ -119,7 +122,7 @@ def test_renames_need_a_cutover_of_ones_own() -> None:
     with pytest.raises(ValidationError, match="cutover: own"):
         Plan.model_validate({"name": "x", **SERVERS, "renames": [rename]})
     plan = Plan.model_validate({"name": "x", **SERVERS, "renames": [rename], "cutover": "own", "allow_nonempty": True})
-    assert plan.scope.place(0, b"a:1") == (0, b"b:1")
+    assert plan.scope.target_key(0, b"a:1") == (0, b"b:1")
     assert Plan.model_validate_json(plan.model_dump_json()).scope.renames == plan.scope.renames
 
 

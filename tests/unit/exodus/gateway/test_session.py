@@ -12,7 +12,7 @@ from exodus.gateway.session import Session
 from exodus.plan.bounds import STREAM_FRAME_BYTES
 from exodus.plan.vocabulary import JournalMode
 from exodus.resp.encode import encode
-from exodus.telemetry.counters import NoKeys, Telemetry
+from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from tests.support.script import Recorder, Script, replayed
 
 OK = b"+OK\r\n"
@@ -59,7 +59,7 @@ def orders(**more: object) -> Orders:
             [Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
             + [Command(name, write=False, first=1, last=1) for name in _READS]
         ),
-        Telemetry(NoKeys()),
+        Telemetry(NoKeyStatistics()),
     )
     found.journal = JournalMode.ALL
     for name, value in more.items():

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from exodus.control.checkpoint import Walk
+from exodus.control.checkpoint import DirectionProgress
 from exodus.copy.scan import Slice, reverse64
-from exodus.verify.passes import _Way
+from exodus.verify.passes import _Direction
 
 FIRST, SECOND = Slice("n", 0, 0, 2), Slice("n", 0, 1, 2)
 PAST = reverse64((1 << 63) + (1 << 60))  # a cursor in the second half
 
 
-def _way(kept: Walk | None = None) -> _Way:
-    return _Way(kept or Walk(cursors={FIRST.slice_id: 0, SECOND.slice_id: SECOND.start}))
+def _way(kept: DirectionProgress | None = None) -> _Direction:
+    return _Direction(kept or DirectionProgress(cursors={FIRST.slice_id: 0, SECOND.slice_id: SECOND.start}))
 
 
-def _call(way: _Way, piece: Slice, after: int, keys: list[bytes]) -> tuple[list[str], list[bytes]]:
+def _call(way: _Direction, piece: Slice, after: int, keys: list[bytes]) -> tuple[list[str], list[bytes]]:
     borders = way.borders(piece, way.cursor(piece), after)
     theirs = way.seen(borders, keys)
     return borders, [key for key in keys if key not in theirs]
 
 
-def _kept(way: _Way) -> Walk:
-    return Walk.model_validate_json(way.walk.model_dump_json())
+def _kept(way: _Direction) -> DirectionProgress:
+    return DirectionProgress.model_validate_json(way.walk.model_dump_json())
 
 
 ENDS, BEGINS = (FIRST, PAST, [b"a", b"x", b"y"]), (SECOND, PAST, [b"x", b"y", b"z"])

@@ -13,7 +13,7 @@ from exodus.commands.table import Command, CommandTable
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
-from exodus.telemetry.counters import NO_PREFIX, OTHER, NoKeys, Telemetry
+from exodus.telemetry.counters import NO_PREFIX, OTHER, NoKeyStatistics, Telemetry
 from exodus.telemetry.histogram import VALUE_MAX, Histogram
 from exodus.telemetry.sketches import KeySketches
 from tests.support.full import FULL
@@ -47,7 +47,7 @@ def test_values_outside_of_a_histogram_count_at_its_ends() -> None:
 
 
 def test_requests_are_counted_by_command_prefix_and_error_code() -> None:
-    telemetry = Telemetry(NoKeys())
+    telemetry = Telemetry(NoKeyStatistics())
     telemetry.observe(SET, b"user:1", 0.001, 40, 5, b"")
     telemetry.observe(SET, b"user:2", 0.002, 60, 20, b"OOM")
     telemetry.observe(GET, b"plain", 0.5, 30, 300, b"")
