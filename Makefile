@@ -11,7 +11,7 @@ SEED ?= 1
 APPROVE ?= auto
 NAME ?=
 
-.PHONY: help install demo test unit fault e2e lint fix types imports duplicates audit bench up down clean
+.PHONY: help install demo test unit fault e2e lint fix types imports duplicates audit bench docs up down clean
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ fix: $(STAMP)  ## format, and mend what the linter can
 bench: $(STAMP)  ## every benchmark, short form (NAME=backfill for one, FULL=1 for the long form)
 	$(BIN)/pip install $(PINNED) -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks $(NAME) $(if $(FULL),--full)
+
+docs: $(STAMP)  ## write docs/reference/ from the code
+	$(BIN)/python docs/reference/generate.py
 
 up: $(STAMP)  ## the stack, left running; decisions are asked of you
 	$(BIN)/exodus up

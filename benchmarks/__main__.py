@@ -12,7 +12,9 @@ from benchmarks.result import Result
 
 
 def _orchestration(*, full: bool) -> Result | list[Result]:
-    from benchmarks import orchestration  # Prefect's modules take some 120 MB, which would be counted as memory of the others
+    from benchmarks import (
+        orchestration,  # Prefect's modules take some 120 MB, which would be counted as memory of the others
+    )
 
     return orchestration.measure(full=full)
 

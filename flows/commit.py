@@ -13,12 +13,36 @@ from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.canary import try_canary
 from tasks.context import Json
-from tasks.cutover import confirm_fence, explain_switch, finalise, keep_evidence, switch_authority, why_not_finalise
-from tasks.decision import ask, close_phase, completed, cutover_form, phase_form, provider_instruction, why_not_closed, why_not_left, window_of
+from tasks.cutover import (
+    confirm_fence,
+    explain_switch,
+    finalise,
+    keep_evidence,
+    switch_authority,
+    why_not_finalise,
+)
+from tasks.decision import (
+    ask,
+    close_phase,
+    completed,
+    cutover_form,
+    phase_form,
+    provider_instruction,
+    why_not_closed,
+    why_not_left,
+    window_of,
+)
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries, say_scripts
 from tasks.ledger import identity_of, open_phase
-from tasks.live_sync import check_rehearsed, count_left_behind, measure_freshness, prove_way_back, verify_sides, wait_caught_up
+from tasks.live_sync import (
+    check_rehearsed,
+    count_left_behind,
+    measure_freshness,
+    prove_way_back,
+    verify_sides,
+    wait_caught_up,
+)
 
 PHASE = Phase.COMMIT
 

@@ -11,8 +11,24 @@ from flows.lifecycle import go_on
 from flows.phase import BY, MIGRATION, WHY, MigrationName, Words, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json
-from tasks.cutover import abandon, confirm_fence, explain_switch, force_back, keep_evidence, look_at_target, stop_live_sync, switch_authority
-from tasks.decision import ask, back_form, close_phase, next_form, provider_instruction, why_not_closed
+from tasks.cutover import (
+    abandon,
+    confirm_fence,
+    explain_switch,
+    force_back,
+    keep_evidence,
+    look_at_target,
+    stop_live_sync,
+    switch_authority,
+)
+from tasks.decision import (
+    ask,
+    back_form,
+    close_phase,
+    next_form,
+    provider_instruction,
+    why_not_closed,
+)
 from tasks.evidence import artifact_key, evaluate
 from tasks.functions import carry_libraries
 from tasks.ledger import open_phase

@@ -1,7 +1,8 @@
 """Evidence: frames, the gates over them (Great Expectations), and the artifacts that show both.
 
 One task evaluates all gates of a phase, since importing Great Expectations takes seconds. An empty frame or a null passes most
-expectations vacuously, so every gate begins with a row count and not-null columns (facts-prefect-gx 0.9).
+expectations vacuously, so every gate begins with a row count and not-null columns
+(docs/decisions/0008-evidence-gates.md).
 """
 
 from __future__ import annotations

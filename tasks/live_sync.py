@@ -32,7 +32,15 @@ from exodus.live.rescan import rescan
 from exodus.native import replica
 from exodus.net.client import answered, make_client
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Phase, Side, UserRole, WorkersKind
+from exodus.plan.vocabulary import (
+    CopyStrategy,
+    Feed,
+    JournalMode,
+    Phase,
+    Side,
+    UserRole,
+    WorkersKind,
+)
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
 from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part

@@ -92,6 +92,6 @@ async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: 
 
 
 def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """Prefect's hook on failure, crash and cancellation. Its parameters must have these names (facts-prefect-gx 7)."""
+    """Prefect's hook on failure, crash and cancellation. Its parameters must have these names (docs/decisions/0009-prefect-suspend.md)."""
     why = (state.message or state.name or "")[:_WHY_MAX]
     run(_note_end(flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why))

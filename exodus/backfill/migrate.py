@@ -162,7 +162,7 @@ class MigrateLane:
                 raise DecisionRefused(
                     "the target does not take the user of a slice",
                     why=str(reply),
-                    next_step="see docs/sync.md, the MIGRATE lane",
+                    next_step="see docs/operating/strategies.md",
                 )
 
     async def _to_call(self, *command: str) -> Reply:
@@ -248,7 +248,7 @@ class MigrateLane:
             raise DecisionRefused(
                 "the source refuses to send keys",
                 why=str(exc),
-                next_step="see docs/sync.md, the MIGRATE lane",
+                next_step="see docs/operating/strategies.md",
             ) from exc
         exist, said = outcome or (0, ReplyError("the source did not send them"))
         if not isinstance(said, ReplyError):

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from exodus.cli.context import FileOption, HomeOption, JsonOption, choosable, migration_at, open_store
+from exodus.cli.context import (
+    FileOption,
+    HomeOption,
+    JsonOption,
+    choosable,
+    migration_at,
+    open_store,
+)
 from exodus.cli.output import show, show_json
 from exodus.closing import bundle, bundle_store
 from exodus.closing.collect import collect

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from exodus.cli.attesting import ByOption, WhyOption
-from exodus.cli.context import FileOption, HomeOption, JsonOption, evidence_folder, home_at, migration_at, of_block, open_store
+from exodus.cli.context import (
+    FileOption,
+    HomeOption,
+    JsonOption,
+    evidence_folder,
+    home_at,
+    migration_at,
+    of_block,
+    open_store,
+)
 from exodus.cli.output import say, show, show_json, show_table
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi

@@ -1,7 +1,7 @@
 """Prefect's REST API, as far as operators' commands need it. The UI uses the same calls.
 
 Its sqlite database answers 503 when it is locked; those are tried again. A resume with an input that does not fit answers HTTP 200 with status REJECT
-(facts-prefect-gx 0.4), so `status` is what counts.
+(docs/decisions/0009-prefect-suspend.md), so `status` is what counts.
 """
 
 from __future__ import annotations

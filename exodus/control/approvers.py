@@ -5,7 +5,7 @@ runs it as. It writes that into the control store before it answers (`attest`), 
 only Prefect's login; the flow looks for it (`identify`). Prefect's open-source server has one login for
 everybody, so an answer from its UI is known by what was typed only.
 
-Whoever has the control store's password can attest anything: see docs/security.md.
+Whoever has the control store's password can attest anything: see docs/operating/security.md.
 """
 
 from __future__ import annotations

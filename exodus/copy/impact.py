@@ -289,7 +289,10 @@ def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:
-    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no data, and is none (facts-redis 4)."""
+    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no data, and is none.
+
+    docs/decisions/0004-change-feeds.md
+    """
     replicas = [
         dict(part.split("=", 1) for part in line.split(","))
         for name, line in replication.items()

@@ -2,7 +2,8 @@
 
 The copy by type is exact: list order, score bytes as the server prints them (never through a float of ours), stream ids with groups, consumers,
 pending entries and last delivered ids, field expiry of hashes. What a follower cannot hold is an `Uncarried` with its reason.
-How streams are rebuilt was checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1 (facts-redis 2).
+How streams are rebuilt was checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1
+(docs/decisions/0002-payload-versions.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A payload is a type byte, a body, the RDB version (2 bytes) and a CRC64 of all before it (8 bytes), both little-endian. Redis 7.4 and 8 write version
 12 where Valkey stays below or far above, so that each refuses the other's payloads by the number alone; the bodies of most types are the same
-(facts-redis 2, seven servers). Which types are is not taken from a table: the first key of each type byte is proved on the real follower, by reading
+(docs/decisions/0002-payload-versions.md, seven servers).
+Which types are is not taken from a table: the first key of each type byte is proved on the real follower, by reading
 back what it made of it (`key.py`), and only then its fellows go this way.
 """
 

@@ -1,7 +1,8 @@
 """The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that changes a key.
 
 Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and takes of every propagated command only which keys
-it changed: scripts with undeclared keys, expiry, eviction, and writers that bypass the gateway are all in it (facts-redis 4, run on seven servers).
+it changed: scripts with undeclared keys, expiry, eviction, and writers that bypass the gateway are all in it
+(docs/decisions/0004-change-feeds.md, run on seven servers).
 The keys go into the same journal as those of the gateways; in the same transaction stands how far the stream was read, so a restart goes on at
 exactly that byte. Where the server cannot go on there, it answers with a full resync: what was missed is not known, and everything counts as changed.
 

@@ -1,6 +1,7 @@
 """The journal's own connection to the control store: one buffer out and the replies in, a hundred times a second.
 
-redis-py's pipeline cost more CPU a second than relaying the requests that it journalled (docs/gateway.md). Here a batch is one write, and its replies
+redis-py's pipeline cost more CPU a second than relaying the requests that it journalled (docs/design/gateway-speed.md).
+Here a batch is one write, and its replies
 are counted by hiredis as they arrive.
 """
 

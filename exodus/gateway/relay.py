@@ -21,7 +21,14 @@ from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session import Session, Unanswered
 from exodus.plan.address import Address
-from exodus.plan.bounds import CONNECT_TIMEOUT_S, PIPELINE_MAX, TURN_BYTES, TURN_BYTES_BUSY, TURN_REQUESTS, TURNS_S
+from exodus.plan.bounds import (
+    CONNECT_TIMEOUT_S,
+    PIPELINE_MAX,
+    TURN_BYTES,
+    TURN_BYTES_BUSY,
+    TURN_REQUESTS,
+    TURNS_S,
+)
 from exodus.plan.vocabulary import JournalMode, Side
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,15 @@ from exodus.commands.table import CommandTable
 from exodus.control import registry
 from exodus.control.durable import check_store
 from exodus.control.registry import Claim, Heartbeat
-from exodus.control.route import SOON, Route, announced, asked_at_ms, change_route, read_route, restore_route
+from exodus.control.route import (
+    SOON,
+    Route,
+    announced,
+    asked_at_ms,
+    change_route,
+    read_route,
+    restore_route,
+)
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, ExodusError, OperatorError, SourceError
 from exodus.gateway.canary import Canary, CanaryRead

@@ -11,7 +11,7 @@ route names the target: whoever was frozen before its REPLICAOF finds that when 
 
 `sync(key)` is then a question: has the replica applied all that the source had written when it was asked (`ReplicaSync`)?
 A failed or a good full resync replaces all that the target holds, so it must be empty or ours, and of a version that loads the source's data
-(facts-redis 4: a downgrade that fails leaves it empty).
+(docs/decisions/0005-native-replication.md: a downgrade that fails leaves it empty).
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ async def _change(
         raise DecisionRefused(
             f"the {leg.side} refuses to change what it follows",
             why=str(said),
-            next_step="see docs/sync.md, native replication",
+            next_step="see docs/operating/strategies.md",
         )
     return outcome is not None
 

@@ -34,23 +34,31 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 class Tls(BaseModel):
-    """Whether a connection of ours uses TLS, and how."""
+    """How a connection of Exodus uses TLS."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    tls: bool = False
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
+    tls: bool = Field(default=False, description="use TLS")
+    ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the server's certificate"
+    )
+    cert_file: Path | None = Field(
+        default=None, description="PEM file of the client certificate, if the server asks for one"
+    )
+    key_file: Path | None = Field(
+        default=None, description="PEM file of the client certificate's key"
+    )
+    server_name: str | None = Field(
+        default=None, description="name in the server's certificate; null: the host"
+    )
 
 
 class Address(Tls):
-    """Where one server is and how to speak to it. `password` is never dumped."""
+    """The address and login of one server. `password` is never dumped."""
 
-    host: str = Field(min_length=1)
-    port: int = Field(ge=1, le=65535)
-    username: str | None = None
+    host: str = Field(min_length=1, description="host name or IP address")
+    port: int = Field(ge=1, le=65535, description="TCP port; 6379 if the URL names none")
+    username: str | None = Field(default=None, description="ACL user; null: the user default")
     password: SecretStr | None = Field(default=None, exclude=True)
     password_env: str | None = Field(
         default=None, description="environment variable that holds the password"
@@ -170,11 +178,11 @@ def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
 
 
 class Credentials(BaseModel):
-    """A user of a server, and where its password is. The host is the side's."""
+    """A user of a server and the place of its password."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    username: str = Field(min_length=1)
+    username: str = Field(min_length=1, description="ACL user; not default")
     password_env: str | None = Field(
         default=None, description="environment variable that holds the password"
     )

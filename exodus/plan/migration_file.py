@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exodus.errors import OperatorError
 from exodus.plan.address import Address
@@ -26,7 +26,9 @@ class MigrationFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     plan: Plan
-    control_store: Address
+    control_store: Address = Field(
+        description="a small durable Redis or Valkey of its own, with an append-only file"
+    )
 
 
 _SERVERS = ("source", "target", "control_store")

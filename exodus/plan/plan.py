@@ -23,110 +23,120 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    gateway: Listen = Listen()
+    gateway: Listen = Field(
+        default=Listen(),
+        description="the gateway's address, as Exodus and applications connect to it",
+    )
     partitions: int = Field(
-        default=8, ge=1, le=64, description="journal partitions, and so lanes of live sync"
+        default=8, ge=1, le=64, description="journal partitions, and lanes of live sync"
     )
     slices: int = Field(
-        default=8, ge=1, le=32, description="slices of the keyspace in a backfill; a power of two"
+        default=8, ge=1, le=32, description="slices of the keyspace in a backfill: a power of two"
     )
     strategy: CopyStrategy = Field(
         default=CopyStrategy.KEYS,
-        description="key by key; by MIGRATE; or native: the target is the source's replica until the cutover",
+        description="keys: Exodus copies keys; migrate: the source sends them by MIGRATE; native: the target is a replica until the cutover",
     )
-    workers: Workers = Field(default=Workers(), description="who copies the slices")
+    workers: Workers = Field(default=Workers(), description="where slices are copied")
     feed: Feed = Field(
         default=Feed.AUTO,
-        description="which change feed is relied on: the most complete one that a side allows, or the one named",
+        description="change feed; auto: the most complete one that each side allows",
     )
     budget: Budget = Field(
         default=Budget(),
-        description="what the source may bear; without it the copy is as fast as it can be",
+        description="load that the copy may cause; without it the copy is as fast as it can be",
     )
     verified_share_min: float = Field(
         default=0.9,
         ge=0,
         le=1,
-        description="of the keys, verified since their last write, before a cutover",
+        description="share of keys verified since their last write, before a cutover is asked for",
     )
     sample: float = Field(
-        default=0.05, gt=0, le=1, description="share of key hashes that Compare looks at"
+        default=0.05, gt=0, le=1, description="share of key hashes that Compare samples"
     )
     observe_seconds: float = Field(
-        default=10.0, gt=0, le=86_400, description="how long a phase watches the traffic"
+        default=10.0, gt=0, le=86_400, description="seconds for which a phase watches the traffic"
     )
-    rehearsal_prefix: str = Field(default="exodus-rehearsal:", min_length=1)
+    rehearsal_prefix: str = Field(
+        default="exodus-rehearsal:", min_length=1, description="prefix of the rehearsal's own keys"
+    )
     rehearsal_hours_max: float | None = Field(
         default=168.0,
         gt=0,
-        description="a cutover needs a rehearsal that went well and is no older; null: it needs none",
+        description="hours for which a successful rehearsal counts before a cutover; null: none is required",
     )
     allow_nonempty: bool = Field(
         default=False, description="the target may hold keys before Migrate; they are replaced"
     )
     cutover: Cutover = Field(
         default=Cutover.GATEWAY,
-        description="who takes the applications over: the gateways, or you by means of your own",
+        description="who moves the applications to the target: the gateways, or you (own); then Commit is refused",
     )
-    filters: Filters = Field(default=Filters(), description="which keys of the source are carried")
+    filters: Filters = Field(default=Filters(), description="which keys of the source are copied")
     keep_usage: bool = Field(
         default=False,
-        description="idle time (or, under an LFU policy, frequency) of keys is carried, for the target's eviction",
+        description="keys keep their idle time (under an LFU policy: their frequency), for the target's eviction",
     )
     renames: tuple[Rename, ...] = Field(
-        default=(), description="new prefixes and databases on the target"
+        default=(), description="new prefixes and databases on the target; require cutover: own"
     )
     logins: tuple[Login, ...] = Field(
-        default=(), description="applications' logins that are others on the target"
+        default=(), description="applications' logins that are different on the target"
     )
-    users: Users = Field(default=Users(), description="users of their own for roles, on each side")
+    users: Users = Field(default=Users(), description="separate users for roles, on each side")
     compare_user: Credentials | None = Field(
         default=None,
-        description="an application's user on the target, as whom Compare tries requests; none: only commands that Exodus knows",
+        description="an application's user on the target, as which Compare tries requests; null: Exodus's user, known commands only",
     )
     compare_scripts: bool = Field(
         default=False,
-        description="Compare tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO) too, as compare_user; never on the source",
+        description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as compare_user, on the target",
     )
     fence: Fencing = Field(
-        default=Fencing(),
-        description="how the side that stops being the authority is made to refuse writes",
+        default=Fencing(), description="how the side that stops being the authority refuses writes"
     )
     window: Window | None = Field(
         default=None,
-        description="hours in which a cutover may begin by itself, once it is approved for them; none: it begins when it is approved",
+        description="hours in which an approved cutover may begin by itself; null: it begins when it is approved",
     )
     canary: CanaryPlan = Field(
-        default=CanaryPlan(), description="reads asked of the target, too, before the cutover"
+        default=CanaryPlan(),
+        description="share of reads that also go to the target before the cutover",
     )
     hold_seconds_max: float = Field(
-        default=HOLD_SECONDS_MAX, gt=0, le=60, description="longest time writes are held"
+        default=HOLD_SECONDS_MAX,
+        gt=0,
+        le=60,
+        description="seconds for which writes are held at most",
     )
     evidence_hours_max: float = Field(
-        default=72.0, gt=0, description="an approval older than this is asked for again"
+        default=72.0, gt=0, description="hours after which an approval is asked for again"
     )
     decision_days_max: float = Field(
-        default=7.0, gt=0, description="a decision nobody answers expires after this"
+        default=7.0, gt=0, description="days after which an unanswered decision expires"
     )
     observation_hours_min: float = Field(
         default=0.0,
         ge=0,
         le=24 * 365,
-        description="how long after a cutover the source may not be given up",
+        description="hours after a cutover for which the source must be kept",
     )
     verification_hours_max: float = Field(
         default=24.0,
         gt=0,
-        description="the source is not given up on an older verification of all keys",
+        description="hours for which a verification of all keys counts before the source is given up",
     )
     two_people: bool = Field(
-        default=False, description="who decided to cut over may not decide to finalise"
+        default=False, description="the person who decided to cut over may not decide to finalise"
     )
     approvers: tuple[str, ...] = Field(
         default=(),
-        description="users of the operating system who may approve, by `exodus approve`; none: everybody who can log in",
+        description="operating-system users who may approve, by `exodus approve`; []: everybody who can log in",
     )
-    advance: Literal["manual", "auto"] = "manual"
+    advance: Literal["manual", "auto"] = Field(
+        default="manual", description="auto: an approval starts the next phase"
+    )
 
     @field_validator("slices")
     @classmethod
@@ -199,8 +209,8 @@ class Plan(Options):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes"
     )
-    source: Address
-    target: Address
+    source: Address = Field(description="the server that applications use today")
+    target: Address = Field(description="the server that takes over")
 
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:

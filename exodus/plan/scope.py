@@ -34,27 +34,29 @@ class KeyState(NamedTuple):
 
 
 class FilterRule(BaseModel):
-    """Keys that all of the conditions given hold for."""
+    """The keys for which all of the given conditions hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pattern: str | None = Field(
         default=None,
-        description="of the name, as KEYS takes it: * ? [a-z] [^a] and \\ before a character that is meant",
+        description="pattern of the name, as in KEYS: * ? [a-z] [^a]; \\ before a literal character",
     )
-    databases: tuple[int, ...] = Field(default=(), description="of the source")
-    types: tuple[Literal["string", "list", "set", "zset", "hash", "stream"], ...] = ()
+    databases: tuple[int, ...] = Field(default=(), description="databases of the source; []: all")
+    types: tuple[Literal["string", "list", "set", "zset", "hash", "stream"], ...] = Field(
+        default=(), description="types of keys; []: all"
+    )
     string_bytes_over: int | None = Field(
-        default=None, ge=0, description="strings longer than this"
+        default=None, ge=0, description="strings with more bytes than this"
     )
     elements_over: int | None = Field(
         default=None, ge=0, description="keys of other types with more elements than this"
     )
     expiry: Literal["some", "none"] | None = Field(
-        default=None, description="keys that expire, or that do not"
+        default=None, description="some: keys that expire; none: keys that do not"
     )
     expires_before: AwareDatetime | None = Field(
-        default=None, description="keys that expire before this date, with its time zone"
+        default=None, description="keys that expire before this date"
     )
 
     @model_validator(mode="after")
@@ -113,26 +115,38 @@ class FilterRule(BaseModel):
 
 
 class Filters(BaseModel):
-    """Which keys are carried: those that any rule of `include` meets (all, where there is none) and no rule of `exclude` does."""
+    """Which keys are copied: those that match a rule of `include` and no rule of `exclude`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    include: tuple[FilterRule, ...] = ()
-    exclude: tuple[FilterRule, ...] = ()
+    include: tuple[FilterRule, ...] = Field(
+        default=(), description="a key must match one of these; []: all keys match"
+    )
+    exclude: tuple[FilterRule, ...] = Field(
+        default=(), description="a key must match none of these"
+    )
 
     def __bool__(self) -> bool:
         return bool(self.include or self.exclude)
 
 
 class Rename(BaseModel):
-    """Keys of one prefix (all, where it is empty), of one database or each, and what becomes of prefix and database."""
+    """A new prefix or database for the keys of one prefix."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prefix: str = ""
-    database: int | None = Field(default=None, ge=0, le=_DATABASE_MAX)
-    to_prefix: str | None = None
-    to_database: int | None = Field(default=None, ge=0, le=_DATABASE_MAX)
+    prefix: str = Field(
+        default="", description="prefix of the names on the source; empty: all names"
+    )
+    database: int | None = Field(
+        default=None, ge=0, le=_DATABASE_MAX, description="database of the source; null: each"
+    )
+    to_prefix: str | None = Field(
+        default=None, description="prefix in its place on the target; null: the same"
+    )
+    to_database: int | None = Field(
+        default=None, ge=0, le=_DATABASE_MAX, description="database on the target; null: the same"
+    )
 
     @model_validator(mode="after")
     def _says_what(self) -> Self:

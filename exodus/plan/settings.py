@@ -12,12 +12,16 @@ from exodus.plan.vocabulary import FenceKind, Side, UserRole, WorkersKind
 
 
 class RoleUser(BaseModel):
-    """The user of a role on each side; the side's own where it is left away."""
+    """The user of a role on each side."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Credentials | None = None
-    target: Credentials | None = None
+    source: Credentials | None = Field(
+        default=None, description="the user on the source; null: the side's own user"
+    )
+    target: Credentials | None = Field(
+        default=None, description="the user on the target; null: the side's own user"
+    )
 
     def of(self, side: Side) -> Credentials | None:
         """The user on one side."""
@@ -25,14 +29,18 @@ class RoleUser(BaseModel):
 
 
 class Users(BaseModel):
-    """Users of their own for roles (docs/operating/users.md). A role that is left away uses the side's own user."""
+    """Separate users for roles (docs/operating/users.md). Other roles use the side's own user."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gateway: RoleUser = RoleUser()
-    comparer: RoleUser = RoleUser()
-    switch: RoleUser = RoleUser()
-    verifier: RoleUser = RoleUser()
+    gateway: RoleUser = Field(default=RoleUser(), description="what a gateway asks for itself")
+    comparer: RoleUser = Field(
+        default=RoleUser(), description="copies sampled keys and tries requests on the target"
+    )
+    switch: RoleUser = Field(
+        default=RoleUser(), description="raises and lifts fences, ends write grants"
+    )
+    verifier: RoleUser = Field(default=RoleUser(), description="compares both sides; only reads")
 
     def of(self, role: UserRole, side: Side) -> Credentials | None:
         """The user of a role on a side."""
@@ -46,14 +54,14 @@ class Users(BaseModel):
 
 
 class Login(BaseModel):
-    """An application's login that is another on the target. Without a password of the source's: who needs to show none there."""
+    """An application's login that is different on the target. Without a source password: clients that need none there."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     user: str = Field(
         default="default",
         min_length=1,
-        description="on the source; default: who says only a password, or nothing",
+        description="user on the source; default: clients that give only a password, or nothing",
     )
     password_env: str | None = Field(
         default=None, description="environment variable that holds the source's password"
@@ -62,7 +70,7 @@ class Login(BaseModel):
         default=None, description="file whose first line is the source's password"
     )
     target_user: str | None = Field(
-        default=None, min_length=1, description="on the target; the same name where it is left away"
+        default=None, min_length=1, description="user on the target; null: the same name"
     )
     target_password_env: str | None = Field(
         default=None, description="environment variable that holds the target's password"
@@ -106,40 +114,46 @@ class Login(BaseModel):
 
 
 class Budget(BaseModel):
-    """How much the authority may feel of bulk reads, and the follower's own replicas of bulk writes. None: no bound."""
+    """The load that backfill and verification may cause. Null: no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     probe_ms_added_max: float | None = Field(
-        default=None, gt=0, description="added to the 99th percentile of a PING, in ms"
+        default=None,
+        gt=0,
+        description="milliseconds added to the 99th percentile of a PING to the authority",
     )
     cpu_share_max: float | None = Field(
-        default=None, gt=0, le=1, description="of one core, added to what the applications use"
+        default=None,
+        gt=0,
+        le=1,
+        description="share of one core of the authority, in addition to the applications' use",
     )
     replica_behind_mb_max: float | None = Field(
         default=32,
         gt=0,
-        description="by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute",
+        description="megabytes by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute",
     )
 
 
 class Workers(BaseModel):
-    """Who copies slices of a backfill. All of them go on from the same checkpoints, so this may be changed between two runs."""
+    """Where slices of a backfill are copied. All kinds use the same checkpoints, so this may change between two runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     kind: WorkersKind = Field(
-        default=WorkersKind.THREADS, description="threads, processes, or dask"
+        default=WorkersKind.THREADS,
+        description="threads of the flow run's process, processes on its machine, or Dask workers",
     )
     count: int | None = Field(
         default=None,
         ge=1,
         le=64,
-        description="slices copied at a time; null: what the machine is good for",
+        description="slices copied at a time; null: by the machine. Verification also compares this many (null: 3)",
     )
     dask_scheduler: str | None = Field(
         default=None,
-        description="dask: tcp://HOST:PORT of a running scheduler; null: a cluster on this machine",
+        description="tcp://HOST:PORT of a running Dask scheduler; null: a cluster on this machine",
     )
 
     @model_validator(mode="after")
@@ -156,13 +170,13 @@ class Workers(BaseModel):
 
 
 class Listen(Tls):
-    """Where the gateway listens, on loopback unless the operator says otherwise, and how Exodus's own sessions reach it there.
+    """The gateway's address, and how Exodus's own sessions connect to it.
 
     What it serves to them and to applications is its process's --cert-file.
     """
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=6400, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", description="host name or IP address")
+    port: int = Field(default=6400, ge=0, le=65535, description="TCP port")
 
     @model_validator(mode="after")
     def _needs_tls(self) -> Self:
@@ -177,16 +191,28 @@ class Listen(Tls):
 
 
 class Fencing(BaseModel):
-    """How each side is fenced when it stops being the authority."""
+    """The fence of each side when it stops being the authority (docs/operating/fences.md)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    source: FenceKind = FenceKind.AUTO
-    target: FenceKind = FenceKind.AUTO
-    source_instruction: str = Field(
-        default="", max_length=2_000, description="provider: what a person does, and confirms"
+    source: FenceKind = Field(
+        default=FenceKind.AUTO,
+        description="fence of the source; auto: the strongest of acl, min-replicas, replica",
     )
-    target_instruction: str = Field(default="", max_length=2_000)
+    target: FenceKind = Field(
+        default=FenceKind.AUTO,
+        description="fence of the target; auto: the strongest of acl, min-replicas, replica",
+    )
+    source_instruction: str = Field(
+        default="",
+        max_length=2_000,
+        description="with provider: what a person must do on the source and confirm",
+    )
+    target_instruction: str = Field(
+        default="",
+        max_length=2_000,
+        description="with provider: what a person must do on the target and confirm",
+    )
 
     @model_validator(mode="after")
     def _told(self) -> Self:
@@ -207,32 +233,31 @@ class Fencing(BaseModel):
 
 
 class CanaryPlan(BaseModel):
-    """Canary reads before a cutover (`exodus/gateway/canary.py`)."""
+    """Canary reads before a cutover (docs/operating/canary.md)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     steps: tuple[int, ...] = Field(
         default=(),
-        description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; none: no canary",
+        description="percent of the key hashes, ascending, such as [1, 5, 25, 100]; []: no canary",
     )
     seconds: float = Field(
         default=60.0,
         gt=0,
         le=86_400,
-        description="how long each step is watched before the next is asked for",
+        description="seconds for which a step is watched before the next",
     )
     advance: Literal["manual", "auto"] = Field(
-        default="manual",
-        description="auto: only the first step is asked for, the others follow within the limits",
+        default="manual", description="manual: each step is asked for; auto: only the first"
     )
     wait_ms_max: float = Field(
-        default=20.0, gt=0, le=1_000, description="a read waits for the follower no longer"
+        default=20.0, gt=0, le=1_000, description="milliseconds that a read waits for the target"
     )
     bad_max: int = Field(
         default=5,
         ge=0,
         le=99,
-        description="of the last 100 reads of a gateway, late or with an error; more end the canary",
+        description="late or failed reads among the last 100 of a gateway; more end the canary",
     )
 
     @field_validator("steps")

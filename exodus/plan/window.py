@@ -14,15 +14,26 @@ def _minutes(text: str) -> int:
 
 
 class Window(BaseModel):
-    """As a person approves it. Hours are UTC; a window may go over midnight, and one that opens when it closes is always open."""
+    """Hours in UTC in which a switch may begin. A window may cross midnight; equal hours mean always."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    opens: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
-    closes: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
-    lag_ms_max: int = Field(default=60_000, ge=1, description="live sync may be this far behind")
+    opens: str = Field(
+        default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="HH:MM, UTC, in quotes"
+    )
+    closes: str = Field(
+        default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="HH:MM, UTC, in quotes"
+    )
+    lag_ms_max: int = Field(
+        default=60_000,
+        ge=1,
+        description="milliseconds by which live sync may be behind; 100 in a plan",
+    )
     quiet_seconds: float = Field(
-        default=0.0, ge=0, le=86_400, description="for how long it must have been no further"
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="seconds for which it must have been no further behind; 300 in a plan",
     )
 
     def is_open(self, now_ms: int) -> bool:

@@ -1,6 +1,7 @@
 """A histogram in the layout of HdrHistogram, with two significant digits: counts by magnitude, then by 128 steps of it.
 
-hdrhistogram's own `record_value` costs more than the rest of a request's counting together (docs/gateway.md), and its counts are asked for only when
+hdrhistogram's own `record_value` costs more than the rest of a request's counting together (docs/design/gateway-speed.md),
+and its counts are asked for only when
 somebody looks. The layout is the same, so that the tests can hold every quantile against the library's.
 """
 

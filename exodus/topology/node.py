@@ -18,7 +18,8 @@ from exodus.plan.vocabulary import Side
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
 _SCRIPT_LIMIT = "lua-time-limit"  # from 7.0 on another name of busy-reply-threshold
 _SCRIPT_MS = 5_000  # the servers' own default
-# Payload versions of servers that have no FUNCTION DUMP, or do not let us (facts-redis 2): since which version → which.
+# Payload versions of servers that have no FUNCTION DUMP, or do not let us (docs/decisions/0002-payload-versions.md):
+# since which version → which.
 _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
     "valkey": [((9,), 80), ((7, 2), 11)],
@@ -191,7 +192,8 @@ async def _database_count(leg: Leg) -> int:
 def payload_fits(authority: NodeFacts, follower: NodeFacts) -> bool:
     """Whether the follower takes the authority's DUMP payloads by their version.
 
-    Upward always works; Valkey 9 (80) and Redis 7.4 and later (12 and up) refuse each other's (facts-redis 2, run on seven servers).
+    Upward always works; Valkey 9 (80) and Redis 7.4 and later (12 and up) refuse each other's
+    (docs/decisions/0002-payload-versions.md, run on seven servers).
     """
     theirs, ours = authority.payload_version, follower.payload_version
     if theirs is None or ours is None or theirs > ours:

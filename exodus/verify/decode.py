@@ -4,7 +4,8 @@ A server dumps a key in half the time that it takes to answer it element by elem
 from the protocol. So a comparison reads payloads, and of most keys never asks for more. What is here only ever shows that two payloads *are* equal:
 where it cannot, because they differ or because it does not know the format, the values are asked for by type (`comparison.py`).
 
-Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each in facts-redis 2.
+Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each in
+docs/decisions/0002-payload-versions.md.
 `tests/property/test_payload_values.py` holds it against what all servers answer.
 """
 

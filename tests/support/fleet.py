@@ -31,6 +31,7 @@ from exodus.copy.scan import plan_slices
 from exodus.cutover.fence import read_record
 from exodus.engine import open_engine
 from exodus.feeds.feed import JournalFeed
+from exodus.native import replica
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, Feed, Hold, JournalMode, Side
 from exodus.stack.home import free_port

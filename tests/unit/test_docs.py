@@ -1,34 +1,123 @@
-"""Documents name what exists: paths and symbols of the tour, make targets and files that pages point at."""
+"""Documents name what exists: files, headings, symbols, make targets, commands, options, metrics; generated pages are up to date."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from exodus.cli.app import app
+from exodus.plan.migration_file import MigrationFile
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@cache
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/reference/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cli.md", "migration-file.md", "metrics.md", "errors.md"])
+def test_generated_pages_are_what_the_code_says(name: str) -> None:
+    pages = _generator().pages()
+    assert len(pages) == 4
+    assert (ROOT / "docs/reference" / name).read_text() == pages[name], "run `make docs`"
+
+
+def _fields(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[tuple[str, str | None]]:
+    seen.add(model)
+    for name, field in model.model_fields.items():
+        if not field.exclude and name != "plan":
+            yield f"{model.__name__}.{name}", field.description
+        for inner in re.findall(r"exodus[.\w]*\.(\w+)", repr(field.annotation)):
+            found = [each for each in _models(BaseModel) if each.__name__ == inner and each not in seen]
+            for each in found:
+                yield from _fields(each, seen)
+
+
+def _models(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _models(inner)
+
+
+def test_every_field_of_the_migration_file_is_described() -> None:
+    fields = dict(_fields(MigrationFile, set()))
+    assert len(fields) > 80
+    assert not [name for name, description in fields.items() if not description]
 
 
 def test_every_stop_of_the_tour_exists() -> None:
-    stops = re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "docs/tour.md").read_text())
+    stops = re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "docs/design/tour.md").read_text())
     assert len(stops) > 10
-    for path, symbol in stops:
+
+
+@EACH_PAGE
+def test_every_symbol_that_a_page_names_exists(page: Path) -> None:
+    for path, symbol in re.findall(r"`([\w/]+\.py):(\w+)`", page.read_text()):
         assert re.search(rf"^(async )?(def|class) {symbol}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path} has no {symbol}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def _anchors(page: Path) -> set[str]:
+    """Where links into a page may lead, as GitHub makes them of its headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@EACH_PAGE
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), f"{page.name} points at {target}"
+        assert not anchor or anchor in _anchors(there), f"{page.name} points at {target}"
+
+
+@EACH_PAGE
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (page.parent / target).exists(), f"{page.name} points at {target}"
-    for path in re.findall(r"`((?:exodus|flows|tasks|blocks|tests|docs|examples|benchmarks)/[\w/.-]+)`", text):
+    paths = re.findall(r"`((?:exodus|flows|tasks|blocks|tests|docs|examples|benchmarks)/[\w/.-]+)`", text)
+    for path in paths + re.findall(r"\bdocs/[\w/-]+\.md\b", text):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    for folder in ("exodus", "flows", "tasks", "blocks", "tests", "benchmarks", "examples"):
+        for module in (ROOT / folder).rglob("*.py"):
+            for path in re.findall(r"\bdocs/[\w/-]+\.md\b", module.read_text()):
+                assert (ROOT / path).exists(), f"{module} names {path}"
+
+
+@EACH_PAGE
+def test_every_metric_that_a_page_names_exists(page: Path) -> None:
+    known = {name for name, _, _ in _generator().metrics()}
+    assert len(known) > 50
+    named = set(re.findall(r"`(exodus_(?:gateway|syncer|comparer)_\w+)`", page.read_text()))
+    assert named <= known, f"{page.name}: {named - known}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/README.md").read_text())}
+    unlisted = [page for page in (ROOT / "docs").rglob("*.md") if page not in linked and page.parent.name != "decisions"]
+    assert unlisted == [ROOT / "docs/README.md"]
+    records = {(ROOT / "docs/decisions" / target) for target in re.findall(r"\]\((\d[^)]+)\)", (ROOT / "docs/decisions/README.md").read_text())}
+    assert records == set((ROOT / "docs/decisions").glob("0*.md"))
 
 
 def test_every_make_target_that_a_page_names_exists() -> None:
@@ -47,7 +136,7 @@ def _commands(page: Path) -> Iterator[list[str]]:
                 yield found.split()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@EACH_PAGE
 def test_every_command_that_a_page_shows_exists(page: Path) -> None:
     """With each of its options."""
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ CASES = [
     "LMPOP 2 a b LEFT", "BZMPOP 0 2 a b MIN", "SINTERCARD 2 a b", "FCALL f 2 a b x", "MSETNX a 1 b 2", "UNLINK a b", "RESTORE a 0 x",
 ]  # fmt: skip
 NEW = ("LMPOP", "BZMPOP", "SINTERCARD", "FCALL")  # Redis 7.0
-# What GETKEYS itself gets wrong: 6.2 names other keys, or another order, for these (facts-redis 8).
+# What GETKEYS itself gets wrong: 6.2 names other keys, or another order, for these (docs/decisions/0007-keys-of-commands.md).
 ODD_IN_62 = ("SORT", "GEORADIUS", "GEORADIUSBYMEMBER", "ZUNIONSTORE", "ZDIFFSTORE", "MIGRATE")
 
 
