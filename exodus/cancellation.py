@@ -44,3 +44,16 @@ async def until_stopped(stopping: asyncio.Event, *works: Coroutine[Any, Any, Non
             task.result()
     finally:
         await end_all((*tasks, waiting))
+
+
+async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, this long at most; return whether it is set.
+
+    Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that arrives together with the result.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True

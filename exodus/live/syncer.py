@@ -13,13 +13,12 @@ import signal
 import time
 from collections.abc import Iterable
 
-from redis.exceptions import RedisError
-
 from exodus import gc_tuning
-from exodus.cancellation import end_all, until_stopped
-from exodus.control import journal, registry
+from exodus.cancellation import end_all
+from exodus.control import journal
+from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.registry import Heartbeat
-from exodus.control.route import SOON, Route, asked_at_ms, read_route
+from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import has_write_grant
 from exodus.engine import open_engine
@@ -31,12 +30,10 @@ from exodus.live.lanes import LaneCounts, Lanes
 from exodus.live.server_runs import regain
 from exodus.native.replica import Attachment, check_filled
 from exodus.net.leg import ReplyError
-from exodus.plan.bounds import HEARTBEAT_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold
-from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
-from exodus.telemetry.states import WAITS, States
+from exodus.telemetry.states import WAITS
 from exodus.topology.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
@@ -45,18 +42,17 @@ _TIDY_S = 0.1  # after the end of an epoch of ours: applications' writes are hel
 _BEHIND_MS = (
     2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
 )
-_STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
-class Syncer:
-    """The process: follows the route, takes leases, runs lanes, says how it goes."""
+class Syncer(RouteFollower):
+    """The process: it follows the route, takes leases, and runs lanes."""
+
+    kind = "syncer"
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
-        self.process = process
+        super().__init__(store, process, log)
         self.tally = LaneCounts()
-        self._store = store
         self._plan = plan
-        self._route = Route(epoch=-1)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
         self._stream: FeedReader | None = None
@@ -65,59 +61,21 @@ class Syncer:
         self._attaching: asyncio.Task[None] | None = None
         self._probe: LagProbe | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._why = ""
-        self._store_why = ""
-        self._states = States(log)
-        self._beat_now = asyncio.Event()
-        self._stopping = asyncio.Event()
         self._lag_entries = 0
         self._oldest_ms = 0
         self._rates = _Rates()
 
-    def stop(self) -> None:
-        """End in order."""
-        self._stopping.set()
-
-    async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
-        """Serve until `stop`."""
-        status = StatusServer(
-            status_host,
-            status_port,
-            self.metrics,
-            lambda: (True, self._store_why or self._why or "following"),
-        )
-        try:
-            await until_stopped(
-                self._stopping,
-                registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S),
-                self._beat(),
-            )
-        finally:
-            await self._stop_work()
-            with contextlib.suppress(
-                *_STORE_ERRORS
-            ):  # the store may be what failed; our heartbeat then goes stale by itself
-                await self._store.unregister("syncer", self.process)
-            status.close()
-
-    async def _look_at_route(self, word: bytes | None, *, waited: bool = False) -> None:
-        if word == SOON or asked_at_ms(word) is not None:
-            return  # to gateways
-        try:
-            route = await read_route(self._store)
-        except _STORE_ERRORS as exc:
-            self._store_is(f"{type(exc).__name__}: {exc}")
-            return
-        self._store_is("")
-        self._states.now("route", route.text)
+    async def _follow(self, route: Route) -> None:
         before = self._route
         if route.epoch == before.epoch:
             return
-        if before.sync and not route.sync and not waited:
-            # What we may write has ended already, by the follower's guard; only the tidying up is left.
+        if before.sync and not route.sync:
+            # The follower's guard has ended our write grant already. Only the tidying up is left.
             await asyncio.sleep(_TIDY_S)
-            await self._look_at_route(None, waited=True)
-            return
+            newer = await self._read_route()
+            if newer is None:
+                return
+            route = newer
         same = all(
             getattr(route, what) == getattr(before, what)
             for what in ("sync", "authority", "writer_epoch", "native", "feed")
@@ -164,7 +122,7 @@ class Syncer:
             self._probing = asyncio.create_task(self._probe.run())
 
     async def _keep_syncing(self, route: Route) -> None:
-        """Run lanes, again and again, until another route comes (`_look_at_route` then ends this).
+        """Run lanes, again and again, until another route comes (`_follow` then ends this).
 
         A right that is not there may come: where a switch is given up, the route that gives it is out before the follower is told.
         """
@@ -199,7 +157,7 @@ class Syncer:
                 self._why = exc.what
                 self.tally.counts["retries"] += 1
                 await asyncio.sleep(4 * _BACKOFF_S)
-            except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
+            except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
                 self._why = (
                     exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 )
@@ -209,31 +167,14 @@ class Syncer:
             finally:
                 if lanes is not None:
                     with contextlib.suppress(
-                        *_STORE_ERRORS
+                        *STORE_ERRORS
                     ):  # the leases then end by their own time
                         await lanes.give_back()
 
-    async def _beat(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
-            soon = self._beat_now.is_set()
-            self._beat_now.clear()
-            try:
-                now_ms = await self._store.now_ms()
-                if self._route.sync and not (
-                    soon and self._route.hold is Hold.WRITES
-                ):  # what is left is synced now, and writes wait for that
-                    await self._measure_lag(now_ms)
-                await registry.beat(self._store, self.heartbeat(now_ms))
-                self._store_is("")
-            except _STORE_ERRORS as exc:
-                self._store_is(f"{type(exc).__name__}: {exc}")
-
-    def _store_is(self, why: str) -> None:
-        """Note whether the control store is away, and why."""
-        self._store_why = f"the control store is away: {why}" if why else ""
-        self._states.away("the control store", why, kind="away" if why else "")
+    async def _before_beat(self, now_ms: int, *, asked: bool) -> None:
+        if not self._route.sync or (asked and self._route.hold is Hold.WRITES):
+            return  # under a hold, writes wait for the keys that are synced now
+        await self._measure_lag(now_ms)
 
     async def _measure_lag(self, now_ms: int) -> None:
         self._lag_entries = await journal.lag_entries(
@@ -258,7 +199,7 @@ class Syncer:
         """What this process says of itself."""
         lag = self._rates
         return Heartbeat(
-            kind="syncer",
+            kind=self.kind,
             process=self.process,
             at_ms=at_ms,
             epoch=self._route.epoch,

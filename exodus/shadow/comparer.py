@@ -27,15 +27,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
-from redis.exceptions import RedisError
 
-from exodus.cancellation import end_all, until_stopped
+from exodus.cancellation import end_all
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
 from exodus.commands.table import CommandTable
-from exodus.control import journal, registry
+from exodus.control import journal
 from exodus.control.changes import Key, pack, partition_of
+from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.registry import Heartbeat
-from exodus.control.route import Route, read_route
+from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.key import Copier
 from exodus.engine import Engine, open_engine
@@ -43,15 +43,14 @@ from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError
 from exodus.plan.address import Address
-from exodus.plan.bounds import COMPARE_SECONDS_MAX, HEARTBEAT_S
+from exodus.plan.bounds import COMPARE_SECONDS_MAX
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.resp.scanner import RequestScanner
 from exodus.shadow.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
-from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
-from exodus.telemetry.states import WAITS, States
+from exodus.telemetry.states import WAITS
 
 log = logging.getLogger(__name__)
 _BATCH = 200
@@ -60,7 +59,6 @@ _LOOKS = 3
 _PAUSE_S = 0.05
 _KILL_S = 0.2  # between two attempts to end a script
 _EARLIER_MS = 1_000  # a write may stand in the journal so long before the sample that shows it
-_STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
 class TooSlow(Exception):
@@ -358,59 +356,21 @@ class SamplingPeriod:
         )
 
 
-class Comparer:
-    """The process: follows the route and works while it asks for shadowing with the source as authority."""
+class Comparer(RouteFollower):
+    """The process: it follows the route, and compares while the route asks for shadow traffic."""
+
+    kind = "comparer"
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
-        self.process = process
-        self._store = store
+        super().__init__(store, process, log)
         self._plan = plan.acting(UserRole.COMPARER)
-        self._route = Route(epoch=-1)
         self._work: asyncio.Task[None] | None = None
         self._opened = False  # the sampled requests are read from a known position on
         self._rows: dict[str, Counter[str]] = {}
         self._slow = Slow()
-        self._why = ""
-        self._store_why = ""
-        self._states = States(log)
         self._behind = 0
-        self._beat_now = asyncio.Event()
-        self._stopping = asyncio.Event()
 
-    def stop(self) -> None:
-        """End in order."""
-        self._stopping.set()
-
-    async def run(self, status_host: str = "127.0.0.1", status_port: int = 0) -> None:
-        """Serve until `stop`."""
-        status = StatusServer(
-            status_host,
-            status_port,
-            self.metrics,
-            lambda: (True, self._store_why or self._why or "following"),
-        )
-        try:
-            await until_stopped(
-                self._stopping,
-                registry.follow(self._look_at_route, self._store, poll_s=HEARTBEAT_S),
-                self._beat(),
-            )
-        finally:
-            await self._stop_work()
-            with contextlib.suppress(
-                *_STORE_ERRORS
-            ):  # the store may be what failed; our heartbeat then goes stale by itself
-                await self._store.unregister("comparer", self.process)
-            status.close()
-
-    async def _look_at_route(self, _: bytes | None) -> None:
-        try:
-            route = await read_route(self._store)
-        except _STORE_ERRORS as exc:
-            self._store_is(f"{type(exc).__name__}: {exc}")
-            return
-        self._store_is("")
-        self._states.now("route", route.text)
+    async def _follow(self, route: Route) -> None:
         if route.epoch == self._route.epoch:
             return
         before, self._route = self._route, route
@@ -462,7 +422,7 @@ class Comparer:
                     while True:
                         shadow_at = await self._batch(run, shadow_at)
                         positions = await self._refresh(run, positions)
-            except (ExodusError, ReplyError, *_STORE_ERRORS) as exc:
+            except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
                 self._why = (
                     exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 )
@@ -522,26 +482,10 @@ class Comparer:
         await run.copy(dict.fromkeys(changes.keys))
         return after
 
-    async def _beat(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._beat_now.wait(), HEARTBEAT_S)
-            self._beat_now.clear()
-            try:
-                await registry.beat(self._store, self.heartbeat(await self._store.now_ms()))
-                self._store_is("")
-            except _STORE_ERRORS as exc:
-                self._store_is(f"{type(exc).__name__}: {exc}")
-
-    def _store_is(self, why: str) -> None:
-        """Note whether the control store is away, and why."""
-        self._store_why = f"the control store is away: {why}" if why else ""
-        self._states.away("the control store", why, kind="away" if why else "")
-
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
         return Heartbeat(
-            kind="comparer",
+            kind=self.kind,
             process=self.process,
             at_ms=at_ms,
             epoch=self._route.epoch,
