@@ -19,11 +19,10 @@ from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import read_record
-from exodus.errors import OperatorError, SourceError, TargetError
+from exodus.errors import SourceError, TargetError
 from exodus.native import replica
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
-from exodus.net.leg import ReplyError
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -80,9 +79,9 @@ async def last_state(endpoint: Endpoint) -> Json:
     the digest is of exactly that state. `saved_at` and `changes_since_save` speak of the dump on its own disk. Keys that expire later change it.
     """
     before, digest, after = (
-        await _info(endpoint),
+        await (await endpoint.any_node()).info(),
         await side_digest(endpoint),
-        await _info(endpoint),
+        await (await endpoint.any_node()).info(),
     )
     saved = after.get("rdb_last_save_time")
     changes = after.get("rdb_changes_since_last_save")
@@ -98,19 +97,6 @@ async def last_state(endpoint: Endpoint) -> Json:
         "changes_since_save": None if changes is None else int(changes),
         **digest,
     }
-
-
-async def _info(endpoint: Endpoint) -> dict[str, str]:
-    async with await endpoint.connect(name="exodus-state") as leg:
-        try:
-            raw = await leg.call("INFO")
-        except ReplyError as exc:
-            raise OperatorError(
-                f"{endpoint.side}: the user may not run INFO",
-                why=str(exc),
-                next_step="grant +info (docs/operating/users.md)",
-            ) from exc
-    return info_of(raw)
 
 
 async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:

@@ -59,7 +59,8 @@ class RouteFollower(ABC):
     def metrics(self) -> Iterable[Sample]:
         """Yield the samples for Prometheus."""
 
-    async def _before_beat(self, now_ms: int, *, asked: bool) -> None:
+    @abstractmethod
+    async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Measure what the next heartbeat reports; `asked` where somebody waits for it."""
 
     def stop(self) -> None:
@@ -111,7 +112,7 @@ class RouteFollower(ABC):
             self._beat_now.clear()
             try:
                 now_ms = await self._store.now_ms()
-                await self._before_beat(now_ms, asked=asked)
+                await self._measure(now_ms, asked=asked)
                 await registry.beat(self._store, self.heartbeat(now_ms))
                 self._store_is("")
             except STORE_ERRORS as exc:

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from exodus.errors import OperatorError
+from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.plan import Plan
@@ -62,8 +63,7 @@ def _sure(replies: list[Any]) -> list[Any]:
 
 
 async def _info(call: Call) -> dict[str, str]:
-    raw = _sure(await call(("INFO",)))[0]
-    return dict(line.partition(":")[::2] for line in _text(raw).splitlines() if ":" in line)
+    return info_of(_sure(await call(("INFO",)))[0])
 
 
 class FenceMethod(ABC):

@@ -319,11 +319,10 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
     """Whether everything that the server has propagated until now was read into the journal: exact, by its own offset."""
     async with await endpoint.connect(name="exodus-feed") as leg:
-        info = await leg.call("INFO", "replication")
-    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+        facts = info_of(await leg.call("INFO", "replication"))
     state = await feed_state(store, endpoint.side)
     return (
         state is not None
-        and state["replid"] == facts[b"master_replid"].decode()
-        and int(state["offset"]) >= int(facts[b"master_repl_offset"])
+        and state["replid"] == facts["master_replid"]
+        and int(state["offset"]) >= int(facts["master_repl_offset"])
     )

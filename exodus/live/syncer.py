@@ -171,7 +171,7 @@ class Syncer(RouteFollower):
                     ):  # the leases then end by their own time
                         await lanes.give_back()
 
-    async def _before_beat(self, now_ms: int, *, asked: bool) -> None:
+    async def _measure(self, now_ms: int, *, asked: bool) -> None:
         if not self._route.sync or (asked and self._route.hold is Hold.WRITES):
             return  # under a hold, writes wait for the keys that are synced now
         await self._measure_lag(now_ms)

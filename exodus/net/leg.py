@@ -8,16 +8,16 @@ Replies are RESP2 values with bytes; an error reply comes back as a `hiredis.Rep
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import hiredis
 
 from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
+from exodus.net.connect import login_of, open_streams
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
-from exodus.plan.bounds import CONNECT_TIMEOUT_S, REPLY_TIMEOUT_S
+from exodus.plan.bounds import REPLY_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg, encode, encode_many
 
@@ -96,24 +96,14 @@ class Leg:
         """
         context = ssl_context(address)
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(
-                    address.host,
-                    address.port,
-                    ssl=context,
-                    server_hostname=(address.server_name or address.host) if context else None,
-                    limit=_READ_BYTES,
-                )
+            reader, writer = await open_streams(address, context, limit=_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             raise lost(side, address, exc) from exc
-        raw = writer.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         leg = cls(address, side, reader, writer)
         try:
-            secret = address.secret(side)
-            if secret is not None:
-                await leg.call("AUTH", *([address.username] if address.username else []), secret)
+            login = login_of(address, side)
+            if login:
+                await leg.call_encoded(login)
             leg.name = name
             if name:
                 await leg.call("CLIENT", "SETNAME", name)
@@ -228,7 +218,15 @@ class Leg:
         Raises:
             hiredis.ReplyError: the server answered with an error.
         """
-        self.write(encode(*args))
+        return await self.call_encoded(encode(*args))
+
+    async def call_encoded(self, request: bytes) -> Reply:
+        """Send one command that is encoded already.
+
+        Raises:
+            hiredis.ReplyError: the server answered with an error.
+        """
+        self.write(request)
         await self.drain()
         reply = (await self.replies(1))[0]
         if isinstance(reply, ReplyError):

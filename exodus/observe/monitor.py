@@ -8,13 +8,13 @@ requests. It shows no replies, no CONFIG and no refused commands, and it costs t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
-from exodus.net.tls import ssl_context
+from exodus.net.leg import Leg
 from exodus.observe.profile import Profile
 from exodus.plan.address import Address
-from exodus.plan.bounds import CONNECT_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
@@ -77,56 +77,22 @@ async def capture(address: Address, table: CommandTable, *, seconds: float) -> P
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
-    context = ssl_context(address)
-    try:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_connection(
-                address.host,
-                address.port,
-                ssl=context,
-                server_hostname=(address.server_name or address.host) if context else None,
-            ),
-            CONNECT_TIMEOUT_S,
-        )
-    except (OSError, TimeoutError) as exc:
-        raise SourceError(
-            f"{address.url} does not answer",
-            why=str(exc),
-            next_step="check source in the migration file",
-        ) from exc
     watcher = MonitorReader(table)
-    began = loop.time()
-    try:
-        secret = address.secret(Side.SOURCE)
-        hello = (
-            encode("AUTH", *([address.username] if address.username else []), secret)
-            if secret
-            else b""
-        )
-        writer.write(hello + encode("MONITOR"))
-        for _ in range(2 if secret else 1):
-            line = await asyncio.wait_for(reader.readline(), CONNECT_TIMEOUT_S)
-            if not line.startswith(b"+OK"):
-                raise SourceError(
-                    "the source does not let us MONITOR",
-                    why=line.decode("utf-8", "replace").strip()[:200],
-                    next_step="grant +monitor to Exodus's user, or skip the capture: analyze learns the same once apps use the gateway",
-                )
+    async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg:
+        leg.write(encode("MONITOR"))
+        await leg.drain()
+        answer = await leg.line()
+        if not answer.startswith(b"+OK"):
+            raise SourceError(
+                "the source refuses MONITOR",
+                why=answer.decode("utf-8", "replace")[:200],
+                next_step="grant +monitor to Exodus's user, or skip the capture: "
+                "analyze learns the same once applications use the gateway",
+            )
         began = loop.time()
-        deadline = began + seconds
-        while (left := deadline - loop.time()) > 0:
-            try:
-                data = await asyncio.wait_for(reader.read(_READ_BYTES), left)
-            except TimeoutError:
-                break
-            if not data:
-                raise SourceError(
-                    "the source ended the capture",
-                    why="the connection was closed",
-                    next_step="look at its log",
-                )
-            watcher.feed(data)
-    finally:
-        writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while True:
+                    watcher.feed(await leg.raw(_READ_BYTES, within_s=2 * seconds))
     watcher.profile.seconds = loop.time() - began
     return watcher.profile

@@ -482,6 +482,9 @@ class Comparer(RouteFollower):
         await run.copy(dict.fromkeys(changes.keys))
         return after
 
+    async def _measure(self, now_ms: int, *, asked: bool) -> None:
+        """Nothing: its counters are kept up to date by the work itself."""
+
     def heartbeat(self, at_ms: int) -> Heartbeat:
         """What this process says of itself."""
         return Heartbeat(

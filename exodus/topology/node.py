@@ -66,6 +66,27 @@ class Node:
         """A connection of its own."""
         return await Leg.connect(self.address, self.side, db=db, name=name)
 
+    async def info(self) -> dict[str, str]:
+        """Return the fields of INFO.
+
+        Raises:
+            SourceError, TargetError, OperatorError: the server does not answer, or refuses INFO.
+        """
+        async with await self.connect() as leg:
+            return await self._info(leg)
+
+    async def _info(self, leg: Leg) -> dict[str, str]:
+        (raw,) = await leg.pipeline([("INFO",)])
+        if isinstance(raw, ReplyError):
+            if (later := not_yet(self.side, str(raw))) is not None:
+                raise later
+            raise OperatorError(
+                f"{self.side}: the user may not run INFO",
+                why=str(raw),
+                next_step="grant +info (docs/operating/users.md)",
+            )
+        return info_of(raw)
+
     async def facts(self) -> NodeFacts:
         """Ask the server for all that the engine wants to know.
 
@@ -73,16 +94,7 @@ class Node:
             SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
         """
         async with await self.connect() as leg:
-            raw = (await leg.pipeline([("INFO",)]))[0]
-            if isinstance(raw, ReplyError):
-                if (later := not_yet(self.side, str(raw))) is not None:
-                    raise later
-                raise OperatorError(
-                    f"{self.side}: the user may not run INFO",
-                    why=str(raw),
-                    next_step="grant +info (docs/operating/users.md)",
-                )
-            info = info_of(raw)
+            info = await self._info(leg)
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(
                 int(part)

@@ -404,7 +404,7 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, m
     await switch.apply(pair.store, pair.plan, Side.TARGET)
     monkeypatch.setattr(forced_rollback, "CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr(forced_rollback, "_BETWEEN_S", 0.05)
-    monkeypatch.setattr("exodus.net.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
     pair.boxes[Side.TARGET].pause()
     try:
@@ -424,7 +424,7 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, m
 async def test_live_sync_is_stopped_although_the_target_is_dead(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
     await _ready(plant)
-    monkeypatch.setattr("exodus.net.leg.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
     plant.boxes[Side.TARGET].pause()
     try:
