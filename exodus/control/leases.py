@@ -11,11 +11,23 @@ from collections.abc import Iterable
 
 from exodus.control import registry
 from exodus.control.store import ControlStore
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.bounds import LEASE_MS
 
-_RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) else return 0 end"
-_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) else return 0 end"
+_HOLD = lua("exodus.control", "hold_lease")
+_RENEW = lua("exodus.control", "renew_lease")
+_GIVE_BACK = lua("exodus.control", "give_back_lease")
+
+
+async def hold_lease(store: ControlStore, key: str, owner: str) -> bool:
+    """Take a free lease for `LEASE_MS`, or renew the owner's own; return whether the owner has it."""
+    return bool(int(await answered(store.client.eval(_HOLD, 1, key, owner, str(LEASE_MS)))))
+
+
+async def give_back_lease(store: ControlStore, key: str, owner: str) -> None:
+    """End a lease at once, if it is still the owner's."""
+    await answered(store.client.eval(_GIVE_BACK, 1, key, owner))
 
 
 class Leases:
@@ -87,6 +99,4 @@ class Leases:
         for partition in list(partitions):
             value = self._value(partition)
             del self.tokens[partition]
-            await answered(
-                self._store.client.eval(_GIVE_BACK, 1, self._store.keys.lease(partition), value)
-            )
+            await give_back_lease(self._store, self._store.keys.lease(partition), value)

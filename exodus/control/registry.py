@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.bounds import HEARTBEAT_STALE_S
 
@@ -56,32 +57,8 @@ async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = Fa
     )
 
 
-# A heartbeat speaks for one instance and for the batches that the store had acknowledged to it. Where the registration belongs
-# to another instance, or the store has lost the last batch, it would tell a switch what is not so: it is not written.
-_BEAT = """
-local owner = redis.call('HGET', KEYS[2], ARGV[1])
-if owner and owner ~= ARGV[2] then return {'owner', owner} end
-if tonumber(ARGV[4]) > 0 then
-  local found = redis.call('HGET', KEYS[3], ARGV[1])
-  local token, number = string.match(found or '', '^(%w+):(%d+)$')
-  if token ~= ARGV[3] or tonumber(number) < tonumber(ARGV[4]) then return {'tail', found or ''} end
-end
-if not owner then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[5])
-if ARGV[6] ~= '' then redis.call('PUBLISH', ARGV[6], ARGV[1]) end
-return {'ok', ''}
-"""
-_CLAIM = """
-local owner, beat = redis.call('HGET', KEYS[2], ARGV[1]), redis.call('HGET', KEYS[1], ARGV[1])
-local other = owner and owner ~= ARGV[2]
-if other and beat then
-  local time = redis.call('TIME')
-  local age = tonumber(time[1]) * 1000 + tonumber(time[2]) / 1000 - cjson.decode(beat).at_ms
-  if age <= tonumber(ARGV[3]) then return beat end
-end
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-return other and beat and 1 or 0
-"""
+_HEARTBEAT = lua("exodus.control", "heartbeat")
+_CLAIM = lua("exodus.control", "claim")
 
 
 class Claim(StrEnum):
@@ -132,7 +109,7 @@ async def beat_as(
         heartbeat.model_dump_json(),
         channel,
     )
-    outcome, found = await answered(store.client.eval(_BEAT, len(names), *names, *told))
+    outcome, found = await answered(store.client.eval(_HEARTBEAT, len(names), *names, *told))
     return outcome.decode(), found
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from exodus.control.store import ControlStore
 from exodus.errors import Bug, DecisionRefused
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
@@ -82,27 +83,12 @@ class Route(BaseModel):
         )
 
 
-# The announcement is made in the same step and carries the document, so that a gateway that is to hold writes need not read it first.
-_COMPARE_AND_SET = """
-local now = redis.call('GET', KEYS[1])
-local epoch = 0
-if now then epoch = cjson.decode(now)['epoch'] end
-if epoch ~= tonumber(ARGV[1]) then return epoch end
-redis.call('SET', KEYS[1], ARGV[2])
-redis.call('PUBLISH', ARGV[3], ARGV[2])
-return -1
-"""
+_CHANGE = lua("exodus.control", "change_route")
 
 
 SOON = b"soon"  # the word of `say_soon`
 
-# The time is read in the same step: who hears the word looks at itself later than that.
-_ASK = """
-local now = redis.call('TIME')
-local ms = string.format('%d', now[1] * 1000 + math.floor(now[2] / 1000))
-redis.call('PUBLISH', ARGV[1], 'say ' .. ms)
-return ms
-"""
+_ASK = lua("exodus.control", "ask_for_heartbeats")
 
 
 async def ask_for_beats(store: ControlStore) -> int:
@@ -135,7 +121,7 @@ async def restore_route(store: ControlStore, found: Route, ours: Route) -> bool:
     """Put back a newer route than the store has; False where it was changed meanwhile."""
     now = await answered(
         store.client.eval(
-            _COMPARE_AND_SET,
+            _CHANGE,
             1,
             store.keys.route,
             str(found.epoch),
@@ -160,7 +146,7 @@ async def change_route(store: ControlStore, before: Route, after: Route) -> Rout
         )
     found = await answered(
         store.client.eval(
-            _COMPARE_AND_SET,
+            _CHANGE,
             1,
             store.keys.route,
             str(before.epoch),

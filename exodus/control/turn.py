@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from exodus.control.leases import give_back_lease
 from exodus.control.store import ControlStore
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.bounds import TURN_MS
 
-_TAKE = """
-if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return {'', 0} end
-return {redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
-"""
-_RENEW = """
-local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
-"""
-_GIVE_BACK = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+_TAKE = lua("exodus.control", "take_turn")
+_RENEW = lua("exodus.control", "renew_turn")
 
 
 class Holder(BaseModel):
@@ -62,6 +55,4 @@ async def renew(store: ControlStore, phase: str, holder: Holder) -> bool:
 
 async def give_back(store: ControlStore, phase: str, holder: Holder) -> None:
     """Let others have the turn at once."""
-    await answered(
-        store.client.eval(_GIVE_BACK, 1, store.keys.turn(phase), holder.model_dump_json())
-    )
+    await give_back_lease(store, store.keys.turn(phase), holder.model_dump_json())

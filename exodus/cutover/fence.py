@@ -34,6 +34,7 @@ from exodus.cutover.fence_methods import (
     fence_method_of,
 )
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
 from exodus.plan.plan import Plan
@@ -41,7 +42,7 @@ from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
 from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
-_FORGET = "local r = redis.call('GET', KEYS[1]) if r and cjson.decode(r)['switch'] == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+_FORGET = lua("exodus.cutover", "forget_fence")
 _LET_IN_S = 15  # after which a fence that shut Exodus out goes up again, where the switch back that let it in is gone
 
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from redis.exceptions import RedisError
 
+from exodus.control.leases import give_back_lease, hold_lease
 from exodus.control.store import ControlStore, Json
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.net.client import answered
@@ -27,11 +28,6 @@ PROBE_SCRIPT = "return redis.call('SET', ARGV[1], '1', 'PX', ARGV[2])"  # it dec
 PROBE_MS = 60_000
 BEGIN = -1  # as an offset: wherever the stream is
 _BACKOFF_S = 0.5
-_KEEP = "if redis.call('GET', KEYS[1]) == ARGV[1] or redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then "
-_TAKE = _KEEP + "redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 else return 0 end"
-_GIVE_BACK = (
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
-)
 
 
 class FeedReader(ABC):
@@ -81,24 +77,12 @@ class FeedReader(ABC):
                     await asyncio.sleep(_BACKOFF_S)
         finally:
             with contextlib.suppress(RedisError, OSError):  # it then ends by its own time
-                await answered(
-                    self._store.client.eval(
-                        _GIVE_BACK,
-                        1,
-                        self._store.keys.feed_lease(self._endpoint.side),
-                        self._process,
-                    )
-                )
+                key = self._store.keys.feed_lease(self._endpoint.side)
+                await give_back_lease(self._store, key, self._process)
 
     async def _mine(self) -> bool:
-        name = self._store.keys.feed_lease(self._endpoint.side)
-        return bool(
-            int(
-                await answered(
-                    self._store.client.eval(_TAKE, 1, name, self._process, str(LEASE_MS))
-                )
-            )
-        )
+        key = self._store.keys.feed_lease(self._endpoint.side)
+        return await hold_lease(self._store, key, self._process)
 
     @abstractmethod
     async def _follow(self) -> None:

@@ -26,6 +26,7 @@ from exodus.live import server_runs
 from exodus.live.costly_keys import HeavyKeys
 from exodus.live.recheck import Keeper
 from exodus.live.rescan import rescan
+from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import JOURNAL_RETAIN_MS, LEASE_MS
@@ -37,15 +38,7 @@ _BATCH_KEYS = 256
 _TRIM_EVERY_S = 10.0
 _IDLE_S = 0.2
 _LAG_MS_MAX = 3_600_000
-# A position only goes forward: where a replica is waited for no guard on the follower stops a lane that slept past its lease.
-_FORWARD = """
-local function parts(id) local ms, seq = id:match('(%d+)%-?(%d*)') return tonumber(ms), tonumber(seq) or 0 end
-for at = 1, #ARGV, 2 do
-  local ms, seq = parts(ARGV[at + 1])
-  local was_ms, was_seq = parts(redis.call('HGET', KEYS[1], ARGV[at]) or '0-0')
-  if ms > was_ms or (ms == was_ms and seq > was_seq) then redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 1]) end
-end
-"""
+_ADVANCE = lua("exodus.live", "advance_positions")
 
 
 class LaneCounts:
@@ -283,7 +276,7 @@ class Lanes:
         self._positions.update(reached)
         pipe = self._store.client.pipeline(transaction=False)
         pipe.eval(
-            _FORWARD,
+            _ADVANCE,
             1,
             self._store.keys.position,
             *[word for partition, at in reached.items() for word in (str(partition), at)],
