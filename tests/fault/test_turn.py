@@ -187,7 +187,7 @@ async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the
 
 _FLOW = """
 import os
-from exodus.config import Phase
+from exodus.plan.vocabulary import Phase
 from flows.phase import phase_flow
 from tasks.context import opened, run
 from tasks.decision import ask, phase_form
