@@ -23,8 +23,9 @@ from redis.exceptions import RedisError
 from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter, ProgressSample
 from exodus.cancellation import beside, end_all
 from exodus.control.store import ControlStore
+from exodus.cutover.context import Switch
 from exodus.cutover.levers import NOW
-from exodus.cutover.switch import Step, Switch
+from exodus.cutover.switch import Step
 from exodus.errors import ExodusError
 from exodus.plan.plan import Plan
 from tasks.context import connect, load, plan_of

@@ -19,7 +19,8 @@ from exodus.closing import ends, finalise_checks
 from exodus.closing.collect import last_state, remaining_keys
 from exodus.control.route import read_route
 from exodus.control.schema import fence_guard_key, guard_key
-from exodus.cutover import forced_rollback, switch
+from exodus.cutover import forced_rollback, steps_before_hold, switch
+from exodus.cutover.context import Switch
 from exodus.cutover.feed_choice import choose_feed
 from exodus.cutover.fence import Fence, blocks_exodus, read_record, record_confirmation
 from exodus.cutover.fence_methods import AclFence, MinReplicasFence
@@ -242,7 +243,7 @@ async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(make_s
 async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant) -> None:
     """Race rule 6: a switch that looked, froze, and wakes when another one went there and back changes neither guard, and puts no fence up."""
     await _ready(plant)
-    frozen = switch.Switch(plant.store, plant.plan, Side.TARGET, await read_route(plant.store))
+    frozen = Switch(plant.store, plant.plan, Side.TARGET, await read_route(plant.store))
     first, second, *_ = switch.steps(plant.plan, Side.TARGET)
     await first.do(frozen)
     for to in (Side.TARGET, Side.SOURCE):
@@ -253,7 +254,7 @@ async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant)
         with pytest.raises(CutoverAborted, match="another switch took the right"):
             await second.do(frozen)
         with pytest.raises(CutoverAborted, match="another switch changed it"):
-            await switch._grant_writes(frozen)
+            await steps_before_hold._grant_writes(frozen)
         assert client.mget(names) == before
     await frozen.close()
     assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched

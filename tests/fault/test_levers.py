@@ -15,6 +15,7 @@ from exodus.control.ledger import CUTOVER, LedgerEntry
 from exodus.control.route import read_route
 from exodus.control.schema import guard_key
 from exodus.cutover import forced_rollback, levers, switch
+from exodus.cutover.context import Switch
 from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused
@@ -78,7 +79,7 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     aborting: list[asyncio.Task] = []
     original = switch.apply
 
-    def tell(_: switch.Switch, at: switch.Step) -> None:
+    def tell(_: Switch, at: switch.Step) -> None:
         if at.name == step:
             aborting.append(asyncio.create_task(levers.give_up(ready.store, ready.plan, "given up")))
 
@@ -86,7 +87,7 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     index = [each.name for each in steps].index(step)
     real = steps[index].do
 
-    async def after_the_abort(at: switch.Switch) -> None:
+    async def after_the_abort(at: Switch) -> None:
         await aborting[0]
         await real(at)
 

@@ -21,6 +21,7 @@ import pytest_asyncio
 from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.cutover import switch
+from exodus.cutover.context import Switch
 from exodus.plan.vocabulary import Side
 from exodus.stack.prefect import project_root
 from tests.support.fleet import Application, Fleet
@@ -95,7 +96,7 @@ async def _one_with_a_gateway_that_sleeps_through_it(fleet: Fleet, application: 
     """Frozen when it had said that it holds, with writes in its hands, and woken when everything was over: they go to the new side only."""
     sleeper = fleet.members["gateway-2"]
 
-    def tell(_: switch.Switch, step: switch.Step) -> None:
+    def tell(_: Switch, step: switch.Step) -> None:
         if step.name == "close the epoch":
             sleeper.signal(signal.SIGSTOP)
 

@@ -15,6 +15,7 @@ from exodus.control import journal
 from exodus.control.route import read_route
 from exodus.control.schema import native_guard_key
 from exodus.cutover import switch
+from exodus.cutover.context import Switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused, TargetError
 from exodus.native import replica
@@ -111,12 +112,12 @@ async def test_a_switch_that_is_given_up_leaves_a_replica(older: Plant, monkeypa
     await app.set("k", 1)
     before = (await read_route(older.store)).writer_epoch
 
-    async def fails(_: switch.Switch) -> None:
+    async def fails(_: Switch) -> None:
         assert _role(older.boxes[Side.TARGET]) == "master"
         raise CutoverAborted("given up", why="the test wants it", next_step="none")
 
     with monkeypatch.context() as patch:
-        patch.setattr(switch, "_open_new", fails)
+        patch.setattr(switch, "open_new", fails)
         with pytest.raises(CutoverAborted, match="given up"):
             await switch.apply(older.store, older.plan, Side.TARGET)
     await app.set("k", 2)  # writes go on at the source

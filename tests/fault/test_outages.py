@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from exodus.control import journal
-from exodus.cutover import switch
+from exodus.cutover import steps_before_hold, switch
 from exodus.errors import CutoverAborted
 from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
@@ -115,9 +115,9 @@ async def test_a_hold_that_nobody_ends_ends_by_itself(redis62: Box, valkey91: Bo
 
 async def test_a_switch_that_cannot_drain_is_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the target stopped, the switch gives up within its time, lifts the fence, and writes go on at the source."""
-    monkeypatch.setattr(switch, "_PRE_DRAIN_S", 0.2)
+    monkeypatch.setattr(steps_before_hold, "_PRE_DRAIN_S", 0.2)
     monkeypatch.setattr(switch, "_STEP_S", 1.5)
-    monkeypatch.setattr(switch, "_PRE_DRAIN_MS", 60_000)
+    monkeypatch.setattr(steps_before_hold, "PRE_DRAIN_MS", 60_000)
     plant.plan = plant.plan.model_copy(update={"hold_seconds_max": 1.0})
     await plant.gateway()
     await plant.syncer()

@@ -10,6 +10,7 @@ import pytest
 from exodus.control.freshness import read_freshness
 from exodus.control.route import read_route
 from exodus.cutover import levers, switch
+from exodus.cutover.context import Switch
 from exodus.cutover.preconditions import Approved, plan_digest
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.plan.vocabulary import Hold, Side
@@ -104,7 +105,7 @@ async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
     await _verified(ready)
     loop, doing = asyncio.get_running_loop(), list[asyncio.Future[None]]()
 
-    def tell(_: switch.Switch, step: switch.Step) -> None:
+    def tell(_: Switch, step: switch.Step) -> None:
         if step.name == "drain":  # writes are held
             doing.append(asyncio.ensure_future(change(ready), loop=loop))
 
@@ -124,7 +125,7 @@ async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the
 
 
 async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch_up(ready: Plant) -> None:
-    def tell(at: switch.Switch, step: switch.Step) -> None:
+    def tell(at: Switch, step: switch.Step) -> None:
         if step.name == "fence":
             at.store_run = "another"  # what its INFO said before it was restarted
 

@@ -15,13 +15,14 @@ import uvloop
 
 from exodus.control.store import ControlStore
 from exodus.cutover import switch
+from exodus.cutover.context import Switch
 from exodus.errors import ExodusError
 from exodus.plan.migration_file import load_migration
 from exodus.plan.vocabulary import Side
 
 
 def _tell(stop_before: str):
-    def tell(_: switch.Switch, step: switch.Step) -> None:
+    def tell(_: Switch, step: switch.Step) -> None:
         print(f"step {step.name}", flush=True)
         if step.name == stop_before:
             sys.stdin.readline()
