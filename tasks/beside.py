@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exodus.control.route import read_route
 from exodus.cutover import beside_keys
-from exodus.cutover.beside_keys import Row, StateOutcome
+from exodus.cutover.beside_rows import Row, StateOutcome
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run

@@ -29,7 +29,7 @@ from exodus.feeds.feed import JournalFeed, begin_feed, prove
 from exodus.live import server_runs
 from exodus.live.costly_keys import text_of
 from exodus.live.rescan import rescan
-from exodus.native import replica
+from exodus.native import possible, replica
 from exodus.net.client import answered, make_client
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import (
@@ -89,7 +89,7 @@ def start_live_sync(migration: str) -> Json:
                 writer = route.writer_epoch + 1
                 by_replica = it.plan.strategy is CopyStrategy.NATIVE
                 if by_replica:
-                    await replica.check_possible(it.plan, it.store)
+                    await possible.check_possible(it.plan, it.store)
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)

@@ -10,7 +10,7 @@ from exodus.backfill.progress import ProgressSample
 from exodus.control.store import ControlStore
 from exodus.copy.key import CopyMethod
 from exodus.errors import DecisionRefused
-from exodus.native import replica
+from exodus.native import link, replica
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks.backfill import count_source
@@ -38,22 +38,22 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
             before = (0.0, 0)
             while True:
                 await replica.attach(it.plan, writer_epoch)
-                link = await replica.look(it.plan)
-                if link.up:
+                state = await link.look(it.plan)
+                if state.up:
                     source, target = [await it.endpoint(side).connect(name="exodus-fill") for side in Side]
                     async with source, target:
                         await replica.wait_reached(source, target, within_s=_STUCK_S)
                     return {"done": True, "percent": 100.0}
-                if (link.percent, link.keys) != before:
-                    before, moved = (link.percent, link.keys), time.monotonic()
+                if (state.percent, state.keys) != before:
+                    before, moved = (state.percent, state.keys), time.monotonic()
                 if time.monotonic() - moved > _STUCK_S:
                     raise DecisionRefused(
                         "the source's data does not come to the target",
-                        why=f"{link.text} for {_STUCK_S:.0f} s",
+                        why=f"{state.text} for {_STUCK_S:.0f} s",
                         next_step=f"see the target's log; it must reach {it.plan.source.url} and be let in there (+psync +replconf)",
                     )
                 if time.monotonic() - began > _WATCH_S:
-                    return {"done": False, "percent": link.percent}
+                    return {"done": False, "percent": state.percent}
                 await asyncio.sleep(_POLL_S)
 
     return run(work())
@@ -65,8 +65,8 @@ def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[Pro
 
     async def look(store: ControlStore, plan: Plan) -> ProgressSample:
         del store
-        link = await replica.look(plan)
-        return ProgressSample(keys=round(total * link.percent / 100), keys_total=total, why="" if link.up else link.text)
+        state = await link.look(plan)
+        return ProgressSample(keys=round(total * state.percent / 100), keys_total=total, why="" if state.up else state.text)
 
     return look
 
@@ -82,7 +82,7 @@ def count_filled(migration: str) -> Json:
             if "filled_ms" not in began:
                 began["filled_ms"] = now_ms
                 await it.store.save_report(REPORT, began)
-            keys = (await replica.look(it.plan)).keys
+            keys = (await link.look(it.plan)).keys
             seconds = max(began["filled_ms"] - began["at_ms"], 1) / 1000
             zero = dict.fromkeys(("keys_removed", "keys_failed", "keys_skipped", "keys_excluded", "payload_bytes", "re_marked", "chunks"), 0)
             return {

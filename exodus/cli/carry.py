@@ -10,8 +10,9 @@ import typer
 from exodus.cli.context import FileOption, HomeOption, JsonOption, migration_at, open_store
 from exodus.cli.output import show, show_json, show_table
 from exodus.control.route import read_route
-from exodus.cutover import beside_keys
-from exodus.cutover.beside_keys import Carried, Row
+from exodus.cutover import beside_carry, beside_keys
+from exodus.cutover.beside_carry import Carried
+from exodus.cutover.beside_rows import Row
 from exodus.cutover.functions import carry_functions
 from exodus.engine import open_engine
 from exodus.plan.migration_file import MigrationFile
@@ -28,9 +29,9 @@ async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carri
         ends = [await Endpoint(side, plan.address(side)).any_node() for side in (route.authority, route.follower)]
         async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
             if what == "settings":
-                carried = await beside_keys.carry_settings(plan, authority, follower)
+                carried = await beside_carry.carry_settings(plan, authority, follower)
             elif what == "users":
-                carried = await beside_keys.carry_users(plan, authority, follower)
+                carried = await beside_carry.carry_users(plan, authority, follower)
             elif what == "functions":
                 found = await carry_functions(await open_engine(store, plan, route))
                 carried = Carried(

@@ -20,7 +20,7 @@ from exodus.control.store import ControlStore
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import read_record
 from exodus.errors import SourceError, TargetError
-from exodus.native import replica
+from exodus.native import link
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
 from exodus.plan.own_keys import is_own
@@ -167,7 +167,7 @@ async def remaining_keys(store: ControlStore, plan: Plan) -> list[str]:
                 f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}"
             )
         try:
-            if side is Side.TARGET and (follows := (await replica.look(plan)).follows):
+            if side is Side.TARGET and (follows := (await link.look(plan)).follows):
                 left.append(f"{side}: it is a replica of {follows}")
             left += [
                 f"{side}: key {key!r}"

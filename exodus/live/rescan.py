@@ -8,7 +8,7 @@ from exodus.engine import Engine
 from exodus.live.server_runs import may_remove
 from exodus.net.leg import NoDatabase
 from exodus.plan.own_keys import is_own
-from exodus.verify.comparison import open_extra_keys
+from exodus.verify.extra_keys import open_extra_keys
 from exodus.verify.reconcile import mark_differing
 
 _BATCH_KEYS = 500

@@ -31,11 +31,10 @@ from exodus.verify.comparison import (
     ComparisonCounts,
     Depth,
     Divergence,
-    ExtraKeys,
     in_sample,
     open_comparison,
-    open_extra_keys,
 )
+from exodus.verify.extra_keys import ExtraKeys, open_extra_keys
 
 BATCH_KEYS = 500
 LISTED_MAX = 1_000

@@ -20,7 +20,7 @@ from exodus.control.run_ids import note_run_ids
 from exodus.control.store import ControlStore, Json
 from exodus.engine import Engine
 from exodus.errors import TargetError
-from exodus.native import replica
+from exodus.native import expiries
 from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import JOURNAL_RETAIN_MS, MARKED_AHEAD_ENTRIES_MAX, REPAIR_SECONDS_MAX
@@ -376,7 +376,7 @@ async def repair(
     keys = [key for key in keys if key not in kept]
     if engine.route.sync:
         if engine.route.native and not engine.authority_facts.capabilities.get("pexpiretime"):
-            changing = await replica.restate_expiries(engine.plan, keys)
+            changing = await expiries.restate_expiries(engine.plan, keys)
         await engine.feed.mark(keys)
         goal = await engine.feed.positions()
         deadline = time.monotonic() + REPAIR_SECONDS_MAX
@@ -400,7 +400,7 @@ async def repair(
     return {
         **extra,
         **dict.fromkeys(
-            changing, f"it changed at each of {replica.RESTATEMENTS} tries to say its expiry again"
+            changing, f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"
         ),
         **failing,
     }

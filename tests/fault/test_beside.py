@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 import redis
 
-from exodus.cutover import beside_keys, switch
+from exodus.cutover import beside_carry, beside_keys, switch
 from exodus.cutover.beside_keys import Row, StateOutcome
 from exodus.errors import DecisionRefused
 from exodus.net.leg import Leg
@@ -162,8 +162,8 @@ async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_i
         await switch.apply(pair.store, pair.plan, Side.TARGET)
     authority, follower = await _legs(pair)
     async with authority, follower:
-        settings = await beside_keys.carry_settings(pair.plan, authority, follower)
-        users = await beside_keys.carry_users(pair.plan, authority, follower)
+        settings = await beside_carry.carry_settings(pair.plan, authority, follower)
+        users = await beside_carry.carry_users(pair.plan, authority, follower)
     assert set(settings.done) == {"CONFIG SET notify-keyspace-events EKgx", f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}"}
     assert all("secret" not in line and "#…" in line for line in users.done)
     assert len(users.done) == 1
@@ -180,8 +180,8 @@ async def test_what_the_follower_refuses_is_left_as_commands(pair: Plant) -> Non
     target.acl_setuser("exodus", reset=False, enabled=True, commands=["-config|set", "-acl|setuser"])
     authority, follower = await _legs(pair)
     async with authority, follower:
-        settings = await beside_keys.carry_settings(pair.plan, authority, follower)
-        users = await beside_keys.carry_users(pair.plan, authority, follower)
+        settings = await beside_carry.carry_settings(pair.plan, authority, follower)
+        users = await beside_carry.carry_users(pair.plan, authority, follower)
     assert (settings.done, users.done) == ([], [])
     assert settings.left[0].startswith(f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}    # refused")
     assert users.left[0].startswith("ACL SETUSER shop reset on")

@@ -18,7 +18,7 @@ from exodus.cutover import switch
 from exodus.cutover.context import Switch
 from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused, TargetError
-from exodus.native import replica
+from exodus.native import expiries, link, possible, replica
 from exodus.net.leg import Leg, Reply
 from exodus.plan.vocabulary import CopyStrategy, Side
 from exodus.resp.encode import Arg
@@ -135,7 +135,7 @@ async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant
     await _begin(older)
     right = (await read_route(older.store)).writer_epoch
     target = older.boxes[Side.TARGET]
-    async with await replica._connect(older.plan, Side.TARGET) as leg:
+    async with await replica.connect_side(older.plan, Side.TARGET) as leg:
         with pytest.raises(CutoverAborted, match="was not promoted"):
             await replica.promote(leg, older.plan, right - 1, b"closed by an older one")
     assert _role(target) == "slave"
@@ -190,7 +190,7 @@ async def test_a_switch_that_is_killed_after_the_promotion_is_settled(valkey81: 
         await application.flows(within_s=30)
 
         async def again() -> bool:
-            return (await replica.look(fleet.plan)).up
+            return (await link.look(fleet.plan)).up
 
         await until(again, within_s=30, otherwise="the target never became a replica again")
         route = await read_route(fleet.store)
@@ -284,7 +284,7 @@ async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plan
         return await ordinary(leg, commands)
 
     monkeypatch.setattr(Leg, "transaction", overtaken)
-    assert await replica.restate_expiries(older.plan, [(0, b"k")]) == []
+    assert await expiries.restate_expiries(older.plan, [(0, b"k")]) == []
     assert (source.get("k"), source.ttl("k")) == (b"2", -1)
 
 
@@ -302,7 +302,7 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
 
     monkeypatch.setattr(Leg, "transaction", overtaken)
     left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
-    assert left == {(0, b"k"): f"it changed at each of {replica.RESTATEMENTS} tries to say its expiry again"}
+    assert left == {(0, b"k"): f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"}
 
 
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:
@@ -310,25 +310,25 @@ async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant
     target = modern.boxes[Side.TARGET].client()
     plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
     with pytest.raises(DecisionRefused, match="replica of the source") as refused:
-        await replica.check_possible(plan, modern.store)
+        await possible.check_possible(plan, modern.store)
     assert "redis 8.2.3 saves version 12, valkey 9.1.2 loads 80" in refused.value.why
     target.set("somebody's", 1)
     with pytest.raises(DecisionRefused) as refused:
-        await replica.check_possible(older.plan, older.store)
+        await possible.check_possible(older.plan, older.store)
     assert "the target holds 1 keys" in refused.value.why
     target.flushall()
     tls = older.plan.model_copy(update={"source": older.plan.source.model_copy(update={"tls": True})})
-    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await replica._why_not_target(tls))
+    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await possible._why_not_target(tls))
     target.execute_command("ACL", "SETUSER", "exodus", "-replicaof")
     try:
         with pytest.raises(DecisionRefused) as refused:
-            await replica.check_possible(older.plan, older.store)
+            await possible.check_possible(older.plan, older.store)
         assert "REPLICAOF" in refused.value.why.upper()
     finally:
         target.execute_command("ACL", "SETUSER", "exodus", "+@all")
     target.replicaof("127.0.0.1", 1)
     with pytest.raises(DecisionRefused) as refused:
-        await replica.check_possible(older.plan, older.store)
+        await possible.check_possible(older.plan, older.store)
     assert "is a replica of 127.0.0.1:1" in refused.value.why
     with pytest.raises(TargetError, match="waits for the replica"):
         await replica.check_filled(older.plan)

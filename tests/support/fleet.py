@@ -31,7 +31,7 @@ from exodus.copy.scan import plan_slices
 from exodus.cutover.fence import read_record
 from exodus.engine import open_engine
 from exodus.feeds.feed import JournalFeed
-from exodus.native import replica
+from exodus.native import link, replica
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, Feed, Hold, JournalMode, Side
 from exodus.stack.home import free_port
@@ -268,7 +268,7 @@ class Fleet:
         if native:  # which the syncers make it
 
             async def up() -> bool:
-                return (await replica.look(self.plan)).up
+                return (await link.look(self.plan)).up
 
             await until(up, within_s=20, otherwise="the target never became a replica")
             return

@@ -21,7 +21,7 @@ from exodus.engine import Engine, open_engine
 from exodus.feeds.feed import JournalFeed
 from exodus.gateway.server import Gateway, GatewayOptions, load_table
 from exodus.live.syncer import Syncer
-from exodus.native import replica
+from exodus.native import link, possible, replica
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Side
@@ -108,7 +108,7 @@ class Plant:
 
     async def replicate(self, route: Route) -> None:
         """Native replication in place of live sync by keys, as Migrate begins it."""
-        await replica.check_possible(self.plan, self.store)
+        await possible.check_possible(self.plan, self.store)
         await replica.grant_writes(self.plan, route.writer_epoch + 1)
         route = await self.change(journal=JournalMode.ALL, sync=True, native=True, feed=self.feed, writer_epoch=route.writer_epoch + 1)
         await replica.attach(self.plan, route.writer_epoch)
@@ -116,7 +116,7 @@ class Plant:
 
     async def filled(self) -> None:
         async def up() -> bool:
-            return (await replica.look(self.plan)).up
+            return (await link.look(self.plan)).up
 
         await until(up, within_s=20, otherwise="the target never became a replica that has the data")
 
