@@ -1,4 +1,6 @@
-"""Compiles the hot path (exodus/compiled.py) where a C compiler is there; without one the installation goes through and Python runs the sources."""
+"""Compiles the hot path (exodus/compiled.py) where a C compiler is there; without one the
+installation goes through and Python runs the sources.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _UNCHECKED = {
 
 
 class Sources(build_py):
-    """Puts prefect.yaml into the package of the flows, where `exodus deploy` finds it without a checkout."""
+    """Puts prefect.yaml into the package of the flows, where `exodus deploy` finds it without a
+    checkout.
+    """
 
     def run(self) -> None:
         """Copy, and the file that lies at the checkout's root."""
@@ -79,7 +83,8 @@ modules = [
         quiet=True,
         compiler_directives={
             "language_level": 3,
-            "annotation_typing": False,  # the types are in .pxd; an annotation says what a caller means, not what C holds
+            # The types are in .pxd; an annotation says what a caller means, not what C holds
+            "annotation_typing": False,
             "boundscheck": extension.name not in _UNCHECKED,
             "wraparound": extension.name not in _UNCHECKED,
         },

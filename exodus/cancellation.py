@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-_AGAIN_S = 0.5  # more than an ending takes: who is cancelled again while it cleans up has to be able to bear it
+# More than an ending takes: who is cancelled again while it cleans up has to be able to bear it
+_AGAIN_S = 0.5
 
 
 async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     """Cancel tasks and wait until each has ended; what they raise is dropped.
 
-    Again and again: in Python 3.11 a cancellation that meets the end of what `asyncio.wait_for` waits for (in redis-py, say) is swallowed
-    (python/cpython#86296), and who waits for such a task waits for ever.
+    Again and again: in Python 3.11 a cancellation that meets the end of what `asyncio.wait_for`
+    waits for (in redis-py, say) is swallowed (python/cpython#86296), and who waits for such a task
+    waits for ever.
     """
     left = [task for task in tasks if task is not None]
     while any(not task.done() for task in left):
@@ -35,7 +37,9 @@ async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def until_stopped(stopping: asyncio.Event, *works: Coroutine[Any, Any, None]) -> None:
-    """Run them side by side until `stopping`. The first that ends by itself ends all, and what it raised is raised."""
+    """Run them side by side until `stopping`. The first that ends by itself ends all, and what it
+    raised is raised.
+    """
     tasks = [asyncio.create_task(work) for work in works]
     waiting = asyncio.create_task(stopping.wait())
     try:
@@ -49,7 +53,8 @@ async def until_stopped(stopping: asyncio.Event, *works: Coroutine[Any, Any, Non
 async def wait_at_most(event: asyncio.Event, seconds: float) -> bool:
     """Wait for an event, this long at most; return whether it is set.
 
-    Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that arrives together with the result.
+    Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that arrives together with the
+    result.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -1,9 +1,11 @@
-"""Whether the hot path runs compiled: the same source, translated by Cython where a compiler was there at installation (setup.py).
+"""Whether the hot path runs compiled: the same source, translated by Cython where a compiler was
+there at installation (setup.py).
 
-A compiled module lies beside its source and would be imported in its place even after the source was changed. So it counts only while the sources
-(and the types in `.pxd`) have the digests that they had when it was built, all of them: one class may not come from one form and another from the
-other. Otherwise, or with EXODUS_COMPILED=0, the sources run as they are: slower, and in every other respect the same
-(tests/property/test_twins.py).
+A compiled module lies beside its source and would be imported in its place even after the source
+was changed. So it counts only while the sources (and the types in `.pxd`) have the digests that
+they had when it was built, all of them: one class may not come from one form and another from the
+other. Otherwise, or with EXODUS_COMPILED=0, the sources run as they are: slower, and in every other
+respect the same (tests/property/test_twins.py).
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def source(module: str) -> Path:
 
 
 def digest() -> str:
-    """Of all hot sources and their types: any difference means that what was compiled is of another day."""
+    """Of all hot sources and their types: any difference means that what was compiled is of another
+    day.
+    """
     found = hashlib.sha256()
     for module in HOT:
         for path in (source(module), source(module).with_suffix(".pxd")):

@@ -1,4 +1,6 @@
-"""What moving data needs at hand: the plan, the control store, and who is authority and follower now."""
+"""What moving data needs at hand: the plan, the control store, and who is authority and follower
+now.
+"""
 
 from __future__ import annotations
 
@@ -58,14 +60,17 @@ class Engine:
 
     def __post_init__(self) -> None:
         forwards = self.route.authority is Side.SOURCE
-        # Rules are about the source. What is written at the target after a cutover flows back whatever they say, or a rollback would lose it.
+        # Rules are about the source. What is written at the target after a cutover flows back
+        # whatever they say, or a rollback would lose it.
         self.scope, self.left_behind = (
             (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
         )
 
     @property
     def spare_others(self) -> bool:
-        """Whether keys of the follower whose names the rules leave out are others'; they are then neither compared nor touched."""
+        """Whether keys of the follower whose names the rules leave out are others'; they are then
+        neither compared nor touched.
+        """
         return self.plan.allow_nonempty
 
     @property
@@ -82,7 +87,7 @@ class Engine:
         }
 
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:
-        """The guard of this epoch, and of the leases whose fencing tokens are given by partition."""
+        """Return the guard of this epoch, and of leases given as partition → fencing token."""
         values = [(guard_key(self.plan.name), b"%d" % self.route.writer_epoch)]
         values += [
             (lane_guard_key(self.plan.name, partition), b"%d" % token)
@@ -123,7 +128,9 @@ class Engine:
         )
 
     async def authority_leg(self, *, name: str) -> Leg:
-        """A connection to the authority that reads without making a key look used, where the server allows that."""
+        """A connection to the authority that reads without making a key look used, where the server
+        allows that.
+        """
         leg = await self.authority.connect(name=name)
         try:
             if self.authority_facts.capabilities.get("no-touch"):

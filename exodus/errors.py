@@ -1,9 +1,10 @@
 """Every error an operator can meet, split by whose move it is.
 
-`OperatorError`: the input or the configuration is wrong (exit status 2). `SourceError`, `TargetError`,
-`ControlStoreError`: a server did not do its part; `retryable` says whether trying again can help. `DecisionRefused`:
-a precondition does not hold and nothing was changed. `Bug`: an invariant of ours broke; the job stops, the relay never.
-Exceptions of libraries are translated where they arise, `from exc`. Each `code` is a heading in docs/operating/errors.md.
+`OperatorError`: the input or the configuration is wrong (exit status 2). `SourceError`,
+`TargetError`, `ControlStoreError`: a server did not do its part; `retryable` says whether trying
+again can help. `DecisionRefused`: a precondition does not hold and nothing was changed. `Bug`: an
+invariant of ours broke; the job stops, the relay never. Exceptions of libraries are translated
+where they arise, `from exc`. Each `code` is a heading in docs/operating/errors.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class ExodusError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, what: str, *, why: str, next_step: str) -> None:
-        """Keep the three lines apart, so that the command line, the UI and a log can each show them their way. None shows a secret."""
+        """Keep the three lines apart, so that the command line, the UI and a log can each show them
+        their way. None shows a secret.
+        """
         super().__init__(masked(what))
         self.what = masked(what)
         self.why = masked(why)
@@ -31,8 +34,8 @@ class ExodusError(Exception):
         return f"{self.what} [{self.code}]\n  why:  {self.why}\n  next: {self.next_step}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default one calls the subclass with `args` alone, which fails in the *reading* process and so hides
-        # the real error behind a process pool.
+        # The default one calls the subclass with `args` alone, which fails in the *reading* process
+        # and so hides the real error behind a process pool.
         return _revive, (type(self), self.args, vars(self))
 
 
@@ -71,7 +74,9 @@ class ControlStoreError(ExodusError):
 
 
 class NoRoom(ExodusError):
-    """The follower takes no writes now: no memory, read-only, loading, no permission. What was under way is done again when it does."""
+    """The follower takes no writes now: no memory, read-only, loading, no permission. What was
+    under way is done again when it does.
+    """
 
     code = "no-room"
     retryable = True
@@ -97,13 +102,17 @@ class DecisionRefused(ExodusError):
 
 
 class EpochEnded(ExodusError):
-    """The right to write to the follower ended with the route's epoch; the caller must stop at once."""
+    """The right to write to the follower ended with the route's epoch; the caller must stop at
+    once.
+    """
 
     code = "epoch-ended"
 
 
 class LeaseEnded(EpochEnded):
-    """The right to one partition ended with its lease, not that of the epoch; the caller begins anew."""
+    """The right to one partition ended with its lease, not that of the epoch; the caller begins
+    anew.
+    """
 
     code = "lease-ended"
 
@@ -115,7 +124,9 @@ class CutoverAborted(ExodusError):
 
 
 class SwitchUnknown(ExodusError):
-    """The control store went away while the authority was being changed; the gateways settle it when it is back."""
+    """The control store went away while the authority was being changed; the gateways settle it
+    when it is back.
+    """
 
     code = "switch-unknown"
 

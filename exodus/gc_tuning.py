@@ -1,7 +1,9 @@
-"""Python's cyclic garbage collector, where somebody waits for the process, or many objects come and go.
+"""Python's cyclic garbage collector, where somebody waits for the process, or many objects come and
+go.
 
-A full pass stops everything until it has walked through all that is alive. Where a switch was applied it took 65 to 95 ms, one switch in thirty,
-and the writes of every application were held meanwhile. Where values of lists and hashes are compared, a third of our time went to passes that
+A full pass stops everything until it has walked through all that is alive. Where a switch was
+applied it took 65 to 95 ms, one switch in thirty, and the writes of every application were held
+meanwhile. Where values of lists and hashes are compared, a third of our time went to passes that
 found nothing: what is read is in no cycle.
 """
 
@@ -15,7 +17,9 @@ from contextlib import contextmanager
 
 
 def settle() -> None:
-    """For a process that serves: what is there now stays, so no pass looks at it again, and passes come less often."""
+    """For a process that serves: what is there now stays, so no pass looks at it again, and passes
+    come less often.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -23,7 +27,9 @@ def settle() -> None:
 
 
 def _end() -> None:
-    """Let the last passes look at everything again; libraries that count their objects report what they did not see go."""
+    """Let the last passes look at everything again; libraries that count their objects report what
+    they did not see go.
+    """
     gc.unfreeze()
     gc.collect()
 

@@ -1,4 +1,6 @@
-"""Lua scripts that servers run. Each is a `.lua` file in the folder `lua` of the package that uses it."""
+"""Lua scripts that servers run. Each is a `.lua` file in the folder `lua` of the package that uses
+it.
+"""
 
 from __future__ import annotations
 

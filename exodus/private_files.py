@@ -1,4 +1,5 @@
-"""Folders and files that only the user of the process may read. They hold passwords, logins, or what applications sent.
+"""Folders and files that only the user of the process may read. They hold passwords, logins, or
+what applications sent.
 
 An existing folder's mode is corrected, since an earlier version or another tool may have made it.
 A folder of another user is refused: its owner could replace what is written there.
@@ -33,7 +34,8 @@ def private_folder(folder: Path) -> Path:
     if found.st_uid != os.geteuid():
         raise OperatorError(
             f"{folder} belongs to user {found.st_uid}",
-            why=f"this process runs as user {os.geteuid()}; the owner could replace what is written there",
+            why=f"this process runs as user {os.geteuid()}; the owner could replace what is "
+            "written there",
             next_step=f"chown {os.geteuid()} {folder}, or name another folder",
         )
     if found.st_mode & _OTHERS:

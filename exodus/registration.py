@@ -1,9 +1,10 @@
 """Registering a migration's plan: everything is checked before anything is kept.
 
-`examine` asks the servers and writes nothing, not even a key of Exodus's own: until it is known which server is
-which, any of them may be production. It also compares the plan with the registered one. A change can make what
-people decided meaningless: a rehearsal of another fence, a verification of another source. `register` writes into
-the ledger what a change voids; from then on those decisions do not count (`ledger.approved_since`).
+`examine` asks the servers and writes nothing, not even a key of Exodus's own: until it is known
+which server is which, any of them may be production. It also compares the plan with the registered
+one. A change can make what people decided meaningless: a rehearsal of another fence, a verification
+of another source. `register` writes into the ledger what a change voids; from then on those
+decisions do not count (`ledger.approved_since`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _COPY = (Phase.TEST, Phase.MIGRATE)
 _ALL = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, *_COPY)
 _REHEARSED = (Phase.TEST, REHEARSAL)
-# Field of the plan → what was decided or proved under its old value and does not hold under a new one.
+# Field of the plan → what was decided or proved under its old value and does not hold under a new
+# one.
 _VOIDS: dict[str, tuple[str, ...]] = {
     "source": (*_ALL, REHEARSAL, VERIFICATION),
     "target": (*_ALL, REHEARSAL, VERIFICATION),
@@ -98,21 +100,33 @@ def _same_places(file: MigrationFile) -> list[Finding]:
         ("control_store", "target"),
     ):
         if _place(named[first]) == _place(named[second]):
-            found.append(Finding(
-                "different servers", "fatal", f"{first} is the {second}: both are {named[first].host}:{named[first].port}",
-                "source, target and control store are three servers", f"correct {first}",
-            ))  # fmt: skip
+            found.append(
+                Finding(
+                    "different servers",
+                    "fatal",
+                    f"{first} is the {second}: both are {named[first].host}:{named[first].port}",
+                    "source, target and control store are three servers",
+                    f"correct {first}",
+                )
+            )
     for name, address in named.items():
         if plan.gateway.port == address.port and _is_here(plan.gateway.host, address):
-            found.append(Finding(
-                "gateway", "fatal", f"gateway.port is {address.port}, the port of the {name}", "a gateway listens on a port of its own",
-                "choose another gateway.port; applications then use it in place of the source's",
-            ))  # fmt: skip
+            found.append(
+                Finding(
+                    "gateway",
+                    "fatal",
+                    f"gateway.port is {address.port}, the port of the {name}",
+                    "a gateway listens on a port of its own",
+                    "choose another gateway.port, which applications then use",
+                )
+            )
     return found
 
 
 def _is_here(listen_host: str, address: Address) -> bool:
-    """Whether a server can be in the place of a listening address: on the same host, or on this machine."""
+    """Whether a server can be in the place of a listening address: on the same host, or on this
+    machine.
+    """
     wildcard = listen_host in ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, never bound
     return listen_host == address.host or (
         address.host in _LOOPBACK and (wildcard or listen_host in _LOOPBACK)
@@ -140,9 +154,12 @@ async def _check_port(plan: Plan, store: ControlStore) -> Finding:
     if any(beat.host == socket.gethostname() for beat in beats):
         return Finding("gateway", "ok", f"{host}:{port} is served by a gateway of this migration")
     return Finding(
-        "gateway", "fatal", f"gateway.port {port} is in use on {host}", "another process listens there, and no gateway of this migration runs here",
+        "gateway",
+        "fatal",
+        f"gateway.port {port} is in use on {host}",
+        "another process listens there, and no gateway of this migration runs here",
         "choose another gateway.port, or stop that process",
-    )  # fmt: skip
+    )
 
 
 async def _ask_sides(plan: Plan) -> tuple[list[Finding], dict[str, str]]:
@@ -157,10 +174,15 @@ async def _ask_sides(plan: Plan) -> tuple[list[Finding], dict[str, str]]:
         else:
             run_ids[side] = facts.run_id
     if len(run_ids) == len(Side) and len(set(run_ids.values())) == 1:
-        found.append(Finding(
-            "different servers", "fatal", f"target {plan.target.url} is the source", f"both answer with run id {run_ids[Side.SOURCE][:12]}…",
-            "correct target",
-        ))  # fmt: skip
+        found.append(
+            Finding(
+                "different servers",
+                "fatal",
+                f"target {plan.target.url} is the source",
+                f"both answer with run id {run_ids[Side.SOURCE][:12]}…",
+                "correct target",
+            )
+        )
     return found, run_ids
 
 
@@ -169,7 +191,7 @@ def _failed(check: str, exc: ExodusError) -> Finding:
 
 
 async def examine(file: MigrationFile) -> Examined:
-    """Check everything that can be checked without a write, and compare with the registered plan."""
+    """Check everything without a write, and compare with the registered plan."""
     plan, found = file.plan, Examined(_same_places(file))
     if found.fatal:
         return found  # nobody is asked what a server is that has two roles
@@ -179,10 +201,15 @@ async def examine(file: MigrationFile) -> Examined:
         async with await ControlStore.connect(file.control_store, plan.name) as store:
             await _with_store(plan, store, run_ids, found)
     except (RedisError, OSError) as exc:
-        found.findings.append(Finding(
-            "control store", "fatal", f"the control store {file.control_store.url} did not answer all questions", str(exc) or type(exc).__name__,
-            "give its user +info, +config|get and the keys exodus:*; or start it",
-        ))  # fmt: skip
+        found.findings.append(
+            Finding(
+                "control store",
+                "fatal",
+                f"the control store {file.control_store.url} did not answer all questions",
+                str(exc) or type(exc).__name__,
+                "give its user +info, +config|get and the keys exodus:*; or start it",
+            )
+        )
     except ExodusError as exc:
         found.findings.append(_failed("control store", exc))
     return found
@@ -195,10 +222,15 @@ async def _with_store(
     if found.fatal:
         return  # where it is a side, nothing more is asked there
     if (end := ledger.ending(await ledger.read(store))) is not None:
-        found.findings.append(Finding(
-            "migration", "fatal", f"the migration {plan.name} is done", f"{text_of_end(*end)}, and its name stands for that",
-            "exodus archive, which keeps its evidence and frees its name; or choose another name",
-        ))  # fmt: skip
+        found.findings.append(
+            Finding(
+                "migration",
+                "fatal",
+                f"the migration {plan.name} is done",
+                f"{text_of_end(*end)}, and its name stands for that",
+                "exodus archive (it keeps the evidence and frees the name), or choose another name",
+            )
+        )
         return
     found.findings.append(await _check_port(plan, store))
     if not any(
@@ -234,7 +266,8 @@ def _inner(before: object, after: object) -> list[str]:
 
 
 def voids(fields: Iterable[str], *, switched: bool) -> list[str]:
-    """Return which phases' approvals, and what else, do not hold after these fields of the plan changed.
+    """Return which phases' approvals, and what else, do not hold after these fields of the plan
+    changed.
 
     After a cutover the phases before it are history. The way back is proved by the verification.
     """
@@ -244,7 +277,9 @@ def voids(fields: Iterable[str], *, switched: bool) -> list[str]:
 
 
 async def register(store: ControlStore, plan: Plan, examined: Examined, by: Identity) -> None:
-    """Keep the plan where the data plane reads it; the ledger keeps who changed what, and what that voids."""
+    """Keep the plan where the data plane reads it; the ledger keeps who changed what, and what that
+    voids.
+    """
     if examined.registered and examined.changes:
         entry = LedgerEntry(
             at_ms=await store.now_ms(),

@@ -1,7 +1,8 @@
-"""What people are shown: without secrets, and without anything that a terminal, Markdown or HTML would obey.
+"""What people are shown: without secrets, and without anything that a terminal, Markdown or HTML
+would obey.
 
-Names of clients and keys, error texts of servers, and what people typed come from outside. Every sink takes
-them through here:
+Names of clients and keys, error texts of servers, and what people typed come from outside. Every
+sink takes them through here:
 
 | sink                                    | function   |
 | --------------------------------------- | ---------- |
@@ -12,8 +13,8 @@ them through here:
 | report.html                             | `html`     |
 | `--json`, by whoever reads it           | `cleaned`  |
 
-`masked` takes secrets out; all others go through it. It knows two kinds: what stands where a URL has its
-password, and every secret that this process has read (`remember`).
+`masked` takes secrets out; all others go through it. It knows two kinds: what stands where a URL
+has its password, and every secret that this process has read (`remember`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _REMEMBERED_MIN = (
 )
 _secrets: set[str] = set()
 
-# From :// to the last @ before white space or a quote. The user's name stays where it is plainly one.
+# From :// to the last @ before white space or a quote. The user's name stays where it is plainly
+# one.
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[A-Za-z0-9_.~%-]*)(?P<rest>[^\s\"'<>]*)@"
 )
@@ -86,7 +88,9 @@ def _printable(text: str, kept: str = "") -> str:
 
 
 def plain(text: object) -> str:
-    """Return one line without secrets and control characters: escapes, bidirectional marks, line ends."""
+    """Return one line without secrets and control characters: escapes, bidirectional marks, line
+    ends.
+    """
     return _printable(masked(text))
 
 
@@ -133,7 +137,9 @@ class LogFormatter(logging.Formatter):
 
 
 def mask_logs() -> None:
-    """Mask every log record of this process where it is made, so also those that Prefect sends to its server."""
+    """Mask every log record of this process where it is made, so also those that Prefect sends to
+    its server.
+    """
     make = logging.getLogRecordFactory()
     traceback = logging.Formatter()
 

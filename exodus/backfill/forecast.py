@@ -1,7 +1,9 @@
-"""A dry run: by which strategy keys of which type and size would be carried, and why, from a sample.
+"""A dry run: by which strategy keys of which type and size would be carried, and why, from a
+sample.
 
-The sampled keys are read by the very code that a backfill reads them with, and not written; so the forecast cannot drift from what is done. What it
-puts on the target are the scratch keys by which re-footed payloads are proved (`refoot.py`), which it removes again. Not foreseen is what only a
+The sampled keys are read by the very code that a backfill reads them with, and not written; so the
+forecast cannot drift from what is done. What it puts on the target are the scratch keys by which
+re-footed payloads are proved (`refoot.py`), which it removes again. Not foreseen is what only a
 write shows: that the target refuses the payload of a module which it does not have, say.
 """
 
@@ -29,7 +31,8 @@ LEFT_OUT, NOT_CARRIED, OWN, GONE = "left out", "not carried", "Exodus's own", "g
 
 
 async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]:
-    """Rows of `strategy`, `reason`, `type`, `size`, `keys_sampled` and `keys_estimated`; the sampled ones sum up to the keys looked at.
+    """Rows of `strategy`, `reason`, `type`, `size`, `keys_sampled` and `keys_estimated`; the
+    sampled ones sum up to the keys looked at.
 
     `size` is of what travels: a payload is often smaller than the value.
 
@@ -49,11 +52,15 @@ async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]
     total, seen = sum(engine.authority_facts.databases.values()), counted.total()
     return [
         {
-            "strategy": how, "reason": why, "type": kind, "size": size, "keys_sampled": count,
+            "strategy": how,
+            "reason": why,
+            "type": kind,
+            "size": size,
+            "keys_sampled": count,
             "keys_estimated": count if seen >= total else round(count * total / seen),
         }
         for (how, why, kind, size), count in counted.most_common()
-    ]  # fmt: skip
+    ]
 
 
 async def _look_at(

@@ -1,17 +1,25 @@
-"""The MIGRATE lane of a backfill: the source itself sends keys to the target, `MIGRATE … COPY REPLACE KEYS`, a batch at a time.
+"""The MIGRATE lane of a backfill: the source itself sends keys to the target, `MIGRATE … COPY
+REPLACE KEYS`, a batch at a time.
 
-The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write cannot come of it, and whatever is written later
-is journalled later. Three things need care, and each has its rule.
+The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write
+cannot come of it, and whatever is written later is journalled later. Three things need care, and
+each has its rule.
 
-* An expiry travels as the time left, and counts from when it comes. So a key that has one gets its absolute time set once more, after it was sent,
-  under the guard. One whose expiry changes between the look and the MIGRATE was written, and live sync copies it again (race rule 3).
-* A MIGRATE that ran into its timeout may be executed by the target later, when the key has another state.
-* Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after a switch would overwrite the new authority.
+* An expiry travels as the time left, and counts from when it comes. So a key that has one gets its
+  absolute time set once more, after it was sent, under the guard. One whose expiry changes between
+  the look and the MIGRATE was written, and live sync copies it again (race rule 3).
+* A MIGRATE that ran into its timeout may be executed by the target later, when the key has another
+  state.
+* Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after
+  a switch would overwrite the new authority.
 
-The last two are closed by who the source comes as: a user of the target that belongs to one slice, with a password that nobody keeps, made under the
-guard of the writers' epoch. To void what is under way, `MigrateLane` deletes that user, which ends its connections, and ends those of the other slices'
-too, since the source shares one connection among them. A request that comes later cannot log in. It would then be executed as the user `default`,
-which is why that one must not be allowed to RESTORE without a password. The switch deletes all of these users once the epoch is closed (`end_users`).
+The last two are closed by who the source comes as: a user of the target that belongs to one slice,
+with a password that nobody keeps, made under the guard of the writers' epoch. To void what is under
+way, `MigrateLane` deletes that user, which ends its connections, and ends those of the other
+slices' too, since the source shares one connection among them. A request that comes later cannot
+log in. It would then be executed as the user `default`, which is why that one must not be allowed
+to RESTORE without a password. The switch deletes all of these users once the epoch is closed
+(`end_users`).
 """
 
 from __future__ import annotations
@@ -43,7 +51,9 @@ _NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PROBE = RESERVED_PREFIX + b"migrate}:probe"
 _PROBE_MS = 60_000
 _LARGE, _GONE = "it is large", "it is gone"
-_BATCH_KEYS = 512  # of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more each
+# Of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more
+# each
+_BATCH_KEYS = 512
 
 
 def _prefix(migration: str) -> str:
@@ -51,7 +61,8 @@ def _prefix(migration: str) -> str:
 
 
 async def check_possible(plan: Plan) -> None:
-    """Whether this source may send to this target in a way that no late request can do harm. Changes nothing.
+    """Whether this source may send to this target in a way that no late request can do harm.
+    Changes nothing.
 
     Raises:
         DecisionRefused: it may not, and why.
@@ -62,7 +73,8 @@ async def check_possible(plan: Plan) -> None:
         raise DecisionRefused(
             "MIGRATE cannot carry this migration",
             why=why,
-            next_step="mend that, or set strategy: keys in the migration file, which copies key by key",
+            next_step="mend that, or set strategy: keys in the migration file, which copies key "
+            "by key",
         )
 
 
@@ -70,9 +82,15 @@ async def _why_not(plan: Plan) -> str | None:
     source, target = [await Endpoint(side, plan.address(side)).any_node() for side in Side]
     ours, theirs = await source.facts(), await target.facts()
     if not payload_fits(ours, theirs):
-        return f"payload version {ours.payload_version} of the source does not fit the target's {theirs.payload_version}"
+        return (
+            f"payload version {ours.payload_version} of the source does not fit the target's "
+            f"{theirs.payload_version}"
+        )
     if plan.target.tls:
-        return "the target is reached by TLS, and a source uses that for MIGRATE only where it is its own cluster's"
+        return (
+            "the target is reached by TLS, and a source uses that for MIGRATE only where it is "
+            "its own cluster's"
+        )
     if not ours.capabilities.get("scripts"):
         return "the source does not allow scripts, which look at keys before they are sent"
     async with await source.connect(name="exodus-migrate") as leg:
@@ -91,7 +109,7 @@ async def _why_not(plan: Plan) -> str | None:
 
 
 async def _why_open(plan: Plan) -> str | None:
-    """Why a request whose login is refused would be executed all the same; None where it would not."""
+    """Return why a request with a refused login would still run; None where it would not."""
     plain = plan.target.model_copy(
         update={"username": None, "password": None, "password_env": None, "password_file": None}
     )
@@ -106,13 +124,16 @@ async def _why_open(plan: Plan) -> str | None:
     if str(said).startswith(_NO_LOGIN):
         return None
     return (
-        "the target's user 'default' may RESTORE without a password, so a MIGRATE that comes late, whose own user is gone, would still be executed; "
+        "the target's user 'default' may RESTORE without a password, so a MIGRATE that comes "
+        "late, whose own user is gone, would still be executed; "
         "ACL SETUSER default -restore (or a password) closes that"
     )
 
 
 class MigrateLane:
-    """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this way."""
+    """Sends keys of one slice. Used by one task, beside the copier that carries what cannot go this
+    way.
+    """
 
     def __init__(
         self, engine: Engine, copier: Copier, source: Leg, looking: Leg, target: Leg, slice_id: str
@@ -137,7 +158,8 @@ class MigrateLane:
             await close_all((self._from, self._looking, self._to.leg))
 
     async def renew_user(self) -> None:
-        """A new password, so that whatever was sent with the old one, and was not executed yet, never is.
+        """A new password, so that whatever was sent with the old one, and was not executed yet,
+        never is.
 
         Raises:
             EpochEnded: the right to write ended.
@@ -149,7 +171,8 @@ class MigrateLane:
             ("ACL", "DELUSER", self._user),
             ("ACL", "SETUSER", self._user, "on", f">{self._password}", "~*", "+restore", "+select"),
         ]
-        # The source sends what it has of several slices through one connection, which is logged in as the last of them.
+        # The source sends what it has of several slices through one connection, which is logged in
+        # as the last of them.
         others: list[Command] = [
             ("CLIENT", "KILL", "USER", name)
             for name in users
@@ -176,8 +199,9 @@ class MigrateLane:
 
         Args:
             report: of the chunk.
-            more: whether the chunk goes on after so many keys and up to this cursor. The next batch is then looked at while this one is sent; never
-                one of the next chunk, whose feed positions have to be older than any look at its keys.
+            more: whether the chunk goes on after so many keys and up to this cursor. The next batch
+                is then looked at while this one is sent; never one of the next chunk, whose feed
+                positions have to be older than any look at its keys.
         """
         following, batch = await self._look(db, cursor, report)
         if more(following, len(batch.keys)):
@@ -240,7 +264,9 @@ class MigrateLane:
         )
         if (
             db >= self._databases
-        ):  # a source sends SELECT and the keys together: behind one that fails they would come into database 0
+            # A source sends SELECT and the keys together: behind one that fails they would come
+            # into database 0
+        ):
             return f"the target has no database {db}"
         try:
             outcome = await self._from.transaction([("EXISTS", *keys), send])
@@ -335,7 +361,8 @@ async def prove(engine: Engine) -> None:
             raise DecisionRefused(
                 "the source cannot send keys to the target",
                 why=why or "a key that it sent is not there",
-                next_step=f"let the source reach {engine.plan.target.url}, or set strategy: keys in the migration file",
+                next_step=f"let the source reach {engine.plan.target.url}, or set strategy: keys "
+                "in the migration file",
             )
     finally:
         try:
@@ -346,7 +373,9 @@ async def prove(engine: Engine) -> None:
 
 
 async def end_users(leg: Leg, migration: str) -> None:
-    """Delete every slice's user on the target, and with it what was sent and not executed: after the epoch in which they could be made was closed."""
+    """Delete every slice's user on the target, and with it what was sent and not executed: after
+    the epoch in which they could be made was closed.
+    """
     (found,) = await leg.pipeline([("ACL", "USERS")])
     if isinstance(found, ReplyError):
         return  # who may not list them could not make one

@@ -1,4 +1,6 @@
-"""How far bulk work has come: keys, bytes, rates and when it ends, from two looks and more. No I/O, no clock."""
+"""How far bulk work has come: keys, bytes, rates and when it ends, from two looks and more. No I/O,
+no clock.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class ProgressMeter:
         self._recent: deque[tuple[float, ProgressSample]] = deque()
 
     def look(self, now_s: float, found: ProgressSample, at_ms: int = 0) -> Progress:
-        """Take a look's figures. Rates are of this meter's time: what was done before it is not counted."""
+        """Take a look's figures. Rates are of this meter's time: what was done before it is not
+        counted.
+        """
         if self._first is None:
             self._first = now_s, found
         self._recent.append((now_s, found))

@@ -1,4 +1,6 @@
-"""Looking how far a backfill or a verification has come, in the control store; what reads it does no work of its own."""
+"""Looking how far a backfill or a verification has come, in the control store; what reads it does
+no work of its own.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """Which backfill a migration is at, so that a retry after a rollback copies nothing twice.
 
-A run is named once and keeps its checkpoints for as long as it copies the same from the same to the same. Where live sync stayed on, what was copied
-is equal still. Where it was off, nobody knows which keys changed: the run is kept all the same, and when its slices are done every key is compared
-and those that differ are marked as changed (`reconcile.mark_differing`), which costs reads and not copies.
+A run is named once and keeps its checkpoints for as long as it copies the same from the same to the
+same. Where live sync stayed on, what was copied is equal still. Where it was off, nobody knows
+which keys changed: the run is kept all the same, and when its slices are done every key is compared
+and those that differ are marked as changed (`reconcile.mark_differing`), which costs reads and not
+copies.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from exodus.topology.pair_checks import OWNED
 
 @dataclass(frozen=True)
 class CopyRun:
-    """A backfill, as the report `owned` keeps it from before its first copy until the migration is abandoned."""
+    """A backfill, as the report `owned` keeps it from before its first copy until the migration is
+    abandoned.
+    """
 
     run: str
     of: str  # digest of what is copied from where to where
@@ -84,7 +88,9 @@ async def _save(store: ControlStore, run: CopyRun) -> None:
 
 
 async def _still_there(store: ControlStore, plan: Plan, run: CopyRun) -> bool:
-    """Whether the target still holds at least half of what was copied: one that was emptied is filled faster by a backfill than by live sync."""
+    """Whether the target still holds at least half of what was copied: one that was emptied is
+    filled faster by a backfill than by live sync.
+    """
     copied = sum(
         progress.keys_copied for progress in (await load_progress(store, run.run)).values()
     )

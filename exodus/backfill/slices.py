@@ -1,11 +1,13 @@
-"""Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs one chunk.
+"""Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs
+one chunk.
 
-A chunk is CHUNK_KEYS keys or CHUNK_BYTES, in batches that are read while the one before is written. It takes the feed's positions before its
-first read and, after its last write, asks what changed since: every key in both is marked changed again, so a stale write of ours is always
-followed by a fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
+A chunk is CHUNK_KEYS keys or CHUNK_BYTES, in batches that are read while the one before is written.
+It takes the feed's positions before its first read and, after its last write, asks what changed
+since: every key in both is marked changed again, so a stale write of ours is always followed by a
+fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
 
-    read 1 │ read 2 │ read 3 │ …         a queue of QUEUED_BATCHES between the two keeps both servers at work
-           │ write 1│ write 2│ … settle  and bounds what is on its way
+    read 1 │ read 2 │ read 3 │ …         a queue of QUEUED_BATCHES between the two
+           │ write 1│ write 2│ … settle  keeps both servers busy, and bounds the memory
 """
 
 from __future__ import annotations
@@ -104,7 +106,8 @@ async def copy_slice(
                 ).run()
             break
         except NoRoom as exc:
-            # No matter how often: the checkpoint stands, and it goes on by itself when there is room.
+            # No matter how often: the checkpoint stands, and it goes on by itself when there is
+            # room.
             progress.why = str(exc.why)
             await save_progress(engine.store, run, progress)
             if time.monotonic() - began > budget_s:
@@ -131,14 +134,19 @@ async def copy_slice(
 
 
 async def _lost_write_grant(engine: Engine) -> str:
-    """Return why the follower does not know this epoch's writers though the route is theirs, or nothing: their epoch has ended.
+    """Return why the follower does not know this epoch's writers though the route is theirs, or
+    nothing: their epoch has ended.
 
-    What it has lost of slices that were copied is found by live sync, which gives the right back (`lives.py`).
+    What it has lost of slices that were copied is found by live sync, which gives the right back
+    (`lives.py`).
     """
     route = await read_route(engine.store)
     if not route.sync or route.writer_epoch != engine.route.writer_epoch:
         return ""
-    return f"the {route.follower} lost what this migration wrote; the copy goes on when live sync has taken it up again"
+    return (
+        f"the {route.follower} lost what this migration wrote; the copy goes on when live sync "
+        "has taken it up again"
+    )
 
 
 class _SliceCopy:
@@ -191,7 +199,8 @@ class _SliceCopy:
                     asyncio.create_task(self._write(copier)),
                     asyncio.create_task(self._read(copier, lane, pace)),
                 ]
-                # Whichever fails first ends the other: a reader alone would wait at a full queue for ever.
+                # Whichever fails first ends the other: a reader alone would wait at a full queue
+                # for ever.
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
                 for task in done:
                     task.result()
@@ -280,9 +289,14 @@ class _SliceCopy:
             progress.strategies[how] = progress.strategies.get(how, 0) + count
         progress.cursor, progress.done, progress.why = chunk.cursor, chunk.ended, ""
         row = ChunkRow(
-            slice_id=self._piece.slice_id, number=progress.chunks, keys=len(chunk.keys), payload_bytes=report.payload_bytes,
-            digest=f"{report.digest:016x}", ms=round((time.monotonic() - chunk.began) * 1000), cursor=chunk.cursor,
-        )  # fmt: skip
+            slice_id=self._piece.slice_id,
+            number=progress.chunks,
+            keys=len(chunk.keys),
+            payload_bytes=report.payload_bytes,
+            digest=f"{report.digest:016x}",
+            ms=round((time.monotonic() - chunk.began) * 1000),
+            cursor=chunk.cursor,
+        )
         await save_progress(engine.store, self._run_name, progress, row)
         if self._on_progress is not None:
             self._on_progress(progress)
@@ -301,7 +315,9 @@ async def mark_overtaken(
     positions: dict[int, bytes],
     unsettled: list[bytes] | None = None,
 ) -> int:
-    """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and 4), and the unsettled ones; how many."""
+    """Mark the keys of a chunk that changed after `positions` as changed again (race rules 3 and
+    4), and the unsettled ones; how many.
+    """
     changes = await engine.feed.changes_since(positions)
     marked = [(db, key) for key in unsettled or ()]
     if changes.gap or changes.barriers:

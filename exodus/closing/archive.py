@@ -1,7 +1,8 @@
-"""Taking a migration that has ended out of the control store: its evidence goes into a bundle, its name is free again.
+"""Taking a migration that has ended out of the control store: its evidence goes into a bundle, its
+name is free again.
 
-What is left is one line in `exodus:archive`, a hash of the whole control store: what was archived, when, and
-where its bundle stands. An archive that was interrupted is done again from its beginning.
+What is left is one line in `exodus:archive`, a hash of the whole control store: what was archived,
+when, and where its bundle stands. An archive that was interrupted is done again from its beginning.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ async def check_may_be_archived(store: ControlStore) -> str:
     if end is None and any(entry.event == "decided" for entry in entries):
         raise DecisionRefused(
             f"{store.migration} is not archived: it has not ended",
-            why="it was neither finalised nor abandoned, so that its journal, its route and its decisions are needed",
-            next_step="exodus status; to give it up: exodus start rollback, then exodus answer abandon",
+            why="it was neither finalised nor abandoned, so that its journal, its route and its "
+            "decisions are needed",
+            next_step="exodus status; to give it up: exodus start rollback, then exodus answer "
+            "abandon",
         )
     now_ms = await store.now_ms()
     beats = [
@@ -49,13 +52,15 @@ async def check_may_be_archived(store: ControlStore) -> str:
         raise DecisionRefused(
             f"{store.migration} is not archived: {len(alive)} of its processes run",
             why=f"they read their route from what would be removed: {', '.join(alive)}",
-            next_step="move the applications from the gateways (exodus redirect), stop these processes (SIGTERM), and archive it then",
+            next_step="move the applications from the gateways (exodus redirect), stop these "
+            "processes (SIGTERM), and archive it then",
         )
     return "never begun" if end is None else str(end[0])
 
 
 async def archive(store: ControlStore, plan: Plan, folder: Path, *, by: str, why: str) -> Json:
-    """Write the bundle into a new folder, note that in the control store, and remove the migration's keys from there.
+    """Write the bundle into a new folder, note that in the control store, and remove the
+    migration's keys from there.
 
     Raises:
         DecisionRefused: it has not ended, or a process still works by it.
@@ -86,7 +91,9 @@ async def archive(store: ControlStore, plan: Plan, folder: Path, *, by: str, why
 
 
 async def archived(store: ControlStore, migration: str = "") -> list[Json]:
-    """Return what was archived in this control store, oldest first; of one migration where it is named."""
+    """Return what was archived in this control store, oldest first; of one migration where it is
+    named.
+    """
     raw = await answered(store.client.hgetall(ARCHIVE))
     notes: list[Json] = [orjson.loads(value) for value in raw.values()]
     return sorted(

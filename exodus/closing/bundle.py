@@ -1,15 +1,17 @@
-"""The evidence bundle: everything that was decided and proved, in a folder, hash-chained, checkable without any server.
+"""The evidence bundle: everything that was decided and proved, in a folder, hash-chained, checkable
+without any server.
 
-    manifest.jsonl   one line a file: its name, size and SHA-256, and the chain: SHA-256 of the line before and of this line's facts
-    head.txt         the last link of the chain; it is also written into the ledger, where whoever edits the folder does not reach
-    *.json           the documents, canonical JSON
-    report.html      the same for a person
-    head.sig         where a key signs: the Ed25519 signature of the head, base64
+    manifest.jsonl   one line a file: its name, size and SHA-256, and the chain: SHA-256 of the line
+    before and of this line's facts head.txt         the last link of the chain; it is also written
+    into the ledger, where whoever edits the folder does not reach *.json           the documents,
+    canonical JSON report.html      the same for a person head.sig         where a key signs: the
+    Ed25519 signature of the head, base64
 
-`check` finds any byte that was changed, any file that was added, removed or renamed, any line that was moved,
-and a ledger whose own chain does not hold. All of that can be made anew by whoever writes a whole new bundle.
-So a check proves something only against the head that was written down elsewhere (the ledger, the run's
-artifact), or against the public key of whoever signs; without either it says so, and fails.
+`check` finds any byte that was changed, any file that was added, removed or renamed, any line that
+was moved, and a ledger whose own chain does not hold. All of that can be made anew by whoever
+writes a whole new bundle. So a check proves something only against the head that was written down
+elsewhere (the ledger, the run's artifact), or against the public key of whoever signs; without
+either it says so, and fails.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ def _no_key(path: Path, why: object) -> OperatorError:
     return OperatorError(
         f"{path} is no Ed25519 key in PEM",
         why=str(why),
-        next_step="openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem",
+        next_step="openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem "
+        "-pubout -out public.pem",
     )
 
 
@@ -147,7 +150,8 @@ class Checked:
 
 
 def check(folder: Path, *, head: str | None = None, public_key: Path | None = None) -> Checked:
-    """Hold every file of a bundle against its chain, and the chain against a head or a key; nothing is asked of any server.
+    """Hold every file of a bundle against its chain, and the chain against a head or a key; nothing
+    is asked of any server.
 
     Raises:
         OperatorError: there is no bundle, or the key is none.
@@ -185,7 +189,8 @@ def check(folder: Path, *, head: str | None = None, public_key: Path | None = No
         (found.proved_by if why is None else found.problems).append(why or "the signature")
     if not found.proved_by and not found.problems:
         found.problems.append(
-            "nothing shows that this is the bundle that was written: give its head (--head, from the ledger or the run's artifact) or --public-key"
+            "nothing shows that this is the bundle that was written: give its head (--head, from "
+            "the ledger or the run's artifact) or --public-key"
         )
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     found.problems += [

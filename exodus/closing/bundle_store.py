@@ -1,4 +1,6 @@
-"""The newest evidence bundles, in the control store: a phase may end on any worker, whose disk may be gone."""
+"""The newest evidence bundles, in the control store: a phase may end on any worker, whose disk may
+be gone.
+"""
 
 from __future__ import annotations
 

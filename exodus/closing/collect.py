@@ -1,6 +1,8 @@
-"""What goes into an evidence bundle: everything that the control store knows of a migration. No secret is in it.
+"""What goes into an evidence bundle: everything that the control store knows of a migration. No
+secret is in it.
 
-The digest by buckets that a finalise takes of the source's last state (`side_digest`) is among the reports.
+The digest by buckets that a finalise takes of the source's last state (`side_digest`) is among the
+reports.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ Json = dict[str, Any]
 
 
 async def side_digest(endpoint: Endpoint) -> Json:
-    """Keys and a digest a bucket of key hashes: name, value as the server dumps it, and expiry, of every key that is not ours.
+    """Keys and a digest a bucket of key hashes: name, value as the server dumps it, and expiry, of
+    every key that is not ours.
 
-    Free of order, so that SCAN's does not matter. Fit to show that a side is as it was, not to compare two sides of different versions:
-    verification does that.
+    Free of order, so that SCAN's does not matter. Fit to show that a side is as it was, not to
+    compare two sides of different versions: verification does that.
     """
     counts, digests = [0] * _BUCKETS, [0] * _BUCKETS
     for node in await endpoint.each_node():
@@ -73,10 +76,12 @@ async def side_digest(endpoint: Endpoint) -> Json:
 
 
 async def last_state(endpoint: Endpoint) -> Json:
-    """What can be known of a side through its protocol, for whoever opens its dump one day: `side_digest`, who it was, and where it stood.
+    """What can be known of a side through its protocol, for whoever opens its dump one day:
+    `side_digest`, who it was, and where it stood.
 
-    `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it stayed there meanwhile, so that
-    the digest is of exactly that state. `saved_at` and `changes_since_save` speak of the dump on its own disk. Keys that expire later change it.
+    `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it
+    stayed there meanwhile, so that the digest is of exactly that state. `saved_at` and
+    `changes_since_save` speak of the dump on its own disk. Keys that expire later change it.
     """
     before, digest, after = (
         await (await endpoint.any_node()).info(),
@@ -141,7 +146,9 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
 
 
 async def dirty_keys(store: ControlStore, plan: Plan, at_most: int) -> tuple[list[Key], int]:
-    """Keys that were written at the authority and not yet copied to the follower, as far as the journal knows; and how many there are."""
+    """Keys that were written at the authority and not yet copied to the follower, as far as the
+    journal knows; and how many there are.
+    """
     changes = await journal.since(store, await _synced(store, plan))
     letters = [
         key
@@ -164,7 +171,8 @@ async def remaining_keys(store: ControlStore, plan: Plan) -> list[str]:
         record = await read_record(store, side)
         if record is not None:
             left.append(
-                f"{side}: the fence is up ({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}"
+                f"{side}: the fence is up "
+                f"({record.kind}){': ' if record.kept else ''}{', '.join(record.kept)}"
             )
         try:
             if side is Side.TARGET and (follows := (await link.look(plan)).follows):
@@ -190,7 +198,9 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
 
 
 async def connected_clients(plan: Plan, side: Side) -> list[Json]:
-    """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by their names, which begin with `exodus`."""
+    """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by
+    their names, which begin with `exodus`.
+    """
     found: Counter[tuple[str, str, str, str]] = Counter()
     for node in await Endpoint(side, plan.address(side)).each_node():
         async with await node.connect(name="exodus-clients") as leg:

@@ -1,4 +1,6 @@
-"""The ends of a migration: live sync stopped, the way back closed for good (`finalise`), or everything given up (`abandon`)."""
+"""The ends of a migration: live sync stopped, the way back closed for good (`finalise`), or
+everything given up (`abandon`).
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ Json = dict[str, Any]
 
 
 async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
-    """Journal and live sync off; nobody of ours writes to the follower any more. Where they are off already, only wait for everybody.
+    """Journal and live sync off; nobody of ours writes to the follower any more. Where they are off
+    already, only wait for everybody.
 
-    A follower that does not answer, or whose fence refuses us too, cannot be told. Whoever copies there sees the route all the same, and a syncer
-    that is frozen now is refused by the next epoch's right, which Migrate gives before it copies. `not_told` says why.
+    A follower that does not answer, or whose fence refuses us too, cannot be told. Whoever copies
+    there sees the route all the same, and a syncer that is frozen now is refused by the next
+    epoch's right, which Migrate gives before it copies. `not_told` says why.
 
     Raises:
         DecisionRefused: somebody else changed the route meanwhile.
@@ -82,10 +86,13 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
 
 
 async def finalise(store: ControlStore, plan: Plan) -> Json:
-    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced."""
+    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides.
+    The old source stays fenced.
+    """
     stopped = await stop(store, plan, "finalised: the target is the authority for good")
     await _remove_own_keys(plan, store, keep_fence_of=Side.SOURCE)
-    # The last state of the source: nothing of ours writes there any more, and its fence keeps the others out.
+    # The last state of the source: nothing of ours writes there any more, and its fence keeps the
+    # others out.
     report = await checklist(store, plan)
     return {
         **report,
@@ -97,7 +104,8 @@ async def finalise(store: ControlStore, plan: Plan) -> Json:
 
 
 async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Json:
-    """Live sync off, fences lifted, Exodus's own keys removed, and, where asked, every key that the target holds of the source.
+    """Live sync off, fences lifted, Exodus's own keys removed, and, where asked, every key that the
+    target holds of the source.
 
     A side that does not answer is left as it is, and listed in `left_by_exodus`.
     """
@@ -162,7 +170,8 @@ async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
 async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
     """Remove the target's keys; how many, and those that stay.
 
-    A target that had to be empty holds only what was copied. One that held keys before loses those that the source has too.
+    A target that had to be empty holds only what was copied. One that held keys before loses those
+    that the source has too.
     """
     removed, left = 0, []
     scope = plan.scope

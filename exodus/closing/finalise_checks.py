@@ -49,7 +49,8 @@ async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> lis
     )
     if open_until_ms > now_ms:
         found.append(
-            f"the observation window is open for another {(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)"
+            "the observation window is open for another "
+            f"{(open_until_ms - now_ms) / _HOUR_MS:.1f} h (observation_hours_min)"
         )
     technical = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
     if (
@@ -72,7 +73,9 @@ async def _check_way_back(
     store: ControlStore, plan: Plan, now_ms: int, route: Route, switched_ms: int
 ) -> list[str]:
     if await blocks_exodus(store, Side.SOURCE):
-        return []  # nothing flows back by intent; the sides were compared before the switch, and spot-checked in it
+        # Nothing flows back by intent; the sides were compared before the switch, and spot-checked
+        # in it
+        return []
     found: list[str] = []
     syncers = [
         beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)
@@ -80,7 +83,8 @@ async def _check_way_back(
     lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
     if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
         found.append(
-            f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} syncer(s), {lag_ms} ms behind"
+            f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} "
+            f"syncer(s), {lag_ms} ms behind"
         )
     reports = [
         report
@@ -93,11 +97,13 @@ async def _check_way_back(
     newest = await freshness.last_pass(store)
     if newest is None or newest.at_ms < switched_ms:
         found.append(
-            "no verification of all keys began after the cutover and ended clean: exodus verify --repair"
+            "no verification of all keys began after the cutover and ended clean: exodus verify "
+            "--repair"
         )
     elif (age_h := (now_ms - newest.at_ms) / _HOUR_MS) > plan.verification_hours_max:
         found.append(
-            f"the last clean verification of all keys is {age_h:.1f} h old (verification_hours_max): exodus verify --repair"
+            f"the last clean verification of all keys is {age_h:.1f} h old "
+            "(verification_hours_max): exodus verify --repair"
         )
     return found
 
@@ -118,7 +124,9 @@ async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
 
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:
-    """The last state of the source, and what people have to do before it can be switched off. Take it when nothing of ours writes there any more."""
+    """The last state of the source, and what people have to do before it can be switched off. Take
+    it when nothing of ours writes there any more.
+    """
     clients = await connected_clients(plan, Side.SOURCE)
     state = await last_state(Endpoint(Side.SOURCE, plan.source))
     fence = await read_record(store, Side.SOURCE)
@@ -143,7 +151,8 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
             f"gateway {plan.gateway.host}:{plan.gateway.port}",
         ),
         (
-            "send who is still connected through the gateways away, one by one: exodus redirect 2 --why …",
+            "send who is still connected through the gateways away, one by one: exodus redirect 2 "
+            "--why …",
             _named(through) or "nobody",
         ),
         (
@@ -175,8 +184,10 @@ async def _dump(plan: Plan, fence: Record | None) -> str:
     """Say how a dump of the source is taken, by a command that its user may run."""
     if fence is not None and fence.kind == FenceKind.REPLICA:
         return (
-            "the source is fenced as a replica and sends nobody its data: on its host, as an administrator, run BGSAVE, "
-            f"wait until LASTSAVE changes, then keep the file that CONFIG GET dir and CONFIG GET dbfilename name, as {plan.name}-source.rdb"
+            "the source is fenced as a replica and sends nobody its data: on its host, as an "
+            "administrator, run BGSAVE, "
+            "wait until LASTSAVE changes, then keep the file that CONFIG GET dir and CONFIG GET "
+            f"dbfilename name, as {plan.name}-source.rdb"
         )
     address = plan.source
     user = address.username or "default"
@@ -186,7 +197,10 @@ async def _dump(plan: Plan, fence: Record | None) -> str:
         refused = f"whether it may is not known: {exc.why}"
     if refused is None:
         return _dump_command(plan, address.username)
-    return f"{_dump_command(plan, 'ADMINISTRATOR')} (as a user with +sync +replconf +ping; {user} may not: {refused})"
+    return (
+        f"{_dump_command(plan, 'ADMINISTRATOR')} (as a user with +sync +replconf +ping; {user} "
+        f"may not: {refused})"
+    )
 
 
 def _dump_command(plan: Plan, username: str | None) -> str:
@@ -204,7 +218,11 @@ def _text_of(state: Json) -> str:
     saved = (
         ""
         if state["saved_at"] is None
-        else f"; on its disk: saved {state['saved_at']}, {state['changes_since_save']} changes since"
+        else f"; on its disk: saved {state['saved_at']}, {state['changes_since_save']} changes "
+        "since"
     )
     moved = "" if state["quiet"] else " (it moved while it was looked at)"
-    return f"run {state['run_id']}, offset {state['offset']}{moved}, {state['keys']} keys, digest {state['digest']}{saved}"
+    return (
+        f"run {state['run_id']}, offset {state['offset']}{moved}, {state['keys']} keys, digest "
+        f"{state['digest']}{saved}"
+    )

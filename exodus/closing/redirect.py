@@ -1,4 +1,6 @@
-"""Taking the gateways out of the path, once the way back is closed: clients are sent away one by one, to where their names point now."""
+"""Taking the gateways out of the path, once the way back is closed: clients are sent away one by
+one, to where their names point now.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ Json = dict[str, Any]
 
 
 def finalised(route: Route) -> bool:
-    """Whether nothing needs the gateways any more: the target is the authority, and nothing flows back."""
+    """Whether nothing needs the gateways any more: the target is the authority, and nothing flows
+    back.
+    """
     return (
         route.authority is Side.TARGET
         and not route.sync
@@ -32,11 +36,13 @@ def finalised(route: Route) -> bool:
 async def redirect(
     store: ControlStore, per_s: float, *, refuse_new: bool, busy: bool, why: str
 ) -> Route:
-    """Let every gateway process end `per_s` connections a second, idle ones only unless `busy`; 0 stops it. Waits until every gateway follows.
+    """Let every gateway process end `per_s` connections a second, idle ones only unless `busy`; 0
+    stops it. Waits until every gateway follows.
 
     Raises:
         OperatorError: it is no such pace.
-        DecisionRefused: the gateways are needed still, or the route was changed at this very moment; nothing was changed.
+        DecisionRefused: the gateways are needed still, or the route was changed at this very
+            moment; nothing was changed.
         CutoverAborted: a gateway did not follow.
     """
     if not 0 <= per_s <= REDIRECT_PER_S_MAX:
@@ -49,7 +55,8 @@ async def redirect(
     if per_s and not finalised(route):
         raise DecisionRefused(
             "clients may not be sent away from the gateways",
-            why="they are what the way back, or the migration itself, relies on until it is finalised",
+            why="they are what the way back, or the migration itself, relies on until it is "
+            "finalised",
             next_step="approve the second decision of Commit first: exodus start commit",
         )
     wanted = Redirect(per_s=per_s, refuse_new=refuse_new, busy=busy) if per_s else None
@@ -70,7 +77,9 @@ async def redirect(
 
 
 async def who_is_connected(store: ControlStore) -> list[Json]:
-    """Clients of all gateways by name, host and kind, most connections first; as of their last telemetry, half a second ago."""
+    """Clients of all gateways by name, host and kind, most connections first; as of their last
+    telemetry, half a second ago.
+    """
     found: Counter[tuple[str, str, str]] = Counter()
     for beat in await registry.heartbeats(store, "gateway"):
         raw = await answered(store.client.get(store.keys.telemetry(beat.process)))

@@ -1,4 +1,6 @@
-"""The bundle as a page for a person: what was decided, by whom, on which proof, and how the switches went. One file, no script, no network."""
+"""The bundle as a page for a person: what was decided, by whom, on which proof, and how the
+switches went. One file, no script, no network.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ from typing import Any, cast
 from exodus.safe_text import html, when
 
 _STYLE = (
-    "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1b1b1b}"
-    "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border:1px solid #ccc;padding:.25rem .6rem;text-align:left;vertical-align:top}"
+    "body{font:15px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 "
+    "1rem;color:#1b1b1b}"
+    "table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border:1px solid "
+    "#ccc;padding:.25rem .6rem;text-align:left;vertical-align:top}"
     "td{overflow-wrap:anywhere}td:first-child{min-width:12rem}"
     "th{background:#f3f3f3}h2{margin-top:2rem}.no{color:#a00}"
 )
@@ -57,7 +61,9 @@ def _cell(name: str, value: object) -> str:
 
 
 def _section(title: str, value: object) -> list[str]:
-    """Return what a document holds: its single values in one table, and a table for each of its parts; of nothing, nothing."""
+    """Return what a document holds: its single values in one table, and a table for each of its
+    parts; of nothing, nothing.
+    """
     if (
         isinstance(value, Mapping)
         and value
@@ -108,14 +114,20 @@ def render(documents: Mapping[str, object]) -> str:
     ledger = cast("list[Json]", (cast("Json", documents.get("ledger") or {})).get("entries") or [])
     decided = [
         (
-            when(entry["at_ms"]), entry["phase"], entry["gate"], entry["verdict"], entry["decided_by"], entry["why"],
+            when(entry["at_ms"]),
+            entry["phase"],
+            entry["gate"],
+            entry["verdict"],
+            entry["decided_by"],
+            entry["why"],
             f"{entry['evidence']} ({entry['evidence_digest'][:12]})",
         )
         for entry in ledger
         if entry["event"] == "decided"
-    ]  # fmt: skip
+    ]
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Exodus: {html(str(plan.get("name")))}</title><style>{_STYLE}</style>',
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Exodus: '
+        f"{html(str(plan.get('name')))}</title><style>{_STYLE}</style>",
         f"<h1>Migration {html(plan.get('name'))}</h1>",
         *_titled(
             "Decisions",

@@ -1,7 +1,7 @@
 """Which arguments of a request are keys.
 
-For most commands the server's table says it as first, last and step. For the movable ones the rules stand here; they are checked
-against the servers' own COMMAND GETKEYS in the tests.
+For most commands the server's table says it as first, last and step. For the movable ones the rules
+stand here; they are checked against the servers' own COMMAND GETKEYS in the tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def integer(raw: bytes) -> int | None:
 
 
 def database(raw: bytes) -> int | None:
-    """Return the number of a database, or None where no server can have it: they count in 32 bits with a sign."""
+    """Return the number of a database, or None where no server can have it: they count in 32 bits
+    with a sign.
+    """
     number = integer(raw)
     return number if number is not None and number < _DATABASES_MAX else None
 

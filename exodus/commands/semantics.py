@@ -1,7 +1,8 @@
 """What a server's COMMAND table does not say: the one reviewed override table.
 
-Names are upper case. Sources: the command pages of the Redis documentation and facts checked on Redis 6.2 to 8.2 and Valkey
-8.1 to 9.1. A command that neither the servers nor this table know counts as a write with unknown keys.
+Names are upper case. Sources: the command pages of the Redis documentation and facts checked on
+Redis 6.2 to 8.2 and Valkey 8.1 to 9.1. A command that neither the servers nor this table know
+counts as a write with unknown keys.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Role(IntEnum):
     REPLACES = auto()  # may replace data without naming a key
 
 
-# Words of HTTP: every server closes the connection where one is a command's name, whether it lists it or not.
+# Words of HTTP: every server closes the connection where one is a command's name, whether it lists
+# it or not.
 CLOSE_AT_ONCE = (b"POST", b"HOST:")
 
 ROLES: dict[bytes, Role] = {
@@ -98,7 +100,8 @@ ROLES: dict[bytes, Role] = {
     b"WAITAOF": Role.BLOCKING,
 }
 
-# The servers flag these otherwise, for reasons of their own (replication of scripts; XREADGROUP's key specs say read only).
+# The servers flag these otherwise, for reasons of their own (replication of scripts; XREADGROUP's
+# key specs say read only).
 WRITES = frozenset({b"EVAL", b"EVALSHA", b"FCALL", b"XREADGROUP", b"BRPOPLPUSH", b"PFCOUNT"})
 # They run scripts that can only read.
 READ_ONLY_SCRIPTS = frozenset({b"EVAL_RO", b"EVALSHA_RO", b"FCALL_RO"})
@@ -106,10 +109,12 @@ READ_ONLY_SCRIPTS = frozenset({b"EVAL_RO", b"EVALSHA_RO", b"FCALL_RO"})
 NOT_WRITES = frozenset({b"EXEC", b"FUNCTION", b"SCRIPT", b"PUBLISH", b"SPUBLISH"})
 
 
-# Of a known command that answers an error nothing was executed, except of these: MIGRATE may have moved some of its keys.
+# Of a known command that answers an error nothing was executed, except of these: MIGRATE may have
+# moved some of its keys.
 ACTS_ON_ERROR = frozenset({b"MIGRATE"})
-# How the error of a script begins that was refused before it ran. A script that ran may have written before it
-# failed, and can hand on the error of an inner command, so OOM, READONLY and their like are not here.
+# How the error of a script begins that was refused before it ran. A script that ran may have
+# written before it failed, and can hand on the error of an inner command, so OOM, READONLY and
+# their like are not here.
 SCRIPT_REFUSALS = (
     b"NOAUTH Authentication required",
     b"NOPERM this user has no permissions",
@@ -129,14 +134,24 @@ SCRIPT_REFUSALS = (
     b"ERR Can't execute 'fcall",
     b"MASTERDOWN ",
 )
-# How the error of a command begins that the server does not have, or that this user or moment may not run: it did nothing, whatever it is.
+# How the error of a command begins that the server does not have, or that this user or moment may
+# not run: it did nothing, whatever it is.
 REFUSALS = (
-    b"NOAUTH ", b"NOPERM ", b"WRONGPASS ", b"NOPROTO ",
-    b"ERR unknown command", b"ERR wrong number of arguments", b"LOADING ", b"BUSY ", b"EXECABORT ", b"MASTERDOWN ",
+    b"NOAUTH ",
+    b"NOPERM ",
+    b"WRONGPASS ",
+    b"NOPROTO ",
+    b"ERR unknown command",
+    b"ERR wrong number of arguments",
+    b"LOADING ",
+    b"BUSY ",
+    b"EXECABORT ",
+    b"MASTERDOWN ",
     b"ERR Can't execute",
-)  # fmt: skip
+)
 
-# Commands without keys that change what the server holds, or from whom it has it: no journal can say which keys.
+# Commands without keys that change what the server holds, or from whom it has it: no journal can
+# say which keys.
 REPLACES_DATA = frozenset(
     {
         b"REPLICAOF",
@@ -150,8 +165,10 @@ REPLACES_DATA = frozenset(
 )
 # The subcommands of DEBUG that only look. Any other may have replaced the data.
 DEBUG_LOOKS = frozenset(
-    b"HELP OBJECT SLEEP DIGEST DIGEST-VALUE JMAP STRINGMATCH-LEN HTSTATS HTSTATS-KEY SDSLEN ZIPLIST LISTPACK QUICKLIST LOG PROTOCOL ERROR "
-    b"STRUCTSIZE DICT-STATS CHANGE-REPL-ID SET-ACTIVE-EXPIRE MALLCTL MALLCTL-STR LEAK ASSERT OOM".split()
+    b"HELP OBJECT SLEEP DIGEST DIGEST-VALUE JMAP STRINGMATCH-LEN HTSTATS HTSTATS-KEY SDSLEN "
+    b"ZIPLIST LISTPACK QUICKLIST LOG PROTOCOL ERROR "
+    b"STRUCTSIZE DICT-STATS CHANGE-REPL-ID SET-ACTIVE-EXPIRE MALLCTL MALLCTL-STR LEAK "
+    b"ASSERT OOM".split()
 )
 
 
@@ -193,8 +210,10 @@ def block_timeout(name: bytes, args: list[bytes]) -> Timeout | None:
 
 # Replies that differ between two healthy servers, so that comparing them means nothing.
 NOT_COMPARABLE = frozenset(
-    b"TIME INFO DBSIZE OBJECT MEMORY LASTSAVE ROLE CONFIG SLOWLOG LATENCY COMMAND CLIENT DEBUG RANDOMKEY SRANDMEMBER HRANDFIELD "
-    b"ZRANDMEMBER SPOP SCAN HSCAN SSCAN ZSCAN TTL PTTL DUMP RESTORE MIGRATE WAIT WAITAOF XINFO XPENDING XREADGROUP XCLAIM XAUTOCLAIM "
+    b"TIME INFO DBSIZE OBJECT MEMORY LASTSAVE ROLE CONFIG SLOWLOG LATENCY COMMAND CLIENT DEBUG "
+    b"RANDOMKEY SRANDMEMBER HRANDFIELD "
+    b"ZRANDMEMBER SPOP SCAN HSCAN SSCAN ZSCAN TTL PTTL DUMP RESTORE MIGRATE WAIT WAITAOF XINFO "
+    b"XPENDING XREADGROUP XCLAIM XAUTOCLAIM "
     b"XADD LOLWUT ACL MODULE MONITOR PSYNC SYNC REPLCONF SHUTDOWN".split()
 )
 # Members come back in the order of the server's own hash table.
@@ -204,21 +223,29 @@ NUMERIC = frozenset(
     b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split()
 )
 
-# Reads of one key whose reply is a function of its value alone, with the same bytes on every version: what canary reads are made of. Not the
-# time left, not what a server orders by its own hash table, not floating point, and nothing that a script does.
+# Reads of one key whose reply is a function of its value alone, with the same bytes on every
+# version: what canary reads are made of. Not the time left, not what a server orders by its own
+# hash table, not floating point, and nothing that a script does.
 EXACT_ELSEWHERE = frozenset(
-    b"GET STRLEN GETRANGE SUBSTR GETBIT BITCOUNT BITPOS EXISTS TYPE HGET HMGET HEXISTS HLEN HSTRLEN LLEN LRANGE LINDEX LPOS SCARD SISMEMBER "
-    b"SMISMEMBER ZCARD ZCOUNT ZLEXCOUNT ZRANGE ZREVRANGE ZRANGEBYLEX ZREVRANGEBYLEX ZRANK ZREVRANK XLEN XRANGE XREVRANGE".split()
+    b"GET STRLEN GETRANGE SUBSTR GETBIT BITCOUNT BITPOS EXISTS TYPE HGET HMGET HEXISTS HLEN "
+    b"HSTRLEN LLEN LRANGE LINDEX LPOS SCARD SISMEMBER "
+    b"SMISMEMBER ZCARD ZCOUNT ZLEXCOUNT ZRANGE ZREVRANGE ZRANGEBYLEX ZREVRANGEBYLEX ZRANK "
+    b"ZREVRANK XLEN XRANGE XREVRANGE".split()
 )
 
-# What Compare asks of the target with Exodus's own rights: commands of one key that read or change nothing but its value, at a cost that its
-# size bounds. Not RESTORE, COPY or MOVE, nothing that blocks, looks for keys, runs a script or names a second key.
+# What Compare asks of the target with Exodus's own rights: commands of one key that read or change
+# nothing but its value, at a cost that its size bounds. Not RESTORE, COPY or MOVE, nothing that
+# blocks, looks for keys, runs a script or names a second key.
 COMPARED_READS = EXACT_ELSEWHERE | frozenset(
-    b"HGETALL HKEYS HVALS SMEMBERS ZSCORE ZMSCORE ZRANGEBYSCORE ZREVRANGEBYSCORE GEOPOS GEODIST GEOHASH GEOSEARCH EXPIRETIME PEXPIRETIME".split()
+    b"HGETALL HKEYS HVALS SMEMBERS ZSCORE ZMSCORE ZRANGEBYSCORE ZREVRANGEBYSCORE GEOPOS GEODIST "
+    b"GEOHASH GEOSEARCH EXPIRETIME PEXPIRETIME".split()
 )
 COMPARED_WRITES = frozenset(
-    b"SET SETEX PSETEX SETNX GETSET GETDEL GETEX DEL UNLINK APPEND SETRANGE SETBIT INCR DECR INCRBY DECRBY INCRBYFLOAT "
-    b"HSET HSETNX HMSET HDEL HINCRBY HINCRBYFLOAT LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET LINSERT LREM LTRIM SADD SREM "
-    b"ZADD ZINCRBY ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX GEOADD PFADD XADD XTRIM XDEL "
+    b"SET SETEX PSETEX SETNX GETSET GETDEL GETEX DEL UNLINK APPEND SETRANGE SETBIT INCR DECR "
+    b"INCRBY DECRBY INCRBYFLOAT "
+    b"HSET HSETNX HMSET HDEL HINCRBY HINCRBYFLOAT LPUSH RPUSH LPUSHX RPUSHX LPOP RPOP LSET "
+    b"LINSERT LREM LTRIM SADD SREM "
+    b"ZADD ZINCRBY ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX GEOADD PFADD XADD XTRIM "
+    b"XDEL "
     b"EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST".split()
 )

@@ -1,7 +1,8 @@
 """Commands as a live server describes them, with the overrides of `semantics.py`.
 
-Redis 6.2 describes a command in seven fields and knows no subcommands there; 7.0 and Valkey in ten, with subcommands at index 9.
-Only what both have is used, and the movable keys have rules of our own, so one reading serves all versions.
+Redis 6.2 describes a command in seven fields and knows no subcommands there; 7.0 and Valkey in ten,
+with subcommands at index 9. Only what both have is used, and the movable keys have rules of our
+own, so one reading serves all versions.
 """
 
 from __future__ import annotations
@@ -18,8 +19,20 @@ class Command:
     """One command's facts, looked up once and then shared by all requests that name it."""
 
     __slots__ = (
-        "acts_on_error", "first", "known", "last", "movable", "name", "plain", "renamed", "role", "script", "step", "subcommands", "write",
-    )  # fmt: skip
+        "acts_on_error",
+        "first",
+        "known",
+        "last",
+        "movable",
+        "name",
+        "plain",
+        "renamed",
+        "role",
+        "script",
+        "step",
+        "subcommands",
+        "write",
+    )
 
     def __init__(
         self,
@@ -56,7 +69,9 @@ class Command:
         return by_position(args, self.first, self.last, self.step)
 
     def refused(self, error: bytes) -> bool:
-        """Whether the command did nothing, by the first line of the error that it was answered with."""
+        """Whether the command did nothing, by the first line of the error that it was answered
+        with.
+        """
         if not self.acts_on_error:
             return True
         if self.script:
@@ -78,7 +93,9 @@ UNKNOWN = b"(UNKNOWN)"
 
 
 class CommandTable:
-    """Name → `Command`, in any spelling of the name; a name that no server lists is `unknown`, a write."""
+    """Name → `Command`, in any spelling of the name; a name that no server lists is `unknown`, a
+    write.
+    """
 
     def __init__(self, commands: Iterable[Command]) -> None:
         self._by_name = {name: Command(name, write=False) for name in semantics.CLOSE_AT_ONCE}
@@ -93,7 +110,9 @@ class CommandTable:
 
     @classmethod
     def from_replies(cls, *replies: Sequence[Any]) -> CommandTable:
-        """Merge what one or more servers answered to COMMAND; a command is a write if any of them says so."""
+        """Merge what one or more servers answered to COMMAND; a command is a write if any of them
+        says so.
+        """
         merged: dict[bytes, Command] = {}
         for reply in replies:
             for row in reply:
@@ -101,14 +120,16 @@ class CommandTable:
         return cls(merged.values())
 
     def of(self, args: list[bytes]) -> Command:
-        """The command of a request: of its subcommand, where it has one that the servers describe."""
+        """Return a request's command, or its subcommand where the servers describe one."""
         command = self._spelled.get(args[0]) or self.find(args[0])
         if command.subcommands and len(args) > 1:
             return command.subcommands.get(args[1].upper(), command)
         return command
 
     def find(self, name: bytes) -> Command:
-        """Return the command of that name, as a whole. Costs one look-up for a spelling seen before."""
+        """Return the command of that name, as a whole. Costs one look-up for a spelling seen
+        before.
+        """
         command = self._spelled.get(name)
         if command is None:
             command = self._by_name.get(name.upper())
@@ -126,7 +147,9 @@ class CommandTable:
         return command
 
     def learn(self, name: bytes, row: Sequence[Any]) -> Command:
-        """Take over that the server knows a command by another name, from its answer to COMMAND INFO of that name."""
+        """Take over that the server knows a command by another name, from its answer to COMMAND
+        INFO of that name.
+        """
         found: dict[bytes, Command] = {}
         _merge(found, row)
         (command,) = found.values()
@@ -155,9 +178,11 @@ class CommandTable:
 
 
 def _merge(merged: dict[bytes, Command], row: Sequence[Any]) -> None:
-    """Take one row of COMMAND over. Of two servers' descriptions the one that knows where keys are counts; a write is one if either says so.
+    """Take one row of COMMAND over. Of two servers' descriptions the one that knows where keys are
+    counts; a write is one if either says so.
 
-    From Redis 7.0 on a container (XGROUP) has no keys itself and its subcommands have; in 6.2 it is the other way round.
+    From Redis 7.0 on a container (XGROUP) has no keys itself and its subcommands have; in 6.2 it is
+    the other way round.
     """
     name = bytes(row[0]).upper()
     known = merged.get(name)

@@ -33,4 +33,7 @@ def why_not_all(
     if not missing:
         return None
     shown = ", ".join(missing[:_SHOWN])
-    return f"{len(missing)} {noun}(s) are neither {resolved} nor accepted: {shown}; name them in {field}, or reject and {resolve}"
+    return (
+        f"{len(missing)} {noun}(s) are neither {resolved} nor accepted: {shown}; name them in "
+        f"{field}, or reject and {resolve}"
+    )

@@ -1,9 +1,10 @@
 """Who gives an answer, and how that is known.
 
-A form's `decided_by` is what somebody typed. The command line knows more: the user that the operating system
-runs it as. It writes that into the control store before it answers (`attest`), where nobody writes who has
-only Prefect's login; the flow looks for it (`identify`). Prefect's open-source server has one login for
-everybody, so an answer from its UI is known by what was typed only.
+A form's `decided_by` is what somebody typed. The command line knows more: the user that the
+operating system runs it as. It writes that into the control store before it answers (`attest`),
+where nobody writes who has only Prefect's login; the flow looks for it (`identify`). Prefect's
+open-source server has one login for everybody, so an answer from its UI is known by what was typed
+only.
 
 Whoever has the control store's password can attest anything: see docs/operating/security.md.
 """
@@ -67,7 +68,8 @@ def _digest(answer: Json) -> str:
 
 
 def of_this_process() -> Identity:
-    """Return the user that the operating system runs this process as; behind sudo or su, who logged in.
+    """Return the user that the operating system runs this process as; behind sudo or su, who logged
+    in.
 
     Environment variables such as USER are not asked: anybody sets them.
     """
@@ -132,11 +134,16 @@ def decider(entry: LedgerEntry) -> Identity:
 
 
 def why_not_allowed(plan: Plan, verdict: str, identity: Identity) -> str | None:
-    """Return why this person may not decide so, by the plan's `approvers`; or None. Everybody may reject."""
+    """Return why this person may not decide so, by the plan's `approvers`; or None. Everybody may
+    reject.
+    """
     if not plan.approvers or verdict == "reject":
         return None
     if not identity.strong:
-        return "approvers are known by the operating system: answer by `exodus approve`; a typed name does not count"
+        return (
+            "approvers are known by the operating system: answer by `exodus approve`; a typed "
+            "name does not count"
+        )
     if not any(identity.same(Identity(person=name)) for name in plan.approvers):
         return f"{identity.person} ({identity.detail}) is not among the plan's approvers"
     return None
@@ -148,7 +155,8 @@ def why_not_the_second(first: Identity, second: Identity) -> str | None:
         return f"{first.person} decided to cut over; somebody else must decide this (two_people)"
     if first.strong and not second.strong:
         return (
-            f"{first.person} is known by the {first.known_by}, {second.person} by a typed name only, which anybody can type: "
+            f"{first.person} is known by the {first.known_by}, {second.person} by a typed name "
+            "only, which anybody can type: "
             "answer by `exodus approve` (two_people)"
         )
     return None

@@ -1,4 +1,6 @@
-"""Which keys changed: keys with their databases, packed for an entry, and barriers. No I/O; `journal.py` carries them."""
+"""Which keys changed: keys with their databases, packed for an entry, and barriers. No I/O;
+`journal.py` carries them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _heads = [
 
 
 def partition_of(db: int, key: bytes, partitions: int) -> int:
-    """The journal partition, and so the one lane, of a key. Stable across processes, unlike `hash`."""
+    """Return the journal partition of a key. Stable across processes, unlike `hash`."""
     return zlib.crc32(key, db) % partitions
 
 
@@ -103,7 +105,8 @@ class Changes:
 
     keys: list[Key] = field(default_factory=list)
     barriers: list[Barrier] = field(default_factory=list)
-    gap: bool = False  # entries between the position and the first kept one were trimmed: all keys may have changed
+    # Entries between the position and the first kept one were trimmed: all keys may have changed
+    gap: bool = False
     last_id: bytes | None = None
     times_ms: list[int] = field(
         default_factory=list
@@ -111,7 +114,9 @@ class Changes:
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:
-    """Keys and barriers of stream entries, in their order. An entry that cannot be read counts as a change of every key."""
+    """Keys and barriers of stream entries, in their order. An entry that cannot be read counts as a
+    change of every key.
+    """
     changes = Changes()
     for entry_id, fields in entries:
         changes.last_id = entry_id

@@ -1,7 +1,9 @@
-"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream with a row for each chunk; and a verification.
+"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream
+with a row for each chunk; and a verification.
 
-A cursor means something only together with the node's run id, the database and the slice (race rule 5), so all three stand
-beside it; whoever resumes compares them and begins the slice anew where they differ.
+A cursor means something only together with the node's run id, the database and the slice (race rule
+5), so all three stand beside it; whoever resumes compares them and begins the slice anew where they
+differ.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Whether the control store keeps what it is told: persistence, fsync, eviction, and that it is a server of its own.
+"""Whether the control store keeps what it is told: persistence, fsync, eviction, and that it is a
+server of its own.
 
-The journal, the route and the ledger are there only. A gateway keeps its intents until the store has fsynced
-(`gateway/durability.py`), so `appendfsync everysec` loses nothing; a store without an AOF loses everything.
+The journal, the route and the ledger are there only. A gateway keeps its intents until the store
+has fsynced (`gateway/durability.py`), so `appendfsync everysec` loses nothing; a store without an
+AOF loses everything.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
         StoreFinding(
             "fatal",
             f"the control store is the {side}",
-            f"both answer with run id {str(info['run_id'])[:12]}…; Exodus's journal would stand among the application's keys",
+            f"both answer with run id {str(info['run_id'])[:12]}…; Exodus's journal would stand "
+            "among the application's keys",
             "give the control store a server of its own",
         )
         for side, run_id in sides.items()
@@ -46,18 +49,21 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
     if not int(info.get("aof_enabled", 0)):
         found.append(
             StoreFinding(
-                "fatal", "the control store has no append-only file", "a restart of it loses the journal, the route and the decisions",
+                "fatal",
+                "the control store has no append-only file",
+                "a restart of it loses the journal, the route and the decisions",
                 "CONFIG SET appendonly yes, and the same in its configuration",
             )
-        )  # fmt: skip
+        )
     if info.get("maxmemory_policy", "noeviction") != "noeviction":
         found.append(
             StoreFinding(
                 "fatal" if int(info.get("maxmemory", 0)) else "warning",
                 f"the control store evicts keys: maxmemory-policy {info['maxmemory_policy']}",
-                "what it evicts of the journal is never copied, and nothing tells", "CONFIG SET maxmemory-policy noeviction",
+                "what it evicts of the journal is never copied, and nothing tells",
+                "CONFIG SET maxmemory-policy noeviction",
             )
-        )  # fmt: skip
+        )
     try:
         fsync = (await answered(store.client.config_get("appendfsync"))).get("appendfsync", "")
     except ResponseError as exc:
@@ -73,11 +79,13 @@ async def check_store(store: ControlStore, sides: Mapping[str, str]) -> list[Sto
         if fsync == "no":
             found.append(
                 StoreFinding(
-                    "warning", "the control store never fsyncs by itself: appendfsync no",
-                    "a power cut loses what the kernel has not written, some 30 s; gateways find it out and open a gap",
+                    "warning",
+                    "the control store never fsyncs by itself: appendfsync no",
+                    "a power cut loses what the kernel has not written, some 30 s; gateways find "
+                    "it out and open a gap",
                     "CONFIG SET appendfsync everysec",
                 )
-            )  # fmt: skip
+            )
     return found or [
         StoreFinding("ok", "the control store has an append-only file and evicts nothing")
     ]

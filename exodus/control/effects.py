@@ -1,6 +1,8 @@
-"""What a command that was executed may have changed: keys with their databases, or whole databases at once.
+"""What a command that was executed may have changed: keys with their databases, or whole databases
+at once.
 
-For commands as a server propagates them to its replicas: effects only, in the order of execution, each write once.
+For commands as a server propagates them to its replicas: effects only, in the order of execution,
+each write once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""Freshness: how much of the keyspace is *verified since its last write*, how much is *dirty*, and whether anything was *never verified*.
+"""Freshness: how much of the keyspace is *verified since its last write*, how much is *dirty*, and
+whether anything was *never verified*.
 
-Two things make it exact without a mark on every key. A verification pass that covered everything says up to which entry of each journal
-partition it speaks for. And the lanes keep, for each partition, the keys that were written after that and not compared since (`sync/fresh.py`): a
-set as large as the recent writes, not as the keyspace. Everything else is verified. It is symmetric, and so stays true over a switch.
+Two things make it exact without a mark on every key. A verification pass that covered everything
+says up to which entry of each journal partition it speaks for. And the lanes keep, for each
+partition, the keys that were written after that and not compared since (`sync/fresh.py`): a set as
+large as the recent writes, not as the keyspace. Everything else is verified. It is symmetric, and
+so stays true over a switch.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class PartitionState(BaseModel):
     pass_ms: int  # the pass that it counts from; 0 where there was none
     dirty: int = 0
     oldest_ms: int = 0  # when the oldest of them was written
-    overflow: bool = False  # more were written than are kept: the partition counts as never verified until the next pass
+    # More were written than are kept: the partition counts as never verified until the next pass
+    overflow: bool = False
 
 
 class Freshness(BaseModel):
@@ -59,7 +63,9 @@ class Freshness(BaseModel):
 
     @property
     def share(self) -> float:
-        """Of the keys, those verified since their last write: 0 to 1. Less than 1 while a gap is open, which is of a key at least."""
+        """Of the keys, those verified since their last write: 0 to 1. Less than 1 while a gap is
+        open, which is of a key at least.
+        """
         if not self.keys:
             return 1.0 if self.pass_age_s is not None and not self.never and not self.gaps else 0.0
         return max(0.0, 1.0 - (self.dirty + self.never + len(self.gaps)) / self.keys)
@@ -68,7 +74,10 @@ class Freshness(BaseModel):
         text = self._text()
         if not self.gaps:
             return text
-        return f"{text}, {len(self.gaps)} OPEN GAP{'S' if len(self.gaps) > 1 else ''}: {'; '.join(self.gaps[:3])}"
+        return (
+            f"{text}, {len(self.gaps)} OPEN GAP{'S' if len(self.gaps) > 1 else ''}: "
+            f"{'; '.join(self.gaps[:3])}"
+        )
 
     def _text(self) -> str:
         if self.pass_age_s is None:
@@ -124,7 +133,8 @@ async def save_partitions(store: ControlStore, states: Mapping[int, PartitionSta
 async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
     """Everything together, as a share of the keys that the last pass found.
 
-    Keys whose entries no lane has read yet are dirty too. A partition that nobody has reported on since the pass was never verified.
+    Keys whose entries no lane has read yet are dirty too. A partition that nobody has reported on
+    since the pass was never verified.
     """
     newest = await last_pass(store)
     now_ms = await store.now_ms()

@@ -1,7 +1,8 @@
 """The journal: which keys changed, in partitions by key hash, as streams in the control store.
 
-An entry's field `k` holds packed keys (`pack`), its field `b` a barrier: an operation that may have changed every key of a
-database. Entries say *that* a key changed, never how: `sync_key` reads the state itself.
+An entry's field `k` holds packed keys (`pack`), its field `b` a barrier: an operation that may have
+changed every key of a database. Entries say *that* a key changed, never how: `sync_key` reads the
+state itself.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ async def append(
     *,
     also: Callable[[Pipeline], object] | None = None,
 ) -> None:
-    """Mark keys as changed, one entry a partition (more where a partition has over JOURNAL_BATCH_KEYS).
+    """Mark keys as changed, one entry a partition (more where a partition has over
+    JOURNAL_BATCH_KEYS).
 
-    One MULTI: a reader never sees a half, and the caller knows that all of it or nothing is in. Each barrier is written once,
-    to partition 0: what it asks for, a rescan, marks keys in every partition. `also` queues what has to be true at the same time.
+    One MULTI: a reader never sees a half, and the caller knows that all of it or nothing is in.
+    Each barrier is written once, to partition 0: what it asks for, a rescan, marks keys in every
+    partition. `also` queues what has to be true at the same time.
 
     Raises:
         redis.exceptions.RedisError, OSError: the store did not take it; the caller keeps the keys.
@@ -71,7 +74,9 @@ def commands(
 
 
 async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
-    """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever written."""
+    """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever
+    written.
+    """
     written, synced = await _ends(store, partitions)
     # An emptied stream forgets its last id, so the synced position counts too.
     return {
@@ -81,7 +86,9 @@ async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
 
 
 async def _ends(store: ControlStore, partitions: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """The last entry of each partition, and how far each has been synced; of one moment, in one round trip."""
+    """The last entry of each partition, and how far each has been synced; of one moment, in one
+    round trip.
+    """
     pipe = store.client.pipeline(transaction=True)
     for partition in range(partitions):
         pipe.xrevrange(store.keys.journal(partition), count=1)
@@ -99,7 +106,9 @@ async def since(
     until: bytes = b"+",
     at_most: int | None = None,
 ) -> Changes:
-    """All that changed after the positions `start` (from `ends`), over these partitions; `gap` where more than `at_most` entries did in one."""
+    """All that changed after the positions `start` (from `ends`), over these partitions; `gap`
+    where more than `at_most` entries did in one.
+    """
     pipe = store.client.pipeline(transaction=True)
     pipe.hgetall(store.keys.trimmed)
     for partition, entry_id in start.items():
@@ -160,7 +169,9 @@ async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
 
 
 async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
-    """Whether syncers have finished everything up to the positions `goal` (from `ends`); later writes do not matter."""
+    """Whether syncers have finished everything up to the positions `goal` (from `ends`); later
+    writes do not matter.
+    """
     synced = await positions(store)
     return all(
         id_order(synced.get(partition, b"0-0")) >= id_order(entry_id)
@@ -169,7 +180,8 @@ async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
 
 
 async def drained(store: ControlStore, partitions: int) -> bool:
-    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers are not in it.
+    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers
+    are not in it.
 
     In one round trip, since writes wait for the answer while a switch is made.
     """

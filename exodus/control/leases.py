@@ -1,7 +1,9 @@
-"""Leases on journal partitions: who syncs which, with a fencing token for each, so that one owner at a time has the right to write (race rule 2).
+"""Leases on journal partitions: who syncs which, with a fencing token for each, so that one owner
+at a time has the right to write (race rule 2).
 
-A lease ends by itself LEASE_MS after its last renewal. Its token only grows; the owner writes it to the follower before its first copy, and every
-batch is guarded by it, so an owner that slept past its lease writes nothing. Live syncers share the partitions evenly and give surplus back.
+A lease ends by itself LEASE_MS after its last renewal. Its token only grows; the owner writes it to
+the follower before its first copy, and every batch is guarded by it, so an owner that slept past
+its lease writes nothing. Live syncers share the partitions evenly and give surplus back.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _GIVE_BACK = lua("exodus.control", "give_back_lease")
 
 
 async def hold_lease(store: ControlStore, key: str, owner: str) -> bool:
-    """Take a free lease for `LEASE_MS`, or renew the owner's own; return whether the owner has it."""
+    """Take a free lease for `LEASE_MS`, or renew the owner's; return whether the owner has it."""
     return bool(int(await answered(store.client.eval(_HOLD, 1, key, owner, str(LEASE_MS)))))
 
 
@@ -43,7 +45,9 @@ class Leases:
         return f"{self._process}:{self.tokens[partition]}"
 
     async def fair_share(self) -> int:
-        """How many partitions a live syncer should have, this one included even where its first heartbeat is still to come."""
+        """How many partitions a live syncer should have, this one included even where its first
+        heartbeat is still to come.
+        """
         now_ms = await self._store.now_ms()
         live = {
             beat.process

@@ -1,10 +1,12 @@
-"""The ledger: who decided what, when, why and on which evidence. Entries are appended and never changed.
+"""The ledger: who decided what, when, why and on which evidence. Entries are appended and never
+changed.
 
-Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new order shows
-(`broken`). Whoever may write to the control store can write a whole new chain; a bundle's head, kept
-elsewhere, is what tells that (`exodus/closing/bundle.py`).
+Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new
+order shows (`broken`). Whoever may write to the control store can write a whole new chain; a
+bundle's head, kept elsewhere, is what tells that (`exodus/closing/bundle.py`).
 
-A phase may begin when the ledger says that what it builds on was approved and that the evidence for it is fresh.
+A phase may begin when the ledger says that what it builds on was approved and that the evidence for
+it is fresh.
 """
 
 from __future__ import annotations
@@ -55,10 +57,11 @@ def digest(evidence: object) -> str:
 
 
 async def record(store: ControlStore, entry: LedgerEntry) -> None:
-    """Append an entry, once: a flow that runs again from the top after a resume must not decide twice.
+    """Append an entry, once: a flow that runs again from the top after a resume must not decide
+    twice.
 
-    Two entries are the same when phase, event, gate, verdict and flow run are. Where another writer appends
-    meanwhile, this begins anew, so the chain has no fork.
+    Two entries are the same when phase, event, gate, verdict and flow run are. Where another writer
+    appends meanwhile, this begins anew, so the chain has no fork.
     """
     while True:
         async with store.client.pipeline(transaction=True) as pipe:
@@ -105,7 +108,8 @@ def broken(entries: Sequence[Json]) -> list[str]:
     """Return where the chain of stored entries does not hold; empty where it does."""
     chain = [FIRST, *(digest(entry) for entry in entries)]
     return [
-        f"ledger: entry {number} does not follow the one before it; an entry was changed, removed, added or moved"
+        f"ledger: entry {number} does not follow the one before it; an entry was changed, "
+        "removed, added or moved"
         for number, (entry, before) in enumerate(zip(entries, chain, strict=False), 1)
         if entry.get("before") != before
     ]
@@ -129,8 +133,8 @@ class PhaseEnd(StrEnum):
 def ending(entries: Sequence[LedgerEntry]) -> tuple[PhaseEnd, LedgerEntry] | None:
     """Return how a migration ended, and the decision that ended it; None where it goes on.
 
-    The decision alone is not the end: its run has to have done what was decided. Nothing that stands in the
-    ledger after that takes the end back.
+    The decision alone is not the end: its run has to have done what was decided. Nothing that
+    stands in the ledger after that takes the end back.
     """
     finished = {(entry.phase, entry.flow_run_id) for entry in entries if entry.event == "finished"}
     for entry in entries:
@@ -147,7 +151,8 @@ def ending(entries: Sequence[LedgerEntry]) -> tuple[PhaseEnd, LedgerEntry] | Non
 FORWARD = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE, Phase.COMMIT)
 CUTOVER = "cutover"  # the first gate of Commit
 FINALISE = "finalise"  # the second gate of Commit
-CANARY = "canary-"  # with the percentage: gates of Commit before CUTOVER, which decide nothing but their share
+# With the percentage: gates of Commit before CUTOVER, which decide nothing but their share
+CANARY = "canary-"
 BACK = "back"  # the first gate of Rollback
 NEXT = "next"  # the second gate of Rollback: retry or abandon
 REHEARSAL = "rehearsal"  # what a changed plan can void beside phases' approvals
@@ -155,10 +160,11 @@ VERIFICATION = "verification"
 
 
 def next_due(entries: list[LedgerEntry]) -> Phase | None:
-    """The phase that the decisions so far call for, or None where a person has to decide first (or nothing is left).
+    """The phase that the decisions so far call for, or None where a person has to decide first (or
+    nothing is left).
 
-    A rejection holds the migration where it is. After a cutover that is not to be finalised comes Rollback; after Rollback, Migrate once
-    more, or nothing where it was abandoned.
+    A rejection holds the migration where it is. After a cutover that is not to be finalised comes
+    Rollback; after Rollback, Migrate once more, or nothing where it was abandoned.
     """
     due: Phase | None = Phase.PRE_TEST
     for entry in entries:
@@ -204,7 +210,9 @@ def voided_ms(entries: Sequence[LedgerEntry], what: str) -> int | None:
 
 
 def approved_since(entries: list[LedgerEntry], phase: Phase) -> LedgerEntry | None:
-    """The newest decision of a phase where it is an approval; None where it was rejected, never taken, or voided by another plan."""
+    """The newest decision of a phase where it is an approval; None where it was rejected, never
+    taken, or voided by another plan.
+    """
     for entry in reversed(entries):
         if phase in voided_by(entry):
             return None

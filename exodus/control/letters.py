@@ -1,7 +1,9 @@
-"""Dead letters: keys that could not be carried, each with its reason, until they are carried after all or a person accepts by name that they are not.
+"""Dead letters: keys that could not be carried, each with its reason, until they are carried after
+all or a person accepts by name that they are not.
 
-An accepted letter stands on a list of its own, with who accepted it. It stays accepted as long as the key fails for the same reason; for another
-one it is open again. Both lists are of names, never of values.
+An accepted letter stands on a list of its own, with who accepted it. It stays accepted as long as
+the key fails for the same reason; for another one it is open again. Both lists are of names, never
+of values.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ ACCEPTED_MAX = 1_000  # more than a person can look at by name
 
 
 def name_of(letter: Json) -> str:
-    """The name under which a letter is accepted: database and key, in characters that fit on one line."""
+    """The name under which a letter is accepted: database and key, in characters that fit on one
+    line.
+    """
     return f"{letter['db']}:{letter['key'][2:-1]}"
 
 

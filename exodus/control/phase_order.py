@@ -1,4 +1,6 @@
-"""Whether a phase may begin, by what the ledger says. Asked by the phase's run, and by `exodus start` before it makes one."""
+"""Whether a phase may begin, by what the ledger says. Asked by the phase's run, and by `exodus
+start` before it makes one.
+"""
 
 from __future__ import annotations
 
@@ -29,27 +31,33 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
     """See that the decisions so far allow a phase.
 
     Raises:
-        DecisionRefused: the migration has ended, the ledger was edited, or what the phase builds on was not approved.
+        DecisionRefused: the migration has ended, the ledger was edited, or what the phase builds on
+            was not approved.
     """
     if phase is Phase.COMMIT and plan.cutover is Cutover.OWN:
         raise DecisionRefused(
             "commit may not begin: the cutover of this migration is its operator's own",
-            why="the plan says cutover: own, so the gateways are not what takes the applications to the target",
-            next_step="stop the writers, wait for lag 0 in `exodus status`, run `exodus verify`, move the applications; "
-            "`exodus start rollback` with abandon then ends live sync and leaves the target as it is",
+            why="the plan says cutover: own, so the gateways are not what takes the applications "
+            "to the target",
+            next_step="stop the writers, wait for lag 0 in `exodus status`, run `exodus verify`, "
+            "move the applications; "
+            "`exodus start rollback` with abandon then ends live sync and leaves the target as "
+            "it is",
         )
     if problems := ledger.broken(await ledger.read_stored(store)):
         raise DecisionRefused(
             f"{phase} may not begin: the ledger was edited",
             why="; ".join(problems[:3]),
-            next_step="find out who wrote to the control store; the evidence bundles show what the ledger said",
+            next_step="find out who wrote to the control store; the evidence bundles show what "
+            "the ledger said",
         )
     entries = await ledger.read(store)
     if (end := ledger.ending(entries)) is not None:
         raise DecisionRefused(
             f"{phase} may not begin: the migration is done",
             why=text_of_end(*end),
-            next_step="exodus archive, which keeps its evidence and frees its name; then exodus apply for another one",
+            next_step="exodus archive, which keeps its evidence and frees its name; then exodus "
+            "apply for another one",
         )
     needed = _NEEDS.get(phase)
     if needed is None:
@@ -79,6 +87,7 @@ async def check_may_begin(store: ControlStore, plan: Plan, phase: Phase) -> None
     if age_h > plan.evidence_hours_max:
         raise DecisionRefused(
             f"{phase} may not begin: the approval of {needed} is {age_h:.1f} h old",
-            why=f"evidence counts for {plan.evidence_hours_max:.0f} h (evidence_hours_max), since data and traffic go on",
+            why=f"evidence counts for {plan.evidence_hours_max:.0f} h (evidence_hours_max), since "
+            "data and traffic go on",
             next_step=f"exodus start {needed}, and approve it again",
         )

@@ -1,7 +1,7 @@
 """A process of the data plane that follows the route: its heartbeat, its status port, and its end.
 
-The syncer and the comparer are such processes. A gateway has its own shell (`exodus/gateway/`), since its heartbeat
-proves more.
+The syncer and the comparer are such processes. A gateway has its own shell (`exodus/gateway/`),
+since its heartbeat proves more.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Who is alive, and which epoch each process has acted on.
 
-Every long-lived process writes one `Heartbeat` under its kind. Ages are by the control store's clock. A heartbeat that
-stopped without an `unregister` is a process that went away: for a gateway this is an open gap until it comes back (its
-intent log replays) or a verification pass has closed it.
+Every long-lived process writes one `Heartbeat` under its kind. Ages are by the control store's
+clock. A heartbeat that stopped without an `unregister` is a process that went away: for a gateway
+this is an open gap until it comes back (its intent log replays) or a verification pass has closed
+it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Claim(StrEnum):
 async def claim(
     store: ControlStore, kind: str, process: str, instance: str
 ) -> tuple[Claim, Heartbeat | None]:
-    """Ask for the registration of an id; with the heartbeat of the instance that has it, where one has."""
+    """Ask for the registration of an id; with the heartbeat of the instance that has it, where one
+    has.
+    """
     keys = (store.keys.part(kind), store.keys.owner(kind))
     found = await answered(
         store.client.eval(
@@ -92,11 +95,12 @@ async def beat_as(
     *,
     announce: bool = False,
 ) -> tuple[str, bytes]:
-    """Write the heartbeat of one instance, if its registration is its own and the store has the batch of `proof`.
+    """Write the heartbeat of one instance, if its registration is its own and the store has the
+    batch of `proof`.
 
     Returns:
-        `ok`; or `owner` with the instance that the registration belongs to; or `tail` with the number of the last batch in the
-        store. With these two nothing was written.
+        `ok`; or `owner` with the instance that the registration belongs to; or `tail` with the
+        number of the last batch in the store. With these two nothing was written.
     """
     keys = store.keys
     names = (keys.part(heartbeat.kind), keys.owner(heartbeat.kind), keys.acknowledged)
@@ -150,7 +154,8 @@ async def wait_for(
             raise CutoverAborted(
                 otherwise,
                 why=named or f"{len(found)} {kind} processes are registered, {at_least} are needed",
-                next_step=f"look at `exodus status` and the log of the {kind}; start it again or remove it, then retry",
+                next_step=f"look at `exodus status` and the log of the {kind}; start it again or "
+                "remove it, then retry",
             )
         if woken_by is None:
             await asyncio.sleep(poll_s)
@@ -161,9 +166,11 @@ async def wait_for(
 async def follow(
     changed: Callable[[bytes | None], Awaitable[None]], store: ControlStore, *, poll_s: float
 ) -> None:
-    """Call `changed` with each word on the route's channel, and with None every `poll_s` seconds in any case, until cancelled.
+    """Call `changed` with each word on the route's channel, and with None every `poll_s` seconds in
+    any case, until cancelled.
 
-    `changed` handles its own failures of the store; the subscription here is rebuilt after each of them.
+    `changed` handles its own failures of the store; the subscription here is rebuilt after each of
+    them.
     """
     while True:
         subscriber = store.client.pubsub()

@@ -1,7 +1,8 @@
 """The route: what every gateway, syncer and comparer does now, in one versioned document.
 
-A change is a compare-and-set on the epoch and is announced on a channel; processes also poll, so a lost announcement costs
-half a second and nothing else. A process that has acted on an epoch says so in its heartbeat (`registry.py`).
+A change is a compare-and-set on the epoch and is announced on a channel; processes also poll, so a
+lost announcement costs half a second and nothing else. A process that has acted on an epoch says so
+in its heartbeat (`registry.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Redirect(BaseModel):
 
 
 class Route(BaseModel):
-    """One epoch's orders. `writer_epoch` changes only when a syncer's right to write to the follower ends."""
+    """One epoch's orders. `writer_epoch` changes only when a syncer's right to write to the
+    follower ends.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -56,8 +59,10 @@ class Route(BaseModel):
     rehearsal_authority: Side = Side.SOURCE
     rehearsal_hold: Hold = Hold.NONE
     redirect: Redirect | None = None
-    hold_until_told: bool = False  # a gateway that cannot read the route goes on holding: no server would refuse its writes
-    switch: str = ""  # id of the last switch that was begun: what a fence and a closed epoch on a side belong to
+    # A gateway that cannot read the route goes on holding: no server would refuse its writes
+    hold_until_told: bool = False
+    # Id of the last switch that was begun: what a fence and a closed epoch on a side belong to
+    switch: str = ""
     why: str = ""
 
     @property
@@ -72,7 +77,10 @@ class Route(BaseModel):
         sync = f", live sync by {self.feed}" if self.sync else ""
         more = f", {self.shadow_rate:.0%} shadowed" if self.shadow_rate else ""
         more += f", canary {self.canary:.0%}" if self.canary else ""
-        return f"epoch {self.epoch}, the {self.authority} is the authority, journal {self.journal}{sync}{more}{held} ({self.why or 'as it began'})"
+        return (
+            f"epoch {self.epoch}, the {self.authority} is the authority, journal "
+            f"{self.journal}{sync}{more}{held} ({self.why or 'as it began'})"
+        )
 
     def next(self, *, why: str, **changes: object) -> Self:
         """The following epoch with these changes."""
@@ -92,7 +100,9 @@ _ASK = lua("exodus.control", "ask_for_heartbeats")
 
 
 async def ask_for_beats(store: ControlStore) -> int:
-    """Ask everybody who follows the route for a heartbeat; it will be of this time (the store's, in ms) or a later one."""
+    """Ask everybody who follows the route for a heartbeat; it will be of this time (the store's, in
+    ms) or a later one.
+    """
     return int(await answered(store.client.eval(_ASK, 0, store.keys.route_changed)))
 
 
@@ -102,17 +112,23 @@ def asked_at_ms(word: bytes | None) -> int | None:
 
 
 async def say_soon(store: ControlStore) -> None:
-    """Tell gateways that writes are about to be held, so that what they can do before that need not be done under it."""
+    """Tell gateways that writes are about to be held, so that what they can do before that need not
+    be done under it.
+    """
     await answered(store.client.publish(store.keys.route_changed, SOON))
 
 
 def announced(word: bytes | None) -> Route | None:
-    """The route that was announced, where that is what was. An older one than the route in force may be on its way still."""
+    """The route that was announced, where that is what was. An older one than the route in force
+    may be on its way still.
+    """
     return Route.model_validate_json(word) if word is not None and word.startswith(b"{") else None
 
 
 async def read_route(store: ControlStore) -> Route:
-    """The route in force; a migration that never had one is at epoch 0 with the source as authority."""
+    """The route in force; a migration that never had one is at epoch 0 with the source as
+    authority.
+    """
     raw = await answered(store.client.get(store.keys.route))
     return Route() if raw is None else Route.model_validate_json(raw)
 
@@ -136,7 +152,8 @@ async def change_route(store: ControlStore, before: Route, after: Route) -> Rout
     """Replace `before` by `after`, or refuse.
 
     Raises:
-        DecisionRefused: somebody else changed the route since `before` was read; nothing was changed.
+        DecisionRefused: somebody else changed the route since `before` was read; nothing was
+            changed.
     """
     if after.epoch != before.epoch + 1:
         raise Bug(

@@ -1,4 +1,6 @@
-"""Which server's keys the journal's positions speak for: a run id for each side (`exodus/live/server_runs.py`)."""
+"""Which server's keys the journal's positions speak for: a run id for each side
+(`exodus/live/server_runs.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ async def known_run_ids(store: ControlStore) -> dict[str, str]:
 async def note_run_ids(
     store: ControlStore, run_ids: Mapping[Side, str], *, first: bool = False
 ) -> None:
-    """Note the servers whose keys were all compared, or are all to be copied; with `first` only where none is known."""
+    """Note the servers whose keys were all compared, or are all to be copied; with `first` only
+    where none is known.
+    """
     for side, run_id in run_ids.items():
         write = store.client.hsetnx if first else store.client.hset
         await answered(write(store.keys.lives, str(side), run_id))

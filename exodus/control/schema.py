@@ -2,58 +2,106 @@
 
 Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one cluster slot):
 
-| key            | type   | written by        | read by              | what, and for how long                                |
-| -------------- | ------ | ----------------- | -------------------- | ----------------------------------------------------- |
-| plan           | string | `exodus apply`    | everybody            | `Plan` as JSON, no secrets; until removed             |
-| route          | string | flows             | gateways, syncers    | `Route` as JSON; compare-and-set by epoch             |
-| route:changed  | channel| flows             | gateways, syncers    | the new route, or `say MS`; polling backs it up       |
-| part:changed   | channel| gateways          | cutover              | a heartbeat that a switch waits for was written       |
-| part:KIND      | hash   | each process      | flows, status        | id → heartbeat with state, JSON                       |
-| owner:KIND     | hash   | each process      | processes, by script | id → the instance that may write its heartbeat        |
-| acknowledged   | hash   | gateways          | gateways             | id → number of its last batch in the journal          |
-| fsync:ID       | string | gateway           | nobody               | written before a WAITAOF; expires                     |
-| journal:P      | stream | gateways, chunks  | syncers, chunks      | changed keys of partition P; trimmed behind the syncer|
-| position       | hash   | syncers           | flows, chunks        | partition → last entry id synced                      |
-| trimmed        | hash   | syncers           | chunks               | partition → last entry id trimmed away                |
-| lease:P        | string | syncers           | syncers              | owner of partition P, expires by itself               |
-| token          | string | syncers           | syncers              | counter of fencing tokens                             |
-| verified       | string | verification      | syncers, cutover     | `Pass` as JSON: what the last clean pass speaks for   |
-| verifying:NAME | string | verification      | verification         | how far a pass has come, JSON; removed at its end     |
-| budget         | string | operator, flows   | bulk readers         | impact budget as JSON, in place of the plan's         |
-| pace           | hash   | bulk readers      | status               | what each spends of it and why, JSON                  |
-| fresh          | hash   | syncers           | status, cutover      | partition → keys dirty since that pass, JSON          |
-| feed:SIDE      | hash   | syncers           | syncers, cutover     | how far the changes of a side were read               |
-| feed:SIDE:lease| string | syncers           | syncers              | which syncer reads it, expires by itself              |
-| feed:SIDE:asks | list   | syncers, cutover  | syncers              | questions whether all was heard; expires              |
-| checkpoint:RUN | hash   | backfill          | backfill, status     | slice → progress, JSON                                |
-| chunks:RUN     | stream | backfill          | status, evidence     | keys, bytes, digest, ms of each chunk; bounded length |
-| dead           | hash   | sync              | status, decisions    | packed key → why it could not be carried, JSON        |
-| accepted       | hash   | decisions         | verification, status | packed key → a dead letter that a person accepted     |
-| gap            | hash   | gateways, syncers | cutover, status      | open gaps: what no journal covers, JSON               |
-| scripts        | hash   | gateways          | cutover              | digest → text of a script that a client loaded or ran |
-| lives          | hash   | syncers, flows    | syncers, cutover     | side → run id of the server that the journal speaks for|
-| ledger         | stream | flows             | preconditions        | decisions and phase ends, chained, never trimmed      |
-| steps:RUN      | hash   | flows             | flows                | step → what it returned; expires after the run's end  |
-| turn:PHASE     | string | flows             | flows                | which process runs the phase, expires by itself       |
-| bundle:NAME    | hash   | flows             | command line         | file → its bytes, of an evidence bundle; the newest   |
-| bundles        | list   | flows             | command line         | names of those bundles, newest first                  |
-| answers:RUN:…  | string | command line      | flows                | who gives an answer, by the operating system; expires |
-| phase          | hash   | flows             | status               | phase → state, JSON                                   |
-| shadow         | stream | gateways          | comparer             | sampled requests and replies; bounded, expires        |
-| divergence     | hash   | comparer          | flows, repair        | packed key → divergence, JSON                         |
-| seeded         | set    | comparer          | flows                | packed keys that Compare put on the target            |
-| telemetry:ID   | string | gateway           | flows, status        | counters and histograms, JSON; expires                |
-| report:NAME    | string | flows             | status, later phases | last result of a task, JSON                           |
-| fence:SIDE     | string | cutover           | cutover, gateways    | whose fence it is, of what kind, what was before it   |
-| fence:SIDE:word| string | flows             | cutover              | who confirmed a provider's fence, and what, JSON      |
-| fence:SIDE:let | string | cutover           | cutover, gateways    | a switch back let Exodus in behind it; expires        |
-| abort          | string | `exodus abort`    | cutover              | why a switch is to be given up; expires               |
-| postponed      | string | `exodus hold`     | cutover              | who postpones the switch, and why, JSON               |
+    KEY              TYPE     WRITTEN BY → READ BY
+        what it holds, and for how long
 
-`exodus:archive`, a hash, is the one key that belongs to no migration: NAME/MS → where an archived one's evidence is.
+    plan             string   exodus apply → everybody
+        `Plan` as JSON, no secrets; until removed
+    route            string   flows → gateways, syncers
+        `Route` as JSON; compare-and-set by epoch
+    route:changed    channel  flows → gateways, syncers
+        the new route, or `say MS`; polling backs it up
+    part:changed     channel  gateways → cutover
+        a heartbeat that a switch waits for was written
+    part:KIND        hash     each process → flows, status
+        id → heartbeat with state, JSON
+    owner:KIND       hash     each process → processes, by script
+        id → the instance that may write its heartbeat
+    acknowledged     hash     gateways → gateways
+        id → number of its last batch in the journal
+    fsync:ID         string   gateway → nobody
+        written before a WAITAOF; expires
+    journal:P        stream   gateways, chunks → syncers, chunks
+        changed keys of partition P; trimmed behind the syncer
+    position         hash     syncers → flows, chunks
+        partition → last entry id synced
+    trimmed          hash     syncers → chunks
+        partition → last entry id trimmed away
+    lease:P          string   syncers → syncers
+        owner of partition P, expires by itself
+    token            string   syncers → syncers
+        counter of fencing tokens
+    verified         string   verification → syncers, cutover
+        `Pass` as JSON: what the last clean pass speaks for
+    verifying:NAME   string   verification → verification
+        how far a pass has come, JSON; removed at its end
+    budget           string   operator, flows → bulk readers
+        impact budget as JSON, in place of the plan's
+    pace             hash     bulk readers → status
+        what each spends of it and why, JSON
+    fresh            hash     syncers → status, cutover
+        partition → keys dirty since that pass, JSON
+    feed:SIDE        hash     syncers → syncers, cutover
+        how far the changes of a side were read
+    feed:SIDE:lease  string   syncers → syncers
+        which syncer reads it, expires by itself
+    feed:SIDE:asks   list     syncers, cutover → syncers
+        questions whether all was heard; expires
+    checkpoint:RUN   hash     backfill → backfill, status
+        slice → progress, JSON
+    chunks:RUN       stream   backfill → status, evidence
+        keys, bytes, digest, ms of each chunk; bounded length
+    dead             hash     sync → status, decisions
+        packed key → why it could not be carried, JSON
+    accepted         hash     decisions → verification, status
+        packed key → a dead letter that a person accepted
+    gap              hash     gateways, syncers → cutover, status
+        open gaps: what no journal covers, JSON
+    scripts          hash     gateways → cutover
+        digest → text of a script that a client loaded or ran
+    lives            hash     syncers, flows → syncers, cutover
+        side → run id of the server that the journal speaks for
+    ledger           stream   flows → preconditions
+        decisions and phase ends, chained, never trimmed
+    steps:RUN        hash     flows → flows
+        step → what it returned; expires after the run's end
+    turn:PHASE       string   flows → flows
+        which process runs the phase, expires by itself
+    bundle:NAME      hash     flows → command line
+        file → its bytes, of an evidence bundle; the newest
+    bundles          list     flows → command line
+        names of those bundles, newest first
+    answers:RUN:…    string   command line → flows
+        who gives an answer, by the operating system; expires
+    phase            hash     flows → status
+        phase → state, JSON
+    shadow           stream   gateways → comparer
+        sampled requests and replies; bounded, expires
+    divergence       hash     comparer → flows, repair
+        packed key → divergence, JSON
+    seeded           set      comparer → flows
+        packed keys that Compare put on the target
+    telemetry:ID     string   gateway → flows, status
+        counters and histograms, JSON; expires
+    report:NAME      string   flows → status, later phases
+        last result of a task, JSON
+    fence:SIDE       string   cutover → cutover, gateways
+        whose fence it is, of what kind, what was before it
+    fence:SIDE:word  string   flows → cutover
+        who confirmed a provider's fence, and what, JSON
+    fence:SIDE:let   string   cutover → cutover, gateways
+        a switch back let Exodus in behind it; expires
+    abort            string   exodus abort → cutover
+        why a switch is to be given up; expires
+    postponed        string   exodus hold → cutover
+        who postpones the switch, and why, JSON
 
-On the two sides of the migration the engine owns keys with the same prefix (`guard_key`, `lane_guard_key`, `fence_guard_key`, `native_guard_key`),
-which are never copied, compared or counted.
+`exodus:archive`, a hash, is the one key that belongs to no migration: NAME/MS → where an archived
+one's evidence is.
+
+On the two sides of the migration the engine owns keys with the same prefix (`guard_key`,
+`lane_guard_key`, `fence_guard_key`, `native_guard_key`), which are never copied, compared or
+counted.
 """
 
 ARCHIVE = "exodus:archive"  # the only key that is no one migration's
@@ -169,12 +217,14 @@ class Keys:
 
 
 def guard_key(migration: str) -> bytes:
-    """The key on a follower whose value is the epoch in which Exodus may write there (race rule 6)."""
+    """Return the follower's key that holds the epoch in which Exodus may write there (rule 6)."""
     return f"exodus:{{{migration}}}:epoch".encode()
 
 
 def lane_guard_key(migration: str, partition: int) -> bytes:
-    """The key on a follower whose value is the fencing token of the partition's owner (race rule 2)."""
+    """The key on a follower whose value is the fencing token of the partition's owner (race rule
+    2).
+    """
     return f"exodus:{{{migration}}}:lane:{partition}".encode()
 
 
@@ -184,5 +234,7 @@ def fence_guard_key(migration: str) -> bytes:
 
 
 def native_guard_key(migration: str) -> bytes:
-    """The key on both sides whose value is the writers' epoch in which the target may be made a replica of the source."""
+    """The key on both sides whose value is the writers' epoch in which the target may be made a
+    replica of the source.
+    """
     return f"exodus:{{{migration}}}:native".encode()

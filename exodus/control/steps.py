@@ -1,8 +1,8 @@
 """Steps of a phase: what each one returned, kept in the control store.
 
-A flow that was suspended for a decision runs again from the top, on whichever worker takes it up. A step
-that has returned is not done again: its answer is read here. The control store is the one place that
-every worker reaches, so no worker needs files of another.
+A flow that was suspended for a decision runs again from the top, on whichever worker takes it up. A
+step that has returned is not done again: its answer is read here. The control store is the one
+place that every worker reaches, so no worker needs files of another.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""A connection to one migration's part of the control store. `exodus/control/schema.py` lists its keys."""
+"""A connection to one migration's part of the control store. `exodus/control/schema.py` lists its
+keys.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ class ControlStore:
             raise ControlStoreError(
                 f"the control store {address.url} does not answer",
                 why=str(exc) or type(exc).__name__,
-                next_step="start it, or correct control_store in the migration file; applications are not affected",
+                next_step="start it, or correct control_store in the migration file; applications "
+                "are not affected",
             ) from exc
         return cls(client, migration, address)
 
@@ -111,7 +114,9 @@ class ControlStore:
     async def register(
         self, kind: str, process: str, state: Mapping[str, Any], *, announce: bool = False
     ) -> None:
-        """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see `now_ms`); `announce` wakes whoever waits for it."""
+        """Write one process's heartbeat. `state` carries `at_ms` by the store's own clock (see
+        `now_ms`); `announce` wakes whoever waits for it.
+        """
         pipe = self.client.pipeline(transaction=False)
         pipe.hset(self.keys.part(kind), process, orjson.dumps(state).decode())
         if announce:
@@ -127,7 +132,9 @@ class ControlStore:
         await pipe.execute()
 
     async def registrations(self, kind: str) -> dict[str, Json]:
-        """Id → last heartbeat, stale ones included: a process that went away without a word must be seen."""
+        """Id → last heartbeat, stale ones included: a process that went away without a word must be
+        seen.
+        """
         raw = await answered(self.client.hgetall(self.keys.part(kind)))
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 

@@ -1,8 +1,9 @@
 """The turn of a phase: the right of one process to run it, held in the control store.
 
 Prefect can start one run twice: a worker that lost its server's answer, a resume while the process
-before it still ends, or two people who start a phase at the same moment. A phase must not run twice, so
-its process takes the turn first and renews it while it runs. A turn that nobody renews ends by itself.
+before it still ends, or two people who start a phase at the same moment. A phase must not run
+twice, so its process takes the turn first and renews it while it runs. A turn that nobody renews
+ends by itself.
 """
 
 from __future__ import annotations

@@ -1,11 +1,15 @@
-"""Keys too large for one command: copied in pieces to a staging key beside the real one, and moved into place whole.
+"""Keys too large for one command: copied in pieces to a staging key beside the real one, and moved
+into place whole.
 
-No command reads or writes more than PIECE_ELEMENTS elements or about PIECE_BYTES, so neither server is blocked for longer than a few ms,
-and no reader ever sees half a key: the staging key, which expires by itself if we die, is renamed in the transaction that sets the expiry.
+No command reads or writes more than PIECE_ELEMENTS elements or about PIECE_BYTES, so neither server
+is blocked for longer than a few ms, and no reader ever sees half a key: the staging key, which
+expires by itself if we die, is renamed in the transaction that sets the expiry.
 
-The key is WATCHed on the authority all the while. An EXEC of nothing at the end tells whether it changed; then the copy is begun again, and after
-COPY_ATTEMPTS put in place as it is and reported as *unsettled*: whoever asked for it marks it as changed once more, so it is exact as soon as it
-is left alone for the time of one copy. What a WATCH does not see (XACK and its like) is a write that the feed brings.
+The key is WATCHed on the authority all the while. An EXEC of nothing at the end tells whether it
+changed; then the copy is begun again, and after COPY_ATTEMPTS put in place as it is and reported as
+*unsettled*: whoever asked for it marks it as changed once more, so it is exact as soon as it is
+left alone for the time of one copy. What a WATCH does not see (XACK and its like) is a write that
+the feed brings.
 """
 
 from __future__ import annotations
@@ -195,7 +199,9 @@ class ChunkedCopy:
                 return
 
     async def _stream(self, key: bytes, stage: bytes) -> AsyncIterator[list[Command]]:
-        """Entries page by page, with dummies for those that are pending but deleted, which XCLAIM needs; then groups, and the last id."""
+        """Entries page by page, with dummies for those that are pending but deleted, which XCLAIM
+        needs; then groups, and the last id.
+        """
         info = pairs(await self._ask("XINFO", "STREAM", key))
         told = await read_groups(self.leg, key)
         step = await self._step(key, int(info[b"length"]))
@@ -224,8 +230,9 @@ class ChunkedCopy:
 async def read_groups(leg: Leg, key: bytes) -> StreamGroups:
     """Groups, consumers and pending entries of a stream, without its entries.
 
-    XINFO STREAM FULL tells the times of delivery exactly, but as many entries as pending ones with them; where many are pending,
-    XPENDING is paged instead, whose idle times give the same to the ms or two that lie between the answer and the clock.
+    XINFO STREAM FULL tells the times of delivery exactly, but as many entries as pending ones with
+    them; where many are pending, XPENDING is paged instead, whose idle times give the same to the
+    ms or two that lie between the answer and the clock.
     """
     groups = [pairs(group) for group in await leg.call("XINFO", "GROUPS", key)]
     pending = max((int(group[b"pending"]) for group in groups), default=0)
@@ -288,10 +295,11 @@ class At:
 async def differs_in_chunks(
     here: At, there: At, kind: bytes, *, field_expiry: bool, turn: Turn = unpaced
 ) -> str | None:
-    """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group` where it differs, None where not.
+    """Compare a large key, of the authority and of the follower, piece by piece: `value` or `group`
+    where it differs, None where not.
 
-    As many elements on both sides, and each of the authority's on the follower too: equal. A write meanwhile shows as a difference, which the caller
-    looks at again.
+    As many elements on both sides, and each of the authority's on the follower too: equal. A write
+    meanwhile shows as a difference, which the caller looks at again.
     """
     count = COUNTS.get(kind)
     if count is None:

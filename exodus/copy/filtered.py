@@ -1,7 +1,9 @@
-"""Which of some keys the migration's rules leave out, by name and, where a rule needs it, by the state they have now on the source.
+"""Which of some keys the migration's rules leave out, by name and, where a rule needs it, by the
+state they have now on the source.
 
-State is asked for in calls of its own, apart from the reading that a copy or a comparison makes. What a write changes in between is a write that the
-feed brings, and so is looked at again, as everything else that changes while it is read.
+State is asked for in calls of its own, apart from the reading that a copy or a comparison makes.
+What a write changes in between is a write that the feed brings, and so is looked at again, as
+everything else that changes while it is read.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from exodus.topology.node import NodeFacts
 async def filtered_keys(
     leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]
 ) -> dict[bytes, str]:
-    """Keys that are not carried, each with its reason. `leg` is one of the source's, in database `db`.
+    """Keys that are not carried, each with its reason. `leg` is one of the source's, in database
+    `db`.
 
     Raises:
         SourceError: the source was lost.

@@ -1,12 +1,15 @@
-"""The guard of every write to a follower: it holds only as long as its keys there have the values that the writer knows.
+"""The guard of every write to a follower: it holds only as long as its keys there have the values
+that the writer knows.
 
-A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`; the switch changes the keys. So a syncer
-that was frozen before the switch and wakes after it gets a nil from EXEC and writes nothing (race rule 6). A lane's fencing
-token does the same for a lease that was lost (race rule 2).
+A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`; the switch changes
+the keys. So a syncer that was frozen before the switch and wakes after it gets a nil from EXEC and
+writes nothing (race rule 6). A lane's fencing token does the same for a lease that was lost (race
+rule 2).
 
-No write is sent before each of the first four was answered as it must be: behind a SELECT that failed it would change another
-database, behind a MULTI that failed it would run without its guard. The four for the next batch travel behind the EXEC of
-this one, so a batch costs one round trip. One in another database than the batch before costs a second one.
+No write is sent before each of the first four was answered as it must be: behind a SELECT that
+failed it would change another database, behind a MULTI that failed it would run without its guard.
+The four for the next batch travel behind the EXEC of this one, so a batch costs one round trip. One
+in another database than the batch before costs a second one.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ class DatabaseMissing(Uncarried):
 
 @dataclass(frozen=True)
 class Guard:
-    """Keys in database 0 of the follower, and the values under which writing is allowed. No keys: no guard."""
+    """Keys in database 0 of the follower, and the values under which writing is allowed. No keys:
+    no guard.
+    """
 
     values: tuple[tuple[bytes, bytes], ...] = ()
 
@@ -79,7 +84,8 @@ class GuardedLeg:
         self.guard = guard
         self._turn = asyncio.Lock()
         self._armed: tuple[int, list[str]] | None = (
-            None  # the database of the transaction that was asked for, and what is still to be answered
+            # The database of the transaction that was asked for, and what is still to be answered
+            None
         )
         self._at: int | None = (
             leg.db
@@ -92,11 +98,13 @@ class GuardedLeg:
             self.guard = guard
 
     async def run(self, db: int, body: bytes, count: int) -> list[object]:
-        """Execute `count` commands (encoded in `body`) in one transaction in `db`; their replies, errors as values.
+        """Execute `count` commands (encoded in `body`) in one transaction in `db`; their replies,
+        errors as values.
 
         Raises:
             EpochEnded: the guard does not hold; nothing was written.
-            NoRoom: the follower did not take the batch (no memory, read-only, no permission); nothing was written.
+            NoRoom: the follower did not take the batch (no memory, read-only, no permission);
+                nothing was written.
             Uncarried: the follower does not let us into this database; nothing was written.
             SourceError, TargetError: it was lost; safe to repeat.
         """
@@ -150,7 +158,8 @@ class GuardedLeg:
         return b"".join(data for _, data in asks)
 
     async def _begun(self) -> None:
-        """Read the answers to `_arm`: from here on the leg is in a transaction in its database, under the guard.
+        """Read the answers to `_arm`: from here on the leg is in a transaction in its database,
+        under the guard.
 
         Raises:
             EpochEnded, NoRoom, Uncarried: it is not; the leg is as if it had not been asked.
@@ -173,7 +182,8 @@ class GuardedLeg:
                 await self.leg.call("DISCARD")
                 raise
             return
-        # A transaction that was begun in another database, or without its guard, is given up unused; without one DISCARD is an error.
+        # A transaction that was begun in another database, or without its guard, is given up
+        # unused; without one DISCARD is an error.
         await self.leg.pipeline([("DISCARD",), ("UNWATCH",)])
         said = str(refused)[:200]
         if refused is not answers.get("SELECT") or said.startswith(FULL):
@@ -224,7 +234,9 @@ async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> boo
 
 
 async def set_writer_epoch(follower: Endpoint, migration: str, epoch: int) -> None:
-    """Give the right to write to `follower` to the writers of `epoch`, and end that of all others at once."""
+    """Give the right to write to `follower` to the writers of `epoch`, and end that of all others
+    at once.
+    """
     for node in await follower.each_node():
         async with await node.connect() as leg:
             await leg.call("SET", guard_key(migration), epoch)

@@ -1,16 +1,19 @@
-"""The impact budget: how much the authority may feel of us, measured all the while, and kept by slowing down.
+"""The impact budget: how much the authority may feel of us, measured all the while, and kept by
+slowing down.
 
-Whoever reads in bulk (backfill, verification) asks for its turn before each batch. A probe of its own, a PING every PROBE_EVERY_S, tells what other
-clients feel; INFO tells the share of a core that the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
-several processes that share a server settle without talking to each other: all of them see the same server. What is spent and why stands in the
-control store, and the budget can be changed there.
+Whoever reads in bulk (backfill, verification) asks for its turn before each batch. A probe of its
+own, a PING every PROBE_EVERY_S, tells what other clients feel; INFO tells the share of a core that
+the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
+several processes that share a server settle without talking to each other: all of them see the same
+server. What is spent and why stands in the control store, and the budget can be changed there.
 
-The share of a core is what Exodus adds to the applications' own load. So all bulk readers rest together for REST_MS
-of every REST_EVERY_MS by the control store's clock, where a share is bounded, and see what the server uses without
-them.
+The share of a core is what Exodus adds to the applications' own load. So all bulk readers rest
+together for REST_MS of every REST_EVERY_MS by the control store's clock, where a share is bounded,
+and see what the server uses without them.
 
-What is written to the follower goes on to its own replicas. One that is far behind has as much waiting in the follower's output buffer, and would be
-dropped at its limit, and begin again from the start: so whoever writes in bulk waits until it has caught up.
+What is written to the follower goes on to its own replicas. One that is far behind has as much
+waiting in the follower's output buffer, and would be dropped at its limit, and begin again from the
+start: so whoever writes in bulk waits until it has caught up.
 """
 
 from __future__ import annotations
@@ -85,22 +88,29 @@ class Governor:
         replica_behind_bytes: int = 0,
         applications_share: float | None = None,
     ) -> None:
-        """Take one look's figures; slower at once where one is over the budget, faster by a fifth where none is."""
+        """Take one look's figures; slower at once where one is over the budget, faster by a fifth
+        where none is.
+        """
         behind_mb, most_mb = replica_behind_bytes / 1e6, budget.replica_behind_mb_max
         self.waits = ""
         if most_mb is not None and behind_mb > most_mb:
-            self.waits = f"waits: a replica of the follower is {behind_mb:.1f} MB behind, {most_mb:g} MB are allowed"
+            self.waits = (
+                f"waits: a replica of the follower is {behind_mb:.1f} MB behind, "
+                f"{most_mb:g} MB are allowed"
+            )
         added_ms = probe_ms_p99 - self.baseline_ms
         over: list[str] = []
         if budget.probe_ms_added_max is not None and added_ms > budget.probe_ms_added_max:
             over.append(
-                f"the probe's p99 is {added_ms:.2f} ms above what it was, {budget.probe_ms_added_max} ms are allowed"
+                f"the probe's p99 is {added_ms:.2f} ms above what it was, "
+                f"{budget.probe_ms_added_max} ms are allowed"
             )
         others = applications_share or 0.0
         added = max(0.0, cpu_share - others)
         if budget.cpu_share_max is not None and added > budget.cpu_share_max:
             over.append(
-                f"Exodus adds {added * 100:.0f} % of a core, {budget.cpu_share_max * 100:.0f} % are allowed (without it: {others * 100:.0f} %)"
+                f"Exodus adds {added * 100:.0f} % of a core, {budget.cpu_share_max * 100:.0f} % "
+                f"are allowed (without it: {others * 100:.0f} %)"
             )
         if over:
             self.pause_s = min(max(self.pause_s * 2, PAUSE_S_MIN), PAUSE_S_MAX)
@@ -122,7 +132,7 @@ class Pace:
         what: str,
         follower: Endpoint | None = None,
     ) -> None:
-        """Args: `follower` where there is one that is written to, whose replicas have to keep up."""
+        """With a `follower`, its replicas have to keep up with the writes."""
         self._store = store
         self._authority = authority
         self._budget = budget
@@ -256,16 +266,26 @@ class Pace:
         self._governor.look(budget, self._p99(), self._cpu_share, behind, self._applications)
         self._tell()
         report = PaceReport(
-            at_ms=await self._store.now_ms(), what=self._what, pause_ms=round(self._governor.pause_s * 1000, 2), why=self.why,
-            probe_ms_p99=round(self._p99(), 3), probe_ms_baseline=round(self._governor.baseline_ms, 3), authority_cpu_share=round(self._cpu_share, 3),
-            replica_behind_bytes=behind, applications_cpu_share=None if self._applications is None else round(self._applications, 3),
-        )  # fmt: skip
+            at_ms=await self._store.now_ms(),
+            what=self._what,
+            pause_ms=round(self._governor.pause_s * 1000, 2),
+            why=self.why,
+            probe_ms_p99=round(self._p99(), 3),
+            probe_ms_baseline=round(self._governor.baseline_ms, 3),
+            authority_cpu_share=round(self._cpu_share, 3),
+            replica_behind_bytes=behind,
+            applications_cpu_share=None
+            if self._applications is None
+            else round(self._applications, 3),
+        )
         await answered(
             self._store.client.hset(self._store.keys.pace, self._what, report.model_dump_json())
         )
 
     def _tell(self) -> None:
-        """Log once that it is slowed or waits, and once that it is not any more; the figures change all the time."""
+        """Log once that it is slowed or waits, and once that it is not any more; the figures change
+        all the time.
+        """
         kind = (
             self.why.partition(":")[0]
             if self._governor.pause_s >= _TOLD_S or self._governor.waits
@@ -289,7 +309,8 @@ def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:
-    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no data, and is none.
+    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no
+    data, and is none.
 
     docs/decisions/0004-change-feeds.md
     """

@@ -1,11 +1,14 @@
-"""`sync(key)`: make keys on the follower equal to the authority. The primitive that everything that moves data feeds.
+"""`sync(key)`: make keys on the follower equal to the authority. The primitive that everything that
+moves data feeds.
 
-Whole states are read and written, so it is idempotent, free of order across keys, and safe to repeat. Two runs for one key at a time are the
-caller's error: a lane owns the keys of its partition (race rule 2), and a backfill chunk marks what changed meanwhile (rule 3).
-Reading and writing are apart, so that a backfill can read the next batch while the follower takes this one.
+Whole states are read and written, so it is idempotent, free of order across keys, and safe to
+repeat. Two runs for one key at a time are the caller's error: a lane owns the keys of its partition
+(race rule 2), and a backfill chunk marks what changed meanwhile (rule 3). Reading and writing are
+apart, so that a backfill can read the next batch while the follower takes this one.
 
-A key goes by the first strategy that carries it: as its DUMP payload where the follower takes the version; as a re-footed payload where only the
-version stands in the way (`refoot.py`), once its type byte is proved on the follower; type by type; and in pieces where it is large (`large.py`).
+A key goes by the first strategy that carries it: as its DUMP payload where the follower takes the
+version; as a re-footed payload where only the version stands in the way (`refoot.py`), once its
+type byte is proved on the follower; type by type; and in pieces where it is large (`large.py`).
 """
 
 from __future__ import annotations
@@ -92,13 +95,17 @@ class BatchReport:
 
 @dataclass
 class Proofs:
-    """Type bytes whose re-footed payloads the follower was seen to understand, or not; shared by the copiers of an engine."""
+    """Type bytes whose re-footed payloads the follower was seen to understand, or not; shared by
+    the copiers of an engine.
+    """
 
     understood: dict[int, bool] = field(default_factory=dict)
 
 
 class Copier:
-    """One authority leg, one follower leg, one guard. Used by one task at a time (reads and writes may overlap)."""
+    """One authority leg, one follower leg, one guard. Used by one task at a time (reads and writes
+    may overlap).
+    """
 
     def __init__(
         self,
@@ -117,8 +124,10 @@ class Copier:
         """Take the legs over.
 
         Args:
-            spare_others: keys of the follower whose names the rules leave out are not this migration's, and are never touched.
-            keep_usage: carry idle time, or under an LFU policy frequency, where a key goes as a payload.
+            spare_others: keys of the follower whose names the rules leave out are not this
+                migration's, and are never touched.
+            keep_usage: carry idle time, or under an LFU policy frequency, where a key goes as a
+                payload.
         """
         self._from = authority
         self._to = GuardedLeg(follower, guard)
@@ -187,7 +196,8 @@ class Copier:
 
         Raises:
             EpochEnded: the right to write ended; nothing of the batch was written.
-            SourceError, TargetError: a connection was lost or the follower takes no writes now; safe to repeat.
+            SourceError, TargetError: a connection was lost or the follower takes no writes now;
+                safe to repeat.
         """
         report = BatchReport()
         states = await self.read(db, keys, report)
@@ -207,7 +217,8 @@ class Copier:
             absent: list[State] = []
             if self._scope:
                 wanted = await self._in_scope(db, wanted, report)
-                # What is left out is not to be on the follower; it may have come there before it was written last.
+                # What is left out is not to be on the follower; it may have come there before it
+                # was written last.
                 spared = {
                     key
                     for key in report.filtered_keys
@@ -221,11 +232,14 @@ class Copier:
     async def scan(
         self, db: int, cursor: int, count: int, report: BatchReport
     ) -> tuple[int, list[bytes], Packed | list[State]]:
-        """One SCAN call of the authority: the next cursor, the keys found, and their states; in columns where each is a plain payload."""
+        """One SCAN call of the authority: the next cursor, the keys found, and their states; in
+        columns where each is a plain payload.
+        """
         async with self._reading:
             await self._from.select(db)
             if self._scope or self._usage is not None:
-                # The names first: what is left out need not be read, and reading can make a key look used.
+                # The names first: what is left out need not be read, and reading can make a key
+                # look used.
                 following, keys = await scan_once(self._from, cursor, count)
                 wanted = _wanted(keys, report)
                 if self._scope:
@@ -259,7 +273,9 @@ class Copier:
         return states
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
-        """Those of the keys that are carried; the others are counted, with the rule, or failed where their name on the follower is not free."""
+        """Those of the keys that are carried; the others are counted, with the rule, or failed
+        where their name on the follower is not free.
+        """
         filtered = (
             await filtered_keys(self._from, self._authority_facts, self._scope, db, keys)
             if self._scope.filters
@@ -273,7 +289,8 @@ class Copier:
         }
         if not taken:
             return inside
-        # One that is gone by now has nothing to carry, and whoever has its name on the follower is another key.
+        # One that is gone by now has nothing to carry, and whoever has its name on the follower is
+        # another key.
         there = await self._from.pipeline([("EXISTS", key) for key in taken])
         for (key, why), exists in zip(taken.items(), there, strict=True):
             if exists:
@@ -325,7 +342,8 @@ class Copier:
                         (
                             key,
                             b"",
-                            f"{CopyMethod.BY_TYPE}: the follower has another format of type {value[0]}",
+                            f"{CopyMethod.BY_TYPE}: the follower has another format of type "
+                            f"{value[0]}",
                         )
                     )
             elif value is None or (kind == b"hash" and self._field_expiry):
@@ -342,7 +360,9 @@ class Copier:
         return states
 
     async def _understood(self, key: bytes, payload: bytes) -> bool:
-        """Whether the follower reads this type byte as the authority meant it: proved with the first key that has it."""
+        """Whether the follower reads this type byte as the authority meant it: proved with the
+        first key that has it.
+        """
         number = payload[0]
         known = self._proofs.understood
         if number in NEVER:
@@ -394,7 +414,8 @@ class Copier:
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
                 raise Uncarried(
-                    f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} {facts.version_text}) has no copy by type"
+                    f"type {kind.decode('ascii', 'replace')} of a module ({facts.engine} "
+                    f"{facts.version_text}) has no copy by type"
                 )
             clock: list[Command] = (
                 [("PEXPIRETIME", key)] if self._modern else [("TIME",), ("PTTL", key), ("TIME",)]
@@ -432,7 +453,9 @@ class Copier:
     async def write(
         self, db: int, states: Packed | Sent | Sequence[State], report: BatchReport
     ) -> None:
-        """Write states of the authority's database `db` under the guard; refused payloads are copied by type, large keys in pieces."""
+        """Write states of the authority's database `db` under the guard; refused payloads are
+        copied by type, large keys in pieces.
+        """
         if isinstance(states, Packed):
             await self._write_packed(db, states, report)
             return
@@ -553,10 +576,12 @@ class Copier:
     async def _write_apart(
         self, db: int, states: Sequence[State], report: BatchReport, exc: Exception
     ) -> list[tuple[bytes, str]]:
-        """Write states of which the follower refused the batch, by a word about its database, or by closing the connection.
+        """Write states of which the follower refused the batch, by a word about its database, or by
+        closing the connection.
 
-        A follower that answers others does not go on with this batch for the fault of some of its keys: halves of it are tried,
-        down to the key. A connection is lost for other reasons too, so a single key is tried twice.
+        A follower that answers others does not go on with this batch for the fault of some of its
+        keys: halves of it are tried, down to the key. A connection is lost for other reasons too,
+        so a single key is tried twice.
         """
         if isinstance(exc, Uncarried):
             there = isinstance(exc, DatabaseMissing)
@@ -578,7 +603,9 @@ class Copier:
             return [(states[0].key, self._closes())]
 
     def _closes(self) -> str:
-        """The reason of a key for which the follower closes the connection; always the same, as who accepts a letter accepts its reason."""
+        """The reason of a key for which the follower closes the connection; always the same, as who
+        accepts a letter accepts its reason.
+        """
         limits = ", ".join(
             f"{name} {value:,}" for name, value in self._follower_facts.limits.items()
         )

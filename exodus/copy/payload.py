@@ -1,8 +1,10 @@
-"""A key's state, read from the authority and written as commands: as a DUMP payload, or type by type where that does not fit.
+"""A key's state, read from the authority and written as commands: as a DUMP payload, or type by
+type where that does not fit.
 
-The copy by type is exact: list order, score bytes as the server prints them (never through a float of ours), stream ids with groups, consumers,
-pending entries and last delivered ids, field expiry of hashes. What a follower cannot hold is an `Uncarried` with its reason.
-How streams are rebuilt was checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1
+The copy by type is exact: list order, score bytes as the server prints them (never through a float
+of ours), stream ids with groups, consumers, pending entries and last delivered ids, field expiry of
+hashes. What a follower cannot hold is an `Uncarried` with its reason. How streams are rebuilt was
+checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1
 (docs/decisions/0002-payload-versions.md).
 """
 
@@ -25,7 +27,9 @@ class Uncarried(Exception):
 
 @dataclass(slots=True)
 class State:
-    """One key at one instant. `payload` is a DUMP, or `commands` build it, or it is copied in pieces; none of these: the key does not exist."""
+    """One key at one instant. `payload` is a DUMP, or `commands` build it, or it is copied in
+    pieces; none of these: the key does not exist.
+    """
 
     key: bytes
     expiry_ms: int = 0  # absolute; 0 for none
@@ -53,7 +57,9 @@ class State:
         )
 
     def as_commands(self) -> list[Command]:
-        """What makes the key on the follower equal to this state where that is no payload, in one transaction."""
+        """What makes the key on the follower equal to this state where that is no payload, in one
+        transaction.
+        """
         name = self.to or self.key
         found: list[Command] = [("UNLINK", name)]
         if self.commands is not None:
@@ -65,7 +71,9 @@ class State:
 
 @dataclass(slots=True)
 class Packed:
-    """Keys that all exist, and all go as payloads under their own names: most of a backfill, in columns and not in states."""
+    """Keys that all exist, and all go as payloads under their own names: most of a backfill, in
+    columns and not in states.
+    """
 
     keys: list[bytes]
     expiries_ms: list[int]  # negative: none
@@ -80,7 +88,10 @@ class Packed:
 
     def body(self) -> bytes:
         """The commands that write them, encoded."""
-        restore = b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+        restore = (
+            b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+            b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+        )
         return b"".join(
             [
                 restore
@@ -108,7 +119,9 @@ class Packed:
 
 @dataclass(slots=True)
 class Sent:
-    """Keys that the source sent itself and that expire, with their times; and states of those that it did not send."""
+    """Keys that the source sent itself and that expire, with their times; and states of those that
+    it did not send.
+    """
 
     keys: list[bytes]
     expiries_ms: list[int]
@@ -196,7 +209,7 @@ class StreamGroups:
 
 
 def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[Command]:
-    """What rebuilds the groups once all entries are there, deleted ones that are pending included."""
+    """Return the commands that rebuild a stream's groups, once its entries exist."""
     found: list[Command] = []
     for group in told.groups:
         create: list[Arg] = ["XGROUP", "CREATE", key, group[b"name"], group[b"last-delivered-id"]]
@@ -229,7 +242,9 @@ def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[
 def stream_end_commands(
     key: bytes, ghosts: Sequence[bytes], info: dict[bytes, Reply], follower: NodeFacts
 ) -> list[Command]:
-    """What removes the dummies again, and sets the ids that a stream remembers; `info` is XINFO STREAM's answer."""
+    """What removes the dummies again, and sets the ids that a stream remembers; `info` is XINFO
+    STREAM's answer.
+    """
     found: list[Command] = []
     if ghosts:
         found.append(("XDEL", key, *sorted(ghosts, key=entry_order)))
@@ -254,7 +269,8 @@ def _stream(
 ) -> list[Command]:
     present = {entry[0]: entry[1] for entry in entries}
     told = StreamGroups(tuple(pairs(group) for group in full[b"groups"]))
-    # Entries that were deleted but are still pending somewhere are needed while the pending lists are built.
+    # Entries that were deleted but are still pending somewhere are needed while the pending lists
+    # are built.
     ghosts = told.pending_ids - present.keys()
     found: list[Command] = [
         ("XADD", key, entry_id, *(present.get(entry_id) or (b"-", b"-")))

@@ -1,7 +1,9 @@
-"""Reading many keys of one side at once: names from SCAN, and of each key type, expiry and payload or value of the same instant.
+"""Reading many keys of one side at once: names from SCAN, and of each key type, expiry and payload
+or value of the same instant.
 
-By one script call a batch where the server allows scripts (`script.py`), by transactions of pipelined commands where not. Keys that are too large for
-one command are named and not read (`large.py` copies those in pieces).
+By one script call a batch where the server allows scripts (`script.py`), by transactions of
+pipelined commands where not. Keys that are too large for one command are named and not read
+(`large.py` copies those in pieces).
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ class ReadMode(StrEnum):
     """What is read of a key."""
 
     PAYLOAD = "payload"
-    EITHER = "either"  # the payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try to compress it, and sum it up
+    # The payload, but of a string of some KB, where scripts are allowed, its value: DUMP would try
+    # to compress it, and sum it up
+    EITHER = "either"
     VALUE = "value"
-    COMPARABLE = "comparable"  # the value of a string, the payload of all else: `decode.py` has the values in those
+    # The value of a string, the payload of all else: `decode.py` has the values in those
+    COMPARABLE = "comparable"
     SIZE = "size"  # bytes of memory; of SCAN only, and where scripts are allowed
     OUTLINE = "outline"  # type, expiry and length; the value is the length and one
     NAME = "name"  # whether it is there, and nothing else
@@ -43,7 +48,8 @@ class ReadMode(StrEnum):
 class ScannedKey(NamedTuple):
     """One key at one instant.
 
-    `kind` is `none` where it does not exist, and empty where only a payload was asked for; `value` is None where it has to be read in another way.
+    `kind` is `none` where it does not exist, and empty where only a payload was asked for; `value`
+    is None where it has to be read in another way.
     """
 
     key: bytes
@@ -54,7 +60,9 @@ class ScannedKey(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one reading call found, in columns: what most keys need is done with a whole column at once, without an object a key."""
+    """What one reading call found, in columns: what most keys need is done with a whole column at
+    once, without an object a key.
+    """
 
     keys: list[bytes]
     kinds: list[bytes]  # none with payloads and sizes
@@ -116,7 +124,9 @@ class Limits:
 
     @classmethod
     def within(cls, script_ms: int) -> Self:
-        """Return limits under which one script takes a small share of `script_ms`; a MB takes a server some 10 ms, a key 5 to 20 µs."""
+        """Return limits under which one script takes a small share of `script_ms`; a MB takes a
+        server some 10 ms, a key 5 to 20 µs.
+        """
         share = min(1.0, script_ms / _SCRIPT_MS_PLENTY)
         return cls(
             max(_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
@@ -155,7 +165,9 @@ class Reader:
         )
 
     async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
-        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer than `count` where these would not fit into one."""
+        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer
+        than `count` where these would not fit into one.
+        """
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
             return int(following), Batch.of(await self._plainly(keys))
@@ -192,8 +204,15 @@ class Reader:
     async def _script(self, *arguments: bytes | str | int) -> list[Reply]:
         limits = self._limits
         common = (
-            0, self._what, int(self._modern), int(self._weighs), limits.batch_bytes, limits.key_bytes, limits.elements, *arguments,
-        )  # fmt: skip
+            0,
+            self._what,
+            int(self._modern),
+            int(self._weighs),
+            limits.batch_bytes,
+            limits.key_bytes,
+            limits.elements,
+            *arguments,
+        )
         by_sha, whole = self._verbs
         began = time.monotonic()
         try:
@@ -206,7 +225,9 @@ class Reader:
         return found
 
     def _adapt(self, took_s: float) -> None:
-        """Ask for less where a call took longer than its share of the server's limit, beyond what the shortest one takes; then for more again."""
+        """Ask for less where a call took longer than its share of the server's limit, beyond what
+        the shortest one takes; then for more again.
+        """
         self._fastest_s = min(self._fastest_s, took_s)
         most, now = self._most, self._limits
         if took_s - self._fastest_s > self._share_s:
@@ -235,7 +256,9 @@ class Reader:
         return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
 
     async def like(self, others: Batch) -> Batch:
-        """The same keys as another side has them, values only: what is of the same type is read without being weighed first."""
+        """The same keys as another side has them, values only: what is of the same type is read
+        without being weighed first.
+        """
         keys = others.keys
         if not keys:
             return Batch([], [], [], [])
@@ -355,7 +378,9 @@ class Reader:
         return ScannedKey(key, kind, at_ms, value)
 
     async def _with_clock(self, keys: Sequence[tuple[bytes, bytes]]) -> dict[bytes, ScannedKey]:
-        """Without PEXPIRETIME: the server's clock on both sides of PTTL; keys whose reading must be repeated are left out."""
+        """Without PEXPIRETIME: the server's clock on both sides of PTTL; keys whose reading must be
+        repeated are left out.
+        """
         commands: list[Command] = []
         for key, kind in keys:
             commands += [
@@ -399,8 +424,11 @@ class Reader:
 
 
 _make_seen = partial(
-    tuple.__new__, ScannedKey
-)  # without the detour through Python that a NamedTuple's own constructor takes, a third of all our time here
+    tuple.__new__,
+    ScannedKey,
+    # Without the detour through Python that a NamedTuple's own constructor takes, a third of all
+    # our time here
+)
 
 
 def clock_ms(time: Sequence[bytes]) -> int:

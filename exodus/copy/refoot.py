@@ -1,10 +1,12 @@
-"""Re-footed payloads: a DUMP whose version the follower refuses although it knows the type, with another version and checksum at its end.
+"""Re-footed payloads: a DUMP whose version the follower refuses although it knows the type, with
+another version and checksum at its end.
 
-A payload is a type byte, a body, the RDB version (2 bytes) and a CRC64 of all before it (8 bytes), both little-endian. Redis 7.4 and 8 write version
-12 where Valkey stays below or far above, so that each refuses the other's payloads by the number alone; the bodies of most types are the same
-(docs/decisions/0002-payload-versions.md, seven servers).
-Which types are is not taken from a table: the first key of each type byte is proved on the real follower, by reading
-back what it made of it (`key.py`), and only then its fellows go this way.
+A payload is a type byte, a body, the RDB version (2 bytes) and a CRC64 of all before it (8 bytes),
+both little-endian. Redis 7.4 and 8 write version 12 where Valkey stays below or far above, so that
+each refuses the other's payloads by the number alone; the bodies of most types are the same
+(docs/decisions/0002-payload-versions.md, seven servers). Which types are is not taken from a table:
+the first key of each type byte is proved on the real follower, by reading back what it made of it
+(`key.py`), and only then its fellows go this way.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import anycrc
 
 FOOTER_BYTES = 10
-# A module's own format, and hash field expiry, which Redis and Valkey write under the same numbers and do not mean the same by.
+# A module's own format, and hash field expiry, which Redis and Valkey write under the same numbers
+# and do not mean the same by.
 NEVER = frozenset({6, 7, 22, 23, 24, 25})
 _CRC64 = anycrc.Model("CRC64-REDIS")
 

@@ -1,7 +1,9 @@
-"""Values as both sides can be asked for them, in a shape in which equal means the same, whatever the encoding or the version.
+"""Values as both sides can be asked for them, in a shape in which equal means the same, whatever
+the encoding or the version.
 
-What a server may tell in any order becomes a set or a mapping; scores become doubles (Redis up to 7.0 prints 17 digits, later ones the shortest
-form: the same double); of consumer groups everything counts but the times at which consumers were seen, which nobody can set.
+What a server may tell in any order becomes a set or a mapping; scores become doubles (Redis up to
+7.0 prints 17 digits, later ones the shortest form: the same double); of consumer groups everything
+counts but the times at which consumers were seen, which nobody can set.
 """
 
 from __future__ import annotations

@@ -44,9 +44,10 @@ async def carry_settings(plan: Plan, authority: Leg, follower: Leg) -> Carried:
     del plan
     ours, theirs, carried = await read(authority), await read(follower), Carried()
     if isinstance(ours.settings, str) or isinstance(theirs.settings, str):
-        carried.left.append(
-            f"# {not_provable('settings', ours.settings, theirs.settings, authority.side, follower.side).means}"
+        row = not_provable(
+            "settings", ours.settings, theirs.settings, authority.side, follower.side
         )
+        carried.left.append(f"# {row.means}")
         return carried
     for setting in SETTINGS:
         here, there = (
@@ -65,7 +66,8 @@ async def carry_settings(plan: Plan, authority: Leg, follower: Leg) -> Carried:
             )
         elif setting.names[0] == "maxmemory-policy":
             carried.left.append(
-                f"CONFIG SET {name} {value}    # after the migration was finalised: until then what is evicted counts as missing"
+                f"CONFIG SET {name} {value}    # after the migration was finalised: until then "
+                "what is evicted counts as missing"
             )
         else:
             carried.left.append(
@@ -73,18 +75,20 @@ async def carry_settings(plan: Plan, authority: Leg, follower: Leg) -> Carried:
             )
     if carried.done:
         carried.left.append(
-            "CONFIG REWRITE    # or the same in the follower's configuration, to keep it over a restart"
+            "CONFIG REWRITE    # or the same in the follower's configuration, to keep it over a "
+            "restart"
         )
     return carried
 
 
 async def carry_users(plan: Plan, authority: Leg, follower: Leg) -> Carried:
-    """Make the applications' users on the follower as they are on the authority, with the hashes of their passwords."""
+    """Make the applications' users on the follower as they are on the authority, with the hashes of
+    their passwords.
+    """
     ours, theirs, carried = await read(authority), await read(follower), Carried()
     if isinstance(ours.users, str) or isinstance(theirs.users, str):
-        carried.left.append(
-            f"# {not_provable('users', ours.users, theirs.users, authority.side, follower.side).means}"
-        )
+        row = not_provable("users", ours.users, theirs.users, authority.side, follower.side)
+        carried.left.append(f"# {row.means}")
         return carried
     mapped = login_names(plan) if authority.side is Side.SOURCE else {}
     for name, user in application_users(plan, ours).items():

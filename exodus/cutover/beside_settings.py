@@ -51,7 +51,10 @@ def _all_events(ours: str, theirs: str) -> str:
     return "".join(sorted(set(ours) | set(theirs)))
 
 
-_ORDER = "the order of HGETALL, SMEMBERS and similar replies, and OBJECT ENCODING, change at another size"
+_ORDER = (
+    "the order of HGETALL, SMEMBERS and similar replies, and OBJECT ENCODING, change at "
+    "another size"
+)
 SETTINGS = (
     Setting(
         ("notify-keyspace-events",),

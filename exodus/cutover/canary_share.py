@@ -1,4 +1,6 @@
-"""Choosing the share of canary reads, and what became of them in all gateways (`exodus/gateway/canary.py` has the rule)."""
+"""Choosing the share of canary reads, and what became of them in all gateways
+(`exodus/gateway/canary.py` has the rule).
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,13 @@ Json = dict[str, Any]
 
 
 async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: str) -> Route:
-    """Ask the follower for the reads of `percent` of the key hashes, in every gateway; 0 ends it. Waits until every gateway does so.
+    """Ask the follower for the reads of `percent` of the key hashes, in every gateway; 0 ends it.
+    Waits until every gateway does so.
 
     Raises:
         OperatorError: it is no percentage.
-        DecisionRefused: there is nothing that could be read there, or the route was changed at this very moment; nothing was changed.
+        DecisionRefused: there is nothing that could be read there, or the route was changed at this
+            very moment; nothing was changed.
         CutoverAborted: a gateway did not follow, or gave the canary up at once.
     """
     if not 0 <= percent <= 100:
@@ -67,7 +71,9 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
 
 
 async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
-    """Whether the target can be read at all; that each single read is no older than the authority's is the gateways' part."""
+    """Whether the target can be read at all; that each single read is no older than the authority's
+    is the gateways' part.
+    """
     problem = None
     if route.authority is not Side.SOURCE:
         problem = "the target is the authority already", "exodus status"
@@ -80,7 +86,8 @@ async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
         problem = "a switch holds writes", "wait for it: exodus status"
     elif plan.filters or plan.renames:
         problem = (
-            "filters and renames: what is left out or has another name on the target would differ each time",
+            "filters and renames: what is left out or has another name on the target would differ "
+            "each time",
             "leave the canary away",
         )
     if problem is not None:
@@ -132,7 +139,8 @@ def text_of(found: Json) -> str:
         for name, count in sorted(found["reads"].items(), key=lambda item: -item[1])
     ]
     said = (
-        f"{total:,} reads ({', '.join(parts)}), the target's answer within {found['answer_ms_p99']} ms (p99)"
+        f"{total:,} reads ({', '.join(parts)}), the target's answer within "
+        f"{found['answer_ms_p99']} ms (p99)"
         if total
         else "no reads"
     )

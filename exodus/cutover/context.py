@@ -103,7 +103,9 @@ class Switch:
 
     @contextmanager
     def timed(self, step: str) -> Iterator[dict[str, str | float]]:
-        """A row of the timeline: when it began (UTC; the store's clock at the switch's beginning and a monotonic one since), and its ms."""
+        """A row of the timeline: when it began (UTC; the store's clock at the switch's beginning
+        and a monotonic one since), and its ms.
+        """
         began = time.monotonic()
         at = datetime.fromtimestamp(self.began_ms / 1000 + began - self._began, UTC)
         row: dict[str, str | float] = {"step": step, "at": at.isoformat(timespec="milliseconds")}
@@ -114,7 +116,9 @@ class Switch:
             self.timeline.append(row)
 
     def left_s(self) -> float:
-        """Seconds that writes may still be held. A monotonic clock, which also runs while this process is frozen."""
+        """Seconds that writes may still be held. A monotonic clock, which also runs while this
+        process is frozen.
+        """
         if self.held_at is None:
             return self.plan.hold_seconds_max
         return max(0.0, self.held_at + self.plan.hold_seconds_max - time.monotonic())
@@ -171,7 +175,8 @@ class Switch:
                     raise SwitchUnknown(
                         "whether the route was changed is not known",
                         why=f"the control store is away: {type(cause or exc).__name__}",
-                        next_step="start the control store: the gateways then settle it; `exodus status` tells which side is the authority",
+                        next_step="start the control store: the gateways then settle it; `exodus "
+                        "status` tells which side is the authority",
                     ) from exc
                 await asyncio.sleep(_RETRY_S)
 

@@ -1,7 +1,8 @@
 """Which change feed each side is followed by, decided when Migrate begins, and proved.
 
-With `feed: auto` it is the first of ORDER that the side allows and that tells a key that a script writes without declaring
-it. Why each one before it was not taken is kept and shown. Where none is left, only the gateways' journal is possible.
+With `feed: auto` it is the first of ORDER that the side allows and that tells a key that a script
+writes without declaring it. Why each one before it was not taken is kept and shown. Where none is
+left, only the gateways' journal is possible.
 """
 
 from __future__ import annotations
@@ -73,13 +74,16 @@ async def choose_feed(plan: Plan, side: Side) -> ChosenFeed:
             return ChosenFeed(feed=feed, why="proved by a script's write", refused=refused)
         refused[feed] = why
     return ChosenFeed(
-        why="it does not see keys that scripts do not declare, evicted keys, and writers that bypass the gateways",
+        why="it does not see keys that scripts do not declare, evicted keys, and writers that "
+        "bypass the gateways",
         refused=refused,
     )
 
 
 async def _no_fence(plan: Plan, side: Side, feed: Feed) -> str:
-    """Return why the side could not be fenced under this feed although it can be without; empty where it can, or never can."""
+    """Return why the side could not be fenced under this feed although it can be without; empty
+    where it can, or never can.
+    """
     if plan.cutover is not Cutover.GATEWAY or plan.fence.of(side) is FenceKind.PROVIDER:
         return ""
     without, _ = await fence_of(plan, side, Feed.GATEWAY)

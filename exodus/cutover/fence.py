@@ -1,15 +1,21 @@
-"""The fence: after it, nobody but Exodus writes to a side; who tries gets an error and never a lost write.
+"""The fence: after it, nobody but Exodus writes to a side; who tries gets an error and never a lost
+write.
 
-By what a side refuses writes is chosen by what its user may do there (`fence_methods.py`), and shown by a write that must fail. What has to be put back is
-kept in the control store, without a secret. Settings that were not saved to disk end with a restart of the server, and the fence with them, until
-`settle.py` puts it up again.
+By what a side refuses writes is chosen by what its user may do there (`fence_methods.py`), and
+shown by a write that must fail. What has to be put back is kept in the control store, without a
+secret. Settings that were not saved to disk end with a restart of the server, and the fence with
+them, until `settle.py` puts it up again.
 
-Up and down are transactions under a guard key on that side, whose value is the id of the switch that the fence belongs to. Whoever was
-frozen between deciding and doing, a flow or a gateway, finds another value when it wakes, and changes nothing (race rule 6, for fences).
+Up and down are transactions under a guard key on that side, whose value is the id of the switch
+that the fence belongs to. Whoever was frozen between deciding and doing, a flow or a gateway, finds
+another value when it wakes, and changes nothing (race rule 6, for fences).
 
-    absent ──prepare──▶ ID ──raise_──▶ ID, up ──lower──▶ "ended ID"      `open` takes it down and leaves the right to put it up again
+    absent ──prepare──▶ ID ──raise_──▶ ID, up ──lower──▶ "ended ID"
 
-The right is taken from the value that `check_possible` saw: a switch that was frozen in between, while another came and went, gets none.
+`open` lowers the fence and keeps the grant to raise it again.
+
+The right is taken from the value that `check_possible` saw: a switch that was frozen in between,
+while another came and went, gets none.
 """
 
 from __future__ import annotations
@@ -43,7 +49,9 @@ from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 _FORGET = lua("exodus.cutover", "forget_fence")
-_LET_IN_S = 15  # after which a fence that shut Exodus out goes up again, where the switch back that let it in is gone
+# After which a fence that shut Exodus out goes up again, where the switch back that let it in is
+# gone
+_LET_IN_S = 15
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,9 @@ async def blocks_exodus(store: ControlStore, side: Side) -> bool:
 
 
 async def record_confirmation(store: ControlStore, plan: Plan, side: Side, by: str) -> None:
-    """Keep that a person has done what the plan asks for, so that a side's provider refuses whom it must."""
+    """Keep that a person has done what the plan asks for, so that a side's provider refuses whom it
+    must.
+    """
     word = {"by": by, "at_ms": await store.now_ms(), "instruction": plan.fence.instruction(side)}
     await answered(store.client.set(store.keys.fence_confirmation(side), orjson.dumps(word)))
 
@@ -120,7 +130,9 @@ class Fence:
         return self._leg
 
     async def _ask(self, *commands: Command) -> list[Reply]:
-        """Replies of commands sent together, errors as values; a connection that failed is not used again."""
+        """Replies of commands sent together, errors as values; a connection that failed is not used
+        again.
+        """
         leg = await self._ours()
         try:
             return await leg.pipeline(commands)
@@ -187,14 +199,16 @@ class Fence:
             raise DecisionRefused(
                 f"the {self._side} cannot be fenced",
                 why="; ".join(reasons),
-                next_step=f"give {self._side} a user of Exodus's own that may run ACL (docs/operating/users.md), or choose fence.{self._side} in the "
+                next_step=f"give {self._side} a user of Exodus's own that may run ACL "
+                f"(docs/operating/users.md), or choose fence.{self._side} in the "
                 "migration file (docs/operating/fences.md)",
             )
         self._method = method
         return method
 
     async def prepare(self, switch: str) -> None:
-        """Look up what is now, give `switch` the right to fence, connect for the proof. Nobody notices.
+        """Look up what is now, give `switch` the right to fence, connect for the proof. Nobody
+        notices.
 
         Raises:
             SourceError, TargetError: the side does not answer, or refuses.
@@ -241,7 +255,8 @@ class Fence:
                 why="raise_ came before prepare",
                 next_step="report this; nothing was changed",
             )
-        # Written down before it is up: who finds the fence after a crash of ours must know what to give back.
+        # Written down before it is up: who finds the fence after a crash of ours must know what to
+        # give back.
         kept = answered(
             self._store.client.set(self._store.keys.fence(self._side), orjson.dumps(asdict(record)))
         )
@@ -307,11 +322,15 @@ class Fence:
         )
 
     async def open(self, record: Record) -> None:
-        """Give back what was taken, and keep the right to take it again: the authority is about to come here."""
+        """Give back what was taken, and keep the right to take it again: the authority is about to
+        come here.
+        """
         await self._change(record.switch.encode(), self._method_of(record).down(record.kept))
 
     async def suspend(self) -> None:
-        """The same for a fence that keeps Exodus out, for a while: call it again and again as long as it is needed."""
+        """The same for a fence that keeps Exodus out, for a while: call it again and again as long
+        as it is needed.
+        """
         record = await self.record()
         if record is not None and record.kind in KEEP_US_OUT:
             await answered(
@@ -339,7 +358,8 @@ class Fence:
             ("SET", self._guard, f"ended {record.switch}"),
         )
         if record.kind in KEEP_US_OUT:
-            # Our own write to the guard is refused until it is down. Who dies in between leaves the record, and it is done again.
+            # Our own write to the guard is refused until it is down. Who dies in between leaves the
+            # record, and it is done again.
             await self._change(record.switch.encode(), down)
             down = []
         await self._change(record.switch.encode(), [ended, *down])

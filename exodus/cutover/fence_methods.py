@@ -1,17 +1,21 @@
 """By what a side can be made to refuse writes, strongest first, and what each leaves open.
 
-| means          | needs                              | refuses writes of    | what it leaves open                                |
-| -------------- | ---------------------------------- | -------------------- | -------------------------------------------------- |
-| `acl`          | ACL, a user of Exodus's own        | everybody but Exodus | a pop that blocked before it, on Redis 6.2 and 7.0 |
-| `min-replicas` | CONFIG SET, a server from 7.0      | everybody            | on 6.2 scripts write all the same: not offered     |
-| `replica`      | REPLICAOF, no replicas of its own, | everybody            | whoever may run REPLICAOF can undo it              |
-|                | change feed `gateway`              |                      |                                                    |
-| `provider`     | a person who closes the way        | nobody by itself     | whom that person forgot: a word is its only proof  |
+| method         | needs                         | refuses writes of    | does not stop           |
+| -------------- | ----------------------------- | -------------------- | ----------------------- |
+| `acl`          | ACL, a user of Exodus's own   | everybody but Exodus | blocked pops (6.2, 7.0) |
+| `min-replicas` | CONFIG SET, a server from 7.0 | everybody            |                         |
+| `replica`      | REPLICAOF, no replicas, feed  | everybody            | who may run REPLICAOF   |
+|                | `gateway`                     |                      |                         |
+| `provider`     | a person                      | nobody by itself     | what the person forgot  |
 
-Expiry and eviction go on under each. The second and the third refuse Exodus's own writes too: changes cannot flow back while they are up, the
-journal keeps their keys, and a switch back lets Exodus in before it begins. Checked on Redis 6.2 and 8.2, Valkey 8.1 and 9.1.
+`min-replicas` is not offered on 6.2, where scripts write all the same.
 
-Commands of `up` and `down` run in one transaction under the fence's guard (`fence.py`), and may come again when they were done already.
+Expiry and eviction go on under each. The second and the third refuse Exodus's own writes too:
+changes cannot flow back while they are up, the journal keeps their keys, and a switch back lets
+Exodus in before it begins. Checked on Redis 6.2 and 8.2, Valkey 8.1 and 9.1.
+
+Commands of `up` and `down` run in one transaction under the fence's guard (`fence.py`), and may
+come again when they were done already.
 """
 
 from __future__ import annotations
@@ -67,7 +71,9 @@ async def _info(call: Call) -> dict[str, str]:
 
 
 class FenceMethod(ABC):
-    """One way to fence a side. `call` raises no error replies; what does, raises `hiredis.ReplyError`."""
+    """One way to fence a side. `call` raises no error replies; what does, raises
+    `hiredis.ReplyError`.
+    """
 
     kind: ClassVar[FenceKind]
 
@@ -101,14 +107,17 @@ class FenceMethod(ABC):
 
     @abstractmethod
     async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
-        """Show that writes are refused; who → how it was shown. `stranger` is an application that needs no password.
+        """Show that writes are refused; who → how it was shown. `stranger` is an application that
+        needs no password.
 
         Raises:
             DoesNotHold: they are not.
         """
 
     async def kill_strays(self, call: Call, kept: Kept) -> int:
-        """End connections that are not named like ours, so that they look for the new side. How many; 0 where the server does not let us."""
+        """End connections that are not named like ours, so that they look for the new side. How
+        many; 0 where the server does not let us.
+        """
         del kept
         listed = (await call(("CLIENT", "LIST", "TYPE", "NORMAL")))[0]
         if isinstance(listed, ReplyError):
@@ -125,7 +134,9 @@ class FenceMethod(ABC):
 
 
 class AclFence(FenceMethod):
-    """Takes `@write` from every user but our own, on open connections, in scripts and in queued transactions. `kept`: user → rules before."""
+    """Takes `@write` from every user but our own, on open connections, in scripts and in queued
+    transactions. `kept`: user → rules before.
+    """
 
     kind = FenceKind.ACL
 
@@ -195,8 +206,10 @@ class AclFence(FenceMethod):
                 if word[0] not in signs and word not in _KEPT_WORDS:
                     raise OperatorError(
                         f"the rules of {user!r} cannot be given back",
-                        why=f"the control store keeps {word[:40]!r} for it, which is no right to a command: somebody else wrote there",
-                        next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find out who writes to the control store",
+                        why=f"the control store keeps {word[:40]!r} for it, which is no right to "
+                        "a command: somebody else wrote there",
+                        next_step=f"give {user!r} its rules back by hand (ACL SETUSER), and find "
+                        "out who writes to the control store",
                     )
         return [
             (
@@ -211,7 +224,9 @@ class AclFence(FenceMethod):
         ]
 
     async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
-        """By the strongest that this server has: a write as `default`, a dry run, the rules read back."""
+        """By the strongest that this server has: a write as `default`, a dry run, the rules read
+        back.
+        """
         asked = [
             command
             for user in kept
@@ -237,7 +252,9 @@ class AclFence(FenceMethod):
         return proofs
 
     async def kill_strays(self, call: Call, kept: Kept) -> int:
-        """Every connection of fenced users: a pop that blocked before the fence could still be served."""
+        """Every connection of fenced users: a pop that blocked before the fence could still be
+        served.
+        """
         return sum(_sure(await call(*[("CLIENT", "KILL", "USER", user) for user in kept])))
 
 
@@ -318,7 +335,11 @@ class ReplicaFence(_SideWideFence):
             return f"the change feed ({self._feed}) reads what this side tells as a master"
         facts = await _info(call)
         if facts.get("role") != "master" or facts.get("cluster_enabled") == "1":
-            return f"the server is a {facts.get('role')}{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
+            return (
+                "the server is a "
+                f"{facts.get('role')}"
+                f"{' of a cluster' if facts.get('cluster_enabled') == '1' else ''}"
+            )
         if facts.get("connected_slaves", "0") != "0":
             return f"it has {facts['connected_slaves']} replica(s), which would begin anew"
         command, *found = _sure(
@@ -348,9 +369,11 @@ class ReplicaFence(_SideWideFence):
 
 
 class ProviderFence(FenceMethod):
-    """A person lets nobody but the gateways and Exodus reach the server, and says so. `kept`: who, when, and what.
+    """A person lets nobody but the gateways and Exodus reach the server, and says so. `kept`: who,
+    when, and what.
 
-    No server refuses anything, so gateways must not end a hold by themselves while they cannot read the route (`Route.hold_until_told`).
+    No server refuses anything, so gateways must not end a hold by themselves while they cannot read
+    the route (`Route.hold_until_told`).
     """
 
     kind = FenceKind.PROVIDER
@@ -387,7 +410,9 @@ KEEP_US_OUT = frozenset(
 def fence_method_of(
     kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()
 ) -> FenceMethod:
-    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence touches."""
+    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence
+    touches.
+    """
     if kind is FenceKind.ACL:
         return AclFence(ours)
     if kind is FenceKind.MIN_REPLICAS:
@@ -400,7 +425,8 @@ def fence_method_of(
 async def choose_fence_method(
     call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None
 ) -> tuple[FenceMethod | None, list[str]]:
-    """The strongest that this side allows, or the one that the plan names; and why each that was tried before cannot be.
+    """The strongest that this side allows, or the one that the plan names; and why each that was
+    tried before cannot be.
 
     Raises:
         SourceError, TargetError: the side does not answer.

@@ -1,7 +1,9 @@
-"""Back to the source while the target is dead: without draining, since there is nobody to drain from.
+"""Back to the source while the target is dead: without draining, since there is nobody to drain
+from.
 
-What was written at the target and had not flowed back stays there; a person sees it key by key (`collect.dirty_keys`) before they decide.
-Afterwards journal and sync are off: when the target comes back, nothing of ours overwrites what only it has.
+What was written at the target and had not flowed back stays there; a person sees it key by key
+(`collect.dirty_keys`) before they decide. Afterwards journal and sync are off: when the target
+comes back, nothing of ours overwrites what only it has.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _BETWEEN_S = 1.0
 STEPS = [
     "1. end every syncer's right to write to the source",
     "2. lift the fence on the source",
-    "3. make the source the authority; gateways take their sessions there, without what had not flowed back",
+    "3. make the source the authority; gateways take their sessions there, without what had not "
+    "flowed back",
     "4. journal and live sync off; what stayed at the target is listed key by key",
 ]
 
@@ -54,7 +57,8 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
     """Make the source the authority although the target cannot be asked.
 
     Raises:
-        DecisionRefused: the target answers, or the source is the authority already; nothing was changed.
+        DecisionRefused: the target answers, or the source is the authority already; nothing was
+            changed.
     """
     route = await read_route(store)
     if route.authority is Side.SOURCE:
@@ -76,7 +80,8 @@ async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:
         right = await leg.call("GET", guard_key(plan.name))
     async with Fence(store, Side.SOURCE, plan) as fence:
         await fence.suspend()
-        # First, so that no syncer that still carries an old state of the target overwrites a write that is about to be made.
+        # First, so that no syncer that still carries an old state of the target overwrites a write
+        # that is about to be made.
         if not await replace_write_grant(source, plan.name, right, closed(switch)):
             raise DecisionRefused(
                 "the writers' epoch on the source was changed",

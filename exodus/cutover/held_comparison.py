@@ -1,9 +1,10 @@
 """Every key compared while writes are held: the only thing that closes a gap of scripts.
 
-Where no feed but the gateways' journal is allowed, a script may write keys that it does not declare, and nobody
-hears of them. Nothing changes while writes are held behind the fence, so what differs then is what was not heard of:
-it is copied from the authority (or removed, where the authority does not have it), compared once more, and the gap
-is closed. The hold's time bounds all of it.
+Where no feed but the gateways' journal is allowed, a script may write keys that it does not
+declare, and nobody hears of them. Nothing changes while writes are held behind the fence, so what
+differs then is what was not heard of: it is copied from the authority (or removed, where the
+authority does not have it), compared once more, and the gap is closed. The hold's time bounds all
+of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import compare_now
 
 _NAMED = 5
-_RETRY = "feed: replication, tracking or notifications hears of them; or raise hold_seconds_max and retry"
+_RETRY = (
+    "feed: replication, tracking or notifications hears of them; or raise hold_seconds_max "
+    "and retry"
+)
 
 
 async def script_gaps(store: ControlStore) -> list[str]:
@@ -37,7 +41,8 @@ async def verify_held(
     drained: Callable[[], Awaitable[None]],
     left_s: Callable[[], float],
 ) -> dict[str, int]:
-    """Compare every key, mend what differs, and close the gaps of scripts; how many keys were compared and mended.
+    """Compare every key, mend what differs, and close the gaps of scripts; how many keys were
+    compared and mended.
 
     Args:
         drained: waits until live sync has copied all that was marked.
@@ -58,8 +63,10 @@ async def verify_held(
         way.suspects.clear()
         if not left_s():
             raise CutoverAborted(
-                f"{way.report.keys_authority:,} keys were compared while writes were held, and not all of them",
-                why="scripts may have written keys that no feed reports, and hold_seconds_max is over",
+                f"{way.report.keys_authority:,} keys were compared while writes were held, and "
+                "not all of them",
+                why="scripts may have written keys that no feed reports, and hold_seconds_max is "
+                "over",
                 next_step=_RETRY,
             )
 
@@ -90,7 +97,10 @@ async def told(store: ControlStore, plan: Plan) -> list[str]:
     """Say in a form what a gap of scripts means for the cutover; nothing where there is none."""
     if not await script_gaps(store):
         return []
-    line = "Scripts ran that may write keys which no feed reports: every key is compared while writes are held"
+    line = (
+        "Scripts ran that may write keys which no feed reports: every key is compared while "
+        "writes are held"
+    )
     report = await store.report("verification.migrate")
     if report is None or not report.get("seconds"):
         return [f"{line} (at most {plan.hold_seconds_max:.0f} s)"]
@@ -101,5 +111,6 @@ async def told(store: ControlStore, plan: Plan) -> list[str]:
         else ": THIS DOES NOT FIT, the cutover would be given up"
     )
     return [
-        f"{line}: about {needed_s:.1f} s for {report['keys_authority']:,} keys, of {plan.hold_seconds_max:.0f} s allowed{fits}"
+        f"{line}: about {needed_s:.1f} s for {report['keys_authority']:,} keys, of "
+        f"{plan.hold_seconds_max:.0f} s allowed{fits}"
     ]

@@ -1,6 +1,7 @@
 """What a person can do to a switch at any moment: postpone it, let it go on, give it up.
 
-All of it lies in the control store, so that the command line, the UI's flows and a switch on another host see the same.
+All of it lies in the control store, so that the command line, the UI's flows and a switch on
+another host see the same.
 """
 
 from __future__ import annotations
@@ -43,13 +44,16 @@ async def postponed(store: ControlStore) -> str | None:
 
 
 async def give_up(store: ControlStore, plan: Plan, why: str) -> Route:
-    """End a switch at whatever step it is: undone before the authority changed, finished after it. Writes go on."""
+    """End a switch at whatever step it is: undone before the authority changed, finished after it.
+    Writes go on.
+    """
     await answered(store.client.set(store.keys.abort, why, ex=_ABORT_S))
     return await end_hold(store, plan, f"aborted: {why}")
 
 
 async def end_hold(store: ControlStore, plan: Plan, why: str) -> Route:
-    """Let writes go on where the route says, and put right what is left of a switch that ended early.
+    """Let writes go on where the route says, and put right what is left of a switch that ended
+    early.
 
     Raises:
         DecisionRefused: the route was changed at this very moment; look at it and say it again.
@@ -100,7 +104,9 @@ async def say(store: ControlStore, step: str, waits_for: str = "") -> None:
 
 
 async def over(store: ControlStore) -> None:
-    """Say that no switch is under way any more. Never what a switch fails for; a word that stays is of one that died."""
+    """Say that no switch is under way any more. Never what a switch fails for; a word that stays is
+    of one that died.
+    """
     try:
         async with asyncio.timeout(_KEEP_S):
             await answered(store.client.delete(store.keys.report(NOW)))
@@ -126,7 +132,9 @@ async def under_way(store: ControlStore) -> bool:
 
 
 async def keep_failed(store: ControlStore, switch: str, found: dict[str, Any]) -> None:
-    """Keep how far a switch came that was not done, as report `switch.failed.ID` and, the newest, `switch.failed`. Hides no failure."""
+    """Keep how far a switch came that was not done, as report `switch.failed.ID` and, the newest,
+    `switch.failed`. Hides no failure.
+    """
     try:
         async with asyncio.timeout(_KEEP_S):
             for name in (f"{FAILED}.{switch}", FAILED):

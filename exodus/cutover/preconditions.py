@@ -1,9 +1,10 @@
 """What a switch stands on, checked again by whoever acts on it.
 
-A person approves what a form shows, and hours or days may pass until the switch runs: the answer comes late,
-a window opens at night, somebody postpones it. So the switch itself checks all of it three times: when it
-begins, right before writes are held, and under the hold, right before the authority changes. Nothing of it
-is taken from the form, from a flow's stored results, or from an earlier check.
+A person approves what a form shows, and hours or days may pass until the switch runs: the answer
+comes late, a window opens at night, somebody postpones it. So the switch itself checks all of it
+three times: when it begins, right before writes are held, and under the hold, right before the
+authority changes. Nothing of it is taken from the form, from a flow's stored results, or from an
+earlier check.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Approved:
-    """What a person approved, beside the switch itself. The default asks for nothing: a way back must not wait."""
+    """What a person approved, beside the switch itself. The default asks for nothing: a way back
+    must not wait.
+    """
 
     plan_digest: str = ""  # of the plan that the form was about
     fresh: bool = False  # that both sides are verified as far as the plan asks for
@@ -54,7 +57,8 @@ async def check_standing(
 ) -> str:
     """Check everything that a switch to `to` stands on; return when it was rehearsed, in words.
 
-    Without connections to the sides, because a fence keeps Exodus out, what is beside their keys is left for a later check.
+    Without connections to the sides, because a fence keeps Exodus out, what is beside their keys is
+    left for a later check.
 
     Raises:
         DecisionRefused: something of it does not hold; nothing was changed.
@@ -103,7 +107,8 @@ async def check_gaps(store: ControlStore, *, scripts_later: bool = False) -> Non
 
 
 async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
-    """Return how much is verified since its last write; what scripts may have written is verified under the hold.
+    """Return how much is verified since its last write; what scripts may have written is verified
+    under the hold.
 
     Raises:
         DecisionRefused: keys were never verified, or less is than the plan asks for.
@@ -118,7 +123,8 @@ async def check_fresh(store: ControlStore, plan: Plan) -> freshness.Freshness:
     ):
         raise DecisionRefused(
             f"too little is verified for a cutover: {fresh}",
-            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their last write, all once, no gap open",
+            why=f"the plan asks for {plan.verified_share_min * 100:.2f} % verified since their "
+            "last write, all once, no gap open",
             next_step="exodus verify --repair, then start commit again",
         )
     return fresh
@@ -128,14 +134,18 @@ async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:
     must = required(await compare(plan, authority, follower))
     if must:
         raise DecisionRefused(
-            f"{len(must)} thing(s) beside the keys must be mended before the cutover: {', '.join(row.what for row in must[:_NAMED])}",
+            f"{len(must)} thing(s) beside the keys must be mended before the cutover: "
+            f"{', '.join(row.what for row in must[:_NAMED])}",
             why="; ".join(f"{row.what}: {row.means}" for row in must[:_NAMED]),
-            next_step=f"{'; '.join(dict.fromkeys(row.remedy for row in must))}; then start commit again",
+            next_step=f"{'; '.join(dict.fromkeys(row.remedy for row in must))}; then start commit "
+            "again",
         )
 
 
 async def _check_renamed(store: ControlStore, follower: Leg) -> None:
-    """Check that the follower knows every command by the name that applications use (rename-command)."""
+    """Check that the follower knows every command by the name that applications use
+    (rename-command).
+    """
     names = sorted(
         {
             name
@@ -153,7 +163,9 @@ async def _check_renamed(store: ControlStore, follower: Leg) -> None:
     ]
     if lacking:
         raise DecisionRefused(
-            f"the {follower.side} does not know {len(lacking)} command(s) that applications use: {', '.join(lacking[:_NAMED])}",
+            f"the {follower.side} does not know {len(lacking)} command(s) that applications use: "
+            f"{', '.join(lacking[:_NAMED])}",
             why="the other side calls commands by names of its own (rename-command)",
-            next_step=f"rename them on the {follower.side} in the same way, or change the applications; then start commit again",
+            next_step=f"rename them on the {follower.side} in the same way, or change the "
+            "applications; then start commit again",
         )

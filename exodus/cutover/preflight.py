@@ -1,6 +1,8 @@
-"""The checks before a migration begins: both sides as they are, and whether each can be fenced at a switch.
+"""The checks before a migration begins: both sides as they are, and whether each can be fenced at a
+switch.
 
-A server that cannot be fenced would be found out at the cutover, when everything is copied and people wait.
+A server that cannot be fenced would be found out at the cutover, when everything is copied and
+people wait.
 """
 
 from __future__ import annotations
@@ -57,13 +59,16 @@ async def _check_fence(plan: Plan, side: Side) -> Finding:
         "fatal",
         f"the {side} cannot be fenced",
         "; ".join(reasons),
-        f"give {side} a user of Exodus's own that may run ACL (exodus users), or choose fence.{side} in the migration file "
+        f"give {side} a user of Exodus's own that may run ACL (exodus users), or choose "
+        f"fence.{side} in the migration file "
         "(docs/operating/fences.md)",
     )
 
 
 async def fence_of(plan: Plan, side: Side, feed: Feed) -> tuple[FenceMethod | None, list[str]]:
-    """Return the method by which a side would be fenced under a change feed, and why each stronger one cannot be."""
+    """Return the method by which a side would be fenced under a change feed, and why each stronger
+    one cannot be.
+    """
     node = await Endpoint(side, plan.acting(UserRole.SWITCH).address(side)).any_node()
     async with await node.connect(name="exodus-fence") as leg:
         return await choose_fence_method(

@@ -1,9 +1,10 @@
 """The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
 
-A session that gives itself the rehearsal's name (CLIENT SETNAME) follows orders of its own in every gateway, so holding,
-moving and releasing it exercises what a cutover does while applications notice nothing. The name is drawn anew for each
-rehearsal and stands in the route only: an application cannot have it by chance, and no configuration can contain it. The
-keys under the reserved prefix are copied by the same primitive in both directions.
+A session that gives itself the rehearsal's name (CLIENT SETNAME) follows orders of its own in every
+gateway, so holding, moving and releasing it exercises what a cutover does while applications notice
+nothing. The name is drawn anew for each rehearsal and stands in the route only: an application
+cannot have it by chance, and no configuration can contain it. The keys under the reserved prefix
+are copied by the same primitive in both directions.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ REPORT = "rehearsal"
 
 
 class _Writers:
-    """Sessions of the prefix that increment counters, and two that push and blocked-pop; they remember what was acknowledged.
+    """Sessions of the prefix that increment counters, and two that push and blocked-pop; they
+    remember what was acknowledged.
 
-    A counter belongs to one session, so each answer must be one more than the last: a state that was put back is seen at once, though later
-    increments would hide it.
+    A counter belongs to one session, so each answer must be one more than the last: a state that
+    was put back is seen at once, though later increments would hide it.
     """
 
     def __init__(self, gateway: Address, prefix: str, name: str, *, timeout_s: float) -> None:
@@ -73,7 +75,9 @@ class _Writers:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begin to write, once all sessions are there: one that comes while the prefix is switched is ended, and over TLS that takes a while."""
+        """Begin to write, once all sessions are there: one that comes while the prefix is switched
+        is ended, and over TLS that takes a while.
+        """
         await asyncio.gather(*map(self._come, self._clients))
         *counting, pushing, popping = self._clients
         work = [self._write(client, number) for number, client in enumerate(counting)]
@@ -137,7 +141,9 @@ class _Writers:
             await client.aclose()
 
     async def lost_on(self, leg: Leg) -> int:
-        """How many acknowledged writes `leg`'s side has not, and those that were missed on the way: increments, and jobs that came never or twice."""
+        """How many acknowledged writes `leg`'s side has not, and those that were missed on the way:
+        increments, and jobs that came never or twice.
+        """
         values = await leg.pipeline([("GET", key) for key in self.acknowledged])
         behind = sum(
             max(0, wanted - int(value or 0))
@@ -149,7 +155,8 @@ class _Writers:
 
 
 async def rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
-    """Switch the reserved prefix to the target and back under writes; the findings as JSON, also kept as report `rehearsal`, failed or not.
+    """Switch the reserved prefix to the target and back under writes; the findings as JSON, also
+    kept as report `rehearsal`, failed or not.
 
     Raises:
         OperatorError: no gateway answers at the plan's `gateway`.
@@ -161,7 +168,8 @@ async def rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
         raise DecisionRefused(
             "the switch cannot be rehearsed now",
             why="the target is the source's replica and takes no writes, not even a rehearsal's",
-            next_step="rehearse in the phase Test, before Migrate; exodus start rollback ends the replication",
+            next_step="rehearse in the phase Test, before Migrate; exodus start rollback ends the "
+            "replication",
         )
     try:
         found = await _rehearse(store, plan)
@@ -195,11 +203,17 @@ async def check_rehearsal(store: ControlStore, plan: Plan) -> str:
     elif (
         voided := ledger.voided_ms(await ledger.read(store), ledger.REHEARSAL)
     ) is not None and voided >= found["at_ms"]:
-        why = f"the plan was changed after the last rehearsal, {age_h:.1f} h ago, in what it rehearses"
+        why = (
+            f"the plan was changed after the last rehearsal, {age_h:.1f} h ago, in what it "
+            "rehearses"
+        )
     elif not found["ok"]:
         why = f"the last rehearsal, {age_h:.1f} h ago, did not go well: {found['why']}"
     elif age_h > plan.rehearsal_hours_max:
-        why = f"the last rehearsal is {age_h:.1f} h old, and counts for {plan.rehearsal_hours_max:.0f} h (rehearsal_hours_max)"
+        why = (
+            f"the last rehearsal is {age_h:.1f} h old, and counts for "
+            f"{plan.rehearsal_hours_max:.0f} h (rehearsal_hours_max)"
+        )
     else:
         return f"rehearsed {age_h:.1f} h ago, longest stall {found['stall_ms_max']} ms"
     raise DecisionRefused(
@@ -260,7 +274,8 @@ async def _rehearse(store: ControlStore, plan: Plan) -> dict[str, Any]:
 
 
 async def _login(plan: Plan) -> Address:
-    """Return the gateway with the login of the rehearsal's sessions: none where both sides take that.
+    """Return the gateway with the login of the rehearsal's sessions: none where both sides take
+    that.
 
     Else Exodus's own, which the gateways say to each side as that side's own (`Logins.with_own`).
     """
@@ -316,10 +331,13 @@ async def _switch_prefix(
 
 
 async def _synced(store: ControlStore, plan: Plan) -> None:
-    """Wait until live sync has no change of the prefix left: later it would put an older state over what is written at the other side."""
+    """Wait until live sync has no change of the prefix left: later it would put an older state over
+    what is written at the other side.
+    """
     feed, prefix = JournalFeed(store, plan.partitions), plan.rehearsal_prefix.encode()
     deadline = time.monotonic() + plan.hold_seconds_max
-    # Not what is in the journal by now: a key that changed while it was copied is marked once more, behind that, and a barrier marks every key.
+    # Not what is in the journal by now: a key that changed while it was copied is marked once more,
+    # behind that, and a barrier marks every key.
     while (left := await feed.changes_since(await feed.synced())).barriers or any(
         key.startswith(prefix) for _, key in left.keys
     ):
@@ -333,7 +351,9 @@ async def _synced(store: ControlStore, plan: Plan) -> None:
 
 
 async def _copy_prefix(store: ControlStore, plan: Plan, to: Side) -> int:
-    """Make the prefix's keys on `to` equal to the other side's. Not by live sync, which goes one way only, and has nothing of these keys to do."""
+    """Make the prefix's keys on `to` equal to the other side's. Not by live sync, which goes one
+    way only, and has nothing of these keys to do.
+    """
     route = await read_route(store)
     engine = await open_engine(store, plan, route.model_copy(update={"authority": to.other}))
     keys = [

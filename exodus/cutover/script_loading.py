@@ -1,8 +1,8 @@
 """Scripts that applications use are loaded on the new side before it becomes the authority.
 
-A client that has loaded a script calls it by its digest for as long as its connection lasts, also in the middle of a
-transaction or a pipeline, where NOSCRIPT cannot be mended. Gateways keep the texts that they have seen in the control
-store (`exodus/gateway/scripts.py`).
+A client that has loaded a script calls it by its digest for as long as its connection lasts, also
+in the middle of a transaction or a pipeline, where NOSCRIPT cannot be mended. Gateways keep the
+texts that they have seen in the control store (`exodus/gateway/scripts.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ _BATCH = 100
 
 
 async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> list[str]:
-    """Load what the gateways have seen and `loaded` does not have; what the server refuses, each with its reason.
+    """Load what the gateways have seen and `loaded` does not have; what the server refuses, each
+    with its reason.
 
     Raises:
         SourceError, TargetError: the server was lost.
@@ -46,4 +47,7 @@ def told(count: int) -> str:
     """The same for a form; empty where there is none."""
     if not count:
         return ""
-    return f"{count} scripts are called by EVALSHA whose text no gateway has seen: load them on the target, or calls inside transactions fail"
+    return (
+        f"{count} scripts are called by EVALSHA whose text no gateway has seen: load them on "
+        "the target, or calls inside transactions fail"
+    )

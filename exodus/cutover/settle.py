@@ -1,10 +1,13 @@
 """Settling: what a switch that died in the middle left behind is put right, by whoever comes next.
 
-Before the route has the new authority, a switch that ends early is undone: the fence on the authority goes, and writers get their right
-to the follower back. Once the route has it, it is finished: strays on the old side are ended, then changes flow back there. Which of the two
-is read from the route, so that any process, a gateway, a flow or a person's command, comes to the same end, any number of times.
+Before the route has the new authority, a switch that ends early is undone: the fence on the
+authority goes, and writers get their right to the follower back. Once the route has it, it is
+finished: strays on the old side are ended, then changes flow back there. Which of the two is read
+from the route, so that any process, a gateway, a flow or a person's command, comes to the same end,
+any number of times.
 
-Nothing here depends on when it is done: each change on a side is a transaction that looks first whether it is still wanted.
+Nothing here depends on when it is done: each change on a side is a transaction that looks first
+whether it is still wanted.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from exodus.topology.endpoint import Endpoint
 
 
 def closed(switch: str) -> bytes:
-    """The value of the guard of a follower between a switch's end of the old epoch and the new one."""
+    """Return the follower's guard value between the old epoch's end and the new epoch."""
     return b"closed by " + switch.encode()
 
 
@@ -40,12 +43,14 @@ def unfinished(route: Route) -> bool:
 
 
 async def settle(store: ControlStore, plan: Plan) -> list[str]:
-    """Put right what is left of a switch that ended early; what could not be done yet, in words (empty: all is well).
+    """Put right what is left of a switch that ended early; what could not be done yet, in words
+    (empty: all is well).
 
     Does nothing while writes are held: a switch is under way then.
     """
     try:
-        # Before the route: a fence that is recorded now, under a route without a hold that is read after it, is of a switch that has ended.
+        # Before the route: a fence that is recorded now, under a route without a hold that is read
+        # after it, is of a switch that has ended.
         fences = {side: await read_record(store, side) for side in Side}
         route = await read_route(store)
     except (RedisError, OSError) as exc:
@@ -88,7 +93,9 @@ async def _keep_raised(store: ControlStore, plan: Plan, side: Side, record: Reco
 
 
 async def _reopen(plan: Plan, route: Route) -> None:
-    """After a switch that was given up the writers' epoch is a new one, since lanes that lost their right do not come back to an old one."""
+    """After a switch that was given up the writers' epoch is a new one, since lanes that lost their
+    right do not come back to an old one.
+    """
     if not (route.switch and route.sync):
         return
     await replica.reopen(plan, route, closed(route.switch))

@@ -36,7 +36,8 @@ async def change_authority(switch: Switch) -> None:
             max(min(HOLD_ACK_S, switch.left_s()), 0.5),
         )
     except CutoverAborted as exc:
-        # The fence stands, so a gateway that is behind can lose nothing; it follows as soon as it reads the route.
+        # The fence stands, so a gateway that is behind can lose nothing; it follows as soon as it
+        # reads the route.
         switch.facts["late_gateways"] = exc.why
 
 

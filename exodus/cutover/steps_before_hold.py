@@ -30,7 +30,9 @@ from exodus.verify.reconcile import compare_now
 
 _PRE_DRAIN_S = 60.0
 PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
-_SOON_S = 1.0  # that gateways get to connect their sessions to the new side beforehand; one that cannot does it under the hold
+# That gateways get to connect their sessions to the new side beforehand; one that cannot does it
+# under the hold
+_SOON_S = 1.0
 _LOOK_S = 0.2  # while a person or the window lets it wait
 
 
@@ -45,7 +47,9 @@ async def _read_old_authority(switch: Switch) -> None:
 
 
 async def _check_server_runs(switch: Switch) -> None:
-    """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live sync may not have noticed."""
+    """Refuse where a server restarted since the journal speaks for it; with nothing to copy, live
+    sync may not have noticed.
+    """
     restarted = await server_runs.changed(
         await open_engine(switch.store, switch.plan, switch.route)
     )
@@ -155,9 +159,11 @@ async def load_client_scripts(switch: Switch) -> None:
 
 
 async def _grant_writes(switch: Switch) -> None:
-    """Let the writers of the epoch after the switch write to the old authority: before the fence, which may refuse our own writes too.
+    """Let the writers of the epoch after the switch write to the old authority: before the fence,
+    which may refuse our own writes too.
 
-    Nobody writes there by it yet: whoever copies to a side has a route that names the other one as the authority.
+    Nobody writes there by it yet: whoever copies to a side has a route that names the other one as
+    the authority.
     """
     if not await replace_write_grant_on(
         switch.legs[switch.old],
@@ -179,7 +185,9 @@ async def suspend_fence(switch: Switch) -> None:
 
 
 async def pre_drain(switch: Switch) -> None:
-    """Wait for live sync, as long as it comes nearer: behind a fence that kept us out a journal of days may wait."""
+    """Wait for live sync, as long as it comes nearer: behind a fence that kept us out a journal of
+    days may wait.
+    """
     deadline, nearest = time.monotonic() + _PRE_DRAIN_S, -1
     while (
         age_ms := await journal.oldest_ms(
@@ -211,7 +219,9 @@ async def pre_drain(switch: Switch) -> None:
 
 
 async def go(switch: Switch) -> None:
-    """Wait for a person who postpones it, and for the window, if one was approved; live sync keeps up meanwhile."""
+    """Wait for a person who postpones it, and for the window, if one was approved; live sync keeps
+    up meanwhile.
+    """
     store, lookout = switch.store, QuietWatch(switch.window) if switch.window is not None else None
     began, said = time.monotonic(), ""
     while True:

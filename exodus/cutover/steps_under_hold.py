@@ -85,8 +85,10 @@ async def drain(switch: Switch) -> None:
         if not switch.left_s():
             raise CutoverAborted(
                 "the journal did not drain while writes were held",
-                why=f"{await journal.lag_entries(switch.store, switch.plan.partitions)} entries are left",
-                next_step="look at the syncer in `exodus status`; writes go on at the old side, retry later",
+                why=f"{await journal.lag_entries(switch.store, switch.plan.partitions)} entries "
+                "are left",
+                next_step="look at the syncer in `exodus status`; writes go on at the old side, "
+                "retry later",
             )
         await switch.hear(_POLL_S)
 
@@ -98,7 +100,8 @@ async def raise_fence(switch: Switch) -> None:
             switch.legs[switch.old], switch.plan, switch.route.writer_epoch
         )
     proofs = await switch.fence(switch.old).raise_()
-    # A gateway ends a hold by itself a second after our own time for it. As long as ours is not over, none has by the time the fence stood.
+    # A gateway ends a hold by itself a second after our own time for it. As long as ours is not
+    # over, none has by the time the fence stood.
     switch.check_time()
     switch.facts["fenced_users"] = ", ".join(f"{user}: {proof}" for user, proof in proofs.items())
 
@@ -129,7 +132,8 @@ async def verify_scripts(switch: Switch) -> None:
 
 
 async def _confirm(switch: Switch) -> None:
-    # Said after the fence stood, so that a gateway that released its writes alone meanwhile is noticed.
+    # Said after the fence stood, so that a gateway that released its writes alone meanwhile is
+    # noticed.
     epoch, since_ms = switch.route.epoch, await ask_for_beats(switch.store)
     await switch.gateways(
         lambda beat: (
@@ -161,7 +165,8 @@ async def store_run(switch: Switch) -> str:
 
 async def confirm_and_spot_check(switch: Switch) -> None:
     """Check again all that the switch stands on, and compare the keys that changed last."""
-    # Side by side: nothing can change any more, and the journal was drained when the fence was put up.
+    # Side by side: nothing can change any more, and the journal was drained when the fence was put
+    # up.
     async with asyncio.TaskGroup() as both:
         both.create_task(_confirm(switch))
         both.create_task(_spot_check(switch))

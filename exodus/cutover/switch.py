@@ -1,17 +1,20 @@
 """The switch: the authority goes from one side to the other, and nothing acknowledged is lost.
 
-A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order and keeps the time of each; so what a
-person approves is what runs. The list of a rollback after a cutover is the same with the sides swapped.
+A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order
+and keeps the time of each; so what a person approves is what runs. The list of a rollback after a
+cutover is the same with the sides swapped.
 
-    readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm → close the epoch → open → switch → release
-        → kill strays → flow back, with promote after confirm where the target is the source's replica
+    readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm
+        → (promote) → close the epoch → open → switch → release → kill strays → flow back
 
-Until the route has the new authority, any failure or missed time undoes what was done, in reverse, and writes go on at the old side. From
-there on the switch is a fact: later failures are repaired forwards. One compare-and-set on the route decides which of the two it is, and
-where its outcome cannot be learnt, nothing is undone: the fence stands, and the gateways settle it (`settle.py`).
+Until the route has the new authority, any failure or missed time undoes what was done, in reverse,
+and writes go on at the old side. From there on the switch is a fact: later failures are repaired
+forwards. One compare-and-set on the route decides which of the two it is, and where its outcome
+cannot be learnt, nothing is undone: the fence stands, and the gateways settle it (`settle.py`).
 
-A process that was frozen in the middle and wakes when others have settled it must change nothing. So each effect is conditional: the route
-by its epoch, the fence and the followers' guards by a key on that side whose value names this switch.
+A process that was frozen in the middle and wakes when others have settled it must change nothing.
+So each effect is conditional: the route by its epoch, the fence and the followers' guards by a key
+on that side whose value names this switch.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, FenceKind, Side
 from exodus.plan.window import Window
 
-_STEP_S = 15.0  # for a step before writes are held, and for undoing one: a server that does not answer costs no more
+# For a step before writes are held, and for undoing one: a server that does not answer costs no
+# more
+_STEP_S = 15.0
 
 
 Act = Callable[[Switch], Awaitable[None]]
@@ -67,17 +72,22 @@ Act = Callable[[Switch], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its name, what it does in words, the doing, and what undoes it before the authority has changed."""
+    """One step: its name, what it does in words, the doing, and what undoes it before the authority
+    has changed.
+    """
 
     name: str
     text: str
     do: Act
     undo: Act | None = None
-    bounded: bool = True  # may be broken off when its time is over; a change of the route may not, since its outcome must be known
+    # May be broken off when its time is over; a change of the route may not, since its outcome must
+    # be known
+    bounded: bool = True
 
 
 _FENCES = {
-    FenceKind.AUTO: "make the {old} refuse writes of everybody but Exodus, by the strongest means that it allows",
+    FenceKind.AUTO: "make the {old} refuse writes of everybody but Exodus, by the strongest means "
+    "that it allows",
     FenceKind.ACL: "take the right to write on the {old} from every user but Exodus's",
     FenceKind.MIN_REPLICAS: "make the {old} refuse every write (min-replicas-to-write)",
     FenceKind.REPLICA: "make the {old} a replica of nobody, which refuses every write",
@@ -88,7 +98,10 @@ _FENCES = {
 def _promotion(plan: Plan, to: Side) -> list[Step]:
     if plan.strategy is not CopyStrategy.NATIVE or to is Side.SOURCE:
         return []
-    text = f"if the {to} is the {to.other}'s replica: wait until it has applied all, and make it a server of its own"
+    text = (
+        f"if the {to} is the {to.other}'s replica: wait until it has applied all, and make it "
+        "a server of its own"
+    )
     return [
         Step("promote", text, promote)
     ]  # undone with the hold: syncers make it a replica again, in a new epoch
@@ -100,7 +113,8 @@ def steps(plan: Plan, to: Side) -> list[Step]:
     return [
         Step(
             "readiness",
-            "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, libraries, gateways, syncers",
+            "check that no earlier switch is open, live sync, rehearsal, open gaps, dead letters, "
+            "libraries, gateways, syncers",
             readiness,
         ),
         Step(
@@ -110,7 +124,8 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         Step(
             "let in",
-            f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can catch up",
+            f"where the fence on the {to} keeps Exodus out too: lift it, so that live sync can "
+            "catch up",
             suspend_fence,
             close_new,
         ),
@@ -122,13 +137,15 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         Step(
             "go",
-            f"wait as long as a person postpones it (exodus hold), and for the window, if one is approved; let gateways connect to the {to}",
+            "wait as long as a person postpones it (exodus hold), and for the window, if one is "
+            f"approved; let gateways connect to the {to}",
             go,
             bounded=False,
         ),
         Step(
             "hold",
-            f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s in all",
+            f"hold writes in every gateway (reads go on), at most {plan.hold_seconds_max:.0f} s "
+            "in all",
             hold,
             release_old,
             bounded=False,
@@ -147,7 +164,8 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         Step(
             "confirm",
-            "hear from every gateway that it still holds, see the journal drained, check again all that readiness checked, "
+            "hear from every gateway that it still holds, see the journal drained, check again "
+            "all that readiness checked, "
             f"compare up to {SPOT_CHECK_KEYS} of the keys changed last",
             confirm_and_spot_check,
         ),
@@ -196,14 +214,17 @@ async def apply(
     approved: Approved = NOTHING_MORE,
     tell: Tell = _silent,
 ) -> Switch:
-    """Do the switch, in `window` where one is given; `tell` hears of each step before it is done, and must not wait.
+    """Do the switch, in `window` where one is given; `tell` hears of each step before it is done,
+    and must not wait.
 
     What it stands on is checked by itself, whatever was checked before: see `standing.py`.
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.
-        CutoverAborted: it was given up before the authority changed; everything was undone, writes go on at the old side.
-        SwitchUnknown: the control store went away while it was done; nothing was undone, the gateways settle it.
+        CutoverAborted: it was given up before the authority changed; everything was undone, writes
+            go on at the old side.
+        SwitchUnknown: the control store went away while it was done; nothing was undone, the
+            gateways settle it.
     """
     switch = Switch(
         store,
@@ -237,10 +258,10 @@ async def apply(
             if not switch.switched:
                 await _undo(switch, done)
                 raise _given_up(switch, step, failure) from failure
-            # The authority has changed: what is left is done by the gateways when the hold's time is over (`settle`).
-            switch.facts["unfinished"] = (
-                f"{step.name}: {failure.why if isinstance(failure, ExodusError) else type(failure).__name__}"
-            )
+            # The authority has changed: what is left is done by the gateways when the hold's time
+            # is over (`settle`).
+            why = failure.why if isinstance(failure, ExodusError) else type(failure).__name__
+            switch.facts["unfinished"] = f"{step.name}: {why}"
     except ExodusError as exc:
         await keep_failed(
             store,
@@ -276,7 +297,9 @@ def _given_up(switch: Switch, step: Step, exc: BaseException) -> ExodusError:
 
 
 async def _undo(switch: Switch, done: list[Step]) -> None:
-    """Undo steps in reverse; one that fails does not keep the others from being undone, and the gateways do it again."""
+    """Undo steps in reverse; one that fails does not keep the others from being undone, and the
+    gateways do it again.
+    """
     for step in reversed(done):
         if step.undo is None:
             continue

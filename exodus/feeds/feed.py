@@ -1,8 +1,10 @@
 """Change feeds: "these keys may have changed, up to this position".
 
-`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is what the gateways put there, complete when all
-writers pass them and scripts declare their keys; with `StreamedFeed` the authority's own replication stream is read into it as well, which is
-complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works before it is relied on.
+`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is
+what the gateways put there, complete when all writers pass them and scripts declare their keys;
+with `StreamedFeed` the authority's own replication stream is read into it as well, which is
+complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works
+before it is relied on.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class ChangeFeed(Protocol):
     """What live sync and backfill need of a feed. Positions are opaque to them."""
 
     async def positions(self) -> dict[int, bytes]:
-        """Where the feed is now: everything up to here may be taken as seen by who reads a state after this call."""
+        """Where the feed is now: everything up to here may be taken as seen by who reads a state
+        after this call.
+        """
 
     async def synced(self) -> dict[int, bytes]:
         """Up to where syncers have finished."""
@@ -46,7 +50,7 @@ class ChangeFeed(Protocol):
         """What changed after `positions`; `gap` where that is not known any more."""
 
     async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
-        """The next changes of some partitions, in order in each; empty after `wait_ms` without any."""
+        """Return the next changes by partition, in order; empty after `wait_ms` without any."""
 
     async def mark(self, keys: Iterable[Key]) -> None:
         """Say that keys must be synced once more."""
@@ -80,7 +84,8 @@ class JournalFeed:
         names = {self._store.keys.journal(partition): partition for partition in after}
         asked = {name: after[partition] for name, partition in names.items()}
         found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
-        # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in RESP3.
+        # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in
+        # RESP3.
         streams = (
             ((name, entries[0]) for name, entries in found.items())
             if isinstance(found, dict)
@@ -118,7 +123,9 @@ class PushedFeed(JournalFeed):
         self._told = False
 
     async def drained(self) -> bool:
-        """See `ChangeFeed`: all that the authority had to push when it was asked was read, and then synced."""
+        """See `ChangeFeed`: all that the authority had to push when it was asked was read, and then
+        synced.
+        """
         self._told = self._told or await self._beacon.seen()
         if not self._told or not await super().drained():
             return False
@@ -129,7 +136,7 @@ class PushedFeed(JournalFeed):
 def reader_of(
     store: ControlStore, feed: Feed, partitions: int, authority: Endpoint, process: str
 ) -> FeedReader | None:
-    """What a syncer has to run so that a feed is read; None where others write it into the journal."""
+    """Return the reader that a syncer runs for a feed; None where others write the journal."""
     if feed is Feed.REPLICATION:
         return replication.ReplicationFeed(store, authority, partitions, process)
     if feed in PUSHES:
@@ -138,7 +145,8 @@ def reader_of(
 
 
 async def check_feed(endpoint: Endpoint, feed: Feed, prefix: str) -> None:
-    """Prove that a side tells all its writes by `feed`: a script writes a key that it does not declare, and the key must come.
+    """Prove that a side tells all its writes by `feed`: a script writes a key that it does not
+    declare, and the key must come.
 
     Changes nothing but that key, which is removed.
 
@@ -155,10 +163,12 @@ async def check_feed(endpoint: Endpoint, feed: Feed, prefix: str) -> None:
 
 
 async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
-    """Begin the feed of the source anew: what it saw earlier is covered by the backfill or comparison to come.
+    """Begin the feed of the source anew: what it saw earlier is covered by the backfill or
+    comparison to come.
 
     Raises:
-        DecisionRefused: the source does not allow it; or the target, from which changes flow back after a cutover.
+        DecisionRefused: the source does not allow it; or the target, from which changes flow back
+            after a cutover.
     """
     if feed is Feed.GATEWAY:
         return
@@ -183,13 +193,15 @@ def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoin
 async def prove(
     feed: ChangeFeed, writer: redis.Redis, prefix: str, *, within_s: float, undeclared: bool = False
 ) -> str:
-    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the feed; return its name.
+    """Write probe keys (through a gateway, where its journal is the feed) until one is seen in the
+    feed; return its name.
 
     A new key each time: one that is written before a feed has begun is never told.
 
     Args:
-        undeclared: let a script write them that does not declare them, as a feed of the authority's own has to tell; they are
-            removed. Without it, keys are deleted that do not exist, which a gateway journals and no application hears of.
+        undeclared: let a script write them that does not declare them, as a feed of the authority's
+            own has to tell; they are removed. Without it, keys are deleted that do not exist, which
+            a gateway journals and no application hears of.
 
     Raises:
         DecisionRefused: none comes: the feed must not be relied on.
@@ -217,8 +229,10 @@ async def prove(
             if loop.time() - began > within_s:
                 raise DecisionRefused(
                     "the change feed is not to be relied on",
-                    why=f"{len(names)} probe keys were written in {within_s:.0f} s, and none came to the journal",
-                    next_step="look at the `why` of gateway and syncer in `exodus status`, then start the phase again",
+                    why=f"{len(names)} probe keys were written in {within_s:.0f} s, and none came "
+                    "to the journal",
+                    next_step="look at the `why` of gateway and syncer in `exodus status`, then "
+                    "start the phase again",
                 )
             await asyncio.sleep(_POLL_S)
     except RedisError as exc:

@@ -1,19 +1,22 @@
-"""Changes that a server pushes: CLIENT TRACKING in broadcast mode, and keyspace notifications. For sides that refuse PSYNC.
+"""Changes that a server pushes: CLIENT TRACKING in broadcast mode, and keyspace notifications. For
+sides that refuse PSYNC.
 
-Both name keys and keep nothing: what changed while nobody listened is not known, so every connection but the first begins with a look at everything.
-What neither tells is asked for: the server's own counts of commands (INFO commandstats) say whether one of those was run, once a second and before
-the feed is called drained.
+Both name keys and keep nothing: what changed while nobody listened is not known, so every
+connection but the first begins with a look at everything. What neither tells is asked for: the
+server's own counts of commands (INFO commandstats) say whether one of those was run, once a second
+and before the feed is called drained.
 
-| not told                              | by            | what is done                                                        |
-| ------------------------------------- | ------------- | ------------------------------------------------------------------- |
-| XREADGROUP, XACK, XCLAIM, XAUTOCLAIM  | both          | every stream that has groups is synced again                        |
-| SWAPDB                                | both          | everything is looked at again                                       |
-| FLUSHDB, FLUSHALL                     | notifications | the follower's keys that the authority lacks are                    |
-| in which database                     | tracking      | the key is synced in every database that is or was in use           |
+| not reported                         | by            | what Exodus does                      |
+| ------------------------------------ | ------------- | ------------------------------------- |
+| XREADGROUP, XACK, XCLAIM, XAUTOCLAIM | both          | syncs every stream with groups again  |
+| SWAPDB                               | both          | compares everything again             |
+| FLUSHDB, FLUSHALL                    | notifications | syncs keys that only the follower has |
+| the database                         | tracking      | syncs the key in each database        |
 
-*Drained* is shown by two PINGs on the connection that listens, one after the answer to the other. A server pushes in the order
-of execution, and at the latest at the end of its turn. So what was written before the first PING is told before the answer to
-the second one. Nothing is written for it: applications that listen would hear of a key of ours.
+*Drained* is shown by two PINGs on the connection that listens, one after the answer to the other. A
+server pushes in the order of execution, and at the latest at the end of its turn. So what was
+written before the first PING is told before the answer to the second one. Nothing is written for
+it: applications that listen would hear of a key of ours.
 """
 
 from __future__ import annotations
@@ -74,7 +77,9 @@ class Pushes(ABC):
 
 
 class Tracking(Pushes):
-    """CLIENT TRACKING in broadcast mode, on one RESP3 connection: with another as receiver, losing that one would go unnoticed."""
+    """CLIENT TRACKING in broadcast mode, on one RESP3 connection: with another as receiver, losing
+    that one would go unnoticed.
+    """
 
     feed = Feed.TRACKING
     _ASK = (("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST"))
@@ -119,7 +124,10 @@ class Notifications(Pushes):
         flags = told[1].decode()
         if "K" in flags and ("A" in flags or set(_CLASSES) <= set(flags)):
             return None
-        return f"notify-keyspace-events is {flags!r}, and AK is needed (CONFIG SET notify-keyspace-events AK, or the provider's setting)"
+        return (
+            f"notify-keyspace-events is {flags!r}, and AK is needed (CONFIG SET "
+            "notify-keyspace-events AK, or the provider's setting)"
+        )
 
 
 PUSHES: dict[Feed, type[Pushes]] = {Feed.TRACKING: Tracking, Feed.NOTIFICATIONS: Notifications}
@@ -424,7 +432,8 @@ async def check_heard(
             raise not_heard(
                 endpoint,
                 feed,
-                f"a key that a script wrote without declaring it did not come within {within_s:.0f} s",
+                "a key that a script wrote without declaring it did not come within "
+                f"{within_s:.0f} s",
             ) from None
         except ReplyError as exc:
             raise not_heard(endpoint, feed, str(exc)) from exc
@@ -438,7 +447,9 @@ async def check_heard(
 
 
 class Beacon:
-    """A question to the reader of a feed: has all that was written until now been heard? No key shows it: applications would hear of it."""
+    """A question to the reader of a feed: has all that was written until now been heard? No key
+    shows it: applications would hear of it.
+    """
 
     def __init__(self, store: ControlStore, authority: Endpoint) -> None:
         self._store = store
@@ -447,7 +458,8 @@ class Beacon:
         self._at = 0.0
 
     async def seen(self) -> bool:
-        """Whether everything that was written before the first of these calls was read into the journal; a new one is begun after each yes.
+        """Whether everything that was written before the first of these calls was read into the
+        journal; a new one is begun after each yes.
 
         Raises:
             redis.exceptions.RedisError: the control store is away.

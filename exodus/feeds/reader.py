@@ -1,4 +1,6 @@
-"""What every feed that is read from the authority itself shares: one syncer at a time reads them into the journal, and goes on after failures."""
+"""What every feed that is read from the authority itself shares: one syncer at a time reads them
+into the journal, and goes on after failures.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,8 @@ class FeedReader(ABC):
 
 
 class Probes:
-    """Keys that a script writes and does not declare, one after the other, until a feed tells one of them.
+    """Keys that a script writes and does not declare, one after the other, until a feed tells one
+    of them.
 
     They are in the highest database that is empty, where no application looks, and are removed.
     """
@@ -146,7 +149,8 @@ async def feed_state(store: ControlStore, side: Side) -> Json | None:
 
 
 async def begin(store: ControlStore, side: Side) -> None:
-    """Let the reading of a side's changes begin wherever they are: a backfill that is still to come covers all before it.
+    """Let the reading of a side's changes begin wherever they are: a backfill that is still to come
+    covers all before it.
 
     Without this a first reading counts as a gap, since nobody knows what was written before it.
     """

@@ -1,12 +1,16 @@
-"""The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that changes a key.
+"""The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that
+changes a key.
 
-Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and takes of every propagated command only which keys
-it changed: scripts with undeclared keys, expiry, eviction, and writers that bypass the gateway are all in it
-(docs/decisions/0004-change-feeds.md, run on seven servers).
-The keys go into the same journal as those of the gateways; in the same transaction stands how far the stream was read, so a restart goes on at
-exactly that byte. Where the server cannot go on there, it answers with a full resync: what was missed is not known, and everything counts as changed.
+Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and
+takes of every propagated command only which keys it changed: scripts with undeclared keys, expiry,
+eviction, and writers that bypass the gateway are all in it (docs/decisions/0004-change-feeds.md,
+run on seven servers). The keys go into the same journal as those of the gateways; in the same
+transaction stands how far the stream was read, so a restart goes on at exactly that byte. Where the
+server cannot go on there, it answers with a full resync: what was missed is not known, and
+everything counts as changed.
 
-It always acknowledges offset 0: a true offset would let an application's WAIT count us as a replica that has its data.
+It always acknowledges offset 0: a true offset would let an application's WAIT count us as a replica
+that has its data.
 """
 
 from __future__ import annotations
@@ -128,7 +132,7 @@ class ReplicationFeed(FeedReader):
                 await leg.close()
 
     async def _handshake(self, leg: Leg, table: CommandTable) -> tuple[StreamKeys, bool]:
-        """Become a replica; the stream's reader, and whether nothing was missed since the last one."""
+        """Become a replica; return the stream's reader, and whether the stream has no gap."""
         raw = await answered(self._store.client.hgetall(self._state_key))
         known = (
             Cursor(raw[b"replid"].decode(), int(raw[b"offset"]), int(raw[b"db"])) if raw else None
@@ -158,7 +162,8 @@ class ReplicationFeed(FeedReader):
 
 
 async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[StreamKeys, bool]:
-    """Become a replica, behind `known` where that is given; the stream's reader, and whether it goes on exactly there.
+    """Become a replica, behind `known` where that is given; the stream's reader, and whether it
+    goes on exactly there.
 
     Raises:
         hiredis.ReplyError: the server does not let us.
@@ -200,14 +205,18 @@ async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
 
 
 async def _line(leg: Leg) -> bytes:
-    """The next line that says something: a server sends empty ones while it prepares, for `repl-diskless-sync-delay` seconds at first."""
+    """The next line that says something: a server sends empty ones while it prepares, for
+    `repl-diskless-sync-delay` seconds at first.
+    """
     while (line := await leg.line()) == b"":
         continue
     return line
 
 
 async def _skip_data(leg: Leg) -> None:
-    """Read past the RDB: with its length in front, or between two marks of 40 bytes. It is as good as empty where the server filters."""
+    """Read past the RDB: with its length in front, or between two marks of 40 bytes. It is as good
+    as empty where the server filters.
+    """
     head = await _line(leg)
     if not head.startswith(_MARK):
         left = int(head[1:])
@@ -249,7 +258,8 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
             raise not_heard(
                 endpoint,
                 feed,
-                f"a key that a script wrote without declaring it did not come within {within_s:.0f} s",
+                "a key that a script wrote without declaring it did not come within "
+                f"{within_s:.0f} s",
             ) from None
         except (ReplyError, ValueError) as exc:
             raise not_heard(endpoint, feed, str(exc)) from exc
@@ -261,7 +271,8 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
 
 
 async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
-    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it sends none of its data.
+    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it
+    sends none of its data.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -281,21 +292,26 @@ async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> No
     elif isinstance(filtered, ReplyError) and "NOPERM" in str(filtered):
         why = str(filtered)
     elif isinstance(filtered, ReplyError) and (without_data or not active):
-        why = "this server cannot leave the data away (Redis 7 and Valkey can), and would have to save all of it first"
+        why = (
+            "this server cannot leave the data away (Redis 7 and Valkey can), and would have to "
+            "save all of it first"
+        )
     else:
         return
     raise DecisionRefused(
         f"the replication stream of the {endpoint.side} cannot be the change feed",
         why=why,
-        next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's user",
+        next_step="set feed: gateway in the migration file, or allow +psync +replconf to Exodus's "
+        "user",
     )
 
 
 async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) -> None:
     """Let the stream of a side be read from here on: both sides are equal now, and nobody writes.
 
-    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which database that is, or was
-    there already. Where the server keeps nothing of its stream, the first reading is a gap.
+    `key` of database 0 has `value`, and gets it again: the stream says behind this offset in which
+    database that is, or was there already. Where the server keeps nothing of its stream, the first
+    reading is a gap.
     """
     state: dict[str, str] = {}
     if await leg.watch(key) == value:
@@ -317,7 +333,9 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
-    """Whether everything that the server has propagated until now was read into the journal: exact, by its own offset."""
+    """Whether everything that the server has propagated until now was read into the journal: exact,
+    by its own offset.
+    """
     async with await endpoint.connect(name="exodus-feed") as leg:
         facts = info_of(await leg.call("INFO", "replication"))
     state = await feed_state(store, endpoint.side)

@@ -1,4 +1,6 @@
-"""Keys whose copies cost far more than the writes that caused them: a list that grows is copied whole after each write."""
+"""Keys whose copies cost far more than the writes that caused them: a list that grows is copied
+whole after each write.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +60,7 @@ def text_of(row: dict[str, object]) -> str:
     """Return what an operator needs to know of such a key."""
     size, copies = int(str(row["bytes"])), int(str(row["copies"]))
     return (
-        f"key {row['key']!r} of database {row['db']} was copied whole {copies:,} times, {size / 1e6:,.0f} MB in all: each write of a key "
+        f"key {row['key']!r} of database {row['db']} was copied whole {copies:,} times, "
+        f"{size / 1e6:,.0f} MB in all: each write of a key "
         "copies all of it; trim it, split it, write it less often, or set strategy: native"
     )

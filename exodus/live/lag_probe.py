@@ -1,12 +1,15 @@
-"""The lag that an application sees: a write goes through a gateway, as an application's would, and is waited for at the follower.
+"""The lag that an application sees: a write goes through a gateway, as an application's would, and
+is waited for at the follower.
 
-What the lanes measure begins with a journal entry. This begins with the answer to a write, so it has the gateway's journalling
-and the feed in it. One syncer does it, the one that holds the key's partition, once a second and never while writes are held.
+What the lanes measure begins with a journal entry. This begins with the answer to a write, so it
+has the gateway's journalling and the feed in it. One syncer does it, the one that holds the key's
+partition, once a second and never while writes are held.
 
-The write is a DEL of a key that the authority does not have. It changes nothing there, so that no application hears of it that
-tracks keys or listens to notifications; but it is journalled as any other. Beforehand the key is put on the follower, where live
-sync then removes it. A replica takes no key: with native replication the key is written at the authority, in its highest
-database that is empty.
+The write is a DEL of a key that the authority does not have. It changes nothing there, so that no
+application hears of it that tracks keys or listens to notifications; but it is journalled as any
+other. Beforehand the key is put on the follower, where live sync then removes it. A replica takes
+no key: with native replication the key is written at the authority, in its highest database that is
+empty.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class LagProbe:
         self.why = ""
 
     def percentile(self, share: float) -> float:
-        """The lag that this share of the measurements did not exceed, in ms; 0 where there is none."""
+        """Return the lag in ms that this share of measurements did not exceed; 0 without any."""
         return percentile(self.lag_ms, share)
 
     async def run(self) -> None:

@@ -1,8 +1,11 @@
-"""The lanes of one process in one epoch: every partition that it holds the lease of, worked together.
+"""The lanes of one process in one epoch: every partition that it holds the lease of, worked
+together.
 
-What gathered in all of them within a cadence is read in one call, deduplicated, and written in one guarded batch, so that many partitions
-cost no more round trips than one. A partition's position moves only when every key before it was synced; a batch is guarded by the epoch and by
-the token of each partition that is held, so losing one of them voids the batch, which is then done again without it.
+What gathered in all of them within a cadence is read in one call, deduplicated, and written in one
+guarded batch, so that many partitions cost no more round trips than one. A partition's position
+moves only when every key before it was synced; a batch is guarded by the epoch and by the token of
+each partition that is held, so losing one of them voids the batch, which is then done again without
+it.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ from exodus.plan.bounds import JOURNAL_RETAIN_MS, LEASE_MS
 from exodus.plan.vocabulary import Side
 
 _WAIT_MS = 500
-_CADENCE_S = 0.02  # lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much later
+# Lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much
+# later
+_CADENCE_S = 0.02
 _BATCH_KEYS = 256
 _TRIM_EVERY_S = 10.0
 _IDLE_S = 0.2
@@ -64,8 +69,12 @@ class LaneCounts:
         )  # the rule that leaves keys out → how often one of them was written
         self.heavy = HeavyKeys()
         self.lag = HdrHistogram(
-            1, _LAG_MS_MAX, 2
-        )  # ms from an entry's time to its being synced, by the store's clock; emptied at each heartbeat
+            1,
+            _LAG_MS_MAX,
+            2,
+            # Ms from an entry's time to its being synced, by the store's clock; emptied at each
+            # heartbeat
+        )
 
 
 class Lanes:
@@ -179,7 +188,8 @@ class Lanes:
         ):  # a replica takes no writes, of whoever comes with whatever token
             async with await self._engine.follower.connect(name="exodus-lease") as leg:
                 for partition in taken:
-                    # The follower refuses whoever comes with an older token, even if it wakes up after we are gone.
+                    # The follower refuses whoever comes with an older token, even if it wakes up
+                    # after we are gone.
                     await leg.call(
                         "SET",
                         lane_guard_key(self._engine.plan.name, partition),
@@ -203,7 +213,9 @@ class Lanes:
         await self._keeper.hold(self._positions)
 
     async def _drop_lost(self, copier: KeySync) -> bool:
-        """After a guard did not hold: let go of the partitions that others own by now; False where none is, so that the epoch itself ended."""
+        """After a guard did not hold: let go of the partitions that others own by now; False where
+        none is, so that the epoch itself ended.
+        """
         lost = await self._leases.renew()
         if not self._engine.route.native:
             async with await self._engine.follower.connect(name="exodus-lease") as leg:
@@ -257,7 +269,8 @@ class Lanes:
                 counts["marked_by_barriers"] += await rescan(self._engine, barrier)
 
     async def _renew_in_time(self) -> None:
-        # By a clock of its own: with a write a second this came before `_tend` each time, and what a dead syncer had was never taken.
+        # By a clock of its own: with a write a second this came before `_tend` each time, and what
+        # a dead syncer had was never taken.
         if time.monotonic() - self._renewed > LEASE_MS / 3000:
             self._renewed = time.monotonic()
             if await self._leases.renew():

@@ -1,7 +1,8 @@
 """Which keys of the lanes were written and not compared since, and comparing them.
 
-Keys stand here from the moment their journal entry is read until a comparison finds them equal with no newer entry come in. What a later pass
-over everything speaks for goes at once. Comparing happens beside the lanes' own work, a batch a second, and without a pause while more wait.
+Keys stand here from the moment their journal entry is read until a comparison finds them equal with
+no newer entry come in. What a later pass over everything speaks for goes at once. Comparing happens
+beside the lanes' own work, a batch a second, and without a pause while more wait.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _BACK_ENTRIES_MAX = (
 
 
 class DirtyKeys:
-    """One partition's keys that were written since the pass and not compared since. Bounded; the oldest stands first."""
+    """One partition's keys that were written since the pass and not compared since. Bounded; the
+    oldest stands first.
+    """
 
     def __init__(self, since: Pass | None) -> None:
         self.since = since
@@ -41,7 +44,8 @@ class DirtyKeys:
             self.keys.pop(key, None)
             self.keys[key] = changes.last_id
         if changes.barriers or changes.gap or len(self.keys) > DIRTY_KEYS_MAX:
-            self.overflow = True  # a flush marks keys through entries of their own; until those came, nothing is known
+            # A flush marks keys through entries of their own; until those came, nothing is known
+            self.overflow = True
         if self.overflow:
             self.keys.clear()
 
@@ -86,7 +90,9 @@ class Keeper:
                 self.partitions[partition].note(each)
 
     async def hold(self, partitions: Mapping[int, bytes]) -> None:
-        """Keep these partitions, each synced up to a position; what others did since the pass is read again from the journal."""
+        """Keep these partitions, each synced up to a position; what others did since the pass is
+        read again from the journal.
+        """
         for gone in self.partitions.keys() - partitions.keys():
             del self.partitions[gone]
         for partition, position in partitions.items():

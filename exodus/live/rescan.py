@@ -1,4 +1,6 @@
-"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at both sides instead of repeating it."""
+"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at
+both sides instead of repeating it.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ _BATCH_KEYS = 500
 async def rescan(engine: Engine, barrier: Barrier) -> int:
     """Mark the keys concerned as changed; how many.
 
-    A FLUSH is not repeated on the follower: a key written after it can stand in the journal before it (two connections, one
-    window), and would be lost. Keys of the follower that the authority lacks are marked instead, which is free of order.
+    A FLUSH is not repeated on the follower: a key written after it can stand in the journal before
+    it (two connections, one window), and would be lost. Keys of the follower that the authority
+    lacks are marked instead, which is free of order.
     """
     if barrier.what == RESYNC:  # anything may have changed: what is equal needs no copy
         return (await mark_differing(engine, remove_extra=await may_remove(engine))).marked

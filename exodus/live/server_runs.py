@@ -1,14 +1,17 @@
-"""Lives of the two servers: a server that restarts may come back with less than it had, and no journal tells what is missing.
+"""Lives of the two servers: a server that restarts may come back with less than it had, and no
+journal tells what is missing.
 
-The control store holds, for each side, the run id of the server whose keys the journal's positions speak for. A syncer that
-finds another one opens a gap, compares both sides in full, marks what differs, and closes the gap once that is copied. So a
-server that comes back empty, from an older snapshot, or as its replica after a failover is made equal again by itself, and
-nobody can switch before it is.
+The control store holds, for each side, the run id of the server whose keys the journal's positions
+speak for. A syncer that finds another one opens a gap, compares both sides in full, marks what
+differs, and closes the gap once that is copied. So a server that comes back empty, from an older
+snapshot, or as its replica after a failover is made equal again by itself, and nobody can switch
+before it is.
 
 Two things wait for a person:
 
 * a follower that holds keys and not this migration's mark: it may be the wrong server (`regain`);
-* keys that only the follower has: an authority that restarted may have lost them (`exodus repair --remove-extra`).
+* keys that only the follower has: an authority that restarted may have lost them (`exodus repair
+  --remove-extra`).
 """
 
 from __future__ import annotations
@@ -35,14 +38,18 @@ _POLL_S = 0.1
 
 
 async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
-    """Note the servers that a copy begins with. It covers all that they have, so gaps of earlier lives end."""
+    """Note the servers that a copy begins with. It covers all that they have, so gaps of earlier
+    lives end.
+    """
     await note_run_ids(store, run_ids)
     for side in run_ids:
         await close_gap(store, _GAP + side)
 
 
 async def changed(engine: Engine) -> list[Side]:
-    """Return the sides whose server restarted since the journal speaks for it; each has an open gap from here on."""
+    """Return the sides whose server restarted since the journal speaks for it; each has an open gap
+    from here on.
+    """
     if engine.route.native:
         await note_run_ids(
             engine.store, engine.run_ids
@@ -79,11 +86,16 @@ def _why(side: Side, was: str) -> str:
         if was == _EMPTIED
         else "restarted, or another server answers in its place"
     )
-    return f"the {side} {what}: it may have lost keys; live sync compares both sides and copies what differs"
+    return (
+        f"the {side} {what}: it may have lost keys; live sync compares both sides and copies "
+        "what differs"
+    )
 
 
 async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
-    """Return why both sides are compared in full, or what that left to a person; nothing where all is well."""
+    """Return why both sides are compared in full, or what that left to a person; nothing where all
+    is well.
+    """
     found = [gap for name, gap in (await open_gaps(store)).items() if name.startswith(_GAP)]
     return next(
         (str(gap["why"]) for gap in found if gap.get("comparing") or not only_comparing), ""
@@ -93,7 +105,8 @@ async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
 async def may_remove(engine: Engine) -> bool:
     """Whether a key that only the follower has was deleted at the authority for all that is known.
 
-    Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a write may be unknown.
+    Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a
+    write may be unknown.
     """
     if await open_gaps(engine.store):
         return False
@@ -105,7 +118,8 @@ async def may_remove(engine: Engine) -> bool:
 
 
 async def recover(engine: Engine, sides: list[Side]) -> str:
-    """Compare both sides in full, let live sync copy what differs, and close the gaps; return what is left for a person.
+    """Compare both sides in full, let live sync copy what differs, and close the gaps; return what
+    is left for a person.
 
     Raises:
         SourceError, TargetError, RedisError: a server is away; the caller begins again.
@@ -113,8 +127,8 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
     store = engine.store
     gaps = await open_gaps(store)
     since_ms, synced = await store.now_ms(), await engine.feed.synced()
-    # A key that only the follower has is one that it was to remove and forgot, unless the authority forgot it, or an open
-    # gap says that not all of the authority's writes are known.
+    # A key that only the follower has is one that it was to remove and forgot, unless the authority
+    # forgot it, or an open gap says that not all of the authority's writes are known.
     forgot = engine.route.authority not in sides and all(name.startswith(_GAP) for name in gaps)
     found = await mark_differing(engine, remove_extra=forgot, gently=True)
     await _synced(engine)
@@ -145,9 +159,11 @@ async def _synced(engine: Engine) -> None:
 
 
 async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
-    """Give the writers of this epoch their right back on a follower that lost this migration's mark; return why not.
+    """Give the writers of this epoch their right back on a follower that lost this migration's
+    mark; return why not.
 
-    Only where the route is still this one, and the follower is empty or is seen to be the same one at an earlier time.
+    Only where the route is still this one, and the follower is empty or is seen to be the same one
+    at an earlier time.
 
     Raises:
         SourceError, TargetError: it does not answer.
@@ -163,12 +179,17 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     restarted = (await known_run_ids(store)).get(side) not in (None, facts.run_id)
     older = value is not None and value.isdigit() and int(value) < route.writer_epoch
     if value is not None and not (older and restarted):
-        return f"the right to write to the {side} is not this epoch's: {key.decode()} is {value!r} there, not {right!r}"
+        return (
+            f"the right to write to the {side} is not this epoch's: {key.decode()} is "
+            f"{value!r} there, not {right!r}"
+        )
     foreign = 0 if value is not None or plan.allow_nonempty else await foreign_keys(follower, facts)
     if foreign:
         return (
-            f"the {side} was replaced or restored from a copy: it holds {foreign} keys, and not {key.decode()}. "
-            f"Empty it, and live sync fills it again by itself. Where its keys are this migration's, say so: "
+            f"the {side} was replaced or restored from a copy: it holds {foreign} keys, and not "
+            f"{key.decode()}. "
+            "Empty it, and live sync fills it again by itself. Where its keys are this "
+            "migration's, say so: "
             f"redis-cli -u {plan.address(side).url} SET {key.decode()} {right.decode()}"
         )
     now = await read_route(store)

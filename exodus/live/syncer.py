@@ -1,7 +1,9 @@
-"""The syncer: the process of live sync. It follows the route, and runs the lanes (`lanes.py`) while the route asks for them.
+"""The syncer: the process of live sync. It follows the route, and runs the lanes (`lanes.py`) while
+the route asks for them.
 
-It does nothing until the route says `sync`, and follows the route's direction, so reverse sync after a cutover is the same code with the sides
-swapped. Failures of any server are waited out; nothing is skipped: a key that cannot be carried is listed as a dead letter.
+It does nothing until the route says `sync`, and follows the route's direction, so reverse sync
+after a cutover is the same code with the sides swapped. Failures of any server are waited out;
+nothing is skipped: a key that cannot be carried is listed as a dead letter.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from exodus.topology.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 _BACKOFF_S = 0.25
-_TIDY_S = 0.1  # after the end of an epoch of ours: applications' writes are held at that moment, and who moves them needs the processor
+# After the end of an epoch of ours: applications' writes are held at that moment, and who moves
+# them needs the processor
+_TIDY_S = 0.1
 _BEHIND_MS = (
     2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
 )
@@ -107,7 +111,9 @@ class Syncer(RouteFollower):
         self._why = ""  # of work that has ended
 
     async def _probe_or_not(self) -> None:
-        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so that a switch finds no session of ours."""
+        """Measure the lag, unless writes are held or the probe's key is a rehearsal's. Ended, so
+        that a switch finds no session of ours.
+        """
         route = self._route
         calm = route.sync and route.hold is Hold.NONE and route.rehearsal_prefix is None
         if not calm:
@@ -124,7 +130,8 @@ class Syncer(RouteFollower):
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_follow` then ends this).
 
-        A right that is not there may come: where a switch is given up, the route that gives it is out before the follower is told.
+        A right that is not there may come: where a switch is given up, the route that gives it is
+        out before the follower is told.
         """
         follower, has_it = Endpoint(route.follower, self._plan.address(route.follower)), True
         while True:
@@ -148,7 +155,8 @@ class Syncer(RouteFollower):
                 self._states.away("live sync", "", verbs=WAITS)
                 await lanes.run()
             except LeaseEnded as exc:
-                # The right to the follower is still ours: a server that stood still for longer than a lease must not end live sync for good.
+                # The right to the follower is still ours: a server that stood still for longer than
+                # a lease must not end live sync for good.
                 self._why = exc.why
                 await asyncio.sleep(_BACKOFF_S)
             except EpochEnded as exc:
@@ -184,7 +192,8 @@ class Syncer(RouteFollower):
         self._rates.look(self.tally, self._oldest_ms)
         if self._oldest_ms > _BEHIND_MS and not self._why and not self.converges:
             self._why = (
-                f"does not converge: {self._oldest_ms} ms behind and growing at {self._rates.synced_per_s:.0f} keys/s; "
+                f"does not converge: {self._oldest_ms} ms behind and growing at "
+                f"{self._rates.synced_per_s:.0f} keys/s; "
                 "start more syncers, or wait for a quieter hour"
             )
         elif self._why.startswith("does not converge") and self.converges:
@@ -192,7 +201,7 @@ class Syncer(RouteFollower):
 
     @property
     def converges(self) -> bool:
-        """Whether live sync keeps up: what is behind is young, or younger than it was a window ago."""
+        """Whether live sync keeps up: its oldest entry is young, or younger than before."""
         return self._oldest_ms <= _BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
 
     def heartbeat(self, at_ms: int) -> Heartbeat:

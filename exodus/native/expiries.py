@@ -17,10 +17,12 @@ RESTATEMENTS = (
 
 
 async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
-    """Let the source say the expiry that these keys have once more, as an absolute time; those that changed at every try.
+    """Let the source say the expiry that these keys have once more, as an absolute time; those that
+    changed at every try.
 
-    For a source that propagates the time left (before Redis 7). No reader of the source sees a change: the reading is exact, as the server's clock
-    was the same on both sides of it. Under WATCH, so that a write in between wins.
+    For a source that propagates the time left (before Redis 7). No reader of the source sees a
+    change: the reading is exact, as the server's clock was the same on both sides of it. Under
+    WATCH, so that a write in between wins.
 
     Raises:
         SourceError: the source was lost; what was said stands.
@@ -39,7 +41,8 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
 
 
 async def _restated(leg: Leg, key: bytes) -> bool:
-    # Stricter than `large.expiry_of`, which is only compared with: what is read here is written back, and may not be a millisecond off.
+    # Stricter than `large.expiry_of`, which is only compared with: what is read here is written
+    # back, and may not be a millisecond off.
     watching, before, left_ms, after = await leg.pipeline(
         [("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)]
     )

@@ -35,7 +35,8 @@ class ReplicationLink:
         return (
             f"the target follows {self.follows}"
             if self.up
-            else f"the target takes the data of {self.follows}: {self.percent:.0f} %, {self.keys} keys"
+            else f"the target takes the data of {self.follows}: {self.percent:.0f} %, {self.keys} "
+            "keys"
         )
 
 

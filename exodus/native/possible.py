@@ -33,7 +33,8 @@ async def check_possible(plan: Plan, store: ControlStore) -> None:
         raise DecisionRefused(
             "the target cannot become a replica of the source",
             why=why,
-            next_step="mend that, or set strategy: keys in the migration file, which copies key by key",
+            next_step="mend that, or set strategy: keys in the migration file, which copies key "
+            "by key",
         )
 
 
@@ -44,7 +45,10 @@ async def _why_not(plan: Plan, store: ControlStore) -> str | None:
         return "both are the same server"
     if not payload_fits(ours, theirs):
         # Never found out by trying: a copy that cannot be loaded leaves the target empty.
-        versions = f"{ours.engine} {ours.version_text} saves version {ours.payload_version}, {theirs.engine} {theirs.version_text} loads"
+        versions = (
+            f"{ours.engine} {ours.version_text} saves version {ours.payload_version}, "
+            f"{theirs.engine} {theirs.version_text} loads"
+        )
         return f"the target could not load the source's data: {versions} {theirs.payload_version}"
     empty = await check_empty(target, theirs, plan, store)
     if empty.severity == "fatal":
@@ -124,11 +128,14 @@ async def _why_not_target(plan: Plan) -> str | None:
         refused = [reply for reply in replies if isinstance(reply, ReplyError)]
     if refused:
         return f"the target: {refused[0]}"
-    # Only looked at: Redis 8.2 and Valkey 8.1 and 9.1 that were built without TLS crash where it is set at run time (tried here).
+    # Only looked at: Redis 8.2 and Valkey 8.1 and 9.1 that were built without TLS crash where it is
+    # set at run time (tried here).
     by_tls = bool(replies[-1]) and replies[-1][1] == b"yes"
     if by_tls != plan.source.tls:
         return (
-            f"the source is reached {'by' if plan.source.tls else 'without'} TLS, and the target's own setting tls-replication is "
-            f"{'yes' if by_tls else 'no'}; set it in the target's configuration file, with its certificates"
+            f"the source is reached {'by' if plan.source.tls else 'without'} TLS, and the "
+            "target's own setting tls-replication is "
+            f"{'yes' if by_tls else 'no'}; set it in the target's configuration file, with its "
+            "certificates"
         )
     return None

@@ -1,16 +1,20 @@
-"""Native replication: the target is the source's replica until the switch, and the servers move the data themselves.
+"""Native replication: the target is the source's replica until the switch, and the servers move the
+data themselves.
 
-    absent ──give_right──▶ N, a server of its own ──attach──▶ N, a replica ──promote──▶ "closed by SWITCH", the authority's follower no more
+    absent ──grant_writes──▶ N, own server ──attach──▶ N, replica ──promote──▶ "closed by SWITCH"
                                 ▲      │                        │
-                                └── reopen (a switch was given up)    detach ──▶ "-1", a server of its own
+                                └── reopen (a switch was given up)   detach ──▶ "-1", own server
 
-Both effects, REPLICAOF source and REPLICAOF NO ONE, must never come late: the first empties the server that it reaches. So each is a transaction on
-the target that watches one key there (`native_guard_key`), whose value is the writers' epoch in which the target may be a replica. The key stands on
-the source too, so that replication brings it along, and a target that was restarted still has it. `promote` leaves another value behind before the
-route names the target: whoever was frozen before its REPLICAOF finds that when it wakes (race rule 6).
+Both effects, REPLICAOF source and REPLICAOF NO ONE, must never come late: the first empties the
+server that it reaches. So each is a transaction on the target that watches one key there
+(`native_guard_key`), whose value is the writers' epoch in which the target may be a replica. The
+key stands on the source too, so that replication brings it along, and a target that was restarted
+still has it. `promote` leaves another value behind before the route names the target: whoever was
+frozen before its REPLICAOF finds that when it wakes (race rule 6).
 
-`sync(key)` is then a question: has the replica applied all that the source had written when it was asked (`ReplicaSync`)?
-A failed or a good full resync replaces all that the target holds, so it must be empty or ours, and of a version that loads the source's data
+`sync(key)` is then a question: has the replica applied all that the source had written when it was
+asked (`ReplicaSync`)? A failed or a good full resync replaces all that the target holds, so it must
+be empty or ours, and of a version that loads the source's data
 (docs/decisions/0005-native-replication.md: a downgrade that fails leaves it empty).
 """
 
@@ -57,7 +61,8 @@ _BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to b
 _LOOK_S = 1.0
 
 
-# ---------------------------------------------------------------------- the effects, each conditional
+# ---------------------------------------------------------------------- the effects, each
+# conditional
 
 
 async def _change(
@@ -91,7 +96,9 @@ async def _change(
 
 
 async def grant_writes(plan: Plan, writer_epoch: int) -> None:
-    """Let the target be a replica in this epoch of the writers. Before the route says so; a replica has the key from the source."""
+    """Let the target be a replica in this epoch of the writers. Before the route says so; a replica
+    has the key from the source.
+    """
     value = b"%d" % writer_epoch
     for side in Side:
         async with await connect_side(plan, side) as leg:
@@ -100,12 +107,15 @@ async def grant_writes(plan: Plan, writer_epoch: int) -> None:
 
 
 async def keep_write_grant(source: Leg, plan: Plan, writer_epoch: int) -> None:
-    """Put the key back where an application's FLUSHALL took it, on the source and so on its replica."""
+    """Put the key back where an application's FLUSHALL took it, on the source and so on its
+    replica.
+    """
     await source.call("SET", native_guard_key(plan.name), writer_epoch, "NX")
 
 
 async def attach(plan: Plan, writer_epoch: int) -> bool:
-    """Make the target a replica of the source, if the right of this epoch stands there; whether it had to be done.
+    """Make the target a replica of the source, if the right of this epoch stands there; whether it
+    had to be done.
 
     Raises:
         DecisionRefused: the right has ended, or the target refuses.
@@ -126,14 +136,16 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
         ):
             raise DecisionRefused(
                 "the target was not made a replica of the source",
-                why=f"writers' epoch {writer_epoch} has no right to it: a switch or a rollback ended that",
+                why=f"writers' epoch {writer_epoch} has no right to it: a switch or a rollback "
+                "ended that",
                 next_step="nothing, where one is under way; else start migrate again",
             )
         return True
 
 
 async def promote(leg: Leg, plan: Plan, writer_epoch: int, closed: bytes) -> None:
-    """Make the target, a replica that has everything, a server of its own, and end the right to make it a replica again.
+    """Make the target, a replica that has everything, a server of its own, and end the right to
+    make it a replica again.
 
     Raises:
         CutoverAborted: the right had ended: whoever asks was late, and nothing was changed.
@@ -161,7 +173,8 @@ async def promote(leg: Leg, plan: Plan, writer_epoch: int, closed: bytes) -> Non
 
 
 async def detach(plan: Plan, writer_epoch: int) -> None:
-    """Make the target a server of its own, for good: a migration is rolled back or given up before its cutover.
+    """Make the target a server of its own, for good: a migration is rolled back or given up before
+    its cutover.
 
     Raises:
         SourceError, TargetError: a side does not answer; the target may be a replica still.
@@ -187,7 +200,8 @@ async def detach(plan: Plan, writer_epoch: int) -> None:
 
 
 async def reopen(plan: Plan, route: Route, closed: bytes) -> None:
-    """After a switch that was given up: give the right of the route's epoch, so that syncers make the target a replica again if it is none.
+    """After a switch that was given up: give the right of the route's epoch, so that syncers make
+    the target a replica again if it is none.
 
     Never goes back to an older epoch, and takes the right from no other switch.
     """
@@ -206,7 +220,8 @@ async def reopen(plan: Plan, route: Route, closed: bytes) -> None:
 
 
 async def wait_reached(authority: Leg, follower: Leg, *, within_s: float) -> int:
-    """Wait until the replica has applied all that the source has propagated by now; the source's offset.
+    """Wait until the replica has applied all that the source has propagated by now; the source's
+    offset.
 
     Raises:
         TargetError: it is no replica of this source, its link is down, or it is behind for longer.
@@ -234,7 +249,9 @@ async def wait_reached(authority: Leg, follower: Leg, *, within_s: float) -> int
 
 
 class ReplicaSync:
-    """`sync(key)` where the follower is the authority's replica: it waits, and writes nothing, so it needs no guard."""
+    """`sync(key)` where the follower is the authority's replica: it waits, and writes nothing, so
+    it needs no guard.
+    """
 
     def __init__(self, authority: Leg, follower: Leg) -> None:
         self._legs = (authority, follower)
@@ -278,7 +295,9 @@ async def check_filled(plan: Plan) -> None:
 
 
 class Attachment:
-    """Keeps the target a replica for as long as the route says so: one that was restarted is a server of its own."""
+    """Keeps the target a replica for as long as the route says so: one that was restarted is a
+    server of its own.
+    """
 
     def __init__(self, store: ControlStore, plan: Plan, route: Route) -> None:
         self._store = store

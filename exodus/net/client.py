@@ -15,14 +15,18 @@ from exodus.plan.bounds import CONNECT_TIMEOUT_S
 
 
 async def answered(reply: Any) -> Any:
-    """What redis-py's asyncio client returns; its annotations also allow for its blocking twin, and for text."""
+    """What redis-py's asyncio client returns; its annotations also allow for its blocking twin, and
+    for text.
+    """
     return await reply
 
 
 def make_client(
     address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any
 ) -> redis.Redis:
-    """A redis-py client for control work (never the hot path), without retries: callers decide what a failure means. `more` is for redis-py."""
+    """A redis-py client for control work (never the hot path), without retries: callers decide what
+    a failure means. `more` is for redis-py.
+    """
     if address.tls:
         more |= {
             "ssl": True,
@@ -40,7 +44,9 @@ def make_client(
         socket_timeout=timeout_s,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
-        driver_info=None,  # CLIENT SETINFO and CLIENT MAINT_NOTIFICATIONS are rights that no user of ours needs otherwise
+        # CLIENT SETINFO and CLIENT MAINT_NOTIFICATIONS are rights that no user of ours needs
+        # otherwise
+        driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
         **more,
     )

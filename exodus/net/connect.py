@@ -1,7 +1,7 @@
 """The one way to open a connection to a server, and to log in on it.
 
-`exodus/net/leg.py` is what the engine uses. The gateway's connections have protocols of their own and use the functions
-here directly. redis-py's clients come from `exodus/net/client.py`.
+`exodus/net/leg.py` is what the engine uses. The gateway's connections have protocols of their own
+and use the functions here directly. redis-py's clients come from `exodus/net/client.py`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ async def open_protocol(
 
 
 def login_of(address: Address, field: str) -> bytes:
-    """Return the encoded AUTH of an address; empty without a password. `field` names the address in errors.
+    """Return the encoded AUTH of an address; empty without a password. `field` names the address in
+    errors.
 
     Raises:
         OperatorError: the password's variable or file cannot be read.

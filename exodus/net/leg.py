@@ -1,8 +1,10 @@
-"""One connection of ours to one server, for the hot path: requests encoded by hand, replies read by hiredis.
+"""One connection of ours to one server, for the hot path: requests encoded by hand, replies read by
+hiredis.
 
-redis-py's objects cost about twelve times the client CPU per key here (docs/decisions/0006-own-connection.md),
-so the engine that copies keys speaks through this.
-Replies are RESP2 values with bytes; an error reply comes back as a `hiredis.ReplyError` value, and only `call` raises it.
+redis-py's objects cost about twelve times the client CPU per key here
+(docs/decisions/0006-own-connection.md), so the engine that copies keys speaks through this. Replies
+are RESP2 values with bytes; an error reply comes back as a `hiredis.ReplyError` value, and only
+`call` raises it.
 """
 
 from __future__ import annotations
@@ -43,22 +45,27 @@ def error_of(side: Side) -> type[SourceError] | type[TargetError]:
 
 
 def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
-    """The error for a connection that ended or did not come about. Safe to retry: whole-key states are idempotent."""
+    """The error for a connection that ended or did not come about. Safe to retry: whole-key states
+    are idempotent.
+    """
     return error_of(side)(
         f"the connection to the {side} {address.url} failed",
         why=str(exc) or type(exc).__name__,
-        next_step=f"check that the {side} runs and can be reached; what was under way is done again",
+        next_step=f"check that the {side} runs and can be reached; Exodus repeats the work",
     )
 
 
 def not_yet(side: Side, said: str) -> ExodusError | None:
-    """Return the error for a server that refuses every request for a while; None where the answer says something else."""
+    """Return the error for a server that refuses every request for a while; None where the answer
+    says something else.
+    """
     if not said.startswith(_NOT_YET):
         return None
     return error_of(side)(
         f"the {side} does not answer yet",
         why=said,
-        next_step="wait: a server that loads its data goes on by itself; end a script that runs too long with SCRIPT KILL",
+        next_step="wait: a server that loads its data goes on by itself; end a script that runs "
+        "too long with SCRIPT KILL",
     )
 
 
@@ -88,7 +95,8 @@ class Leg:
         """Connect, log in and choose a database.
 
         Args:
-            name: for CLIENT SETNAME; with an empty one nothing but the login is sent, which also a busy server takes.
+            name: for CLIENT SETNAME; with an empty one nothing but the login is sent, which also a
+                busy server takes.
 
         Raises:
             SourceError, TargetError: the side does not answer.
@@ -118,7 +126,8 @@ class Leg:
                 why=str(exc),
                 next_step=f"check user and password of {side} (password_env, password_file)"
                 if not str(exc).startswith("NOPERM")
-                else f"on the {side}: ACL SETUSER {address.username or 'default'} +client|setname +select (docs/operating/users.md)",
+                else f"on the {side}: ACL SETUSER {address.username or 'default'} +client|setname "
+                "+select (docs/operating/users.md)",
             ) from exc
         except BaseException:
             await leg.close()
@@ -150,7 +159,8 @@ class Leg:
 
     async def _receive(self) -> bytes:
         try:
-            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the data, and a lane would not end.
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the
+            # data, and a lane would not end.
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 data = await self._reader.read(_READ_BYTES)
         except (OSError, TimeoutError) as exc:
@@ -160,7 +170,8 @@ class Leg:
         return data
 
     async def answered(self, expected: bytes) -> bool:
-        """Whether the server answers exactly these bytes, which are then taken off; otherwise `replies` gives what it said.
+        """Whether the server answers exactly these bytes, which are then taken off; otherwise
+        `replies` gives what it said.
 
         For answers that are known beforehand: one comparison in place of an object a reply.
         """
@@ -234,7 +245,8 @@ class Leg:
         return reply
 
     async def select(self, db: int) -> None:
-        """Change the database, if it is another. Nothing is sent before the server has said that it did.
+        """Change the database, if it is another. Nothing is sent before the server has said that it
+        did.
 
         Raises:
             NoDatabase: the server has no such database; the leg stays where it was.
@@ -253,7 +265,8 @@ class Leg:
         """Watch a key; its value.
 
         Raises:
-            hiredis.ReplyError: the server does not watch it, or does not tell it; nothing is watched.
+            hiredis.ReplyError: the server does not watch it, or does not tell it; nothing is
+                watched.
         """
         watching, found = await self.pipeline([("WATCH", key), ("GET", key)])
         for reply in (watching, found):
@@ -263,12 +276,15 @@ class Leg:
         return found
 
     async def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Reply] | None:
-        """Run commands in one transaction; their replies, errors as values. None where a watched key was touched.
+        """Run commands in one transaction; their replies, errors as values. None where a watched
+        key was touched.
 
-        None of them is sent before the transaction was begun: without it they would run at once, whatever was watched.
+        None of them is sent before the transaction was begun: without it they would run at once,
+        whatever was watched.
 
         Raises:
-            hiredis.ReplyError: the server begins none, or does not queue a command; nothing was run.
+            hiredis.ReplyError: the server begins none, or does not queue a command; nothing was
+                run.
         """
         await self.call("MULTI")
         replies = await self.pipeline([*commands, ("EXEC",)])
@@ -298,7 +314,9 @@ class Leg:
 
 
 async def close_all(legs: Iterable[Leg | None]) -> None:
-    """End several connections. All are ended before the first is waited for, so that a cancellation meanwhile leaves none open."""
+    """End several connections. All are ended before the first is waited for, so that a cancellation
+    meanwhile leaves none open.
+    """
     given = [leg for leg in legs if leg is not None]
     for leg in given:
         leg.end()

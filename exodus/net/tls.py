@@ -38,5 +38,6 @@ def _unusable(address: Address, fields: str, exc: OSError) -> OperatorError:
     return OperatorError(
         f"the TLS files of {address.url} cannot be used: {fields}",
         why=str(exc),
-        next_step="correct the path in the migration file; it is read on the machine of each process, as its user, in PEM",
+        next_step="correct the path in the migration file; it is read on the machine of each "
+        "process, as its user, in PEM",
     )

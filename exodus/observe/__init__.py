@@ -1,1 +1,3 @@
-"""Watching traffic that does not pass the gateway. `monitor.py` reads MONITOR, `profile.py` sums up what was seen."""
+"""Watching traffic that does not pass the gateway. `monitor.py` reads MONITOR, `profile.py` sums up
+what was seen.
+"""

@@ -1,8 +1,10 @@
-"""Pre-test capture by MONITOR: what the source executes, in order, without touching the applications.
+"""Pre-test capture by MONITOR: what the source executes, in order, without touching the
+applications.
 
-MONITOR's lines are simple strings on the wire, so the reply scanner frames them; their quoted arguments use the escapes of inline
-requests. It shows no replies, no CONFIG and no refused commands, and it costs the source a good part of its throughput while it runs
-(more than half of it by Redis' own documentation), so it runs for a stated time.
+MONITOR's lines are simple strings on the wire, so the reply scanner frames them; their quoted
+arguments use the escapes of inline requests. It shows no replies, no CONFIG and no refused
+commands, and it costs the source a good part of its throughput while it runs (more than half of it
+by Redis' own documentation), so it runs for a stated time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ _READ_BYTES = 256 * 1024
 def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
     """One line of MONITOR as (time in s, database, client, arguments), or None where it is none.
 
-    `1339518083.107412 [0 127.0.0.1:60866] "keys" "*"`; the client is `lua` for what a script executes.
+    `1339518083.107412 [0 127.0.0.1:60866] "keys" "*"`; the client is `lua` for what a script
+    executes.
     """
     stamp, _, rest = line.partition(b" [")
     where, closed, quoted = rest.partition(b'] "')

@@ -1,7 +1,7 @@
 """The address of one server, its TLS settings, and where its password is.
 
-A password is a `SecretStr` that no dump contains. The plan names an environment variable or a file in its place, and
-whoever connects reads it there.
+A password is a `SecretStr` that no dump contains. The plan names an environment variable or a file
+in its place, and whoever connects reads it there.
 """
 
 from __future__ import annotations
@@ -72,13 +72,16 @@ class Address(Tls):
         """Read `redis://user:password@host:port` or `rediss://…` (TLS).
 
         Raises:
-            OperatorError: the scheme is unknown, the host or port is missing, or a path names a database.
+            OperatorError: the scheme is unknown, the host or port is missing, or a path names a
+                database.
         """
-        # No message shows a part of the URL: where it is malformed, any part may be one of the password.
+        # No message shows a part of the URL: where it is malformed, any part may be one of the
+        # password.
         scheme, _, rest = url.partition("://")
         if scheme.lower() not in ("redis", "rediss"):
             raise OperatorError(
-                f"{field}: the scheme of the URL is {scheme if scheme in _OTHER_SCHEMES else 'not known'}",
+                f"{field}: the scheme of the URL is "
+                f"{scheme if scheme in _OTHER_SCHEMES else 'not known'}",
                 why="Exodus speaks the Redis protocol: redis:// (plain) or rediss:// (TLS)",
                 next_step=f"write {field} as redis://user@host:port",
             )
@@ -86,7 +89,8 @@ class Address(Tls):
             raise OperatorError(
                 f"{field}: what stands before the @ of the URL holds one of / ? # @ or white space",
                 why="a URL ends there, and the rest would be taken for a host, a port or a path",
-                next_step=f"name {field}.password_file or password_env in place of it; or percent-encode it: / is %2F, # is %23, @ is %40",
+                next_step=f"name {field}.password_file or password_env in place of it; or "
+                "percent-encode it: / is %2F, # is %23, @ is %40",
             )
         try:
             parts = urlsplit(url)
@@ -149,7 +153,8 @@ def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
     if env is not None:
         value = os.environ.get(env)
         if value is None:
-            # What does not look like a variable may be the password itself, written into the wrong field.
+            # What does not look like a variable may be the password itself, written into the wrong
+            # field.
             named = (
                 f"${env}" if _VARIABLE.fullmatch(env) else "the variable that password_env names"
             )
@@ -172,7 +177,8 @@ def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
                 f"{field}: no password in {named}",
                 why=(exc.strerror if isinstance(exc, OSError) else None)
                 or "the file is empty, or not text",
-                next_step="write the password on the first line of the file and let this user read it",
+                next_step="write the password on the first line of the file and let this user "
+                "read it",
             ) from None  # its text has the name again
     return None
 

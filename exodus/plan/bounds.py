@@ -1,4 +1,6 @@
-"""Every bound of the data plane. Each queue, buffer, wait, and retry names one of these, with its unit."""
+"""Every bound of the data plane. Each queue, buffer, wait, and retry names one of these, with its
+unit.
+"""
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
@@ -8,7 +10,8 @@ RETAINED_ARG_BYTES = (
 SCRIPTS_BYTES_MAX = (
     8 * 1024 * 1024
 )  # texts of scripts that a gateway keeps, to load them on the other side at a switch
-UNKNOWN_REQUESTS_MAX = 1_000  # answered requests that wait until the server tells what their command is; more are a gap
+# Answered requests that wait until the server tells what their command is; more are a gap
+UNKNOWN_REQUESTS_MAX = 1_000
 UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
 CURSOR_BITS = (
     45  # of a SCAN cursor that are the server's own; the bits above say from which authority it is
@@ -47,12 +50,14 @@ HOLD_SECONDS_MAX = 10.0
 HOLD_ACK_S = (
     1.5  # in which every gateway must say that it holds; one that does not costs no more than this
 )
-DRAIN_PATIENCE_S = 0.5  # under a hold, for a request that does not end or that cannot be read; then its session is closed
+# Under a hold, for a request that does not end or that cannot be read; then its session is closed
+DRAIN_PATIENCE_S = 0.5
 TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
 TURN_BYTES_BUSY = 4 * 1024  # likewise, where these bytes are many requests
 TURN_REQUESTS = 100  # so many in one turn are many
 TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
-PIPELINE_MAX = 2_000  # unanswered requests of one session, before it is read no further until half of them are answered
+# Unanswered requests of one session, before it is read no further until half of them are answered
+PIPELINE_MAX = 2_000
 MOVE_SECONDS_MAX = (
     1.0  # in which a session's requests under way must be answered, or it is closed at the switch
 )
@@ -65,7 +70,8 @@ SHADOW_BYTES_PER_S_MAX = (
     2 * 1024 * 1024
 )  # of sampled requests and replies that one gateway process puts into the control store
 SHADOW_KEPT_MS = 15_000  # for how long they stay there
-COMPARE_SECONDS_MAX = 1.0  # that Compare waits for one request that it tries; a command that takes longer is tried no more
+# That Compare waits for one request that it tries; a command that takes longer is tried no more
+COMPARE_SECONDS_MAX = 1.0
 REDIRECT_PER_S_MAX = 1_000
 REDIRECT_RETURNS_MIN = (
     3  # connections that come while clients are sent away, before it may stop for them
@@ -81,7 +87,9 @@ READ_BATCH_BYTES = (
 )  # what one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
 LARGE_KEY_BYTES = (
     1024 * 1024
-)  # of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and its RESTORE too
+    # Of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and
+    # its RESTORE too
+)
 LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
 CHUNK_BYTES = 512 * 1024  # of a large key, in one command
 CHUNK_ELEMENTS = 1_000
@@ -90,5 +98,8 @@ MIGRATE_TIMEOUT_MS = (
 )
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
-MARKED_AHEAD_ENTRIES_MAX = 1_000  # journal entries not synced, beyond which a full comparison waits before it marks more keys
-DIRTY_KEYS_MAX = 200_000  # of one partition, written since the last verification pass and not compared since; beyond, a new pass is needed
+# Journal entries not synced, beyond which a full comparison waits before it marks more keys
+MARKED_AHEAD_ENTRIES_MAX = 1_000
+# Of one partition, written since the last verification pass and not compared since; beyond, a new
+# pass is needed
+DIRTY_KEYS_MAX = 200_000

@@ -40,7 +40,8 @@ def load_migration(path: Path) -> MigrationFile:
     """Read and check a migration file.
 
     Raises:
-        OperatorError: it is not there, not YAML, or a field of it cannot be; the message names the field and the value.
+        OperatorError: it is not there, not YAML, or a field of it cannot be; the message names the
+            field and the value.
     """
     try:
         raw = yaml.safe_load(path.read_text())
@@ -84,7 +85,8 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
             raise OperatorError(
                 f"{name} is not a server" if server else f"{name} is missing",
                 why="each of source, target and control_store needs a url",
-                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  password_env: NAME_OF_A_VARIABLE",
+                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  "
+                "password_env: NAME_OF_A_VARIABLE",
             )
         more = {key: value for key, value in server.items() if key != "url"}
         try:
@@ -103,7 +105,9 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
 def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> OperatorError:
     first = exc.errors(include_url=False)[0]
     field = prefix + ".".join(str(part) for part in first["loc"])
-    if not field:  # two fields that do not go together: the message names both, and the value would be the whole file
+    # Two fields that do not go together: the message names both, and the value would be the whole
+    # file
+    if not field:
         what = first["msg"].removeprefix("Value error, ")
         return OperatorError(
             what,

@@ -1,7 +1,8 @@
 """Exodus's own keys on source and target, by their exact names. No I/O.
 
-They are never copied, compared or counted. Everything else is the applications', also where it begins like one of
-these: a key `exodus:{cart}:42` is copied as any other. A migration's name is lower-case letters, digits and dashes.
+They are never copied, compared or counted. Everything else is the applications', also where it
+begins like one of these: a key `exodus:{cart}:42` is copied as any other. A migration's name is
+lower-case letters, digits and dashes.
 
 | name                          | what                                                          |
 | ----------------------------- | ------------------------------------------------------------- |
@@ -38,7 +39,9 @@ def is_own(key: bytes) -> bool:
 
 
 def without_own(keys: Sequence[bytes]) -> Sequence[bytes]:
-    """Keys that are the applications'; one look at all of them together, as there hardly ever is another."""
+    """Keys that are the applications'; one look at all of them together, as there hardly ever is
+    another.
+    """
     if RESERVED_PREFIX not in b"\n".join(keys):
         return keys
     return [key for key in keys if not is_own(key)]

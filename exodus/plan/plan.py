@@ -19,7 +19,9 @@ from exodus.plan.window import Window
 
 
 class Options(BaseModel):
-    """How a migration is done: the fields of a plan that have defaults. A Migration block has each of them."""
+    """How a migration is done: the fields of a plan that have defaults. A Migration block has each
+    of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -35,7 +37,8 @@ class Options(BaseModel):
     )
     strategy: CopyStrategy = Field(
         default=CopyStrategy.KEYS,
-        description="keys: Exodus copies keys; migrate: the source sends them by MIGRATE; native: the target is a replica until the cutover",
+        description="keys: Exodus copies keys; migrate: the source sends them by MIGRATE; native: "
+        "the target is a replica until the cutover",
     )
     workers: Workers = Field(default=Workers(), description="where slices are copied")
     feed: Feed = Field(
@@ -64,19 +67,22 @@ class Options(BaseModel):
     rehearsal_hours_max: float | None = Field(
         default=168.0,
         gt=0,
-        description="hours for which a successful rehearsal counts before a cutover; null: none is required",
+        description="hours for which a successful rehearsal counts before a cutover; null: none "
+        "is required",
     )
     allow_nonempty: bool = Field(
         default=False, description="the target may hold keys before Migrate; they are replaced"
     )
     cutover: Cutover = Field(
         default=Cutover.GATEWAY,
-        description="who moves the applications to the target: the gateways, or you (own); then Commit is refused",
+        description="who moves the applications to the target: the gateways, or you (own); then "
+        "Commit is refused",
     )
     filters: Filters = Field(default=Filters(), description="which keys of the source are copied")
     keep_usage: bool = Field(
         default=False,
-        description="keys keep their idle time (under an LFU policy: their frequency), for the target's eviction",
+        description="keys keep their idle time (under an LFU policy: their frequency), for the "
+        "target's eviction",
     )
     renames: tuple[Rename, ...] = Field(
         default=(), description="new prefixes and databases on the target; require cutover: own"
@@ -87,18 +93,21 @@ class Options(BaseModel):
     users: Users = Field(default=Users(), description="separate users for roles, on each side")
     compare_user: Credentials | None = Field(
         default=None,
-        description="an application's user on the target, as which Compare tries requests; null: Exodus's user, known commands only",
+        description="an application's user on the target, as which Compare tries requests; null: "
+        "Exodus's user, known commands only",
     )
     compare_scripts: bool = Field(
         default=False,
-        description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as compare_user, on the target",
+        description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
+        "compare_user, on the target",
     )
     fence: Fencing = Field(
         default=Fencing(), description="how the side that stops being the authority refuses writes"
     )
     window: Window | None = Field(
         default=None,
-        description="hours in which an approved cutover may begin by itself; null: it begins when it is approved",
+        description="hours in which an approved cutover may begin by itself; null: it begins when "
+        "it is approved",
     )
     canary: CanaryPlan = Field(
         default=CanaryPlan(),
@@ -125,14 +134,16 @@ class Options(BaseModel):
     verification_hours_max: float = Field(
         default=24.0,
         gt=0,
-        description="hours for which a verification of all keys counts before the source is given up",
+        description="hours for which a verification of all keys counts before the source is "
+        "given up",
     )
     two_people: bool = Field(
         default=False, description="the person who decided to cut over may not decide to finalise"
     )
     approvers: tuple[str, ...] = Field(
         default=(),
-        description="operating-system users who may approve, by `exodus approve`; []: everybody who can log in",
+        description="operating-system users who may approve, by `exodus approve`; []: everybody "
+        "who can log in",
     )
     advance: Literal["manual", "auto"] = Field(
         default="manual", description="auto: an approval starts the next phase"
@@ -148,7 +159,9 @@ class Options(BaseModel):
     @field_validator("window", mode="before")
     @classmethod
     def _quiet(cls, value: object) -> object:
-        """Nobody watches a switch at night: where the plan says nothing else, it waits until live sync has kept up for long."""
+        """Nobody watches a switch at night: where the plan says nothing else, it waits until live
+        sync has kept up for long.
+        """
         return (
             {"lag_ms_max": 100, "quiet_seconds": 300.0, **value}
             if isinstance(value, dict)
@@ -178,7 +191,8 @@ class Options(BaseModel):
         for name in names:
             if getattr(self, name):
                 raise ValueError(
-                    f"{name} with strategy: {self.strategy}: {why}; leave {name} away, or set strategy: keys"
+                    f"{name} with strategy: {self.strategy}: {why}; leave {name} away, or set "
+                    "strategy: keys"
                 )
         return self
 
@@ -188,23 +202,29 @@ class Options(BaseModel):
             return self
         if self.renames:
             raise ValueError(
-                "renames: after a cutover through the gateway applications would go on asking for the old names, and the target has the new ones; "
+                "renames: after a cutover through the gateway applications would go on asking for "
+                "the old names, and the target has the new ones; "
                 "set cutover: own to move them by means of your own, or leave renames away"
             )
         if self.filters and self.canary.steps:
             raise ValueError(
-                "filters with canary.steps: what the filters leave out is not on the target, and its reads would all differ; leave one of them away"
+                "filters with canary.steps: what the filters leave out is not on the target, and "
+                "its reads would all differ; leave one of them away"
             )
         if self.filters and self.allow_nonempty:
             raise ValueError(
-                "filters with allow_nonempty: after a cutover through the gateway keys that others put on the target could not be told from what "
-                "applications write there, and would flow back; set cutover: own, or empty the target and leave allow_nonempty away"
+                "filters with allow_nonempty: after a cutover through the gateway keys that "
+                "others put on the target could not be told from what "
+                "applications write there, and would flow back; set cutover: own, or empty the "
+                "target and leave allow_nonempty away"
             )
         return self
 
 
 class Plan(Options):
-    """One migration: what from, what to, and how. The control store holds it as JSON, without a password."""
+    """One migration: what from, what to, and how. The control store holds it as JSON, without a
+    password.
+    """
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes"
@@ -216,13 +236,15 @@ class Plan(Options):
     def _compares_as_an_application(self) -> Self:
         if self.compare_scripts and self.compare_user is None:
             raise ValueError(
-                "compare_scripts: scripts run as an application's user only: name it in compare_user, or leave compare_scripts away"
+                "compare_scripts: scripts run as an application's user only: name it in "
+                "compare_user, or leave compare_scripts away"
             )
         if self.compare_user is not None and self.compare_user.username in self.own_users(
             Side.TARGET
         ):
             raise ValueError(
-                f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name one with an application's rights"
+                f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name "
+                "one with an application's rights"
             )
         return self
 
@@ -256,7 +278,9 @@ class Plan(Options):
         return names | ({name} if (name := self.address(side).username) else set())
 
     def through_gateway(self, login: Side | None) -> Address:
-        """The gateway, as an application reaches it: with Exodus's own login of a side, which that side checks, or with none."""
+        """The gateway, as an application reaches it: with Exodus's own login of a side, which that
+        side checks, or with none.
+        """
         names = ("username", "password", "password_env", "password_file")
         more = (
             {name: getattr(self.address(login), name) for name in names}

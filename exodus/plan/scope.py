@@ -1,15 +1,18 @@
-"""What a migration carries, and under which names: filters and renames as rules that give the same answer wherever they are asked. No I/O.
+"""What a migration carries, and under which names: filters and renames as rules that give the same
+answer wherever they are asked. No I/O.
 
-One meaning holds everywhere: *the target is to be what the rules leave of the source*. A key that a rule leaves out counts as absent, whether the
-backfill, live sync, verification or a repair comes to it. Rules are therefore about things that only a write can change. Memory and the time left to
-live are not: a key would pass a bound by itself, and be a difference that nobody made. So size is bytes of a string or elements of any other type,
-and an expiry is held against a date.
+One meaning holds everywhere: *the target is to be what the rules leave of the source*. A key that a
+rule leaves out counts as absent, whether the backfill, live sync, verification or a repair comes to
+it. Rules are therefore about things that only a write can change. Memory and the time left to live
+are not: a key would pass a bound by itself, and be a difference that nobody made. So size is bytes
+of a string or elements of any other type, and an expiry is held against a date.
 
-Renames never let two keys of the source meet in one: where two rules could, the plan is refused; a key of the source that already has a name which
-renamed keys get is *taken*, and listed as one that cannot be carried.
+Renames never let two keys of the source meet in one: where two rules could, the plan is refused; a
+key of the source that already has a name which renamed keys get is *taken*, and listed as one that
+cannot be carried.
 
-Rules are about the source. After a cutover everything flows back under its own name, whatever the rules say, so that a rollback loses no write; what
-they left behind on the source is left alone.
+Rules are about the source. After a cutover everything flows back under its own name, whatever the
+rules say, so that a rollback loses no write; what they left behind on the source is left alone.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class FilterRule(BaseModel):
 
     pattern: str | None = Field(
         default=None,
-        description="pattern of the name, as in KEYS: * ? [a-z] [^a]; \\ before a literal character",
+        description="pattern of the name, as in KEYS: * ? [a-z] [^a]; \\ quotes a character",
     )
     databases: tuple[int, ...] = Field(default=(), description="databases of the source; []: all")
     types: tuple[Literal["string", "list", "set", "zset", "hash", "stream"], ...] = Field(
@@ -67,7 +70,8 @@ class FilterRule(BaseModel):
             )
         if self.string_bytes_over is not None and self.elements_over is not None:
             raise ValueError(
-                "string_bytes_over is about strings and elements_over about all other types: no key meets both; write two rules"
+                "string_bytes_over is about strings and elements_over about all other types: no "
+                "key meets both; write two rules"
             )
         if self.expiry == "none" and self.expires_before is not None:
             raise ValueError(
@@ -154,7 +158,8 @@ class Rename(BaseModel):
             raise ValueError("a rename needs to_prefix or to_database")
         if self.to_database is not None and self.database is None:
             raise ValueError(
-                f"to_database {self.to_database} for every database would let keys of one name meet; name the database"
+                f"to_database {self.to_database} for every database would let keys of one name "
+                "meet; name the database"
             )
         return self
 
@@ -192,12 +197,15 @@ def check_renames(renames: Sequence[Rename]) -> None:
             ours, theirs = one.new_prefix, other.new_prefix
             if same_database and (ours.startswith(theirs) or theirs.startswith(ours)):
                 raise ValueError(
-                    f"keys renamed by {one} could meet keys renamed by {other}: give them prefixes of which none begins the other"
+                    f"keys renamed by {one} could meet keys renamed by {other}: give them "
+                    "prefixes of which none begins the other"
                 )
 
 
 class Scope:
-    """Filters and renames, ready to be asked. Without either it is falsy, and nothing needs to be asked."""
+    """Filters and renames, ready to be asked. Without either it is falsy, and nothing needs to be
+    asked.
+    """
 
     def __init__(
         self,
@@ -210,7 +218,8 @@ class Scope:
         """Compile the rules.
 
         Args:
-            always: a prefix whose keys are carried under their own name whatever the rules say (those of Exodus's own rehearsal).
+            always: a prefix whose keys are carried under their own name whatever the rules say
+                (those of Exodus's own rehearsal).
             never: which names no key may have on the target (those of Exodus's own keys).
         """
         filters = filters or Filters()
@@ -235,7 +244,9 @@ class Scope:
     # ------------------------------------------------------------------ filters
 
     def filtered_by(self, db: int, key: bytes, state: KeyState | None = None) -> str | None:
-        """Why a key of the source is not carried, or None: it is. Without its state, rules that need one do not count; see `undecided`."""
+        """Why a key of the source is not carried, or None: it is. Without its state, rules that
+        need one do not count; see `undecided`.
+        """
         if self._kept(key):
             return None
         for rule in self._exclude:
@@ -267,7 +278,9 @@ class Scope:
         return (db if to_db is None else to_db), to_prefix + key[len(prefix) :]
 
     def name_conflict(self, db: int, key: bytes) -> str | None:
-        """Why a key of the source cannot be carried: its name on the target is not free. None: it is."""
+        """Why a key of the source cannot be carried: its name on the target is not free. None: it
+        is.
+        """
         if not self._renames or self._kept(key):
             return None
         if self._rename_of(db, key) is not None:
@@ -281,7 +294,9 @@ class Scope:
         return None
 
     def source_key(self, db: int, key: bytes) -> Key | None:
-        """The reverse of `place`: which key of the source comes to this one of the target; None where none does."""
+        """The reverse of `place`: which key of the source comes to this one of the target; None
+        where none does.
+        """
         if not self._renames:
             return db, key
         found: list[Key] = [(db, key)] if self.name_conflict(db, key) is None else []
@@ -338,7 +353,9 @@ class _Matcher:
 
 
 def glob(pattern: bytes) -> re.Pattern[bytes]:
-    """A pattern as KEYS takes it, as a regular expression over bytes; what is not closed counts as the servers count it."""
+    """A pattern as KEYS takes it, as a regular expression over bytes; what is not closed counts as
+    the servers count it.
+    """
     out: list[bytes] = []
     at = 0
     while at < len(pattern):
@@ -360,7 +377,9 @@ def glob(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _class(pattern: bytes, at: int) -> tuple[bytes, int]:
-    """What follows `[`, up to its end, and where that is. Ends of a range may stand in either order, as on the servers."""
+    """What follows `[`, up to its end, and where that is. Ends of a range may stand in either
+    order, as on the servers.
+    """
     negated = pattern[at : at + 1] == b"^"
     at += negated
     members: set[int] = set()

@@ -54,7 +54,9 @@ class Users(BaseModel):
 
 
 class Login(BaseModel):
-    """An application's login that is different on the target. Without a source password: clients that need none there."""
+    """An application's login that is different on the target. Without a source password: clients
+    that need none there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -83,11 +85,13 @@ class Login(BaseModel):
     def _has_what_it_needs(self) -> Self:
         if (self.target_password_env is None) is (self.target_password_file is None):
             raise ValueError(
-                f"logins: {self.user} needs target_password_env or target_password_file, and not both"
+                f"logins: {self.user} needs target_password_env or target_password_file, and not "
+                "both"
             )
         if self.user != "default" and self.password_env is None and self.password_file is None:
             raise ValueError(
-                f"logins: {self.user} needs the source's password_env or password_file: nobody else may get the target's"
+                f"logins: {self.user} needs the source's password_env or password_file: nobody "
+                "else may get the target's"
             )
         return self
 
@@ -132,12 +136,15 @@ class Budget(BaseModel):
     replica_behind_mb_max: float | None = Field(
         default=32,
         gt=0,
-        description="megabytes by which a replica of the follower may be behind; a server drops one that is 64 MB behind for a minute",
+        description="megabytes by which a replica of the follower may be behind; a server drops "
+        "one that is 64 MB behind for a minute",
     )
 
 
 class Workers(BaseModel):
-    """Where slices of a backfill are copied. All kinds use the same checkpoints, so this may change between two runs."""
+    """Where slices of a backfill are copied. All kinds use the same checkpoints, so this may change
+    between two runs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -149,7 +156,8 @@ class Workers(BaseModel):
         default=None,
         ge=1,
         le=64,
-        description="slices copied at a time; null: by the machine. Verification also compares this many (null: 3)",
+        description="slices copied at a time; null: by the machine. Verification also compares "
+        "this many (null: 3)",
     )
     dask_scheduler: str | None = Field(
         default=None,
@@ -160,11 +168,13 @@ class Workers(BaseModel):
     def _of_its_kind(self) -> Self:
         if self.dask_scheduler is not None and self.kind is not WorkersKind.DASK:
             raise ValueError(
-                f"workers.dask_scheduler is {self.dask_scheduler} and workers.kind is {self.kind}: set kind: dask, or leave it away"
+                f"workers.dask_scheduler is {self.dask_scheduler} and workers.kind is "
+                f"{self.kind}: set kind: dask, or leave it away"
             )
         if self.dask_scheduler is not None and self.count is not None:
             raise ValueError(
-                "workers.count is for workers that Exodus starts; how many a running Dask scheduler has is the cluster's to say"
+                "workers.count is for workers that Exodus starts; how many a running Dask "
+                "scheduler has is the cluster's to say"
             )
         return self
 
@@ -185,7 +195,8 @@ class Listen(Tls):
         ]
         if given and not self.tls:
             raise ValueError(
-                f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave {given[0]} away"
+                f"gateway.{given[0]} is given and gateway.tls is false: set tls: true, or leave "
+                f"{given[0]} away"
             )
         return self
 
@@ -219,7 +230,8 @@ class Fencing(BaseModel):
         for side in Side:
             if self.of(side) is FenceKind.PROVIDER and not self.instruction(side).strip():
                 raise ValueError(
-                    f"fence.{side} is provider: write into fence.{side}_instruction what a person has to do"
+                    f"fence.{side} is provider: write into fence.{side}_instruction what a person "
+                    "has to do"
                 )
         return self
 
@@ -265,6 +277,7 @@ class CanaryPlan(BaseModel):
     def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(not 1 <= percent <= 100 for percent in value) or list(value) != sorted(set(value)):
             raise ValueError(
-                "canary.steps are percentages from 1 to 100, each larger than the one before: [1, 5, 25, 100]"
+                "canary.steps are percentages from 1 to 100, each larger than the one before: [1, "
+                "5, 25, 100]"
             )
         return value

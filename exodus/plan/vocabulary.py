@@ -35,14 +35,17 @@ class JournalMode(StrEnum):
 class Feed(StrEnum):
     """Where it is known from which keys changed."""
 
-    AUTO = "auto"  # the most complete of the others that a side allows and that is proved; only in a plan, never in force
+    # The most complete of the others that a side allows and that is proved; only in a plan, never
+    # in force
+    AUTO = "auto"
     GATEWAY = (
         "gateway"  # complete where all writers pass the gateways and scripts declare their keys
     )
     REPLICATION = (
         "replication"  # complete, where the authority lets Exodus be a replica without data
     )
-    TRACKING = "tracking"  # what the authority pushes, for where that is refused; a lost connection is a gap
+    # What the authority pushes, for where that is refused; a lost connection is a gap
+    TRACKING = "tracking"
     NOTIFICATIONS = "notifications"  # likewise
 
 
@@ -58,7 +61,8 @@ class Cutover(StrEnum):
     """Who takes the applications over to the target."""
 
     GATEWAY = "gateway"  # the gateways, in the phase Commit
-    OWN = "own"  # the operator, by means of their own: the migration ends at Migrate, and Commit is refused
+    # The operator, by means of their own: the migration ends at Migrate, and Commit is refused
+    OWN = "own"
 
 
 class WorkersKind(StrEnum):
@@ -92,7 +96,9 @@ class Phase(StrEnum):
 
 
 class UserRole(StrEnum):
-    """As which of its users Exodus connects. `syncer` is a side's own user: whatever has no user of its own uses that."""
+    """As which of its users Exodus connects. `syncer` is a side's own user: whatever has no user of
+    its own uses that.
+    """
 
     SYNCER = "syncer"  # copies keys, and does all that phases do on both sides
     GATEWAY = (

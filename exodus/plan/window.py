@@ -1,4 +1,6 @@
-"""The window in which a switch may begin by itself: hours of the day, and how quiet it has to be. No I/O; the clock is an argument."""
+"""The window in which a switch may begin by itself: hours of the day, and how quiet it has to be.
+No I/O; the clock is an argument.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ def _minutes(text: str) -> int:
 
 
 class Window(BaseModel):
-    """Hours in UTC in which a switch may begin. A window may cross midnight; equal hours mean always."""
+    """Hours in UTC in which a switch may begin. A window may cross midnight; equal hours mean
+    always.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,7 +56,10 @@ class Window(BaseModel):
 
     def text(self) -> str:
         """As the form and the evidence say it."""
-        return f"between {self.opens} and {self.closes} UTC, when lag ≤ {self.lag_ms_max} ms for {self.quiet_seconds:.0f} s"
+        return (
+            f"between {self.opens} and {self.closes} UTC, when lag ≤ {self.lag_ms_max} ms for "
+            f"{self.quiet_seconds:.0f} s"
+        )
 
 
 class QuietWatch:
@@ -76,5 +83,8 @@ class QuietWatch:
             )
         quiet_ms = now_ms - self._quiet_since_ms
         if quiet_ms < window.quiet_seconds * 1000:
-            return f"live sync has kept up for {quiet_ms / 1000:.0f} s, {window.quiet_seconds:.0f} s are asked for"
+            return (
+                f"live sync has kept up for {quiet_ms / 1000:.0f} s, "
+                f"{window.quiet_seconds:.0f} s are asked for"
+            )
         return None

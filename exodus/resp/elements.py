@@ -1,7 +1,7 @@
 """Taking apart one aggregate reply: where each of its elements begins and ends.
 
-The hot path never needs it. A reply to EXEC is taken apart where what it says of one command matters: whether a
-SELECT was accepted, and which cursor a SCAN gave.
+The hot path never needs it. A reply to EXEC is taken apart where what it says of one command
+matters: whether a SELECT was accepted, and which cursor a SCAN gave.
 """
 
 from __future__ import annotations

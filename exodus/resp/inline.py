@@ -1,6 +1,7 @@
 """Splitting a line into arguments the way the servers do (`sdssplitargs` in redis/redis src/sds.c).
 
-Used for inline requests and for the quoted arguments of MONITOR's lines, which use the same escapes.
+Used for inline requests and for the quoted arguments of MONITOR's lines, which use the same
+escapes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Framing: where one request or reply ends and the next begins, at any split of the bytes.
 
-Both scanners are fed what arrives and return the frames that it completes. They keep no more than an unfinished header
-line and, for requests, the arguments that are short enough to be a name or a key; payloads are skipped by their length.
-A byte that does not fit sets `broken` to the reason and ends the scanning of that connection; the relay goes on without.
+Both scanners are fed what arrives and return the frames that it completes. They keep no more than
+an unfinished header line and, for requests, the arguments that are short enough to be a name or a
+key; payloads are skipped by their length. A byte that does not fit sets `broken` to the reason and
+ends the scanning of that connection; the relay goes on without.
 
-`RequestScanner` accepts what any server accepts (redis/redis src/networking.c: processMultibulkBuffer and
-processInlineBuffer). Redis does not look at a header's line feed and at the two bytes behind a bulk string; Valkey from
-8.1 on refuses others than CR LF. A request on which servers disagree is `odd`.
-`ReplyScanner` knows RESP2 and RESP3 except the streamed types, which no server sends.
+`RequestScanner` accepts what any server accepts (redis/redis src/networking.c:
+processMultibulkBuffer and processInlineBuffer). Redis does not look at a header's line feed and at
+the two bytes behind a bulk string; Valkey from 8.1 on refuses others than CR LF. A request on which
+servers disagree is `odd`. `ReplyScanner` knows RESP2 and RESP3 except the streamed types, which no
+server sends.
 """
 
 from __future__ import annotations
@@ -30,15 +32,18 @@ _FRAME_BYTES_MAX = RETAINED_FRAME_BYTES
 _SHORT_BYTES = 32  # to copy so much costs no more than to ask whether it is needed
 
 
-SKIPPED = b"(an argument that was not kept)"  # told by identity: what is cut out of a stream is always another object
+# Told by identity: what is cut out of a stream is always another object
+SKIPPED = b"(an argument that was not kept)"
 PAYLOAD = b"(a value that nobody asks for)"
 
 
 class Request:
-    """One complete request. `args` is empty for what a server does not answer (`*0`, an empty line).
+    """One complete request. `args` is empty for what a server does not answer (`*0`, an empty
+    line).
 
-    `size` is the frame's, in bytes. `skipped` says that an argument was too long to be kept: `SKIPPED` stands for it in `args`.
-    `odd` says that one server takes it and another refuses it as a protocol error.
+    `size` is the frame's, in bytes. `skipped` says that an argument was too long to be kept:
+    `SKIPPED` stands for it in `args`. `odd` says that one server takes it and another refuses it as
+    a protocol error.
     """
 
     __slots__ = ("args", "odd", "size", "skipped")
@@ -60,7 +65,9 @@ def _request(args: list[bytes], size: int, skipped: bool, odd: bool) -> Request:
 
 
 def _number(raw: bytes) -> int:
-    """A length as the servers read it: an optional minus, no leading zero, digits only; or `_NO_NUMBER`."""
+    """A length as the servers read it: an optional minus, no leading zero, digits only; or
+    `_NO_NUMBER`.
+    """
     digits = raw[1:] if raw[:1] == b"-" else raw
     if not digits.isdigit() or (len(digits) > 1 and digits[0] == 0x30) or len(digits) > _DIGITS_MAX:
         return _NO_NUMBER
@@ -68,7 +75,9 @@ def _number(raw: bytes) -> int:
 
 
 def _line_end(data: bytes, mark: bytes, at: int) -> int:
-    """Return where a line ends, or -1 where it does not yet: no server looks for its end beyond a NUL."""
+    """Return where a line ends, or -1 where it does not yet: no server looks for its end beyond a
+    NUL.
+    """
     end = data.find(mark, at)
     return -1 if end >= 0 and data.find(b"\0", at, end) >= 0 else end
 
@@ -76,8 +85,9 @@ def _line_end(data: bytes, mark: bytes, at: int) -> int:
 class RequestScanner:
     """Frames of what a client sends.
 
-    `kept` says of a command, by its name as it was spelled, how many of its arguments anybody asks for: `PAYLOAD` stands for a large one behind
-    these, which is neither copied nor kept. All arguments of a command that is not in it are kept.
+    `kept` says of a command, by its name as it was spelled, how many of its arguments anybody asks
+    for: `PAYLOAD` stands for a large one behind these, which is neither copied nor kept. All
+    arguments of a command that is not in it are kept.
     """
 
     __slots__ = (
@@ -252,8 +262,9 @@ class RequestScanner:
 class Reply:
     """One complete top-level reply.
 
-    `kind` is its type byte, `head` its first line without type and line end, `size` the frame's bytes, `first` the first element
-    where it is a short bulk string in an aggregate (what tells a message from a confirmation in RESP2).
+    `kind` is its type byte, `head` its first line without type and line end, `size` the frame's
+    bytes, `first` the first element where it is a short bulk string in an aggregate (what tells a
+    message from a confirmation in RESP2).
     """
 
     __slots__ = ("first", "head", "kind", "size")
@@ -289,7 +300,8 @@ def _reply(kind: int, head: bytes, size: int, first: bytes) -> Reply:
     return made
 
 
-# What follows a type byte: a line alone, a bulk string, or as many elements (pairs) as the line says.
+# What follows a type byte: a line alone, a bulk string, or as many elements (pairs) as the line
+# says.
 _LINE, _BULK, _ELEMENTS, _PAIRS = 1, 2, 3, 4
 _SHAPES = bytes(
     _LINE

@@ -1,19 +1,24 @@
-"""The comparer: replays sampled requests on the target, compares what comes back, and keeps a ledger of divergences.
+"""The comparer: replays sampled requests on the target, compares what comes back, and keeps a
+ledger of divergences.
 
-A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and compared with what the
-application got, and its writes are tried there (does the target accept them?), after which the key's state is copied
-again: states converge whatever the order of writes was.
+A sampled key is *seeded* first: its state is copied. Then its reads are asked of the target and
+compared with what the application got, and its writes are tried there (does the target accept
+them?), after which the key's state is copied again: states converge whatever the order of writes
+was.
 
-What is tried is what the authority answered without an error (gateways publish nothing else), and of that only commands of an allow-list
-(`semantics.COMPARED_READS`, `COMPARED_WRITES`): Compare runs it with Exodus's rights. Where the plan names an application's
-user of the target (`compare_user`), it runs as that user, and what the list leaves out is tried too. What takes too long is tried no more.
+What is tried is what the authority answered without an error (gateways publish nothing else), and
+of that only commands of an allow-list (`semantics.COMPARED_READS`, `COMPARED_WRITES`): Compare runs
+it with Exodus's rights. Where the plan names an application's user of the target (`compare_user`),
+it runs as that user, and what the list leaves out is tried too. What takes too long is tried no
+more.
 
-Scripts run only where the plan says `compare_scripts`: read-only ones, as `compare_user`, on the target. Exodus never runs an
-application's script on the source. So a reply that differs is a divergence where the key was not written since.
+Scripts run only where the plan says `compare_scripts`: read-only ones, as `compare_user`, on the
+target. Exodus never runs an application's script on the source. So a reply that differs is a
+divergence where the key was not written since.
 
-A reply that differs is no verdict: the key is copied and both
-sides are asked again, and only what differs three times is a divergence. The journal's sampled keys (scripts,
-transactions and multi-key writes among them) are copied in the same way.
+A reply that differs is no verdict: the key is copied and both sides are asked again, and only what
+differs three times is a divergence. The journal's sampled keys (scripts, transactions and multi-key
+writes among them) are copied in the same way.
 """
 
 from __future__ import annotations
@@ -67,14 +72,16 @@ class TooSlow(Exception):
 
 @dataclass
 class Slow:
-    """Commands that took too long once, kept for as long as one sampling lasts, whatever connection is lost meanwhile."""
+    """Commands that took too long once, kept for as long as one sampling lasts, whatever connection
+    is lost meanwhile.
+    """
 
     names: set[bytes] = field(default_factory=set)
     script_runs: bool = False  # the target may still run a script that Compare started
 
 
 class TrialConnection:
-    """One connection on which requests are tried. Its server goes on with one that takes too long."""
+    """One connection for trial requests. Its server continues a request that takes too long."""
 
     def __init__(self, leg: Leg) -> None:
         self._leg = leg
@@ -110,7 +117,9 @@ class TrialConnection:
         return await self._leg.pipeline([tuple(args)])
 
     async def ends_within(self, seconds: float) -> bool:
-        """Return whether the server has ended the request that took too long, after waiting for it this long at most."""
+        """Return whether the server has ended the request that took too long, after waiting for it
+        this long at most.
+        """
         if self._late is None:
             return True
         done, _ = await asyncio.wait([self._late], timeout=seconds)
@@ -124,7 +133,9 @@ class TrialConnection:
 
 
 async def kill_script(ours: Leg) -> None:
-    """End a read-only script on the follower. The server answers once the script has run for its `lua-time-limit`."""
+    """End a read-only script on the follower. The server answers once the script has run for its
+    `lua-time-limit`.
+    """
     await ours.pipeline([("SCRIPT", "KILL"), ("FUNCTION", "KILL")])
 
 
@@ -141,7 +152,7 @@ class SamplingPeriod:
         table: CommandTable,
         slow: Slow,
     ) -> None:
-        """`ours` is a connection to the follower as Exodus, where `follower` is an application's."""
+        """`follower` connects as an application's user, `ours` as Exodus."""
         self.engine = engine
         self._table = table
         self.copier = copier
@@ -242,7 +253,8 @@ class SamplingPeriod:
         row["too_slow"] += 1
         if self._table.of(args).script:  # its server serves nobody else until it ends
             self._slow.script_runs = True
-            # A busy server may begin the script only after a first SCRIPT KILL: only the reply shows that it ended.
+            # A busy server may begin the script only after a first SCRIPT KILL: only the reply
+            # shows that it ended.
             while not await self.follower.ends_within(_KILL_S):
                 await kill_script(self._ours)
             self._slow.script_runs = False
@@ -281,7 +293,9 @@ class SamplingPeriod:
         await self._diverged(db, key, name.decode(), "replies differ", cause)
 
     def _allowed(self, name: bytes, args: list[bytes], *, write: bool) -> bool:
-        """Whether a request may be tried: a known command at a bounded cost, or any plain one of a key, as an application's user."""
+        """Whether a request may be tried: a known command at a bounded cost, or any plain one of a
+        key, as an application's user.
+        """
         if name in self._slow.names:
             return False
         if name in (COMPARED_WRITES if write else COMPARED_READS):
@@ -299,7 +313,9 @@ class SamplingPeriod:
         return command.plain and command.keys(args) == args[1:2]
 
     def _renamed(self, db: int, args: list[bytes]) -> list[bytes] | None:
-        """The request as it has to be asked of the target; None where it names its key elsewhere than most do."""
+        """The request as it has to be asked of the target; None where it names its key elsewhere
+        than most do.
+        """
         if not self.engine.scope.renames:
             return args
         if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
@@ -331,7 +347,8 @@ class SamplingPeriod:
                 return
             if error_code(here) == "NOPERM":
                 row["inconclusive"] += (
-                    1  # an application's command, which Exodus itself may not ask the authority again
+                    # An application's command, which Exodus itself may not ask the authority again
+                    1
                 )
                 return
             if equivalent(name, here, there, args):
@@ -349,8 +366,13 @@ class SamplingPeriod:
     async def _diverged(self, db: int, key: bytes, command: str, kind: str, cause: str) -> None:
         store = self.engine.store
         detail = {
-            "db": db, "key": key.decode("utf-8", "backslashreplace"), "command": command, "kind": kind, "cause": cause, "at_ms": await store.now_ms(),
-        }  # fmt: skip
+            "db": db,
+            "key": key.decode("utf-8", "backslashreplace"),
+            "command": command,
+            "kind": kind,
+            "cause": cause,
+            "at_ms": await store.now_ms(),
+        }
         await answered(
             store.client.hset(store.keys.divergence, pack([(db, key)]), orjson.dumps(detail))
         )
@@ -466,7 +488,8 @@ class Comparer(RouteFollower):
         await run.copy(new)
         dirty: set[Key] = set()
         for at_ms, db, args, reply, write in pairs:
-            # A key copied just now shows the state after later writes too: what it is asked settles by looking again.
+            # A key copied just now shows the state after later writes too: what it is asked settles
+            # by looking again.
             if await run.one(db, args, reply, write=write, at_ms=at_ms):
                 dirty.add((db, run.key_of(args)))
         await run.copy(dirty)

@@ -1,4 +1,6 @@
-"""What Compare found and a person has to look at: each has a name, by which it is accepted in the decision. No I/O."""
+"""What Compare found and a person has to look at: each has a name, by which it is accepted in the
+decision. No I/O.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def findings(rows: Sequence[Json], convergence: Json, divergences: Sequence[Json
             {
                 "name": NOTHING_COMPARED,
                 "finding": "no request of a sampled key was compared",
-                "cause": "the applications asked for none meanwhile, or only for what is not compared; watch for longer (--seconds), or raise sample",
+                "cause": "the applications asked for none meanwhile, or only for what is not "
+                "compared; watch for longer (--seconds), or raise sample",
             }
         )
     return list({row["name"]: row for row in found}.values())

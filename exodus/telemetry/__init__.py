@@ -1,1 +1,3 @@
-"""What a process counts: `counters.py` per command, `http.py` serves Prometheus metrics and `/health` from any process."""
+"""What a process counts: `counters.py` per command, `http.py` serves Prometheus metrics and
+`/health` from any process.
+"""

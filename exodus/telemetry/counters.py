@@ -1,7 +1,9 @@
-"""Counts, sizes and latencies per command and per key prefix, cheap enough to be kept for every request.
+"""Counts, sizes and latencies per command and per key prefix, cheap enough to be kept for every
+request.
 
-Nothing here grows with what clients send: commands and prefixes above their bounds are counted together as `(other)`, and single keys stand in
-sketches only. No argument of a request is kept but the beginnings of keys.
+Nothing here grows with what clients send: commands and prefixes above their bounds are counted
+together as `(other)`, and single keys stand in sketches only. No argument of a request is kept but
+the beginnings of keys.
 """
 
 from __future__ import annotations
@@ -133,7 +135,9 @@ class KeyStatistics(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `hash` is divisible by `DISTINCT_SAMPLE`."""
+        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `hash` is
+        divisible by `DISTINCT_SAMPLE`.
+        """
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
         """The keys that were named most often, with about how often."""
@@ -184,7 +188,9 @@ class Telemetry:
         reply_bytes: int,
         error: bytes,
     ) -> None:
-        """Count one answered request: its command, its first key, how long the answer took, and the error's first word or nothing."""
+        """Count one answered request: its command, its first key, how long the answer took, and the
+        error's first word or nothing.
+        """
         counters = self._of_command.get(command)
         if counters is None:
             counters = self._counters(command)
@@ -204,7 +210,8 @@ class Telemetry:
             hash(key) & _DISTINCT_MASK == 0
         ):  # the one that the dictionaries need anyway, and that is kept in the key
             self._distinct.append(key)
-        # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential generator of the C standard's example.)
+        # Drawn, not every eighth: traffic has rhythms of its own. (The linear congruential
+        # generator of the C standard's example.)
         self._turn = (self._turn * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
         if (self._turn >> 16) & _HOT_MASK == 0:
             self._hot.append(key)

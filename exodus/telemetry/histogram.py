@@ -1,8 +1,9 @@
-"""A histogram in the layout of HdrHistogram, with two significant digits: counts by magnitude, then by 128 steps of it.
+"""A histogram in the layout of HdrHistogram, with two significant digits: counts by magnitude, then
+by 128 steps of it.
 
-hdrhistogram's own `record_value` costs more than the rest of a request's counting together (docs/design/gateway-speed.md),
-and its counts are asked for only when
-somebody looks. The layout is the same, so that the tests can hold every quantile against the library's.
+hdrhistogram's own `record_value` costs more than the rest of a request's counting together
+(docs/design/gateway-speed.md), and its counts are asked for only when somebody looks. The layout is
+the same, so that the tests can hold every quantile against the library's.
 """
 
 from __future__ import annotations
@@ -40,19 +41,25 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int:
-        """The smallest value (rounded up within its step) that `share` of all, rounded to a whole number, do not exceed; 0 where there are none."""
+        """The smallest value (rounded up within its step) that `share` of all, rounded to a whole
+        number, do not exceed; 0 where there are none.
+        """
         wanted = max(1, int(share * self.total + 0.5))
         seen = 0
         for index in range(
             _SIZE
-        ):  # by index: the compiled form makes no object of a count, and every beat asks this of every command
+            # By index: the compiled form makes no object of a count, and every beat asks this of
+            # every command
+        ):
             seen += self.counts[index]
             if seen >= wanted:
                 return _highest(index)
         return 0
 
     def steps(self) -> list[tuple[int, int]]:
-        """Each value that was seen (the highest of its step) and how often; two histograms add up by it."""
+        """Each value that was seen (the highest of its step) and how often; two histograms add up
+        by it.
+        """
         return [(_highest(index), count) for index, count in enumerate(self.counts) if count]
 
 

@@ -1,7 +1,9 @@
-"""`/metrics` for Prometheus and `/health` for supervisors, on threads of their own and on loopback unless told otherwise.
+"""`/metrics` for Prometheus and `/health` for supervisors, on threads of their own and on loopback
+unless told otherwise.
 
-They ask for no login. So there is a bound to what a client can hold of them: it is done within `STATUS_SECONDS_MAX`, or it is cut off,
-and where all threads are taken the oldest client makes room for the newest.
+They ask for no login. So there is a bound to what a client can hold of them: it is done within
+`STATUS_SECONDS_MAX`, or it is cut off, and where all threads are taken the oldest client makes room
+for the newest.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class _Bounded(ThreadingHTTPServer):
     """At most so many clients at a time, each for so long."""
 
     daemon_threads = True
-    request_queue_size = 128  # that wait to be accepted; beyond, a client's SYN is dropped and comes again after a second
+    # That wait to be accepted; beyond, a client's SYN is dropped and comes again after a second
+    request_queue_size = 128
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], pages: type[BaseHTTPRequestHandler]) -> None:

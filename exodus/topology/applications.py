@@ -1,4 +1,6 @@
-"""Connections as an application makes them: through a gateway, or to a side without Exodus's own login."""
+"""Connections as an application makes them: through a gateway, or to a side without Exodus's own
+login.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,12 @@ from exodus.plan.vocabulary import Side
 
 
 async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> Leg:
-    """Through a gateway: without a login where that suffices, as Exodus's own may be another on the other side.
+    """Through a gateway: without a login where that suffices, as Exodus's own may be another on the
+    other side.
 
     Raises:
-        OperatorError: the gateway does not answer, or the authority refuses Exodus's own login there.
+        OperatorError: the gateway does not answer, or the authority refuses Exodus's own login
+            there.
     """
     nobody = plan.through_gateway(None)
     try:
@@ -26,7 +30,8 @@ async def connect_as_application(plan: Plan, authority: Side, *, name: str) -> L
         raise OperatorError(
             f"gateway: nothing answers at {nobody.url}",
             why=exc.why,
-            next_step="correct gateway.host, gateway.port, gateway.tls or gateway.ca_file of the migration file, and look whether a gateway runs",
+            next_step="correct gateway.host, gateway.port, gateway.tls or gateway.ca_file of the "
+            "migration file, and look whether a gateway runs",
         ) from exc
 
 

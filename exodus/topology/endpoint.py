@@ -1,7 +1,7 @@
 """A side of the migration as a set of nodes.
 
-A standalone server is one node. Callers ask for the node of a key or for all nodes, so that Sentinel and Cluster need
-no change in them.
+A standalone server is one node. Callers ask for the node of a key or for all nodes, so that
+Sentinel and Cluster need no change in them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from exodus.topology.node import Node, NodeFacts
 
 
 class Endpoint:
-    """One side. Each method names what its caller needs: a key's node, every node, or a node that answers for all."""
+    """One side. Each method names what its caller needs: a key's node, every node, or a node that
+    answers for all.
+    """
 
     def __init__(self, side: Side, address: Address) -> None:
         self.side = side
@@ -25,7 +27,7 @@ class Endpoint:
         return self._nodes
 
     async def any_node(self) -> Node:
-        """Return one node, for what all nodes answer alike: its commands, its version, its users."""
+        """Return one node, for what all nodes answer alike: commands, version, users."""
         return self._nodes[0]
 
     async def facts(self) -> NodeFacts:

@@ -14,12 +14,13 @@ from exodus.plan.address import Address
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 
-# Settings that bound what one command may be; the server ends the connection of whoever goes beyond.
+# Settings that bound what one command may be; the server ends the connection of whoever goes
+# beyond.
 LIMITS = ("proto-max-bulk-len", "client-query-buffer-limit")
 _SCRIPT_LIMIT = "lua-time-limit"  # from 7.0 on another name of busy-reply-threshold
 _SCRIPT_MS = 5_000  # the servers' own default
-# Payload versions of servers that have no FUNCTION DUMP, or do not let us (docs/decisions/0002-payload-versions.md):
-# since which version → which.
+# Payload versions of servers that have no FUNCTION DUMP, or do not let us
+# (docs/decisions/0002-payload-versions.md): since which version → which.
 _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
     "valkey": [((9,), 80), ((7, 2), 11)],
@@ -163,7 +164,8 @@ class Node:
 async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...]) -> int | None:
     """Return the version in the footer of DUMP payloads, None where DUMP is refused.
 
-    Writes nothing: applications that track keys or listen to notifications would hear of a key of ours.
+    Writes nothing: applications that track keys or listen to notifications would hear of a key of
+    ours.
     """
     allowed, libraries = await leg.pipeline([("DUMP", _PROBE), ("FUNCTION", "DUMP")])
     if isinstance(allowed, ReplyError):
@@ -180,7 +182,9 @@ async def _settings_of(leg: Leg, *names: str) -> dict[str, int]:
 
 
 async def _database_count(leg: Leg) -> int:
-    """Count the databases that Exodus can enter: as many as the setting says, or by bisection where it may not be read."""
+    """Count the databases that Exodus can enter: as many as the setting says, or by bisection where
+    it may not be read.
+    """
 
     async def enters(db: int) -> bool:
         (said,) = await leg.pipeline([("SELECT", db)])

@@ -1,4 +1,6 @@
-"""Whether source and target fit together: the checks of both sides before a migration. They change nothing."""
+"""Whether source and target fit together: the checks of both sides before a migration. They change
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ async def check_pair(
         Finding(
             "servers",
             "ok",
-            f"source {ours.engine} {ours.version_text}, target {theirs.engine} {theirs.version_text}",
+            f"source {ours.engine} {ours.version_text}, target {theirs.engine} "
+            f"{theirs.version_text}",
         )
     )
     if ours.run_id == theirs.run_id:
@@ -86,18 +89,25 @@ async def check_pair(
     if plan.keep_usage and lfu != ("lfu" in theirs.maxmemory_policy):
         findings.append(
             Finding(
-                "usage", "fatal", f"keep_usage: the source's maxmemory-policy is {ours.maxmemory_policy}, the target's {theirs.maxmemory_policy}",
-                "a server keeps the frequency of keys under an LFU policy only, and their idle time under all others only",
+                "usage",
+                "fatal",
+                "keep_usage: the source's maxmemory-policy is "
+                f"{ours.maxmemory_policy}, the target's {theirs.maxmemory_policy}",
+                "a server keeps the frequency of keys under an LFU policy only, and their idle "
+                "time under all others only",
                 "set policies of one kind on both sides, or leave keep_usage away",
             )
-        )  # fmt: skip
+        )
     if theirs.maxmemory_policy not in ("noeviction", ""):
         findings.append(
             Finding(
-                "eviction", "warning", f"the target evicts keys: maxmemory-policy {theirs.maxmemory_policy}",
-                "what it evicts counts as missing", "set noeviction until the migration is finalised",
+                "eviction",
+                "warning",
+                f"the target evicts keys: maxmemory-policy {theirs.maxmemory_policy}",
+                "what it evicts counts as missing",
+                "set noeviction until the migration is finalised",
             )
-        )  # fmt: skip
+        )
     if (
         ours.maxmemory
         and ours.maxmemory_policy not in ("noeviction", "")
@@ -105,16 +115,21 @@ async def check_pair(
     ):
         findings.append(
             Finding(
-                "eviction on the source", "warning", f"the source evicts keys: maxmemory-policy {ours.maxmemory_policy}",
-                "no gateway hears of it, so what it evicts stays on the target until a verification finds it",
+                "eviction on the source",
+                "warning",
+                f"the source evicts keys: maxmemory-policy {ours.maxmemory_policy}",
+                "no gateway hears of it, so what it evicts stays on the target until a "
+                "verification finds it",
                 "set feed: replication (or tracking, notifications), which tell evictions",
             )
-        )  # fmt: skip
+        )
     return findings
 
 
 async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> list[Finding]:
-    """Whether the control store keeps what it is told; `sides` are the run ids of source and target, where they are known."""
+    """Whether the control store keeps what it is told; `sides` are the run ids of source and
+    target, where they are known.
+    """
     found = await check_store(store, sides)
     return [
         Finding("control store", each.severity, each.what, each.why, each.next_step)
@@ -125,7 +140,9 @@ async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> 
 async def check_empty(
     target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None
 ) -> Finding:
-    """Whether the target holds keys that are not this migration's; fatal where the plan does not allow it."""
+    """Whether the target holds keys that are not this migration's; fatal where the plan does not
+    allow it.
+    """
     foreign = sum(facts.databases.values())
     if store is not None and await store.report(OWNED) is not None:
         return Finding(
@@ -139,10 +156,13 @@ async def check_empty(
     foreign -= await _own_keys(target, facts)
     if foreign > 0 and not plan.allow_nonempty:
         return Finding(
-            "empty target", "fatal", f"the target holds {foreign} keys in {len(facts.databases)} database(s)",
+            "empty target",
+            "fatal",
+            f"the target holds {foreign} keys in {len(facts.databases)} database(s)",
             "keys there would be replaced, or be left over as keys that should not exist",
-            "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus replace them",
-        )  # fmt: skip
+            "empty it (FLUSHALL), or set allow_nonempty: true (--allow-nonempty) to let Exodus "
+            "replace them",
+        )
     return Finding(
         "empty target",
         "ok" if foreign <= 0 else "warning",
@@ -151,7 +171,7 @@ async def check_empty(
 
 
 async def empty_database(endpoint: Endpoint) -> int:
-    """Return the highest database without keys, where no application looks; 0 where each has some."""
+    """Return the highest database without keys; 0 where each has some."""
     facts = await endpoint.facts()
     return next(
         (db for db in reversed(range(facts.database_count)) if db not in facts.databases), 0
@@ -164,7 +184,7 @@ async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
 
 
 async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
-    """Count Exodus's own keys on a side; 0 where there are so many that other keys are among them."""
+    """Count Exodus's own keys on a side; 0 where the side has too many keys to look."""
     found = 0
     if sum(facts.databases.values()) < _OWN_KEYS_MAX:
         for node in await endpoint.each_node():
@@ -187,18 +207,25 @@ async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
 def _check_memory(ours: NodeFacts, theirs: NodeFacts) -> Finding:
     if theirs.maxmemory and theirs.maxmemory < ours.used_memory:
         return Finding(
-            "memory", "fatal", f"the target's maxmemory is {theirs.maxmemory:,} bytes, the source uses {ours.used_memory:,}",
-            "the copy would not fit", f"set maxmemory of the target to {int(ours.used_memory * 1.25):,} or more",
-        )  # fmt: skip
+            "memory",
+            "fatal",
+            f"the target's maxmemory is {theirs.maxmemory:,} bytes, the source "
+            f"uses {ours.used_memory:,}",
+            "the copy would not fit",
+            f"set maxmemory of the target to {int(ours.used_memory * 1.25):,} or more",
+        )
     return Finding(
         "memory",
         "ok",
-        f"source uses {ours.used_memory:,} bytes, target allows {theirs.maxmemory or 'all it can get'}",
+        f"source uses {ours.used_memory:,} bytes, target allows "
+        f"{theirs.maxmemory or 'all it can get'}",
     )
 
 
 def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
-    """Compare the databases of both sides; a key of a database that the other side lacks cannot be carried."""
+    """Compare the databases of both sides; a key of a database that the other side lacks cannot be
+    carried.
+    """
     lacking = sorted(
         db
         for used in ours.databases
@@ -208,25 +235,35 @@ def _check_databases(ours: NodeFacts, theirs: NodeFacts, plan: Plan) -> Finding:
     counts = f"the source has {ours.database_count} databases, the target {theirs.database_count}"
     if lacking:
         return Finding(
-            "databases", "fatal", f"{counts}: keys of the source belong in database {lacking[0]}",
+            "databases",
+            "fatal",
+            f"{counts}: keys of the source belong in database {lacking[0]}",
             f"keys for {len(set(lacking))} database(s) that the target lacks could not be copied",
-            f"set `databases {lacking[-1] + 1}` or more in the target's configuration and restart it;"
+            f"set `databases {lacking[-1] + 1}` or more in the target's configuration and "
+            "restart it;"
             " or leave these databases out by filters.exclude, or move them by renames",
-        )  # fmt: skip
+        )
     if ours.database_count > theirs.database_count:
         return Finding(
-            "databases", "warning", counts,
-            f"keys that applications write to database {theirs.database_count} or above become dead letters,"
+            "databases",
+            "warning",
+            counts,
+            f"keys that applications write to database {theirs.database_count} or above become "
+            "dead letters,"
             " and after the cutover SELECT fails there",
             f"set `databases {ours.database_count}` in the target's configuration",
-        )  # fmt: skip
+        )
     if ours.database_count < theirs.database_count and plan.cutover is Cutover.GATEWAY:
         return Finding(
-            "databases", "warning", counts,
-            f"after the cutover a key that applications write to database {ours.database_count} or above"
+            "databases",
+            "warning",
+            counts,
+            f"after the cutover a key that applications write to database {ours.database_count} "
+            "or above"
             " cannot flow back; it becomes a dead letter, and a rollback would lose it",
-            f"set `databases {ours.database_count}` in the target's configuration, or as many in the source's",
-        )  # fmt: skip
+            f"set `databases {ours.database_count}` in the target's configuration, or as many in "
+            "the source's",
+        )
     return Finding("databases", "ok", counts)
 
 
@@ -253,14 +290,21 @@ def _check_limits(ours: NodeFacts, theirs: NodeFacts) -> list[Finding]:
             continue
         smaller, larger = ("target", "source") if there < here else ("source", "target")
         meaning = (
-            "a key with a larger element becomes a dead letter, and applications lose their connection for it after the cutover"
+            "a key with a larger element becomes a dead letter, and applications lose their "
+            "connection for it after the cutover"
             if there < here
-            else "after the cutover a larger element cannot flow back to the source; its key becomes a dead letter"
+            else "after the cutover a larger element cannot flow back to the source; its key "
+            "becomes a dead letter"
         )
-        found.append(Finding(
-            name, "warning", f"{name} is {here:,} bytes on the source, {there:,} on the target", meaning,
-            f"CONFIG SET {name} {max(here, there)} on the {smaller}, as on the {larger}",
-        ))  # fmt: skip
+        found.append(
+            Finding(
+                name,
+                "warning",
+                f"{name} is {here:,} bytes on the source, {there:,} on the target",
+                meaning,
+                f"CONFIG SET {name} {max(here, there)} on the {smaller}, as on the {larger}",
+            )
+        )
     return found
 
 
@@ -274,18 +318,26 @@ async def _check_payloads(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) 
     lacking = await _keys_that_cannot_be_copied(source, ours, theirs)
     if lacking:
         return Finding(
-            "payloads", "fatal", f"the target cannot hold what the source has: {lacking}",
-            f"source {ours.engine} {ours.version_text} is newer than target {theirs.engine} {theirs.version_text}, whose types do not include it",
+            "payloads",
+            "fatal",
+            f"the target cannot hold what the source has: {lacking}",
+            f"source {ours.engine} {ours.version_text} is newer than target {theirs.engine} "
+            f"{theirs.version_text}, whose types do not include it",
             "choose a target of the source's version or later",
-        )  # fmt: skip
+        )
     return Finding(
-        "payloads", "warning", f"DUMP version {ours.payload_version} does not fit the target's {theirs.payload_version}",
-        "keys are copied type by type, which is exact but slower", "nothing; or choose a target of the source's family and version",
-    )  # fmt: skip
+        "payloads",
+        "warning",
+        f"DUMP version {ours.payload_version} does not fit the target's {theirs.payload_version}",
+        "keys are copied type by type, which is exact but slower",
+        "nothing; or choose a target of the source's family and version",
+    )
 
 
 async def _keys_that_cannot_be_copied(source: Endpoint, ours: NodeFacts, theirs: NodeFacts) -> str:
-    """Types in a sample of the source that the target has no commands for: module types, hash field TTLs."""
+    """Types in a sample of the source that the target has no commands for: module types, hash field
+    TTLs.
+    """
     sampled = 0
     for node in await source.each_node():
         for db in ours.databases:
@@ -318,10 +370,12 @@ async def _keys_that_cannot_be_copied(source: Endpoint, ours: NodeFacts, theirs:
 def _check_user(side: str, facts: NodeFacts) -> Finding:
     if facts.user == "default":
         return Finding(
-            f"user on the {side}", "warning", f"Exodus connects to the {side} as 'default'",
+            f"user on the {side}",
+            "warning",
+            f"Exodus connects to the {side} as 'default'",
             "a fence could not tell it from the applications, so a cutover would be refused",
             "create a user of its own for Exodus (docs/operating/users.md)",
-        )  # fmt: skip
+        )
     return Finding(f"user on the {side}", "ok", f"Exodus connects to the {side} as {facts.user!r}")
 
 
@@ -330,20 +384,25 @@ async def _check_rights(plan: Plan, side: Side, facts: NodeFacts) -> list[Findin
     check = f"rights on the {side}"
     found = [
         Finding(
-            check, "warning" if each.right.without else "fatal",
-            f"{each.side}: user {each.user!r} (role {each.role}) may not run {each.command.replace('|', ' ').upper()}",
-            f"{each.said[:200]}; it is needed for: {each.right.why}" + (f"; without it: {each.right.without}" if each.right.without else ""),
+            check,
+            "warning" if each.right.without else "fatal",
+            f"{each.side}: user {each.user!r} (role {each.role}) may not run "
+            f"{each.command.replace('|', ' ').upper()}",
+            f"{each.said[:200]}; it is needed for: "
+            f"{each.right.why}"
+            + (f"; without it: {each.right.without}" if each.right.without else ""),
             each.remedy,
         )
         for each in await try_rights(plan, side, facts.engine, facts.version)
-    ]  # fmt: skip
+    ]
     return found or [
         Finding(check, "ok", f"every command that Exodus uses is allowed on the {side}")
     ]
 
 
 async def _check_applications(plan: Plan) -> list[Finding]:
-    """See whether clients without a user of their own could log in on the target as they do on the source.
+    """See whether clients without a user of their own could log in on the target as they do on the
+    source.
 
     Nobody's password is sent to the other side for that.
     """
@@ -360,12 +419,14 @@ async def _check_applications(plan: Plan) -> list[Finding]:
         return []
     return [
         Finding(
-            "applications' login", "warning", why,
+            "applications' login",
+            "warning",
+            why,
             "sessions that use it are closed at the cutover",
             "write into logins: {user: default, password_file: …, target_password_file: …} "
             "(docs/operating/migration-file.md), or give the target the source's login",
         )
-    ]  # fmt: skip
+    ]
 
 
 async def _check_login(login: Login, plan: Plan) -> Finding:

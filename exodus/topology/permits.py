@@ -1,7 +1,8 @@
 """Tries every command that a role will use, as the role's user, without running it.
 
-A server checks a user's rights when a command is queued in a transaction, so each is queued there and the transaction is
-given up. What no server queues (MONITOR, PSYNC) is asked by ACL DRYRUN, where the server has it and allows it.
+A server checks a user's rights when a command is queued in a transaction, so each is queued there
+and the transaction is given up. What no server queues (MONITOR, PSYNC) is asked by ACL DRYRUN,
+where the server has it and allows it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.rights import Right, Version, Wanted, rights_of
 
-_ARGUMENT = "{exodus}:permit"  # of a command that is never run; a user without ~* may not name it, and needs to
+# Of a command that is never run; a user without ~* may not name it, and needs to
+_ARGUMENT = "{exodus}:permit"
 _LATER = (
     "PING",
     "MULTI",
@@ -44,9 +46,15 @@ class Refused:
     def remedy(self) -> str:
         """What to type on that side."""
         if _NO_PERMISSION not in self.said:
-            return f"give the {self.side} its command {self.command} back (rename-command), or choose a way that does not use it"
+            return (
+                f"give the {self.side} its command {self.command} back (rename-command), or "
+                "choose a way that does not use it"
+            )
         keys = " ~*" if "key" in self.said.lower() else ""
-        return f"on the {self.side}: ACL SETUSER {self.user} +{self.command}{keys}; `exodus users` prints all rights that its roles need"
+        return (
+            f"on the {self.side}: ACL SETUSER {self.user} +{self.command}{keys}; `exodus "
+            "users` prints all rights that its roles need"
+        )
 
 
 def _roles(plan: Plan, side: Side) -> list[UserRole]:
@@ -97,7 +105,8 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
 
 
 async def why_not(address: Address, side: Side, command: str) -> str | None:
-    """Return why the user of an address may not run a command, or None: it may, or that cannot be tried.
+    """Return why the user of an address may not run a command, or None: it may, or that cannot be
+    tried.
 
     Raises:
         SourceError, TargetError, OperatorError: the server does not answer, or refuses the login.
@@ -138,7 +147,8 @@ async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
                 refused[command] = str(reply)
             else:
                 asked[command] = request
-    # A transaction that is refused EXEC is not run either; behind no MULTI it is an error of its own.
+    # A transaction that is refused EXEC is not run either; behind no MULTI it is an error of its
+    # own.
     harmless = {
         name: request
         for name, request in requests.items()

@@ -1,10 +1,12 @@
-"""Which commands Exodus's users need on source and target: by role, by server version, each with its reason.
+"""Which commands Exodus's users need on source and target: by role, by server version, each with
+its reason.
 
-`exodus users` prints users from this table, and the pre-flight checks try it (`exodus/topology/permits.py`). Whoever lets the
-engine use another command adds it here; `tests/fault/test_users.py` runs a migration with exactly these rights.
+`exodus users` prints users from this table, and the pre-flight checks try it
+(`exodus/topology/permits.py`). Whoever lets the engine use another command adds it here;
+`tests/fault/test_users.py` runs a migration with exactly these rights.
 
-A right is written as in an ACL rule, without its `+`. What a server does not have yet is left out by `SINCE`, since a
-server refuses a rule with a command that it does not know.
+A right is written as in an ACL rule, without its `+`. What a server does not have yet is left out
+by `SINCE`, since a server refuses a rule with a command that it does not know.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from exodus.errors import OperatorError
 from exodus.plan.vocabulary import CopyStrategy, Feed, FenceKind, Side, UserRole
 
 Version = tuple[int, ...]
-# The first version of each engine that has a command. Valkey began as Redis 7.2; `(99,)`: it has none yet.
+# The first version of each engine that has a command. Valkey began as Redis 7.2; `(99,)`: it has
+# none yet.
 SINCE: dict[str, dict[str, Version]] = {
     "eval_ro": {"redis": (7, 0), "valkey": (7, 2)},
     "evalsha_ro": {"redis": (7, 0), "valkey": (7, 2)},
@@ -63,7 +66,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Right:
-    """Commands that some roles need, and what for. With fences, feeds or strategies: only where one of them is wanted."""
+    """Commands that some roles need, and what for. With fences, feeds or strategies: only where one
+    of them is wanted.
+    """
 
     commands: tuple[str, ...]
     roles: frozenset[UserRole]
@@ -121,14 +126,16 @@ RIGHTS = (
     ),
     Right(
         _words(
-            "get mget strlen getrange llen lrange scard smembers smismember sscan hlen hgetall hmget hkeys hscan"
+            "get mget strlen getrange llen lrange scard smembers smismember sscan hlen hgetall "
+            "hmget hkeys hscan"
         ),
         _READERS,
         "to read strings, lists, sets and hashes",
     ),
     Right(
         _words(
-            "zcard zrange zmscore zscan xlen xrange xinfo|stream xinfo|groups xinfo|consumers xpending"
+            "zcard zrange zmscore zscan xlen xrange xinfo|stream xinfo|groups xinfo|consumers "
+            "xpending"
         ),
         _READERS,
         "to read sorted sets and streams",
@@ -183,7 +190,8 @@ RIGHTS = (
     ),
     Right(
         _words(
-            "set append rpush sadd zadd hset xadd xclaim xdel xsetid unlink del rename xgroup|create xgroup|createconsumer xgroup|destroy"
+            "set append rpush sadd zadd hset xadd xclaim xdel xsetid unlink del rename "
+            "xgroup|create xgroup|createconsumer xgroup|destroy"
         ),
         _WRITERS,
         "to write keys on the follower: type by type, in pieces, and to remove them",
@@ -267,7 +275,8 @@ RIGHTS = (
     Right(
         _names(COMPARED_READS | COMPARED_WRITES),
         _COMPARER,
-        "sampled requests of applications, tried again; compare_user tries them on the target instead, where it is named",
+        "sampled requests of applications, tried again; compare_user tries them on the target "
+        "instead, where it is named",
         without="what the target refuses is listed as a difference",
     ),
     Right(
@@ -294,20 +303,22 @@ RIGHTS = (
     Right(
         _words("acl|setuser acl|getuser acl|users acl|list"),
         _SWITCH,
-        "the fence `acl`: this user can give itself every right, so guard its password as the server's administrator's",
+        "the fence `acl`: this user can give itself every right, so guard its password as the "
+        "server's administrator's",
         fences=_AUTO | {FenceKind.ACL},
         without="another fence is used",
     ),
     Right(
         _words("config|set"),
         _SWITCH,
-        "the fence `min-replicas`: this user can change any setting that the server does not protect",
+        "the fence `min-replicas`: this user can change any setting that the server does not "
+        "protect",
         fences=frozenset({FenceKind.MIN_REPLICAS}),
     ),
     Right(
         _words("replicaof"),
         _SWITCH,
-        "the fence `replica`: this user can make the server a copy of another, and so lose its data",
+        "the fence `replica`: this user can make the server a copy of another and lose its data",
         fences=frozenset({FenceKind.REPLICA}),
     ),
     Right(
@@ -350,7 +361,9 @@ def has(command: str, engine: str, version: Version) -> bool:
 def rights_of(
     role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted
 ) -> list[tuple[str, Right]]:
-    """Each command that a role needs on a side, once, with its first reason; what it cannot do without goes first."""
+    """Each command that a role needs on a side, once, with its first reason; what it cannot do
+    without goes first.
+    """
     found: dict[str, Right] = {}
     for right in sorted(RIGHTS, key=lambda right: bool(right.without)):
         if right.applies(role, side, wanted):

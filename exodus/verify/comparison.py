@@ -1,8 +1,11 @@
-"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes of it.
+"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes
+of it.
 
-A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and those whose values are seen to be equal
-(`decode.py`) are done; all others are asked for by type, one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP
-is not allowed everything comes by type: streams, hashes whose fields may expire and types of modules one by one.
+A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and
+those whose values are seen to be equal (`decode.py`) are done; all others are asked for by type,
+one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP is not
+allowed everything comes by type: streams, hashes whose fields may expire and types of modules one
+by one.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
 
 _APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
-_RELATIVE_SLACK_MS = 1_000  # Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it comes
+# Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it
+# comes
+_RELATIVE_SLACK_MS = 1_000
 
 
 class Depth(StrEnum):
@@ -62,7 +67,7 @@ class Divergence:
     detail: str = ""
 
     def as_json(self) -> dict[str, str | int]:
-        """For reports: the key as text, bytes that are none escaped; and exactly, in hexadecimal."""
+        """Return the row for reports: the key as text with escapes, and in hexadecimal."""
         return {
             **asdict(self),
             "key": self.key.decode("utf-8", "backslashreplace"),
@@ -83,7 +88,9 @@ class ComparisonCounts:
 
 
 class Comparison:
-    """Readers of both sides in the same database, and what is equal between them. Keys have the names that they have on the authority."""
+    """Readers of both sides in the same database, and what is equal between them. Keys have the
+    names that they have on the authority.
+    """
 
     def __init__(
         self,
@@ -102,7 +109,8 @@ class Comparison:
         """Take the legs over.
 
         Args:
-            spare_others: keys of the follower whose names the rules leave out are not this migration's.
+            spare_others: keys of the follower whose names the rules leave out are not this
+                migration's.
             slack_ms: by how much expiries may differ.
             depth: what is compared.
             share: of the keys that `scan` gives.
@@ -138,10 +146,12 @@ class Comparison:
     async def scan(
         self, db: int, cursor: int, count: int, tally: ComparisonCounts, *, at_least: bool = False
     ) -> tuple[int, Batch]:
-        """Keys of the authority with all that is compared; the next cursor. Arguments as in `Reader.scan`.
+        """Keys of the authority with all that is compared; the next cursor. Arguments as in
+        `Reader.scan`.
 
-        Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its name. What they leave out for its state counts as
-        absent: it is not to be on the follower either.
+        Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its
+        name. What they leave out for its state counts as absent: it is not to be on the follower
+        either.
         """
         if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
@@ -188,7 +198,9 @@ class Comparison:
         return Batch.of([found.get(key) or _absent(key) for key in ours.keys])
 
     def _by_place(self, db: int, keys: Sequence[bytes]) -> dict[int, list[tuple[bytes, bytes]]]:
-        """Database of the follower → keys and their names there; without those whose name is not free."""
+        """Database of the follower → keys and their names there; without those whose name is not
+        free.
+        """
         by_db: dict[int, list[tuple[bytes, bytes]]] = {}
         for key in keys:
             if self._scope.name_conflict(db, key) is None:
@@ -199,7 +211,9 @@ class Comparison:
     async def differences(
         self, db: int, keys: Sequence[bytes], tally: ComparisonCounts
     ) -> list[Divergence]:
-        """Compare keys; those that neither side has, or that the rules leave out and the follower does not have, are equal."""
+        """Compare keys; those that neither side has, or that the rules leave out and the follower
+        does not have, are equal.
+        """
         filtered: dict[bytes, str] = {}
         ours_there = await entered(self._legs[0], db)
         if self._scope.filters and ours_there:
@@ -234,7 +248,9 @@ class Comparison:
     async def compare_batch(
         self, db: int, ours: Batch, theirs: Batch, tally: ComparisonCounts
     ) -> list[Divergence]:
-        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides, which is seen by the column."""
+        """Compare what `scan` and `follow` gave. Most often all of it is the same on both sides,
+        which is seen by the column.
+        """
         doubtful = self._doubtful(ours, theirs)
         found: list[Divergence] = []
         if doubtful:
@@ -256,7 +272,9 @@ class Comparison:
         return found
 
     def _doubtful(self, ours: Batch, theirs: Batch) -> Sequence[int]:
-        """Where a key is to be looked at by itself, since it is not there or not seen to be the same."""
+        """Where a key is to be looked at by itself, since it is not there or not seen to be the
+        same.
+        """
         every = range(len(ours.keys))
         kinds = set(ours.kinds)
         if b"none" in kinds or ours.kinds != theirs.kinds:
@@ -351,7 +369,9 @@ class Comparison:
         return found
 
     def _kind(self, there: ScannedKey) -> bytes:
-        """The type of a key that was read as one of the same type as the other side's: what its payload says."""
+        """The type of a key that was read as one of the same type as the other side's: what its
+        payload says.
+        """
         if (
             self._dumps
             and there.kind not in (b"string", b"none")
@@ -361,7 +381,7 @@ class Comparison:
         return there.kind
 
     def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
-        """Whether values that were not read apart, and are not the same byte for byte, are equal."""
+        """Whether two values are equal that differ byte for byte."""
         if self._dumps:
             return (
                 kind != b"string"
@@ -369,7 +389,9 @@ class Comparison:
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
     def _needs_more(self, here: ScannedKey, there: ScannedKey) -> bool:
-        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal, and by its type may nevertheless be."""
+        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal,
+        and by its type may nevertheless be.
+        """
         kind = here.kind
         if (
             not self._whole
@@ -470,7 +492,7 @@ def _of_another_type(db: int, key: bytes, kind: bytes, kind_there: bytes) -> Div
 
 
 async def entered(leg: Leg, db: int) -> bool:
-    """Change the database; False where the server has none of that number, so that no key is there."""
+    """Change the database; False where the server has no database of that number."""
     try:
         await leg.select(db)
     except NoDatabase:

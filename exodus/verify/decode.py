@@ -1,12 +1,15 @@
-"""Values out of DUMP payloads, in the shape of `value.canonical`: what one server writes as a ziplist and another as a listpack becomes the same.
+"""Values out of DUMP payloads, in the shape of `value.canonical`: what one server writes as a
+ziplist and another as a listpack becomes the same.
 
-A server dumps a key in half the time that it takes to answer it element by element, and we cut up one block of bytes in place of an object an element
-from the protocol. So a comparison reads payloads, and of most keys never asks for more. What is here only ever shows that two payloads *are* equal:
-where it cannot, because they differ or because it does not know the format, the values are asked for by type (`comparison.py`).
+A server dumps a key in half the time that it takes to answer it element by element, and we cut up
+one block of bytes in place of an object an element from the protocol. So a comparison reads
+payloads, and of most keys never asks for more. What is here only ever shows that two payloads *are*
+equal: where it cannot, because they differ or because it does not know the format, the values are
+asked for by type (`comparison.py`).
 
 Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each in
-docs/decisions/0002-payload-versions.md.
-`tests/property/test_payload_values.py` holds it against what all servers answer.
+docs/decisions/0002-payload-versions.md. `tests/property/test_payload_values.py` holds it against
+what all servers answer.
 """
 
 from __future__ import annotations
@@ -61,11 +64,14 @@ def kind_of(payload: bytes) -> bytes:
 
 
 def apart(kinds: list[bytes], ours: list[Reply], theirs: list[Reply]) -> list[int]:
-    """Where two columns of values are not shown to be equal. Those of strings are values, all others payloads.
+    """Where two columns of values are not shown to be equal. Those of strings are values, all
+    others payloads.
 
     Args:
-        kinds: the type of each key on one side; strings are compared byte by byte, whatever is in them.
-        ours: None and numbers (a key that is large, or has to be read in another way) are never equal.
+        kinds: the type of each key on one side; strings are compared byte by byte, whatever is in
+            them.
+        ours: None and numbers (a key that is large, or has to be read in another way) are never
+            equal.
         theirs: the same keys.
     """
     found = []
@@ -93,7 +99,8 @@ def same_value(one: bytes, other: bytes) -> bool:
         return True
     try:
         ours, theirs = _parts(one), _parts(other)
-        # Most often both have the same elements in the same order, and no scores or ids need be made of them.
+        # Most often both have the same elements in the same order, and no scores or ids need be
+        # made of them.
         return bool(ours == theirs or _value(kind, ours) == _value(kind, theirs))
     except DAMAGED:
         return False
@@ -103,14 +110,17 @@ def decode(payload: bytes) -> Reply:
     """The value, as `value.canonical` has it; scores of sorted sets in a mapping.
 
     Raises:
-        UnknownFormatError: it is none of a list, set, hash, sorted set or stream whose format is known here.
+        UnknownFormatError: it is none of a list, set, hash, sorted set or stream whose format is
+            known here.
         IndexError, ValueError, OverflowError: it is damaged.
     """
     return _value(kind_of(payload), _parts(payload))
 
 
 def _parts(payload: bytes) -> list[Reply]:
-    """The elements as they were written, one after the other; of a stream its nodes, the last id and the groups."""
+    """The elements as they were written, one after the other; of a stream its nodes, the last id
+    and the groups.
+    """
     number, body = payload[0], _Body(payload)
     found: list[Reply] = []
     if number in (_HASH_LISTPACK, _ZSET_LISTPACK, _SET_LISTPACK):
@@ -160,7 +170,9 @@ def _value(kind: bytes, parts: list[Reply]) -> Reply:
 
 
 def _stream(number: int, body: _Body) -> list[Reply]:
-    """Nodes, last id, and groups with their consumers and what is pending; not when consumers were seen, nor what older versions lack."""
+    """Nodes, last id, and groups with their consumers and what is pending; not when consumers were
+    seen, nor what older versions lack.
+    """
     nodes = []
     for _ in range(body.length()):
         first_id = body.text()
@@ -439,7 +451,9 @@ def _ziplist(data: bytes) -> list[bytes]:
 
 
 def _listpack(data: bytes, *, numbers: bool) -> list[Reply]:
-    """Elements from Redis 7.0 on, and of streams: an encoding, the bytes, the length of both. Integers stay such with `numbers`."""
+    """Elements from Redis 7.0 on, and of streams: an encoding, the bytes, the length of both.
+    Integers stay such with `numbers`.
+    """
     found: list[Reply] = []
     view, last = data, len(data) - 1  # an 0xFF
     at = 6

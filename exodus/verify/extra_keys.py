@@ -11,7 +11,9 @@ from exodus.verify.comparison import Divergence, entered
 
 
 class ExtraKeys:
-    """Finds keys of the follower that are not to be there. `behind` is a leg of the follower's, where rules have to be asked after a cutover."""
+    """Finds keys of the follower that are not to be there. `behind` is a leg of the follower's,
+    where rules have to be asked after a cutover.
+    """
 
     def __init__(self, engine: Engine, authority: Leg, behind: Leg | None) -> None:
         self._engine = engine
@@ -25,10 +27,11 @@ class ExtraKeys:
         await close_all((self._authority, self._behind))
 
     async def among(self, db: int, keys: Sequence[bytes]) -> list[tuple[int, Divergence]]:
-        """Of keys of the follower's database `db`: those that the authority does not have, or that the rules leave out by name.
+        """Of keys of the follower's database `db`: those that the authority does not have, or that
+        the rules leave out by name.
 
-        Each with the database that it has on the authority, and under its name there, so that copying it again removes it; one that no key of the
-        authority comes to keeps its own.
+        Each with the database that it has on the authority, and under its name there, so that
+        copying it again removes it; one that no key of the authority comes to keeps its own.
         """
         if not keys:
             return []
@@ -67,7 +70,9 @@ class ExtraKeys:
         return extra
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
-        """Those that the authority does not have; one question for all of them as long as it has them all."""
+        """Those that the authority does not have; one question for all of them as long as it has
+        them all.
+        """
         if not await entered(self._authority, db):
             return set(keys)
         if await self._authority.call("EXISTS", *keys) == len(keys):

@@ -1,9 +1,12 @@
-"""A pass over all keys of both sides: slices of the authority compared with the follower, and slices of the follower looked through for keys that
-should not be there. Several at a time, each over connections of its own, so that both servers are kept at work and a slow link is used well.
+"""A pass over all keys of both sides: slices of the authority compared with the follower, and
+slices of the follower looked through for keys that should not be there. Several at a time, each
+over connections of its own, so that both servers are kept at work and a slow link is used well.
 
-Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to the slice that sees it first: the last call of a slice and the first of
-the next one are held against each other at their border, so that every key is compared and counted once. Where each slice is, what borders are open,
-and all that was counted change together between two batches, and can be written down at any such moment (`PassState.keep`) and be gone on with.
+Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to the slice that sees it
+first: the last call of a slice and the first of the next one are held against each other at their
+border, so that every key is compared and counted once. Where each slice is, what borders are open,
+and all that was counted change together between two batches, and can be written down at any such
+moment (`PassState.keep`) and be gone on with.
 """
 
 from __future__ import annotations
@@ -56,8 +59,8 @@ Note = Callable[[Sequence[Divergence]], Awaitable[None]]
 class VerificationReport(ComparisonCounts):
     """What a pass found.
 
-    keys_authority = keys_verified + keys_dirty + those among `divergences` and dead letters that the authority has. What the rules leave out
-    (`excluded`), or a sample, is in none of these.
+    keys_authority = keys_verified + keys_dirty + those among `divergences` and dead letters that
+    the authority has. What the rules leave out (`excluded`), or a sample, is in none of these.
     """
 
     depth: Depth = Depth.FULL
@@ -115,11 +118,14 @@ class VerificationReport(ComparisonCounts):
 
 
 class _Direction:
-    """One direction: the slices still to be looked at, and the keys that were seen at their borders."""
+    """One direction: the slices still to be looked at, and the keys that were seen at their
+    borders.
+    """
 
     def __init__(self, walk: DirectionProgress) -> None:
         self.walk = walk
-        # What is kept of them is of slices that were counted; those here may be of one that is under way.
+        # What is kept of them is of slices that were counted; those here may be of one that is
+        # under way.
         self._seen = {border: set(marks) for border, marks in walk.borders.items()}
         self.kinds: dict[
             str, str
@@ -149,7 +155,9 @@ class _Direction:
         return found
 
     def seen(self, borders: Iterable[str], keys: Iterable[bytes]) -> set[bytes]:
-        """Those keys that the slice on the other side of a border has seen; the others are this one's."""
+        """Those keys that the slice on the other side of a border has seen; the others are this
+        one's.
+        """
         marks = {_mark(key): key for key in keys}
         found: set[bytes] = set()
         for border in borders:
@@ -168,7 +176,9 @@ class _Direction:
         kinds: Sequence[bytes] = (),
         found: Sequence[Divergence] = (),
     ) -> None:
-        """Count a call of the slice with these keys, up to `cursor`; `found` differ, and are in no count by type."""
+        """Count a call of the slice with these keys, up to `cursor`; `found` differ, and are in no
+        count by type.
+        """
         if borders and kinds:
             differ = {divergence.key for divergence in found}
             self.kinds.update(
@@ -193,7 +203,9 @@ def _mark(key: bytes) -> str:
 
 
 class PassState:
-    """What a pass has found so far and how far it has come, at any moment between two batches. `kept` is where it stands in the control store."""
+    """What a pass has found so far and how far it has come, at any moment between two batches.
+    `kept` is where it stands in the control store.
+    """
 
     def __init__(
         self,
@@ -222,7 +234,9 @@ class PassState:
         self.backwards = _Direction(kept.backwards if kept is not None else DirectionProgress())
 
     def add(self, tally: ComparisonCounts, found: Sequence[Divergence], **counts: int) -> None:
-        """A batch was looked at, and its walk counts it at the same moment: nothing is counted twice or lost."""
+        """A batch was looked at, and its walk counts it at the same moment: nothing is counted
+        twice or lost.
+        """
         report = self.report
         for name, count in counts.items():
             setattr(report, name, getattr(report, name) + count)
@@ -262,7 +276,8 @@ class PassState:
 
 
 async def look(engine: Engine, way: PassState, note: Note) -> None:
-    """Look at every key once, in both directions; `note` is told what differs, a batch and database at a time.
+    """Look at every key once, in both directions; `note` is told what differs, a batch and database
+    at a time.
 
     Raises:
         SourceError, TargetError: a side was lost.
@@ -326,7 +341,9 @@ async def _compare(
 async def _side_by_side(
     comparison: Comparison, piece: Slice, walk: _Direction
 ) -> AsyncIterator[tuple[int, list[str], Batch, Batch, ComparisonCounts]]:
-    """Batches of the authority's keys with the follower's, and the cursor after them; the authority reads the next while the follower reads this."""
+    """Batches of the authority's keys with the follower's, and the cursor after them; the authority
+    reads the next while the follower reads this.
+    """
     await comparison.select(piece.db)
 
     async def scan(before: int) -> tuple[int, list[str], Batch, ComparisonCounts]:
@@ -351,7 +368,9 @@ async def _side_by_side(
 async def _find_extra_keys(
     engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
 ) -> None:
-    """Slices of the follower. Keys that both sides have are compared forwards; only those that should not be there are of interest."""
+    """Slices of the follower. Keys that both sides have are compared forwards; only those that
+    should not be there are of interest.
+    """
     walk = way.backwards
     extra_keys = await open_extra_keys(engine, name="exodus-verify")
     try:

@@ -1,7 +1,8 @@
 """Verification: both sides, both directions.
 
-Keys are compared in batches, and large ones piece by piece, so memory does not grow with the keyspace. What differs is looked at again after a
-pause, since live sync may be on its way, and only then called a divergence. A divergence names key and kind, never a value.
+Keys are compared in batches, and large ones piece by piece, so memory does not grow with the
+keyspace. What differs is looked at again after a pause, since live sync may be on its way, and only
+then called a divergence. A divergence names key and kind, never a value.
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ async def verify(
 
     Args:
         settle_s: pause before keys that differ are looked at again, doubled each time.
-        attempts: how often in all a key may differ before it is called a divergence; fewer, but three, where all that differ are dirty.
-        known: keys that could not be carried and are listed as such; where they differ they are counted apart.
+        attempts: how often in all a key may differ before it is called a divergence; fewer, but
+            three, where all that differ are dirty.
+        known: keys that could not be carried and are listed as such; where they differ they are
+            counted apart.
         on_progress: called with keys seen so far and an upper bound of all.
-        under_way: where the pass begins and keeps how far it has come; without it, it begins at the beginning and keeps nothing.
+        under_way: where the pass begins and keeps how far it has come; without it, it begins at the
+            beginning and keeps nothing.
 
     Raises:
         SourceError, TargetError: a side was lost.
@@ -83,7 +87,8 @@ async def verify(
                 await asyncio.sleep(settle_s * 2**attempt)
                 synced = await engine.feed.synced()
                 suspects = await _again(comparison, list(suspects), report)
-                # A key with an entry that was not synced when we looked is dirty, not divergent: its copy is on the way.
+                # A key with an entry that was not synced when we looked is dirty, not divergent:
+                # its copy is on the way.
                 moving = (
                     set((await engine.feed.changes_since(synced)).keys)
                     if engine.route.sync
@@ -92,7 +97,9 @@ async def verify(
                 if not suspects or (
                     attempt and all(key in moving or key in known for key in suspects)
                 ):
-                    break  # a key that is written all the time would be dirty in every look; freshness compares it after each of its writes
+                    # A key that is written all the time would be dirty in every look; freshness
+                    # compares it after each of its writes
+                    break
         finally:
             await comparison.close()
     dirty = {key: found for key, found in suspects.items() if key in moving and key not in known}
@@ -125,11 +132,13 @@ class Marked:
 async def mark_differing(
     engine: Engine, *, remove_extra: bool = True, gently: bool = False
 ) -> Marked:
-    """Mark every key that differs as changed, so that live sync copies it. For what changed while no journal told of it.
+    """Mark every key that differs as changed, so that live sync copies it. For what changed while
+    no journal told of it.
 
     Args:
         remove_extra: mark keys that only the follower has, too; live sync removes them.
-        gently: wait where live sync has much to copy already, so that the control store stays small.
+        gently: wait where live sync has much to copy already, so that the control store stays
+            small.
 
     Raises:
         SourceError, TargetError: a side was lost; what was marked is marked.
@@ -220,16 +229,18 @@ async def reconcile(
     share: float = 1.0,
     progress: PassProgress | None = None,
 ) -> Json:
-    """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean, it counts: it closes the gaps that were open before
-    it, and freshness counts from it.
+    """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean,
+    it counts: it closes the gaps that were open before it, and freshness counts from it.
 
-    One that was killed is gone on with, as long as live sync goes on and all that changed since it began is in the feed.
+    One that was killed is gone on with, as long as live sync goes on and all that changed since it
+    began is in the feed.
 
     Args:
         settle_s: as in `verify`.
         depth: what is compared of each key.
         share: of all keys, the same ones each time.
-        progress: what several processes have looked at already (`parts.py`), of all keys and their values.
+        progress: what several processes have looked at already (`parts.py`), of all keys and their
+            values.
 
     Raises:
         SourceError, TargetError: a side was lost.
@@ -273,12 +284,20 @@ async def begin_pass(engine: Engine, name: str) -> PassProgress:
 async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
     """Where the pass `name` goes on: what a killed one has left, or the beginning."""
     store, sides = engine.store, (engine.authority_facts, engine.follower_facts)
-    of = orjson.dumps([
-        engine.route.authority, engine.route.writer_epoch, *[facts.run_id for facts in sides], what,
-        engine.plan.model_dump_json(include={"source", "target", "filters", "renames", "allow_nonempty", "slices"}),
-    ]).decode()  # fmt: skip
+    of = orjson.dumps(
+        [
+            engine.route.authority,
+            engine.route.writer_epoch,
+            *[facts.run_id for facts in sides],
+            what,
+            engine.plan.model_dump_json(
+                include={"source", "target", "filters", "renames", "allow_nonempty", "slices"}
+            ),
+        ]
+    ).decode()
     now_ms, kept = await store.now_ms(), await load_pass(store, name)
-    # Without live sync nobody knows what changed since; and who looks again much later does not mean to go on.
+    # Without live sync nobody knows what changed since; and who looks again much later does not
+    # mean to go on.
     holds = (
         kept is not None
         and kept.of == of
@@ -308,7 +327,9 @@ async def _listed(store: ControlStore, name: str) -> list[Json]:
 
 
 async def _close_gaps(store: ControlStore, since_ms: int) -> None:
-    """A clean pass over everything closes the gaps that were open before it began, and those of gateways that are gone."""
+    """A clean pass over everything closes the gaps that were open before it began, and those of
+    gateways that are gone.
+    """
     for name, raw in (await answered(store.client.hgetall(store.keys.gap))).items():
         if orjson.loads(raw)["at_ms"] < since_ms:
             await answered(store.client.hdel(store.keys.gap, name))
@@ -328,7 +349,8 @@ KEPT = "only the {side} has it, and it is kept: exodus repair --remove-extra rem
 
 
 async def keys_only_on_follower(engine: Engine, keys: Sequence[Key]) -> set[Key]:
-    """Return those keys that the follower has and the authority does not: to copy them would remove the only copy.
+    """Return those keys that the follower has and the authority does not: to copy them would remove
+    the only copy.
 
     Raises:
         SourceError, TargetError: a side was lost.
@@ -361,11 +383,12 @@ async def repair(
 ) -> dict[Key, str]:
     """Copy keys once more; those that were not mended, each with the reason.
 
-    A key that only the follower has is kept, unless a person says that it may go (`remove_extra`): the authority may have
-    lost it, or a write that no journal saw may never have come there.
+    A key that only the follower has is kept, unless a person says that it may go (`remove_extra`):
+    the authority may have lost it, or a write that no journal saw may never have come there.
 
-    With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed, and the lanes waited for. A replica is written by
-    its source alone: where that propagates expiries as the time left, which can be late, it says them once more as absolute times.
+    With live sync on the lanes own the follower's keys (race rule 2): they are marked as changed,
+    and the lanes waited for. A replica is written by its source alone: where that propagates
+    expiries as the time left, which can be late, it says them once more as absolute times.
 
     Raises:
         SourceError: the source was lost.
@@ -383,8 +406,10 @@ async def repair(
         while not await journal.reached(engine.store, goal):
             if time.monotonic() > deadline:
                 raise TargetError(
-                    f"{len(keys)} keys were marked to be copied again, and live sync has not come to them",
-                    why=f"{await journal.lag_entries(engine.store, engine.plan.partitions)} entries are before them",
+                    f"{len(keys)} keys were marked to be copied again, and live sync has not come "
+                    "to them",
+                    why=f"{await journal.lag_entries(engine.store, engine.plan.partitions)} "
+                    "entries are before them",
                     next_step="look at the syncer in `exodus status`, then repair again",
                 )
             await asyncio.sleep(0.05)
@@ -407,7 +432,8 @@ async def repair(
 
 
 async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:
-    """Copy keys to the follower over connections of our own, where no lane has them to do; how many could not be carried and are dead letters.
+    """Copy keys to the follower over connections of our own, where no lane has them to do; how many
+    could not be carried and are dead letters.
 
     Raises:
         EpochEnded: the writers' right to the follower had ended.
