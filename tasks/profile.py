@@ -10,7 +10,7 @@ import orjson
 
 from exodus.control import registry
 from exodus.errors import DecisionRefused
-from exodus.gateway.server import load_table
+from exodus.gateway.tables import load_table
 from exodus.net.client import answered
 from exodus.observe.monitor import capture
 from tasks.context import Json, Opened, opened, run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.plant import modern, plant
+from tests.support.script import Script
 from tests.support.servers import (
     _control,
     _redis62,
@@ -34,6 +35,14 @@ __all__ = [
     "valkey81",
     "valkey91",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _every_script_is_played():
+    """A script that nobody plays checks nothing."""
+    Script.unplayed()
+    yield
+    assert not Script.unplayed(), "a Script was built, or extended, and not played"
 
 
 @pytest.hookimpl(trylast=True)  # after pytest-randomly

@@ -17,7 +17,8 @@ from exodus.control.store import ControlStore
 from exodus.cutover.settle import settle
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.gateway.exposure import check_address, check_certificates, check_pinned
-from exodus.gateway.server import GatewayOptions, serve
+from exodus.gateway.options import GatewayOptions
+from exodus.gateway.process import serve
 from exodus.gateway.supervisor import Supervisor, worker_command
 from exodus.live.syncer import run_syncer
 from exodus.net.client import make_client

@@ -1,8 +1,18 @@
-"""The gateway: what applications connect to instead of the database.
+"""The gateway: applications connect to it instead of the database.
 
-One client connection is one *session*, with one *leg* to the authority. `session.py` is the sans-IO state machine of a session:
-it decides what is forwarded, what is held, which keys are journalled. `relay.py` is its asyncio shell, `handover.py` moves a
-live session to the other side, `journaler.py` carries written keys to the control store (with `intents.py` and `spool.py` for when a
-process or the store is away), `orders.py` is what the route asks of the sessions, `server.py` the process. Only `relay.py`,
-`handover.py`, `journaler.py` and `server.py` do I/O on a socket. Read `session.py` first.
+One client connection is one *session*, with one *leg*, a connection to the authority. Read in this
+order, the way that a request travels:
+
+- `session/`: the state machine of a session, without I/O. It decides which bytes are forwarded,
+  which are held, and which keys are journalled.
+- `relay.py`: the asyncio shell of a session. `orders.py`: what the route asks of the sessions.
+- `journaler.py` carries written keys to the control store, through `marks.py` and `pipe.py`.
+  `intents.py` keeps keys while the process may crash, `spool.py` while the store is away.
+  `durability.py` notices what the store lost after it had acknowledged it.
+- `route_following.py` acts on each epoch: `groups.py`, `holds.py`, `handover.py`, `spare_legs.py`,
+  `settlement.py`, `canary_control.py`, `redirect.py`.
+- `heartbeats.py` and `reporting.py` tell the control store, Prometheus and the log.
+- `hub.py` puts one process together. `process.py` starts it, `supervisor.py` starts several.
+
+Sessions never wait for anything but their two transports and a hold.
 """

@@ -1,9 +1,9 @@
-"""Moving live sessions: hold their writes, take them to the other side, let them go on.
+"""Handover: hold the writes of live sessions, move the sessions to the other side, continue there.
 
-A hold is complete when no session has a write under way that the authority has not answered. Blocked pops are writes:
-they are ended as if their time were over, without the client noticing, and sent again when the session goes on. A
-session is moved when nothing at all is under way in it; what cannot be carried over (`Session.cannot_switch`) is closed
-and counted.
+A hold is complete when the authority has answered every write. Blocked pops are writes. They are
+ended as if their time were over, without the client noticing, and sent again when the session
+continues. A session is moved when nothing is under way in it. A session that cannot be moved
+(`Session.cannot_switch`) is closed and counted.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.001  # where nothing says that a session has become idle
+_LOOK_S = 0.001  # between two looks at whether a session is idle
 _WHOAMI = encode("ACL", "WHOAMI")
-_AGAIN_S = 0.01  # between attempts to end a blocking command that the authority may not have received yet
+# Between two attempts to end a blocking command, which the authority may not have received yet.
+_UNBLOCK_AGAIN_S = 0.01
 
 
-async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event, *, within_s: float) -> int:
-    """Wait until every held session has its answers; the number of sessions that do not within the time.
+async def drain_writes(
+    connections: Iterable[Connection], settled: asyncio.Event, *, within_s: float
+) -> int:
+    """Wait until every held session has its answers; return the number of those that have not.
 
-    Sessions that cannot be held in order (unread, or with requests behind a blocking one) are closed. `settled` is set whenever one of them may
-    have its answers: they are looked at then, since every millisecond is one that applications wait.
+    Sessions that cannot be held in order are closed: opaque ones, and those with requests behind a
+    blocking one. `settled` is set when a session may have its answers. They are looked at then,
+    since every millisecond is one that applications wait.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     patience = loop.time() + DRAIN_PATIENCE_S
-    left = list(connections)  # new ones begin under the hold, and who has its answers gets nothing more to do
+    left = list(connections)  # new sessions begin under the hold; complete ones stay complete
     again = 0.0
     while True:
         busy: list[Connection] = []
         end_blocked = loop.time() >= again
         if end_blocked:
-            again = loop.time() + _AGAIN_S
+            again = loop.time() + _UNBLOCK_AGAIN_S
         for connection in left:
             session = connection.session
             patient = loop.time() < patience
@@ -49,7 +53,8 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
                 connection.close(f"held: {session.opaque}")
                 continue
             if session.unfinished and not patient:
-                connection.close("held: a request that does not end")  # its end was never sent, so it is not executed
+                # Its end was never sent, so the authority does not execute it.
+                connection.close("held: a request that does not end")
                 continue
             if session.confirmed:
                 continue
@@ -60,27 +65,35 @@ async def drain_writes(connections: Iterable[Connection], settled: asyncio.Event
         if not busy or loop.time() >= deadline:
             return len(busy)
         left = busy
-        await _set_within(settled, _AGAIN_S)
+        await _set_within(settled, _UNBLOCK_AGAIN_S)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, and clear it: whoever is woken looks at everything that it stands for."""
+    """Wait for an event and clear it: the caller then looks at everything that it stands for."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
     event.clear()
 
 
-async def move_all(hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float) -> int:
-    """Move sessions to `side`, all at once, subscribers first; returns how many could not be carried and were closed."""
-    members = sorted(connections, key=lambda connection: not connection.session.channels)
-    outcomes = await asyncio.gather(*[_move(hub, connection, side, within_s=within_s) for connection in members])
+async def move_all(
+    hub: Hub, connections: Iterable[Connection], side: Side, *, within_s: float
+) -> int:
+    """Move sessions to `side`, all at once, subscribers first.
+
+    Returns:
+        The number of sessions that could not be moved and were closed.
+    """
+    members = sorted(connections, key=lambda connection: not connection.session.state.channels)
+    outcomes = await asyncio.gather(
+        *[_move(hub, connection, side, within_s=within_s) for connection in members]
+    )
     return sum(1 for why in outcomes if why is not None)
 
 
 async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float) -> str | None:
     if connection.leg is None or connection.side is side or connection.client_gone:
-        return None  # one without a leg yet takes the new authority by itself
+        return None  # a session without a leg connects to the new authority by itself
     session = connection.session
     session.freeze()
     loop = asyncio.get_running_loop()
@@ -90,7 +103,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     quiet = connection.quiet = asyncio.Event()
     while why is None and not session.idle:
         if loop.time() >= again:
-            again = loop.time() + _AGAIN_S
+            again = loop.time() + _UNBLOCK_AGAIN_S
             why = session.unblock(reads=True)
         if loop.time() >= deadline:
             why = "a request was under way for too long"
@@ -101,7 +114,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         why = why or session.cannot_switch
     if why is None:
         try:
-            leg, unasked, rest = await _new_leg(hub, connection, side)
+            leg, messages, rest = await _new_leg(hub, connection, side)
         except (OSError, TimeoutError, _Refused) as exc:
             why = f"the {side} did not take the session over: {exc}"
     if why is not None:
@@ -110,14 +123,14 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         return why
     if connection.client_gone:
         if leg.transport is not None:
-            leg.transport.abort()  # nobody else would
+            leg.transport.abort()  # nothing else ends it
         return None
     old, connection.leg = connection.leg, leg
     connection.side = side
     leg.owner = connection
     session.adopt_leg(hub.logins(side, connection.orders))
-    if unasked:
-        connection.to_client(unasked)
+    if messages:
+        connection.to_client(messages)
     if rest:
         session.from_server(rest, loop.time())
     if old is not None and old.transport is not None:
@@ -128,35 +141,42 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
 
 
 class _Refused(Exception):
-    """The new server answered a session command with an error; the text has no argument of the command in it."""
+    """The new server answered a session command with an error. The text has no argument in it."""
 
 
-async def _new_leg(hub: Hub, connection: Connection, side: Side) -> tuple[LegProtocol, bytes, bytes]:
-    """A leg on which the session's script was replayed; what came in between for the client, whole and in part."""
+async def _new_leg(
+    hub: Hub, connection: Connection, side: Side
+) -> tuple[LegProtocol, bytes, bytes]:
+    """Return a leg on which the session was replayed, and what came meanwhile for the client.
+
+    That is whole messages, and the beginning of one that is not complete.
+    """
     session = connection.session
     stages = session.replay_stages(hub.logins(side, connection.orders))
     leg = hub.spare_leg(side) or await open_leg(hub, side, owner=None)
     if leg.transport is None:
         raise _Refused("no transport")
-    unasked, rest = b"", b""
+    messages, rest = b"", b""
     try:
         for stage in stages:
             said, rest = await _replay(session, leg, leg.transport, stage, rest)
-            unasked += said
+            messages += said
     except BaseException:
         leg.transport.abort()
         raise
-    return leg, unasked, rest
+    return leg, messages, rest
 
 
-async def _replay(session: Session, leg: LegProtocol, transport: asyncio.Transport, stage: Stage, buffered: bytes) -> tuple[bytes, bytes]:
-    """Send one stage and take its replies; what came in between for the client, whole and in part."""
+async def _replay(
+    session: Session, leg: LegProtocol, transport: asyncio.Transport, stage: Stage, buffered: bytes
+) -> tuple[bytes, bytes]:
+    """Send one stage and take its replies; return what came meanwhile for the client."""
     leg.arrived = asyncio.Event()
     asked = [_WHOAMI] if stage.user is not None else []
     transport.write(b"".join([*stage.requests, *asked]))
     expected = stage.confirmations or len(stage.requests) + len(asked)
-    scanner, unasked, answered = ReplyScanner(), b"", 0
-    scanner.feed(buffered)  # the beginning of a message, which has nothing whole in it
+    scanner, messages, answered = ReplyScanner(), b"", 0
+    scanner.feed(buffered)  # the beginning of a message: no reply is complete in it
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         while answered < expected:
             await leg.arrived.wait()
@@ -165,8 +185,8 @@ async def _replay(session: Session, leg: LegProtocol, transport: asyncio.Transpo
             buffered += data
             for reply in scanner.feed(data):
                 frame, buffered = buffered[: reply.size], buffered[reply.size :]
-                if session.unasked(reply):
-                    unasked += frame
+                if session.out_of_band(reply):
+                    messages += frame
                 elif reply.error and answered < len(stage.requests):
                     if answered not in stage.optional:
                         raise _Refused(reply.head.split(b" ", 1)[0].decode("ascii", "replace"))
@@ -178,11 +198,14 @@ async def _replay(session: Session, leg: LegProtocol, transport: asyncio.Transpo
             if leg.lost:
                 raise _Refused("it closed the connection")
     leg.arrived = None
-    return unasked, buffered
+    return messages, buffered
 
 
 def _check_user(user: bytes, frame: bytes) -> None:
-    """Compare who the session is with who it has to be; a server that does not tell has taken the login, at least."""
+    """Compare the session's user with the expected one.
+
+    A server that does not tell the user has at least accepted the login.
+    """
     found = frame.split(b"\r\n")[1] if frame.startswith(b"$") else user
     if found != user:
         raise _Refused("it takes the session for another user")

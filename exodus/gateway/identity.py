@@ -1,12 +1,13 @@
-"""Which instance of a gateway id this is: the one whose state folder this is.
+"""Identity: which instance of a gateway id a process is. Its state folder says so.
 
-An id names a registration, and a switch takes its heartbeat for all that runs under it. Two processes with
-one id would answer for each other. So the id belongs to the instance, named by a token that lies in its
-state folder: a restart in the same folder is the same instance, a second folder is another one.
+An id names a registration, and a switch takes its heartbeat for everything that runs under that
+id. Two processes with one id would answer for each other. So an id belongs to one instance, named
+by a token in the state folder. A restart in the same folder is the same instance; another folder
+is another instance.
 
-The folder also tells what it cannot hold: the intent log and the spool survive the end of the process, not
-that of the host. After a restart of the host (another boot id) without an orderly end before it, they may
-be older than what was written.
+The folder also tells what it may lack. The intent log and the spool survive the end of the
+process, but not that of the host. If the host was restarted (its boot id changed) and the process
+had not ended in order before, they may be older than the last writes.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ _FILE = "instance.json"
 
 @dataclass(frozen=True)
 class Identity:
-    """The instance, and how the process before this one ended."""
+    """The instance, and the end of the process before this one."""
 
     token: str
-    ended: bool = True  # in order, or there was none
-    host_restarted: bool = False  # its host went down under it
+    ended: bool = True  # the process before ended in order, or there was none
+    host_restarted: bool = False  # the host ended before that process did
 
 
 def identify(folder: Path) -> Identity:
-    """Read or make the identity of a state folder, and note there that a process runs; `note_end` takes that back."""
+    """Return the identity of a state folder, and note there that a process runs.
+
+    A folder without an identity gets one. `note_end` takes the note back.
+    """
     path = folder / _FILE
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     try:
@@ -52,7 +56,7 @@ def identify(folder: Path) -> Identity:
 
 
 def note_end(folder: Path, identity: Identity) -> None:
-    """Note that the process ended in order: everything that its files had is in the journal."""
+    """Note that the process ended in order: all that its files held is in the journal."""
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     _write(folder / _FILE, identity.token, boot, ended=True)
 
@@ -61,4 +65,8 @@ def _write(path: Path, token: str, boot: str, *, ended: bool) -> None:
     try:
         write_private(path, orjson.dumps({"token": token, "boot": boot, "ended": ended}))
     except OSError as exc:
-        log.error("%s cannot be written: the next process of this folder counts as another instance: %s", path, exc)
+        log.error(
+            "%s cannot be written: the next process of this folder counts as another instance: %s",
+            path,
+            exc,
+        )

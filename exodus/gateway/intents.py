@@ -1,20 +1,21 @@
-"""The intent log: what forwarded writes may change, kept where a crash of this process does not reach.
+"""The intent log: what forwarded writes may change, where a crash of the process does not reach it.
 
-Records go into memory-mapped segment files. An append is a copy into the page cache, without a system
-call, and survives kill -9. It does not survive the loss of the host: `exodus/gateway/identity.py` finds
-that out, and it is an open gap. A segment is dropped when everything logged in it was journalled or
-logged again. After a crash every record that is still there is journalled: too many keys cost a few
-copies, too few would cost a write.
+Records go into memory-mapped segment files. An append is a copy into the page cache, without a
+system call. It survives kill -9, but not the loss of the host: `exodus/gateway/identity.py` detects
+that, and it is an open gap. A segment is dropped when everything logged in it was journalled or
+logged again. After a crash every record that is still there is journalled. Too many keys cost a few
+copies; too few would cost a write.
 
-A record is: length (4), checksum (4), kind (1), body. The kind is written last, so a record that a crash
-tore has kind 0 and ends the segment: it was never forwarded. Whatever else does not fit this description
-is damage: a wrong checksum, bytes behind the end, a file that cannot be read. Damage is a gap. So is a file
-that is missing: the manifest lists the segments that have to be there, and how many bytes of the spool some
-of them were dropped for. It is written after a segment was made and before one is dropped.
+A record is: length (4), checksum (4), kind (1), body. The kind is written last. So a record that a
+crash tore has kind 0 and ends the segment; its request was never forwarded. Everything else that
+does not fit this description is damage, and damage is a gap: a wrong checksum, bytes behind the
+end, a file that cannot be read. A missing file is a gap too. The manifest lists the segments that
+must exist, and how many bytes of the spool some of them were dropped for. It is written after a
+segment was made and before one is dropped.
 
-A segment's room is reserved when it is made, since a store to a mapped page of a full disk would kill the
-process. Its last `_RESERVE_BYTES` are for gaps only: a gap that is not in the control store yet must
-survive a crash too, above all one that arose because the disk was full.
+A segment's room is reserved when it is made, since a store to a mapped page of a full disk would
+kill the process. Its last `_RESERVE_BYTES` are for gaps only: a gap that is not in the control
+store yet must survive a crash too, above all one that arose because the disk was full.
 """
 
 from __future__ import annotations
@@ -34,47 +35,50 @@ from exodus.plan.bounds import INTENT_SEGMENT_BYTES, INTENT_SEGMENTS_MAX
 from exodus.private_files import FILE_MODE, private_folder
 
 log = logging.getLogger(__name__)
-_HEAD_BYTES = 9
+_HEAD_BYTES = 9  # of a record
 _KEYS, _BARRIER, _GAP = 1, 2, 3
-_RESERVE_BYTES = 16 * 1024
+_RESERVE_BYTES = 16 * 1024  # of a segment, for gaps
 MANIFEST = "intents.json"
 
 
 @dataclass
-class Logged:
-    """What segments hold."""
+class LoggedIntents:
+    """The contents of segments."""
 
     keys: dict[Key, None] = field(default_factory=dict)
     barriers: dict[Barrier, None] = field(default_factory=dict)
-    gaps: dict[str, None] = field(default_factory=dict)  # those that were not in the control store yet
-    damage: list[str] = field(default_factory=list)  # what could not be read, each a gap
-    spool_bytes: int = 0  # that have to be in the spool, since their intents were dropped
+    gaps: dict[str, None] = field(default_factory=dict)  # not in the control store yet
+    damage: list[str] = field(default_factory=list)  # each is a gap
+    spool_bytes: int = 0  # must be in the spool: the intents for them were dropped
 
     def __bool__(self) -> bool:
         return bool(self.keys or self.barriers or self.gaps or self.damage)
 
 
 class IntentLog:
-    """Segments `intent-N.log` in one folder, which belongs to one gateway id."""
+    """Segments `intent-N.log` in the folder of one gateway id."""
 
     def __init__(self, folder: Path, missed: Callable[[list[Key] | None], object]) -> None:
-        """`missed` is told of what could not be kept, keys or (None) any of them: an open gap if the process crashes before it is journalled."""
+        """`missed` is called with keys that could not be logged, or None: any keys.
+
+        They are a gap if the process crashes before they are journalled.
+        """
         self._folder = folder
         self._missed = missed
         self._map: mmap.mmap | None = None
         self._at = 0
-        self._room = 0  # bytes of the segment that is written now
+        self._room = 0  # bytes of the segment in use
         private_folder(folder)
-        # Known before the first append, which would otherwise begin with a number that is taken.
+        # Known before the first append, which must not begin with a number that is taken.
         self._number = max(map(_number, self._segments()), default=0)
         self._spool_bytes = 0
         self._listed: list[int] = []
-        self._unlisted = ""  # why the manifest that was found cannot be relied on
+        self._unlisted = ""  # why the manifest cannot be relied on
         self._read_manifest()
 
-    def recover(self) -> Logged:
-        """What the segments hold, those of an earlier process of this id too; they stay until `retire_before`."""
-        found = Logged()
+    def recover(self) -> LoggedIntents:
+        """Return what the segments hold, also those of an earlier process. They stay on disk."""
+        found = LoggedIntents()
         if self._unlisted:
             found.damage.append(self._unlisted)
         found.spool_bytes = self._spool_bytes
@@ -85,11 +89,13 @@ class IntentLog:
             try:
                 _read(path.read_bytes(), path.name, found)
             except OSError as exc:
-                found.damage.append(f"{path.name} cannot be read: {exc.strerror or type(exc).__name__}")
+                found.damage.append(
+                    f"{path.name} cannot be read: {exc.strerror or type(exc).__name__}"
+                )
         return found
 
     def append(self, keys: list[Key], barrier: Barrier | None) -> None:
-        """Note keys and a barrier before their request is forwarded. Never raises and never waits."""
+        """Log keys and a barrier before their request is forwarded. Never raises, never waits."""
         try:
             kept = not keys or self._write(_KEYS, pack(keys), _RESERVE_BYTES)
             if barrier is not None:
@@ -101,7 +107,7 @@ class IntentLog:
             self._missed(keys if barrier is None else None)
 
     def append_gap(self, why: str) -> bool:
-        """Note a gap until it is in the control store; False where there is no room even for that."""
+        """Log a gap until it is in the control store; False if there is no room even for that."""
         return self._write(_GAP, why.encode()[:_RESERVE_BYTES], 0)
 
     def _write(self, kind: int, body: bytes, reserve: int) -> bool:
@@ -120,11 +126,12 @@ class IntentLog:
         return True
 
     def _roll(self, size: int) -> None:
-        """Begin a new segment with room for a record of `size`; where that fails the present one stays in use."""
+        """Begin a new segment with room for a record. If that fails, the present one stays."""
         if len(self._segments()) >= INTENT_SEGMENTS_MAX:
             return
         number = self._number + 1
-        scratch = self._folder / "intent.new"  # a segment has its name only once it has its room, so a short one is damaged
+        # A segment gets its name when it has its room, so a short one is damaged.
+        scratch = self._folder / "intent.new"
         room = max(INTENT_SEGMENT_BYTES, size + _RESERVE_BYTES)
         try:
             handle = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -148,29 +155,31 @@ class IntentLog:
 
     @property
     def number(self) -> int:
-        """The segment that is written now."""
+        """Return the number of the segment in use."""
         return self._number
 
     @property
     def segments(self) -> int:
-        """How many segments there are."""
+        """Return the number of segments."""
         return len(self._segments())
 
     def retire_before(self, number: int, *, above: int = 0, spool_bytes: int = 0) -> None:
-        """Drop the segments below `number` and above `above`: all they hold was journalled, logged again or spooled since.
+        """Drop the segments below `number` and above `above`.
+
+        All that they hold was journalled, logged again or spooled since.
 
         Args:
-            spool_bytes: of the spool that have to be there from now on, in place of what is dropped.
+            spool_bytes: the bytes that the spool must have from now on, in place of the segments.
         """
         paths = self._segments()
         dropped = [path for path in paths if above < _number(path) < number]
         kept = [_number(path) for path in paths if path not in dropped]
         if not self._write_manifest(kept, spool_bytes):
-            return  # they stay: without it a missing file could not be told from one that was dropped
+            return  # they stay: a missing segment must not look like one that was dropped
         for path in dropped:
             try:
                 path.unlink(missing_ok=True)
-            except OSError as exc:  # it is journalled again at the next start, which costs copies only
+            except OSError as exc:  # it is journalled again at the next start: a few more copies
                 log.error("%s cannot be removed: %s", path, exc)
 
     def _write_manifest(self, listed: list[int], spool_bytes: int) -> bool:
@@ -205,37 +214,42 @@ class IntentLog:
         self._listed, self._spool_bytes = found["segments"], found["spool_bytes"]
 
     def roll(self) -> int:
-        """Begin a new segment; returns its number, below which others may be retired later."""
+        """Begin a new segment and return its number. Those below it may be retired later."""
         self._roll(0)
         return self._number
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in the segment that is written now."""
+        """Return the bytes in the segment in use."""
         return self._at
 
     def close(self) -> None:
-        """Unmap; the files stay for whoever comes next."""
+        """Unmap the segment. The files stay for the next process."""
         if self._map is not None:
             self._map.close()
             self._map = None
 
     def _segments(self) -> list[Path]:
-        return sorted((path for path in self._folder.glob("intent-*.log") if path.stem[7:].isdecimal()), key=_number)
+        return sorted(
+            (path for path in self._folder.glob("intent-*.log") if path.stem[7:].isdecimal()),
+            key=_number,
+        )
 
 
 def _number(path: Path) -> int:
     return int(path.stem[7:])
 
 
-def _read(raw: bytes, name: str, found: Logged) -> None:
+def _read(raw: bytes, name: str, found: LoggedIntents) -> None:
     at = 0
     if len(raw) < INTENT_SEGMENT_BYTES:
         found.damage.append(f"{name} was cut to {len(raw)} bytes")
     while at + _HEAD_BYTES <= len(raw) and (kind := raw[at + 8]):
         length = int.from_bytes(raw[at : at + 4], "little")
         body = raw[at + _HEAD_BYTES : at + _HEAD_BYTES + length]
-        if len(body) < length or crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(raw[at + 4 : at + 8], "little"):
+        if len(body) < length or crc32(body, (length << 2 | kind) % 2**32) != int.from_bytes(
+            raw[at + 4 : at + 8], "little"
+        ):
             found.damage.append(f"{name} is damaged from byte {at} on")
             return
         at += _HEAD_BYTES + length
@@ -250,7 +264,7 @@ def _read(raw: bytes, name: str, found: Logged) -> None:
                 found.damage.append(f"{name} has a record of kind {kind}")
         except Unreadable as exc:
             found.damage.append(f"{name}: {exc}")
-    # A torn record has no kind, and nothing stands behind it.
+    # A torn record has no kind, and nothing is behind it.
     torn = int.from_bytes(raw[at : at + 4], "little")
     if raw[at + _HEAD_BYTES + torn :].strip(b"\0"):
         found.damage.append(f"{name} has bytes behind its end at byte {at}")

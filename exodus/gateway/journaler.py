@@ -1,13 +1,16 @@
-"""From written keys to the journal: coalesced in a window of milliseconds, appended in batches, spooled while the store is away.
+"""The journaler carries written keys to the journal in the control store.
 
-Nothing here is waited for by a session. `unflushed` tells a route's follower when all that was written is safe in the store.
+It coalesces marks in a window of milliseconds, appends them in batches, and spools them while the
+store is away. No session waits for it. `unflushed` tells a hold when everything is in the store.
 
-No exception drops a batch: it counts as unflushed until it is in the journal, the spool or a gap, and a
-gap counts as unflushed until it is in the control store (tests/fault/test_journal_losses.py).
+No exception drops a batch. A batch counts as unflushed until it is in the journal, in the spool or
+a gap. A gap counts as unflushed until it is in the control store
+(tests/fault/test_journal_losses.py).
 
-A store that acknowledged a batch may still lose it: an AOF that is not fsynced yet, a replica that was
-behind. So intents are kept until the store has fsynced, and a loss is noticed (`durability.py`). Then
-everything that the intent log still has is journalled again; where it may not have all of it, that is a gap.
+A store that acknowledged a batch may still lose it: its AOF was not fsynced yet, or its replica was
+behind. So intents are kept until the store has fsynced, and a loss is noticed (durability.py). Then
+everything that the intent log still holds is journalled again. If it may not hold all of it, that
+is a gap.
 """
 
 from __future__ import annotations
@@ -39,14 +42,18 @@ from exodus.net.client import answered
 from exodus.plan.bounds import HEARTBEAT_S, JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
 
 log = logging.getLogger(__name__)
-_RETRY_S = 0.25
+_RETRY_S = 0.25  # while the store is away
 _ROTATE_S = 2.0  # between two rotations: each asks the store to fsync
+_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
 _STORE_ERRORS = (StoreRefused, RedisError, OSError, TimeoutError)
 
 
 @dataclass
 class Gap:
-    """What no journal covers, for one reason: how many times, when, and in which part of the key hashes (CRC-32, as for partitions)."""
+    """Writes that no journal covers, for one reason.
+
+    How many times, when, and in which range of key hashes (CRC-32, as for partitions).
+    """
 
     count: int = 0
     since: datetime | None = None
@@ -55,7 +62,7 @@ class Gap:
     hash_to: int = 0
 
     def add(self, at: datetime, keys: Iterable[Key] | None) -> None:
-        """Once more; without keys it may be any."""
+        """Count once more. Without keys, any key may be concerned."""
         self.count += 1
         self.since = self.since or at
         self.until = at
@@ -64,7 +71,7 @@ class Gap:
         self.hash_to = max(self.hash_to, *hashes)
 
     def as_json(self) -> dict[str, int | str | None]:
-        """For the control store."""
+        """Return the gap for the control store."""
         return {
             "count": self.count,
             "since": self.since.isoformat() if self.since else None,
@@ -75,14 +82,16 @@ class Gap:
 
 
 class Journaler:
-    """One a gateway process. `intend` and `mark` never wait."""
+    """The journaler of one gateway process. `intend` and `mark` never wait."""
 
-    def __init__(self, store: ControlStore, partitions: int, folder: Path, process: str = "gateway") -> None:
+    def __init__(
+        self, store: ControlStore, partitions: int, folder: Path, process: str = "gateway"
+    ) -> None:
         self._store = store
         self._partitions = partitions
         self._process = process
-        self.gaps: dict[str, Gap] = {}  # by why; each is open until a verification pass has closed it
-        self._told: dict[str, int] = {}  # how often each had happened when the control store heard of it
+        self.gaps: dict[str, Gap] = {}  # by reason; a verification pass closes them
+        self._told: dict[str, int] = {}  # the count of each gap in the control store
         self._told_at = 0.0
         self._wake = asyncio.Event()
         self._intents = IntentLog(folder, partial(self.gap, "the intent log is full"))
@@ -91,24 +100,25 @@ class Journaler:
         self._marks = Marks(self._wake.set)
         self._pipe = StorePipe(store)
         self._durability = Durability(store, process)
-        self._not_fsynced = 0  # the last segment with intents of batches that a store which is away now may have lost
-        self._old_segment: int | None = None  # segments below may go once all that was marked before is flushed and fsynced
+        self._not_fsynced = 0  # the last segment whose batches a store that is away may have lost
+        # Segments below go once all that was marked before is flushed and fsynced.
+        self._old_segment: int | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._recovered = False
-        self._tails_lost = 0  # times that the store had lost what it had acknowledged
+        self._tails_lost = 0  # how often the store lost acknowledged batches
         self._rotated_at = 0.0
         self._flushed = asyncio.Event()
-        self.hurry = asyncio.Event()  # somebody waits for everything to be in the store
+        self.hurry = asyncio.Event()  # a hold waits for everything to be in the store
         self.entries = 0
         self.store_away_since: float | None = None
-        # Called by sessions for every write, so without a stop here: before it is forwarded, and after the authority has answered.
+        # Sessions call these for every write: before it is forwarded, and after its answer.
         self.intend: Callable[[list[Key], Barrier | None], None] = self._intents.append
         self.mark: Callable[[list[Key], Barrier | None], None] = self._marks.add
 
     def gap(self, why: str, keys: Iterable[Key] | None = None) -> None:
-        """Something was written that no journal covers; `keys` where they are known."""
+        """Open a gap: no journal covers a write. `keys`, if they are known."""
         found = self.gaps.setdefault(why, Gap())
-        if found.count == self._told.get(why, 0):  # from here until the control store has it, a crash must not lose it
+        if found.count == self._told.get(why, 0):  # not in the store yet
             self._intents.append_gap(why)
         found.add(datetime.now(UTC), keys)
         self._wake.set()
@@ -116,7 +126,7 @@ class Journaler:
     # ---- for heartbeats and the route
 
     async def next_flush(self, within_s: float) -> None:
-        """Wait until a batch was taken to the store, or could not be; look at `unflushed` then."""
+        """Wait until a batch was stored, or could not be. Look at `unflushed` then."""
         self._flushed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
@@ -124,31 +134,37 @@ class Journaler:
 
     @property
     def unflushed(self) -> int:
-        """Keys, barriers and gaps that are not in the control store yet."""
-        return len(self._marks) + self._in_flight + self._spool.keys + (1 if self._spool else 0) + len(self._untold())
+        """Return the number of keys, barriers and gaps that are not in the control store yet."""
+        return (
+            len(self._marks)
+            + self._in_flight
+            + self._spool.keys
+            + (1 if self._spool else 0)
+            + len(self._untold())
+        )
 
     def _untold(self) -> list[str]:
         return [why for why, gap in self.gaps.items() if gap.count != self._told.get(why, 0)]
 
     @property
     def coalesced(self) -> int:
-        """Marks of keys that were marked already."""
+        """Return the number of marks of keys that were marked already."""
         return self._marks.coalesced
 
     @property
     def spooled(self) -> int:
-        """Keys on disk because the store is away."""
+        """Return the number of keys on disk, which wait for the store."""
         return self._spool.keys
 
     @property
     def segments(self) -> int:
-        """Segments of the intent log."""
+        """Return the number of segments of the intent log."""
         return self._intents.segments
 
     # ---- the task
 
     async def run(self) -> None:
-        """Carry marks to the store until cancelled; first those of a crashed predecessor."""
+        """Carry marks to the store until cancelled. A crashed predecessor's marks go first."""
         if not self._recovered:
             self._recovered = True
             self._recover()
@@ -160,7 +176,12 @@ class Journaler:
 
     async def _carry(self) -> None:
         while True:
-            if not (self._marks or self._spool or self._untold() or (self._old_segment is not None and self._retiring is None)):
+            if not (
+                self._marks
+                or self._spool
+                or self._untold()
+                or (self._old_segment is not None and self._retiring is None)
+            ):
                 self._wake.clear()
                 self._marks.sleep()
                 await self._wake.wait()
@@ -171,15 +192,20 @@ class Journaler:
             await self._flush()
 
     def _recover(self) -> None:
-        """Mark what the intent log holds, and open a gap for what it should hold and does not."""
+        """Mark what the intent log holds; open a gap for what it should hold and does not."""
         logged = self._intents.recover()
         for why in (*logged.gaps, *logged.damage, *self._spool.damage):
             self.gap(why)
         if self._spool.bytes < logged.spool_bytes:
-            self.gap(f"the spool has {self._spool.bytes} of the {logged.spool_bytes} bytes that were relied on")
+            relied = f"the {logged.spool_bytes} bytes that were relied on"
+            self.gap(f"the spool has {self._spool.bytes} of {relied}")
         if not logged:
             return
-        log.warning("journalling %d keys and %d barriers that an earlier process of this id had under way", len(logged.keys), len(logged.barriers))
+        log.warning(
+            "journalling %d keys and %d barriers that an earlier process of this id had under way",
+            len(logged.keys),
+            len(logged.barriers),
+        )
         self._mark_all(list(logged.keys), list(logged.barriers))
         self._begin_segment()
 
@@ -190,7 +216,8 @@ class Journaler:
 
     async def _flush(self) -> None:
         if self._spool and not await self._replay():
-            old = self._old_segment  # all that was marked before this moment is in this batch or in an earlier one
+            # All that was marked before this moment is in this batch or in an earlier one.
+            old = self._old_segment
             self._keep(*self._marks.take())
             self._drop_spooled(old)
             self._flushed.set()
@@ -202,9 +229,11 @@ class Journaler:
         self._in_flight = len(keys) + len(barriers)
         try:
             for start in range(0, len(keys) or bool(barriers), JOURNAL_BATCH_KEYS):
-                await self._append(keys[start : start + JOURNAL_BATCH_KEYS], barriers if not start else ())
+                await self._append(
+                    keys[start : start + JOURNAL_BATCH_KEYS], barriers if not start else ()
+                )
                 self.entries += 1
-            if self.hurry.is_set() or time.monotonic() - self._told_at > HEARTBEAT_S:  # some are opened again by every script
+            if self.hurry.is_set() or time.monotonic() - self._told_at > HEARTBEAT_S:
                 await self._tell_gaps()
             self._back()
         except asyncio.CancelledError:
@@ -214,9 +243,9 @@ class Journaler:
             if not isinstance(exc, _STORE_ERRORS):
                 log.exception("a batch could not be journalled: it is spooled")
             self._away(exc)
-            # Again from the start: entries only mark keys, so a part that did get in does no harm.
+            # All of it, again: a part that was stored only marks keys twice.
             self._keep(keys, barriers)
-            if not keys and not barriers:  # a gap could not be told: it waits where it is
+            if not keys and not barriers:  # gaps stay where they are
                 await asyncio.sleep(_RETRY_S)
             self._wake.set()
         finally:
@@ -229,7 +258,7 @@ class Journaler:
     def _drop_spooled(self, old: int | None) -> None:
         """Drop segments whose writes are in the spool.
 
-        What the store had acknowledged before it went away may be lost there, so those intents stay.
+        The store may have lost what it acknowledged before it went away. Those intents stay.
         """
         if old is not None and self._spool and self._retiring is None:
             self._intents.retire_before(old, above=self._not_fsynced, spool_bytes=self._spool.bytes)
@@ -245,7 +274,7 @@ class Journaler:
         self._durability.acknowledge()
 
     def _keep(self, keys: list[Key], barriers: list[Barrier]) -> None:
-        """Put a batch that could not be journalled into the spool, or else open a gap."""
+        """Spool a batch that could not be journalled, or else open a gap."""
         if not keys and not barriers:
             return
         try:
@@ -257,9 +286,9 @@ class Journaler:
             self.gap(why, keys if keys and not barriers else None)
 
     async def _replay(self) -> bool:
-        """Journal what is in the spool; False while the store does not take it.
+        """Journal what is in the spool; return False while the store does not take it.
 
-        A batch that fails for another reason than the store's would fail for ever: it becomes a gap, and the next one follows.
+        A batch that fails for a reason of its own would fail for ever. It becomes a gap.
         """
         losses, damage = self._tails_lost, list[str]()
         for keys, barriers in self._spool.batches(damage):
@@ -270,11 +299,14 @@ class Journaler:
                 return False
             except Exception as exc:
                 log.exception("a spooled batch cannot be journalled: it is a gap")
-                self.gap(f"a batch could not be journalled: {type(exc).__name__}", keys if keys and not barriers else None)
+                self.gap(
+                    f"a batch could not be journalled: {type(exc).__name__}",
+                    keys if keys and not barriers else None,
+                )
         for why in damage:
             self.gap(why)
         try:
-            await self._tell_gaps()  # before what they stand for is dropped
+            await self._tell_gaps()  # before the damage that they stand for is dropped
             number = await self._durability.fsync()
         except TailLost as exc:
             self._tail_lost(exc.found)
@@ -296,14 +328,23 @@ class Journaler:
         for why in self._untold():
             gap = self.gaps[why]
             count = gap.count
-            detail = {"process": self._process, "why": why, "at_ms": await self._store.now_ms(), **gap.as_json()}
-            await answered(self._store.client.hset(self._store.keys.gap, f"{self._process}: {why}", orjson.dumps(detail).decode()))
+            detail = {
+                "process": self._process,
+                "why": why,
+                "at_ms": await self._store.now_ms(),
+                **gap.as_json(),
+            }
+            await answered(
+                self._store.client.hset(
+                    self._store.keys.gap, f"{self._process}: {why}", orjson.dumps(detail).decode()
+                )
+            )
             self._told[why] = count
         if self._spool.damage:
             self._spool.damage.clear()
             self._spool.cut()
 
-    # ---- what the store may lose after it has acknowledged it
+    # ---- batches that the store may lose after it has acknowledged them
 
     async def _retire(self, old: int) -> None:
         """Drop the segments below `old` once the store has fsynced what they stand for."""
@@ -315,7 +356,10 @@ class Journaler:
                 except TailLost as exc:
                     self._tail_lost(exc.found)
                 except _STORE_ERRORS as exc:
-                    log.debug("intents are kept: the control store does not say that it has fsynced: %s", exc)
+                    log.debug(
+                        "intents are kept: the control store does not say that it has fsynced: %s",
+                        exc,
+                    )
                     if self._spool:
                         return  # `_drop_spooled` sees to them as long as the store is away
                     await asyncio.sleep(_RETRY_S)
@@ -330,12 +374,15 @@ class Journaler:
             self._wake.set()
 
     def look_for_tail(self, found: bytes | None) -> None:
-        """A heartbeat found this number in the store, which may be an old one."""
+        """Check the number that a heartbeat found in the store: it may be an old one."""
         if not self._durability.complete(found):
             self._tail_lost(found)
 
     def _tail_lost(self, found: bytes | None) -> None:
-        log.error("the control store lost batches that it had acknowledged: what the intent log holds is journalled again")
+        log.error(
+            "the control store lost batches that it had acknowledged: "
+            "what the intent log holds is journalled again"
+        )
         self._tails_lost += 1
         covered = self._durability.covered(found)
         self._durability.forget(found)
@@ -345,7 +392,10 @@ class Journaler:
         for why in self._untold():
             self._intents.append_gap(why)
         if logged.damage or not covered:
-            self.gap("the control store lost entries of the journal, and the intents of some of them are gone")
+            self.gap(
+                "the control store lost entries of the journal, "
+                "and the intents of some of them are gone"
+            )
         self._wake.set()
 
     @property
@@ -354,7 +404,7 @@ class Journaler:
         return self._durability.proof
 
     def rename(self, process: str) -> None:
-        """Another process is registered under the old name."""
+        """Continue under another name: another process is registered under the old one."""
         self._process = self._durability.process = process
         self._durability.forget(None)
         self._told.clear()
@@ -363,18 +413,23 @@ class Journaler:
         if self.store_away_since is None:
             self._not_fsynced = self._intents.number
             self.store_away_since = time.monotonic()
-            log.warning("the control store does not take the journal (%s): spooling; applications are not affected", type(exc).__name__)
+            log.warning(
+                "the control store does not take the journal (%s): spooling; "
+                "applications are not affected",
+                type(exc).__name__,
+            )
 
     def _back(self) -> None:
         self.store_away_since = None
 
     def rotate(self, log_pending: Callable[[], None]) -> None:
-        """Begin a new segment where the present one has grown, so that the old ones can go.
+        """Begin a new segment if the present one has grown, so that the old ones can be dropped.
 
-        `log_pending` is called to log again what is under way: it may stand in the old segments only.
+        `log_pending` logs the intents of writes under way again: only the old segments may hold
+        them.
         """
         now = time.monotonic()
-        grown = self._intents.segments > 1 or self._intents.used_bytes > 64 * 1024
+        grown = self._intents.segments > 1 or self._intents.used_bytes > _ROTATE_BYTES
         if self._old_segment is None and grown and now - self._rotated_at >= _ROTATE_S:
             self._rotated_at = now
             self._begin_segment()
@@ -387,6 +442,6 @@ class Journaler:
             self._intents.append_gap(why)
 
     def close(self) -> None:
-        """At the end of the process."""
+        """Close at the end of the process."""
         self._pipe.close()
         self._intents.close()

@@ -1,9 +1,10 @@
 """Listening sockets that outlive the process which reads them.
 
-Closing a listening socket resets the connections that wait in its queue, and a worker that dies closes its own. So the supervisor makes one socket
-a worker on the same port (SO_REUSEPORT: the kernel spreads connections over them), keeps all of them open, and lends them out: what arrives while
-a worker is being started again waits. A new version asks the old one for the sockets themselves (`offer`, `take_over`), so that the port is never
-without a listener.
+To close a listening socket resets the connections in its queue, and a worker that dies closes its
+own. So the supervisor makes one socket a worker on the same port (SO_REUSEPORT: the kernel spreads
+connections over them), keeps all of them open, and lends them out. Connections that arrive while a
+worker is restarted wait. A new version takes the sockets over from the old one (`Offer`,
+`take_over`), so the port always has a listener.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
-BACKLOG_MAX = 4096  # connections that wait to be accepted; the kernel lowers it to net.core.somaxconn
-_FDS_MAX = 64
+# Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
+BACKLOG_MAX = 4096
+_FDS_MAX = 64  # sockets that a predecessor can hand over
+_TAKEOVER_S = 30  # a successor may take so long
+_ASK_S = 5  # to ask a predecessor
 _TAKEN = b"taken"
 
 
 def listen(host: str, port: int, count: int) -> list[socket.socket]:
-    """`count` sockets that share a port, or one at `unix:PATH` for all.
+    """Return `count` sockets that share a port, or one at `unix:PATH` for all.
 
     Raises:
-        OSError: the address is in use by others, or is not ours.
+        OSError: the address is in use, or is not of this machine.
     """
     if host.startswith("unix:"):
         return [_listen_unix(Path(host.removeprefix("unix:")))]
@@ -40,7 +44,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
             if count > 1:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((host, port))
-            port = sock.getsockname()[1]  # of port 0 the kernel chose one, which all share
+            port = sock.getsockname()[1]  # for port 0 the kernel chose one, which all share
             sock.listen(BACKLOG_MAX)
             sock.setblocking(False)
     except OSError:
@@ -53,7 +57,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
 def _listen_unix(path: Path) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if path.is_socket() and not _answers(path):
-            path.unlink()  # of a process that was killed
+            path.unlink()  # the process was killed
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
@@ -66,7 +70,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def unlink(host: str) -> None:
-    """Remove the file of a Unix socket that nobody listens on any more."""
+    """Remove the file of a Unix socket without a listener."""
     if host.startswith("unix:"):
         Path(host.removeprefix("unix:")).unlink(missing_ok=True)
 
@@ -81,7 +85,7 @@ def _answers(path: Path) -> bool:
 
 
 class Offer:
-    """Gives the listening sockets to a successor that asks at a Unix socket, and says when that happened."""
+    """Hands the listening sockets to a successor that asks at a Unix socket."""
 
     def __init__(self, path: Path, sockets: Sequence[socket.socket]) -> None:
         self.taken = threading.Event()
@@ -90,7 +94,7 @@ class Offer:
         path.unlink(missing_ok=True)
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._server.bind(str(path))
-        path.chmod(0o600)  # whoever may connect here may take the port
+        path.chmod(0o600)  # a process that may connect here may take the port
         self._server.listen(1)
         threading.Thread(target=self._serve, name="takeover", daemon=True).start()
 
@@ -101,38 +105,38 @@ class Offer:
             except OSError:
                 return  # closed
             with peer:
-                peer.settimeout(30)
+                peer.settimeout(_TAKEOVER_S)
                 try:
                     socket.send_fds(peer, [b"fds"], [sock.fileno() for sock in self._sockets])
                     if peer.recv(16) == _TAKEN:
                         self.taken.set()
                 except OSError as exc:
-                    log.warning("a successor asked for the port and went away: %s", exc)
+                    log.warning("a successor asked for the port and disconnected: %s", exc)
 
     def close(self) -> None:
-        """Offer no more."""
+        """End the offer."""
         self._server.close()
         if not self.taken.is_set():
             self._path.unlink(missing_ok=True)
 
 
 class Takeover:
-    """Listening sockets from a predecessor, which goes on accepting until `confirm`."""
+    """Listening sockets from a predecessor, which accepts until `confirm`."""
 
     def __init__(self, peer: socket.socket, sockets: list[socket.socket]) -> None:
         self._peer = peer
         self.sockets = sockets
 
     def confirm(self) -> None:
-        """We accept: the predecessor may drain."""
+        """Tell the predecessor that it may drain: this process accepts."""
         self._peer.sendall(_TAKEN)
         self._peer.close()
 
 
 def take_over(path: Path) -> Takeover | None:
-    """Ask whoever offers at `path`; None where nobody does."""
+    """Take the sockets of a predecessor that offers them at `path`; None without one."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    peer.settimeout(5)
+    peer.settimeout(_ASK_S)
     try:
         peer.connect(str(path))
         _, fds, _, _ = socket.recv_fds(peer, 16, _FDS_MAX)
@@ -143,7 +147,7 @@ def take_over(path: Path) -> Takeover | None:
 
 
 def inherited(fd: int) -> socket.socket:
-    """A listening socket that this process was started with."""
+    """Return a listening socket that this process was started with."""
     sock = socket.socket(fileno=os.dup(fd))
     sock.setblocking(False)
     return sock

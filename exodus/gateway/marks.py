@@ -1,4 +1,4 @@
-"""What was written and is not on its way to the control store yet: keys and barriers, each once."""
+"""Marks: written keys and barriers, each once, on their way to the control store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from exodus.control.changes import Barrier, Key
 
 
 class Marks:
-    """Filled by sessions for every answered write, emptied by the journaler."""
+    """Sessions add to it for every answered write; the journaler empties it."""
 
     __slots__ = ("_awake", "_barriers", "_keys", "_wake", "coalesced")
 
@@ -21,7 +21,7 @@ class Marks:
         self.coalesced = 0  # marks of keys that were marked already
 
     def add(self, keys: list[Key], barrier: Barrier | None) -> None:
-        """After the authority has answered."""
+        """Add what a write changed, after the authority has answered it."""
         marked = self._keys
         before = len(marked)
         for key in keys:
@@ -34,13 +34,13 @@ class Marks:
             self._wake()
 
     def take(self) -> tuple[list[Key], list[Barrier]]:
-        """All of them, which are not here any more."""
+        """Remove all marks and return them."""
         keys, barriers = list(self._keys), list(self._barriers)
         self._keys, self._barriers = {}, {}
         return keys, barriers
 
     def sleep(self) -> None:
-        """Ask to be woken."""
+        """Call `wake` at the next mark."""
         self._awake = False
 
     def __len__(self) -> int:

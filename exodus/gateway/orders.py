@@ -1,4 +1,4 @@
-"""What the route asks of the sessions of this process, in the form that the hot path reads."""
+"""Orders: what the route asks of the sessions, in the form that the hot path reads."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import zlib
 from collections import Counter
 
 from exodus.commands.table import CommandTable
-from exodus.gateway.canary import Canary
+from exodus.gateway.canary_reads import Canary
 from exodus.gateway.scripts import Scripts
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 
 
 class Orders:
-    """Shared by all sessions of a gateway that follow the same authority; changed in place, read for every request."""
+    """Shared by all sessions of one group. Changed in place, and read for every request."""
 
     __slots__ = (
         "authority",
@@ -43,24 +43,32 @@ class Orders:
         self.authority = Side.SOURCE
         self.hold = False
         self.journal = JournalMode.OFF
-        self.login_needed = False  # the authority answers NOAUTH to a connection without a login
-        self.picks = False  # some requests are looked at more closely: for the comparer, or as canary reads
+        self.login_needed = False  # the authority answers NOAUTH without a login
+        self.picks = False  # some requests are picked for the comparer or as canary reads
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
-        self.shadow_scripts = False  # read-only scripts of a sampled key are offered to the comparer, too
-        self.canary_below = 0  # of 2**32; likewise, see canary.py
+        self.shadow_scripts = False  # offer read-only scripts of sampled keys to the comparer too
+        self.canary_below = 0  # likewise, for canary reads (canary_reads.py)
         self.canary: Canary | None = None
-        self.risks: Counter[str] = Counter()  # what the journal may miss, by kind
+        self.risks: Counter[str] = Counter()  # requests that the journal may miss, by kind
         self.scripts = Scripts()
-        self.scripts_unseen = False  # no feed but the gateways' journal: what a script writes besides its keys is a gap
+        # No change feed but the gateways' journal: undeclared keys of a script are a gap.
+        self.scripts_unseen = False
         self.tag = 0  # of the authority's generation, see cursors.py
-        self.silence_covers_pushes = False  # CLIENT REPLY OFF keeps back messages too: so Redis 6.2
+        self.silence_covers_pushes = False  # CLIENT REPLY OFF keeps back pushes too (Redis 6.2)
 
     def pick(self, *, shadow_below: int = 0, shadow_salt: int = 0, canary_below: int = 0) -> None:
-        """Choose the shares of key hashes that are looked at; nothing is looked for while both are 0."""
-        self.shadow_below, self.shadow_salt, self.canary_below = shadow_below, shadow_salt, canary_below
+        """Choose the shares of key hashes that are picked; none is while both are 0."""
+        self.shadow_below, self.shadow_salt, self.canary_below = (
+            shadow_below,
+            shadow_salt,
+            canary_below,
+        )
         self.picks = bool(shadow_below or canary_below)
 
     def sampled(self, key: bytes) -> bool:
-        """Whether a key is in the sample: by hash, so that every gateway agrees and a key has a whole history."""
+        """Tell whether a key is sampled.
+
+        By hash: every gateway agrees, and a key's requests are sampled all or none.
+        """
         return zlib.crc32(key, self.shadow_salt) < self.shadow_below

@@ -1,8 +1,8 @@
-"""The journal's own connection to the control store: one buffer out and the replies in, a hundred times a second.
+"""The journal's own connection to the control store.
 
-redis-py's pipeline cost more CPU a second than relaying the requests that it journalled (docs/design/gateway-speed.md).
-Here a batch is one write, and its replies
-are counted by hiredis as they arrive.
+It carries a batch a hundred times a second: one buffer out, and the replies in. redis-py's
+pipeline took more CPU than relaying the requests that it journalled (docs/gateway.md). Here a
+batch is one write, and hiredis counts its replies as they arrive.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _MULTI, _EXEC = encode("MULTI"), encode("EXEC")
 
 
 class StoreRefused(Exception):
-    """The control store answered with an error."""
+    """The control store answered an error."""
 
 
 class StorePipe:
-    """One connection at a time, made when it is needed. Not shared between tasks."""
+    """One connection at a time, made when it is needed. One task uses it."""
 
     def __init__(self, store: ControlStore) -> None:
         self._store = store
-        self._link: _Link | None = None
+        self._connection: _StoreConnection | None = None
 
     async def transaction(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
-        """Run commands in one MULTI; return their replies.
+        """Run commands in one MULTI and return their replies.
 
         Raises:
-            OSError, TimeoutError: the store is away. All of the commands may have run, or none.
-            StoreRefused: none has, unless the error stands in EXEC's own reply.
+            OSError, TimeoutError: the store is away. Either all of the commands ran, or none.
+            StoreRefused: none ran, unless the error is in EXEC's own reply.
         """
-        if self._link is None or self._link.lost:
+        if self._connection is None or self._connection.lost:
             await self._connect()
         replies = await self._send(_MULTI + encode_many(commands) + _EXEC, len(commands) + 2)
         done = replies[-1]
@@ -52,46 +52,50 @@ class StorePipe:
         address = self._store.address
         try:
             context, secret = ssl_context(address), address.secret("control_store")
-        except OperatorError as exc:  # files may be there again at the next try, and until then the store is as good as away
+        except OperatorError as exc:  # the files may be there at the next attempt
             raise ConnectionError(f"{exc.what}: {exc.why}") from exc
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, self._link = await asyncio.get_running_loop().create_connection(
-                _Link,
+            _, self._connection = await asyncio.get_running_loop().create_connection(
+                _StoreConnection,
                 address.host,
                 address.port,
                 ssl=context,
                 server_hostname=(address.server_name or address.host) if context else None,
             )
         if secret is not None:
-            await self._send(encode("AUTH", *([address.username] if address.username else []), secret), 1)
+            await self._send(
+                encode("AUTH", *([address.username] if address.username else []), secret), 1
+            )
 
     async def _send(self, data: bytes, replies: int) -> list[Any]:
-        link = self._link
-        if link is None:
+        connection = self._connection
+        if connection is None:
             raise ConnectionResetError("the control store closed the connection")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                found = await link.ask(data, replies)
+                found = await connection.ask(data, replies)
         except BaseException:
             self.close()  # a late reply would be taken for the next batch's
             raise
         for reply in found:
             error = reply if isinstance(reply, hiredis.ReplyError) else None
             if isinstance(reply, list):
-                error = next((inner for inner in reply if isinstance(inner, hiredis.ReplyError)), None)
+                error = next(
+                    (inner for inner in reply if isinstance(inner, hiredis.ReplyError)), None
+                )
             if error is not None:
                 raise StoreRefused(str(error).split(" ", 1)[0])
         return found
 
     def close(self) -> None:
-        """End the connection; the next batch makes a new one."""
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        """End the connection. The next batch makes a new one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
-class _Link(asyncio.Protocol):
-    """One connection: bytes out, and a count of replies in."""
+class _StoreConnection(asyncio.Protocol):
+    """One connection: bytes out, and a number of replies in."""
 
     def __init__(self) -> None:
         self.lost = False
@@ -102,7 +106,7 @@ class _Link(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
 
     async def ask(self, data: bytes, replies: int) -> list[Any]:
-        """Send, and wait for so many replies."""
+        """Send bytes and wait for a number of replies."""
         if self._transport is None or self.lost:
             raise ConnectionResetError("the control store closed the connection")
         self._replies, self._wanted = [], replies
@@ -128,4 +132,8 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         if self._done is not None and not self._done.done():
-            self._done.set_exception(exc if isinstance(exc, OSError) else ConnectionResetError("the control store closed the connection"))
+            self._done.set_exception(
+                exc
+                if isinstance(exc, OSError)
+                else ConnectionResetError("the control store closed the connection")
+            )

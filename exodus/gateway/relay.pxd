@@ -2,7 +2,7 @@
 cimport cython
 
 from exodus.gateway.orders cimport Orders
-from exodus.gateway.session cimport Session
+from exodus.gateway.session.machine cimport Session
 
 cdef Py_ssize_t _TURN_BYTES, _TURN_BYTES_BUSY, _TURN_REQUESTS, _PIPELINE_MAX
 cdef double _TURNS_S

@@ -1,7 +1,8 @@
-"""The asyncio shell of a session: two transports, and what the session says between them.
+"""The relay: the asyncio shell of a session, with the two transports that the session speaks to.
 
-Back pressure goes from each transport to the other and never from anything else: a client that does not read stops the reading of its
-own leg, so that the server's output-buffer limit acts; a server that does not read stops the reading of its client.
+Back pressure goes from each transport to the other, and comes from nothing else. A client that does
+not read stops the reading of its own leg, so that the server's output-buffer limit applies. A
+server that does not read stops the reading of its client.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Protocol, cast
 
 from exodus.control.changes import Barrier, Key
 from exodus.control.gap_reasons import FAILED_SESSION
-from exodus.gateway.canary import CanaryRead
+from exodus.gateway.canary_reads import CanaryRead
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
-from exodus.gateway.session import Session, Unanswered
+from exodus.gateway.session.effects import Unanswered
+from exodus.gateway.session.machine import Session
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
@@ -37,22 +39,22 @@ _TURNS_S, _PIPELINE_MAX = TURNS_S, PIPELINE_MAX
 
 
 class Hub(Protocol):
-    """What a connection needs of its gateway process."""
+    """The gateway process, as a connection sees it."""
 
     connections: set[Connection]
     turns: Turns
 
     def orders_for(self, name: bytes) -> Orders:
-        """The orders that a session follows, by its client name (a rehearsal follows its own)."""
+        """Return the orders for a client name: a rehearsal's sessions follow their own."""
 
     def address(self, side: Side) -> Address:
-        """Where a side is."""
+        """Return the address of a side."""
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
-        """How to speak to it."""
+        """Return the TLS context towards a side; None: no TLS."""
 
     def logins(self, side: Side, orders: Orders) -> Logins | None:
-        """What is said to a side in place of what clients of these orders say of themselves; None: what they say."""
+        """Return the translation of credentials for a side; None: they pass unchanged."""
 
     def intend(self, keys: list[Key], barrier: Barrier | None) -> None:
         """See `Outlet.log_intents`."""
@@ -69,7 +71,9 @@ class Hub(Protocol):
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """See `Outlet.shadow`."""
 
-    def ask_follower(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
+    def ask_follower(
+        self, session: Session, read: CanaryRead, request: bytes, protocol: int
+    ) -> None:
         """See `Outlet.ask_follower`."""
 
     def unblock(self, side: Side, client_id: int) -> None:
@@ -78,21 +82,22 @@ class Hub(Protocol):
     def settled(self) -> None:
         """See `Outlet.settled`."""
 
-    def left_behind(self, side: Side, local_address: str, left: Unanswered) -> None:
-        """A leg was lost with writes under way: mark them again when the authority is known to execute nothing more of it."""
+    def lost_leg(self, side: Side, local_address: str, left: Unanswered) -> None:
+        """Mark the writes of a lost leg again, once the authority cannot execute them any more."""
 
     def spare_leg(self, side: Side) -> LegProtocol | None:
-        """A connection to a side that was made beforehand, or None."""
+        """Return a leg to a side that was made beforehand, or None."""
 
     def closed(self, why: str) -> None:
-        """Count a session that the gateway itself had to end."""
+        """Count a session that the gateway itself ended."""
 
 
 class Turns:
-    """The connections of one process that have more to read than one turn, first come first served.
+    """The connections that have more to read than one turn; first come, first served.
 
-    Each pass of the event loop gives them `TURNS_S` together. Requests of all other clients are read in between, so
-    their delay does not grow with the number of clients that send more than the gateway can read.
+    Each pass of the event loop gives them `TURNS_S` together, and reads the requests of all other
+    clients in between. So the delay of those does not grow with the number of clients that send
+    more than the gateway can read.
     """
 
     def __init__(self) -> None:
@@ -100,7 +105,7 @@ class Turns:
         self._scheduled = False
 
     def add(self, connection: Connection) -> None:
-        """Give a connection its next turn, behind all that wait already."""
+        """Give a connection its next turn, behind all that are waiting."""
         self._waiting.append(connection)
         if not self._scheduled:
             self._scheduled = True
@@ -121,7 +126,7 @@ class Turns:
 
 
 class LegProtocol:
-    """The connection to the authority. Attached to a `Connection` for as long as that uses it.
+    """The connection to the authority. `owner` is the `Connection` that uses it.
 
     An `asyncio.Protocol` in all but name, since a compiled class has no Python base.
     """
@@ -129,10 +134,10 @@ class LegProtocol:
     def __init__(self, owner: Connection | None) -> None:
         self.owner = owner
         self.transport: asyncio.Transport | None = None
-        self.early: list[bytes] = []  # what came while a handover reads it
+        self.early: list[bytes] = []  # bytes for a handover, which reads them
         self.arrived: asyncio.Event | None = None
         self.lost = False
-        self.local_address = ""  # as the server sees it, where no address is translated in between
+        self.local_address = ""  # as the server sees it, unless a NAT is in between
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -144,13 +149,13 @@ class LegProtocol:
         if owner is not None:
             try:
                 owner.session.from_server(data, monotonic())
-            except Exception:  # whatever it is, it ends one session and not the loop that all others share
+            except Exception:  # it must end one session, not the loop that all sessions share
                 log.exception("a session failed and is closed")
                 owner.failed()
                 return
             if owner.full:
                 owner.answered()
-            if owner.session.name and owner.session.orders is owner.orders:
+            if owner.session.state.name and owner.session.orders is owner.orders:
                 owner.follow(owner.session)
             return
         self.early.append(data)
@@ -177,14 +182,17 @@ class LegProtocol:
 
 
 class Refusal(asyncio.Protocol):
-    """What a connection gets that is not accepted: its end."""
+    """Closes a connection at once: no new ones are accepted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         cast("asyncio.Transport", transport).abort()
 
 
 class Connection:
-    """One application's connection, an `asyncio.Protocol` in the same way: the client's transport, the leg, and the session between them."""
+    """One application's connection: the client's transport, the leg, and the session between them.
+
+    An `asyncio.Protocol` in all but name, like `LegProtocol`.
+    """
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -195,20 +203,21 @@ class Connection:
         self.client: asyncio.Transport | None = None
         self.client_gone = False
         self.host = ""  # the client's
-        self.quiet: asyncio.Event | None = None  # set when the session may have become idle, where a handover waits for it
+        # Set when the session may have become idle, where a handover waits for it.
+        self.quiet: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
-        # What the session says of every request goes to the process without a stop here.
+        # Called for every request, so they lead straight to the process.
         self.log_intents = hub.intend
         self.journal = hub.mark
         self._connecting: asyncio.Task[None] | None = None
         self._paused_by_session = False
         self._paused_by_leg = False
-        self._rest = b""  # of this client, for its next turn
-        self._rest_at = 0  # up to here it was read
+        self._rest = b""  # bytes of the client for its next turn
+        self._rest_at = 0  # read up to here
         self._in_turns = False  # it waits for its next turn
         self.full = False  # it has too many unanswered requests
-        self._eof_waits = False  # the client's end is behind what waits for its turn
-        self._ended = False  # the client sends no more, and the authority has not been told yet
+        self._eof_waits = False  # the client's EOF is behind bytes that wait for their turn
+        self._ended = False  # the client sends no more; the authority is to be told
         self._early: list[bytes] = []  # uvloop reads once more after a pause in connection_made
 
     # ---- the client's transport
@@ -227,7 +236,7 @@ class Connection:
             try:
                 leg = await open_leg(self.hub, side, owner=self)
             except (OSError, TimeoutError) as exc:
-                # What a client of a server that is down gets: its connection ends.
+                # As with a server that is down: the client's connection ends.
                 log.debug("no leg to the %s: %s", side, exc)
                 if self.client is not None:
                     self.client.abort()
@@ -251,18 +260,23 @@ class Connection:
         if self.leg is None:
             self._early.append(data)
             return
-        if self._rest or len(data) > _TURN_BYTES_BUSY or self.session.turn > _TURN_REQUESTS:
+        if (
+            self._rest
+            or len(data) > _TURN_BYTES_BUSY
+            or self.session.requests.turn > _TURN_REQUESTS
+        ):
             self._take_turns(data)
         else:
             self._read(data)
 
     def _take_turns(self, data: bytes) -> None:
-        """Read what came in turns, with other clients in between."""
+        """Read bytes in turns, with other clients in between."""
         if self._rest:
             self._rest = self._rest[self._rest_at :] + data
         else:
             self._rest = data
-            self.session.turn = _TURN_REQUESTS + 1  # it is not known yet how many requests these are: few at first
+            # The number of requests in it is unknown: begin with a short turn.
+            self.session.requests.turn = _TURN_REQUESTS + 1
         self._rest_at = 0
         if len(self._rest) > _TURN_BYTES:
             self._pause_reading()
@@ -274,11 +288,14 @@ class Connection:
             self.hub.turns.add(self)
 
     def take_turn(self) -> None:
-        """Read the next part of what came; `Turns` calls it."""
+        """Read the next part of the bytes; `Turns` calls it."""
         self._in_turns = False
         if self.full or self.client_gone:
             return  # `answered` goes on
-        at, size = self._rest_at, _TURN_BYTES_BUSY if self.session.turn > _TURN_REQUESTS else _TURN_BYTES
+        at, size = (
+            self._rest_at,
+            _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
+        )
         self._rest_at = at + size
         self._read(self._rest[at : at + size])
         if self.client_gone:
@@ -305,7 +322,7 @@ class Connection:
             self._pause_reading()
 
     def answered(self) -> None:
-        """A full session has been answered: read on where it is full no more."""
+        """Read on if the session is no longer full; called after replies."""
         if self.session.pending.count <= _PIPELINE_MAX // 2:
             self.full = False
             if not self._rest:
@@ -318,10 +335,10 @@ class Connection:
             self.client.pause_reading()
 
     def follow(self, session: Session) -> None:
-        """Take the orders that a client of this name follows."""
-        orders = self.hub.orders_for(session.name)
+        """Follow the orders for the session's client name."""
+        orders = self.hub.orders_for(session.state.name)
         if orders is not session.orders:
-            session.orders = orders
+            session.follow(orders)
             self.orders = orders
             if orders.authority is not self.side:
                 self.close("a rehearsal's session came in the middle of it")
@@ -330,16 +347,25 @@ class Connection:
         if self._rest:
             self._eof_waits = True
             return True
-        # The server answers what it has before it notices the end, so the leg's own end closes the client.
-        if self.leg is not None and self.leg.transport is not None and self.leg.transport.can_write_eof():
+        # The server answers before it notices the EOF, so the end of the leg closes the client.
+        if (
+            self.leg is not None
+            and self.leg.transport is not None
+            and self.leg.transport.can_write_eof()
+        ):
             self._ended = True
-            if not self.session.waits:  # what is kept goes first
+            if not self.session.waits:  # the backlog goes first
                 self.caught_up()
             return True
         return False
 
     def caught_up(self) -> None:
-        if self._ended and self.leg is not None and self.leg.transport is not None and not self.leg.lost:
+        if (
+            self._ended
+            and self.leg is not None
+            and self.leg.transport is not None
+            and not self.leg.lost
+        ):
             self._ended = False
             with contextlib.suppress(OSError):  # the authority ended it already
                 self.leg.transport.write_eof()
@@ -351,8 +377,12 @@ class Connection:
             self.hub.connections.discard(self)
             self.hub.settled()
             return
-        if self.session.writes_in_flight and self.session.blocked() is None and self.leg.transport.can_write_eof():
-            # The authority may still execute what is on its way: its replies are waited for, and then journalled.
+        if (
+            self.session.writes_in_flight
+            and self.session.blocked() is None
+            and self.leg.transport.can_write_eof()
+        ):
+            # The authority may still execute these writes: wait for the replies and journal them.
             self._ended = True
             self.caught_up()
             self._loop.call_later(CONNECT_TIMEOUT_S, self.drop_leg)
@@ -370,30 +400,30 @@ class Connection:
     # ---- the leg
 
     def leg_lost(self, leg: LegProtocol) -> None:
-        """The authority's side ended."""
+        """End the session: the authority's side ended."""
         if leg is not self.leg:
             return
         left = self.session.unanswered()
         if left and self.orders.journal is not JournalMode.OFF:
-            self.hub.left_behind(self.side, leg.local_address, left)
+            self.hub.lost_leg(self.side, leg.local_address, left)
         self.session.server_closed()
         self.hub.connections.discard(self)
         if self.client is not None and not self.client_gone:
-            self.client.close()  # after what it still has to get
+            self.client.close()  # after the bytes that it still has to get
 
     def leg_full(self) -> None:
-        """The authority does not read fast enough: neither do we."""
+        """Stop reading from the client: the authority does not read fast enough."""
         self._paused_by_leg = True
         if self.client is not None and not self.client_gone:
             self.client.pause_reading()
 
     def leg_writable(self) -> None:
-        """The authority reads again."""
+        """Read from the client again: the authority reads."""
         self._paused_by_leg = False
         self._resume()
 
     def drop_leg(self) -> None:
-        """End the leg; whatever had no answer counts as changed."""
+        """End the leg. Unanswered writes count as changed."""
         if self.leg is not None and self.leg.transport is not None and not self.leg.lost:
             self.leg.transport.abort()
 
@@ -443,17 +473,17 @@ class Connection:
         self.hub.settled()
 
     def failed(self) -> None:
-        """A bug of ours: this session cannot go on, the others can, and what it wrote may be missing in the journal."""
+        """End the session after a bug. The others continue; its writes may be missing: a gap."""
         self.gap(FAILED_SESSION)
         self.close("a bug of the gateway")
 
     def close(self, why: str) -> None:
-        """End both sides, and count it: this session cannot go on correctly."""
+        """End both sides and count that: the session cannot continue correctly."""
         self.hub.closed(why)
         self.end()
 
     def end(self) -> None:
-        """End both sides; the client still gets what it was sent."""
+        """End both sides. The client still gets what it was sent."""
         if self.client is not None and not self.client_gone:
             self.client.close()
         self.drop_leg()

@@ -1,7 +1,8 @@
-"""Texts of scripts that clients load or run: they are loaded on the other side before a switch lets writes go there.
+"""Texts of scripts that clients load or run. A switch loads them on the other side first.
 
-A client believes that a script it has loaded is there for as long as its connection lasts, and the gateway keeps the
-connection. No server lists its scripts, so the texts are taken from the traffic: EVAL and SCRIPT LOAD carry them.
+A client expects a script that it has loaded to last as long as its connection, and the gateway
+keeps that connection over a switch. No server lists its scripts. So the texts come from the
+traffic: EVAL and SCRIPT LOAD contain them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import hashlib
 
 from exodus.plan.bounds import SCRIPTS_BYTES_MAX
 
-_ASKED_MAX = 10_000
+_ASKED_DIGESTS_MAX = 10_000
 
 
 class Scripts:
-    """What one process has seen. `take` hands new texts over to the control store."""
+    """The scripts that one process has seen. `take` hands new texts over to the control store."""
 
     __slots__ = ("_bytes", "_fresh", "_seen", "_shas", "asked", "left_out")
 
@@ -23,11 +24,11 @@ class Scripts:
         self._shas: set[bytes] = set()
         self._fresh: list[bytes] = []
         self._bytes = 0
-        self.left_out = 0  # texts that did not fit into the bound
-        self.asked: set[bytes] = set()  # digests that clients named, of texts that were not seen
+        self.left_out = 0  # texts beyond SCRIPTS_BYTES_MAX
+        self.asked: set[bytes] = set()  # digests that clients named, of unseen texts
 
     def see(self, text: bytes) -> None:
-        """Note the text of a script that the authority took."""
+        """Note the text of a script that the authority accepted."""
         if text in self._seen:
             return
         if self._bytes + len(text) > SCRIPTS_BYTES_MAX:
@@ -43,7 +44,7 @@ class Scripts:
     def ask(self, sha: bytes) -> None:
         """Note the digest of a script that the authority ran."""
         sha = sha.lower()
-        if sha not in self._shas and len(sha) == 40 and len(self.asked) < _ASKED_MAX:
+        if sha not in self._shas and len(sha) == 40 and len(self.asked) < _ASKED_DIGESTS_MAX:
             self.asked.add(sha)
 
     @property
@@ -52,12 +53,12 @@ class Scripts:
         return bool(self._fresh)
 
     def take(self) -> list[bytes]:
-        """Return the texts that came since the last call."""
+        """Return the texts since the last call."""
         fresh, self._fresh = self._fresh, []
         return fresh
 
     def give_back(self, texts: list[bytes]) -> None:
-        """Keep texts for the next `take`: the store did not take them."""
+        """Keep texts for the next `take`: the store did not accept them."""
         self._fresh = texts + self._fresh
 
 

@@ -1,15 +1,16 @@
-"""Keep journal batches on disk while the control store is away; replay them in order afterwards.
+"""The spool: journal batches on disk while the control store is away, replayed in order afterwards.
 
-One append-only file of records. A record's head carries the sizes of its two parts, a checksum of the
-body and a checksum of the head itself, so a reader can tell three cases apart:
+It is one append-only file of records. A record's head has the sizes of its two parts, a checksum
+of the body, and a checksum of the head itself. So a reader can tell three cases apart:
 
-- the file ends within the last record: a crash or a full disk tore it. `append` never returned for it,
-  so its keys are still in the intent log. The tail is cut off, or later records would be its body.
-- a whole record fails its checksum: that record is damaged, the records behind it are readable.
-- a head fails its checksum: nothing behind it can be found.
+- The file ends within the last record: a crash or a full disk tore it. `append` never returned for
+  it, so its keys are still in the intent log. The tail is cut off, or later records would be taken
+  for its body.
+- A whole record fails its checksum: that record is damaged, the records behind it are readable.
+- A head fails its checksum: nothing behind it can be found.
 
-In the last two cases keys were lost that the gateway reported safe: `damage` says so, and the caller
-opens a gap.
+In the last two cases keys were lost that the gateway had reported safe. `damage` says so, and the
+caller opens a gap.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ _SIZES = struct.Struct("<III")  # of the keys, of the barriers; the body's check
 _CHECK = struct.Struct("<I")  # of the head
 _HEAD_BYTES = _SIZES.size + _CHECK.size
 
-Batch = tuple[list[Key], list[Barrier]]
+SpooledBatch = tuple[list[Key], list[Barrier]]
 
 
 class Spool:
-    """One file `spool.log`. `append` refuses a batch that does not fit; the caller opens a gap."""
+    """The file `spool.log`. `append` refuses a batch that does not fit; the caller opens a gap."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "spool.log"
         self.keys = 0
-        self.bytes = 0  # of whole records; anything behind them in the file is cut off before it grows
-        self.damage: list[str] = []  # what could not be read, each a gap
+        self.bytes = 0  # of whole records; the file may have a torn one behind them
+        self.damage: list[str] = []  # each is a gap
         private_folder(folder)
         for end, batch in self._read(self.damage):
             self.bytes = end
@@ -52,7 +53,7 @@ class Spool:
         return self.bytes > 0
 
     def append(self, keys: list[Key], barriers: list[Barrier]) -> bool:
-        """Keep one batch; False where the disk or the bound does not let it in."""
+        """Append a batch; return False if the disk or the bound does not allow it."""
         packed = pack(keys)
         said = b"\n".join(barrier.encode() for barrier in barriers)
         sizes = _SIZES.pack(len(packed), len(said), zlib.crc32(packed + said))
@@ -74,8 +75,8 @@ class Spool:
         self.keys += len(keys)
         return True
 
-    def batches(self, damage: list[str] | None = None) -> Iterator[Batch]:
-        """All readable batches, in order; `damage` gets what is not readable."""
+    def batches(self, damage: list[str] | None = None) -> Iterator[SpooledBatch]:
+        """Yield the readable batches in order; `damage` gets a line for each of the others."""
         damage = [] if damage is None else damage
         reached = 0
         for end, batch in self._read(damage):
@@ -84,8 +85,8 @@ class Spool:
         if reached < self.bytes and not damage:
             damage.append(f"the spool ends at byte {reached} of {self.bytes}")
 
-    def _read(self, damage: list[str]) -> Iterator[tuple[int, Batch]]:
-        """Yield each whole record with the offset of its end."""
+    def _read(self, damage: list[str]) -> Iterator[tuple[int, SpooledBatch]]:
+        """Yield each whole record, with the offset of its end."""
         at = 0
         try:
             with self._path.open("rb") as file:
@@ -110,7 +111,7 @@ class Spool:
             damage.append(f"the spool cannot be read: {exc.strerror or type(exc).__name__}")
 
     def cut(self) -> None:
-        """Drop what stands behind the last whole record."""
+        """Drop what is behind the last whole record."""
         try:
             if not self.bytes:
                 self._path.unlink(missing_ok=True)
@@ -125,8 +126,10 @@ class Spool:
         self.cut()
 
 
-def _batch(body: bytes, keys_size: int) -> Batch | None:
+def _batch(body: bytes, keys_size: int) -> SpooledBatch | None:
     try:
-        return unpack(body[:keys_size]), [Barrier.decode(said) for said in body[keys_size:].split(b"\n") if said]
+        return unpack(body[:keys_size]), [
+            Barrier.decode(said) for said in body[keys_size:].split(b"\n") if said
+        ]
     except Unreadable:
         return None

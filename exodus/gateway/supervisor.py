@@ -1,8 +1,10 @@
-"""`exodus gateway --workers N`: starts the workers, starts a dead one again, hands the port to a successor.
+"""The supervisor: `exodus gateway --workers N` starts workers and hands the port to a successor.
 
-The supervisor relays nothing and reads nothing; when it is killed, its workers go on. Each worker is a whole gateway process with an id and a state
-folder of its own (`ID-0`, `ID-1` …), so a dead one's intents are journalled by the next in its place. A successor that takes the port over
-while the old workers still drain finds their folders locked and uses the next numbers.
+The supervisor relays nothing and reads nothing. If it is killed, its workers continue. Each worker
+is a whole gateway process with an id and a state folder of its own (`ID-0`, `ID-1` …). The
+supervisor restarts a dead one, and the restarted worker journals the intents in its folder. A
+successor takes the port over while the old workers drain. It finds their folders locked, and uses
+the next numbers.
 """
 
 from __future__ import annotations
@@ -24,15 +26,18 @@ from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
 from exodus.private_files import private_folder
 
 log = logging.getLogger(__name__)
-_SLOTS_MAX = 256
-_YOUNG_S = 5.0  # a worker that ended younger than this is started again only after `_AGAIN_S`
-_AGAIN_S = 1.0
+_SLOTS_MAX = 256  # numbers of workers
+_YOUNG_S = 5.0  # a worker that lived less than this is restarted only after `_RESTART_S`
+_RESTART_S = 1.0
 _POLL_S = 0.1
-_KILL_AFTER_S = 5.0  # beyond the time that workers were given to drain
+_KILL_AFTER_S = 5.0  # after the time that workers have to drain
 
 
 def lock_state(folder: Path) -> int | None:
-    """Lock a state folder for this process; None where another one has it. The lock ends with the process or with `os.close`."""
+    """Lock a state folder for this process; None if another process has the lock.
+
+    The lock ends with the process, or with `os.close`.
+    """
     private_folder(folder)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -44,7 +49,10 @@ def lock_state(folder: Path) -> int | None:
 
 
 def free_slots(state_dir: Path, id_: str, count: int) -> list[int]:
-    """Numbers of workers whose folders nobody uses; first those where a worker left intents or a spool behind."""
+    """Return numbers of workers whose folders are free.
+
+    Folders with intents or a spool come first: their keys are to be journalled.
+    """
     free: list[tuple[bool, int]] = []
     for number in range(_SLOTS_MAX):
         folder = state_dir / f"{id_}-{number}"
@@ -56,11 +64,17 @@ def free_slots(state_dir: Path, id_: str, count: int) -> list[int]:
         handle = lock_state(folder)
         if handle is not None:
             os.close(handle)
-            free.append((any(folder.glob("intent-*.log")) or (folder / "spool.log").exists(), number))
+            free.append(
+                (any(folder.glob("intent-*.log")) or (folder / "spool.log").exists(), number)
+            )
     free.sort(key=lambda slot: (not slot[0], slot[1]))
     for left, number in free[count:]:
         if left:
-            log.error("%s-%d left intents behind: start more workers once, or they stay an open gap", id_, number)
+            log.error(
+                "%s-%d left intents behind: start more workers once, or they stay an open gap",
+                id_,
+                number,
+            )
     return sorted(number for _, number in free[:count])
 
 
@@ -75,7 +89,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs until SIGTERM, or until a successor has taken the port."""
+    """The workers of one port. Runs until SIGTERM, or until a successor has taken the port."""
 
     def __init__(
         self,
@@ -98,19 +112,28 @@ class Supervisor:
         path = state_dir / f"{id_}.takeover"
         self._takeover: Takeover | None = take_over(path)
         try:
-            self._sockets = self._takeover.sockets if self._takeover is not None else listen(host, port, workers)
+            self._sockets = (
+                self._takeover.sockets
+                if self._takeover is not None
+                else listen(host, port, workers)
+            )
         except OSError as exc:
             raise OperatorError(
-                f"cannot listen on {host}:{port}", why=str(exc), next_step="stop what uses the port, or choose another with --listen"
+                f"cannot listen on {host}:{port}",
+                why=str(exc),
+                next_step="stop what uses the port, or choose another with --listen",
             ) from exc
-        # More sockets than workers (the predecessor had more): every socket must have somebody who accepts from it.
+        # A predecessor may have had more sockets than there are workers. Each needs a worker.
         numbers = free_slots(state_dir, id_, workers)
-        self._workers = [_Worker(number, self._sockets[index::workers] or self._sockets[:1]) for index, number in enumerate(numbers)]
+        self._workers = [
+            _Worker(number, self._sockets[index::workers] or self._sockets[:1])
+            for index, number in enumerate(numbers)
+        ]
         self._offer = Offer(path, self._sockets)
 
     @property
     def address(self) -> object:
-        """Where the workers listen."""
+        """Return the address at which the workers listen."""
         return self._sockets[0].getsockname()
 
     def run(self) -> None:
@@ -122,7 +145,9 @@ class Supervisor:
         while not self._stop and not self._offer.taken.is_set():
             for worker in self._workers:
                 self._keep(worker)
-            if self._takeover is not None and all(worker.process is not None for worker in self._workers):
+            if self._takeover is not None and all(
+                worker.process is not None for worker in self._workers
+            ):
                 self._takeover.confirm()
                 self._takeover = None
             time.sleep(_POLL_S)
@@ -137,15 +162,22 @@ class Supervisor:
             status = worker.process.poll()
             if status is None:
                 return
-            log.error("worker %s-%d ended with status %s and is started again", self._id, worker.number, status)
+            log.error(
+                "worker %s-%d ended with status %s and is started again",
+                self._id,
+                worker.number,
+                status,
+            )
             worker.process = None
-            worker.again_s = now + (_AGAIN_S if now - worker.started_s < _YOUNG_S else 0.0)
+            worker.again_s = now + (_RESTART_S if now - worker.started_s < _YOUNG_S else 0.0)
         if now < worker.again_s:
             return
         fds = [sock.fileno() for sock in worker.sockets]
         folder = self._state_dir / f"{self._id}-{worker.number}"
         worker.process = subprocess.Popen(  # noqa: S603 - a command of our own
-            self._command(f"{self._id}-{worker.number}", folder, fds), pass_fds=fds, stdin=subprocess.DEVNULL
+            self._command(f"{self._id}-{worker.number}", folder, fds),
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
         )
         worker.started_s = now
         worker.starts += 1
@@ -159,7 +191,11 @@ class Supervisor:
                 worker.process.send_signal(signal.SIGHUP)
 
     def _end(self) -> None:
-        alive = [worker.process for worker in self._workers if worker.process is not None and worker.process.poll() is None]
+        alive = [
+            worker.process
+            for worker in self._workers
+            if worker.process is not None and worker.process.poll() is None
+        ]
         for process in alive:
             process.terminate()
         deadline = time.monotonic() + self._drain_s + _KILL_AFTER_S
@@ -167,7 +203,11 @@ class Supervisor:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.error("worker process %d did not end in time and is killed; its intents are journalled at the next start", process.pid)
+                log.error(
+                    "worker process %d did not end in time and is killed; "
+                    "its intents are journalled at the next start",
+                    process.pid,
+                )
                 process.kill()
                 process.wait()
         for sock in self._sockets:
@@ -177,5 +217,5 @@ class Supervisor:
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
-    """How a worker is started: this program, with these arguments."""
+    """Return the command that starts a worker with these arguments."""
     return [sys.executable, "-m", "exodus.cli.app", "gateway", *arguments]

@@ -1,9 +1,10 @@
-"""Commands that no server lists: renamed ones, and those of modules that were loaded later.
+"""Undescribed commands: renamed ones, and those of modules that were loaded later.
 
-COMMAND lists a renamed command by its first name, but COMMAND INFO knows it by the name that clients use. So the
-first request of such a name is answered before anybody knows what it did. It is kept until the authority has told
-what the command is: its keys are marked then, and all later requests are read like any other. What cannot be told is
-a gap. Until then nothing of this process counts as flushed.
+COMMAND lists a renamed command by its original name, but COMMAND INFO knows the name that clients
+use. So the first request of such a name is answered before anybody knows what it did. The gateway
+keeps it until the authority has described the command. Then it marks the keys, and reads all later
+requests like any other. A command that the authority does not describe is a gap. Until then the
+process does not count as flushed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,22 @@ from exodus.plan.vocabulary import Side
 from exodus.resp.scanner import SKIPPED
 
 log = logging.getLogger(__name__)
-_READ = frozenset({Role.PLAIN, Role.BLOCKING, Role.SCRIPT, Role.MOVES_DB, Role.SCAN, Role.SCRIPTS, Role.WATCH, Role.UNWATCH})
+_READ = frozenset(
+    {
+        Role.PLAIN,
+        Role.BLOCKING,
+        Role.SCRIPT,
+        Role.MOVES_DB,
+        Role.SCAN,
+        Role.SCRIPTS,
+        Role.WATCH,
+        Role.UNWATCH,
+    }
+)
 
 
-class Undescribed:
-    """The requests of one process that wait to be understood."""
+class UndescribedCommands:
+    """The requests of one process whose command is not described yet."""
 
     def __init__(
         self,
@@ -52,11 +64,11 @@ class Undescribed:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Names that clients use, and the commands that they stand for."""
+        """Return the names that clients use, with the commands that they stand for."""
         return self._table.renamed
 
     def note(self, side: Side, args: list[bytes], db: int) -> bool:
-        """Keep a request that the authority executed; whether `resolve` has to be run."""
+        """Keep a request that the authority executed; tell whether to run `resolve`."""
         size = sum(map(len, args))
         if self._count >= UNKNOWN_REQUESTS_MAX or self._bytes + size > UNKNOWN_BYTES_MAX:
             self._gap(UNDESCRIBED)
@@ -68,7 +80,7 @@ class Undescribed:
         return begin
 
     async def resolve(self) -> None:
-        """Ask the authority what the commands are, and mark what their requests wrote."""
+        """Ask the authority for the commands, and mark the keys that their requests wrote."""
         try:
             while self._waiting:
                 (side, name), requests = next(iter(self._waiting.items()))
@@ -95,10 +107,17 @@ class Undescribed:
             return False
         row = rows[0] if isinstance(rows, list) and rows else None
         if not isinstance(row, list):
-            log.warning("the %s does not list the command %r, which it has executed", side, name[:64])
+            log.warning(
+                "the %s does not list the command %r, which it has executed", side, name[:64]
+            )
             return False
         command = self._table.learn(name, row)
-        log.info("the %s calls %s by the name %r", side, command.name.decode("ascii", "replace"), name[:64])
+        log.info(
+            "the %s calls %s by the name %r",
+            side,
+            command.name.decode("ascii", "replace"),
+            name[:64],
+        )
         return True
 
     def _take_over(self, args: list[bytes], db: int) -> None:
@@ -107,7 +126,7 @@ class Undescribed:
         if command.role is Role.BARRIER:
             self._mark([], barrier_of(command, args, db))
         elif command.role not in _READ:
-            self._gap(UNDESCRIBED)  # it changed the session itself, which went on without knowing it
+            self._gap(UNDESCRIBED)  # it changed the session, which did not notice
         elif command.write:
             keys = changed_keys(command, args, db)
             if any(key is SKIPPED for _, key in keys):

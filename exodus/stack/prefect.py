@@ -24,7 +24,7 @@ _IMPORTED_BEFOREHAND = (
     # task: those are read anew by each run, see forkserver.py.
     "prefect.flow_engine", "prefect.deployments.steps.pull", "prefect.deployments.flow_runs", "prefect.artifacts", "great_expectations.expectations",
     "anyio._backends._asyncio", "rich._emoji_codes", "uvloop", "exodus.observe.monitor", "exodus.closing.collect", "exodus.cutover.forced_rollback",
-    "exodus.cutover.rehearsal", "exodus.gateway.server", "exodus.backfill.slices", "exodus.backfill.forecast",
+    "exodus.cutover.rehearsal", "exodus.gateway.process", "exodus.backfill.slices", "exodus.backfill.forecast",
 )  # fmt: skip
 _REFRESH = "prefect.context:refresh_global_settings_context"
 _BIN = Path(sys.executable).parent

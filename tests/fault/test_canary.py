@@ -126,7 +126,7 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
     assert "canary reads given up" in route.why
 
     async def everybody() -> bool:
-        return all(not gateway.canary()["share"] for gateway, _ in plant.gateways.values())
+        return all(not gateway.canary.share for gateway, _ in plant.gateways.values())
 
     await until(everybody, within_s=5, otherwise="a gateway goes on asking the follower")
     bad = "late" if fault == "frozen" else "failed"

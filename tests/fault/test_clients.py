@@ -52,7 +52,7 @@ async def _both(plant: Plant, command: list[str], *, given: Path | None = None, 
     assert told[1] == told[0]
     assert len(told[0].splitlines()) >= lines, told[0]
     gateway, _ = plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps.keys() - {SCRIPTS}
+    assert not gateway.journaler.gaps.keys() - {SCRIPTS}
     assert not gateway.sessions_closed
 
 

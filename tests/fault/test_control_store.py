@@ -61,5 +61,5 @@ async def test_a_route_that_went_back_is_put_back_and_is_a_gap(plant: Plant) -> 
         return await read_route(plant.store) == newer
 
     await until(back, within_s=10, otherwise="the route stayed old")
-    assert gateway._main.orders.authority is Side.TARGET
+    assert gateway.groups.main.orders.authority is Side.TARGET
     await opened(plant, "lost the newest route")

@@ -10,7 +10,8 @@ import pytest
 
 from exodus.control import journal
 from exodus.cutover import switch
-from exodus.gateway.server import Gateway
+from exodus.gateway.hub import Gateway
+from exodus.gateway.reporting import in_flight
 from exodus.plan.bounds import PIPELINE_MAX
 from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
@@ -72,7 +73,7 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> 
                 writer.write(b"PING\r\n" * 50_000)
                 sent += 50_000
             pongs += (await reader.read(1 << 20)).count(b"\n")
-            most = max(most, gateway.in_flight())
+            most = max(most, in_flight(gateway))
 
     flooding = asyncio.create_task(flood())
     app, answers = plant.app(), 0
@@ -100,7 +101,7 @@ async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plan
     assert gateway.telemetry.commands["(UNKNOWN)"].calls == 1_200
     assert len(list(gateway.metrics())) < series + 60
     assert await journal.ends(plant.store, plant.plan.partitions) == before
-    assert not gateway._journaler.gaps
+    assert not gateway.journaler.gaps
 
 
 async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91
             before = await journal.ends(plant.store, plant.plan.partitions)
 
             async def asked(gateway: Gateway = gateway) -> bool:
-                return gateway._main.orders.login_needed
+                return gateway.groups.main.orders.login_needed
 
             await until(asked, within_s=10, otherwise="the gateway never asked whether a login is needed")
             for data in STRANGE:
@@ -132,7 +133,7 @@ async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91
                     break
                 await asyncio.sleep(0.1)
             await plant.flushed()
-            assert not gateway._journaler.gaps, kind
+            assert not gateway.journaler.gaps, kind
             assert await journal.ends(plant.store, plant.plan.partitions) == before, kind
             assert (await plant.change(hold=Hold.WRITES)).hold is Hold.WRITES
         finally:

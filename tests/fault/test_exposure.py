@@ -236,14 +236,14 @@ async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -
         writer.close()
 
         async def flushed() -> bool:
-            return not gateway._unflushed
+            return not gateway.unflushed
 
         await until(flushed, within_s=10, otherwise="refused writes count as unflushed")
         after = (await plant.store.client.info("memory"))["used_memory"]
         streams = [key for key in sorted(await plant.store.client.keys("*")) if await plant.store.client.type(key) == b"stream"]
         assert [await plant.store.client.xlen(key) for key in streams] == entries
         assert after - before < 2_000_000
-        assert gateway._journaler.gaps == {}
+        assert gateway.journaler.gaps == {}
     finally:
         source.execute_command("ACL", "SETUSER", "default", "on")
 
@@ -264,7 +264,7 @@ async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login
         await plant.backfill()
         for to in (Side.TARGET, Side.SOURCE):
             assert (await switch.apply(plant.store, plant.plan, to)).switched
-            assert gateway._main.orders.login_needed
+            assert gateway.groups.main.orders.login_needed
     finally:
         for box in plant.boxes.values():
             box.client().execute_command("ACL", "SETUSER", "default", "nopass")

@@ -233,7 +233,7 @@ async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(make_s
     control.pause()
     writing = asyncio.create_task(app.incr("k"))
     await asyncio.sleep(2.5)  # the hold's own time and its grace are over
-    assert gateway._main.orders.hold
+    assert gateway.groups.main.orders.hold
     assert not writing.done()
     control.resume()
     assert await asyncio.wait_for(writing, 20) == 1
@@ -288,7 +288,7 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
     source = make_server(ServerKind.REDIS_62)
     plant = Plant(source, valkey91, control_server, tmp_path)
     await plant.open()
-    monkeypatch.setattr("exodus.gateway.server._TEND_EVERY_S", 0.2)
+    monkeypatch.setattr("exodus.gateway.settlement._TEND_EVERY_S", 0.2)
     await plant.gateway(settle=settle)
     await plant.syncer()
     await plant.start_live_sync()

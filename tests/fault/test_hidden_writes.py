@@ -15,7 +15,8 @@ from exodus.control.changes import Barrier, Changes, Key
 from exodus.control.gap_reasons import SCRIPTS, UNREADABLE
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused
-from exodus.gateway.server import Gateway
+from exodus.gateway.hub import Gateway
+from exodus.gateway.reporting import in_flight
 from exodus.plan.bounds import CURSOR_BITS
 from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
@@ -57,7 +58,7 @@ async def _changes(plant: Plant, work: Callable[[], Awaitable[object]]) -> Chang
 
 def _gaps(plant: Plant) -> set[str]:
     gateway, _ = plant.gateways["gw-1"]
-    return set(gateway._journaler.gaps)
+    return set(gateway.journaler.gaps)
 
 
 @pytest_asyncio.fixture
@@ -144,10 +145,10 @@ async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(journa
         writer.write(encode_many([("MULTI",), ("FLUSHALL",), ("EXEC",)]))
 
         async def forwarded() -> bool:
-            return gateway.in_flight() == 3
+            return in_flight(gateway) == 3
 
         await until(forwarded, within_s=5, otherwise="the transaction was never forwarded")
-        logged = gateway._journaler._intents.recover()
+        logged = gateway.journaler._intents.recover()
     finally:
         source.resume()
         writer.close()
@@ -266,7 +267,7 @@ async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch
 
     await until(kept, within_s=5, otherwise="the texts were never kept")
     await migrating.store.client.delete(migrating.store.keys.gap)  # of the scripts, which the drained journal covers here
-    gateway._journaler.gaps.clear()
+    gateway.journaler.gaps.clear()
     raw = migrating.app(single_connection_client=True)
     await raw.execute_command("MULTI")
     await raw.execute_command("INCR", "plain")

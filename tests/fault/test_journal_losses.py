@@ -12,9 +12,12 @@ from exodus.control import journal
 from exodus.control.changes import Barrier, Key
 from exodus.cutover import switch
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.gateway.hub import Gateway
 from exodus.gateway.intents import IntentLog
-from exodus.gateway.server import Gateway, GatewayOptions, claim_id, load_table
+from exodus.gateway.options import GatewayOptions
+from exodus.gateway.process import claim_id
 from exodus.gateway.spool import Spool
+from exodus.gateway.tables import load_table
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.servers import ServerKind
 from tests.support.plant import Plant
@@ -61,7 +64,7 @@ async def test_a_spooled_batch_that_cannot_be_journalled_is_a_gap_and_the_next_o
     try:
         gateway = await plant.gateway()
         await asyncio.sleep(1)
-        assert gateway._journaler.unflushed, "it is not said to be flushed while the store refuses it"
+        assert gateway.journaler.unflushed, "it is not said to be flushed while the store refuses it"
     finally:
         plant.control.client().config_set("proto-max-bulk-len", 512 * 1024 * 1024)
     await plant.flushed()
@@ -144,7 +147,7 @@ async def test_entries_that_the_store_lost_are_journalled_again(redis62: Box, va
     late = await write(plant, "late", 20)
     assert late <= await journalled(plant)
     await cut(plant, random.Random(seed).randrange(before, aof(plant.control).stat().st_size))
-    noticed = plant.gateways["gw-1"][0]._journaler._tails_lost  # by a heartbeat, before we looked
+    noticed = plant.gateways["gw-1"][0].journaler._tails_lost  # by a heartbeat, before we looked
     assert noticed or not late <= await journalled(plant), "the store has lost nothing: the test tests nothing"
 
     async def again() -> bool:
@@ -163,7 +166,7 @@ async def test_entries_that_the_store_lost_after_it_had_fsynced_them_are_a_gap(r
     await write(plant, "early", 20)
     before = aof(plant.control).stat().st_size
     await write(plant, "late", 20)
-    journaler = gateway._journaler
+    journaler = gateway.journaler
     journaler._begin_segment()
     journaler._wake.set()
 
@@ -182,15 +185,15 @@ async def test_no_heartbeat_says_flushed_while_the_store_lacks_a_batch(redis62: 
     await write(plant, "k", 20)
     name = plant.store.keys.acknowledged
     await plant.store.client.hset(name, "gw-1", "0")  # as it stood in an older copy
-    journaler, told = gateway._journaler, []
-    tell = gateway.heartbeat
+    journaler, told = gateway.journaler, []
+    tell = gateway.heartbeats.describe
 
     def seen(at_ms: int):  # type: ignore[no-untyped-def]
         told.append(journaler._tails_lost)
         return tell(at_ms)
 
-    gateway.heartbeat = seen  # type: ignore[method-assign]
-    gateway._beat_now.set()
+    gateway.heartbeats.describe = seen
+    gateway.heartbeats.now.set()
 
     async def noticed() -> bool:
         return bool(told) and journaler._tails_lost == 1
@@ -222,7 +225,7 @@ async def test_two_gateways_of_one_id_are_two_registrations(plant: Plant, tmp_pa
         return len(await plant.store.registrations("gateway")) == 2
 
     await until(both, within_s=10, otherwise="one registration stands for two processes")
-    assert set(await plant.store.registrations("gateway")) == {"gw-1", second.registered}
+    assert set(await plant.store.registrations("gateway")) == {"gw-1", second.heartbeats.registered}
 
 
 async def test_a_gateway_in_place_of_one_whose_folder_is_gone_is_a_gap(plant: Plant, tmp_path: Path) -> None:

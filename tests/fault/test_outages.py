@@ -53,7 +53,7 @@ async def test_the_store_away_is_no_application_error_and_loses_nothing(redis62:
         await asyncio.sleep(1)
         in_each_second.append(written - before)
     gateway, _ = plant.gateways["gw-1"]
-    assert gateway._journaler.spooled > 0
+    assert gateway.journaler.spooled > 0
     control.start()
     await until(lambda: _flushed(gateway), within_s=20, otherwise="the spool was never replayed")
     await asyncio.sleep(0.5)
@@ -67,7 +67,7 @@ async def test_the_store_away_is_no_application_error_and_loses_nothing(redis62:
 
 
 async def _flushed(gateway) -> bool:
-    return gateway._journaler.spooled == 0 and gateway._journaler.store_away_since is None
+    return gateway.journaler.spooled == 0 and gateway.journaler.store_away_since is None
 
 
 async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(plant: Plant, tmp_path: Path) -> None:

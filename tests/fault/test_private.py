@@ -117,7 +117,7 @@ async def test_sampled_requests_do_not_stay_in_the_control_store(plant: Plant, m
         await app.set("large", "x" * 3_000)
 
     async def dropped() -> bool:
-        return gateway.shadow_dropped > 5
+        return gateway.shadow_stream.dropped > 5
 
     await until(dropped, within_s=10, otherwise="nothing was dropped beyond the limit")
 

@@ -29,7 +29,7 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
         count = 0
         while not stop.is_set():
             count = int(await app.incr("k"))
-            moved.update(connection.side is Side.TARGET for connection in gateway.connections if connection.session.name == b"")
+            moved.update(connection.side is Side.TARGET for connection in gateway.connections if connection.session.state.name == b"")
             await asyncio.sleep(0.001)
         return count
 
@@ -74,7 +74,7 @@ async def test_an_application_that_calls_itself_a_rehearsal_is_none(plant: Plant
     sides = set()
     while not rehearsing.done():
         await named.incr("k")
-        sides |= {connection.side for connection in gateway.connections if connection.session.name == plant.plan.rehearsal_prefix.encode()}
+        sides |= {connection.side for connection in gateway.connections if connection.session.state.name == plant.plan.rehearsal_prefix.encode()}
     assert (await rehearsing)["lost_writes"] == 0
     assert sides == {Side.SOURCE}
     assert int(await named.get("k")) == int(plant.boxes[Side.SOURCE].client().get("k") or 0) > 0

@@ -39,7 +39,7 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
     looked: list[bool] = []
 
     async def settle(*_: object) -> list[str]:
-        looked.append(gateway._main.orders.hold)
+        looked.append(gateway.groups.main.orders.hold)
         return []
 
     gateway = await plant.gateway(settle=settle)

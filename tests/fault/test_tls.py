@@ -97,11 +97,11 @@ async def test_tls_on_the_applications_side_and_its_certificates_read_again(plan
     context = client_tls(authority)
     assert await set_through(plant.port, context, "first.test") == (b"+OK\r\n", "first.test")
     authority.certificate("second.test", "gateway")  # over the same files
-    gateway.reload_tls()
+    gateway.tls_contexts.reload()
     assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test")
     cert.write_text("not a certificate")
-    gateway.reload_tls()
-    assert gateway.tls_reload_failures == 1
+    gateway.tls_contexts.reload()
+    assert gateway.tls_contexts.reload_failures == 1
     assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), "the old one stays in force"
     assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
 
@@ -195,15 +195,15 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
         await control.aclose()
         plain = plant.plan
         gateway = await plant.gateway()
-        gateway.plan = plain.model_copy(update={"source": address})
-        gateway.reload_tls()
+        gateway.plan = gateway.tls_contexts.plan = plain.model_copy(update={"source": address})
+        gateway.tls_contexts.reload()
         app: redis.Redis = plant.app()
         await app.set("k", "over tls")
         assert source.client().get("k") == b"over tls"
         assert set(front.names) == {"redis.test"}
         wrong = address.model_copy(update={"server_name": "another.test"})
-        gateway.plan = plain.model_copy(update={"source": wrong})
-        gateway.reload_tls()
+        gateway.plan = gateway.tls_contexts.plan = plain.model_copy(update={"source": wrong})
+        gateway.tls_contexts.reload()
         with pytest.raises(redis.ConnectionError):
             await plant.app(retry=None).ping()
         await app.aclose()

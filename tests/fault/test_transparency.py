@@ -110,7 +110,7 @@ async def test_the_same_bytes_come_back(plant: Plant, name: str, hello: bool) ->
             client.script_flush()
             assert await _talk(plant.port, data, piece, hello=hello) == direct
     gateway, _ = plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps.keys() - {SCRIPTS}
+    assert not gateway.journaler.gaps.keys() - {SCRIPTS}
 
 
 async def test_a_client_that_leaves_ends_its_leg(plant: Plant) -> None:

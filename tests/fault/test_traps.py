@@ -59,7 +59,7 @@ async def same(
             got = await asyncio.to_thread(converse, plant.port, pieces_of(data, size), size=len(direct), half_close=half_close)
             assert shown(got) == shown(direct), f"in pieces of {size} bytes"
     gateway, _ = plant.gateways["gw-1"]
-    assert set(gateway._journaler.gaps) <= set(gaps)
+    assert set(gateway.journaler.gaps) <= set(gaps)
     return direct
 
 
@@ -261,7 +261,7 @@ async def test_21_addresses_and_roles_pass_as_they_are(plant: Plant) -> None:
 async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(plant: Plant) -> None:
     await same(plant, encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"), gaps={SCRIPTS})
     gateway, _ = plant.gateways["gw-1"]
-    assert gateway._main.orders.risks["script without declared keys"] > 0
+    assert gateway.groups.main.orders.risks["script without declared keys"] > 0
 
 
 async def test_24_a_message_is_published_once(plant: Plant) -> None:

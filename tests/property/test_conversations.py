@@ -129,4 +129,4 @@ def test_the_same_bytes_come_back(bridge: Bridge, requests: list[bytes], cuts: l
             told.append(_said(port, data, places, hello=hello))
     assert told[1] == told[0]
     gateway, _ = bridge.plant.gateways["gw-1"]
-    assert not gateway._journaler.gaps.keys() - {SCRIPTS}
+    assert not gateway.journaler.gaps.keys() - {SCRIPTS}

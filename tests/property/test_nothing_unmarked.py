@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exodus.control.changes import Barrier, Key
-from exodus.gateway.server import Gateway
+from exodus.gateway.hub import Gateway
 from exodus.resp.encode import encode
 from tests.property.test_conversations import request as plain_request
 from tests.support.full import FULL
@@ -84,11 +84,11 @@ class Recorded:
 
     @property
     def gaps(self) -> int:
-        return sum(gap.count for gap in self.gateway._journaler.gaps.values())
+        return sum(gap.count for gap in self.gateway.journaler.gaps.values())
 
     def quiet(self) -> bool:
         gateway = self.gateway
-        return not gateway.connections and not gateway._left_behind and not len(gateway._undescribed)
+        return not gateway.connections and not len(gateway.lost_legs) and not len(gateway.undescribed)
 
 
 @pytest.fixture(params=["redis62", "redis82", "valkey81", "valkey91"])

@@ -1,11 +1,12 @@
 """The compiled hot path and its sources do the same, call for call, with whatever arrives (exodus/compiled.py).
 
-Where nothing was compiled both are the sources, and what is left of these tests is that nothing raises and that bytes pass unchanged.
+Where nothing was compiled both would be the sources: the last test fails then, unless EXODUS_COMPILED=0 asks for it.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections import deque
 from types import ModuleType, SimpleNamespace
@@ -24,16 +25,18 @@ pytestmark = pytest.mark.property
 EXAMPLES = 5_000 if FULL else 120
 
 
+NAMES = [name for name in compiled.HOT if not name.endswith((".relay", ".intents"))]
+
+
 def _forms() -> list[SimpleNamespace]:
     """The hot modules as this process runs them, and as sources."""
-    names = [name for name in compiled.HOT if not name.endswith((".relay", ".intents"))]
-    running = {name: importlib.import_module(name) for name in names}
+    running = {name: importlib.import_module(name) for name in NAMES}
     finder = compiled.SourceFinder()
     sys.meta_path.insert(0, finder)
-    for name in names:
+    for name in NAMES:
         del sys.modules[name]
     try:
-        sources = {name: importlib.import_module(name) for name in names}
+        sources = {name: importlib.import_module(name) for name in NAMES}
     finally:
         sys.meta_path.remove(finder)
         for name, module in running.items():
@@ -56,7 +59,7 @@ def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: i
     orders.journal = journal
     orders.pick(shadow_below=shadow, canary_below=canary)
     out = Recorder()
-    return form.session.Session(out, orders), out, telemetry
+    return form.machine.Session(out, orders), out, telemetry
 
 
 _words = st.sampled_from([b"k", b"a:b", b"0", b"3", b"", b"x" * 70, b"v" * 300, b"ON", b"OFF", b"SKIP", b"REPLY", b"SETNAME", b"STREAMS", b"BLOCK"])
@@ -114,9 +117,10 @@ def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: Journa
                 session.thaw(float(number))
             else:
                 getattr(session, what)()
+        state = session.state
         told.append(
             (
-                repr(out.calls), session.db, session.protocol, session.name, session.opaque, session.replay, sorted(session.channels), session.idle,
+                repr(out.calls), state.db, state.protocol, state.name, session.opaque, state.replay, sorted(state.channels), session.idle,
                 session.writes_in_flight, len(session.pending), session.cannot_switch, telemetry.snapshot(), telemetry.prefixes_snapshot(),
             )
         )  # fmt: skip
@@ -143,9 +147,9 @@ def test_both_forms_frame_the_same(parts: list[bytes], cuts: list[int]) -> None:
 @given(st.lists(st.sampled_from(["push", "push", "pop", "put back", "clear"]), max_size=400))
 def test_both_queues_keep_the_order(steps: list[str]) -> None:
     for form in FORMS:
-        queue, model = form.session.PendingQueue(), deque()
+        queue, model = form.pending.PendingQueue(), deque()
         for step in steps:
-            pending = form.session.Pending()
+            pending = queue.make(form.table.Command(b"GET", write=False, first=1, last=1), 0.0, 0)
             if step == "push":
                 queue.push(pending)
                 model.append(pending)
@@ -168,9 +172,11 @@ def test_both_forms_pack_the_same(keys: list[tuple[int, bytes]]) -> None:
     assert RUNNING.changes.unpack(SOURCES.changes.pack(keys)) == keys
 
 
+@pytest.mark.skipif(os.environ.get("EXODUS_COMPILED") == "0", reason="EXODUS_COMPILED=0 asks for the sources")
 def test_what_was_compiled_is_what_runs() -> None:
-    """Where the build left its digest, and no source was changed since, the modules that run are the compiled ones; else the sources."""
-    modules: list[ModuleType] = [RUNNING.scanner, RUNNING.session, RUNNING.counters]
-    suffix = ".so" if compiled.why_not() is None else ".py"
-    assert all(str(module.__file__).endswith(suffix) for module in modules)
-    assert all(str(module.__file__).endswith(".py") for module in (SOURCES.scanner, SOURCES.session, SOURCES.counters))
+    """Else the tests above compare the sources with themselves, and CI tests a gateway that nobody would deploy."""
+    assert compiled.why_not() is None, f"{compiled.why_not()}: `make install` compiles the hot path"
+    modules: list[ModuleType] = [getattr(RUNNING, name.rpartition(".")[2]) for name in NAMES]
+    assert [module.__name__ for module in modules if not str(module.__file__).endswith(".so")] == []
+    sources: list[ModuleType] = [getattr(SOURCES, name.rpartition(".")[2]) for name in NAMES]
+    assert [module.__name__ for module in sources if not str(module.__file__).endswith(".py")] == []

@@ -19,7 +19,9 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import plan_slices
 from exodus.engine import Engine, open_engine
 from exodus.feeds.feed import JournalFeed
-from exodus.gateway.server import Gateway, GatewayOptions, load_table
+from exodus.gateway.hub import Gateway
+from exodus.gateway.options import GatewayOptions
+from exodus.gateway.tables import load_table
 from exodus.live.syncer import Syncer
 from exodus.native import link, possible, replica
 from exodus.plan.plan import Plan
@@ -140,7 +142,7 @@ class Plant:
 
     async def flushed(self) -> None:
         async def quiet() -> bool:
-            return all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values())
+            return all(not gateway.journaler.unflushed for gateway, _ in self.gateways.values())
 
         await until(quiet, within_s=20, otherwise="a gateway never flushed its journal")
 
@@ -148,7 +150,7 @@ class Plant:
         feed = JournalFeed(self.store, self.plan.partitions)
 
         async def quiet() -> bool:
-            return all(not gateway._journaler.unflushed for gateway, _ in self.gateways.values()) and await feed.drained()
+            return all(not gateway.journaler.unflushed for gateway, _ in self.gateways.values()) and await feed.drained()
 
         await until(quiet, within_s=20, otherwise="the journal never drained")
 

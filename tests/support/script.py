@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from exodus.control.changes import Barrier, Key
-from exodus.gateway.canary import CanaryRead
+from exodus.gateway.canary_reads import CanaryRead
 
 
 class Recorder:
@@ -51,16 +52,17 @@ class Recorder:
         self.calls.append(("pause_client",))
 
     def resume_client(self) -> None:
-        pass
+        self.calls.append(("resume_client",))
 
     def caught_up(self) -> None:
-        pass
+        pass  # told after every backlog, and every test would have to repeat it
 
     def unblock(self, client_id: int) -> None:
         self.calls.append(("unblock", client_id))
 
     def settled(self) -> None:
-        pass
+        if not self.calls or self.calls[-1] != ("settled",):  # one call wakes a waiter as well as two
+            self.calls.append(("settled",))
 
     def close(self, why: str) -> None:
         self.calls.append(("close", why))
@@ -72,21 +74,41 @@ class Recorder:
 
 
 class Script:
-    """Steps (method, bytes) and the calls that each must cause."""
+    """Steps (method, bytes) and the calls that each must cause.
+
+    A script that a test builds and does not play fails that test (`unplayed`, tests/conftest.py).
+    """
+
+    _unplayed: ClassVar[list[Script]] = []
 
     def __init__(self, make: Callable[[Recorder], Any]) -> None:
         self.make = make
         self.steps: list[tuple[tuple[Any, ...], list[tuple[Any, ...]]]] = []
+        self._unplayed.append(self)
+
+    @classmethod
+    def unplayed(cls) -> int:
+        """Return how many scripts were built and not played since the last call."""
+        count = len(cls._unplayed)
+        cls._unplayed.clear()
+        return count
 
     def __rshift__(self, step: tuple[Any, ...]) -> Script:
         self.steps.append((step, []))
+        self._note_change()
         return self
 
     def __lshift__(self, call: tuple[Any, ...]) -> Script:
         self.steps[-1][1].append(call)
+        self._note_change()
         return self
 
+    def _note_change(self) -> None:
+        if not any(script is self for script in self._unplayed):  # played, and then extended
+            self._unplayed.append(self)
+
     def play(self, cut_step: int | None = None, cut: int = 0) -> None:
+        self._unplayed[:] = [script for script in self._unplayed if script is not self]
         out = Recorder()
         session = self.make(out)
         for number, ((name, *arguments), wanted) in enumerate(self.steps):
@@ -99,7 +121,9 @@ class Script:
             else:
                 getattr(session, name)(*arguments)
             got = out.take()
-            assert got == wanted, f"step {number}: {name}({arguments!r}), cut at {cut}\n got    {got}\n wanted {wanted}"
+            if got != wanted:
+                where = f" cut at byte {cut}" if number == cut_step else ""
+                raise AssertionError(f"step {number}: {name}({arguments!r}){where}\n{_difference(wanted, got)}")
 
     def play_at_every_split(self) -> None:
         self.play()
@@ -107,6 +131,12 @@ class Script:
             if name in ("from_client", "from_server"):
                 for cut in range(1, len(arguments[0])):
                     self.play(number, cut)
+
+
+def _difference(wanted: list[tuple[Any, ...]], got: list[tuple[Any, ...]]) -> str:
+    """Return a diff, one call a line: `-` was expected, `+` came."""
+    lines = [[repr(call) for call in calls] for calls in (wanted, got)]
+    return "\n".join(difflib.unified_diff(*lines, "expected", "came", n=99, lineterm=""))
 
 
 def replayed(session: Any, logins: Any = None) -> tuple[bytes, int, frozenset[int]]:

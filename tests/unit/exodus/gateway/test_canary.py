@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from exodus.gateway.canary import Canary, CanaryRead, Outcome, chosen
+from exodus.gateway.canary_reads import Canary, CanaryRead, Outcome, chosen
 from exodus.gateway.session import Session
 from exodus.resp.encode import encode
 from tests.support.script import Recorder

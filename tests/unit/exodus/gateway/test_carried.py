@@ -119,7 +119,7 @@ def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages
     assert expected == 3
     message = b"%b3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n" % (b">" if push else b"*")
     replies = ReplyScanner().feed(confirmation(b"subscribe", b"a", 1, push=push) + message)
-    assert [session.unasked(reply) for reply in replies] == [False, True]
+    assert [session.out_of_band(reply) for reply in replies] == [False, True]
 
 
 def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
@@ -143,7 +143,7 @@ def test_tracking_that_is_redirected_cannot_be_carried(arguments: tuple[Any, ...
     """The id of the other connection is another one on another server."""
     out = Recorder()
     session = Session(out, orders())
-    session.protocol = 3
+    session.state.protocol = 3
     session.from_client(encode("CLIENT", *arguments), 0.0)
     session.from_server(OK, 0.0)
     assert session.cannot_switch == "client tracking that is redirected"

@@ -42,8 +42,8 @@ def logins(tmp_path: Path) -> Logins:
     ],
 )
 def test_only_who_shows_the_source_s_password_gets_the_target_s(logins: Logins, said: tuple[str, ...], instead: tuple[str, ...] | None) -> None:
-    assert logins.said_to_target([word.encode() for word in said]) == (None if instead is None else encode(*instead))
-    assert logins.again(encode(*said)) == encode(*(instead or said))
+    assert logins.translated([word.encode() for word in said]) == (None if instead is None else encode(*instead))
+    assert logins.translated_request(encode(*said)) == encode(*(instead or said))
 
 
 def test_a_session_says_the_one_and_its_client_the_other(logins: Logins) -> None:
@@ -52,12 +52,14 @@ def test_a_session_says_the_one_and_its_client_the_other(logins: Logins) -> None
     (
         Script(lambda out: Session(out, orders()))
         >> ("log_in", logins, 0.0)
-        << ("to_server", logins.unasked)
+        << ("to_server", logins.default_login)
         >> ("from_server", OK)
+        << ("resume_client",)
         >> ("from_client", GET_K + ours + GET_K)
         << ("to_server", GET_K)
         >> ("from_server", b"$-1\r\n")
         << ("to_client", b"$-1\r\n")
+        << ("resume_client",)
         << ("to_server", theirs + GET_K)
         >> ("from_server", OK + b"$-1\r\n")
         << ("to_client", OK + b"$-1\r\n")
@@ -69,7 +71,7 @@ def test_nothing_runs_behind_a_login_of_ours_that_is_refused(logins: Logins) -> 
     (
         Script(lambda out: Session(out, orders()))
         >> ("log_in", logins, 0.0)
-        << ("to_server", logins.unasked)
+        << ("to_server", logins.default_login)
         >> ("from_client", GET_K)
         >> ("from_server", b"-WRONGPASS no\r\n")
         << ("close", "the login that the plan gives was refused")
@@ -82,7 +84,7 @@ def test_what_is_carried_is_what_the_client_said(logins: Logins) -> None:
     session.from_client(encode("CLIENT", "NO-TOUCH", "ON") + encode("AUTH", "shop", "ours"), 0.0)
     session.from_server(OK, 0.0)
     session.from_server(OK, 0.0)
-    there = logins.unasked + encode("AUTH", "there", "theirs") + encode("CLIENT", "NO-TOUCH", "ON")
+    there = logins.default_login + encode("AUTH", "there", "theirs") + encode("CLIENT", "NO-TOUCH", "ON")
     assert replayed(session, logins) == (there, 3, frozenset({2}))
     session.adopt_leg(logins)
     assert replayed(session) == (encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"), 2, frozenset({1}))
@@ -97,4 +99,4 @@ def test_the_end_of_a_hold_lets_nothing_run_before_our_login_was_taken(logins: L
     session.thaw(0.0)
     assert out.take() == []
     session.from_server(OK, 0.0)
-    assert out.take() == [("to_server", GET_K)]
+    assert out.take() == [("resume_client",), ("to_server", GET_K)]

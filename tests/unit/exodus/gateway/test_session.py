@@ -171,10 +171,10 @@ def test_a_held_write_waits_and_a_read_behind_it_too() -> None:
     session.from_client(GET_K + SET_K + GET_K, 0.0)
     assert out.take() == [("to_server", GET_K)]
     session.from_server(b"$-1\r\n", 0.0)
-    assert out.take() == [("to_client", b"$-1\r\n")]
+    assert out.take() == [("to_client", b"$-1\r\n"), ("settled",)]
     session_orders.hold = False
     session.thaw(1.0)
-    assert out.take() == [("log_intents", [(0, b"k")], None), ("to_server", SET_K + GET_K)]
+    assert out.take() == [("resume_client",), ("log_intents", [(0, b"k")], None), ("to_server", SET_K + GET_K)]
 
 
 def test_a_write_is_not_even_queued_under_a_hold() -> None:
@@ -244,7 +244,7 @@ def test_a_blocked_pop_is_ended_and_sent_again_with_the_time_left(waited_s: floa
     assert session.unblock(reads=False) is None
     assert out.take() == [("unblock", 77)]
     session.from_server(NIL, waited_s)
-    assert out.take() == []
+    assert out.take() == [("settled",)]
     assert session.confirmed
     session_orders.hold = False
     session.thaw(waited_s)
@@ -337,7 +337,7 @@ def test_unreadable_bytes_are_held_like_a_write() -> None:
     assert out.take() == [("to_server", GET_K)]
     session_orders.hold = False
     session.thaw(1.0)
-    assert out.take() == [("to_server", b'ECHO "a"b\r\n' + SET_K)]
+    assert out.take() == [("resume_client",), ("to_server", b'ECHO "a"b\r\n' + SET_K)]
     session_orders.hold = True
     session.from_client(SET_K, 1.0)
     assert out.take() == []
@@ -361,7 +361,7 @@ def test_what_had_no_answer_when_the_leg_was_lost_counts_as_changed() -> None:
     session.from_client(SET_K, 0.0)
     out.take()
     session.server_closed()
-    assert out.take() == [("journal", [(0, b"k")], None)]
+    assert out.take() == [("journal", [(0, b"k")], None), ("settled",)]
 
 
 def test_a_password_is_in_no_repr() -> None:

@@ -84,7 +84,7 @@ def test_messages_come_through_the_silence_where_the_server_lets_them(protocol: 
     push = protocol == 3
     for covers in (False, True):
         session = Session(Recorder(), orders(silence_covers_pushes=covers))
-        session.protocol = protocol
+        session.state.protocol = protocol
         told(session, (encode("SUBSCRIBE", "a"), confirmation(b"subscribe", b"a", 1, push=push)))
         told(session, (REPLY_OFF, OK))
         message = b"%b3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n" % (b">" if push else b"*")
@@ -95,9 +95,9 @@ def test_messages_come_through_the_silence_where_the_server_lets_them(protocol: 
 def test_a_refused_subscribe_is_no_subscription() -> None:
     for protocol in (2, 3):
         session = Session(Recorder(), orders())
-        session.protocol = protocol
+        session.state.protocol = protocol
         told(session, (encode("SUBSCRIBE", "a", "b"), ERROR))
-        assert not session.channels
+        assert not session.state.channels
         assert session.idle
         assert replayed(session)[0] == b""
         assert marked(told(session, (SET_K, OK))) == [("journal", [(0, b"k")], None)]
@@ -112,7 +112,7 @@ def test_a_subscribe_after_a_refused_hello_is_confirmed_in_the_old_protocol() ->
     assert session.writes_in_flight == 1
     session.from_server(b"-ERR only\r\n", 0.0)
     assert session.idle
-    assert session.channels == {b"SUBSCRIBE a", b"SUBSCRIBE b"}
+    assert session.state.channels == {b"SUBSCRIBE a", b"SUBSCRIBE b"}
 
 
 def test_a_list_that_begins_with_message_is_a_reply() -> None:
@@ -136,7 +136,7 @@ def test_an_unsubscribe_of_everything_has_as_many_confirmations_as_there_are_cha
     assert session.writes_in_flight == 1
     session.from_server(OK, 0.0)
     assert session.idle
-    assert not session.channels
+    assert not session.state.channels
 
 
 def test_the_question_for_our_own_id_never_reaches_a_client() -> None:
@@ -155,14 +155,14 @@ def test_a_refused_id_is_asked_for_again() -> None:
     session = Session(Recorder(), orders())
     told(session, (encode("BLPOP", "q", 1), b"-ERR not now\r\n" + NIL))
     assert ("to_server", encode("CLIENT", "ID")) in told(session, (encode("BLPOP", "q", 1), b":5\r\n" + NIL))
-    assert session.client_id == 5
+    assert session.parts.leg.client_id == 5
 
 
 def test_reset_ends_resp3_and_every_subscription() -> None:
     session = Session(Recorder(), orders())
     told(session, (encode("HELLO", 3), b"%0\r\n"), (encode("SUBSCRIBE", "a"), confirmation(b"subscribe", b"a", 1, push=True)))
     told(session, (encode("RESET"), b"+RESET\r\n"))
-    assert (session.protocol, session.channels) == (2, set())
+    assert (session.state.protocol, session.state.channels) == (2, set())
     calls = told(
         session,
         (encode("SUBSCRIBE", "a", "b"), confirmation(b"subscribe", b"a", 1) + confirmation(b"subscribe", b"b", 2)),
@@ -177,11 +177,11 @@ def test_a_failed_select_in_a_transaction_changes_no_database() -> None:
     session.from_client(encode("MULTI") + encode("SELECT", 99) + SET_K + encode("EXEC"), 0.0)
     session.from_server(OK + QUEUED + QUEUED + b"*2\r\n-ERR DB index is out of range\r\n+OK\r\n", 0.0)
     assert session.out.take()[-1] == ("journal", [(0, b"k")], None)
-    assert session.db == 0
+    assert session.state.db == 0
     session.from_client(encode("MULTI") + encode("SELECT", 3) + SET_K + encode("EXEC"), 0.0)
     session.from_server(OK + QUEUED + QUEUED + b"*2\r\n+OK\r\n+OK\r\n", 0.0)
     assert session.out.take()[-1] == ("journal", [(3, b"k")], None)
-    assert session.db == 3
+    assert session.state.db == 3
 
 
 def test_what_was_to_be_queued_in_a_refused_multi_was_executed() -> None:
@@ -189,7 +189,7 @@ def test_what_was_to_be_queued_in_a_refused_multi_was_executed() -> None:
     session.from_client(encode("MULTI") + encode("SELECT", 2) + SET_K + encode("EXEC"), 0.0)
     session.from_server(ERROR + OK + OK + b"-ERR EXEC without MULTI\r\n", 0.0)
     assert ("journal", [(2, b"k")], None) in session.out.take()
-    assert session.db == 2
+    assert session.state.db == 2
 
 
 def test_subscriptions_in_a_transaction_cannot_be_counted_and_are_a_gap_at_once() -> None:
@@ -213,7 +213,7 @@ def test_a_refused_monitor_watches_nothing() -> None:
     assert session.opaque is None
     assert marked(told(session, (SET_K, OK))) == [("journal", [(0, b"k")], None)]
     told(session, (encode("MONITOR"), OK))
-    assert session.streaming_reply
+    assert session.parts.unread.streaming
     session.from_server(b'+1.2 [0 1] "GET" "k"\r\n', 0.0)
     assert not marked(session.out.take())
     told(session, (encode("RESET"), b"+RESET\r\n"))
@@ -238,7 +238,7 @@ def test_databases_that_no_server_has_do_no_harm(number: str) -> None:
     session = Session(Recorder(), orders())
     for request in (encode("SELECT", number), encode("MOVE", "k", number), encode("EVAL", "x", number, "k"), encode("BLPOP", "q", number)):
         assert not marked(told(session, (request, b"-ERR out of range\r\n" if b"BLPOP" not in request else b":1\r\n-ERR timeout\r\n")))[1:]
-    assert session.db == 0
+    assert session.state.db == 0
     session.from_client(encode("SELECT", number) + SET_K, 0.0)
     session.from_server(b"-ERR out of range\r\n" + OK, 0.0)
     assert marked(session.out.take()) == [("journal", [(0, b"k")], None)]
@@ -306,6 +306,6 @@ def test_a_request_that_is_announced_too_long_is_forwarded_at_once() -> None:
 def test_the_login_that_a_hello_brought_is_kept_when_a_later_hello_brings_none() -> None:
     session = Session(Recorder(), orders())
     told(session, (encode("HELLO", 3, "AUTH", "u", "p", "SETNAME", "me"), b"%0\r\n"), (encode("HELLO", 2), b"*0\r\n"))
-    assert session.name == b"me"
+    assert session.state.name == b"me"
     script, _, _ = replayed(session)
     assert script == encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "me") + encode("HELLO", 2)

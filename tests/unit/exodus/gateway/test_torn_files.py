@@ -12,13 +12,13 @@ import pytest
 
 from exodus.control.changes import RESYNC, Barrier, Unreadable, pack, parse_entries, unpack
 from exodus.gateway.intents import IntentLog
-from exodus.gateway.spool import Batch, Spool
+from exodus.gateway.spool import Spool, SpooledBatch
 
 A, B, C = [(0, b"a" * 300)], [(3, b"b"), (70_000, b"wide")], [(0, b"c")]
 FLUSHED = Barrier("flushdb", (70_000,))
 
 
-def read(folder: Path) -> tuple[list[Batch], list[str]]:
+def read(folder: Path) -> tuple[list[SpooledBatch], list[str]]:
     spool = Spool(folder)
     return list(spool.batches([])), spool.damage
 

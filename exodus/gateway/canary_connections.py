@@ -1,7 +1,8 @@
-"""The connections to the follower over which canary reads are asked: two a process, one for each protocol, shared by all sessions.
+"""Canary connections: the gateway asks the follower over two connections, one a protocol.
 
-Nothing is waited for here but by the reads themselves, and by those for at most `wait_s`. A connection that is lost fails what is under way on it and
-what comes after; it is not made again before the next share is chosen, since by then the limit has ended the canary.
+All sessions of the process share them. Only canary reads wait for them, at most `wait_s`. A lost
+connection fails the reads under way on it and those that come later. It is not made again before
+the next share is chosen; by then the limit has ended the canary.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import deque
 from time import monotonic
 from typing import cast
 
-from exodus.gateway.canary import Canary, CanaryRead
+from exodus.gateway.canary_reads import Canary, CanaryRead
 from exodus.gateway.session import Session
 from exodus.plan.address import Address
 from exodus.plan.bounds import CANARY_IN_FLIGHT_MAX, CONNECT_TIMEOUT_S
@@ -22,73 +23,88 @@ from exodus.resp.scanner import Reply, ReplyScanner
 _PROTOCOLS = (2, 3)
 
 
-class Follower:
-    """Asks the follower. Implements what `relay.Hub.ask_follower` needs."""
+class CanaryConnections:
+    """Sends canary reads to the follower."""
 
-    def __init__(self, canary: Canary, address: Address, tls: ssl.SSLContext | None, *, field: str, wait_s: float) -> None:
+    def __init__(
+        self,
+        canary: Canary,
+        address: Address,
+        tls: ssl.SSLContext | None,
+        *,
+        field: str,
+        wait_s: float,
+    ) -> None:
         self._canary = canary
         self._address, self._tls, self._field = address, tls, field
         self._wait_s = wait_s
-        self._links: dict[int, _Link] = {}
+        self._connections: dict[int, _CanaryConnection] = {}
         self._due: deque[tuple[float, Session, CanaryRead]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self) -> None:
-        """Make the connections. A follower that does not know RESP3 is asked for sessions of RESP2 only.
+        """Connect. A follower without RESP3 is asked only for sessions of RESP2.
 
         Raises:
-            OSError, TimeoutError: it takes no connection, or not this login.
+            OSError, TimeoutError: it refuses the connection or the login.
         """
         self.close()
+        login = []
         secret = self._address.secret(self._field)
-        login = [] if secret is None else [encode("AUTH", *([self._address.username] if self._address.username else []), secret)]
+        if secret is not None:
+            user = [self._address.username] if self._address.username else []
+            login.append(encode("AUTH", *user, secret))
         for protocol in _PROTOCOLS:
-            link = await self._open()
-            commands = [*login, encode("CLIENT", "SETNAME", "exodus-canary"), *([encode("HELLO", protocol)] if protocol != 2 else [])]
+            connection = await self._open()
+            commands = [*login, encode("CLIENT", "SETNAME", "exodus-canary")]
+            if protocol != 2:
+                commands.append(encode("HELLO", protocol))
             try:
-                answers = await link.prepare(commands)
+                answers = await connection.prepare(commands)
             except BaseException:
-                link.close()
+                connection.close()
                 raise
             if any(reply.error for reply in answers):
-                link.close()
+                connection.close()
                 if protocol == 2:
                     raise ConnectionRefusedError("it refuses the login of Exodus")
                 continue
-            self._links[protocol] = link
+            self._connections[protocol] = connection
 
     @property
     def lost(self) -> bool:
-        """Whether a connection ended."""
-        return not self._links or any(link.lost for link in self._links.values())
+        """Tell whether a connection ended."""
+        return not self._connections or any(each.lost for each in self._connections.values())
 
-    async def _open(self) -> _Link:
+    async def _open(self) -> _CanaryConnection:
+        address = self._address
+        name = (address.server_name or address.host) if self._tls else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, link = await asyncio.get_running_loop().create_connection(
-                lambda: _Link(self._canary),
-                self._address.host,
-                self._address.port,
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: _CanaryConnection(self._canary),
+                address.host,
+                address.port,
                 ssl=self._tls,
-                server_hostname=(self._address.server_name or self._address.host) if self._tls else None,
+                server_hostname=name,
             )
-        return link
+        return connection
 
     def ask(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
-        """Send a session's read to the follower, too."""
-        link = self._links.get(protocol)
-        if link is None:
-            read.left_out() if self._links else read.lost()
+        """Send a session's read to the follower."""
+        connection = self._connections.get(protocol)
+        if connection is None:
+            read.left_out() if self._connections else read.lost()
             return
-        if link.lost or len(link.asked) >= CANARY_IN_FLIGHT_MAX:
+        if connection.lost or len(connection.asked) >= CANARY_IN_FLIGHT_MAX:
             read.lost()
             return
         now = monotonic()
-        link.ask(session, read, request, now)
+        connection.ask(session, read, request, now)
         self._due.append((now + self._wait_s, session, read))
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._look_at_the_time)
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._end_late_reads)
 
-    def _look_at_the_time(self) -> None:
+    def _end_late_reads(self) -> None:
         self._timer = None
         now = monotonic()
         while self._due and (self._due[0][0] <= now or self._due[0][2].done):
@@ -97,17 +113,19 @@ class Follower:
                 read.gave_up()
                 session.from_follower()
         if self._due:
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, self._due[0][0] - now), self._look_at_the_time)
+            self._timer = asyncio.get_running_loop().call_later(
+                max(0.0, self._due[0][0] - now), self._end_late_reads
+            )
 
     def close(self) -> None:
-        """End the connections; what is under way fails."""
-        for link in self._links.values():
-            link.close()
-        self._links = {}
+        """End the connections. Reads under way fail."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections = {}
 
 
-class _Link(asyncio.Protocol):
-    """One connection: questions out, and their answers, in order."""
+class _CanaryConnection(asyncio.Protocol):
+    """One connection: requests out, replies in, in order."""
 
     def __init__(self, canary: Canary) -> None:
         self.lost = False
@@ -121,7 +139,7 @@ class _Link(asyncio.Protocol):
         self._prepared: asyncio.Future[None] | None = None
 
     async def prepare(self, commands: list[bytes]) -> list[Reply]:
-        """Send what comes before all questions, and wait for the replies."""
+        """Send the commands that come before all reads, and wait for their replies."""
         if self._transport is None:
             raise ConnectionResetError("the follower closed the connection")
         self._wanted = len(commands)
@@ -150,7 +168,11 @@ class _Link(asyncio.Protocol):
             frame, at = buffered[at : at + reply.size], at + reply.size
             if len(self._early) < self._wanted:
                 self._early.append(reply)
-                if len(self._early) == self._wanted and self._prepared is not None and not self._prepared.done():
+                if (
+                    len(self._early) == self._wanted
+                    and self._prepared is not None
+                    and not self._prepared.done()
+                ):
                     self._prepared.set_result(None)
             elif not reply.push:
                 self._take(reply, frame)
@@ -166,7 +188,11 @@ class _Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
         if self._prepared is not None and not self._prepared.done():
-            self._prepared.set_exception(exc if isinstance(exc, OSError) else ConnectionResetError("the follower closed the connection"))
+            self._prepared.set_exception(
+                exc
+                if isinstance(exc, OSError)
+                else ConnectionResetError("the follower closed the connection")
+            )
         for session, read, _ in self.asked:
             if not read.done:
                 read.lost()

@@ -1,0 +1,95 @@
+"""The authority probe: whether the authority answers, and whether it requires a login.
+
+The probe uses a connection of its own, without a login.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from exodus.gateway.orders import Orders
+from exodus.gateway.tls import TlsContexts
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+
+log = logging.getLogger(__name__)
+_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
+_BUSY = (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
+NOT_ASKED = "the authority was not asked yet"
+
+
+class AuthorityProbe:
+    """Probes the authority of the applications' sessions."""
+
+    def __init__(self, plan: Plan, tls: TlsContexts, orders: Orders) -> None:
+        self._plan = plan
+        self._tls = tls
+        self._orders = orders
+        self._requires_login: dict[Side, bool] = {}  # of a side that may become the authority
+        self.why = NOT_ASKED  # the authority does not serve; empty when it does
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            side = self._orders.authority
+            try:
+                async with asyncio.timeout(_PROBE_S):
+                    reader, writer = await self._connect(side)
+            except (OSError, TimeoutError) as exc:
+                self.why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
+                self._orders.login_needed = False  # unknown
+                await asyncio.sleep(_PROBE_S)
+                continue
+            try:
+                await self._watch(side, reader, writer)
+            except (OSError, TimeoutError, ValueError) as exc:
+                self.why = f"the {side} does not answer: {type(exc).__name__}"
+            finally:
+                writer.close()
+
+    async def _watch(
+        self, side: Side, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while side is self._orders.authority:
+            writer.write(b"PING\r\n")
+            async with asyncio.timeout(_PROBE_S):
+                line = await reader.readline()
+            if not line:
+                return
+            failed = line[:1] == b"-"
+            code = line[1:].split(b" ", 1)[0].strip()
+            self._orders.login_needed = failed and code == b"NOAUTH"
+            busy = failed and code in _BUSY
+            self.why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
+            await asyncio.sleep(_PROBE_S)
+
+    async def _connect(self, side: Side) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        address, context = self._plan.address(side), self._tls.side(side)
+        name = (address.server_name or address.host) if context else None
+        return await asyncio.open_connection(
+            address.host, address.port, ssl=context, server_hostname=name
+        )
+
+    async def foresee(self, side: Side) -> None:
+        """Ask a side that may soon be the authority whether it requires a login.
+
+        With that known from the start, requests of strangers open no gap there. The connection is
+        closed at once, since the side counts its connections.
+        """
+        self._requires_login.pop(side, None)
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                reader, writer = await self._connect(side)
+                with contextlib.closing(writer):
+                    writer.write(b"PING\r\n")
+                    reply = await reader.readline()
+                    self._requires_login[side] = reply.startswith(b"-NOAUTH ")
+        except (OSError, TimeoutError, ValueError) as exc:
+            why = str(exc) or type(exc).__name__
+            log.info("whether the %s requires a login is unknown: %s", side, why)
+
+    def requires_login(self, side: Side) -> bool:
+        """Tell whether a side is known to require a login."""
+        return self._requires_login.get(side, False)

@@ -1,0 +1,35 @@
+"""How one gateway process is run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exodus.control.store import ControlStore
+from exodus.plan.plan import Plan
+
+# Repairs what a switch that ended early left on both sides, and returns what is still to be done.
+Settle = Callable[[ControlStore, Plan], Awaitable[list[str]]]
+
+
+@dataclass
+class GatewayOptions:
+    """The options of `exodus gateway`. `listen_host` and `listen_port` override the plan's."""
+
+    process: str
+    state_dir: Path
+    listen_host: str
+    listen_port: int
+    status_port: int = 0
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    client_ca_file: Path | None = None
+    listen_fds: tuple[int, ...] = ()  # sockets that a supervisor lends, in place of host and port
+    drain_s: float = 2.0  # sessions get so long to end when the gateway stops
+    status_host: str = "127.0.0.1"  # of /metrics and /health, which require no login
+    lend_certificate: bool = False  # use Exodus's certificate for clients without one
+    lend_address: bool = False  # use this machine's address towards a server that trusts it
+    pinned: Plan | None = None  # of the local migration file: the store's must agree with it
+    connections_expected: int = 0  # checked against the server's maxclients at the start
+    settle: Settle | None = None

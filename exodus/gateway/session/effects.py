@@ -1,0 +1,179 @@
+"""What requests may change, and what answered requests did change: keys, barriers and gaps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from exodus.commands.semantics import Role
+from exodus.control.changes import Barrier, Key
+from exodus.control.gap_reasons import NO_ANSWER, SCRIPTS
+from exodus.gateway.session.parts import SessionParts
+from exodus.gateway.session.pending import Pending
+from exodus.gateway.session.transaction import flushes
+from exodus.plan.vocabulary import JournalMode
+from exodus.resp.scanner import Reply
+
+_OFF, _SAMPLE, _ALL = JournalMode.OFF, JournalMode.SAMPLE, JournalMode.ALL
+
+
+class Unanswered(NamedTuple):
+    """The writes under way: keys, barriers, and a gap for each write whose keys are unknown."""
+
+    keys: list[Key]
+    barriers: list[Barrier]
+    gaps: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.barriers or self.gaps)
+
+
+class Effects:
+    """Collects the intents of requests, and marks what was answered."""
+
+    __slots__ = ("barriers", "intents", "parts")
+
+    def __init__(self, parts: SessionParts) -> None:
+        self.parts = parts
+        self.intents: list[Key] = []  # of requests that are about to be forwarded
+        self.barriers: list[Barrier] = []  # likewise
+
+    def intend(self, pending: Pending) -> None:
+        """Add what a request may change to the intents."""
+        parts = self.parts
+        predicted = parts.predicted
+        if (
+            pending.transaction is None
+            and not predicted.selects_in_flight
+            and pending.barrier is None
+            and not pending.elsewhere
+        ):
+            # The common case, one command in one database, needs no list of its own.
+            db = predicted.db
+            for key in pending.keys:
+                self.intents.append((db, key))
+        else:
+            keys, found = self.of(pending)
+            self.intents.extend(keys)
+            self.barriers.extend(found)
+
+    def log(self) -> None:
+        """Log the intents. Their requests are forwarded next."""
+        parts = self.parts
+        journals = parts.orders.journal is not _OFF
+        if self.intents:
+            intents, self.intents = self.intents, []
+            if journals:
+                parts.out.log_intents(intents, None)
+        if self.barriers:
+            barriers, self.barriers = self.barriers, []
+            for barrier in barriers if journals else ():
+                parts.out.log_intents([], barrier)
+
+    def of(self, pending: Pending) -> tuple[list[Key], list[Barrier]]:
+        """Return what a request may change, in each database that may be selected."""
+        parts = self.parts
+        predicted = parts.predicted
+        dbs = [predicted.db]
+        if predicted.selects_in_flight:  # each of them may fail
+            asked = [each.select for each in parts.pending if each.select is not None]
+            dbs = list({parts.state.db, predicted.db, *asked})
+        if pending.transaction is None:
+            keys = [(db, key) for db in dbs for key in pending.keys]
+            return keys + pending.elsewhere, flushes(pending.barrier, dbs)
+        keys = []
+        barriers: list[Barrier] = []
+        for db in dbs:
+            more, found, _ = pending.transaction.run(db, None)
+            keys += more
+            barriers += found
+        return keys, barriers
+
+    def mark(self, pending: Pending, reply: Reply, marks: list[Key], done: set[int] | None) -> None:
+        """Add the keys that an answered request may have changed to `marks`.
+
+        A write whose keys are unknown opens a gap.
+        """
+        parts = self.parts
+        orders = parts.orders
+        if (
+            pending.transaction is not None
+            or pending.barrier is not None
+            or orders.journal is _SAMPLE
+        ):
+            self._mark_several(pending, reply, marks, done)
+            return
+        db = parts.state.db
+        for key in pending.keys:
+            marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form
+        if pending.elsewhere:
+            marks.extend(pending.elsewhere)
+        if pending.unseen is not None:
+            parts.open_gap(pending.unseen)
+        if pending.unknown is not None and orders.journal is _ALL:
+            parts.out.unknown(pending.unknown, db)
+
+    def _mark_several(
+        self, pending: Pending, reply: Reply, marks: list[Key], done: set[int] | None
+    ) -> None:
+        parts, transaction = self.parts, pending.transaction
+        orders, db = parts.orders, parts.state.db
+        if transaction is None:
+            keys = [(db, key) for key in pending.keys] + pending.elsewhere
+            barriers = flushes(pending.barrier, [db])
+        elif reply.nil:
+            return
+        else:
+            keys, barriers, _ = transaction.run(db, done)
+            for why in transaction.unseen:
+                parts.open_gap(why)
+            if orders.journal is _ALL:
+                for args in transaction.unknown:
+                    parts.out.unknown(args, db)
+        if orders.journal is _SAMPLE:
+            keys = [key for key in keys if orders.sampled(key[1])]
+        marks.extend(keys)
+        for barrier in barriers:
+            parts.out.journal([], barrier)
+
+    def unanswered(self) -> Unanswered:
+        """Return the writes that the authority was asked for and has not answered.
+
+        There are none where the authority requires a login that this session neither has nor
+        has asked for.
+        """
+        parts = self.parts
+        unread = parts.unread
+        logins = any(
+            pending.command.role in (Role.AUTH, Role.HELLO) or pending.swallow
+            for pending in parts.pending
+        )
+        stranger = parts.orders.login_needed and not parts.leg.logged_in and not logins
+        if stranger and not unread.unanswered:
+            return Unanswered([], [], [])
+        keys: list[Key] = []
+        barriers: list[Barrier] = []
+        # The authority may have executed bytes that the gateway cannot read.
+        gaps: list[str] = [NO_ANSWER] if unread.unanswered or unread.executed else []
+        for pending in parts.pending:
+            if pending.command.role is Role.QUIT:
+                break  # the authority reads nothing behind it
+            if pending.write:
+                found, more = self.of(pending)
+                keys.extend(found)
+                barriers.extend(more)
+                gaps.extend(_gaps_of(pending))
+        if not parts.orders.scripts_unseen:
+            gaps = [why for why in gaps if why != SCRIPTS]
+        return Unanswered(keys, barriers, list(dict.fromkeys(gaps)))
+
+
+def _gaps_of(pending: Pending) -> list[str]:
+    """Return the gaps that an unanswered write opens."""
+    gaps = [] if pending.unseen is None else [pending.unseen]
+    if pending.unknown is not None:
+        gaps.append(NO_ANSWER)
+    if pending.transaction is not None:
+        gaps.extend(pending.transaction.unseen)
+        if pending.transaction.unknown:
+            gaps.append(NO_ANSWER)
+    return gaps

@@ -1,0 +1,54 @@
+"""The calls that a session makes: `relay.Connection` performs them, tests record them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from exodus.control.changes import Barrier, Key
+from exodus.gateway.canary_reads import CanaryRead
+
+
+class Outlet(Protocol):
+    """The shell around a session. No method waits."""
+
+    def to_server(self, data: bytes) -> None:
+        """Send bytes to the authority."""
+
+    def to_client(self, data: bytes) -> None:
+        """Send bytes to the application."""
+
+    def log_intents(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """Log what a request may change, before it is forwarded."""
+
+    def journal(self, keys: list[Key], barrier: Barrier | None) -> None:
+        """Mark keys as changed, after the authority answered."""
+
+    def gap(self, why: str) -> None:
+        """Open a gap: a write happened, and its keys are unknown."""
+
+    def unknown(self, args: list[bytes], db: int) -> None:
+        """Learn a command that no server has described, and mark the keys of this request."""
+
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
+        """Offer a sampled request and its reply to the comparer."""
+
+    def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
+        """Send a canary read to the follower. Call `Session.from_follower` when `read` is done."""
+
+    def pause_client(self) -> None:
+        """Stop reading from the application."""
+
+    def resume_client(self) -> None:
+        """Read from the application again."""
+
+    def caught_up(self) -> None:
+        """Note that the session has forwarded its whole backlog."""
+
+    def unblock(self, client_id: int) -> None:
+        """End this connection's blocking command on the authority, as if its timeout had passed."""
+
+    def settled(self) -> None:
+        """Note that `writes_in_flight` or `idle` may have changed."""
+
+    def close(self, why: str) -> None:
+        """End the session: it cannot continue correctly."""

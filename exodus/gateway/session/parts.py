@@ -1,0 +1,86 @@
+"""The parts of one session, shared by the steps that work on them.
+
+`Admission`, `Effects`, `Matching` and `WaitingReplies` each hold this object and nothing of each
+other's state. The operations here are those that touch several parts and that several steps need.
+"""
+
+from __future__ import annotations
+
+from exodus.control.gap_reasons import SCRIPTS
+from exodus.gateway.orders import Orders
+from exodus.gateway.session.buffers import ReplyBuffer, RequestBuffer
+from exodus.gateway.session.leg import Leg, UnreadTraffic
+from exodus.gateway.session.outlet import Outlet
+from exodus.gateway.session.pending import PendingQueue
+from exodus.gateway.session.state import Prediction, SessionState
+from exodus.plan.vocabulary import JournalMode
+
+_ALL = JournalMode.ALL
+CLIENT_ID, LOGIN = 0, 1  # the gateway's own requests, see `expect_own_reply`
+REPLY_ON, REPLY_OFF, REPLY_SKIP = 1, 2, 3  # `Pending.quiet`: the mode that CLIENT REPLY asks for
+
+
+class SessionParts:
+    """One client connection, taken apart by what changes together."""
+
+    __slots__ = (
+        "leg",
+        "orders",
+        "out",
+        "pending",
+        "predicted",
+        "replies",
+        "requests",
+        "state",
+        "unread",
+    )
+
+    def __init__(self, out: Outlet, orders: Orders) -> None:
+        self.out = out
+        self.orders = orders
+        self.state = SessionState()
+        self.predicted = Prediction()
+        self.pending = PendingQueue()
+        self.requests = RequestBuffer(orders.table.kept)
+        self.replies = ReplyBuffer()
+        self.leg = Leg(orders.tag)
+        self.unread = UnreadTraffic()
+
+    def open_gap(self, why: str) -> None:
+        """Open a gap, if this session's writes are journalled."""
+        orders = self.orders
+        if orders.journal is _ALL and (why != SCRIPTS or orders.scripts_unseen):
+            self.out.gap(why)
+
+    def lose_count(self, why: str) -> None:
+        """Give up matching replies to requests: from here on each write is a gap."""
+        unread = self.unread
+        unread.why = unread.why or why
+        unread.executed = True
+        self.open_gap(why)
+
+    def refuse_all(self) -> None:
+        """Note that the authority closes the connection and executes nothing that is under way."""
+        unread, replies = self.unread, self.replies
+        unread.why = unread.why or "the authority closes the connection"
+        unread.closing = True
+        unread.unanswered = False
+        for pending in self.pending:
+            replies.edits -= (
+                pending.shadowed
+                or pending.substitute is not None
+                or pending.whole
+                or pending.quiet > REPLY_ON
+                or pending.swallow
+            )
+        self.pending.clear()
+
+    def expect_own_reply(self, now: float, what: int) -> None:
+        """Queue a request of the gateway's own: `CLIENT_ID` or `LOGIN`. Its reply is dropped.
+
+        `what` stands in place of the request's size (`Matching` reads it from there).
+        """
+        pending = self.pending.make(self.orders.table.find(b"CLIENT"), now, what)
+        pending.swallow = True
+        self.pending.push(pending)
+        self.replies.edits += 1

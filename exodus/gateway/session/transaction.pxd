@@ -1,0 +1,9 @@
+# Types for the compiled form of transaction.py; they do not change its behaviour.
+cimport cython
+
+@cython.final
+cdef class Transaction:
+    cdef public list effects, raw, unseen, unknown, texts, commands
+    cdef public Py_ssize_t raw_bytes, count
+    cdef public bint writes, whole
+    cdef public object unreadable

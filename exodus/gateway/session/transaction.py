@@ -1,0 +1,90 @@
+"""An open MULTI: the queued commands, and what EXEC will change."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from exodus.commands.semantics import Role
+from exodus.control.changes import Barrier, Key
+
+if TYPE_CHECKING:
+    from exodus.gateway.session.pending import Pending
+
+
+class QueuedEffect(NamedTuple):
+    """The effect of a queued command beyond the keys that it writes."""
+
+    place: int  # of the command in the transaction
+    role: Role  # SELECT, BARRIER or SCAN
+    db: int = 0
+    barrier: Barrier | None = None
+
+
+class Transaction:
+    """The commands between MULTI and EXEC, in order."""
+
+    __slots__ = (
+        "commands",
+        "count",
+        "effects",
+        "raw",
+        "raw_bytes",
+        "texts",
+        "unknown",
+        "unreadable",
+        "unseen",
+        "whole",
+        "writes",
+    )
+
+    def __init__(self) -> None:
+        # Keys are listed with their database, or without it where it depends on a queued SELECT.
+        self.effects: list[QueuedEffect | list[bytes] | list[Key]] = []
+        self.count = 0  # of commands
+        self.raw: list[bytes] = []  # the queued requests, without MULTI
+        self.raw_bytes = 0
+        self.writes = False
+        self.whole = False  # EXEC's reply has to be parsed
+        self.unseen: list[str] = []  # gaps that EXEC opens
+        self.unknown: list[list[bytes]] = []  # requests whose command no server has described
+        self.unreadable: str | None = None  # why replies cannot be matched after EXEC
+        self.texts: list[bytes] = []  # of scripts
+        self.commands: list[tuple[int, Pending]] = []  # HELLO, AUTH, CLIENT, with their places
+
+    def run(self, db: int, done: set[int] | None) -> tuple[list[Key], list[Barrier], list[int]]:
+        """Return what EXEC may change: keys, barriers, and the databases that it may end in.
+
+        Args:
+            db: the database in which EXEC begins.
+            done: positions of the commands that were answered without an error; None: unknown.
+        """
+        keys: list[Key] = []
+        barriers: list[Barrier] = []
+        dbs = [db]
+        for effect in self.effects:
+            if not isinstance(effect, QueuedEffect):
+                for entry in effect:
+                    if isinstance(entry, bytes):
+                        keys.extend([(each, entry) for each in dbs])
+                    else:
+                        keys.append(entry)
+            elif effect.role is Role.SELECT:
+                if done is None:
+                    dbs = [*dbs, *([effect.db] if effect.db not in dbs else [])]
+                elif effect.place in done:
+                    dbs = [effect.db]
+            elif effect.barrier is not None and (done is None or effect.place in done):
+                barriers.extend(flushes(effect.barrier, dbs))
+        return keys, barriers, dbs
+
+
+def flushes(barrier: Barrier | None, dbs: list[int]) -> list[Barrier]:
+    """Return the barriers of a request that runs in one of `dbs`.
+
+    FLUSHDB flushes the database that is selected when it runs.
+    """
+    if barrier is None:
+        return []
+    if barrier.what == "flushdb":
+        return [Barrier("flushdb", (db,)) for db in dbs]
+    return [barrier]
