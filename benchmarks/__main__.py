@@ -1,4 +1,6 @@
-"""`python -m benchmarks [NAME …] [--full]`: run benchmarks, print their ratios, keep them in build/bench/."""
+"""`python -m benchmarks [NAME …] [--full]`: run benchmarks, print their ratios, keep them in
+build/bench/.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from benchmarks.result import Result
 
 def _orchestration(*, full: bool) -> Result | list[Result]:
     from benchmarks import (
-        orchestration,  # Prefect's modules take some 120 MB, which would be counted as memory of the others
+        # Prefect's modules take some 120 MB, which would be counted as memory of the others
+        orchestration,
     )
 
     return orchestration.measure(full=full)
@@ -40,7 +43,9 @@ BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
 def main() -> int:
     """Exit status 2 for a name that is none."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all without")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all without"
+    )
     parser.add_argument("--full", action="store_true", help="the long form")
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in BENCHMARKS]

@@ -1,7 +1,7 @@
 """How fast are keys copied, with checkpoints, exact expiry, the guard and the journal check on?
 
-Peers: MIGRATE in batches of 100; a redis-py pipeline loop as anyone would write it; REPLICAOF, which is the limit. Redis 6.2 to
-Valkey 9.1, on one machine.
+Peers: MIGRATE in batches of 100; a redis-py pipeline loop as anyone would write it; REPLICAOF,
+which is the limit. Redis 6.2 to Valkey 9.1, on one machine.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from exodus.stack.servers import Server
 _BATCH = 100
 
 
-async def _exodus(source: Server, target: Server, control: Server, run: str, strategy: CopyStrategy) -> None:
+async def _exodus(
+    source: Server, target: Server, control: Server, run: str, strategy: CopyStrategy
+) -> None:
     async with engine_of(source, target, control, strategy=strategy) as engine:
         await backfill(engine, run)
 
 
 def _by_lane(work: Coroutine[None, None, None], target: redis.Redis) -> None:
-    target.execute_command("ACL", "SETUSER", "default", "-restore")  # which the lane asks for, and the other ways need
+    # Which the lane asks for, and the other ways need
+    target.execute_command("ACL", "SETUSER", "default", "-restore")
     try:
         uvloop.run(work)
     finally:
@@ -37,7 +40,9 @@ def _by_lane(work: Coroutine[None, None, None], target: redis.Redis) -> None:
 
 def _migrate(source: redis.Redis, target: Server) -> None:
     for keys in _batches(source):
-        source.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 60_000, "COPY", "REPLACE", "KEYS", *keys)
+        source.execute_command(
+            "MIGRATE", "127.0.0.1", target.port, "", 0, 60_000, "COPY", "REPLACE", "KEYS", *keys
+        )
 
 
 def _loop(source: redis.Redis, target: redis.Redis) -> None:
@@ -76,9 +81,16 @@ def _measured(kind: Data, source: Server, target: Server, control: Server) -> Re
     with client(source) as ours, client(target) as theirs:
         for number in range(3):
             ways = {
-                "exodus": partial(uvloop.run, _exodus(source, target, control, f"{kind.name}-{number}", CopyStrategy.KEYS)),
+                "exodus": partial(
+                    uvloop.run,
+                    _exodus(source, target, control, f"{kind.name}-{number}", CopyStrategy.KEYS),
+                ),
                 "exodus, MIGRATE lane": partial(
-                    _by_lane, _exodus(source, target, control, f"{kind.name}-lane-{number}", CopyStrategy.MIGRATE), theirs
+                    _by_lane,
+                    _exodus(
+                        source, target, control, f"{kind.name}-lane-{number}", CopyStrategy.MIGRATE
+                    ),
+                    theirs,
                 ),
                 "MIGRATE by 100": partial(_migrate, ours, target),
                 "redis-py loop": partial(_loop, ours, theirs),
@@ -92,4 +104,10 @@ def _measured(kind: Data, source: Server, target: Server, control: Server) -> Re
                 if copied != kind.keys:
                     raise AssertionError(f"{way} copied {copied} of {kind.keys} keys")
             runs.append(run)
-    return result(name=kind.result("backfill"), what=kind.what, unit="keys/s", runs=runs, against="MIGRATE by 100")
+    return result(
+        name=kind.result("backfill"),
+        what=kind.what,
+        unit="keys/s",
+        runs=runs,
+        against="MIGRATE by 100",
+    )

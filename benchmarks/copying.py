@@ -62,10 +62,31 @@ def data(*, full: bool) -> list[Data]:
     """What the goals are about."""
     many, mixed, large = (300_000, 100_000, 20_000) if full else (100_000, 30_000, 5_000)
     return [
-        Data("random", f"{many:,} keys of {VALUE_BYTES} random bytes", many, lambda pipe, key, draw: pipe.set(key, draw.randbytes(VALUE_BYTES))),
-        Data("repetitive", f"{many:,} keys of {VALUE_BYTES} equal bytes", many, lambda pipe, key, _: pipe.set(key, b"x" * VALUE_BYTES)),
-        Data("mix", f"{mixed:,} keys of all types, {_ELEMENTS} elements each", mixed, _any_type, strings=False),
-        Data("large", f"{large:,} keys of {LARGE_BYTES:,} random bytes", large, lambda pipe, key, draw: pipe.set(key, draw.randbytes(LARGE_BYTES))),
+        Data(
+            "random",
+            f"{many:,} keys of {VALUE_BYTES} random bytes",
+            many,
+            lambda pipe, key, draw: pipe.set(key, draw.randbytes(VALUE_BYTES)),
+        ),
+        Data(
+            "repetitive",
+            f"{many:,} keys of {VALUE_BYTES} equal bytes",
+            many,
+            lambda pipe, key, _: pipe.set(key, b"x" * VALUE_BYTES),
+        ),
+        Data(
+            "mix",
+            f"{mixed:,} keys of all types, {_ELEMENTS} elements each",
+            mixed,
+            _any_type,
+            strings=False,
+        ),
+        Data(
+            "large",
+            f"{large:,} keys of {LARGE_BYTES:,} random bytes",
+            large,
+            lambda pipe, key, draw: pipe.set(key, draw.randbytes(LARGE_BYTES)),
+        ),
     ]
 
 
@@ -81,14 +102,18 @@ def _any_type(pipe: redis.client.Pipeline, key: bytes, draw: random.Random) -> N
     elif kind == 3:
         pipe.zadd(key, {element: draw.random() for element in elements})
     elif kind == 4:
-        pipe.hset(key, mapping={b"f%d" % number: element for number, element in enumerate(elements)})
+        pipe.hset(
+            key, mapping={b"f%d" % number: element for number, element in enumerate(elements)}
+        )
     else:
         for number, element in enumerate(elements):
             pipe.xadd(key, {b"f": element}, id=f"{number + 1}-1")
         pipe.xgroup_create(key, "group", id="3-1")
 
 
-def each_kind(measured: Callable[[Data, Server, Server, Server], Result], *, full: bool, **config: str) -> list[Result]:
+def each_kind(
+    measured: Callable[[Data, Server, Server, Server], Result], *, full: bool, **config: str
+) -> list[Result]:
     """Measure with each kind of data, from Redis 6.2 (with this configuration) to Valkey 9.1."""
     found = []
     with Rig() as rig:
@@ -103,19 +128,32 @@ def each_kind(measured: Callable[[Data, Server, Server, Server], Result], *, ful
 
 
 @asynccontextmanager
-async def engine_of(source: Server, target: Server, control: Server, *, strategy: CopyStrategy = CopyStrategy.KEYS) -> AsyncIterator[Engine]:
+async def engine_of(
+    source: Server, target: Server, control: Server, *, strategy: CopyStrategy = CopyStrategy.KEYS
+) -> AsyncIterator[Engine]:
     """The engine of a new epoch, with the journal on."""
     plan = Plan(name="bench", source=source.address(), target=target.address(), strategy=strategy)
     async with await ControlStore.connect(control.address(), plan.name) as store:
         await store.save_plan(plan)
         route = await read_route(store)
-        route = await change_route(store, route, route.next(why="benchmark", journal=JournalMode.ALL, sync=True, writer_epoch=route.writer_epoch + 1))
+        route = await change_route(
+            store,
+            route,
+            route.next(
+                why="benchmark",
+                journal=JournalMode.ALL,
+                sync=True,
+                writer_epoch=route.writer_epoch + 1,
+            ),
+        )
         await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
         yield await open_engine(store, plan, route)
 
 
 async def backfill(engine: Engine, run: str) -> None:
-    """Every slice, some at a time, as the threads of a flow run do it: while we handle one's batch, the source reads another's."""
+    """Every slice, some at a time, as the threads of a flow run do it: while we handle one's batch,
+    the source reads another's.
+    """
     turn = asyncio.Semaphore(SLICES_AT_A_TIME)
 
     async def copy(piece: Slice) -> None:

@@ -1,8 +1,9 @@
 """How long do writes and reads stand still at a switch?
 
-Two gateways, 5,000 writes a second, Redis 6.2 to Valkey 9.1 and back. A switch's stall is the longest time that any write (read) took which was
-sent from half a second before its hold until half a second after its release. The same is measured between switches, over as long a time: what
-the machine itself makes requests wait.
+Two gateways, 5,000 writes a second, Redis 6.2 to Valkey 9.1 and back. A switch's stall is the
+longest time that any write (read) took which was sent from half a second before its hold until half
+a second after its release. The same is measured between switches, over as long a time: what the
+machine itself makes requests wait.
 """
 
 from __future__ import annotations
@@ -37,14 +38,19 @@ _BETWEEN_S = 2.0  # in the long form
 
 
 def _named(server: Server) -> dict[str, str]:
-    return {"url": f"redis://{USER}@127.0.0.1:{server.port}", "password_file": str(server.password_file)}
+    return {
+        "url": f"redis://{USER}@127.0.0.1:{server.port}",
+        "password_file": str(server.password_file),
+    }
 
 
 async def _begin(store: ControlStore, plan: Plan) -> None:
     await store.save_plan(plan)
     route = await read_route(store)
     await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
-    await change_route(store, route, route.next(why="benchmark", journal=JournalMode.ALL, sync=True))
+    await change_route(
+        store, route, route.next(why="benchmark", journal=JournalMode.ALL, sync=True)
+    )
 
 
 async def _switches(store: ControlStore, plan: Plan, between_s: float) -> list[dict[str, Any]]:
@@ -63,7 +69,9 @@ async def _switches(store: ControlStore, plan: Plan, between_s: float) -> list[d
 
 
 def _longest(rows: list[tuple[float, float, str]], kind: str, start: float, end: float) -> float:
-    return max((took for sent, took, what in rows if what == kind and start <= sent <= end), default=0.0)
+    return max(
+        (took for sent, took, what in rows if what == kind and start <= sent <= end), default=0.0
+    )
 
 
 def measure(*, full: bool) -> Result:
@@ -76,21 +84,56 @@ def measure(*, full: bool) -> Result:
         }
         ports = [free_port(), free_port()]
         source, target = servers["source"].address(), servers["target"].address()
-        plan = Plan(name="bench", source=source, target=target, gateway=Listen(host="127.0.0.1", port=ports[0]), rehearsal_hours_max=None)
+        plan = Plan(
+            name="bench",
+            source=source,
+            target=target,
+            gateway=Listen(host="127.0.0.1", port=ports[0]),
+            rehearsal_hours_max=None,
+        )
         file = rig.folder / "migration.yaml"
-        file.write_text(yaml.safe_dump({"name": plan.name, **{name: _named(server) for name, server in servers.items()}}))
+        file.write_text(
+            yaml.safe_dump(
+                {"name": plan.name, **{name: _named(server) for name, server in servers.items()}}
+            )
+        )
 
         async def run() -> list[dict[str, Any]]:
-            async with await ControlStore.connect(servers["control_store"].address(), plan.name) as store:
+            async with await ControlStore.connect(
+                servers["control_store"].address(), plan.name
+            ) as store:
                 await _begin(store, plan)
                 exodus = [sys.executable, "-m", "exodus.cli.app"]
                 rig.process("syncer", [*exodus, "syncer", "--file", str(file)], lambda: True)
                 for number, port in enumerate(ports):
-                    command = [*exodus, "gateway", "--id", f"gateway-{number}", "--file", str(file), "--listen", f"127.0.0.1:{port}"]
-                    rig.process(f"gateway-{number}", [*command, "--state-dir", str(rig.folder / f"gw{number}")], lambda port=port: answers(port))  # type: ignore[misc]
+                    command = [
+                        *exodus,
+                        "gateway",
+                        "--id",
+                        f"gateway-{number}",
+                        "--file",
+                        str(file),
+                        "--listen",
+                        f"127.0.0.1:{port}",
+                    ]
+                    rig.process(
+                        f"gateway-{number}",
+                        [*command, "--state-dir", str(rig.folder / f"gw{number}")],
+                        lambda port=port: answers(port),
+                    )  # type: ignore[misc]
                 stop, out = rig.folder / "stop", rig.folder / "load.jsonl"
-                load = [sys.executable, "-m", "benchmarks.steady", "--ports", *map(str, ports), "--per-s", str(_PER_S)]
-                process = rig.process("load", [*load, "--stop-file", str(stop), "--out", str(out)], lambda: True)
+                load = [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.steady",
+                    "--ports",
+                    *map(str, ports),
+                    "--per-s",
+                    str(_PER_S),
+                ]
+                process = rig.process(
+                    "load", [*load, "--stop-file", str(stop), "--out", str(out)], lambda: True
+                )
                 await asyncio.sleep(3.0)
                 done = await _switches(store, plan, _BETWEEN_S if full else _BETWEEN_S / 4)
                 await asyncio.sleep(1.0)
@@ -120,12 +163,18 @@ def measure(*, full: bool) -> Result:
     seconds = max(sent for sent, _, _ in rows) - min(sent for sent, _, _ in rows)
     p99 = stalls[min(len(stalls) - 1, round(len(stalls) * 0.99))]
     what = (
-        f"longest write at each of {_SWITCHES} switches, {writes * 5 / seconds:,.0f} writes/s: p50 {statistics.median(stalls):.0f}, p99 {p99:.0f}, "
+        f"longest write at each of {_SWITCHES} switches, {writes * 5 / seconds:,.0f} writes/s: "
+        f"p50 {statistics.median(stalls):.0f}, p99 {p99:.0f}, "
         f"max {stalls[-1]:.0f} ms; reads: max {max(run['read, switch'] for run in runs):.0f} ms, "
         f"{max(run['read, no switch'] for run in runs):.0f} ms without a switch"
     )
-    return result(name="cutover", what=what, unit="ms", runs=runs, against="no switch", higher_is_better=False)
+    return result(
+        name="cutover", what=what, unit="ms", runs=runs, against="no switch", higher_is_better=False
+    )
 
 
 def _read(path: Path) -> list[tuple[float, float, str]]:
-    return [(float(sent), float(took), str(kind)) for sent, took, kind in map(json.loads, path.read_text().splitlines())]
+    return [
+        (float(sent), float(took), str(kind))
+        for sent, took, kind in map(json.loads, path.read_text().splitlines())
+    ]

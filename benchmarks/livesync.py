@@ -1,7 +1,9 @@
-"""How far behind is the follower under writes? From an entry of the journal to its keys being equal there, by the control store's clock.
+"""How far behind is the follower under writes? From an entry of the journal to its keys being equal
+there, by the control store's clock.
 
-`WRITES` writes a second over 10,000 keys go through a gateway; a syncer follows. The peer is a native replica of the same source at the same time,
-asked for the age of what it has by a probe key: the nearest thing to compare with, though it measures another stretch of the way.
+`WRITES` writes a second over 10,000 keys go through a gateway; a syncer follows. The peer is a
+native replica of the same source at the same time, asked for the age of what it has by a probe key:
+the nearest thing to compare with, though it measures another stretch of the way.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ async def _start(plan: Plan, control: Address) -> None:
         await store.save_plan(plan)
         route = await read_route(store)
         await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, 1)
-        await change_route(store, route, route.next(why="benchmark", journal=JournalMode.ALL, sync=True, writer_epoch=1))
+        await change_route(
+            store,
+            route,
+            route.next(why="benchmark", journal=JournalMode.ALL, sync=True, writer_epoch=1),
+        )
 
 
 async def _syncer(plan: Plan, control: Address) -> Heartbeat | None:
@@ -77,12 +83,20 @@ def _write(app: redis.Redis, deadline: float, number: int) -> int:
 def _file(rig: Rig, source: Server, target: Server, control: Server) -> tuple[Plan, Path]:
     port = free_port()
     plan = Plan.model_validate(
-        {"name": "bench", "source": source.address(), "target": target.address(), "gateway": {"host": "127.0.0.1", "port": port}}
+        {
+            "name": "bench",
+            "source": source.address(),
+            "target": target.address(),
+            "gateway": {"host": "127.0.0.1", "port": port},
+        }
     )
     document = {
         "name": "bench",
         **{
-            name: {"url": f"redis://exodus@127.0.0.1:{server.port}", "password_file": str(server.password_file)}
+            name: {
+                "url": f"redis://exodus@127.0.0.1:{server.port}",
+                "password_file": str(server.password_file),
+            }
             for name, server in (("source", source), ("target", target), ("control_store", control))
         },
         "gateway": {"host": "127.0.0.1", "port": port},
@@ -97,7 +111,9 @@ def measure(*, full: bool) -> Result:
     windows, seconds = (10, 5) if full else (3, 4)
     runs: list[dict[str, float]] = []
     with Rig() as rig:
-        source = rig.server(ServerKind.REDIS_62, "source", repl_diskless_sync="yes", repl_diskless_sync_delay="0")
+        source = rig.server(
+            ServerKind.REDIS_62, "source", repl_diskless_sync="yes", repl_diskless_sync_delay="0"
+        )
         target = rig.server(ServerKind.VALKEY_91, "target")
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         native = rig.server(ServerKind.REDIS_62, "native")
@@ -107,8 +123,16 @@ def measure(*, full: bool) -> Result:
             uvloop.run(_start(plan, control.address()))
             command = [sys.executable, "-m", "exodus.cli.app"]
             more = ["--file", str(path), "--id"]
-            rig.process("gateway", [*command, "gateway", *more, "gw", "--state-dir", str(rig.folder / "gw")], lambda: answers(plan.gateway.port))
-            rig.process("syncer", [*command, "syncer", *more, "syncer"], lambda: uvloop.run(_syncer(plan, control.address())) is not None)
+            rig.process(
+                "gateway",
+                [*command, "gateway", *more, "gw", "--state-dir", str(rig.folder / "gw")],
+                lambda: answers(plan.gateway.port),
+            )
+            rig.process(
+                "syncer",
+                [*command, "syncer", *more, "syncer"],
+                lambda: uvloop.run(_syncer(plan, control.address())) is not None,
+            )
             app = redis.Redis(port=plan.gateway.port)
             number = _write(app, time.perf_counter() + 3, 0)  # warm
             for _ in range(windows):
@@ -119,7 +143,13 @@ def measure(*, full: bool) -> Result:
                 if beat is None or not beat.facts["lag_ms_p99"]:
                     raise AssertionError(f"the syncer measured nothing: {beat}")
                 probes = sorted(_probe(direct, replica, number + probe) for probe in range(_PROBES))
-                runs.append({"exodus": beat.facts["lag_ms_p99"], "exodus p50": beat.facts["lag_ms_p50"], "native replica (probe, p99)": probes[-1]})
+                runs.append(
+                    {
+                        "exodus": beat.facts["lag_ms_p99"],
+                        "exodus p50": beat.facts["lag_ms_p50"],
+                        "native replica (probe, p99)": probes[-1],
+                    }
+                )
             app.close()
     return result(
         name="livesync",

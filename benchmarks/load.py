@@ -1,4 +1,5 @@
-"""A load generator as small as can be, so that what is between it and the server shows: `python -m benchmarks.load --help`.
+"""A load generator as small as can be, so that what is between it and the server shows: `python -m
+benchmarks.load --help`.
 
 Requests and the sizes of their replies are fixed, so it counts bytes and parses nothing.
 """
@@ -21,9 +22,20 @@ _KEYS = 1000
 
 class _Client(asyncio.Protocol):
     def __init__(
-        self, batches: list[bytes], reply_bytes: int, deadline: float, every_s: float, latencies: list[float], done: asyncio.Future[None]
+        self,
+        batches: list[bytes],
+        reply_bytes: int,
+        deadline: float,
+        every_s: float,
+        latencies: list[float],
+        done: asyncio.Future[None],
     ) -> None:
-        self._batches, self._reply_bytes, self._deadline, self._every_s = batches, reply_bytes, deadline, every_s
+        self._batches, self._reply_bytes, self._deadline, self._every_s = (
+            batches,
+            reply_bytes,
+            deadline,
+            every_s,
+        )
         self._latencies, self._done = latencies, done
         self._due = 0.0
         self._turn, self._left, self._sent = 0, 0, 0.0
@@ -63,7 +75,9 @@ class _Client(asyncio.Protocol):
 
 async def _run(options: argparse.Namespace) -> dict[str, float]:
     value = b"x" * options.bytes
-    one_reply = len(b"$%d\r\n" % options.bytes) + options.bytes + 2 if options.command == "get" else 5
+    one_reply = (
+        len(b"$%d\r\n" % options.bytes) + options.bytes + 2 if options.command == "get" else 5
+    )
     batches = [
         b"".join(
             encode("GET", b"bench:%d" % ((turn * options.pipeline + index) % _KEYS))
@@ -80,7 +94,17 @@ async def _run(options: argparse.Namespace) -> dict[str, float]:
     ends = [loop.create_future() for _ in range(options.connections)]
     for end in ends:
         await loop.create_connection(
-            partial(_Client, batches, one_reply * options.pipeline, began + options.seconds, every_s, latencies, end), "127.0.0.1", options.port
+            partial(
+                _Client,
+                batches,
+                one_reply * options.pipeline,
+                began + options.seconds,
+                every_s,
+                latencies,
+                end,
+            ),
+            "127.0.0.1",
+            options.port,
         )
     await asyncio.wait_for(asyncio.gather(*ends), options.seconds + 30)
     seconds = time.perf_counter() - began
@@ -102,7 +126,12 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--pipeline", type=int, default=1)
     parser.add_argument("--bytes", type=int, default=100)
-    parser.add_argument("--rate", type=float, default=0.0, help="requests a second, all connections together; 0 for as fast as it goes")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=0.0,
+        help="requests a second, all connections together; 0 for as fast as it goes",
+    )
     parser.add_argument("--seconds", type=float, default=2.0)
     print(json.dumps(uvloop.run(_run(parser.parse_args()))))
 

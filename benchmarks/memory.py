@@ -1,6 +1,8 @@
-"""Does what Exodus needs grow with the keyspace? Peak resident memory of a backfill and a verification, of ten times as many keys.
+"""Does what Exodus needs grow with the keyspace? Peak resident memory of a backfill and a
+verification, of ten times as many keys.
 
-The peer is the same work on a tenth of the keys. Each runs in a process of its own, which ends with it. Redis 6.2 to Valkey 9.1, on one machine.
+The peer is the same work on a tenth of the keys. Each runs in a process of its own, which ends with
+it. Redis 6.2 to Valkey 9.1, on one machine.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ _VALUE_BYTES = 20
 
 def _peak_mb() -> float:
     """Of this process (Linux)."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    (line,) = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    ]
     return int(line.split()[1]) / 1024
 
 
-async def _copy_and_compare(source: Server, target: Server, control: Server, keys: int, answer: Connection) -> None:
+async def _copy_and_compare(
+    source: Server, target: Server, control: Server, keys: int, answer: Connection
+) -> None:
     async with engine_of(source, target, control) as engine:
         await backfill(engine, f"run-{keys}")
         copied_mb = _peak_mb()
@@ -45,7 +53,10 @@ def measure(*, full: bool) -> list[Result]:
     sizes = (300_000, 3_000_000) if full else (30_000, 300_000)
     found: dict[int, tuple[float, float]] = {}
     with Rig() as rig:
-        source, target = rig.server(ServerKind.REDIS_62, "source"), rig.server(ServerKind.VALKEY_91, "target")
+        source, target = (
+            rig.server(ServerKind.REDIS_62, "source"),
+            rig.server(ServerKind.VALKEY_91, "target"),
+        )
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         for keys in sizes:
             with client(source) as ours, client(target) as theirs:
@@ -62,7 +73,8 @@ def measure(*, full: bool) -> list[Result]:
     few, many = sizes
     return [
         result(
-            name=f"memory-{what}", what=f"peak memory of a {what}, {many:,} keys", unit="MB", higher_is_better=False, against=f"{few:,} keys",
+            name=f"memory-{what}", what=f"peak memory of a {what}, {many:,} "
+                                        "keys", unit="MB", higher_is_better=False, against=f"{few:,} keys",
             runs=[{"exodus": found[many][number], f"{few:,} keys": found[few][number]}],
         )
         for number, what in enumerate(("backfill", "verification"))

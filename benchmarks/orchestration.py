@@ -1,7 +1,10 @@
-"""What does Prefect add to a backfill? The same copy as mapped tasks of a real flow, with a real Prefect server, and without Prefect.
+"""What does Prefect add to a backfill? The same copy as mapped tasks of a real flow, with a real
+Prefect server, and without Prefect.
 
-Each task copies for up to its budget (`tasks.backfill.BUDGET_S`), so there are as many keys as keep all slices busy for about that long. The peers do
-what the tasks do, without Prefect: in as many threads, and on one event loop. Redis 6.2 to Valkey 9.1, on one machine; it is Prefect's server's too.
+Each task copies for up to its budget (`tasks.backfill.BUDGET_S`), so there are as many keys as keep
+all slices busy for about that long. The peers do what the tasks do, without Prefect: in as many
+threads, and on one event loop. Redis 6.2 to Valkey 9.1, on one machine; it is Prefect's server's
+too.
 """
 
 from __future__ import annotations
@@ -82,13 +85,19 @@ class _Sides:
 def _endpoint(server: Server) -> RedisEndpoint:
     address = server.address()
     secret = address.secret("benchmark")
-    return RedisEndpoint(url=address.url) if secret is None else RedisEndpoint(url=address.url, password=secret)
+    return (
+        RedisEndpoint(url=address.url)
+        if secret is None
+        else RedisEndpoint(url=address.url, password=secret)
+    )
 
 
 @flow(name="benchmark", validate_parameters=False)
 def _by_prefect(run: str, writer_epoch: int, keys: int) -> float:
     counted: list[Any] = []
-    seconds = seconds_of(lambda: counted.append(copy_all(_PLAN, {"run": run, "writer_epoch": writer_epoch})))
+    seconds = seconds_of(
+        lambda: counted.append(copy_all(_PLAN, {"run": run, "writer_epoch": writer_epoch}))
+    )
     if counted[0]["keys_seen"] < keys:
         raise AssertionError(f"{counted[0]} of {keys}")
     return seconds
@@ -117,7 +126,9 @@ def measure(*, full: bool) -> Result:
             for number in range(3):
                 ways: dict[str, Callable[[], float]] = {
                     "exodus": partial(_timed_flow, sides, f"flow-{number}", keys),
-                    "bare engine, threads": partial(seconds_of, partial(sides.threads, f"threads-{number}")),
+                    "bare engine, threads": partial(
+                        seconds_of, partial(sides.threads, f"threads-{number}")
+                    ),
                     "bare engine, one loop": partial(_timed_loop, sides, f"loop-{number}"),
                 }
                 run = {}
@@ -127,7 +138,8 @@ def measure(*, full: bool) -> Result:
                     _check(theirs, way, keys)
                 runs.append(run)
     return result(
-        name="orchestration", what=f"backfill of {keys:,} keys of {_VALUE_BYTES} bytes", unit="s", runs=runs, against="bare engine, threads",
+        name="orchestration", what=f"backfill of {keys:,} keys of {_VALUE_BYTES} "
+                                   "bytes", unit="s", runs=runs, against="bare engine, threads",
         higher_is_better=False,
     )  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""What the event loop and the kernel alone cost: a relay of one connection to one that reads nothing.
+"""What the event loop and the kernel alone cost: a relay of one connection to one that reads
+nothing.
 
 `python -m benchmarks.relay PORT SOURCE_PORT`
 """
@@ -21,10 +22,14 @@ class _End(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._other is None:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect(cast("asyncio.Transport", transport)))
+            self._connecting = asyncio.get_running_loop().create_task(
+                self._connect(cast("asyncio.Transport", transport))
+            )
 
     async def _connect(self, client: asyncio.Transport) -> None:
-        transport, _ = await asyncio.get_running_loop().create_connection(lambda: _End(client, self._source_port), "127.0.0.1", self._source_port)
+        transport, _ = await asyncio.get_running_loop().create_connection(
+            lambda: _End(client, self._source_port), "127.0.0.1", self._source_port
+        )
         self._other = transport
         transport.writelines(self._early)
 
@@ -41,7 +46,9 @@ class _End(asyncio.Protocol):
 
 
 async def _serve(port: int, source_port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: _End(None, source_port), "127.0.0.1", port)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _End(None, source_port), "127.0.0.1", port
+    )
     await server.serve_forever()
 
 

@@ -30,17 +30,31 @@ class Result:
     def lines(self) -> list[str]:
         """For a terminal."""
         rows = [("exodus", self.ours), *self.peers.items()]
-        return [f"{self.name}: {self.what} ({self.unit}, {'more' if self.higher_is_better else 'less'} is better)"] + [
-            f"  {name:<28} {figure:>12,.1f}   exodus is {self.ours / figure:.2f} of it" for name, figure in rows
+        return [
+            f"{self.name}: {self.what} ({self.unit}, "
+            f"{'more' if self.higher_is_better else 'less'} is better)"
+        ] + [
+            f"  {name:<28} {figure:>12,.1f}   exodus is {self.ours / figure:.2f} of it"
+            for name, figure in rows
         ]
 
     def write(self, folder: Path) -> None:
         """Keep it as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.json").write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2))
+        (folder / f"{self.name}.json").write_bytes(
+            orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
+        )
 
 
-def result(*, name: str, what: str, unit: str, runs: Sequence[Mapping[str, float]], against: str, higher_is_better: bool = True) -> Result:
+def result(
+    *,
+    name: str,
+    what: str,
+    unit: str,
+    runs: Sequence[Mapping[str, float]],
+    against: str,
+    higher_is_better: bool = True,
+) -> Result:
     """Medians of runs that each measured `exodus` and its peers in turn."""
     medians = {column: statistics.median(run[column] for run in runs) for column in runs[0]}
     ours = medians.pop("exodus")
@@ -54,6 +68,7 @@ def result(*, name: str, what: str, unit: str, runs: Sequence[Mapping[str, float
         against=against,
         ratio=round(ours / medians[against], 3),
         runs=[dict(run) for run in runs],
-        machine=f"{platform.machine()}, {psutil.cpu_count()} cores, {memory_gb:.0f} GB, Python {platform.python_version()}",
+        machine=f"{platform.machine()}, {psutil.cpu_count()} cores, {memory_gb:.0f} GB, Python "
+        f"{platform.python_version()}",
         higher_is_better=higher_is_better,
     )

@@ -27,7 +27,12 @@ class Rig:
     def __enter__(self) -> Rig:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         end([started.running() for started in self._started if started.process.poll() is None])
         for started in self._started:
             started.process.wait()
@@ -38,13 +43,22 @@ class Rig:
         home = Home(self.folder / name)
         home.make()
         server = start_server(
-            kind, name=name, port=free_port(), folder=home.data, log=home.log(name), password_file=home.secret("exodus"), private=False, **config
+            kind,
+            name=name,
+            port=free_port(),
+            folder=home.data,
+            log=home.log(name),
+            password_file=home.secret("exodus"),
+            private=False,
+            **config,
         )
         self._started.append(server.started)
         wait_server(server)
         return server
 
-    def process(self, name: str, command: Sequence[str], ready: Callable[[], bool]) -> psutil.Process:
+    def process(
+        self, name: str, command: Sequence[str], ready: Callable[[], bool]
+    ) -> psutil.Process:
         """Any other process, once it is ready."""
         started = start(name, command, log=self.folder / f"{name}.log", cwd=Path.cwd())
         self._started.append(started)

@@ -1,7 +1,9 @@
-"""A steady load that says how long each request took and when: `python -m benchmarks.steady --help`.
+"""A steady load that says how long each request took and when: `python -m benchmarks.steady
+--help`.
 
-Writers send small pipelines at fixed times, whether the last one was answered or not, so that a stall is seen by everything that would have
-been sent meanwhile. Readers do the same with single GETs. One JSON object a line: at what monotonic time, how long in ms, read or write.
+Writers send small pipelines at fixed times, whether the last one was answered or not, so that a
+stall is seen by everything that would have been sent meanwhile. Readers do the same with single
+GETs. One JSON object a line: at what monotonic time, how long in ms, read or write.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _KEYS = 2_000
 
 
 class _Client(asyncio.Protocol):
-    def __init__(self, kind: str, number: int, per_batch: int, found: list[tuple[float, float, str]]) -> None:
+    def __init__(
+        self, kind: str, number: int, per_batch: int, found: list[tuple[float, float, str]]
+    ) -> None:
         self._kind, self._number, self._per_batch, self._found = kind, number, per_batch, found
         self._reply_bytes = 5 * per_batch if kind == "write" else _GET_REPLY_BYTES
         self._sent: deque[float] = deque()
@@ -37,7 +41,10 @@ class _Client(asyncio.Protocol):
     def send(self) -> None:
         self._turn += 1
         if self._kind == "write":
-            keys = [b"bench:%d" % ((self._number * 997 + self._turn * self._per_batch + index) % _KEYS) for index in range(self._per_batch)]
+            keys = [
+                b"bench:%d" % ((self._number * 997 + self._turn * self._per_batch + index) % _KEYS)
+                for index in range(self._per_batch)
+            ]
             data = b"".join(encode("SET", key, _VALUE) for key in keys)
         else:
             data = encode("GET", b"bench:%d" % (self._turn % _KEYS))
@@ -60,7 +67,9 @@ async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
     for number in range(options.writers + options.readers):
         kind = "write" if number < options.writers else "read"
         client = _Client(kind, number, options.batch, found)
-        await loop.create_connection(lambda client=client: client, "127.0.0.1", options.ports[number % len(options.ports)])  # type: ignore[misc]
+        await loop.create_connection(
+            lambda client=client: client, "127.0.0.1", options.ports[number % len(options.ports)]
+        )  # type: ignore[misc]
         clients.append(client)
     every_s = options.writers * options.batch / options.per_s
     stop = asyncio.Event()
@@ -72,8 +81,14 @@ async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
             client.send()
             due = max(due + every, loop.time() - every)
 
-    writers = [beat(client, every_s * number / options.writers, every_s) for number, client in enumerate(clients[: options.writers])]
-    readers = [beat(client, 0.001 * number, 0.005) for number, client in enumerate(clients[options.writers :])]
+    writers = [
+        beat(client, every_s * number / options.writers, every_s)
+        for number, client in enumerate(clients[: options.writers])
+    ]
+    readers = [
+        beat(client, 0.001 * number, 0.005)
+        for number, client in enumerate(clients[options.writers :])
+    ]
     tasks = [asyncio.create_task(work) for work in (*writers, *readers)]
     while not options.stop_file.exists():
         await asyncio.sleep(0.05)

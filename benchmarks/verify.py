@@ -1,7 +1,8 @@
 """How fast are both sides compared, values and expiries, in both directions?
 
-Peers: the backfill of the same keys, since a verification should not take longer than the copy; and a redis-py pipeline loop that reads
-GET and PTTL of every key on both sides. Redis 6.2 to Valkey 9.1, on one machine.
+Peers: the backfill of the same keys, since a verification should not take longer than the copy; and
+a redis-py pipeline loop that reads GET and PTTL of every key on both sides. Redis 6.2 to Valkey
+9.1, on one machine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ async def _verify(source: Server, target: Server, control: Server, keys: int) ->
     async with engine_of(source, target, control) as engine:
         report = await verify(engine)
         if report.keys_verified != keys or report.divergences:
-            raise AssertionError(f"{report.keys_verified} of {keys} keys verified, {report.divergences_total} divergences")
+            raise AssertionError(
+                f"{report.keys_verified} of {keys} keys verified, {report.divergences_total} "
+                "divergences"
+            )
 
 
 def _loop(source: redis.Redis, target: redis.Redis) -> None:
@@ -58,8 +62,16 @@ def _measured(kind: Data, source: Server, target: Server, control: Server) -> Re
             theirs.flushall()
             copy = partial(uvloop.run, _copy(source, target, control, f"{kind.name}-{number}"))
             run = {"exodus backfill": kind.keys / seconds_of(copy)}
-            run["exodus"] = kind.keys / seconds_of(partial(uvloop.run, _verify(source, target, control, kind.keys)))
+            run["exodus"] = kind.keys / seconds_of(
+                partial(uvloop.run, _verify(source, target, control, kind.keys))
+            )
             if kind.strings:
                 run["redis-py loop"] = kind.keys / seconds_of(partial(_loop, ours, theirs))
             runs.append(run)
-    return result(name=kind.result("verify"), what=kind.what, unit="keys/s", runs=runs, against="exodus backfill")
+    return result(
+        name=kind.result("verify"),
+        what=kind.what,
+        unit="keys/s",
+        runs=runs,
+        against="exodus backfill",
+    )

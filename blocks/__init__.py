@@ -1,5 +1,8 @@
-"""Prefect blocks: configuration only. `endpoint.py` is one server with its secret, `migration.py` ties them into a migration,
-`register.py` writes them from a migration file. A task loads a block by name, so no secret travels as a parameter.
+"""Prefect blocks hold configuration only.
+
+`endpoint.py` is one server with its secret. `migration.py` is a migration with its servers.
+`register.py` writes them from a migration file. A task loads a block by name, so no secret is a
+parameter.
 """
 
 from blocks.endpoint import RedisEndpoint

@@ -12,20 +12,29 @@ from exodus.plan.plan import Options, Plan
 
 
 class Migration(Block):
-    """What every flow takes by name."""
+    """A migration. Every flow takes its name."""
 
     _block_type_name: ClassVar[str | None] = "Migration"
     _block_type_slug: ClassVar[str | None] = "migration"
-    _description: ClassVar[str | None] = "A live migration from one Redis-family server to another."
+    _description: ClassVar[str | None] = (
+        "A live migration from one Redis or Valkey server to another."
+    )
 
-    migration: str = Field(title="Name", description="lower-case letters, digits and dashes")
-    source: RedisEndpoint = Field(title="Source", description="the server that applications use today")
-    target: RedisEndpoint = Field(title="Target", description="the server that takes over")
-    control_store: RedisEndpoint = Field(title="Control store", description="a small durable Redis of its own, with AOF")
-    options: Options = Field(default=Options(), title="Options", description="every other field of migration.yaml")
+    migration: str = Field(title="Name", description="Lower-case letters, digits and dashes")
+    source: RedisEndpoint = Field(
+        title="Source", description="The server that applications use today"
+    )
+    target: RedisEndpoint = Field(title="Target", description="The server that takes over")
+    control_store: RedisEndpoint = Field(
+        title="Control store",
+        description="A small durable Redis or Valkey of its own, with an append-only file",
+    )
+    options: Options = Field(
+        default=Options(), title="Options", description="Every other field of migration.yaml"
+    )
 
     def plan(self) -> Plan:
-        """The plan, with the secrets of its servers (which no dump of it contains)."""
+        """Return the plan with the secrets of its servers, which no dump contains."""
         return Plan(
             name=self.migration,
             source=self.source.address("source"),

@@ -1,6 +1,6 @@
-"""`python -m blocks.register --migration-file FILE`: blocks and the control store's plan from a migration file.
+"""`python -m blocks.register --migration-file FILE`: write blocks and plan from a migration file.
 
-`exodus apply` runs it as a process of its own, since the engine does not know Prefect.
+`exodus apply` runs it as another process, because the engine does not import Prefect.
 """
 
 from __future__ import annotations
@@ -30,23 +30,28 @@ from exodus.topology.pair_checks import check_control_store, raise_if_fatal
 
 _TRIES = 10
 _AGAIN_S = 0.5
-# What Prefect's client raises where its server does not do its part. A RuntimeError says that no connection could be made.
+# What Prefect's client raises if its server fails. A RuntimeError means that no connection was
+# possible.
 _PREFECT_FAILS = (httpx.HTTPError, PrefectException, RuntimeError)
 
 
 def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint:
     if not with_secrets and address.password is not None:
         raise OperatorError(
-            f"{field}: the password stands in the migration file",
-            why="blocks hold the name of a file or a variable; whoever may log in to Prefect can read a block's secrets",
-            next_step=f"write {field}.password_file or {field}.password_env; or say exodus apply --with-secrets",
+            f"{field}: the migration file contains the password",
+            why="blocks hold the name of a file or a variable; everybody who may log in to "
+            "Prefect can read a block's secrets",
+            next_step=f"set {field}.password_file or {field}.password_env; or use exodus "
+            "apply --with-secrets",
         )
     files = {name: getattr(address, name) for name in ("ca_file", "cert_file", "key_file")}
-    secret = address.secret(field)  # also without it in the block: a name that leads nowhere is told now
+    secret = address.secret(field)  # also checks a file or variable that the block only names
     return RedisEndpoint(
         url=address.url,
         password=SecretStr(secret) if secret and with_secrets else None,
-        password_file=None if with_secrets or address.password_file is None else str(address.password_file.absolute()),
+        password_file=None
+        if with_secrets or address.password_file is None
+        else str(address.password_file.absolute()),
         password_env=None if with_secrets else address.password_env,
         server_name=address.server_name,
         **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
@@ -54,11 +59,11 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
 
 
 def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
-    """Write the four blocks, or none of them; existing ones of the same name are replaced.
+    """Write the four blocks or none of them; replace existing blocks of the same name.
 
     Raises:
-        OperatorError: a password stands in the migration file itself, and nobody asked for it in the block.
-        OrchestratorError: Prefect failed; what was written before is as it was.
+        OperatorError: the migration file contains a password, and `with_secrets` is off.
+        OrchestratorError: Prefect failed. The blocks are as before.
     """
     plan = file.plan
     servers = {
@@ -77,13 +82,22 @@ def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:
         for name, block in servers.items():
             _save(block, name, undo)
         source, target, control_store = (_endpoint(name) for name in servers)
-        migration = Migration(migration=plan.name, options=options, source=source, target=target, control_store=control_store)
+        migration = Migration(
+            migration=plan.name,
+            options=options,
+            source=source,
+            target=target,
+            control_store=control_store,
+        )
         _save(migration, plan.name, undo)
     except _PREFECT_FAILS as exc:
         raise OrchestratorError(
-            "the blocks were not written" if _undone(undo) else "some of the blocks were written, and others not",
+            "the blocks were not written"
+            if _undone(undo)
+            else "only some of the blocks were written",
             why=f"Prefect: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",
-            next_step="look at its server and its login (PREFECT_API_URL, PREFECT_API_AUTH_STRING), then apply the file again",
+            next_step="check its server and its login (PREFECT_API_URL, "
+            "PREFECT_API_AUTH_STRING), then apply the file again",
         ) from exc
 
 
@@ -92,7 +106,7 @@ def _endpoint(name: str) -> RedisEndpoint:
 
 
 def _save(block: RedisEndpoint | Migration, name: str, undo: list[Callable[[], object]]) -> None:
-    """Write one block, and note how to bring back what was there."""
+    """Write one block, and note how to restore the block before it."""
     try:
         before = type(block).load(name)
     except ValueError:  # there is none
@@ -104,14 +118,17 @@ def _save(block: RedisEndpoint | Migration, name: str, undo: list[Callable[[], o
 
 
 def _undone(undo: list[Callable[[], object]]) -> bool:
-    """Bring back what was there, with several tries, as a database that is locked is so for moments; whether that worked."""
+    """Restore the blocks, with several tries because a locked database is so for moments.
+
+    Return success.
+    """
     for step in reversed(undo):
         for attempt in range(_TRIES):
             try:
                 step()
             except _PREFECT_FAILS as exc:
                 if attempt + 1 == _TRIES:
-                    print(lines(f"a block could not be brought back: {exc}"), file=sys.stderr)
+                    print(lines(f"a block was not restored: {exc}"), file=sys.stderr)
                     return False
                 time.sleep(_AGAIN_S)
             else:
@@ -120,18 +137,22 @@ def _undone(undo: list[Callable[[], object]]) -> bool:
 
 
 async def save_plan(file: MigrationFile) -> None:
-    """Register the plan where the data plane reads it."""
+    """Write the plan to the control store, where the data plane reads it."""
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         raise_if_fatal(await check_control_store(store, {}))
         await store.save_plan(file.plan)
 
 
 def main() -> int:
-    """Register one migration file; errors as every command of Exodus tells them."""
+    """Register one migration file, and show errors like every command of Exodus."""
     parser = argparse.ArgumentParser(prog="python -m blocks.register")
     parser.add_argument("--migration-file", type=Path, required=True)
-    parser.add_argument("--blocks-only", action="store_true", help="leave the control store alone")
-    parser.add_argument("--with-secrets", action="store_true", help="passwords into the blocks, in place of their files' names")
+    parser.add_argument("--blocks-only", action="store_true", help="do not write the control store")
+    parser.add_argument(
+        "--with-secrets",
+        action="store_true",
+        help="store passwords in the blocks, not the names of their files",
+    )
     try:
         given = parser.parse_args()
         file = load_migration(given.migration_file)

@@ -1,1 +1,4 @@
-"""One flow a phase: the order of its tasks and its decisions, and nothing else. `lifecycle` starts what is due."""
+"""One flow a phase: the order of its tasks and its decisions, and nothing else.
+
+`lifecycle` starts the phase that is due.
+"""

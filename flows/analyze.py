@@ -1,4 +1,7 @@
-"""Analyze: is the target and the strategy acceptable? Applications connect to Exodus, which forwards to the source."""
+"""Analyze: is the target and the strategy acceptable?
+
+Applications connect to the gateway, which forwards to the source.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ PHASE = Phase.ANALYZE
 
 @phase_flow(PHASE)
 def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
-    """Learn the workload from the gateways for `seconds` and hold it against the target."""
+    """Learn the workload from the gateways for `seconds` and compare it with the target."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)
     facts = describe_sides(migration)
@@ -32,13 +35,44 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     beside = compare_beside(migration, PHASE)
     heavy = weigh_hot_keys(migration, workload["hot_keys"])
     advice = [*recommend(migration, facts, workload), *heavy]
-    create_table_artifact(key=artifact_key(migration, PHASE, "recommendations"), table=advice, description="sizing, strategy and risks")
-    foreseen = foresee_strategies(migration) or [{"strategy": "none: there are no keys", "keys_estimated": 0}]
-    create_table_artifact(key=artifact_key(migration, PHASE, "dry-run"), table=foreseen, description="how keys would be carried, from a sample")
-    checks = [{"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings]
-    through = f"{workload['requests']} requests of {workload['connections']} connections in {workload['seconds']} s"
-    checks.append({"check": "applications send requests through a gateway", "ok": bool(commands), "detail": through})
-    summary = {key: workload[key] for key in ("seconds", "requests", "requests_per_s", "writes", "errors", "connections", "gateways")}
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "recommendations"),
+        table=advice,
+        description="Sizing, strategy and risks",
+    )
+    foreseen = foresee_strategies(migration) or [{"strategy": "none: no keys", "keys_estimated": 0}]
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "dry-run"),
+        table=foreseen,
+        description="Copy strategies, from a sample of keys",
+    )
+    checks = [
+        {"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]}
+        for row in findings
+    ]
+    through = (
+        f"{workload['requests']} requests of {workload['connections']} connections in "
+        f"{workload['seconds']} s"
+    )
+    checks.append(
+        {
+            "check": "applications send requests through a gateway",
+            "ok": bool(commands),
+            "detail": through,
+        }
+    )
+    summary = {
+        key: workload[key]
+        for key in (
+            "seconds",
+            "requests",
+            "requests_per_s",
+            "writes",
+            "errors",
+            "connections",
+            "gateways",
+        )
+    }
     evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
     slowest = max(commands, key=lambda row: row["latency_us_p99"])
     by_strategy: Counter[str] = Counter()
@@ -51,9 +85,14 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         gate="strategy",
         question="Is the target and migration strategy acceptable?",
         summary=[
-            f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known to the target; slowest p99: {slowest['command']}",
+            f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known "
+            f"to the target; slowest p99: {slowest['command']}",
             f"{advice[1]['finding']}: {advice[1]['advice']}",
-            "dry run: " + ", ".join(f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)) + " (artifact dry-run)",
+            "dry run: "
+            + ", ".join(
+                f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)
+            )
+            + " (artifact dry-run)",
             *(f"{row['finding']}: {row['advice']}" for row in heavy[:3]),
             *beside,
         ],

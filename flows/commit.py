@@ -1,4 +1,9 @@
-"""Commit: the target becomes the authority; then, when people are sure, the way back is closed and the source can be retired."""
+"""Commit: the target becomes the authority.
+
+Later people close the way back, and the source can be retired.
+
+Later people close the way back, and the source can be retired.
+"""
 
 from __future__ import annotations
 
@@ -48,47 +53,88 @@ PHASE = Phase.COMMIT
 
 
 def _after(migration: str, outcome: Json) -> tuple[list[Json], int]:
-    """Checks of a switch that was done, and how many keys were verified."""
-    switched = {"check": "the target is the authority", "ok": outcome["authority"] == Side.TARGET, "detail": f"epoch {outcome['epoch']}"}
+    """Return the checks of a completed switch, and the number of verified keys."""
+    switched = {
+        "check": "the target is the authority",
+        "ok": outcome["authority"] == Side.TARGET,
+        "detail": f"epoch {outcome['epoch']}",
+    }
     if not outcome["flows_back"]:
-        # The source's fence refuses Exodus too: it stays as it was in the moment of the switch, and the journal keeps what a way back needs.
+        # The source's fence blocks Exodus too: the source stays as it was at the switch, and the
+        # journal keeps what a way back needs.
         spot = outcome["facts"].get("spot_checked_keys", 0)
-        return [switched, {"check": "the source stays as it was", "ok": True, "detail": f"{spot} keys changed last were equal in the switch"}], 0
+        return [
+            switched,
+            {
+                "check": "the source stays as it was",
+                "ok": True,
+                "detail": f"the {spot} keys that changed last were equal at the switch",
+            },
+        ], 0
     flowing = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
     checks = [
         switched,
-        {"check": "writes flow back to the source", "ok": flowing["caught_up"], "detail": f"{flowing['lag_entries']} entries behind"},
-        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": f"{found['keys_verified']} keys verified"},
-        {"check": "no key was left behind", "ok": not found["dead_letters"], "detail": f"{len(found['dead_letters'])} dead letters"},
+        {
+            "check": "writes flow back to the source",
+            "ok": flowing["caught_up"],
+            "detail": f"{flowing['lag_entries']} entries behind",
+        },
+        {
+            "check": "both sides are equal",
+            "ok": found["divergences_total"] == 0,
+            "detail": f"{found['keys_verified']} keys verified",
+        },
+        {
+            "check": "no key was left behind",
+            "ok": not found["dead_letters"],
+            "detail": f"{len(found['dead_letters'])} dead letters",
+        },
     ]
     return checks, found["keys_verified"]
 
 
 @phase_flow(PHASE)
 def commit(migration: MigrationName = MIGRATION) -> State[str]:
-    """Two decisions: the technical one (cut over), and the business one (finalise). Between them writes flow back to the source."""
+    """Ask two decisions: cut over, later finalise. Between them writes flow back."""
     began = open_phase(migration, PHASE)
     to_close = provider_instruction(began["plan"], Side.SOURCE)
     steps = explain_switch(migration, Side.TARGET)
-    create_table_artifact(key=artifact_key(migration, PHASE, "steps"), table=[{"step": step} for step in steps], description="what a cutover does")
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "steps"),
+        table=[{"step": step} for step in steps],
+        description="Steps of the cutover",
+    )
     rehearsed = check_rehearsed(migration)
     fresh = measure_freshness(migration)
     behind = count_left_behind(migration)
-    # What a person has to do comes first: a dialog shows the first lines, and the rest when it is scrolled.
+    # What a person must do comes first: a dialog shows only the first lines until it is scrolled.
     summary = []
     if to_close is not None:
-        summary.append(f"Block direct access to the source FIRST, then tick Fence confirmed: {to_close}")
+        summary.append(
+            f"Block direct access to the source FIRST, then tick Fence confirmed: {to_close}"
+        )
     if behind["filtered"]:
-        summary.append(f"{behind['keys']:,} KEYS STAY BEHIND by the plan's filters, and applications will not find them (artifact behind)")
-        create_table_artifact(key=artifact_key(migration, PHASE, "behind"), table=behind["rows"], description="keys that the filters leave behind")
-    summary.append(f"{fresh['text']}; {rehearsed}; reads go on all the while; writes flow back, so that rollback loses nothing")
+        summary.append(
+            f"{behind['keys']:,} KEYS STAY BEHIND on the source by the plan's filters: "
+            "applications will not find them (artifact behind)"
+        )
+        create_table_artifact(
+            key=artifact_key(migration, PHASE, "behind"),
+            table=behind["rows"],
+            description="Filtered keys that stay on the source",
+        )
+    summary.append(
+        f"{fresh['text']}; {rehearsed}; reads go on; writes flow back, so a rollback loses nothing"
+    )
     summary.append(prove_way_back(migration))
     summary += carry_libraries(migration, PHASE)
     summary += say_scripts(migration)
     summary += compare_beside(migration, PHASE)
     summary += try_canary(migration, PHASE, CanaryPlan.model_validate(began["plan"]["canary"]))
-    summary.append(f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps))
+    summary.append(
+        f"{len(steps)} steps: " + " → ".join(step.split(":")[0].split(". ")[1] for step in steps)
+    )
     decision = ask(
         cutover_form(began["plan"], filtered=behind["filtered"], provider=to_close is not None),
         migration=migration,
@@ -98,38 +144,69 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
         summary=summary,
         evidence="evidence.migrate",
         complete=lambda answer: completed(answer, began["plan"], filtered=behind["filtered"]),
-        refuse=lambda answer, _: why_not_left(answer, filtered=behind["filtered"]) or why_not_closed(answer, to_close),
+        refuse=lambda answer, _: (
+            why_not_left(answer, filtered=behind["filtered"]) or why_not_closed(answer, to_close)
+        ),
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
     if to_close is not None:
         confirm_fence(migration, Side.SOURCE, decision["decided_by"])
-    outcome = switch_authority(migration, PHASE, Side.TARGET, window_of(decision["facts"]), began["plan_digest"])
-    create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the cutover, step by step")
+    outcome = switch_authority(
+        migration, PHASE, Side.TARGET, window_of(decision["facts"]), began["plan_digest"]
+    )
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "timeline"),
+        table=outcome["timeline"],
+        description="Timeline of the cutover",
+    )
     checks, verified = _after(migration, outcome)
     hold = outcome["facts"].get("hold_ms")
-    evaluate(migration, PHASE, {"checks": checks}, {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]})
+    evaluate(
+        migration,
+        PHASE,
+        {"checks": checks},
+        {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]},
+    )
     business = ask(
-        phase_form("approve: the way back is closed for good; reject: it stays open, and a rollback is due"),
+        phase_form(
+            "approve: close the way back for good; reject: keep it open, and a rollback is due"
+        ),
         migration=migration,
         phase=PHASE,
         gate=FINALISE,
         question="Is the business ready to decommission the source?",
         summary=[
-            "WARNING: after approve there is no way back to the source",
+            "WARNING: an approval closes the way back to the source for good",
             f"writes were held for {hold} ms; "
-            + (f"{verified:,} keys verified in both directions" if outcome["flows_back"] else "writes wait in the journal for a way back"),
+            + (
+                f"{verified:,} keys verified in both directions"
+                if outcome["flows_back"]
+                else "the journal keeps writes for a way back"
+            ),
         ],
         evidence=f"evidence.{PHASE}",
-        refuse=lambda answer, attempt: why_not_finalise(migration, answer["identity"], attempt) if answer["decision"] == "approve" else None,
+        refuse=lambda answer, attempt: (
+            why_not_finalise(migration, answer["identity"], attempt)
+            if answer["decision"] == "approve"
+            else None
+        ),
     )
     if business["verdict"] == "approve":
         done = finalise(migration, identity_of(business))
         create_table_artifact(
-            key=artifact_key(migration, PHASE, "checklist"), table=done["checklist"], description="before the source is switched off"
+            key=artifact_key(migration, PHASE, "checklist"),
+            table=done["checklist"],
+            description="To do before the source is switched off",
         )
-        through = done["through_gateways"] or [{"name": "nobody", "host": "", "kind": "", "connections": 0}]
-        create_table_artifact(key=artifact_key(migration, PHASE, "through"), table=through, description="connected through the gateways")
+        through = done["through_gateways"] or [
+            {"name": "none", "host": "", "kind": "", "connections": 0}
+        ]
+        create_table_artifact(
+            key=artifact_key(migration, PHASE, "through"),
+            table=through,
+            description="Clients of the gateways",
+        )
     keep_evidence(migration, PHASE)
     ended = close_phase(migration, PHASE, business)
     go_on(migration)

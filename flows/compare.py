@@ -1,4 +1,7 @@
-"""Compare: are divergence and compatibility findings resolved? The source answers applications; a sample is asked of the target too."""
+"""Compare: are divergence and compatibility findings resolved?
+
+A sample of requests is tried on the target.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ PHASE = Phase.COMPARE
 
 @phase_flow(PHASE)
 def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
-    """Shadow the plan's sample of keys for `seconds` and compare replies and states."""
+    """Try requests of sampled keys on the target for `seconds`; compare replies and states."""
     open_phase(migration, PHASE)
     found = shadow(migration, seconds)
     divergences = list_divergences(migration)
@@ -28,7 +31,11 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     rows = found["rows"] or [no_row()]
     compared = sum(row["compared"] for row in rows)
     checks = [
-        {"check": "findings can be looked at by name", "ok": len(open_findings) <= FINDINGS_MAX, "detail": f"{len(open_findings)} findings"},
+        {
+            "check": "findings are few enough to review by name",
+            "ok": len(open_findings) <= FINDINGS_MAX,
+            "detail": f"{len(open_findings)} findings",
+        },
     ]
     summary = {
         "replies_compared": compared,
@@ -40,13 +47,16 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     lists = {"findings": open_findings, "inconclusive": convergence["inconclusive"]}
     evaluate(migration, PHASE, {"comparison": rows, "checks": checks}, summary, lists)
     lines = [
-        f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} divergences",
+        f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} "
+        "divergences",
         f"{convergence['sampled_keys']:,} sampled keys: {len(convergence['differ'])} differ, "
-        f"{len(convergence['inconclusive'])} are written all the time and were not judged",
+        f"{len(convergence['inconclusive'])} inconclusive (written all the time)",
     ]
     if open_findings:
         lines.insert(
-            0, f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: " + ", ".join(row["name"] for row in open_findings[:10])
+            0,
+            f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: "
+            + ", ".join(row["name"] for row in open_findings[:10]),
         )
     decision = ask(
         compare_form(findings=bool(open_findings)),
@@ -56,7 +66,11 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         question="Are divergence and compatibility findings resolved?",
         summary=lines,
         evidence=f"evidence.{PHASE}",
-        refuse=lambda answer, _: why_not_accepted(open_findings, answer.get("accept_findings", "")) if answer["decision"] == "approve" else None,
+        refuse=lambda answer, _: (
+            why_not_accepted(open_findings, answer.get("accept_findings", ""))
+            if answer["decision"] == "approve"
+            else None
+        ),
     )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)

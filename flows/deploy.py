@@ -1,7 +1,7 @@
-"""`python -m flows.deploy`: pool, queues, block types and deployments in the Prefect in use.
+"""`python -m flows.deploy`: create work pool, queues, block types and deployments in Prefect.
 
-`exodus deploy` runs it as a process of its own, since the engine does not know Prefect. It may be run
-again: what is there stays, and deployments become those of this version.
+`exodus deploy` runs it as another process, because the engine does not import Prefect. It may run
+again: existing pools and queues stay, and deployments become those of this version.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from exodus.safe_text import lines
 from exodus.stack.prefect import POOL, deployments_file
 
 RENEWAL_QUEUE = "renewal"
-# Every value is fixed and there are no variables, so nobody can give a run a command of their own. Without
-# a command Prefect's worker starts the Python that it runs in itself, wherever that is.
+# Every value is fixed and there are no variables, so nobody can give a run another command. Without
+# a command Prefect's worker starts its own Python.
 _TEMPLATE: dict[str, Any] = {
     "job_configuration": {"stream_output": True},
     "variables": {"type": "object", "properties": {}, "additionalProperties": False},
@@ -35,28 +35,30 @@ _TEMPLATE: dict[str, Any] = {
 
 
 def make_pool(client: SyncPrefectClient) -> list[str]:
-    """Make the work pool and its queues, where they are not there; say what was made."""
+    """Create the work pool and its queues if they are missing; return a line for each."""
     said: list[str] = []
     try:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=_TEMPLATE))
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type="process", base_job_template=_TEMPLATE)
+        )
         said.append(f"work pool {POOL} (type process)")
     except ObjectAlreadyExists:
-        said.append(f"work pool {POOL}: it was there, and is left as it is")
+        said.append(f"work pool {POOL}: exists, unchanged")
     try:
         client.create_work_queue(
             name=RENEWAL_QUEUE,
             work_pool_name=POOL,
-            description="schedules that renew evidence, one at a time",
+            description="Schedules that renew evidence, one at a time",
             concurrency_limit=1,
         )
         said.append(f"work queue {RENEWAL_QUEUE}")
     except ObjectAlreadyExists:
-        said.append(f"work queue {RENEWAL_QUEUE}: it was there, and keeps its limit")
+        said.append(f"work queue {RENEWAL_QUEUE}: exists, unchanged")
     return said
 
 
 def _of_migration(migration: str, folder: Path) -> Path:
-    """Write the deployments of one migration: named after it, one run of each at a time."""
+    """Write the deployments of one migration: with its name, one run of each at a time."""
     document = yaml.safe_load(deployments_file().read_text())
     for deployment in document["deployments"]:
         deployment["name"] = migration
@@ -70,10 +72,10 @@ def _of_migration(migration: str, folder: Path) -> Path:
 
 
 def deploy(migration: str | None) -> list[str]:
-    """Make everything that an operator needs in Prefect; say what there is.
+    """Create everything that an operator needs in Prefect; return a line for each.
 
     Raises:
-        OrchestratorError: Prefect does not answer, or refuses.
+        OrchestratorError: Prefect does not answer or refuses.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -82,9 +84,9 @@ def deploy(migration: str | None) -> list[str]:
             block.register_type_and_schema()
     except (PrefectException, httpx.HTTPError) as exc:
         raise OrchestratorError(
-            "the work pool and the block types could not be made",
+            "the work pool and the block types were not created",
             why=f"{type(exc).__name__}: {exc}",
-            next_step="look at PREFECT_API_URL and PREFECT_API_AUTH_STRING",
+            next_step="check PREFECT_API_URL and PREFECT_API_AUTH_STRING",
         ) from exc
     with tempfile.TemporaryDirectory() as folder:
         file = deployments_file() if migration is None else _of_migration(migration, Path(folder))
@@ -97,11 +99,13 @@ def deploy(migration: str | None) -> list[str]:
         )
     if done.returncode:
         raise OrchestratorError(
-            "the deployments could not be made",
+            "the deployments were not created",
             why="\n".join((done.stdout + done.stderr).splitlines()[-20:]),
-            next_step="correct what Prefect says, then exodus deploy",
+            next_step="correct the cause that Prefect names, then: exodus deploy",
         )
-    names = [each["entrypoint"] for each in yaml.safe_load(deployments_file().read_text())["deployments"]]
+    names = [
+        each["entrypoint"] for each in yaml.safe_load(deployments_file().read_text())["deployments"]
+    ]
     return [
         *said,
         "block types RedisEndpoint and Migration",
@@ -110,9 +114,9 @@ def deploy(migration: str | None) -> list[str]:
 
 
 def main() -> int:
-    """Errors as every command of Exodus tells them."""
+    """Create everything, and show errors like every command of Exodus."""
     parser = argparse.ArgumentParser(prog="python -m flows.deploy")
-    parser.add_argument("--migration", help="deployments of this migration alone")
+    parser.add_argument("--migration", help="create deployments of this migration only")
     try:
         for line in deploy(parser.parse_args().migration):
             print(line)

@@ -1,4 +1,7 @@
-"""Lifecycle: starts the phase that the ledger calls for, and ends. By hand, by a schedule, or by a phase's approval (`advance: auto`)."""
+"""Lifecycle: start the phase that is due by the ledger, and end.
+
+It runs by hand, by a schedule, or after a phase's approval (`advance: auto`).
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,25 @@ from tasks.ledger import find_due
 
 @flow(name="lifecycle", flow_run_name="{migration}: lifecycle")
 def lifecycle(migration: MigrationName = MIGRATION) -> str:
-    """Start what is due. Idempotent: a phase that runs or waits is not started again."""
+    """Start the phase that is due, unless it is running or waiting."""
     due = find_due(migration, by_itself=False)
     if due is None:
-        return "nothing is due: a decision is open, the last one was a rejection, or the migration has ended"
+        return (
+            "no phase is due: a decision is open, the last one was a rejection, or the "
+            "migration has ended"
+        )
     return start(migration, due)
 
 
 def go_on(migration: str) -> None:
-    """At the end of a phase: start what is due, if the plan lets phases follow each other."""
+    """Start the next phase at the end of a phase, if the plan says `advance: auto`."""
     due = find_due(migration, by_itself=True)
     if due is not None:
         start(migration, due)
 
 
 def start(migration: str, phase: str) -> str:
-    """Start a phase's deployment once for the run that calls; says which run it is."""
+    """Start a phase's deployment once for the calling run; return the name of the new run."""
     run: Any = run_deployment(
         f"{phase}/exodus",
         parameters={"migration": migration},

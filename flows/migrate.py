@@ -1,4 +1,4 @@
-"""Migrate: is progress healthy enough to continue? Backfill and live writes together, then everything compared."""
+"""Migrate: is progress healthy enough to continue? Copy under writes, then compare."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PHASE = Phase.MIGRATE
 
 
 def copy_all(migration: str, live: Json) -> Json:
-    """Copy all slices, in rounds, until each is done; goes on from the checkpoints wherever it is started."""
+    """Copy all slices in rounds until each is done; continue from the checkpoints."""
     slices = slice_keyspace(migration)
     look = backfill_look(migration, live["run"])
     copy: Any = copy_one_slice
@@ -45,15 +45,24 @@ def copy_all(migration: str, live: Json) -> Json:
     with workers_of(migration) as workers, watched(migration, PHASE, "backfill", look):
         while left:
             attempt += 1
-            given = {"migration": migration, "backfill": live["run"], "writer_epoch": live["writer_epoch"], "attempt": attempt}
-            futures = workers.map(copy, {"slice_id": left, **{name: unmapped(value) for name, value in given.items()}})
-            done = {row["slice_id"] for row in (future.result() for future in futures) if row["done"]}
+            given = {
+                "migration": migration,
+                "backfill": live["run"],
+                "writer_epoch": live["writer_epoch"],
+                "attempt": attempt,
+            }
+            futures = workers.map(
+                copy, {"slice_id": left, **{name: unmapped(value) for name, value in given.items()}}
+            )
+            done = {
+                row["slice_id"] for row in (future.result() for future in futures) if row["done"]
+            }
             left = [slice_id for slice_id in left if slice_id not in done]
     return count_backfill(migration, live["run"])
 
 
 def _replicate(migration: str, live: Json) -> Json:
-    """Let the servers fill the target; how far they are is shown."""
+    """Let the servers fill the target, and show the progress."""
     attempt, done = 0, False
     with watched(migration, PHASE, "backfill", filling_look(migration)):
         while not done:
@@ -88,26 +97,49 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
         "caught_up": live_now["caught_up"],
         "ttl_drift_ms_max": found["ttl_drift_ms_max"],
     }
-    named = {"carried": "strategies", "not by MIGRATE, but by another": "not_sent", "left out": "excluded"}
-    how = [{"what": what, "how": how, "keys": count} for what, name in named.items() for how, count in backfill[name].items()]
-    how = how or [{"what": "carried", "how": "no key was seen", "keys": 0}]
-    create_table_artifact(key=artifact_key(migration, PHASE, "strategies"), table=how, description="how the keys of the backfill went, and which not")
+    named = {"copied": "strategies", "not by MIGRATE": "not_sent", "filtered": "excluded"}
+    how = [
+        {"what": what, "how": how, "keys": count}
+        for what, name in named.items()
+        for how, count in backfill[name].items()
+    ]
+    how = how or [{"what": "copied", "how": "no key was seen", "keys": 0}]
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "strategies"),
+        table=how,
+        description="Copy strategies of the backfill, and filtered keys",
+    )
     evaluate(migration, PHASE, {"reconciliation": [row]}, row)
     summary = [
         f"backfill: {backfill['keys_copied']:,} keys at {backfill['keys_per_s']:,.0f} keys/s; "
         f"seen {backfill['keys_seen']:,} = accounted {backfill['keys_accounted']:,}",
-        f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: {found['divergences_total']} divergences, "
+        f"verified {found['keys_verified']:,} of {found['keys_authority']:,} keys: "
+        f"{found['divergences_total']} divergences, "
         f"{found['keys_dirty']} dirty; lag {live_now['lag_entries']} entries",
     ]
     summary += live["feeds"]
     summary += carry_libraries(migration, PHASE)
     if live["kept"]:
-        summary.append(f"the copy of an earlier attempt was kept; {changed:,} keys changed while live sync was off and were copied again")
+        summary.append(
+            f"copy of an earlier attempt kept; {changed:,} keys changed while live sync was "
+            "off and were copied again"
+        )
     summary += say_heavy_keys(migration)
     if found["dead_letters"]:
-        rows = [{"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]} for letter in found["dead_letters"]]
-        create_table_artifact(key=artifact_key(migration, PHASE, "dead-letters"), table=rows, description="keys that could not be carried")
-        summary.insert(0, f"{len(rows)} KEYS COULD NOT BE CARRIED: accept each by name, or repair: " + ", ".join(row["name"] for row in rows[:10]))
+        rows = [
+            {"name": name_of(letter), "reason": letter["reason"], "attempts": letter["attempts"]}
+            for letter in found["dead_letters"]
+        ]
+        create_table_artifact(
+            key=artifact_key(migration, PHASE, "dead-letters"),
+            table=rows,
+            description="Keys that failed to copy",
+        )
+        summary.insert(
+            0,
+            f"{len(rows)} KEYS FAILED TO COPY: accept each by name, or repair: "
+            + ", ".join(row["name"] for row in rows[:10]),
+        )
     decision = ask(
         migrate_form(dead_letters=bool(found["dead_letters"])),
         migration=migration,
@@ -117,11 +149,15 @@ def migrate(migration: MigrationName = MIGRATION) -> State[str]:
         summary=summary,
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: (
-            why_letters_stand(migration, answer.get("accept_dead_letters", ""), attempt) if answer["decision"] == "approve" else None
+            why_letters_stand(migration, answer.get("accept_dead_letters", ""), attempt)
+            if answer["decision"] == "approve"
+            else None
         ),
     )
     if decision["verdict"] == "approve":
-        accept_letters(migration, decision["facts"].get("accept_dead_letters", ""), decision["decided_by"])
+        accept_letters(
+            migration, decision["facts"].get("accept_dead_letters", ""), decision["decided_by"]
+        )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended

@@ -1,4 +1,4 @@
-"""What the seven phases' flows have in common."""
+"""The parameters and the decorator that all phases share."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from tasks.turn import phase_turn
 
 # Prefect's forms show a default's description and title, and check a type's bounds.
 MigrationName = Annotated[str, Field(min_length=1, max_length=40)]
-MIGRATION: Any = Field(default="demo", description="name of the Migration block", json_schema_extra={"title": "Migration"})
+MIGRATION: Any = Field(
+    default="demo",
+    description="Name of the Migration block",
+    json_schema_extra={"title": "Migration"},
+)
 Seconds = Annotated[float | None, Field(gt=0, le=86_400)]
 SECONDS: Any = Field(
     default=None,
-    description="how long the traffic is watched, 86400 at most; without it the plan's observe_seconds",
+    description="Seconds to watch the traffic, at most 86400; empty: observe_seconds of the plan",
     json_schema_extra={"title": "Watch for (s)"},
 )
 Words = Annotated[str, Field(max_length=2_000)]
 BY: Any = Field(
     default="",
-    description="your name; with it and the reason, the return to the source is not asked for first",
+    description="Your name. With a name and a reason, traffic returns to the source without "
+    "a question",
     json_schema_extra={"title": "Decided by"},
 )
 WHY: Any = Field(
     default="",
-    description="why traffic returns to the source; kept in the ledger",
+    description="Reason for the return to the source; kept in the ledger",
     json_schema_extra={"title": "Why"},
 )
 
 
 def phase_flow(phase: Phase) -> Callable[[Callable[..., Any]], Flow[..., Any]]:
-    """Make a function the flow of `phase`: one process at a time runs it, none ends unnoticed.
+    """Make a function the flow of `phase`: one process at a time runs it, and its end is recorded.
 
-    Nothing is persisted by Prefect: what tasks returned is kept in the control store (tasks/kept.py).
+    Prefect persists nothing: the control store keeps the results of tasks (tasks/kept.py).
     """
 
     def make(function: Callable[..., Any]) -> Flow[..., Any]:

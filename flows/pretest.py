@@ -1,4 +1,4 @@
-"""Pre-test: can Exodus observe representative traffic safely? Applications still talk to the source directly."""
+"""Pre-test: can Exodus observe representative traffic safely? Applications still use the source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PHASE = Phase.PRE_TEST
 
 @phase_flow(PHASE)
 def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
-    """Watch a copy of the traffic for `seconds` (default: the plan's observe_seconds) and exercise the target, changing nothing."""
+    """Watch a copy of the traffic for `seconds` and exercise the target. Change nothing."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)
     before = fingerprint_source(migration)
@@ -26,14 +26,31 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
     exercises = exercise_target(migration)
     production = unchanged(migration, before)
     checks = [
-        {"check": "the traffic copy works", "ok": profile["requests"] > 0, "detail": f"{profile['requests']} requests"},
-        {"check": "every request could be parsed", "ok": profile["unreadable"] == 0, "detail": f"{profile['unreadable']} unreadable"},
-        {"check": "observability received the events", "ok": bool(profile["commands"]), "detail": f"{len(profile['commands'])} commands"},
-        *({"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings),
+        {
+            "check": "the traffic copy works",
+            "ok": profile["requests"] > 0,
+            "detail": f"{profile['requests']} requests",
+        },
+        {
+            "check": "every request could be parsed",
+            "ok": profile["unreadable"] == 0,
+            "detail": f"{profile['unreadable']} unreadable",
+        },
+        {
+            "check": "observability received the events",
+            "ok": bool(profile["commands"]),
+            "detail": f"{len(profile['commands'])} commands",
+        },
+        *(
+            {"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]}
+            for row in findings
+        ),
         *exercises,
         *production,
     ]
-    summary = {key: profile[key] for key in ("seconds", "requests", "requests_per_s", "writes", "clients")}
+    summary = {
+        key: profile[key] for key in ("seconds", "requests", "requests_per_s", "writes", "clients")
+    }
     evaluate(migration, PHASE, {"checks": checks}, summary)
     decision = ask(
         phase_form(),
@@ -42,7 +59,8 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         gate="observe",
         question="Can Exodus observe representative traffic safely?",
         summary=[
-            f"{profile['requests']:,} requests of {profile['clients']} clients in {profile['seconds']:.0f} s, all parsed",
+            f"{profile['requests']:,} requests of {profile['clients']} clients in "
+            f"{profile['seconds']:.0f} s, all parsed",
             f"{len(checks)} checks passed",
         ],
         evidence=f"evidence.{PHASE}",

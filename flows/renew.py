@@ -1,7 +1,8 @@
-"""Renew: bring one piece of evidence up to date, by a schedule or by hand. It asks for no decision and changes no phase.
+"""Renew: bring one kind of evidence up to date, by a schedule or by hand.
 
-Evidence ages: the workload changes, a rehearsal counts for `rehearsal_hours_max`, keys are written after they were
-compared. The deployment has a schedule for each kind, all inactive; switch on those that a long migration needs.
+It asks for no decision and changes no phase. Evidence ages: the workload changes, a rehearsal
+counts for `rehearsal_hours_max`, keys are written after they were compared. The deployment has an
+inactive schedule for each kind; activate those that a long migration needs.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from tasks.renewal import KINDS, RENEW, Kind, renew_one, why_not_now
 
 _KIND: Any = Field(
     default=KINDS[0],
-    description="workload: learn the traffic anew · comparison: compare all keys of both sides · "
+    description="workload: learn the traffic · comparison: compare all keys of both sides · "
     "rehearsal: rehearse the switch · drift: compare both sides after a cutover",
     json_schema_extra={"title": "Evidence"},
 )
 
 
-@flow(name=RENEW, flow_run_name="{migration}: renew the {kind}", persist_result=False)
+@flow(name=RENEW, flow_run_name="{migration}: renew {kind}", persist_result=False)
 def renew(
     migration: MigrationName = MIGRATION,
     kind: Annotated[Kind, Field()] = _KIND,
     seconds: Seconds = SECONDS,
 ) -> State[str]:
-    """Renew the evidence of one kind, where the migration allows it now; else say why not."""
+    """Renew the evidence of one kind, if the migration allows it now; else return the reason."""
     why = why_not_now(migration, kind)
     if why is not None:
         return Completed(name="Skipped", message=f"{kind} was not renewed: {why}")

@@ -1,4 +1,4 @@
-"""Rollback: traffic returns to the source, from any phase; then, should the run be repaired and retried, or abandoned?"""
+"""Rollback: traffic returns to the source, from any phase. Then: retry, or abandon?"""
 
 from __future__ import annotations
 
@@ -40,25 +40,47 @@ PHASE = Phase.ROLLBACK
 def _switch_back(migration: str, *, dead: bool) -> list[Json]:
     if dead:
         done = force_back(migration)
-        return [{"check": "the source is the authority, by force", "ok": True, "detail": f"epoch {done['epoch']}"}]
+        return [
+            {
+                "check": "the source is the authority, by force",
+                "ok": True,
+                "detail": f"epoch {done['epoch']}",
+            }
+        ]
     outcome = switch_authority(migration, PHASE, Side.SOURCE)
-    create_table_artifact(key=artifact_key(migration, PHASE, "timeline"), table=outcome["timeline"], description="the switch back, step by step")
-    back = {"check": "the source is the authority", "ok": outcome["authority"] == Side.SOURCE, "detail": f"epoch {outcome['epoch']}"}
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "timeline"),
+        table=outcome["timeline"],
+        description="Timeline of the switch back",
+    )
+    back = {
+        "check": "the source is the authority",
+        "ok": outcome["authority"] == Side.SOURCE,
+        "detail": f"epoch {outcome['epoch']}",
+    }
     if not outcome["flows_back"]:
-        return [back]  # the target's fence refuses Exodus too, until Migrate is started again
-    compared = wait_compared(migration)  # a rollback does not wait for a pass over everything
+        return [back]  # the target's fence blocks Exodus too, until Migrate starts again
+    compared = wait_compared(migration)  # a rollback does not wait for a pass over all keys
     if compared["equal"]:
         return [back, {"check": "both sides are equal", "ok": True, "detail": compared["text"]}]
     found = verify_sides(migration, PHASE)
     detail = f"{found['keys_verified']} keys verified, {found['divergences_total']} divergences"
-    return [back, {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": detail}]
+    return [
+        back,
+        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": detail},
+    ]
 
 
 @phase_flow(PHASE)
-def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: Words = WHY) -> State[str]:
-    """After a cutover: switch back without loss, or by force where the target is dead. Before one: stop copying.
+def rollback(
+    migration: MigrationName = MIGRATION, decided_by: Words = BY, why: Words = WHY
+) -> State[str]:
+    """After a cutover: switch back without loss, or by force if the target is dead.
 
-    Whoever starts it with their name and why has taken the first decision, and it is only asked where a person has to look at something first.
+    Before one: stop copying.
+
+    A start with name and reason is the first decision. Exodus still asks if a person must look
+    first.
     """
     began = open_phase(migration, PHASE)
     switched = began["authority"] == Side.TARGET
@@ -69,12 +91,21 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
         steps = STEPS if dead else explain_switch(migration, Side.SOURCE)
     summary = []
     if dead:
-        summary.append(f"THE TARGET IS DEAD: {target['keys_total']:,} keys had not flowed back and stay there (artifact and report rollback.left)")
-        rows = target["keys"] or [{"db": "", "key": "none: everything had flowed back"}]
-        create_table_artifact(key=artifact_key(migration, PHASE, "left"), table=rows, description="written at the target, not on the source")
+        summary.append(
+            f"THE TARGET IS DEAD: {target['keys_total']:,} keys have not flowed back and "
+            "stay there (artifact left, report rollback.left)"
+        )
+        rows = target["keys"] or [{"db": "", "key": "none: everything flowed back"}]
+        create_table_artifact(
+            key=artifact_key(migration, PHASE, "left"),
+            table=rows,
+            description="Keys written on the target that did not flow back",
+        )
     to_close = provider_instruction(began["plan"], Side.TARGET) if switched and not dead else None
     if to_close is not None:
-        summary.append(f"Block direct access to the target FIRST, then tick Fence confirmed: {to_close}")
+        summary.append(
+            f"Block direct access to the target FIRST, then tick Fence confirmed: {to_close}"
+        )
     if switched and not dead:
         summary += carry_libraries(migration, PHASE)
     names = " → ".join(step.split(":")[0].split(". ")[-1] for step in steps)
@@ -86,13 +117,20 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
         gate=BACK,
         question="Should traffic return to the source?",
         summary=summary,
-        evidence="rollback.left" if dead else "verification.commit" if switched else "verification.migrate",
+        evidence="rollback.left"
+        if dead
+        else "verification.commit"
+        if switched
+        else "verification.migrate",
         refuse=lambda answer, _: (
-            "the target is dead: look at what stays there, then tick Accept the loss (accept_loss)"
+            "the target is dead: review the keys that stay there, then tick Accept the loss "
+            "(accept_loss)"
             if dead and answer["decision"] == "approve" and not answer.get("accept_loss")
             else why_not_closed(answer, to_close)
         ),
-        beforehand={"decision": "approve", "decided_by": decided_by, "why": why} if decided_by and why else None,
+        beforehand={"decision": "approve", "decided_by": decided_by, "why": why}
+        if decided_by and why
+        else None,
     )
     if decision["verdict"] != "approve":
         return close_phase(migration, PHASE, decision)
@@ -102,9 +140,22 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
         checks = _switch_back(migration, dead=dead)
     if not switched or dead:
         stopped = stop_live_sync(migration, "rollback: live sync is off")
-        detail = f"epoch {stopped['epoch']}{', ' if stopped['not_told'] else ''}{stopped['not_told']}"
-        checks = [{"check": "the source is the authority", "ok": stopped["authority"] == Side.SOURCE, "detail": detail}]
-    evaluate(migration, PHASE, {"checks": checks}, {"switched_back": switched, "forced": dead, "authority": Side.SOURCE})
+        detail = (
+            f"epoch {stopped['epoch']}{', ' if stopped['not_told'] else ''}{stopped['not_told']}"
+        )
+        checks = [
+            {
+                "check": "the source is the authority",
+                "ok": stopped["authority"] == Side.SOURCE,
+                "detail": detail,
+            }
+        ]
+    evaluate(
+        migration,
+        PHASE,
+        {"checks": checks},
+        {"switched_back": switched, "forced": dead, "authority": Side.SOURCE},
+    )
     kept = keep_evidence(migration, PHASE)
     following = ask(
         next_form(),
@@ -115,11 +166,11 @@ def rollback(migration: MigrationName = MIGRATION, decided_by: Words = BY, why: 
         summary=[
             "the source is the authority; "
             + (
-                "live sync goes on, so that a retry copies nothing again"
+                "live sync goes on, so a retry copies nothing again"
                 if switched and not dead
                 else "live sync is off; a retry keeps the copy and compares it"
             ),
-            f"for the investigation: {kept['folder']} on {kept['host']}",
+            f"evidence for the investigation: {kept['folder']} on {kept['host']}",
         ],
         evidence=f"evidence.{PHASE}",
     )

@@ -1,4 +1,4 @@
-"""Test: is execution approved? Smoke checks, validation of the target, and the switch rehearsed there and back."""
+"""Test: is execution approved? Exercise the target and rehearse the switch there and back."""
 
 from __future__ import annotations
 
@@ -20,22 +20,49 @@ PHASE = Phase.TEST
 
 @phase_flow(PHASE)
 def test(migration: MigrationName = MIGRATION) -> State[str]:
-    """Exercise the target and rehearse the switch with sessions of the reserved prefix."""
+    """Exercise the target and rehearse the switch with keys of the rehearsal prefix."""
     open_phase(migration, PHASE)
     findings = check_sides(migration)
     beside = compare_beside(migration, PHASE)
     smoke = exercise_target(migration)
     rehearsal = rehearse_switch(migration)
-    create_table_artifact(key=artifact_key(migration, PHASE, "rehearsal"), table=rehearsal["switches"], description="the switch, there and back")
+    create_table_artifact(
+        key=artifact_key(migration, PHASE, "rehearsal"),
+        table=rehearsal["switches"],
+        description="Switches of the rehearsal",
+    )
     checks = [
-        *({"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]} for row in findings),
+        *(
+            {"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]}
+            for row in findings
+        ),
         *smoke,
-        {"check": "the rehearsal lost no write", "ok": rehearsal["lost_writes"] == 0, "detail": f"{rehearsal['acknowledged_writes']} acknowledged"},
-        {"check": "the rehearsal met no error", "ok": rehearsal["error_count"] == 0, "detail": "; ".join(rehearsal["errors"][:3])},
-        {"check": "the rehearsal went there and back", "ok": len(rehearsal["switches"]) == 2, "detail": ""},
-        {"check": "the rehearsal was under writes", "ok": rehearsal["acknowledged_writes"] > 0, "detail": ""},
+        {
+            "check": "the rehearsal lost no write",
+            "ok": rehearsal["lost_writes"] == 0,
+            "detail": f"{rehearsal['acknowledged_writes']} acknowledged",
+        },
+        {
+            "check": "the rehearsal met no error",
+            "ok": rehearsal["error_count"] == 0,
+            "detail": "; ".join(rehearsal["errors"][:3]),
+        },
+        {
+            "check": "the rehearsal went there and back",
+            "ok": len(rehearsal["switches"]) == 2,
+            "detail": "",
+        },
+        {
+            "check": "the rehearsal was under writes",
+            "ok": rehearsal["acknowledged_writes"] > 0,
+            "detail": "",
+        },
     ]
-    summary = {"checks": len(checks), "rehearsal_stall_ms_max": rehearsal["stall_ms_max"], "rehearsal_writes": rehearsal["acknowledged_writes"]}
+    summary = {
+        "checks": len(checks),
+        "rehearsal_stall_ms_max": rehearsal["stall_ms_max"],
+        "rehearsal_writes": rehearsal["acknowledged_writes"],
+    }
     evaluate(migration, PHASE, {"checks": checks}, summary)
     decision = ask(
         phase_form(),
@@ -45,7 +72,9 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         question="Is execution approved?",
         summary=[
             f"{len(checks)} checks passed",
-            f"rehearsed there and back under writes: 0 of {rehearsal['acknowledged_writes']:,} lost, longest stall {rehearsal['stall_ms_max']} ms",
+            "rehearsed there and back under writes: 0 of "
+            f"{rehearsal['acknowledged_writes']:,} lost, longest stall "
+            f"{rehearsal['stall_ms_max']} ms",
             *beside,
         ],
         evidence=f"evidence.{PHASE}",

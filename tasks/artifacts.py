@@ -1,4 +1,7 @@
-"""Artifacts of Prefect. Its UI renders every text of a table as Markdown, and what they show comes from clients and servers."""
+"""Create Prefect artifacts.
+
+The UI renders every text as Markdown, and texts come from clients and servers.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,14 @@ def _cell(value: Any) -> Any:
 
 
 def create_table_artifact(*, key: str, table: list[Json], description: str) -> None:
-    """Show rows as they are."""
-    artifacts.create_table_artifact(key=key, table=[{name: _cell(value) for name, value in row.items()} for row in table], description=description)
+    """Show rows with their texts escaped."""
+    artifacts.create_table_artifact(
+        key=key,
+        table=[{name: _cell(value) for name, value in row.items()} for row in table],
+        description=description,
+    )
 
 
 def create_markdown_artifact(*, key: str, text: str, description: str) -> None:
-    """Show Markdown whose values went through `exodus.safe_text.markdown`."""
+    """Show Markdown whose values passed `exodus.safe_text.markdown`."""
     artifacts.create_markdown_artifact(key=key, markdown=text, description=description)

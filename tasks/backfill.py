@@ -1,4 +1,4 @@
-"""Backfill as mapped tasks: one a slice and round, each about as long as `BUDGET_S`; they hold no state of their own."""
+"""Backfill as mapped tasks: one a slice and round, each about `BUDGET_S` long, without state."""
 
 from __future__ import annotations
 
@@ -23,20 +23,30 @@ from tasks.kept import kept_task
 BUDGET_S = 20.0
 
 
-@kept_task("slice the keyspace")
+@kept_task("Slice the keyspace")
 def slice_keyspace(migration: str) -> list[str]:
-    """Ids of the slices of every database of the source."""
+    """Return the ids of the slices of every database of the source."""
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            return [piece.slice_id for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)]
+            return [
+                piece.slice_id
+                for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)
+            ]
 
     return run(work())
 
 
-@kept_task("copy a slice", run_name="copy slice {slice_id}, round {attempt}", retries=2, retry_delay_seconds=2)
-def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int) -> Json:
-    """Copy one slice of the run `backfill` for a while, from its checkpoint on; its progress."""
+@kept_task(
+    "Copy slice",
+    run_name="Copy slice {slice_id}, round {attempt}",
+    retries=2,
+    retry_delay_seconds=2,
+)
+def copy_one_slice(
+    migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int
+) -> Json:
+    """Copy one slice from its checkpoint on, for a while; return its progress."""
     del attempt
 
     async def work() -> Json:
@@ -50,15 +60,17 @@ def copy_one_slice(migration: str, backfill: str, slice_id: str, writer_epoch: i
                 )
             engine = await open_engine(it.store, it.plan, route)
             async with budget_heard(it.store):
-                progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
+                progress = await copy_slice(
+                    engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S
+                )
             return progress.model_dump()
 
     return run(work())
 
 
-@kept_task("count the source's keys")
+@kept_task("Count source keys")
 def count_source(migration: str) -> int:
-    """How many keys the source has as the copy begins: what progress is measured by."""
+    """Return the number of keys of the source when the copy begins, the base of the progress."""
 
     async def work() -> int:
         async with opened(migration) as it:
@@ -67,8 +79,10 @@ def count_source(migration: str) -> int:
     return run(work())
 
 
-def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
-    """Return what looks how far a backfill is."""
+def backfill_look(
+    migration: str, backfill: str
+) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
+    """Return the function that reads the progress of a backfill."""
     total = count_source(migration)
 
     async def look(store: ControlStore, plan: Plan) -> ProgressSample:
@@ -78,9 +92,9 @@ def backfill_look(migration: str, backfill: str) -> Callable[[ControlStore, Plan
     return look
 
 
-@kept_task("count the backfill")
+@kept_task("Count copied keys")
 def count_backfill(migration: str, backfill: str) -> Json:
-    """All checkpoints of the run in one row; what was seen must be accounted for."""
+    """Return the sum of all checkpoints of the run; the counts must reconcile."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -102,7 +116,10 @@ def count_backfill(migration: str, backfill: str) -> Json:
                     "attempts",
                 )
             }
-            accounted = sum(total[f"keys_{what}"] for what in ("copied", "removed", "failed", "skipped", "excluded"))
+            accounted = sum(
+                total[f"keys_{what}"]
+                for what in ("copied", "removed", "failed", "skipped", "excluded")
+            )
             excluded: Counter[str] = Counter()
             strategies: Counter[str] = Counter()
             not_sent: Counter[str] = Counter()
@@ -110,9 +127,16 @@ def count_backfill(migration: str, backfill: str) -> Json:
                 excluded.update(progress.excluded)
                 strategies.update(progress.strategies)
                 not_sent.update(progress.not_sent)
-            # From the first slice's beginning to the last one's end: slices run one after the other where workers are few.
-            times = [(progress.began_ms, progress.ended_ms) for progress in slices if progress.ended_ms]
-            seconds = (max(ended for _, ended in times) - min(began for began, _ in times)) / 1000 if times else 0.0
+            # From the first slice's beginning to the last one's end: with few workers slices run
+            # one after the other.
+            times = [
+                (progress.began_ms, progress.ended_ms) for progress in slices if progress.ended_ms
+            ]
+            seconds = (
+                (max(ended for _, ended in times) - min(began for began, _ in times)) / 1000
+                if times
+                else 0.0
+            )
             return {
                 **total,
                 "keys_accounted": accounted,

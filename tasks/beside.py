@@ -1,4 +1,4 @@
-"""State beside the keys, compared and shown before a decision. The switch compares it again by itself."""
+"""Compare and show the state beside the keys before a decision. The switch compares it again."""
 
 from __future__ import annotations
 
@@ -13,28 +13,42 @@ from tasks.evidence import artifact_key
 _NAMED = 5
 
 
-@live_task(name="compare what is beside the keys")
+@live_task(name="Compare users, settings and code")
 def compare_beside(migration: str, phase: Phase) -> list[str]:
-    """Compare users, settings, libraries, scripts and modules of both sides; lines for a decision's summary."""
+    """Compare users, settings and code of both sides; return lines for a summary."""
 
     async def work() -> list[Row]:
         async with opened(migration) as it:
             route = await read_route(it.store)
-            ends = [await it.endpoint(side).any_node() for side in (route.authority, route.follower)]
-            async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
+            ends = [
+                await it.endpoint(side).any_node() for side in (route.authority, route.follower)
+            ]
+            async with (
+                await ends[0].connect(name="exodus-beside") as authority,
+                await ends[1].connect(name="exodus-beside") as follower,
+            ):
                 rows = await beside_keys.compare(it.plan, authority, follower)
-            await it.store.save_report(f"beside.{phase}", {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]})
+            await it.store.save_report(
+                f"beside.{phase}",
+                {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]},
+            )
             return rows
 
     rows = run(work())
     create_table_artifact(
-        key=artifact_key(migration, phase, "beside"), table=[row.as_json() for row in rows], description="what besides keys must be the same"
+        key=artifact_key(migration, phase, "beside"),
+        table=[row.as_json() for row in rows],
+        description="What besides keys must be the same",
     )
     counts = {outcome: [row for row in rows if row.outcome is outcome] for outcome in StateOutcome}
     lines = [
-        f"beside the keys: {len(counts[StateOutcome.SAME])} same, {len(counts[StateOutcome.DIFFERS])} differ, {len(counts[StateOutcome.NOT_PROVABLE])} not provable"
+        f"beside the keys: {len(counts[StateOutcome.SAME])} same, "
+        f"{len(counts[StateOutcome.DIFFERS])} "
+        f"differ, {len(counts[StateOutcome.NOT_PROVABLE])} not provable"
     ]
     if must := counts[StateOutcome.REQUIRED]:
         named = "; ".join(f"{row.what}: {row.means} ({row.remedy})" for row in must[:_NAMED])
-        lines.append(f"{len(must)} THING(S) MUST BE MENDED BEFORE THE CUTOVER, which is refused until then: {named}")
+        lines.append(
+            f"{len(must)} THING(S) MUST BE MENDED; the cutover is refused until then: {named}"
+        )
     return lines

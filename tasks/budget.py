@@ -1,4 +1,4 @@
-"""The impact budget from a Prefect variable: where there is one it holds, and may be changed in the UI while a backfill or a verification runs."""
+"""Read the impact budget from a Prefect variable, which may change in the UI during bulk work."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ EVERY_S = 20.0
 
 @asynccontextmanager
 async def budget_heard(store: ControlStore, *, every_s: float = EVERY_S) -> AsyncIterator[None]:
-    """Take the variable's budget at once, and again every `every_s` seconds while the context is open.
+    """Apply the variable's budget at once, and every `every_s` seconds while the context is open.
 
-    That Prefect does not answer is logged and delays nothing: the budget that was set last goes on to hold. So is a value that comes to be none
-    later on.
+    If Prefect does not answer, or the value is no budget later on, the task logs it and the last
+    budget stays in force.
 
     Raises:
-        OperatorError: the variable is no budget at the beginning; names the field and the value.
+        OperatorError: the variable is no budget at the beginning. It names the field and the value.
     """
     await _take(store)
 
@@ -52,7 +52,9 @@ async def _take(store: ControlStore) -> None:
         # Not aget: its client would leave a connection open in this loop.
         asked = await asyncio.to_thread(_asked)
     except (PrefectException, httpx.HTTPError) as exc:
-        get_run_logger().warning("the variable %s could not be read, the budget stays as it is: %s", BUDGET_VARIABLE, exc)
+        get_run_logger().warning(
+            "variable %s cannot be read; the budget is unchanged: %s", BUDGET_VARIABLE, exc
+        )
         return
     if asked is not None:
         await set_budget(store, parse_budget(json.dumps(asked)))

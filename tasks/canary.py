@@ -1,4 +1,4 @@
-"""Canary reads before a cutover: each step of the plan a decision, or by itself within the limits."""
+"""Canary reads before a cutover: each step is a decision, or follows within the limits."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tasks.kept import kept_task
 _LOOK_S = 0.2
 
 
-@kept_task(
-    "read {percent} % of the keys from the target, too",
-    run_name="read {percent} % of the keys from the target, too",
-)
+@kept_task("Canary reads", run_name="Canary reads of {percent} % of the keys")
 def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
-    """Choose a share, watch it for the plan's time, and say what became of its reads; `returned` is why it was given up, or None."""
+    """Set a share, watch it for the plan's time, and return its counts.
+
+    `returned` is the reason for its end, or None.
+    """
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -49,15 +49,23 @@ def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
                 "answer_ms_p99": found["answer_ms_p99"],
             }
             kept = await it.store.report(canary_share.REPORT) or {"steps": []}
-            await it.store.save_report(canary_share.REPORT, {"steps": [*kept["steps"], {**row, "phase": phase, "at_ms": await it.store.now_ms()}]})
+            await it.store.save_report(
+                canary_share.REPORT,
+                {
+                    "steps": [
+                        *kept["steps"],
+                        {**row, "phase": phase, "at_ms": await it.store.now_ms()},
+                    ]
+                },
+            )
             return row
 
     return run(work())
 
 
-@kept_task("end the canary reads")
+@kept_task("End canary reads")
 def end_canary(migration: str, why: str) -> None:
-    """Reads are asked of the authority alone again."""
+    """Send reads to the authority only."""
 
     async def work() -> None:
         async with opened(migration) as it:
@@ -67,24 +75,29 @@ def end_canary(migration: str, why: str) -> None:
 
 
 def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:
-    """Go through the plan's steps and end the canary; what to say of it in the next decision. Call it from a flow: it asks.
+    """Run the plan's steps, end the canary, and return lines for the next decision.
 
-    A rejection ends the canary, not the phase: what follows is the decision whether to cut over, with what was seen.
+    Call it from a flow, because it asks decisions. A rejection ends the canary, not the phase: the
+    decision whether to cut over follows.
     """
     rows: list[Json] = []
     for percent in limits.steps:
         gate = f"{CANARY}{percent}"
         if not rows or limits.advance == "manual":
             decision = ask(
-                phase_form("approve: the canary reads begin; reject: they end, and the cutover is asked for"),
+                phase_form(
+                    "approve: start these canary reads; reject: end them, and the cutover "
+                    "is asked for"
+                ),
                 migration=migration,
                 phase=phase,
                 gate=gate,
-                question=f"Should the reads of {percent} % of the keys be asked of the target, too?",
+                question=f"Should reads of {percent} % of the keys also go to the target?",
                 summary=[
                     f"{rows[-1]['percent']} %: {rows[-1]['text']}"
                     if rows
-                    else f"a read gets what the source answers in any case, and waits for the target at most {limits.wait_ms_max:g} ms",
+                    else "clients always get a correct answer, and wait for the target at "
+                    f"most {limits.wait_ms_max:g} ms",
                     "reject ends the canary; the decision whether to cut over follows",
                 ],
                 evidence=canary_share.REPORT,
@@ -96,10 +109,17 @@ def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:
             break
     if rows:
         end_canary(migration, "the canary's steps have ended")
-        create_table_artifact(key=artifact_key(migration, phase, "canary"), table=rows, description="canary reads, step by step")
+        create_table_artifact(
+            key=artifact_key(migration, phase, "canary"),
+            table=rows,
+            description="Canary reads by step",
+        )
     last = rows[-1] if rows else None
     return (
         []
         if last is None
-        else [f"canary reads, {last['percent']} %: {last['text']}" + (f"; RETURNED: {last['returned']}" if last["returned"] else "")]
+        else [
+            f"canary reads, {last['percent']} %: {last['text']}"
+            + (f"; RETURNED: {last['returned']}" if last["returned"] else "")
+        ]
     )

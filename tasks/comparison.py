@@ -1,4 +1,4 @@
-"""Compare: shadowing on and off, and what the comparer found."""
+"""Compare: turn shadowing on and off, and read the comparer's results."""
 
 from __future__ import annotations
 
@@ -22,31 +22,47 @@ from tasks.kept import kept_task
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
-_EXPIRY_STEP_MS = 1_000  # an expiry that moved by less is the time between two questions
+_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 _OUTCOMES = (
-    "compared", "equal", "inconclusive", "not_comparable", "not_tried", "too_slow", "infrastructure", "excluded", "divergences",
-)  # fmt: skip
+    "compared",
+    "equal",
+    "inconclusive",
+    "not_comparable",
+    "not_tried",
+    "too_slow",
+    "infrastructure",
+    "excluded",
+    "divergences",
+)
 
 
 def no_row() -> Json:
-    """Return what stands in the comparison where no request was seen: an empty table has no columns to judge."""
+    """Return the row for a comparison without requests: an empty table has no columns to judge."""
     return {"command": "none", **dict.fromkeys(_OUTCOMES, 0)}
 
 
 async def _wait(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "comparer"):
-        await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
+        await registry.wait_for(
+            it.store,
+            kind,
+            lambda beat: beat.epoch >= epoch,
+            within_s=_FOLLOW_S,
+            otherwise=f"a {kind} did not follow the route",
+        )
 
 
-@kept_task("shadow sampled traffic")
+@kept_task("Compare sampled requests")
 def shadow(migration: str, seconds: float | None) -> Json:
-    """Have sampled keys copied to the target and their requests compared there for some seconds; the comparer's rows."""
+    """Copy sampled keys to the target, compare their requests there, return the rows."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             await answered(it.store.client.delete(it.store.keys.divergence))
             route = await read_route(it.store)
-            await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch)
+            await set_writer_epoch(
+                Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch
+            )
             salt = route.epoch + 1
             route = await change_route(
                 it.store,
@@ -66,12 +82,24 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 rows: list[Json] = []
                 for beat in beats:
                     for name, row in beat.facts["rows"].items():
-                        rows.append({"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}})
-                return {"rows": sorted(rows, key=lambda row: -row["compared"]), "convergence": await _convergence(it)}
+                        rows.append(
+                            {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
+                        )
+                return {
+                    "rows": sorted(rows, key=lambda row: -row["compared"]),
+                    "convergence": await _convergence(it),
+                }
             finally:
                 now = await read_route(it.store)
                 after = await change_route(
-                    it.store, now, now.next(why="compare is over", journal=JournalMode.OFF, shadow_rate=0.0, shadow_scripts=False)
+                    it.store,
+                    now,
+                    now.next(
+                        why="compare is over",
+                        journal=JournalMode.OFF,
+                        shadow_rate=0.0,
+                        shadow_scripts=False,
+                    ),
                 )
                 await _wait(it, after.epoch)
 
@@ -81,8 +109,9 @@ def shadow(migration: str, seconds: float | None) -> Json:
 async def _convergence(it: Opened) -> Json:
     """Read the states of the sampled keys on both sides: are writes converging?
 
-    A key that is written all the time differs at any one look. So the verdict is of keys that stood still: what
-    did not change at the authority from the beginning of a pause to its end has to be on the target by then.
+    A key that is written all the time differs at any one look. So the verdict is of keys that stood
+    still: what did not change at the authority from the beginning of a pause to its end has to be
+    on the target by then.
     """
     packed = await answered(it.store.client.smembers(it.store.keys.seeded))
     keys = [key for one in packed for key in unpack(one)]
@@ -106,7 +135,10 @@ async def _convergence(it: Opened) -> Json:
 
 
 async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
-    """What changes with a key's value or expiry at the authority; the same as long as nobody writes it."""
+    """Return a digest of value and expiry of each key.
+
+    It stays the same while nobody writes the key.
+    """
     found: dict[Key, object] = {}
     for db in {db for db, _ in keys}:
         await leg.select(db)
@@ -119,14 +151,21 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
             await leg.pipeline([("PTTL", name) for name in names]),
             strict=True,
         ):
-            expires = round((at_ms + left_ms) / _EXPIRY_STEP_MS) if isinstance(left_ms, int) and left_ms > 0 else left_ms
-            found[(db, name)] = (hashlib.sha256(dump).digest() if isinstance(dump, bytes) else None, expires)
+            expires = (
+                round((at_ms + left_ms) / _EXPIRY_STEP_MS)
+                if isinstance(left_ms, int) and left_ms > 0
+                else left_ms
+            )
+            found[(db, name)] = (
+                hashlib.sha256(dump).digest() if isinstance(dump, bytes) else None,
+                expires,
+            )
     return found
 
 
-@kept_task("list divergences")
+@kept_task("List divergences")
 def list_divergences(migration: str) -> list[Json]:
-    """The comparer's ledger."""
+    """Return the comparer's ledger of divergences."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
@@ -136,9 +175,9 @@ def list_divergences(migration: str) -> list[Json]:
     return run(work())
 
 
-@kept_task("remove the sample from the target")
+@kept_task("Remove the sample from the target")
 def remove_sample(migration: str) -> int:
-    """Take the keys that Compare put on the target away again; how many."""
+    """Remove the keys that Compare copied to the target; return their number."""
 
     async def work() -> int:
         async with opened(migration) as it:

@@ -1,4 +1,4 @@
-"""What the workload would meet on the target: commands, payloads, size, and what follows for the strategy."""
+"""Compare the workload with the target: commands, payloads, size, and advice on the strategy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
-COPIES_PER_S_MAX = 50  # of one key: lanes look every 20 ms, and copy what changed meanwhile once
+COPIES_PER_S_MAX = 50  # of one key: a lane copies the keys of 20 ms in one batch
 
 
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
@@ -21,28 +21,33 @@ async def _tables(it: Opened) -> dict[Side, CommandTable]:
         client = make_client(it.plan.address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)
         try:
-            tables[side] = CommandTable.from_replies(await answered(client.execute_command("COMMAND")))
+            tables[side] = CommandTable.from_replies(
+                await answered(client.execute_command("COMMAND"))
+            )
         finally:
             await client.aclose()
     return tables
 
 
-@kept_task("check the commands against the target")
+@kept_task("Check commands against the target")
 def check_commands(migration: str, commands: list[Json]) -> list[Json]:
-    """Each command that was seen, and whether the target has it."""
+    """Return each observed command, and whether the target has it."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
             tables = await _tables(it)
             missing = tables[Side.SOURCE].without(tables[Side.TARGET])
-            return [{**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing} for row in commands]
+            return [
+                {**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing}
+                for row in commands
+            ]
 
     return run(work())
 
 
-@kept_task("see how keys would be carried")
+@kept_task("Dry run of the copy")
 def foresee_strategies(migration: str) -> list[Json]:
-    """A dry run over a sample: strategy and reason by type and size."""
+    """Return strategy and reason by type and size for a sample of keys."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
@@ -51,9 +56,12 @@ def foresee_strategies(migration: str) -> list[Json]:
     return run(work())
 
 
-@kept_task("weigh the hot keys")
+@kept_task("Find large hot keys")
 def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
-    """Advice on keys that are large and used often: live sync copies all of such a key after each write of it."""
+    """Return advice on large keys that are used often.
+
+    Live sync copies the full key after each write.
+    """
 
     async def work() -> list[Json]:
         rows: list[Json] = []
@@ -70,9 +78,11 @@ def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
                         rows.append(
                             {
                                 "topic": "large hot key",
-                                "finding": f"{row['key']} of database {db}: {kind!s}, {used:,} bytes, {row['requests_per_s']:,} requests/s",
-                                "advice": f"where these are writes live sync copies up to {per_s / 1e6:,.1f} MB/s for it: "
-                                "trim or split the key, write it less often, or set strategy: native",
+                                "finding": f"{row['key']} of database {db}: {kind!s}, "
+                                f"{used:,} bytes, {row['requests_per_s']:,} requests/s",
+                                "advice": "if these are writes, live sync copies up to "
+                                f"{per_s / 1e6:,.1f} MB/s for this key: "
+                                "trim or split it, write it less often, or set strategy: native",
                             }
                         )
         return rows
@@ -80,28 +90,34 @@ def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
     return run(work())
 
 
-@kept_task("recommend size and strategy")
+@kept_task("Recommend size and strategy")
 def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
-    """Target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
+    """Return target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
     del migration
     source, target = facts["source"], facts["target"]
     needed = int(source["used_memory"] * _SIZE_MARGIN)
     rows = [
         {
             "topic": "target size",
-            "finding": f"the source uses {source['used_memory']:,} bytes for {sum(source['databases'].values()):,} keys",
+            "finding": f"the source uses {source['used_memory']:,} bytes for "
+            f"{sum(source['databases'].values()):,} keys",
             "advice": f"maxmemory of the target: {needed:,} bytes or more"
-            + ("" if not target["maxmemory"] or target["maxmemory"] >= needed else f" (it is {target['maxmemory']:,})"),
+            + (
+                ""
+                if not target["maxmemory"] or target["maxmemory"] >= needed
+                else f" (it is {target['maxmemory']:,})"
+            ),
         },
         {
             "topic": "strategy",
             "finding": f"DUMP version {source['payload_version']} to {target['payload_version']}",
-            "advice": "dump-restore; what the target refuses is copied type by type",
+            "advice": "dump-restore; payloads that the target refuses are copied by type",
         },
         {
             "topic": "reverse sync",
             "finding": f"DUMP version {target['payload_version']} to {source['payload_version']}",
-            "advice": "whole payloads where they fit, else type by type: new types of the target could not flow back",
+            "advice": "payloads if they fit, else by type; types that only the target has "
+            "cannot flow back",
         },
     ]
     for side, node in facts.items():
@@ -110,11 +126,16 @@ def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
             {
                 "topic": f"{side} capabilities",
                 "finding": f"not available: {', '.join(lacking) or 'none'}",
-                "advice": "found by probing; nothing to do",
+                "advice": "found by probing; no action needed",
             }
         )
     for risk, count in workload.get("risks", {}).items():
         rows.append(
-            {"topic": "risk", "finding": f"{risk}: {count}", "advice": "its keys are not in the journal: verify before cutover, or declare the keys"}
+            {
+                "topic": "risk",
+                "finding": f"{risk}: {count}",
+                "advice": "these keys are not in the journal: verify before the cutover, or "
+                "declare the keys",
+            }
         )
     return rows

@@ -1,4 +1,4 @@
-"""Opening a migration inside a task: the plan with its secrets, and the control store."""
+"""Open a migration inside a task: the plan with its secrets, and the control store."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ _AGAIN_S = 0.5
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a function a task whose answer is true now only.
+    """Make a function a task whose answer is true only now.
 
-    After a decision a kept answer (`tasks/kept.py`) would be taken for a new one. This task is executed
-    again each time the flow runs from the top, so also between an approval and what it approves.
+    After a decision a kept answer (`tasks/kept.py`) would pass for a new one. This task runs again
+    each time the flow runs from the top, so also between an approval and its effect.
     """
     return task(name=name, persist_result=False, cache_policy=NO_CACHE)
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A migration as a task works with it."""
+    """A migration that a task has opened."""
 
-    plan: Plan  # as it is registered
+    plan: Plan  # the registered plan
     store: ControlStore
-    proposed: Plan  # as the block has it, which a phase registers when it begins
+    proposed: Plan  # the block's plan, which a phase registers when it begins
 
     def endpoint(self, side: Side) -> Endpoint:
-        """One side."""
+        """Return one side."""
         return Endpoint(side, self.plan.address(side))
 
 
 def load(migration: str) -> Migration:
-    """The block of a migration.
+    """Return the block of a migration.
 
     Raises:
-        OperatorError: there is none, or a field of it cannot be.
+        OperatorError: the block does not exist, or a field has an impossible value.
     """
     try:
         return cast("Migration", Migration.load(migration))
@@ -73,7 +73,7 @@ def load(migration: str) -> Migration:
         field = ".".join(str(part) for part in first["loc"])
         raise OperatorError(
             f"the Migration block {migration} cannot be used: {field}: {first['msg'].lower()}",
-            why="it was saved in the Prefect UI, which does not check its fields against each other",
+            why="it was saved in the Prefect UI, which does not check fields against each other",
             next_step=f"correct {field or 'it'} in the UI, or: exodus apply migration.yaml",
         ) from None  # its text has values of the block
     except ValueError as exc:
@@ -86,13 +86,14 @@ def load(migration: str) -> Migration:
 
 @asynccontextmanager
 async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Opened]:
-    """Load the block, connect to the control store, close it afterwards.
+    """Load the block, connect to the control store, and close it afterwards.
 
-    With `beginning`, the plan is the block's, which is about to be registered.
-    A store that is restarted or fails over is away for seconds. A phase does not fail for that, and its end is written down all the same.
+    With `beginning`, the plan is the block's, which is about to be registered. A store that
+    restarts or fails over is away for seconds; a phase waits for it, and its end is recorded all
+    the same.
 
     Raises:
-        ControlStoreError: it did not come back within `STORE_AWAY_S`.
+        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
     """
     block = await asyncio.to_thread(load, migration)
     proposed = block.plan()
@@ -103,17 +104,17 @@ async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Op
 
 
 async def registered_plan(store: ControlStore) -> Plan | None:
-    """Return the plan that the control store has, or None."""
+    """Return the plan in the control store, or None."""
     return await store.plan() if await answered(store.client.exists(store.keys.plan)) else None
 
 
 def in_place(registered: Plan, block: Plan) -> Plan:
-    """Return the registered plan with the passwords and files of the block, which are of this worker.
+    """Return the registered plan with the passwords and files of the block.
 
-    A block that was changed in the UI counts from the next phase on: that phase checks and registers it.
+    A block that changed in the UI counts from the next phase on, which checks and registers it.
 
     Raises:
-        OperatorError: the block names another server, so its password is for another one.
+        OperatorError: the block names another server, so its password is for that server.
     """
     changed = {}
     for side in Side:
@@ -121,15 +122,16 @@ def in_place(registered: Plan, block: Plan) -> Plan:
         if any(getattr(ours, name) != getattr(theirs, name) for name in _PLACE):
             raise OperatorError(
                 f"the Migration block names another {side} than the registered plan",
-                why=f"{theirs.url} is not {ours.url}, which this phase began with",
-                next_step=f"put {ours.url} back into the block; or cancel this run, then exodus apply",
+                why=f"{theirs.url} is not {ours.url}, with which this phase began",
+                next_step=f"put {ours.url} back into the block; or cancel this run, then "
+                "exodus apply",
             )
         changed[str(side)] = theirs
     return registered.model_copy(update=changed)
 
 
 def plan_of(migration: str) -> Plan:
-    """Return the plan as it is registered, for a flow's own code."""
+    """Return the registered plan, for a flow's own code."""
 
     async def work() -> Plan:
         async with opened(migration) as it:
@@ -140,16 +142,16 @@ def plan_of(migration: str) -> Plan:
 
 @functools.lru_cache(maxsize=8)
 def _place(migration: str, run_id: str) -> tuple[Address, str]:
-    """Where a run's control store is, and the migration's name there; asked of Prefect once."""
+    """Return a run's control store and the migration's name there. Prefect is asked once."""
     del run_id
     block = load(migration)
     return block.control_store.address("control_store"), block.migration
 
 
 async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], Awaitable[T]]) -> T:
-    """Do work in the control store of a run, again where the store was away in the middle of it.
+    """Do work in the control store of a run; repeat it if the store went away meanwhile.
 
-    The work must be one that may be done twice.
+    The work must be repeatable.
 
     Raises:
         ControlStoreError: the store did not come back within `STORE_AWAY_S`.
@@ -165,7 +167,7 @@ async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], A
                     raise ControlStoreError(
                         "the control store lost a request",
                         why=str(exc),
-                        next_step="look whether it runs and has room",
+                        next_step="check that it runs and has free memory",
                     ) from exc
         await asyncio.sleep(_AGAIN_S)
 
@@ -174,7 +176,7 @@ async def connect(address: Address, migration: str) -> ControlStore:
     """Connect to a control store, which may be away for a while.
 
     Raises:
-        ControlStoreError: it did not come back within `STORE_AWAY_S`.
+        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
     """
     deadline = time.monotonic() + STORE_AWAY_S
     while True:
@@ -183,10 +185,12 @@ async def connect(address: Address, migration: str) -> ControlStore:
         except ControlStoreError as exc:
             if time.monotonic() > deadline:
                 raise
-            log.warning("waits for the control store, at most %.0f s in all: %s", STORE_AWAY_S, exc.why)
+            log.warning(
+                "waiting for the control store, at most %.0f s in all: %s", STORE_AWAY_S, exc.why
+            )
             await asyncio.sleep(_AGAIN_S)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a task's asynchronous work; tasks themselves are plain functions."""
+    """Run a task's asynchronous work. Tasks themselves are plain functions."""
     return uvloop.run(work)

@@ -1,4 +1,4 @@
-"""The switch, its rehearsal, the forced way back, the evidence bundle, and what ends a migration: finalising and cleaning up."""
+"""The switch and its rehearsal, the forced way back, evidence, and the end of a migration."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from tasks.runs import why_rollback_is_open
 
 _FOLLOW_S = 15.0
 _CLOSED = -1
-_LISTED = 1_000  # of the keys that stay, by name
+_LISTED = 1_000  # keys that stay, listed by name
 _FOLDER = "EXODUS_EVIDENCE_DIR"
-_KEY = "EXODUS_EVIDENCE_KEY"  # file with the Ed25519 private key that signs bundles; without it none is signed
+# File with the Ed25519 private key that signs bundles. Without it bundles are unsigned.
+_KEY = "EXODUS_EVIDENCE_KEY"
 
 
-@kept_task("rehearse the switch")
+@kept_task("Rehearse the switch")
 def rehearse_switch(migration: str) -> Json:
-    """Switch the reserved prefix to the target and back, under writes."""
+    """Switch the rehearsal's prefix to the target and back, under writes."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -50,9 +51,9 @@ def rehearse_switch(migration: str) -> Json:
     return run(work())
 
 
-@kept_task("explain the switch")
+@kept_task("List the steps of the switch")
 def explain_switch(migration: str, to: str) -> list[str]:
-    """The steps that `switch_authority` would do."""
+    """Return the steps that `switch_authority` would do."""
 
     async def work() -> list[str]:
         async with opened(migration) as it:
@@ -61,14 +62,19 @@ def explain_switch(migration: str, to: str) -> list[str]:
     return run(work())
 
 
-@kept_task("switch the authority to the {to}", run_name="switch the authority to the {to}")
-def switch_authority(migration: str, phase: str, to: str, window: Json | None = None, plan_digest: str = "") -> Json:
-    """Do the switch, in a window where one was approved; once: where the route has it already, put right what is left, and say so.
+@kept_task("Switch the authority", run_name="Switch the authority to the {to}")
+def switch_authority(
+    migration: str, phase: str, to: str, window: Json | None = None, plan_digest: str = ""
+) -> Json:
+    """Do the switch once, in a window if one was approved.
 
-    With the digest of the plan that was approved, the switch also asks for that plan and for fresh verification.
+    If the route has switched already, settle the rest.
+
+    With the digest of the approved plan, the switch also requires that plan and a fresh
+    verification.
 
     Raises:
-        DecisionRefused, CutoverAborted: it was not done, and everything is as before.
+        DecisionRefused, CutoverAborted: the switch was not done, and nothing has changed.
     """
 
     async def work() -> Json:
@@ -79,20 +85,34 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
                 left = await settle(it.store, it.plan)
                 facts: dict[str, Any] = {"not_settled": "; ".join(left)}
                 flows = not await blocks_exodus(it.store, side.other)
-                return {"authority": to, "epoch": route.epoch, "already": True, "timeline": [], "facts": facts, "flows_back": flows}
+                return {
+                    "authority": to,
+                    "epoch": route.epoch,
+                    "already": True,
+                    "timeline": [],
+                    "facts": facts,
+                    "flows_back": flows,
+                }
             if phase == Phase.ROLLBACK:
-                await end_hold(it.store, it.plan, "a rollback takes the place of the switch that was under way")
+                await end_hold(it.store, it.plan, "a rollback replaces the switch in progress")
             names = [step.name for step in switch.steps(it.plan, side)]
             async with shown(migration, phase, names, it.store) as artifact:
                 when = None if window is None else Window.model_validate(window)
                 approved = Approved(plan_digest, fresh=bool(plan_digest))
-                done = await switch.apply(it.store, it.plan, side, window=when, approved=approved, tell=artifact.tell)
-            prepare()  # not before: it would take processor time from the hold
+                done = await switch.apply(
+                    it.store, it.plan, side, window=when, approved=approved, tell=artifact.tell
+                )
+            prepare()  # not before the switch: it would take processor time from the hold
             facts = dict(done.facts)
             report = {
-                "authority": to, "epoch": done.route.epoch, "already": False, "timeline": done.timeline, "facts": facts, "switch": done.id,
+                "authority": to,
+                "epoch": done.route.epoch,
+                "already": False,
+                "timeline": done.timeline,
+                "facts": facts,
+                "switch": done.id,
                 "flows_back": not await blocks_exodus(it.store, side.other),
-            }  # fmt: skip
+            }
             await it.store.save_report(f"switch.{phase}", report)
             await ledger.record(
                 it.store,
@@ -110,9 +130,9 @@ def switch_authority(migration: str, phase: str, to: str, window: Json | None = 
     return run(work())
 
 
-@kept_task("keep the word of who closed the way to the {side}")
+@kept_task("Record the firewall confirmation")
 def confirm_fence(migration: str, side: str, by: str) -> None:
-    """A person says that only gateways and Exodus reach a side: `provider` fences rely on it, for one switch."""
+    """Record that a person confirmed that only gateways and Exodus reach a side, for one switch."""
 
     async def work() -> None:
         async with opened(migration) as it:
@@ -121,24 +141,32 @@ def confirm_fence(migration: str, side: str, by: str) -> None:
     run(work())
 
 
-@kept_task("look whether the target is alive")
+@kept_task("Check that the target answers")
 def look_at_target(migration: str) -> Json:
-    """Whether the target answers; where it does not, what was written there and has not flowed back, key by key."""
+    """Return whether the target is dead, and then the keys that have not flowed back from it."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             dead = await forced_rollback.why_dead(it.plan, Side.TARGET)
-            keys, total = await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
-            report = {"dead": dead, "keys_total": total, "keys": [{"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys]}
+            keys, total = (
+                await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
+            )
+            report = {
+                "dead": dead,
+                "keys_total": total,
+                "keys": [
+                    {"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys
+                ],
+            }
             await it.store.save_report("rollback.left", report)
             return report
 
     return run(work())
 
 
-@kept_task("force the authority back to the source")
+@kept_task("Force the authority back to the source")
 def force_back(migration: str) -> Json:
-    """Back to the source although the target is dead.
+    """Return the authority to the source although the target is dead.
 
     Raises:
         DecisionRefused: the target answers.
@@ -150,7 +178,9 @@ def force_back(migration: str) -> Json:
             if route.authority is Side.SOURCE:
                 return {"epoch": route.epoch, "already": True}
             done = await forced_rollback.force_back(it.store, it.plan)
-            await it.store.save_report("switch.rollback", {"authority": "source", "forced": True, **done})
+            await it.store.save_report(
+                "switch.rollback", {"authority": "source", "forced": True, **done}
+            )
             await ledger.record(
                 it.store,
                 LedgerEntry(
@@ -167,14 +197,19 @@ def force_back(migration: str) -> Json:
     return run(work())
 
 
-@kept_task("check that the source may be given up")
+@kept_task("Check that the source may be given up")
 def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | None:
-    """Why the business decision cannot be taken now, or None. Kept for each answer, so that an answer once refused stays refused."""
+    """Return why the source may not be given up now, or None.
+
+    Kept for each answer: a refused answer stays refused.
+    """
     del attempt
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            return await finalise_checks.problems(it.store, it.plan, Identity.model_validate(decided_by))
+            return await finalise_checks.problems(
+                it.store, it.plan, Identity.model_validate(decided_by)
+            )
 
     rollback = _why_rollback_is_open(migration)
     return "; ".join(([rollback] if rollback else []) + run(work())) or None
@@ -188,13 +223,13 @@ def _why_rollback_is_open(migration: str) -> str | None:
     return why_rollback_is_open(migration, run(work()))
 
 
-@kept_task("keep the evidence")
+@kept_task("Write the evidence bundle")
 def keep_evidence(migration: str, phase: str) -> Json:
-    """Write everything that is known as a hash-chained bundle, and the head of its chain into the ledger.
+    """Write a hash-chained bundle of everything known, and the head of its chain into the ledger.
 
-    The bundle is written to the control store, which outlives this worker, and to a folder here.
+    The bundle goes to the control store, which outlives this worker, and to a folder here.
     """
-    # Never the working directory: a worker runs each flow in a temporary one, and removes it afterwards.
+    # Never the working directory: a worker runs each flow in a temporary one and removes it.
     under = Path(os.environ.get(_FOLDER) or Path.home() / "exodus-evidence").absolute() / migration
     signs = os.environ.get(_KEY)
 
@@ -212,8 +247,11 @@ def keep_evidence(migration: str, phase: str) -> Json:
                 get_run_logger().warning("the bundle is on this worker only: %s", lost)
             host = socket.gethostname()
             facts: dict[str, str | int | float | bool | None] = {
-                "folder": str(folder), "host": host, "head": head, "name": "" if lost else name,
-            }  # fmt: skip
+                "folder": str(folder),
+                "host": host,
+                "head": head,
+                "name": "" if lost else name,
+            }
             await ledger.record(
                 it.store,
                 LedgerEntry(
@@ -229,17 +267,21 @@ def keep_evidence(migration: str, phase: str) -> Json:
             fetch = "" if lost else f"\n\n`exodus evidence fetch {name} --name {name}`"
             create_markdown_artifact(
                 key=artifact_key(migration, phase, "bundle"),
-                text=f"`{folder}` on `{host}`{fetch}\n\nhead `{head}`\n\n`exodus evidence check {name if fetch else folder} --head {head}`",
-                description="the evidence bundle",
+                text=f"`{folder}` on `{host}`{fetch}\n\nhead `{head}`\n\n`exodus evidence "
+                f"check {name if fetch else folder} --head {head}`",
+                description="Evidence bundle",
             )
             return facts
 
     return run(work())
 
 
-@kept_task("stop live sync")
+@kept_task("Stop live sync")
 def stop_live_sync(migration: str, why: str) -> Json:
-    """End copying without a switch: the authority stays what it is. Journal and ledger are kept for investigation."""
+    """End copying without a switch: the authority stays.
+
+    Journal and ledger are kept for investigation.
+    """
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -249,16 +291,22 @@ def stop_live_sync(migration: str, why: str) -> Json:
     return run(work())
 
 
-@kept_task("finalise")
+@kept_task("Finalise")
 def finalise(migration: str, decided_by: Json) -> Json:
-    """Close the way back: reverse sync and journal off, Exodus's own keys removed from both sides. The old source stays fenced.
+    """Close the way back: reverse sync and journal off, Exodus's keys removed.
+
+    The source stays fenced.
 
     Raises:
-        DecisionRefused: what it was decided on does not hold any more.
+        DecisionRefused: a condition of the decision does not hold any more.
     """
     rollback = _why_rollback_is_open(migration)
     if rollback is not None:
-        raise DecisionRefused("the source may not be given up", why=rollback, next_step="answer the rollback; then retry the run of commit")
+        raise DecisionRefused(
+            "the source may not be given up",
+            why=rollback,
+            next_step="answer the rollback; then retry the run of commit",
+        )
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -270,9 +318,12 @@ def finalise(migration: str, decided_by: Json) -> Json:
     return run(work())
 
 
-@kept_task("clean up an abandoned migration")
+@kept_task("Clean up the abandoned migration")
 def abandon(migration: str, *, clean_target: bool) -> Json:
-    """Live sync off, fences lifted, Exodus's own keys removed, and, where asked, every key that the target holds of the source."""
+    """Turn live sync off, lift fences, and remove Exodus's keys.
+
+    With `clean_target` the copied keys of the target go too.
+    """
 
     async def work() -> Json:
         async with opened(migration) as it:

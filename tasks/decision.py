@@ -1,8 +1,9 @@
-"""Decisions: typed forms that a person answers while nothing runs.
+"""Decisions: typed forms that a person answers while no process runs.
 
-A decision suspends the flow run. The form's description shows the evidence in short (Prefect clips it after a few lines) and where all of it is;
-its own constraints are checked by Prefect, and once more here, since Prefect drops some (facts: `with_initial_data`). An answer that
-does not hold asks again, with the reason.
+A decision suspends the flow run. The form's description shows a summary of the evidence, because
+Prefect cuts it after a few lines, and names the place of the rest. Prefect checks the form's
+constraints, and this module checks them again: `with_initial_data` drops some
+(docs/decisions/0009-prefect-suspend.md). An invalid answer is asked again, with the reason.
 """
 
 from __future__ import annotations
@@ -27,56 +28,69 @@ _TEXT_MAX = 2_000
 APPROVE, REJECT = "approve", "reject"
 IN_WINDOW = "approve in window"
 RETRY, ABANDON = "retry", "abandon"
-FIELDS_MAX = 4  # more of them leave no room for the summary in Prefect's dialog (1440 × 900)
+FIELDS_MAX = 4  # with more, Prefect's dialog (1440 × 900) has no room for the summary
 
 
 def form(words: tuple[str, ...], means: str, **more: Any) -> type[RunInput]:
-    """Return the form of a decision: its words, who decides, why, and at most one field more.
+    """Return the form of a decision: its words, who decides, why, and at most one more field.
 
     Args:
-        means: what each word means, in one line under the drop-down.
-        more: name of the further field → its type and `Field`.
+        words: the possible answers.
+        means: the meaning of each word, in one line under the drop-down.
+        more: name of the other field → its type and `Field`.
     """
     fields: dict[str, Any] = {
         "decision": (Literal[words], Field(title="Decision", description=means)),
-        "decided_by": (str, Field(title="Decided by: your name", min_length=1, max_length=200)),
-        "why": (str, Field(title="Why: kept in the ledger", min_length=1, max_length=_TEXT_MAX)),
+        "decided_by": (str, Field(title="Decided by (your name)", min_length=1, max_length=200)),
+        "why": (str, Field(title="Why (kept in the ledger)", min_length=1, max_length=_TEXT_MAX)),
         **more,
     }
     if len(fields) > FIELDS_MAX:
-        raise ValueError(f"a form has {len(fields)} fields, {FIELDS_MAX} at most: {', '.join(fields)}")
+        raise ValueError(
+            f"a form has {len(fields)} fields, {FIELDS_MAX} at most: {', '.join(fields)}"
+        )
     made: type[RunInput] = create_model("Decision", __base__=_Strict, **fields)
     return made
 
 
 class _Strict(RunInput):
-    """A field that the form does not have is refused: whoever sends it means something by it."""
+    """Refuse unknown fields: the sender means something by them."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-def phase_form(means: str = "approve: the next phase may begin; reject: it may not") -> type[RunInput]:
-    """Return a form that asks for nothing more than yes or no."""
+def phase_form(
+    means: str = "approve: the next phase may begin; reject: it may not",
+) -> type[RunInput]:
+    """Return a form that asks only for approve or reject."""
     return form((APPROVE, REJECT), means)
 
 
 def migrate_form(*, dead_letters: bool) -> type[RunInput]:
-    """Return Migrate's form; keys that could not be carried are accepted by their names only."""
+    """Return Migrate's form. Keys that failed to copy are accepted by name."""
     means = "approve: Commit may begin; reject: it may not"
     if not dead_letters:
         return phase_form(means)
     listed = Field(
-        default="", title="Accept dead letters", description="one name a line, as listed; these keys are not on the target", max_length=100_000
+        default="",
+        title="Accept dead letters",
+        description="One name a line, as listed. These keys are not on the target.",
+        max_length=100_000,
     )
     return form((APPROVE, REJECT), means, accept_dead_letters=(str, listed))
 
 
 def compare_form(*, findings: bool) -> type[RunInput]:
-    """Return Compare's form; findings are accepted by their names only."""
+    """Return Compare's form. Findings are accepted by name."""
     if not findings:
         return phase_form()
-    listed = Field(default="", title="Accept findings", description="one name a line, as in the artifact findings", max_length=100_000)
-    means = "approve: Test may begin, the findings are accepted by name; reject: it may not"
+    listed = Field(
+        default="",
+        title="Accept findings",
+        description="One name a line, as in the artifact findings.",
+        max_length=100_000,
+    )
+    means = "approve: Test may begin, with the findings accepted by name; reject: it may not"
     return form((APPROVE, REJECT), means, accept_findings=(str, listed))
 
 
@@ -84,19 +98,23 @@ def _tick(title: str, description: str) -> Any:
     return bool, Field(default=False, title=title, description=description)
 
 
-_CLOSED = "you did what is asked above, and nobody else writes there"
-_LEFT = "the keys that the plan's filters leave out may stay on the source"
+_CLOSED = "Direct access is blocked as described above."
+_LEFT = "Filtered keys may stay on the source."
 
 
 def cutover_form(plan: Json, *, filtered: bool, provider: bool) -> type[RunInput]:
-    """Return the form of a cutover, with what this plan makes a person confirm, in one field at most."""
+    """Return the form of a cutover, with at most one confirmation that this plan requires."""
     windowed = plan.get("window") is not None
     means = "approve: switch to the target now; "
-    means += "approve in window: in the plan's hours, by itself; " if windowed else ""
+    means += "approve in window: switch by itself in the plan's hours; " if windowed else ""
     means += "reject: the source stays the authority"
     words = (APPROVE, IN_WINDOW, REJECT) if windowed else (APPROVE, REJECT)
     if provider:
-        return form(words, means, fence_confirmed=_tick("Fence confirmed", f"{_CLOSED}; {_LEFT}" if filtered else _CLOSED))
+        return form(
+            words,
+            means,
+            fence_confirmed=_tick("Fence confirmed", f"{_CLOSED} {_LEFT}" if filtered else _CLOSED),
+        )
     if filtered:
         return form(words, means, leave_behind=_tick("Leave keys behind", _LEFT))
     return form(words, means)
@@ -106,20 +124,37 @@ def back_form(*, dead: bool, provider: bool) -> type[RunInput]:
     """Return the form that asks whether to go back to the source."""
     means = "approve: the source is the authority again; reject: nothing changes"
     if dead:
-        return form((APPROVE, REJECT), means, accept_loss=_tick("Accept the loss", "what had not flowed back stays on the dead target, as listed"))
+        return form(
+            (APPROVE, REJECT),
+            means,
+            accept_loss=_tick("Accept the loss", "The listed keys stay on the dead target."),
+        )
     if provider:
         return form((APPROVE, REJECT), means, fence_confirmed=_tick("Fence confirmed", _CLOSED))
     return form((APPROVE, REJECT), means)
 
 
 def next_form() -> type[RunInput]:
-    """Return the form after a rollback: once more, or not at all."""
-    clean = bool, Field(title="Clean the target", description="abandon only: remove the keys that Exodus copied there")
-    return form((RETRY, ABANDON), "retry: go on with Migrate; abandon: the migration ends for good", clean_target=clean)
+    """Return the form after a rollback: retry or abandon."""
+    clean = (
+        bool,
+        Field(
+            title="Clean the target",
+            description="Only with abandon: remove the keys that Exodus copied to the target.",
+        ),
+    )
+    return form(
+        (RETRY, ABANDON),
+        "retry: continue with Migrate; abandon: end the migration for good",
+        clean_target=clean,
+    )
 
 
 def completed(given: Json, plan: Json, *, filtered: bool = False) -> Json:
-    """Return an answer as the ledger keeps it: with the verdict alone, the window it is for, and every confirmation by its name."""
+    """Return an answer as the ledger keeps it.
+
+    It has a plain verdict, its window, and each confirmation by name.
+    """
     answer = dict(given)
     if filtered and "leave_behind" not in answer:  # confirmed together with the fence
         answer["leave_behind"] = answer.get("fence_confirmed", False)
@@ -129,27 +164,35 @@ def completed(given: Json, plan: Json, *, filtered: bool = False) -> Json:
 
 
 def provider_instruction(plan: Json, side: Side) -> str | None:
-    """What the plan asks a person to do before `side` stops being the authority; None: a server refuses writes by itself."""
+    """Return what a person must do before `side` stops being the authority.
+
+    None: the server refuses writes itself.
+    """
     fencing = Fencing.model_validate(plan["fence"])
     return fencing.instruction(side) if fencing.of(side) is FenceKind.PROVIDER else None
 
 
 def why_not_closed(answer: Json, instruction: str | None) -> str | None:
-    """Why an approval cannot be, where it needs a person's word; or None."""
+    """Return why an approval without the fence's confirmation is invalid, or None."""
     if instruction is None or answer["decision"] != APPROVE or answer.get("fence_confirmed"):
         return None
-    return f"nothing refuses writes by itself: {instruction}, then tick Fence confirmed (fence_confirmed)"
+    return (
+        f"no server refuses writes here: {instruction}, then tick Fence confirmed (fence_confirmed)"
+    )
 
 
 def why_not_left(answer: Json, *, filtered: bool) -> str | None:
-    """Why a cutover cannot be approved while the plan's filters leave keys behind that nobody has said may stay; or None."""
+    """Return why a cutover that leaves filtered keys behind needs a confirmation, or None."""
     if not filtered or answer["decision"] != APPROVE or answer.get("leave_behind"):
         return None
-    return "the plan's filters leave keys behind: look at which, then tick Leave keys behind (leave_behind)"
+    return (
+        "the plan's filters leave keys behind: review them, then tick Leave keys behind "
+        "(leave_behind)"
+    )
 
 
 def window_of(answer: Json) -> Json | None:
-    """The window that a cutover was approved for, or None: now."""
+    """Return the window for which a cutover was approved; None: now."""
     if answer.get("when") != "window":
         return None
     return Window.model_validate({name: answer[name] for name in Window.model_fields}).model_dump()
@@ -159,11 +202,11 @@ def _problem(answer: Json) -> str | None:
     for field in ("decided_by", "why"):
         text = str(answer.get(field) or "").strip()
         if not text:
-            return f"{field} is empty: say who decides, and why"
+            return f"{field} is empty: enter who decides, and why"
         if len(text) > _TEXT_MAX:
-            return f"{field} has {len(text)} characters, {_TEXT_MAX} at most are kept"
+            return f"{field} has {len(text)} characters; the limit is {_TEXT_MAX}"
     if answer.get("clean_target") and answer["decision"] == RETRY:
-        return "clean_target goes with abandon only: a retry keeps what is verified"
+        return "clean_target requires abandon: a retry keeps the copy"
     return None
 
 
@@ -184,15 +227,25 @@ def ask(
     beforehand: Json | None = None,
     complete: Callable[[Json], Json] = dict,
 ) -> Json:
-    """Wait for a person, for days if need be; returns the ledger's entry.
+    """Wait for a person's answer, for days if necessary, and return the ledger's entry.
 
-    Call it from a flow, not from a task: the flow ends here and runs again from the top when somebody has answered.
+    Call it from a flow, not from a task: the flow ends here, and runs again from the top after an
+    answer.
 
     Args:
-        refuse: looks at an answer and its number, and says why it cannot be; it must say the same of the same answer for ever (a task whose
-            result is kept), since the flow asks it anew each time it runs from the top.
-        complete: makes of the form's fields what the ledger keeps.
-        beforehand: what whoever started the run has answered already. Where it does not hold, it is asked as ever, with the reason.
+        asks: the form.
+        migration: name of the Migration block.
+        phase: the phase that asks.
+        gate: name of the decision.
+        question: the question.
+        summary: lines of the form.
+        evidence: report with the evidence.
+        refuse: returns why an answer is invalid, given the answer and its number. It must return
+            the same for the same answer for ever (a task whose result is kept), because the flow
+            calls it each time it runs from the top.
+        complete: turns the form's fields into what the ledger keeps.
+        beforehand: the answer that the starter of the run has given. If it is invalid, the form is
+            asked.
     """
     days = plan_of(migration).decision_days_max
     attempt, problem = 1, None
@@ -204,10 +257,15 @@ def ask(
         lines += [
             *(f"- {markdown(line)}" for line in summary),
             "",
-            f"Evidence in full: the Artifacts tab of this run · report `{shown['report']}` · digest `{shown['digest'][:12]}`",
+            f"Evidence in full: the Artifacts tab of this run · report `{shown['report']}` · "
+            f"digest `{shown['digest'][:12]}`",
         ]
         if beforehand is not None and attempt == 1:
-            given = {name: field.default for name, field in asks.model_fields.items() if not field.is_required()} | beforehand
+            given = {
+                name: field.default
+                for name, field in asks.model_fields.items()
+                if not field.is_required()
+            } | beforehand
         else:
             answer = suspend_flow_run(
                 wait_for_input=asks.with_initial_data(description="\n".join(lines)),
@@ -224,9 +282,14 @@ def ask(
         attempt += 1
 
 
-def close_phase(migration: str, phase: str, decision: Json, *, approved: str = "approve") -> State[str]:
-    """End the phase as decided; a rejection ends the run in a state of that name."""
+def close_phase(
+    migration: str, phase: str, decision: Json, *, approved: str = "approve"
+) -> State[str]:
+    """End the phase as decided. A rejection ends the run in the state Rejected."""
     yes = decision["verdict"] == approved
     outcome = "approved" if yes else "rejected"
     finish_phase(migration, phase, outcome)
-    return Completed(name=None if yes else "Rejected", message=f"{phase}: {decision['verdict']} by {decision['decided_by']}: {decision['why']}")
+    return Completed(
+        name=None if yes else "Rejected",
+        message=f"{phase}: {decision['verdict']} by {decision['decided_by']}: {decision['why']}",
+    )

@@ -1,8 +1,8 @@
 """Evidence: frames, the gates over them (Great Expectations), and the artifacts that show both.
 
-One task evaluates all gates of a phase, since importing Great Expectations takes seconds. An empty frame or a null passes most
-expectations vacuously, so every gate begins with a row count and not-null columns
-(docs/decisions/0008-evidence-gates.md).
+One task evaluates all gates of a phase, because importing Great Expectations takes seconds. An
+empty frame or a null passes most expectations, so every gate begins with a row count and not-null
+columns (docs/decisions/0008-evidence-gates.md).
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ _ROWS_MAX = 500
 
 
 def prepare() -> None:
-    """Begin to import what the gates need: six seconds that pass while a phase watches or copies. Where the gates come first, they wait for it."""
+    """Start importing what the gates need. It takes six seconds while a phase watches or copies."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    threading.Thread(target=importlib.import_module, args=("great_expectations",), name="import great_expectations", daemon=True).start()
+    threading.Thread(
+        target=importlib.import_module,
+        args=("great_expectations",),
+        name="import great_expectations",
+        daemon=True,
+    ).start()
 
 
 def expectations(name: str) -> list[Any]:
-    """A gate's expectations, made anew at each call: one belongs to one suite only."""
+    """Return new expectations of a gate: an expectation belongs to one suite only."""
     import great_expectations.expectations as gxe
 
     checks: dict[str, Callable[[], list[Any]]] = {
@@ -52,15 +57,18 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToBeInSet(column="target_has_it", value_set=[True]),
         ],
         "comparison": lambda: [
-            # Each divergence, and that nothing was compared, is a finding: accepted by name in the decision, or not.
+            # Each divergence is a finding, and so is an empty comparison. The decision accepts
+            # findings by name.
             gxe.ExpectColumnValuesToNotBeNull(column="compared"),
             gxe.ExpectColumnValuesToNotBeNull(column="divergences"),
         ],
         "reconciliation": lambda: [
             gxe.ExpectColumnValuesToNotBeNull(column="keys_authority"),
             gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
-            # Each has to be accepted by name in the decision; more than this nobody looks at.
-            gxe.ExpectColumnMaxToBeBetween(column="dead_letters", min_value=0, max_value=ACCEPTED_MAX),
+            # The decision accepts each by name; nobody reviews more than this.
+            gxe.ExpectColumnMaxToBeBetween(
+                column="dead_letters", min_value=0, max_value=ACCEPTED_MAX
+            ),
             gxe.ExpectColumnMaxToBeBetween(column="open_gaps", min_value=0, max_value=0),
             gxe.ExpectColumnValuesToBeInSet(column="caught_up", value_set=[True]),
             gxe.ExpectColumnPairValuesToBeEqual(column_A="keys_accounted", column_B="keys_seen"),
@@ -76,28 +84,46 @@ def _run_gate(name: str, frame: pd.DataFrame) -> list[Json]:
     logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    batch = context.data_sources.add_pandas("evidence").add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
-    # Without a row there is no column to judge, and that there is none is what is wrong.
+    batch = (
+        context.data_sources.add_pandas("evidence")
+        .add_dataframe_asset(name)
+        .add_batch_definition_whole_dataframe("all")
+    )
+    # An empty frame has no columns to judge; its row count fails.
     wanted = expectations(name)[:1] if frame.empty else expectations(name)
     suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=wanted))
-    validation = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    validation = context.validation_definitions.add(
+        gx.ValidationDefinition(name=name, data=batch, suite=suite)
+    )
     checkpoint = context.checkpoints.add(
-        gx.Checkpoint(name=name, validation_definitions=[validation], actions=[], result_format={"result_format": "SUMMARY"})
+        gx.Checkpoint(
+            name=name,
+            validation_definitions=[validation],
+            actions=[],
+            result_format={"result_format": "SUMMARY"},
+        )
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": frame})
     rows: list[Json] = []
     for result in next(iter(outcome.run_results.values())).to_json_dict()["results"]:
         config = result["expectation_config"]
         kwargs = {key: value for key, value in config["kwargs"].items() if key != "batch_id"}
-        # An expectation that could not be evaluated is not one that failed: a missing column, say.
-        broke = any(isinstance(info, dict) and info.get("raised_exception") for info in _infos(result["exception_info"]))
+        # An expectation that could not be evaluated (a missing column) is an error, not a failure.
+        broke = any(
+            isinstance(info, dict) and info.get("raised_exception")
+            for info in _infos(result["exception_info"])
+        )
         rows.append(
             {
                 "gate": name,
                 "expectation": config["type"].removeprefix("expect_").replace("_", " "),
                 "on": ", ".join(f"{key}={value}" for key, value in kwargs.items()),
                 "outcome": "ERROR" if broke else "pass" if result["success"] else "FAIL",
-                "observed": str(result["result"].get("observed_value", result["result"].get("unexpected_count", ""))),
+                "observed": str(
+                    result["result"].get(
+                        "observed_value", result["result"].get("unexpected_count", "")
+                    )
+                ),
             }
         )
     return rows
@@ -110,45 +136,84 @@ def _infos(info: Any) -> list[Any]:
 
 
 def artifact_key(*parts: str) -> str:
-    """A key as Prefect takes it: lower-case letters, digits and dashes."""
+    """Return a key as Prefect requires it: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-@kept_task("evaluate the evidence")
-def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary: dict[str, Any], lists: dict[str, list[Json]] | None = None) -> Json:
-    """Show the frames, run each gate over its frame, keep both as the phase's report.
+@kept_task("Evaluate the evidence")
+def evaluate(
+    migration: str,
+    phase: str,
+    frames: dict[str, list[Json]],
+    summary: dict[str, Any],
+    lists: dict[str, list[Json]] | None = None,
+) -> Json:
+    """Show the frames, run each gate over its frame, and keep both as the phase's report.
 
     Args:
-        frames: gate name → rows; the gate `checks` and its fellows are in `expectations`.
+        migration: name of the Migration block.
+        phase: the phase.
+        frames: gate name → rows. `expectations` has the gates.
         summary: single figures of the phase.
-        lists: what is shown and kept, and judged by no gate.
+        lists: rows that are shown and kept, without a gate.
 
     Raises:
-        EvidenceFailed: a gate did not pass; the artifacts show which and why.
+        EvidenceFailed: a gate did not pass. The artifacts show which, and why.
     """
     import pandas as pd
 
     gates: list[Json] = []
     for name, rows in frames.items():
-        create_table_artifact(key=artifact_key(migration, phase, name), table=rows[:_ROWS_MAX], description=f"{phase}: {name}")
+        create_table_artifact(
+            key=artifact_key(migration, phase, name),
+            table=rows[:_ROWS_MAX],
+            description=f"{phase}: {name}",
+        )
         gates += _run_gate(name, pd.DataFrame(rows))
     for name, rows in (lists or {}).items():
         if rows:
-            create_table_artifact(key=artifact_key(migration, phase, name), table=rows[:_ROWS_MAX], description=f"{phase}: {name}")
-    create_table_artifact(key=artifact_key(migration, phase, "gates"), table=gates, description=f"{phase}: gates over the evidence")
+            create_table_artifact(
+                key=artifact_key(migration, phase, name),
+                table=rows[:_ROWS_MAX],
+                description=f"{phase}: {name}",
+            )
+    create_table_artifact(
+        key=artifact_key(migration, phase, "gates"),
+        table=gates,
+        description=f"{phase}: gates over the evidence",
+    )
     lines = [
         f"# {phase}: evidence",
         "",
-        "| what | value |",
+        "| What | Value |",
         "|---|---|",
         *(f"| {markdown(key)} | {markdown(value)} |" for key, value in summary.items()),
     ]
-    create_markdown_artifact(key=artifact_key(migration, phase, "summary"), text="\n".join(lines), description=f"{phase}: summary")
+    create_markdown_artifact(
+        key=artifact_key(migration, phase, "summary"),
+        text="\n".join(lines),
+        description=f"{phase}: summary",
+    )
     failed = [row for row in gates if row["outcome"] != "pass"]
     passed = not failed
-    report = {"phase": phase, "summary": summary, "frames": frames, "lists": lists or {}, "gates": gates, "passed": passed}
-    named = [f"{row['check']}: {row['detail'] or 'no'}" for row in frames.get("checks", []) if not row["ok"]]
-    judged = [f"{row['gate']}: {row['expectation']} ({row['on']}): {row['outcome']}, observed {row['observed']}" for row in failed]
+    report = {
+        "phase": phase,
+        "summary": summary,
+        "frames": frames,
+        "lists": lists or {},
+        "gates": gates,
+        "passed": passed,
+    }
+    named = [
+        f"{row['check']}: {row['detail'] or 'no'}"
+        for row in frames.get("checks", [])
+        if not row["ok"]
+    ]
+    judged = [
+        f"{row['gate']}: {row['expectation']} ({row['on']}): {row['outcome']}, observed "
+        f"{row['observed']}"
+        for row in failed
+    ]
     why = "; ".join([*named, *judged][:_REASONS_MAX])
 
     async def keep() -> None:
@@ -163,6 +228,7 @@ def evaluate(migration: str, phase: str, frames: dict[str, list[Json]], summary:
         raise EvidenceFailed(
             f"{phase}: {len(failed)} of {len(gates)} expectations did not pass",
             why=why,
-            next_step=f"look at the artifacts of this run, correct the cause, then: exodus start {phase}",
+            next_step="read the artifacts of this run, correct the cause, then: exodus "
+            f"start {phase}",
         )
     return {"passed": passed, "gates": len(gates), "report": f"evidence.{phase}"}

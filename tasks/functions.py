@@ -1,4 +1,4 @@
-"""Function libraries, which are no keys: carried before a phase relies on them, and shown."""
+"""Function libraries are not keys: copy and show them before a phase relies on them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tasks.evidence import artifact_key
 _NAMED = 10
 
 
-@live_task(name="carry function libraries")
+@live_task(name="Copy function libraries")
 def carry_libraries(migration: str, phase: Phase) -> list[str]:
-    """Load on the follower what the authority has; lines for a decision's summary. Not kept as a result: it is true now only."""
+    """Load the authority's libraries on the follower; return lines for a decision's summary."""
 
     async def work() -> Libraries:
         async with opened(migration) as it:
@@ -27,21 +27,34 @@ def carry_libraries(migration: str, phase: Phase) -> list[str]:
     found = run(work())
     rows = found.as_rows()
     if rows:
-        create_table_artifact(key=artifact_key(migration, phase, "functions"), table=rows, description="function libraries")
-    lines = [f"function libraries: {len(found.carried)} carried, {len(found.equal)} there already"] if found.carried or found.equal else []
+        create_table_artifact(
+            key=artifact_key(migration, phase, "functions"),
+            table=rows,
+            description="Function libraries",
+        )
+    lines = (
+        [f"function libraries: {len(found.carried)} copied, {len(found.equal)} already equal"]
+        if found.carried or found.equal
+        else []
+    )
     if found.failed:
         named = "; ".join(f"{name}: {why}" for name, why in list(found.failed.items())[:_NAMED])
-        lines.append(f"{len(found.failed)} FUNCTION LIBRARIES COULD NOT BE CARRIED, calls of them will fail there: {named}")
+        lines.append(
+            f"{len(found.failed)} FUNCTION LIBRARIES FAILED TO COPY, calls of them will fail "
+            f"there: {named}"
+        )
     return lines
 
 
-@live_task(name="say what scripts mean for the cutover")
+@live_task(name="Check scripts before the cutover")
 def say_scripts(migration: str) -> list[str]:
-    """Lines of a form: what scripts may have written unheard, and how many of them the target may lack."""
+    """Return lines about unreported writes of scripts, and scripts that the target may lack."""
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            missing = script_loading.told(script_loading.unseen(await registry.heartbeats(it.store, "gateway")))
+            missing = script_loading.told(
+                script_loading.unseen(await registry.heartbeats(it.store, "gateway"))
+            )
             return [*await held_comparison.told(it.store, it.plan), *([missing] if missing else [])]
 
     return run(work())

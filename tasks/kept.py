@@ -1,8 +1,8 @@
-"""Tasks that are done once in a run: what they returned is kept in the control store.
+"""Tasks that run once in a flow run: the control store keeps their results.
 
-A flow runs from the top again after each decision, on any worker. Prefect's own result files lie on the
-worker that wrote them, and Prefect executes a task again where it cannot read its file, without a word.
-So these tasks keep their answers where every worker reads them, and fail where that is not possible.
+A flow runs from the top again after each decision, on any worker. Prefect's result files are on the
+worker that wrote them, and Prefect silently runs a task again if it cannot read its file. So these
+tasks keep their results where every worker reads them, and fail if that is impossible.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def kept_task(
     retry_delay_seconds: float = 0,
     but: Sequence[str] = (),
 ) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a function a task that is done once in a run with the same arguments.
+    """Make a function a task that runs once in a flow run with the same arguments.
 
-    The function's first parameter is `migration`, and it returns plain JSON. Whoever calls gets the
-    answer as it is kept, also the first time. Arguments named in `but` may differ the next time.
+    The function's first parameter is `migration`, and it returns plain JSON. The caller always gets
+    the kept result, also the first time. Arguments in `but` may differ the next time.
     """
 
     def make(function: Callable[P, R]) -> Task[P, R]:
@@ -55,8 +55,12 @@ def kept_task(
             migration = str(given.arguments["migration"])
             answer: Any = _kept(migration, run_id, step)
             if answer is None:
-                done = orjson.dumps(function(*args, **kwargs), default=str, option=orjson.OPT_NON_STR_KEYS)
-                answer = run(in_store(migration, run_id, lambda it: steps.keep(it, run_id, step, done)))
+                done = orjson.dumps(
+                    function(*args, **kwargs), default=str, option=orjson.OPT_NON_STR_KEYS
+                )
+                answer = run(
+                    in_store(migration, run_id, lambda it: steps.keep(it, run_id, step, done))
+                )
             value: R = orjson.loads(answer)
             return value
 
@@ -74,7 +78,7 @@ def kept_task(
 
 
 def kept(task: Task[Any, Any]) -> bool:
-    """Return whether a task is done once in a run."""
+    """Return whether a task runs once in a flow run."""
     return task.name in _KEPT
 
 

@@ -1,4 +1,4 @@
-"""Beginning and ending a phase, and what comes after it."""
+"""Begin and end a phase, record its decision, and find the next one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from tasks.runs import cancel, is_open
 
 
 async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> None:
-    """Say that the phase runs, where no other does; two that begin at once cannot both.
+    """Mark the phase as running, if no other phase is. Two that begin at once cannot both succeed.
 
-    One phase at a time; but Rollback takes the place of whatever goes on.
+    Rollback replaces the phase that is running or waiting.
     """
     store = opened_.store
     while True:
@@ -42,11 +42,13 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> Non
                 if phase is not Phase.ROLLBACK or name == Phase.ROLLBACK:
                     raise DecisionRefused(
                         f"{phase} may not begin: {name} is {other['state']}",
-                        why=f"its run {other['flow_run_id']} goes on, and phases follow each other",
-                        next_step=f"decide {name} first; or cancel its run in the Prefect UI, if its host is gone",
+                        why=f"its run {other['flow_run_id']} has not ended, and phases run "
+                        "one after the other",
+                        next_step=f"decide {name} first; or cancel its run in the Prefect UI "
+                        "if its host is gone",
                     )
                 await asyncio.to_thread(cancel, other)
-                replaced[name] = {**other, "state": "cancelled", "why": "a rollback takes its place"}
+                replaced[name] = {**other, "state": "cancelled", "why": "replaced by a rollback"}
             pipe.multi()
             for name, now in {**replaced, str(phase): state}.items():
                 pipe.hset(store.keys.phase, name, orjson.dumps(now, default=str).decode())
@@ -58,19 +60,19 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> Non
 
 
 async def _plan_now(opened_: Opened, phase: Phase) -> Plan:
-    """Register the block where it was changed; a way back takes the plan as it is, whatever answers."""
+    """Register a changed block. A rollback takes the registered plan as it is."""
     registered = await registered_plan(opened_.store)
     if phase is Phase.ROLLBACK and registered is not None:
         return in_place(registered, opened_.proposed)
     return await register_block(opened_.store, opened_.proposed, opened_.store.address)
 
 
-@kept_task("open the phase")
+@kept_task("Open the phase")
 def open_phase(migration: str, phase: str) -> Json:
-    """Check that the phase may begin and say that it has.
+    """Check that the phase may begin, and record that it has.
 
     Raises:
-        DecisionRefused: the phase before was not approved, or too long ago; or another run goes on.
+        DecisionRefused: the phase before was not approved, or too long ago, or another run is open.
     """
 
     async def work() -> Json:
@@ -78,34 +80,61 @@ def open_phase(migration: str, phase: str) -> Json:
             run_id = str(flow_run.get_id() or "")
             plan_now = await _plan_now(it, Phase(phase))
             await check_may_begin(it.store, plan_now, Phase(phase))
-            if Phase(phase) not in (Phase.COMMIT, Phase.ROLLBACK):  # there the gates come after a decision, in another process
+            if Phase(phase) not in (
+                Phase.COMMIT,
+                Phase.ROLLBACK,
+            ):  # their gates come after a decision, in another process
                 prepare()
             now_ms = await it.store.now_ms()
             state = {"state": "running", "started_ms": now_ms, "flow_run_id": run_id}
             await _claim(it, Phase(phase), run_id, state)
-            await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id))
+            await ledger.record(
+                it.store,
+                LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="started", flow_run_id=run_id),
+            )
             await answered(it.store.client.delete(it.store.keys.abort))
             route = await read_route(it.store)
             plan, approved = plan_now.model_dump(mode="json"), await plan_digest(it.store)
-            return {"started_ms": now_ms, "authority": str(route.authority), "epoch": route.epoch, "plan": plan, "plan_digest": approved}
+            return {
+                "started_ms": now_ms,
+                "authority": str(route.authority),
+                "epoch": route.epoch,
+                "plan": plan,
+                "plan_digest": approved,
+            }
 
     return run(work())
 
 
-@kept_task("say what is waited for", but=("summary",))
-def announce(migration: str, phase: str, gate: str, question: str, summary: list[str], evidence: str, attempt: int) -> Json:
-    """Keep what the form shows as a report, and put the open decision where `exodus status` finds it.
+@kept_task("Announce the decision", but=("summary",))
+def announce(
+    migration: str,
+    phase: str,
+    gate: str,
+    question: str,
+    summary: list[str],
+    evidence: str,
+    attempt: int,
+) -> Json:
+    """Keep the form's content as a report, and record the open decision for `exodus status`.
 
-    Once for each form: what a flow finds when it runs from the top again is not what the person saw.
+    Once for each form: a flow that runs from the top again may find other values than the person
+    saw.
 
     Returns:
-        `report`: the name of what was shown, with the evidence's report in it; `digest`: its digest, for the form and the ledger.
+        `report`: name of the kept content, with the evidence's report; `digest`: its digest, for
+        the form and the ledger.
     """
 
     async def work() -> Json:
         async with opened(migration) as it:
             name = shown_name(phase, gate)
-            shown = {"question": question, "summary": summary, "evidence": evidence, "report": await it.store.report(evidence) or {}}
+            shown = {
+                "question": question,
+                "summary": summary,
+                "evidence": evidence,
+                "report": await it.store.report(evidence) or {},
+            }
             await it.store.save_report(name, shown)
             state = (await it.store.phases()).get(phase, {})
             state.update(
@@ -124,18 +153,21 @@ def announce(migration: str, phase: str, gate: str, question: str, summary: list
 
 
 def shown_name(phase: str, gate: str) -> str:
-    """The report of what a decision's form showed last."""
+    """Return the name of the report with the content of a decision's form."""
     return f"shown.{phase}.{gate}" if gate else f"shown.{phase}"
 
 
-@kept_task("see who answered")
+@kept_task("Identify who answered")
 def who_answered(migration: str, gate: str, answer: Json, attempt: int) -> Json:
-    """Return who gave an answer and how that is known, and why this person may not decide so, where that is."""
+    """Return who gave an answer, how that is known, and why the person may not decide."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             found = await identify(it.store, str(flow_run.get_id() or ""), gate, attempt, answer)
-            return {"identity": found.model_dump(mode="json"), "refused": why_not_allowed(it.plan, answer["decision"], found)}
+            return {
+                "identity": found.model_dump(mode="json"),
+                "refused": why_not_allowed(it.plan, answer["decision"], found),
+            }
 
     return run(work())
 
@@ -145,9 +177,11 @@ def identity_of(decision: Json) -> Json:
     return decider(LedgerEntry.model_validate(decision)).model_dump(mode="json")
 
 
-@kept_task("write the decision down")
-def record_decision(migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str) -> Json:
-    """Append a decision to the ledger, once, and set the phase's state."""
+@kept_task("Record the decision")
+def record_decision(
+    migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str
+) -> Json:
+    """Append a decision to the ledger once, and set the phase's state."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -166,20 +200,29 @@ def record_decision(migration: str, phase: str, gate: str, answer: Json, evidenc
                 evidence=evidence,
                 evidence_digest=evidence_digest,
                 flow_run_id=str(flow_run.get_id() or ""),
-                facts={key: value for key, value in answer.items() if key not in ("decision", "decided_by", "why", "identity")},
+                facts={
+                    key: value
+                    for key, value in answer.items()
+                    if key not in ("decision", "decided_by", "why", "identity")
+                },
             )
             await ledger.record(it.store, entry)
             state = (await it.store.phases()).get(phase, {})
-            state.update(state="running", decision=entry.verdict, decided_by=entry.decided_by, decided_ms=now_ms)
+            state.update(
+                state="running",
+                decision=entry.verdict,
+                decided_by=entry.decided_by,
+                decided_ms=now_ms,
+            )
             await it.store.save_phase(phase, state)
             return entry.model_dump(mode="json")
 
     return run(work())
 
 
-@kept_task("end the phase")
+@kept_task("End the phase")
 def finish_phase(migration: str, phase: str, outcome: str) -> Json:
-    """Say how the phase ended."""
+    """Record how the phase ended."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -189,7 +232,13 @@ def finish_phase(migration: str, phase: str, outcome: str) -> Json:
             await it.store.save_phase(phase, state)
             await ledger.record(
                 it.store,
-                LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="finished", verdict=outcome, flow_run_id=str(flow_run.get_id() or "")),
+                LedgerEntry(
+                    at_ms=now_ms,
+                    phase=Phase(phase),
+                    event="finished",
+                    verdict=outcome,
+                    flow_run_id=str(flow_run.get_id() or ""),
+                ),
             )
             await steps.end(it.store, str(flow_run.get_id() or ""))
             return state
@@ -197,9 +246,12 @@ def finish_phase(migration: str, phase: str, outcome: str) -> Json:
     return run(work())
 
 
-@live_task(name="find what is due")
+@live_task(name="Find the phase that is due")
 def find_due(migration: str, *, by_itself: bool) -> str | None:
-    """The phase that the ledger calls for; with `by_itself`, only where the plan says `advance: auto`."""
+    """Return the phase that is due by the ledger.
+
+    With `by_itself` only if the plan says `advance: auto`.
+    """
 
     async def work() -> str | None:
         async with opened(migration) as it:

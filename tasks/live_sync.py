@@ -1,4 +1,4 @@
-"""Live sync on and off, and verification: whether both sides are equal now."""
+"""Turn live sync on and off, and verify that both sides are equal."""
 
 from __future__ import annotations
 
@@ -54,12 +54,18 @@ from tasks.workers import workers_of
 
 _FOLLOW_S = 15.0
 _REPAIR_ROUNDS = 5
-_PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, 5 s by default
+_PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, by default 5 s
 
 
 async def _everybody(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "syncer"):
-        await registry.wait_for(it.store, kind, lambda beat: beat.epoch >= epoch, within_s=_FOLLOW_S, otherwise=f"a {kind} did not follow the route")
+        await registry.wait_for(
+            it.store,
+            kind,
+            lambda beat: beat.epoch >= epoch,
+            within_s=_FOLLOW_S,
+            otherwise=f"a {kind} did not follow the route",
+        )
 
 
 async def _any_alive(it: Opened, kind: str) -> bool:
@@ -67,9 +73,11 @@ async def _any_alive(it: Opened, kind: str) -> bool:
     return any(not beat.stale(now_ms) for beat in await registry.heartbeats(it.store, kind))
 
 
-@kept_task("start live sync")
+@kept_task("Start live sync")
 def start_live_sync(migration: str) -> Json:
-    """Turn the journal on in every gateway, start the syncers, and prove the feed by a probe key. Before the first copy (race rule 3).
+    """Turn the journal on in every gateway, start the syncers, and prove the feed with a probe key.
+
+    It runs before the first copy (race rule 3).
 
     Raises:
         DecisionRefused: the target is the authority, or the feed does not work.
@@ -80,12 +88,15 @@ def start_live_sync(migration: str) -> Json:
             route = await read_route(it.store)
             if route.authority is not Side.SOURCE:
                 raise DecisionRefused(
-                    "the target is the authority already", why=f"route epoch {route.epoch}", next_step="exodus start rollback, or exodus start commit"
+                    "the target is already the authority",
+                    why=f"route epoch {route.epoch}",
+                    next_step="exodus start rollback, or exodus start commit",
                 )
             await _suspend_fence(it)
             before = await runs.current(it.store)
             if not route.sync:
-                # From here on what the target holds is ours to replace, also when this phase is started again.
+                # From here on Exodus may replace the target's keys, also when this phase starts
+                # again.
                 writer = route.writer_epoch + 1
                 by_replica = it.plan.strategy is CopyStrategy.NATIVE
                 if by_replica:
@@ -93,18 +104,30 @@ def start_live_sync(migration: str) -> Json:
                 if it.plan.strategy is CopyStrategy.MIGRATE:
                     await migrate.check_possible(it.plan)
                 await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await server_runs.begin(it.store, {side: (await it.endpoint(side).facts()).run_id for side in Side})
+                await server_runs.begin(
+                    it.store,
+                    {side: (await it.endpoint(side).facts()).run_id for side in Side},
+                )
                 feeds = await choose_feeds(it.store, it.plan)
                 await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
                 await freshness.forget_pass(it.store)
-                await answered(it.store.client.delete(it.store.keys.accepted))  # a new copy, which may carry them: to be accepted anew
+                await answered(
+                    it.store.client.delete(it.store.keys.accepted)
+                )  # a new copy may succeed: accept them again
                 if by_replica:
                     await replica.grant_writes(it.plan, writer)
                     await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
                 else:
-                    await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
+                    await set_writer_epoch(
+                        Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer
+                    )
                 on = route.next(
-                    why="migrate: live sync", journal=JournalMode.ALL, sync=True, native=by_replica, writer_epoch=writer, feed=feeds[Side.SOURCE].feed
+                    why="migrate: live sync",
+                    journal=JournalMode.ALL,
+                    sync=True,
+                    native=by_replica,
+                    writer_epoch=writer,
+                    feed=feeds[Side.SOURCE].feed,
                 )
                 route = await change_route(it.store, route, on)
             await _everybody(it, route.epoch)
@@ -112,22 +135,38 @@ def start_live_sync(migration: str) -> Json:
                 await replica.attach(it.plan, route.writer_epoch)
             elif before is not None:
                 engine = await open_engine(it.store, it.plan, route)
-                # Keys that an earlier attempt copied and that were deleted since: no scan of the source would find them.
+                # Keys that an earlier attempt copied and that were deleted since: no scan of the
+                # source finds them.
                 if await server_runs.may_remove(engine):
                     await rescan(engine, Barrier("flushall"))
             if it.plan.strategy is CopyStrategy.MIGRATE:
                 await migrate.prove(await open_engine(it.store, it.plan, route))
-            # The gateway's journal sees what goes through a gateway; the login is Exodus's own, which the source checks as for any application.
-            through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
+            # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
+            # source checks.
+            through = (
+                it.plan.through_gateway(Side.SOURCE)
+                if route.feed is Feed.GATEWAY
+                else it.plan.source
+            )
             undeclared = route.feed is not Feed.GATEWAY
-            client = make_client(through, field="source", db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0)
+            client = make_client(
+                through,
+                field="source",
+                db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0,
+            )
             try:
                 key = await prove(
-                    JournalFeed(it.store, it.plan.partitions), client, it.plan.rehearsal_prefix, within_s=_PROOF_S, undeclared=undeclared
+                    JournalFeed(it.store, it.plan.partitions),
+                    client,
+                    it.plan.rehearsal_prefix,
+                    within_s=_PROOF_S,
+                    undeclared=undeclared,
                 )
             finally:
                 await client.aclose()
-            now = await runs.current(it.store) or await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch)
+            now = await runs.current(it.store) or await runs.begin(
+                it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch
+            )
             kept = before is not None and before.run == now.run
             return {
                 "epoch": route.epoch,
@@ -144,16 +183,16 @@ def start_live_sync(migration: str) -> Json:
 
 
 async def _suspend_fence(it: Opened) -> None:
-    """After a rollback the target may have a fence that keeps Exodus out too. It protects nothing any more."""
+    """Lift a fence on the target that blocks Exodus too. After a rollback it protects nothing."""
     record = await read_record(it.store, Side.TARGET)
     if record is not None and await blocks_exodus(it.store, Side.TARGET):
         async with Fence(it.store, Side.TARGET, it.plan) as fence:
             await fence.lower(record)
 
 
-@live_task(name="prove the change feed of the way back")
+@live_task(name="Prove the change feed of the way back")
 def prove_way_back(migration: str) -> str:
-    """Find and prove the feed by which writes flow back after a cutover, in words. Not kept as a result: the target may change."""
+    """Choose and prove the feed of the way back; return its description."""
 
     async def work() -> str:
         async with opened(migration) as it:
@@ -164,26 +203,38 @@ def prove_way_back(migration: str) -> str:
     return run(work())
 
 
-@kept_task("mark what changed while live sync was off")
+@kept_task("Mark keys that changed while live sync was off")
 def mark_changed_meanwhile(migration: str) -> int:
-    """Where an earlier run is kept and live sync was off since: compare every key and mark those that differ; how many. Once the slices are done."""
+    """Compare every key of a kept copy after live sync was off; mark those that differ.
+
+    It returns their number.
+
+    It runs after the slices are done.
+    """
 
     async def work() -> int:
         async with opened(migration) as it:
             kept = await runs.current(it.store)
             if kept is None or not kept.to_compare:
                 return 0
-            # A replica was filled anew.
-            marked = 0 if (await read_route(it.store)).native else (await mark_differing(await open_engine(it.store, it.plan))).marked
+            # A replica was filled again.
+            marked = (
+                0
+                if (await read_route(it.store)).native
+                else (await mark_differing(await open_engine(it.store, it.plan))).marked
+            )
             await runs.compared(it.store, kept)
             return marked
 
     return run(work())
 
 
-@kept_task("wait until live sync has caught up")
+@kept_task("Wait for live sync")
 def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
-    """Wait until all that is in the journal now is synced. Applications go on writing, so that it is empty may never be seen."""
+    """Wait until the present content of the journal is synced.
+
+    Applications write on, so it may never be empty.
+    """
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -191,29 +242,47 @@ def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
             began = loop.time()
 
             async def compares() -> str:
-                return f"waits for live sync: {await server_runs.left(it.store, only_comparing=True)}"
+                return (
+                    "waiting for live sync: "
+                    f"{await server_runs.left(it.store, only_comparing=True)}"
+                )
 
             async with telling(compares):
-                while await server_runs.left(it.store, only_comparing=True) and await _any_alive(it, "syncer"):
+                while await server_runs.left(it.store, only_comparing=True) and await _any_alive(
+                    it, "syncer"
+                ):
                     await asyncio.sleep(0.1)
             goal = await journal.ends(it.store, it.plan.partitions)
             began = loop.time()
 
             async def how_far() -> str:
-                return f"waits for live sync: {await journal.lag_entries(it.store, it.plan.partitions)} entries are left"
+                return (
+                    "waiting for live sync: "
+                    f"{await journal.lag_entries(it.store, it.plan.partitions)} entries left"
+                )
 
             async with telling(how_far):
-                while not (caught_up := await journal.reached(it.store, goal)) and loop.time() - began < within_s:
+                while (
+                    not (caught_up := await journal.reached(it.store, goal))
+                    and loop.time() - began < within_s
+                ):
                     await asyncio.sleep(0.1)
             lag = await journal.lag_entries(it.store, it.plan.partitions)
-            return {"caught_up": caught_up, "lag_entries": lag, "seconds": round(loop.time() - began, 2)}
+            return {
+                "caught_up": caught_up,
+                "lag_entries": lag,
+                "seconds": round(loop.time() - began, 2),
+            }
 
     return run(work())
 
 
-@kept_task("plan the verification")
+@kept_task("Plan the verification")
 def plan_verification(migration: str, name: str) -> list[Json]:
-    """Begin a verification in parts, one a worker of the plan and more; none where threads do it, or live sync is off."""
+    """Begin a verification in parts for the plan's workers.
+
+    No parts with threads, or if live sync is off.
+    """
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
@@ -221,20 +290,26 @@ def plan_verification(migration: str, name: str) -> list[Json]:
             if workers.kind is WorkersKind.THREADS or not (await read_route(it.store)).sync:
                 return []
             engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-            return [part.model_dump(mode="json") for part in await plan_parts(engine, name, it.plan.slices)]
+            return [
+                part.model_dump(mode="json")
+                for part in await plan_parts(engine, name, it.plan.slices)
+            ]
 
     return run(work())
 
 
-@kept_task("compare a part", run_name="compare {part[name]}", retries=2, retry_delay_seconds=2)
+@kept_task("Compare part", run_name="Compare {part[name]}", retries=2, retry_delay_seconds=2)
 def compare_part(migration: str, part: Json) -> Json:
-    """Compare the slices of one part, on whatever worker takes it up."""
+    """Compare the slices of one part, on the worker that takes it."""
 
     async def work() -> Json:
         async with opened(migration) as it, budget_heard(it.store):
             engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
             found = await read_part(engine, Part.model_validate(part))
-            return {**found.model_dump(mode="json"), "worker": f"{socket.gethostname()}:{os.getpid()}"}
+            return {
+                **found.model_dump(mode="json"),
+                "worker": f"{socket.gethostname()}:{os.getpid()}",
+            }
 
     return run(work())
 
@@ -251,9 +326,9 @@ def _look_at(name: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSamp
 
 
 def verify_all(migration: str, name: str) -> Json:
-    """Compare every key in both directions by the plan's workers. Call it from a flow.
+    """Compare every key in both directions with the plan's workers. Call it from a flow.
 
-    The report is kept as `verification.NAME`; `workers` are those that compared.
+    The report is kept as `verification.NAME`; `workers` names the workers.
     """
     parts = plan_verification(migration, name)
     if not parts:
@@ -265,11 +340,13 @@ def verify_all(migration: str, name: str) -> Json:
     return verify_sides(migration, name, found)
 
 
-@kept_task("verify both sides", but=("found",))
+@kept_task("Verify both sides", but=("found",))
 def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> Json:
-    """Compare every key in both directions, or put together what parts found, and look again at what differs.
+    """Compare every key in both directions, or combine the results of parts.
 
-    The report is kept as `verification.NAME`. Evidence for a form, with its time in it.
+    Differences are checked again.
+
+    The report is kept as `verification.NAME`: evidence for a form, with its time.
     """
 
     async def work() -> Json:
@@ -277,8 +354,13 @@ def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> 
             engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
             if not found:
                 return await reconcile(engine, name)
-            parts = [Found.model_validate({key: part[key] for key in Found.model_fields}) for part in found]
-            report = await reconcile(engine, name, progress=await merge_parts(it.store, name, parts))
+            parts = [
+                Found.model_validate({key: part[key] for key in Found.model_fields})
+                for part in found
+            ]
+            report = await reconcile(
+                engine, name, progress=await merge_parts(it.store, name, parts)
+            )
             report["workers"] = sorted({part["worker"] for part in found})
             await it.store.save_report(f"verification.{name}", report)
             return report
@@ -289,12 +371,15 @@ def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> 
         return run(work())
 
 
-@kept_task("wait until what was written is compared")
+@kept_task("Wait until written keys are compared")
 def wait_compared(migration: str, within_s: float = 60.0) -> Json:
-    """Wait until every key that was written before now was found equal since: with the last clean pass, that speaks for all keys.
+    """Wait until every key written before now was found equal.
+
+    With the last clean pass this covers all keys.
 
     Returns:
-        `equal`: false where there is no pass to build on, or a key still differed when the time was up: only a pass over everything can tell then.
+        `equal`: false if there is no clean pass, or a key still differed at the end of the time.
+        Then only a pass over all keys can tell.
     """
 
     async def work() -> Json:
@@ -302,13 +387,21 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
             began = time.monotonic()
 
             async def how_far() -> str:
-                return f"waits until what was written is compared: {await freshness.read_freshness(it.store, it.plan.partitions)}"
+                return (
+                    "waiting until written keys are compared: "
+                    f"{await freshness.read_freshness(it.store, it.plan.partitions)}"
+                )
 
             async with telling(how_far):
                 while True:
                     elapsed = time.monotonic() - began
                     fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-                    equal = fresh.pass_age_s is not None and not fresh.never and not fresh.gaps and fresh.oldest_dirty_s < elapsed
+                    equal = (
+                        fresh.pass_age_s is not None
+                        and not fresh.never
+                        and not fresh.gaps
+                        and fresh.oldest_dirty_s < elapsed
+                    )
                     if equal or fresh.pass_age_s is None or fresh.overflowed or elapsed > within_s:
                         return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
                     await asyncio.sleep(0.2)
@@ -316,9 +409,9 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
     return run(work())
 
 
-@kept_task("repair divergences")
+@kept_task("Repair divergences")
 def repair_divergences(migration: str, name: str) -> Json:
-    """Copy again what the last verification listed, and the dead letters, and verify once more; as long as it gets better."""
+    """Copy the divergences and the dead letters again and verify, as long as the number falls."""
 
     async def work() -> Json:
         async with opened(migration) as it, budget_heard(it.store):
@@ -335,22 +428,33 @@ def repair_divergences(migration: str, name: str) -> Json:
                 left = found["divergences_total"] + len(found["dead_letters"])
                 if not left or left >= before:
                     break
-            kept = [key for key, why in left_alone.items() if why == KEPT.format(side=engine.route.follower)]
+            kept = [
+                key
+                for key, why in left_alone.items()
+                if why == KEPT.format(side=engine.route.follower)
+            ]
             if kept and found["divergences_total"]:
-                named = ", ".join(f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10])
+                named = ", ".join(
+                    f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10]
+                )
                 raise DecisionRefused(
-                    f"{len(kept)} keys are only on the {engine.route.follower}: {named}",
-                    why="the other side may have lost them, or a write that no journal saw made them; Exodus does not remove them unasked",
-                    next_step="look at them (exodus verify), then exodus repair --remove-extra removes them; then start the phase again",
+                    f"{len(kept)} keys exist only on the {engine.route.follower}: {named}",
+                    why="the other side may have lost them, or an unreported write made "
+                    "them; Exodus does not remove them without your order",
+                    next_step="list them with exodus verify, remove them with exodus repair "
+                    "--remove-extra, then start the phase again",
                 )
             return {**found, "repaired": repaired}
 
     return run(work())
 
 
-@kept_task("look whether all dead letters are accepted")
+@kept_task("Check accepted dead letters")
 def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None:
-    """Why an answer that accepts these names cannot be, or None. Kept for each answer, so that an answer once refused stays refused."""
+    """Return why an answer with these names is invalid, or None.
+
+    Kept for each answer: a refused answer stays refused.
+    """
     del attempt
 
     async def work() -> str | None:
@@ -360,9 +464,9 @@ def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None
     return run(work())
 
 
-@kept_task("put accepted dead letters aside")
+@kept_task("Accept dead letters")
 def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
-    """Put what a person accepted by name on its own list; the names."""
+    """Move dead letters that a person accepted to their own list; return the names."""
 
     async def work() -> list[str]:
         async with opened(migration) as it:
@@ -371,60 +475,70 @@ def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
     return run(work())
 
 
-@kept_task("count what stays behind")
+@kept_task("Count filtered keys")
 def count_left_behind(migration: str) -> Json:
-    """Whether the plan has filters, and how many keys they leave out by the newest verification, rule by rule."""
+    """Return whether the plan has filters, and the filtered keys by rule."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             found = await it.store.report(f"verification.{Phase.MIGRATE}") or {}
             rules = found.get("excluded", {})
-            rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [{"rule": "none met any key", "keys": 0}]
+            rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [
+                {"rule": "none matched a key", "keys": 0}
+            ]
             return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
 
     return run(work())
 
 
-@live_task(name="look for keys that cost much to copy")
+@live_task(name="Find keys that are expensive to copy")
 def say_heavy_keys(migration: str) -> list[str]:
-    """Lines of a form: keys that live sync copies whole again and again, such as lists that grow."""
+    """Return lines about large keys that live sync copies again and again."""
 
     async def work() -> list[str]:
         async with opened(migration) as it:
-            return [text_of(row) for beat in await registry.heartbeats(it.store, "syncer") for row in beat.facts.get("heavy", [])]
+            return [
+                text_of(row)
+                for beat in await registry.heartbeats(it.store, "syncer")
+                for row in beat.facts.get("heavy", [])
+            ]
 
     return run(work())
 
 
-@live_task(name="look how old the rehearsal is")
+@live_task(name="Check rehearsal age")
 def check_rehearsed(migration: str) -> str:
-    """When the switch was rehearsed, in words. Not kept as a result: it grows old.
+    """Return when the switch was rehearsed, in words.
 
     Raises:
-        DecisionRefused: never, too long ago, or it failed.
+        DecisionRefused: it was never rehearsed, or too long ago, or the rehearsal failed.
     """
 
     async def work() -> str:
         async with opened(migration) as it:
             if (await read_route(it.store)).authority is Side.TARGET:
-                return "cut over already"  # the flow runs from the top again when its second decision is taken
+                return (
+                    "already cut over"  # the flow runs from the top again after its second decision
+                )
             return await check_rehearsal(it.store, it.plan)
 
     return run(work())
 
 
-@live_task(name="look how fresh the verification is")
+@live_task(name="Check verification freshness")
 def measure_freshness(migration: str) -> Json:
-    """How much is verified since its last write. Not kept as a result: it is true now only.
+    """Return how much is verified since its last write.
 
     Raises:
-        DecisionRefused: keys were never verified, or less is than the plan asks for.
+        DecisionRefused: keys were never verified, or fewer than the plan requires.
     """
 
     async def work() -> Json:
         async with opened(migration) as it:
             if (await read_route(it.store)).authority is Side.TARGET:
-                fresh = await freshness.read_freshness(it.store, it.plan.partitions)  # the cutover is done; it was asked inside the switch
+                fresh = await freshness.read_freshness(
+                    it.store, it.plan.partitions
+                )  # the cutover is done; the switch has checked it
             else:
                 fresh = await check_fresh(it.store, it.plan)
             return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}

@@ -1,4 +1,4 @@
-"""Filling the target by native replication: the servers do it, a task watches how far they are."""
+"""Fill the target by native replication: the servers copy, a task watches the progress."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from tasks.backfill import count_source
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task
 
-_WATCH_S = 20.0  # of one task, as long as a slice's turn
-_STUCK_S = 60.0  # without a byte or a key more
+_WATCH_S = 20.0  # of one task, like one round of a slice
+_STUCK_S = 60.0  # without another byte or key
 _POLL_S = 0.2
 REPORT = "native"
 
 
-@kept_task("watch the target being filled", run_name="watch the target being filled, round {attempt}")
+@kept_task("Watch the first copy", run_name="Watch the first copy, round {attempt}")
 def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
-    """Watch for a while; `done` once the target follows the source and has applied what the source had then.
+    """Watch the first copy for a while.
+
+    It is `done` when the target follows the source and has applied its present offset.
 
     Raises:
-        DecisionRefused: nothing comes: the target is no replica any more.
+        DecisionRefused: no data arrives at the target.
     """
     del attempt
 
@@ -40,7 +42,9 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
                 await replica.attach(it.plan, writer_epoch)
                 state = await link.look(it.plan)
                 if state.up:
-                    source, target = [await it.endpoint(side).connect(name="exodus-fill") for side in Side]
+                    source, target = [
+                        await it.endpoint(side).connect(name="exodus-fill") for side in Side
+                    ]
                     async with source, target:
                         await replica.wait_reached(source, target, within_s=_STUCK_S)
                     return {"done": True, "percent": 100.0}
@@ -48,9 +52,11 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
                     before, moved = (state.percent, state.keys), time.monotonic()
                 if time.monotonic() - moved > _STUCK_S:
                     raise DecisionRefused(
-                        "the source's data does not come to the target",
+                        "no data of the source arrives at the target",
                         why=f"{state.text} for {_STUCK_S:.0f} s",
-                        next_step=f"see the target's log; it must reach {it.plan.source.url} and be let in there (+psync +replconf)",
+                        next_step="read the target's log; it must reach "
+                        f"{it.plan.source.url} and be allowed to replicate there (+psync "
+                        "+replconf)",
                     )
                 if time.monotonic() - began > _WATCH_S:
                     return {"done": False, "percent": state.percent}
@@ -59,21 +65,27 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
     return run(work())
 
 
-def filling_look(migration: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
-    """Return what looks how much of the source's data the replica has loaded."""
+def filling_look(
+    migration: str,
+) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
+    """Return the function that reads how much of the source's data the replica has loaded."""
     total = count_source(migration)
 
     async def look(store: ControlStore, plan: Plan) -> ProgressSample:
         del store
         state = await link.look(plan)
-        return ProgressSample(keys=round(total * state.percent / 100), keys_total=total, why="" if state.up else state.text)
+        return ProgressSample(
+            keys=round(total * state.percent / 100),
+            keys_total=total,
+            why="" if state.up else state.text,
+        )
 
     return look
 
 
-@kept_task("count what the replica has")
+@kept_task("Count replicated keys")
 def count_filled(migration: str) -> Json:
-    """The row that a backfill by keys has: a replica has what its source has."""
+    """Return the row of a backfill by keys: a replica has what its source has."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -84,7 +96,18 @@ def count_filled(migration: str) -> Json:
                 await it.store.save_report(REPORT, began)
             keys = (await link.look(it.plan)).keys
             seconds = max(began["filled_ms"] - began["at_ms"], 1) / 1000
-            zero = dict.fromkeys(("keys_removed", "keys_failed", "keys_skipped", "keys_excluded", "payload_bytes", "re_marked", "chunks"), 0)
+            zero = dict.fromkeys(
+                (
+                    "keys_removed",
+                    "keys_failed",
+                    "keys_skipped",
+                    "keys_excluded",
+                    "payload_bytes",
+                    "re_marked",
+                    "chunks",
+                ),
+                0,
+            )
             return {
                 **zero,
                 "keys_seen": keys,

@@ -1,4 +1,4 @@
-"""Looking at both sides: what they are, whether they fit, whether the target can be exercised, whether production is as it was."""
+"""Probe both sides: facts, compatibility, an exercise of the target, an unchanged source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.context import Json, opened, run
 from tasks.kept import kept_task
 
 _KEY = RESERVED_PREFIX + b"exercise}"
-# One write and one read a type, on a key of our own; what the read must say.
+# One write and one read a type, on a key of Exodus, and the expected reply of the read.
 _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
     ("string", [("SET", _KEY, "v", "PX", 60_000), ("GET", _KEY)], b"v"),
     ("counter", [("DEL", _KEY), ("INCR", _KEY)], 1),
@@ -25,18 +25,22 @@ _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
     ("hash", [("DEL", _KEY), ("HSET", _KEY, "f", "v"), ("HGETALL", _KEY)], [b"f", b"v"]),
     ("sorted set", [("DEL", _KEY), ("ZADD", _KEY, "1.5", "m"), ("ZSCORE", _KEY, "m")], b"1.5"),
     ("stream", [("DEL", _KEY), ("XADD", _KEY, "1-1", "f", "v"), ("XLEN", _KEY)], 1),
-    ("script", [("EVAL", "return redis.call('SET', KEYS[1], ARGV[1])", 1, _KEY, "s"), ("GET", _KEY)], b"s"),
+    (
+        "script",
+        [("EVAL", "return redis.call('SET', KEYS[1], ARGV[1])", 1, _KEY, "s"), ("GET", _KEY)],
+        b"s",
+    ),
     ("transaction", [("MULTI",), ("SET", _KEY, "t"), ("EXEC",), ("GET", _KEY)], b"t"),
     ("expiry", [("PEXPIRE", _KEY, 60_000), ("TTL", _KEY), ("PERSIST", _KEY), ("PTTL", _KEY)], -1),
 ]
 
 
-@kept_task("check both sides")
+@kept_task("Check both sides")
 def check_sides(migration: str) -> list[Json]:
-    """The pre-flight checks.
+    """Run the pre-flight checks.
 
     Raises:
-        OperatorError: the pair cannot be migrated as it is; nothing was changed.
+        OperatorError: the pair cannot be migrated as it is. Nothing was changed.
     """
 
     async def work() -> list[Json]:
@@ -48,9 +52,9 @@ def check_sides(migration: str) -> list[Json]:
     return run(work())
 
 
-@kept_task("describe both sides")
+@kept_task("Describe both sides")
 def describe_sides(migration: str) -> Json:
-    """Facts of both sides: versions, sizes, capabilities."""
+    """Return facts of both sides: versions, sizes, capabilities."""
 
     async def work() -> Json:
         async with opened(migration) as it:
@@ -59,9 +63,9 @@ def describe_sides(migration: str) -> Json:
     return run(work())
 
 
-@kept_task("exercise the target")
+@kept_task("Exercise the target")
 def exercise_target(migration: str) -> list[Json]:
-    """Every type once, on a key of Exodus's own, which is removed."""
+    """Write and read each type once on a key of Exodus, and remove the key."""
 
     async def work() -> list[Json]:
         rows: list[Json] = []
@@ -72,7 +76,13 @@ def exercise_target(migration: str) -> list[Json]:
                     replies = await leg.pipeline(commands)  # type: ignore[arg-type]
                     errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
                     ok = not errors and replies[-1] == wanted
-                    rows.append({"check": f"target takes: {name}", "ok": ok, "detail": errors[0] if errors else "" if ok else "unexpected reply"})
+                    rows.append(
+                        {
+                            "check": f"target takes: {name}",
+                            "ok": ok,
+                            "detail": errors[0] if errors else "" if ok else "unexpected reply",
+                        }
+                    )
                 await leg.call("UNLINK", _KEY)
         return rows
 
@@ -80,7 +90,7 @@ def exercise_target(migration: str) -> list[Json]:
 
 
 async def _print_of(endpoint: Endpoint) -> str:
-    """A digest of what must not change on a production server: its role, its replicas, its users and its settings."""
+    """Return a digest of what must not change on a production server: role, users and settings."""
     async with await endpoint.connect(name="exodus-probe") as leg:
         replies = await leg.pipeline([("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*")])
         role, users, config = replies
@@ -92,31 +102,40 @@ async def _print_of(endpoint: Endpoint) -> str:
     return hashlib.sha256(repr(shape).encode()).hexdigest()
 
 
-@kept_task("take the source's fingerprint")
+@kept_task("Fingerprint the source")
 def fingerprint_source(migration: str) -> Json:
-    """Role, users and settings of the source as a digest, and the route."""
+    """Return a digest of the source's role, users and settings, and the route."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             route = await read_route(it.store)
-            return {"digest": await _print_of(it.endpoint(Side.SOURCE)), "authority": str(route.authority), "epoch": route.epoch}
+            return {
+                "digest": await _print_of(it.endpoint(Side.SOURCE)),
+                "authority": str(route.authority),
+                "epoch": route.epoch,
+            }
 
     return run(work())
 
 
-@kept_task("check that production is as it was")
+@kept_task("Check that the source is unchanged")
 def unchanged(migration: str, before: Json) -> list[Json]:
-    """Compare the source's fingerprint and the route with those taken before."""
+    """Compare the source's fingerprint and the route with earlier ones."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
             route = await read_route(it.store)
             now = await _print_of(it.endpoint(Side.SOURCE))
             return [
-                {"check": "the source's role, users and settings are unchanged", "ok": now == before["digest"], "detail": ""},
+                {
+                    "check": "the source's role, users and settings are unchanged",
+                    "ok": now == before["digest"],
+                    "detail": "",
+                },
                 {
                     "check": "the route is unchanged",
-                    "ok": (str(route.authority), route.epoch) == (before["authority"], before["epoch"]),
+                    "ok": (str(route.authority), route.epoch)
+                    == (before["authority"], before["epoch"]),
                     "detail": f"epoch {route.epoch}",
                 },
             ]

@@ -1,4 +1,4 @@
-"""Watching the workload: by MONITOR while applications use the source, by the gateways' counters once they use Exodus."""
+"""Watch the workload: by MONITOR in Pre-test, by the gateways' counters later."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from tasks.kept import kept_task
 _HOT_KEYS = 20
 
 
-@kept_task("capture traffic")
+@kept_task("Capture traffic")
 def capture_traffic(migration: str, seconds: float | None) -> Json:
-    """Watch the source by MONITOR; the profile as JSON, also kept as a report."""
+    """Watch the source by MONITOR; return the profile and keep it as a report."""
 
     async def work() -> Json:
         async with opened(migration) as it:
             table = (await load_table(it.plan)).commands
-            profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
+            profile = await capture(
+                it.plan.source, table, seconds=seconds or it.plan.observe_seconds
+            )
             report = profile.report(table)
             await it.store.save_report("profile.pre-test", report)
             return report
@@ -43,9 +45,9 @@ async def _snapshots(it: Opened) -> dict[str, Json]:
     return found
 
 
-@kept_task("learn the workload")
+@kept_task("Learn the workload")
 def learn_workload(migration: str, seconds: float | None) -> Json:
-    """What the gateways counted during some seconds, by command.
+    """Return what the gateways counted during some seconds, by command.
 
     Raises:
         DecisionRefused: no gateway is registered.
@@ -58,8 +60,8 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
             if not before:
                 raise DecisionRefused(
                     "no gateway has reported",
-                    why="applications connect to Exodus in this phase",
-                    next_step="start `exodus gateway`, point the applications at it",
+                    why="applications connect to the gateway in this phase",
+                    next_step="start exodus gateway and point the applications at it",
                 )
             await asyncio.sleep(watched)
             after = await _snapshots(it)
@@ -84,12 +86,16 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
 
 
 def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> list[Json]:
-    """Return the keys that were named most often meanwhile, with about how often a second."""
+    """Return the keys that were used most, with their estimated requests a second."""
     counts: Counter[str] = Counter()
     for process, snapshot in after.items():
         earlier = dict(before.get(process, {}).get("hot_keys", []))
         counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
-    return [{"key": key, "requests_per_s": round(count / seconds, 1)} for key, count in counts.most_common(_HOT_KEYS) if count > 0]
+    return [
+        {"key": key, "requests_per_s": round(count / seconds, 1)}
+        for key, count in counts.most_common(_HOT_KEYS)
+        if count > 0
+    ]
 
 
 def _risks(snapshots: dict[str, Json]) -> dict[str, int]:
@@ -109,10 +115,16 @@ def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
             row = rows.setdefault(
                 name,
                 {
-                    "command": name, "calls": 0, "errors": 0, "write": now["write"], "request_bytes": 0, "reply_bytes": 0,
-                    "latency_us_p50": 0, "latency_us_p99": 0,
+                    "command": name,
+                    "calls": 0,
+                    "errors": 0,
+                    "write": now["write"],
+                    "request_bytes": 0,
+                    "reply_bytes": 0,
+                    "latency_us_p50": 0,
+                    "latency_us_p99": 0,
                 },
-            )  # fmt: skip
+            )
             for field in ("calls", "errors", "request_bytes", "reply_bytes"):
                 row[field] += now[field] - was.get(field, 0)
             for field in ("latency_us_p50", "latency_us_p99"):

@@ -1,7 +1,8 @@
-"""What is waited for, live in the Prefect UI.
+"""Show live progress in the Prefect UI.
 
-A switch has a progress artifact that says which step it is at, and what it waits for. It is looked after by a task beside the switch, which rests
-while writes are held: a call to Prefect would take processor time from the hold. Whatever else takes long says in its run's log how far it is.
+A switch has a progress artifact with its current step and its reason for waiting. A task beside the
+switch updates it, and rests while writes are held: a call to Prefect would take processor time from
+the hold. Other long work writes its progress into the run's log.
 """
 
 from __future__ import annotations
@@ -36,15 +37,27 @@ _TELL_S = 5.0
 
 
 class Watched(threading.Thread):
-    """Shows how far bulk work is, every `EVERY_S`: in an artifact, in the run's log, and in the control store for `exodus status`.
+    """Shows the progress of bulk work every `EVERY_S`.
 
-    A thread with a connection of its own, since the work blocks the flow. Nothing that fails here fails the work.
+    It appears in an artifact, in the run's log, and in the control store for `exodus status`.
+
+    It is a thread with its own connection, because the work blocks the flow. A failure here does
+    not fail the work.
     """
 
-    def __init__(self, migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]) -> None:
+    def __init__(
+        self,
+        migration: str,
+        phase: str,
+        what: str,
+        look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]],
+    ) -> None:
         super().__init__(name=f"progress of {what}", daemon=True)
-        self._plan, self._address = plan_of(migration), load(migration).control_store.address("control_store")
-        self._context = copy_context()  # with the run's client of Prefect
+        self._plan, self._address = (
+            plan_of(migration),
+            load(migration).control_store.address("control_store"),
+        )
+        self._context = copy_context()  # with the run's Prefect client
         self._look = look
         self._meter = ProgressMeter(what)
         self._log = get_run_logger()
@@ -52,14 +65,16 @@ class Watched(threading.Thread):
         self._failing = ""
         self._told = ""
         key = artifact_key(migration, phase, what)
-        self._artifact: Any = create_progress_artifact(progress=0.0, key=key, description=f"{what} begins")
+        self._artifact: Any = create_progress_artifact(
+            progress=0.0, key=key, description=f"{what} begins"
+        )
 
     def run(self) -> None:
         """Work until `end`."""
         self._context.run(asyncio.run, self._run())
 
     def end(self, *, done: bool) -> None:
-        """Look once more, and show how it ended."""
+        """Read the progress once more, and show the end."""
         self._ending.set()
         self.join()
         if done:
@@ -81,8 +96,15 @@ class Watched(threading.Thread):
             found = await self._look(store, self._plan)
             if found is not None:
                 progress = self._meter.look(time.monotonic(), found, await store.now_ms())
-                # Dated to the beginning of time at the end: `exodus status` shows only what goes on.
-                await store.save_report(REPORT, {**progress.model_dump(), "text": progress.text, **({"at_ms": 0} if ended else {})})
+                # The last report has time 0: `exodus status` shows only running work.
+                await store.save_report(
+                    REPORT,
+                    {
+                        **progress.model_dump(),
+                        "text": progress.text,
+                        **({"at_ms": 0} if ended else {}),
+                    },
+                )
                 self._told = progress.text.partition(" · ends in")[0].partition(" · its end")[0]
                 self._log.info("%s", progress.text)
                 await asyncio.to_thread(self._show, progress.percent, progress.text)
@@ -99,13 +121,18 @@ class Watched(threading.Thread):
 
     def _fails(self, why: str) -> None:
         if not self._failing:
-            self._log.warning("the progress is not shown: %s", why)
+            self._log.warning("progress cannot be shown: %s", why)
         self._failing = why
 
 
 @contextmanager
-def watched(migration: str, phase: str, what: str, look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]) -> Iterator[None]:
-    """Show how far bulk work is while the context is open."""
+def watched(
+    migration: str,
+    phase: str,
+    what: str,
+    look: Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]],
+) -> Iterator[None]:
+    """Show the progress of bulk work while the context is open."""
     watching = Watched(migration, phase, what, look)
     watching.start()
     try:
@@ -126,39 +153,52 @@ class Shown:
         self._said = ""
         self._turn = threading.Lock()
         self._artifact: Any = create_progress_artifact(
-            progress=0.0, key=artifact_key(migration, phase, "switch"), description="the switch is about to begin"
+            progress=0.0,
+            key=artifact_key(migration, phase, "switch"),
+            description="Switch: about to begin",
         )
 
     def tell(self, switch: Switch, step: Step) -> None:
-        """Hear of a step before it is done."""
+        """Take note of a step before it runs."""
         self._switch = switch
-        self._log.debug("%s", step.name) if switch.holding else self._log.info("%s: %s", step.name, step.text)
+        self._log.debug("%s", step.name) if switch.holding else self._log.info(
+            "%s: %s", step.name, step.text
+        )
 
     def say(self, progress: float, text: str) -> None:
-        """Show it, unless it is shown already. One after the other, and never what a switch fails for."""
+        """Show a text once. Calls run one after the other, and no failure here fails the switch."""
         with self._turn:
             if text == self._said:
                 return
             self._said = text
             try:
-                update_progress_artifact(artifact_id=self._artifact, progress=progress, description=text)
+                update_progress_artifact(
+                    artifact_id=self._artifact, progress=progress, description=text
+                )
             except (PrefectException, httpx.HTTPError, OSError) as exc:
-                self._log.warning("Prefect was not told that the switch is at %r: %s", text, exc)
+                self._log.warning("the artifact was not updated to %r: %s", text, exc)
 
     async def look(self, store: ControlStore) -> None:
-        """Show where the switch says that it is."""
+        """Show the switch's current step."""
         now = await store.report(NOW)
-        if self._switch is None or self._switch.holding or now is None or now["step"] not in self._steps:
+        if (
+            self._switch is None
+            or self._switch.holding
+            or now is None
+            or now["step"] not in self._steps
+        ):
             return
         number = self._steps.index(now["step"])
-        waits = f": waits, {now['waits_for']}" if now["waits_for"] else ""
+        waits = f": waiting, {now['waits_for']}" if now["waits_for"] else ""
         text = f"step {number + 1} of {len(self._steps)}, {now['step']}{waits}"
         await asyncio.to_thread(self.say, 100.0 * number / len(self._steps), text)
 
 
 @asynccontextmanager
-async def shown(migration: str, phase: str, steps: list[str], store: ControlStore) -> AsyncIterator[Shown]:
-    """Show the switch that is done meanwhile; at its end, whether it came to it."""
+async def shown(
+    migration: str, phase: str, steps: list[str], store: ControlStore
+) -> AsyncIterator[Shown]:
+    """Show the progress of a switch while the context is open, and its outcome at the end."""
     artifact = Shown(migration, phase, steps)
 
     async def watch() -> None:
@@ -179,7 +219,7 @@ async def shown(migration: str, phase: str, steps: list[str], store: ControlStor
 
 @asynccontextmanager
 async def telling(how_far: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
-    """Say in the run's log, every few seconds as long as it lasts, how far something is."""
+    """Log the progress of some work every few seconds while the context is open."""
     log = get_run_logger()
 
     async def tell() -> None:

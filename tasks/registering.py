@@ -1,7 +1,7 @@
-"""A Migration block that was saved or changed in the Prefect UI: checked and registered when a phase begins.
+"""Check and register a changed Migration block when a phase begins.
 
-The checks are those of `exodus apply` (exodus/registration.py). Nobody confirms what a change voids, as apply
-asks; the ledger has it, and a phase whose approval was voided does not begin.
+The checks are those of `exodus apply` (exodus/registration.py). Nobody confirms here what a change
+voids. The ledger records it, and a phase whose approval is void does not begin.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _LOCAL = ("password", "password_env", "password_file", "ca_file", "cert_file", "
 
 
 async def register_block(store: ControlStore, proposed: Plan, control_store: Address) -> Plan:
-    """Register the block's plan where it is another than the registered one; the plan that counts now.
+    """Register the block's plan if it differs from the registered one; return the plan in force.
 
     Raises:
-        OperatorError: a check of it is fatal, and nothing was registered.
+        OperatorError: a check is fatal. Nothing was registered.
     """
     registered = await registered_plan(store)
     if registered is not None and _meant(registered, proposed) == registered:
@@ -34,9 +34,9 @@ async def register_block(store: ControlStore, proposed: Plan, control_store: Add
     raise_if_fatal(examined.findings)
     by = Identity(person="whoever saved the block in Prefect")
     await register(store, proposed, examined, by)
-    fields = ", ".join(change.field for change in examined.changes) or "all of it, for the first time"
+    fields = ", ".join(change.field for change in examined.changes) or "new plan"
     get_run_logger().info(
-        "the plan of the Migration block was registered (%s); void with it: %s",
+        "registered the plan of the Migration block (%s); void: %s",
         fields,
         ", ".join(examined.voids) or "nothing",
     )
@@ -44,7 +44,10 @@ async def register_block(store: ControlStore, proposed: Plan, control_store: Add
 
 
 def _meant(registered: Plan, proposed: Plan) -> Plan:
-    """Return the block's plan, with files named as the registered one names them: those are no change."""
+    """Return the block's plan with the registered plan's file names.
+
+    Other file names do not count as a change.
+    """
     same = {}
     for side in Side:
         address = registered.address(side)

@@ -1,4 +1,4 @@
-"""Evidence that is renewed between decisions: when it may be, and how."""
+"""Renew evidence between decisions, if the migration allows it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 RENEW = "renew"
 
 
-@live_task(name="look whether evidence may be renewed now")
+@live_task(name="Check that evidence may be renewed")
 def why_not_now(migration: str, kind: Kind) -> str | None:
     """Return why this kind cannot be renewed now, or None."""
 
@@ -30,45 +30,50 @@ def why_not_now(migration: str, kind: Kind) -> str | None:
         async with opened(migration) as it:
             if ledger.ending(await ledger.read(it.store)) is not None:
                 return "the migration is done"
-            running = [name for name, state in (await it.store.phases()).items() if state.get("state") == "running"]
+            running = [
+                name
+                for name, state in (await it.store.phases()).items()
+                if state.get("state") == "running"
+            ]
             if running:
-                return f"{running[0]} runs"
+                return f"{running[0]} is running"
             route = await read_route(it.store)
             if kind == "rehearsal" and route.native:
                 return "the target is the source's replica"
             if kind == "rehearsal" and route.authority is not Side.SOURCE:
                 return "the target is the authority"
             if kind in ("comparison", "drift") and not route.sync:
-                return "live sync is off, so that both sides are not meant to be equal"
+                return "live sync is off, so the sides need not be equal"
             if kind == "comparison" and route.authority is not Side.SOURCE:
-                return "the target is the authority: renew the drift"
+                return "the target is the authority: renew drift"
             if kind == "drift" and route.authority is not Side.TARGET:
-                return "the source is the authority: renew the comparison"
+                return "the source is the authority: renew comparison"
             return None
 
     return run(work())
 
 
 def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
-    """Renew the evidence of one kind, and say what was found. Call it from a flow.
+    """Renew the evidence of one kind and return the result in words. Call it from a flow.
 
     Raises:
-        EvidenceFailed: what was found is not as it must be.
+        EvidenceFailed: the result is bad.
     """
     run_id = flow_run.get_id()
     if kind == "workload":
         found = learn_workload(migration, seconds)
         rows = [{"command": row["command"], "calls": row["calls"]} for row in found["commands"]]
-        _show(migration, kind, rows or [{"command": "none was seen", "calls": 0}])
+        _show(migration, kind, rows or [{"command": "none", "calls": 0}])
         return f"{found['requests_per_s']:,} requests/s, {len(found['commands'])} commands"
     if kind == "rehearsal":
         found = rehearse_switch(migration)
         _show(migration, kind, found["switches"])
         if not found["ok"]:
             raise EvidenceFailed(
-                "the rehearsal did not go well",
+                "the rehearsal failed",
                 why=found["why"],
-                next_step="look at the gateways' logs; a cutover is refused until one goes well",
+                next_step="read the gateways' logs; a cutover is refused until a rehearsal "
+                "succeeds",
             )
         text = f"{found['acknowledged_writes']:,} writes, 0 lost"
         return f"{text}, longest stall {found['stall_ms_max']} ms"
@@ -85,4 +90,6 @@ def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
 
 
 def _show(migration: str, kind: Kind, rows: list[dict[str, object]]) -> None:
-    create_table_artifact(key=artifact_key(migration, RENEW, kind), table=rows, description=f"renewed: {kind}")
+    create_table_artifact(
+        key=artifact_key(migration, RENEW, kind), table=rows, description=f"Renewed: {kind}"
+    )

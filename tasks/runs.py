@@ -1,7 +1,8 @@
-"""The runs of phases, as Prefect knows them, and what is written down when one ends without its decision.
+"""The runs of phases in Prefect, and the record of a run that ends without its decision.
 
-A phase's state lies in the control store, where `exodus status` reads it without Prefect. A run that fails, crashes or is cancelled writes its end
-there through `note_end`; where even that could not run (the host was lost), Prefect's own record of the run decides.
+A phase's state is in the control store, where `exodus status` reads it without Prefect. A run that
+fails, crashes or is cancelled records its end there with `note_end`. If even that could not run
+(the host was lost), Prefect's record of the run decides.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ _ENDED = {
 }
 _WHY_MAX = 500
 _DECIDED = (StateType.COMPLETED, StateType.CANCELLED, StateType.CANCELLING)
-_RUNS_READ = 50  # of rollbacks, newest first: other migrations may have some
+_RUNS_READ = 50  # rollbacks, newest first; other migrations may have some
 
 
 def is_open(state: Json) -> bool:
-    """Whether a phase's run goes on, or waits for its decision; `state` is the phase's in the control store."""
+    """Return whether a phase's run is running or waiting.
+
+    `state` is the phase's state in the control store.
+    """
     if state.get("state") not in ("running", "waiting"):
         return False
     with get_client(sync_client=True) as client:
@@ -45,15 +49,17 @@ def is_open(state: Json) -> bool:
 
 
 def cancel(state: Json) -> None:
-    """End a phase's run, at work or waiting."""
+    """Cancel a phase's run, running or waiting."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(UUID(state["flow_run_id"]), Cancelling(message="a rollback takes its place"), force=False)
+        client.set_flow_run_state(
+            UUID(state["flow_run_id"]), Cancelling(message="replaced by a rollback"), force=False
+        )
 
 
 def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
-    """Return why a rollback that was started since a moment has no decision yet; None if every one has, or none was started.
+    """Return why a rollback that started since `since_ms` has no decision yet, or None.
 
-    A rollback can die before it writes its state to the control store. Prefect has its run in any case.
+    A rollback can die before it writes its state to the control store. Prefect always has its run.
     """
     with get_client(sync_client=True) as client:
         newest = next(
@@ -73,7 +79,10 @@ def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
     if newest.state.timestamp.timestamp() * 1000 < since_ms:
         return None
     outcome = _ENDED.get(newest.state.type, "is not decided yet")
-    return f"a rollback was asked for and {outcome} (run {newest.name}): exodus start rollback, and answer it"
+    return (
+        f"a rollback was requested and {outcome} (run {newest.name}): exodus start "
+        "rollback, then answer it"
+    )
 
 
 async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: str) -> None:
@@ -85,13 +94,30 @@ async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: 
         state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
         await it.store.save_phase(phase, state)
         await steps.end(it.store, run_id)
-        await ledger.record(it.store, LedgerEntry(at_ms=now_ms, phase=Phase(phase), event="failed", verdict=outcome, why=why, flow_run_id=run_id))
+        await ledger.record(
+            it.store,
+            LedgerEntry(
+                at_ms=now_ms,
+                phase=Phase(phase),
+                event="failed",
+                verdict=outcome,
+                why=why,
+                flow_run_id=run_id,
+            ),
+        )
         if phase in (Phase.COMMIT, Phase.ROLLBACK):
-            # It may have died while it held writes. The gateways would end that by themselves, but not as soon.
+            # It may have died while it held writes. The gateways end the hold too, but later.
             await end_hold(it.store, it.plan, f"the run of {phase} ended: {outcome}")
 
 
 def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """Prefect's hook on failure, crash and cancellation. Its parameters must have these names (docs/decisions/0009-prefect-suspend.md)."""
+    """Record the end of a run: Prefect's hook on failure, crash and cancellation.
+
+    Its parameters must have these names (docs/decisions/0009-prefect-suspend.md).
+    """
     why = (state.message or state.name or "")[:_WHY_MAX]
-    run(_note_end(flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why))
+    run(
+        _note_end(
+            flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why
+        )
+    )

@@ -1,7 +1,7 @@
-"""One process runs a phase at a time, and it can run all of it.
+"""One process runs a phase at a time, on a worker that can run all of it.
 
-A worker that lacks something of the migration (a password file, a variable, a library, the version that
-the run began with) is refused here, before the phase has done anything.
+A worker that lacks something (a password file, a variable, a library, the version with which the
+run began) is refused here, before the phase has done anything.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_worker(plan: Plan, control_store: Address) -> None:
     """Check that this worker has what the migration names.
 
     Raises:
-        OperatorError: a password or a TLS file is not here, or a library is not installed.
+        OperatorError: a password or a TLS file is missing here, or a library is not installed.
     """
     servers = {"source": plan.source, "target": plan.target, "control_store": control_store}
     for role in UserRole:
@@ -76,7 +76,7 @@ def _worker() -> str:
 
 @contextmanager
 def phase_turn(migration: str, phase: Phase) -> Iterator[None]:
-    """Have the turn of a phase while the context is open.
+    """Hold the turn of a phase while the context is open.
 
     Raises:
         OperatorError: this worker lacks something that the migration names.
@@ -101,7 +101,10 @@ def phase_turn(migration: str, phase: Phase) -> Iterator[None]:
 
 
 class _Keeper(threading.Thread):
-    """Takes the turn, renews it, gives it back. A thread, since the phase's own code blocks."""
+    """Takes the turn, renews it, gives it back.
+
+    It is a thread because the phase's own code blocks.
+    """
 
     def __init__(self, address: Address, migration: str, phase: Phase, holder: Holder) -> None:
         super().__init__(name=f"turn of {phase}", daemon=True)
@@ -118,7 +121,7 @@ class _Keeper(threading.Thread):
             if not self.taken.done():
                 self.taken.set_exception(exc)
             else:
-                log.error("the turn of %s is not renewed any more: %s", self._phase, exc)
+                log.error("the turn of %s is no longer renewed: %s", self._phase, exc)
 
     def end(self) -> None:
         """Give the turn back."""
@@ -153,13 +156,13 @@ class _Keeper(threading.Thread):
             renewed, left_ms = held.left_ms > left_ms, held.left_ms
             if other.run != self._holder.run and (renewed or time.monotonic() > deadline):
                 raise DecisionRefused(
-                    f"{self._phase} may not begin: it runs already",
+                    f"{self._phase} may not begin: it is already running",
                     why=f"run {other.run} has its turn, in process {other.worker}",
                     next_step="wait for its decision, or cancel that run in the Prefect UI",
                 )
             if not said:
-                # The process before this one ends, or has died; the run itself is one.
-                log.info("waits for the turn of %s, which %s has", self._phase, other.worker)
+                # An earlier process of the same run ends, or has died.
+                log.info("waiting for the turn of %s, which %s has", self._phase, other.worker)
                 said = True
             await asyncio.sleep(_LOOK_S)
         await self._check_version(store)
@@ -169,7 +172,8 @@ class _Keeper(threading.Thread):
         if began != __version__:
             await turn.give_back(store, self._phase, self._holder)
             raise DecisionRefused(
-                f"{self._phase} cannot go on here: its run began with Exodus {began}",
-                why=f"this worker has {__version__}, whose steps may return something else",
-                next_step=f"resume it on a worker that has {began}, or cancel it, then: exodus start {self._phase}",
+                f"{self._phase} cannot continue here: its run began with Exodus {began}",
+                why=f"this worker has {__version__}, whose steps may return other results",
+                next_step=f"resume it on a worker with {began}, or cancel it, then: exodus "
+                f"start {self._phase}",
             )

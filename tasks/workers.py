@@ -1,4 +1,4 @@
-"""Who copies slices: threads of the flow run's process, processes beside it, or Dask's workers, by the plan's `workers`."""
+"""Choose the workers of a backfill by the plan's `workers`: threads, processes, or Dask."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from tasks.context import plan_of
 
 
 def workers_of(migration: str) -> TaskRunner[Any]:
-    """The task runner that the plan asks for; a context manager.
+    """Return the plan's task runner, a context manager.
 
     Raises:
-        OperatorError: the plan wants Dask, and it is not installed.
+        OperatorError: the plan requires Dask, which is not installed.
     """
     return task_runner(plan_of(migration).workers)
 
 
 def task_runner(workers: Workers) -> TaskRunner[Any]:
-    """See `workers_of`."""
+    """Return the task runner for `workers`; see `workers_of`."""
     if workers.kind is WorkersKind.THREADS:
-        return ThreadPoolTaskRunner(max_workers=workers.count) if workers.count else ThreadPoolTaskRunner()
+        return (
+            ThreadPoolTaskRunner(max_workers=workers.count)
+            if workers.count
+            else ThreadPoolTaskRunner()
+        )
     if workers.kind is WorkersKind.PROCESSES:
         return ProcessPoolTaskRunner(max_workers=workers.count)
     try:
@@ -33,10 +37,16 @@ def task_runner(workers: Workers) -> TaskRunner[Any]:
         raise OperatorError(
             "workers.kind: dask needs Prefect's Dask task runner",
             why=str(exc),
-            next_step="install prefect-dask (constraints.txt) where flow runs and Dask's workers run, or set workers.kind: processes",
+            next_step="install prefect-dask (constraints.txt) for flow runs and for Dask's "
+            "workers, or set workers.kind: processes",
         ) from exc
     if workers.dask_scheduler is not None:
         return DaskTaskRunner(address=workers.dask_scheduler)
-    # One slice at a time in each process, for the same reason for which there are processes. Dask's own port may be taken.
-    cluster = {"n_workers": workers.count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    # One slice at a time in each process: threads share one core. Dask's own port may be taken.
+    cluster = {
+        "n_workers": workers.count,
+        "threads_per_worker": 1,
+        "dashboard_address": "127.0.0.1:0",
+        "host": "127.0.0.1",
+    }
     return DaskTaskRunner(cluster_kwargs=cluster)

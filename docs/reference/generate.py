@@ -1,8 +1,9 @@
 """Write the pages of docs/reference/ from the code: `make docs`.
 
-`pages()` returns the text of each page, and tests/unit/test_docs.py compares it with the files. The command line comes
-from typer, the migration file from pydantic's models, the errors from their classes. Metrics are read from the source
-text, because a process yields most of them only while something happens.
+`pages()` returns the text of each page, and tests/unit/test_docs.py compares it with the files. The
+command line comes from typer, the migration file from pydantic's models, the errors from their
+classes. Metrics are read from the source text, because a process yields most of them only while
+something happens.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def pages() -> dict[str, str]:
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+        return (
+            "| "
+            + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+            + " |\n"
+        )
 
     return line(head) + line(("---",) * len(head)) + "".join(map(line, rows)) + "\n"
 
@@ -59,7 +64,9 @@ def _cli() -> str:
     )
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    return text + "".join(_command(words, command) for words, command in _commands(group, ("exodus",)))
+    return text + "".join(
+        _command(words, command) for words, command in _commands(group, ("exodus",))
+    )
 
 
 def _commands(group: TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -71,8 +78,18 @@ def _commands(group: TyperGroup, words: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def _command(words: tuple[str, ...], command: Any) -> str:
-    usage = " ".join([*words, *(_names(each) for each in command.params if isinstance(each, TyperArgument)), "[OPTIONS]"])
-    what, _, example = " ".join((command.help or "").split()).replace(" Examples: ", " Example: ").partition(" Example: ")
+    usage = " ".join(
+        [
+            *words,
+            *(_names(each) for each in command.params if isinstance(each, TyperArgument)),
+            "[OPTIONS]",
+        ]
+    )
+    what, _, example = (
+        " ".join((command.help or "").split())
+        .replace(" Examples: ", " Example: ")
+        .partition(" Example: ")
+    )
     text = f"## {' '.join(words[1:])}\n\n{what}\n\n```\n{usage}\n```\n\n"
     if example:
         text += "Example:\n\n```\n" + example.replace("; exodus ", "\nexodus ") + "\n```\n\n"
@@ -94,7 +111,9 @@ def _value(parameter: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return "|".join(kind)
     name = {int: "N", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
-    least, most = ("" if bound is None else f"{bound:g}" for bound in (parameter.min, parameter.max))
+    least, most = (
+        "" if bound is None else f"{bound:g}" for bound in (parameter.min, parameter.max)
+    )
     return f"{name} ({least}..{most})" if least or most else name
 
 
@@ -124,23 +143,37 @@ def _migration_file() -> str:
     first = ("name", "source", "target")
     fields = {name: plan.model_fields[name] for name in first}
     fields |= {"control_store": MigrationFile.model_fields["control_store"], **plan.model_fields}
-    text += _table(("field", "type", "default", "meaning"), [_field(name, each, models) for name, each in fields.items()])
+    text += _table(
+        ("field", "type", "default", "meaning"),
+        [_field(name, each, models) for name, each in fields.items()],
+    )
     done: set[type[BaseModel]] = set()
     while models:
         model = models.pop(0)
         if model in done:
             continue
         done.add(model)
-        rows = [_field(name, each, models) for name, each in model.model_fields.items() if not each.exclude]
+        rows = [
+            _field(name, each, models)
+            for name, each in model.model_fields.items()
+            if not each.exclude
+        ]
         doc = (inspect.getdoc(model) or "").split("\n\n")[0]
-        text += f"## {model.__name__}\n\n{doc}\n\n" + _table(("field", "type", "default", "meaning"), rows)
+        text += f"## {model.__name__}\n\n{doc}\n\n" + _table(
+            ("field", "type", "default", "meaning"), rows
+        )
     return text
 
 
 def _field(name: str, field: FieldInfo, models: list[type[BaseModel]]) -> tuple[str, str, str, str]:
     kind = _type(field.annotation, models)
     bounds = ", ".join(_bound(each) for each in field.metadata if _bound(each))
-    return f"`{name}`", kind + (f", {bounds}" if bounds else ""), _default(field), field.description or ""
+    return (
+        f"`{name}`",
+        kind + (f", {bounds}" if bounds else ""),
+        _default(field),
+        field.description or "",
+    )
 
 
 def _bound(constraint: object) -> str:
@@ -161,7 +194,10 @@ def _type(annotation: Any, models: list[type[BaseModel]]) -> str:
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":
         return " or ".join(_type(each, models) for each in get_args(annotation))
     if get_args(annotation):  # a Literal
-        return ", ".join(f"`{each}`" for each in get_args(annotation) if isinstance(each, str)) or "date with time zone"
+        return (
+            ", ".join(f"`{each}`" for each in get_args(annotation) if isinstance(each, str))
+            or "date with time zone"
+        )
     if annotation is type(None):
         return "null"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -169,7 +205,14 @@ def _type(annotation: Any, models: list[type[BaseModel]]) -> str:
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return ", ".join(f"`{each}`" for each in annotation)
-    plain = {str: "text", int: "integer", float: "number", bool: "true, false", Path: "file", SecretStr: "text"}
+    plain = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true, false",
+        Path: "file",
+        SecretStr: "text",
+    }
     return plain.get(annotation, "date with time zone")
 
 
@@ -197,7 +240,11 @@ def _metrics() -> str:
     )
     found = sorted(metrics())
     for part in sorted({name.split("_")[1] for name, _, _ in found}):
-        rows = [(f"`{name}`", ", ".join(f"`{each}`" for each in labels), meaning) for name, labels, meaning in found if name.split("_")[1] == part]
+        rows = [
+            (f"`{name}`", ", ".join(f"`{each}`" for each in labels), meaning)
+            for name, labels, meaning in found
+            if name.split("_")[1] == part
+        ]
         text += f"## {part}\n\n" + _table(("metric", "labels", "meaning"), rows)
     return text
 
@@ -218,7 +265,11 @@ def metrics() -> set[tuple[str, tuple[str, ...], str]]:
 def _samples(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...], str]]:
     labels: tuple[str, ...] = ()
     for node in ast.walk(function):
-        if not isinstance(node, ast.Yield) or not isinstance(node.value, ast.Tuple) or len(node.value.elts) != 4:
+        if (
+            not isinstance(node, ast.Yield)
+            or not isinstance(node.value, ast.Tuple)
+            or len(node.value.elts) != 4
+        ):
             continue
         name, meaning, given, _ = node.value.elts
         labels = _labels(given, function)
@@ -231,7 +282,9 @@ def _text(node: ast.expr, word: str | None) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     assert isinstance(node, ast.JoinedStr), ast.dump(node)
-    return "".join(str(part.value) if isinstance(part, ast.Constant) else str(word) for part in node.values)
+    return "".join(
+        str(part.value) if isinstance(part, ast.Constant) else str(word) for part in node.values
+    )
 
 
 def _labels(node: ast.expr, function: ast.FunctionDef) -> tuple[str, ...]:
@@ -245,7 +298,10 @@ def _labels(node: ast.expr, function: ast.FunctionDef) -> tuple[str, ...]:
     above = [
         each.value
         for each in ast.walk(function)
-        if isinstance(each, ast.Assign) and isinstance(each.targets[0], ast.Name) and each.targets[0].id == node.id and each.lineno < node.lineno
+        if isinstance(each, ast.Assign)
+        and isinstance(each.targets[0], ast.Name)
+        and each.targets[0].id == node.id
+        and each.lineno < node.lineno
     ]
     return _labels(max(above, key=lambda value: value.lineno), function)
 
@@ -258,7 +314,11 @@ def _errors() -> str:
         "# Error codes and exit statuses\n\n"
         "Each error names its code in brackets: `error: cutover refused [refused]`. [What to do](../operating/errors.md).\n\n"
     )
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ExodusError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.ExodusError)
+    ]
     rows = [
         (
             f"[`{kind.code}`](../operating/errors.md#{kind.code})",

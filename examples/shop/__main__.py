@@ -1,4 +1,6 @@
-"""`python -m examples.shop`: preload, then write until told to stop. `python -m examples.shop check`: hold a server against the model."""
+"""`python -m examples.shop`: preload, then write until told to stop. `python -m examples.shop
+check`: hold a server against the model.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ async def run(args: argparse.Namespace) -> int:
     await client.aclose()
     if args.ready_file:
         args.ready_file.touch()
-    writers = [Writer(number, args.url, model, tally, writers=_WRITERS, pipelined=args.pipelined) for number in range(_WRITERS)]
+    writers = [
+        Writer(number, args.url, model, tally, writers=_WRITERS, pipelined=args.pipelined)
+        for number in range(_WRITERS)
+    ]
     tasks = [asyncio.create_task(writer.run(stop, args.writes / _WRITERS)) for writer in writers]
     tasks.append(asyncio.create_task(produce_jobs(args.url, model, tally, stop, _JOBS_PER_S)))
     tasks.append(asyncio.create_task(consume_jobs(args.url, model, tally, stop)))
@@ -69,13 +74,24 @@ def main() -> int:
         parser.add_argument("--json", action="store_true")
         args = parser.parse_args(sys.argv[2:])
         found = uvloop.run(check(Model.load(args.model), args.url))
-        print(json.dumps(found) if args.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+        print(
+            json.dumps(found)
+            if args.json
+            else "\n".join(f"{name}: {value}" for name, value in found.items())
+        )
         return int(bool(found["lost_writes"] or found["duplicated"] or found["resurrected_keys"]))
     parser = argparse.ArgumentParser(prog="python -m examples.shop")
     parser.add_argument("--url", required=True)
     parser.add_argument("--keys", type=int, default=200_000)
-    parser.add_argument("--writes", type=int, default=2_000, help="a second, of all writers together")
-    parser.add_argument("--pipelined", type=int, default=0, help="of the writes, so many are now and then sent together")
+    parser.add_argument(
+        "--writes", type=int, default=2_000, help="a second, of all writers together"
+    )
+    parser.add_argument(
+        "--pipelined",
+        type=int,
+        default=0,
+        help="of the writes, so many are now and then sent together",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stop-file", type=Path, required=True)
     parser.add_argument("--report", type=Path, required=True)

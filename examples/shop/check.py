@@ -10,7 +10,14 @@ import redis.asyncio as redis
 from examples.shop.model import Model, State, cold_expiry_ms, cold_key, cold_kind, cold_state
 
 _BATCH = 500
-_READS = {b"string": "get", b"list": "lrange", b"set": "smembers", b"zset": "zrange", b"hash": "hgetall", b"stream": "xrange"}
+_READS = {
+    b"string": "get",
+    b"list": "lrange",
+    b"set": "smembers",
+    b"zset": "zrange",
+    b"hash": "hgetall",
+    b"stream": "xrange",
+}
 _SLACK_MS = 50  # between our clock and the moment at which a server removes an expired key
 
 
@@ -117,7 +124,9 @@ class Findings:
             self.problem(f"duplicated: {name} holds more than was written")
         else:
             self.lost += 1
-            self.problem(f"lost: {name} is {'missing' if found is None else 'not what was acknowledged'}")
+            self.problem(
+                f"lost: {name} is {'missing' if found is None else 'not what was acknowledged'}"
+            )
 
     def expiry(self, key: bytes, earliest_ms: int, latest_ms: int, found_ms: int) -> None:
         """Judge one expiry: drift is what the interval does not explain."""
@@ -144,14 +153,21 @@ def _more_than(found: State, wanted: State) -> bool:
     """Whether an effect seems to have been applied twice."""
     if isinstance(found, tuple) and isinstance(wanted, tuple):
         return len(found) > len(wanted) and set(wanted) <= set(found)
-    if isinstance(found, bytes) and isinstance(wanted, bytes) and found.isdigit() and wanted.isdigit() and len(found) < 15:
+    if (
+        isinstance(found, bytes)
+        and isinstance(wanted, bytes)
+        and found.isdigit()
+        and wanted.isdigit()
+        and len(found) < 15
+    ):
         return int(found) > int(wanted)
     return False
 
 
 async def check(model: Model, url: str) -> dict[str, Any]:
     """Compare a server with the model."""
-    client = redis.Redis.from_url(url, socket_timeout=None)  # one for each of a million replies costs more than reading it
+    # One for each of a million replies costs more than reading it
+    client = redis.Redis.from_url(url, socket_timeout=None)
     findings = Findings()
     try:
         await _check_cold(client, model, findings)
@@ -165,15 +181,27 @@ async def check(model: Model, url: str) -> dict[str, Any]:
 
 async def _check_cold(client: redis.Redis, model: Model, findings: Findings) -> None:
     for start in range(0, model.keys, _BATCH):
-        indexes = [index for index in range(start, min(start + _BATCH, model.keys)) if index not in model.changed]
+        indexes = [
+            index
+            for index in range(start, min(start + _BATCH, model.keys))
+            if index not in model.changed
+        ]
         keys = [cold_key(index) for index in indexes]
         if not keys:
             continue
         kinds = [cold_kind(index).encode() for index in indexes]
-        for index, key, found in zip(indexes, keys, await read_as(client, kinds, keys), strict=True):
+        for index, key, found in zip(
+            indexes, keys, await read_as(client, kinds, keys), strict=True
+        ):
             findings.key(key, (cold_state(model.seed, index),), found)
-        timed = [(key, at) for index, key in zip(indexes, keys, strict=True) if (at := cold_expiry_ms(model, index)) is not None]
-        for (key, at), found_ms in zip(timed, await read_expiries(client, [key for key, _ in timed]), strict=True):
+        timed = [
+            (key, at)
+            for index, key in zip(indexes, keys, strict=True)
+            if (at := cold_expiry_ms(model, index)) is not None
+        ]
+        for (key, at), found_ms in zip(
+            timed, await read_expiries(client, [key for key, _ in timed]), strict=True
+        ):
             if found_ms != -2:
                 findings.expiry(key, at, at, found_ms)
 
@@ -188,14 +216,22 @@ async def _check_live(client: redis.Redis, model: Model, findings: Findings) -> 
             allowed: tuple[State, ...] = model.unknown.get(key) or (model.live[key],)
             expiry = model.expiries.get(key)
             if key in model.unknown:
-                pass  # its expiry is that of one of the two, and whether it may be gone stands in `allowed`
+                # Its expiry is that of one of the two, and whether it may be gone stands in
+                # `allowed`
+                pass
             elif expiry is not None and expiry.latest_ms + _SLACK_MS < now_ms:
                 allowed = (None,)
             elif expiry is not None and expiry.earliest_ms - _SLACK_MS < now_ms + 10_000:
                 allowed = (*allowed, None)  # it may expire while this is read
             findings.key(key, allowed, found)
             gone = found_ms == -2 and None in allowed  # it expired between the two reads
-            if expiry is not None and found is not None and not gone and key not in model.unknown and found in allowed:
+            if (
+                expiry is not None
+                and found is not None
+                and not gone
+                and key not in model.unknown
+                and found in allowed
+            ):
                 findings.expiry(key, expiry.earliest_ms, expiry.latest_ms, found_ms)
             elif expiry is None and found_ms >= 0 and key not in model.unknown:
                 findings.lost += 1
@@ -229,7 +265,14 @@ async def _check_strangers(client: redis.Redis, model: Model, findings: Findings
         if key.startswith(b"cold:"):
             known = int(key[5:]) < model.keys
         else:
-            known = key in model.live or key in model.unknown or key == b"shop:jobs" or key.startswith((b"exodus:", b"exodus-rehearsal:"))
+            known = (
+                key in model.live
+                or key in model.unknown
+                or key == b"shop:jobs"
+                or key.startswith((b"exodus:", b"exodus-rehearsal:"))
+            )
         if not known:
             findings.resurrected += 1
-            findings.problem(f"resurrected: {key.decode('utf-8', 'backslashreplace')} was never written")
+            findings.problem(
+                f"resurrected: {key.decode('utf-8', 'backslashreplace')} was never written"
+            )

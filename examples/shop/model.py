@@ -1,6 +1,8 @@
-"""What must be on the authority: every acknowledged write, and for an unanswered one the state before it or after it.
+"""What must be on the authority: every acknowledged write, and for an unanswered one the state
+before it or after it.
 
-Preloaded values follow from the seed and a number, so the model holds only what was changed of them.
+Preloaded values follow from the seed and a number, so the model holds only what was changed of
+them.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ class Model:
     changed: dict[int, State] = field(default_factory=dict)  # preloaded keys that were written
     live: dict[bytes, State] = field(default_factory=dict)  # None: must not exist
     expiries: dict[bytes, Expiry] = field(default_factory=dict)
-    unknown: dict[bytes, tuple[State, ...]] = field(default_factory=dict)  # before and after a write without an answer; None: or expired
-    pending: dict[bytes, int] = field(default_factory=dict)  # stream → entries delivered and not acknowledged
+    # Before and after a write without an answer; None: or expired
+    unknown: dict[bytes, tuple[State, ...]] = field(default_factory=dict)
+    # Stream → entries delivered and not acknowledged
+    pending: dict[bytes, int] = field(default_factory=dict)
     jobs_pushed: set[bytes] = field(default_factory=set)
     jobs_unknown: set[bytes] = field(default_factory=set)
     jobs_consumed: list[bytes] = field(default_factory=list)
@@ -66,7 +70,9 @@ def cold_kind(index: int) -> str:
 
 def cold_expiry_ms(model: Model, index: int) -> int | None:
     """Absolute expiry of a preloaded key, or None."""
-    return model.began_ms + TTL_BASE_MS + index if index % TTL_SHARE == 2 or index % 25 == 0 else None
+    return (
+        model.began_ms + TTL_BASE_MS + index if index % TTL_SHARE == 2 or index % 25 == 0 else None
+    )
 
 
 def cold_state(seed: int, index: int) -> State:

@@ -1,4 +1,6 @@
-"""Writers: each owns its keys, so that the expected state is exact, and has at most one write of a key under way."""
+"""Writers: each owns its keys, so that the expected state is exact, and has at most one write of a
+key under way.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from redis.backoff import NoBackoff
 from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
 
-_STREAM_MAX = 500  # capped, as a stream that is written for ever has to be; what is pending may be trimmed
+# Capped, as a stream that is written for ever has to be; what is pending may be trimmed
+_STREAM_MAX = 500
 _LIST_MAX = 40
 _ACCOUNTS = 8
 _ACCOUNT_START = 1_000
@@ -29,7 +32,13 @@ return n
 
 def connect(url: str) -> redis.Redis:
     """One connection that never repeats a write by itself."""
-    return redis.Redis.from_url(url, single_connection_client=True, retry=Retry(NoBackoff(), 0), socket_timeout=60, socket_connect_timeout=10)
+    return redis.Redis.from_url(
+        url,
+        single_connection_client=True,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=60,
+        socket_connect_timeout=10,
+    )
 
 
 @dataclass
@@ -53,7 +62,15 @@ class Writer:
     """One connection, or a `client` that is given, and the keys under `shop:N:`."""
 
     def __init__(
-        self, number: int, url: str, model: Model, tally: Tally, *, writers: int, client: redis.Redis | None = None, pipelined: int = 0
+        self,
+        number: int,
+        url: str,
+        model: Model,
+        tally: Tally,
+        *,
+        writers: int,
+        client: redis.Redis | None = None,
+        pipelined: int = 0,
     ) -> None:
         self.prefix = b"shop:%d:" % number
         self.model = model
@@ -68,10 +85,32 @@ class Writer:
         for account in range(_ACCOUNTS):
             self.model.live.setdefault(self.key(b"account", account), None)
         reads = [self.read_back] * 3
-        changes = [self.set_string, self.count, self.count, self.push_or_pop, self.push_or_pop, self.change_set, self.change_zset, self.change_hash]
+        changes = [
+            self.set_string,
+            self.count,
+            self.count,
+            self.push_or_pop,
+            self.push_or_pop,
+            self.change_set,
+            self.change_zset,
+            self.change_hash,
+        ]
         times = [self.set_with_ttl, self.set_expiry_at, self.persist]
-        several = [self.add_to_stream, self.transfer, self.run_script, self.delete, self.rename, self.change_cold]
-        self.actions: list[Callable[[], Awaitable[None]]] = [*reads, *changes, *times, *several, *([self.set_many] * 3 if pipelined else [])]
+        several = [
+            self.add_to_stream,
+            self.transfer,
+            self.run_script,
+            self.delete,
+            self.rename,
+            self.change_cold,
+        ]
+        self.actions: list[Callable[[], Awaitable[None]]] = [
+            *reads,
+            *changes,
+            *times,
+            *several,
+            *([self.set_many] * 3 if pipelined else []),
+        ]
 
     def key(self, kind: bytes, number: int) -> bytes:
         """A key of this writer."""
@@ -100,7 +139,11 @@ class Writer:
         await action()
 
     async def write(
-        self, changes: dict[bytes, State], send: Callable[[], Awaitable[Any]], *, expiry: dict[bytes, Expiry | None] | None = None
+        self,
+        changes: dict[bytes, State],
+        send: Callable[[], Awaitable[Any]],
+        *,
+        expiry: dict[bytes, Expiry | None] | None = None,
     ) -> Any:
         """Send one write and, once it is acknowledged, change the model."""
         unknown = [key for key in changes if key in self.model.unknown]
@@ -115,7 +158,9 @@ class Writer:
             self._doubt(exc, changes, expiry or {})
             return None
         finally:
-            self.tally.stall_ms_max = max(self.tally.stall_ms_max, (time.monotonic() - began) * 1000)
+            self.tally.stall_ms_max = max(
+                self.tally.stall_ms_max, (time.monotonic() - began) * 1000
+            )
         self._take(changes, expiry or {})
         return reply
 
@@ -130,14 +175,20 @@ class Writer:
             else:
                 self.model.expiries.pop(key, None)
 
-    def _doubt(self, exc: BaseException, changes: dict[bytes, State], expiry: dict[bytes, Expiry | None]) -> None:
+    def _doubt(
+        self, exc: BaseException, changes: dict[bytes, State], expiry: dict[bytes, Expiry | None]
+    ) -> None:
         """A write was refused, or had no answer."""
         self.tally.error(exc)
         self.tally.unknown += 1
         for key, state in changes.items():
             # Whichever it is, one that expires may be gone by the time that somebody looks.
             expires = key in self.model.expiries or expiry.get(key) is not None
-            self.model.unknown[key] = (self.model.live.get(key), state, *((None,) if expires else ()))
+            self.model.unknown[key] = (
+                self.model.live.get(key),
+                state,
+                *((None,) if expires else ()),
+            )
 
     async def settle(self, key: bytes) -> None:
         """After a write without an answer: read which of the states it is."""
@@ -186,12 +237,19 @@ class Writer:
             self.tally.error(ValueError(f"stale read of {key.decode()}"))
 
     async def set_string(self) -> None:
-        key, value = self.key(b"string", self.draw.randrange(200)), b"%x" % self.draw.getrandbits(128)
+        key, value = (
+            self.key(b"string", self.draw.randrange(200)),
+            b"%x" % self.draw.getrandbits(128),
+        )
         await self.write({key: value}, lambda: self.client.set(key, value))
 
     async def set_many(self) -> None:
-        keys = [self.key(b"string", number) for number in self.draw.sample(range(200), self.pipelined)]
-        values = {key: b"%x" % self.draw.getrandbits(128) for key in keys if key not in self.model.unknown}
+        keys = [
+            self.key(b"string", number) for number in self.draw.sample(range(200), self.pipelined)
+        ]
+        values = {
+            key: b"%x" % self.draw.getrandbits(128) for key in keys if key not in self.model.unknown
+        }
         pipe = self.client.pipeline(transaction=False)
         for key, value in values.items():
             pipe.set(key, value)
@@ -225,7 +283,9 @@ class Writer:
         key, member = self.key(b"set", self.draw.randrange(30)), b"m%d" % self.draw.randrange(40)
         members = cast("frozenset[bytes]", self.now(key) or frozenset())
         if member in members:
-            await self.write({key: members - {member} or None}, lambda: self.client.srem(key, member))
+            await self.write(
+                {key: members - {member} or None}, lambda: self.client.srem(key, member)
+            )
         else:
             await self.write({key: members | {member}}, lambda: self.client.sadd(key, member))
 
@@ -254,7 +314,9 @@ class Writer:
             return
         entries = cast("tuple[bytes, ...]", self.now(key) or ())
         if not entries:
-            await self.write({key: (b"0-1",)}, lambda: self.client.xadd(key, {b"n": b"0"}, id="0-1"))
+            await self.write(
+                {key: (b"0-1",)}, lambda: self.client.xadd(key, {b"n": b"0"}, id="0-1")
+            )
             await self.client.xgroup_create(key, "workers", id="0")
             return
         last = int(entries[-1].split(b"-")[1])
@@ -263,25 +325,39 @@ class Writer:
             await self.write({key: entries}, lambda: self.client.xack(key, "workers", entry_id))
             self.model.pending[key] = len(self.delivered)
         elif last % 7 == 0 and len(self.delivered) < 50:
-            found = await self.write({key: entries}, lambda: self.client.xreadgroup("workers", "w1", {key: ">"}, count=2))
-            batches = found.values() if isinstance(found, dict) else [batch for _, batch in found or []]
+            found = await self.write(
+                {key: entries}, lambda: self.client.xreadgroup("workers", "w1", {key: ">"}, count=2)
+            )
+            batches = (
+                found.values() if isinstance(found, dict) else [batch for _, batch in found or []]
+            )
             for batch in batches:
                 rows = batch[0] if batch and isinstance(batch[0], list) else batch
                 self.delivered.extend(entry_id for entry_id, _ in rows)
             self.model.pending[key] = len(self.delivered)
         if key in self.model.unknown:
-            return  # refused or unanswered: the next turn reads what the group holds, which a write of another kind would not
-        # The next id is ours to choose, so that the state after the write is known before it is answered.
+            # Refused or unanswered: the next turn reads what the group holds, which a write of
+            # another kind would not
+            return
+        # The next id is ours to choose, so that the state after the write is known before it is
+        # answered.
         following = b"0-%d" % (last + 1)
         keep = (*entries, following)[-_STREAM_MAX:]
-        await self.write({key: keep}, lambda: self.client.xadd(key, {b"n": b"1"}, id=following, maxlen=_STREAM_MAX, approximate=False))
+        await self.write(
+            {key: keep},
+            lambda: self.client.xadd(
+                key, {b"n": b"1"}, id=following, maxlen=_STREAM_MAX, approximate=False
+            ),
+        )
 
     async def set_with_ttl(self) -> None:
         key, value = self.key(b"ttl", self.draw.randrange(100)), b"%x" % self.draw.getrandbits(64)
         px = self.draw.choice((1_500, 4_000, 3_600_000, 7_200_000))
         before = int(time.time() * 1000)
         expiry = Expiry(before + px, before + px)
-        await self.write({key: value}, lambda: self.client.set(key, value, px=px), expiry={key: expiry})
+        await self.write(
+            {key: value}, lambda: self.client.set(key, value, px=px), expiry={key: expiry}
+        )
         after = int(time.time() * 1000)
         if self.model.expiries.get(key) is expiry:
             self.model.expiries[key] = Expiry(before + px, after + px + 1)
@@ -292,7 +368,9 @@ class Writer:
         if state is None or key in self.model.expiries:
             return await self.set_string()
         at = self.model.began_ms + self.draw.randrange(7_200_000, 10_000_000)
-        await self.write({key: state}, lambda: self.client.pexpireat(key, at), expiry={key: Expiry(at, at)})
+        await self.write(
+            {key: state}, lambda: self.client.pexpireat(key, at), expiry={key: Expiry(at, at)}
+        )
         return None
 
     async def persist(self) -> None:
@@ -305,10 +383,15 @@ class Writer:
 
     async def open_accounts(self) -> None:
         keys = [self.key(b"account", number) for number in range(_ACCOUNTS)]
-        await self.write(dict.fromkeys(keys, b"%d" % _ACCOUNT_START), lambda: self.client.mset(dict.fromkeys(keys, _ACCOUNT_START)))
+        await self.write(
+            dict.fromkeys(keys, b"%d" % _ACCOUNT_START),
+            lambda: self.client.mset(dict.fromkeys(keys, _ACCOUNT_START)),
+        )
 
     async def transfer(self) -> None:
-        one, other = (self.key(b"account", number) for number in self.draw.sample(range(_ACCOUNTS), 2))
+        one, other = (
+            self.key(b"account", number) for number in self.draw.sample(range(_ACCOUNTS), 2)
+        )
         amount = self.draw.randrange(1, 20)
 
         async def send() -> Any:
@@ -317,13 +400,19 @@ class Writer:
             pipe.incrby(other, amount)
             return await pipe.execute()
 
-        less, more = int(cast("bytes", self.now(one))) - amount, int(cast("bytes", self.now(other))) + amount
+        less, more = (
+            int(cast("bytes", self.now(one))) - amount,
+            int(cast("bytes", self.now(other))) + amount,
+        )
         await self.write({one: b"%d" % less, other: b"%d" % more}, send)
 
     async def run_script(self) -> None:
         first, second = self.key(b"scripted", 0), self.key(b"scripted-copy", 0)
         hits = int(cast("dict[bytes, bytes]", self.now(first) or {b"hits": b"0"})[b"hits"]) + 2
-        await self.write({first: {b"hits": b"%d" % hits}, second: b"%d" % hits}, lambda: self.script(keys=[first, second], args=[2]))
+        await self.write(
+            {first: {b"hits": b"%d" % hits}, second: b"%d" % hits},
+            lambda: self.script(keys=[first, second], args=[2]),
+        )
 
     async def delete(self) -> None:
         kind = self.draw.choice((b"string", b"set", b"zset", b"hash", b"list"))
@@ -350,12 +439,21 @@ class Writer:
         if key not in self.model.live:
             self.model.live[key] = self.model.changed.get(index, cold_state(self.model.seed, index))
         value: State = None if self.draw.random() < 0.3 else b"%x" % self.draw.getrandbits(64)
-        await self.write({key: value}, lambda: self.client.delete(key) if value is None else self.client.set(key, cast("bytes", value)))
+        await self.write(
+            {key: value},
+            lambda: (
+                self.client.delete(key)
+                if value is None
+                else self.client.set(key, cast("bytes", value))
+            ),
+        )
         self.model.changed[index] = None
         return None
 
 
-async def produce_jobs(url: str, model: Model, tally: Tally, stop: asyncio.Event, per_s: float) -> None:
+async def produce_jobs(
+    url: str, model: Model, tally: Tally, stop: asyncio.Event, per_s: float
+) -> None:
     """Push unique job ids."""
     client, number = connect(url), 0
     while not stop.is_set():

@@ -1,4 +1,4 @@
-"""The commands, and how errors end them: what happened · why · what to do next, on standard error."""
+"""Register the commands, and end them on errors: what happened, why, and what to do next."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ app = typer.Typer(
 
 @app.callback()
 def exodus(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version and end")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="print the version and exit")
+    ] = False,
 ) -> None:
-    """Move a live Redis-family database to another one while the applications keep running."""
+    """Move a live Redis or Valkey database to another server while applications keep running."""
     if version:
         show(f"exodus {package_version('exodus')}")
         raise typer.Exit
 
 
-# The data plane takes servers and secrets from its own file only (docs/operating/trust.md).
+# The data plane takes servers and secrets only from its own file (docs/operating/trust.md).
 for command in (
     deploy,
     apply,
@@ -79,10 +81,13 @@ app.add_typer(evidence, name="evidence")
 
 
 def main() -> None:
-    """The console script."""
-    # So that whoever is asked to end still stops what it started; the long-lived processes have handlers of their own.
+    """Run the console script."""
+    # A command that receives SIGTERM must still stop what it started.
+    # Long-lived processes install their own handlers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    sys.excepthook = lambda kind, exc, traceback: say("".join(format_exception(kind, exc, traceback)))
+    sys.excepthook = lambda kind, exc, traceback: say(
+        "".join(format_exception(kind, exc, traceback))
+    )
     status: int | None = None
     try:
         app()
@@ -90,7 +95,8 @@ def main() -> None:
         show_error(exc)
         status = exc.exit_status
     if status is not None:
-        sys.exit(status)  # not in `except`: there the error keeps the frames that it passed, with all that they opened
+        # Not in `except`: there the error keeps its frames alive, with all that they opened.
+        sys.exit(status)
 
 
 if __name__ == "__main__":

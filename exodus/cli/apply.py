@@ -1,4 +1,4 @@
-"""`exodus apply`: a migration file checked, compared with what is registered, and registered: all of it or nothing."""
+"""`exodus apply`: check a migration file, show its changes, register all or nothing."""
 
 from __future__ import annotations
 
@@ -24,18 +24,29 @@ from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
 from exodus.registration import Examined, examine, register
 
-SecretsOption = Annotated[bool, typer.Option("--with-secrets", help="blocks hold the passwords; otherwise the names of their files or variables")]
-CheckOption = Annotated[bool, typer.Option("--check", help="check and show what would change; register nothing")]
+SecretsOption = Annotated[
+    bool,
+    typer.Option(
+        "--with-secrets",
+        help="store passwords in the blocks, not the names of their files or variables",
+    ),
+]
+CheckOption = Annotated[
+    bool, typer.Option("--check", help="check and show changes; register nothing")
+]
 
 
 def apply(
-    file: Annotated[Path, typer.Argument(help="migration.yaml")],
+    file: Annotated[Path, typer.Argument(help="migration file")],
     with_secrets: SecretsOption = False,
     check: CheckOption = False,
     yes: YesOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Check a migration file, show what changes, and register it: all of it or nothing. Example: exodus apply migration.yaml"""
+    """Check a migration file, show what changes, and register all of it or nothing.
+
+    Example: exodus apply migration.yaml
+    """
     migration = migration_at(file, home)
     api = PrefectApi.find(home_at(home))
     api.check()
@@ -46,12 +57,14 @@ def apply(
         first, *others = examined.fatal
         for finding in others:
             say(f"error: {finding.what}\n  why:  {finding.why}\n  next: {finding.next_step}")
-        raise OperatorError(first.what, why=f"{first.why}; nothing was registered", next_step=first.next_step)
+        raise OperatorError(
+            first.what, why=f"{first.why}; nothing was registered", next_step=first.next_step
+        )
     if check:
         show("nothing was registered (--check)")
         return
     if examined.voids:
-        confirm("register the changed plan?", yes=yes)
+        confirm("Register the changed plan?", yes=yes)
     due = asyncio.run(_register(migration, examined, api, file, with_secrets=with_secrets))
     show(f"registered {migration.plan.name}: {f'exodus start {due}' if due else 'exodus status'}")
 
@@ -63,13 +76,18 @@ def _show(examined: Examined) -> None:
     for change in examined.changes:
         show(f"changed: {change.field}: {change.before} → {change.after}")
     if examined.registered and not examined.changes:
-        show("the registered plan is the same")
+        show("the registered plan is unchanged")
     if examined.voids:
-        show(f"void with it: {', '.join(examined.voids)}; they have to be done and approved again")
+        show(f"void: {', '.join(examined.voids)}. Repeat and approve them again.")
 
 
-async def _register(migration: MigrationFile, examined: Examined, api: PrefectApi, file: Path, *, with_secrets: bool) -> Phase | None:
-    """Keep the plan, write the blocks, and where they cannot be written, bring the plan back; the phase that is due."""
+async def _register(
+    migration: MigrationFile, examined: Examined, api: PrefectApi, file: Path, *, with_secrets: bool
+) -> Phase | None:
+    """Save the plan and write the blocks; restore the plan if that fails.
+
+    Return the phase that is due.
+    """
     async with await open_store(migration) as store:
         before = await answered(store.client.get(store.keys.plan))
         await store.save_plan(migration.plan)
@@ -82,17 +100,28 @@ async def _register(migration: MigrationFile, examined: Examined, api: PrefectAp
             elif status:
                 await answered(store.client.set(store.keys.plan, before))
         if status:
-            say("nothing was registered: the plan in the control store is as it was")
+            say("nothing was registered; the plan in the control store is unchanged")
             raise typer.Exit(status)
         await register(store, migration.plan, examined, of_this_process())
         return ledger.next_due(await ledger.read(store))
 
 
 def _write_blocks(api: PrefectApi, file: Path, *, with_secrets: bool) -> int:
-    """Write Prefect's blocks in a process of their own, since the engine does not know Prefect; its exit status."""
-    command = [sys.executable, "-m", "blocks.register", "--blocks-only", "--migration-file", str(file.absolute())]
+    """Write Prefect's blocks in another process, because the engine does not import Prefect.
+
+    Returns:
+        The exit status of that process.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "blocks.register",
+        "--blocks-only",
+        "--migration-file",
+        str(file.absolute()),
+    ]
     login = {"PREFECT_API_AUTH_STRING": api.login} if api.login else {}
-    done = subprocess.run(  # noqa: S603 - a module of our own
+    done = subprocess.run(  # noqa: S603 - a module of Exodus
         [*command, *(["--with-secrets"] if with_secrets else [])],
         env={**os.environ, "PREFECT_API_URL": api.url, **login},
         check=False,

@@ -1,4 +1,4 @@
-"""Asking the person at the terminal. A script, which has no terminal, is not asked."""
+"""Ask the person at the terminal. A script has no terminal and is not asked."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-YesOption = Annotated[bool, typer.Option("--yes", help="do not ask again, also at a terminal")]
+YesOption = Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")]
 
 
 def at_a_terminal() -> bool:
-    """Whether a person can be asked."""
+    """Return whether a person can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask for a yes where a person is there to give it; end the command, exit status 1, where the answer is no."""
+    """Ask for confirmation at a terminal. End with exit status 1 if the answer is no."""
     if not yes and at_a_terminal() and not typer.confirm(question, err=True):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`exodus carry`: what is beside the keys, compared, and carried to the follower as far as it allows."""
+"""`exodus carry`: compare users, settings and functions, and copy them to the follower."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carri
     plan, carried = migration.plan, Carried()
     async with await open_store(migration) as store:
         route = await read_route(store)
-        ends = [await Endpoint(side, plan.address(side)).any_node() for side in (route.authority, route.follower)]
-        async with await ends[0].connect(name="exodus-beside") as authority, await ends[1].connect(name="exodus-beside") as follower:
+        ends = [
+            await Endpoint(side, plan.address(side)).any_node()
+            for side in (route.authority, route.follower)
+        ]
+        async with (
+            await ends[0].connect(name="exodus-beside") as authority,
+            await ends[1].connect(name="exodus-beside") as follower,
+        ):
             if what == "settings":
                 carried = await beside_carry.carry_settings(plan, authority, follower)
             elif what == "users":
@@ -35,25 +41,43 @@ async def _carry(migration: MigrationFile, what: ReadMode | None) -> tuple[Carri
             elif what == "functions":
                 found = await carry_functions(await open_engine(store, plan, route))
                 carried = Carried(
-                    [f"FUNCTION LOAD REPLACE {name}" for name in found.carried], [f"# {name}: {why}" for name, why in found.failed.items()]
+                    [f"FUNCTION LOAD REPLACE {name}" for name in found.carried],
+                    [f"# {name}: {why}" for name, why in found.failed.items()],
                 )
             return carried, await beside_keys.compare(plan, authority, follower)
 
 
 def carry(
-    what: Annotated[ReadMode | None, typer.Argument(help="settings, users or functions; left away, both sides are only compared")] = None,
+    what: Annotated[
+        ReadMode | None,
+        typer.Argument(
+            help="settings, users or functions; without it both sides are only compared"
+        ),
+    ] = None,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make what is beside the keys on the follower as it is on the authority; what it refuses is printed as commands. Example: exodus carry users"""
+    """Copy settings, users or functions to the follower; print the commands that it refuses.
+
+    Example: exodus carry users
+    """
     carried, rows = asyncio.run(_carry(migration_at(file, home), what))
     must = beside_keys.required(rows)
     if json:
-        show_json({"done": carried.done, "left": carried.left, "rows": [row.as_json() for row in rows]})
+        show_json(
+            {"done": carried.done, "left": carried.left, "rows": [row.as_json() for row in rows]}
+        )
     elif what is None:
         columns = ["what", "outcome", "authority", "follower", "means", "remedy"]
-        show_table("beside the keys", columns, [(row.what, str(row.outcome), row.authority, row.follower, row.means, row.remedy) for row in rows])
+        show_table(
+            "Beside the keys",
+            columns,
+            [
+                (row.what, str(row.outcome), row.authority, row.follower, row.means, row.remedy)
+                for row in rows
+            ],
+        )
     else:
         for line in carried.done:
             show(f"done: {line}")

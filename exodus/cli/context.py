@@ -1,4 +1,4 @@
-"""Which migration a command is about: one of a name, else a migration file, else that of the local stack."""
+"""Find the migration of a command: by name, else by file, else the local stack's."""
 
 from __future__ import annotations
 
@@ -18,18 +18,30 @@ from exodus.errors import OperatorError
 from exodus.plan.migration_file import MigrationFile, load_migration, migration_of
 from exodus.stack.home import Home
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="folder of the local stack (default .exodus, or $EXODUS_HOME)")]
-FileOption = Annotated[Path | None, typer.Option("--file", help="migration file (default: the local stack's, else ./migration.yaml)")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="folder of the local stack (default: $EXODUS_HOME, else .exodus)"),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", help="migration file (default: the local stack's, else ./migration.yaml)"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 _NameOption = Annotated[
     str | None,
-    typer.Option("--migration", envvar="EXODUS_MIGRATION", help="name of a migration that Prefect has (exodus migrations), in place of a file"),
+    typer.Option(
+        "--migration",
+        envvar="EXODUS_MIGRATION",
+        help="name of a migration in Prefect (see exodus migrations), instead of a file",
+    ),
 ]
 _chosen: ContextVar[str | None] = ContextVar("migration", default=None)
 
 
 def choosable(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option `--migration`, which `migration_at` follows."""
+    """Add the option `--migration` to a command; `migration_at` reads it."""
     signature = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
@@ -37,29 +49,35 @@ def choosable(command: Callable[..., None]) -> Callable[..., None]:
         _chosen.set(migration)
         command(*arguments, **options)
 
-    option = inspect.Parameter("migration", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_NameOption)
+    option = inspect.Parameter(
+        "migration", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_NameOption
+    )
     chosen.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined]
     return chosen
 
 
 def home_at(path: Path | None) -> Home:
-    """The local stack's folder."""
+    """Return the local stack's folder."""
     return Home(path or Path(os.environ.get("EXODUS_HOME") or ".exodus"))
 
 
 def evidence_folder(home: Home) -> Path:
-    """Where evidence bundles stand, as for the flows of the same stack."""
+    """Return the folder of evidence bundles; the flows of the same stack use it too."""
     named = os.environ.get("EXODUS_EVIDENCE_DIR")
     if named:
         return Path(named).absolute()
-    return (home.root / "evidence").absolute() if home.prefect_env.exists() else Path.home() / "exodus-evidence"
+    return (
+        (home.root / "evidence").absolute()
+        if home.prefect_env.exists()
+        else Path.home() / "exodus-evidence"
+    )
 
 
 def migration_at(file: Path | None, home: Path | None) -> MigrationFile:
-    """The migration that a command is about.
+    """Return the migration of a command.
 
     Raises:
-        OperatorError: none is named and none is here; or Prefect has none of the name.
+        OperatorError: no migration is named and none is here, or Prefect has none of this name.
     """
     if file is not None:
         return load_migration(file)
@@ -71,8 +89,9 @@ def migration_at(file: Path | None, home: Path | None) -> MigrationFile:
             return load_migration(path)
     raise OperatorError(
         "no migration is named",
-        why="there is no stack here and no migration.yaml",
-        next_step="exodus up; or name a file with --file migration.yaml; or one that Prefect has with --migration NAME (exodus migrations)",
+        why="this folder has no stack and no migration.yaml",
+        next_step="exodus up; or --file migration.yaml; or --migration NAME (exodus "
+        "migrations lists them)",
     )
 
 
@@ -81,26 +100,33 @@ def _named(api: PrefectApi, name: str) -> MigrationFile:
     if name not in blocks:
         raise OperatorError(
             f"--migration: Prefect has no migration {name!r}",
-            why=f"at {api.url} are: {', '.join(sorted(blocks)) or 'none'}",
+            why=f"{api.url} has: {', '.join(sorted(blocks)) or 'none'}",
             next_step="name one of them, or register it: exodus apply migration.yaml",
         )
     return of_block(blocks[name])
 
 
 def of_block(block: dict[str, Any]) -> MigrationFile:
-    """Return a migration as its Prefect block has it, checked as a file is.
+    """Return the migration of a Prefect block, checked like a file.
 
     Raises:
-        OperatorError: a field of it cannot be.
+        OperatorError: a field has an impossible value.
     """
     data = block["data"]
     servers = {
-        name: {field: value for field, value in data[name].items() if value is not None and not field.startswith("_")}
+        name: {
+            field: value
+            for field, value in data[name].items()
+            if value is not None and not field.startswith("_")
+        }
         for name in ("source", "target", "control_store")
     }
-    return migration_of({"name": data["migration"], **servers, **data.get("options", {})}, f"the Prefect block {block['name']}")
+    return migration_of(
+        {"name": data["migration"], **servers, **data.get("options", {})},
+        f"the Prefect block {block['name']}",
+    )
 
 
 async def open_store(file: MigrationFile) -> ControlStore:
-    """Its control store, proved to answer."""
+    """Return a migration's control store, after it has answered."""
     return await ControlStore.connect(file.control_store, file.plan.name)

@@ -1,7 +1,8 @@
-"""`exodus answer`, `approve`, `reject`: the open decision, as its form shows it, answered at the command line.
+"""`exodus answer`, `approve`, `reject`: show the open decision as its form does, and answer it.
 
-`approve` and `reject` are words of most forms. After a rollback the form has others, `retry` and `abandon`, and
-abandoning ends the migration: there `reject` is taken for it only where a person said that this is meant.
+Most forms have the words `approve` and `reject`. After a rollback the words are `retry` and
+`abandon`, and `abandon` ends the migration. There `reject` means `abandon` only if a person
+confirms it.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ _SUSPENDS_WITHIN_S = 60.0
 _APPROVE, _REJECT = "approve", "reject"
 _AFTER_ROLLBACK = {_APPROVE: "retry", _REJECT: "abandon"}
 _MEANS = {
-    "retry": "go on with Migrate, and keep what is copied",
-    "abandon": "the migration ends for good: live sync off, fences lifted, Exodus's own keys removed; the source stays the authority",
+    "retry": "continue with Migrate and keep the copy",
+    "abandon": "end the migration for good: live sync off, fences lifted, Exodus's keys "
+    "removed; the source stays the authority",
 }
 
 
-def open_decision(migration: MigrationFile, api: PrefectApi, *, verdict: str = "", phase: str | None = None) -> Json:
-    """Return the decision that is asked for now.
+def open_decision(
+    migration: MigrationFile, api: PrefectApi, *, verdict: str = "", phase: str | None = None
+) -> Json:
+    """Return the open decision.
 
     Raises:
-        DecisionRefused: nothing is asked; or a failed rollback forbids this verdict.
+        DecisionRefused: no decision is open, or a failed rollback forbids this verdict.
     """
     found = asyncio.run(read_status(migration, api))
     waiting: Json | None = found["waiting"]
@@ -52,22 +56,32 @@ def open_decision(migration: MigrationFile, api: PrefectApi, *, verdict: str = "
         and waiting["phase"] != Phase.ROLLBACK
     ):
         raise DecisionRefused(
-            f"{waiting['phase']} is not approved while a rollback was asked for and failed",
+            f"{waiting['phase']} cannot be approved: a rollback was requested and failed",
             why=found["why_waiting"],
-            next_step=f"exodus start rollback once more; or exodus reject, or the form at {api.run_url(waiting['flow_run_id'])}",
+            next_step="exodus start rollback again; or exodus reject, or the form at "
+            f"{api.run_url(waiting['flow_run_id'])}",
         )
     if waiting is None or (phase is not None and waiting["phase"] != phase):
-        raise DecisionRefused("no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"])
+        raise DecisionRefused(
+            "no decision is open", why=found["why_waiting"], next_step=found["what_unblocks"]
+        )
     return waiting
 
 
 def answer_open_decision(
-    migration: MigrationFile, api: PrefectApi, verdict: str, *, by: str, why: str, fields: Json, phase: str | None = None
+    migration: MigrationFile,
+    api: PrefectApi,
+    verdict: str,
+    *,
+    by: str,
+    why: str,
+    fields: Json,
+    phase: str | None = None,
 ) -> Json:
-    """Answer what is asked, through the same call as the UI; the open decision as it was.
+    """Answer the open decision through the call that the UI uses, and return that decision.
 
     Raises:
-        DecisionRefused: nothing is asked.
+        DecisionRefused: no decision is open.
         OperatorError: the answer does not fit the form.
     """
     waiting = open_decision(migration, api, verdict=verdict, phase=phase)
@@ -82,12 +96,19 @@ def answer_open_decision(
 
 
 def _wait_suspended(api: PrefectApi, run_id: str) -> None:
-    """A decision is announced a moment before its run is suspended."""
+    """Wait for the run's suspension: a decision is announced a moment before it."""
     deadline = time.monotonic() + _SUSPENDS_WITHIN_S
     while not api.asks(run_id):
         state = api.run(run_id)["state"]
-        if state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED") or time.monotonic() > deadline:
-            raise DecisionRefused("no decision is open", why=f"the run is {state['name']}", next_step=f"look at {api.run_url(run_id)}")
+        if (
+            state["type"] in ("FAILED", "CRASHED", "CANCELLED", "COMPLETED")
+            or time.monotonic() > deadline
+        ):
+            raise DecisionRefused(
+                "no decision is open",
+                why=f"the run is {state['name']}",
+                next_step=f"look at {api.run_url(run_id)}",
+            )
         time.sleep(0.2)
 
 
@@ -97,19 +118,30 @@ def _fields(given: list[str]) -> Json:
         name, equals, value = text.partition("=")
         if not equals:
             raise OperatorError(
-                f"--field: {text!r} is not NAME=VALUE", why="a field of the form has a name and a value", next_step="--field clean_target=true"
+                f"--field: {text!r} is not NAME=VALUE",
+                why="a field of the form has a name and a value",
+                next_step="--field clean_target=true",
             )
         known = {"true": True, "false": False}.get(value.lower(), value)
-        fields[name] = f"{fields[name]}\n{value}" if name in fields else known  # a field that takes several, one a line
+        # A field with several values has one a line.
+        fields[name] = f"{fields[name]}\n{value}" if name in fields else known
     return fields
 
 
-FieldOption = Annotated[list[str] | None, typer.Option("--field", help="a further field of the form, NAME=VALUE; may be repeated")]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option("--field", help="another field of the form, NAME=VALUE; may be repeated"),
+]
 
 
 def answer(
-    word: Annotated[str | None, typer.Argument(help="a word of the form, such as approve, reject, retry, abandon; none: show what is asked")] = None,
-    why: Annotated[str, typer.Option("--why", help="kept in the ledger")] = "",
+    word: Annotated[
+        str | None,
+        typer.Argument(
+            help="answer: approve, reject, retry, abandon; without it the decision is shown"
+        ),
+    ] = None,
+    why: Annotated[str, typer.Option("--why", help="reason, kept in the ledger")] = "",
     by: ByOption = None,
     field: FieldOption = None,
     yes: YesOption = False,
@@ -118,7 +150,10 @@ def answer(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the open decision with its evidence, or answer it by a word of its form. Example: exodus answer retry --why "the cause is mended" """
+    """Show the open decision with its evidence, or answer it with a word of its form.
+
+    Example: exodus answer retry --why "the cause is corrected"
+    """
     migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
     asked = _form(migration, api, open_decision(migration, api, verdict=word or ""))
     if word is None:
@@ -130,11 +165,15 @@ def answer(
     if word not in asked["words"]:
         raise OperatorError(
             f"{word!r} is no answer to {asked['phase']}, {asked['gate']}",
-            why=f"its form has the words {', '.join(asked['words'])}",
+            why=f"the form has the words {', '.join(asked['words'])}",
             next_step=f"exodus answer {asked['words'][0]} --why …",
         )
     if not why:
-        raise OperatorError("--why is missing", why="the ledger keeps it with every decision", next_step=f'exodus answer {word} --why "…"')
+        raise OperatorError(
+            "--why is missing",
+            why="the ledger keeps a reason with every decision",
+            next_step=f'exodus answer {word} --why "…"',
+        )
     _answer(migration, api, asked, word, why, by, field, yes=yes, wait=wait)
 
 
@@ -147,7 +186,10 @@ def approve(
     file: FileOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Show the open decision, and answer it with yes (retry, after a rollback). Example: exodus approve --why "numbers look right" """
+    """Show the open decision and approve it (after a rollback: retry).
+
+    Example: exodus approve --why "every key is verified"
+    """
     migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
     asked = _form(migration, api, open_decision(migration, api, verdict=_APPROVE))
     _answer(migration, api, asked, _word(asked, _APPROVE), why, by, field, yes=yes, wait=wait)
@@ -162,15 +204,18 @@ def reject(
     file: FileOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Show the open decision, and answer it with no. After a rollback that ends the migration: use answer. Example: exodus reject --why "wait" """
+    """Show the open decision and reject it. After a rollback this ends the migration: use answer.
+
+    Example: exodus reject --why "wait for the batch job"
+    """
     migration, api = migration_at(file, home), PrefectApi.find(home_at(home))
     asked = _form(migration, api, open_decision(migration, api, verdict=_REJECT))
     word = _word(asked, _REJECT)
     if word != _REJECT and not yes and not at_a_terminal():
         raise DecisionRefused(
             f"reject would mean {word} here: {_MEANS[word]}",
-            why="after a rollback the question is whether the migration is tried again or ends",
-            next_step=f"say which: exodus answer retry --why …, or exodus answer {word} --why …",
+            why="after a rollback the question is whether to retry or to abandon the migration",
+            next_step=f"exodus answer retry --why …, or exodus answer {word} --why …",
         )
     _answer(migration, api, asked, word, why, by, field, yes=yes, wait=wait)
 
@@ -180,7 +225,7 @@ def _word(asked: Json, verdict: str) -> str:
 
 
 def _form(migration: MigrationFile, api: PrefectApi, waiting: Json) -> Json:
-    """Return the open decision with what its form shows: summary, evidence and the words that it can be answered with."""
+    """Return the open decision as its form shows it: summary, evidence and possible answers."""
     _wait_suspended(api, waiting["flow_run_id"])
 
     async def shown() -> Json:
@@ -197,7 +242,11 @@ def _form(migration: MigrationFile, api: PrefectApi, waiting: Json) -> Json:
         "evidence": waiting.get("evidence", ""),
         "digest": digest(report),
         "words": fields.get("decision", {}).get("enum", []),
-        "fields": {name: row.get("description", "") for name, row in fields.items() if name not in ("decision", "decided_by", "why")},
+        "fields": {
+            name: row.get("description", "")
+            for name, row in fields.items()
+            if name not in ("decision", "decided_by", "why")
+        },
         "url": api.run_url(waiting["flow_run_id"]),
     }
 
@@ -206,7 +255,10 @@ def _show(asked: Json) -> None:
     show(f"{asked['phase']} asks: {asked['question']}")
     for line in asked["summary"]:
         show(f"  - {line}")
-    show(f"evidence: report {asked['evidence']}, digest {asked['digest'][:12]}; artifacts and form: {asked['url']}")
+    show(
+        f"evidence: report {asked['evidence']}, digest {asked['digest'][:12]}; artifacts and "
+        f"form: {asked['url']}"
+    )
     for word in asked["words"]:
         show(f"answer {word}" + (f": {_MEANS[word]}" if word in _MEANS else ""))
     for name, text in asked["fields"].items():
@@ -228,7 +280,21 @@ def _answer(
     _show(asked)
     means = f", which means: {_MEANS[word]}" if word in _MEANS else ""
     confirm(f"{word}{means}?", yes=yes)
-    done = answer_open_decision(migration, api, word, by=by or of_this_process().person, why=why, fields=_fields(field or []), phase=asked["phase"])
+    done = answer_open_decision(
+        migration,
+        api,
+        word,
+        by=by or of_this_process().person,
+        why=why,
+        fields=_fields(field or []),
+        phase=asked["phase"],
+    )
     show(f"{done['phase']}, {done['gate']}: {done['answer']}{means}")
     if wait:
-        wait_asked(migration, api, done["flow_run_id"], read_status, after=(done["gate"], int(done["attempt"])))
+        wait_asked(
+            migration,
+            api,
+            done["flow_run_id"],
+            read_status,
+            after=(done["gate"], int(done["attempt"])),
+        )

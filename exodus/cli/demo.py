@@ -1,4 +1,4 @@
-"""`exodus demo`: a whole migration with a self-checking application, decisions given through the real API, and a reconciliation that can fail."""
+"""`exodus demo`: run a whole migration and check every invariant."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from exodus.verify.reconcile import verify
 
 Json = dict[str, Any]
 _DECIDED_BY = "demo"
-_PHASE_S = 300.0  # without anything new: something hangs
+_PHASE_S = 300.0  # longest time without progress
 _APP_S_MAX = 3_600
 _OBSERVE_S = 3.0
 _SHORT_TTL_S = 4.5
 
 
 class PathTaken(StrEnum):
-    """How the demo goes through the lifecycle."""
+    """The demo's way through the lifecycle."""
 
     COMMIT = "commit"
     ROLLBACK = "rollback"
@@ -52,7 +52,7 @@ class PathTaken(StrEnum):
 
 @dataclass
 class Demo:
-    """One run and what it finds."""
+    """One run and its findings."""
 
     home: Home
     out: Path
@@ -69,14 +69,16 @@ class Demo:
 
 
 def run_demo(demo: Demo) -> bool:
-    """Run it; whether every invariant held. The summary is written in any case.
+    """Run the demo and write its summary. Return whether every invariant held.
 
     Raises:
-        ExodusError: a part did not work at all.
+        ExodusError: a part failed.
     """
     if demo.home.running():
         raise StackError(
-            "an earlier demo was left running", why=f"its stack is in {demo.home.root}", next_step=f"exodus down --home {demo.home.root}"
+            "an earlier demo is still running",
+            why=f"its stack is in {demo.home.root}",
+            next_step=f"exodus down --home {demo.home.root}",
         )
     shutil.rmtree(demo.out, ignore_errors=True)
     (demo.out / "evidence").mkdir(parents=True)
@@ -87,11 +89,21 @@ def run_demo(demo: Demo) -> bool:
         apps.append(_start_app(demo, load_migration(demo.home.migration_file)))
 
     try:
-        up(demo.home, Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}), say, serving=serving)
+        up(
+            demo.home,
+            Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}),
+            say,
+            serving=serving,
+        )
         file = load_migration(demo.home.migration_file)
         api = PrefectApi.find(demo.home)
         say(f"Prefect UI: {api.ui} (login: cat {demo.home.prefect_login_file})")
-        _wait(lambda: _path(demo, "ready").exists(), apps[0], "the application did not preload its keys", 180)
+        _wait(
+            lambda: _path(demo, "ready").exists(),
+            apps[0],
+            "the application did not preload its keys",
+            180,
+        )
         _run_phases(demo, file, api, apps[0])
         ok = _judge(demo)
     finally:
@@ -100,7 +112,10 @@ def run_demo(demo: Demo) -> bool:
                 app.process.terminate()
                 app.process.wait(timeout=30)
         if demo.keep:
-            say(f"left running in {demo.home.root}: exodus status --home {demo.home.root}; exodus down --home {demo.home.root}")
+            say(
+                f"still running in {demo.home.root}: exodus status --home {demo.home.root}; "
+                f"exodus down --home {demo.home.root}"
+            )
         else:
             down(demo.home)
     demo.summary["seconds"] = round(time.monotonic() - began, 1)
@@ -111,12 +126,28 @@ def run_demo(demo: Demo) -> bool:
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
     gateway = f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}"
     command = [
-        sys.executable, "-m", "examples.shop", "--url", gateway, "--keys", str(demo.keys), "--writes", str(demo.writes),
-        "--seed", str(demo.seed), "--stop-file", str(_path(demo, "stop")), "--report", str(_path(demo, "app.json")),
-        "--ready-file", str(_path(demo, "ready")), "--seconds-max", str(_APP_S_MAX),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "examples.shop",
+        "--url",
+        gateway,
+        "--keys",
+        str(demo.keys),
+        "--writes",
+        str(demo.writes),
+        "--seed",
+        str(demo.seed),
+        "--stop-file",
+        str(_path(demo, "stop")),
+        "--report",
+        str(_path(demo, "app.json")),
+        "--ready-file",
+        str(_path(demo, "ready")),
+        "--seconds-max",
+        str(_APP_S_MAX),
+    ]
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
-    say(f"the application preloads {demo.keys:,} keys, then writes {demo.writes:,} times a second")
+    say(f"application: preload {demo.keys:,} keys, then {demo.writes:,} writes a second")
     return app
 
 
@@ -129,7 +160,11 @@ def _wait(condition: Callable[[], bool], app: Started, otherwise: str, within_s:
     while not condition():
         ended = app.process.poll()
         if time.monotonic() > deadline or (ended is not None and not condition()):
-            raise StackError(otherwise, why=f"the last lines of {app.log}:\n{last_lines(app.log)}", next_step="look at the log")
+            raise StackError(
+                otherwise,
+                why=f"the last lines of {app.log}:\n{last_lines(app.log)}",
+                next_step="read the log",
+            )
         time.sleep(0.1)
 
 
@@ -144,20 +179,32 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
     while True:
         status = asyncio.run(read_status(file))
         waiting = status["waiting"]
-        if waiting is not None and (key := (waiting["flow_run_id"], waiting["gate"], waiting["attempt"])) not in answered:
+        if (
+            waiting is not None
+            and (key := (waiting["flow_run_id"], waiting["gate"], waiting["attempt"]))
+            not in answered
+        ):
             say(f"{waiting['phase']} ({time.monotonic() - began:.0f} s): {waiting['question']}")
-            if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE and (demo.rolled_back or demo.path_taken is PathTaken.COMMIT):
+            if (
+                waiting["phase"] == Phase.COMMIT
+                and waiting["gate"] == FINALISE
+                and (demo.rolled_back or demo.path_taken is PathTaken.COMMIT)
+            ):
                 _reconcile(demo, file, app)
             if waiting["attempt"] > 1 and not demo.ask:
                 raise StackError(
-                    f"{waiting['phase']} asks again", why=str(status["why_waiting"]), next_step=f"see {api.run_url(waiting['flow_run_id'])}"
+                    f"{waiting['phase']} asks again",
+                    why=str(status["why_waiting"]),
+                    next_step=f"see {api.run_url(waiting['flow_run_id'])}",
                 )
             if demo.ask:
                 say(f"  answer here: {api.run_url(waiting['flow_run_id'])}")
                 _wait_answered(file, waiting)
             else:
                 verdict = _verdict(demo, waiting)
-                answer_open_decision(file, api, verdict, by=_DECIDED_BY, why="the demo's script says so", fields={})
+                answer_open_decision(
+                    file, api, verdict, by=_DECIDED_BY, why="demo script", fields={}
+                )
                 say(f"  → {verdict}")
             answered.add(key)
             changed = time.monotonic()
@@ -165,13 +212,17 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
             break
         _stop_where_it_ends(demo, status, api, file)
         if time.monotonic() - changed > _PHASE_S and not demo.ask:
-            raise StackError("nothing happened for too long", why=str(status["why_waiting"]), next_step=f"look at {api.ui} and {demo.home.logs}")
+            raise StackError(
+                f"no progress for {_PHASE_S:.0f} s",
+                why=str(status["why_waiting"]),
+                next_step=f"look at {api.ui} and {demo.home.logs}",
+            )
         time.sleep(0.3)
     demo.phases = asyncio.run(_phase_rows(file))
 
 
 def _verdict(demo: Demo, waiting: Json) -> str:
-    """Approve all; on the rollback path reject to finalise, once."""
+    """Approve everything. On the rollback path reject the finalise once."""
     if demo.path_taken is PathTaken.ROLLBACK and not demo.rolled_back:
         if waiting["phase"] == Phase.COMMIT and waiting["gate"] == FINALISE:
             return "reject"
@@ -183,7 +234,11 @@ def _verdict(demo: Demo, waiting: Json) -> str:
 def _wait_answered(file: MigrationFile, waiting: Json) -> None:
     while True:
         now = asyncio.run(read_status(file))["waiting"]
-        if now is None or (now["flow_run_id"], now["gate"], now["attempt"]) != (waiting["flow_run_id"], waiting["gate"], waiting["attempt"]):
+        if now is None or (now["flow_run_id"], now["gate"], now["attempt"]) != (
+            waiting["flow_run_id"],
+            waiting["gate"],
+            waiting["attempt"],
+        ):
             return
         time.sleep(1)
 
@@ -191,13 +246,25 @@ def _wait_answered(file: MigrationFile, waiting: Json) -> None:
 def _stop_where_it_ends(demo: Demo, status: Json, api: PrefectApi, file: MigrationFile) -> None:
     for name, state in status["phases"].items():
         if state.get("state") == "failed":
-            raise StackError(f"{name} failed", why=str(state.get("why", "")), next_step=f"look at {api.run_url(state['flow_run_id'])}")
-        if state.get("state") == "running" and (run := api.run(state["flow_run_id"]))["state"]["type"] in ("FAILED", "CRASHED"):
             raise StackError(
-                f"{name} failed: {run['state']['message']}", why=last_lines(demo.home.log("prefect-worker"), 40), next_step="look at the log"
+                f"{name} failed",
+                why=str(state.get("why", "")),
+                next_step=f"look at {api.run_url(state['flow_run_id'])}",
+            )
+        if state.get("state") == "running" and (run := api.run(state["flow_run_id"]))["state"][
+            "type"
+        ] in ("FAILED", "CRASHED"):
+            raise StackError(
+                f"{name} failed: {run['state']['message']}",
+                why=last_lines(demo.home.log("prefect-worker"), 40),
+                next_step="read the log",
             )
         if state.get("state") == "rejected" and status["due"] is None:
-            raise StackError(f"{name} was rejected", why="the migration ends here", next_step=f"exodus start {name}, in {file.plan.name}")
+            raise StackError(
+                f"{name} was rejected",
+                why="the demo cannot continue",
+                next_step=f"exodus start {name}, in {file.plan.name}",
+            )
 
 
 async def _phase_rows(file: MigrationFile) -> list[Json]:
@@ -210,11 +277,20 @@ async def _phase_rows(file: MigrationFile) -> list[Json]:
             elif entry.event == "decided":
                 rows.append(
                     {
-                        "name": entry.phase.value + (f" ({entry.gate})" if entry.phase in (Phase.COMMIT, Phase.ROLLBACK) else ""),
-                        "state": "decided", "decision": entry.verdict, "decided_by": entry.decided_by,
-                        "seconds": round((entry.at_ms - started.get(entry.phase, entry.at_ms)) / 1000, 1),
+                        "name": entry.phase.value
+                        + (
+                            f" ({entry.gate})"
+                            if entry.phase in (Phase.COMMIT, Phase.ROLLBACK)
+                            else ""
+                        ),
+                        "state": "decided",
+                        "decision": entry.verdict,
+                        "decided_by": entry.decided_by,
+                        "seconds": round(
+                            (entry.at_ms - started.get(entry.phase, entry.at_ms)) / 1000, 1
+                        ),
                     }
-                )  # fmt: skip
+                )
     return rows
 
 
@@ -222,7 +298,7 @@ async def _phase_rows(file: MigrationFile) -> list[Json]:
 
 
 def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
-    """Stop the application and hold everything against its model: the authority, and the other side, to which writes flow back."""
+    """Stop the application. Compare the authority with its model, and the two sides."""
     _path(demo, "stop").touch()
     _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
     told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
@@ -230,7 +306,9 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         tamper(file.plan.target)
     with ThreadPoolExecutor(1) as pool:  # both only read
         checking = pool.submit(_check_model, file.plan.target, told["model"])
-        time.sleep(_SHORT_TTL_S)  # the shop's shortest expiries run out, so that both sides are counted with the same keys
+        time.sleep(
+            _SHORT_TTL_S
+        )  # the shop's shortest expiries end, so that both counts include the same keys
         found = asyncio.run(_compare(file))
         model = checking.result()
     demo.summary.update(
@@ -256,20 +334,36 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
 
 
 def _check_model(target: Address, model: str) -> Json:
-    """Hold the target against the application's model, in a process of the application's own."""
+    """Compare the target with the application's model, in a process of the application."""
     url = f"redis://{target.username}:{target.secret('target')}@{target.host}:{target.port}"
-    checked = subprocess.run(  # noqa: S603 - a module of our own
+    checked = subprocess.run(  # noqa: S603 - a module of Exodus
         [sys.executable, "-m", "examples.shop", "check", "--model", model, "--url", url, "--json"],
-        cwd=project_root(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     if checked.returncode not in (0, 1) or not checked.stdout:
-        raise StackError("the application's model could not be checked", why=checked.stderr[-2000:], next_step="look at examples/shop")
+        raise StackError(
+            "the application's model cannot be checked",
+            why=checked.stderr[-2000:],
+            next_step="look at examples/shop",
+        )
     return cast("Json", orjson.loads(checked.stdout))
 
 
 def tamper(address: Address) -> None:
-    """Spoil one side behind everybody's back, once in each way that a verification must find; only keys that the shop leaves alone."""
-    client = redis.Redis(host=address.host, port=address.port, username=address.username, password=address.secret("target"))
+    """Damage one side in each way that a verification must find.
+
+    The damaged keys are keys that the shop does not write.
+    """
+    client = redis.Redis(
+        host=address.host,
+        port=address.port,
+        username=address.username,
+        password=address.secret("target"),
+    )
     plain: list[bytes] = []
     timed: bytes | None = None
     for key in client.scan_iter(match="cold:*", count=1000, _type="string"):
@@ -281,7 +375,11 @@ def tamper(address: Address) -> None:
         if timed is not None and len(plain) >= 2:
             break
     else:
-        raise OperatorError("--tamper: too few keys to spoil", why="two without an expiry and one with are needed", next_step="raise --keys")
+        raise OperatorError(
+            "--tamper: too few keys to damage",
+            why="it needs two keys without an expiry and one with an expiry",
+            next_step="raise --keys",
+        )
     value = cast("bytes", client.get(plain[0]))
     client.setrange(plain[0], 0, bytes([value[0] ^ 1]))
     client.delete(plain[1])
@@ -291,7 +389,7 @@ def tamper(address: Address) -> None:
 
 
 async def _compare(file: MigrationFile) -> Json:
-    """Both sides after the application has stopped and the journal has drained; nothing is repaired here."""
+    """Compare both sides after the application has stopped and the journal is drained."""
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         plan = await store.plan()
         engine = await open_engine(store, plan)
@@ -303,7 +401,9 @@ async def _compare(file: MigrationFile) -> Json:
 
 
 def _evidence(demo: Demo, name: str, document: object) -> None:
-    (demo.out / "evidence" / f"{name}.json").write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str))
+    (demo.out / "evidence" / f"{name}.json").write_bytes(
+        orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str)
+    )
 
 
 def _judge(demo: Demo) -> bool:
@@ -342,8 +442,16 @@ async def _reports(file: MigrationFile) -> dict[str, Json]:
 
 
 def _write(demo: Demo) -> None:
-    (demo.out / "summary.json").write_bytes(orjson.dumps(demo.summary, option=orjson.OPT_INDENT_2, default=str))
-    show_table(
-        "phases", ["phase", "decision", "by", "seconds"], [(row["name"], row["decision"], row["decided_by"], row["seconds"]) for row in demo.phases]
+    (demo.out / "summary.json").write_bytes(
+        orjson.dumps(demo.summary, option=orjson.OPT_INDENT_2, default=str)
     )
-    show_table("summary", ["what", "value"], [(key, value) for key, value in demo.summary.items() if key != "phases"])
+    show_table(
+        "Phases",
+        ["Phase", "Decision", "Decided by", "Seconds"],
+        [(row["name"], row["decision"], row["decided_by"], row["seconds"]) for row in demo.phases],
+    )
+    show_table(
+        "summary",
+        ["what", "value"],
+        [(key, value) for key, value in demo.summary.items() if key != "phases"],
+    )

@@ -1,4 +1,4 @@
-"""`exodus deploy`: what Prefect needs of Exodus, in one command."""
+"""`exodus deploy`: create in Prefect what Exodus needs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from exodus.cli.prefect_api import PrefectApi
 def deploy(
     migration: Annotated[
         str | None,
-        typer.Option(help="deployments of this migration, one run of each at a time"),
+        typer.Option(help="create deployments of this migration, one run of each at a time"),
     ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Make work pool, queues, block types and deployments in Prefect. Example: exodus deploy"""
+    """Create work pool, queues, block types and deployments in Prefect. Example: exodus deploy"""
     api = PrefectApi.find(home_at(home))
     warn_of_open_prefect(api)
     login = {"PREFECT_API_AUTH_STRING": api.login} if api.login else {}
     named = ["--migration", migration] if migration else []
-    done = subprocess.run(  # noqa: S603 - a module of our own
+    done = subprocess.run(  # noqa: S603 - a module of Exodus
         [sys.executable, "-m", "flows.deploy", *named],
         env={**os.environ, "PREFECT_API_URL": api.url, **login},
         check=False,

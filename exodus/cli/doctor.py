@@ -1,7 +1,7 @@
-"""`exodus doctor`: what of the setup is open to others, or would not last.
+"""`exodus doctor`: check the setup for open access and for data that would not survive a restart.
 
-It looks at Prefect's login, the control store's durability, TLS files, and the modes of files that hold
-secrets. It changes nothing. `exodus up` and `exodus apply` show the warnings about Prefect too.
+It checks Prefect's login, the control store's durability, TLS files, and the modes of files with
+secrets. It changes nothing. `exodus up` and `exodus apply` also show the warnings about Prefect.
 """
 
 from __future__ import annotations
@@ -31,33 +31,56 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_prefect(url: str) -> list[StoreFinding]:
-    """Ask Prefect without a login, and as a page of another origin."""
+    """Call Prefect without a login, and as a page of another origin."""
     try:
-        answer = httpx.post(f"{url}/flow_runs/count", json={}, headers={"Origin": _OTHER_ORIGIN}, timeout=_ANSWERS_S)
+        answer = httpx.post(
+            f"{url}/flow_runs/count", json={}, headers={"Origin": _OTHER_ORIGIN}, timeout=_ANSWERS_S
+        )
     except httpx.HTTPError as exc:
-        return [StoreFinding("warning", f"Prefect at {url} does not answer", str(exc) or type(exc).__name__, "start it")]
+        return [
+            StoreFinding(
+                "warning",
+                f"Prefect at {url} does not answer",
+                str(exc) or type(exc).__name__,
+                "start it",
+            )
+        ]
     found = []
     if answer.status_code not in (401, 403):
-        found.append(StoreFinding(
-            "warning", f"Prefect at {url} answers without a login",
-            "whoever reaches it can read blocks, answer decisions, and run commands as the worker's user",
-            "set PREFECT_SERVER_API_AUTH_STRING on its server, PREFECT_API_AUTH_STRING for workers and this command",
-        ))  # fmt: skip
+        found.append(
+            StoreFinding(
+                "warning",
+                f"Prefect at {url} answers without a login",
+                "everybody who reaches it can read blocks, answer decisions, and run commands "
+                "as the worker's user",
+                "set PREFECT_SERVER_API_AUTH_STRING for its server, PREFECT_API_AUTH_STRING for "
+                "workers and this command",
+            )
+        )
     if answer.headers.get("access-control-allow-origin") in ("*", _OTHER_ORIGIN):
-        found.append(StoreFinding(
-            "warning", f"Prefect at {url} lets pages of any origin use its API",
-            "a web page that an operator visits can send it requests", "set PREFECT_SERVER_CORS_ALLOWED_ORIGINS to its own origin",
-        ))  # fmt: skip
+        found.append(
+            StoreFinding(
+                "warning",
+                f"Prefect at {url} lets pages of any origin use its API",
+                "a web page that an operator visits can send it requests",
+                "set PREFECT_SERVER_CORS_ALLOWED_ORIGINS to its own origin",
+            )
+        )
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        found.append(StoreFinding(
-            "warning", f"Prefect at {url} is reached without TLS", "the login can be read on the way", "put TLS in front of it",
-        ))  # fmt: skip
+        found.append(
+            StoreFinding(
+                "warning",
+                f"Prefect at {url} is reached without TLS",
+                "the login can be read on the network",
+                "put TLS in front of it",
+            )
+        )
     return found or [StoreFinding("ok", f"Prefect at {url} asks for a login")]
 
 
 def warn_of_open_prefect(api: PrefectApi) -> None:
-    """Say what is open at a Prefect that is about to be used."""
+    """Warn about open access to Prefect before it is used."""
     for finding in check_prefect(api.url):
         if finding.severity != "ok":
             say(f"warning: {finding.what}: {finding.why}; {finding.next_step}")
@@ -72,8 +95,21 @@ def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
         ssl_context(tls)
     except (OSError, ssl.SSLError, ExodusError) as exc:
         named = ", ".join(f"{field} {path}" for field, path in given)
-        return [StoreFinding("fatal", f"{name}: the TLS files cannot be used", f"{exc} ({named})", f"correct {name}.ca_file, cert_file or key_file")]
-    return [StoreFinding("ok", f"{name}: TLS with {', '.join(field for field, _ in given) or 'the CAs of this machine'}")]
+        return [
+            StoreFinding(
+                "fatal",
+                f"{name}: the TLS files cannot be used",
+                f"{exc} ({named})",
+                f"correct {name}.ca_file, cert_file or key_file",
+            )
+        ]
+    return [
+        StoreFinding(
+            "ok",
+            f"{name}: TLS with "
+            f"{', '.join(field for field, _ in given) or 'the CAs of this machine'}",
+        )
+    ]
 
 
 def _check_modes(file: MigrationFile, home: Home) -> list[StoreFinding]:
@@ -81,16 +117,36 @@ def _check_modes(file: MigrationFile, home: Home) -> list[StoreFinding]:
     addresses = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
     secrets: list[Path] = [
         *([home.root, *home.private_files()] if home.root.exists() else []),
-        *(path for address in addresses.values() for path in (address.password_file, address.key_file) if path is not None),
-        *(path for login in plan.logins for path in (login.password_file, login.target_password_file) if path is not None),
+        *(
+            path
+            for address in addresses.values()
+            for path in (address.password_file, address.key_file)
+            if path is not None
+        ),
+        *(
+            path
+            for login in plan.logins
+            for path in (login.password_file, login.target_password_file)
+            if path is not None
+        ),
         *([plan.gateway.key_file] if plan.gateway.key_file is not None else []),
     ]
     found = [
-        StoreFinding("warning", f"{path} is open to other users", "it holds a secret, or leads to one", f"chmod go= {path}")
+        StoreFinding(
+            "warning",
+            f"{path} is open to other users",
+            "it holds a secret or leads to one",
+            f"chmod go= {path}",
+        )
         for path in dict.fromkeys(secrets)
         if open_to_others(path)
     ]
-    return found or [StoreFinding("ok", f"{len(set(secrets))} files and folders with secrets are open to this user only")]
+    return found or [
+        StoreFinding(
+            "ok",
+            f"{len(set(secrets))} files and folders with secrets: only this user can read them",
+        )
+    ]
 
 
 async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
@@ -102,12 +158,15 @@ async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
 
 
 def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
-    """Return everything that the doctor finds."""
+    """Return all findings."""
     api = PrefectApi.known(home)
     plan = file.plan
     sides = [
-        ("source", plan.source), ("target", plan.target), ("control_store", file.control_store), ("gateway", plan.through_gateway(None)),
-    ]  # fmt: skip
+        ("source", plan.source),
+        ("target", plan.target),
+        ("control_store", file.control_store),
+        ("gateway", plan.through_gateway(None)),
+    ]
     return [
         *([] if api is None else check_prefect(api.url)),
         *asyncio.run(_check_control_store(file)),
@@ -117,12 +176,25 @@ def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
 
 
 def doctor(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
-    """Show what of the setup is open to others, or would not last; exit status 1 where anything is. Example: exodus doctor"""
+    """Check logins, durability, TLS and file modes; exit status 1 if a check fails.
+
+    Example: exodus doctor
+    """
     found = examine(migration_at(file, home), home_at(home))
     if json:
-        show_json([{"severity": each.severity, "what": each.what, "why": each.why, "next_step": each.next_step} for each in found])
+        show_json(
+            [
+                {
+                    "severity": each.severity,
+                    "what": each.what,
+                    "why": each.why,
+                    "next_step": each.next_step,
+                }
+                for each in found
+            ]
+        )
     else:
         rows = [(each.severity, each.what, each.why, each.next_step) for each in found]
-        show_table("doctor", ["severity", "what", "why", "next step"], rows)
+        show_table("Doctor", ["Severity", "Finding", "Why", "Next step"], rows)
     if any(each.severity != "ok" for each in found):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`exodus evidence write`, `fetch` and `check`: the bundle by hand."""
+"""`exodus evidence write`, `fetch` and `check`: evidence bundles by hand."""
 
 from __future__ import annotations
 
@@ -20,18 +20,33 @@ from exodus.cli.output import show, show_json
 from exodus.closing import bundle, bundle_store
 from exodus.closing.collect import collect
 
-evidence = typer.Typer(help="Evidence bundles: everything that was decided and proved, hash-chained.", no_args_is_help=True)
-FolderArgument = Annotated[Path, typer.Argument(help="the bundle's folder")]
+evidence = typer.Typer(
+    help="Write, fetch and check evidence bundles: hash-chained records of a migration.",
+    no_args_is_help=True,
+)
+FolderArgument = Annotated[Path, typer.Argument(help="folder of the bundle")]
 
 
-SignOption = Annotated[Path | None, typer.Option("--sign-with", help="Ed25519 private key (PEM) that signs the head")]
-PublicKeyOption = Annotated[Path | None, typer.Option("--public-key", help="Ed25519 public key (PEM) of who signs")]
+SignOption = Annotated[
+    Path | None, typer.Option("--sign-with", help="Ed25519 private key (PEM) that signs the head")
+]
+PublicKeyOption = Annotated[
+    Path | None, typer.Option("--public-key", help="Ed25519 public key (PEM) of the signer")
+]
 
 
 @evidence.command()
 @choosable
-def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption = None, home: HomeOption = None) -> None:
-    """Write what is known now into a new folder. Example: exodus evidence write build/evidence --sign-with key.pem"""
+def write(
+    folder: FolderArgument,
+    sign_with: SignOption = None,
+    file: FileOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Write a bundle of this moment into a new folder.
+
+    Example: exodus evidence write build/evidence --sign-with key.pem
+    """
     migration = migration_at(file, home)
 
     async def work() -> str:
@@ -44,11 +59,16 @@ def write(folder: FolderArgument, sign_with: SignOption = None, file: FileOption
 @evidence.command()
 def fetch(
     folder: FolderArgument,
-    name: Annotated[str | None, typer.Option(help="which bundle; the newest where it is left away")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="name of the bundle (default: the newest)")
+    ] = None,
     file: FileOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Write a bundle that a phase left in the control store. Example: exodus evidence fetch build/e"""
+    """Write a bundle from the control store into a folder.
+
+    Example: exodus evidence fetch build/e
+    """
     migration = migration_at(file, home)
 
     async def work() -> str:
@@ -63,16 +83,32 @@ def fetch(
 @evidence.command()
 def check(
     folder: FolderArgument,
-    head: Annotated[str | None, typer.Option(help="what the head must be, from the ledger or the run's artifact")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="expected head, from the ledger or the run's artifact")
+    ] = None,
     public_key: PublicKeyOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check a bundle without any server; exit status 1 where it is not proved. Example: exodus evidence check build/evidence --head HASH"""
+    """Check a bundle without any server; exit status 1 if it is not proved.
+
+    Example: exodus evidence check build/evidence --head HASH
+    """
     found = bundle.check(folder, head=head, public_key=public_key)
     if json:
-        show_json({"files": found.files, "head": found.head, "proved_by": found.proved_by, "problems": found.problems})
+        show_json(
+            {
+                "files": found.files,
+                "head": found.head,
+                "proved_by": found.proved_by,
+                "problems": found.problems,
+            }
+        )
     else:
-        verdict = f"as it was written, proved by {' and '.join(found.proved_by)}" if not found.problems else "NOT PROVED"
+        verdict = (
+            f"unchanged, proved by {' and '.join(found.proved_by)}"
+            if not found.problems
+            else "NOT PROVED"
+        )
         show("\n".join([*found.problems, f"{found.files} files, head {found.head}: {verdict}"]))
     if found.problems:
         raise typer.Exit(1)

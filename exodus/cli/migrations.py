@@ -1,4 +1,4 @@
-"""`exodus migrations` and `archive`: several migrations beside each other, and the end of one."""
+"""`exodus migrations` and `archive`: list migrations, and remove one that has ended."""
 
 from __future__ import annotations
 
@@ -35,19 +35,31 @@ log = logging.getLogger(__name__)
 
 
 def _row(block: Json, api: PrefectApi) -> Json:
-    """Return what is shown of one migration, and of one that cannot be read, why."""
-    row: Json = {"migration": block["name"], "state": "not known", "authority": "", "says": "", "source": "", "target": ""}
+    """Return the row of one migration, or the reason why it cannot be read."""
+    row: Json = {
+        "migration": block["name"],
+        "state": "not known",
+        "authority": "",
+        "says": "",
+        "source": "",
+        "target": "",
+    }
     try:
         file = of_block(block)
         row.update(source=file.plan.source.url, target=file.plan.target.url)
         status = asyncio.run(read_status(file, api))
     except ExodusError as exc:
         return {**row, "says": f"{exc.what}: {exc.why}"}
-    return {**row, "state": status["state"], "authority": status["authority"], "says": status["why_waiting"]}
+    return {
+        **row,
+        "state": status["state"],
+        "authority": status["authority"],
+        "says": status["why_waiting"],
+    }
 
 
 async def _archived(files: list[MigrationFile]) -> list[Json]:
-    """Return what was archived in the control stores of some migrations, each store asked once."""
+    """Return the archived migrations of some control stores; each store is asked once."""
     found: list[Json] = []
     for file in {file.control_store.url: file for file in files}.values():
         try:
@@ -59,25 +71,29 @@ async def _archived(files: list[MigrationFile]) -> list[Json]:
 
 
 def _files(blocks: list[Json]) -> list[MigrationFile]:
-    """Return the migrations of the blocks that can be read; the row of another says why it cannot."""
+    """Return the migrations of all readable blocks."""
     found = []
     for block in blocks:
         try:
             found.append(of_block(block))
         except ExodusError as exc:
-            log.info("not asked for what was archived: %s", exc.what)
+            log.info("archive not read: %s", exc.what)
     return found
 
 
 def _here(file: Path | None, home: Path | None) -> list[MigrationFile]:
-    """Return the migration of this folder, which may have no block any more; none where there is none."""
-    if file is None and not home_at(home).migration_file.exists() and not Path("migration.yaml").exists():
+    """Return the migration of this folder, if there is one. It may have no block any more."""
+    if (
+        file is None
+        and not home_at(home).migration_file.exists()
+        and not Path("migration.yaml").exists()
+    ):
         return []
     return [migration_at(file, home)]
 
 
 def migrations(file: FileOption = None, home: HomeOption = None, json: JsonOption = False) -> None:
-    """List the migrations that Prefect has, and those that were archived. Example: exodus migrations; exodus status --migration orders"""
+    """List registered and archived migrations. Example: exodus migrations"""
     api = PrefectApi.find(home_at(home))
     blocks = api.migrations()
     rows = [_row(block, api) for block in blocks]
@@ -87,22 +103,42 @@ def migrations(file: FileOption = None, home: HomeOption = None, json: JsonOptio
         return
     for row in rows:
         at = f"authority {row['authority']} · " if row["authority"] else ""
-        show(f"{row['migration']}: {row['state']} · {at}{row['source']} → {row['target']}\n    {row['says']}")
+        show(
+            f"{row['migration']}: {row['state']} · {at}{row['source']} → {row['target']}\n   "
+            f" {row['says']}"
+        )
     if away:
-        told = [(note["migration"], note["ended"], when(note["archived_ms"]), note["by"], note["folder"]) for note in away]
-        show_table("archived", ["migration", "ended", "when", "by", "evidence"], told)
+        told = [
+            (
+                note["migration"],
+                note["ended"],
+                when(note["archived_ms"]),
+                note["by"],
+                note["folder"],
+            )
+            for note in away
+        ]
+        show_table("Archived", ["Migration", "Ended", "When", "By", "Evidence"], told)
     if not rows:
         show("no migration is registered: exodus apply migration.yaml")
 
 
 def archive(
     why: WhyOption,
-    to: Annotated[Path | None, typer.Option("--to", help="new folder for the evidence bundle (default: among the other bundles)")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="new folder for the evidence bundle (default: beside the other bundles)"
+        ),
+    ] = None,
     by: ByOption = None,
     file: FileOption = None,
     home: HomeOption = None,
 ) -> None:
-    """Put a migration that has ended away: evidence into a bundle, keys and blocks removed. Example: exodus archive --why "done" """
+    """Archive a migration that has ended: write a bundle, then remove its keys and blocks.
+
+    Example: exodus archive --why "orders moved in March"
+    """
     migration = migration_at(file, home)
     api = PrefectApi.find(home_at(home))
     name = migration.plan.name
@@ -113,9 +149,11 @@ def archive(
             await check_may_be_archived(store)
             api.migrations()  # whether Prefect answers, before anything is removed
             folder = to or evidence_folder(home_at(home)) / name / f"archive-{await store.now_ms()}"
-            return await put_away(store, plan, folder.absolute(), by=by or of_this_process().person, why=why)
+            return await put_away(
+                store, plan, folder.absolute(), by=by or of_this_process().person, why=why
+            )
 
     note = asyncio.run(work())
     api.remove_migration(name)
     show(f"{name} is archived ({note['ended']}): {note['folder']}, head {note['head']}")
-    show(f"check it with: exodus evidence check {note['folder']} --head {note['head']}")
+    show(f"check: exodus evidence check {note['folder']} --head {note['head']}")

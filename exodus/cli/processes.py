@@ -1,4 +1,7 @@
-"""`exodus gateway`, `syncer`, `comparer`: the data-plane processes. They follow the control store and need no Prefect."""
+"""`exodus gateway`, `syncer`, `comparer`: the data-plane processes.
+
+They follow the control store and do not need Prefect.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,13 @@ from exodus.safe_text import LogFormatter
 from exodus.shadow.comparer import run_comparer
 from exodus.telemetry.states import JsonFormatter
 
-IdOption = Annotated[str, typer.Option("--id", help="name of this process; keep it over restarts")]
+IdOption = Annotated[
+    str, typer.Option("--id", help="name of this process; keep it across restarts")
+]
 
 
 class LogFormat(StrEnum):
-    """How a process writes its log."""
+    """The format of a process's log."""
 
     TEXT = "text"
     JSON = "json"
@@ -41,12 +46,19 @@ class LogFormat(StrEnum):
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
-LogFormatOption = Annotated[LogFormat, typer.Option("--log-format", help="text, or json: one object a line")]
+LogLevelOption = Annotated[str, typer.Option(help="DEBUG, INFO, WARNING, ERROR or CRITICAL")]
+LogFormatOption = Annotated[
+    LogFormat, typer.Option("--log-format", help="text, or json with one object a line")
+]
 
 
 def _log(level: str, form: LogFormat) -> None:
     if level.upper() not in _LEVELS:
-        raise OperatorError(f"--log-level: {level!r} is not a level", why=f"levels are {', '.join(_LEVELS)}", next_step="--log-level INFO")
+        raise OperatorError(
+            f"--log-level: {level!r} is not a level",
+            why=f"levels are {', '.join(_LEVELS)}",
+            next_step="--log-level INFO",
+        )
     handler = logging.StreamHandler()
     text = LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if form is LogFormat.JSON else text)
@@ -54,15 +66,17 @@ def _log(level: str, form: LogFormat) -> None:
 
 
 def _store(file: MigrationFile) -> ControlStore:
-    """The store without asking whether it answers: a data-plane process starts and goes on without it."""
-    return ControlStore(make_client(file.control_store, field="control_store"), file.plan.name, file.control_store)
+    """Return the store without a connection: a data-plane process starts and runs without it."""
+    return ControlStore(
+        make_client(file.control_store, field="control_store"), file.plan.name, file.control_store
+    )
 
 
 async def _plan(store: ControlStore, pinned: Plan) -> Plan:
-    """The plan, as soon as the store answers.
+    """Return the plan as soon as the store answers.
 
     Raises:
-        OperatorError: it names other servers or secrets than the local migration file.
+        OperatorError: the plan names other servers or secrets than the local migration file.
     """
     while True:
         try:
@@ -78,23 +92,57 @@ def gateway(
     id_: IdOption = "gateway-1",
     file: FileOption = None,
     home: HomeOption = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT, or unix:PATH, instead of the plan's")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="folder for the intent log and the spool; keep it over restarts")] = None,
-    status_listen: Annotated[str, typer.Option(help="address of /metrics and /health, which ask for no login")] = "127.0.0.1",
-    status_port: Annotated[int, typer.Option(help="their port; 0 takes a free one")] = 0,
-    cert_file: Annotated[Path | None, typer.Option(help="certificate for TLS on the client side")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="its key")] = None,
-    client_ca_file: Annotated[Path | None, typer.Option(help="ask clients for certificates of this CA")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=64, help="that many processes on one port, each ID-N, and a supervisor")] = None,
-    drain_s: Annotated[float, typer.Option("--drain", min=0, help="seconds that sessions get to end by themselves on SIGTERM")] = 2.0,
-    connections: Annotated[int, typer.Option(min=0, help="connections expected: checked at the start against maxclients and open files")] = 0,
-    lend_own_certificate: Annotated[bool, typer.Option(help="show a server Exodus's own certificate for clients that were asked for none")] = False,
-    lend_own_address: Annotated[bool, typer.Option(help="open a server without a password, which trusts this machine, to the network")] = False,
+    listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT or unix:PATH (default: the plan's gateway)")
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="folder for the intent log and the spool; keep it across restarts"),
+    ] = None,
+    status_listen: Annotated[
+        str, typer.Option(help="address of /metrics and /health; they ask for no login")
+    ] = "127.0.0.1",
+    status_port: Annotated[
+        int, typer.Option(help="port of /metrics and /health; 0: a free port")
+    ] = 0,
+    cert_file: Annotated[Path | None, typer.Option(help="certificate for TLS with clients")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="key of the certificate")] = None,
+    client_ca_file: Annotated[
+        Path | None, typer.Option(help="ask clients for certificates of this CA")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="number of processes on one port, named ID-N, with a supervisor"
+        ),
+    ] = None,
+    drain_s: Annotated[
+        float, typer.Option("--drain", min=0, help="seconds for sessions to end after SIGTERM")
+    ] = 2.0,
+    connections: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="expected connections, checked at the start against maxclients and open files",
+        ),
+    ] = 0,
+    lend_own_certificate: Annotated[
+        bool, typer.Option(help="show Exodus's certificate to a server for clients that show none")
+    ] = False,
+    lend_own_address: Annotated[
+        bool,
+        typer.Option(
+            help="open a server that trusts this machine without a password to the network"
+        ),
+    ] = False,
     listen_fd: Annotated[list[int] | None, typer.Option(hidden=True)] = None,
-    log_level: str = "INFO",
+    log_level: LogLevelOption = "INFO",
     log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
-    """Relay applications to the authority. Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400 --workers 4"""
+    """Relay applications to the authority.
+
+    Example: exodus gateway --id gw-1 --listen 127.0.0.1:6400 --workers 4
+    """
     _log(log_level, log_format)
     migration = migration_at(file, home)
     host, port = migration.plan.gateway.host, migration.plan.gateway.port
@@ -103,38 +151,90 @@ def gateway(
     elif listen is not None:
         host, _, text = listen.rpartition(":")
         if not host or not text.isdigit():
-            raise OperatorError(f"--listen: {listen!r} is not HOST:PORT", why="a host and a port are needed", next_step="--listen 127.0.0.1:6400")
+            raise OperatorError(
+                f"--listen: {listen!r} is not HOST:PORT",
+                why="an address has a host and a port",
+                next_step="--listen 127.0.0.1:6400",
+            )
         port = int(text)
     check_certificates(migration.plan, client_ca_file, lend=lend_own_certificate)
     if workers is not None:
         asyncio.run(check_address(migration.plan, host, lend=lend_own_address))
         root = state_dir or Path("exodus-state")
-        given = {"--file": file, "--home": home, "--cert-file": cert_file, "--key-file": key_file, "--client-ca-file": client_ca_file}
-        shared = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-        shared += ["--drain", str(drain_s), "--connections", str(-(-connections // workers)), "--log-level", log_level, "--log-format", log_format]
-        shared += ["--status-listen", status_listen, *["--lend-own-certificate"] * lend_own_certificate, *["--lend-own-address"] * lend_own_address]
+        given = {
+            "--file": file,
+            "--home": home,
+            "--cert-file": cert_file,
+            "--key-file": key_file,
+            "--client-ca-file": client_ca_file,
+        }
+        shared = [
+            text
+            for name, value in given.items()
+            if value is not None
+            for text in (name, str(value))
+        ]
+        shared += [
+            "--drain",
+            str(drain_s),
+            "--connections",
+            str(-(-connections // workers)),
+            "--log-level",
+            log_level,
+            "--log-format",
+            log_format,
+        ]
+        shared += [
+            "--status-listen",
+            status_listen,
+            *["--lend-own-certificate"] * lend_own_certificate,
+            *["--lend-own-address"] * lend_own_address,
+        ]
         shared += ["--listen", host if host.startswith("unix:") else f"{host}:{port}"]
 
         def command(worker: str, folder: Path, fds: list[int]) -> list[str]:
             own = ["--id", worker, "--state-dir", str(folder)]
             if status_port:
                 own += ["--status-port", str(status_port + int(worker.rpartition("-")[2]))]
-            return worker_command([*shared, *own, *[text for fd in fds for text in ("--listen-fd", str(fd))]])
+            return worker_command(
+                [*shared, *own, *[text for fd in fds for text in ("--listen-fd", str(fd))]]
+            )
 
-        Supervisor(id_=id_, workers=workers, state_dir=root, host=host, port=port, drain_s=drain_s, command=command).run()
+        Supervisor(
+            id_=id_,
+            workers=workers,
+            state_dir=root,
+            host=host,
+            port=port,
+            drain_s=drain_s,
+            command=command,
+        ).run()
         return
     options = GatewayOptions(
-        id_, state_dir or Path("exodus-state") / id_, host, port, status_port, cert_file, key_file, client_ca_file,
-        status_host=status_listen, lend_certificate=lend_own_certificate, lend_address=lend_own_address, pinned=migration.plan,
-        listen_fds=tuple(listen_fd or ()), drain_s=drain_s, connections_expected=connections, settle=settle,
-    )  # fmt: skip
+        id_,
+        state_dir or Path("exodus-state") / id_,
+        host,
+        port,
+        status_port,
+        cert_file,
+        key_file,
+        client_ca_file,
+        status_host=status_listen,
+        lend_certificate=lend_own_certificate,
+        lend_address=lend_own_address,
+        pinned=migration.plan,
+        listen_fds=tuple(listen_fd or ()),
+        drain_s=drain_s,
+        connections_expected=connections,
+        settle=settle,
+    )
     try:
         uvloop.run(serve(_store(migration), options))
     except (RedisError, OSError) as exc:
         raise ControlStoreError(
             f"the control store {migration.control_store.url} does not answer",
             why=str(exc),
-            next_step="start it: a gateway's first start needs the plan and the route from it",
+            next_step="start it: a gateway's first start reads the plan and the route from it",
         ) from exc
 
 
@@ -142,10 +242,10 @@ def syncer(
     id_: IdOption = "syncer-1",
     file: FileOption = None,
     home: HomeOption = None,
-    log_level: str = "INFO",
+    log_level: LogLevelOption = "INFO",
     log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
-    """Make changed keys equal on the follower. Example: exodus syncer --id syncer-1"""
+    """Copy changed keys to the follower. Example: exodus syncer --id syncer-1"""
     _log(log_level, log_format)
     migration = migration_at(file, home)
 
@@ -160,10 +260,13 @@ def comparer(
     id_: IdOption = "comparer-1",
     file: FileOption = None,
     home: HomeOption = None,
-    log_level: str = "INFO",
+    log_level: LogLevelOption = "INFO",
     log_format: LogFormatOption = LogFormat.TEXT,
 ) -> None:
-    """Compare sampled requests on the target. Example: exodus comparer --id comparer-1"""
+    """Try sampled requests on the target and compare the replies.
+
+    Example: exodus comparer --id comparer-1
+    """
     _log(log_level, log_format)
     migration = migration_at(file, home)
 

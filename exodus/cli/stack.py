@@ -19,15 +19,28 @@ from exodus.stack.up import up as start_stack
 
 
 def up(
-    source: Annotated[str | None, typer.Option(help="URL of a real source in place of the embedded one")] = None,
-    target: Annotated[str | None, typer.Option(help="URL of a real target")] = None,
-    source_password_file: Annotated[Path | None, typer.Option(help="file with the password of the source's user")] = None,
-    target_password_file: Annotated[Path | None, typer.Option(help="file with the password of the target's user")] = None,
-    allow_nonempty: Annotated[bool, typer.Option("--allow-nonempty", help="the target may hold keys; they are replaced")] = False,
+    source: Annotated[
+        str | None, typer.Option(help="URL of a source (default: an embedded server)")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="URL of a target (default: an embedded server)")
+    ] = None,
+    source_password_file: Annotated[
+        Path | None, typer.Option(help="file with the password of the source's user")
+    ] = None,
+    target_password_file: Annotated[
+        Path | None, typer.Option(help="file with the password of the target's user")
+    ] = None,
+    allow_nonempty: Annotated[
+        bool, typer.Option("--allow-nonempty", help="the target may hold keys; they are replaced")
+    ] = False,
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start servers, gateway, syncer, comparer and Prefect on this machine. Example: exodus up --source redis://exodus@10.0.0.5:6379 --target …"""
+    """Start servers, gateway, syncer, comparer and Prefect on this machine.
+
+    Example: exodus up --source redis://exodus@10.0.0.5:6379 --target redis://exodus@10.0.1.5:6379
+    """
     options = {"allow_nonempty": True} if allow_nonempty else {}
     wanted = Wanted(source, target, source_password_file, target_password_file, options=options)
     found = start_stack(home_at(home), wanted, say)
@@ -37,26 +50,44 @@ def up(
     else:
         for name, url in found.items():
             show(f"{name:14} {url}")
-        show("\npoint applications at the gateway, then: exodus start pre-test; exodus status")
+        show(
+            "\nNext: exodus start pre-test; exodus status. From Analyze on, applications "
+            "connect to the gateway."
+        )
 
 
 def down(home: HomeOption = None) -> None:
-    """Stop the local stack; data and logs stay. Example: exodus down"""
+    """Stop the local stack. Data and logs stay. Example: exodus down"""
     ended = stop_stack(home_at(home))
     show(f"stopped: {', '.join(ended)}" if ended else "nothing was running")
 
 
 def demo(
-    keys: Annotated[int, typer.Option(min=100, help="keys that are there before the migration")] = 200_000,
-    writes: Annotated[int, typer.Option(min=1, help="application writes a second, all the while")] = 2_000,
-    path_taken: Annotated[PathTaken, typer.Option(help="commit; or rollback: cut over, roll back, retry, commit")] = PathTaken.COMMIT,
-    seed: int = 1,
-    keep: Annotated[bool, typer.Option("--keep", help="leave the stack running afterwards")] = False,
-    approve: Annotated[str, typer.Option(help="auto, or ask: leave the decisions to a person")] = "auto",
-    tamper: Annotated[bool, typer.Option("--tamper", help="spoil four keys of the target before the last check: it must be found")] = False,
-    out: Annotated[Path, typer.Option(help="where summary.json and the evidence go")] = Path("build/demo"),
+    keys: Annotated[int, typer.Option(min=100, help="keys before the migration")] = 200_000,
+    writes: Annotated[int, typer.Option(min=1, help="application writes a second")] = 2_000,
+    path_taken: Annotated[
+        PathTaken, typer.Option(help="commit; or rollback: cut over, roll back, retry, commit")
+    ] = PathTaken.COMMIT,
+    seed: Annotated[int, typer.Option(help="seed of the application")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the stack running")] = False,
+    approve: Annotated[str, typer.Option(help="auto; or ask: a person decides")] = "auto",
+    tamper: Annotated[
+        bool,
+        typer.Option(
+            "--tamper",
+            help="damage four keys of the target before the last check, which must find them",
+        ),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="folder for summary.json and the evidence")] = Path(
+        "build/demo"
+    ),
 ) -> None:
-    """One whole migration under application writes; exit status 0 only if every invariant held. Example: exodus demo --keys 20000"""
-    demo_ = Demo(Home(out / "stack"), out, keys, writes, path_taken, seed, keep, approve == "ask", tamper)
+    """Run a whole migration under application writes; exit status 0 only if every invariant held.
+
+    Example: exodus demo --keys 20000
+    """
+    demo_ = Demo(
+        Home(out / "stack"), out, keys, writes, path_taken, seed, keep, approve == "ask", tamper
+    )
     if not run_demo(demo_):
         raise typer.Exit(1)

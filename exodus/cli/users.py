@@ -1,4 +1,4 @@
-"""`exodus users`: the users that Exodus needs on a server, as commands to type there, each right with its reason."""
+"""`exodus users`: print the ACL users that Exodus needs on a server, each right with its reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def _name(role: UserRole) -> str:
     return "exodus" if role is UserRole.SYNCER else f"exodus-{role}"
 
 
-def _reasons(roles: list[UserRole], side: Side, engine: str, version: Version, wanted: Wanted) -> dict[Right, list[str]]:
+def _reasons(
+    roles: list[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
+) -> dict[Right, list[str]]:
     found: dict[Right, list[str]] = {}
     for role in roles:
         for command, right in rights_of(role, side, engine, version, wanted):
@@ -29,15 +31,25 @@ def _reasons(roles: list[UserRole], side: Side, engine: str, version: Version, w
 
 
 def users(
-    server: Annotated[str, typer.Option("--for", help="the server's engine and version: redis-6.2, redis-8.2, valkey-9.1")],
-    side: Annotated[Side, typer.Option(help="where the users are to be made")] = Side.SOURCE,
-    fence: Annotated[FenceKind, typer.Option(help="the fence of that side; provider needs the fewest rights")] = FenceKind.AUTO,
-    feed: Annotated[Feed, typer.Option(help="the change feed")] = Feed.AUTO,
-    strategy: Annotated[CopyStrategy, typer.Option(help="the copy strategy")] = CopyStrategy.KEYS,
+    server: Annotated[
+        str,
+        typer.Option(
+            "--for", help="engine and version of the server: redis-6.2, redis-8.2, valkey-9.1"
+        ),
+    ],
+    side: Annotated[Side, typer.Option(help="side of the server")] = Side.SOURCE,
+    fence: Annotated[
+        FenceKind, typer.Option(help="fence of that side; provider needs the fewest rights")
+    ] = FenceKind.AUTO,
+    feed: Annotated[Feed, typer.Option(help="change feed")] = Feed.AUTO,
+    strategy: Annotated[CopyStrategy, typer.Option(help="copy strategy")] = CopyStrategy.KEYS,
     together: Annotated[bool, typer.Option(help="one user with the rights of all roles")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Print the users that Exodus needs, each right with its reason. Example: exodus users --for redis-6.2 --side source"""
+    """Print the users that Exodus needs, each right with its reason.
+
+    Example: exodus users --for redis-6.2 --side source
+    """
     engine, version = server_of(server)
     wanted = Wanted(fence, feed, strategy)
     groups = [list(UserRole)] if together else [[role] for role in UserRole]
@@ -46,15 +58,29 @@ def users(
         name, rule = _name(roles[0]), rule_of(roles, side, engine, version, wanted)
         reasons = _reasons(roles, side, engine, version, wanted)
         root = sorted(_ROOT & {command for commands in reasons.values() for command in commands})
-        rights = [{"commands": commands, "why": right.why, "without": right.without} for right, commands in reasons.items()]
-        documents.append({"user": name, "roles": [str(role) for role in roles], "rule": rule, "administrator": root, "rights": rights})
+        rights = [
+            {"commands": commands, "why": right.why, "without": right.without}
+            for right, commands in reasons.items()
+        ]
+        documents.append(
+            {
+                "user": name,
+                "roles": [str(role) for role in roles],
+                "rule": rule,
+                "administrator": root,
+                "rights": rights,
+            }
+        )
     if json:
         show_json({"server": server, "side": str(side), "users": documents})
         return
     for document in documents:
         show(f"# {document['user']}: {', '.join(document['roles'])}")
         if document["administrator"]:
-            show(f"#   {', '.join(document['administrator'])}: an administrator's right; keep this password as you keep theirs")
+            show(
+                f"#   {', '.join(document['administrator'])}: administrator rights; guard "
+                "this password like an administrator's"
+            )
         for right in document["rights"]:
             without = f" (without it: {right['without']})" if right["without"] else ""
             show(f"#   {', '.join(right['commands'])}: {right['why']}{without}")

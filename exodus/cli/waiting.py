@@ -1,4 +1,4 @@
-"""`--wait`: return when a phase asks a question, or has ended."""
+"""`--wait`: return when a phase asks a question or has ended."""
 
 from __future__ import annotations
 
@@ -17,29 +17,58 @@ from exodus.plan.migration_file import MigrationFile
 
 Json = dict[str, Any]
 ReadStatus = Callable[[MigrationFile, PrefectApi], Coroutine[Any, Any, Json]]
-WaitOption = Annotated[bool, typer.Option("--wait", help="return when the phase asks its next question, or has ended; exit status 1 if it failed")]
+WaitOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait",
+        help="wait until the phase asks its next question or has ended; exit status 1 if it failed",
+    ),
+]
 _EVERY_S = 1.0
 
 
-def wait_asked(migration: MigrationFile, api: PrefectApi, run_id: str, read_status: ReadStatus, *, after: tuple[str, int] | None = None) -> None:
-    """Block until a run asks a question, or has ended; show which.
+def wait_asked(
+    migration: MigrationFile,
+    api: PrefectApi,
+    run_id: str,
+    read_status: ReadStatus,
+    *,
+    after: tuple[str, int] | None = None,
+) -> None:
+    """Wait until a run asks a question or has ended, and print which.
 
     Args:
+        migration: the migration of the run.
+        api: its Prefect server.
+        run_id: the run.
+        read_status: reads the status of a migration.
         after: gate and attempt of the question that was just answered.
 
     Raises:
-        DecisionRefused: the run failed; the reason is the one that `status` shows.
+        DecisionRefused: the run failed. The reason is the one that `status` shows.
     """
     while True:
         found = asyncio.run(read_status(migration, api))
-        mine = [(name, state) for name, state in found["phases"].items() if state.get("flow_run_id") == run_id]
+        mine = [
+            (name, state)
+            for name, state in found["phases"].items()
+            if state.get("flow_run_id") == run_id
+        ]
         name, state = mine[0] if mine else ("", {})
         now = state.get("state")
-        if now == "waiting" and (state["gate"], int(state["attempt"])) != after and api.asks(run_id):
+        if (
+            now == "waiting"
+            and (state["gate"], int(state["attempt"])) != after
+            and api.asks(run_id)
+        ):
             show(f"{name} asks: {state['question']}")
             return
         if now == "failed":
-            raise DecisionRefused(f"{name} failed", why=str(state.get("why", "")), next_step=f"look at {api.run_url(run_id)}")
+            raise DecisionRefused(
+                f"{name} failed",
+                why=str(state.get("why", "")),
+                next_step=f"look at {api.run_url(run_id)}",
+            )
         if now is not None and now not in OPEN:
             show(f"{name}: {now}")
             return

@@ -1,5 +1,6 @@
-"""The local stack: real servers from Python packages, the data plane and Prefect, for the demo, for tests and for trying it out.
+"""The local stack: real servers from Python packages, the data plane and Prefect.
 
-`home.py` is where a stack keeps its data, logs and pids; `processes.py` starts and ends processes; `servers.py` knows
-the servers' packages; `prefect.py` the orchestrator; `up.py` ties them together. Read `up.py` first.
+The demo, the tests and the tutorial use it. `home.py` has the folders for data, logs and pids.
+`processes.py` starts and ends processes. `servers.py` finds the servers' packages. `prefect.py`
+starts the orchestrator. `up.py` combines them; read it first.
 """

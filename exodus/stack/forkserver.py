@@ -1,12 +1,15 @@
-"""Processes that begin with everything imported: a server imports once, and each process is forked from it.
+"""Fork processes from a server that has imported everything.
 
-A flow run needs two seconds of processor time to import Prefect and five more for Great Expectations, at each start and at each resume after a
-decision. The stack's work pool starts this file instead (`run`), which asks the server for a fork, hands over its own environment, working
-directory and standard streams, passes signals on, and ends as the fork ends. If it is killed, so is the fork; if the server ends, its forks do.
-Where there is no server `run` becomes the module itself: slower, and in every other respect the same.
+A flow run needs two seconds of processor time to import Prefect and five more for Great
+Expectations, at each start and at each resume after a decision. The stack's work pool starts this
+file instead (`run`). It asks the server for a fork and passes on its environment, working
+directory, standard streams and signals, and it ends as the fork ends. If it is killed, the fork is
+killed. If the server ends, its forks end. Without a server `run` becomes the module itself: slower,
+with the same effect.
 
-Flows are not imported beforehand, so that a changed one is read anew by each run. What a library has read of the environment while it was
-imported is read again by REFRESH (module:function). This file is run by its path, imports next to nothing and knows nothing of what it starts.
+The server does not import flows, so each run reads a changed flow again. REFRESH (module:function)
+reads again what a library read of the environment during its import. This file runs by its path,
+imports almost nothing, and knows nothing about what it starts.
 
     python -P forkserver.py serve SOCKET MODULE…
     python -I -S forkserver.py run SOCKET MODULE REFRESH
@@ -26,7 +29,7 @@ import warnings
 from typing import TypedDict
 
 _HEAD_BYTES = 4
-_REQUEST_S = 5.0  # within which a request has to be there in full
+_REQUEST_S = 5.0  # for a request to arrive in full
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
@@ -34,7 +37,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Request(TypedDict):
-    """What a client asks for, beside its standard streams."""
+    """A client's request, without its standard streams."""
 
     module: str
     refresh: str
@@ -43,7 +46,7 @@ class Request(TypedDict):
 
 
 class Fork(Exception):
-    """Raised in a forked process, to leave the server's stack: what it is to be."""
+    """Raised in a forked process to leave the server's stack. It has the request."""
 
     def __init__(self, request: Request, streams: list[int]) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Fork(Exception):
 
 
 class Server:
-    """One thread; knows its forks by their clients' connections."""
+    """One thread that knows its forks by their clients' connections."""
 
     def __init__(self, path: str) -> None:
         self._listener = _bound(path)
@@ -60,7 +63,7 @@ class Server:
         self._wake, self._waker = socket.socketpair()
 
     def serve(self) -> None:
-        """Until a signal ends it.
+        """Serve until a signal ends it.
 
         Raises:
             Fork: in each forked process.
@@ -103,7 +106,7 @@ class Server:
         self._selector.register(client, selectors.EVENT_READ, pid)
 
     def _leave(self) -> None:
-        """In a fork: nothing of the server stays."""
+        """Close everything of the server, in a fork."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
@@ -132,7 +135,7 @@ class Server:
             try:
                 client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
             except OSError as exc:
-                _say(f"the client of {pid} did not hear of its end: {exc}")
+                _say(f"the client of {pid} was not told about its end: {exc}")
             client.close()
 
 
@@ -153,7 +156,10 @@ def _bound(path: str) -> socket.socket:
 
 
 def _short(path: str) -> str:
-    """A socket's path may have 107 bytes; through a descriptor of its folder it is short wherever that is."""
+    """Return a short path for a socket: at most 107 bytes are allowed.
+
+    It uses a descriptor of the folder.
+    """
     folder = os.open(os.path.dirname(path), os.O_PATH)  # noqa: PTH120 - as above; open until the process ends
     return f"/proc/self/fd/{folder}/{os.path.basename(path)}"  # noqa: PTH119
 
@@ -164,7 +170,7 @@ def _received(client: socket.socket) -> tuple[Request, list[int]]:
     while len(body) < size:
         part = client.recv(size - len(body))
         if not part:
-            raise ConnectionResetError("the client ended in the middle of it")
+            raise ConnectionResetError("the client ended during the request")
         body += part
     if len(streams) != 3:
         raise ValueError(f"{len(streams)} streams instead of 3")
@@ -173,10 +179,10 @@ def _received(client: socket.socket) -> tuple[Request, list[int]]:
 
 
 def become(fork: Fork, server: int) -> None:
-    """In a fork: be what the client would have been, had it imported everything itself."""
+    """Become the client's module, in a fork."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
-        raise SystemExit(1)  # it ended before that took effect
+        raise SystemExit(1)  # the server ended before prctl took effect
     for number, stream in enumerate(fork.streams):
         os.dup2(stream, number)
         os.close(stream)
@@ -194,7 +200,7 @@ def become(fork: Fork, server: int) -> None:
 
 
 def serve(path: str, modules: list[str]) -> None:
-    """Import, and fork for whoever asks."""
+    """Import the modules, then fork for each client."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     for name in modules:
         importlib.import_module(name)
@@ -212,13 +218,21 @@ def serve(path: str, modules: list[str]) -> None:
 
 
 def run(path: str, module: str, refresh: str) -> None:
-    """Have `module` run by a fork, and end as it ends; without a server, become it."""
+    """Run `module` in a fork and end as it ends; without a server, become the module."""
     server = socket.socket(socket.AF_UNIX)
-    # A signal that comes before it can be sent on waits: it would end this client, and so kill the fork that it was for.
+    # Block signals until they can be passed on: a signal would end this client and so kill its
+    # fork.
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     try:
         server.connect(_short(path))
-        body = json.dumps({"module": module, "refresh": refresh, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()  # noqa: PTH109
+        body = json.dumps(
+            {
+                "module": module,
+                "refresh": refresh,
+                "folder": os.getcwd(),  # noqa: PTH109 - pathlib is one import more at each start
+                "environment": dict(os.environ),
+            }
+        ).encode()
         socket.send_fds(server, [len(body).to_bytes(_HEAD_BYTES, "little")], [0, 1, 2])
         server.sendall(body)
         taken = server.recv(1)
@@ -229,10 +243,10 @@ def run(path: str, module: str, refresh: str) -> None:
             signal.signal(number, lambda number, _: server.sendall(bytes([number])))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
     if not taken:
-        os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606 - what the stack itself started this for
+        os.execv(sys.executable, [sys.executable, "-m", module])  # noqa: S606 - the stack started this file for it
     said = server.recv(16)
     if not said:
-        raise SystemExit("the fork server ended, and what it had forked with it")
+        raise SystemExit("the fork server ended, and its forks with it")
     status = int(said)
     if status < 0:
         if -status != signal.SIGKILL:

@@ -1,4 +1,7 @@
-"""A stack's folder: what runs, where it logs, where it keeps its data. Default `.exodus/` in the working directory."""
+"""The folder of a stack: its processes, logs and data.
+
+Default: `.exodus/` in the working directory.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,18 @@ from pydantic import BaseModel, ConfigDict
 from exodus.private_files import FILE_MODE, open_to_others, private_folder, write_private
 from exodus.safe_text import remember
 
-_PRIVATE = ("*.password", "*.given-password", "prefect.login", "prefect.env", "migration.yaml", "pids.json")
+_PRIVATE = (
+    "*.password",
+    "*.given-password",
+    "prefect.login",
+    "prefect.env",
+    "migration.yaml",
+    "pids.json",
+)
 
 
 class Running(BaseModel):
-    """One process that was started; `created` tells it from a later process with the same pid."""
+    """One started process. `created` distinguishes it from a later process with the same pid."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,10 +38,13 @@ class Running(BaseModel):
     port: int | None = None
 
     def process(self) -> psutil.Process | None:
-        """The process, if it is still this one."""
+        """Return the process, if it is still the same one."""
         try:
             process = psutil.Process(self.pid)
-            if abs(process.create_time() - self.created) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+            if (
+                abs(process.create_time() - self.created) < 1
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 return process
         except psutil.NoSuchProcess:
             return None
@@ -40,39 +53,41 @@ class Running(BaseModel):
 
 @dataclass(frozen=True)
 class Home:
-    """Paths of one stack."""
+    """The paths of one stack."""
 
     root: Path
 
     @property
     def logs(self) -> Path:
-        """Folder of logs."""
+        """Return the folder of logs."""
         return self.root / "logs"
 
     @property
     def data(self) -> Path:
-        """Folder of data."""
+        """Return the folder of data."""
         return self.root / "data"
 
     @property
     def migration_file(self) -> Path:
-        """The migration that the stack was started for."""
+        """Return the stack's migration file."""
         return self.root / "migration.yaml"
 
     @property
     def prefect_env(self) -> Path:
-        """`NAME=value` lines that lead a command to this stack's Prefect."""
+        """Return the file with the variables of this stack's Prefect, `NAME=value` lines."""
         return self.root / "prefect.env"
 
     def log(self, name: str) -> Path:
-        """One process's log."""
+        """Return the log of one process."""
         return self.logs / f"{name}.log"
 
     def make(self) -> None:
-        """Make the folders; they hold secrets, so nobody else may look. Modes of existing ones are corrected.
+        """Create the folders for this user only, because they hold secrets.
+
+        Correct the modes of existing ones.
 
         Raises:
-            OperatorError: another user owns one.
+            OperatorError: another user owns a folder.
         """
         for folder in (self.root, self.logs, self.data):
             private_folder(folder)
@@ -81,11 +96,11 @@ class Home:
                 file.chmod(FILE_MODE)
 
     def private_files(self) -> list[Path]:
-        """Return the files here that hold passwords, or lead to them."""
+        """Return the files that hold passwords or name them."""
         return sorted(path for pattern in _PRIVATE for path in self.root.glob(pattern))
 
     def secret(self, name: str) -> Path:
-        """A file with a random password, made once."""
+        """Return a file with a random password; create it once."""
         path = self.root / f"{name}.password"
         if not path.exists():
             write_private(path, secrets.token_urlsafe(24) + "\n")
@@ -93,33 +108,36 @@ class Home:
 
     @property
     def prefect_login_file(self) -> Path:
-        """The file with the authentication string of the stack's Prefect, as its UI asks for it."""
+        """Return the file with the authentication string of the stack's Prefect."""
         return self.root / "prefect.login"
 
     def prefect_login(self) -> str:
-        """Return the authentication string of the stack's Prefect, USER:PASSWORD, made once."""
+        """Return Prefect's authentication string, USER:PASSWORD; create it once."""
         path = self.prefect_login_file
         if not path.exists():
             write_private(path, f"exodus:{secrets.token_urlsafe(24)}\n")
         return remember(path.read_text().strip())
 
     def running(self) -> list[Running]:
-        """What was recorded and still runs."""
+        """Return the recorded processes that still run."""
         return [entry for entry in self.recorded() if entry.process() is not None]
 
     def recorded(self) -> list[Running]:
-        """What was recorded, in the order of its start."""
+        """Return the recorded processes in the order of their start."""
         path = self.root / "pids.json"
         if not path.exists():
             return []
         return [Running.model_validate(entry) for entry in orjson.loads(path.read_bytes())]
 
     def record(self, entries: list[Running]) -> None:
-        """Replace the record."""
-        write_private(self.root / "pids.json", orjson.dumps([entry.model_dump() for entry in entries], option=orjson.OPT_INDENT_2))
+        """Replace the record of processes."""
+        write_private(
+            self.root / "pids.json",
+            orjson.dumps([entry.model_dump() for entry in entries], option=orjson.OPT_INDENT_2),
+        )
 
     def prefect_environment(self) -> dict[str, str]:
-        """The variables of `prefect.env`; empty where no stack was started here."""
+        """Return the variables of `prefect.env`; empty without a stack."""
         if not self.prefect_env.exists():
             return {}
         lines = self.prefect_env.read_text().splitlines()
@@ -127,7 +145,7 @@ class Home:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port on which nobody listens now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Prefect for a local stack: a server with its own home and port, the work pool, a worker, and the deployments of `prefect.yaml`."""
+"""Prefect for a local stack: server, work pool, worker, and the deployments of `prefect.yaml`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,31 @@ from exodus.stack.processes import Started, last_lines, start
 
 POOL = "exodus"
 _IMPORTED_BEFOREHAND = (
-    # What a run needs of the libraries, and of Exodus itself, which the gateway and the syncers have as it was at their start, too. No flow and no
-    # task: those are read anew by each run, see forkserver.py.
-    "prefect.flow_engine", "prefect.deployments.steps.pull", "prefect.deployments.flow_runs", "prefect.artifacts", "great_expectations.expectations",
-    "anyio._backends._asyncio", "rich._emoji_codes", "uvloop", "exodus.observe.monitor", "exodus.closing.collect", "exodus.cutover.forced_rollback",
-    "exodus.cutover.rehearsal", "exodus.gateway.process", "exodus.backfill.slices", "exodus.backfill.forecast",
-)  # fmt: skip
+    # Libraries, and the parts of Exodus that gateways and syncers also have as of their start. No
+    # flow and no task: each run reads those again, see forkserver.py.
+    "prefect.flow_engine",
+    "prefect.deployments.steps.pull",
+    "prefect.deployments.flow_runs",
+    "prefect.artifacts",
+    "great_expectations.expectations",
+    "anyio._backends._asyncio",
+    "rich._emoji_codes",
+    "uvloop",
+    "exodus.observe.monitor",
+    "exodus.closing.collect",
+    "exodus.cutover.forced_rollback",
+    "exodus.cutover.rehearsal",
+    "exodus.gateway.process",
+    "exodus.backfill.slices",
+    "exodus.backfill.forecast",
+)
 _REFRESH = "prefect.context:refresh_global_settings_context"
 _BIN = Path(sys.executable).parent
 _TEMPLATE_ENV = "EXODUS_CACHE"
 
 
 def project_root() -> Path:
-    """Return the folder that holds the packages: the checkout, or site-packages."""
+    """Return the folder of the packages: the checkout, or site-packages."""
     return Path(__file__).resolve().parents[2]
 
 
@@ -40,22 +52,22 @@ def deployments_file() -> Path:
     """Return prefect.yaml: at the root of a checkout, or in the installed package of the flows.
 
     Raises:
-        StackError: it is in neither place.
+        StackError: neither place has it.
     """
     for path in (project_root() / "prefect.yaml", project_root() / "flows" / "prefect.yaml"):
         if path.exists():
             return path
     raise StackError(
-        "there is no prefect.yaml in the installation",
-        why=f"looked in {project_root()} and in flows/ there",
+        "the installation has no prefect.yaml",
+        why=f"searched {project_root()} and its folder flows/",
         next_step="install Exodus again: pip install --force-reinstall exodus",
     )
 
 
 def environment(home: Home, port: int) -> dict[str, str]:
-    """Return what every Prefect process of this stack, and every flow, is started with.
+    """Return the environment of every Prefect process and every flow of this stack.
 
-    The authentication string is in it: without it any user of the machine could read blocks, forge
+    It has the authentication string. Without it any user of the machine could read blocks, forge
     approvals, and start runs as the operator.
     """
     prefect_home = home.data / "prefect"
@@ -67,15 +79,17 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_API_AUTH_STRING": login,
         "PREFECT_API_AUTH_STRING": login,
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "",  # the UI has the API's origin; no other page needs it
+        # the UI has the API's origin; no other page needs access
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": "",
         "PREFECT_LOCAL_STORAGE_PATH": str((prefect_home / "storage").absolute()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_LEVEL": "INFO",
-        # One commit for many task runs and events, not one each: sqlite answers 503 to a transaction that another commit overtook, Prefect's
-        # client then waits 2 s or more, and every phase's end met such a commit (starting the next phase took 2.3 to 6.8 s, with this 0.3 to 0.7 s).
+        # One commit for many task runs and events. SQLite answers 503 to a transaction that another
+        # commit overtook, and Prefect's client then waits 2 s or more. Every phase's end met such a
+        # commit: starting a phase took 2.3 to 6.8 s, with these settings 0.3 to 0.7 s.
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
         "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
@@ -85,8 +99,10 @@ def environment(home: Home, port: int) -> dict[str, str]:
         "PREFECT_WORKER_PREFETCH_SECONDS": "10",
         "GX_ANALYTICS_ENABLED": "false",
         "EXODUS_HOME": str(home.root.absolute()),
-        "EXODUS_EVIDENCE_DIR": os.environ.get("EXODUS_EVIDENCE_DIR") or str((home.root / "evidence").absolute()),
-        "PYTHONDONTWRITEBYTECODE": "",  # each flow is a process of its own: compiling everything anew would double its start
+        "EXODUS_EVIDENCE_DIR": os.environ.get("EXODUS_EVIDENCE_DIR")
+        or str((home.root / "evidence").absolute()),
+        # each flow is a process: compiling everything again would double its start
+        "PYTHONDONTWRITEBYTECODE": "",
     }
 
 
@@ -96,18 +112,24 @@ def _template() -> Path:
 
 
 def start_prefect_server(home: Home, port: int) -> Started:
-    """Start the server. Its database starts from a migrated copy where one is cached, which saves ten seconds."""
+    """Start the server. A cached copy of a migrated database saves ten seconds."""
     env = environment(home, port)
     folder = Path(env["PREFECT_HOME"])
     folder.mkdir(parents=True, exist_ok=True)
     database = folder / "prefect.db"
     if not database.exists() and _template().exists():
         shutil.copyfile(_template(), database)
-    return start("prefect-server", [str(_BIN / "prefect"), "server", "start"], log=home.log("prefect-server"), env=env, port=port)
+    return start(
+        "prefect-server",
+        [str(_BIN / "prefect"), "server", "start"],
+        log=home.log("prefect-server"),
+        env=env,
+        port=port,
+    )
 
 
 def healthy(port: int) -> bool:
-    """Whether the server answers."""
+    """Return whether the server answers."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/api/health", timeout=2).status_code == 200
     except httpx.HTTPError:
@@ -115,7 +137,7 @@ def healthy(port: int) -> bool:
 
 
 def keep_template(home: Home) -> None:
-    """Cache the fresh server's migrated database for the next stack."""
+    """Cache the new server's migrated database for the next stack."""
     template = _template()
     if template.exists():
         return
@@ -131,9 +153,22 @@ def keep_template(home: Home) -> None:
 
 
 def start_forkserver(home: Home, port: int) -> Started:
-    """Start what flow runs are forked from."""
-    command = [sys.executable, "-P", forkserver.__file__, "serve", str(_socket(home)), *_IMPORTED_BEFOREHAND]
-    return start("forkserver", command, log=home.log("forkserver"), env=environment(home, port), cwd=project_root())
+    """Start the server from which flow runs are forked."""
+    command = [
+        sys.executable,
+        "-P",
+        forkserver.__file__,
+        "serve",
+        str(_socket(home)),
+        *_IMPORTED_BEFOREHAND,
+    ]
+    return start(
+        "forkserver",
+        command,
+        log=home.log("forkserver"),
+        env=environment(home, port),
+        cwd=project_root(),
+    )
 
 
 def _socket(home: Home) -> Path:
@@ -141,16 +176,28 @@ def _socket(home: Home) -> Path:
 
 
 def _job_template(home: Home) -> dict[str, object]:
-    """The pool's jobs: a process each, started by this Python, where it can as a fork of one that has everything imported.
+    """Return the pool's job template.
 
-    Where a command is named, Prefect 3.8.8 starts it as the flow's only process. Without one it starts a supervisor first, which imports all of
-    Prefect as well: three seconds of processor time at each start and each resume (prefect/workers/process.py, `_command_configured`).
+    A job is one process, if possible a fork of one with all imports.
 
-    Every value is fixed and there are no variables, so the server refuses a run or a deployment with
-    `job_variables`. A worker would ignore them too, since no placeholder takes them. There is no `env`
-    for the same reason: Prefect merges a run's `env` into a template's `env`.
+    With a command, Prefect 3.8.8 starts it as the flow's only process. Without one it starts a
+    supervisor first, which also imports Prefect: three seconds of processor time at each start and
+    each resume (prefect/workers/process.py, `_command_configured`).
+
+    Every value is fixed and there are no variables, so the server refuses a run or a deployment
+    with `job_variables`. A worker would ignore them too, because no placeholder uses them. There is
+    no `env` for the same reason: Prefect merges a run's `env` into a template's `env`.
     """
-    command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(_socket(home)), "prefect.engine", _REFRESH]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        forkserver.__file__,
+        "run",
+        str(_socket(home)),
+        "prefect.engine",
+        _REFRESH,
+    ]
     return {
         "job_configuration": {"command": shlex.join(command), "stream_output": True},
         "variables": {"type": "object", "properties": {}, "additionalProperties": False},
@@ -163,43 +210,67 @@ def _api(home: Home, port: int) -> httpx.Client:
 
 
 def make_pool(home: Home, port: int) -> None:
-    """Make the work pool; one that exists gets the job template of today."""
+    """Create the work pool, or give an existing one the present job template."""
     template = _job_template(home)
     with _api(home, port) as api:
-        answer = api.post("/work_pools/", json={"name": POOL, "type": "process", "base_job_template": template})
+        answer = api.post(
+            "/work_pools/", json={"name": POOL, "type": "process", "base_job_template": template}
+        )
         if answer.status_code == 409:
             answer = api.patch(f"/work_pools/{POOL}", json={"base_job_template": template})
     if answer.status_code not in (201, 204):
         raise StackError(
-            "the work pool could not be made", why=f"HTTP {answer.status_code}: {answer.text[:300]}", next_step="look at the log of prefect-server"
+            "the work pool was not created",
+            why=f"HTTP {answer.status_code}: {answer.text[:300]}",
+            next_step="read the log of prefect-server",
         )
 
 
 def start_worker(home: Home, port: int) -> Started:
     """Start a worker for the pool."""
-    command = [str(_BIN / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "exodus-worker"]
-    return start("prefect-worker", command, log=home.log("prefect-worker"), env=environment(home, port), cwd=project_root())
+    command = [
+        str(_BIN / "prefect"),
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+        "--name",
+        "exodus-worker",
+    ]
+    return start(
+        "prefect-worker",
+        command,
+        log=home.log("prefect-worker"),
+        env=environment(home, port),
+        cwd=project_root(),
+    )
 
 
 def worker_online(home: Home, port: int) -> bool:
-    """Whether the pool has a worker that polls."""
+    """Return whether the pool has a worker that polls."""
     try:
         with _api(home, port) as api:
             answer = api.post(f"/work_pools/{POOL}/workers/filter", json={}, timeout=5)
-        return answer.status_code == 200 and any(worker.get("status") == "ONLINE" for worker in answer.json())
+        return answer.status_code == 200 and any(
+            worker.get("status") == "ONLINE" for worker in answer.json()
+        )
     except httpx.HTTPError:
         return False
 
 
-def run_step(name: str, command: list[str], home: Home, port: int, *, within_s: float = 180) -> None:
-    """Run a command that ends, with its output in a log.
+def run_step(
+    name: str, command: list[str], home: Home, port: int, *, within_s: float = 180
+) -> None:
+    """Run a command to its end, with its output in a log.
 
     Raises:
-        StackError: it failed; with the last lines of its log.
+        StackError: the command failed. The error has the last lines of its log.
     """
     log = home.log(name)
     with log.open("ab") as output:
-        ended = subprocess.run(  # noqa: S603 - commands of our own
+        ended = subprocess.run(  # noqa: S603 - commands of Exodus
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -213,16 +284,27 @@ def run_step(name: str, command: list[str], home: Home, port: int, *, within_s: 
         raise StackError(
             f"{name} failed with status {ended.returncode}",
             why=f"the last lines of {log}:\n{last_lines(log)}",
-            next_step="correct what the log says, then start again",
+            next_step="correct the cause in the log, then start again",
         )
 
 
 def deploy(home: Home, port: int) -> None:
-    """Make the deployments of `prefect.yaml`."""
+    """Create the deployments of `prefect.yaml`."""
     command = [str(_BIN / "prefect"), "--no-prompt", "deploy", "--all"]
     run_step("prefect-deploy", [*command, "--prefect-file", str(deployments_file())], home, port)
 
 
 def register(home: Home, port: int) -> None:
     """Write the migration's blocks and plan."""
-    run_step("register", [sys.executable, "-m", "blocks.register", "--migration-file", str(home.migration_file.absolute())], home, port)
+    run_step(
+        "register",
+        [
+            sys.executable,
+            "-m",
+            "blocks.register",
+            "--migration-file",
+            str(home.migration_file.absolute()),
+        ],
+        home,
+        port,
+    )

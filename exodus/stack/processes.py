@@ -1,4 +1,4 @@
-"""Starting and ending processes: each in a session of its own, with a log, and proved to be ready before anybody relies on it."""
+"""Start and end processes, each in its own session, with a log and a proof that it is ready."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TERM_S = 10.0
 
 @dataclass
 class Started:
-    """A process of ours, not yet proved to be ready."""
+    """A started process that is not yet proved to be ready."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -29,17 +29,28 @@ class Started:
     port: int | None = None
 
     def running(self) -> Running:
-        """Its record."""
-        return Running(name=self.name, pid=self.process.pid, created=psutil.Process(self.process.pid).create_time(), port=self.port)
+        """Return its record."""
+        return Running(
+            name=self.name,
+            pid=self.process.pid,
+            created=psutil.Process(self.process.pid).create_time(),
+            port=self.port,
+        )
 
 
 def start(
-    name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, port: int | None = None
+    name: str,
+    command: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    port: int | None = None,
 ) -> Started:
-    """Start a process that outlives us, with its output in `log`."""
+    """Start a process that outlives this one, with its output in `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603 - commands of our own
+        process = subprocess.Popen(  # noqa: S603 - commands of Exodus
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -52,17 +63,17 @@ def start(
 
 
 def last_lines(log: Path, count: int = LOG_LINES_SHOWN) -> str:
-    """The end of a log."""
+    """Return the last lines of a log."""
     if not log.exists():
         return "(no log)"
     return "\n".join(log.read_text(errors="replace").splitlines()[-count:]) or "(the log is empty)"
 
 
 def wait_ready(started: Started, ready: Callable[[], bool], *, within_s: float) -> None:
-    """Wait until `ready` says so.
+    """Wait until `ready` returns true.
 
     Raises:
-        StackError: the process ended, or the time passed; with the last lines of its log.
+        StackError: the process ended, or the time passed. The error has the last lines of its log.
     """
     deadline = time.monotonic() + within_s
     while True:
@@ -71,7 +82,7 @@ def wait_ready(started: Started, ready: Callable[[], bool], *, within_s: float) 
             raise StackError(
                 f"{started.name} ended with status {ended} while it was starting",
                 why=f"the last lines of {started.log}:\n{last_lines(started.log)}",
-                next_step="correct what the log says, then start again",
+                next_step="correct the cause in the log, then start again",
             )
         if ready():
             return
@@ -79,13 +90,16 @@ def wait_ready(started: Started, ready: Callable[[], bool], *, within_s: float) 
             raise StackError(
                 f"{started.name} was not ready within {within_s:.0f} s",
                 why=f"the last lines of {started.log}:\n{last_lines(started.log)}",
-                next_step="look at the log; on a slow machine start again",
+                next_step="read the log; on a slow machine start again",
             )
         time.sleep(0.05)
 
 
 def end(entries: Sequence[Running]) -> list[str]:
-    """End processes in the reverse order of their start: TERM to the session, KILL to what is left; names of those that were ended."""
+    """End processes in reverse order: TERM to the session, then KILL.
+
+    It returns the names of ended ones.
+    """
     ended: list[str] = []
     for entry in reversed(entries):
         process = entry.process()
@@ -108,4 +122,4 @@ def _signal(pid: int, number: int) -> None:
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
-        return  # it ended by itself meanwhile
+        return  # it has ended meanwhile

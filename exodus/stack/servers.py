@@ -1,7 +1,8 @@
-"""Real servers from packages on PyPI, and starting one of them.
+"""Start real servers from packages on PyPI.
 
-Versions and engines differ on purpose: payloads that do not fit are an everyday case. On source and target Exodus has a user of its own, so that a
-fence can tell it from the applications, which use `default` without a password in this local stack only.
+Versions and engines differ on purpose, because payloads of different versions are an everyday case.
+On source and target Exodus has its own user, so that a fence can tell it from the applications.
+They use `default` without a password, in this local stack only.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ USER = "exodus"
 
 
 class ServerKind(StrEnum):
-    """The servers that the packages bring."""
+    """The servers in the packages."""
 
     REDIS_62 = "redis-6.2"
     REDIS_82 = "redis-8.2"
@@ -41,10 +42,10 @@ _BINARIES = {
 
 
 def binary(kind: ServerKind) -> Path:
-    """Where a server's binary is.
+    """Return the path of a server's binary.
 
     Raises:
-        StackError: its package is not installed.
+        StackError: the package is not installed.
     """
     package, inside, distribution = _BINARIES[kind]
     spec = find_spec(package)
@@ -62,7 +63,7 @@ def binary(kind: ServerKind) -> Path:
 
 @dataclass
 class Server:
-    """A server that runs."""
+    """A started server."""
 
     kind: ServerKind
     port: int
@@ -71,27 +72,50 @@ class Server:
 
     @property
     def url(self) -> str:
-        """As an application reaches it."""
+        """Return the address for an application."""
         return f"redis://127.0.0.1:{self.port}"
 
     def address(self) -> Address:
-        """As Exodus reaches it."""
+        """Return the address for Exodus."""
         if self.password_file is None:
             return Address(host="127.0.0.1", port=self.port)
-        return Address(host="127.0.0.1", port=self.port, username=USER, password_file=self.password_file)
+        return Address(
+            host="127.0.0.1", port=self.port, username=USER, password_file=self.password_file
+        )
 
 
 def start_server(
-    kind: ServerKind, *, name: str, port: int, folder: Path, log: Path, password_file: Path | None = None, private: bool = False, **config: str
+    kind: ServerKind,
+    *,
+    name: str,
+    port: int,
+    folder: Path,
+    log: Path,
+    password_file: Path | None = None,
+    private: bool = False,
+    **config: str,
 ) -> Server:
-    """Start a server on loopback, without waiting for it (see `wait_server`).
+    """Start a server on loopback without waiting for it (see `wait_server`).
 
     Args:
-        password_file: Exodus gets a user with this password; `private` makes it the only one that may log in.
-        config: further settings, as in the server's own configuration file, with _ for -.
+        kind: engine and version.
+        name: name of the process.
+        port: port to listen on.
+        folder: folder for its data.
+        log: file for its output.
+        password_file: file with the password of Exodus's user.
+        private: only Exodus's user may log in.
+        config: more settings of the server's configuration file, with _ for -.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"port": str(port), "bind": "127.0.0.1", "dir": str(folder.absolute()), "save": "", "daemonize": "no", **config}
+    settings = {
+        "port": str(port),
+        "bind": "127.0.0.1",
+        "dir": str(folder.absolute()),
+        "save": "",
+        "daemonize": "no",
+        **config,
+    }
     lines = [f"{key.replace('_', '-')} {value or chr(34) * 2}" for key, value in settings.items()]
     if password_file is not None:
         lines.append(f"user {USER} on >{password_file.read_text().strip()} ~* &* +@all")
@@ -104,16 +128,16 @@ def start_server(
 
 
 def wait_server(server: Server, *, within_s: float = 10.0) -> None:
-    """Wait until it answers (PONG, or that it wants a login).
+    """Wait until a server answers PING, or asks for a login.
 
     Raises:
-        StackError: it does not.
+        StackError: the server does not answer.
     """
     wait_ready(server.started, lambda: answers(server.port), within_s=within_s)
 
 
 def answers(port: int) -> bool:
-    """Whether a server answers a PING on a port of this machine."""
+    """Return whether a server answers PING on a port of this machine."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as sock:
             sock.sendall(encode("PING"))
@@ -124,5 +148,7 @@ def answers(port: int) -> bool:
 
 
 def version_of(kind: ServerKind) -> str:
-    """What the binary says of itself."""
-    return subprocess.run([str(binary(kind)), "--version"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603 - a binary of an installed package
+    """Return the version text of the binary."""
+    return subprocess.run(  # noqa: S603 - a binary of an installed package
+        [str(binary(kind)), "--version"], capture_output=True, text=True, check=True
+    ).stdout.strip()

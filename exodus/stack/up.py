@@ -1,7 +1,8 @@
-"""`exodus up` and `exodus down`: everything of a migration on one machine.
+"""`exodus up` and `exodus down`: all parts of a migration on one machine.
 
-Prefect's server takes longest, so it is started first and waited for last. If a part does not start, the last lines of
-its log are shown and all others are stopped. A second `up` says what runs, and starts again what has ended, with its data and on its port.
+Prefect's server takes longest, so it starts first and is waited for last. If a part does not start,
+the last lines of its log are shown and all others are stopped. A second `up` lists the running
+parts and restarts ended ones with their data and their port.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DATA_PLANE = ("gateway", "syncer", "comparer")
 
 @dataclass
 class Wanted:
-    """What to start. A URL stands for a real server in place of an embedded one."""
+    """What to start. A URL names a real server instead of an embedded one."""
 
     source_url: str | None = None
     target_url: str | None = None
@@ -49,7 +50,7 @@ class Wanted:
 
 
 def urls(home: Home) -> dict[str, str]:
-    """Where the parts of a running stack are."""
+    """Return the addresses of a running stack."""
     ports = {entry.name: entry.port for entry in home.running() if entry.port}
     file = load_migration(home.migration_file)
     found = {
@@ -60,23 +61,32 @@ def urls(home: Home) -> dict[str, str]:
     }
     if "prefect-server" in ports:
         found["Prefect UI"] = f"http://127.0.0.1:{ports['prefect-server']}"
-        found["Prefect login"] = f"cat {home.prefect_login_file.absolute()}  # paste it where the UI asks for a password"
+        found["Prefect login"] = (
+            f"cat {home.prefect_login_file.absolute()}  # paste it when the UI asks for a password"
+        )
     return found
 
 
-def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Start the stack, or what has ended of it, and say what runs; where its parts are.
+def up(
+    home: Home,
+    wanted: Wanted,
+    say: Callable[[str], None],
+    *,
+    serving: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Start the stack, or restart its ended parts; return the addresses.
 
-    `serving` is called as soon as applications can use the gateway, which needs nothing of Prefect, and so while that still starts.
+    `serving` is called as soon as applications can use the gateway. The gateway does not need
+    Prefect, which may still be starting.
 
     Raises:
-        OperatorError: the two sides cannot be migrated as they are; everything that was started is stopped again.
-        StackError: a part did not start; likewise.
+        OperatorError: the two sides cannot be migrated as they are. All started parts are stopped.
+        StackError: a part did not start. All started parts are stopped.
     """
     running = home.running()
     if running:
         names = {entry.name for entry in running}
-        say(f"running already in {home.root}: {', '.join(sorted(names))}")
+        say(f"already running in {home.root}: {', '.join(sorted(names))}")
         _Stack(home, home.recorded()).start_again(say)
         return urls(home)
     home.make()
@@ -91,7 +101,7 @@ def up(home: Home, wanted: Wanted, say: Callable[[str], None], *, serving: Calla
 
 
 def down(home: Home) -> list[str]:
-    """Stop what was recorded; the names of what was running. Data and logs stay."""
+    """Stop the recorded processes and return the names of those that ran. Data and logs stay."""
     if not home.root.exists():
         return []
     ended = end(home.recorded())
@@ -101,51 +111,74 @@ def down(home: Home) -> list[str]:
 
 
 class _Stack:
-    """The parts that were started, recorded one by one so that an interruption leaves none unknown."""
+    """The started parts. Each is recorded at once, so that an interruption leaves none unknown."""
 
     def __init__(self, home: Home, entries: Sequence[Running] = ()) -> None:
         self.home = home
         self.entries = list(entries)
 
     def add(self, started: Started) -> Started:
-        self.entries = [*(entry for entry in self.entries if entry.name != started.name), started.running()]
+        self.entries = [
+            *(entry for entry in self.entries if entry.name != started.name),
+            started.running(),
+        ]
         self.home.record(self.entries)
         return started
 
     def start_again(self, say: Callable[[str], None]) -> None:
-        """Start what has ended, each with the data and the port that it had; what others need comes first.
+        """Restart ended parts with their data and their port, dependencies first.
 
-        An embedded source or target is left alone: it kept nothing, and an empty one is not what was migrated.
+        An embedded source or target is not restarted: it kept no data, and an empty one is not the
+        server that was migrated.
 
         Raises:
-            StackError: a part does not start; those that run are left as they are.
+            StackError: a part does not start. The running ones are not touched.
         """
         home = self.home
         ports = {entry.name: entry.port for entry in self.entries}
         gone = {entry.name for entry in self.entries if entry.process() is None}
         if gone:
-            say(f"had ended: {', '.join(sorted(gone))}")
-        for name in sorted(gone - {"control_store", "prefect-server", "forkserver", "prefect-worker", *DATA_PLANE}):
-            say(f"{name} is not started again: what it held is gone, and what it may hold only you know")
+            say(f"restarting: {', '.join(sorted(gone))}")
+        for name in sorted(
+            gone - {"control_store", "prefect-server", "forkserver", "prefect-worker", *DATA_PLANE}
+        ):
+            say(f"{name} is not restarted: its data is lost")
         if "control_store" in gone:
-            wait_server(self._embedded("control_store", ServerKind.VALKEY_91, ports["control_store"] or free_port()))
+            wait_server(
+                self._embedded(
+                    "control_store", ServerKind.VALKEY_91, ports["control_store"] or free_port()
+                )
+            )
         self._data_plane([name for name in DATA_PLANE if name in gone])
         prefect_port = ports["prefect-server"] or free_port()
         if "prefect-server" in gone:
-            wait_ready(self.add(prefect.start_prefect_server(home, prefect_port)), lambda: prefect.healthy(prefect_port), within_s=120)
+            wait_ready(
+                self.add(prefect.start_prefect_server(home, prefect_port)),
+                lambda: prefect.healthy(prefect_port),
+                within_s=120,
+            )
         if "forkserver" in gone:
             self.add(prefect.start_forkserver(home, prefect_port))
         if "prefect-worker" in gone:
-            wait_ready(self.add(prefect.start_worker(home, prefect_port)), lambda: prefect.worker_online(home, prefect_port), within_s=60)
+            wait_ready(
+                self.add(prefect.start_worker(home, prefect_port)),
+                lambda: prefect.worker_online(home, prefect_port),
+                within_s=60,
+            )
 
-    def start(self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]) -> None:
+    def start(
+        self, wanted: Wanted, say: Callable[[str], None], serving: Callable[[], None]
+    ) -> None:
         home = self.home
         port = free_port()
         environment = prefect.environment(home, port)
-        # A server process finds only fresh state: blocks and runs of an earlier stack of this home would name dead ports.
+        # Prefect starts with a new state: blocks and runs of an earlier stack would name dead
+        # ports.
         shutil.rmtree(environment["PREFECT_HOME"], ignore_errors=True)
         server = self.add(prefect.start_prefect_server(home, port))
-        write_private(home.prefect_env, "".join(f"{name}={value}\n" for name, value in environment.items()))
+        write_private(
+            home.prefect_env, "".join(f"{name}={value}\n" for name, value in environment.items())
+        )
         say("starting servers")
         self._servers(wanted)
         asyncio.run(self._register())
@@ -179,13 +212,21 @@ class _Stack:
                 given[name] = _given(home, name, url, password_file)
                 continue
             server_port = free_port()
-            shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty: what an earlier one migrated is not this one's
+            shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty
             server = self._embedded(name, kind, server_port)
             embedded.append(server)
-            given[name] = {"url": f"redis://{servers.USER}@127.0.0.1:{server_port}", "password_file": str(home.secret(name).absolute())}
+            given[name] = {
+                "url": f"redis://{servers.USER}@127.0.0.1:{server_port}",
+                "password_file": str(home.secret(name).absolute()),
+            }
         for server in embedded:
             wait_server(server)
-        document = {"name": MIGRATION, **given, "gateway": {"host": "127.0.0.1", "port": free_port()}, **(wanted.options or {})}
+        document = {
+            "name": MIGRATION,
+            **given,
+            "gateway": {"host": "127.0.0.1", "port": free_port()},
+            **(wanted.options or {}),
+        }
         write_private(home.migration_file, yaml.safe_dump(document, sort_keys=False))
 
     def _embedded(self, name: str, kind: ServerKind, port: int) -> servers.Server:
@@ -193,16 +234,28 @@ class _Stack:
         private = name == "control_store"
         config = {"appendonly": "yes", "appendfsync": "everysec"} if private else {}
         server = start_server(
-            kind, name=name, port=port, folder=home.data / name, log=home.log(name), password_file=home.secret(name), private=private, **config
+            kind,
+            name=name,
+            port=port,
+            folder=home.data / name,
+            log=home.log(name),
+            password_file=home.secret(name),
+            private=private,
+            **config,
         )
         self.add(server.started)
         return server
 
     async def _register(self) -> None:
-        """Check the sides, and register the plan where the data plane reads it."""
+        """Check both sides and write the plan to the control store."""
         file = load_migration(self.home.migration_file)
         async with await ControlStore.connect(file.control_store, file.plan.name) as store:
-            findings = await check_pair(Endpoint(Side.SOURCE, file.plan.source), Endpoint(Side.TARGET, file.plan.target), file.plan, store)
+            findings = await check_pair(
+                Endpoint(Side.SOURCE, file.plan.source),
+                Endpoint(Side.TARGET, file.plan.target),
+                file.plan,
+                store,
+            )
             raise_if_fatal(findings)
             await store.save_plan(file.plan)
 
@@ -211,7 +264,16 @@ class _Stack:
         file = load_migration(home.migration_file)
         parts: list[Started] = []
         for name in names:
-            command = [sys.executable, "-m", "exodus.cli.app", name, "--file", str(home.migration_file.absolute()), "--id", f"{name}-1"]
+            command = [
+                sys.executable,
+                "-m",
+                "exodus.cli.app",
+                name,
+                "--file",
+                str(home.migration_file.absolute()),
+                "--id",
+                f"{name}-1",
+            ]
             if name == "gateway":
                 command += ["--state-dir", str((home.data / "gateway-1").absolute())]
             port = file.plan.gateway.port if name == "gateway" else None
@@ -220,16 +282,23 @@ class _Stack:
             if part.name == "gateway":
                 wait_ready(part, lambda: servers.answers(file.plan.gateway.port), within_s=30)
             else:
-                wait_ready(part, lambda kind=part.name: asyncio.run(_registered(home, kind)), within_s=30)  # type: ignore[misc]
+                wait_ready(
+                    part,
+                    lambda kind=part.name: asyncio.run(_registered(home, kind)),  # type: ignore[misc]
+                    within_s=30,
+                )
 
 
 def _given(home: Home, name: str, url: str, password_file: Path | None) -> dict[str, str]:
-    """Return a real server as the migration file has it: a password in its URL goes into a file of its own."""
+    """Return a real server for the migration file. A password in its URL goes into a file."""
     address = Address.parse(url, field=name)
     if address.password is not None and password_file is None:
         password_file = home.root / f"{name}.given-password"
         write_private(password_file, address.password.get_secret_value() + "\n")
-    return {"url": address.url, **({"password_file": str(password_file.absolute())} if password_file else {})}
+    return {
+        "url": address.url,
+        **({"password_file": str(password_file.absolute())} if password_file else {}),
+    }
 
 
 async def _registered(home: Home, kind: str) -> bool:

@@ -1,4 +1,6 @@
-"""The commands of docs/operating/by-hand.md as they are written: each part started by hand, on a machine of its own."""
+"""The commands of docs/operating/by-hand.md as they are written: each part started by hand, on a
+machine of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,28 @@ def commands() -> str:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[tuple[Host, dict[int, int]]]:
-    """A machine with a source and a target; the ports of the page, or others where the tests' machine has no namespaces."""
+    """A machine with a source and a target; the ports of the page, or others where the tests'
+    machine has no namespaces.
+    """
     with network("host") as net:
         host = net.hosts["host"]
         ports = {port: port if net.real else free_port() for port in PORTS}
-        for name, kind, port in (("source", ServerKind.REDIS_62, 6379), ("target", ServerKind.VALKEY_91, 6380)):
+        for name, kind, port in (
+            ("source", ServerKind.REDIS_62, 6379),
+            ("target", ServerKind.VALKEY_91, 6380),
+        ):
             Home(tmp_path / name).make()
-            command = [str(binary(kind)), "--port", str(ports[port]), "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]
+            command = [
+                str(binary(kind)),
+                "--port",
+                str(ports[port]),
+                "--bind",
+                "0.0.0.0",
+                "--protected-mode",
+                "no",
+                "--save",
+                "",
+            ]
             host.start(name, command, tmp_path / name)
         try:
             yield host, ports
@@ -47,7 +64,9 @@ def machine(tmp_path: Path) -> Iterator[tuple[Host, dict[int, int]]]:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[int, int]], tmp_path: Path) -> None:
+def test_each_part_started_by_hand_as_it_is_written(
+    machine: tuple[Host, dict[int, int]], tmp_path: Path
+) -> None:
     host, ports = machine
     address = host.address if host.real else "127.0.0.1"
     source, target = (redis.Redis(host=address, port=ports[port]) for port in (6379, 6380))
@@ -66,12 +85,24 @@ def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[in
     folder.mkdir()
     (folder / "prefect").mkdir()
     if _template().exists():
-        shutil.copyfile(_template(), folder / "prefect" / "prefect.db")  # a new one takes ten seconds
+        # A new one takes ten seconds
+        shutil.copyfile(_template(), folder / "prefect" / "prefect.db")
     tools = [Path(sys.executable).parent, binary(ServerKind.REDIS_62).parent]
-    env = {**os.environ, "PATH": os.pathsep.join([*map(str, tools), os.environ["PATH"]]), "GX_ANALYTICS_ENABLED": "false"}
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join([*map(str, tools), os.environ["PATH"]]),
+        "GX_ANALYTICS_ENABLED": "false",
+    }
     command = host.command(["bash", "-e", "-u", "-o", "pipefail", "-c", script])
     with (tmp_path / "said").open("w") as output:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             status = process.wait(timeout=280)
         finally:
@@ -79,7 +110,9 @@ def test_each_part_started_by_hand_as_it_is_written(machine: tuple[Host, dict[in
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     said = (tmp_path / "said").read_text()
-    assert status == 0, said[-4000:] + "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in folder.glob("*.log"))
+    assert status == 0, said[-4000:] + "".join(
+        f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in folder.glob("*.log")
+    )
     assert "registered orders" in said
     assert "pre-test, observe: approve" in said
     assert re.search(r"pre-test\W+approved", said), said[-3000:]

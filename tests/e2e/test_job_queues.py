@@ -1,4 +1,6 @@
-"""Three job queues through every phase with the default plan: cutover, rollback, a second cutover, and the end."""
+"""Three job queues through every phase with the default plan: cutover, rollback, a second cutover,
+and the end.
+"""
 
 from __future__ import annotations
 
@@ -37,21 +39,30 @@ def _approve(operator: Operator, phase: str, *gates: str) -> None:
 def _crash_a_rollback(operator: Operator) -> None:
     """A rollback whose host is lost before its run could write anything to the control store."""
     flow = operator.api._call("GET", "/flows/name/rollback").json()
-    run = {"flow_id": flow["id"], "parameters": {"migration": operator.file.plan.name}, "state": {"type": "PENDING"}}
+    run = {
+        "flow_id": flow["id"],
+        "parameters": {"migration": operator.file.plan.name},
+        "state": {"type": "PENDING"},
+    }
     made = operator.api._call("POST", "/flow_runs/", json=run).json()
     crashed = {"state": {"type": "CRASHED", "message": "the host was lost"}, "force": True}
     operator.api._call("POST", f"/flow_runs/{made['id']}/set_state", json=crashed)
 
 
 def _is_not_finalised_beside_a_failed_rollback(operator: Operator) -> None:
-    """Neither by the command line, nor by the form in the UI: an approval would close the way back that somebody asked for."""
+    """Neither by the command line, nor by the form in the UI: an approval would close the way back
+    that somebody asked for.
+    """
     asked = operator.waiting("commit", "finalise", within_s=150)
     _crash_a_rollback(operator)
-    with pytest.raises(DecisionRefused, match="a rollback was asked for and failed"):
+    with pytest.raises(DecisionRefused, match="a rollback was requested and failed"):
         operator.answer("approve")
-    operator.api.resume(asked["flow_run_id"], {"decision": "approve", "decided_by": "the test", "why": "because it is tested"})
+    operator.api.resume(
+        asked["flow_run_id"],
+        {"decision": "approve", "decided_by": "the test", "why": "because it is tested"},
+    )
     words, _ = operator.form(asked, 2)
-    assert "a rollback was asked for and failed" in words
+    assert "a rollback was requested and failed" in words
     assert operator.status()["authority"] == "target"
 
 
@@ -69,11 +80,17 @@ def test_jobs_are_done_once_through_a_whole_migration(tmp_path: Path) -> None:
         cwd=project_root(),
     )  # fmt: skip
     try:
-        wait_until((tmp_path / "ready").exists, within_s=60, otherwise="the application never preloaded its keys")
+        wait_until(
+            (tmp_path / "ready").exists,
+            within_s=60,
+            otherwise="the application never preloaded its keys",
+        )
         for phase in ("pre-test", "analyze", "compare"):
             _approve(operator, phase)
             operator.ended(phase, "approved")
-        queues += [Jobs(name, operator.file.plan.gateway.port, tmp_path / name) for name in PROGRAM_NAMES]
+        queues += [
+            Jobs(name, operator.file.plan.gateway.port, tmp_path / name) for name in PROGRAM_NAMES
+        ]
         _more_jobs(queues, 20)
         for phase in ("test", "migrate"):
             _approve(operator, phase)

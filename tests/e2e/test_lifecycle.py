@@ -1,4 +1,6 @@
-"""A whole migration through a real Prefect server and worker: every decision both ways, a killed backfill, a spoiled target, an abandoned end."""
+"""A whole migration through a real Prefect server and worker: every decision both ways, a killed
+backfill, a spoiled target, an abandoned end.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,20 @@ from tasks.evidence import artifact_key
 from tests.support.wait import wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-# A loaded test machine is no measure of a target: only what the flow does with the steps is looked at here.
+# A loaded test machine is no measure of a target: only what the flow does with the steps is looked
+# at here.
 _CLOSE = "remove the applications' rule from security group sg-1"
 _FENCE = {
     "source": "provider",
     "source_instruction": _CLOSE,
 }  # a person's word for the cutover; for the way back the strongest that the target allows
-_CANARY = {"steps": [5, 100], "seconds": 1.0, "advance": "auto", "wait_ms_max": 1000.0, "bad_max": 99}
+_CANARY = {
+    "steps": [5, 100],
+    "seconds": 1.0,
+    "advance": "auto",
+    "wait_ms_max": 1000.0,
+    "bad_max": 99,
+}
 KEYS = 120_000  # enough that the backfill can be killed in the middle
 
 
@@ -68,34 +77,59 @@ class Operator:
             now = self.status()
             state = now["phases"].get(phase, {})
             assert (state.get("state"), state.get("flow_run_id")) != ("failed", self.started), state
-            return now["waiting"] is not None and now["waiting"]["phase"] == phase and gate in (None, now["waiting"]["gate"])
+            return (
+                now["waiting"] is not None
+                and now["waiting"]["phase"] == phase
+                and gate in (None, now["waiting"]["gate"])
+            )
 
         wait_until(there, within_s=within_s, otherwise=f"{phase} never asked for its decision")
         found = self.status()["waiting"]
-        wait_until(lambda: self.api.run(found["flow_run_id"])["state"]["name"] == "Suspended", within_s=30, otherwise="the run was never suspended")
+        wait_until(
+            lambda: self.api.run(found["flow_run_id"])["state"]["name"] == "Suspended",
+            within_s=30,
+            otherwise="the run was never suspended",
+        )
         return found
 
     def answer(self, verdict: str, **fields: object) -> None:
-        answer_open_decision(self.file, self.api, verdict, by="the test", why="because it is tested", fields=fields)
+        answer_open_decision(
+            self.file, self.api, verdict, by="the test", why="because it is tested", fields=fields
+        )
 
     def form(self, asked: dict, number: int) -> tuple[str, dict]:
-        """What the UI renders of a decision that is asked for the `number`-th time: the words above the form, and the form's fields."""
+        """What the UI renders of a decision that is asked for the `number`-th time: the words above
+        the form, and the form's fields.
+        """
         details: dict = {}
 
         def there() -> bool:
             details.update(self.api.run(asked["flow_run_id"])["state"]["state_details"])
-            return details.get("pause_key") == f"{asked['gate']}-{number}" and self.api.asks(asked["flow_run_id"])
+            return details.get("pause_key") == f"{asked['gate']}-{number}" and self.api.asks(
+                asked["flow_run_id"]
+            )
 
         wait_until(there, within_s=60, otherwise=f"{asked['gate']} was not asked {number} times")
         inputs = f"/flow_runs/{asked['flow_run_id']}/input"
-        words, schema = (self.api._call("GET", f"{inputs}/{details['run_input_keyset'][part]}").json() for part in ("description", "schema"))
+        words, schema = (
+            self.api._call("GET", f"{inputs}/{details['run_input_keyset'][part]}").json()
+            for part in ("description", "schema")
+        )
         return words, schema["properties"]
 
     def ended(self, phase: str, state: str) -> None:
-        wait_until(lambda: self.status()["phases"][phase]["state"] == state, within_s=60, otherwise=f"{phase} never became {state}")
+        wait_until(
+            lambda: self.status()["phases"][phase]["state"] == state,
+            within_s=60,
+            otherwise=f"{phase} never became {state}",
+        )
 
     def run_state(self, run_id: str, *names: str) -> dict:
-        wait_until(lambda: self.api.run(run_id)["state"]["name"] in names, within_s=60, otherwise=f"the run never became {names}")
+        wait_until(
+            lambda: self.api.run(run_id)["state"]["name"] in names,
+            within_s=60,
+            otherwise=f"the run never became {names}",
+        )
         return self.api.run(run_id)["state"]
 
     def artifact(self, *parts: str) -> dict:
@@ -131,7 +165,9 @@ def application(operator: Operator, tmp_path_factory: pytest.TempPathFactory) ->
         ],
         cwd=project_root(),
     )  # fmt: skip
-    wait_until((folder / "ready").exists, within_s=60, otherwise="the application never preloaded its keys")
+    wait_until(
+        (folder / "ready").exists, within_s=60, otherwise="the application never preloaded its keys"
+    )
     yield folder
     process.terminate()
     process.wait(timeout=30)
@@ -140,7 +176,11 @@ def application(operator: Operator, tmp_path_factory: pytest.TempPathFactory) ->
 def _migrate_process(run_id: str) -> psutil.Process | None:
     for process in psutil.process_iter(["cmdline"]):
         try:
-            if process.info["cmdline"] and "python" in process.info["cmdline"][0] and process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
+            if (
+                process.info["cmdline"]
+                and "python" in process.info["cmdline"][0]
+                and process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
+            ):
                 return process
         except (psutil.AccessDenied, psutil.NoSuchProcess):
             continue
@@ -151,11 +191,15 @@ async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         run = await runs.current(store)
         slices = [] if run is None else list((await load_progress(store, run.run)).values())
-        return sum(progress.keys_seen for progress in slices), bool(slices) and all(progress.done for progress in slices)
+        return sum(progress.keys_seen for progress in slices), bool(slices) and all(
+            progress.done for progress in slices
+        )
 
 
 def _close_the_way_and_say_so(operator: Operator) -> None:
-    """A fence that only a person can put up, through the calls of the UI: the form shows what to do, and nothing is switched before it is said."""
+    """A fence that only a person can put up, through the calls of the UI: the form shows what to
+    do, and nothing is switched before it is said.
+    """
     asked = operator.waiting("commit", "cutover")
     words, fields = operator.form(asked, 1)
     assert _CLOSE in words
@@ -163,7 +207,7 @@ def _close_the_way_and_say_so(operator: Operator) -> None:
     said = {"decision": "approve", "decided_by": "the test", "why": "because it is tested"}
     operator.api.resume(asked["flow_run_id"], said)
     words, _ = operator.form(asked, 2)
-    assert f"Asked again: nothing refuses writes by itself: {_CLOSE}" in words
+    assert f"Asked again: no server refuses writes here: {_CLOSE}" in words
     status = operator.status()
     assert (status["authority"], status["fences"]) == ("source", {})
     operator.api.resume(asked["flow_run_id"], {**said, "fence_confirmed": True})
@@ -180,7 +224,9 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert "pre-test was not approved" in operator.run_state(early, "Failed", "Crashed")["message"]
 
     def said_why() -> bool:  # a hook of the run writes it down after Prefect has the state
-        return "pre-test was not approved" in operator.status()["phases"].get("analyze", {}).get("why", "")
+        return "pre-test was not approved" in operator.status()["phases"].get("analyze", {}).get(
+            "why", ""
+        )
 
     wait_until(said_why, within_s=30, otherwise="status never said why")
 
@@ -246,7 +292,9 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     operator.answer("approve")
     operator.waiting("commit", "cutover")
     steps = asyncio.run(_report(file, "canary"))["steps"]
-    assert [(step["percent"], step["returned"]) for step in steps] == [(5, None), (100, None)], "the second followed by itself"
+    assert [(step["percent"], step["returned"]) for step in steps] == [(5, None), (100, None)], (
+        "the second followed by itself"
+    )
     assert steps[1]["served"] > 0
     assert operator.status()["canary"]["percent"] == 0
     _close_the_way_and_say_so(operator)
@@ -260,23 +308,35 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     kinds = sorted(row["kind"] for row in json.loads(spoiled.stdout)["divergences"])
     assert kinds == ["expiry", "extra", "missing", "value"]
     repaired = operator.exodus("verify", "--repair")
-    assert (repaired.returncode, "1 divergences" in repaired.stdout, "--remove-extra" in repaired.stdout) == (1, True, True), repaired.stdout
+    assert (
+        repaired.returncode,
+        "1 divergences" in repaired.stdout,
+        "--remove-extra" in repaired.stdout,
+    ) == (1, True, True), repaired.stdout
     repaired = operator.exodus("repair", "--remove-extra")
     assert repaired.returncode == 0, repaired.stdout
     operator.answer("reject")
     operator.ended("commit", "rejected")
     assert operator.status()["due"] == "rollback"
 
-    # Roll back, in one command: nothing that was written at the target is lost; then abandon, and clean up.
-    back = operator.exodus("start", "rollback", "--why", "because it is tested", "--by", "the test", "--json")
+    # Roll back, in one command: nothing that was written at the target is lost; then abandon, and
+    # clean up.
+    back = operator.exodus(
+        "start", "rollback", "--why", "because it is tested", "--by", "the test", "--json"
+    )
     assert back.returncode == 0, back.stderr
     operator.started = json.loads(back.stdout)["flow_run_id"]
     operator.waiting("rollback", "next", within_s=120)
     assert operator.status()["authority"] == "source"
-    with redis.Redis(port=file.plan.target.port) as target, pytest.raises(redis.exceptions.NoPermissionError):
+    with (
+        redis.Redis(port=file.plan.target.port) as target,
+        pytest.raises(redis.exceptions.NoPermissionError),
+    ):
         target.set("stray", 1)
     (application / "stop").touch()
-    wait_until((application / "app.json").exists, within_s=30, otherwise="the application never stopped")
+    wait_until(
+        (application / "app.json").exists, within_s=30, otherwise="the application never stopped"
+    )
     told = json.loads((application / "app.json").read_text())
     assert told["app_errors"] == 0, told["errors"]
     assert told["acknowledged_writes"] > 5_000
@@ -287,7 +347,9 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     )  # fmt: skip
     assert checked.returncode == 0, checked.stdout
     plain = operator.exodus("reject", "--why", "because it is tested")
-    assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True), plain.stderr
+    assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True), (
+        plain.stderr
+    )
     assert operator.waiting("rollback", "next"), "nothing was decided"
     operator.answer("abandon", clean_target=True)
     operator.ended("rollback", "approved")
@@ -296,7 +358,10 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     for phase in ("commit", "rollback", "lifecycle"):
         again = operator.exodus("start", phase)
         assert (again.returncode, "done" in again.stderr) == (1, True), again.stderr
-    with redis.Redis(port=file.plan.target.port) as target, redis.Redis(port=file.plan.source.port) as source:
+    with (
+        redis.Redis(port=file.plan.target.port) as target,
+        redis.Redis(port=file.plan.source.port) as source,
+    ):
         assert target.keys("cold:*") == []
         assert source.keys("exodus:*") == []
 
@@ -305,14 +370,26 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     for phase in ("pre-test", "analyze", "compare", "test"):
         assert decided.count((phase, "reject")) == decided.count((phase, "approve")) == 1
     assert decided[-2:] == [("rollback", "approve"), ("rollback", "abandon")]
-    assert all(entry.decided_by and entry.why and entry.evidence for entry in entries if entry.event == "decided")
-    # Who answered by the command line is known by the operating system, whatever name was typed; who answered the form is not.
+    assert all(
+        entry.decided_by and entry.why and entry.evidence
+        for entry in entries
+        if entry.event == "decided"
+    )
+    # Who answered by the command line is known by the operating system, whatever name was typed;
+    # who answered the form is not.
     assert ledger.broken(asyncio.run(_stored(file))) == []
     (somebody,) = [entry for entry in entries if entry.decided_by == "somebody"]
-    assert (somebody.known_by, somebody.person) == ("operating system", approvers.of_this_process().person)
+    assert (somebody.known_by, somebody.person) == (
+        "operating system",
+        approvers.of_this_process().person,
+    )
     (typed,) = [entry for entry in entries if entry.event == "decided" and entry.gate == CUTOVER]
     assert (typed.known_by, typed.person) == ("typed", "the test")
-    (asked,) = [entry for entry in entries if entry.event == "decided" and entry.gate == BACK and entry.verdict == "approve"]
+    (asked,) = [
+        entry
+        for entry in entries
+        if entry.event == "decided" and entry.gate == BACK and entry.verdict == "approve"
+    ]
     assert (asked.known_by, asked.why) == ("operating system", "because it is tested")
     # The digest is of what the form showed, and what it showed is kept.
     cutover = ledger.last_decision(entries, Phase.COMMIT, CUTOVER)
@@ -322,8 +399,14 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert any("verified" in line for line in shown["summary"])
     assert any("beside the keys" in line for line in shown["summary"])
     # What is true now only was looked at anew when the flow ran again after the decision.
-    asked = {"flow_runs": {"id": {"any_": [cutover.flow_run_id]}}, "task_runs": {"name": {"like_": "look how fresh the verification is"}}}
-    looked = [each["state"]["name"] for each in operator.api._call("POST", "/task_runs/filter", json=asked).json()]
+    asked = {
+        "flow_runs": {"id": {"any_": [cutover.flow_run_id]}},
+        "task_runs": {"name": {"like_": "Check verification freshness"}},
+    }
+    looked = [
+        each["state"]["name"]
+        for each in operator.api._call("POST", "/task_runs/filter", json=asked).json()
+    ]
     assert len(looked) >= 2
     assert set(looked) == {"Completed"}
     assert [entry.verdict for entry in entries if entry.decided_by == "somebody"] == ["reject"]
@@ -350,7 +433,9 @@ def test_prefect_asks_for_a_login_and_gives_no_secret_away(operator: Operator) -
     assert httpx.get(f"{url}/health").status_code == 200
     for path in ("block_documents/filter", "flow_runs/filter", "deployments/filter"):
         assert httpx.post(f"{url}/{path}", json=asked).status_code == 401
-        assert httpx.post(f"{url}/{path}", json=asked, auth=("exodus", "guessed")).status_code == 401
+        assert (
+            httpx.post(f"{url}/{path}", json=asked, auth=("exodus", "guessed")).status_code == 401
+        )
     # Who may log in finds where the passwords are, and no password.
     blocks = api._call("POST", "/block_documents/filter", json=asked).text
     for name in ("source", "target", "control_store"):
@@ -361,38 +446,59 @@ def test_prefect_asks_for_a_login_and_gives_no_secret_away(operator: Operator) -
     with pytest.raises(OperatorError, match="refuses the login"):
         stranger.start("pre-test", {})
     stranger.close()
-    other = api._http.post("/flow_runs/count", json={}, headers={"Origin": "http://another.invalid"})
+    other = api._http.post(
+        "/flow_runs/count", json={}, headers={"Origin": "http://another.invalid"}
+    )
     assert other.status_code == 200
     assert "access-control-allow-origin" not in other.headers
     assert operator.home.prefect_login_file.stat().st_mode & 0o777 == 0o600
     assert operator.home.prefect_env.stat().st_mode & 0o777 == 0o600
     told = operator.exodus("doctor", "--json")
     assert told.returncode == 0, told.stdout + told.stderr
-    assert f"Prefect at {url} asks for a login" in [each["what"] for each in json.loads(told.stdout)]
+    assert f"Prefect at {url} asks for a login" in [
+        each["what"] for each in json.loads(told.stdout)
+    ]
 
 
 def test_a_run_cannot_bring_a_command_of_its_own(operator: Operator, tmp_path: Path) -> None:
     api, marker = operator.api, tmp_path / "ran"
     deployment = api._call("GET", "/deployments/name/lifecycle/exodus").json()
-    for variables in ({"command": f"touch {marker}"}, {"env": {"PYTHONPATH": str(tmp_path)}}, {"working_dir": str(tmp_path)}):
-        body = {"parameters": {"migration": operator.file.plan.name}, "state": {"type": "SCHEDULED"}, "job_variables": variables}
+    for variables in (
+        {"command": f"touch {marker}"},
+        {"env": {"PYTHONPATH": str(tmp_path)}},
+        {"working_dir": str(tmp_path)},
+    ):
+        body = {
+            "parameters": {"migration": operator.file.plan.name},
+            "state": {"type": "SCHEDULED"},
+            "job_variables": variables,
+        }
         made = api._call("POST", f"/deployments/{deployment['id']}/create_flow_run", json=body)
         assert made.status_code in (409, 422), made.text
-    # Neither a change of the deployment nor a run made beside it is checked by the server. The worker has no
-    # place to put the variables.
+    # Neither a change of the deployment nor a run made beside it is checked by the server. The
+    # worker has no place to put the variables.
     flow_run = {
         "flow_id": deployment["flow_id"], "deployment_id": deployment["id"], "work_pool_name": "exodus",
         "state": {"type": "SCHEDULED"},
-        "parameters": {"migration": "nobody"},  # that of the stack would go on with what is due, under the other tests
+        # That of the stack would go on with what is due, under the other tests
+        "parameters": {"migration": "nobody"},
         "job_variables": {"command": f"touch {marker}"},
     }  # fmt: skip
-    api._call("PATCH", f"/deployments/{deployment['id']}", json={"job_variables": {"command": f"touch {marker}"}})
+    api._call(
+        "PATCH",
+        f"/deployments/{deployment['id']}",
+        json={"job_variables": {"command": f"touch {marker}"}},
+    )
     made = api._call("POST", "/flow_runs/", json=flow_run)
     assert made.status_code == 201, made.text
-    ended = lambda: api.run(made.json()["id"])["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")  # noqa: E731
+    ended = lambda: (
+        api.run(made.json()["id"])["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")
+    )  # noqa: E731
     wait_until(ended, within_s=120, otherwise="the run never ended")
     api._call("PATCH", f"/deployments/{deployment['id']}", json={"job_variables": {}})
-    assert "nobody" in api.run(made.json()["id"])["state"]["message"], "the flow ran, and looked for its migration"
+    assert "nobody" in api.run(made.json()["id"])["state"]["message"], (
+        "the flow ran, and looked for its migration"
+    )
     assert not marker.exists()
 
 
@@ -402,9 +508,13 @@ def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
     ended = {"prefect-worker", "forkserver", "comparer"}
     for name in ended:
         os.kill(before[name], signal.SIGKILL)
-    wait_until(lambda: not ended & {entry.name for entry in operator.home.running()}, within_s=10, otherwise="they did not end")
+    wait_until(
+        lambda: not ended & {entry.name for entry in operator.home.running()},
+        within_s=10,
+        otherwise="they did not end",
+    )
     urls = up(operator.home, Wanted(), said.append)
-    assert "running already" in said[0]
+    assert "already running" in said[0]
     assert all(name in said[1] for name in ended)
     assert "gateway" in urls
     after = {entry.name: entry.pid for entry in operator.home.running()}
@@ -414,15 +524,25 @@ def test_a_second_up_starts_what_has_ended(operator: Operator) -> None:
 
 
 def test_a_run_that_could_not_write_its_end_is_shown_as_failed(operator: Operator) -> None:
-    """A rollback dies while it opens, since the control store is away; the phases' own words say nothing of it."""
+    """A rollback dies while it opens, since the control store is away; the phases' own words say
+    nothing of it.
+    """
     (store,) = [entry for entry in operator.home.running() if entry.name == "control_store"]
     process = store.process()
     assert process is not None
     process.kill()
     process.wait()
     run_id = operator.start("rollback")
-    wait_until(lambda: operator.api.run(run_id)["state"]["type"] in ("FAILED", "CRASHED"), within_s=180, otherwise="the run never failed")
-    wait_until(lambda: _migrate_process(run_id) is None, within_s=60, otherwise="its hook never gave up writing the end down")
+    wait_until(
+        lambda: operator.api.run(run_id)["state"]["type"] in ("FAILED", "CRASHED"),
+        within_s=180,
+        otherwise="the run never failed",
+    )
+    wait_until(
+        lambda: _migrate_process(run_id) is None,
+        within_s=60,
+        otherwise="its hook never gave up writing the end down",
+    )
     assert operator.exodus("up").returncode == 0
     assert operator.status()["failed_run"] is None, "without Prefect nobody knows"
     told = operator.exodus("status").stdout
@@ -432,4 +552,5 @@ def test_a_run_that_could_not_write_its_end_is_shown_as_failed(operator: Operato
     found = json.loads(operator.exodus("status", "--json").stdout)
     assert found["failed_run"]["flow_run_id"] == run_id
     assert found["phases"]["rollback"]["state"] == "failed"
-    operator.api._call("DELETE", f"/flow_runs/{run_id}")  # the next test of this stack finds it as it was
+    # The next test of this stack finds it as it was
+    operator.api._call("DELETE", f"/flow_runs/{run_id}")

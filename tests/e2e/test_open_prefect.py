@@ -21,8 +21,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 def open_prefect(tmp_path: Path) -> Iterator[str]:
     home, port = Home(tmp_path / "stack"), free_port()
     home.make()
-    ours = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS")
-    env = {name: value for name, value in prefect.environment(home, port).items() if name not in ours}
+    ours = (
+        "PREFECT_SERVER_API_AUTH_STRING",
+        "PREFECT_API_AUTH_STRING",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS",
+    )
+    env = {
+        name: value for name, value in prefect.environment(home, port).items() if name not in ours
+    }
     assert not set(ours) & set(os.environ)
     command = [str(Path(sys.executable).parent / "prefect"), "server", "start"]
     server = start("prefect-server", command, log=home.log("prefect-server"), env=env, port=port)

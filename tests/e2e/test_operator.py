@@ -1,4 +1,6 @@
-"""What an operator does at the command line, against a real stack that was started in a folder of its own."""
+"""What an operator does at the command line, against a real stack that was started in a folder of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Shell:
         for name in ("EXODUS_HOME", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
             self.environment.pop(name, None)
 
-    def run(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, stdin: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / "exodus"), *arguments],
             cwd=self.folder, env={**self.environment, **environment}, input=stdin,
@@ -96,7 +100,11 @@ class Shell:
     def asking(self, phase: str) -> dict:
         """Have a phase ask, whatever it did before; its state."""
         if (self.status()["waiting"] or {}).get("phase") != phase:
-            self.said("start", phase, *(("--seconds", "1") if phase in ("pre-test", "analyze", "compare") else ()))
+            self.said(
+                "start",
+                phase,
+                *(("--seconds", "1") if phase in ("pre-test", "analyze", "compare") else ()),
+            )
         return self.waits(phase)
 
 
@@ -115,7 +123,9 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def traffic(shell: Shell) -> Iterator[threading.Event]:
-    """An application that writes and reads a few keys through the gateway, unless it is told to rest."""
+    """An application that writes and reads a few keys through the gateway, unless it is told to
+    rest.
+    """
     stop, rest, port = threading.Event(), threading.Event(), shell.file.plan.gateway.port
 
     def work() -> None:
@@ -133,7 +143,9 @@ def traffic(shell: Shell) -> Iterator[threading.Event]:
     thread.join(10)
 
 
-def test_a_phase_runs_wherever_the_stack_was_started(shell: Shell, traffic: threading.Event) -> None:
+def test_a_phase_runs_wherever_the_stack_was_started(
+    shell: Shell, traffic: threading.Event
+) -> None:
     """Flows are found by their module: neither `$PWD` nor the working directory of anybody matters."""
     asked = shell.asking("pre-test")
     assert asked["question"] == "Can Exodus observe representative traffic safely?"
@@ -166,14 +178,20 @@ def test_a_start_that_is_refused_starts_nothing(shell: Shell, traffic: threading
     shell.asking("pre-test")
     counted = {"flow_runs": {}}
     before = shell.api._call("POST", "/flow_runs/count", json=counted).json()
-    for phase, why in (("test", "pre-test is waiting"), ("pre-test", "pre-test is waiting"), ("lifecycle", "pre-test is waiting")):
+    for phase, why in (
+        ("test", "pre-test is waiting"),
+        ("pre-test", "pre-test is waiting"),
+        ("lifecycle", "pre-test is waiting"),
+    ):
         done = shell.run("start", phase)
         assert (done.returncode, done.stdout) == (1, "")
         assert why in done.stderr
     assert shell.api._call("POST", "/flow_runs/count", json=counted).json() == before
 
 
-def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: threading.Event) -> None:
+def test_the_summary_is_shown_before_an_answer_is_taken(
+    shell: Shell, traffic: threading.Event
+) -> None:
     asked = shell.asking("pre-test")
     shown = shell.said("answer")
     assert "Can Exodus observe representative traffic safely?" in shown
@@ -182,7 +200,7 @@ def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: t
     assert "answer approve" in shown
     assert json.loads(shell.said("answer", "--json"))["words"] == ["approve", "reject"]
     wrong = shell.run("answer", "retry", "--why", "a wrong word")
-    assert (wrong.returncode, "its form has the words approve, reject" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "the form has the words approve, reject" in wrong.stderr) == (2, True)
     assert shell.waits("pre-test")["flow_run_id"] == asked["flow_run_id"]
 
     done = shell.said("reject", "--why", "because it is tested")
@@ -195,8 +213,12 @@ def test_the_summary_is_shown_before_an_answer_is_taken(shell: Shell, traffic: t
     assert (twice.returncode, "no decision is open" in twice.stderr) == (1, True)
 
 
-def test_a_finding_of_compare_is_accepted_by_its_name(shell: Shell, traffic: threading.Event) -> None:
-    """Where no sampled key was asked for, the phase failed on three rows with ERROR, and nobody could accept that."""
+def test_a_finding_of_compare_is_accepted_by_its_name(
+    shell: Shell, traffic: threading.Event
+) -> None:
+    """Where no sampled key was asked for, the phase failed on three rows with ERROR, and nobody
+    could accept that.
+    """
     for phase in ("pre-test", "analyze"):
         shell.asking(phase)
         shell.said("approve", "--why", "because it is tested")
@@ -206,11 +228,20 @@ def test_a_finding_of_compare_is_accepted_by_its_name(shell: Shell, traffic: thr
         asked = shell.asking("compare")
     finally:
         traffic.clear()
-    assert "1 FINDING(S): resolve them, or accept each by name: nothing compared" in shell.said("answer")
+    assert "1 FINDING(S): resolve them, or accept each by name: nothing compared" in shell.said(
+        "answer"
+    )
     shell.said("approve", "--why", "nothing is said of the finding")
     again = lambda: (shell.status()["waiting"] or {}).get("attempt") == asked["attempt"] + 1  # noqa: E731
     wait_until(again, within_s=60, otherwise="it was not asked again")
-    shell.said("answer", "approve", "--why", "there is no traffic at night", "--field", "accept_findings=nothing compared")
+    shell.said(
+        "answer",
+        "approve",
+        "--why",
+        "there is no traffic at night",
+        "--field",
+        "accept_findings=nothing compared",
+    )
     shell.becomes("compare", "approved")
 
     async def decided() -> LedgerEntry | None:
@@ -250,13 +281,21 @@ class _Failing(http.server.BaseHTTPRequestHandler):
     def _pass(self) -> None:
         kind = type(self)
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        if self.command in ("POST", "PATCH") and re.fullmatch(r"/api/block_documents/([0-9a-f-]{36})?", self.path):
+        if self.command in ("POST", "PATCH") and re.fullmatch(
+            r"/api/block_documents/([0-9a-f-]{36})?", self.path
+        ):
             kind.writes += 1
             if kind.writes == kind.fails_at:
                 self.send_error(500)
                 return
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "content-length", "accept-encoding")}
-        answer = httpx.request(self.command, kind.upstream + self.path, content=body, headers=headers, timeout=30)
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if name.lower() not in ("host", "content-length", "accept-encoding")
+        }
+        answer = httpx.request(
+            self.command, kind.upstream + self.path, content=body, headers=headers, timeout=30
+        )
         self.send_response(answer.status_code)
         for name in ("content-type",):
             self.send_header(name, answer.headers.get(name, "application/json"))
@@ -272,16 +311,29 @@ class _Failing(http.server.BaseHTTPRequestHandler):
 
 def _kept(shell: Shell, name: str) -> tuple[list[dict], bytes | None]:
     """The blocks of a migration, and its plan in the control store."""
-    documents = shell.api._call("POST", "/block_documents/filter", json={"include_secrets": True}).json()
-    blocks = [{"name": row["name"], "data": row["data"]} for row in documents if row["name"] == name or row["name"].startswith(f"{name}-")]
+    documents = shell.api._call(
+        "POST", "/block_documents/filter", json={"include_secrets": True}
+    ).json()
+    blocks = [
+        {"name": row["name"], "data": row["data"]}
+        for row in documents
+        if row["name"] == name or row["name"].startswith(f"{name}-")
+    ]
     control = shell.file.control_store
-    with redis.Redis(port=control.port, username=control.username, password=control.secret("control_store")) as store:
+    with redis.Redis(
+        port=control.port, username=control.username, password=control.secret("control_store")
+    ) as store:
         return sorted(blocks, key=lambda row: row["name"]), store.get(f"exodus:{{{name}}}:plan")
 
 
 def _other_file(shell: Shell, tmp_path: Path, **fields: object) -> Path:
     gateway = {"port": fields.pop("port", None) or free_port()}
-    document = {**yaml.safe_load(shell.home.migration_file.read_text()), "name": "other", "gateway": gateway, **fields}
+    document = {
+        **yaml.safe_load(shell.home.migration_file.read_text()),
+        "name": "other",
+        "gateway": gateway,
+        **fields,
+    }
     path = tmp_path / "other.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
@@ -297,12 +349,17 @@ def test_with_prefect_away_nothing_is_registered(shell: Shell, tmp_path: Path) -
 
 
 def test_a_plan_is_registered_whole_or_not_at_all(shell: Shell, tmp_path: Path) -> None:
-    """Prefect fails at each write of a block in turn: for a new migration nothing is there, for a registered one all is as before."""
+    """Prefect fails at each write of a block in turn: for a new migration nothing is there, for a
+    registered one all is as before.
+    """
     _Failing.upstream = shell.api.url.removesuffix("/api")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Failing)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    way = {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api", "PREFECT_API_AUTH_STRING": shell.home.prefect_login()}
+    way = {
+        "PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api",
+        "PREFECT_API_AUTH_STRING": shell.home.prefect_login(),
+    }
     port = free_port()
     try:
         file = _other_file(shell, tmp_path, allow_nonempty=True, port=port)
@@ -316,19 +373,31 @@ def test_a_plan_is_registered_whole_or_not_at_all(shell: Shell, tmp_path: Path) 
         _Failing.fails_at = 0
         assert shell.run("apply", str(file), **way).returncode == 0
         before = _kept(shell, "other")
-        assert [row["name"] for row in before[0]] == ["other", "other-control-store", "other-source", "other-target"]
-        changed = _other_file(shell, tmp_path, allow_nonempty=True, port=port, partitions=4, advance="auto")
+        assert [row["name"] for row in before[0]] == [
+            "other",
+            "other-control-store",
+            "other-source",
+            "other-target",
+        ]
+        changed = _other_file(
+            shell, tmp_path, allow_nonempty=True, port=port, partitions=4, advance="auto"
+        )
         assert "changed: partitions: 8 → 4" in shell.said("apply", str(changed), "--check")
         _Failing.writes, _Failing.fails_at = 0, 4
         done = shell.run("apply", str(changed), **way, PREFECT_CLIENT_MAX_RETRIES="0")
         assert done.returncode != 0
         assert _kept(shell, "other") == before
         done = shell.run("apply", str(changed))
-        assert "void with it: test, migrate, verification" in done.stdout
+        assert "void: test, migrate, verification" in done.stdout
         assert done.returncode == 0, done.stderr
-        listed = {row["migration"]: row["state"] for row in json.loads(shell.said("migrations", "--json"))["migrations"]}
+        listed = {
+            row["migration"]: row["state"]
+            for row in json.loads(shell.said("migrations", "--json"))["migrations"]
+        }
         assert listed["other"] == "idle"
-        assert json.loads(shell.said("status", "--json", "--migration", "other"))["due"] == "pre-test"
+        assert (
+            json.loads(shell.said("status", "--json", "--migration", "other"))["due"] == "pre-test"
+        )
         shell.said("archive", "--migration", "other", "--why", "it never began")
         assert _kept(shell, "other") == ([], None)
     finally:
@@ -337,7 +406,9 @@ def test_a_plan_is_registered_whole_or_not_at_all(shell: Shell, tmp_path: Path) 
         thread.join(10)
 
 
-def test_an_abandoned_migration_is_done_and_can_be_put_away(shell: Shell, traffic: threading.Event) -> None:
+def test_an_abandoned_migration_is_done_and_can_be_put_away(
+    shell: Shell, traffic: threading.Event
+) -> None:
     shell.said("start", "rollback", "--why", "given up")
     shell.waits("rollback")
     plain = shell.run("reject", "--why", "not clear what that means")
@@ -353,15 +424,29 @@ def test_an_abandoned_migration_is_done_and_can_be_put_away(shell: Shell, traffi
         assert (refused.returncode, "the migration is done" in refused.stderr) == (1, True)
     # A run that was started in the UI is refused by itself.
     run_id = shell.api.start("pre-test", {"migration": "demo"})["id"]
-    wait_until(lambda: shell.api.run(run_id)["state"]["type"] == "FAILED", within_s=60, otherwise="the run was not refused")
+    wait_until(
+        lambda: shell.api.run(run_id)["state"]["type"] == "FAILED",
+        within_s=60,
+        otherwise="the run was not refused",
+    )
     assert "the migration is done" in shell.api.run(run_id)["state"]["message"]
     assert shell.status()["state"] == "done"
 
     running = shell.run("archive", "--why", "given up")
     assert (running.returncode, "3 of its processes run" in running.stderr) == (1, True)
-    end([entry for entry in shell.home.running() if entry.name in ("gateway", "syncer", "comparer")])
-    wait_until(lambda: shell.run("archive", "--why", "given up").returncode == 0, within_s=30, otherwise="it was not archived")
-    (note,) = [note for note in json.loads(shell.said("migrations", "--json"))["archived"] if note["migration"] == "demo"]
+    end(
+        [entry for entry in shell.home.running() if entry.name in ("gateway", "syncer", "comparer")]
+    )
+    wait_until(
+        lambda: shell.run("archive", "--why", "given up").returncode == 0,
+        within_s=30,
+        otherwise="it was not archived",
+    )
+    (note,) = [
+        note
+        for note in json.loads(shell.said("migrations", "--json"))["archived"]
+        if note["migration"] == "demo"
+    ]
     assert Path(note["folder"]).parent.parent == shell.home.root / "evidence"
     shell.said("evidence", "check", note["folder"], "--head", note["head"])
     assert "was archived at" in shell.said("status")

@@ -1,4 +1,6 @@
-"""All phases through a real Prefect, with exactly the users that `exodus users` prints: nothing that Exodus asks of a server is refused."""
+"""All phases through a real Prefect, with exactly the users that `exodus users` prints: nothing
+that Exodus asks of a server is refused.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,28 @@ _CANARY = {"steps": [100], "seconds": 1.0, "wait_ms_max": 1000.0, "bad_max": 99}
 
 
 def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Path) -> None:
-    boxes = {Side.SOURCE: make_server(ServerKind.REDIS_62), Side.TARGET: make_server(ServerKind.VALKEY_91)}
+    boxes = {
+        Side.SOURCE: make_server(ServerKind.REDIS_62),
+        Side.TARGET: make_server(ServerKind.VALKEY_91),
+    }
     own, users = make_users(boxes, dict.fromkeys(Side, Rights()), tmp_path)
-    urls = {side: f"redis://{address.username}@127.0.0.1:{address.port}" for side, address in own.items()}
+    urls = {
+        side: f"redis://{address.username}@127.0.0.1:{address.port}"
+        for side, address in own.items()
+    }
     files = {side: address.password_file for side, address in own.items()}
-    options = {"observe_seconds": 2.0, "canary": _CANARY, "users": users.model_dump(mode="json", exclude_none=True)}
+    options = {
+        "observe_seconds": 2.0,
+        "canary": _CANARY,
+        "users": users.model_dump(mode="json", exclude_none=True),
+    }
     home = Home(tmp_path / "stack")
     source, target = Side.SOURCE, Side.TARGET
-    up(home, Wanted(urls[source], urls[target], files[source], files[target], options=options), print)
+    up(
+        home,
+        Wanted(urls[source], urls[target], files[source], files[target], options=options),
+        print,
+    )
     operator = Operator(home)
     gateway = operator.file.plan.gateway
     application = subprocess.Popen(
@@ -41,7 +57,11 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
         cwd=project_root(),
     )  # fmt: skip
     try:
-        wait_until((tmp_path / "ready").exists, within_s=60, otherwise="the application never preloaded its keys")
+        wait_until(
+            (tmp_path / "ready").exists,
+            within_s=60,
+            otherwise="the application never preloaded its keys",
+        )
         for phase in ("pre-test", "analyze", "compare", "test", "migrate"):
             operator.start(phase)
             operator.waiting(phase, within_s=120)

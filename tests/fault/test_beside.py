@@ -1,4 +1,6 @@
-"""What besides keys must be the same on both sides: each difference planted on real servers, what blocks the switch, and what is carried."""
+"""What besides keys must be the same on both sides: each difference planted on real servers, what
+blocks the switch, and what is carried.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def source(make_server) -> Iterator[redis.Redis]:  # type: ignore[no-untyped-def
 
 @pytest_asyncio.fixture
 async def pair(make_server, control_server: Box, tmp_path) -> AsyncIterator[Plant]:  # type: ignore[no-untyped-def]
-    plant = Plant(make_server(ServerKind.VALKEY_81), make_server(ServerKind.VALKEY_91), control_server, tmp_path)
+    plant = Plant(
+        make_server(ServerKind.VALKEY_81),
+        make_server(ServerKind.VALKEY_91),
+        control_server,
+        tmp_path,
+    )
     await plant.open()
     yield plant
     await plant.close()
@@ -51,17 +58,28 @@ def clients(plant: Plant) -> tuple[redis.Redis, redis.Redis]:
 
 
 def _user(source: redis.Redis, target: redis.Redis) -> None:
-    source.acl_setuser("shop", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["*"], channels=["*"])
+    source.acl_setuser(
+        "shop",
+        enabled=True,
+        passwords=["+secret"],
+        categories=["+@all"],
+        keys=["*"],
+        channels=["*"],
+    )
 
 
 def _user_off(source: redis.Redis, target: redis.Redis) -> None:
     _user(source, target)
-    target.acl_setuser("shop", enabled=False, passwords=["+secret"], categories=["+@all"], keys=["*"])
+    target.acl_setuser(
+        "shop", enabled=False, passwords=["+secret"], categories=["+@all"], keys=["*"]
+    )
 
 
 def _user_with_another_password(source: redis.Redis, target: redis.Redis) -> None:
     _user(source, target)
-    target.acl_setuser("shop", enabled=True, passwords=["+other"], categories=["+@all"], keys=["*"], channels=["*"])
+    target.acl_setuser(
+        "shop", enabled=True, passwords=["+other"], categories=["+@all"], keys=["*"], channels=["*"]
+    )
 
 
 def _events(source: redis.Redis, target: redis.Redis) -> None:
@@ -87,7 +105,9 @@ REQUIRED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("plant_it", "what"), REQUIRED, ids=[each[0].__name__ for each in REQUIRED])
+@pytest.mark.parametrize(
+    ("plant_it", "what"), REQUIRED, ids=[each[0].__name__ for each in REQUIRED]
+)
 async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) -> None:  # type: ignore[no-untyped-def]
     assert not beside_keys.required(list((await rows(pair)).values()))
     plant_it(*clients(pair))
@@ -100,9 +120,15 @@ async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) ->
 async def test_fewer_databases_and_a_used_module_must_be_mended_and_an_unused_one_not(
     make_server, redis82: Box, control_server: Box, tmp_path
 ) -> None:  # type: ignore[no-untyped-def]
-    plant = Plant(redis82, make_server(ServerKind.VALKEY_91, databases="4"), control_server, tmp_path)
+    plant = Plant(
+        redis82, make_server(ServerKind.VALKEY_91, databases="4"), control_server, tmp_path
+    )
     found = await rows(plant)
-    assert (found["databases"].outcome, found["databases"].authority, found["databases"].follower) == (StateOutcome.REQUIRED, "16", "4")
+    assert (
+        found["databases"].outcome,
+        found["databases"].authority,
+        found["databases"].follower,
+    ) == (StateOutcome.REQUIRED, "16", "4")
     (module,) = [row for row in found.values() if row.what.startswith("module ")]
     redis82.client().config_resetstat()
     assert (await rows(plant))[module.what].outcome is StateOutcome.DIFFERS
@@ -120,7 +146,9 @@ WARNED = [
 
 
 @pytest.mark.parametrize(("name", "ours", "theirs"), WARNED, ids=[each[0] for each in WARNED])
-async def test_what_only_differs_is_said_and_does_not_block(pair: Plant, name: str, ours: str, theirs: str) -> None:
+async def test_what_only_differs_is_said_and_does_not_block(
+    pair: Plant, name: str, ours: str, theirs: str
+) -> None:
     source, target = clients(pair)
     source.config_set(name, ours)
     target.config_set(name, theirs)
@@ -133,9 +161,19 @@ async def test_scripts_and_narrower_rules_are_said(pair: Plant) -> None:
     source, target = clients(pair)
     source.script_load("return 1")
     _user(source, target)
-    target.acl_setuser("shop", enabled=True, passwords=["+secret"], categories=["+@read"], keys=["*"], channels=["*"])
+    target.acl_setuser(
+        "shop",
+        enabled=True,
+        passwords=["+secret"],
+        categories=["+@read"],
+        keys=["*"],
+        channels=["*"],
+    )
     found = await rows(pair)
-    assert (found["scripts"].outcome, found["scripts"].authority) == (StateOutcome.DIFFERS, "1 cached")
+    assert (found["scripts"].outcome, found["scripts"].authority) == (
+        StateOutcome.DIFFERS,
+        "1 cached",
+    )
     assert found["user shop"].outcome is StateOutcome.DIFFERS
     assert "+@read" in found["user shop"].follower
 
@@ -143,14 +181,26 @@ async def test_scripts_and_narrower_rules_are_said(pair: Plant) -> None:
 async def test_what_a_side_does_not_tell_is_not_provable(pair: Plant) -> None:
     source, target = clients(pair)
     for client in (source, target):
-        client.acl_setuser("exodus", reset=False, enabled=True, commands=["-config", "-acl", "-function", "-module"])
+        client.acl_setuser(
+            "exodus",
+            reset=False,
+            enabled=True,
+            commands=["-config", "-acl", "-function", "-module"],
+        )
     found = await rows(pair)
-    assert {name for name, row in found.items() if row.outcome is StateOutcome.NOT_PROVABLE} >= {"users", "settings", "modules", "function libraries"}
+    assert {name for name, row in found.items() if row.outcome is StateOutcome.NOT_PROVABLE} >= {
+        "users",
+        "settings",
+        "modules",
+        "function libraries",
+    }
     assert "the source does not tell" in found["settings"].means
     assert not beside_keys.required(list(found.values()))
 
 
-async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_is_carried(pair: Plant) -> None:
+async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_is_carried(
+    pair: Plant,
+) -> None:
     source, target = clients(pair)
     await pair.gateway()
     await pair.syncer()
@@ -164,7 +214,10 @@ async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_i
     async with authority, follower:
         settings = await beside_carry.carry_settings(pair.plan, authority, follower)
         users = await beside_carry.carry_users(pair.plan, authority, follower)
-    assert set(settings.done) == {"CONFIG SET notify-keyspace-events EKgx", f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}"}
+    assert set(settings.done) == {
+        "CONFIG SET notify-keyspace-events EKgx",
+        f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}",
+    }
     assert all("secret" not in line and "#…" in line for line in users.done)
     assert len(users.done) == 1
     assert (await switch.apply(pair.store, pair.plan, Side.TARGET)).switched
@@ -177,22 +230,38 @@ async def test_what_the_follower_refuses_is_left_as_commands(pair: Plant) -> Non
     source, target = clients(pair)
     _user(source, target)
     _bulk(source, target)
-    target.acl_setuser("exodus", reset=False, enabled=True, commands=["-config|set", "-acl|setuser"])
+    target.acl_setuser(
+        "exodus", reset=False, enabled=True, commands=["-config|set", "-acl|setuser"]
+    )
     authority, follower = await _legs(pair)
     async with authority, follower:
         settings = await beside_carry.carry_settings(pair.plan, authority, follower)
         users = await beside_carry.carry_users(pair.plan, authority, follower)
     assert (settings.done, users.done) == ([], [])
-    assert settings.left[0].startswith(f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}    # refused")
+    assert settings.left[0].startswith(
+        f"CONFIG SET proto-max-bulk-len {512 * 1024 * 1024}    # refused"
+    )
     assert users.left[0].startswith("ACL SETUSER shop reset on")
 
 
-async def test_users_of_6_2_and_of_newer_servers_are_the_same(redis62: Box, valkey91: Box, control_server: Box, tmp_path) -> None:  # type: ignore[no-untyped-def]
+async def test_users_of_6_2_and_of_newer_servers_are_the_same(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
     plant = Plant(redis62, valkey91, control_server, tmp_path)
     for client in clients(plant):
-        client.acl_setuser("shop", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["a*", "b*"], reset_channels=True, channels=["c*"])
+        client.acl_setuser(
+            "shop",
+            enabled=True,
+            passwords=["+secret"],
+            categories=["+@all"],
+            keys=["a*", "b*"],
+            reset_channels=True,
+            channels=["c*"],
+        )
     try:
-        assert {row.what: row.outcome for row in (await rows(plant)).values()}["user shop"] is StateOutcome.SAME
+        assert {row.what: row.outcome for row in (await rows(plant)).values()}[
+            "user shop"
+        ] is StateOutcome.SAME
     finally:
         for client in clients(plant):
             client.acl_deluser("shop")

@@ -1,4 +1,6 @@
-"""Canary reads on real servers: nobody reads an old value through any gateway, and a follower that is slow, refuses or goes away is asked no more."""
+"""Canary reads on real servers: nobody reads an old value through any gateway, and a follower that
+is slow, refuses or goes away is asked no more.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.fault
 
 async def _copied(plant: Plant, *, keys: int = 300) -> list[int]:
     """Two gateways, everything copied and verified; their ports."""
-    plant.boxes[Side.SOURCE].client().mset({f"cold:{number}": f"value {number}" for number in range(keys)})
+    plant.boxes[Side.SOURCE].client().mset(
+        {f"cold:{number}": f"value {number}" for number in range(keys)}
+    )
     other = free_port()
     await plant.gateway()
     await plant.gateway("gw-2", port=other)
@@ -46,7 +50,9 @@ async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) ->
 
 
 async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Plant) -> None:
-    """Per key linearizable, at every share, with writes through both gateways and one past them; the switch ends the canary by itself."""
+    """Per key linearizable, at every share, with writes through both gateways and one past them;
+    the switch ends the canary by itself.
+    """
     ports = await _copied(plant)
     with pytest.raises(OperatorError, match="no percentage"):
         await set_canary(plant.store, plant.plan, 101, why="test")
@@ -67,13 +73,19 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Pla
             pipe = client.pipeline(transaction=False)
             for number in range(20):
                 pipe.set("mine", number).get("mine").get("cold:1").ping()
-            assert await pipe.execute() == [answer for number in range(20) for answer in (True, b"%d" % number, b"value 1", True)]
+            assert await pipe.execute() == [
+                answer
+                for number in range(20)
+                for answer in (True, b"%d" % number, b"value 1", True)
+            ]
 
     async def counted() -> bool:
         reads = (await read_canary(plant.store))["reads"]
         return reads.get("served", 0) > 100 and reads.get("not fresh", 0) > 0
 
-    await until(counted, within_s=20, otherwise="no read was served by the follower, or all of them were")
+    await until(
+        counted, within_s=20, otherwise="no read was served by the follower, or all of them were"
+    )
     # While writes are held, reads go on, and the canary has ended.
     done = await switch.apply(plant.store, plant.plan, Side.TARGET)
     assert done.switched
@@ -106,7 +118,9 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
     if fault == "frozen":
         target.pause()
     elif fault == "refusing":
-        target.client().acl_setuser(str(target.address().username), commands=["-get"], enabled=True, keys=["*"])
+        target.client().acl_setuser(
+            str(target.address().username), commands=["-get"], enabled=True, keys=["*"]
+        )
     else:
         with target.client() as client:
             named = [row for row in client.client_list() if row["name"] == "exodus-canary"]
@@ -121,7 +135,9 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
         await until(returned, within_s=10, otherwise="the canary was not given up")
     finally:
         target.resume()
-        target.client().acl_setuser(str(target.address().username), commands=["+@all"], enabled=True, keys=["*"])
+        target.client().acl_setuser(
+            str(target.address().username), commands=["+@all"], enabled=True, keys=["*"]
+        )
     route = await read_route(plant.store)
     assert "canary reads given up" in route.why
 

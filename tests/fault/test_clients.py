@@ -1,7 +1,9 @@
-"""Ordinary programs with other people's client libraries are told the same through the gateway as directly.
+"""Ordinary programs with other people's client libraries are told the same through the gateway as
+directly.
 
-redis-py with both protocols and both of its parsers (it takes hiredis' where that is installed), and redis-cli, a program on hiredis in C. ioredis
-runs in the long form, FULL=1: it needs node and npm.
+redis-py with both protocols and both of its parsers (it takes hiredis' where that is installed),
+and redis-cli, a program on hiredis in C. ioredis runs in the long form, FULL=1: it needs node and
+npm.
 """
 
 from __future__ import annotations
@@ -31,15 +33,23 @@ _NO_HIREDIS = "import sys; sys.modules['hiredis'] = None; from tests.support.cli
 
 async def _run(command: list[str], *, given: Path | None = None, folder: Path | None = None) -> str:
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder or project_root()
+        *command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder or project_root(),
     )
-    out, errors = await asyncio.wait_for(process.communicate(given.read_bytes() if given else b""), 120)
+    out, errors = await asyncio.wait_for(
+        process.communicate(given.read_bytes() if given else b""), 120
+    )
     assert process.returncode == 0, errors.decode()[-2000:]
     return out.decode()
 
 
 async def _both(plant: Plant, command: list[str], *, given: Path | None = None, lines: int) -> None:
-    """Run a program against the source and through the gateway; `{at}` and `{port}` in its command stand for where that is."""
+    """Run a program against the source and through the gateway; `{at}` and `{port}` in its command
+    stand for where that is.
+    """
     source = plant.boxes[Side.SOURCE]
     await plant.gateway()
     await plant.change(journal="all")
@@ -48,7 +58,12 @@ async def _both(plant: Plant, command: list[str], *, given: Path | None = None, 
         with source.client() as client:
             client.flushall()
             client.script_flush()
-        told.append(await _run([part.format(at=f"redis://127.0.0.1:{port}", port=port) for part in command], given=given))
+        told.append(
+            await _run(
+                [part.format(at=f"redis://127.0.0.1:{port}", port=port) for part in command],
+                given=given,
+            )
+        )
     assert told[1] == told[0]
     assert len(told[0].splitlines()) >= lines, told[0]
     gateway, _ = plant.gateways["gw-1"]
@@ -59,7 +74,9 @@ async def _both(plant: Plant, command: list[str], *, given: Path | None = None, 
 @pytest.mark.parametrize("protocol", ["2", "3"])
 async def test_redis_py_on_hiredis(plant: Plant, protocol: str) -> None:
     assert importlib.util.find_spec("hiredis") is not None
-    await _both(plant, [sys.executable, "-m", "tests.support.clients.redis_py", "{at}", protocol], lines=25)
+    await _both(
+        plant, [sys.executable, "-m", "tests.support.clients.redis_py", "{at}", protocol], lines=25
+    )
 
 
 async def test_redis_py_on_its_own_parser(plant: Plant) -> None:

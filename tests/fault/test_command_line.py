@@ -1,4 +1,6 @@
-"""What the command line says to wrong input and to what is in its way: one clear error, and nothing else."""
+"""What the command line says to wrong input and to what is in its way: one clear error, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ EXODUS = str(Path(sys.executable).parent / "exodus")
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([EXODUS, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [EXODUS, *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @pytest.fixture
@@ -30,7 +34,10 @@ def file(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> Pa
     """The migration file of a registered plan."""
     boxes = {"source": redis62, "target": valkey91, "control_store": control_server}
     servers = {
-        name: {"url": f"redis://{box.address().username}@127.0.0.1:{box.port}", "password_file": str(box.address().password_file)}
+        name: {
+            "url": f"redis://{box.address().username}@127.0.0.1:{box.port}",
+            "password_file": str(box.address().password_file),
+        }
         for name, box in boxes.items()
     }
     port = free_port()
@@ -39,7 +46,14 @@ def file(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> Pa
 
     async def register() -> None:
         async with await ControlStore.connect(control_server.address(), "orders") as store:
-            await store.save_plan(Plan(name="orders", source=redis62.address(), target=valkey91.address(), gateway=Listen(port=port)))
+            await store.save_plan(
+                Plan(
+                    name="orders",
+                    source=redis62.address(),
+                    target=valkey91.address(),
+                    gateway=Listen(port=port),
+                )
+            )
 
     asyncio.run(register())
     return path
@@ -58,7 +72,16 @@ def test_down_where_nothing_was_started(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_one_error(file: Path, redis62: Box, tmp_path: Path) -> None:
     """Libraries reported 598 lines of objects that the error's traceback had kept."""
-    done = _run(tmp_path, "gateway", "--file", str(file), "--listen", f"127.0.0.1:{redis62.port}", "--state-dir", str(tmp_path / "state"))
+    done = _run(
+        tmp_path,
+        "gateway",
+        "--file",
+        str(file),
+        "--listen",
+        f"127.0.0.1:{redis62.port}",
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith(f"error: cannot listen on 127.0.0.1:{redis62.port}")
@@ -77,12 +100,19 @@ def test_a_log_level_that_is_none_is_one_error(file: Path, tmp_path: Path, proce
     ("field", "value", "said", "near"),
     [
         ("slicess", 8, "slicess: there is no such field (its value is 8)", "slices"),
-        ("obserwe_seconds", 3.5, "obserwe_seconds: there is no such field (its value is 3.5)", "observe_seconds"),
+        (
+            "obserwe_seconds",
+            3.5,
+            "obserwe_seconds: there is no such field (its value is 3.5)",
+            "observe_seconds",
+        ),
         ("gateway", {"prot": 1}, "gateway.prot: there is no such field (its value is 1)", "port"),
         ("pasword", "hunter2", "pasword: there is no such field", "password"),
     ],
 )
-def test_a_misspelt_field_is_one_error_with_the_nearest_name(file: Path, tmp_path: Path, field: str, value: object, said: str, near: str) -> None:
+def test_a_misspelt_field_is_one_error_with_the_nearest_name(
+    file: Path, tmp_path: Path, field: str, value: object, said: str, near: str
+) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), field: value}))
     done = _run(tmp_path, "status", "--file", str(wrong))

@@ -1,4 +1,6 @@
-"""Compare can be passed by ordinary workloads: scores that servers print differently, and keys that are written all the time."""
+"""Compare can be passed by ordinary workloads: scores that servers print differently, and keys that
+are written all the time.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ async def test_scores_that_are_printed_differently_are_equal(plant: Plant) -> No
     source, target = (plant.boxes[side].client() for side in Side)
     for client in (source, target):
         client.zadd("probe", {"m": 443344.1234567})
-    printed = {client.eval("return redis.call('ZSCORE', 'probe', 'm')", 0) for client in (source, target)}
+    printed = {
+        client.eval("return redis.call('ZSCORE', 'probe', 'm')", 0) for client in (source, target)
+    }
     source.delete("probe")
     target.delete("probe")
     assert len(printed) == 2, f"this pair of servers prints a score in one way: {printed}"

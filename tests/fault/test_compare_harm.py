@@ -1,4 +1,6 @@
-"""Neither Compare nor a canary lets a client do on the target what the source would refuse it, or what only Exodus may."""
+"""Neither Compare nor a canary lets a client do on the target what the source would refuse it, or
+what only Exodus may.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ _ENDLESS = "while true do end"
 def _calls(plant: Plant) -> dict[str, int]:
     """Command → how often the target ran it."""
     with plant.boxes[Side.TARGET].client() as client:
-        return {name.removeprefix("cmdstat_"): row["calls"] for name, row in client.info("commandstats").items()}
+        return {
+            name.removeprefix("cmdstat_"): row["calls"]
+            for name, row in client.info("commandstats").items()
+        }
 
 
 @asynccontextmanager
@@ -45,7 +50,10 @@ async def _comparing(plant: Plant) -> AsyncIterator[None]:
         await plant.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
 
         async def follows() -> bool:
-            return any(beat.state == "comparing" and not beat.why for beat in await heartbeats(plant.store, "comparer"))
+            return any(
+                beat.state == "comparing" and not beat.why
+                for beat in await heartbeats(plant.store, "comparer")
+            )
 
         await until(follows, within_s=10, otherwise="the comparer did not begin")
         yield
@@ -58,7 +66,10 @@ async def _comparer_follows(plant: Plant) -> None:
     epoch = (await read_route(plant.store)).epoch
 
     async def follows() -> bool:
-        return any(beat.epoch == epoch and beat.state == "comparing" for beat in await heartbeats(plant.store, "comparer"))
+        return any(
+            beat.epoch == epoch and beat.state == "comparing"
+            for beat in await heartbeats(plant.store, "comparer")
+        )
 
     await until(follows, within_s=10, otherwise="the comparer did not follow")
 
@@ -72,23 +83,32 @@ async def _row(plant: Plant, command: str, outcome: str, count: int = 1) -> None
 
 
 async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) -> None:
-    """A source that asks for a password: refused requests cost the target nothing, by Compare or by a canary."""
+    """A source that asks for a password: refused requests cost the target nothing, by Compare or by
+    a canary.
+    """
     source, target = (plant.boxes[side].client() for side in Side)
     source.set("k", "v")
     source.rpush("list", *range(1_000))
     payload = source.dump("k")
     source.config_set("requirepass", "secret")
-    source.acl_setuser("default", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
+    source.acl_setuser(
+        "default", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"]
+    )
     try:
         async with _comparing(plant):
-            stranger, owner = plant.app(protocol=2, retry=Retry(NoBackoff(), 0)), plant.app(password="secret")
+            stranger, owner = (
+                plant.app(protocol=2, retry=Retry(NoBackoff(), 0)),
+                plant.app(password="secret"),
+            )
             before = _calls(plant)
             for command in (
                 ("DEL", "k"), ("RESTORE", "k", 0, payload, "REPLACE"),
                 ("EVAL_RO", _ENDLESS, 0), ("EVAL", _ENDLESS, 1, "k"), ("LRANGE", "list", 0, -1),
                 ("GET", "k"), ("SET", "k", "theirs"),
             ):  # fmt: skip
-                with pytest.raises(RedisError, match=r"Authentication required|NOAUTH|unknown command"):
+                with pytest.raises(
+                    RedisError, match=r"Authentication required|NOAUTH|unknown command"
+                ):
                     await stranger.execute_command(*command)
             await owner.get("k")
             await _row(plant, "GET", "compared")
@@ -125,7 +145,9 @@ async def test_no_canary_read_of_a_refused_client_reaches_the_target(plant: Plan
 
 
 async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
-    """Whoever can write to the control store, or an application that may do all, has nothing else run on the target as Exodus."""
+    """Whoever can write to the control store, or an application that may do all, has nothing else
+    run on the target as Exodus.
+    """
     source, target = (plant.boxes[side].client() for side in Side)
     source.mset({"k": "v", "other": "safe"})
     async with _comparing(plant):
@@ -134,31 +156,63 @@ async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
             ("FLUSHALL",), ("EVAL", _ENDLESS, 0), ("EVAL_RO", _ENDLESS, 1, "k"), ("ACL", "SETUSER", "default", "on"), ("RENAME", "other", "gone"),
             ("CONFIG", "SET", "maxmemory", 1), ("MIGRATE", "h", 1, "other", 0, 1), ("COPY", "k", "other", "REPLACE"), ("TOUCH", "k"),
         ):  # fmt: skip
-            await plant.store.client.xadd(plant.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1})  # type: ignore[dict-item]
+            await plant.store.client.xadd(
+                plant.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1}
+            )  # type: ignore[dict-item]
         await plant.app().get("k")
         await _row(plant, "GET", "compared")
         await _row(plant, "TOUCH", "not_tried")
         ran = {name: count - before.get(name, 0) for name, count in _calls(plant).items()}
-        names = ("flushall", "acl|setuser", "rename", "config|set", "migrate", "copy", "touch", "eval")
+        names = (
+            "flushall",
+            "acl|setuser",
+            "rename",
+            "config|set",
+            "migrate",
+            "copy",
+            "touch",
+            "eval",
+        )
         assert {name: ran[name] for name in names if ran.get(name)} == {}
         assert target.get("other") == b"safe"
 
 
-async def test_compare_tries_as_the_application_where_the_plan_names_its_user(plant: Plant, tmp_path: Path) -> None:
-    """With its rights alone: a command that Exodus does not know is tried, and what its user may not run is not."""
+async def test_compare_tries_as_the_application_where_the_plan_names_its_user(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """With its rights alone: a command that Exodus does not know is tried, and what its user may
+    not run is not.
+    """
     target = plant.boxes[Side.TARGET].client()
     plant.boxes[Side.SOURCE].client().mset({"app:k": "v", "other": "v"})
     secret = tmp_path / "app"
     secret.write_text("app-secret")
-    target.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">app-secret", "~app:*", "+@read", "+select", "+client|setname")
-    plant.plan = plant.plan.model_copy(update={"compare_user": Credentials(username="shop", password_file=secret)})
+    target.execute_command(
+        "ACL",
+        "SETUSER",
+        "shop",
+        "reset",
+        "on",
+        ">app-secret",
+        "~app:*",
+        "+@read",
+        "+select",
+        "+client|setname",
+    )
+    plant.plan = plant.plan.model_copy(
+        update={"compare_user": Credentials(username="shop", password_file=secret)}
+    )
     try:
         async with _comparing(plant):
             for key in ("app:k", "other"):
                 await plant.app().execute_command("TOUCH", key)
             await _row(plant, "TOUCH", "compared")
             await _row(plant, "TOUCH", "divergences")
-            by_user = [row for row in target.client_list() if row["name"] == "exodus-compare" and row["user"] == "shop"]
+            by_user = [
+                row
+                for row in target.client_list()
+                if row["name"] == "exodus-compare" and row["user"] == "shop"
+            ]
             assert len(by_user) == 1
     finally:
         target.execute_command("ACL", "DELUSER", "shop")
@@ -185,7 +239,9 @@ _OTHER_HERE = "if redis.call('EXISTS', 'only-here') == 1 then return 'other' end
 _ENDLESS_HERE = "while redis.call('EXISTS', 'only-here') == 1 do end return 1"
 
 
-async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant, tmp_path: Path) -> None:
+async def test_read_only_scripts_are_tried_where_the_plan_says_so(
+    modern: Plant, tmp_path: Path
+) -> None:
     """As the application's user, on the target alone; one that does not end is ended."""
     source, target = (modern.boxes[side].client() for side in Side)
     source.mset({"app:k": "v", "app:other": "w"})
@@ -193,7 +249,19 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant,
     target.config_set("busy-reply-threshold", 100)
     secret = tmp_path / "app"
     secret.write_text("app-secret")
-    target.execute_command("ACL", "SETUSER", "shop", "reset", "on", ">app-secret", "~*", "+@read", "+@scripting", "+select", "+client|setname")
+    target.execute_command(
+        "ACL",
+        "SETUSER",
+        "shop",
+        "reset",
+        "on",
+        ">app-secret",
+        "~*",
+        "+@read",
+        "+@scripting",
+        "+select",
+        "+client|setname",
+    )
     user = {"compare_user": Credentials(username="shop", password_file=secret)}
     modern.plan = modern.plan.model_copy(update={**user, "compare_scripts": True})
     async with _comparing(modern):
@@ -211,9 +279,12 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant,
         source.config_set("slowlog-max-len", 10_000)
         assert await app.eval_ro(_OTHER_HERE, 1, "app:other") == b"w"
         await _row(modern, "EVAL_RO", "divergences")
-        on_source = [entry for entry in source.slowlog_get(10_000) if entry["command"].startswith(b"EVAL_RO")]
+        on_source = [
+            entry for entry in source.slowlog_get(10_000) if entry["command"].startswith(b"EVAL_RO")
+        ]
         assert len(on_source) == 1  # the application's own
-        assert await app.eval("return redis.call('GET', KEYS[1])", 1, "app:k") == b"v"  # it might write: never tried
+        # It might write: never tried
+        assert await app.eval("return redis.call('GET', KEYS[1])", 1, "app:k") == b"v"
         assert await app.eval_ro(_ENDLESS_HERE, 1, "app:k") == 1
         await _row(modern, "EVAL_RO", "too_slow")
 
@@ -228,7 +299,9 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(modern: Plant,
 
 
 async def test_a_script_that_a_lost_connection_left_is_ended(modern: Plant) -> None:
-    """The target serves nobody until then: the comparer ends it before it asks the target anything else."""
+    """The target serves nobody until then: the comparer ends it before it asks the target anything
+    else.
+    """
     target = modern.boxes[Side.TARGET].client()
     target.set("only-here", 1)
     target.config_set("busy-reply-threshold", 100)

@@ -1,4 +1,6 @@
-"""Many connections: idle ones, and ones that come and go. Nothing is refused, nothing stays behind, memory does not grow with those that left."""
+"""Many connections: idle ones, and ones that come and go. Nothing is refused, nothing stays behind,
+memory does not grow with those that left.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,11 @@ class Watched:
         sock = _asked(port)
         assert sock.recv(16) == PONG
         sock.close()
-        wait_until(lambda: self.clients() <= clients, within_s=10, otherwise="the first connection did not leave")
+        wait_until(
+            lambda: self.clients() <= clients,
+            within_s=10,
+            otherwise="the first connection did not leave",
+        )
         return self.open_files(), clients, self.rss()
 
     def wait_as(self, files: int, clients: int) -> None:
@@ -72,7 +78,9 @@ def _asked(port: int) -> socket.socket:
     return sock
 
 
-async def test_idle_connections_cost_little_and_leave_nothing(plant: Plant, gateway: GatewayProcess) -> None:
+async def test_idle_connections_cost_little_and_leave_nothing(
+    plant: Plant, gateway: GatewayProcess
+) -> None:
     watched = Watched(gateway, plant)
     files, clients, rss = watched.rest(plant.port)
     idle = []
@@ -97,7 +105,9 @@ async def test_idle_connections_cost_little_and_leave_nothing(plant: Plant, gate
     assert gateway.health()[0] == 200
 
 
-async def test_connections_that_come_and_go_leave_nothing(plant: Plant, gateway: GatewayProcess) -> None:
+async def test_connections_that_come_and_go_leave_nothing(
+    plant: Plant, gateway: GatewayProcess
+) -> None:
     watched = Watched(gateway, plant)
 
     def come_and_go() -> None:

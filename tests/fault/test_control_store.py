@@ -29,13 +29,21 @@ async def test_a_store_that_loses_what_it_was_told_is_found(make_server) -> None
     good = make_server(ServerKind.VALKEY_91, appendonly="yes")
     assert set((await found(good)).values()) == {"ok"}
     client = good.client()
-    assert await found(good, {"source": client.info()["run_id"]}) == {"the control store is the source": "fatal"}
+    assert await found(good, {"source": client.info()["run_id"]}) == {
+        "the control store is the source": "fatal"
+    }
     client.config_set("appendfsync", "no")
-    assert await found(good) == {"the control store never fsyncs by itself: appendfsync no": "warning"}
+    assert await found(good) == {
+        "the control store never fsyncs by itself: appendfsync no": "warning"
+    }
     client.config_set("maxmemory-policy", "allkeys-lru")
-    assert (await found(good))["the control store evicts keys: maxmemory-policy allkeys-lru"] == "warning"
+    assert (await found(good))[
+        "the control store evicts keys: maxmemory-policy allkeys-lru"
+    ] == "warning"
     client.config_set("maxmemory", "100mb")
-    assert (await found(good))["the control store evicts keys: maxmemory-policy allkeys-lru"] == "fatal"
+    assert (await found(good))[
+        "the control store evicts keys: maxmemory-policy allkeys-lru"
+    ] == "fatal"
     client.config_set("appendonly", "no")
     assert (await found(good))["the control store has no append-only file"] == "fatal"
     client.acl_setuser("exodus", reset=False, enabled=True, commands=["-config"])
@@ -45,7 +53,9 @@ async def test_a_store_that_loses_what_it_was_told_is_found(make_server) -> None
 async def test_the_checks_before_a_phase_refuse_such_a_store(plant: Plant, make_server) -> None:  # type: ignore[no-untyped-def]
     forgetful = make_server(ServerKind.VALKEY_91)
     async with await ControlStore.connect(forgetful.address(), plant.plan.name) as store:
-        findings = await check_pair(*(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, store)
+        findings = await check_pair(
+            *(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, store
+        )
     with pytest.raises(OperatorError, match="no append-only file"):
         raise_if_fatal(findings)
 

@@ -1,4 +1,6 @@
-"""Migrate under a real Prefect server: slices copied by whatever the plan names, and every other strategy and feed from start to decision."""
+"""Migrate under a real Prefect server: slices copied by whatever the plan names, and every other
+strategy and feed from start to decision.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ async def _save(plant: Plant, **options: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "dask"])
-async def test_slices_are_copied_by_the_workers_that_the_plan_names(plant: Plant, prefect_server: None, kind: str) -> None:
+async def test_slices_are_copied_by_the_workers_that_the_plan_names(
+    plant: Plant, prefect_server: None, kind: str
+) -> None:
     with plant.boxes[Side.SOURCE].client() as source:
         source.mset({f"k{number}": number for number in range(KEYS)})
     await plant.start_live_sync()
@@ -84,33 +88,56 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(plant: Plant
     assert counted["keys_seen"] == counted["keys_accounted"] >= KEYS
     shown = await plant.store.report(REPORT)
     assert shown is not None
-    assert (shown["what"], shown["keys"], shown["keys_total"]) == ("backfill", counted["keys_seen"], KEYS)
+    assert (shown["what"], shown["keys"], shown["keys_total"]) == (
+        "backfill",
+        counted["keys_seen"],
+        KEYS,
+    )
     assert f"{KEYS:,} keys" in shown["text"]
     with get_client(sync_client=True) as client:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(plant.plan.name, "migrate", "backfill")]))
+        wanted = ArtifactFilter(
+            key=ArtifactFilterKey(any_=[artifact_key(plant.plan.name, "migrate", "backfill")])
+        )
         (artifact,) = await asyncio.to_thread(client.read_artifacts, artifact_filter=wanted)
     assert artifact.data == 100.0
     assert "keys/s" in str(artifact.description)
     assert "MB" in str(artifact.description)
-    pids = {int(progress.worker.rpartition(":")[2]) for progress in (await load_progress(plant.store, "run")).values()}
+    pids = {
+        int(progress.worker.rpartition(":")[2])
+        for progress in (await load_progress(plant.store, "run")).values()
+    }
     assert (pids == {os.getpid()}) is (kind == "threads")
     assert (await plant.verify()).keys_verified == KEYS
 
 
-@pytest.mark.parametrize(("strategy", "feed"), [(CopyStrategy.MIGRATE, Feed.TRACKING), *([(CopyStrategy.KEYS, Feed.NOTIFICATIONS)] if FULL else [])])
-@pytest.mark.filterwarnings("default")  # Great Expectations, which flows import in processes of their own
+@pytest.mark.parametrize(
+    ("strategy", "feed"),
+    [
+        (CopyStrategy.MIGRATE, Feed.TRACKING),
+        *([(CopyStrategy.KEYS, Feed.NOTIFICATIONS)] if FULL else []),
+    ],
+)
+# Great Expectations, which flows import in processes of their own
+@pytest.mark.filterwarnings("default")
 async def test_migrate_comes_to_its_decision(
     redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch,
     strategy: CopyStrategy, feed: Feed,
 ) -> None:  # fmt: skip
-    """From the start of the flow, under writes through a gateway, to what a person is asked; all that person sees is as it has to be."""
+    """From the start of the flow, under writes through a gateway, to what a person is asked; all
+    that person sees is as it has to be.
+    """
     asked: list[dict] = []
 
     def approve(form: object, **shown: Any) -> dict:
         # In place of the suspension, which needs a worker (tests/e2e has it).
         del form
         asked.append(shown)
-        return {"verdict": "approve", "decided_by": "the test", "why": "it is tested", "facts": {"accept_dead_letters": ""}}
+        return {
+            "verdict": "approve",
+            "decided_by": "the test",
+            "why": "it is tested",
+            "facts": {"accept_dead_letters": ""},
+        }
 
     monkeypatch.setattr(migrate, "ask", approve)
     plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=strategy, feed=feed)
@@ -122,11 +149,21 @@ async def test_migrate_comes_to_its_decision(
             if strategy is CopyStrategy.MIGRATE:
                 target.execute_command("ACL", "SETUSER", "default", "-restore")
             for client in (source, target):
-                client.config_set("notify-keyspace-events", "AK" if feed is Feed.NOTIFICATIONS else "")
+                client.config_set(
+                    "notify-keyspace-events", "AK" if feed is Feed.NOTIFICATIONS else ""
+                )
         await plant.gateway()
         await plant.syncer()
-        await _save(plant, strategy=str(strategy), feed=str(feed), slices=4, gateway={"host": "127.0.0.1", "port": plant.port})
-        tested = ledger.LedgerEntry(at_ms=await plant.store.now_ms(), phase=Phase.TEST, event="decided", verdict="approve")
+        await _save(
+            plant,
+            strategy=str(strategy),
+            feed=str(feed),
+            slices=4,
+            gateway={"host": "127.0.0.1", "port": plant.port},
+        )
+        tested = ledger.LedgerEntry(
+            at_ms=await plant.store.now_ms(), phase=Phase.TEST, event="decided", verdict="approve"
+        )
         await ledger.record(plant.store, tested)
         stop = asyncio.Event()
         writing = asyncio.create_task(_writers(plant, stop))
@@ -138,7 +175,9 @@ async def test_migrate_comes_to_its_decision(
         assert [shown["question"] for shown in asked] == ["Is progress healthy enough to continue?"]
         assert "0 divergences" in asked[0]["summary"][1]
         sent: Counter[str] = Counter()
-        for progress in (await load_progress(plant.store, (await runs.current(plant.store)).run)).values():
+        for progress in (
+            await load_progress(plant.store, (await runs.current(plant.store)).run)
+        ).values():
             sent.update(progress.strategies)
         assert (sent["MIGRATE"] >= KEYS) is (strategy is CopyStrategy.MIGRATE)
         assert (await plant.store.phases())[Phase.MIGRATE]["state"] == "approved"
@@ -173,7 +212,9 @@ def verifying(migration: str) -> dict:
     return verify_sides(migration, "migrate")
 
 
-async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_may_change_meanwhile(plant: Plant, prefect_server: None) -> None:
+async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_may_change_meanwhile(
+    plant: Plant, prefect_server: None
+) -> None:
     await plant.start_live_sync()
     await _save(plant)
 
@@ -186,7 +227,9 @@ async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_m
             async with opened(migration) as it, budget_heard(it.store, every_s=0.05):
                 await asyncio.to_thread(put, {"cpu_share_max": "lots"})
                 await asyncio.sleep(0.5)
-                assert await read_budget(it.store) == Budget(cpu_share_max=0.5), "what is none changes nothing"
+                assert await read_budget(it.store) == Budget(cpu_share_max=0.5), (
+                    "what is none changes nothing"
+                )
                 await asyncio.to_thread(put, {"cpu_share_max": 0.3})
 
                 async def heard() -> bool:

@@ -48,7 +48,10 @@ async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(pla
     await plant.syncer()
     await plant.start_live_sync()
     await plant.backfill()
-    strangers = [await _send(plant.port, data) for data in (b"SET a b\0\r\n", HALF_A_SET, b"*3\r\n$3\r\nSET\r\n", b"*2\r\n$4\r\nINCR\0\0")]
+    strangers = [
+        await _send(plant.port, data)
+        for data in (b"SET a b\0\r\n", HALF_A_SET, b"*3\r\n$3\r\nSET\r\n", b"*2\r\n$4\r\nINCR\0\0")
+    ]
     done = await switch.apply(plant.store, plant.plan, Side.TARGET)
     assert done.switched
     assert gateway.sessions_closed["held: a request that does not end"] == 2
@@ -92,8 +95,14 @@ async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plan
     await plant.change(journal="all")
     before = await journal.ends(plant.store, plant.plan.partitions)
     series = len(list(gateway.metrics()))
-    refused = [encode("SET", b"key" * 1_000 + b"%d" % number, "v", "BAD") for number in range(2_000)]
-    _, writer = await _send(plant.port, b"".join(encode(b"invented-%d" % number, "k") for number in range(1_200)) + b"".join(refused))
+    refused = [
+        encode("SET", b"key" * 1_000 + b"%d" % number, "v", "BAD") for number in range(2_000)
+    ]
+    _, writer = await _send(
+        plant.port,
+        b"".join(encode(b"invented-%d" % number, "k") for number in range(1_200))
+        + b"".join(refused),
+    )
     await asyncio.sleep(0.5)
     await plant.flushed()
     writer.close()
@@ -104,7 +113,9 @@ async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plan
     assert not gateway.journaler.gaps
 
 
-async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_a_stranger_opens_no_gap(
+    make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
     """C5: whoever may not log in could block a cutover at will."""
     for kind in ServerKind:
         target = valkey91 if kind is not ServerKind.VALKEY_91 else make_server(ServerKind.VALKEY_81)
@@ -120,7 +131,9 @@ async def test_a_stranger_opens_no_gap(make_server: Callable[..., Box], valkey91
             async def asked(gateway: Gateway = gateway) -> bool:
                 return gateway.groups.main.orders.login_needed
 
-            await until(asked, within_s=10, otherwise="the gateway never asked whether a login is needed")
+            await until(
+                asked, within_s=10, otherwise="the gateway never asked whether a login is needed"
+            )
             for data in STRANGE:
                 for end in (b"", encode("PING"), encode("SET", "k", "v") * 3):
                     _, writer = await asyncio.open_connection("127.0.0.1", plant.port)

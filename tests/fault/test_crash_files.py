@@ -1,6 +1,8 @@
-"""Crashes at each write of the spool and the intent log, files torn at random bytes, and a control store cut at random bytes of its AOF.
+"""Crashes at each write of the spool and the intent log, files torn at random bytes, and a control
+store cut at random bytes of its AOF.
 
-The rule: no acknowledged write is lost without a gap that keeps the cutover from being made. FULL=1 draws more.
+The rule: no acknowledged write is lost without a gap that keeps the cutover from being made. FULL=1
+draws more.
 """
 
 from __future__ import annotations
@@ -73,8 +75,12 @@ for number in range(10**9):
 
 
 @pytest.mark.parametrize("size", range(0, 40, 1 if FULL else 5))
-def test_a_kill_in_the_middle_of_a_write_of_the_spool_costs_that_record_only(tmp_path: Path, size: int) -> None:
-    done = subprocess.run([sys.executable, "-c", _TEAR, str(tmp_path), str(size)], capture_output=True, check=False)
+def test_a_kill_in_the_middle_of_a_write_of_the_spool_costs_that_record_only(
+    tmp_path: Path, size: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TEAR, str(tmp_path), str(size)], capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / "spool.log").stat().st_size % 1_000 > 0
     spool = Spool(tmp_path)
@@ -86,8 +92,12 @@ def test_a_kill_in_the_middle_of_a_write_of_the_spool_costs_that_record_only(tmp
 
 @pytest.mark.parametrize("which", ["spool", "intents"])
 @pytest.mark.parametrize("seed", ROUNDS)
-async def test_what_was_appended_before_a_kill_is_read_after_it(tmp_path: Path, which: str, seed: int) -> None:
-    writing = await asyncio.create_subprocess_exec(sys.executable, "-c", _APPEND, str(tmp_path), which, stdout=asyncio.subprocess.PIPE)
+async def test_what_was_appended_before_a_kill_is_read_after_it(
+    tmp_path: Path, which: str, seed: int
+) -> None:
+    writing = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _APPEND, str(tmp_path), which, stdout=asyncio.subprocess.PIPE
+    )
     assert writing.stdout is not None
     await writing.stdout.readline()
     await asyncio.sleep(random.Random(seed).random() / 10)
@@ -141,14 +151,17 @@ async def _gaps(plant: Plant | Fleet) -> list[bytes]:
 
 async def _no_loss_without_a_gap(plant: Plant | Fleet, divergent: list[str], what: str) -> None:
     found = await _gaps(plant)
-    assert not divergent or found, f"{what}: {len(divergent)} keys differ and nothing says so: {divergent[:5]}"
+    assert not divergent or found, (
+        f"{what}: {len(divergent)} keys differ and nothing says so: {divergent[:5]}"
+    )
     if found:
         with pytest.raises(DecisionRefused, match="open gap"):
             await switch.apply(plant.store, plant.plan, Side.TARGET)
 
 
 async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
-    """Everything that the gateway of this process knows of is in the journal, and synced, as it says after `since_ms`.
+    """Everything that the gateway of this process knows of is in the journal, and synced, as it
+    says after `since_ms`.
 
     A store that lost its tail still has an older word of the gateway, from before it knew of that.
     """
@@ -159,7 +172,11 @@ async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
             now_ms = await plant.store.now_ms()
             beats = await registry.heartbeats(plant.store, "gateway")
             fresh = bool(beats) and all(
-                beat.pid == pid and beat.at_ms > since_ms and not beat.stale(now_ms) and not beat.facts["unflushed"] for beat in beats
+                beat.pid == pid
+                and beat.at_ms > since_ms
+                and not beat.stale(now_ms)
+                and not beat.facts["unflushed"]
+                for beat in beats
             )
             return fresh and await feed.drained()
         return False
@@ -170,13 +187,19 @@ async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
 async def _differ(plant: Plant | Fleet) -> list[str]:
     source, target = (plant.boxes[side].client() for side in Side)
     with source, target:
-        names = sorted(name for name in {*source.keys("*"), *target.keys("*")} if not name.startswith(b"exodus"))
+        names = sorted(
+            name
+            for name in {*source.keys("*"), *target.keys("*")}
+            if not name.startswith(b"exodus")
+        )
         pairs = zip(names, source.mget(names), target.mget(names), strict=True)
         return [f"{name!r}: {ours!r} {theirs!r}" for name, ours, theirs in pairs if ours != theirs]
 
 
 @pytest.mark.parametrize("seed", ROUNDS)
-async def test_a_killed_gateway_with_torn_files_loses_nothing_in_silence(redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int) -> None:  # type: ignore[no-untyped-def]
+async def test_a_killed_gateway_with_torn_files_loses_nothing_in_silence(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int
+) -> None:  # type: ignore[no-untyped-def]
     draw = random.Random(seed)
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     fleet = Fleet(redis62, valkey91, control, tmp_path / "fleet", gateways=1, syncers=1)
@@ -196,7 +219,10 @@ async def test_a_killed_gateway_with_torn_files_loses_nothing_in_silence(redis62
         await writing
         folder = fleet.folder / "gateway-1"
         files = [*folder.glob("intent-*.log"), *folder.glob("spool.log")]
-        what = "; ".join(f"{path.name}: {_tear(path, draw)}" for path in draw.sample(files, draw.randrange(len(files) + 1)))
+        what = "; ".join(
+            f"{path.name}: {_tear(path, draw)}"
+            for path in draw.sample(files, draw.randrange(len(files) + 1))
+        )
         if control.server.started.process.poll() is not None:
             control.start()
         await fleet.store.client.connection_pool.disconnect()
@@ -229,14 +255,18 @@ async def test_a_control_store_that_is_cut_anywhere_loses_nothing_in_silence(
         stop.set()
         await writing
         await _at_rest(plant, os.getpid(), cut_ms)
-        await _no_loss_without_a_gap(plant, await _differ(plant), f"seed {seed}: cut at {where} of {size}, begun at {begun}")
+        await _no_loss_without_a_gap(
+            plant, await _differ(plant), f"seed {seed}: cut at {where} of {size}, begun at {begun}"
+        )
     finally:
         await plant.close()
 
 
 @pytest.mark.parametrize("orderly", [False, True], ids=["it went down", "it was shut down"])
 async def test_a_host_that_went_down_is_a_gap(plant: Plant, orderly: bool) -> None:
-    """The intent log survives the end of a process, not that of its host: what it lacks then, nobody knows."""
+    """The intent log survives the end of a process, not that of its host: what it lacks then,
+    nobody knows.
+    """
     await plant.change(journal="all")
     first = GatewayProcess(plant)
     first.wait_said("listens on")
@@ -246,7 +276,11 @@ async def test_a_host_that_went_down_is_a_gap(plant: Plant, orderly: bool) -> No
     else:
         first.kill()
     (instance,) = plant.folder.glob("state/**/instance.json")
-    instance.write_bytes(orjson.dumps({**orjson.loads(instance.read_bytes()), "boot": "of another start of the host"}))
+    instance.write_bytes(
+        orjson.dumps(
+            {**orjson.loads(instance.read_bytes()), "boot": "of another start of the host"}
+        )
+    )
     second = GatewayProcess(plant, name="second")
     try:
         second.wait_said("listens on")
@@ -257,7 +291,10 @@ async def test_a_host_that_went_down_is_a_gap(plant: Plant, orderly: bool) -> No
             return
 
         async def said() -> bool:
-            return any("the host was restarted" in str(gap["why"]) for gap in (await open_gaps(plant.store)).values())
+            return any(
+                "the host was restarted" in str(gap["why"])
+                for gap in (await open_gaps(plant.store)).values()
+            )
 
         await until(said, within_s=20, otherwise="the loss of the host opened no gap")
         with pytest.raises(DecisionRefused, match="open gap"):

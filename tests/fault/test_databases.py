@@ -1,4 +1,6 @@
-"""A database that one side lacks: said before anything is copied, and never another database's damage."""
+"""A database that one side lacks: said before anything is copied, and never another database's
+damage.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.fault
 
 async def _finding(source: Box, target: Box, **plan: object) -> Finding:
     made = Plan(name="check", source=source.address(), target=target.address(), **plan)  # type: ignore[arg-type]
-    found = await check_pair(Endpoint(Side.SOURCE, made.source), Endpoint(Side.TARGET, made.target), made)
+    found = await check_pair(
+        Endpoint(Side.SOURCE, made.source), Endpoint(Side.TARGET, made.target), made
+    )
     return next(finding for finding in found if finding.check == "databases")
 
 
@@ -46,7 +50,9 @@ async def test_preflight_compares_the_databases_of_both_sides(make_server, valke
     far = (Rename(database=0, to_database=50, prefix="a", to_prefix="b"),)
     with many.client() as client:
         client.set("k", 1)
-    assert (await _finding(many, valkey91, renames=(*moved, *far), cutover="own")).severity == "fatal"
+    assert (
+        await _finding(many, valkey91, renames=(*moved, *far), cutover="own")
+    ).severity == "fatal"
     found = await _finding(valkey91, many, allow_nonempty=True)
     assert (found.severity, "cannot flow back" in found.why) == ("warning", True)
     own = await _finding(valkey91, many, allow_nonempty=True, cutover="own")
@@ -56,9 +62,15 @@ async def test_preflight_compares_the_databases_of_both_sides(make_server, valke
 async def test_databases_are_counted_where_the_setting_may_not_be_read(make_server) -> None:
     server = make_server(ServerKind.VALKEY_81, databases="37")
     with server.client() as client:
-        client.acl_setuser("blind", enabled=True, passwords=["+p"], commands=["+@all", "-config"], keys=["*"])
-    address = server.address().model_copy(update={"username": "blind", "password": "p", "password_file": None})
-    (node,) = await Endpoint(Side.SOURCE, type(address)(**{**address.model_dump(), "password": "p"})).each_node()
+        client.acl_setuser(
+            "blind", enabled=True, passwords=["+p"], commands=["+@all", "-config"], keys=["*"]
+        )
+    address = server.address().model_copy(
+        update={"username": "blind", "password": "p", "password_file": None}
+    )
+    (node,) = await Endpoint(
+        Side.SOURCE, type(address)(**{**address.model_dump(), "password": "p"})
+    ).each_node()
     assert (await node.facts()).database_count == 37
 
 
@@ -87,7 +99,9 @@ async def test_no_batch_runs_behind_a_select_that_failed(valkey91: Box, guarded:
 
 
 @pytest.mark.parametrize("refused", ["-select", "-multi", "-watch"])
-async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(valkey91: Box, refused: str) -> None:
+async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(
+    valkey91: Box, refused: str
+) -> None:
     """Behind a MULTI that failed it would run without its guard."""
     key = b"exodus:{batches}:epoch"
     with valkey91.client() as client:
@@ -95,10 +109,14 @@ async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(valkey91
     async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
         batches = GuardedLeg(leg, Guard(((key, b"7"),)))
         with valkey91.client() as client:
-            client.acl_setuser("limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"])
+            client.acl_setuser(
+                "limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"]
+            )
         await leg.call("AUTH", "limited", "any")
         with pytest.raises(Exception, match="permissions") as caught:
-            await batches.run(3, encode_many([("SET", "k", "written"), ("SET", "k2", "written")]), 2)
+            await batches.run(
+                3, encode_many([("SET", "k", "written"), ("SET", "k2", "written")]), 2
+            )
         assert isinstance(caught.value, Uncarried) is (refused == "-select")
     with valkey91.client() as client:
         client.acl_deluser("limited")
@@ -113,7 +131,9 @@ async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, ref
     key = b"exodus:{rights}:epoch"
     with valkey91.client() as client:
         client.set(key, "7")
-        client.acl_setuser("limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"])
+        client.acl_setuser(
+            "limited", enabled=True, nopass=True, commands=["+@all", refused], keys=["*"]
+        )
     async with await Leg.connect(valkey91.address(), Side.TARGET) as leg:
         await leg.call("AUTH", "limited", "any")
         with pytest.raises(ReplyError, match="permissions"):
@@ -123,9 +143,16 @@ async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, ref
         assert client.get(key) == b"7"
 
 
-async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(make_server, control_server: Box, tmp_path: Path) -> None:
-    """A source sends SELECT and keys together: behind a SELECT that fails they came into database 0."""
-    source, target = make_server(ServerKind.REDIS_62, databases="64"), make_server(ServerKind.VALKEY_91)
+async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(
+    make_server, control_server: Box, tmp_path: Path
+) -> None:
+    """A source sends SELECT and keys together: behind a SELECT that fails they came into database
+    0.
+    """
+    source, target = (
+        make_server(ServerKind.REDIS_62, databases="64"),
+        make_server(ServerKind.VALKEY_91),
+    )
     plant = Plant(source, target, control_server, tmp_path, strategy="migrate")
     await plant.open()
     try:
@@ -181,7 +208,9 @@ async def test_keys_of_a_database_that_the_follower_lacks_are_dead_letters(
 
         async def listed() -> bool:
             found = await letters.open_letters(plant.store)
-            return len(found) == 101 and all("no database 40" in letter["reason"] for letter in found.values())
+            return len(found) == 101 and all(
+                "no database 40" in letter["reason"] for letter in found.values()
+            )
 
         await until(listed, within_s=10, otherwise="-")
         report = await plant.verify()

@@ -34,9 +34,17 @@ def _plan(box: Box) -> Plan:
     return Plan(name="orders", source=box.address(), target=box.address())
 
 
-async def _said(store: ControlStore, phase: Phase, event: str, verdict: str, gate: str = "", run: str = "r") -> None:
+async def _said(
+    store: ControlStore, phase: Phase, event: str, verdict: str, gate: str = "", run: str = "r"
+) -> None:
     entry = LedgerEntry(
-        at_ms=int(time.time() * 1000), phase=phase, event=event, gate=gate, verdict=verdict, decided_by="ada", flow_run_id=f"{phase}-{run}"
+        at_ms=int(time.time() * 1000),
+        phase=phase,
+        event=event,
+        gate=gate,
+        verdict=verdict,
+        decided_by="ada",
+        flow_run_id=f"{phase}-{run}",
     )  # type: ignore[arg-type]
     await ledger.record(store, entry)
 
@@ -57,7 +65,9 @@ async def test_nothing_begins_after_the_end(store: ControlStore, phase: Phase) -
 
 
 async def test_an_end_is_not_taken_back(store: ControlStore) -> None:
-    """Commit could be started again after it had finalised, and its first question made the migration unfinished."""
+    """Commit could be started again after it had finalised, and its first question made the
+    migration unfinished.
+    """
     await _finalised(store)
     await _said(store, Phase.COMMIT, "decided", "approve", CUTOVER, run="second")
     found = ledger.ending(await ledger.read(store))
@@ -82,19 +92,25 @@ async def test_a_retry_is_no_end(store: ControlStore) -> None:
     assert ledger.ending(await ledger.read(store)) is None
 
 
-async def test_only_what_has_ended_and_is_used_by_nobody_is_archived(store: ControlStore, tmp_path: Path) -> None:
+async def test_only_what_has_ended_and_is_used_by_nobody_is_archived(
+    store: ControlStore, tmp_path: Path
+) -> None:
     await _said(store, Phase.PRE_TEST, "decided", "approve")
     with pytest.raises(DecisionRefused, match="has not ended"):
         await archive(store, await store.plan(), tmp_path / "bundle", by="ada", why="done")
     await _finalised(store)
-    beat = Heartbeat(kind="gateway", process="gw-1", at_ms=await store.now_ms(), epoch=0, state="serving")
+    beat = Heartbeat(
+        kind="gateway", process="gw-1", at_ms=await store.now_ms(), epoch=0, state="serving"
+    )
     await registry.beat(store, beat)
     with pytest.raises(DecisionRefused, match="1 of its processes run"):
         await archive(store, await store.plan(), tmp_path / "bundle", by="ada", why="done")
     assert not (tmp_path / "bundle").exists()
 
 
-async def test_an_archive_keeps_the_evidence_and_leaves_nothing_but_a_note(store: ControlStore, control_server: Box, tmp_path: Path) -> None:
+async def test_an_archive_keeps_the_evidence_and_leaves_nothing_but_a_note(
+    store: ControlStore, control_server: Box, tmp_path: Path
+) -> None:
     async with await ControlStore.connect(control_server.address(), "orders-2") as other:
         await other.save_plan(_plan(control_server).model_copy(update={"name": "orders-2"}))
         await _finalised(store)
@@ -107,6 +123,10 @@ async def test_an_archive_keeps_the_evidence_and_leaves_nothing_but_a_note(store
         assert await archived(other, "orders-2") == []
 
 
-async def test_a_migration_that_never_began_is_archived(store: ControlStore, tmp_path: Path) -> None:
-    note = await archive(store, await store.plan(), tmp_path / "bundle", by="ada", why="a wrong name")
+async def test_a_migration_that_never_began_is_archived(
+    store: ControlStore, tmp_path: Path
+) -> None:
+    note = await archive(
+        store, await store.plan(), tmp_path / "bundle", by="ada", why="a wrong name"
+    )
     assert note["ended"] == "never begun"

@@ -1,4 +1,6 @@
-"""Expiries of a source without PEXPIRETIME arrive to the millisecond, however busy the machine is and whatever dies."""
+"""Expiries of a source without PEXPIRETIME arrive to the millisecond, however busy the machine is
+and whatever dies.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,12 @@ async def test_every_reading_is_exact(redis62: Box) -> None:
 
 
 @pytest.mark.usefixtures("busy")
-async def test_they_arrive_exactly_under_load_and_kills(make_server, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    """A restarted Redis 6.2 may have other expiries than before: its log has them as counted when it was written."""
+async def test_they_arrive_exactly_under_load_and_kills(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
+    """A restarted Redis 6.2 may have other expiries than before: its log has them as counted when
+    it was written.
+    """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
     plant = Plant(source, valkey91, control_server, tmp_path)
     await plant.open()

@@ -1,4 +1,6 @@
-"""A gateway lends nobody what is Exodus's own, and takes no server or password file from the control store that its own file does not name."""
+"""A gateway lends nobody what is Exodus's own, and takes no server or password file from the
+control store that its own file does not name.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +45,12 @@ def _ends(plant: Plant, name: str, *arguments: str) -> str:
 # ---------------------------------------------------------------------- certificates and addresses
 
 
-async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_without_one(plant: Plant, tmp_path: Path) -> None:
-    """From the client to the source by TLS: with the certificate that Exodus would lend it, and with one of its own."""
+async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_without_one(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """From the client to the source by TLS: with the certificate that Exodus would lend it, and
+    with one of its own.
+    """
     authority = Authority(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
     context.load_cert_chain(*authority.certificate("redis.test", "server"))
@@ -54,16 +60,36 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
     application = authority.certificate("application.test", "application")
     source = plant.boxes[Side.SOURCE]
     async with Terminator(source.port, context) as front:
-        more = {"port": front.port, "tls": True, "ca_file": authority.file, "cert_file": own_cert, "key_file": own_key, "server_name": "redis.test"}
-        plant.plan = plant.plan.model_copy(update={"source": source.address().model_copy(update=more)})
+        more = {
+            "port": front.port,
+            "tls": True,
+            "ca_file": authority.file,
+            "cert_file": own_cert,
+            "key_file": own_key,
+            "server_name": "redis.test",
+        }
+        plant.plan = plant.plan.model_copy(
+            update={"source": source.address().model_copy(update=more)}
+        )
         await plant.store.save_plan(plant.plan)
         (tmp_path / "own").mkdir()
         file = plant.file(tmp_path / "own")
         document = yaml.safe_load(file.read_text())
-        document["source"] |= {name: str(value) for name, value in more.items() if name not in ("port", "tls")}
+        document["source"] |= {
+            name: str(value) for name, value in more.items() if name not in ("port", "tls")
+        }
         document["source"]["url"] = f"rediss://{source.address().username}@127.0.0.1:{front.port}"
         file.write_text(yaml.safe_dump(document))
-        tls = ["--file", str(file), "--listen", f"127.0.0.1:{plant.port}", "--cert-file", str(cert), "--key-file", str(key)]
+        tls = [
+            "--file",
+            str(file),
+            "--listen",
+            f"127.0.0.1:{plant.port}",
+            "--cert-file",
+            str(cert),
+            "--key-file",
+            str(key),
+        ]
         for number, workers in enumerate(([], ["--workers", "2"])):
             said = await asyncio.to_thread(_ends, plant, f"none-{number}", *tls, *workers)
             assert "Exodus's own certificate for every client" in said
@@ -71,7 +97,11 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
         asking = GatewayProcess(plant, *tls, "--client-ca-file", str(authority.file), name="asking")
         try:
             await asyncio.to_thread(asking.wait_said, "listens on")
-            assert (await set_through(plant.port, client_tls(authority, own=application), "gateway.test"))[0] == b"+OK\r\n"
+            assert (
+                await set_through(
+                    plant.port, client_tls(authority, own=application), "gateway.test"
+                )
+            )[0] == b"+OK\r\n"
             with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
                 await set_through(plant.port, client_tls(authority), "gateway.test")
         finally:
@@ -79,13 +109,17 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
         lending = GatewayProcess(plant, *tls, "--lend-own-certificate", name="lending")
         try:
             await asyncio.to_thread(lending.wait_said, "listens on")
-            assert (await set_through(plant.port, client_tls(authority), "gateway.test"))[0] == b"+OK\r\n"
+            assert (await set_through(plant.port, client_tls(authority), "gateway.test"))[
+                0
+            ] == b"+OK\r\n"
         finally:
             await asyncio.to_thread(lending.end)
     assert source.client().get("k") == b"v"
 
 
-async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network(plant: Plant) -> None:
+async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network(
+    plant: Plant,
+) -> None:
     """The servers of the tests ask nobody on loopback for a password."""
     with pytest.raises(OperatorError, match="open the source to the network") as caught:
         await check_address(plant.plan, "0.0.0.0", lend=False)
@@ -107,7 +141,13 @@ async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network
 
 def test_which_plans_need_the_clients_certificates(plant_plan: Plan) -> None:
     check_certificates(plant_plan, None, lend=False)
-    asks = plant_plan.model_copy(update={"target": plant_plan.target.model_copy(update={"tls": True, "cert_file": Path("own.pem")})})
+    asks = plant_plan.model_copy(
+        update={
+            "target": plant_plan.target.model_copy(
+                update={"tls": True, "cert_file": Path("own.pem")}
+            )
+        }
+    )
     with pytest.raises(OperatorError, match="the target Exodus's own certificate"):
         check_certificates(asks, None, lend=False)
     check_certificates(asks, Path("ca.pem"), lend=False)
@@ -129,13 +169,28 @@ def plant_plan() -> Plan:
         ({"source": {"host": "evil.test"}}, "source.host"),
         ({"target": {"port": 2}}, "target.port"),
         ({"target": {"password_file": "/etc/shadow"}}, "target.password_file"),
-        ({"source": {"password_env": "AWS_SECRET_ACCESS_KEY", "password_file": None}}, "source.password_env"),
+        (
+            {"source": {"password_env": "AWS_SECRET_ACCESS_KEY", "password_file": None}},
+            "source.password_env",
+        ),
         ({"source": {"tls": True, "ca_file": "/tmp/theirs.pem"}}, "source.ca_file"),
-        ({"logins": [{"user": "shop", "password_file": "/a", "target_password_file": "/etc/shadow"}]}, "logins"),
-        ({"users": {"switch": {"source": {"username": "x", "password_file": "/etc/shadow"}}}}, "users.switch.source"),
+        (
+            {
+                "logins": [
+                    {"user": "shop", "password_file": "/a", "target_password_file": "/etc/shadow"}
+                ]
+            },
+            "logins",
+        ),
+        (
+            {"users": {"switch": {"source": {"username": "x", "password_file": "/etc/shadow"}}}},
+            "users.switch.source",
+        ),
     ],
 )
-def test_the_store_names_no_other_server_or_secret(plant_plan: Plan, change: dict[str, dict[str, object]], named: str) -> None:
+def test_the_store_names_no_other_server_or_secret(
+    plant_plan: Plan, change: dict[str, dict[str, object]], named: str
+) -> None:
     """Its plan would have a file of this machine sent to a host of somebody's choice."""
     check_pinned(plant_plan, plant_plan)
     check_pinned(plant_plan, plant_plan.model_copy(update={"sample": 0.5}))
@@ -160,16 +215,24 @@ async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(plant: Pla
 
 
 async def test_a_fences_record_gives_no_more_than_rights_to_commands(plant: Plant) -> None:
-    """Whoever writes to the store could otherwise set a password for a user, or open it, where a gateway lifts a fence."""
+    """Whoever writes to the store could otherwise set a password for a user, or open it, where a
+    gateway lifts a fence.
+    """
     source = plant.boxes[Side.SOURCE].client()
     before = source.acl_list()
     async with Fence(plant.store, Side.SOURCE, plant.plan) as fence:
         source.set(fence._guard, "s1")
         for words in ("+@all >theirs", "+@all nopass", "+@all on ~*", "reset +@all"):
-            record = Record("s1", str(FenceKind.ACL), {"default": {"commands": words, "selectors": []}})
+            record = Record(
+                "s1", str(FenceKind.ACL), {"default": {"commands": words, "selectors": []}}
+            )
             with pytest.raises(OperatorError, match="cannot be given back"):
                 await fence.lower(record)
-        settings = Record("s1", str(FenceKind.MIN_REPLICAS), {"dir": "/tmp", "min-replicas-to-write": "0", "min-replicas-max-lag": "10"})
+        settings = Record(
+            "s1",
+            str(FenceKind.MIN_REPLICAS),
+            {"dir": "/tmp", "min-replicas-to-write": "0", "min-replicas-max-lag": "10"},
+        )
         await fence.open(settings)
     assert source.acl_list() == before
     assert source.config_get("dir")["dir"] != "/tmp"
@@ -179,16 +242,22 @@ async def test_a_fences_record_gives_no_more_than_rights_to_commands(plant: Plan
 
 
 async def test_status_pages_are_on_an_address_of_their_own(plant: Plant) -> None:
-    """Applications reach the gateway by any address of the machine, and the pages by loopback alone unless told otherwise."""
+    """Applications reach the gateway by any address of the machine, and the pages by loopback alone
+    unless told otherwise.
+    """
     gateway = GatewayProcess(plant, "--listen", f"0.0.0.0:{plant.port}", "--lend-own-address")
     try:
-        port = int((await asyncio.to_thread(gateway.wait_said, r"/metrics on port (\d+) of 127.0.0.1"))[0])
+        port = int(
+            (await asyncio.to_thread(gateway.wait_said, r"/metrics on port (\d+) of 127.0.0.1"))[0]
+        )
         with socket.create_server(("127.0.0.2", port)):
             pass  # free on every other address
         assert (await asyncio.to_thread(gateway.health))[0] == 200
     finally:
         await asyncio.to_thread(gateway.end)
-    elsewhere = GatewayProcess(plant, "--status-listen", "127.0.0.3", "--status-port", str(free_port()), name="elsewhere")
+    elsewhere = GatewayProcess(
+        plant, "--status-listen", "127.0.0.3", "--status-port", str(free_port()), name="elsewhere"
+    )
     try:
         await asyncio.to_thread(elsewhere.wait_said, r"/metrics on port (\d+) of 127.0.0.3")
     finally:
@@ -196,8 +265,15 @@ async def test_status_pages_are_on_an_address_of_their_own(plant: Plant) -> None
 
 
 def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
-    """300 clients that never end their request, or never read the answer, and a supervisor that asks all the same."""
-    served = StatusServer("127.0.0.1", 0, lambda: [("exodus_test_size", "x" * 500_000, {}, 1.0)], lambda: (True, "well"))
+    """300 clients that never end their request, or never read the answer, and a supervisor that
+    asks all the same.
+    """
+    served = StatusServer(
+        "127.0.0.1",
+        0,
+        lambda: [("exodus_test_size", "x" * 500_000, {}, 1.0)],
+        lambda: (True, "well"),
+    )
     before = threading.active_count()
     slow: list[socket.socket] = []
     try:
@@ -205,18 +281,27 @@ def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
             sock = socket.create_connection(("127.0.0.1", served.port), timeout=10)
             sock.sendall(b"GET /metrics HTTP/1.0\r\n" + (b"\r\n" if number % 10 == 0 else b"x"))
             slow.append(sock)
-        wait_until(lambda: threading.active_count() - before <= 20, within_s=10, otherwise="more threads than clients that may be served")
+        wait_until(
+            lambda: threading.active_count() - before <= 20,
+            within_s=10,
+            otherwise="more threads than clients that may be served",
+        )
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
             sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
             assert sock.recv(64).startswith(b"HTTP/1.0 200")
-        wait_until(lambda: threading.active_count() <= before, within_s=20, otherwise="clients that never end are never cut off")
+        wait_until(
+            lambda: threading.active_count() <= before,
+            within_s=20,
+            otherwise="clients that never end are never cut off",
+        )
     finally:
         for sock in slow:
             sock.close()
         served.close()
 
 
-# ---------------------------------------------------------------------- what is refused costs the control store nothing
+# ---------------------------------------------------------------------- what is refused costs the
+# control store nothing
 
 
 async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -> None:
@@ -227,7 +312,11 @@ async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -
         gateway = await plant.gateway()
         await plant.change(journal="all")
         keys = sorted(await plant.store.client.keys("*"))
-        entries = [await plant.store.client.xlen(key) for key in keys if await plant.store.client.type(key) == b"stream"]
+        entries = [
+            await plant.store.client.xlen(key)
+            for key in keys
+            if await plant.store.client.type(key) == b"stream"
+        ]
         before = (await plant.store.client.info("memory"))["used_memory"]
         reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
         for number in range(2_000):
@@ -240,7 +329,11 @@ async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -
 
         await until(flushed, within_s=10, otherwise="refused writes count as unflushed")
         after = (await plant.store.client.info("memory"))["used_memory"]
-        streams = [key for key in sorted(await plant.store.client.keys("*")) if await plant.store.client.type(key) == b"stream"]
+        streams = [
+            key
+            for key in sorted(await plant.store.client.keys("*"))
+            if await plant.store.client.type(key) == b"stream"
+        ]
         assert [await plant.store.client.xlen(key) for key in streams] == entries
         assert after - before < 2_000_000
         assert gateway.journaler.gaps == {}
@@ -253,8 +346,12 @@ def test_roles_need_users_of_their_own() -> None:
         Users(switch=RoleUser(source=Credentials(username="default", password_file=Path("x"))))
 
 
-async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login(plant: Plant) -> None:
-    """Until it was asked again, each stranger whose connection ended before an answer was an open gap, which blocked the way back."""
+async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login(
+    plant: Plant,
+) -> None:
+    """Until it was asked again, each stranger whose connection ended before an answer was an open
+    gap, which blocked the way back.
+    """
     for box in plant.boxes.values():
         box.client().execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
     try:

@@ -65,11 +65,19 @@ class Contract:
     async def test_it_can_be_proved(self, modern: Plant) -> None:
         await self.begin(modern)
         client = modern.app()
-        key = await prove((await modern.engine()).feed, client, modern.plan.rehearsal_prefix, within_s=10, undeclared=self.feed is not Feed.GATEWAY)
+        key = await prove(
+            (await modern.engine()).feed,
+            client,
+            modern.plan.rehearsal_prefix,
+            within_s=10,
+            undeclared=self.feed is not Feed.GATEWAY,
+        )
         await self.settled(modern)
         assert modern.boxes[Side.TARGET].client().get(key) is None
 
-    async def test_what_changes_after_a_position_is_told_and_nothing_before(self, modern: Plant) -> None:
+    async def test_what_changes_after_a_position_is_told_and_nothing_before(
+        self, modern: Plant
+    ) -> None:
         await self.begin(modern)
         app = modern.app()
         await app.set("before", 1)
@@ -131,7 +139,9 @@ class Contract:
 
         async def read() -> bool:
             return self.feed is Feed.GATEWAY or (
-                again._stream is not None and again._stream.connects == 1 and again._stream.gaps == self.gaps_by_restart
+                again._stream is not None
+                and again._stream.connects == 1
+                and again._stream.gaps == self.gaps_by_restart
             )
 
         await until(read, within_s=15, otherwise="it did not read on")
@@ -154,14 +164,21 @@ class _OfTheAuthority(Contract):
         source, target = modern.boxes[Side.SOURCE].client(), modern.boxes[Side.TARGET].client()
         source.set("bypass", 1)
         source.set("short", 1, px=200)
-        source.eval("redis.call('SET', 'undeclared', 'u') redis.call('SELECT', 2) redis.call('SET', 'in two', 2)", 0)
+        source.eval(
+            "redis.call('SET', 'undeclared', 'u') redis.call('SELECT', 2) redis.call('SET', 'in two', 2)",
+            0,
+        )
 
         async def gone() -> bool:
             return source.dbsize() == 2 and not source.exists("short")
 
         await until(gone, within_s=10, otherwise="the key did not expire")
         await self.settled(modern)
-        assert (target.get("bypass"), target.get("undeclared"), target.get("short")) == (b"1", b"u", None)
+        assert (target.get("bypass"), target.get("undeclared"), target.get("short")) == (
+            b"1",
+            b"u",
+            None,
+        )
         assert (await modern.verify()).divergences == []
 
     async def test_what_the_authority_evicts_is_removed(self, modern: Plant) -> None:
@@ -214,7 +231,9 @@ class TestTracking(_OfTheAuthority):
         source.execute_command("ACL", "SETUSER", "exodus", "-client|tracking")
         try:
             with pytest.raises(DecisionRefused) as refused:
-                await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed)
+                await begin_feed(
+                    modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed
+                )
             assert "client|tracking" in refused.value.why
         finally:
             source.execute_command("ACL", "SETUSER", "exodus", "+@all")
@@ -243,7 +262,9 @@ class TestNotifications(_OfTheAuthority):
         source = modern.boxes[Side.SOURCE].client()
         source.config_set("notify-keyspace-events", "Kg")
         with pytest.raises(DecisionRefused) as refused:
-            await begin_feed(modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed)
+            await begin_feed(
+                modern.store, modern.plan.model_copy(update={"feed": self.feed}), self.feed
+            )
         assert "notify-keyspace-events is 'gK', and AK is needed" in refused.value.why
         source.config_set("notify-keyspace-events", "")
 
@@ -252,7 +273,9 @@ class TestReplicationStream(_OfTheAuthority):
     feed = Feed.REPLICATION
 
     async def test_a_gap_has_everything_looked_at_again(self, modern: Plant) -> None:
-        """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a rescan of both sides."""
+        """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a
+        rescan of both sides.
+        """
         await self.begin(modern)
         app, source = modern.app(), modern.boxes[Side.SOURCE].client()
         await app.mset({f"k{number}": number for number in range(100)})
@@ -294,14 +317,21 @@ class TestReplicationStream(_OfTheAuthority):
         assert (syncer._stream.gaps, syncer._stream.connects > 1) == (0, True)
 
 
-async def test_a_server_that_would_have_to_save_everything_is_refused(make_server: Callable[..., Box]) -> None:
-    redis62 = make_server(ServerKind.REDIS_62)  # its own: one that ever had a replica has a backlog, and need not save anything
+async def test_a_server_that_would_have_to_save_everything_is_refused(
+    make_server: Callable[..., Box],
+) -> None:
+    # Its own: one that ever had a replica has a backlog, and need not save anything
+    redis62 = make_server(ServerKind.REDIS_62)
     with pytest.raises(DecisionRefused, match="cannot be the change feed"):
         await replication.check_allowed(Endpoint(Side.SOURCE, redis62.address()))
 
 
-async def test_a_stream_that_begins_late_is_proved_all_the_same(make_server, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    """A probe that is written before the save begins is in the data that is left away, and never in the stream."""
+async def test_a_stream_that_begins_late_is_proved_all_the_same(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
+    """A probe that is written before the save begins is in the data that is left away, and never in
+    the stream.
+    """
     source = make_server(ServerKind.REDIS_82, repl_diskless_sync_delay="2")
     plant = Plant(source, valkey91, control_server, tmp_path, feed=Feed.REPLICATION)
     await plant.open()
@@ -311,7 +341,13 @@ async def test_a_stream_that_begins_late_is_proved_all_the_same(make_server, val
         await plant.start_live_sync()
         client = source_client(source)
         plant.clients.append(client)
-        await prove((await plant.engine()).feed, client, plant.plan.rehearsal_prefix, within_s=15, undeclared=True)
+        await prove(
+            (await plant.engine()).feed,
+            client,
+            plant.plan.rehearsal_prefix,
+            within_s=15,
+            undeclared=True,
+        )
         assert await client.dbsize() == 0
     finally:
         await plant.close()
@@ -327,7 +363,9 @@ async def test_a_stream_that_begins_late_is_proved_all_the_same(make_server, val
         (["-psync", "-client|tracking", "-eval"], "AK", Feed.GATEWAY),
     ],
 )
-async def test_the_most_complete_feed_that_a_side_allows_is_chosen(modern: Plant, rules: list[str], notifies: str, wanted: Feed) -> None:
+async def test_the_most_complete_feed_that_a_side_allows_is_chosen(
+    modern: Plant, rules: list[str], notifies: str, wanted: Feed
+) -> None:
     source = modern.boxes[Side.SOURCE].client()
     source.config_set("notify-keyspace-events", notifies)
     if rules:
@@ -353,22 +391,31 @@ async def test_an_older_source_pushes_what_it_would_have_to_save(plant: Plant) -
     assert "leave the data away" in chosen[Side.SOURCE].refused[Feed.REPLICATION]
 
 
-async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_not(plant: Plant) -> None:
+async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_not(
+    plant: Plant,
+) -> None:
     named = plant.plan.model_copy(update={"feed": Feed.NOTIFICATIONS})
     assert (await choose_feed(named, Side.SOURCE)).feed is Feed.NOTIFICATIONS
     fenced = plant.plan.model_copy(update={"fence": Fencing(source=FenceKind.REPLICA)})
     found = await choose_feed(fenced, Side.SOURCE)
-    assert (found.feed, set(found.refused.values())) == (Feed.GATEWAY, {"it does not go with the one fence that the source allows, replica"})
+    assert (found.feed, set(found.refused.values())) == (
+        Feed.GATEWAY,
+        {"it does not go with the one fence that the source allows, replica"},
+    )
 
 
 async def test_each_direction_has_the_feed_that_its_authority_allows(plant: Plant) -> None:
-    """There by client tracking, back by the replication stream: a script's undeclared keys come over both."""
+    """There by client tracking, back by the replication stream: a script's undeclared keys come
+    over both.
+    """
     chosen = await choose_feeds(plant.store, plant.plan)
     await plant.gateway()
     await plant.syncer()
     await begin_feed(plant.store, plant.plan, chosen[Side.SOURCE].feed)
     route = await read_route(plant.store)
-    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, route.writer_epoch)
+    await set_writer_epoch(
+        Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, route.writer_epoch
+    )
     await plant.change(journal="all", sync=True, feed=chosen[Side.SOURCE].feed)
     app = plant.app()
     script = "for i = 1, 50 do redis.call('SET', ARGV[1] .. i, i) end"

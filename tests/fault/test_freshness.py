@@ -1,4 +1,6 @@
-"""What is verified since its last write, what is dirty, what was never verified: exact through writes, restarts, flushes and passes."""
+"""What is verified since its last write, what is dirty, what was never verified: exact through
+writes, restarts, flushes and passes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ _PASS = Pass(at_ms=1, positions={0: "5-0"}, keys=10)
 
 
 def _entry(entry_id: bytes, *names: bytes, barrier: bool = False) -> Changes:
-    return Changes(keys=[(0, name) for name in names], last_id=entry_id, barriers=[Barrier("flushall")] if barrier else [])
+    return Changes(
+        keys=[(0, name) for name in names],
+        last_id=entry_id,
+        barriers=[Barrier("flushall")] if barrier else [],
+    )
 
 
 def test_a_key_written_again_while_it_was_compared_stays_dirty() -> None:
@@ -40,7 +46,9 @@ def test_a_newer_pass_speaks_for_what_was_written_before_it() -> None:
     assert list(dirty.keys) == [(0, b"b")]
 
 
-def test_more_dirty_keys_than_are_kept_count_as_never_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_dirty_keys_than_are_kept_count_as_never_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(recheck, "DIRTY_KEYS_MAX", 2)
     dirty = DirtyKeys(_PASS)
     dirty.note(_entry(b"6-0", b"a", b"b", b"c"))
@@ -49,15 +57,30 @@ def test_more_dirty_keys_than_are_kept_count_as_never_verified(monkeypatch: pyte
 
 
 def test_without_a_pass_nothing_is_verified() -> None:
-    assert str(Freshness(keys=0, dirty=0, oldest_dirty_s=0, never=0, pass_age_s=None)) == "never verified"
-    assert str(Freshness(keys=10_000, dirty=2, oldest_dirty_s=40, never=0, pass_age_s=60)) == "99.98 % verified, 2 dirty, oldest 40 s"
-    gap = Freshness(keys=10_000_000, dirty=0, oldest_dirty_s=0, never=0, pass_age_s=60, gaps=("scripts whose keys are not known",))
+    assert (
+        str(Freshness(keys=0, dirty=0, oldest_dirty_s=0, never=0, pass_age_s=None))
+        == "never verified"
+    )
+    assert (
+        str(Freshness(keys=10_000, dirty=2, oldest_dirty_s=40, never=0, pass_age_s=60))
+        == "99.98 % verified, 2 dirty, oldest 40 s"
+    )
+    gap = Freshness(
+        keys=10_000_000,
+        dirty=0,
+        oldest_dirty_s=0,
+        never=0,
+        pass_age_s=60,
+        gaps=("scripts whose keys are not known",),
+    )
     assert str(gap) == "99.99 % verified, 0 dirty, 1 OPEN GAP: scripts whose keys are not known"
     assert gap.share < 1
 
 
 @pytest.mark.fault
-async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_dirty_keys_are_compared_and_forgotten(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     source.mset({f"k{number}": number for number in range(500)})
     await plant.gateway()
@@ -90,7 +113,9 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
 
     async def counted() -> bool:
         keepers = [syncer._lanes._keeper for syncer, _ in plant.syncers.values()]
-        return sum(len(dirty.keys) for keeper in keepers for dirty in keeper.partitions.values()) == 21
+        return (
+            sum(len(dirty.keys) for keeper in keepers for dirty in keeper.partitions.values()) == 21
+        )
 
     await until(counted, within_s=10, otherwise="not every written key is dirty")
     # A restart forgets nothing: the journal since the pass is read again.
@@ -99,7 +124,8 @@ async def test_dirty_keys_are_compared_and_forgotten(plant: Plant, monkeypatch: 
     gate.set()
     syncer.stop()
     await task
-    target.set("k5", "spoiled")  # while nobody looks: it was written since the pass, so it is compared, and found
+    # While nobody looks: it was written since the pass, so it is compared, and found
+    target.set("k5", "spoiled")
     await plant.syncer("syncer-2")
 
     async def one_left() -> bool:
@@ -127,7 +153,8 @@ async def test_after_a_flush_a_new_pass_is_needed(plant: Plant) -> None:
 
     async def unknown() -> bool:
         state = await read_freshness(plant.store, plant.plan.partitions)
-        return state.never > 0 and state.overflowed > 0  # nobody need wait for lanes: only a pass can tell
+        # Nobody need wait for lanes: only a pass can tell
+        return state.never > 0 and state.overflowed > 0
 
     await until(unknown, within_s=15, otherwise="the flush changed nothing")
     await plant.app().set("new", 1)

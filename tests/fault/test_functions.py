@@ -29,15 +29,24 @@ async def _plant(source: Box, target: Box, control: Box, folder: Path) -> AsyncI
         await plant.close()
 
 
-async def test_libraries_follow_the_authority(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_libraries_follow_the_authority(
+    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
     async with _plant(redis82, valkey91, control_server, tmp_path) as plant:
         with redis82.client() as source, valkey91.client() as target:
             for client in (source, target):
                 client.function_flush()
             source.function_load(_CODE)
-            target.function_load("#!lua name=own\nredis.register_function('mine', function() return 1 end)")
+            target.function_load(
+                "#!lua name=own\nredis.register_function('mine', function() return 1 end)"
+            )
             found = await carry_functions(await plant.engine())
-            assert (found.carried, found.equal, found.failed, found.extra) == (["shop"], [], {}, ["own"])
+            assert (found.carried, found.equal, found.failed, found.extra) == (
+                ["shop"],
+                [],
+                {},
+                ["own"],
+            )
             assert target.fcall("price", 1, "k", 5) == 5
             assert (await carry_functions(await plant.engine())).equal == ["shop"]
             source.function_load(_OTHER, replace=True)
@@ -52,7 +61,9 @@ async def test_libraries_follow_the_authority(redis82: Box, valkey91: Box, contr
                 client.function_flush()
 
 
-async def test_a_follower_without_functions_is_named(redis82: Box, redis62: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_a_follower_without_functions_is_named(
+    redis82: Box, redis62: Box, control_server: Box, tmp_path: Path
+) -> None:
     async with _plant(redis82, redis62, control_server, tmp_path) as plant:
         with redis82.client() as source:
             source.function_flush()
@@ -64,6 +75,8 @@ async def test_a_follower_without_functions_is_named(redis82: Box, redis62: Box,
             source.function_flush()
 
 
-async def test_an_authority_without_functions_has_none_to_carry(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_an_authority_without_functions_has_none_to_carry(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
     async with _plant(redis62, valkey91, control_server, tmp_path) as plant:
         assert (await carry_functions(await plant.engine())).as_rows() == []

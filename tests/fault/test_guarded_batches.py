@@ -1,4 +1,6 @@
-"""A batch of writes under its guard: answers that are known beforehand are not taken apart, all others are, and neither disturbs what follows."""
+"""A batch of writes under its guard: answers that are known beforehand are not taken apart, all
+others are, and neither disturbs what follows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ TIMED = 3_000
 
 @pytest.mark.parametrize("db", [0, 3])
 @pytest.mark.parametrize("guarded", [False, True])
-async def test_answers_that_were_expected_and_others_follow_each_other(valkey91: Box, db: int, guarded: bool) -> None:
+async def test_answers_that_were_expected_and_others_follow_each_other(
+    valkey91: Box, db: int, guarded: bool
+) -> None:
     follower = Endpoint(Side.TARGET, valkey91.address())
     await set_writer_epoch(follower, "batches", 7)
     guard = Guard(((guard_key("batches"), b"7"),)) if guarded else Guard()
@@ -44,7 +48,9 @@ async def test_answers_that_were_expected_and_others_follow_each_other(valkey91:
         assert client.get("k2") == b"2"
 
 
-async def test_expiries_of_many_keys_are_read_to_the_millisecond_without_pexpiretime(redis62: Box) -> None:
+async def test_expiries_of_many_keys_are_read_to_the_millisecond_without_pexpiretime(
+    redis62: Box,
+) -> None:
     begin_ms = 1_900_000_000_000
     with redis62.client() as client:
         pipe = client.pipeline(transaction=False)

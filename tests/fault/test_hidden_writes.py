@@ -1,4 +1,6 @@
-"""Requests that once hid a write from the journal, on real servers: each is marked, or is a gap, before a hold says "flushed"."""
+"""Requests that once hid a write from the journal, on real servers: each is marked, or is a gap,
+before a hold says "flushed".
+"""
 
 from __future__ import annotations
 
@@ -70,11 +72,17 @@ async def journalled(plant: Plant) -> Plant:
 
 @pytest_asyncio.fixture
 async def renaming(
-    request: pytest.FixtureRequest, make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path
+    request: pytest.FixtureRequest,
+    make_server: Callable[..., Box],
+    valkey91: Box,
+    control_server: Box,
+    tmp_path: Path,
 ) -> AsyncIterator[Plant]:
     """A source that calls FLUSHALL and HSET by other names, and what the test names."""
     more = "".join(f"\nrename-command {name}" for name in getattr(request, "param", []))
-    source = make_server(ServerKind.REDIS_62, rename_command=f"FLUSHALL xflush\nrename-command HSET xhset{more}")
+    source = make_server(
+        ServerKind.REDIS_62, rename_command=f"FLUSHALL xflush\nrename-command HSET xhset{more}"
+    )
     plant = Plant(source, valkey91, control_server, tmp_path)
     await plant.open()
     await plant.gateway()
@@ -84,11 +92,25 @@ async def renaming(
 
 
 @pytest.mark.parametrize(
-    "request_", [("MOVE", "k", 70000), ("COPY", "k", "l", "DB", 70000), ("SELECT", 70000), ("SWAPDB", 0, 70000), ("SELECT", "9" * 5000)], ids=str
+    "request_",
+    [
+        ("MOVE", "k", 70000),
+        ("COPY", "k", "l", "DB", 70000),
+        ("SELECT", 70000),
+        ("SWAPDB", 0, 70000),
+        ("SELECT", "9" * 5000),
+    ],
+    ids=str,
 )
-async def test_a_database_that_is_not_there_drops_no_batch(journalled: Plant, request_: tuple[object, ...]) -> None:
-    """A2: packing such a key raised, and the batch with the write behind it was gone, with nothing unflushed."""
-    changes = await _changes(journalled, lambda: _talk(journalled.port, encode(*request_) + encode("SET", "behind", "v")))
+async def test_a_database_that_is_not_there_drops_no_batch(
+    journalled: Plant, request_: tuple[object, ...]
+) -> None:
+    """A2: packing such a key raised, and the batch with the write behind it was gone, with nothing
+    unflushed.
+    """
+    changes = await _changes(
+        journalled, lambda: _talk(journalled.port, encode(*request_) + encode("SET", "behind", "v"))
+    )
     assert (0, b"behind") in changes.keys
     assert {db for db, _ in changes.keys} <= {0}
     assert not changes.barriers
@@ -111,31 +133,64 @@ async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> No
 
 
 @pytest.mark.parametrize("renaming", [["SELECT xselect"]], indirect=True)
-async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(renaming: Plant) -> None:
+async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(
+    renaming: Plant,
+) -> None:
     """Its first use changed the session before anybody knew."""
     await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2)))
     assert _gaps(renaming)
-    changes = await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2) + encode("SET", "k", "v")))
+    changes = await _changes(
+        renaming, lambda: _talk(renaming.port, encode("xselect", 2) + encode("SET", "k", "v"))
+    )
     assert changes.keys == [(2, b"k")]
 
 
-async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(journalled: Plant) -> None:
+async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(
+    journalled: Plant,
+) -> None:
     """Principle 4; also where it is invented."""
-    data = encode_many([("NOSUCH", "k", "v"), ("SET", "k"), ("LPUSH", "k"), ("FLUSHALL", "BAD"), ("EVAL", "return (", 1, "k")])
-    changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", "s", "v"), data + encode("LPUSH", "s", "x")))
+    data = encode_many(
+        [
+            ("NOSUCH", "k", "v"),
+            ("SET", "k"),
+            ("LPUSH", "k"),
+            ("FLUSHALL", "BAD"),
+            ("EVAL", "return (", 1, "k"),
+        ]
+    )
+    changes = await _changes(
+        journalled,
+        lambda: _talk(journalled.port, encode("SET", "s", "v"), data + encode("LPUSH", "s", "x")),
+    )
     assert (changes.keys, changes.barriers) == ([(0, b"s")], [])
     assert not _gaps(journalled)
 
 
-@pytest.mark.parametrize("silence", [("CLIENT", "REPLY", "OFF"), ("CLIENT", "REPLY", "SKIP")], ids=lambda words: words[-1])
-@pytest.mark.parametrize("work", [(("FLUSHALL",),), (("FLUSHDB",),), (("SWAPDB", 0, 1),), (("MULTI",), ("FLUSHDB",), ("EXEC",))], ids=str)
-async def test_a_flush_with_replies_off_is_a_barrier(journalled: Plant, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]) -> None:
+@pytest.mark.parametrize(
+    "silence",
+    [("CLIENT", "REPLY", "OFF"), ("CLIENT", "REPLY", "SKIP")],
+    ids=lambda words: words[-1],
+)
+@pytest.mark.parametrize(
+    "work",
+    [(("FLUSHALL",),), (("FLUSHDB",),), (("SWAPDB", 0, 1),), (("MULTI",), ("FLUSHDB",), ("EXEC",))],
+    ids=str,
+)
+async def test_a_flush_with_replies_off_is_a_barrier(
+    journalled: Plant, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]
+) -> None:
     """A5: flushed keys came back at the cutover."""
-    changes = await _changes(journalled, lambda: _talk(journalled.port, encode(*silence) + encode_many(work)))
-    assert [barrier.what for barrier in changes.barriers] == [work[-2 if len(work) > 1 else 0][0].lower()]
+    changes = await _changes(
+        journalled, lambda: _talk(journalled.port, encode(*silence) + encode_many(work))
+    )
+    assert [barrier.what for barrier in changes.barriers] == [
+        work[-2 if len(work) > 1 else 0][0].lower()
+    ]
 
 
-async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(journalled: Plant) -> None:
+async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(
+    journalled: Plant,
+) -> None:
     """A5: EXEC was under way, and its barrier stood in no intent log."""
     gateway, _ = journalled.gateways["gw-1"]
     source = journalled.boxes[Side.SOURCE]
@@ -175,7 +230,12 @@ async def test_a_request_that_only_the_server_can_read_is_a_gap_from_its_first_b
 
 async def test_a_request_that_nobody_can_read_is_no_gap(journalled: Plant) -> None:
     """Else every stranger could block a cutover."""
-    for data in (b'ECHO "a"b\r\n', b"*1\r\n+oops\r\n", b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$2000000000\r\n", b"*" + b"9" * 70_000):
+    for data in (
+        b'ECHO "a"b\r\n',
+        b"*1\r\n+oops\r\n",
+        b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$2000000000\r\n",
+        b"*" + b"9" * 70_000,
+    ):
         assert b"Protocol error" in await _talk(journalled.port, data)
     await journalled.flushed()
     assert not _gaps(journalled)
@@ -191,11 +251,15 @@ async def test_a_value_that_is_announced_too_long_is_refused_at_once(journalled:
 
 async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: Plant) -> None:
     """A3: a script that declares one key and writes two looked like a write of one."""
-    script = encode("EVAL", "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')", 1, "declared")
+    script = encode(
+        "EVAL", "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')", 1, "declared"
+    )
     changes = await _changes(journalled, lambda: _talk(journalled.port, script))
     assert changes.keys == [(0, b"declared")]
     assert _gaps(journalled) == {SCRIPTS}
-    assert [name.decode() for name in await journalled.store.client.hkeys(journalled.store.keys.gap)] == [f"gw-1: {SCRIPTS}"]
+    assert [
+        name.decode() for name in await journalled.store.client.hkeys(journalled.store.keys.gap)
+    ] == [f"gw-1: {SCRIPTS}"]
 
 
 @pytest_asyncio.fixture
@@ -207,8 +271,12 @@ async def migrating(plant: Plant) -> Plant:
 
 
 @pytest.mark.parametrize("command", ["SCAN", "HSCAN", "SSCAN", "ZSCAN"])
-async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_nothing(migrating: Plant, command: str) -> None:
-    """A11: a cursor of the old side, sent on another connection after the switch, skipped a fifth of the elements."""
+async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_nothing(
+    migrating: Plant, command: str
+) -> None:
+    """A11: a cursor of the old side, sent on another connection after the switch, skipped a fifth
+    of the elements.
+    """
     app = migrating.app()
     names = [f"element:{number}" for number in range(5_000)]
     for start in range(0, len(names), 500):
@@ -242,7 +310,9 @@ async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_no
         seen.update(found)
         pages += 1
         if pages in (10, 30):
-            done = await switch.apply(migrating.store, migrating.plan, Side.TARGET if pages == 10 else Side.SOURCE)
+            done = await switch.apply(
+                migrating.store, migrating.plan, Side.TARGET if pages == 10 else Side.SOURCE
+            )
             assert done.switched
             generation = done.route.generation
             assert generation == (1 if pages == 10 else 2)
@@ -254,7 +324,9 @@ async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_no
     assert int(following) >> CURSOR_BITS == 2
 
 
-async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch(migrating: Plant) -> None:
+async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch(
+    migrating: Plant,
+) -> None:
     """A13: the client believes that its script is loaded, since its connection never broke."""
     app = migrating.app(single_connection_client=True)
     loaded = await app.script_load("return redis.call('INCR', KEYS[1])")
@@ -266,7 +338,8 @@ async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch
         return await migrating.store.client.hlen(migrating.store.keys.scripts) == 2
 
     await until(kept, within_s=5, otherwise="the texts were never kept")
-    await migrating.store.client.delete(migrating.store.keys.gap)  # of the scripts, which the drained journal covers here
+    # Of the scripts, which the drained journal covers here
+    await migrating.store.client.delete(migrating.store.keys.gap)
     gateway.journaler.gaps.clear()
     raw = migrating.app(single_connection_client=True)
     await raw.execute_command("MULTI")
@@ -291,7 +364,14 @@ async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrat
     """A later HELLO without one took its place, and the session was `default` on the target."""
     for box in migrating.boxes.values():
         with box.client() as client:
-            client.acl_setuser("shop", reset=True, enabled=True, passwords=["+pw"], keys=["shop:*"], commands=["+@all"])
+            client.acl_setuser(
+                "shop",
+                reset=True,
+                enabled=True,
+                passwords=["+pw"],
+                keys=["shop:*"],
+                commands=["+@all"],
+            )
     try:
         app = redis.Redis(port=migrating.port, single_connection_client=True, protocol=2)
         await app.execute_command("HELLO", 2, "AUTH", "shop", "pw")
@@ -309,20 +389,33 @@ async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrat
 async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
     """A14: a key of 70 kB was a gap that opened again at each write of it."""
     long: Key = (0, b"k" * 70_000)
-    changes = await _changes(journalled, lambda: _talk(journalled.port, encode("SET", long[1], "v") + encode("MSET", "a", "1", long[1], "2")))
+    changes = await _changes(
+        journalled,
+        lambda: _talk(
+            journalled.port, encode("SET", long[1], "v") + encode("MSET", "a", "1", long[1], "2")
+        ),
+    )
     assert set(changes.keys) == {long, (0, b"a")}
     assert not _gaps(journalled)
 
 
-async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(migrating: Plant) -> None:
-    """Principle 6: behind a MULTI that is refused, its requests would be executed one by one, before any EXEC."""
+async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(
+    migrating: Plant,
+) -> None:
+    """Principle 6: behind a MULTI that is refused, its requests would be executed one by one,
+    before any EXEC.
+    """
     target = migrating.boxes[Side.TARGET]
     for box in migrating.boxes.values():
         with box.client() as client:
             commands = ["+@all", "-multi"] if box is target else ["+@all"]
-            client.acl_setuser("shop", reset=True, enabled=True, passwords=["+pw"], keys=["*"], commands=commands)
+            client.acl_setuser(
+                "shop", reset=True, enabled=True, passwords=["+pw"], keys=["*"], commands=commands
+            )
     try:
-        app = redis.Redis(port=migrating.port, single_connection_client=True, username="shop", password="pw")
+        app = redis.Redis(
+            port=migrating.port, single_connection_client=True, username="shop", password="pw"
+        )
         await app.execute_command("MULTI")
         await app.execute_command("INCR", "ahead")
         done = await switch.apply(migrating.store, migrating.plan, Side.TARGET)

@@ -1,4 +1,6 @@
-"""200 clients without a login do at once whatever a stranger can, while the self-checking application runs through a cutover and back."""
+"""200 clients without a login do at once whatever a stranger can, while the self-checking
+application runs through a cutover and back.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ pytestmark = pytest.mark.fault
 SOAK_S = float(os.environ.get("SOAK_S") or (300 if FULL else 12))
 CLIENTS = 200
 RSS_BYTES_MAX = 250 * 1024 * 1024  # of a gateway, whatever strangers send
-STORE_BYTES_MAX = 32 * 1024 * 1024  # by which the control store grows: the application's own journal
+# By which the control store grows: the application's own journal
+STORE_BYTES_MAX = 32 * 1024 * 1024
 _PASSWORD = "application"
 _ATTEMPTS = 3  # of a switch: strangers may cost one its time limit, and it is then undone
 
@@ -35,8 +38,17 @@ _ATTEMPTS = 3  # of a switch: strangers may cost one its time limit, and it is t
 async def _strangers(ports: list[int], seconds: float) -> AsyncIterator[dict[str, int]]:
     """What they did, once it has ended."""
     done: dict[str, int] = {}
-    command = [sys.executable, "-m", "tests.support.strangers", str(seconds), str(CLIENTS), *map(str, ports)]
-    process = await asyncio.create_subprocess_exec("nice", "-n", "19", *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.strangers",
+        str(seconds),
+        str(CLIENTS),
+        *map(str, ports),
+    ]
+    process = await asyncio.create_subprocess_exec(
+        "nice", "-n", "19", *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
     try:
         yield done
         assert process.stdout is not None
@@ -71,18 +83,30 @@ async def _switch(fleet: Fleet, to: Side) -> list[str]:
         switcher = fleet.switcher(to)
         await switcher.start()
         ended = await switcher.ended()
-        outcomes.append(str(ended["outcome"]) if ended["outcome"] == "switched" else f"{ended['outcome']}: {ended.get('what')}: {ended.get('why')}")
+        outcomes.append(
+            str(ended["outcome"])
+            if ended["outcome"] == "switched"
+            else f"{ended['outcome']}: {ended.get('what')}: {ended.get('why')}"
+        )
         await fleet.settled()
     assert outcomes[-1] == "switched", outcomes
     return outcomes
 
 
 def _rss(fleet: Fleet) -> dict[str, int]:
-    return {name: psutil.Process(member.process.pid).memory_info().rss for name, member in fleet.members.items() if name.startswith("gateway")}
+    return {
+        name: psutil.Process(member.process.pid).memory_info().rss
+        for name, member in fleet.members.items()
+        if name.startswith("gateway")
+    }
 
 
-async def test_a_cutover_and_a_rollback_among_hostile_clients(make_server, tmp_path: Path, record_property) -> None:
-    """Memory is bounded, both switches succeed, nothing is lost. What it cost the application is told, and not judged here."""
+async def test_a_cutover_and_a_rollback_among_hostile_clients(
+    make_server, tmp_path: Path, record_property
+) -> None:
+    """Memory is bounded, both switches succeed, nothing is lost. What it cost the application is
+    told, and not judged here.
+    """
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     for box in (source, target):
@@ -94,7 +118,8 @@ async def test_a_cutover_and_a_rollback_among_hostile_clients(make_server, tmp_p
         application = await fleet.application(password=_PASSWORD)
         await application.flows()
         without = await _latencies_ms(fleet.ports[0], SOAK_S / 4)
-        async with _strangers([source.port], SOAK_S / 4):  # what they cost on this machine without a gateway of ours in their way
+        # What they cost on this machine without a gateway of ours in their way
+        async with _strangers([source.port], SOAK_S / 4):
             await asyncio.sleep(SOAK_S / 20)
             beside = await _latencies_ms(fleet.ports[0], SOAK_S / 6)
         stored = control.client().info("memory")["used_memory"]
@@ -119,7 +144,9 @@ async def test_a_cutover_and_a_rollback_among_hostile_clients(make_server, tmp_p
         record_property("facts", json.dumps(facts))
         print(json.dumps(facts, indent=1))
         for act in ACTS:
-            assert done.get(act.__name__, 0) + done.get(f"{act.__name__}, cut off", 0) > 0, "a stranger never came to it"
+            assert done.get(act.__name__, 0) + done.get(f"{act.__name__}, cut off", 0) > 0, (
+                "a stranger never came to it"
+            )
         assert (SOAK_S < 10) or done["pipelined_inline"] * INLINE_COMMANDS >= 900_000 or not FULL
         await fleet.agrees(application)
         await application.end()

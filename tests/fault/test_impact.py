@@ -1,4 +1,6 @@
-"""What the servers may bear: a budget that is kept and can be changed while running, and a target without room."""
+"""What the servers may bear: a budget that is kept and can be changed while running, and a target
+without room.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,11 @@ def _fill(plant: Plant, keys: int, value: str) -> None:
     pipe.execute()
 
 
-async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)  # at every probe, so that the copy is not over before the budget bites
+async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At every probe, so that the copy is not over before the budget bites
+    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
     _fill(plant, 60_000, "x" * 100)
     plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
     await plant.start_live_sync()
@@ -39,7 +44,10 @@ async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_anot
     copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
 
     async def slowed() -> bool:
-        return any(report.pause_ms >= 4 and "of a core, 0 % are allowed" in report.why for report in await read_paces(plant.store))
+        return any(
+            report.pause_ms >= 4 and "of a core, 0 % are allowed" in report.why
+            for report in await read_paces(plant.store)
+        )
 
     await until(slowed, within_s=30, otherwise="the backfill was not slowed, or did not say so")
     assert not copying.done()
@@ -56,7 +64,9 @@ _SPIN = "local n = 0 for i = 1, 300000 do n = n + i end return n"
 async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
     plant: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Applications that use a whole core, before it begins or only later, do not slow the copy. What it adds itself does."""
+    """Applications that use a whole core, before it begins or only later, do not slow the copy.
+    What it adds itself does.
+    """
     monkeypatch.setattr(impact, "REST_EVERY_MS", 2_000)
     caplog.set_level("INFO", logger="exodus.copy.impact")
     source = plant.boxes[Side.SOURCE]
@@ -71,13 +81,27 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
         await reader.turn()
         return (reader.applications or 0.0) > 0.4
 
-    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), Budget(cpu_share_max=0.3), what="test") as reader:
+    async with Pace(
+        plant.store,
+        Endpoint(Side.SOURCE, plant.plan.source),
+        Budget(cpu_share_max=0.3),
+        what="test",
+    ) as reader:
         assert reader.applications is not None
         assert reader.applications < 0.3
         spinning = asyncio.create_task(asyncio.to_thread(spin))
         try:
-            await until(lambda: busy(reader), within_s=20, otherwise="the applications' load was never measured")
-            async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), Budget(cpu_share_max=0.3), what="later") as later:
+            await until(
+                lambda: busy(reader),
+                within_s=20,
+                otherwise="the applications' load was never measured",
+            )
+            async with Pace(
+                plant.store,
+                Endpoint(Side.SOURCE, plant.plan.source),
+                Budget(cpu_share_max=0.3),
+                what="later",
+            ) as later:
                 assert later.applications is not None
                 assert later.applications > 0.4, "who begins while another is at work is told by it"
 
@@ -92,13 +116,17 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
             await spinning
         # The load is Exodus's own now: its reads come with its turns.
         await set_budget(plant.store, Budget(cpu_share_max=0.05))
-        async with await Endpoint(Side.SOURCE, plant.plan.source).connect(name="exodus-test") as leg:
+        async with await Endpoint(Side.SOURCE, plant.plan.source).connect(
+            name="exodus-test"
+        ) as leg:
 
             async def slowed() -> bool:
                 for _ in range(20):
                     await reader.turn()
                     await leg.call("EVAL", _SPIN, 0)
-                told = any("throttled: Exodus adds" in record.getMessage() for record in caplog.records)
+                told = any(
+                    "throttled: Exodus adds" in record.getMessage() for record in caplog.records
+                )
                 return told and reader.turns_delayed > 3
 
             await until(slowed, within_s=30, otherwise="Exodus's own load did not slow it")
@@ -110,12 +138,16 @@ async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:
     """Something else blocks the server: bulk readers give way."""
     source = plant.boxes[Side.SOURCE].client()
     budget = Budget(probe_ms_added_max=5.0)
-    async with Pace(plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test") as reader:
+    async with Pace(
+        plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test"
+    ) as reader:
         await reader.turn()
         assert reader.turns_delayed == 0
 
         async def gives_way() -> bool:
-            await asyncio.to_thread(source.eval, "local n = 0 for i = 1, 4000000 do n = n + i end return n", 0)
+            await asyncio.to_thread(
+                source.eval, "local n = 0 for i = 1, 4000000 do n = n + i end return n", 0
+            )
             await reader.turn()
             return reader.turns_delayed > 0 and "the probe's p99" in reader.why
 
@@ -147,11 +179,15 @@ async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(pl
         target.config_set("maxmemory", 0)
 
 
-async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(plant: Plant, make_server, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
+    plant: Plant, make_server, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
     monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
     _fill(plant, 60_000, "x" * 500)
-    plant.plan = plant.plan.model_copy(update={"budget": Budget(replica_behind_mb_max=1), "slices": 1})
+    plant.plan = plant.plan.model_copy(
+        update={"budget": Budget(replica_behind_mb_max=1), "slices": 1}
+    )
     target, replica = plant.boxes[Side.TARGET], make_server(ServerKind.VALKEY_91)
     replica.client().replicaof("127.0.0.1", target.port)
 
@@ -168,7 +204,10 @@ async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(plant: P
         copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
 
         async def waits() -> bool:
-            return any("MB behind, 1 MB are allowed" in report.why for report in await read_paces(plant.store))
+            return any(
+                "MB behind, 1 MB are allowed" in report.why
+                for report in await read_paces(plant.store)
+            )
 
         await until(waits, within_s=30, otherwise="the copy did not wait, or did not say why")
         assert not copying.done()

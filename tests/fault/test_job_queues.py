@@ -1,7 +1,7 @@
 """Job queues go through a whole migration, there and back: no job is lost, and none is done twice.
 
-Their scripts compute keys that no request declares, so this holds only where the change feed hears of them, or every
-key is compared while writes are held (tests/support/jobs has the programs).
+Their scripts compute keys that no request declares, so this holds only where the change feed hears
+of them, or every key is compared while writes are held (tests/support/jobs has the programs).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ RUN_S = 20.0 if FULL else 3.0
 
 
 @pytest_asyncio.fixture(params=[Feed.AUTO, Feed.GATEWAY], ids=str)
-async def served(request: pytest.FixtureRequest, redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def served(
+    request: pytest.FixtureRequest, redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     plant = Plant(redis62, valkey91, control_server, tmp_path, feed=request.param)
     await plant.open()
     await plant.gateway()
@@ -52,7 +54,9 @@ async def _migrate(plant: Plant) -> Feed:
 
 
 @pytest.mark.parametrize("program", PROGRAM_NAMES)
-async def test_no_job_is_lost_and_none_is_done_twice(served: Plant, program: str, tmp_path: Path) -> None:
+async def test_no_job_is_lost_and_none_is_done_twice(
+    served: Plant, program: str, tmp_path: Path
+) -> None:
     jobs = Jobs(program, served.port, tmp_path / "jobs")
     try:
         await jobs.more(20)

@@ -1,4 +1,6 @@
-"""The journal's promise: a batch is unflushed until it is in the journal, the spool or a gap, and what the store lost is noticed."""
+"""The journal's promise: a batch is unflushed until it is in the journal, the spool or a gap, and
+what the store lost is noticed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ async def journalled(plant: Plant) -> set[Key]:
 
 
 async def gaps(plant: Plant) -> set[str]:
-    return {name.decode().partition(": ")[2] for name in await plant.store.client.hkeys(plant.store.keys.gap)}
+    return {
+        name.decode().partition(": ")[2]
+        for name in await plant.store.client.hkeys(plant.store.keys.gap)
+    }
 
 
 async def opened(plant: Plant, part: str) -> None:
@@ -45,7 +50,9 @@ async def opened(plant: Plant, part: str) -> None:
     await until(there, within_s=15, otherwise=f"no gap was opened for {part!r}")
 
 
-async def test_a_batch_that_cannot_be_journalled_is_a_gap_before_the_gateway_says_flushed(plant: Plant) -> None:
+async def test_a_batch_that_cannot_be_journalled_is_a_gap_before_the_gateway_says_flushed(
+    plant: Plant,
+) -> None:
     gateway = await plant.gateway()
     await plant.change(journal=JournalMode.ALL)
     gateway.mark([(0, b"acknowledged"), (NO_SERVER_HAS_IT, b"k")], Barrier("flushdb", (3,)))
@@ -56,15 +63,20 @@ async def test_a_batch_that_cannot_be_journalled_is_a_gap_before_the_gateway_say
     assert (0, b"later") in await journalled(plant)
 
 
-async def test_a_spooled_batch_that_cannot_be_journalled_is_a_gap_and_the_next_one_follows(plant: Plant, tmp_path: Path) -> None:
+async def test_a_spooled_batch_that_cannot_be_journalled_is_a_gap_and_the_next_one_follows(
+    plant: Plant, tmp_path: Path
+) -> None:
     spool = Spool(tmp_path / "gw-1")
-    assert spool.append([(0, b"first")], [Barrier("x" * (600 * 1024 * 1024 // 4))]) is True  # no store takes such an entry
+    # No store takes such an entry
+    assert spool.append([(0, b"first")], [Barrier("x" * (600 * 1024 * 1024 // 4))]) is True
     assert spool.append([(0, b"second")], [])
     plant.control.client().config_set("proto-max-bulk-len", 1024 * 1024)
     try:
         gateway = await plant.gateway()
         await asyncio.sleep(1)
-        assert gateway.journaler.unflushed, "it is not said to be flushed while the store refuses it"
+        assert gateway.journaler.unflushed, (
+            "it is not said to be flushed while the store refuses it"
+        )
     finally:
         plant.control.client().config_set("proto-max-bulk-len", 512 * 1024 * 1024)
     await plant.flushed()
@@ -72,7 +84,9 @@ async def test_a_spooled_batch_that_cannot_be_journalled_is_a_gap_and_the_next_o
 
 
 @pytest.mark.parametrize("torn", ["spool", "intents"])
-async def test_a_damaged_file_is_a_gap_that_keeps_the_cutover_from_being_made(plant: Plant, tmp_path: Path, torn: str) -> None:
+async def test_a_damaged_file_is_a_gap_that_keeps_the_cutover_from_being_made(
+    plant: Plant, tmp_path: Path, torn: str
+) -> None:
     folder = tmp_path / "gw-1"
     if torn == "spool":
         assert Spool(folder).append([(0, b"lost")], [])
@@ -95,7 +109,9 @@ async def test_a_damaged_file_is_a_gap_that_keeps_the_cutover_from_being_made(pl
     assert not (folder / "spool.log").exists()
 
 
-async def test_a_gap_survives_the_process_until_the_store_has_it(plant: Plant, tmp_path: Path) -> None:
+async def test_a_gap_survives_the_process_until_the_store_has_it(
+    plant: Plant, tmp_path: Path
+) -> None:
     log = IntentLog(tmp_path / "gw-1", pytest.fail)
     assert log.append_gap("a gap of a killed process")
     log.close()
@@ -140,7 +156,9 @@ async def write(plant: Plant, name: str, count: int) -> set[Key]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_entries_that_the_store_lost_are_journalled_again(redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int) -> None:
+async def test_entries_that_the_store_lost_are_journalled_again(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int
+) -> None:
     plant = await lossy(redis62, valkey91, make_server, tmp_path)
     await write(plant, "early", 20)
     before = aof(plant.control).stat().st_size
@@ -148,7 +166,9 @@ async def test_entries_that_the_store_lost_are_journalled_again(redis62: Box, va
     assert late <= await journalled(plant)
     await cut(plant, random.Random(seed).randrange(before, aof(plant.control).stat().st_size))
     noticed = plant.gateways["gw-1"][0].journaler._tails_lost  # by a heartbeat, before we looked
-    assert noticed or not late <= await journalled(plant), "the store has lost nothing: the test tests nothing"
+    assert noticed or not late <= await journalled(plant), (
+        "the store has lost nothing: the test tests nothing"
+    )
 
     async def again() -> bool:
         return late <= await journalled(plant)
@@ -159,8 +179,12 @@ async def test_entries_that_the_store_lost_are_journalled_again(redis62: Box, va
     await plant.close()
 
 
-async def test_entries_that_the_store_lost_after_it_had_fsynced_them_are_a_gap(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
-    """An older copy of the store, or a replica far behind: the intents are gone, so nobody can name the keys."""
+async def test_entries_that_the_store_lost_after_it_had_fsynced_them_are_a_gap(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path
+) -> None:
+    """An older copy of the store, or a replica far behind: the intents are gone, so nobody can name
+    the keys.
+    """
     plant = await lossy(redis62, valkey91, make_server, tmp_path)
     gateway, _ = plant.gateways["gw-1"]
     await write(plant, "early", 20)
@@ -179,7 +203,9 @@ async def test_entries_that_the_store_lost_after_it_had_fsynced_them_are_a_gap(r
     await plant.close()
 
 
-async def test_no_heartbeat_says_flushed_while_the_store_lacks_a_batch(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
+async def test_no_heartbeat_says_flushed_while_the_store_lacks_a_batch(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path
+) -> None:
     plant = await lossy(redis62, valkey91, make_server, tmp_path)
     gateway, _ = plant.gateways["gw-1"]
     await write(plant, "k", 20)
@@ -205,10 +231,17 @@ async def test_no_heartbeat_says_flushed_while_the_store_lacks_a_batch(redis62: 
 # ---- two processes under one id
 
 
-async def test_a_second_gateway_of_one_id_refuses_to_start_while_the_first_is_alive(plant: Plant, tmp_path: Path) -> None:
+async def test_a_second_gateway_of_one_id_refuses_to_start_while_the_first_is_alive(
+    plant: Plant, tmp_path: Path
+) -> None:
     await plant.gateway()
     await plant.change(why="the first has beaten")
-    second = Gateway(plant.store, plant.plan, await load_table(plant.plan), GatewayOptions("gw-1", tmp_path / "second", "127.0.0.1", 0))
+    second = Gateway(
+        plant.store,
+        plant.plan,
+        await load_table(plant.plan),
+        GatewayOptions("gw-1", tmp_path / "second", "127.0.0.1", 0),
+    )
     with pytest.raises(OperatorError, match="a gateway runs under the id gw-1"):
         await claim_id(second)
 
@@ -219,7 +252,10 @@ async def test_two_gateways_of_one_id_are_two_registrations(plant: Plant, tmp_pa
     await plant.change(why="the first has beaten")
     options = GatewayOptions("gw-1", tmp_path / "second", "127.0.0.1", 0, drain_s=0.1)
     second = Gateway(plant.store, plant.plan, await load_table(plant.plan), options)
-    plant.gateways["second"] = (second, asyncio.create_task(second.run(await plant.change(why="both"))))
+    plant.gateways["second"] = (
+        second,
+        asyncio.create_task(second.run(await plant.change(why="both"))),
+    )
 
     async def both() -> bool:
         return len(await plant.store.registrations("gateway")) == 2
@@ -228,7 +264,9 @@ async def test_two_gateways_of_one_id_are_two_registrations(plant: Plant, tmp_pa
     assert set(await plant.store.registrations("gateway")) == {"gw-1", second.heartbeats.registered}
 
 
-async def test_a_gateway_in_place_of_one_whose_folder_is_gone_is_a_gap(plant: Plant, tmp_path: Path) -> None:
+async def test_a_gateway_in_place_of_one_whose_folder_is_gone_is_a_gap(
+    plant: Plant, tmp_path: Path
+) -> None:
     await plant.gateway()
     await plant.change(why="it has beaten")
     gateway, task = plant.gateways.pop("gw-1")

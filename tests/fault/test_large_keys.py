@@ -1,7 +1,9 @@
-"""Keys of millions of elements: copied whole, by commands that are all short, while other clients are served.
+"""Keys of millions of elements: copied whole, by commands that are all short, while other clients
+are served.
 
-The short form has keys just large enough to go in pieces; FULL=1 has 2,000,000 elements in each type and a string of 512 MB. How long other clients
-waited is printed (`pytest -s`), never asserted: what is asserted is its cause, that no command on either side is about a whole key.
+The short form has keys just large enough to go in pieces; FULL=1 has 2,000,000 elements in each
+type and a string of 512 MB. How long other clients waited is printed (`pytest -s`), never asserted:
+what is asserted is its cause, that no command on either side is about a whole key.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 120)]
 
 ELEMENTS = 2_000_000 if FULL else 40_000
 STRING_BYTES = 512 * 1024 * 1024 if FULL else 4 * 1024 * 1024
-WHOLE = ("restore", "migrate", "hgetall", "smembers")  # not DUMP: each engine asks with one of a single byte what the servers can do
+# Not DUMP: each engine asks with one of a single byte what the servers can do
+WHOLE = ("restore", "migrate", "hgetall", "smembers")
 _STEP = 10_000
 
 
@@ -53,7 +56,9 @@ async def pinger(box: Box) -> asyncio.subprocess.Process:
     address = box.address()
     arguments = ["-m", "tests.support.pinger", str(box.port), address.username or "default"]
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdin=pipe, stdout=pipe)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, stdin=pipe, stdout=pipe
+    )
     assert process.stdin is not None
     process.stdin.write(f"{address.secret('test')}\n".encode())
     return process
@@ -65,7 +70,9 @@ def calls(box: Box) -> dict[str, int]:
     return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in WHOLE}
 
 
-async def test_no_command_is_about_a_whole_huge_key(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_no_command_is_about_a_whole_huge_key(
+    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
     plant = Plant(redis82, valkey91, control_server, tmp_path, slices=1)
     await plant.open()
     wanted = fill_huge(redis82.client())
@@ -76,10 +83,15 @@ async def test_no_command_is_about_a_whole_huge_key(redis82: Box, valkey91: Box,
     began = time.monotonic()
     await plant.backfill()
     seconds = time.monotonic() - began
-    waits = {side: sorted(map(float, (await process.communicate(b""))[0].split())) for side, process in pingers.items()}
+    waits = {
+        side: sorted(map(float, (await process.communicate(b""))[0].split()))
+        for side, process in pingers.items()
+    }
     after = {side: calls(box) for side, box in boxes.items()}
     for side, found in waits.items():
-        print(f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 {found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms")
+        print(
+            f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 {found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms"
+        )
     print(f"{len(wanted)} keys of {ELEMENTS} elements and {STRING_BYTES} bytes in {seconds:.1f} s")
     (progress,) = (await load_progress(plant.store, "run")).values()
     assert progress.strategies == {CopyMethod.PIECES: len(wanted)}

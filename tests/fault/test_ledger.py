@@ -33,7 +33,14 @@ async def store(control_server: Box) -> AsyncIterator[ControlStore]:
 
 def _entry(number: int) -> LedgerEntry:
     facts = {"share": 1.0, "keys": number, "none": None, "yes": True, "text": "ünï"}
-    return LedgerEntry(at_ms=number, phase=Phase.COMMIT, event="noted", verdict=str(number), flow_run_id=f"run-{number}", facts=facts)
+    return LedgerEntry(
+        at_ms=number,
+        phase=Phase.COMMIT,
+        event="noted",
+        verdict=str(number),
+        flow_run_id=f"run-{number}",
+        facts=facts,
+    )
 
 
 async def test_entries_of_writers_at_once_are_one_chain(store: ControlStore) -> None:
@@ -65,7 +72,9 @@ async def test_an_edit_of_the_store_shows(store: ControlStore, edit: str) -> Non
     assert ledger.broken(await ledger.read_stored(store)) != []
 
 
-async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(store: ControlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(
+    store: ControlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("USER", "LOGNAME", "SUDO_USER"):
         monkeypatch.setenv(name, "somebody-else")
     typed = await approvers.identify(store, "run", "cutover", 1, _ANSWER)
@@ -82,8 +91,14 @@ async def test_the_operating_system_says_who_answers_and_a_typed_name_does_not(s
         ("run", "finalise", 1, _ANSWER),
         ("another", "cutover", 1, _ANSWER),
     ):
-        assert (await approvers.identify(store, run, gate, attempt, answer)).known_by is KnownBy.TYPED
-    assert 0 < int(await answered(store.client.ttl("".join((store.keys.answers, "run:cutover:1"))))) <= 30 * 86_400
+        assert (
+            await approvers.identify(store, run, gate, attempt, answer)
+        ).known_by is KnownBy.TYPED
+    assert (
+        0
+        < int(await answered(store.client.ttl("".join((store.keys.answers, "run:cutover:1")))))
+        <= 30 * 86_400
+    )
 
 
 def _known(name: str) -> Identity:
@@ -92,7 +107,9 @@ def _known(name: str) -> Identity:
 
 def test_a_typed_name_alone_is_no_second_person_where_the_first_is_known() -> None:
     assert why_not_the_second(Identity(person="Ada"), Identity(person="Grace")) is None
-    assert "somebody else" in (why_not_the_second(Identity(person="Ada"), Identity(person=" ada ")) or "")
+    assert "somebody else" in (
+        why_not_the_second(Identity(person="Ada"), Identity(person=" ada ")) or ""
+    )
     assert "anybody can type" in (why_not_the_second(_known("ada"), Identity(person="Grace")) or "")
     assert why_not_the_second(_known("ada"), _known("grace")) is None
     assert "somebody else" in (why_not_the_second(_known("ada"), _known("Ada")) or "")
@@ -107,13 +124,24 @@ def test_approvers_are_known_by_the_operating_system() -> None:
     assert "does not count" in (why_not_allowed(plan, "approve", Identity(person="ada")) or "")
     assert "does not count" in (why_not_allowed(plan, "abandon", Identity(person="ada")) or "")
     assert why_not_allowed(plan, "reject", Identity(person="eve")) is None
-    assert why_not_allowed(plan.model_copy(update={"approvers": ()}), "approve", Identity(person="eve")) is None
+    assert (
+        why_not_allowed(
+            plan.model_copy(update={"approvers": ()}), "approve", Identity(person="eve")
+        )
+        is None
+    )
 
 
 async def test_the_ledger_says_how_a_person_was_known(store: ControlStore) -> None:
     said = _known("ada")
     entry = LedgerEntry(
-        at_ms=1, phase=Phase.COMMIT, event="decided", decided_by="the boss", person=said.person, known_by=said.known_by, identity=said.detail
+        at_ms=1,
+        phase=Phase.COMMIT,
+        event="decided",
+        decided_by="the boss",
+        person=said.person,
+        known_by=said.known_by,
+        identity=said.detail,
     )
     await ledger.record(store, entry)
     (read,) = await ledger.read(store)

@@ -1,4 +1,6 @@
-"""Keys that cannot be carried: accepted by name or repaired, and nothing else lets a migration go on."""
+"""Keys that cannot be carried: accepted by name or repaired, and nothing else lets a migration go
+on.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ pytestmark = pytest.mark.fault
 
 
 @pytest_asyncio.fixture
-async def downgrade(redis82: Box, redis62: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def downgrade(
+    redis82: Box, redis62: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     """To a server that has no expiry of hash fields."""
     plant = Plant(redis82, redis62, control_server, tmp_path)
     await plant.open()
@@ -36,24 +40,35 @@ async def downgrade(redis82: Box, redis62: Box, control_server: Box, tmp_path: P
 async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> None:
     store = downgrade.store
     found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
-    assert {letters.name_of(letter) for letter in found["dead_letters"]} == {"0:one", r"0:two\n\xff"}
+    assert {letters.name_of(letter) for letter in found["dead_letters"]} == {
+        "0:one",
+        r"0:two\n\xff",
+    }
     assert found["divergences_total"] == 0
     assert found["keys_not_carried"] == 2
     assert found["keys_verified"] == found["keys_authority"] - 2 == 1
     assert "2 dead letter(s)" in (await letters.why_not_accepted(store, "") or "")
     assert r"0:two\n\xff" in (await letters.why_not_accepted(store, "0:one\n") or "")
-    assert "'0:three' is no dead letter" in (await letters.why_not_accepted(store, "0:one\n0:three") or "")
+    assert "'0:three' is no dead letter" in (
+        await letters.why_not_accepted(store, "0:one\n0:three") or ""
+    )
     assert await letters.why_not_accepted(store, "0:one\n0:two\\n\\xff\n") is None
     assert await letters.accept(store, "0:one", "Ada") == ["0:one"]
     assert await dead_letters(store) == [(0, b"two\n\xff")]
     found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert [letter["accepted_by"] for letter in found["accepted_letters"]] == ["Ada"]
     assert found["divergences_total"] == 0
-    downgrade.boxes[Side.SOURCE].client().execute_command("HPERSIST", b"two\n\xff", "FIELDS", 1, "a")
+    downgrade.boxes[Side.SOURCE].client().execute_command(
+        "HPERSIST", b"two\n\xff", "FIELDS", 1, "a"
+    )
     await downgrade.change(sync=False)
     assert await repair(await downgrade.engine(), [(0, b"one"), (0, b"two\n\xff")]) == {}
-    assert (await letters.accepted_letters(store)).keys() == {(0, b"one")}, "it failed for the reason that was accepted"
-    assert (await reconcile(await downgrade.engine(), "test", settle_s=0.05))["keys_not_carried"] == 1
+    assert (await letters.accepted_letters(store)).keys() == {(0, b"one")}, (
+        "it failed for the reason that was accepted"
+    )
+    assert (await reconcile(await downgrade.engine(), "test", settle_s=0.05))[
+        "keys_not_carried"
+    ] == 1
 
 
 async def test_another_reason_is_to_be_accepted_anew(downgrade: Plant) -> None:

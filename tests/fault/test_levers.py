@@ -1,4 +1,6 @@
-"""Postponing, releasing and giving up a switch; its window; settling what a dead one left; going back by force."""
+"""Postponing, releasing and giving up a switch; its window; settling what a dead one left; going
+back by force.
+"""
 
 from __future__ import annotations
 
@@ -73,15 +75,24 @@ async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(ready:
     assert await read_route(ready.store) == before
 
 
-@pytest.mark.parametrize("step", ["drain", "fence", "confirm", "close the epoch", "open", "switch"] if FULL else ["fence", "switch"])
+@pytest.mark.parametrize(
+    "step",
+    ["drain", "fence", "confirm", "close the epoch", "open", "switch"]
+    if FULL
+    else ["fence", "switch"],
+)
 async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, step: str) -> None:
-    """By somebody else, while it holds writes: it finds the route changed, and the fence and the writers' rights are as before."""
+    """By somebody else, while it holds writes: it finds the route changed, and the fence and the
+    writers' rights are as before.
+    """
     aborting: list[asyncio.Task] = []
     original = switch.apply
 
     def tell(_: Switch, at: switch.Step) -> None:
         if at.name == step:
-            aborting.append(asyncio.create_task(levers.give_up(ready.store, ready.plan, "given up")))
+            aborting.append(
+                asyncio.create_task(levers.give_up(ready.store, ready.plan, "given up"))
+            )
 
     steps = switch.steps(ready.plan, Side.TARGET)
     index = [each.name for each in steps].index(step)
@@ -101,14 +112,19 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     assert kept is not None
     assert kept == await ready.store.report(f"{levers.FAILED}.{kept['switch']}")
     names = [row["step"] for row in kept["timeline"]]
-    assert names.index(step) <= next(index for index, row in enumerate(kept["timeline"]) if "failed" in row)
+    assert names.index(step) <= next(
+        index for index, row in enumerate(kept["timeline"]) if "failed" in row
+    )
     assert "undo hold" in names
     assert [row["at"] for row in kept["timeline"]] == sorted(row["at"] for row in kept["timeline"])
     assert await settle(ready.store, ready.plan) == []
     route = await read_route(ready.store)
     assert (route.authority, route.hold, route.sync) == (Side.SOURCE, Hold.NONE, True)
     assert await read_record(ready.store, Side.SOURCE) is None
-    assert ready.boxes[Side.TARGET].client().get(guard_key(ready.plan.name)) == b"%d" % route.writer_epoch
+    assert (
+        ready.boxes[Side.TARGET].client().get(guard_key(ready.plan.name))
+        == b"%d" % route.writer_epoch
+    )
     await asyncio.wait_for(ready.app().set("k", step), 10)
     await ready.drained()
     assert (await ready.verify()).divergences == []
@@ -118,14 +134,20 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
 async def test_a_switch_waits_for_its_window_and_says_so(ready: Plant) -> None:
     now_ms = await ready.store.now_ms()
     minute = now_ms // 60_000 % (24 * 60)
-    closed = Window(opens=f"{(minute + 120) // 60 % 24:02d}:00", closes=f"{(minute + 180) // 60 % 24:02d}:00")
-    switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET, window=closed))
+    closed = Window(
+        opens=f"{(minute + 120) // 60 % 24:02d}:00", closes=f"{(minute + 180) // 60 % 24:02d}:00"
+    )
+    switching = asyncio.create_task(
+        switch.apply(ready.store, ready.plan, Side.TARGET, window=closed)
+    )
     await _waits_for(ready, f"the window opens at {closed.opens}")
     await levers.give_up(ready.store, ready.plan, "it waited long enough for a test")
     with pytest.raises(CutoverAborted):
         await switching
     await ready.store.client.delete(ready.store.keys.abort)
-    done = await switch.apply(ready.store, ready.plan, Side.TARGET, window=Window(quiet_seconds=0.5))
+    done = await switch.apply(
+        ready.store, ready.plan, Side.TARGET, window=Window(quiet_seconds=0.5)
+    )
     assert done.switched
     assert "0.5" in str(done.facts["waited_for"]) or "kept up" in str(done.facts["waited_for"])
 
@@ -139,7 +161,9 @@ async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: Plant)
 
 
 async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(ready: Plant) -> None:
-    """Frozen, so that what it holds can be looked at afterwards. When it comes back, nothing of ours writes there."""
+    """Frozen, so that what it holds can be looked at afterwards. When it comes back, nothing of
+    ours writes there.
+    """
     target = ready.boxes[Side.TARGET]
     app = ready.app()
     assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
@@ -178,37 +202,71 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
 
 
 async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
-    store, plan = ready.store, ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True})
-    assert "the source is the authority" in await finalise_checks.problems(store, plan, Identity(person="Ada"))
+    store, plan = (
+        ready.store,
+        ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True}),
+    )
+    assert "the source is the authority" in await finalise_checks.problems(
+        store, plan, Identity(person="Ada")
+    )
     assert (await switch.apply(store, ready.plan, Side.TARGET)).switched
     await ready.drained()
     now_ms = await store.now_ms()
-    decided = LedgerEntry(at_ms=now_ms, phase=Phase.COMMIT, event="decided", gate=CUTOVER, verdict="approve", decided_by="Ada")
+    decided = LedgerEntry(
+        at_ms=now_ms,
+        phase=Phase.COMMIT,
+        event="decided",
+        gate=CUTOVER,
+        verdict="approve",
+        decided_by="Ada",
+    )
     await ledger.record(store, decided)
-    await ledger.record(store, LedgerEntry(at_ms=now_ms - 1_800_000, phase=Phase.COMMIT, event="switched", verdict="target"))
-    assert "no verification of all keys began after the cutover" in str(await finalise_checks.problems(store, plan, Identity(person=" ada")))
+    await ledger.record(
+        store,
+        LedgerEntry(
+            at_ms=now_ms - 1_800_000, phase=Phase.COMMIT, event="switched", verdict="target"
+        ),
+    )
+    assert "no verification of all keys began after the cutover" in str(
+        await finalise_checks.problems(store, plan, Identity(person=" ada"))
+    )
     await reconcile(await ready.engine(), Phase.COMMIT, settle_s=0.1)
     found = await finalise_checks.problems(store, plan, Identity(person=" ada"))
     assert len(found) == 2
     assert "open for another 0.5 h" in found[0]
     assert "somebody else must decide" in found[1]
     assert await finalise_checks.problems(store, ready.plan, Identity(person="Ada")) == []
-    await ledger.record(store, LedgerEntry(at_ms=now_ms - 30 * 3_600_000, phase=Phase.COMMIT, event="switched", verdict="target"))
+    await ledger.record(
+        store,
+        LedgerEntry(
+            at_ms=now_ms - 30 * 3_600_000, phase=Phase.COMMIT, event="switched", verdict="target"
+        ),
+    )
     await record_pass(store, now_ms - 25 * 3_600_000, {}, 1)
-    assert "is 25.0 h old (verification_hours_max)" in str(await finalise_checks.problems(store, ready.plan, Identity(person="Ada")))
+    assert "is 25.0 h old (verification_hours_max)" in str(
+        await finalise_checks.problems(store, ready.plan, Identity(person="Ada"))
+    )
     with pytest.raises(DecisionRefused, match="may not be given up"):
         await finalise_checks.check(store, ready.plan, Identity(person="Ada"))
     await ready.change(sync=False)
-    assert "reverse sync is not healthy" in str(await finalise_checks.problems(store, ready.plan, Identity(person="Grace")))
+    assert "reverse sync is not healthy" in str(
+        await finalise_checks.problems(store, ready.plan, Identity(person="Grace"))
+    )
     await ready.change(sync=True)
     stranger = ready.boxes[Side.SOURCE].client(client_name="old-cron-job")
     plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")
     plain.ping()
     listed = await finalise_checks.checklist(store, ready.plan)
-    assert any((row["name"], row["kind"], row["connections"]) == ("old-cron-job", "client", 1) for row in listed["clients"])
+    assert any(
+        (row["name"], row["kind"], row["connections"]) == ("old-cron-job", "client", 1)
+        for row in listed["clients"]
+    )
     assert any("old-cron-job" in row["detail"] for row in listed["checklist"])
     assert listed["source"]["keys"] == 1
-    assert any("stays fenced" in row["todo"] and row["detail"] == "fenced (acl)" for row in listed["checklist"])
+    assert any(
+        "stays fenced" in row["todo"] and row["detail"] == "fenced (acl)"
+        for row in listed["checklist"]
+    )
     plain.close()
 
 

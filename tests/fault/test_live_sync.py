@@ -1,4 +1,6 @@
-"""Syncers among themselves: partitions are shared, taken over from a dead one, and a hot key costs a bounded number of copies."""
+"""Syncers among themselves: partitions are shared, taken over from a dead one, and a hot key costs
+a bounded number of copies.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ pytestmark = pytest.mark.fault
 
 
 async def test_a_right_that_comes_after_its_route_is_taken(plant: Plant) -> None:
-    """A switch was given up by a gateway: the new route is out before the follower is told whose right it is now (seed 135 of the drawn faults)."""
+    """A switch was given up by a gateway: the new route is out before the follower is told whose
+    right it is now (seed 135 of the drawn faults).
+    """
     await plant.gateway()
     syncer = await plant.syncer()
     await plant.start_live_sync()
@@ -45,20 +49,29 @@ async def test_a_right_that_comes_after_its_route_is_taken(plant: Plant) -> None
     assert target.get("k") == b"v"
 
 
-async def test_syncers_share_partitions_and_take_over_from_a_dead_one(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
-    """Two processes have half of the partitions each; after kill -9 of one the other has all, and nothing is missing."""
+async def test_syncers_share_partitions_and_take_over_from_a_dead_one(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
+    """Two processes have half of the partitions each; after kill -9 of one the other has all, and
+    nothing is missing.
+    """
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet", gateways=1)
     await fleet.open()
     try:
         await fleet.migrate()
 
         async def shares() -> dict[str, list[int]]:
-            return {beat.process: beat.facts["partitions"] for beat in await registry.heartbeats(fleet.store, "syncer")}
+            return {
+                beat.process: beat.facts["partitions"]
+                for beat in await registry.heartbeats(fleet.store, "syncer")
+            }
 
         async def halves() -> bool:
             found = list((await shares()).values())
             each = fleet.plan.partitions // 2
-            return [len(share) for share in found] == [each, each] and len({*found[0], *found[1]}) == 2 * each
+            return [len(share) for share in found] == [each, each] and len(
+                {*found[0], *found[1]}
+            ) == 2 * each
 
         await until(halves, within_s=20, otherwise="the partitions were not shared")
         app = redis.Redis(port=fleet.ports[0])
@@ -67,7 +80,8 @@ async def test_syncers_share_partitions_and_take_over_from_a_dead_one(redis62: B
         await app.mset({f"k{number}": -number for number in range(200)})
 
         async def taken_over() -> bool:
-            await app.mset({f"k{number}": -number for number in range(200)})  # the survivor is busy all the while
+            # The survivor is busy all the while
+            await app.mset({f"k{number}": -number for number in range(200)})
             return (await shares())["syncer-2"] == list(range(fleet.plan.partitions))
 
         try:
@@ -104,7 +118,9 @@ async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(plant: Plan
 
 
 async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Plant) -> None:
-    """Through the gateway, and removed again; where there is no gateway it is said why nothing is measured."""
+    """Through the gateway, and removed again; where there is no gateway it is said why nothing is
+    measured.
+    """
     plant.plan = plant.plan.model_copy(update={"gateway": Listen(port=plant.port)})
     await plant.store.save_plan(plant.plan)
     gateway = await plant.gateway()
@@ -129,7 +145,9 @@ async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Pla
     assert plant.boxes[Side.TARGET].client().keys("*lag-probe*") == []
 
 
-async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(modern: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(
+    modern: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who ends tasks cancels them again and again, also while they give their connections back."""
     monkeypatch.setattr(cancellation, "_AGAIN_S", 0.0)
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
@@ -140,7 +158,12 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
     boxes = list(modern.boxes.values())
 
     def ours() -> list[str]:
-        return [client["name"] for box in boxes for client in box.client().client_list() if client["name"] in ("exodus-syncer", "exodus-feed")]
+        return [
+            client["name"]
+            for box in boxes
+            for client in box.client().client_list()
+            if client["name"] in ("exodus-syncer", "exodus-feed")
+        ]
 
     for _ in range(3):
         await modern.start_live_sync()
@@ -157,7 +180,9 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
         await until(gone, within_s=10, otherwise="connections were left open")
 
 
-async def test_a_list_that_grows_is_warned_of_once(plant: Plant, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_list_that_grows_is_warned_of_once(
+    plant: Plant, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each write of it copies all of it: what that costs is told, with the key and the remedy."""
     await plant.gateway()
     syncer = await plant.syncer()
@@ -176,6 +201,10 @@ async def test_a_list_that_grows_is_warned_of_once(plant: Plant, caplog: pytest.
     for _ in range(3):
         await app.rpush("grows", "a little")
     await plant.drained()
-    said = [record.getMessage() for record in caplog.records if "was copied whole" in record.getMessage()]
+    said = [
+        record.getMessage()
+        for record in caplog.records
+        if "was copied whole" in record.getMessage()
+    ]
     assert len(said) == 1
     assert "strategy: native" in said[0]

@@ -1,4 +1,6 @@
-"""Servers that come back with less than they had: noticed, said, and made equal again before anybody can switch."""
+"""Servers that come back with less than they had: noticed, said, and made equal again before
+anybody can switch.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ async def _plant(source: Box, target: Box, control: Box, folder: Path, **plan: o
 
 async def _recovered(plant: Plant, within_s: float = 30) -> None:
     async def closed() -> bool:
-        return not await open_gaps(plant.store) and not plant.syncers["syncer-1"][0].heartbeat(0).why
+        return (
+            not await open_gaps(plant.store) and not plant.syncers["syncer-1"][0].heartbeat(0).why
+        )
 
     await until(closed, within_s=within_s, otherwise="the gap was never closed")
 
@@ -56,14 +60,18 @@ async def _opened(plant: Plant, side: Side) -> str:
 async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on(
     make_server, redis62: Box, control_server: Box, tmp_path: Path
 ) -> None:
-    """As before a cutover: the switch is refused with the reason, and goes through once both sides are equal."""
+    """As before a cutover: the switch is refused with the reason, and goes through once both sides
+    are equal.
+    """
     target = make_server(ServerKind.VALKEY_91)
     plant = await _plant(redis62, target, control_server, tmp_path)
     try:
         await plant.backfill()
         app, stop = plant.app(), asyncio.Event()
         await plant.drained()
-        assert (await reconcile(await plant.engine(), "migrate", settle_s=0.1))["divergences_total"] == 0
+        assert (await reconcile(await plant.engine(), "migrate", settle_s=0.1))[
+            "divergences_total"
+        ] == 0
 
         async def write() -> None:
             number = 0
@@ -120,7 +128,9 @@ async def test_a_target_emptied_in_the_middle_of_the_backfill_is_filled_again(
         await plant.close()
 
 
-async def test_a_target_that_comes_back_from_an_older_snapshot(make_server, redis62: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_a_target_that_comes_back_from_an_older_snapshot(
+    make_server, redis62: Box, control_server: Box, tmp_path: Path
+) -> None:
     """With nothing written after: the restart is noticed all the same."""
     target = make_server(ServerKind.VALKEY_91)
     plant = await _plant(redis62, target, control_server, tmp_path)
@@ -150,9 +160,16 @@ async def test_a_target_that_comes_back_from_an_older_snapshot(make_server, redi
 
 
 @pytest.mark.parametrize("feed", [Feed.GATEWAY, Feed.TRACKING, Feed.REPLICATION])
-async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed) -> None:
-    """What only the target has by then is kept and named, until a person says that it may go; also where the feed has a gap."""
-    source = make_server(ServerKind.REDIS_82 if feed is Feed.REPLICATION else ServerKind.REDIS_62, repl_diskless_sync_delay="0")
+async def test_a_source_that_comes_back_older_loses_nothing_more(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed
+) -> None:
+    """What only the target has by then is kept and named, until a person says that it may go; also
+    where the feed has a gap.
+    """
+    source = make_server(
+        ServerKind.REDIS_82 if feed is Feed.REPLICATION else ServerKind.REDIS_62,
+        repl_diskless_sync_delay="0",
+    )
     plant = await _plant(source, valkey91, control_server, tmp_path, feed=feed)
     try:
         await plant.backfill()
@@ -161,13 +178,17 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
         await app.set("k7", "newer")
         await app.set("only the target has it", 1)
         await plant.flushed()
-        await until((await plant.engine()).feed.drained, within_s=20, otherwise="the feed never drained")
+        await until(
+            (await plant.engine()).feed.drained, within_s=20, otherwise="the feed never drained"
+        )
         await app.aclose()
         source.kill()
         source.start()
 
         async def named() -> bool:
-            return "0:only the target has it" in str((await open_gaps(plant.store)).get("life:source", {}).get("why"))
+            return "0:only the target has it" in str(
+                (await open_gaps(plant.store)).get("life:source", {}).get("why")
+            )
 
         await until(named, within_s=20, otherwise="the keys were never named")
         syncer = plant.syncers["syncer-1"][0]
@@ -183,7 +204,9 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
             await switch.apply(plant.store, plant.plan, Side.TARGET)
         assert "only on the target" in caught.value.why
         report = await reconcile(await plant.engine(), "test", settle_s=0.1)
-        assert [(row["kind"], row["key"]) for row in report["divergences"]] == [("extra", "only the target has it")]
+        assert [(row["kind"], row["key"]) for row in report["divergences"]] == [
+            ("extra", "only the target has it")
+        ]
         assert "OPEN GAP" in str(await freshness.read_freshness(plant.store, plant.plan.partitions))
         kept = await repair(await plant.engine(), keys_of(report))
         assert "--remove-extra" in kept[(0, b"only the target has it")]
@@ -196,7 +219,9 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(make_server, va
         await plant.close()
 
 
-async def test_another_server_with_keys_of_others_is_not_written_to(make_server, redis62: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_another_server_with_keys_of_others_is_not_written_to(
+    make_server, redis62: Box, control_server: Box, tmp_path: Path
+) -> None:
     """It may be the wrong one; emptied, it is filled."""
     target = make_server(ServerKind.VALKEY_91)
     plant = await _plant(redis62, target, control_server, tmp_path)
@@ -215,7 +240,11 @@ async def test_another_server_with_keys_of_others_is_not_written_to(make_server,
 
         await until(said, within_s=15, otherwise=plant.syncers["syncer-1"][0].heartbeat(0).why)
         with target.client() as client:
-            assert (client.get("k1"), client.get("foreign"), client.exists("k2")) == (b"of others", b"1", 0)
+            assert (client.get("k1"), client.get("foreign"), client.exists("k2")) == (
+                b"of others",
+                b"1",
+                0,
+            )
             client.flushall()
         await _opened(plant, Side.TARGET)
         await _recovered(plant)

@@ -1,4 +1,6 @@
-"""Applications keep the credentials that the source knows, although the target knows others: in sessions that are carried, and in new ones."""
+"""Applications keep the credentials that the source knows, although the target knows others: in
+sessions that are carried, and in new ones.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,25 @@ _SECRETS = {"shop": "hunter2", "shop-there": "correct horse", "anybody-there": "
 async def mapping(make_server, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:  # type: ignore[no-untyped-def]
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     for box, user in ((source, "shop"), (target, "shop-there"), (target, "anybody-there")):
-        box.client().acl_setuser(user, enabled=True, passwords=[f"+{_SECRETS[user]}"], commands=["+@all"], keys=["*"], channels=["*"])
+        box.client().acl_setuser(
+            user,
+            enabled=True,
+            passwords=[f"+{_SECRETS[user]}"],
+            commands=["+@all"],
+            keys=["*"],
+            channels=["*"],
+        )
     target.client().acl_setuser("default", enabled=False, keys=["*"], channels=["*"])
     files = {user: tmp_path / user for user in _SECRETS}
     for user, file in files.items():
         file.write_text(_SECRETS[user] + "\n")
     logins = [
-        {"user": "shop", "password_file": files["shop"], "target_user": "shop-there", "target_password_file": files["shop-there"]},
+        {
+            "user": "shop",
+            "password_file": files["shop"],
+            "target_user": "shop-there",
+            "target_password_file": files["shop-there"],
+        },
         {"target_user": "anybody-there", "target_password_file": files["anybody-there"]},
     ]
     plant = Plant(source, target, control_server, tmp_path, logins=logins)
@@ -49,17 +63,27 @@ async def mapping(make_server, control_server: Box, tmp_path: Path) -> AsyncIter
 def _apps(plant: Plant) -> dict[str, redis.Redis]:
     """By AUTH, by HELLO, and without a login."""
     shop = {"username": "shop", "password": _SECRETS["shop"], "single_connection_client": True}
-    return {"AUTH": plant.app(protocol=2, **shop), "HELLO": plant.app(protocol=3, **shop), "": plant.app(single_connection_client=True)}
+    return {
+        "AUTH": plant.app(protocol=2, **shop),
+        "HELLO": plant.app(protocol=3, **shop),
+        "": plant.app(single_connection_client=True),
+    }
 
 
 async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(mapping: Plant) -> None:
     carried = _apps(mapping)
-    for to, shop, anybody in ((None, "shop", "default"), (Side.TARGET, "shop-there", "anybody-there"), (Side.SOURCE, "shop", "default")):
+    for to, shop, anybody in (
+        (None, "shop", "default"),
+        (Side.TARGET, "shop-there", "anybody-there"),
+        (Side.SOURCE, "shop", "default"),
+    ):
         if to is not None:
             assert (await switch.apply(mapping.store, mapping.plan, to)).switched
         for apps in (carried, _apps(mapping)):
             for how, app in apps.items():
-                assert (await app.acl_whoami()) in ((shop, shop.encode()) if how else (anybody, anybody.encode())), (to, how)
+                assert (await app.acl_whoami()) in (
+                    (shop, shop.encode()) if how else (anybody, anybody.encode())
+                ), (to, how)
                 assert await app.incr(f"by:{how}")
         nobody = mapping.app(username="shop", password="wrong", retry=Retry(NoBackoff(), 0))
         with pytest.raises(redis.AuthenticationError):
@@ -72,7 +96,11 @@ async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(mapping
 
 async def test_a_login_that_a_side_refuses_is_found_before_anything_begins(mapping: Plant) -> None:
     async def look() -> None:
-        raise_if_fatal(await check_pair(*[Endpoint(side, mapping.plan.address(side)) for side in Side], mapping.plan))
+        raise_if_fatal(
+            await check_pair(
+                *[Endpoint(side, mapping.plan.address(side)) for side in Side], mapping.plan
+            )
+        )
 
     await look()
     mapping.boxes[Side.TARGET].client().acl_setuser("shop-there", enabled=False)

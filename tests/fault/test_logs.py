@@ -29,7 +29,17 @@ class Processes:
         self._started: dict[str, Started] = {}
         file = migration_file(plant)
         for kind in KINDS:
-            command = [sys.executable, "-m", "exodus.cli.app", kind, "--file", str(file), "--id", kind, *more]
+            command = [
+                sys.executable,
+                "-m",
+                "exodus.cli.app",
+                kind,
+                "--file",
+                str(file),
+                "--id",
+                kind,
+                *more,
+            ]
             if kind == "gateway":
                 command += ["--state-dir", str(plant.folder / "state")]
             self._started[kind] = start(kind, command, log=plant.folder / f"{kind}.log")
@@ -41,7 +51,11 @@ class Processes:
         return len(re.findall(pattern, self.log(kind)))
 
     def wait(self, kind: str, pattern: str) -> None:
-        wait_until(lambda: self.said(kind, pattern) > 0, within_s=30, otherwise=f"{kind} never said {pattern!r}: {self.log(kind)[-2000:]}")
+        wait_until(
+            lambda: self.said(kind, pattern) > 0,
+            within_s=30,
+            otherwise=f"{kind} never said {pattern!r}: {self.log(kind)[-2000:]}",
+        )
 
     def end(self) -> None:
         end([each.running() for each in self._started.values() if each.process.poll() is None])
@@ -51,7 +65,11 @@ class Processes:
 
 @pytest.fixture
 def mortal(make_server, tmp_path: Path) -> Iterator[tuple[Plant, Box, Box]]:  # type: ignore[no-untyped-def]
-    source, target, control = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91), make_server(ServerKind.VALKEY_91, appendonly="yes")
+    source, target, control = (
+        make_server(ServerKind.REDIS_62),
+        make_server(ServerKind.VALKEY_91),
+        make_server(ServerKind.VALKEY_91, appendonly="yes"),
+    )
     yield Plant(source, target, control, tmp_path), source, control
 
 
@@ -64,7 +82,10 @@ async def test_each_change_is_logged_once_with_its_reason(mortal: tuple[Plant, B
             processes.wait(kind, r"INFO .*route: epoch 0, the source is the authority")
         await plant.start_live_sync()
         for kind in KINDS:
-            processes.wait(kind, r"route: epoch 1, the source is the authority, journal all, live sync by gateway \(test\)")
+            processes.wait(
+                kind,
+                r"route: epoch 1, the source is the authority, journal all, live sync by gateway \(test\)",
+            )
         await plant.change(shadow_rate=0.5, shadow_salt=1)
         processes.wait("comparer", "50% shadowed")
         control.kill()

@@ -1,6 +1,8 @@
-"""Cutovers and rollbacks in a row, two gateways, under the self-checking application and clients on shared keys, of three client libraries each.
+"""Cutovers and rollbacks in a row, two gateways, under the self-checking application and clients on
+shared keys, of three client libraries each.
 
-FULL=1: fifty of them. A second application writes to a database of its own, since one process does not suffice.
+FULL=1: fifty of them. A second application writes to a database of its own, since one process does
+not suffice.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ PIPELINED = 10
 
 
 @pytest_asyncio.fixture
-async def fleet(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Fleet]:
+async def fleet(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Fleet]:
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet", hold_seconds_max=5.0)
     await fleet.open()
     yield fleet
@@ -53,10 +57,29 @@ class OwnProcess:
     def __init__(self, port: int, folder: Path, writes_per_s: int) -> None:
         self._folder = folder
         folder.mkdir()
-        command = [sys.executable, "-m", "examples.shop", "--url", f"redis://127.0.0.1:{port}/1", "--keys", "2000", "--writes", str(writes_per_s)]
+        command = [
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "--url",
+            f"redis://127.0.0.1:{port}/1",
+            "--keys",
+            "2000",
+            "--writes",
+            str(writes_per_s),
+        ]
         command += ["--pipelined", str(PIPELINED)]
-        files = ["--stop-file", str(folder / "stop"), "--report", str(folder / "told.json"), "--ready-file", str(folder / "ready")]
-        self.process = subprocess.Popen([*command, *files, "--seconds-max", "900"], cwd=project_root())
+        files = [
+            "--stop-file",
+            str(folder / "stop"),
+            "--report",
+            str(folder / "told.json"),
+            "--ready-file",
+            str(folder / "ready"),
+        ]
+        self.process = subprocess.Popen(
+            [*command, *files, "--seconds-max", "900"], cwd=project_root()
+        )
 
     async def writes(self) -> None:
         async def ready() -> bool:
@@ -72,8 +95,26 @@ class OwnProcess:
         await asyncio.to_thread(self.process.wait, 90)
         told = json.loads((self._folder / "told.json").read_text())
         assert told["app_errors"] == 0, told["errors"]
-        command = [sys.executable, "-m", "examples.shop", "check", "--model", told["model"], "--url", f"{box.url}/1", "--json"]
-        checked = await asyncio.to_thread(subprocess.run, command, cwd=project_root(), capture_output=True, text=True, timeout=120, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "check",
+            "--model",
+            told["model"],
+            "--url",
+            f"{box.url}/1",
+            "--json",
+        ]
+        checked = await asyncio.to_thread(
+            subprocess.run,
+            command,
+            cwd=project_root(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert checked.returncode == 0, checked.stdout
         return float(told["acknowledged_writes"]) / seconds
 
@@ -92,8 +133,12 @@ def beside(fleet: Fleet, tmp_path: Path) -> Iterator[list[OwnProcess]]:
         each.kill()
 
 
-async def _one_with_a_gateway_that_sleeps_through_it(fleet: Fleet, application: Application) -> None:
-    """Frozen when it had said that it holds, with writes in its hands, and woken when everything was over: they go to the new side only."""
+async def _one_with_a_gateway_that_sleeps_through_it(
+    fleet: Fleet, application: Application
+) -> None:
+    """Frozen when it had said that it holds, with writes in its hands, and woken when everything
+    was over: they go to the new side only.
+    """
     sleeper = fleet.members["gateway-2"]
 
     def tell(_: Switch, step: switch.Step) -> None:
@@ -110,13 +155,22 @@ async def _one_with_a_gateway_that_sleeps_through_it(fleet: Fleet, application: 
     await application.flows(200)
     assert application.tally.acknowledged > written
     await fleet.agrees(application)
-    # Its legs to the old side were ended as strays: its sessions are closed, and nothing else is said to anybody.
+    # Its legs to the old side were ended as strays: its sessions are closed, and nothing else is
+    # said to anybody.
     assert {text.split(":")[0] for text in application.tally.texts} <= {"ConnectionError"}
 
 
 async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProcess]) -> None:
-    """Nothing lost, doubled or risen from the dead; no error; every key's history is that of a single server."""
-    application = await fleet.application(keys=2_000, writers=16 if FULL else 6, writes_per_s=WRITES_PER_S, libraries=LIBRARIES, pipelined=PIPELINED)
+    """Nothing lost, doubled or risen from the dead; no error; every key's history is that of a
+    single server.
+    """
+    application = await fleet.application(
+        keys=2_000,
+        writers=16 if FULL else 6,
+        writes_per_s=WRITES_PER_S,
+        libraries=LIBRARIES,
+        pipelined=PIPELINED,
+    )
     historian = Historian(fleet.ports, clients=6, libraries=LIBRARIES)
     historian.start()
     for each in beside:
@@ -125,7 +179,12 @@ async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProc
     collects: dict[str, bool] = {}
     for number in range(SWITCHES):
         to = Side.TARGET if number % 2 == 0 else Side.SOURCE
-        done = await switch.apply(fleet.store, fleet.plan, to, tell=lambda _, step: collects.__setitem__(step.name, gc.isenabled()))
+        done = await switch.apply(
+            fleet.store,
+            fleet.plan,
+            to,
+            tell=lambda _, step: collects.__setitem__(step.name, gc.isenabled()),
+        )
         assert done.switched
         assert "late_gateways" not in done.facts
         assert (await read_route(fleet.store)).authority is to
@@ -134,19 +193,25 @@ async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProc
         await application.flows(200)
     names = list(collects)
     held = names[names.index("drain") : names.index("kill strays")]
-    assert [name for name in names if not collects[name]] == held, "writes would wait for a pass of the garbage collector"
+    assert [name for name in names if not collects[name]] == held, (
+        "writes would wait for a pass of the garbage collector"
+    )
     seconds = time.monotonic() - began
     per_s = (application.tally.acknowledged - before) / seconds
     await historian.end()
     await fleet.settled()
-    per_s += sum([await each.end(fleet.boxes[(await read_route(fleet.store)).authority]) for each in beside])
+    per_s += sum(
+        [await each.end(fleet.boxes[(await read_route(fleet.store)).authority]) for each in beside]
+    )
     await fleet.agrees(application)
     assert application.tally.texts == []
     assert historian.errors == []
     checked = historian.check()
     assert checked > SWITCHES * 50
     assert application.tally.acknowledged > SWITCHES * 200
-    closed = [beat.facts["sessions_closed"] for beat in await registry.heartbeats(fleet.store, "gateway")]
+    closed = [
+        beat.facts["sessions_closed"] for beat in await registry.heartbeats(fleet.store, "gateway")
+    ]
     assert closed == [{}, {}], "every session of these could be carried"
     await _one_with_a_gateway_that_sleeps_through_it(fleet, application)
     await application.end()

@@ -29,7 +29,9 @@ pytestmark = pytest.mark.fault
 
 
 @pytest_asyncio.fixture
-async def sending(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def sending(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     with valkey91.client() as target:
         target.execute_command("ACL", "SETUSER", "default", "-restore")
     plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.MIGRATE)
@@ -67,7 +69,9 @@ async def _end(lane: MigrateLane) -> None:
     await lane.close()
 
 
-async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_counted(sending: Plant) -> None:
+async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_counted(
+    sending: Plant,
+) -> None:
     source = sending.boxes[Side.SOURCE].client()
     fill(source)
     large = fill_large(source)
@@ -85,16 +89,27 @@ async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_co
     assert report.ttl_drift_ms_max <= 2
     slices = (await load_progress(sending.store, "run")).values()
     sent = sum(progress.strategies["MIGRATE"] for progress in slices)
-    why = {why: sum(progress.not_sent.get(why, 0) for progress in slices) for progress in slices for why in progress.not_sent}
+    why = {
+        why: sum(progress.not_sent.get(why, 0) for progress in slices)
+        for progress in slices
+        for why in progress.not_sent
+    }
     assert sent >= 3_000
     assert why["it is large"] >= len(large)
     assert all(
-        progress.keys_seen == progress.keys_copied + progress.keys_removed + progress.keys_skipped + progress.keys_failed for progress in slices
+        progress.keys_seen
+        == progress.keys_copied
+        + progress.keys_removed
+        + progress.keys_skipped
+        + progress.keys_failed
+        for progress in slices
     )
 
 
 async def test_one_that_is_sent_after_the_switch_is_refused(sending: Plant) -> None:
-    """A source, or a process, that was frozen with a MIGRATE under way: on the new authority it would overwrite what was written there."""
+    """A source, or a process, that was frozen with a MIGRATE under way: on the new authority it
+    would overwrite what was written there.
+    """
     engine = await _begin(sending)
     source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET].client()
     app = sending.app()
@@ -104,7 +119,21 @@ async def test_one_that_is_sent_after_the_switch_is_refused(sending: Plant) -> N
         report = BatchReport()
         assert await lane._send(0, [(b"k", 1)], report) == ""
         assert (target.get("k"), report.copied) == (b"old", 1)
-        late = ("MIGRATE", "127.0.0.1", sending.plan.target.port, "", 0, 500, "COPY", "REPLACE", "AUTH2", lane._user, lane._password, "KEYS", "k")
+        late = (
+            "MIGRATE",
+            "127.0.0.1",
+            sending.plan.target.port,
+            "",
+            0,
+            500,
+            "COPY",
+            "REPLACE",
+            "AUTH2",
+            lane._user,
+            lane._password,
+            "KEYS",
+            "k",
+        )
         await sending.drained()
         assert (await switch.apply(sending.store, sending.plan, Side.TARGET)).switched
         await app.set("k", "new")
@@ -123,21 +152,41 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -
     source = sending.boxes[Side.SOURCE].client()
     source.set("k", 1)
     lane = await _lane(engine)
-    late = ("MIGRATE", "127.0.0.1", sending.plan.target.port, "", 0, 500, "COPY", "REPLACE", "AUTH2", lane._user, lane._password, "KEYS", "k")
+    late = (
+        "MIGRATE",
+        "127.0.0.1",
+        sending.plan.target.port,
+        "",
+        0,
+        500,
+        "COPY",
+        "REPLACE",
+        "AUTH2",
+        lane._user,
+        lane._password,
+        "KEYS",
+        "k",
+    )
     assert source.execute_command(*late) == b"OK"
     again = await _lane(engine)
     try:
         with pytest.raises(redis.ResponseError, match="WRONGPASS"):
             source.execute_command(*late)
         await ends.stop(sending.store, sending.plan, "rollback")
-        assert [name for name in sending.boxes[Side.TARGET].client().acl_users() if name.startswith("exodus-")] == []
+        assert [
+            name
+            for name in sending.boxes[Side.TARGET].client().acl_users()
+            if name.startswith("exodus-")
+        ] == []
     finally:
         await _end(lane)
         await _end(again)
 
 
 async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> None:
-    """The target stands still for longer than MIGRATE waits: its keys, changed meanwhile, are equal in the end."""
+    """The target stands still for longer than MIGRATE waits: its keys, changed meanwhile, are equal
+    in the end.
+    """
     await _begin(sending)
     source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET]
     source.mset({f"k{number}": "old" for number in range(200)})
@@ -153,7 +202,9 @@ async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> Non
         target.resume()
         _, keys, sent = await scanning
         assert len(keys) == len(sent.others) == 200
-        assert {why: count for why, count in report.not_sent.items() if why.startswith("MIGRATE: IOERR")} == report.not_sent
+        assert {
+            why: count for why, count in report.not_sent.items() if why.startswith("MIGRATE: IOERR")
+        } == report.not_sent
         await lane._copier.write(0, sent, report)
     finally:
         target.resume()
@@ -188,7 +239,9 @@ async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(sending: Pla
 
 
 async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(sending: Plant) -> None:
-    """What was looked at ahead for one chunk is looked at again by the next: its expiry may have changed before that noted where the feed is."""
+    """What was looked at ahead for one chunk is looked at again by the next: its expiry may have
+    changed before that noted where the feed is.
+    """
     await _begin(sending)
     source = sending.boxes[Side.SOURCE].client()
     source.mset({f"k{number}": 1 for number in range(2_000)})

@@ -1,4 +1,6 @@
-"""Native replication: the target as the source's replica, promoted by the switch and by nobody else."""
+"""Native replication: the target as the source's replica, promoted by the switch and by nobody
+else.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _CLOCK_MS = 2  # what two readings of a server's clock may be apart from what it
 
 
 @pytest_asyncio.fixture
-async def older(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def older(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.NATIVE)
     await plant.open()
     yield plant
@@ -43,8 +47,16 @@ async def older(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
 
 
 @pytest_asyncio.fixture
-async def same(redis82: Box, make_server, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
-    plant = Plant(redis82, make_server(ServerKind.REDIS_82), control_server, tmp_path, strategy=CopyStrategy.NATIVE)
+async def same(
+    redis82: Box, make_server, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
+    plant = Plant(
+        redis82,
+        make_server(ServerKind.REDIS_82),
+        control_server,
+        tmp_path,
+        strategy=CopyStrategy.NATIVE,
+    )
     await plant.open()
     yield plant
     await plant.close()
@@ -88,8 +100,14 @@ async def _there_and_back(plant: Plant) -> None:
 
     await until(caught_up, within_s=20, otherwise="live sync never came to what was in the journal")
     done = await switch.apply(plant.store, plant.plan, Side.TARGET)
-    assert [row["step"] for row in done.timeline if row["step"] == "promote" and "failed" not in row] == ["promote"]
-    assert (done.switched, _role(target), (await read_route(plant.store)).native) == (True, "master", False)
+    assert [
+        row["step"] for row in done.timeline if row["step"] == "promote" and "failed" not in row
+    ] == ["promote"]
+    assert (done.switched, _role(target), (await read_route(plant.store)).native) == (
+        True,
+        "master",
+        False,
+    )
     for to in (Side.SOURCE, Side.TARGET):
         await asyncio.sleep(0.2)
         assert (await switch.apply(plant.store, plant.plan, to)).switched
@@ -105,8 +123,12 @@ async def _there_and_back(plant: Plant) -> None:
     assert wrong == []
 
 
-async def test_a_switch_that_is_given_up_leaves_a_replica(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the target was promoted and before the route names it: it becomes a replica again, under a new right, and a second switch works."""
+async def test_a_switch_that_is_given_up_leaves_a_replica(
+    older: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the target was promoted and before the route names it: it becomes a replica again,
+    under a new right, and a second switch works.
+    """
     await _begin(older)
     app = older.app()
     await app.set("k", 1)
@@ -131,7 +153,9 @@ async def test_a_switch_that_is_given_up_leaves_a_replica(older: Plant, monkeypa
 
 
 async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant) -> None:
-    """A right of an epoch that has ended is refused: what it would do empties the new authority, or stops its follower."""
+    """A right of an epoch that has ended is refused: what it would do empties the new authority, or
+    stops its follower.
+    """
     await _begin(older)
     right = (await read_route(older.store)).writer_epoch
     target = older.boxes[Side.TARGET]
@@ -171,13 +195,26 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Pl
     assert _role(target) == "slave"
 
 
-async def test_a_switch_that_is_killed_after_the_promotion_is_settled(valkey81: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
-    """The gateways end the hold and give the right of a new epoch, and the syncers make the target a replica again.
+async def test_a_switch_that_is_killed_after_the_promotion_is_settled(
+    valkey81: Box, valkey91: Box, make_server, tmp_path: Path
+) -> None:
+    """The gateways end the hold and give the right of a new epoch, and the syncers make the target
+    a replica again.
 
-    From a server that propagates expiries as absolute times: from an older one, those set during the second copy come late by its length.
+    From a server that propagates expiries as absolute times: from an older one, those set during
+    the second copy come late by its length.
     """
     store = make_server(ServerKind.VALKEY_91, appendonly="yes")
-    fleet = Fleet(valkey81, valkey91, store, tmp_path / "fleet", gateways=1, syncers=1, strategy="native", hold_seconds_max=1.0)
+    fleet = Fleet(
+        valkey81,
+        valkey91,
+        store,
+        tmp_path / "fleet",
+        gateways=1,
+        syncers=1,
+        strategy="native",
+        hold_seconds_max=1.0,
+    )
     await fleet.open()
     try:
         application = await fleet.application()
@@ -251,7 +288,9 @@ async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(older: Pl
 
 
 async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plant) -> None:
-    """Redis 6.2 propagates the time left, so a replica that stood still gives the key more of it; nobody but the source may change that."""
+    """Redis 6.2 propagates the time left, so a replica that stood still gives the key more of it;
+    nobody but the source may change that.
+    """
     await _begin(older)
     app, source, target = older.app(), older.boxes[Side.SOURCE].client(), older.boxes[Side.TARGET]
     await app.set("before", 1, ex=600)
@@ -265,7 +304,9 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
     await older.drained()
     report = await older.verify()
     assert [(found.key, found.kind) for found in report.divergences] == [(b"late", "expiry")]
-    read = source.register_script("local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + redis.call('PTTL', KEYS[1])}")
+    read = source.register_script(
+        "local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + redis.call('PTTL', KEYS[1])}"
+    )
     (at_ms,) = read(["late"])
     engine = await older.engine()
     assert await reconcile.repair(engine, [(0, b"late"), (0, b"gone")]) == {}
@@ -274,7 +315,9 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
     assert abs(target.client().pexpiretime("late") - at_ms) <= _CLOCK_MS
 
 
-async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(
+    older: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = older.boxes[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
     ordinary = Leg.transaction
@@ -288,7 +331,9 @@ async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(older: Plan
     assert (source.get("k"), source.ttl("k")) == (b"2", -1)
 
 
-async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason(older: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason(
+    older: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await _begin(older)
     source = older.boxes[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
@@ -302,10 +347,14 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
 
     monkeypatch.setattr(Leg, "transaction", overtaken)
     left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
-    assert left == {(0, b"k"): f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"}
+    assert left == {
+        (0, b"k"): f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"
+    }
 
 
-async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant, older: Plant) -> None:
+async def test_what_cannot_be_is_refused_and_the_target_left_alone(
+    modern: Plant, older: Plant
+) -> None:
     """A copy that the target could not load would leave it empty, so it is never tried."""
     target = modern.boxes[Side.TARGET].client()
     plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
@@ -317,8 +366,12 @@ async def test_what_cannot_be_is_refused_and_the_target_left_alone(modern: Plant
         await possible.check_possible(older.plan, older.store)
     assert "the target holds 1 keys" in refused.value.why
     target.flushall()
-    tls = older.plan.model_copy(update={"source": older.plan.source.model_copy(update={"tls": True})})
-    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(await possible._why_not_target(tls))
+    tls = older.plan.model_copy(
+        update={"source": older.plan.source.model_copy(update={"tls": True})}
+    )
+    assert "is reached by TLS, and the target's own setting tls-replication is no" in str(
+        await possible._why_not_target(tls)
+    )
     target.execute_command("ACL", "SETUSER", "exodus", "-replicaof")
     try:
         with pytest.raises(DecisionRefused) as refused:

@@ -1,4 +1,6 @@
-"""One key's fault is that key's dead letter: a follower that closes the connection for it goes on with all others."""
+"""One key's fault is that key's dead letter: a follower that closes the connection for it goes on
+with all others.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ _MB = 1024 * 1024
 async def test_an_element_that_the_target_does_not_take(
     make_server, control_server: Box, tmp_path: Path, limit: str, source_kind: ServerKind
 ) -> None:
-    """In backfill and live sync: the keys with it become dead letters by name, all others are copied, the journal drains."""
+    """In backfill and live sync: the keys with it become dead letters by name, all others are
+    copied, the journal drains.
+    """
     source, target = make_server(source_kind), make_server(ServerKind.VALKEY_91)
     with target.client() as client:
         client.config_set(limit, _MB)
@@ -56,13 +60,20 @@ async def test_an_element_that_the_target_does_not_take(
             wanted.add("0:string late")  # in pieces, but APPEND knows the limit too
 
         async def listed() -> bool:
-            return {name_of(each) for each in (await letters.open_letters(plant.store)).values()} == wanted
+            return {
+                name_of(each) for each in (await letters.open_letters(plant.store)).values()
+            } == wanted
 
         await until(listed, within_s=10, otherwise=str(await letters.open_letters(plant.store)))
         for letter in (await letters.open_letters(plant.store)).values():
-            assert "closes the connection" in letter["reason"] or "proto-max-bulk-len" in letter["reason"]
+            assert (
+                "closes the connection" in letter["reason"]
+                or "proto-max-bulk-len" in letter["reason"]
+            )
         report = await plant.verify()
-        assert {(each.kind, each.key.decode()) for each in report.divergences} == {("missing", name[2:]) for name in wanted}
+        assert {(each.kind, each.key.decode()) for each in report.divergences} == {
+            ("missing", name[2:]) for name in wanted
+        }
         with target.client() as client:
             client.config_set(limit, 512 * _MB)
         await app.set("k1", "again")
@@ -77,7 +88,9 @@ async def test_an_element_that_the_target_does_not_take(
         await plant.close()
 
 
-async def test_a_batch_larger_than_the_target_takes_is_no_fault_of_its_keys(make_server, control_server: Box, tmp_path: Path) -> None:
+async def test_a_batch_larger_than_the_target_takes_is_no_fault_of_its_keys(
+    make_server, control_server: Box, tmp_path: Path
+) -> None:
     """A transaction counts as a whole against client-query-buffer-limit."""
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     with target.client() as client:
@@ -97,8 +110,13 @@ async def test_a_batch_larger_than_the_target_takes_is_no_fault_of_its_keys(make
         await plant.close()
 
 
-async def test_a_target_that_answers_nobody_is_away_and_no_key_is_at_fault(make_server, control_server: Box, tmp_path: Path) -> None:
-    source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91, appendonly="yes")
+async def test_a_target_that_answers_nobody_is_away_and_no_key_is_at_fault(
+    make_server, control_server: Box, tmp_path: Path
+) -> None:
+    source, target = (
+        make_server(ServerKind.REDIS_62),
+        make_server(ServerKind.VALKEY_91, appendonly="yes"),
+    )
     plant = Plant(source, target, control_server, tmp_path)
     assert isinstance(plant.plan, Plan)
     await plant.open()

@@ -22,8 +22,12 @@ from tests.support.wait import until
 pytestmark = pytest.mark.fault
 
 
-async def test_the_store_away_is_no_application_error_and_loses_nothing(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> None:
-    """Ten seconds without the control store, under writes: none of them waits for it, however busy this machine is."""
+async def test_the_store_away_is_no_application_error_and_loses_nothing(
+    redis62: Box, valkey91: Box, make_server, tmp_path: Path
+) -> None:
+    """Ten seconds without the control store, under writes: none of them waits for it, however busy
+    this machine is.
+    """
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     plant = Plant(redis62, valkey91, control, tmp_path)
     await plant.open()
@@ -70,7 +74,9 @@ async def _flushed(gateway) -> bool:
     return gateway.journaler.spooled == 0 and gateway.journaler.store_away_since is None
 
 
-async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(plant: Plant, tmp_path: Path) -> None:
+async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(
+    plant: Plant, tmp_path: Path
+) -> None:
     missed: list[object] = []
     log = IntentLog(tmp_path / "gw-1", missed.append)
     log.append([(0, b"forwarded"), (2, b"too")], None)
@@ -79,7 +85,9 @@ async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(
     await plant.gateway("gw-1")
 
     async def there() -> bool:
-        changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+        changes = await journal.since(
+            plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0")
+        )
         return set(changes.keys) == {(0, b"forwarded"), (2, b"too")}
 
     await until(there, within_s=5, otherwise="the intents were not journalled")
@@ -94,7 +102,9 @@ def test_a_torn_record_ends_the_reading_and_nothing_else(tmp_path: Path) -> None
     assert [keys for keys, _ in Spool(tmp_path).batches([])] == [[(0, b"a")]]
 
 
-def test_a_full_spool_is_refused_and_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_spool_is_refused_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("exodus.gateway.spool.SPOOL_BYTES_MAX", 40)
     spool = Spool(tmp_path)
     assert spool.append([(0, b"a")], [])
@@ -102,7 +112,9 @@ def test_a_full_spool_is_refused_and_not_waited_for(tmp_path: Path, monkeypatch:
     assert spool.keys == 1
 
 
-async def test_a_hold_that_nobody_ends_ends_by_itself(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> None:
+async def test_a_hold_that_nobody_ends_ends_by_itself(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> None:
     """A flow that dies in the middle of a switch must not keep applications waiting."""
     plant = Plant(redis62, valkey91, control_server, tmp_path, hold_seconds_max=0.5)
     await plant.open()
@@ -113,8 +125,12 @@ async def test_a_hold_that_nobody_ends_ends_by_itself(redis62: Box, valkey91: Bo
     await plant.close()
 
 
-async def test_a_switch_that_cannot_drain_is_undone(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the target stopped, the switch gives up within its time, lifts the fence, and writes go on at the source."""
+async def test_a_switch_that_cannot_drain_is_undone(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the target stopped, the switch gives up within its time, lifts the fence, and writes go
+    on at the source.
+    """
     monkeypatch.setattr(steps_before_hold, "_PRE_DRAIN_S", 0.2)
     monkeypatch.setattr(switch, "_STEP_S", 1.5)
     monkeypatch.setattr(steps_before_hold, "PRE_DRAIN_MS", 60_000)

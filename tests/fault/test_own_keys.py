@@ -1,4 +1,6 @@
-"""Exodus's own keys are known by their exact names: an application's key that only begins like one is copied like any other."""
+"""Exodus's own keys are known by their exact names: an application's key that only begins like one
+is copied like any other.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,19 @@ _THEIRS = [
 
 
 def test_names() -> None:
-    own = [guard_key("m-1"), lane_guard_key("m-1", 15), fence_guard_key("m-1"), native_guard_key("m-1")]
+    own = [
+        guard_key("m-1"),
+        lane_guard_key("m-1", 15),
+        fence_guard_key("m-1"),
+        native_guard_key("m-1"),
+    ]
     assert all(map(is_own, own))
     assert not any(map(is_own, _THEIRS))
 
 
-async def test_an_application_s_keys_that_begin_like_ours_are_carried_compared_and_switched(plant: Plant) -> None:
+async def test_an_application_s_keys_that_begin_like_ours_are_carried_compared_and_switched(
+    plant: Plant,
+) -> None:
     source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
     early, late = _THEIRS[:4], _THEIRS[4:]
     source.mset(dict.fromkeys(early, b"1"))

@@ -23,7 +23,9 @@ _SIDES = "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redi
 
 async def _check(source: Address, target: Address, **plan: object) -> None:
     made = Plan(name="check", source=source, target=target, **plan)  # type: ignore[arg-type]
-    raise_if_fatal(await check_pair(Endpoint(Side.SOURCE, source), Endpoint(Side.TARGET, target), made))
+    raise_if_fatal(
+        await check_pair(Endpoint(Side.SOURCE, source), Endpoint(Side.TARGET, target), made)
+    )
 
 
 async def test_a_good_pair_passes_and_nothing_is_changed(redis62: Box, valkey91: Box) -> None:
@@ -49,7 +51,9 @@ async def test_a_wrong_password(redis62: Box, valkey91: Box, tmp_path: Path) -> 
     wrong = tmp_path / "wrong"
     wrong.write_text("not-the-password\n")
     with pytest.raises(OperatorError, match="refuses the login") as caught:
-        await _check(redis62.address().model_copy(update={"password_file": wrong}), valkey91.address())
+        await _check(
+            redis62.address().model_copy(update={"password_file": wrong}), valkey91.address()
+        )
     assert "not-the-password" not in str(caught.value)
 
 
@@ -58,12 +62,18 @@ async def test_a_server_that_does_not_answer(valkey91: Box) -> None:
         await _check(Address(host="127.0.0.1", port=1), valkey91.address())
 
 
-async def test_a_source_that_evicts_is_told_where_the_feed_does_not_see_it(make_server, valkey91: Box) -> None:
+async def test_a_source_that_evicts_is_told_where_the_feed_does_not_see_it(
+    make_server, valkey91: Box
+) -> None:
     source = make_server(ServerKind.REDIS_62, maxmemory="100mb", maxmemory_policy="volatile-lru")
     ends = Endpoint(Side.SOURCE, source.address()), Endpoint(Side.TARGET, valkey91.address())
     for feed, warned in ((Feed.GATEWAY, True), (Feed.TRACKING, False)):
         plan = Plan(name="check", source=source.address(), target=valkey91.address(), feed=feed)
-        found = [finding.severity for finding in await check_pair(*ends, plan) if finding.check == "eviction on the source"]
+        found = [
+            finding.severity
+            for finding in await check_pair(*ends, plan)
+            if finding.check == "eviction on the source"
+        ]
         assert found == ["warning"] * warned
 
 
@@ -77,7 +87,8 @@ async def test_a_target_too_small(make_server, redis62: Box) -> None:
 async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> None:
     client = redis82.client()
     client.hset("h", mapping={"a": 1})
-    await _check(redis82.address(), redis62.address())  # payloads do not fit, but every key can be copied by type
+    # Payloads do not fit, but every key can be copied by type
+    await _check(redis82.address(), redis62.address())
     client.execute_command("HPEXPIRE", "h", 3_600_000, "FIELDS", 1, "a")
     with pytest.raises(OperatorError, match="hash field TTLs"):
         await _check(redis82.address(), redis62.address())
@@ -86,15 +97,39 @@ async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name: a\nsource: http://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["source", "http", "redis://"]),
-        ("name: a\nsource: redis://h:99999\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["source", "port"]),
-        ("name: a\nsource: redis://h:1/4\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["source", "/4", "database"]),
+        (
+            "name: a\nsource: http://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n",
+            ["source", "http", "redis://"],
+        ),
+        (
+            "name: a\nsource: redis://h:99999\ntarget: redis://h:2\ncontrol_store: redis://h:3\n",
+            ["source", "port"],
+        ),
+        (
+            "name: a\nsource: redis://h:1/4\ntarget: redis://h:2\ncontrol_store: redis://h:3\n",
+            ["source", "/4", "database"],
+        ),
         ("name: a\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["source is missing"]),
-        ("name: A b\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n", ["name", "A b"]),
-        ("name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nslices: 6\n", ["slices", "6", "power of two"]),
-        (f"{_SIDES}logins: [{{user: shop, password_file: a}}]\n", ["logins", "shop", "target_password_env"]),
-        (f"{_SIDES}logins: [{{user: shop, target_password_file: b}}]\n", ["logins", "shop", "nobody else"]),
-        ("name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nspeed: 9\n", ["speed"]),
+        (
+            "name: A b\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n",
+            ["name", "A b"],
+        ),
+        (
+            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nslices: 6\n",
+            ["slices", "6", "power of two"],
+        ),
+        (
+            f"{_SIDES}logins: [{{user: shop, password_file: a}}]\n",
+            ["logins", "shop", "target_password_env"],
+        ),
+        (
+            f"{_SIDES}logins: [{{user: shop, target_password_file: b}}]\n",
+            ["logins", "shop", "nobody else"],
+        ),
+        (
+            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nspeed: 9\n",
+            ["speed"],
+        ),
         ("- a\n", ["mapping"]),
         ("a: [\n", ["YAML"]),
     ],
@@ -119,19 +154,31 @@ def test_a_password_is_in_no_repr_and_no_dump(tmp_path: Path) -> None:
 
 
 async def test_facts_are_the_same_however_many_ask_at_once(redis62: Box) -> None:
-    """A DUMP that met another asker's DEL once made live sync copy everything type by type, four times slower."""
+    """A DUMP that met another asker's DEL once made live sync copy everything type by type, four
+    times slower.
+    """
     node = await Endpoint(Side.SOURCE, redis62.address()).any_node()
     found = await asyncio.gather(*[node.facts() for _ in range(30)])
     assert {facts.payload_version for facts in found} == {9}
 
 
-@pytest.mark.parametrize("kind", [ServerKind.REDIS_62, ServerKind.REDIS_82, ServerKind.VALKEY_81, ServerKind.VALKEY_91])
-async def test_the_payload_version_is_known_without_a_key_whatever_the_user_may(make_server, kind: ServerKind) -> None:
+@pytest.mark.parametrize(
+    "kind", [ServerKind.REDIS_62, ServerKind.REDIS_82, ServerKind.VALKEY_81, ServerKind.VALKEY_91]
+)
+async def test_the_payload_version_is_known_without_a_key_whatever_the_user_may(
+    make_server, kind: ServerKind
+) -> None:
     server = make_server(kind)
     with server.client() as client:
         client.set("k", 1)
         wanted = int.from_bytes(client.dump("k")[-10:-8], "little")
         for rules, found in (([], wanted), (["-function"], wanted), (["-dump"], None)):
-            client.execute_command("ACL", "SETUSER", "exodus", "+@all", *([] if kind is ServerKind.REDIS_62 and rules == ["-function"] else rules))
+            client.execute_command(
+                "ACL",
+                "SETUSER",
+                "exodus",
+                "+@all",
+                *([] if kind is ServerKind.REDIS_62 and rules == ["-function"] else rules),
+            )
             facts = await Endpoint(Side.SOURCE, server.address()).facts()
             assert facts.payload_version == found

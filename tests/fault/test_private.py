@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exodus.errors import OperatorError
-from exodus.gateway import server
+from exodus.gateway import shadow_stream
 from exodus.net.client import answered
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.private_files import private_folder, write_private
@@ -29,7 +29,9 @@ def _open(folder: Path) -> dict[str, str]:
     return {str(path): oct(mode) for path, mode in found.items() if mode & 0o077}
 
 
-def test_a_stack_s_folder_and_what_is_in_it_is_private_whatever_was_there_before(tmp_path: Path) -> None:
+def test_a_stack_s_folder_and_what_is_in_it_is_private_whatever_was_there_before(
+    tmp_path: Path,
+) -> None:
     home = Home(tmp_path / "stack")
     home.root.mkdir(mode=0o755)
     home.logs.mkdir(mode=0o755)
@@ -88,8 +90,10 @@ async def test_a_gateway_s_state_is_private(plant: Plant) -> None:
     assert _open(folder) == {}
 
 
-async def test_sampled_requests_do_not_stay_in_the_control_store(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SHADOW_KEPT_MS", 400)
+async def test_sampled_requests_do_not_stay_in_the_control_store(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow_stream, "SHADOW_KEPT_MS", 400)
     gateway = await plant.gateway()
     await plant.change(journal=JournalMode.SAMPLE, shadow_rate=1.0, shadow_salt=7)
     app, name = plant.app(), plant.store.keys.shadow
@@ -112,7 +116,7 @@ async def test_sampled_requests_do_not_stay_in_the_control_store(plant: Plant, m
         return not await answered(plant.store.client.exists(name))
 
     await until(gone, within_s=10, otherwise="the stream never expired")
-    monkeypatch.setattr(server, "SHADOW_BYTES_PER_S_MAX", 10_000)
+    monkeypatch.setattr(shadow_stream, "SHADOW_BYTES_PER_S_MAX", 10_000)
     for _ in range(30):
         await app.set("large", "x" * 3_000)
 
@@ -132,7 +136,13 @@ async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_pat
     async def shown() -> bool:
         command = [sys.executable, "-m", "exodus.cli.app", "redirect", "--file", str(file)]
         done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "COLUMNS": "200"}
+            subprocess.run,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "COLUMNS": "200"},
         )
         assert done.returncode == 0, done.stderr
         return name in done.stdout
@@ -140,13 +150,27 @@ async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_pat
     await until(shown, within_s=30, otherwise="the client was never listed")
 
 
-async def test_the_doctor_names_what_is_open_or_cannot_be_used(plant: Plant, tmp_path: Path) -> None:
+async def test_the_doctor_names_what_is_open_or_cannot_be_used(
+    plant: Plant, tmp_path: Path
+) -> None:
     file, home = plant.file(tmp_path), tmp_path / "no-stack"
     await asyncio.to_thread(file.chmod, 0o600)
 
     async def findings() -> tuple[int, list[dict[str, str]]]:
-        command = [sys.executable, "-m", "exodus.cli.app", "doctor", "--json", "--file", str(file), "--home", str(home)]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "exodus.cli.app",
+            "doctor",
+            "--json",
+            "--file",
+            str(file),
+            "--home",
+            str(home),
+        ]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
+        )
         return done.returncode, json.loads(done.stdout)
 
     status, found = await findings()
@@ -156,7 +180,9 @@ async def test_the_doctor_names_what_is_open_or_cannot_be_used(plant: Plant, tmp
     text = file.read_text()
     try:
         secret.chmod(0o644)
-        file.write_text(text.replace("target:\n", "target:\n  tls: true\n  ca_file: /nowhere/ca.pem\n", 1))
+        file.write_text(
+            text.replace("target:\n", "target:\n  tls: true\n  ca_file: /nowhere/ca.pem\n", 1)
+        )
         status, found = await findings()
     finally:
         secret.chmod(0o600)

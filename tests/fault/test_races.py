@@ -1,4 +1,6 @@
-"""The six race rules, each on real servers, and each with the harm that is done when the rule is taken out."""
+"""The six race rules, each on real servers, and each with the harm that is done when the rule is
+taken out.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,12 @@ async def _running(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
-    """A write that the source delays: an entry made before its answer is synced too early, and never again."""
+async def test_1_the_journal_comes_after_the_answer(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
+    """A write that the source delays: an entry made before its answer is synced too early, and
+    never again.
+    """
     if not rule:
         begin = Journaler.__init__
 
@@ -51,7 +57,8 @@ async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: p
             self.intend, self.mark = intend_and_mark, lambda *_: None
 
         monkeypatch.setattr(Journaler, "__init__", eager)
-    # A paused Redis 6.2 lets no script run, and so would keep the lane from reading too early: it reads by plain commands here.
+    # A paused Redis 6.2 lets no script run, and so would keep the lane from reading too early: it
+    # reads by plain commands here.
     monkeypatch.setattr(Reader, "keys", Reader._plainly)
     await _running(plant)
     app, source = plant.app(), plant.boxes[Side.SOURCE].client()
@@ -70,7 +77,9 @@ async def test_1_the_journal_comes_after_the_answer(plant: Plant, monkeypatch: p
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: bool) -> None:
-    """Two owners of a partition: the one that was frozen between reading and writing must not overwrite what the new one wrote."""
+    """Two owners of a partition: the one that was frozen between reading and writing must not
+    overwrite what the new one wrote.
+    """
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
     partition = partition_of(0, b"k", plant.plan.partitions)
@@ -95,7 +104,9 @@ async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: b
 
 
 async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> None:
-    """Let `act` run between a backfill chunk's reading and its writing, and live sync finish with it."""
+    """Let `act` run between a backfill chunk's reading and its writing, and live sync finish with
+    it.
+    """
     write, acted = Copier.write, []
 
     async def late(self: Copier, db: int, states: list, report: BatchReport) -> None:
@@ -109,7 +120,9 @@ async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> 
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_3_what_changed_under_a_chunk_is_synced_again(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
+async def test_3_what_changed_under_a_chunk_is_synced_again(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
     """A stale RESTORE of the backfill lands after live sync's fresh one."""
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     source.set("k", "old")
@@ -134,7 +147,9 @@ async def _nothing(*_: object) -> int:
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool) -> None:
+async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+) -> None:
     """Keys of a chunk that was read before a FLUSHALL and written after it must not come back."""
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     source.mset({f"c{number}": "x" for number in range(50)} | {"k": "old"})
@@ -157,7 +172,9 @@ async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(plant: Plant, monk
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_5_a_restart_voids_the_cursor(make_server, valkey91: Box, control_server: Box, tmp_path: Path, rule: bool) -> None:
+async def test_5_a_restart_voids_the_cursor(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path, rule: bool
+) -> None:
     """A cursor of a server's earlier life silently skips keys: the slice begins anew instead."""
     source = make_server(ServerKind.REDIS_62, save="3600 1")
     client = source.client()
@@ -191,8 +208,12 @@ async def test_5_a_restart_voids_the_cursor(make_server, valkey91: Box, control_
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(plant: Plant, rule: bool) -> None:
-    """A syncer that read before the switch and wakes after it would overwrite a write on the new authority."""
+async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
+    plant: Plant, rule: bool
+) -> None:
+    """A syncer that read before the switch and wakes after it would overwrite a write on the new
+    authority.
+    """
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
     engine = await plant.engine()

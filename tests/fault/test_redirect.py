@@ -1,4 +1,6 @@
-"""Gateways are taken out of the path: real clients are sent away one by one, lose nothing, and go where their configuration points."""
+"""Gateways are taken out of the path: real clients are sent away one by one, lose nothing, and go
+where their configuration points.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,19 @@ class NamedConnection(redis.Connection):
 
 
 class Worker(threading.Thread):
-    """A client that counts, repeating what it got no answer for once it has looked whether it was done."""
+    """A client that counts, repeating what it got no answer for once it has looked whether it was
+    done.
+    """
 
     def __init__(self, number: int, name: Name) -> None:
         super().__init__(daemon=True)
-        pool = redis.ConnectionPool(connection_class=NamedConnection, name=name, client_name=f"worker-{number}", retry=None, max_connections=1)
+        pool = redis.ConnectionPool(
+            connection_class=NamedConnection,
+            name=name,
+            client_name=f"worker-{number}",
+            retry=None,
+            max_connections=1,
+        )
         self.client = redis.Redis(connection_pool=pool)
         self.key = f"worker:{number}"
         self.count = 0
@@ -79,7 +89,8 @@ class Worker(threading.Thread):
 async def _finalised(plant: Plant) -> list[int]:
     """Two gateways in front of the target, which is all that is left of the migration; their ports."""
     other = free_port()
-    await plant.gateway("gw-2", port=other)  # at once: a free port may be an outgoing connection's a moment later
+    # At once: a free port may be an outgoing connection's a moment later
+    await plant.gateway("gw-2", port=other)
     await plant.gateway()
     with pytest.raises(DecisionRefused, match="may not be sent away"):
         await redirect(plant.store, 5, refuse_new=False, busy=False, why="too early")
@@ -105,7 +116,10 @@ async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) ->
     workers = [Worker(number, names[number % 2]) for number in range(6)]
     for worker in workers:
         worker.start()
-    async with aredis.Redis(port=ports[0], client_name="queue") as held, aredis.Redis(port=ports[1], client_name="listener") as listener:
+    async with (
+        aredis.Redis(port=ports[0], client_name="queue") as held,
+        aredis.Redis(port=ports[1], client_name="listener") as listener,
+    ):
         pipe = held.pipeline()
         await pipe.watch("account")  # a session that is in the middle of something
         subscription = listener.pubsub()
@@ -133,7 +147,9 @@ async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) ->
         await _listed(plant, {"in a transaction": 1, "subscribed": 1})
         found = await read_redirect(plant.store)
         assert (found["stopped"], found["came_back"]) == ([], 0)
-        assert [gateway.health()[0] for gateway, _ in plant.gateways.values()] == [False, False], "a load balancer sends nobody here"
+        assert [gateway.health()[0] for gateway, _ in plant.gateways.values()] == [False, False], (
+            "a load balancer sends nobody here"
+        )
         pipe.multi()
         pipe.set("account", 1)
         assert await pipe.execute() == [True], "it was left alone"
@@ -150,7 +166,9 @@ async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) ->
         await asyncio.to_thread(worker.join, 10)
     assert [worker.failed for worker in workers] == [None] * 6
     with plant.boxes[Side.TARGET].client() as target:
-        assert [int(target.get(worker.key)) for worker in workers] == [worker.count for worker in workers]
+        assert [int(target.get(worker.key)) for worker in workers] == [
+            worker.count for worker in workers
+        ]
     assert all(worker.cut <= 1 for worker in workers), "each was disturbed once"
 
 
@@ -176,7 +194,9 @@ async def test_it_stops_by_itself_where_clients_come_back(plant: Plant) -> None:
     counts = [worker.count for worker in workers]
 
     async def goes_on() -> bool:
-        return all(worker.count > before + 10 for worker, before in zip(workers, counts, strict=True))
+        return all(
+            worker.count > before + 10 for worker, before in zip(workers, counts, strict=True)
+        )
 
     await until(goes_on, within_s=10, otherwise="the clients were not served again")
     for worker in workers:

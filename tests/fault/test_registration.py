@@ -1,4 +1,6 @@
-"""A plan is checked against real servers before anything is kept, and what a change of it voids does not count any more."""
+"""A plan is checked against real servers before anything is kept, and what a change of it voids
+does not count any more.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ pytestmark = pytest.mark.fault
 
 def _file(source: Address, target: Address, control: Address, **more: object) -> MigrationFile:
     given = {"gateway": Listen(port=free_port()), **more}
-    return MigrationFile(plan=Plan(name="orders", source=source, target=target, **given), control_store=control)  # type: ignore[arg-type]
+    return MigrationFile(
+        plan=Plan(name="orders", source=source, target=target, **given), control_store=control
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -64,7 +68,9 @@ async def test_a_plan_that_fits_is_not_refused(boxes: list[Box]) -> None:
         ((0, 1, 1), "control_store is the target"),
     ],
 )
-async def test_one_server_has_one_role(boxes: list[Box], roles: tuple[int, int, int], said: str) -> None:
+async def test_one_server_has_one_role(
+    boxes: list[Box], roles: tuple[int, int, int], said: str
+) -> None:
     examined = await examine(_file(*(boxes[number].address() for number in roles)))
     assert said in _fatal(examined)
 
@@ -77,7 +83,9 @@ async def test_one_server_has_one_role(boxes: list[Box], roles: tuple[int, int, 
         ((0, 1, 1), "the control store is the target"),
     ],
 )
-async def test_one_server_by_two_names_has_one_role(boxes: list[Box], roles: tuple[int, int, int], said: str) -> None:
+async def test_one_server_by_two_names_has_one_role(
+    boxes: list[Box], roles: tuple[int, int, int], said: str
+) -> None:
     """Addresses do not tell it, so the servers are asked who they are."""
     addresses = [boxes[number].address() for number in roles]
     again = max(number for number in range(3) if roles.count(roles[number]) == 2)
@@ -109,7 +117,9 @@ async def _second_name(port: int) -> AsyncIterator[int]:
 async def test_a_server_that_does_not_answer_is_named(boxes: list[Box], missing: int) -> None:
     addresses = [box.address() for box in boxes]
     addresses[missing] = addresses[missing].model_copy(update={"port": free_port()})
-    assert ["source", "target", "control store"][missing] in _fatal(await examine(_file(*addresses)))
+    assert ["source", "target", "control store"][missing] in _fatal(
+        await examine(_file(*addresses))
+    )
 
 
 async def test_a_login_that_is_refused_is_named(boxes: list[Box], tmp_path: Path) -> None:
@@ -134,17 +144,30 @@ async def test_a_gateway_has_a_port_of_its_own(boxes: list[Box]) -> None:
 
 async def _approve(store: ControlStore, *phases: Phase) -> None:
     for phase in phases:
-        entry = LedgerEntry(at_ms=int(time.time() * 1000), phase=phase, event="decided", verdict="approve", decided_by="ada", flow_run_id=f"{phase}")
+        entry = LedgerEntry(
+            at_ms=int(time.time() * 1000),
+            phase=phase,
+            event="decided",
+            verdict="approve",
+            decided_by="ada",
+            flow_run_id=f"{phase}",
+        )
         await ledger.record(store, entry)
 
 
-async def test_what_a_change_voids_does_not_count_any_more(redis62: Box, valkey91: Box, control_server: Box) -> None:
+async def test_what_a_change_voids_does_not_count_any_more(
+    redis62: Box, valkey91: Box, control_server: Box
+) -> None:
     addresses = [box.address() for box in (redis62, valkey91, control_server)]
     file = _file(*addresses)
     async with await ControlStore.connect(file.control_store, "orders") as store:
         await register(store, file.plan, await examine(file), of_this_process())
-        await _approve(store, Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE)
-        await store.save_report(REPORT, {"at_ms": await store.now_ms(), "ok": True, "stall_ms_max": 1.0})
+        await _approve(
+            store, Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE
+        )
+        await store.save_report(
+            REPORT, {"at_ms": await store.now_ms(), "ok": True, "stall_ms_max": 1.0}
+        )
         await record_pass(store, await store.now_ms(), {0: b"0-0"}, 10)
         await check_may_begin(store, file.plan, Phase.COMMIT)
         assert await check_rehearsal(store, file.plan)
@@ -154,15 +177,21 @@ async def test_what_a_change_voids_does_not_count_any_more(redis62: Box, valkey9
         await register(store, file.plan, same, of_this_process())
         await check_may_begin(store, file.plan, Phase.COMMIT)
 
-        harmless = file.model_copy(update={"plan": file.plan.model_copy(update={"canary": CanaryPlan(steps=(5,))})})
+        harmless = file.model_copy(
+            update={"plan": file.plan.model_copy(update={"canary": CanaryPlan(steps=(5,))})}
+        )
         examined = await examine(harmless)
-        assert [(change.field, change.before, change.after) for change in examined.changes] == [("canary.steps", [], [5])]
+        assert [(change.field, change.before, change.after) for change in examined.changes] == [
+            ("canary.steps", [], [5])
+        ]
         assert examined.voids == []
         await register(store, harmless.plan, examined, of_this_process())
         await check_may_begin(store, file.plan, Phase.COMMIT)
 
         fence = Fencing(source=FenceKind.PROVIDER, source_instruction="close the firewall")
-        fenced = harmless.model_copy(update={"plan": harmless.plan.model_copy(update={"fence": fence})})
+        fenced = harmless.model_copy(
+            update={"plan": harmless.plan.model_copy(update={"fence": fence})}
+        )
         examined = await examine(fenced)
         assert examined.voids == ["test", "rehearsal"]
         await register(store, fenced.plan, examined, of_this_process())
@@ -181,8 +210,11 @@ async def test_what_a_change_voids_does_not_count_any_more(redis62: Box, valkey9
         assert await last_pass(store) is None
         with pytest.raises(DecisionRefused, match="migrate was not approved under this plan"):
             await check_may_begin(store, moved.plan, Phase.COMMIT)
-        await _approve(store, Phase.COMPARE)  # an old run's entry is not repeated, and nothing older counts
-        (first, second, third) = [entry for entry in await ledger.read(store) if entry.event == "applied"]
+        # An old run's entry is not repeated, and nothing older counts
+        await _approve(store, Phase.COMPARE)
+        (first, second, third) = [
+            entry for entry in await ledger.read(store) if entry.event == "applied"
+        ]
         assert (first.facts["fields"], second.facts["fields"], third.facts["fields"]) == (
             "canary.steps",
             "fence.source, fence.source_instruction",
@@ -192,12 +224,22 @@ async def test_what_a_change_voids_does_not_count_any_more(redis62: Box, valkey9
         assert ledger.broken(await ledger.read_stored(store)) == []
 
 
-async def test_a_migration_that_is_done_is_not_applied_again(redis62: Box, valkey91: Box, control_server: Box) -> None:
+async def test_a_migration_that_is_done_is_not_applied_again(
+    redis62: Box, valkey91: Box, control_server: Box
+) -> None:
     file = _file(*(box.address() for box in (redis62, valkey91, control_server)))
     async with await ControlStore.connect(file.control_store, "orders") as store:
         await register(store, file.plan, await examine(file), of_this_process())
         for event, verdict, gate in (("decided", "abandon", NEXT), ("finished", "approved", "")):
-            entry = {"at_ms": 1, "phase": Phase.ROLLBACK, "event": event, "verdict": verdict, "gate": gate, "decided_by": "ada", "flow_run_id": "r"}
+            entry = {
+                "at_ms": 1,
+                "phase": Phase.ROLLBACK,
+                "event": event,
+                "verdict": verdict,
+                "gate": gate,
+                "decided_by": "ada",
+                "flow_run_id": "r",
+            }
             await ledger.record(store, LedgerEntry.model_validate(entry))
     (found,) = (await examine(file)).fatal
     assert found.what == "the migration orders is done"

@@ -1,4 +1,6 @@
-"""The rehearsal: the switch there and back for sessions of the reserved prefix, while applications notice nothing."""
+"""The rehearsal: the switch there and back for sessions of the reserved prefix, while applications
+notice nothing.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
         count = 0
         while not stop.is_set():
             count = int(await app.incr("k"))
-            moved.update(connection.side is Side.TARGET for connection in gateway.connections if connection.session.state.name == b"")
+            moved.update(
+                connection.side is Side.TARGET
+                for connection in gateway.connections
+                if connection.session.state.name == b""
+            )
             await asyncio.sleep(0.001)
         return count
 
@@ -51,7 +57,9 @@ async def test_a_rehearsal_loses_nothing_and_moves_nobody_else(plant: Plant) -> 
 
 @pytest.mark.parametrize("asks", [(Side.SOURCE, Side.TARGET), (Side.TARGET,), (Side.SOURCE,)])
 async def test_each_side_s_own_login_is_said_to_it(plant: Plant, asks: tuple[Side, ...]) -> None:
-    """Both sides may ask everybody for a password, each for another; nobody's password is sent to the other side."""
+    """Both sides may ask everybody for a password, each for another; nobody's password is sent to
+    the other side.
+    """
     for side in asks:
         plant.boxes[side].client().config_set("requirepass", f"everybody's on the {side}")
     with plant.boxes[Side.TARGET].client() as target:
@@ -74,13 +82,19 @@ async def test_an_application_that_calls_itself_a_rehearsal_is_none(plant: Plant
     sides = set()
     while not rehearsing.done():
         await named.incr("k")
-        sides |= {connection.side for connection in gateway.connections if connection.session.state.name == plant.plan.rehearsal_prefix.encode()}
+        sides |= {
+            connection.side
+            for connection in gateway.connections
+            if connection.session.state.name == plant.plan.rehearsal_prefix.encode()
+        }
     assert (await rehearsing)["lost_writes"] == 0
     assert sides == {Side.SOURCE}
     assert int(await named.get("k")) == int(plant.boxes[Side.SOURCE].client().get("k") or 0) > 0
 
 
-async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_the_way_back_does_not(plant: Plant) -> None:
+async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_the_way_back_does_not(
+    plant: Plant,
+) -> None:
     plant.plan = plant.plan.model_copy(update={"rehearsal_hours_max": 1.0})
     await plant.gateway()
     await plant.syncer()
@@ -93,7 +107,8 @@ async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_
         await rehearse(plant.store, plant.reached(hurried))
     with pytest.raises(DecisionRefused, match="did not go well: a gateway could not hold"):
         await switch.apply(plant.store, plant.plan, Side.TARGET)
-    # Live sync is on: it must not put an older state of the source over what the rehearsal writes at the target.
+    # Live sync is on: it must not put an older state of the source over what the rehearsal writes
+    # at the target.
     found = await rehearse(plant.store, plant.reached())
     assert (found["lost_writes"], found["error_count"]) == (0, 0)
     assert await plant.store.report("rehearsal") == found
@@ -108,7 +123,9 @@ async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_
 
 
 async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(plant: Plant) -> None:
-    """The prefix is held and flushed, though the rest of the journal never is; and live sync, which goes one way, carries nothing of it back."""
+    """The prefix is held and flushed, though the rest of the journal never is; and live sync, which
+    goes one way, carries nothing of it back.
+    """
     await plant.gateway()
     await plant.syncer()
     await plant.start_live_sync()
@@ -129,7 +146,9 @@ async def test_it_is_rehearsed_again_beside_live_sync_of_a_busy_application(plan
 
 
 async def test_a_flush_that_live_sync_has_not_come_to_is_waited_for(plant: Plant) -> None:
-    """It will mark every key, the rehearsal's too, and would carry an older state over what is written at the other side by then."""
+    """It will mark every key, the rehearsal's too, and would carry an older state over what is
+    written at the other side by then.
+    """
     await plant.start_live_sync()  # which nobody does here
     hurried = plant.plan.model_copy(update={"hold_seconds_max": 0.2})
     await rehearsal._synced(plant.store, hurried)

@@ -1,4 +1,6 @@
-"""A retry after a rollback copies nothing twice: neither where live sync stayed on, nor where it was off and keys changed meanwhile."""
+"""A retry after a rollback copies nothing twice: neither where live sync stayed on, nor where it
+was off and keys changed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ async def _copied(plant: Plant, run: runs.CopyRun) -> tuple[int, int]:
     """Keys and chunks that the backfill has copied."""
     slices = (await load_progress(plant.store, run.run)).values()
     assert all(progress.done for progress in slices)
-    return sum(progress.keys_copied for progress in slices), sum(progress.chunks for progress in slices)
+    return sum(progress.keys_copied for progress in slices), sum(
+        progress.chunks for progress in slices
+    )
 
 
 async def _migrated(plant: Plant) -> runs.CopyRun:
@@ -51,7 +55,9 @@ async def _migrated(plant: Plant) -> runs.CopyRun:
     return run
 
 
-async def test_what_changed_while_live_sync_was_off_is_all_that_is_copied_again(plant: Plant) -> None:
+async def test_what_changed_while_live_sync_was_off_is_all_that_is_copied_again(
+    plant: Plant,
+) -> None:
     run = await _migrated(plant)
     before = await _copied(plant, run)
     await ends.stop(plant.store, plant.plan, "rollback")
@@ -97,11 +103,19 @@ async def test_another_plan_or_an_emptied_target_begins_a_new_copy(plant: Plant)
     run = await _migrated(plant)
     await ends.stop(plant.store, plant.plan, "rollback")
     route = await read_route(plant.store)
-    other = plant.plan.model_copy(update={"filters": Filters.model_validate({"exclude": [{"pattern": "k:1*"}]})})
-    assert (await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=90)).run == run.run
-    assert (await runs.begin(plant.store, other, epoch=route.epoch, writer_epoch=91)).run == "backfill-91"
+    other = plant.plan.model_copy(
+        update={"filters": Filters.model_validate({"exclude": [{"pattern": "k:1*"}]})}
+    )
+    assert (
+        await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=90)
+    ).run == run.run
+    assert (
+        await runs.begin(plant.store, other, epoch=route.epoch, writer_epoch=91)
+    ).run == "backfill-91"
     plant.boxes[Side.TARGET].client().flushall()
     await ends.stop(plant.store, plant.plan, "once more")
-    await plant.store.save_report("owned", {**(await plant.store.report("owned") or {}), "run": run.run, "of": run.of})
+    await plant.store.save_report(
+        "owned", {**(await plant.store.report("owned") or {}), "run": run.run, "of": run.of}
+    )
     begun = await runs.begin(plant.store, plant.plan, epoch=route.epoch, writer_epoch=92)
     assert (begun.run, begun.kept) == ("backfill-92", False)

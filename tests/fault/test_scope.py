@@ -1,4 +1,6 @@
-"""Filters and renames hold alike in backfill, live sync, verification, repair and after a cutover; what they leave out is counted with its rule."""
+"""Filters and renames hold alike in backfill, live sync, verification, repair and after a cutover;
+what they leave out is counted with its rule.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ FILTERS = {
 
 
 @pytest_asyncio.fixture
-async def filtered(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def filtered(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     plant = Plant(redis62, valkey91, control_server, tmp_path, filters=FILTERS)
     await plant.open()
     yield plant
@@ -45,10 +49,19 @@ async def filtered(redis62: Box, valkey91: Box, control_server: Box, tmp_path: P
 
 
 @pytest_asyncio.fixture
-async def renamed(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def renamed(
+    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     """Keys of two databases into one that others use as well; payloads do not fit as they are."""
-    renames = [{"database": 0, "to_database": 3, "to_prefix": "zero:"}, {"database": 4, "prefix": "else", "to_database": 3, "to_prefix": "four:"}]
-    own = {"cutover": "own", "allow_nonempty": True, "filters": {"exclude": [{"pattern": "of others*"}]}}
+    renames = [
+        {"database": 0, "to_database": 3, "to_prefix": "zero:"},
+        {"database": 4, "prefix": "else", "to_database": 3, "to_prefix": "four:"},
+    ]
+    own = {
+        "cutover": "own",
+        "allow_nonempty": True,
+        "filters": {"exclude": [{"pattern": "of others*"}]},
+    }
     plant = Plant(redis82, valkey91, control_server, tmp_path, renames=renames, **own)
     await plant.open()
     yield plant
@@ -60,7 +73,9 @@ def names(box: Box, db: int = 0) -> set[bytes]:
         return {key for key in client.keys("*") if not key.startswith(b"exodus:{")}
 
 
-async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(filtered: Plant) -> None:
+async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(
+    filtered: Plant,
+) -> None:
     source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
     fill(source.client())
     source.client().mset({"cache:1": 1, "cache:2": 2, "long": "x" * 60_000})
@@ -74,7 +89,14 @@ async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(fil
     assert names(target, 7) == set()
     progress = list((await load_progress(filtered.store, "run")).values())
     for each in progress:
-        assert each.keys_seen == each.keys_copied + each.keys_removed + each.keys_failed + each.keys_skipped + each.keys_excluded
+        assert (
+            each.keys_seen
+            == each.keys_copied
+            + each.keys_removed
+            + each.keys_failed
+            + each.keys_skipped
+            + each.keys_excluded
+        )
         assert each.keys_excluded == sum(each.excluded.values())
     assert sum(each.keys_excluded for each in progress) == len(left) + 1
     found = await filtered.verify()
@@ -118,14 +140,20 @@ async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None
     await until(fresh, within_s=20, otherwise="a key that a rule leaves out stayed dirty")
 
 
-async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(filtered: Plant) -> None:
+async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
+    filtered: Plant,
+) -> None:
     target = filtered.boxes[Side.TARGET].client()
     filtered.boxes[Side.SOURCE].client().mset({"cache:1": 1, "fine": 1, "long": "x" * 60_000})
     await filtered.start_live_sync()
     await filtered.backfill()
     target.mset({"cache:1": 1, "long": "x", "stranger": 1})
     found = await filtered.verify()
-    assert {(row.key, row.kind) for row in found.divergences} == {(b"cache:1", "extra"), (b"long", "extra"), (b"stranger", "extra")}
+    assert {(row.key, row.kind) for row in found.divergences} == {
+        (b"cache:1", "extra"),
+        (b"long", "extra"),
+        (b"stranger", "extra"),
+    }
     await filtered.gateway()
     await filtered.syncer()
     await filtered.change(journal="all", sync=True)
@@ -140,8 +168,12 @@ async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
     assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
 
 
-async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_behind_stays(filtered: Plant) -> None:
-    """A rollback would lose a write to a key that the rules leave out, if they held in this direction too."""
+async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_behind_stays(
+    filtered: Plant,
+) -> None:
+    """A rollback would lose a write to a key that the rules leave out, if they held in this
+    direction too.
+    """
     source, target = (filtered.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
     source.mset({"cache:1": "behind", "long": "x" * 60_000, "fine": 1})
     await filtered.start_live_sync()
@@ -157,10 +189,14 @@ async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_
     assert found.divergences == []
     assert found.keys_left_behind == 2
     target.flushall()
-    assert await rescan(back, Barrier("flushall")) == 1, "of the source's keys only the one that the rules let through"
+    assert await rescan(back, Barrier("flushall")) == 1, (
+        "of the source's keys only the one that the rules let through"
+    )
 
 
-async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_others_is_touched(renamed: Plant) -> None:
+async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_others_is_touched(
+    renamed: Plant,
+) -> None:
     source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
     fill(source.client())
     large = fill_large(source.client())
@@ -173,14 +209,20 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     await renamed.start_live_sync()
     await renamed.backfill()
     zero = names(source)
-    assert names(target, 3) == {b"zero:" + key for key in zero} | {b"four:where", b"of others", b"free"}
+    assert names(target, 3) == {b"zero:" + key for key in zero} | {
+        b"four:where",
+        b"of others",
+        b"free",
+    }
     assert names(target) == {b"zero:of others too"}
     letters = await renamed.store.client.hvals(renamed.store.keys.dead)
     assert len(letters) == 1
     assert b"zero:taken" in letters[0]
     assert b"renamed keys get" in letters[0]
     found = await renamed.verify()
-    assert {(row.db, row.key, row.kind) for row in found.divergences} == {(3, b"zero:taken", "missing")}
+    assert {(row.db, row.key, row.kind) for row in found.divergences} == {
+        (3, b"zero:taken", "missing")
+    }
     assert found.keys_spared == 2
     assert found.keys_verified == len(zero) + 2
     app = renamed.app()
@@ -189,7 +231,11 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     await app.rename("int", "renamed by the application")
     await renamed.drained()
     assert target.client(db=3).lrange("zero:list", -1, -1) == [b"more"]
-    assert names(target, 3) == {b"zero:" + key for key in names(source)} | {b"four:where", b"of others", b"free"}
+    assert names(target, 3) == {b"zero:" + key for key in names(source)} | {
+        b"four:where",
+        b"of others",
+        b"free",
+    }
     with target.client(db=3) as client:
         client.set("zero:string", "spoiled")
         client.setrange("zero:large string", 5, "spoiled")
@@ -202,7 +248,9 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     assert {row.key for row in found.divergences} == {b"zero:taken"}
     assert large
     source.client(db=3).delete("zero:taken")
-    assert await repair(await renamed.engine(), [(3, b"zero:taken")]) == {}, "it is gone, and so is its letter"
+    assert await repair(await renamed.engine(), [(3, b"zero:taken")]) == {}, (
+        "it is gone, and so is its letter"
+    )
     await app.flushdb()
     await renamed.drained()
 
@@ -212,7 +260,9 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
     await until(flushed, within_s=20, otherwise="a flush left renamed keys behind")
 
 
-async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_the_rules_do(renamed: Plant) -> None:
+async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_the_rules_do(
+    renamed: Plant,
+) -> None:
     renamed.boxes[Side.SOURCE].client().mset({"one": 1, "two": 2, "of others": 3})
     await renamed.gateway()
     comparer = Comparer(renamed.store, renamed.plan, "comparer-1")
@@ -222,7 +272,9 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
         await renamed.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
 
         async def follows() -> bool:
-            return any(beat.state == "comparing" for beat in await heartbeats(renamed.store, "comparer"))
+            return any(
+                beat.state == "comparing" for beat in await heartbeats(renamed.store, "comparer")
+            )
 
         await until(follows, within_s=10, otherwise="the comparer did not begin")
         app = renamed.app()
@@ -254,17 +306,24 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
             return renamed.boxes[Side.TARGET].client(db=3).get("zero:one") == b"written"
 
         await until(written, within_s=10, otherwise="the write did not come to the target")
-        assert "of others" not in {name.decode() for name in names(renamed.boxes[Side.TARGET], 3) | names(renamed.boxes[Side.TARGET])}
+        assert "of others" not in {
+            name.decode()
+            for name in names(renamed.boxes[Side.TARGET], 3) | names(renamed.boxes[Side.TARGET])
+        }
     finally:
         comparer.stop()
         await task
 
 
-async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names_there(renamed: Plant) -> None:
+async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names_there(
+    renamed: Plant,
+) -> None:
     source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
     source.client().mset({"one": 1, "of others": 2})
     source.client(db=4).set("elsewhere", 1)
-    target.client(db=3).mset({"of others": "theirs", "zero:of others": "theirs", "zero:nobody's": "theirs"})
+    target.client(db=3).mset(
+        {"of others": "theirs", "zero:of others": "theirs", "zero:nobody's": "theirs"}
+    )
     target.client().set("one", "theirs")
     await renamed.gateway()
     await renamed.syncer()
@@ -278,7 +337,9 @@ async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names
     assert names(source) == {b"one", b"of others"}
 
 
-async def test_an_abandoned_migration_empties_a_target_that_was_empty_whatever_the_rules_say(filtered: Plant) -> None:
+async def test_an_abandoned_migration_empties_a_target_that_was_empty_whatever_the_rules_say(
+    filtered: Plant,
+) -> None:
     source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
     source.client().mset({"fine": 1, "cache:1": 1})
     await filtered.gateway()

@@ -1,4 +1,6 @@
-"""Sessions in every state are taken there and back on real servers, by real clients, and none is closed."""
+"""Sessions in every state are taken there and back on real servers, by real clients, and none is
+closed.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ async def _there_and_back(plant: Plant, after=None) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_subscribers_hear_what_is_published_after_a_switch_once(carrying: Plant, protocol: int) -> None:
+async def test_subscribers_hear_what_is_published_after_a_switch_once(
+    carrying: Plant, protocol: int
+) -> None:
     pubsub = carrying.app(protocol=protocol).pubsub()
     await pubsub.subscribe("news")
     await pubsub.psubscribe("n*s:*")
@@ -152,8 +156,14 @@ async def test_writes_with_replies_off_are_neither_lost_nor_done_twice(carrying:
     await raw.close()
 
 
-async def test_a_transaction_with_a_watch_fails_as_if_the_key_had_changed_and_one_without_goes_through(carrying: Plant) -> None:
-    watching, plain, other = await Raw.open(carrying.port), await Raw.open(carrying.port), carrying.app()
+async def test_a_transaction_with_a_watch_fails_as_if_the_key_had_changed_and_one_without_goes_through(
+    carrying: Plant,
+) -> None:
+    watching, plain, other = (
+        await Raw.open(carrying.port),
+        await Raw.open(carrying.port),
+        carrying.app(),
+    )
     watching.send("WATCH", "key:1")
     for raw in (watching, plain):
         raw.send("MULTI")

@@ -1,8 +1,10 @@
-"""Race rule 6, for each process at each step: who is frozen in a switch, and woken when it is over, changes nothing on either side.
+"""Race rule 6, for each process at each step: who is frozen in a switch, and woken when it is over,
+changes nothing on either side.
 
-A gateway and a syncer sleep through the rest of a switch. Whoever applies one sleeps until the gateways have settled what it left, and somebody
-else has switched. FULL=1 takes each of them at each step; the short form only who applies it, where all its rights are in its hands (`test_races.py`
-has a syncer, `test_many_switches.py` a gateway).
+A gateway and a syncer sleep through the rest of a switch. Whoever applies one sleeps until the
+gateways have settled what it left, and somebody else has switched. FULL=1 takes each of them at
+each step; the short form only who applies it, where all its rights are in its hands
+(`test_races.py` has a syncer, `test_many_switches.py` a gateway).
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
 
 
 @pytest_asyncio.fixture
-async def fleet(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Fleet]:
+async def fleet(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Fleet]:
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet")
     await fleet.open()
     yield fleet
@@ -41,7 +45,9 @@ async def _one(fleet: Fleet, application: Application, who: str, step: str) -> s
     sleeper.signal(signal.SIGSTOP)
     switcher.go_on()
     if sleeper is switcher:
-        await fleet.settled()  # a hold that it began is ended by the gateways, and its fence taken down, or its switch finished
+        # A hold that it began is ended by the gateways, and its fence taken down, or its switch
+        # finished
+        await fleet.settled()
         other = fleet.switcher((await read_route(fleet.store)).authority.other)
         await other.start()
         told = await other.ended()
@@ -66,8 +72,15 @@ async def _one(fleet: Fleet, application: Application, who: str, step: str) -> s
 
 async def test_who_slept_through_a_switch_changes_nothing_when_it_wakes(fleet: Fleet) -> None:
     application = await fleet.application()
-    names = [step.name for step in steps(fleet.plan, (await read_route(fleet.store)).authority.other)]
-    said = [await _one(fleet, application, who, step) for who, step in ([(who, name) for who in WHO for name in names] if FULL else SHORT)]
+    names = [
+        step.name for step in steps(fleet.plan, (await read_route(fleet.store)).authority.other)
+    ]
+    said = [
+        await _one(fleet, application, who, step)
+        for who, step in ([(who, name) for who in WHO for name in names] if FULL else SHORT)
+    ]
     await application.end()
     assert any(": switched" in line for line in said)
-    assert not [text for text in application.tally.texts if "NoPermission" in text or "stale read" in text], application.tally.texts
+    assert not [
+        text for text in application.tally.texts if "NoPermission" in text or "stale read" in text
+    ], application.tally.texts

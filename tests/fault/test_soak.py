@@ -1,6 +1,8 @@
-"""Writes under random kills of clients, workers and the control store: whatever the source executed stands in the journal at the end.
+"""Writes under random kills of clients, workers and the control store: whatever the source executed
+stands in the journal at the end.
 
-Every write makes a key of its own that nobody deletes, so that the keys of the source are all that it ever executed, acknowledged or not.
+Every write makes a key of its own that nobody deletes, so that the keys of the source are all that
+it ever executed, acknowledged or not.
 """
 
 from __future__ import annotations
@@ -50,19 +52,28 @@ class _Clients:
                 continue
             try:
                 for _ in range(self.draw.randrange(1, 120)):
-                    keys = [b"s:%d:%d" % (name, number + each) for each in range(self.draw.choice((1, 1, 8)))]
+                    keys = [
+                        b"s:%d:%d" % (name, number + each)
+                        for each in range(self.draw.choice((1, 1, 8)))
+                    ]
                     number += len(keys)
                     requests = [("SET", key, number) for key in keys]
                     if self.draw.random() < 0.2:
                         writer.write(encode("MULTI") + encode_many(requests) + encode("EXEC"))
-                        wanted = len(b"+OK\r\n") + len(keys) * len(b"+QUEUED\r\n") + len(b"*%d\r\n" % len(keys)) + len(keys) * 5
+                        wanted = (
+                            len(b"+OK\r\n")
+                            + len(keys) * len(b"+QUEUED\r\n")
+                            + len(b"*%d\r\n" % len(keys))
+                            + len(keys) * 5
+                        )
                     else:
                         writer.write(encode_many(requests))
                         wanted = 5 * len(keys)
                     await asyncio.wait_for(reader.readexactly(wanted), 20)
                     self.acknowledged.update(keys)
                     await asyncio.sleep(0.002)
-                writer.write(encode("SET", b"s:%d:cut:%d" % (name, number), 1))  # and away, without waiting for the answer
+                # And away, without waiting for the answer
+                writer.write(encode("SET", b"s:%d:cut:%d" % (name, number), 1))
             except (OSError, asyncio.IncompleteReadError):
                 pass  # what was under way is told by the source's keys
             writer.transport.abort()
@@ -80,13 +91,17 @@ class _Journal:
         """Up to its present end."""
         client, names = self._plant.store.client, self._plant.store.keys
         for partition in self._at:
-            while entries := await answered(client.xrange(names.journal(partition), min=self._at[partition], count=2000)):
+            while entries := await answered(
+                client.xrange(names.journal(partition), min=self._at[partition], count=2000)
+            ):
                 changes = parse_entries(entries)
                 self.keys.update(key for _, key in changes.keys)
                 self._at[partition] = b"(" + entries[-1][0]
 
 
-async def test_everything_the_source_executed_is_journalled(redis62, valkey91, make_server, tmp_path: Path) -> None:
+async def test_everything_the_source_executed_is_journalled(
+    redis62, valkey91, make_server, tmp_path: Path
+) -> None:
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
     plant = Plant(redis62, valkey91, control, tmp_path)
     await plant.open()
@@ -126,17 +141,26 @@ async def test_everything_the_source_executed_is_journalled(redis62, valkey91, m
             return executed <= seen.keys
 
         try:
-            await until(complete, within_s=30 + SOAK_S / 6, otherwise=f"writes are missing after {kills} kills and {outages} outages")
+            await until(
+                complete,
+                within_s=30 + SOAK_S / 6,
+                otherwise=f"writes are missing after {kills} kills and {outages} outages",
+            )
         except AssertionError as exc:
             missing = executed - seen.keys
-            raise AssertionError(f"{exc}: {len(missing)} of {len(executed)}, like {sorted(missing)[:5]}") from None
+            raise AssertionError(
+                f"{exc}: {len(missing)} of {len(executed)}, like {sorted(missing)[:5]}"
+            ) from None
         assert kills
         assert outages
         assert len(executed) > 100
         assert clients.acknowledged <= executed, "an acknowledged write is not in the source"
         for worker in psutil.Process(gateway.started.process.pid).children():
             assert worker.memory_info().rss < RSS_BYTES_MAX
-        assert {beat.process for beat in await heartbeats(plant.store, "gateway")} == {"gw-0", "gw-1"}
+        assert {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+            "gw-0",
+            "gw-1",
+        }
         assert not await plant.store.client.hgetall(plant.store.keys.gap)
     finally:
         gateway.end()

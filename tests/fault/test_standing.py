@@ -1,4 +1,6 @@
-"""What a person approved is checked again by the switch itself: when it begins, before it holds writes, and before the authority changes."""
+"""What a person approved is checked again by the switch itself: when it begins, before it holds
+writes, and before the authority changes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ async def ready(modern: Plant) -> Plant:
 
 
 async def _open_gap(plant: Plant) -> None:
-    await plant.store.client.hset(plant.store.keys.gap, "planted", orjson.dumps({"at_ms": 0, "why": "planted"}))
+    await plant.store.client.hset(
+        plant.store.keys.gap, "planted", orjson.dumps({"at_ms": 0, "why": "planted"})
+    )
 
 
 async def _load_newer(plant: Plant) -> None:
@@ -71,13 +75,21 @@ async def _approved(plant: Plant) -> Approved:
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [(_open_gap, "open gap"), (_other_plan, "the plan was changed"), (_forget_the_pass, "too little is verified")],
+    [
+        (_open_gap, "open gap"),
+        (_other_plan, "the plan was changed"),
+        (_forget_the_pass, "too little is verified"),
+    ],
     ids=["gap", "plan", "freshness"],
 )
-async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(ready: Plant, change, text: str) -> None:  # type: ignore[no-untyped-def]
+async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(
+    ready: Plant, change, text: str
+) -> None:  # type: ignore[no-untyped-def]
     await _verified(ready)
     await levers.postpone(ready.store, by="Ada", why="lunch")
-    switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET, approved=await _approved(ready)))
+    switching = asyncio.create_task(
+        switch.apply(ready.store, ready.plan, Side.TARGET, approved=await _approved(ready))
+    )
 
     async def waits() -> bool:
         assert not switching.done(), switching.exception()
@@ -95,12 +107,17 @@ async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(
     ("change", "text"),
     [
         (_open_gap, "open gap"),
-        (_load_on_the_target, "beside the keys must be mended before the cutover: function library shop"),
+        (
+            _load_on_the_target,
+            "beside the keys must be mended before the cutover: function library shop",
+        ),
         (_other_plan, "the plan was changed"),
     ],
     ids=["gap", "functions", "plan"],
 )
-async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(ready: Plant, change, text: str) -> None:  # type: ignore[no-untyped-def]
+async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
+    ready: Plant, change, text: str
+) -> None:  # type: ignore[no-untyped-def]
     ready.boxes[Side.SOURCE].client().function_load(_CODE)
     await _verified(ready)
     loop, doing = asyncio.get_running_loop(), list[asyncio.Future[None]]()
@@ -110,21 +127,27 @@ async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
             doing.append(asyncio.ensure_future(change(ready), loop=loop))
 
     with pytest.raises(DecisionRefused, match=text):
-        await switch.apply(ready.store, ready.plan, Side.TARGET, approved=await _approved(ready), tell=tell)
+        await switch.apply(
+            ready.store, ready.plan, Side.TARGET, approved=await _approved(ready), tell=tell
+        )
     await asyncio.gather(*doing)
     route = await read_route(ready.store)
     assert (route.authority, route.hold) == (Side.SOURCE, Hold.NONE)
     await ready.app().set("k", 2)
 
 
-async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the_switch(ready: Plant) -> None:
+async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the_switch(
+    ready: Plant,
+) -> None:
     ready.boxes[Side.SOURCE].client().function_load(_CODE)
     await _load_newer(ready)
     assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
     assert await ready.app().fcall("price", 1, "priced", 5) == -5
 
 
-async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch_up(ready: Plant) -> None:
+async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch_up(
+    ready: Plant,
+) -> None:
     def tell(at: Switch, step: switch.Step) -> None:
         if step.name == "fence":
             at.store_run = "another"  # what its INFO said before it was restarted

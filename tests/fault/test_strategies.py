@@ -1,4 +1,6 @@
-"""How keys are carried: re-footed payloads proved on the real follower, large keys in pieces, and what changes in between."""
+"""How keys are carried: re-footed payloads proved on the real follower, large keys in pieces, and
+what changes in between.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,14 @@ def _member(number: int) -> str:
 
 
 def fill_large(client: redis.Redis) -> set[bytes]:
-    """A key of each type that no single command may carry: by its memory, and by its elements too, but the string."""
+    """A key of each type that no single command may carry: by its memory, and by its elements too,
+    but the string.
+    """
     many = range(11_000)
     client.set("large string", b"\x00x" * 1_500_000)
-    client.rpush("large list", *[f"element {n} {'x' * 90}" for n in many], *[f"element {n}" for n in many])
+    client.rpush(
+        "large list", *[f"element {n} {'x' * 90}" for n in many], *[f"element {n}" for n in many]
+    )
     client.sadd("large set", *[_member(n) for n in many])
     client.hset("large hash", mapping={f"field {n}": f"{n:090}" for n in many})
     client.zadd("large zset", {_member(n): n / 7 for n in many})
@@ -57,7 +63,14 @@ def fill_large(client: redis.Redis) -> set[bytes]:
     client.xack("large stream", "g1", *[f"{number}-1" for number in range(10, 20)])
     client.xdel("large stream", "5-1", "200-1", "10999-1")
     client.pexpire("large hash", 3_600_000)
-    return {b"large string", b"large list", b"large set", b"large hash", b"large zset", b"large stream"}
+    return {
+        b"large string",
+        b"large list",
+        b"large set",
+        b"large hash",
+        b"large zset",
+        b"large stream",
+    }
 
 
 def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: Box) -> None:
@@ -71,7 +84,9 @@ def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: Box) -> 
     assert version_of(other) == 80
 
 
-@pytest.mark.parametrize(("from_", "to"), [("redis82", "valkey91"), ("redis82", "valkey81"), ("valkey91", "redis82")])
+@pytest.mark.parametrize(
+    ("from_", "to"), [("redis82", "valkey91"), ("redis82", "valkey81"), ("valkey91", "redis82")]
+)
 async def test_payloads_refused_for_their_version_alone_are_refooted(
     from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
 ) -> None:
@@ -84,18 +99,25 @@ async def test_payloads_refused_for_their_version_alone_are_refooted(
         report = await copier.sync_keys(0, keys)
         await copier.close()
         assert report.failed == []
-        # Streams have another format in Valkey and Redis; whatever is not proved goes by type, and says so.
+        # Streams have another format in Valkey and Redis; whatever is not proved goes by type, and
+        # says so.
         assert report.strategies[CopyMethod.REFOOTED] >= len(keys) - 3
         assert sum(report.strategies.values()) == len(keys)
-        assert all(how.startswith((CopyMethod.REFOOTED, CopyMethod.BY_TYPE)) for how in report.strategies)
+        assert all(
+            how.startswith((CopyMethod.REFOOTED, CopyMethod.BY_TYPE)) for how in report.strategies
+        )
         assert engine.proofs.understood[0]
         found = await verify(engine, settle_s=0.01, attempts=2)
         assert [row.key for row in found.divergences if row.db == 0] == []
         assert not [key for key in follower.client().keys("*") if b"proof" in key]
 
 
-@pytest.mark.parametrize(("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("valkey91", "redis62")])
-async def test_large_keys_go_in_pieces_and_are_exact(from_: str, to: str, control_server: Box, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("valkey91", "redis62")]
+)
+async def test_large_keys_go_in_pieces_and_are_exact(
+    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+) -> None:
     """And are compared in pieces: one changed element of any of them is found."""
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
     keys = fill_large(authority.client())
@@ -130,7 +152,9 @@ async def test_large_keys_go_in_pieces_and_are_exact(from_: str, to: str, contro
         await copier.close()
 
 
-async def test_without_scripts_the_same_is_read_by_commands(redis62: Box, valkey91: Box, control_server: Box) -> None:
+async def test_without_scripts_the_same_is_read_by_commands(
+    redis62: Box, valkey91: Box, control_server: Box
+) -> None:
     """A provider that allows no EVAL, and one that does not tell the memory of a key."""
     large = fill_large(redis62.client())
     fill(redis62.client())
@@ -152,7 +176,9 @@ async def test_without_scripts_the_same_is_read_by_commands(redis62: Box, valkey
             assert found.divergences == [], lacking
 
 
-async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is put in place as it is, and live sync makes it exact once it is left alone."""
     source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
     source.hset("h", mapping={f"field {n}": "before" for n in range(30_000)})
@@ -203,7 +229,10 @@ async def test_a_payload_that_the_follower_refuses_goes_by_type(
         await copier.close()
         assert report.failed == []
         assert report.copied == 2
-        assert report.strategies == {CopyMethod.PAYLOAD: 1, f"{CopyMethod.BY_TYPE}: payload refused": 1}
+        assert report.strategies == {
+            CopyMethod.PAYLOAD: 1,
+            f"{CopyMethod.BY_TYPE}: payload refused": 1,
+        }
         assert valkey91.client().get("odd") == b"2"
 
 
@@ -226,5 +255,9 @@ async def test_long_strings_go_by_their_value_and_are_counted_once(plant: Plant)
     assert strategies[CopyMethod.PAYLOAD] <= 2  # slices overlap
     report = await plant.verify()
     assert report.divergences == []
-    assert (report.keys_verified, report.keys_follower, report.keys_with_ttl) == (3_001, 3_001, 1_500)
+    assert (report.keys_verified, report.keys_follower, report.keys_with_ttl) == (
+        3_001,
+        3_001,
+        1_500,
+    )
     assert report.ttl_drift_ms_max <= 2

@@ -53,7 +53,9 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
         done = await switch.apply(plant.store, plant.plan, to)
         assert done.switched
         await asyncio.sleep(0.3)
-    assert not any(looked), "writes waited until a gateway had looked at the side that they had just left"
+    assert not any(looked), (
+        "writes waited until a gateway had looked at the side that they had just left"
+    )
     stop.set()
     acknowledged = await writing
     await plant.app().lpush("jobs", "one")

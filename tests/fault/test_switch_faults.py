@@ -1,8 +1,10 @@
-"""The switch under faults: each kind in its turn, at a step drawn from a seed, on real processes, under the self-checking application's writes.
+"""The switch under faults: each kind in its turn, at a step drawn from a seed, on real processes,
+under the self-checking application's writes.
 
-Whatever happens, the outcome is switched or not switched, never both: the route, the fences, the writers' rights and what the switch said of
-itself agree; the application's model agrees with the authority; and writes flow again without anybody's help. FULL=1 draws 200 seeds, and
-three client libraries write.
+Whatever happens, the outcome is switched or not switched, never both: the route, the fences, the
+writers' rights and what the switch said of itself agree; the application's model agrees with the
+authority; and writes flow again without anybody's help. FULL=1 draws 200 seeds, and three client
+libraries write.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ pytestmark = [
     pytest.mark.timeout(300 + 60 * len(SEEDS)),
     # What coredis leaves of a connection that was lost, in the long form.
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 
 FAULTS = (
@@ -64,7 +68,9 @@ STEPS_S = (3600.0, -3600.0, 5.0, -5.0)  # of a wall clock
 @pytest_asyncio.fixture
 async def fleet(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> AsyncIterator[Fleet]:
     store = make_server(ServerKind.VALKEY_91, appendonly="yes", enable_debug_command="yes")
-    fleet = Fleet(redis62, valkey91, store, tmp_path / "fleet", hold_seconds_max=2.0 if FULL else 1.0)
+    fleet = Fleet(
+        redis62, valkey91, store, tmp_path / "fleet", hold_seconds_max=2.0 if FULL else 1.0
+    )
     await fleet.open()
     yield fleet
     await fleet.close()
@@ -106,7 +112,11 @@ async def _inject(fleet: Fleet, switcher: Switcher, fault: str, draw: random.Ran
             await asyncio.sleep(seconds)
             switcher.signal(signal.SIGCONT)
         return
-    boxes = {"store": fleet.store_box, "source": fleet.boxes[Side.SOURCE], "target": fleet.boxes[Side.TARGET]}
+    boxes = {
+        "store": fleet.store_box,
+        "source": fleet.boxes[Side.SOURCE],
+        "target": fleet.boxes[Side.TARGET],
+    }
     if whom in boxes:
         box = boxes[whom]
         if what == "cut":
@@ -170,5 +180,7 @@ async def test_switched_or_not_and_never_both(fleet: Fleet) -> None:
     await application.end()
     gc.collect()  # what libraries left is not to be found in another test
     assert any(": switched" in line for line in said), "no switch of all came to its end"
-    refused = [text for text in application.tally.texts if "NoPermission" in text or "stale read" in text]
+    refused = [
+        text for text in application.tally.texts if "NoPermission" in text or "stale read" in text
+    ]
     assert refused == []

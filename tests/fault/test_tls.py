@@ -1,4 +1,6 @@
-"""TLS on either leg. The servers from PyPI are built without it, so the server's TLS ends in front of a real one, in this test."""
+"""TLS on either leg. The servers from PyPI are built without it, so the server's TLS ends in front
+of a real one, in this test.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,13 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "exodus test")])
         self.file = folder / "ca.pem"
-        self.file.write_bytes(self._sign(self.name, self.key, authority=True).public_bytes(serialization.Encoding.PEM))
+        self.file.write_bytes(
+            self._sign(self.name, self.key, authority=True).public_bytes(serialization.Encoding.PEM)
+        )
 
-    def _sign(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -54,13 +60,17 @@ class Authority:
             builder = builder.add_extension(usage, critical=True)
         else:
             host = subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(str(host))]), critical=False)
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(str(host))]), critical=False
+            )
         return builder.sign(self.key, hashes.SHA256())
 
     def certificate(self, host: str, name: str) -> tuple[Path, Path]:
         """A certificate for a host, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = self._sign(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, authority=False)
+        certificate = self._sign(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)]), key, authority=False
+        )
         files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
@@ -83,7 +93,9 @@ def client_tls(authority: Authority, *, own: tuple[Path, Path] | None = None) ->
 
 async def set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[bytes, str]:
     """The answer to a SET, and the name in the certificate that was shown."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=host)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=context, server_hostname=host
+    )
     writer.write(encode("SET", "k", "v"))
     answer = await asyncio.wait_for(reader.readexactly(5), 5)
     shown = writer.get_extra_info("peercert")["subject"][0][0][1]
@@ -91,7 +103,9 @@ async def set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[by
     return answer, shown
 
 
-async def test_tls_on_the_applications_side_and_its_certificates_read_again(plant: Plant, authority: Authority) -> None:
+async def test_tls_on_the_applications_side_and_its_certificates_read_again(
+    plant: Plant, authority: Authority
+) -> None:
     cert, key = authority.certificate("first.test", "gateway")
     gateway = await plant.gateway(cert_file=cert, key_file=key)
     context = client_tls(authority)
@@ -102,28 +116,46 @@ async def test_tls_on_the_applications_side_and_its_certificates_read_again(plan
     cert.write_text("not a certificate")
     gateway.tls_contexts.reload()
     assert gateway.tls_contexts.reload_failures == 1
-    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), "the old one stays in force"
+    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), (
+        "the old one stays in force"
+    )
     assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
 
 
-async def test_applications_without_a_certificate_are_refused_where_one_is_asked_for(plant: Plant, authority: Authority) -> None:
+async def test_applications_without_a_certificate_are_refused_where_one_is_asked_for(
+    plant: Plant, authority: Authority
+) -> None:
     cert, key = authority.certificate("gateway.test", "gateway")
     await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
     own = authority.certificate("application.test", "application")
-    assert (await set_through(plant.port, client_tls(authority, own=own), "gateway.test"))[0] == b"+OK\r\n"
+    assert (await set_through(plant.port, client_tls(authority, own=own), "gateway.test"))[
+        0
+    ] == b"+OK\r\n"
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
         await set_through(plant.port, client_tls(authority), "gateway.test")
 
 
-async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(plant: Plant, authority: Authority) -> None:
+async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(
+    plant: Plant, authority: Authority
+) -> None:
     cert, key = authority.certificate("gateway.test", "gateway")
     own_cert, own_key = authority.certificate("exodus.test", "exodus")
     await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
-    with pytest.raises(OperatorError, match=f"gateway: nothing answers at redis://127.0.0.1:{plant.port}"):
+    with pytest.raises(
+        OperatorError, match=f"gateway: nothing answers at redis://127.0.0.1:{plant.port}"
+    ):
         await rehearse(plant.store, plant.reached())
-    with pytest.raises(OperatorError, match=r"TLS files of rediss://.* cannot be used: ca_file /nowhere"):
+    with pytest.raises(
+        OperatorError, match=r"TLS files of rediss://.* cannot be used: ca_file /nowhere"
+    ):
         await rehearse(plant.store, plant.reached(tls=True, ca_file=Path("/nowhere")))
-    plan = plant.reached(tls=True, ca_file=authority.file, cert_file=own_cert, key_file=own_key, server_name="gateway.test")
+    plan = plant.reached(
+        tls=True,
+        ca_file=authority.file,
+        cert_file=own_cert,
+        key_file=own_key,
+        server_name="gateway.test",
+    )
     found = await rehearse(plant.store, plan)
     assert (found["lost_writes"], found["error_count"]) == (0, 0), found["errors"]
     assert found["acknowledged_writes"] > 0
@@ -180,7 +212,9 @@ class Terminator:
         await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
 
 
-async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(plant: Plant, authority: Authority) -> None:
+async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
+    plant: Plant, authority: Authority
+) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
     context.load_cert_chain(*authority.certificate("redis.test", "server"))
     context.verify_mode = ssl.CERT_REQUIRED
@@ -188,7 +222,14 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
     source = plant.boxes[Side.SOURCE]
     async with Terminator(source.port, context) as front:
         address = source.address().model_copy(
-            update={"port": front.port, "tls": True, "ca_file": authority.file, "cert_file": cert, "key_file": key, "server_name": "redis.test"}
+            update={
+                "port": front.port,
+                "tls": True,
+                "ca_file": authority.file,
+                "cert_file": cert,
+                "key_file": key,
+                "server_name": "redis.test",
+            }
         )
         control = make_client(address, field="source")
         assert await control.ping()

@@ -1,4 +1,6 @@
-"""Conversations replayed directly and through the gateway give the same bytes back, at several splits."""
+"""Conversations replayed directly and through the gateway give the same bytes back, at several
+splits.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,51 @@ def _many(*lines: str) -> bytes:
 
 
 CONVERSATIONS = {
-    "strings": _many("SET k v", "GET k", "APPEND k x", "STRLEN k", "GETRANGE k 0 1", "GETSET k n", "INCR k", "DEL k", "GET k"),
-    "expiry": _many("SET k v EX 100", "TTL k", "PERSIST k", "TTL k", "SETEX k 100 v", "EXPIRE k 50", "TTL k"),
-    "lists": _many("RPUSH l a b c", "LRANGE l 0 -1", "LPOP l", "LINSERT l BEFORE c x", "LLEN l", "LINDEX l 9"),
+    "strings": _many(
+        "SET k v",
+        "GET k",
+        "APPEND k x",
+        "STRLEN k",
+        "GETRANGE k 0 1",
+        "GETSET k n",
+        "INCR k",
+        "DEL k",
+        "GET k",
+    ),
+    "expiry": _many(
+        "SET k v EX 100", "TTL k", "PERSIST k", "TTL k", "SETEX k 100 v", "EXPIRE k 50", "TTL k"
+    ),
+    "lists": _many(
+        "RPUSH l a b c", "LRANGE l 0 -1", "LPOP l", "LINSERT l BEFORE c x", "LLEN l", "LINDEX l 9"
+    ),
     "hashes": _many("HSET h a 1 b 2", "HGETALL h", "HINCRBY h a 5", "HMGET h a z", "HDEL h a"),
     "sets": _many("SADD s a", "SMEMBERS s", "SISMEMBER s a", "SREM s a", "SCARD s"),
-    "sorted sets": _many("ZADD z 1.5 a 2 b", "ZRANGE z 0 -1 WITHSCORES", "ZINCRBY z 1 a", "ZSCORE z q"),
+    "sorted sets": _many(
+        "ZADD z 1.5 a 2 b", "ZRANGE z 0 -1 WITHSCORES", "ZINCRBY z 1 a", "ZSCORE z q"
+    ),
     "streams": _many(
-        "XADD x 1-1 f v", "XGROUP CREATE x g 0", "XREADGROUP GROUP g c COUNT 1 STREAMS x >", "XACK x g 1-1", "XRANGE x - +", "XPENDING x g"
+        "XADD x 1-1 f v",
+        "XGROUP CREATE x g 0",
+        "XREADGROUP GROUP g c COUNT 1 STREAMS x >",
+        "XACK x g 1-1",
+        "XRANGE x - +",
+        "XPENDING x g",
     ),
     "transaction": _many("MULTI", "SET k 1", "INCR k", "EXEC", "GET k"),
     "discard": _many("MULTI", "SET k 1", "DISCARD", "GET k"),
-    "errors in a transaction": _many("MULTI", "NOSUCH", "SET k", "EXEC", "MULTI", "SET k a", "INCR k", "EXEC"),
+    "errors in a transaction": _many(
+        "MULTI", "NOSUCH", "SET k", "EXEC", "MULTI", "SET k a", "INCR k", "EXEC"
+    ),
     "nested multi": _many("MULTI", "MULTI", "EXEC", "EXEC"),
     "watch": _many("WATCH k", "SET k 2", "MULTI", "GET k", "EXEC", "UNWATCH"),
-    "databases": _many("SELECT 3", "SET k three", "SELECT 0", "GET k", "SELECT 99", "SELECT x", "GET k"),
+    "databases": _many(
+        "SELECT 3", "SET k three", "SELECT 0", "GET k", "SELECT 99", "SELECT x", "GET k"
+    ),
     "wrong": _many("GET", "NOSUCH a b", "SET k v XX", "LPUSH k", "HGET k f"),
-    "scripts": encode("EVAL", "return {KEYS[1], ARGV[1], redis.call('SET', KEYS[1], ARGV[1])}", 1, "k", "v") + _many("GET k", "EVALSHA abc 0"),
+    "scripts": encode(
+        "EVAL", "return {KEYS[1], ARGV[1], redis.call('SET', KEYS[1], ARGV[1])}", 1, "k", "v"
+    )
+    + _many("GET k", "EVALSHA abc 0"),
     "reply skip": _many("CLIENT REPLY SKIP", "SET k 1", "GET k"),
     "reply off": _many("CLIENT REPLY OFF", "SET k 1", "GET k", "CLIENT REPLY ON", "GET k"),
     "blocking served": _many("RPUSH q a", "BLPOP q 1"),
@@ -49,7 +79,13 @@ CONVERSATIONS = {
     "large value": encode("SET", "k", b"x" * 300_000) + _many("GET k", "STRLEN k"),
     "long pipeline": b"".join(_many(f"SET k{n} {n}", f"GET k{n}") for n in range(300)),
     "binary keys": encode("SET", b"\x00\xff\r\n", b"\r\n$5\r\n") + encode("GET", b"\x00\xff\r\n"),
-    "movable keys": _many("ZADD z1 1 a", "ZADD z2 2 a", "ZUNIONSTORE d 2 z1 z2", "ZRANGE d 0 -1 WITHSCORES", "SORT l STORE m"),
+    "movable keys": _many(
+        "ZADD z1 1 a",
+        "ZADD z2 2 a",
+        "ZUNIONSTORE d 2 z1 z2",
+        "ZRANGE d 0 -1 WITHSCORES",
+        "SORT l STORE m",
+    ),
     "bad protocol": b"*1\r\n$4\r\nPING\r\n*1\r\n+oops\r\n",
     "unbalanced": b'PING\r\nSET "a\r\n',
     "quit": _many("PING", "QUIT"),

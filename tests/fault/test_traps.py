@@ -1,7 +1,8 @@
-"""The traps that other proxies fall into (facts on proxies, section 2), one test each where it concerns a relay; the number is in the name.
+"""The traps that other proxies fall into (facts on proxies, section 2), one test each where it
+concerns a relay; the number is in the name.
 
-What is not here: 19 and 23 belong to the sync engine, 20 to the target's preparation, 28 to the comparer. 16 is in test_workers.py, 25 and 26 in
-tests/unit/exodus/telemetry/test_counters.py.
+What is not here: 19 and 23 belong to the sync engine, 20 to the target's preparation, 28 to the
+comparer. 16 is in test_workers.py, 25 and 26 in tests/unit/exodus/telemetry/test_counters.py.
 """
 
 from __future__ import annotations
@@ -34,13 +35,21 @@ def lines(*commands: str) -> bytes:
 
 
 async def same(
-    plant: Plant, data: bytes, *, half_close: bool = False, mask: bytes | None = None, closes: bool = False, gaps: Collection[str] = ()
+    plant: Plant,
+    data: bytes,
+    *,
+    half_close: bool = False,
+    mask: bytes | None = None,
+    closes: bool = False,
+    gaps: Collection[str] = (),
 ) -> bytes:
-    """What the source says directly, and through the gateway at several cuts of the bytes; asserts that it is the same.
+    """What the source says directly, and through the gateway at several cuts of the bytes; asserts
+    that it is the same.
 
     Args:
-        closes: the server closes before it has read everything. What is sent to it after that resets the connection, and whether its last word
-            still arrives is a matter of time, so it is sent in one piece.
+        closes: the server closes before it has read everything. What is sent to it after that
+            resets the connection, and whether its last word still arrives is a matter of time, so
+            it is sent in one piece.
         gaps: what the gateway says of it; nothing else may be a gap.
     """
     source = plant.boxes[Side.SOURCE]
@@ -54,9 +63,13 @@ async def same(
     with source.client() as client:
         client.flushall()
         direct = await asyncio.to_thread(converse, source.port, [data], half_close=half_close)
-        for size in (len(data),) if closes else (len(data), 3, 1) if len(data) < 600 else (len(data), 1013):
+        for size in (
+            (len(data),) if closes else (len(data), 3, 1) if len(data) < 600 else (len(data), 1013)
+        ):
             client.flushall()
-            got = await asyncio.to_thread(converse, plant.port, pieces_of(data, size), size=len(direct), half_close=half_close)
+            got = await asyncio.to_thread(
+                converse, plant.port, pieces_of(data, size), size=len(direct), half_close=half_close
+            )
             assert shown(got) == shown(direct), f"in pieces of {size} bytes"
     gateway, _ = plant.gateways["gw-1"]
     assert set(gateway.journaler.gaps) <= set(gaps)
@@ -74,12 +87,18 @@ async def test_01_a_database_chosen_by_one_client_is_not_anothers(plant: Plant) 
 
 
 async def test_02_hello_3_is_the_servers_own(plant: Plant) -> None:
-    direct = await same(plant, lines("HELLO 3", "SET k v", "HGETALL h", "HELLO 2", "HGETALL h"), mask=rb"id\r\n:\d+")
+    direct = await same(
+        plant, lines("HELLO 3", "SET k v", "HGETALL h", "HELLO 2", "HGETALL h"), mask=rb"id\r\n:\d+"
+    )
     assert b"%7\r\n" in direct
 
 
 async def test_03_what_changes_the_session_inside_multi_takes_effect_at_exec(plant: Plant) -> None:
-    await same(plant, lines("MULTI", "HELLO 3", "SELECT 4", "SET k v", "EXEC", "SET l v", "GET k"), mask=rb"id\r\n:\d+")
+    await same(
+        plant,
+        lines("MULTI", "HELLO 3", "SELECT 4", "SET k v", "EXEC", "SET l v", "GET k"),
+        mask=rb"id\r\n:\d+",
+    )
     await plant.flushed()
     changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
     assert {(4, b"k"), (4, b"l")} <= set(changes.keys)
@@ -104,29 +123,73 @@ async def test_04_pushes_are_not_taken_for_replies(plant: Plant) -> None:
     changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
     assert (0, b"mine") in changes.keys
     gateway, _ = plant.gateways["gw-1"]
-    assert gateway.telemetry.commands["GET"].calls == 2, "a push taken for a reply would shift every count after it"
+    assert gateway.telemetry.commands["GET"].calls == 2, (
+        "a push taken for a reply would shift every count after it"
+    )
     writer.close()
 
 
 async def test_05_subscribing_inside_multi_nests_pushes_in_the_array(plant: Plant) -> None:
-    await same(plant, lines("HELLO 3", "MULTI", "SUBSCRIBE a b", "EXEC", "PING"), mask=rb"id\r\n:\d+", gaps={UNMATCHED, UNREADABLE, NO_ANSWER})
+    await same(
+        plant,
+        lines("HELLO 3", "MULTI", "SUBSCRIBE a b", "EXEC", "PING"),
+        mask=rb"id\r\n:\d+",
+        gaps={UNMATCHED, UNREADABLE, NO_ANSWER},
+    )
 
 
 async def test_06_subscriptions_answer_once_a_channel(plant: Plant) -> None:
-    await same(plant, lines("SUBSCRIBE a b c", "PING", "UNSUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE x*", "PUNSUBSCRIBE", "PING", "SET k v"))
+    await same(
+        plant,
+        lines(
+            "SUBSCRIBE a b c",
+            "PING",
+            "UNSUBSCRIBE",
+            "UNSUBSCRIBE",
+            "PSUBSCRIBE x*",
+            "PUNSUBSCRIBE",
+            "PING",
+            "SET k v",
+        ),
+    )
 
 
 async def test_06_sharded_subscriptions(make_server, plant: Plant, tmp_path) -> None:
-    modern = Plant(make_server(ServerKind.VALKEY_91), plant.boxes[Side.TARGET], plant.control, tmp_path / "modern")
+    modern = Plant(
+        make_server(ServerKind.VALKEY_91),
+        plant.boxes[Side.TARGET],
+        plant.control,
+        tmp_path / "modern",
+    )
     (tmp_path / "modern").mkdir()
     await modern.open()
-    await same(modern, lines("SSUBSCRIBE a b", "SPUBLISH z 1", "SUNSUBSCRIBE", "SPUBLISH a hello", "SET k v", "GET k"))
-    await same(modern, lines("HELLO 3", "SSUBSCRIBE a", "SPUBLISH a hello", "SUNSUBSCRIBE a", "GET k"), mask=rb"id\r\n:\d+")
+    await same(
+        modern,
+        lines(
+            "SSUBSCRIBE a b", "SPUBLISH z 1", "SUNSUBSCRIBE", "SPUBLISH a hello", "SET k v", "GET k"
+        ),
+    )
+    await same(
+        modern,
+        lines("HELLO 3", "SSUBSCRIBE a", "SPUBLISH a hello", "SUNSUBSCRIBE a", "GET k"),
+        mask=rb"id\r\n:\d+",
+    )
     await modern.close()
 
 
 async def test_07_replies_that_are_off_are_not_waited_for(plant: Plant) -> None:
-    await same(plant, lines("CLIENT REPLY OFF", "SET k 1", "NOSUCH", "CLIENT REPLY ON", "CLIENT REPLY SKIP", "NOSUCH", "GET k"))
+    await same(
+        plant,
+        lines(
+            "CLIENT REPLY OFF",
+            "SET k 1",
+            "NOSUCH",
+            "CLIENT REPLY ON",
+            "CLIENT REPLY SKIP",
+            "NOSUCH",
+            "GET k",
+        ),
+    )
 
 
 async def test_08_what_has_no_answer_is_not_waited_for(plant: Plant) -> None:
@@ -134,7 +197,9 @@ async def test_08_what_has_no_answer_is_not_waited_for(plant: Plant) -> None:
 
 
 async def test_09_inline_requests(plant: Plant) -> None:
-    await same(plant, b"SET k \"a b\\x41\\n\"\r\nGET k\n  GET   'k'\r\n" + lines("GET k") + b"\r\nPING\r\n")
+    await same(
+        plant, b"SET k \"a b\\x41\\n\"\r\nGET k\n  GET   'k'\r\n" + lines("GET k") + b"\r\nPING\r\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,16 +211,36 @@ async def test_09_inline_requests(plant: Plant) -> None:
     ],
     ids=["type", "count", "length", "count too large", "quotes", "http", "post", "quit", "tls", "binary", "high"],
 )  # fmt: skip
-async def test_10_what_no_server_accepts_ends_as_it_would_directly(plant: Plant, data: bytes) -> None:
+async def test_10_what_no_server_accepts_ends_as_it_would_directly(
+    plant: Plant, data: bytes
+) -> None:
     await same(plant, data, closes=True)
 
 
 async def test_11_a_half_closed_connection_gets_all_its_replies(plant: Plant) -> None:
-    await same(plant, lines(*[f"SET k{number} {number}" for number in range(200)], "MGET k0 k199"), half_close=True)
+    await same(
+        plant,
+        lines(*[f"SET k{number} {number}" for number in range(200)], "MGET k0 k199"),
+        half_close=True,
+    )
 
 
 async def test_12_errors_in_a_transaction_and_blocking_in_one(plant: Plant) -> None:
-    await same(plant, lines("MULTI", "NOSUCH", "EXEC", "MULTI", "BLPOP nothing 0", "SET k a", "INCR k", "EXEC", "EXEC", "DISCARD"))
+    await same(
+        plant,
+        lines(
+            "MULTI",
+            "NOSUCH",
+            "EXEC",
+            "MULTI",
+            "BLPOP nothing 0",
+            "SET k a",
+            "INCR k",
+            "EXEC",
+            "EXEC",
+            "DISCARD",
+        ),
+    )
 
 
 async def test_13_nothing_is_answered_by_the_gateway_itself(plant: Plant) -> None:
@@ -210,7 +295,9 @@ async def test_15_the_clients_id_is_the_servers(plant: Plant) -> None:
     assert "shown" in {row["name"] for row in plant.boxes[Side.SOURCE].client().client_list()}
 
 
-async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(plant: Plant) -> None:
+async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(
+    plant: Plant,
+) -> None:
     await plant.gateway()
     source = plant.boxes[Side.SOURCE].client()
     _, writer = await asyncio.open_connection("127.0.0.1", plant.port)
@@ -219,15 +306,24 @@ async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(
     def blocked() -> int:
         return source.info("clients")["blocked_clients"]
 
-    await asyncio.to_thread(wait_until, lambda: blocked() == 1, within_s=5, otherwise="it never blocked")
+    await asyncio.to_thread(
+        wait_until, lambda: blocked() == 1, within_s=5, otherwise="it never blocked"
+    )
     writer.close()
-    await asyncio.to_thread(wait_until, lambda: blocked() == 0, within_s=5, otherwise="the source still waits for a client that left")
+    await asyncio.to_thread(
+        wait_until,
+        lambda: blocked() == 0,
+        within_s=5,
+        otherwise="the source still waits for a client that left",
+    )
     source.rpush("nothing", "kept")
     assert source.llen("nothing") == 1
 
 
 async def test_18_a_write_is_never_sent_twice(make_server, plant: Plant, tmp_path) -> None:
-    """The source dies with a write under way and comes back: the client's connection ends, and nobody sends it again."""
+    """The source dies with a write under way and comes back: the client's connection ends, and
+    nobody sends it again.
+    """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
     other = Plant(source, plant.boxes[Side.TARGET], plant.control, tmp_path / "other")
     (tmp_path / "other").mkdir()
@@ -248,18 +344,28 @@ async def test_18_a_write_is_never_sent_twice(make_server, plant: Plant, tmp_pat
     assert await again.incr("n") in (2, 3)
     await other.flushed()
     changes = await journal.since(other.store, dict.fromkeys(range(8), b"0-0"))
-    assert changes.keys.count((0, b"n")) >= 2, "the unanswered one is marked too: it may have been applied"
+    assert changes.keys.count((0, b"n")) >= 2, (
+        "the unanswered one is marked too: it may have been applied"
+    )
     writer.close()
     await other.close()
 
 
 async def test_21_addresses_and_roles_pass_as_they_are(plant: Plant) -> None:
     # A source that once had a replica counts its offset on by itself.
-    await same(plant, lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"), mask=rb"(?<=master\r\n:)\d+")
+    await same(
+        plant,
+        lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"),
+        mask=rb"(?<=master\r\n:)\d+",
+    )
 
 
 async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(plant: Plant) -> None:
-    await same(plant, encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"), gaps={SCRIPTS})
+    await same(
+        plant,
+        encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"),
+        gaps={SCRIPTS},
+    )
     gateway, _ = plant.gateways["gw-1"]
     assert gateway.groups.main.orders.risks["script without declared keys"] > 0
 
@@ -280,12 +386,25 @@ async def test_24_a_message_is_published_once(plant: Plant) -> None:
 
 async def test_27_errors_keep_the_servers_words(plant: Plant) -> None:
     await same(
-        plant, lines("GET", "NOSUCH a b", "SET k v XX EX", "LPUSH s", "OBJECT HELP", "HGET k", "DEBUG NOSUCH", "XADD x 0-0 a b", "EVALSHA x 0")
+        plant,
+        lines(
+            "GET",
+            "NOSUCH a b",
+            "SET k v XX EX",
+            "LPUSH s",
+            "OBJECT HELP",
+            "HGET k",
+            "DEBUG NOSUCH",
+            "XADD x 0-0 a b",
+            "EVALSHA x 0",
+        ),
     )
 
 
 async def test_slow_readers_hold_up_only_themselves(plant: Plant) -> None:
-    """A client that asks and does not read: its own leg stops, others go on, and the gateway holds little of it."""
+    """A client that asks and does not read: its own leg stops, others go on, and the gateway holds
+    little of it.
+    """
     gateway = await plant.gateway()
     source = plant.boxes[Side.SOURCE].client()
     source.setrange("big", 4 * 1024 * 1024, "x")
@@ -295,5 +414,7 @@ async def test_slow_readers_hold_up_only_themselves(plant: Plant) -> None:
     for number in range(200):
         await app.set("k", number)
     connection = max(gateway.connections, key=lambda each: each.client.get_write_buffer_size())
-    assert connection.client.get_write_buffer_size() < 4 * 1024 * 1024, "it keeps what asyncio's high-water mark lets in, not 80 MB"
+    assert connection.client.get_write_buffer_size() < 4 * 1024 * 1024, (
+        "it keeps what asyncio's high-water mark lets in, not 80 MB"
+    )
     slow.close()

@@ -62,7 +62,9 @@ async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(plant: Pla
     await until(free, within_s=5, otherwise="a turn that nobody renews never ended")
 
 
-async def test_two_phases_that_begin_at_once_cannot_both(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_phases_that_begin_at_once_cannot_both(
+    plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each looks at what goes on before either has said that it does."""
     looked = asyncio.Barrier(2)
     loop = asyncio.get_running_loop()
@@ -158,12 +160,16 @@ def opening(migration: str, phase: str) -> dict:
 
 
 @pytest.mark.filterwarnings("default")  # Great Expectations, whose import a phase begins with
-async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the_next_phase(plant: Plant, prefect_server: None) -> None:
+async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the_next_phase(
+    plant: Plant, prefect_server: None
+) -> None:
     await plant.store.client.delete(plant.store.keys.plan)
     block = await _save(plant)
     await asyncio.to_thread(opening, plant.plan.name, "pre-test")
     assert await plant.store.plan() == block.plan()
-    decided = phase_ledger.LedgerEntry(at_ms=await plant.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve")
+    decided = phase_ledger.LedgerEntry(
+        at_ms=await plant.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve"
+    )
     await phase_ledger.ledger.record(plant.store, decided)
     # What is saved while a phase goes on counts from the next one on.
     changed = await _save(plant, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
@@ -171,7 +177,9 @@ async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the
     began = await asyncio.to_thread(opening, plant.plan.name, "analyze")
     assert began["plan"]["observe_seconds"] == 3.0
     assert await plant.store.plan() == changed.plan()
-    (applied,) = [entry for entry in await phase_ledger.ledger.read(plant.store) if entry.event == "applied"]
+    (applied,) = [
+        entry for entry in await phase_ledger.ledger.read(plant.store) if entry.event == "applied"
+    ]
     assert "filters" in str(applied.facts["fields"])
     assert "compare" in str(applied.facts["voids"])
     # The checks are those of exodus apply, and what does not pass them is not registered.
@@ -211,7 +219,9 @@ def phase(migration: str) -> None:
 """
 
 
-async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(plant: Plant, prefect_server: None, tmp_path: Path) -> None:
+async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
+    plant: Plant, prefect_server: None, tmp_path: Path
+) -> None:
     """Suspended on one worker, resumed on another that shares no folder with the first."""
     await _save(plant)
     script = tmp_path / "a_phase.py"
@@ -219,7 +229,9 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(plant: Plant, pr
     with get_client(sync_client=True) as client:
         url = str(client.api_url)
         flow_id = client.create_flow_from_name("test")
-        deployment = client.create_deployment(flow_id, name="here", entrypoint="a_phase.phase", pull_steps=[])
+        deployment = client.create_deployment(
+            flow_id, name="here", entrypoint="a_phase.phase", pull_steps=[]
+        )
         parameters = {"migration": plant.plan.name}
         made = client.create_flow_run_from_deployment(deployment, parameters=parameters)
 
@@ -232,7 +244,9 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(plant: Plant, pr
             "PYTHONPATH": f"{project_root()}:{tmp_path}",
         }  # fmt: skip
         command = [sys.executable, "-m", "prefect.engine"]
-        done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            command, env=env, cwd=home, capture_output=True, text=True, timeout=120, check=False
+        )
         left = [path for path in home.rglob("*") if path.is_file() and "storage" in path.parts]
         assert left == [], "nothing of a run is kept on a worker"
         return done.stdout + done.stderr
@@ -251,4 +265,6 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(plant: Plant, pr
     assert decided.evidence_digest == phase_ledger.ledger.digest(shown)
     assert await plant.store.report("shown.test.execute") == shown
     assert await plant.store.client.get("looked") == b"1", "a step was done again"
-    assert not await plant.store.client.exists(plant.store.keys.turn("test")), "the turn is given back"
+    assert not await plant.store.client.exists(plant.store.keys.turn("test")), (
+        "the turn is given back"
+    )

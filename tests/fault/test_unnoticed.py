@@ -1,4 +1,6 @@
-"""What Exodus does on a source is not noticed by its applications: no key of its own, no script that holds the server up."""
+"""What Exodus does on a source is not noticed by its applications: no key of its own, no script
+that holds the server up.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,18 @@ async def _listen(box: Box, heard: set[bytes], ready: asyncio.Event) -> None:
                 elif said[:1] == [b"invalidate"]:
                     heard.update(said[1] or [b"(all)"])
                 elif said[:1] == [b"pmessage"]:
-                    heard.add(said[3] if said[2].startswith(b"__keyevent") else said[2].partition(b"__:")[2])
+                    heard.add(
+                        said[3]
+                        if said[2].startswith(b"__keyevent")
+                        else said[2].partition(b"__:")[2]
+                    )
 
 
 @pytest.mark.parametrize("kind", [ServerKind.REDIS_62, ServerKind.REDIS_82])
 @pytest.mark.parametrize("feed", [Feed.GATEWAY, Feed.TRACKING, Feed.NOTIFICATIONS])
-async def test_no_key_of_exodus_is_heard_of(make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed, kind: ServerKind) -> None:
+async def test_no_key_of_exodus_is_heard_of(
+    make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed, kind: ServerKind
+) -> None:
     source = make_server(kind, notify_keyspace_events="AK")
     plant = Plant(source, valkey91, control_server, tmp_path, feed=feed)
     plant.plan = plant.plan.model_copy(update={"gateway": Listen(port=plant.port)})
@@ -69,7 +77,9 @@ async def test_no_key_of_exodus_is_heard_of(make_server, valkey91: Box, control_
         await begin_feed(plant.store, plant.plan, feed)
         await plant.start_live_sync()
         if feed is Feed.GATEWAY:
-            await prove((await plant.engine()).feed, plant.app(), plant.plan.rehearsal_prefix, within_s=10)
+            await prove(
+                (await plant.engine()).feed, plant.app(), plant.plan.rehearsal_prefix, within_s=10
+            )
         else:
 
             async def reads() -> bool:
@@ -87,8 +97,12 @@ async def test_no_key_of_exodus_is_heard_of(make_server, valkey91: Box, control_
         await until(measured, within_s=15, otherwise="the lag was never measured")
         assert syncer.heartbeat(0).facts["probes_missed"] == 0
         await plant.flushed()
-        await until((await plant.engine()).feed.drained, within_s=15, otherwise="the feed never drained")
-        assert (await reconcile(await plant.engine(), "test", settle_s=0.1))["divergences_total"] == 0
+        await until(
+            (await plant.engine()).feed.drained, within_s=15, otherwise="the feed never drained"
+        )
+        assert (await reconcile(await plant.engine(), "test", settle_s=0.1))[
+            "divergences_total"
+        ] == 0
         assert {name for name in heard if not name.startswith(b"app:")} == set()
         assert len(heard) == 100
     finally:
@@ -114,9 +128,16 @@ async def test_no_script_holds_the_server_up_longer_than_its_limit(make_server) 
         "        busy += 1\n"
         "        print(exc, flush=True)\n"
     )
-    applications = [subprocess.Popen([sys.executable, "-c", asking], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    applications = [
+        subprocess.Popen(
+            [sys.executable, "-c", asking], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     said: list[bytes] = []
-    readers = [threading.Thread(target=lambda pipe=each.stdout: said.extend(pipe)) for each in applications]  # type: ignore[misc]
+    readers = [
+        threading.Thread(target=lambda pipe=each.stdout: said.extend(pipe)) for each in applications
+    ]  # type: ignore[misc]
     for reader in readers:
         reader.start()
     (node,) = await Endpoint(Side.SOURCE, source.address()).each_node()
@@ -125,7 +146,9 @@ async def test_no_script_holds_the_server_up_longer_than_its_limit(make_server) 
         assert facts.script_ms == 10
         async with await node.connect() as leg:
             for what in (ReadMode.PAYLOAD, ReadMode.COMPARABLE, ReadMode.VALUE) * 3:
-                found = await Reader(leg, facts, what).keys([b"k%d" % number for number in range(8_000)])
+                found = await Reader(leg, facts, what).keys(
+                    [b"k%d" % number for number in range(8_000)]
+                )
                 assert len(found) == 8_000
     finally:
         for each in applications:

@@ -17,8 +17,12 @@ pytestmark = pytest.mark.fault
 
 
 @pytest.mark.parametrize(("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91")])
-async def test_idle_time_is_carried(from_: str, to: str, control_server: Box, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """As payloads that fit, and re-footed; from a server on which reading makes a key look used, too."""
+async def test_idle_time_is_carried(
+    from_: str, to: str, control_server: Box, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """As payloads that fit, and re-footed; from a server on which reading makes a key look used,
+    too.
+    """
     source, target = request.getfixturevalue(from_), request.getfixturevalue(to)
     plant = Plant(source, target, control_server, tmp_path, keep_usage=True, slices=1)
     await plant.open()
@@ -32,7 +36,10 @@ async def test_idle_time_is_carried(from_: str, to: str, control_server: Box, tm
     assert 5_000 <= there.object("idletime", "idle") < 5_100
     assert 9_000 <= there.object("idletime", "timed") < 9_100
     assert there.object("idletime", "seed") < 100
-    assert sum(progress.usage_kept for progress in (await load_progress(plant.store, "run")).values()) == 3
+    assert (
+        sum(progress.usage_kept for progress in (await load_progress(plant.store, "run")).values())
+        == 3
+    )
     assert (await plant.verify()).divergences == []
     await plant.close()
 
@@ -46,10 +53,14 @@ async def test_frequency_is_carried_between_lfu_policies_and_anything_else_refus
     source, target = redis82.client(), valkey91.client()
     try:
         source.config_set("maxmemory-policy", "allkeys-lfu")
-        (refused,) = [finding for finding in await check_pair(*ends, plant.plan) if finding.check == "usage"]
+        (refused,) = [
+            finding for finding in await check_pair(*ends, plant.plan) if finding.check == "usage"
+        ]
         assert refused.severity == "fatal"
         target.config_set("maxmemory-policy", "allkeys-lfu")
-        assert not [finding for finding in await check_pair(*ends, plant.plan) if finding.check == "usage"]
+        assert not [
+            finding for finding in await check_pair(*ends, plant.plan) if finding.check == "usage"
+        ]
         source.set("k", "v")
         source.execute_command("RESTORE", "often", 0, source.dump("k"), "FREQ", 200)
         await plant.start_live_sync()

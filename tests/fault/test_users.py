@@ -1,4 +1,6 @@
-"""Whole migrations with exactly the rights that `exodus users` prints, on every server that the packages bring."""
+"""Whole migrations with exactly the rights that `exodus users` prints, on every server that the
+packages bring.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,23 @@ from tests.support.servers import Box
 pytestmark = pytest.mark.fault
 
 
-async def _plant(make_server: Any, control: Box, folder: Path, kinds: tuple[ServerKind, ServerKind], **plan: object) -> Plant:
+async def _plant(
+    make_server: Any,
+    control: Box,
+    folder: Path,
+    kinds: tuple[ServerKind, ServerKind],
+    **plan: object,
+) -> Plant:
     """A plant whose roles have users of their own, and nothing but their rights."""
-    boxes = {side: make_server(kind, repl_diskless_sync_delay="0") for side, kind in zip(Side, kinds, strict=True)}
+    boxes = {
+        side: make_server(kind, repl_diskless_sync_delay="0")
+        for side, kind in zip(Side, kinds, strict=True)
+    }
     plant = Plant(boxes[Side.SOURCE], boxes[Side.TARGET], control, folder, **plan)
     own, users = make_users(boxes, {side: wanted_of(plant.plan, side) for side in Side}, folder)
-    plant.plan = plant.plan.model_copy(update={"users": users, **{str(side): address for side, address in own.items()}})
+    plant.plan = plant.plan.model_copy(
+        update={"users": users, **{str(side): address for side, address in own.items()}}
+    )
     await plant.open()
     return plant
 
@@ -62,21 +75,40 @@ def _fill(box: Box) -> int:
         ((ServerKind.VALKEY_81, ServerKind.REDIS_82), {"feed": Feed.REPLICATION}),
         ((ServerKind.REDIS_62, ServerKind.VALKEY_81), {"feed": Feed.TRACKING}),
         ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {"feed": Feed.NOTIFICATIONS}),
-        ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {"strategy": CopyStrategy.MIGRATE, "feed": Feed.GATEWAY}),
+        (
+            (ServerKind.REDIS_62, ServerKind.VALKEY_91),
+            {"strategy": CopyStrategy.MIGRATE, "feed": Feed.GATEWAY},
+        ),
         ((ServerKind.VALKEY_81, ServerKind.VALKEY_91), {"strategy": CopyStrategy.NATIVE}),
-        ((ServerKind.REDIS_82, ServerKind.VALKEY_91), {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "replica"}}),
-        ((ServerKind.REDIS_62, ServerKind.VALKEY_91), {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "min-replicas"}}),
+        (
+            (ServerKind.REDIS_82, ServerKind.VALKEY_91),
+            {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "replica"}},
+        ),
+        (
+            (ServerKind.REDIS_62, ServerKind.VALKEY_91),
+            {"feed": Feed.GATEWAY, "fence": {"source": "replica", "target": "min-replicas"}},
+        ),
     ],
     ids=str,
 )
 async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
-    make_server, control_server: Box, tmp_path: Path, kinds: tuple[ServerKind, ServerKind], plan: dict[str, Any]
+    make_server,
+    control_server: Box,
+    tmp_path: Path,
+    kinds: tuple[ServerKind, ServerKind],
+    plan: dict[str, Any],
 ) -> None:
     """Nothing that Exodus asks for is refused, by any server, from the checks to the way back."""
     plant = await _plant(make_server, control_server, tmp_path, kinds, **plan)
     try:
         count = _fill(plant.boxes[Side.SOURCE])
-        raise_if_fatal(await check_pair(*(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, plant.store))
+        raise_if_fatal(
+            await check_pair(
+                *(Endpoint(side, plant.plan.address(side)) for side in Side),
+                plant.plan,
+                plant.store,
+            )
+        )
         if plant.plan.strategy is CopyStrategy.MIGRATE:
             with administrator(plant.boxes[Side.TARGET]) as client:
                 client.execute_command("ACL", "SETUSER", "default", "-restore")
@@ -109,8 +141,12 @@ async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
         await plant.close()
 
 
-async def test_without_an_administrators_right_another_fence_holds(make_server, control_server: Box, tmp_path: Path) -> None:
-    """`provider` needs no right at all, and `min-replicas` no `+acl`: no user of Exodus's may give itself rights."""
+async def test_without_an_administrators_right_another_fence_holds(
+    make_server, control_server: Box, tmp_path: Path
+) -> None:
+    """`provider` needs no right at all, and `min-replicas` no `+acl`: no user of Exodus's may give
+    itself rights.
+    """
     for fence in (FenceKind.PROVIDER, FenceKind.MIN_REPLICAS):
         folder = tmp_path / str(fence)
         folder.mkdir()
@@ -125,7 +161,9 @@ async def test_without_an_administrators_right_another_fence_holds(make_server, 
                 with administrator(box) as client:
                     rules = [client.acl_getuser(f"exodus-{role}")["commands"] for role in UserRole]
                 assert not any("+acl|setuser" in rule or "+acl" in rule for rule in rules)
-                assert ("+config|set" in " ".join(map(str, rules))) is (fence is FenceKind.MIN_REPLICAS)
+                assert ("+config|set" in " ".join(map(str, rules))) is (
+                    fence is FenceKind.MIN_REPLICAS
+                )
                 await record_confirmation(plant.store, plant.plan, side, "a test")
             ends = [Endpoint(side, plant.plan.address(side)) for side in Side]
             raise_if_fatal(await check_pair(*ends, plant.plan, plant.store))
@@ -143,9 +181,13 @@ async def test_without_an_administrators_right_another_fence_holds(make_server, 
             await plant.close()
 
 
-async def test_a_fence_leaves_exodus_own_users_alone(make_server, control_server: Box, tmp_path: Path) -> None:
+async def test_a_fence_leaves_exodus_own_users_alone(
+    make_server, control_server: Box, tmp_path: Path
+) -> None:
     """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who is."""
-    plant = await _plant(make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91))
+    plant = await _plant(
+        make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91)
+    )
     try:
         await plant.gateway(settle=settle)
         await plant.syncer()
@@ -154,13 +196,18 @@ async def test_a_fence_leaves_exodus_own_users_alone(make_server, control_server
         await switch.apply(plant.store, plant.plan, Side.TARGET)
         with administrator(plant.boxes[Side.SOURCE]) as client:
             rules = {name: str(client.acl_getuser(name)) for name in client.acl_users()}
-            assert {name for name, rule in rules.items() if "-@write" in rule} == {"default", ADMINISTRATOR}
+            assert {name for name, rule in rules.items() if "-@write" in rule} == {
+                "default",
+                ADMINISTRATOR,
+            }
     finally:
         await plant.close()
 
 
 @pytest.mark.parametrize("kind", list(ServerKind), ids=str)
-async def test_each_missing_right_is_named_before_anything_is_changed(make_server, tmp_path: Path, kind: ServerKind) -> None:
+async def test_each_missing_right_is_named_before_anything_is_changed(
+    make_server, tmp_path: Path, kind: ServerKind
+) -> None:
     """Taken away one by one: the checks name side, user and command, and what to type."""
     box = make_server(kind)
     wanted = Wanted(FenceKind.ACL, Feed.REPLICATION)
@@ -168,33 +215,71 @@ async def test_each_missing_right_is_named_before_anything_is_changed(make_serve
     file.write_text("secret")
     engine, version = server_of(str(kind))
     address = box.address().model_copy(update={"username": "exodus-one", "password_file": file})
-    plan = Plan(name="check", source=address, target=address, fence={"source": "acl"}, feed=Feed.REPLICATION)
+    plan = Plan(
+        name="check", source=address, target=address, fence={"source": "acl"}, feed=Feed.REPLICATION
+    )
     rule = rule_of(UserRole, Side.SOURCE, engine, version, wanted).split()
     with box.client() as client:
         client.execute_command("ACL", "SETUSER", "exodus-one", "on", ">secret", *rule)
         assert await try_rights(plan, Side.SOURCE, engine, version) == []
         for word in [word for word in rule if word.startswith("+") and word != "+client|setname"]:
-            client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *[other for other in rule if other != word])
+            client.execute_command(
+                "ACL",
+                "SETUSER",
+                "exodus-one",
+                "reset",
+                "on",
+                ">secret",
+                *[other for other in rule if other != word],
+            )
             found = await try_rights(plan, Side.SOURCE, engine, version)
             assert word[1:] in {each.command for each in found}, word
             assert all(each.side is Side.SOURCE and each.user == "exodus-one" for each in found)
-            assert f"ACL SETUSER exodus-one {word}" in next(each.remedy for each in found if each.command == word[1:])
+            assert f"ACL SETUSER exodus-one {word}" in next(
+                each.remedy for each in found if each.command == word[1:]
+            )
         assert client.dbsize() == 0
-        client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *[word for word in rule if word != "+client|setname"])
+        client.execute_command(
+            "ACL",
+            "SETUSER",
+            "exodus-one",
+            "reset",
+            "on",
+            ">secret",
+            *[word for word in rule if word != "+client|setname"],
+        )
         with pytest.raises(OperatorError, match="exodus-one") as caught:
             await try_rights(plan, Side.SOURCE, engine, version)
         assert "+client|setname" in caught.value.next_step
-        client.execute_command("ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *rule, "resetkeys", "~app:*")
-        assert any("~*" in each.remedy for each in await try_rights(plan, Side.SOURCE, engine, version))
+        client.execute_command(
+            "ACL", "SETUSER", "exodus-one", "reset", "on", ">secret", *rule, "resetkeys", "~app:*"
+        )
+        assert any(
+            "~*" in each.remedy for each in await try_rights(plan, Side.SOURCE, engine, version)
+        )
 
 
 @pytest.mark.parametrize("kind", list(ServerKind), ids=str)
-def test_every_right_has_its_reason_and_the_server_takes_the_rule(make_server, kind: ServerKind) -> None:
-    """For each role, fence, feed and strategy; Redis 6.2 refuses a rule with a command that it does not know."""
+def test_every_right_has_its_reason_and_the_server_takes_the_rule(
+    make_server, kind: ServerKind
+) -> None:
+    """For each role, fence, feed and strategy; Redis 6.2 refuses a rule with a command that it does
+    not know.
+    """
     box, server = make_server(kind), server_of(str(kind))
     with box.client() as client:
         for role in UserRole:
-            for wanted in [*map(Wanted, FenceKind), *(Wanted(strategy=way) for way in CopyStrategy), *(Wanted(feed=feed) for feed in Feed)]:
+            for wanted in [
+                *map(Wanted, FenceKind),
+                *(Wanted(strategy=way) for way in CopyStrategy),
+                *(Wanted(feed=feed) for feed in Feed),
+            ]:
                 for side in Side:
-                    client.execute_command("ACL", "SETUSER", "user", "reset", *rule_of([role], side, *server, wanted).split())
+                    client.execute_command(
+                        "ACL",
+                        "SETUSER",
+                        "user",
+                        "reset",
+                        *rule_of([role], side, *server, wanted).split(),
+                    )
                     assert all(right.why for _, right in rights_of(role, side, *server, wanted))

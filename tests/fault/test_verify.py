@@ -33,7 +33,9 @@ pytestmark = pytest.mark.fault
 
 
 def fill(client: redis.Redis) -> None:
-    """Every type, small and large encodings, streams with groups, pending and deleted entries, expiry."""
+    """Every type, small and large encodings, streams with groups, pending and deleted entries,
+    expiry.
+    """
     client.set("string", b"\x00bin\xff")
     client.set("int", 12345)
     client.set("timed", "x", px=3_600_000)
@@ -81,7 +83,9 @@ async def _engine(store: ControlStore, plan: Plan, authority: Box, follower: Box
         ("valkey81", "redis82"),
     ],
 )
-async def test_copies_are_exact(from_: str, to: str, control_server: Box, request: pytest.FixtureRequest) -> None:
+async def test_copies_are_exact(
+    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+) -> None:
     """As payloads where they fit, type by type where they do not."""
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
     plan = Plan(name="copies", source=authority.address(), target=follower.address())
@@ -90,7 +94,9 @@ async def test_copies_are_exact(from_: str, to: str, control_server: Box, reques
         engine = await _engine(store, plan, authority, follower)
         copier = await engine.copier(Guard())
         for db in (0, 4):
-            keys = [key for key in authority.client(db=db).keys("*") if not key.startswith(b"exodus:")]
+            keys = [
+                key for key in authority.client(db=db).keys("*") if not key.startswith(b"exodus:")
+            ]
             report = await copier.sync_keys(db, keys)
             assert report.failed == []
             assert report.copied == len(keys)
@@ -102,7 +108,9 @@ async def test_copies_are_exact(from_: str, to: str, control_server: Box, reques
 
 
 async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
-    """One byte flipped, one key deleted, one added, one expiry shifted by a second; a list's order, a group's position."""
+    """One byte flipped, one key deleted, one added, one expiry shifted by a second; a list's order,
+    a group's position.
+    """
     fill(plant.boxes[Side.SOURCE].client())
     await plant.gateway()
     await plant.syncer()
@@ -148,7 +156,11 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
     await plant.change(sync=False)  # nobody mends it
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
-    for depth, wanted in ((Depth.COUNT, named), (Depth.OUTLINE, outlined), (Depth.FULL, outlined | {(b"string", "value")})):
+    for depth, wanted in (
+        (Depth.COUNT, named),
+        (Depth.OUTLINE, outlined),
+        (Depth.FULL, outlined | {(b"string", "value")}),
+    ):
         found = await verify(engine, settle_s=0.01, attempts=2, under_way=PassState(depth=depth))
         assert {(row.key, row.kind) for row in found.divergences} == wanted
         assert (found.keys_authority, found.keys_follower) == (4_016, 4_015)
@@ -160,12 +172,20 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
     }
     source.flushall()
     target.flushall()
-    for depth, share, counts in ((Depth.OUTLINE, 1.0, False), (Depth.FULL, 0.5, False), (Depth.FULL, 1.0, True)):
-        assert (await reconcile(engine, "test", settle_s=0.01, depth=depth, share=share))["divergences_total"] == 0
+    for depth, share, counts in (
+        (Depth.OUTLINE, 1.0, False),
+        (Depth.FULL, 0.5, False),
+        (Depth.FULL, 1.0, True),
+    ):
+        assert (await reconcile(engine, "test", settle_s=0.01, depth=depth, share=share))[
+            "divergences_total"
+        ] == 0
         assert (await last_pass(plant.store) is not None) == counts
 
 
-async def test_depth_sample_and_budget_are_asked_for_by_command(plant: Plant, tmp_path: Path) -> None:
+async def test_depth_sample_and_budget_are_asked_for_by_command(
+    plant: Plant, tmp_path: Path
+) -> None:
     plant.boxes[Side.SOURCE].client().mset({f"k{number}": number for number in range(100)})
     await plant.start_live_sync()
     await plant.backfill()
@@ -177,17 +197,30 @@ async def test_depth_sample_and_budget_are_asked_for_by_command(plant: Plant, tm
 
     status, said = await exodus("verify", "--depth", "count", "--sample", "0.5", "--json")
     report = orjson.loads(said)
-    assert (status, report["depth"], report["share"], report["by_type"]) == (0, "count", 0.5, {"key": report["keys_verified"]})
+    assert (status, report["depth"], report["share"], report["by_type"]) == (
+        0,
+        "count",
+        0.5,
+        {"key": report["keys_verified"]},
+    )
     assert 20 < report["keys_verified"] < 80
-    assert await exodus("budget") == (0, f"{plant.plan.budget.model_dump_json()} (of the migration file)\n")
+    assert await exodus("budget") == (
+        0,
+        f"{plant.plan.budget.model_dump_json()} (from the migration file)\n",
+    )
     asked = Budget(cpu_share_max=0.5)
-    assert await exodus("budget", '{"cpu_share_max": 0.5}') == (0, f"{asked.model_dump_json()} (set while running)\n")
+    assert await exodus("budget", '{"cpu_share_max": 0.5}') == (
+        0,
+        f"{asked.model_dump_json()} (set by exodus budget)\n",
+    )
     assert await read_budget(plant.store) == asked
     assert (await exodus("budget", "--plan"))[0] == 0
     assert await read_budget(plant.store) is None
 
 
-async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(redis82: Box, redis62: Box, control_server: Box) -> None:
+async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(
+    redis82: Box, redis62: Box, control_server: Box
+) -> None:
     plan = Plan(name="letters", source=redis82.address(), target=redis62.address())
     client = redis82.client()
     client.hset("h", mapping={"a": 1, "b": 2})
@@ -209,7 +242,9 @@ async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(redis82: Bo
         await copier.close()
 
 
-async def test_expiry_is_exact_from_a_server_without_pexpiretime(plant: Plant, tmp_path: Path) -> None:
+async def test_expiry_is_exact_from_a_server_without_pexpiretime(
+    plant: Plant, tmp_path: Path
+) -> None:
     """4,000 keys with an exact expiry on Redis 6.2: the drift is the 2 ms of its clock at most."""
     source = plant.boxes[Side.SOURCE].client()
     base = int(source.time()[0]) * 1000 + 3_600_000
@@ -230,7 +265,9 @@ async def test_expiry_is_exact_from_a_server_without_pexpiretime(plant: Plant, t
 
 
 async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
-    """Stopped and started again and again, the backfill sees each key once but for the slices' overlap."""
+    """Stopped and started again and again, the backfill sees each key once but for the slices'
+    overlap.
+    """
     source = plant.boxes[Side.SOURCE].client()
     pipe = source.pipeline(transaction=False)
     for number in range(30_000):
@@ -250,15 +287,22 @@ async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
             break
     assert rounds > 5
     stored = (await load_progress(plant.store, "again"))[piece.slice_id]
-    assert stored.keys_seen == stored.keys_copied + stored.keys_removed + stored.keys_failed + stored.keys_skipped
+    assert (
+        stored.keys_seen
+        == stored.keys_copied + stored.keys_removed + stored.keys_failed + stored.keys_skipped
+    )
     assert 30_000 <= stored.keys_seen < 30_000 * 1.05
     assert stored.chunks == rounds == len(await load_chunks(plant.store, "again"))
     assert (await plant.verify()).keys_verified == 30_000
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
-async def test_parts_on_several_machines_find_what_one_process_finds(plant: Plant, count: int) -> None:
-    """Each key is counted once, also where two parts meet; and a part that is taken up again goes on where it was."""
+async def test_parts_on_several_machines_find_what_one_process_finds(
+    plant: Plant, count: int
+) -> None:
+    """Each key is counted once, also where two parts meet; and a part that is taken up again goes
+    on where it was.
+    """
     with plant.boxes[Side.SOURCE].client() as source, plant.boxes[Side.TARGET].client() as target:
         fill(source)
         source.mset({f"many:{number}": number for number in range(6_000)})
@@ -270,13 +314,29 @@ async def test_parts_on_several_machines_find_what_one_process_finds(plant: Plan
     engine = await plant.engine()
     alone = await reconcile(engine, "alone")
     parts = await plan_parts(engine, "parts", count)
-    assert sum(len(part.forwards) for part in parts) == len(await plan_slices(engine.authority, plant.plan.slices))
+    assert sum(len(part.forwards) for part in parts) == len(
+        await plan_slices(engine.authority, plant.plan.slices)
+    )
     found = [await read_part(engine, part) for part in parts]
     assert len(await load_parts(plant.store, "parts")) == len(parts)
     again = await read_part(engine, parts[0])
     assert again.progress.counts == found[0].progress.counts, "it was done already"
-    together = await reconcile(engine, "parts", progress=await merge_parts(plant.store, "parts", found))
-    for name in ("keys_authority", "keys_follower", "keys_verified", "keys_dirty", "divergences_total", "by_type", "resumed"):
+    together = await reconcile(
+        engine, "parts", progress=await merge_parts(plant.store, "parts", found)
+    )
+    for name in (
+        "keys_authority",
+        "keys_follower",
+        "keys_verified",
+        "keys_dirty",
+        "divergences_total",
+        "by_type",
+        "resumed",
+    ):
         assert together[name] == alone[name], name
-    assert sorted(row["key"] for row in together["divergences"]) == ["many:17", "many:18", "stranger"]
+    assert sorted(row["key"] for row in together["divergences"]) == [
+        "many:17",
+        "many:18",
+        "stranger",
+    ]
     assert await load_parts(plant.store, "parts") == []

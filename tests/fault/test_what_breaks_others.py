@@ -1,4 +1,5 @@
-"""What existing tools get wrong: a crash begins again from zero, expiries drift, deleted keys come back, renames leave something behind.
+"""What existing tools get wrong: a crash begins again from zero, expiries drift, deleted keys come
+back, renames leave something behind.
 
 The long form (FULL=1) has the sizes at which these were seen; the short one is the same at a tenth.
 """
@@ -28,7 +29,9 @@ TIMED = 4_000
 CHURN = 170_000 if FULL else 17_000
 
 
-async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp_path: Path) -> None:
+async def test_a_backfill_that_was_killed_goes_on_where_it_was(
+    plant: Plant, tmp_path: Path
+) -> None:
     pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
     for number in range(KEYS):
         pipe.set(f"k{number}", number)
@@ -40,7 +43,10 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp
     process = subprocess.Popen(command)
 
     async def a_fifth() -> bool:
-        return sum(slice_.keys_seen for slice_ in (await load_progress(plant.store, "run")).values()) >= KEYS / 5
+        return (
+            sum(slice_.keys_seen for slice_ in (await load_progress(plant.store, "run")).values())
+            >= KEYS / 5
+        )
 
     try:
         await until(a_fifth, within_s=60, otherwise="the backfill did not come to a fifth")
@@ -56,14 +62,22 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(plant: Plant, tmp
     # What was checkpointed before stands as it was, and every chunk was done once.
     rows = await load_chunks(plant.store, "run")
     assert rows[: len(chunks)] == chunks
-    assert len({(row.slice_id, row.number) for row in rows}) == len(rows) == sum(slice_.chunks for slice_ in after.values())
+    assert (
+        len({(row.slice_id, row.number) for row in rows})
+        == len(rows)
+        == sum(slice_.chunks for slice_ in after.values())
+    )
     seen = sum(slice_.keys_seen for slice_ in after.values())
     assert KEYS <= seen <= KEYS * 1.05  # slices overlap by a SCAN call
     assert (await plant.verify()).keys_verified == KEYS
 
 
-async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant, tmp_path: Path) -> None:
-    """What it had found is not forgotten, what changed meanwhile is dirty, and every key is counted once."""
+async def test_a_verification_that_was_killed_goes_on_where_it_was(
+    plant: Plant, tmp_path: Path
+) -> None:
+    """What it had found is not forgotten, what changed meanwhile is dirty, and every key is counted
+    once.
+    """
     source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
     pipe = source.pipeline(transaction=False)
     for number in range(KEYS):
@@ -78,10 +92,15 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
 
     async def a_part() -> bool:
         progress = await load_pass(plant.store, "test")
-        return progress is not None and progress.counts["keys_authority"] > 0 and process.poll() is None
+        return (
+            progress is not None
+            and progress.counts["keys_authority"] > 0
+            and process.poll() is None
+        )
 
     try:
-        # Found by whichever way it looks at last: the one key that differs is among the suspects or still to come.
+        # Found by whichever way it looks at last: the one key that differs is among the suspects or
+        # still to come.
         target.set("k7", "spoiled")
         await until(a_part, within_s=60, otherwise="the verification kept nothing")
     finally:
@@ -104,7 +123,9 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(plant: Plant,
 
 
 async def test_expiries_do_not_drift(modern: Plant) -> None:
-    """To the millisecond, from a server that has PEXPIRETIME; those that pass meanwhile are not brought back."""
+    """To the millisecond, from a server that has PEXPIRETIME; those that pass meanwhile are not
+    brought back.
+    """
     source = modern.boxes[Side.SOURCE].client()
     draw = random.Random(3)
     pipe = source.pipeline(transaction=False)
@@ -121,7 +142,11 @@ async def test_expiries_do_not_drift(modern: Plant) -> None:
     await until(gone, within_s=10, otherwise="the short-lived keys did not expire")
     report = await modern.verify()
     assert report.divergences == []
-    assert (report.keys_verified, report.keys_with_ttl, report.ttl_drift_ms_max) == (TIMED, TIMED, 0)
+    assert (report.keys_verified, report.keys_with_ttl, report.ttl_drift_ms_max) == (
+        TIMED,
+        TIMED,
+        0,
+    )
 
 
 async def test_expiries_do_not_drift_over_a_slow_link(modern: Plant) -> None:
@@ -172,7 +197,9 @@ async def test_no_key_is_left_over_after_many_writes_and_deletes(plant: Plant) -
     await plant.drained()
     report = await plant.verify()
     assert report.divergences == []
-    assert report.keys_authority == report.keys_follower == plant.boxes[Side.SOURCE].client().dbsize()
+    assert (
+        report.keys_authority == report.keys_follower == plant.boxes[Side.SOURCE].client().dbsize()
+    )
 
 
 async def test_renames_and_moves_leave_nothing_behind(plant: Plant) -> None:
@@ -187,5 +214,7 @@ async def test_renames_and_moves_leave_nothing_behind(plant: Plant) -> None:
             await app.move(f"b{number}", 3)
     await plant.drained()
     assert (await plant.verify()).divergences == []
-    assert {key for key in other.client().keys("*") if not key.startswith(b"exodus:")} == {b"b%d" % number for number in range(0, 200, 2)}
+    assert {key for key in other.client().keys("*") if not key.startswith(b"exodus:")} == {
+        b"b%d" % number for number in range(0, 200, 2)
+    }
     assert set(other.client(db=3).keys("*")) == {b"b%d" % number for number in range(1, 200, 2)}

@@ -1,4 +1,6 @@
-"""Several processes on one port: a dead one is started again, a new version takes the port over, nobody is refused."""
+"""Several processes on one port: a dead one is started again, a new version takes the port over,
+nobody is refused.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,19 @@ def _answers(port: int) -> bool:
         return sock.recv(16) == b"+PONG\r\n"
 
 
-async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents(plant: Plant, processes: list[GatewayProcess]) -> None:
+async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents(
+    plant: Plant, processes: list[GatewayProcess]
+) -> None:
     await plant.change(journal="all")
     gateway = GatewayProcess(plant, "--workers", "2")
     processes.append(gateway)
     gateway.wait_said("listens on", times=2)
 
     async def both() -> bool:
-        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {"gw-0", "gw-1"}
+        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+            "gw-0",
+            "gw-1",
+        }
 
     await until(both, within_s=10, otherwise="the workers did not register under ids of their own")
     source = plant.boxes[Side.SOURCE].client()
@@ -67,7 +74,9 @@ async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents
     gateway.wait_said("that an earlier process of this id had under way")
 
     async def journalled() -> bool:
-        changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+        changes = await journal.since(
+            plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0")
+        )
         return (0, b"left") in changes.keys
 
     await until(journalled, within_s=10, otherwise="the intent was not journalled")
@@ -75,7 +84,9 @@ async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents
     assert gateway.end() == 0
 
 
-async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(plant: Plant, processes: list[GatewayProcess]) -> None:
+async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(
+    plant: Plant, processes: list[GatewayProcess]
+) -> None:
     await plant.change(journal="all")
     old = GatewayProcess(plant, "--workers", "2", "--drain", "0.5", name="old")
     processes.append(old)
@@ -100,16 +111,25 @@ async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(pl
     processes.append(new)
     await asyncio.to_thread(old.started.process.wait, 60)
     before = asked[0]
-    await until(lambda: _more(asked, before), within_s=20, otherwise="nobody answers after the takeover")
+    await until(
+        lambda: _more(asked, before), within_s=20, otherwise="nobody answers after the takeover"
+    )
     stop.set()
     await asyncio.gather(*connecting)
     assert failures == []
     assert old.started.process.returncode == 0
 
     async def only_new() -> bool:
-        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {"gw-2", "gw-3"}
+        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+            "gw-2",
+            "gw-3",
+        }
 
-    await until(only_new, within_s=10, otherwise="the old workers are still registered, or the new ones are not")
+    await until(
+        only_new,
+        within_s=10,
+        otherwise="the old workers are still registered, or the new ones are not",
+    )
     assert new.end() == 0
 
 
@@ -117,7 +137,9 @@ async def _more(asked: list[int], before: int) -> bool:
     return asked[0] > before + 50
 
 
-async def test_a_drain_lets_sessions_end_and_says_what_remains(plant: Plant, processes: list[GatewayProcess]) -> None:
+async def test_a_drain_lets_sessions_end_and_says_what_remains(
+    plant: Plant, processes: list[GatewayProcess]
+) -> None:
     gateway = GatewayProcess(plant, "--drain", "1")
     processes.append(gateway)
     gateway.wait_said("listens on")
@@ -126,12 +148,22 @@ async def test_a_drain_lets_sessions_end_and_says_what_remains(plant: Plant, pro
     blocked = socket.create_connection(("127.0.0.1", plant.port))
     blocked.sendall(encode("BLPOP", "nothing", 0))
     source = plant.boxes[Side.SOURCE].client()
-    wait_until(lambda: source.info("clients")["blocked_clients"] == 1, within_s=10, otherwise="BLPOP never arrived")
+    wait_until(
+        lambda: source.info("clients")["blocked_clients"] == 1,
+        within_s=10,
+        otherwise="BLPOP never arrived",
+    )
     gateway.signal(signal.SIGTERM)
-    wait_until(lambda: _refused(plant.port), within_s=10, otherwise="a draining gateway accepts connections")
+    wait_until(
+        lambda: _refused(plant.port),
+        within_s=10,
+        otherwise="a draining gateway accepts connections",
+    )
     assert idle.ping(), "a session goes on while the gateway drains"
     assert gateway.end() == 0
-    assert gateway.said(r"2 sessions did not end .*: 1 blocked, 1 idle|2 sessions did not end .*: 1 idle, 1 blocked")
+    assert gateway.said(
+        r"2 sessions did not end .*: 1 blocked, 1 idle|2 sessions did not end .*: 1 idle, 1 blocked"
+    )
     assert await heartbeats(plant.store, "gateway") == []
     assert not gateway.said("leaked")
     blocked.close()
@@ -158,11 +190,19 @@ async def test_health_follows_the_authority_and_the_store_only_degrades(
     wait_until(lambda: gateway.health()[0] == 200, within_s=10, otherwise="never ready")
     assert "maxclients" in gateway.health()[1]
     source.pause()
-    wait_until(lambda: gateway.health()[0] == 503, within_s=20, otherwise="ready though the source does not answer")
+    wait_until(
+        lambda: gateway.health()[0] == 503,
+        within_s=20,
+        otherwise="ready though the source does not answer",
+    )
     source.resume()
     wait_until(lambda: gateway.health()[0] == 200, within_s=20, otherwise="never ready again")
     control.kill()
-    wait_until(lambda: "control store is away" in gateway.health()[1], within_s=20, otherwise="the store's absence is not told")
+    wait_until(
+        lambda: "control store is away" in gateway.health()[1],
+        within_s=20,
+        otherwise="the store's absence is not told",
+    )
     status, why = gateway.health()
     assert status == 200
     assert why.startswith("degraded")
@@ -183,7 +223,9 @@ async def test_a_unix_socket(plant: Plant, processes: list[GatewayProcess], tmp_
     assert not path.exists()
 
 
-async def test_a_second_process_of_the_same_state_folder_is_refused(plant: Plant, processes: list[GatewayProcess]) -> None:
+async def test_a_second_process_of_the_same_state_folder_is_refused(
+    plant: Plant, processes: list[GatewayProcess]
+) -> None:
     first = GatewayProcess(plant, "--listen", "127.0.0.1:0")
     processes.append(first)
     first.wait_said("listens on")

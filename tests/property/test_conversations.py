@@ -1,4 +1,6 @@
-"""Drawn conversations with a real server, cut anywhere: through the gateway the same bytes come back as directly."""
+"""Drawn conversations with a real server, cut anywhere: through the gateway the same bytes come
+back as directly.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ from tests.support.servers import Box
 pytestmark = pytest.mark.property
 
 _KEY = st.sampled_from([b"a", b"b", b"c{x}", b"d{x}", b"\x00\xff\r\n"])
-_VALUE = st.sampled_from([b"", b"1", b"-7", b"word", b"two words", b"\r\n$3\r\n", b"\x80" * 40, b"z" * 3000])
+_VALUE = st.sampled_from(
+    [b"", b"1", b"-7", b"word", b"two words", b"\r\n$3\r\n", b"\x80" * 40, b"z" * 3000]
+)
 _NUMBER = st.sampled_from([b"0", b"1", b"2", b"-1", b"100", b"nan"])
 _DB = st.sampled_from([b"0", b"1", b"15", b"16"])
 _MIX: dict[str, st.SearchStrategy[bytes]] = {"K": _KEY, "V": _VALUE, "N": _NUMBER, "D": _DB}
-# What a reply of these says depends on the conversation alone: no clock, no ids, no draws by the server.
+# What a reply of these says depends on the conversation alone: no clock, no ids, no draws by the
+# server.
 _COMMANDS = """
 SET K V|GET K|SET K V NX|SET K V GET|APPEND K V|STRLEN K|SETRANGE K N V|GETRANGE K N N|INCR K|INCRBY K N|INCRBYFLOAT K N|DECR K|MSET K V K V
 MGET K K|MSETNX K V K V|GETDEL K|SETBIT K 7 1|BITCOUNT K|BITOP OR K K K|DEL K K|UNLINK K|EXISTS K K|TYPE K|RENAME K K|RENAMENX K K|COPY K K
@@ -49,8 +54,15 @@ _TEMPLATES = [line.split(" ") for row in _COMMANDS.strip().splitlines() for line
 @st.composite
 def request(draw: st.DrawFn) -> bytes:
     template = draw(st.sampled_from(_TEMPLATES))
-    args = [draw(_MIX[word]) if word in _MIX else word.replace("1-N", f"1-{draw(st.integers(1, 9))}").encode() for word in template]
-    if draw(st.integers(0, 9)) == 0 and all(arg and not set(arg) & set(b"\r\n\x00\"' ") and arg.isascii() for arg in args):
+    args = [
+        draw(_MIX[word])
+        if word in _MIX
+        else word.replace("1-N", f"1-{draw(st.integers(1, 9))}").encode()
+        for word in template
+    ]
+    if draw(st.integers(0, 9)) == 0 and all(
+        arg and not set(arg) & set(b"\r\n\x00\"' ") and arg.isascii() for arg in args
+    ):
         return b" ".join(args) + draw(st.sampled_from([b"\r\n", b"\n"]))
     return encode(*args)
 
@@ -89,8 +101,16 @@ def bridge(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> 
 def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
     """All that comes back, up to the answer to a last PING or the connection's end."""
     last = b"the-end"
-    # A transaction may be open, a channel subscribed to, replies off: a server that does not reply to QUIT does not close either.
-    ends = (("DISCARD",), ("UNSUBSCRIBE",), ("PUNSUBSCRIBE",), ("CLIENT", "REPLY", "ON"), ("PING", "here"), ("QUIT",))
+    # A transaction may be open, a channel subscribed to, replies off: a server that does not reply
+    # to QUIT does not close either.
+    ends = (
+        ("DISCARD",),
+        ("UNSUBSCRIBE",),
+        ("PUNSUBSCRIBE",),
+        ("CLIENT", "REPLY", "ON"),
+        ("PING", "here"),
+        ("QUIT",),
+    )
     data = data + encode_many(ends)
     if hello:
         data = encode("HELLO", 3) + data
@@ -106,20 +126,27 @@ def _said(port: int, data: bytes, cuts: list[int], *, hello: bool) -> bytes:
                 said += b"<closed>"
                 break
             said += got
-    return said[said.index(b"$4\r\nmode") :] if hello else said  # before that stands the connection's id
+    # Before that stands the connection's id
+    return said[said.index(b"$4\r\nmode") :] if hello else said
 
 
 @settings(
     max_examples=2_000 if FULL else 60,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
 @given(
     requests=st.lists(request(), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 100_000), max_size=12),
     hello=st.booleans(),
 )
-def test_the_same_bytes_come_back(bridge: Bridge, requests: list[bytes], cuts: list[int], hello: bool) -> None:
+def test_the_same_bytes_come_back(
+    bridge: Bridge, requests: list[bytes], cuts: list[int], hello: bool
+) -> None:
     data = b"".join(requests)
     told = []
     with redis.Redis(port=bridge.source.port) as client:

@@ -1,7 +1,9 @@
-"""Drawn and mutated requests of clients with different rights, directly and through the gateway, on every server.
+"""Drawn and mutated requests of clients with different rights, directly and through the gateway, on
+every server.
 
-The same bytes come back; each key that changed was marked, or is covered by a barrier or a gap; and a client that may
-do nothing marks nothing. What is drawn has no clock, no ids and no draws by the server in its replies.
+The same bytes come back; each key that changed was marked, or is covered by a barrier or a gap; and
+a client that may do nothing marks nothing. What is drawn has no clock, no ids and no draws by the
+server in its replies.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def _requests(draw: st.DrawFn) -> bytes:
 
 @dataclass
 class Recorded:
-    """A source with the gateway before it, which runs on a thread of its own and tells what it marks."""
+    """A source with the gateway before it, which runs on a thread of its own and tells what it
+    marks.
+    """
 
     source: Box
     plant: Plant
@@ -88,11 +92,15 @@ class Recorded:
 
     def quiet(self) -> bool:
         gateway = self.gateway
-        return not gateway.connections and not len(gateway.lost_legs) and not len(gateway.undescribed)
+        return (
+            not gateway.connections and not len(gateway.lost_legs) and not len(gateway.undescribed)
+        )
 
 
 @pytest.fixture(params=["redis62", "redis82", "valkey81", "valkey91"])
-def recorded(request: pytest.FixtureRequest, control_server: Box, tmp_path: Path) -> Iterator[Recorded]:
+def recorded(
+    request: pytest.FixtureRequest, control_server: Box, tmp_path: Path
+) -> Iterator[Recorded]:
     source: Box = request.getfixturevalue(request.param)
     target: Box = request.getfixturevalue("valkey81" if request.param == "valkey91" else "valkey91")
     loop = asyncio.new_event_loop()
@@ -121,7 +129,9 @@ def recorded(request: pytest.FixtureRequest, control_server: Box, tmp_path: Path
                 channels=["a*"],
                 commands=["+@all", "-@dangerous", "-multi"],
             )
-            client.acl_setuser("nobody", reset=True, enabled=True, passwords=["+pw"], commands=["-@all"])
+            client.acl_setuser(
+                "nobody", reset=True, enabled=True, passwords=["+pw"], commands=["-@all"]
+            )
         yield found
         with source.client() as client:
             client.acl_deluser("limited", "nobody")
@@ -133,7 +143,9 @@ def recorded(request: pytest.FixtureRequest, control_server: Box, tmp_path: Path
 
 
 def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
-    """All that comes back until the server ends, which it does when it has read all and we send no more."""
+    """All that comes back until the server ends, which it does when it has read all and we send no
+    more.
+    """
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -169,7 +181,12 @@ def _login(user: str) -> bytes:
 @settings(
     max_examples=1_500 if FULL else EXAMPLES,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
 )
 @given(
     requests=st.lists(_requests(), min_size=1, max_size=16),
@@ -194,9 +211,12 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
         wait_until(recorded.quiet, within_s=10, otherwise="the gateway still had a connection")
         states.append(_state(source))
     after = states[1]
-    if b"Protocol error" in told[0] or any(word in data.upper() for word in (b"QUIT", b"FLUSH", b"BLPOP")):
-        # The server closed with bytes unread, or while the client was blocked (by a flush, too, from Redis 8 on): what it
-        # said last may be lost on the way, on two connections sooner than on one.
+    if b"Protocol error" in told[0] or any(
+        word in data.upper() for word in (b"QUIT", b"FLUSH", b"BLPOP")
+    ):
+        # The server closed with bytes unread, or while the client was blocked (by a flush, too,
+        # from Redis 8 on): what it said last may be lost on the way, on two connections sooner than
+        # on one.
         assert told[0].startswith(told[1]) or told[1].startswith(told[0])
     else:
         assert told[1] == told[0], f"directly {told[0]!r}, through the gateway {told[1]!r}"
@@ -207,5 +227,6 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
     if user == "nobody" and told[1] == told[0] and b"+RESET" not in told[1]:
         assert not recorded.keys
         assert not recorded.barriers
-        # Valkey 9.1 reads quotes that nobody else does; what it then answers to such a user, HELLO for instance, is a gap.
+        # Valkey 9.1 reads quotes that nobody else does; what it then answers to such a user, HELLO
+        # for instance, is a gap.
         assert recorded.gaps == gaps or b'"' in data or b"'" in data

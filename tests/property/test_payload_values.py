@@ -1,4 +1,6 @@
-"""What a comparison reads out of DUMP payloads is what the servers answer, whatever they are encoded as (`exodus/verify/decode.py`)."""
+"""What a comparison reads out of DUMP payloads is what the servers answer, whatever they are
+encoded as (`exodus/verify/decode.py`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from tests.support.servers import Box
 pytestmark = pytest.mark.property
 Write = Callable[[redis.Redis, bytes], None]
 EXAMPLES = 2_000 if FULL else 150
-# So few that a drawn value is on either side of them: packed, and in a table, a tree or several nodes.
+# So few that a drawn value is on either side of them: packed, and in a table, a tree or several
+# nodes.
 _PACKED = {
     "hash-max-ziplist-entries": 6,
     "zset-max-ziplist-entries": 6,
@@ -28,8 +31,16 @@ _PACKED = {
     "stream-node-max-entries": 4,
 }
 
-_edges = [edge + by for edge in (0, 12, 127, 4095, 2**12, 2**13, 2**15, 2**23, 2**31, 2**63 - 1) for by in (-1, 0, 1) if edge + by < 2**63]
-_numbers = (st.sampled_from([sign * edge for edge in _edges for sign in (1, -1)]) | st.integers(-(2**63), 2**63 - 1)).map(lambda n: b"%d" % n)
+_edges = [
+    edge + by
+    for edge in (0, 12, 127, 4095, 2**12, 2**13, 2**15, 2**23, 2**31, 2**63 - 1)
+    for by in (-1, 0, 1)
+    if edge + by < 2**63
+]
+_numbers = (
+    st.sampled_from([sign * edge for edge in _edges for sign in (1, -1)])
+    | st.integers(-(2**63), 2**63 - 1)
+).map(lambda n: b"%d" % n)
 _texts = st.binary(max_size=70) | st.builds(
     lambda text, size: (text * size)[:size],
     st.binary(min_size=1, max_size=12),
@@ -76,7 +87,10 @@ _values = st.one_of(
     st.sets(_numbers, min_size=1, max_size=10).map(lambda found: _write("SADD", *found)),
     _hashes.map(lambda found: _write("HSET", *[each for pair in found.items() for each in pair])),
     st.dictionaries(_elements, _scores, min_size=1, max_size=10).map(
-        lambda found: _write("ZADD", *[each for member, score in found.items() for each in (repr(score).encode(), member)])
+        lambda found: _write(
+            "ZADD",
+            *[each for member, score in found.items() for each in (repr(score).encode(), member)],
+        )
     ),
     st.builds(
         _stream,
@@ -89,7 +103,9 @@ _values = st.one_of(
 
 
 @pytest.fixture
-def servers(redis62: Box, redis82: Box, valkey81: Box, valkey91: Box) -> Iterator[list[redis.Redis]]:
+def servers(
+    redis62: Box, redis82: Box, valkey81: Box, valkey91: Box
+) -> Iterator[list[redis.Redis]]:
     clients = [box.client(protocol=2) for box in (redis62, redis82, valkey81, valkey91)]
     before = [{name: client.config_get(name)[name] for name in _PACKED} for client in clients]
     for client in clients:
@@ -111,12 +127,20 @@ def _read(client: redis.Redis, key: bytes) -> tuple[bytes, bytes, object]:
     return kind, payload, dict(value) if kind == b"zset" else value
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(writes=st.tuples(_values, _values))
 @example(writes=(_write("HSET", b"f", b"1"), _write("HSET", b"f", b"01")))
-@example(writes=(_write("ZADD", b"inf", b"a", b"-inf", b"b"), _write("ZADD", b"1", b"a", b"2", b"b")))
+@example(
+    writes=(_write("ZADD", b"inf", b"a", b"-inf", b"b"), _write("ZADD", b"1", b"a", b"2", b"b"))
+)
 @example(writes=(_write("RPUSH", b"x" * 70_000, b"y"), _write("RPUSH", b"x" * 70_000, b"z")))
-def test_a_payload_says_what_the_server_answers(servers: list[redis.Redis], writes: tuple[Write, ...]) -> None:
+def test_a_payload_says_what_the_server_answers(
+    servers: list[redis.Redis], writes: tuple[Write, ...]
+) -> None:
     for number, write in enumerate(writes):
         for client in servers:
             client.delete(b"%d" % number)
@@ -126,13 +150,21 @@ def test_a_payload_says_what_the_server_answers(servers: list[redis.Redis], writ
         for kind, payload, value in told:
             assert kind_of(payload) == kind
             assert [form.decode.decode(payload) for form in FORMS] == [value, value]
-    for (kind, one, value), (other_kind, other, other_value) in combinations(found[0] + found[1], 2):
+    for (kind, one, value), (other_kind, other, other_value) in combinations(
+        found[0] + found[1], 2
+    ):
         assert same_value(one, other) == (kind == other_kind and value == other_value)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(write=_values, where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_damaged_payload_is_equal_to_nothing(servers: list[redis.Redis], write: Write, where: float, bit: int) -> None:
+def test_a_damaged_payload_is_equal_to_nothing(
+    servers: list[redis.Redis], write: Write, where: float, bit: int
+) -> None:
     for client in servers:
         client.delete(b"key")
         write(client, b"key")

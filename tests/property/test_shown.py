@@ -1,4 +1,6 @@
-"""No secret and no control sequence that is drawn reaches what people are shown, whatever sink it goes through."""
+"""No secret and no control sequence that is drawn reaches what people are shown, whatever sink it
+goes through.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,13 @@ from tasks.artifacts import _cell
 pytestmark = pytest.mark.property
 _RENDERER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
-# A secret is made of words that stand in no message, and of what URLs, YAML and terminals give a meaning.
+# A secret is made of words that stand in no message, and of what URLs, YAML and terminals give a
+# meaning.
 _WORD = st.text(alphabet="QXZJKVWY0123456789", min_size=6, max_size=9).map(lambda word: f"Q{word}")
 _BETWEEN = st.sampled_from([*"/#?@:%&=+ !*'\"[]{},<>|\\^`~", "://", "%2F", ""])
-SECRETS = st.lists(st.tuples(_WORD, _BETWEEN), min_size=1, max_size=4).map(lambda parts: "".join(word + between for word, between in parts))
+SECRETS = st.lists(st.tuples(_WORD, _BETWEEN), min_size=1, max_size=4).map(
+    lambda parts: "".join(word + between for word, between in parts)
+)
 _HOSTILE = st.one_of(
     st.text(min_size=1, max_size=40),
     st.sampled_from(
@@ -71,14 +76,30 @@ def test_no_part_of_a_url_s_password_is_in_an_error(secret: str, shape: str) -> 
 
 
 _FIELDS = st.sampled_from(
-    ["pasword", "passwd", "password_fil", "pass", "auth", "Password", "secret", "password", "password_env", "password_file", "ca_fil"]
+    [
+        "pasword",
+        "passwd",
+        "password_fil",
+        "pass",
+        "auth",
+        "Password",
+        "secret",
+        "password",
+        "password_env",
+        "password_file",
+        "ca_fil",
+    ]
 )
 _SECTIONS = st.sampled_from(["source", "target", "control_store", "logins", "gateway", "", "value"])
 
 
 @given(SECRETS, _FIELDS, _SECTIONS)
-def test_no_value_of_a_misspelt_field_is_in_an_error(tmp_path_factory: pytest.TempPathFactory, secret: str, field: str, section: str) -> None:
-    document: dict[str, object] = {name: {"url": "redis://h:1"} for name in ("source", "target", "control_store")}
+def test_no_value_of_a_misspelt_field_is_in_an_error(
+    tmp_path_factory: pytest.TempPathFactory, secret: str, field: str, section: str
+) -> None:
+    document: dict[str, object] = {
+        name: {"url": "redis://h:1"} for name in ("source", "target", "control_store")
+    }
     document["name"] = "orders"
     if section == "":
         document[field] = secret
@@ -102,9 +123,16 @@ def test_no_value_of_a_misspelt_field_is_in_an_error(tmp_path_factory: pytest.Te
 
 
 @given(SECRETS)
-def test_no_line_of_a_broken_file_is_in_an_error(tmp_path_factory: pytest.TempPathFactory, secret: str) -> None:
+def test_no_line_of_a_broken_file_is_in_an_error(
+    tmp_path_factory: pytest.TempPathFactory, secret: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / "broken.yaml"
-    for text in (f"source: {{password: {secret}\n- a", f"a: *{secret}", f"a: !{secret} b", f"source:\n  url: 'redis://u:{secret}@h\n"):
+    for text in (
+        f"source: {{password: {secret}\n- a",
+        f"a: *{secret}",
+        f"a: !{secret} b",
+        f"source:\n  url: 'redis://u:{secret}@h\n",
+    ):
         path.write_text(text)
         with pytest.raises(OperatorError) as caught:
             load_migration(path)
@@ -121,8 +149,21 @@ def _printed(secret: str) -> str:
         show_json({"a": [secret], secret: 1})
         show_table("t", ["a", "b"], [[secret, 1]])
     record = logging.LogRecord("exodus", logging.ERROR, "", 0, "said %s", (secret,), None)
-    page = render({"plan": {"name": secret, "field": secret}, "report.x": {"a": secret, "rows": [{"b": secret}]}})
-    return "".join([words.getvalue(), LogFormatter("%(message)s").format(record), markdown(secret), str(_cell(secret)), page])
+    page = render(
+        {
+            "plan": {"name": secret, "field": secret},
+            "report.x": {"a": secret, "rows": [{"b": secret}]},
+        }
+    )
+    return "".join(
+        [
+            words.getvalue(),
+            LogFormatter("%(message)s").format(record),
+            markdown(secret),
+            str(_cell(secret)),
+            page,
+        ]
+    )
 
 
 @given(SECRETS)
@@ -138,7 +179,11 @@ def _refuse(secret: str) -> None:
 
 def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
     """As Prefect's handlers format records, with the traceback of an exception that is not ours."""
-    secret, before, words = remember("QXZJ-secret/of#a@server"), logging.getLogRecordFactory(), StringIO()
+    secret, before, words = (
+        remember("QXZJ-secret/of#a@server"),
+        logging.getLogRecordFactory(),
+        StringIO(),
+    )
     handler = logging.StreamHandler(words)
     log = logging.getLogger("a flow's")
     log.addHandler(handler)
@@ -155,16 +200,22 @@ def test_a_secret_is_in_no_log_of_a_flow_whoever_formats_it() -> None:
     finally:
         logging.setLogRecordFactory(before)
         log.removeHandler(handler)
-    assert words.getvalue().count("***") >= 4  # other secrets that this process knows are masked, too
+    # Other secrets that this process knows are masked, too
+    assert words.getvalue().count("***") >= 4
     assert "QXZJ" not in words.getvalue()
     assert "ValueError: cannot use ***" in words.getvalue()
 
 
-@given(st.text(alphabet="QXZJKVWY0123456789/#?:%&=+!*[]{},|^`~", min_size=6, max_size=30), st.sampled_from(["", ".", " is away", "/0"]))
+@given(
+    st.text(alphabet="QXZJKVWY0123456789/#?:%&=+!*[]{},|^`~", min_size=6, max_size=30),
+    st.sampled_from(["", ".", " is away", "/0"]),
+)
 def test_a_url_in_any_text_is_masked(password: str, after: str) -> None:
     text = f"cannot reach redis://shop:{password}@10.0.0.5:6379{after}"
     assert masked(text) == f"cannot reach redis://shop:***@10.0.0.5:6379{after}"
-    assert masked("redis://exodus@h:6379 and rediss://h:1") == "redis://exodus@h:6379 and rediss://h:1"
+    assert (
+        masked("redis://exodus@h:6379 and rediss://h:1") == "redis://exodus@h:6379 and rediss://h:1"
+    )
 
 
 @given(_HOSTILE)
@@ -174,12 +225,16 @@ def test_a_terminal_and_a_log_obey_nothing(text: str) -> None:
         show_table("connected", ["client"], [[text], [f"[/{text}]"]])
         say(f"client {plain(text)}")
         show_json({text: text})
-    shown = words.getvalue() + LogFormatter("%(message)s").format(logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None))
+    shown = words.getvalue() + LogFormatter("%(message)s").format(
+        logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
+    )
     assert [char for char in shown if not char.isprintable() and char != "\n"] == []
     assert plain(text).isprintable()
     assert "\n" not in plain(text)
     assert all(line.isprintable() for line in lines(text).split("\n"))
-    shown_log = LogFormatter("%(message)s").format(logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None))
+    shown_log = LogFormatter("%(message)s").format(
+        logging.LogRecord("x", logging.INFO, "", 0, "%s", (text,), None)
+    )
     assert all(line.startswith("    ") for line in shown_log.split("\n")[1:])
 
 
@@ -210,7 +265,19 @@ def test_a_report_has_its_own_tags_only(text: str) -> None:
     page = _Tags()
     page.feed(render({"plan": {"name": text}, "report.x": {"a": text, "rows": [{"b": text}]}}))
     page.close()
-    assert page.tags <= {"html", "meta", "title", "style", "h1", "h2", "h3", "table", "tr", "th", "td"}
+    assert page.tags <= {
+        "html",
+        "meta",
+        "title",
+        "style",
+        "h1",
+        "h2",
+        "h3",
+        "table",
+        "tr",
+        "th",
+        "td",
+    }
     one = _Tags()
     one.feed(html(text))
     one.close()
@@ -221,9 +288,14 @@ def test_a_report_has_its_own_tags_only(text: str) -> None:
 @example("1) first")
 @given(_HOSTILE)
 def test_markdown_shows_a_text_as_it_is(text: str) -> None:
-    """As markdown-it, which follows CommonMark, renders it: one paragraph, nothing but text in it, and the same text."""
+    """As markdown-it, which follows CommonMark, renders it: one paragraph, nothing but text in it,
+    and the same text.
+    """
     rendered = _Tags()
     rendered.feed(_RENDERER.render(markdown(text)))
     rendered.close()
     assert rendered.tags <= {"p"}
-    assert rendered.text.strip() == " ".join(plain(text).split()) or rendered.text.strip() == plain(text).strip()
+    assert (
+        rendered.text.strip() == " ".join(plain(text).split())
+        or rendered.text.strip() == plain(text).strip()
+    )

@@ -1,9 +1,11 @@
-"""The invariant under drawn interleavings, on two real servers: once writes stop and the journal is drained, both sides are equal.
+"""The invariant under drawn interleavings, on two real servers: once writes stop and the journal is
+drained, both sides are equal.
 
-What is drawn: application writes of every kind and their journal entries, which come later (race rule 1), backfill chunks cut open
-between reading and writing, lane steps, processes that end in the middle of either, expiry, flushes, changed epochs with a writer of the old one
-still under way. The pieces are the product's own; only the order is drawn. With a rule taken out, the same drawings end with unequal sides: that is
-tested too.
+What is drawn: application writes of every kind and their journal entries, which come later (race
+rule 1), backfill chunks cut open between reading and writing, lane steps, processes that end in the
+middle of either, expiry, flushes, changed epochs with a writer of the old one still under way. The
+pieces are the product's own; only the order is drawn. With a rule taken out, the same drawings end
+with unequal sides: that is tested too.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ STEPS = (
 class World:
     """Source, target, journal, and what is under way between them."""
 
-    def __init__(self, store: ControlStore, plan: Plan, draw: random.Random, without: str | None) -> None:
+    def __init__(
+        self, store: ControlStore, plan: Plan, draw: random.Random, without: str | None
+    ) -> None:
         self.store, self.plan, self.draw = store, plan, draw
         self.source: Leg
         self.engine: Engine
@@ -73,7 +77,9 @@ class World:
     async def open(self) -> None:
         self.source = await Leg.connect(self.plan.source, Side.SOURCE)
         route = await read_route(self.store)
-        await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True))
+        await change_route(
+            self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True)
+        )
         for number in range(KEYS):
             await self.source.call("SET", f"k{number}", f"before {number}")
         await self.epoch()
@@ -93,8 +99,12 @@ class World:
     async def epoch(self) -> None:
         """A new epoch: writers of the old one that are still under way may not write any more."""
         route = await read_route(self.store)
-        route = await change_route(self.store, route, route.next(why="test", writer_epoch=route.writer_epoch + 1))
-        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        route = await change_route(
+            self.store, route, route.next(why="test", writer_epoch=route.writer_epoch + 1)
+        )
+        await set_writer_epoch(
+            Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch
+        )
         self.engine = await open_engine(self.store, self.plan, route)
         self.lane = await self.copier()
 
@@ -146,20 +156,27 @@ class World:
             copier = await self.copier()
             positions = await journal.ends(self.store, 1)
             _, keys = await scan_once(self.source, 0, 1000)
-            self.chunks.append((self.engine, copier, keys, await copier.read(0, keys, BatchReport()), positions))
+            self.chunks.append(
+                (self.engine, copier, keys, await copier.read(0, keys, BatchReport()), positions)
+            )
 
     async def write_chunk(self) -> None:
         if self.chunks:
-            engine, copier, keys, states, positions = self.chunks.pop(self.draw.randrange(len(self.chunks)))
+            engine, copier, keys, states, positions = self.chunks.pop(
+                self.draw.randrange(len(self.chunks))
+            )
             try:
                 await copier.write(0, states, BatchReport())
             except EpochEnded:
                 return
-            if self.marks_overtaken and engine is self.engine:  # a process of an old epoch marks nothing that anybody reads
+            # A process of an old epoch marks nothing that anybody reads
+            if self.marks_overtaken and engine is self.engine:
                 await mark_overtaken(self.engine, 0, keys, positions)
 
     async def kill(self) -> None:
-        """A process ends in the middle: a lane's before its position is kept, or a backfill's before it marked what overtook it. It is done again."""
+        """A process ends in the middle: a lane's before its position is kept, or a backfill's
+        before it marked what overtook it. It is done again.
+        """
         if self.draw.random() < 0.5:
             changes = await journal.since(self.store, {0: self.position})
             keys = [key for _, key in dict.fromkeys(changes.keys)]
@@ -183,7 +200,9 @@ class World:
         raise AssertionError("the journal never drained")
 
 
-async def _play(plan: Plan, control: Box, seed: int, steps: list[str], without: str | None = None) -> bool:
+async def _play(
+    plan: Plan, control: Box, seed: int, steps: list[str], without: str | None = None
+) -> bool:
     """Whether both sides were equal at the end."""
     async with await ControlStore.connect(control.address(), plan.name) as store:
         world = World(store, plan, random.Random(seed), without)
@@ -207,23 +226,38 @@ def _empty(source: Box, target: Box) -> Plan:
     for box in (source, target):
         with box.client() as client:
             client.flushall()
-    return Plan(name=f"p{secrets.token_hex(6)}", source=source.address(), target=target.address(), partitions=1)
+    return Plan(
+        name=f"p{secrets.token_hex(6)}",
+        source=source.address(),
+        target=target.address(),
+        partitions=1,
+    )
 
 
-@settings(max_examples=500 if FULL else 200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=500 if FULL else 200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from(STEPS), max_size=40))
-def test_drained_means_equal(redis62: Box, valkey91: Box, control_server: Box, seed: int, steps: list[str]) -> None:
+def test_drained_means_equal(
+    redis62: Box, valkey91: Box, control_server: Box, seed: int, steps: list[str]
+) -> None:
     assert asyncio.run(_play(_empty(redis62, valkey91), control_server, seed, steps))
     with valkey91.client() as client:
         assert all(key.startswith((b"k", RESERVED_PREFIX)) for key in client.keys("*"))
 
 
 @pytest.mark.parametrize("without", ["guard", "overtaken keys", "rescan"])
-def test_without_its_rule_the_sides_differ(redis62: Box, valkey91: Box, control_server: Box, without: str) -> None:
+def test_without_its_rule_the_sides_differ(
+    redis62: Box, valkey91: Box, control_server: Box, without: str
+) -> None:
     """The property above can fail: take a rule out, and some drawing of the same kind finds it."""
     draw = random.Random(1)
     for _ in range(60):
         steps = draw.choices(STEPS, k=40)
-        if not asyncio.run(_play(_empty(redis62, valkey91), control_server, draw.randrange(2**32), steps, without)):
+        if not asyncio.run(
+            _play(_empty(redis62, valkey91), control_server, draw.randrange(2**32), steps, without)
+        ):
             return
     pytest.fail(f"sixty drawings without the rule ({without}) ended with equal sides")

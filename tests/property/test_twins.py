@@ -1,6 +1,8 @@
-"""The compiled hot path and its sources do the same, call for call, with whatever arrives (exodus/compiled.py).
+"""The compiled hot path and its sources do the same, call for call, with whatever arrives
+(exodus/compiled.py).
 
-Where nothing was compiled both would be the sources: the last test fails then, unless EXODUS_COMPILED=0 asks for it.
+Where nothing was compiled both would be the sources: the last test fails then, unless
+EXODUS_COMPILED=0 asks for it.
 """
 
 from __future__ import annotations
@@ -42,17 +44,33 @@ def _forms() -> list[SimpleNamespace]:
         for name, module in running.items():
             sys.modules[name] = module
             setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
-    return [SimpleNamespace(**{name.rpartition(".")[2]: module for name, module in modules.items()}) for modules in (running, sources)]
+    return [
+        SimpleNamespace(**{name.rpartition(".")[2]: module for name, module in modules.items()})
+        for modules in (running, sources)
+    ]
 
 
 RUNNING, SOURCES = FORMS = _forms()
-_WRITES = {b"SET": (1, 1), b"DEL": (1, -1), b"BLPOP": (1, -2), b"MSET": (1, -1), b"FLUSHDB": (0, 0), b"MOVE": (1, 1), b"EVAL": (0, 0)}
+_WRITES = {
+    b"SET": (1, 1),
+    b"DEL": (1, -1),
+    b"BLPOP": (1, -2),
+    b"MSET": (1, -1),
+    b"FLUSHDB": (0, 0),
+    b"MOVE": (1, 1),
+    b"EVAL": (0, 0),
+}
 _READS = b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR SCAN XREAD RESET QUIT".split()
 
 
-def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: int) -> tuple[object, Recorder, object]:
+def _session(
+    form: SimpleNamespace, journal: JournalMode, shadow: int, canary: int
+) -> tuple[object, Recorder, object]:
     table = form.table
-    commands = [table.Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
+    commands = [
+        table.Command(name, write=True, first=first, last=last)
+        for name, (first, last) in _WRITES.items()
+    ]
     commands += [table.Command(name, write=False, first=1, last=1) for name in _READS]
     telemetry = form.counters.Telemetry(form.counters.NoKeyStatistics())
     orders = form.orders.Orders(table.CommandTable(commands), telemetry)
@@ -62,13 +80,36 @@ def _session(form: SimpleNamespace, journal: JournalMode, shadow: int, canary: i
     return form.machine.Session(out, orders), out, telemetry
 
 
-_words = st.sampled_from([b"k", b"a:b", b"0", b"3", b"", b"x" * 70, b"v" * 300, b"ON", b"OFF", b"SKIP", b"REPLY", b"SETNAME", b"STREAMS", b"BLOCK"])
+_words = st.sampled_from(
+    [
+        b"k",
+        b"a:b",
+        b"0",
+        b"3",
+        b"",
+        b"x" * 70,
+        b"v" * 300,
+        b"ON",
+        b"OFF",
+        b"SKIP",
+        b"REPLY",
+        b"SETNAME",
+        b"STREAMS",
+        b"BLOCK",
+    ]
+)
 _commands = st.builds(
     lambda name, args: encode(name, *args),
     st.sampled_from([*_WRITES, *_READS, b"get", b"nosuch"]),
     st.lists(st.one_of(_words, st.binary(max_size=5)), max_size=4),
 )
-_client = st.one_of(_commands, _commands, _commands, st.sampled_from([b"PING\r\n", b"*0\r\n", b"\r\n", b'SET "a b" c\n']), st.binary(max_size=12))
+_client = st.one_of(
+    _commands,
+    _commands,
+    _commands,
+    st.sampled_from([b"PING\r\n", b"*0\r\n", b"\r\n", b'SET "a b" c\n']),
+    st.binary(max_size=12),
+)
 _replies = st.one_of(
     st.sampled_from(
         [
@@ -96,7 +137,9 @@ _steps = st.lists(
     _steps, st.sampled_from(list(JournalMode)), st.sampled_from([0, 2**31, 2**32]), st.sampled_from([0, 0, 2**32]),
     st.lists(st.integers(0, 200), max_size=8),
 )  # fmt: skip
-def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, canary: int, cuts: list[int]) -> None:
+def test_both_forms_say_the_same(
+    steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, canary: int, cuts: list[int]
+) -> None:
     told = []
     for form in FORMS:
         session, out, telemetry = _session(form, journal, shadow, canary)
@@ -128,7 +171,10 @@ def test_both_forms_say_the_same(steps: list[tuple[str, bytes]], journal: Journa
 
 
 @settings(deadline=None, max_examples=EXAMPLES)
-@given(st.lists(st.one_of(_client, _replies, st.binary(max_size=40)), max_size=8), st.lists(st.integers(0, 120), max_size=8))
+@given(
+    st.lists(st.one_of(_client, _replies, st.binary(max_size=40)), max_size=8),
+    st.lists(st.integers(0, 120), max_size=8),
+)
 def test_both_forms_frame_the_same(parts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(parts)
     found = []
@@ -137,10 +183,18 @@ def test_both_forms_frame_the_same(parts: list[bytes], cuts: list[int]) -> None:
         seen: list[tuple[object, ...]] = []
         at = 0
         for end in [*sorted(cut for cut in cuts if cut < len(data)), len(data)]:
-            seen += [(request.args, request.size, request.skipped) for request in requests.feed(data[at:end])]
-            seen += [(reply.kind, reply.head, reply.size, reply.first) for reply in replies.feed(data[at:end])]
+            seen += [
+                (request.args, request.size, request.skipped)
+                for request in requests.feed(data[at:end])
+            ]
+            seen += [
+                (reply.kind, reply.head, reply.size, reply.first)
+                for reply in replies.feed(data[at:end])
+            ]
             at = end
-        found.append((seen, requests.broken, requests.partial_bytes, replies.broken, replies.partial_bytes))
+        found.append(
+            (seen, requests.broken, requests.partial_bytes, replies.broken, replies.partial_bytes)
+        )
     assert found[0] == found[1]
 
 
@@ -172,9 +226,13 @@ def test_both_forms_pack_the_same(keys: list[tuple[int, bytes]]) -> None:
     assert RUNNING.changes.unpack(SOURCES.changes.pack(keys)) == keys
 
 
-@pytest.mark.skipif(os.environ.get("EXODUS_COMPILED") == "0", reason="EXODUS_COMPILED=0 asks for the sources")
+@pytest.mark.skipif(
+    os.environ.get("EXODUS_COMPILED") == "0", reason="EXODUS_COMPILED=0 asks for the sources"
+)
 def test_what_was_compiled_is_what_runs() -> None:
-    """Else the tests above compare the sources with themselves, and CI tests a gateway that nobody would deploy."""
+    """Else the tests above compare the sources with themselves, and CI tests a gateway that nobody
+    would deploy.
+    """
     assert compiled.why_not() is None, f"{compiled.why_not()}: `make install` compiles the hot path"
     modules: list[ModuleType] = [getattr(RUNNING, name.rpartition(".")[2]) for name in NAMES]
     assert [module.__name__ for module in modules if not str(module.__file__).endswith(".so")] == []

@@ -1,4 +1,6 @@
-"""A backfill as a process of its own, to be killed: `python -m tests.support.backfiller MIGRATION_FILE RUN`."""
+"""A backfill as a process of its own, to be killed: `python -m tests.support.backfiller
+MIGRATION_FILE RUN`.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ class WallClock:
 
     def step(self, seconds: float) -> None:
         """From now on it is off by so much."""
-        with self._path.open("r+b" if self._path.exists() else "wb") as file:  # in place: the process has it mapped
+        # In place: the process has it mapped
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:
             file.write(_OFFSET.pack(seconds))
 
     @property

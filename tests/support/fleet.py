@@ -1,4 +1,6 @@
-"""A whole data plane as processes that can be killed and frozen: gateways, syncers, and whoever applies a switch; the application is in the test."""
+"""A whole data plane as processes that can be killed and frozen: gateways, syncers, and whoever
+applies a switch; the application is in the test.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ class GatedWriter(Writer):
 
 
 class Application:
-    """The shop, over several gateways, with blocked consumers; pausable, so that it can be held against a server at any time."""
+    """The shop, over several gateways, with blocked consumers; pausable, so that it can be held
+    against a server at any time.
+    """
 
     def __init__(
         self,
@@ -123,12 +127,22 @@ class Application:
         for number in range(self._writers):
             url = self.urls[number % len(self.urls)]
             client = self._libraries.open(number, url)
-            writer = GatedWriter(number, url, self.model, self.tally, writers=self._writers, client=client, pipelined=self._pipelined)
+            writer = GatedWriter(
+                number,
+                url,
+                self.model,
+                self.tally,
+                writers=self._writers,
+                client=client,
+                pipelined=self._pipelined,
+            )
             writer.pausable(self._gate, self._busy)
             self._clients.append(writer.client)
             self._tasks.append(asyncio.create_task(writer.run(self._stop, self._per_s)))
         self._tasks.append(asyncio.create_task(self._produce()))
-        self._tasks += [asyncio.create_task(self._consume(1000 + number)) for number in range(self._consumers)]
+        self._tasks += [
+            asyncio.create_task(self._consume(1000 + number)) for number in range(self._consumers)
+        ]
 
     async def _produce(self) -> None:
         client, number = connect(self.urls[0]), 0
@@ -189,7 +203,9 @@ class Application:
                     task.result()
             return self.tally.acknowledged >= wanted
 
-        await until(more, within_s=within_s, otherwise=f"writes do not flow: {self.tally.texts[-3:]}")
+        await until(
+            more, within_s=within_s, otherwise=f"writes do not flow: {self.tally.texts[-3:]}"
+        )
 
     async def cancel(self) -> None:
         """At the end of a test that failed."""
@@ -208,7 +224,17 @@ class Application:
 class Fleet:
     """Start with `open`; everything ends with `close`."""
 
-    def __init__(self, source: Box, target: Box, store: Box, folder: Path, *, gateways: int = 2, syncers: int = 2, **plan: object) -> None:
+    def __init__(
+        self,
+        source: Box,
+        target: Box,
+        store: Box,
+        folder: Path,
+        *,
+        gateways: int = 2,
+        syncers: int = 2,
+        **plan: object,
+    ) -> None:
         self.boxes = {Side.SOURCE: source, Side.TARGET: target}
         self.store_box = store
         self.ports = [free_port() for _ in range(gateways)]
@@ -216,7 +242,9 @@ class Fleet:
         name = f"f{secrets.token_hex(4)}"
         gateway = {"host": "127.0.0.1", "port": self.ports[0]}
         fields = {"hold_seconds_max": 2.0, "rehearsal_hours_max": None, **plan}
-        self.plan = Plan(name=name, source=source.address(), target=target.address(), gateway=gateway, **fields)  # type: ignore[arg-type]
+        self.plan = Plan(
+            name=name, source=source.address(), target=target.address(), gateway=gateway, **fields
+        )  # type: ignore[arg-type]
         self.file = folder / "migration.yaml"
         self._gateways, self._syncers = gateways, syncers
         self.members: dict[str, Member] = {}
@@ -232,17 +260,36 @@ class Fleet:
         self.folder.mkdir(parents=True, exist_ok=True)
         more = self.plan.model_dump(mode="json", exclude={"source", "target"})
         sides = {str(side): self._server(box) for side, box in self.boxes.items()}
-        self.file.write_text(yaml.safe_dump({**more, **sides, "control_store": self._server(self.store_box)}))
+        self.file.write_text(
+            yaml.safe_dump({**more, **sides, "control_store": self._server(self.store_box)})
+        )
         self.store = await ControlStore.connect(self.store_box.address(), self.plan.name)
         await self.store.save_plan(self.plan)
         for number, port in enumerate(self.ports, 1):
-            self._start("gateway", f"gateway-{number}", "--listen", f"127.0.0.1:{port}", "--state-dir", str(self.folder / f"gateway-{number}"))
+            self._start(
+                "gateway",
+                f"gateway-{number}",
+                "--listen",
+                f"127.0.0.1:{port}",
+                "--state-dir",
+                str(self.folder / f"gateway-{number}"),
+            )
         for number in range(1, self._syncers + 1):
             self._start("syncer", f"syncer-{number}")
         await self.everybody(await self.epoch())
 
     def _start(self, kind: str, name: str, *more: str) -> None:
-        command = [sys.executable, "-m", "exodus.cli.app", kind, "--id", name, "--file", str(self.file), *more]
+        command = [
+            sys.executable,
+            "-m",
+            "exodus.cli.app",
+            kind,
+            "--id",
+            name,
+            "--file",
+            str(self.file),
+            *more,
+        ]
         self.members[name] = Member(name, command, self.folder / f"{name}.log")
 
     async def epoch(self) -> int:
@@ -251,7 +298,12 @@ class Fleet:
     async def everybody(self, epoch: int, within_s: float = 30) -> None:
         for kind, count in (("gateway", self._gateways), ("syncer", self._syncers)):
             await registry.wait_for(
-                self.store, kind, lambda beat: beat.epoch >= epoch, within_s=within_s, otherwise=f"a {kind} does not follow", at_least=count
+                self.store,
+                kind,
+                lambda beat: beat.epoch >= epoch,
+                within_s=within_s,
+                otherwise=f"a {kind} does not follow",
+                at_least=count,
             )
 
     async def migrate(self) -> None:
@@ -262,8 +314,14 @@ class Fleet:
         if native:
             await replica.grant_writes(self.plan, route.writer_epoch)
         else:
-            await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
-        route = await change_route(self.store, route, route.next(why="test", journal=JournalMode.ALL, sync=True, native=native, feed=feed))
+            await set_writer_epoch(
+                Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch
+            )
+        route = await change_route(
+            self.store,
+            route,
+            route.next(why="test", journal=JournalMode.ALL, sync=True, native=native, feed=feed),
+        )
         await self.everybody(route.epoch)
         if native:  # which the syncers make it
 
@@ -280,7 +338,9 @@ class Fleet:
         return Switcher(self.file, to, stop_before)
 
     async def settled(self, within_s: float = 40) -> None:
-        """Wait until nothing of a switch is left: writes flow, changes flow to the follower, the fence is where it must be and nowhere else."""
+        """Wait until nothing of a switch is left: writes flow, changes flow to the follower, the
+        fence is where it must be and nowhere else.
+        """
         state = ""
 
         async def right() -> bool:
@@ -291,18 +351,30 @@ class Fleet:
         try:
             await until(right, within_s=within_s, otherwise="-")
         except AssertionError:
-            raise AssertionError(f"the fleet is not settled within {within_s} s: {state}; {await read_route(self.store)}") from None
+            raise AssertionError(
+                f"the fleet is not settled within {within_s} s: {state}; {await read_route(self.store)}"
+            ) from None
 
     async def _what_is_not_right(self) -> str:
         try:
             route = await read_route(self.store)
             now_ms = await self.store.now_ms()
-            beats = [beat for kind in ("gateway", "syncer") for beat in await registry.heartbeats(self.store, kind)]
+            beats = [
+                beat
+                for kind in ("gateway", "syncer")
+                for beat in await registry.heartbeats(self.store, kind)
+            ]
         except (redis.RedisError, OSError) as exc:
             return f"the store: {exc}"
         if route.hold is Hold.WRITES or not route.sync:
             return "writes are held, or changes do not flow"
-        late = [beat.process for beat in beats if beat.stale(now_ms) or beat.epoch != route.epoch or beat.state not in ("serving", "syncing")]
+        late = [
+            beat.process
+            for beat in beats
+            if beat.stale(now_ms)
+            or beat.epoch != route.epoch
+            or beat.state not in ("serving", "syncing")
+        ]
         if late or len(beats) != self._gateways + self._syncers:
             return f"late: {late}"
         self.was_authority.add(route.authority)
@@ -318,7 +390,9 @@ class Fleet:
         return ""
 
     async def agrees(self, application: Application) -> None:
-        """The application at rest: both sides are equal, and the authority has all that was acknowledged and nothing else."""
+        """The application at rest: both sides are equal, and the authority has all that was
+        acknowledged and nothing else.
+        """
         await application.pause()
         paused_ms = await ask_for_beats(self.store)
         feed = JournalFeed(self.store, self.plan.partitions)
@@ -329,7 +403,9 @@ class Fleet:
             beats = await registry.heartbeats(self.store, "gateway")
             # A beat of before the pause knows nothing of the last writes.
             left[:] = [
-                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"]) for beat in beats if beat.facts["unflushed"] or beat.at_ms < paused_ms
+                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"])
+                for beat in beats
+                if beat.facts["unflushed"] or beat.at_ms < paused_ms
             ]
             if not await feed.drained():
                 left.append((await feed.positions(), await feed.synced()))
@@ -338,20 +414,32 @@ class Fleet:
         try:
             await until(quiet, within_s=30, otherwise="-")
         except AssertionError:
-            syncers = [beat.model_dump() for beat in await registry.heartbeats(self.store, "syncer")]
-            raise AssertionError(f"the journal never drained: {left}; {await read_route(self.store)}; {syncers}") from None
+            syncers = [
+                beat.model_dump() for beat in await registry.heartbeats(self.store, "syncer")
+            ]
+            raise AssertionError(
+                f"the journal never drained: {left}; {await read_route(self.store)}; {syncers}"
+            ) from None
         engine = await open_engine(self.store, self.plan)
         report = await verify(engine, settle_s=0.1, attempts=4)
         assert report.divergences == [], report.divergences[:5]
-        found = await check(application.model, f"redis://{application.login}127.0.0.1:{self.boxes[engine.route.authority].port}")
+        found = await check(
+            application.model,
+            f"redis://{application.login}127.0.0.1:{self.boxes[engine.route.authority].port}",
+        )
         wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
-        assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, (found["problems"], application.tally.texts[-5:])
+        assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, (
+            found["problems"],
+            application.tally.texts[-5:],
+        )
         assert found["keys_checked"] > application.model.keys // 2
         application.go_on()
 
     async def application(self, **more: Any) -> Application:
         """One that has filled its keys and writes."""
-        application = Application(self.ports, **{"seed": 7, "keys": 500, "writers": 6, "writes_per_s": 400, **more})
+        application = Application(
+            self.ports, **{"seed": 7, "keys": 500, "writers": 6, "writes_per_s": 400, **more}
+        )
         self.applications.append(application)
         await application.fill(int(time.time() * 1000))
         await self.migrate()

@@ -1,4 +1,6 @@
-"""Clients on keys that they share, through several gateways; what each did and saw, for `linearizable.py`."""
+"""Clients on keys that they share, through several gateways; what each did and saw, for
+`linearizable.py`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ _KEYS = 4
 class Historian:
     """Registers and counters under `history:`."""
 
-    def __init__(self, ports: Sequence[int], *, clients: int, seed: int = 1, libraries: Sequence[str] = ("redis-py",)) -> None:
+    def __init__(
+        self,
+        ports: Sequence[int],
+        *,
+        clients: int,
+        seed: int = 1,
+        libraries: Sequence[str] = ("redis-py",),
+    ) -> None:
         self.operations: dict[str, list[Operation]] = {}
         self.errors: list[str] = []
         self._ports, self._clients, self._seed = ports, clients, seed
@@ -32,7 +41,9 @@ class Historian:
 
     async def _act(self, number: int) -> None:
         draw = random.Random(self._seed * 1000 + number)
-        client = self._libraries.open(number, f"redis://127.0.0.1:{self._ports[number % len(self._ports)]}")
+        client = self._libraries.open(
+            number, f"redis://127.0.0.1:{self._ports[number % len(self._ports)]}"
+        )
         step = 0
         while not self._stop.is_set():
             step += 1
@@ -53,7 +64,13 @@ class Historian:
                 returned = time.monotonic_ns()
             except (redis.RedisError, OSError) as exc:
                 self.errors.append(f"{type(exc).__name__}: {exc}")
-            done = Operation("get" if reads else "set" if kind == "register" else "incr", called, returned, value, result)
+            done = Operation(
+                "get" if reads else "set" if kind == "register" else "incr",
+                called,
+                returned,
+                value,
+                result,
+            )
             self.operations.setdefault(key, []).append(done)
             await asyncio.sleep(0.002)
         await client.aclose()
@@ -67,8 +84,12 @@ class Historian:
         await client.aclose()
 
     def check(self) -> int:
-        """Raise at the first key whose history no order explains; the number of operations that were checked."""
+        """Raise at the first key whose history no order explains; the number of operations that
+        were checked.
+        """
         for key, history in self.operations.items():
             violation = first_violation(history)
-            assert violation is None, f"{key}: no order of {len(history)} operations explains {violation}"
+            assert violation is None, (
+                f"{key}: no order of {len(history)} operations explains {violation}"
+            )
         return sum(map(len, self.operations.values()))

@@ -1,7 +1,8 @@
 """Machines of a test: network namespaces on one bridge, each with a host name of its own.
 
-Where the machine that runs the tests does not allow that (no root, no `ip`), they are addresses of loopback, and the
-test says so. Then everything is as it would be, but nothing shows that a process used an address of another machine.
+Where the machine that runs the tests does not allow that (no root, no `ip`), they are addresses of
+loopback, and the test says so. Then everything is as it would be, but nothing shows that a process
+used an address of another machine.
 """
 
 from __future__ import annotations
@@ -50,12 +51,33 @@ class Host:
         if self._namespace is None:
             return list(command)
         named = 'hostname "$0" && exec "$@"'
-        return ["ip", "netns", "exec", self._namespace, "unshare", "--uts", "sh", "-c", named, self.name, *command]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self._namespace,
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            named,
+            self.name,
+            *command,
+        ]
 
-    def start(self, name: str, command: Sequence[str], folder: Path, *, env: Mapping[str, str] | None = None) -> Started:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+    ) -> Started:
         """Start a process there."""
         folder.mkdir(parents=True, exist_ok=True)
-        started = start(name, self.command(command), log=folder / f"{name}.log", env=env, cwd=folder)
+        started = start(
+            name, self.command(command), log=folder / f"{name}.log", env=env, cwd=folder
+        )
         self.started.append(started)
         return started
 
@@ -68,7 +90,12 @@ class Host:
         """Everything that runs there; of an address of loopback nothing is known."""
         if self._namespace is None:
             return []
-        return [int(pid) for pid in subprocess.run(["ip", "netns", "pids", self._namespace], capture_output=True, check=True).stdout.split()]
+        return [
+            int(pid)
+            for pid in subprocess.run(
+                ["ip", "netns", "pids", self._namespace], capture_output=True, check=True
+            ).stdout.split()
+        ]
 
     def end(self) -> None:
         """End all of them."""
@@ -100,7 +127,11 @@ class Network:
             self.hosts[name] = Host(name, address, namespace)
 
     def _join(self, number: int, address: str) -> str:
-        namespace, here, there = f"exn{self._id}{number}", f"exh{self._id}{number}", f"ext{self._id}{number}"
+        namespace, here, there = (
+            f"exn{self._id}{number}",
+            f"exh{self._id}{number}",
+            f"ext{self._id}{number}",
+        )
         _ip("netns", "add", namespace)
         self._namespaces.append(namespace)
         _ip("link", "add", here, "type", "veth", "peer", "name", there)

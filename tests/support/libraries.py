@@ -1,13 +1,15 @@
-"""Other client libraries under the shop's writers: redis-py composes each command and reads its reply, another library takes it there and back.
+"""Other client libraries under the shop's writers: redis-py composes each command and reads its
+reply, another library takes it there and back.
 
-What such a library brings is what a switch could disturb: its handshake and protocol, its framing and parsing, how many callers share a
-connection, and what it does when one ends.
+What such a library brings is what a switch could disturb: its handshake and protocol, its framing
+and parsing, how many callers share a connection, and what it does when one ends.
 
     redis-py   one connection a writer, RESP2, parsed by hiredis in C
     coredis    asyncio with a compiled parser, RESP3; a pool of its own for each writer
     glide      Valkey's own client, in Rust with a runtime of its own, RESP3; all writers of one gateway share a single connection
 
-None of them repeats a write by itself, since the model would not know of it: coredis is told so, glide does not for what was sent.
+None of them repeats a write by itself, since the model would not know of it: coredis is told so,
+glide does not for what was sent.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Library(Protocol):
         """
 
     async def batch(self, commands: list[Command], *, atomic: bool) -> list[Any]:
-        """Replies of commands sent together, the servers' errors as values; raises as `ask` where there is no answer."""
+        """Replies of commands sent together, the servers' errors as values; raises as `ask` where
+        there is no answer.
+        """
 
     async def aclose(self) -> None:
         """Give connections back."""
@@ -54,10 +58,15 @@ class Library(Protocol):
 def _wire(arguments: Sequence[Any]) -> Command:
     """As it goes over the wire; redis-py names a subcommand together with its command."""
     name, *rest = arguments
-    return [part if isinstance(part, bytes) else str(part).encode() for part in (*str(name).split(" "), *rest)]
+    return [
+        part if isinstance(part, bytes) else str(part).encode()
+        for part in (*str(name).split(" "), *rest)
+    ]
 
 
-def _failure(exc: BaseException, *, unanswered: tuple[type[BaseException], ...]) -> redis.RedisError:
+def _failure(
+    exc: BaseException, *, unanswered: tuple[type[BaseException], ...]
+) -> redis.RedisError:
     text = f"{type(exc).__name__}: {exc}"
     if isinstance(exc, unanswered):
         return redis.ConnectionError(text)
@@ -68,7 +77,13 @@ class Coredis:
     """Its pool belongs to the task that opens it, so that is one of its own."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._client = coredis.Redis(host, port, stream_timeout=_ANSWER_S, connect_timeout=_CONNECT_S, retry_policy=NoRetryPolicy())
+        self._client = coredis.Redis(
+            host,
+            port,
+            stream_timeout=_ANSWER_S,
+            connect_timeout=_CONNECT_S,
+            retry_policy=NoRetryPolicy(),
+        )
         self._open, self._over = asyncio.Event(), asyncio.Event()
         self._task = asyncio.create_task(self._keep_open())
 
@@ -81,7 +96,9 @@ class Coredis:
     def _request(on: Any, command: Command) -> Any:
         # It knows a command by its name with its subcommand.
         words = 2 if command[0] in (b"SCRIPT", b"XGROUP") else 1
-        return on.create_request(b" ".join(command[:words]), *command[words:], callback=NoopCallback())
+        return on.create_request(
+            b" ".join(command[:words]), *command[words:], callback=NoopCallback()
+        )
 
     async def ask(self, command: Command) -> Any:
         await self._open.wait()
@@ -123,7 +140,9 @@ class Glide:
         self.callers = callers
         where = [glide.NodeAddress(host, port)]
         more = glide.AdvancedGlideClientConfiguration(connection_timeout=_CONNECT_S * 1000)
-        asked = glide.GlideClientConfiguration(where, request_timeout=_ANSWER_S * 1000, advanced_config=more)
+        asked = glide.GlideClientConfiguration(
+            where, request_timeout=_ANSWER_S * 1000, advanced_config=more
+        )
         self._client = asyncio.create_task(glide.GlideClient.create(asked))
 
     async def ask(self, command: Command) -> Any:
@@ -141,7 +160,9 @@ class Glide:
         except glide.GlideError as exc:
             raise self._failed(exc) from exc
         return [
-            self._failed(reply) if isinstance(reply, glide.GlideError) else self._as_sent(command, reply)
+            self._failed(reply)
+            if isinstance(reply, glide.GlideError)
+            else self._as_sent(command, reply)
             for command, reply in zip(commands, replies or [], strict=True)
         ]
 
@@ -150,7 +171,9 @@ class Glide:
         """The shape that the server sent, where glide has made a dict of it."""
 
         def entries(found: dict[bytes, list[list[bytes]]]) -> list[list[Any]]:
-            return [[entry, [part for pair in pairs for part in pair]] for entry, pairs in found.items()]
+            return [
+                [entry, [part for pair in pairs for part in pair]] for entry, pairs in found.items()
+            ]
 
         if command[0] == b"ZRANGE":
             return [[member, score] for member, score in reply.items()]
@@ -162,7 +185,9 @@ class Glide:
 
     @staticmethod
     def _failed(exc: BaseException) -> redis.RedisError:
-        return _failure(exc, unanswered=(glide.ConnectionError, glide.TimeoutError, glide.ClosingError))
+        return _failure(
+            exc, unanswered=(glide.ConnectionError, glide.TimeoutError, glide.ClosingError)
+        )
 
     async def aclose(self) -> None:
         self.callers -= 1
@@ -177,11 +202,15 @@ class _Batch(Pipeline):
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         stack, self.command_stack = self.command_stack, []
-        replies = await self._library.batch([_wire(arguments) for arguments, _ in stack], atomic=self.is_transaction)
+        replies = await self._library.batch(
+            [_wire(arguments) for arguments, _ in stack], atomic=self.is_transaction
+        )
         if raise_on_error:
             self.raise_first_error(stack, replies)
         return [
-            reply if isinstance(reply, redis.RedisError) else _read(self.response_callbacks, arguments[0], reply, options)
+            reply
+            if isinstance(reply, redis.RedisError)
+            else _read(self.response_callbacks, arguments[0], reply, options)
             for (arguments, options), reply in zip(stack, replies, strict=True)
         ]
 
@@ -199,7 +228,12 @@ class Borrowed(redis.Redis):
         self._library = library
 
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
-        return _read(self.response_callbacks, arguments[0], await self._library.ask(_wire(arguments)), options)
+        return _read(
+            self.response_callbacks,
+            arguments[0],
+            await self._library.ask(_wire(arguments)),
+            options,
+        )
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
         del shard_hint

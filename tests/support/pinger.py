@@ -1,7 +1,8 @@
-"""A client in a process of its own that pings a server until its input ends, then prints how many ms each answer took.
+"""A client in a process of its own that pings a server until its input ends, then prints how many
+ms each answer took.
 
-`python -m tests.support.pinger PORT USER`; the first line of its input is the password. Beside a backfill in the test's own process a client would
-wait for that process, and not for the server.
+`python -m tests.support.pinger PORT USER`; the first line of its input is the password. Beside a
+backfill in the test's own process a client would wait for that process, and not for the server.
 """
 
 from __future__ import annotations

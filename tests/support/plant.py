@@ -1,4 +1,6 @@
-"""A whole data plane in the test's own process, over real servers: gateway, syncer, and the orders that flows would give."""
+"""A whole data plane in the test's own process, over real servers: gateway, syncer, and the orders
+that flows would give.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ from tests.support.wait import until
 class Plant:
     """Start what a test needs; everything ends with the test."""
 
-    def __init__(self, source: Box, target: Box, control: Box, folder: Path, **plan: object) -> None:
+    def __init__(
+        self, source: Box, target: Box, control: Box, folder: Path, **plan: object
+    ) -> None:
         self.boxes = {Side.SOURCE: source, Side.TARGET: target}
         self.control = control
         self.folder = folder
@@ -59,12 +63,21 @@ class Plant:
         """A plan (or this one's) whose gateway is where ours listens."""
         return (plan or self.plan).model_copy(update={"gateway": Listen(port=self.port, **tls)})
 
-    async def gateway(self, process: str = "gw-1", port: int | None = None, **options: object) -> Gateway:
+    async def gateway(
+        self, process: str = "gw-1", port: int | None = None, **options: object
+    ) -> Gateway:
         gateway = Gateway(
             self.store,
             self.plan,
             await load_table(self.plan),
-            GatewayOptions(process, self.folder / process, "127.0.0.1", port or self.port, drain_s=0.1, **options),  # type: ignore[arg-type]
+            GatewayOptions(
+                process,
+                self.folder / process,
+                "127.0.0.1",
+                port or self.port,
+                drain_s=0.1,
+                **options,
+            ),  # type: ignore[arg-type]
         )
         ready = asyncio.Event()
         task = asyncio.create_task(gateway.run(await read_route(self.store), ready))
@@ -92,7 +105,13 @@ class Plant:
         route = await change_route(self.store, before, before.next(**{"why": "test", **changes}))  # type: ignore[arg-type]
         for kind, processes in (("gateway", self.gateways), ("syncer", self.syncers)):
             if processes:
-                await registry.wait_for(self.store, kind, lambda beat: beat.epoch == route.epoch, within_s=8, otherwise=f"a {kind} did not follow")
+                await registry.wait_for(
+                    self.store,
+                    kind,
+                    lambda beat: beat.epoch == route.epoch,
+                    within_s=8,
+                    otherwise=f"a {kind} did not follow",
+                )
         return route
 
     async def start_live_sync(self) -> None:
@@ -100,7 +119,9 @@ class Plant:
         if self.plan.strategy is CopyStrategy.NATIVE:
             await self.replicate(route)
             return
-        await set_writer_epoch(Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch)
+        await set_writer_epoch(
+            Endpoint(Side.TARGET, self.plan.target), self.plan.name, route.writer_epoch
+        )
         await self.change(journal=JournalMode.ALL, sync=True, feed=self.feed)
 
     @property
@@ -112,7 +133,13 @@ class Plant:
         """Native replication in place of live sync by keys, as Migrate begins it."""
         await possible.check_possible(self.plan, self.store)
         await replica.grant_writes(self.plan, route.writer_epoch + 1)
-        route = await self.change(journal=JournalMode.ALL, sync=True, native=True, feed=self.feed, writer_epoch=route.writer_epoch + 1)
+        route = await self.change(
+            journal=JournalMode.ALL,
+            sync=True,
+            native=True,
+            feed=self.feed,
+            writer_epoch=route.writer_epoch + 1,
+        )
         await replica.attach(self.plan, route.writer_epoch)
         await self.filled()
 
@@ -120,7 +147,9 @@ class Plant:
         async def up() -> bool:
             return (await link.look(self.plan)).up
 
-        await until(up, within_s=20, otherwise="the target never became a replica that has the data")
+        await until(
+            up, within_s=20, otherwise="the target never became a replica that has the data"
+        )
 
     async def engine(self) -> Engine:
         return await open_engine(self.store, self.plan)
@@ -132,11 +161,21 @@ class Plant:
 
     def file(self, folder: Path) -> Path:
         """As a migration file, for a process of its own."""
-        servers = {str(side): box for side, box in self.boxes.items()} | {"control_store": self.control}
+        servers = {str(side): box for side, box in self.boxes.items()} | {
+            "control_store": self.control
+        }
         more = self.plan.model_dump(mode="json", exclude={"source", "target"})
         path = folder / "migration.yaml"
         path.write_text(
-            yaml.safe_dump({**more, **{n: {"url": b.address().url, "password_file": str(b.address().password_file)} for n, b in servers.items()}})
+            yaml.safe_dump(
+                {
+                    **more,
+                    **{
+                        n: {"url": b.address().url, "password_file": str(b.address().password_file)}
+                        for n, b in servers.items()
+                    },
+                }
+            )
         )
         return path
 
@@ -150,7 +189,10 @@ class Plant:
         feed = JournalFeed(self.store, self.plan.partitions)
 
         async def quiet() -> bool:
-            return all(not gateway.journaler.unflushed for gateway, _ in self.gateways.values()) and await feed.drained()
+            return (
+                all(not gateway.journaler.unflushed for gateway, _ in self.gateways.values())
+                and await feed.drained()
+            )
 
         await until(quiet, within_s=20, otherwise="the journal never drained")
 
@@ -170,7 +212,9 @@ class Plant:
 
 
 @pytest_asyncio.fixture
-async def plant(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
+async def plant(
+    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
     """Redis 6.2 to Valkey 9.1, as in the demo."""
     plant = Plant(redis62, valkey91, control_server, tmp_path)
     await plant.open()
@@ -179,8 +223,12 @@ async def plant(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
 
 
 @pytest_asyncio.fixture
-async def modern(redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:
-    """Redis 8.2 to Valkey 9.1: payloads that fit neither way, and a replication stream without data."""
+async def modern(
+    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+) -> AsyncIterator[Plant]:
+    """Redis 8.2 to Valkey 9.1: payloads that fit neither way, and a replication stream without
+    data.
+    """
     plant = Plant(redis82, valkey91, control_server, tmp_path)
     await plant.open()
     yield plant

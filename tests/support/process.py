@@ -24,12 +24,24 @@ def migration_file(plant: Plant, **gateway: object) -> Path:
     """The plant's migration as a file."""
 
     def named(box: Box) -> dict[str, str]:
-        return {"url": f"redis://{USER}@127.0.0.1:{box.port}", "password_file": str(box.server.password_file)}
+        return {
+            "url": f"redis://{USER}@127.0.0.1:{box.port}",
+            "password_file": str(box.server.password_file),
+        }
 
     path = plant.folder / "migration.yaml"
-    document = {"name": plant.plan.name, "gateway": {"host": "127.0.0.1", "port": plant.port, **gateway}}
-    servers = {"source": plant.boxes[Side.SOURCE], "target": plant.boxes[Side.TARGET], "control_store": plant.control}
-    path.write_text(yaml.safe_dump({**document, **{name: named(box) for name, box in servers.items()}}))
+    document = {
+        "name": plant.plan.name,
+        "gateway": {"host": "127.0.0.1", "port": plant.port, **gateway},
+    }
+    servers = {
+        "source": plant.boxes[Side.SOURCE],
+        "target": plant.boxes[Side.TARGET],
+        "control_store": plant.control,
+    }
+    path.write_text(
+        yaml.safe_dump({**document, **{name: named(box) for name, box in servers.items()}})
+    )
     return path
 
 
@@ -38,7 +50,16 @@ class GatewayProcess:
 
     def __init__(self, plant: Plant, *arguments: str, name: str = "gw") -> None:
         self.log = plant.folder / f"{name}.log"
-        command = [sys.executable, "-m", "exodus.cli.app", "gateway", "--file", str(migration_file(plant)), "--id", "gw"]
+        command = [
+            sys.executable,
+            "-m",
+            "exodus.cli.app",
+            "gateway",
+            "--file",
+            str(migration_file(plant)),
+            "--id",
+            "gw",
+        ]
         command += ["--state-dir", str(plant.folder / "state"), *arguments]
         self.started: Started = start(name, command, log=self.log)
 
@@ -48,7 +69,11 @@ class GatewayProcess:
 
     def wait_said(self, pattern: str, *, times: int = 1) -> list[str]:
         """Wait until the log has it so often."""
-        wait_until(lambda: len(self.said(pattern)) >= times, within_s=40, otherwise=f"{pattern!r} was not said:\n{self.log.read_text()[-2000:]}")
+        wait_until(
+            lambda: len(self.said(pattern)) >= times,
+            within_s=40,
+            otherwise=f"{pattern!r} was not said:\n{self.log.read_text()[-2000:]}",
+        )
         return self.said(pattern)
 
     def health(self, index: int = 0) -> tuple[int, str]:

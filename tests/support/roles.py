@@ -15,9 +15,14 @@ from exodus.topology.rights import Wanted, rule_of, server_of
 from tests.support.servers import Box
 
 ADMINISTRATOR = "administrator"
-# Asked to learn that the server has no CLIENT NO-TOUCH and no ACL DRYRUN; it names the command without its second word.
-_NOT_IN_62 = [*[(f"exodus-{role}", "client") for role in ("syncer", "verifier", "comparer")], ("exodus-switch", "acl")]
-# Tried in a transaction that is discarded, to learn which user the checklist can name for the last dump.
+# Asked to learn that the server has no CLIENT NO-TOUCH and no ACL DRYRUN; it names the command
+# without its second word.
+_NOT_IN_62 = [
+    *[(f"exodus-{role}", "client") for role in ("syncer", "verifier", "comparer")],
+    ("exodus-switch", "acl"),
+]
+# Tried in a transaction that is discarded, to learn which user the checklist can name for the last
+# dump.
 _TRIED = [("exodus-syncer", "sync")]
 
 
@@ -29,13 +34,19 @@ def administrator(box: Box) -> redis.Redis:
 def _take_over(box: Box) -> None:
     """Replace the user that servers of the tests begin with."""
     with box.client() as client:
-        client.execute_command("ACL", "SETUSER", ADMINISTRATOR, "on", f">{ADMINISTRATOR}", "~*", "&*", "+@all")
+        client.execute_command(
+            "ACL", "SETUSER", ADMINISTRATOR, "on", f">{ADMINISTRATOR}", "~*", "&*", "+@all"
+        )
     with administrator(box) as client:
         client.execute_command("ACL", "DELUSER", USER)
 
 
-def make_users(boxes: dict[Side, Box], wanted: dict[Side, Wanted], folder: Path) -> tuple[dict[Side, Address], Users]:
-    """Make the users of all roles as an operator would; both sides' addresses as the role `syncer`, and the others for the plan."""
+def make_users(
+    boxes: dict[Side, Box], wanted: dict[Side, Wanted], folder: Path
+) -> tuple[dict[Side, Address], Users]:
+    """Make the users of all roles as an operator would; both sides' addresses as the role `syncer`,
+    and the others for the plan.
+    """
     made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
     own: dict[Side, Address] = {}
     for side, box in boxes.items():
@@ -46,10 +57,18 @@ def make_users(boxes: dict[Side, Box], wanted: dict[Side, Wanted], folder: Path)
             file.write_text(password)
             rule = rule_of([role], side, *server_of(str(box.kind)), wanted[side])
             with administrator(box) as client:
-                client.execute_command("ACL", "SETUSER", name, "reset", "on", f">{password}", *rule.split())
+                client.execute_command(
+                    "ACL", "SETUSER", name, "reset", "on", f">{password}", *rule.split()
+                )
             made[role][str(side)] = Credentials(username=name, password_file=file)
         own[side] = made[UserRole.SYNCER][str(side)].at(box.address())
-    return own, Users(**{str(role): RoleUser(**given) for role, given in made.items() if role is not UserRole.SYNCER})
+    return own, Users(
+        **{
+            str(role): RoleUser(**given)
+            for role, given in made.items()
+            if role is not UserRole.SYNCER
+        }
+    )
 
 
 def denied(boxes: dict[Side, Box]) -> list[str]:
@@ -58,9 +77,16 @@ def denied(boxes: dict[Side, Box]) -> list[str]:
     for side, box in boxes.items():
         with administrator(box) as client:
             for entry in client.execute_command("ACL", "LOG", 100):
-                facts = entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True))
+                facts = (
+                    entry
+                    if isinstance(entry, dict)
+                    else dict(zip(entry[::2], entry[1::2], strict=True))
+                )
                 facts = {_text(key): _text(value) for key, value in facts.items()}
-                if box.kind is ServerKind.REDIS_62 and (facts["username"], facts["object"]) in (*_NOT_IN_62, *_TRIED):
+                if box.kind is ServerKind.REDIS_62 and (facts["username"], facts["object"]) in (
+                    *_NOT_IN_62,
+                    *_TRIED,
+                ):
                     continue
                 if facts["username"].startswith("exodus"):
                     found.add(f"{side}: {facts['username']} {facts['reason']} {facts['object']}")

@@ -1,4 +1,6 @@
-"""What goes into a sans-IO session and all that must come out; played whole, then at every byte split."""
+"""What goes into a sans-IO session and all that must come out; played whole, then at every byte
+split.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from exodus.gateway.canary_reads import CanaryRead
 
 
 class Recorder:
-    """An `Outlet` that writes down what it was told; neighbouring bytes in one direction count as one."""
+    """An `Outlet` that writes down what it was told; neighbouring bytes in one direction count as
+    one.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -61,7 +65,8 @@ class Recorder:
         self.calls.append(("unblock", client_id))
 
     def settled(self) -> None:
-        if not self.calls or self.calls[-1] != ("settled",):  # one call wakes a waiter as well as two
+        # One call wakes a waiter as well as two
+        if not self.calls or self.calls[-1] != ("settled",):
             self.calls.append(("settled",))
 
     def close(self, why: str) -> None:
@@ -123,7 +128,9 @@ class Script:
             got = out.take()
             if got != wanted:
                 where = f" cut at byte {cut}" if number == cut_step else ""
-                raise AssertionError(f"step {number}: {name}({arguments!r}){where}\n{_difference(wanted, got)}")
+                raise AssertionError(
+                    f"step {number}: {name}({arguments!r}){where}\n{_difference(wanted, got)}"
+                )
 
     def play_at_every_split(self) -> None:
         self.play()
@@ -140,7 +147,9 @@ def _difference(wanted: list[tuple[Any, ...]], got: list[tuple[Any, ...]]) -> st
 
 
 def replayed(session: Any, logins: Any = None) -> tuple[bytes, int, frozenset[int]]:
-    """What a session says on a new leg, all stages together: the bytes, how many replies they have, which may be errors."""
+    """What a session says on a new leg, all stages together: the bytes, how many replies they have,
+    which may be errors.
+    """
     data, expected, optional = b"", 0, set()
     for stage in session.replay_stages(logins):
         optional |= {expected + place for place in stage.optional}

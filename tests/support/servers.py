@@ -20,7 +20,9 @@ from exodus.stack.servers import Server, ServerKind, start_server, wait_server
 class Box:
     """One server of a test."""
 
-    def __init__(self, kind: ServerKind, folder: Path, *, private: bool = False, **config: str) -> None:
+    def __init__(
+        self, kind: ServerKind, folder: Path, *, private: bool = False, **config: str
+    ) -> None:
         self.kind = kind
         home = Home(folder)
         home.make()
@@ -35,7 +37,9 @@ class Box:
             self._users: list[str] = client.acl_list()
 
     def restore(self) -> None:
-        """Empty it and give it the settings and users that it started with: a test before may have changed anything."""
+        """Empty it and give it the settings and users that it started with: a test before may have
+        changed anything.
+        """
         with self.client(decode_responses=True) as client:
             client.replicaof("NO", "ONE")
             for setting, value in client.config_get().items():
@@ -75,10 +79,14 @@ class Box:
     def client(self, **more: object) -> redis.Redis:
         """As Exodus."""
         address = self.address()
-        return redis.Redis(port=self.port, username=address.username, password=address.secret("test"), **more)  # type: ignore[arg-type]
+        return redis.Redis(
+            port=self.port, username=address.username, password=address.secret("test"), **more
+        )  # type: ignore[arg-type]
 
     def save(self) -> None:
-        """Write the file that the next start loads, after a save in the background (for a replica) if one runs."""
+        """Write the file that the next start loads, after a save in the background (for a replica)
+        if one runs.
+        """
         with self.client() as client:
             while True:
                 try:
@@ -121,7 +129,8 @@ def _session_server(kind: ServerKind, **config: str):  # type: ignore[no-untyped
 
 
 _redis62 = _session_server(ServerKind.REDIS_62)
-_redis82 = _session_server(ServerKind.REDIS_82, repl_diskless_sync_delay="0")  # a stream begins at once
+# A stream begins at once
+_redis82 = _session_server(ServerKind.REDIS_82, repl_diskless_sync_delay="0")
 _valkey81 = _session_server(ServerKind.VALKEY_81)
 _valkey91 = _session_server(ServerKind.VALKEY_91)
 _control = _session_server(ServerKind.VALKEY_91, appendonly="yes")

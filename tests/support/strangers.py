@@ -1,6 +1,8 @@
-"""`python -m tests.support.strangers SECONDS CLIENTS PORT…`: clients without a login that do at once whatever a stranger can do.
+"""`python -m tests.support.strangers SECONDS CLIENTS PORT…`: clients without a login that do at
+once whatever a stranger can do.
 
-A process of its own, so that what it costs here is not taken for what it costs the gateways. Ends with one JSON line: how often each was done.
+A process of its own, so that what it costs here is not taken for what it costs the gateways. Ends
+with one JSON line: how often each was done.
 """
 
 from __future__ import annotations
@@ -38,23 +40,37 @@ async def _read_some(reader: asyncio.StreamReader) -> None:
         return
 
 
-async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def garbage(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     _send(writer, draw.randbytes(draw.randrange(1, 4_000)))
     await _read_some(reader)
 
 
-async def half_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
-    whole = draw.choice((b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 5_000, b"*1\r\n$4\r\nPI", b"SET half inl"))
+async def half_requests(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
+    whole = draw.choice(
+        (
+            b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 5_000,
+            b"*1\r\n$4\r\nPI",
+            b"SET half inl",
+        )
+    )
     _send(writer, whole[: draw.randrange(1, len(whole))])
     await _read_some(reader)
 
 
-async def inline_nuls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def inline_nuls(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     _send(writer, draw.choice((b"SET a b\0\r\n", b"\0\0\0\r\n", b"PING\0\r\n" * 50)))
     await _read_some(reader)
 
 
-async def huge_bulks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def huge_bulks(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     del draw
     _send(writer, b"*2\r\n$3\r\nGET\r\n$536870000\r\n")
     for _ in range(20):
@@ -63,25 +79,42 @@ async def huge_bulks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
     await _read_some(reader)
 
 
-async def pipelined_inline(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def pipelined_inline(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     del draw
     _send(writer, b"PING\r\n" * INLINE_COMMANDS)
     await _read_some(reader)
 
 
-async def refused_sets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def refused_sets(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     for number in range(20):
-        _send(writer, encode("SET", b"%d:" % number + draw.randbytes(8) + b"k" * draw.choice((100, 8_000, 16_000, 70_000)), "v"))
+        _send(
+            writer,
+            encode(
+                "SET",
+                b"%d:" % number
+                + draw.randbytes(8)
+                + b"k" * draw.choice((100, 8_000, 16_000, 70_000)),
+                "v",
+            ),
+        )
     await _read_some(reader)
 
 
-async def unknown_names(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def unknown_names(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     for _ in range(50):
         _send(writer, encode(draw.randbytes(16).hex() * draw.choice((1, 1, 100)), "k"))
     await _read_some(reader)
 
 
-async def long_numbers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random) -> None:
+async def long_numbers(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
+) -> None:
     requests = (
         encode("SELECT", _DIGITS), encode("SELECT", 2**63), encode("EVAL", "return 1", _DIGITS, "k"), encode("MOVE", "k", _DIGITS),
         encode("SWAPDB", 0, _DIGITS), encode("LMPOP", _DIGITS, "k", "LEFT"), b"*" + _DIGITS + b"\r\n", b"*1\r\n$" + _DIGITS + b"\r\n",
@@ -90,7 +123,16 @@ async def long_numbers(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await _read_some(reader)
 
 
-ACTS: tuple[Act, ...] = (garbage, half_requests, inline_nuls, huge_bulks, pipelined_inline, refused_sets, unknown_names, long_numbers)
+ACTS: tuple[Act, ...] = (
+    garbage,
+    half_requests,
+    inline_nuls,
+    huge_bulks,
+    pipelined_inline,
+    refused_sets,
+    unknown_names,
+    long_numbers,
+)
 
 
 async def _stranger(number: int, port: int, until_s: float, done: Counter[str]) -> None:
@@ -117,9 +159,16 @@ async def _stranger(number: int, port: int, until_s: float, done: Counter[str]) 
 async def _work(seconds: float, clients: int, ports: list[int]) -> Counter[str]:
     done: Counter[str] = Counter()
     until_s = asyncio.get_running_loop().time() + seconds
-    await asyncio.gather(*[_stranger(number, ports[number % len(ports)], until_s, done) for number in range(clients)])
+    await asyncio.gather(
+        *[_stranger(number, ports[number % len(ports)], until_s, done) for number in range(clients)]
+    )
     return done
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(_work(float(sys.argv[1]), int(sys.argv[2]), list(map(int, sys.argv[3:]))))), flush=True)
+    print(
+        json.dumps(
+            uvloop.run(_work(float(sys.argv[1]), int(sys.argv[2]), list(map(int, sys.argv[3:]))))
+        ),
+        flush=True,
+    )

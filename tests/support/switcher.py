@@ -1,7 +1,8 @@
-"""`python -m tests.support.switcher FILE TO`: the process that applies a switch, so that it can be killed and frozen.
+"""`python -m tests.support.switcher FILE TO`: the process that applies a switch, so that it can be
+killed and frozen.
 
-Says each step on a line of its own before it is done; with `--stop-before STEP` it then waits for a line on standard input. Ends with one
-JSON line: what came of it.
+Says each step on a line of its own before it is done; with `--stop-before STEP` it then waits for a
+line on standard input. Ends with one JSON line: what came of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ async def _work(args: argparse.Namespace) -> dict:
     file = load_migration(args.file)
     try:
         async with await ControlStore.connect(file.control_store, file.plan.name) as store:
-            done = await switch.apply(store, await store.plan(), Side(args.to), tell=_tell(args.stop_before))
+            done = await switch.apply(
+                store, await store.plan(), Side(args.to), tell=_tell(args.stop_before)
+            )
             return {"outcome": "switched", "timeline": done.timeline, "facts": done.facts}
     except ExodusError as exc:
         return {"outcome": exc.code, "what": exc.what, "why": exc.why}

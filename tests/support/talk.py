@@ -9,7 +9,9 @@ from collections.abc import Sequence
 _QUIET_S = 0.12  # a server on loopback that says nothing for so long has said all
 
 
-def converse(port: int, pieces: Sequence[bytes], *, size: int | None = None, half_close: bool = False) -> bytes:
+def converse(
+    port: int, pieces: Sequence[bytes], *, size: int | None = None, half_close: bool = False
+) -> bytes:
     """Send pieces one after the other; what comes back, and `<closed>` where the peer ended it.
 
     Args:

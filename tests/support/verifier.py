@@ -1,4 +1,6 @@
-"""A verification that counts, as a process of its own, slow enough to be killed: `python -m tests.support.verifier MIGRATION_FILE NAME`."""
+"""A verification that counts, as a process of its own, slow enough to be killed: `python -m
+tests.support.verifier MIGRATION_FILE NAME`.
+"""
 
 from __future__ import annotations
 

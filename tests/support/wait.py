@@ -16,7 +16,9 @@ def wait_until(condition: Callable[[], bool], *, within_s: float, otherwise: str
         time.sleep(0.02)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str) -> None:
+async def until(
+    condition: Callable[[], Awaitable[bool]], *, within_s: float, otherwise: str
+) -> None:
     """The same for coroutines."""
     deadline = time.monotonic() + within_s
     while not await condition():

@@ -1,4 +1,6 @@
-"""Exodus as a package: a wheel, in an environment of its own that takes the libraries from the tests' one."""
+"""Exodus as a package: a wheel, in an environment of its own that takes the libraries from the
+tests' one.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,32 @@ def install(folder: Path) -> Path:
     """Build the wheel and install it; the folder with its `python` and `exodus`."""
     wheels = folder / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", str(project_root()), "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels)]
+    build = [
+        *pip,
+        "wheel",
+        str(project_root()),
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(wheels),
+    ]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = wheels.glob("exodus-*.whl")
     place = folder / "venv"
     venv.create(place, with_pip=False, symlinks=True)
-    packages = place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-    installed = [*pip, "--python", str(place / "bin" / "python"), "install", "--no-deps", "--ignore-installed", str(wheel)]
+    packages = (
+        place / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    )
+    installed = [
+        *pip,
+        "--python",
+        str(place / "bin" / "python"),
+        "install",
+        "--no-deps",
+        "--ignore-installed",
+        str(wheel),
+    ]
     subprocess.run(installed, check=True, capture_output=True, timeout=300)
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # behind the wheel's own
+    # Behind the wheel's own
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place / "bin"

@@ -1,4 +1,6 @@
-"""Where secrets go: into blocks only where asked for, into files of their own, and to no server but their own."""
+"""Where secrets go: into blocks only where asked for, into files of their own, and to no server but
+their own.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,17 @@ def test_a_block_names_the_variable_of_a_password(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ORDERS_SOURCE", _SECRET)
     address = Address.parse("redis://exodus@h:1", field="source", password_env="ORDERS_SOURCE")
     block = _block(address, "source", with_secrets=False)
-    assert (block.password, block.password_file, block.password_env) == (None, None, "ORDERS_SOURCE")
+    assert (block.password, block.password_file, block.password_env) == (
+        None,
+        None,
+        "ORDERS_SOURCE",
+    )
     assert block.address("source").secret("source") == _SECRET
 
 
 def test_a_password_in_the_migration_file_is_not_put_into_a_block_unasked() -> None:
     address = Address.parse(f"redis://exodus:{_ENCODED}@h:1", field="source")
-    with pytest.raises(OperatorError, match="the password stands in the migration file") as caught:
+    with pytest.raises(OperatorError, match="the migration file contains the password") as caught:
         _block(address, "source", with_secrets=False)
     assert "QXZJ" not in str(caught.value)
     block = _block(address, "source", with_secrets=True)
@@ -60,10 +66,14 @@ def test_a_password_in_a_url_that_up_is_given_goes_into_a_private_file(tmp_path:
     assert file in home.private_files()
 
 
-def test_the_stack_s_login_is_sent_to_the_stack_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stack_s_login_is_sent_to_the_stack_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = Home(tmp_path / "stack")
     home.make()
-    home.prefect_env.write_text(f"PREFECT_API_URL=http://127.0.0.1:1/api\nPREFECT_API_AUTH_STRING={home.prefect_login()}\n")
+    home.prefect_env.write_text(
+        f"PREFECT_API_URL=http://127.0.0.1:1/api\nPREFECT_API_AUTH_STRING={home.prefect_login()}\n"
+    )
     for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
         monkeypatch.delenv(name, raising=False)
     assert PrefectApi.find(home).login == home.prefect_login()
@@ -74,13 +84,17 @@ def test_the_stack_s_login_is_sent_to_the_stack_only(tmp_path: Path, monkeypatch
 
 
 def test_the_blocks_have_every_field_of_the_migration_file() -> None:
-    """A field that the block lacks is lost on the way through Prefect: what runs is not what was applied."""
+    """A field that the block lacks is lost on the way through Prefect: what runs is not what was
+    applied.
+    """
     in_url = {"host", "port", "username", "tls"}
     assert set(Address.model_fields) - in_url <= set(RedisEndpoint.model_fields)
     given = set(Plan.model_fields) - {"name", "source", "target"}
     assert given == set(Options.model_fields)
     schema = Migration.model_json_schema()
-    assert given == set(schema["definitions"]["Options"]["properties"]), "the form of the UI shows each"
+    assert given == set(schema["definitions"]["Options"]["properties"]), (
+        "the form of the UI shows each"
+    )
 
 
 def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> None:
@@ -88,8 +102,15 @@ def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> 
     files = {name: tmp_path / name for name in ("password", "ca", "cert", "key")}
     for file in files.values():
         file.write_text("secret\n")
-    tls = {"ca_file": files["ca"], "cert_file": files["cert"], "key_file": files["key"], "server_name": "db.internal"}
-    source = Address.parse("rediss://exodus@h:1", field="source", password_file=files["password"], **tls)
+    tls = {
+        "ca_file": files["ca"],
+        "cert_file": files["cert"],
+        "key_file": files["key"],
+        "server_name": "db.internal",
+    }
+    source = Address.parse(
+        "rediss://exodus@h:1", field="source", password_file=files["password"], **tls
+    )
     target = Address.parse("redis://exodus@h:2", field="target", password_file=files["password"])
     user = {"username": "other", "password_file": str(files["password"])}
     sides = {"source": user, "target": user}
@@ -104,9 +125,18 @@ def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> 
         fence={"source": "acl"}, canary={"steps": [5]}, hold_seconds_max=2.0, evidence_hours_max=3.0, decision_days_max=4.0,
         observation_hours_min=1.0, verification_hours_max=2.0, two_people=True, approvers=["x"], advance="auto",
     )  # fmt: skip
-    servers = {field: _block(address, field, with_secrets=False) for field, address in (("source", source), ("target", target))}
+    servers = {
+        field: _block(address, field, with_secrets=False)
+        for field, address in (("source", source), ("target", target))
+    }
     options = Options.model_validate(plan.model_dump(include=set(Options.model_fields)))
-    block = Migration(migration=plan.name, options=options, control_store=servers["source"], **servers)
+    block = Migration(
+        migration=plan.name, options=options, control_store=servers["source"], **servers
+    )
     stored = json.loads(block.model_dump_json())["options"]
-    found = Migration(migration=plan.name, options=stored, control_store=servers["source"], **servers).plan()
-    assert {field: getattr(found, field) for field in Plan.model_fields} == {field: getattr(plan, field) for field in Plan.model_fields}
+    found = Migration(
+        migration=plan.name, options=stored, control_store=servers["source"], **servers
+    ).plan()
+    assert {field: getattr(found, field) for field in Plan.model_fields} == {
+        field: getattr(plan, field) for field in Plan.model_fields
+    }

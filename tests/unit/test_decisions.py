@@ -1,4 +1,6 @@
-"""Forms leave room for their summary, and what they may not be answered with, where a fence or keys that stay behind need a person's word."""
+"""Forms leave room for their summary, and what they may not be answered with, where a fence or keys
+that stay behind need a person's word.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_only_a_provider_s_fence_asks_for_a_word() -> None:
 
 def test_an_approval_without_the_word_is_asked_again() -> None:
     said = {"decision": "approve", "fence_confirmed": False}
-    assert "close the firewall, then tick Fence confirmed" in str(why_not_closed(said, "close the firewall"))
+    assert "close the firewall, then tick Fence confirmed" in str(
+        why_not_closed(said, "close the firewall")
+    )
     assert why_not_closed({**said, "fence_confirmed": True}, "close the firewall") is None
     assert why_not_closed({**said, "decision": "reject"}, "close the firewall") is None
     assert why_not_closed(said, None) is None
@@ -52,7 +56,10 @@ def _forms() -> dict[str, type]:
     forms = {"phase": decision.phase_form(), "next": decision.next_form()}
     forms |= {f"migrate {dead}": decision.migrate_form(dead_letters=dead) for dead in yes_no}
     forms |= {f"compare {found}": decision.compare_form(findings=found) for found in yes_no}
-    forms |= {f"back {dead} {provider}": decision.back_form(dead=dead, provider=provider) for dead, provider in itertools.product(yes_no, repeat=2)}
+    forms |= {
+        f"back {dead} {provider}": decision.back_form(dead=dead, provider=provider)
+        for dead, provider in itertools.product(yes_no, repeat=2)
+    }
     for window, filtered, provider in itertools.product((None, _WINDOW), yes_no, yes_no):
         name = f"cutover {window is not None} {filtered} {provider}"
         forms[name] = cutover_form({"window": window}, filtered=filtered, provider=provider)
@@ -94,15 +101,21 @@ def test_an_approval_in_the_window_is_an_approval_with_that_window() -> None:
 
 def test_one_tick_confirms_the_fence_and_the_keys_that_stay() -> None:
     form = cutover_form({"window": None}, filtered=True, provider=True)
-    assert "filters leave out may stay" in str(form.model_fields["fence_confirmed"].description)
-    said = completed({"decision": "approve", **_SAID, "fence_confirmed": True}, {"window": None}, filtered=True)
+    assert "Filtered keys may stay" in str(form.model_fields["fence_confirmed"].description)
+    said = completed(
+        {"decision": "approve", **_SAID, "fence_confirmed": True}, {"window": None}, filtered=True
+    )
     assert why_not_left(said, filtered=True) is None
-    not_said = completed({"decision": "approve", **_SAID, "fence_confirmed": False}, {"window": None}, filtered=True)
+    not_said = completed(
+        {"decision": "approve", **_SAID, "fence_confirmed": False}, {"window": None}, filtered=True
+    )
     assert why_not_left(not_said, filtered=True) is not None
 
 
 def test_reject_means_one_thing_in_each_form() -> None:
-    """The form said that reject holds the migration where it is, its summary that it asks for a rollback."""
+    """The form said that reject holds the migration where it is, its summary that it asks for a
+    rollback.
+    """
     for form in _forms().values():
         means = str(form.model_fields["decision"].description)
         assert means.count("reject:") == (0 if "retry" in means else 1)

@@ -1,4 +1,6 @@
-"""Documents name what exists: files, headings, symbols, make targets, commands, options, metrics; generated pages are up to date."""
+"""Documents name what exists: files, headings, symbols, make targets, commands, options, metrics;
+generated pages are up to date.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,17 @@ from exodus.cli.app import app
 from exodus.plan.migration_file import MigrationFile
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [
+    ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+] + sorted((ROOT / "docs").rglob("*.md"))
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 @cache
 def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/reference/generate.py")
+    spec = importlib.util.spec_from_file_location(
+        "docs_reference", ROOT / "docs/reference/generate.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,7 +50,9 @@ def _fields(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[tupl
         if not field.exclude and name != "plan":
             yield f"{model.__name__}.{name}", field.description
         for inner in re.findall(r"exodus[.\w]*\.(\w+)", repr(field.annotation)):
-            found = [each for each in _models(BaseModel) if each.__name__ == inner and each not in seen]
+            found = [
+                each for each in _models(BaseModel) if each.__name__ == inner and each not in seen
+            ]
             for each in found:
                 yield from _fields(each, seen)
 
@@ -69,12 +77,16 @@ def test_every_stop_of_the_tour_exists() -> None:
 @EACH_PAGE
 def test_every_symbol_that_a_page_names_exists(page: Path) -> None:
     for path, symbol in re.findall(r"`([\w/]+\.py):(\w+)`", page.read_text()):
-        assert re.search(rf"^(async )?(def|class) {symbol}\b", (ROOT / path).read_text(), re.MULTILINE), f"{path} has no {symbol}"
+        assert re.search(
+            rf"^(async )?(def|class) {symbol}\b", (ROOT / path).read_text(), re.MULTILINE
+        ), f"{path} has no {symbol}"
 
 
 def _anchors(page: Path) -> set[str]:
     """Where links into a page may lead, as GitHub makes them of its headings."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -92,7 +104,9 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 @EACH_PAGE
 def test_every_file_that_a_page_names_exists(page: Path) -> None:
     text = page.read_text()
-    paths = re.findall(r"`((?:exodus|flows|tasks|blocks|tests|docs|examples|benchmarks)/[\w/.-]+)`", text)
+    paths = re.findall(
+        r"`((?:exodus|flows|tasks|blocks|tests|docs|examples|benchmarks)/[\w/.-]+)`", text
+    )
     for path in paths + re.findall(r"\bdocs/[\w/-]+\.md\b", text):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
@@ -113,10 +127,22 @@ def test_every_metric_that_a_page_names_exists(page: Path) -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/README.md").read_text())}
-    unlisted = [page for page in (ROOT / "docs").rglob("*.md") if page not in linked and page.parent.name != "decisions"]
+    linked = {
+        (ROOT / "docs" / target).resolve()
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs/README.md").read_text())
+    }
+    unlisted = [
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        if page not in linked and page.parent.name != "decisions"
+    ]
     assert unlisted == [ROOT / "docs/README.md"]
-    records = {(ROOT / "docs/decisions" / target) for target in re.findall(r"\]\((\d[^)]+)\)", (ROOT / "docs/decisions/README.md").read_text())}
+    records = {
+        (ROOT / "docs/decisions" / target)
+        for target in re.findall(
+            r"\]\((\d[^)]+)\)", (ROOT / "docs/decisions/README.md").read_text()
+        )
+    }
     assert records == set((ROOT / "docs/decisions").glob("0*.md"))
 
 
@@ -132,7 +158,9 @@ def _commands(page: Path) -> Iterator[list[str]]:
     """What a page gives to `exodus` in its blocks, in words."""
     for block in re.findall(r"```\w*\n(.*?)```", page.read_text(), re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
-            for found in re.findall(r"(?:^\s*|ExecStart=|\$\(|until )(?:\S*/)?exodus ([a-z-][^#|;)&>]*)", line):
+            for found in re.findall(
+                r"(?:^\s*|ExecStart=|\$\(|until )(?:\S*/)?exodus ([a-z-][^#|;)&>]*)", line
+            ):
                 yield found.split()
 
 
@@ -149,6 +177,12 @@ def test_every_command_that_a_page_shows_exists(page: Path) -> None:
         if hasattr(command, "commands"):
             assert words[1] in command.commands, f"{page.name}: exodus {verb} {words[1]}"
             command = command.commands[words[1]]
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        unknown = {word.partition("=")[0] for word in words if word.startswith("--")} - known - {"--help"}
+        known = {
+            option
+            for parameter in command.params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        unknown = (
+            {word.partition("=")[0] for word in words if word.startswith("--")} - known - {"--help"}
+        )
         assert not unknown, f"{page.name}: exodus {verb}: {unknown}"

@@ -14,7 +14,9 @@ FILES = ["constraints.txt", "tests/support/jobs/requirements.txt", "benchmarks/r
 
 
 def _pins(path: str) -> dict[str, tuple[str, int]]:
-    lines = "\n".join(line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#"))
+    lines = "\n".join(
+        line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")
+    )
     found = {}
     for entry in re.split(r"\n(?=\S)", lines.replace("\\\n", " ")):
         name, _, rest = entry.strip().partition("==")
@@ -35,13 +37,21 @@ def test_make_installs_nothing_without_its_hash() -> None:
     (pinned,) = re.findall(r"^PINNED := (.*)$", recipe, re.MULTILINE)
     assert {"--require-hashes", "--no-deps", "--only-binary"} <= set(pinned.split())
     for command in re.findall(r"pip install (.*)$", recipe, re.MULTILINE):
-        assert "$(PINNED)" in command or {"--no-deps", "--no-build-isolation"} <= set(command.split()), command
+        assert "$(PINNED)" in command or {"--no-deps", "--no-build-isolation"} <= set(
+            command.split()
+        ), command
 
 
 def test_what_builds_exodus_is_pinned_too_and_all_of_it_is_installed() -> None:
     pins = _pins("constraints.txt")
-    for required in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
+    for required in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"][
+        "requires"
+    ]:
         name, _, wanted = required.partition("==")
         assert pins[name][0] == wanted
-    differ = {name: (wanted, version(name)) for name, (wanted, _) in pins.items() if version(name) != wanted}
+    differ = {
+        name: (wanted, version(name))
+        for name, (wanted, _) in pins.items()
+        if version(name) != wanted
+    }
     assert differ == {}

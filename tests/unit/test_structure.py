@@ -1,4 +1,6 @@
-"""The structure holds: formatter, linter, types, import contract; and every error is fit to be shown and sent."""
+"""The structure holds: formatter, linter, types, import contract; and every error is fit to be
+shown and sent.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ BIN = Path(sys.executable).parent
     ids=lambda command: " ".join(command[:2]),
 )
 def test_lint(command: list[str]) -> None:
-    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
@@ -38,7 +47,9 @@ def _kinds(kind: type[errors.ExodusError]):
 
 
 @pytest.mark.parametrize("kind", sorted(_kinds(errors.ExodusError), key=lambda kind: kind.__name__))
-def test_every_error_is_told_in_three_lines_and_survives_a_process_boundary(kind: type[errors.ExodusError]) -> None:
+def test_every_error_is_told_in_three_lines_and_survives_a_process_boundary(
+    kind: type[errors.ExodusError],
+) -> None:
     error = kind("what", why="why", next_step="next")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind

@@ -1,4 +1,6 @@
-"""Tasks and what Prefect keeps of them: a flow runs from the top again after each decision, so each task says whether its answer is kept."""
+"""Tasks and what Prefect keeps of them: a flow runs from the top again after each decision, so each
+task says whether its answer is kept.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,21 @@ _TASKS = {
 
 @pytest.mark.parametrize("name", sorted(_TASKS))
 def test_prefect_keeps_nothing_of_a_task_on_the_worker(name: str) -> None:
-    """What a run must find again is in the control store, which every worker reaches (tasks/kept.py)."""
+    """What a run must find again is in the control store, which every worker reaches
+    (tasks/kept.py).
+    """
     task = _TASKS[name]
     assert (task.persist_result, task.cache_policy) == (False, NO_CACHE)
 
 
 @pytest.mark.parametrize(
-    "name", ["look how old the rehearsal is", "look how fresh the verification is", "carry function libraries", "find what is due"]
+    "name",
+    [
+        "Check rehearsal age",
+        "Check verification freshness",
+        "Copy function libraries",
+        "Find the phase that is due",
+    ],
 )
 def test_what_is_true_now_only_is_looked_at_again_after_a_decision(name: str) -> None:
     assert not kept(_TASKS[name])
@@ -41,4 +51,8 @@ def test_most_tasks_are_done_once() -> None:
 
 def test_commit_looks_at_them_before_it_acts() -> None:
     names = {task.name for task in vars(commit).values() if isinstance(task, Task)}
-    assert {"look how old the rehearsal is", "look how fresh the verification is", "carry function libraries"} <= names
+    assert {
+        "Check rehearsal age",
+        "Check verification freshness",
+        "Copy function libraries",
+    } <= names

@@ -1,4 +1,5 @@
-"""redis-py, as applications use it: a pool in threads, pipelines, transactions, scripts, scans, locks, streams, pub/sub, blocking pops.
+"""redis-py, as applications use it: a pool in threads, pipelines, transactions, scripts, scans,
+locks, streams, pub/sub, blocking pops.
 
 python -m tests.support.clients.redis_py URL PROTOCOL
 """
@@ -26,7 +27,9 @@ def basics(client: redis.Redis) -> None:
     told("hash", (client.hset("h", mapping={"a": 1, "b": 2.5}), client.hgetall("h")))
     told("list", (client.rpush("l", *range(20)), client.lrange("l", 5, 8), client.lpop("l", 2)))
     told("set of", (client.sadd("m", "x", "y"), sorted(client.smembers("m"))))
-    told("sorted", (client.zadd("z", {"a": 1.5, "b": 2}), client.zrange("z", 0, -1, withscores=True)))
+    told(
+        "sorted", (client.zadd("z", {"a": 1.5, "b": 2}), client.zrange("z", 0, -1, withscores=True))
+    )
     told("large", (client.set("big", b"\0\r\n" * 500_000), len(client.get("big"))))
     told("missing", client.get("nothing"))
     for command in (("LPUSH", "s", "x"), ("NOSUCH",), ("SET", "s")):

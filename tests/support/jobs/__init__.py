@@ -1,10 +1,12 @@
-"""Job queues as applications: each a program that makes and does jobs, and writes down on disk what was done.
+"""Job queues as applications: each a program that makes and does jobs, and writes down on disk what
+was done.
 
     python -m PROGRAM PORT FOLDER
 
-It makes jobs until `FOLDER/stop` is there, does what is left, and writes `FOLDER/made` and `FOLDER/done`, a job's
-number a line. The two files are the truth: they go through no server. The programs run in an environment of their
-own (tests/support/jobs/requirements.txt), since their libraries pin versions that Exodus does not have.
+It makes jobs until `FOLDER/stop` is there, does what is left, and writes `FOLDER/made` and
+`FOLDER/done`, a job's number a line. The two files are the truth: they go through no server. The
+programs run in an environment of their own (tests/support/jobs/requirements.txt), since their
+libraries pin versions that Exodus does not have.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ class Jobs:
         folder.mkdir()
         with (folder / "log").open("w") as log:
             self._process = subprocess.Popen(
-                [str(PYTHON), f"{program}.py", str(port), str(folder)], cwd=PROGRAMS, stdout=log, stderr=subprocess.STDOUT
+                [str(PYTHON), f"{program}.py", str(port), str(folder)],
+                cwd=PROGRAMS,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def read(self, name: str) -> list[str]:
@@ -44,7 +49,11 @@ class Jobs:
             assert self._process.poll() is None, (self.folder / "log").read_text()[-2_000:]
             return len(self.read("done")) >= goal
 
-        await until(reached, within_s=60, otherwise=f"{count} jobs more were never done: {(self.folder / 'log').read_text()[-1_000:]}")
+        await until(
+            reached,
+            within_s=60,
+            otherwise=f"{count} jobs more were never done: {(self.folder / 'log').read_text()[-1_000:]}",
+        )
 
     async def stop(self) -> None:
         (self.folder / "stop").touch()

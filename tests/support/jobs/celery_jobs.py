@@ -9,7 +9,9 @@ from celery import Celery
 from truth import PORT, make, note
 
 app = Celery("jobs", broker=f"redis://127.0.0.1:{PORT}/0", backend=f"redis://127.0.0.1:{PORT}/1")
-app.conf.update(task_acks_late=True, worker_prefetch_multiplier=4, broker_connection_retry_on_startup=True)
+app.conf.update(
+    task_acks_late=True, worker_prefetch_multiplier=4, broker_connection_retry_on_startup=True
+)
 
 
 @app.task(name="jobs.do")  # type: ignore[untyped-decorator]
@@ -20,7 +22,13 @@ def do(number: int) -> int:
 
 
 def main() -> None:
-    worker = app.Worker(pool="threads", concurrency=4, loglevel="WARNING", without_heartbeat=True, without_mingle=True)
+    worker = app.Worker(
+        pool="threads",
+        concurrency=4,
+        loglevel="WARNING",
+        without_heartbeat=True,
+        without_mingle=True,
+    )
     threading.Thread(target=worker.start, daemon=True).start()
     make(do.delay)
 

@@ -1,4 +1,6 @@
-"""RQ: lists, hashes and sorted sets, in transactions and a few scripts; workers block in BLMOVE or BLPOP."""
+"""RQ: lists, hashes and sorted sets, in transactions and a few scripts; workers block in BLMOVE or
+BLPOP.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Quiet(SimpleWorker):
 
 def work() -> None:
     connection = redis.Redis(port=PORT)
-    Quiet([Queue("jobs", connection=connection)], connection=connection).work(logging_level="WARNING")
+    Quiet([Queue("jobs", connection=connection)], connection=connection).work(
+        logging_level="WARNING"
+    )
 
 
 def main() -> None:

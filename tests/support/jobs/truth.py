@@ -26,7 +26,10 @@ def stopped() -> bool:
 
 def drained() -> bool:
     """Whether every job that was made has been done."""
-    made, done = (set((FOLDER / name).read_text().split()) if (FOLDER / name).exists() else set() for name in ("made", "done"))
+    made, done = (
+        set((FOLDER / name).read_text().split()) if (FOLDER / name).exists() else set()
+        for name in ("made", "done")
+    )
     return made <= done
 
 

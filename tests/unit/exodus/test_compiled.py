@@ -1,7 +1,7 @@
 """The types in `.pxd` are those of the classes beside them (exodus/compiled.py).
 
-A field that only the source has would be an error at run time in the compiled form, and one that only
-the `.pxd` has would cost memory in every object.
+A field that only the source has would be an error at run time in the compiled form, and one that
+only the `.pxd` has would cost memory in every object.
 """
 
 from __future__ import annotations
@@ -35,13 +35,23 @@ def fields_of_types(text: str) -> dict[str, set[str]]:
 
 
 def fields_of_source(text: str) -> dict[str, set[str]]:
-    """Return the fields of each class of a source: what it assigns through `self`, and its `__slots__`."""
+    """Return the fields of each class of a source: what it assigns through `self`, and its
+    `__slots__`.
+    """
     found: dict[str, set[str]] = {}
     slots = slots_of_source(text)
     for kind in ast.walk(ast.parse(text)):
         if isinstance(kind, ast.ClassDef):
-            stored = [each for each in ast.walk(kind) if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)]
-            own = {each.attr for each in stored if isinstance(each.value, ast.Name) and each.value.id == "self"}
+            stored = [
+                each
+                for each in ast.walk(kind)
+                if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store)
+            ]
+            own = {
+                each.attr
+                for each in stored
+                if isinstance(each.value, ast.Name) and each.value.id == "self"
+            }
             found[kind.name] = own | slots.get(kind.name, set())
     return found
 
@@ -51,17 +61,26 @@ def slots_of_source(text: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for kind in ast.walk(ast.parse(text)):
         for line in kind.body if isinstance(kind, ast.ClassDef) else ():
-            if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name) and line.targets[0].id == "__slots__":
+            if (
+                isinstance(line, ast.Assign)
+                and isinstance(line.targets[0], ast.Name)
+                and line.targets[0].id == "__slots__"
+            ):
                 found[kind.name] = set(ast.literal_eval(line.value))
     return found
 
 
 @pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
 def test_the_fields_of_a_class_are_those_of_its_types(path: Path) -> None:
-    types, source = fields_of_types(path.with_suffix(".pxd").read_text()), fields_of_source(path.read_text())
+    types, source = (
+        fields_of_types(path.with_suffix(".pxd").read_text()),
+        fields_of_source(path.read_text()),
+    )
     slots = slots_of_source(path.read_text())
     assert types.keys() <= source.keys()
-    assert {name: sorted(fields) for name, fields in types.items()} == {name: sorted(source[name]) for name in types}
+    assert {name: sorted(fields) for name, fields in types.items()} == {
+        name: sorted(source[name]) for name in types
+    }
     for name in types.keys() & slots.keys():
         assert sorted(slots[name]) == sorted(types[name]), f"{name}.__slots__"
 

@@ -1,4 +1,6 @@
-"""Rules of what is carried: patterns as the servers take them, state that only a write changes, and renames under which no two keys meet."""
+"""Rules of what is carried: patterns as the servers take them, state that only a write changes, and
+renames under which no two keys meet.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,10 @@ def test_patterns_are_those_of_keys(pattern: bytes, key: bytes, meets: bool) -> 
 
 def test_a_key_that_its_name_leaves_undecided_is_decided_by_its_state() -> None:
     scope = Scope(
-        Filters(include=(FilterRule(pattern="a:*", types=("hash",)), FilterRule(pattern="b:*")), exclude=(FilterRule(elements_over=3),)),
+        Filters(
+            include=(FilterRule(pattern="a:*", types=("hash",)), FilterRule(pattern="b:*")),
+            exclude=(FilterRule(elements_over=3),),
+        ),
         always="own:",
     )
     assert scope.filtered_by(0, b"c:1") == "no include rule meets it"
@@ -47,12 +52,19 @@ def test_a_key_that_its_name_leaves_undecided_is_decided_by_its_state() -> None:
 
 def test_an_expiry_is_held_against_a_date() -> None:
     noon = datetime(2026, 12, 1, 12, tzinfo=UTC)
-    scope = Scope(Filters(exclude=(FilterRule(expires_before=noon), FilterRule(expiry="none", databases=(3,)))))
+    scope = Scope(
+        Filters(
+            exclude=(FilterRule(expires_before=noon), FilterRule(expiry="none", databases=(3,)))
+        )
+    )
     at = round(noon.timestamp() * 1000)
     assert scope.filtered_by(0, b"k", KeyState("string", 1, at - 1)) is not None
     assert scope.filtered_by(0, b"k", KeyState("string", 1, at)) is None
     assert scope.filtered_by(0, b"k", KeyState("string", 1, -1)) is None
-    assert scope.filtered_by(3, b"k", KeyState("string", 1, -1)) == "excluded: databases 3, expiry 'none'"
+    assert (
+        scope.filtered_by(3, b"k", KeyState("string", 1, -1))
+        == "excluded: databases 3, expiry 'none'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,15 +86,25 @@ def test_a_rule_that_cannot_be_is_refused(given: dict, says: str) -> None:
     ("renames", "says"),
     [
         ([Rename(prefix="a:", to_prefix="x:"), Rename(prefix="b:", to_prefix="x:")], "could meet"),
-        ([Rename(prefix="a:", to_prefix="x:"), Rename(prefix="b:", to_prefix="x:y:")], "could meet"),
+        (
+            [Rename(prefix="a:", to_prefix="x:"), Rename(prefix="b:", to_prefix="x:y:")],
+            "could meet",
+        ),
         ([Rename(database=0, to_database=3), Rename(database=1, to_database=3)], "could meet"),
         ([Rename(prefix="a:", to_prefix="x:"), Rename(prefix="a:", to_prefix="y:")], "same keys"),
     ],
 )
-def test_renames_under_which_two_keys_could_meet_are_refused(renames: list[Rename], says: str) -> None:
+def test_renames_under_which_two_keys_could_meet_are_refused(
+    renames: list[Rename], says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         check_renames(renames)
-    check_renames([Rename(database=1, to_database=0, to_prefix="one:"), Rename(database=2, to_database=0, to_prefix="two:")])
+    check_renames(
+        [
+            Rename(database=1, to_database=0, to_prefix="one:"),
+            Rename(database=2, to_database=0, to_prefix="two:"),
+        ]
+    )
     check_renames([Rename(database=0, to_database=1), Rename(database=1, to_database=0)])
     with pytest.raises(ValidationError, match="name the database"):
         Rename(to_database=3)
@@ -90,12 +112,21 @@ def test_renames_under_which_two_keys_could_meet_are_refused(renames: list[Renam
 
 WORDS = st.sampled_from(["", "a", "b", "a:", "b:", "ab", "a:b", "x:"])
 RENAMES = st.lists(
-    st.builds(dict, prefix=WORDS, to_prefix=WORDS, database=st.sampled_from([None, 0, 1]), to_database=st.sampled_from([None, 0, 2])), max_size=3
+    st.builds(
+        dict,
+        prefix=WORDS,
+        to_prefix=WORDS,
+        database=st.sampled_from([None, 0, 1]),
+        to_database=st.sampled_from([None, 0, 2]),
+    ),
+    max_size=3,
 )
 
 
 @given(RENAMES)
-def test_no_two_keys_ever_come_to_one_name_and_origin_is_the_reverse_of_place(drawn: list[dict]) -> None:
+def test_no_two_keys_ever_come_to_one_name_and_origin_is_the_reverse_of_place(
+    drawn: list[dict],
+) -> None:
     """Whatever renames are accepted: over all short names in three databases."""
     try:
         renames = [Rename(**each) for each in drawn]
@@ -103,7 +134,11 @@ def test_no_two_keys_ever_come_to_one_name_and_origin_is_the_reverse_of_place(dr
     except ValueError:
         return
     scope = Scope(renames=renames)
-    names = [b"".join(each) for size in range(5) for each in itertools.product((b"a", b"b", b":", b"x"), repeat=size)]
+    names = [
+        b"".join(each)
+        for size in range(5)
+        for each in itertools.product((b"a", b"b", b":", b"x"), repeat=size)
+    ]
     keys = [(db, name) for db in range(3) for name in names]
     places = {}
     for key in keys:
@@ -121,7 +156,9 @@ def test_renames_need_a_cutover_of_ones_own() -> None:
     rename = {"prefix": "a:", "to_prefix": "b:"}
     with pytest.raises(ValidationError, match="cutover: own"):
         Plan.model_validate({"name": "x", **SERVERS, "renames": [rename]})
-    plan = Plan.model_validate({"name": "x", **SERVERS, "renames": [rename], "cutover": "own", "allow_nonempty": True})
+    plan = Plan.model_validate(
+        {"name": "x", **SERVERS, "renames": [rename], "cutover": "own", "allow_nonempty": True}
+    )
     assert plan.scope.target_key(0, b"a:1") == (0, b"b:1")
     assert Plan.model_validate_json(plan.model_dump_json()).scope.renames == plan.scope.renames
 

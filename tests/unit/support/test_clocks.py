@@ -15,7 +15,12 @@ _SAY = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.time_ns(),
 def test_a_process_sees_its_clock_stepped_while_it_runs(tmp_path: Path) -> None:
     clock = WallClock(tmp_path / "clock")
     with subprocess.Popen(
-        [sys.executable, "-c", _SAY], env=clock.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-c", _SAY],
+        env=clock.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -41,7 +41,13 @@ def test_the_cut_is_shown_at_which_a_split_differs() -> None:
 
 
 def test_a_script_that_nobody_played_is_counted() -> None:
-    script = Script(_Echo) >> ("from_client", b"a") << ("to_server", b"a") << ("settled",) << ("resume_client",)
+    script = (
+        Script(_Echo)
+        >> ("from_client", b"a")
+        << ("to_server", b"a")
+        << ("settled",)
+        << ("resume_client",)
+    )
     assert Script.unplayed() == 1
     script >> ("from_client", b"b")
     assert Script.unplayed() == 1, "it was extended after it had been played"

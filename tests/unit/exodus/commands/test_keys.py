@@ -19,7 +19,8 @@ CASES = [
     "LMPOP 2 a b LEFT", "BZMPOP 0 2 a b MIN", "SINTERCARD 2 a b", "FCALL f 2 a b x", "MSETNX a 1 b 2", "UNLINK a b", "RESTORE a 0 x",
 ]  # fmt: skip
 NEW = ("LMPOP", "BZMPOP", "SINTERCARD", "FCALL")  # Redis 7.0
-# What GETKEYS itself gets wrong: 6.2 names other keys, or another order, for these (docs/decisions/0007-keys-of-commands.md).
+# What GETKEYS itself gets wrong: 6.2 names other keys, or another order, for these
+# (docs/decisions/0007-keys-of-commands.md).
 ODD_IN_62 = ("SORT", "GEORADIUS", "GEORADIUSBYMEMBER", "ZUNIONSTORE", "ZDIFFSTORE", "MIGRATE")
 
 
@@ -58,7 +59,10 @@ def test_every_write_of_the_server_is_a_write(server: str, request: pytest.Fixtu
     rows = client.execute_command("COMMAND")
     table = CommandTable.from_replies(rows)
     overridden = set()
-    for name, _, flagged, *_ in [*rows, *(inner for row in rows if len(row) > 9 for inner in row[9])]:
+    for name, _, flagged, *_ in [
+        *rows,
+        *(inner for row in rows if len(row) > 9 for inner in row[9]),
+    ]:
         flags = {bytes(flag) for flag in flagged}
         command = table.of(bytes(name).split(b"|"))
         if (b"write" in flags) != command.write:
@@ -66,8 +70,12 @@ def test_every_write_of_the_server_is_a_write(server: str, request: pytest.Fixtu
     assert overridden <= {b"EVAL", b"EVALSHA", b"FCALL", b"PFCOUNT", b"EXEC", b"FUNCTION"}
 
 
-def test_a_container_has_its_keys_whichever_server_describes_it(redis62: Box, valkey91: Box) -> None:
-    """6.2 gives XGROUP's key at the container, later ones at its subcommands; a gateway reads both servers' tables."""
+def test_a_container_has_its_keys_whichever_server_describes_it(
+    redis62: Box, valkey91: Box
+) -> None:
+    """6.2 gives XGROUP's key at the container, later ones at its subcommands; a gateway reads both
+    servers' tables.
+    """
     rows = []
     for box in (redis62, valkey91):
         client = box.client()

@@ -5,7 +5,13 @@ from __future__ import annotations
 from exodus.shadow.findings import NOTHING_COMPARED, findings, why_not_accepted
 
 _ROW = {"command": "GET", "compared": 3}
-_DIVERGENCE = {"db": 0, "key": "k", "command": "GET", "kind": "replies differ", "cause": "replies differ under the rule 'exact'"}
+_DIVERGENCE = {
+    "db": 0,
+    "key": "k",
+    "command": "GET",
+    "kind": "replies differ",
+    "cause": "replies differ under the rule 'exact'",
+}
 _STATE = {"db": 1, "key": "odd\nname", "kind": "value", "detail": "another value"}
 
 

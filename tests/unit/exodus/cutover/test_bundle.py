@@ -26,7 +26,10 @@ DECISION = {
 DOCUMENTS: dict[str, object] = {
     "plan": {"name": "orders", "partitions": 8},
     "ledger": {"entries": [DECISION]},
-    "report.switch.commit": {"authority": "target", "timeline": [{"step": "hold", "ms": 4.2}, {"step": "fence", "ms": 1.0, "failed": "x"}]},
+    "report.switch.commit": {
+        "authority": "target",
+        "timeline": [{"step": "hold", "ms": 4.2}, {"step": "fence", "ms": 1.0, "failed": "x"}],
+    },
 }
 
 
@@ -53,9 +56,15 @@ def test_one_byte_changed_anywhere_is_found(folder: Path) -> None:
     draw, head = random.Random(1), _head(folder)
     for path in sorted(folder.iterdir()):
         raw = path.read_bytes()
-        places = range(len(raw)) if len(raw) < 400 else sorted({0, len(raw) - 1, *draw.sample(range(len(raw)), 100)})
+        places = (
+            range(len(raw))
+            if len(raw) < 400
+            else sorted({0, len(raw) - 1, *draw.sample(range(len(raw)), 100)})
+        )
         for place in places:
-            path.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << draw.randrange(8))]) + raw[place + 1 :])
+            path.write_bytes(
+                raw[:place] + bytes([raw[place] ^ (1 << draw.randrange(8))]) + raw[place + 1 :]
+            )
             assert bundle.check(folder, head=head).problems, f"{path.name}, byte {place}"
         path.write_bytes(raw)
     assert bundle.check(folder, head=head).problems == []
@@ -69,7 +78,9 @@ def test_a_file_that_is_gone_is_found(folder: Path, name: str) -> None:
 
 def test_a_file_that_was_added_is_found(folder: Path) -> None:
     (folder / "another.json").write_text("{}")
-    assert bundle.check(folder, head=_head(folder)).problems == ["another.json: not part of the bundle"]
+    assert bundle.check(folder, head=_head(folder)).problems == [
+        "another.json: not part of the bundle"
+    ]
 
 
 def test_a_line_that_was_taken_out_or_moved_is_found(folder: Path) -> None:
@@ -80,7 +91,9 @@ def test_a_line_that_was_taken_out_or_moved_is_found(folder: Path) -> None:
         assert bundle.check(folder, head=_head(folder)).problems
 
 
-def test_a_whole_new_bundle_is_told_from_the_first_by_its_head(folder: Path, tmp_path: Path) -> None:
+def test_a_whole_new_bundle_is_told_from_the_first_by_its_head(
+    folder: Path, tmp_path: Path
+) -> None:
     head = _head(folder)
     spoiled = {**DOCUMENTS, "ledger": {"entries": [{**DECISION, "decided_by": "somebody else"}]}}
     bundle.write(tmp_path / "new", spoiled)
@@ -111,7 +124,10 @@ def test_an_empty_bundle_is_none(folder: Path) -> None:
     (folder / "head.txt").write_text(FIRST + "\n")
     for head in (None, FIRST):
         problems = bundle.check(folder, head=head).problems
-        assert {"ledger.json: a bundle has one, and this has none", "plan.json: a bundle has one, and this has none"} <= set(problems)
+        assert {
+            "ledger.json: a bundle has one, and this has none",
+            "plan.json: a bundle has one, and this has none",
+        } <= set(problems)
 
 
 def test_a_ledger_whose_chain_does_not_hold_is_found_in_a_bundle_of_its_own(tmp_path: Path) -> None:
@@ -119,16 +135,26 @@ def test_a_ledger_whose_chain_does_not_hold_is_found_in_a_bundle_of_its_own(tmp_
     whole = {**DOCUMENTS, "ledger": {"entries": [DECISION, second]}}
     head = bundle.write(tmp_path / "whole", whole)
     assert bundle.check(tmp_path / "whole", head=head).problems == []
-    for name, entries in {"changed": [{**DECISION, "verdict": "reject"}, second], "removed": [second]}.items():
+    for name, entries in {
+        "changed": [{**DECISION, "verdict": "reject"}, second],
+        "removed": [second],
+    }.items():
         head = bundle.write(tmp_path / name, {**DOCUMENTS, "ledger": {"entries": entries}})
-        assert any("does not follow" in problem for problem in bundle.check(tmp_path / name, head=head).problems)
+        assert any(
+            "does not follow" in problem
+            for problem in bundle.check(tmp_path / name, head=head).problems
+        )
 
 
 def _keys(folder: Path) -> tuple[Path, Path]:
     key = Ed25519PrivateKey.generate()
     folder.mkdir()
-    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    (folder / "public.pem").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    (folder / "public.pem").write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
     return folder / "key.pem", folder / "public.pem"
 
 
@@ -138,9 +164,19 @@ def test_a_signature_proves_a_bundle_and_nobody_else_makes_it(folder: Path, tmp_
     bundle.write(tmp_path / "signed", DOCUMENTS, private_key=private)
     found = bundle.check(tmp_path / "signed", public_key=public)
     assert (found.problems, found.proved_by) == ([], ["the signature"])
-    assert any("head.sig" in problem for problem in bundle.check(tmp_path / "signed", public_key=others_public).problems)
-    bundle.write(tmp_path / "forged", {**DOCUMENTS, "plan": {"name": "other"}}, private_key=others_private)
-    assert any("head.sig" in problem for problem in bundle.check(tmp_path / "forged", public_key=public).problems)
-    assert any("nobody signed" in problem for problem in bundle.check(folder, public_key=public).problems)
+    assert any(
+        "head.sig" in problem
+        for problem in bundle.check(tmp_path / "signed", public_key=others_public).problems
+    )
+    bundle.write(
+        tmp_path / "forged", {**DOCUMENTS, "plan": {"name": "other"}}, private_key=others_private
+    )
+    assert any(
+        "head.sig" in problem
+        for problem in bundle.check(tmp_path / "forged", public_key=public).problems
+    )
+    assert any(
+        "nobody signed" in problem for problem in bundle.check(folder, public_key=public).problems
+    )
     with pytest.raises(OperatorError, match="no Ed25519 key"):
         bundle.check(folder, public_key=private)

@@ -12,16 +12,36 @@ _ENTRY = {
     "evidence": "shown.commit.cutover", "evidence_digest": "0" * 64,
 }  # fmt: skip
 _DOCUMENTS = {
-    "plan": {"name": "orders", "source": {"host": "a", "port": 1}, "approvers": [], "advance": "manual"},
+    "plan": {
+        "name": "orders",
+        "source": {"host": "a", "port": 1},
+        "approvers": [],
+        "advance": "manual",
+    },
     "ledger": {
         "entries": [
-            {**_ENTRY, "event": "decided", "facts": {"when": "window", "opens": "02:00", "leave_behind": False}},
+            {
+                **_ENTRY,
+                "event": "decided",
+                "facts": {"when": "window", "opens": "02:00", "leave_behind": False},
+            },
             {**_ENTRY, "event": "switched", "facts": {"epoch": 15, "hold_ms": 111.2}},
         ]
     },
-    "phases": {"commit": {"state": "waiting", "started_ms": _AT_MS, "waiting_since_ms": _AT_MS}, "test": {"state": "approved"}},
+    "phases": {
+        "commit": {"state": "waiting", "started_ms": _AT_MS, "waiting_since_ms": _AT_MS},
+        "test": {"state": "approved"},
+    },
     "open-gaps": {"gaps": []},
-    "comparers": {"processes": [{"process": "c-1", "at_ms": _AT_MS, "facts": {"rows": {"SET": {"compared": 3, "equal": 3}}, "behind": 1}}]},
+    "comparers": {
+        "processes": [
+            {
+                "process": "c-1",
+                "at_ms": _AT_MS,
+                "facts": {"rows": {"SET": {"compared": 3, "equal": 3}}, "behind": 1},
+            }
+        ]
+    },
     "report.evidence.compare": {
         "passed": True,
         "frames": {"comparison": [{"command": "SET", "compared": 3}], "checks": []},
@@ -45,7 +65,18 @@ def test_the_page_is_for_people() -> None:
 
 def test_nothing_is_lost_of_it() -> None:
     page = render(_DOCUMENTS)
-    for text in ("ada", "it is time", "hold_ms 111.2", "opens 02:00", "leave_behind no", "SET compared 3; equal 3", "64.6", "one", "two", "manual"):
+    for text in (
+        "ada",
+        "it is time",
+        "hold_ms 111.2",
+        "opens 02:00",
+        "leave_behind no",
+        "SET compared 3; equal 3",
+        "64.6",
+        "one",
+        "two",
+        "manual",
+    ):
         assert text in page, text
     assert "<h2>open-gaps: none</h2>" in page
 

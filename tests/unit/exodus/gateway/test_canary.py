@@ -1,4 +1,6 @@
-"""Canary reads: the client gets what the authority answered, in its order, and at most waits for the follower."""
+"""Canary reads: the client gets what the authority answered, in its order, and at most waits for
+the follower.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,17 @@ class Seat:
         return b"".join(call[1] for call in self.out.take() if call[0] == "to_client")
 
 
-def test_the_follower_is_asked_once_the_authority_has_answered_and_then_lets_the_client_go_on() -> None:
-    """The follower runs it as Exodus: what the authority would refuse this client must not reach it."""
+def test_the_follower_is_asked_once_the_authority_has_answered_and_then_lets_the_client_go_on() -> (
+    None
+):
+    """The follower runs it as Exodus: what the authority would refuse this client must not reach
+    it.
+    """
     seat = Seat()
     seat.ask(GET_K)
-    assert seat.out.take() == [("to_server", GET_K)], "the follower is asked before the authority has answered"
+    assert seat.out.take() == [("to_server", GET_K)], (
+        "the follower is asked before the authority has answered"
+    )
     seat.authority(ONE)
     assert seat.out.take() == [("ask_follower", GET_K, 2)]
     seat.follower(seat.read, ONE)
@@ -67,7 +75,9 @@ def test_what_the_authority_refuses_reaches_no_follower() -> None:
 
 
 def test_an_old_value_reaches_nobody() -> None:
-    """The authority's answer decides: another client's write, an expiry, a key that was never copied."""
+    """The authority's answer decides: another client's write, an expiry, a key that was never
+    copied.
+    """
     for authority, follower, outcome in (
         (TWO, ONE, Outcome.NOT_FRESH),
         (NIL, ONE, Outcome.NOT_FRESH),
@@ -133,9 +143,24 @@ def test_what_waits_is_passed_on_when_the_authority_closes() -> None:
 
 def test_only_plain_reads_of_one_key_in_the_share_are_asked() -> None:
     seat = Seat()
-    for request in (encode("SET", "k", "v"), PING, encode("MULTI"), GET_K, encode("EXEC"), encode("SELECT", 3), GET_K, encode("SCAN", "0")):
+    for request in (
+        encode("SET", "k", "v"),
+        PING,
+        encode("MULTI"),
+        GET_K,
+        encode("EXEC"),
+        encode("SELECT", 3),
+        GET_K,
+        encode("SCAN", "0"),
+    ):
         seat.session.from_client(request, 0.0)
-    seat.authority(b"+OK\r\n+PONG\r\n+OK\r\n+QUEUED\r\n*1\r\n" + ONE + b"+OK\r\n" + ONE + b"*2\r\n$1\r\n0\r\n*0\r\n")
+    seat.authority(
+        b"+OK\r\n+PONG\r\n+OK\r\n+QUEUED\r\n*1\r\n"
+        + ONE
+        + b"+OK\r\n"
+        + ONE
+        + b"*2\r\n$1\r\n0\r\n*0\r\n"
+    )
     assert seat.out.reads == []
     none = Seat(below=0)
     none.session.from_client(GET_K, 0.0)
@@ -145,14 +170,29 @@ def test_only_plain_reads_of_one_key_in_the_share_are_asked() -> None:
 
 def test_a_larger_share_has_the_keys_of_a_smaller_one() -> None:
     keys = [b"key:%d" % number for number in range(10_000)]
-    shares = [{key for key in keys if chosen(key, int(share * 2**32))} for share in (0.01, 0.05, 0.25, 1.0)]
+    shares = [
+        {key for key in keys if chosen(key, int(share * 2**32))}
+        for share in (0.01, 0.05, 0.25, 1.0)
+    ]
     assert [a <= b for a, b in pairwise(shares)] == [True] * 3
-    assert [50 < len(shares[0]) < 200, 350 < len(shares[1]) < 650, 2200 < len(shares[2]) < 2800, len(shares[3]) == 10_000] == [True] * 4
+    assert [
+        50 < len(shares[0]) < 200,
+        350 < len(shares[1]) < 650,
+        2200 < len(shares[2]) < 2800,
+        len(shares[3]) == 10_000,
+    ] == [True] * 4
 
 
 def test_more_bad_answers_than_allowed_among_the_last_hundred_end_it_once() -> None:
     seat = Seat(bad_max=2)
-    for outcome in [Outcome.LATE, Outcome.FAILED, *[Outcome.SERVED] * 99, Outcome.LATE, Outcome.NOT_FRESH, Outcome.FAILED]:
+    for outcome in [
+        Outcome.LATE,
+        Outcome.FAILED,
+        *[Outcome.SERVED] * 99,
+        Outcome.LATE,
+        Outcome.NOT_FRESH,
+        Outcome.FAILED,
+    ]:
         seat.canary.note(outcome)
     assert seat.gave_up == [], "never more than two of a hundred"
     seat.canary.note(Outcome.LATE)

@@ -1,4 +1,6 @@
-"""What a session takes along to another server, played at every byte split: subscriptions, tracking, iterations."""
+"""What a session takes along to another server, played at every byte split: subscriptions,
+tracking, iterations.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ def page(cursor: bytes, *keys: bytes) -> bytes:
 
 
 def confirmation(kind: bytes, name: bytes, count: int, *, push: bool = False) -> bytes:
-    return b"%b3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:%d\r\n" % (b">" if push else b"*", len(kind), kind, len(name), name, count)
+    return b"%b3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n:%d\r\n" % (
+        b">" if push else b"*",
+        len(kind),
+        kind,
+        len(name),
+        name,
+        count,
+    )
 
 
 def _moved(session: Session) -> None:
@@ -61,7 +70,14 @@ def test_another_connection_of_the_pool_begins_a_moved_iteration_anew_too() -> N
     session_orders, out = orders(), Recorder()
     session_orders.tag = 2
     other = Session(out, session_orders)
-    for cursor, sent in ((b"17", b"0"), (_tagged(1, 17), b"0"), (_tagged(2, 17), b"17"), (b"0", b"0"), (b"junk", b"junk"), (b"9" * 30, b"9" * 30)):
+    for cursor, sent in (
+        (b"17", b"0"),
+        (_tagged(1, 17), b"0"),
+        (_tagged(2, 17), b"17"),
+        (b"0", b"0"),
+        (b"junk", b"junk"),
+        (b"9" * 30, b"9" * 30),
+    ):
         other.from_client(encode("HSCAN", "h", cursor), 0.0)
         assert out.take() == [("to_server", encode("HSCAN", "h", sent))], cursor
     assert all(value < 2**53 for value in (255 << CURSOR_BITS | 2**CURSOR_BITS - 1,))
@@ -87,8 +103,15 @@ def test_a_cursor_inside_a_transaction_is_marked_too() -> None:
     session = Session(out, session_orders)
     session.from_client(encode("MULTI") + encode("SCAN", 0) + GET + encode("EXEC"), 0.0)
     out.take()
-    session.from_server(OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(b"7", b"a") + b"$1\r\nv\r\n", 0.0)
-    assert out.take() == [("to_client", OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(_tagged(1, 7), b"a") + b"$1\r\nv\r\n")]
+    session.from_server(
+        OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(b"7", b"a") + b"$1\r\nv\r\n", 0.0
+    )
+    assert out.take() == [
+        (
+            "to_client",
+            OK + b"+QUEUED\r\n" * 2 + b"*2\r\n" + page(_tagged(1, 7), b"a") + b"$1\r\nv\r\n",
+        )
+    ]
 
 
 def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
@@ -104,14 +127,20 @@ def test_what_is_pipelined_around_a_rewritten_scan_keeps_its_order() -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages(protocol: int) -> None:
+def test_subscriptions_are_made_again_and_their_confirmations_told_from_messages(
+    protocol: int,
+) -> None:
     out = Recorder()
     session = Session(out, orders())
     push = protocol == 3
     session.from_client(encode("HELLO", protocol), 0.0)
     session.from_server(b"%0\r\n" if push else b"*0\r\n", 0.0)
     session.from_client(encode("SUBSCRIBE", "b", "a"), 0.0)
-    session.from_server(confirmation(b"subscribe", b"b", 1, push=push) + confirmation(b"subscribe", b"a", 2, push=push), 0.0)
+    session.from_server(
+        confirmation(b"subscribe", b"b", 1, push=push)
+        + confirmation(b"subscribe", b"a", 2, push=push),
+        0.0,
+    )
     assert session.cannot_switch is None
     assert session.idle
     script, expected, _ = replayed(session)
@@ -126,8 +155,20 @@ def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
     """What was written while the session moved, nobody has told the client of."""
     hello, track = encode("HELLO", 3), encode("CLIENT", "TRACKING", "ON")
     script = Script(make())
-    script >> ("from_client", hello) << ("to_server", hello) >> ("from_server", b"%0\r\n") << ("to_client", b"%0\r\n")
-    script >> ("from_client", track) << ("to_server", track) >> ("from_server", OK) << ("to_client", OK)
+    (
+        script
+        >> ("from_client", hello)
+        << ("to_server", hello)
+        >> ("from_server", b"%0\r\n")
+        << ("to_client", b"%0\r\n")
+    )
+    (
+        script
+        >> ("from_client", track)
+        << ("to_server", track)
+        >> ("from_server", OK)
+        << ("to_client", OK)
+    )
     script >> ("moved", _moved) << ("to_client", b">2\r\n$10\r\ninvalidate\r\n_\r\n")
     script.play_at_every_split()
     out = Recorder()
@@ -138,7 +179,9 @@ def test_a_cache_is_emptied_when_its_tracking_moves() -> None:
     assert replayed(session)[0] == hello + track
 
 
-@pytest.mark.parametrize("arguments", [("TRACKING", "ON", "REDIRECT", 7), ("tracking", "on", "redirect", 7)])
+@pytest.mark.parametrize(
+    "arguments", [("TRACKING", "ON", "REDIRECT", 7), ("tracking", "on", "redirect", 7)]
+)
 def test_tracking_that_is_redirected_cannot_be_carried(arguments: tuple[Any, ...]) -> None:
     """The id of the other connection is another one on another server."""
     out = Recorder()
@@ -152,7 +195,11 @@ def test_tracking_that_is_redirected_cannot_be_carried(arguments: tuple[Any, ...
 def test_settings_that_an_older_server_does_not_know_may_be_missing_there() -> None:
     out = Recorder()
     session = Session(out, orders())
-    for command in (encode("CLIENT", "SETNAME", "app"), encode("CLIENT", "SETINFO", "LIB-NAME", "x"), encode("CLIENT", "NO-TOUCH", "ON")):
+    for command in (
+        encode("CLIENT", "SETNAME", "app"),
+        encode("CLIENT", "SETINFO", "LIB-NAME", "x"),
+        encode("CLIENT", "NO-TOUCH", "ON"),
+    ):
         session.from_client(command, 0.0)
         session.from_server(OK, 0.0)
     _, expected, optional = replayed(session)

@@ -45,9 +45,12 @@ def test_an_intent_without_room_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     log.close()
 
 
-def test_a_barrier_without_room_is_a_gap_over_all_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_barrier_without_room_is_a_gap_over_all_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(intents, "INTENT_SEGMENTS_MAX", 0)
-    store = ControlStore(redis.Redis(), "m", Address(host="127.0.0.1", port=1))  # never connected to
+    # Never connected to
+    store = ControlStore(redis.Redis(), "m", Address(host="127.0.0.1", port=1))
     journaler = Journaler(store, 16, tmp_path)
     journaler.intend([], Barrier("FLUSHALL"))
     (gap,) = journaler.gaps.values()

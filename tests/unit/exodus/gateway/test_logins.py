@@ -20,7 +20,9 @@ def logins(tmp_path: Path) -> Logins:
         (tmp_path / name).write_text(f"{name}\n")
     both = {"password_file": tmp_path / "ours", "target_password_file": tmp_path / "theirs"}
     nobody = Login(target_user="any", target_password_file=tmp_path / "theirs")
-    return Logins([Login(user="shop", target_user="there", **both), Login(target_user="all", **both), nobody])
+    return Logins(
+        [Login(user="shop", target_user="there", **both), Login(target_user="all", **both), nobody]
+    )
 
 
 @pytest.mark.parametrize(
@@ -29,8 +31,14 @@ def logins(tmp_path: Path) -> Logins:
         (("AUTH", "shop", "ours"), ("AUTH", "there", "theirs")),
         (("auth", "ours"), ("auth", "all", "theirs")),
         (("HELLO", "3", "AUTH", "shop", "ours"), ("HELLO", "3", "AUTH", "there", "theirs")),
-        (("HELLO", "3", "SETNAME", "auth", "auth", "default", "ours"), ("HELLO", "3", "SETNAME", "auth", "auth", "all", "theirs")),
-        (("HELLO", "3", "AUTH", "shop", "ours", "SETNAME", "me"), ("HELLO", "3", "AUTH", "there", "theirs", "SETNAME", "me")),
+        (
+            ("HELLO", "3", "SETNAME", "auth", "auth", "default", "ours"),
+            ("HELLO", "3", "SETNAME", "auth", "auth", "all", "theirs"),
+        ),
+        (
+            ("HELLO", "3", "AUTH", "shop", "ours", "SETNAME", "me"),
+            ("HELLO", "3", "AUTH", "there", "theirs", "SETNAME", "me"),
+        ),
         (("AUTH", "shop", "another"), None),
         (("AUTH", "there", "theirs"), None),
         (("AUTH", "theirs"), None),
@@ -41,13 +49,19 @@ def logins(tmp_path: Path) -> Logins:
         (("HELLO", "3", "AUTH", "shop"), None),
     ],
 )
-def test_only_who_shows_the_source_s_password_gets_the_target_s(logins: Logins, said: tuple[str, ...], instead: tuple[str, ...] | None) -> None:
-    assert logins.translated([word.encode() for word in said]) == (None if instead is None else encode(*instead))
+def test_only_who_shows_the_source_s_password_gets_the_target_s(
+    logins: Logins, said: tuple[str, ...], instead: tuple[str, ...] | None
+) -> None:
+    assert logins.translated([word.encode() for word in said]) == (
+        None if instead is None else encode(*instead)
+    )
     assert logins.translated_request(encode(*said)) == encode(*(instead or said))
 
 
 def test_a_session_says_the_one_and_its_client_the_other(logins: Logins) -> None:
-    """And forwards a login only when all before it was answered: Redis from 7.2 on may not answer it otherwise."""
+    """And forwards a login only when all before it was answered: Redis from 7.2 on may not answer
+    it otherwise.
+    """
     ours, theirs = encode("AUTH", "shop", "ours"), encode("AUTH", "there", "theirs")
     (
         Script(lambda out: Session(out, orders()))
@@ -84,10 +98,18 @@ def test_what_is_carried_is_what_the_client_said(logins: Logins) -> None:
     session.from_client(encode("CLIENT", "NO-TOUCH", "ON") + encode("AUTH", "shop", "ours"), 0.0)
     session.from_server(OK, 0.0)
     session.from_server(OK, 0.0)
-    there = logins.default_login + encode("AUTH", "there", "theirs") + encode("CLIENT", "NO-TOUCH", "ON")
+    there = (
+        logins.default_login
+        + encode("AUTH", "there", "theirs")
+        + encode("CLIENT", "NO-TOUCH", "ON")
+    )
     assert replayed(session, logins) == (there, 3, frozenset({2}))
     session.adopt_leg(logins)
-    assert replayed(session) == (encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"), 2, frozenset({1}))
+    assert replayed(session) == (
+        encode("AUTH", "shop", "ours") + encode("CLIENT", "NO-TOUCH", "ON"),
+        2,
+        frozenset({1}),
+    )
 
 
 def test_the_end_of_a_hold_lets_nothing_run_before_our_login_was_taken(logins: Logins) -> None:

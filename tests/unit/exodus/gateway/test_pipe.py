@@ -14,10 +14,16 @@ from exodus.plan.address import Address
 _AWAY = Path("/nowhere")
 
 
-@pytest.mark.parametrize("missing", [{"tls": True, "ca_file": _AWAY}, {"password_file": _AWAY}], ids=["certificates", "password"])
+@pytest.mark.parametrize(
+    "missing",
+    [{"tls": True, "ca_file": _AWAY}, {"password_file": _AWAY}],
+    ids=["certificates", "password"],
+)
 async def test_files_that_are_away_are_a_store_that_is_away(missing: dict) -> None:
     """So the journal goes to its spool; with any other error what it had taken would be lost."""
     plain = Address(host="127.0.0.1", port=1)
-    store = ControlStore(make_client(plain, field="control_store"), "pipe", plain.model_copy(update=missing))
+    store = ControlStore(
+        make_client(plain, field="control_store"), "pipe", plain.model_copy(update=missing)
+    )
     with pytest.raises(OSError, match="/nowhere"):
         await StorePipe(store).transaction([("PING",)])

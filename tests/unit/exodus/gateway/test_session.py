@@ -56,7 +56,10 @@ _READS = (
 def orders(**more: object) -> Orders:
     found = Orders(
         CommandTable(
-            [Command(name, write=True, first=first, last=last) for name, (first, last) in _WRITES.items()]
+            [
+                Command(name, write=True, first=first, last=last)
+                for name, (first, last) in _WRITES.items()
+            ]
             + [Command(name, write=False, first=1, last=1) for name in _READS]
         ),
         Telemetry(NoKeyStatistics()),
@@ -107,7 +110,11 @@ def test_the_error_of_a_script_is_journalled() -> None:
 
 def test_reads_leave_no_trace() -> None:
     (
-        Script(make()) >> ("from_client", GET_K) << ("to_server", GET_K) >> ("from_server", b"$1\r\nv\r\n") << ("to_client", b"$1\r\nv\r\n")
+        Script(make())
+        >> ("from_client", GET_K)
+        << ("to_server", GET_K)
+        >> ("from_server", b"$1\r\nv\r\n")
+        << ("to_client", b"$1\r\nv\r\n")
     ).play_at_every_split()
 
 
@@ -117,8 +124,18 @@ def test_a_transaction_is_journalled_at_exec() -> None:
     script >> ("from_server", OK) << ("to_client", OK)
     script >> ("from_client", SET_K) << ("log_intents", [(0, b"k")], None) << ("to_server", SET_K)
     script >> ("from_server", QUEUED) << ("to_client", QUEUED)
-    script >> ("from_client", encode("EXEC")) << ("log_intents", [(0, b"k")], None) << ("to_server", encode("EXEC"))
-    script >> ("from_server", b"*1\r\n+OK\r\n") << ("to_client", b"*1\r\n+OK\r\n") << ("journal", [(0, b"k")], None)
+    (
+        script
+        >> ("from_client", encode("EXEC"))
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", encode("EXEC"))
+    )
+    (
+        script
+        >> ("from_server", b"*1\r\n+OK\r\n")
+        << ("to_client", b"*1\r\n+OK\r\n")
+        << ("journal", [(0, b"k")], None)
+    )
     script.play_at_every_split()
 
 
@@ -127,7 +144,12 @@ def test_an_aborted_transaction_changes_nothing() -> None:
     data = encode("MULTI") + SET_K + encode("EXEC")
     script >> ("from_client", encode("MULTI")) << ("to_server", encode("MULTI"))
     script >> ("from_client", SET_K) << ("log_intents", [(0, b"k")], None) << ("to_server", SET_K)
-    script >> ("from_client", encode("EXEC")) << ("log_intents", [(0, b"k")], None) << ("to_server", encode("EXEC"))
+    (
+        script
+        >> ("from_client", encode("EXEC"))
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", encode("EXEC"))
+    )
     script >> ("from_server", OK + QUEUED + NIL) << ("to_client", OK + QUEUED + NIL)
     script.play_at_every_split()
     assert data
@@ -174,11 +196,17 @@ def test_a_held_write_waits_and_a_read_behind_it_too() -> None:
     assert out.take() == [("to_client", b"$-1\r\n"), ("settled",)]
     session_orders.hold = False
     session.thaw(1.0)
-    assert out.take() == [("resume_client",), ("log_intents", [(0, b"k")], None), ("to_server", SET_K + GET_K)]
+    assert out.take() == [
+        ("resume_client",),
+        ("log_intents", [(0, b"k")], None),
+        ("to_server", SET_K + GET_K),
+    ]
 
 
 def test_a_write_is_not_even_queued_under_a_hold() -> None:
-    """The old side may be fenced by then: it would refuse to queue it, and the transaction would be done on the new side all the same."""
+    """The old side may be fenced by then: it would refuse to queue it, and the transaction would be
+    done on the new side all the same.
+    """
     session_orders = orders(hold=True)
     out = Recorder()
     session = Session(out, session_orders)
@@ -237,7 +265,11 @@ def test_a_blocked_pop_is_ended_and_sent_again_with_the_time_left(waited_s: floa
     out = Recorder()
     session = Session(out, session_orders)
     session.from_client(encode("BLPOP", "q", 10), 0.0)
-    assert out.take() == [("to_server", encode("CLIENT", "ID")), ("log_intents", [(0, b"q")], None), ("to_server", encode("BLPOP", "q", 10))]
+    assert out.take() == [
+        ("to_server", encode("CLIENT", "ID")),
+        ("log_intents", [(0, b"q")], None),
+        ("to_server", encode("BLPOP", "q", 10)),
+    ]
     session.from_server(b":77\r\n", 0.0)
     assert out.take() == []
     session_orders.hold = True
@@ -277,7 +309,9 @@ def test_session_state_is_replayed_in_its_order() -> None:
         session.from_client(command, 0.0)
         session.from_server(reply, 0.0)
     script, expected, _ = replayed(session)
-    assert script == encode("AUTH", "u", "p") + encode("HELLO", 3) + encode("CLIENT", "SETNAME", "b") + encode("SELECT", 2)
+    assert script == encode("AUTH", "u", "p") + encode("HELLO", 3) + encode(
+        "CLIENT", "SETNAME", "b"
+    ) + encode("SELECT", 2)
     assert expected == 4
 
 
@@ -294,7 +328,9 @@ def test_messages_between_replies_in_resp2_are_not_replies() -> None:
     out = Recorder()
     session = Session(out, orders())
     session.from_client(encode("SUBSCRIBE", "a", "b"), 0.0)
-    session.from_server(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n", 0.0)
+    session.from_server(
+        b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n", 0.0
+    )
     session.from_server(b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n", 0.0)
     assert not session.pending.count
     session.from_client(encode("PING"), 0.0)

@@ -1,4 +1,6 @@
-"""State follows replies, not requests: what a session believes is what the authority answered (principle 1)."""
+"""State follows replies, not requests: what a session believes is what the authority answered
+(principle 1).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tests.unit.exodus.gateway.test_carried import confirmation
 from tests.unit.exodus.gateway.test_session import GET_K, NIL, OK, QUEUED, SET_K, make, orders
 
 ERROR = b"-NOPERM no\r\n"
-REPLY_OFF, REPLY_SKIP, REPLY_ON = (encode("CLIENT", "REPLY", word) for word in ("OFF", "SKIP", "ON"))
+REPLY_OFF, REPLY_SKIP, REPLY_ON = (
+    encode("CLIENT", "REPLY", word) for word in ("OFF", "SKIP", "ON")
+)
 
 
 def told(session: Session, *steps: tuple[bytes, bytes]) -> list[tuple[object, ...]]:
@@ -62,10 +66,16 @@ def test_a_skipped_reply_is_one_reply() -> None:
 def test_a_refused_client_reply_silences_nothing(words: tuple[str, ...]) -> None:
     session = Session(Recorder(), orders())
     calls = told(session, (encode("CLIENT", *words), b"-ERR wrong\r\n"), (GET_K, NIL))
-    assert [call for call in calls if call[0] == "to_client"] == [("to_client", b"-ERR wrong\r\n"), ("to_client", NIL)]
+    assert [call for call in calls if call[0] == "to_client"] == [
+        ("to_client", b"-ERR wrong\r\n"),
+        ("to_client", NIL),
+    ]
     session = Session(Recorder(), orders())
     calls = told(session, (REPLY_OFF, ERROR), (GET_K, NIL))
-    assert [call for call in calls if call[0] == "to_client"] == [("to_client", ERROR), ("to_client", NIL)]
+    assert [call for call in calls if call[0] == "to_client"] == [
+        ("to_client", ERROR),
+        ("to_client", NIL),
+    ]
 
 
 def test_a_long_reply_that_nobody_wants_is_not_kept() -> None:
@@ -125,10 +135,16 @@ def test_a_list_that_begins_with_message_is_a_reply() -> None:
     assert session.writes_in_flight == 0
 
 
-def test_an_unsubscribe_of_everything_has_as_many_confirmations_as_there_are_channels_when_its_turn_comes() -> None:
+def test_an_unsubscribe_of_everything_has_as_many_confirmations_as_there_are_channels_when_its_turn_comes() -> (
+    None
+):
     session = Session(Recorder(), orders())
     session.from_client(encode("SUBSCRIBE", "a", "b") + encode("UNSUBSCRIBE") + SET_K, 0.0)
-    parts = [confirmation(b"subscribe", b"a", 1), confirmation(b"subscribe", b"b", 2), confirmation(b"unsubscribe", b"b", 1)]
+    parts = [
+        confirmation(b"subscribe", b"a", 1),
+        confirmation(b"subscribe", b"b", 2),
+        confirmation(b"unsubscribe", b"b", 1),
+    ]
     session.from_server(b"".join(parts), 0.0)
     assert session.writes_in_flight == 1
     message = b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n"
@@ -154,18 +170,27 @@ def test_the_question_for_our_own_id_never_reaches_a_client() -> None:
 def test_a_refused_id_is_asked_for_again() -> None:
     session = Session(Recorder(), orders())
     told(session, (encode("BLPOP", "q", 1), b"-ERR not now\r\n" + NIL))
-    assert ("to_server", encode("CLIENT", "ID")) in told(session, (encode("BLPOP", "q", 1), b":5\r\n" + NIL))
+    assert ("to_server", encode("CLIENT", "ID")) in told(
+        session, (encode("BLPOP", "q", 1), b":5\r\n" + NIL)
+    )
     assert session.parts.leg.client_id == 5
 
 
 def test_reset_ends_resp3_and_every_subscription() -> None:
     session = Session(Recorder(), orders())
-    told(session, (encode("HELLO", 3), b"%0\r\n"), (encode("SUBSCRIBE", "a"), confirmation(b"subscribe", b"a", 1, push=True)))
+    told(
+        session,
+        (encode("HELLO", 3), b"%0\r\n"),
+        (encode("SUBSCRIBE", "a"), confirmation(b"subscribe", b"a", 1, push=True)),
+    )
     told(session, (encode("RESET"), b"+RESET\r\n"))
     assert (session.state.protocol, session.state.channels) == (2, set())
     calls = told(
         session,
-        (encode("SUBSCRIBE", "a", "b"), confirmation(b"subscribe", b"a", 1) + confirmation(b"subscribe", b"b", 2)),
+        (
+            encode("SUBSCRIBE", "a", "b"),
+            confirmation(b"subscribe", b"a", 1) + confirmation(b"subscribe", b"b", 2),
+        ),
     )
     assert not marked(calls)
     assert session.idle
@@ -175,7 +200,9 @@ def test_a_failed_select_in_a_transaction_changes_no_database() -> None:
     """What ran behind it ran where the session was."""
     session = Session(Recorder(), orders())
     session.from_client(encode("MULTI") + encode("SELECT", 99) + SET_K + encode("EXEC"), 0.0)
-    session.from_server(OK + QUEUED + QUEUED + b"*2\r\n-ERR DB index is out of range\r\n+OK\r\n", 0.0)
+    session.from_server(
+        OK + QUEUED + QUEUED + b"*2\r\n-ERR DB index is out of range\r\n+OK\r\n", 0.0
+    )
     assert session.out.take()[-1] == ("journal", [(0, b"k")], None)
     assert session.state.db == 0
     session.from_client(encode("MULTI") + encode("SELECT", 3) + SET_K + encode("EXEC"), 0.0)
@@ -236,8 +263,23 @@ def test_barriers_of_a_transaction_stand_in_the_intent_log() -> None:
 @pytest.mark.parametrize("number", ["70000", "9" * 5000, str(2**63), "-1", "01"])
 def test_databases_that_no_server_has_do_no_harm(number: str) -> None:
     session = Session(Recorder(), orders())
-    for request in (encode("SELECT", number), encode("MOVE", "k", number), encode("EVAL", "x", number, "k"), encode("BLPOP", "q", number)):
-        assert not marked(told(session, (request, b"-ERR out of range\r\n" if b"BLPOP" not in request else b":1\r\n-ERR timeout\r\n")))[1:]
+    for request in (
+        encode("SELECT", number),
+        encode("MOVE", "k", number),
+        encode("EVAL", "x", number, "k"),
+        encode("BLPOP", "q", number),
+    ):
+        assert not marked(
+            told(
+                session,
+                (
+                    request,
+                    b"-ERR out of range\r\n"
+                    if b"BLPOP" not in request
+                    else b":1\r\n-ERR timeout\r\n",
+                ),
+            )
+        )[1:]
     assert session.state.db == 0
     session.from_client(encode("SELECT", number) + SET_K, 0.0)
     session.from_server(b"-ERR out of range\r\n" + OK, 0.0)
@@ -248,7 +290,10 @@ def test_scripts_are_a_gap_where_only_the_journal_hears_of_writes() -> None:
     session_orders = orders(scripts_unseen=True)
     session = Session(Recorder(), session_orders)
     run = encode("EVAL", "x", 1, "k")
-    assert marked(told(session, (run, b":1\r\n"))) == [("gap", SCRIPTS), ("journal", [(0, b"k")], None)]
+    assert marked(told(session, (run, b":1\r\n"))) == [
+        ("gap", SCRIPTS),
+        ("journal", [(0, b"k")], None),
+    ]
     assert not marked(told(session, (run, b"-NOAUTH Authentication required.\r\n")))
     told(session, (encode("MULTI"), OK), (run, QUEUED))
     assert ("gap", SCRIPTS) in told(session, (encode("EXEC"), b"*1\r\n:1\r\n"))
@@ -259,21 +304,33 @@ def test_scripts_are_a_gap_where_only_the_journal_hears_of_writes() -> None:
 def test_a_command_that_replaces_the_data_is_a_gap() -> None:
     session = Session(Recorder(), orders())
     assert marked(told(session, (encode("REPLICAOF", "h", 1), OK))) == [("gap", REPLACED)]
-    assert not marked(told(session, (encode("REPLICAOF", "NO", "ONE"), OK), (encode("REPLICAOF", "h", 1), ERROR)))
+    assert not marked(
+        told(session, (encode("REPLICAOF", "NO", "ONE"), OK), (encode("REPLICAOF", "h", 1), ERROR))
+    )
 
 
 def test_an_unknown_command_that_was_executed_is_looked_up() -> None:
     session = Session(Recorder(), orders())
     request = encode("XHSET", "h", "f", "v")
-    assert marked(told(session, (request, b":1\r\n"))) == [("unknown", [b"XHSET", b"h", b"f", b"v"], 0)]
+    assert marked(told(session, (request, b":1\r\n"))) == [
+        ("unknown", [b"XHSET", b"h", b"f", b"v"], 0)
+    ]
     assert not marked(told(session, (request, b"-ERR unknown command 'XHSET'\r\n")))
 
 
 def test_texts_of_scripts_are_noted_when_the_authority_has_taken_them() -> None:
     session_orders = orders()
     session = Session(Recorder(), session_orders)
-    told(session, (encode("EVAL", "return 1", 0), b":1\r\n"), (encode("EVAL", "no", 0), b"-ERR Error compiling script\r\n"))
-    told(session, (encode("SCRIPT", "LOAD", "return 2"), b"$40\r\n" + b"a" * 40 + b"\r\n"), (encode("EVALSHA", "f" * 40, 0), b":1\r\n"))
+    told(
+        session,
+        (encode("EVAL", "return 1", 0), b":1\r\n"),
+        (encode("EVAL", "no", 0), b"-ERR Error compiling script\r\n"),
+    )
+    told(
+        session,
+        (encode("SCRIPT", "LOAD", "return 2"), b"$40\r\n" + b"a" * 40 + b"\r\n"),
+        (encode("EVALSHA", "f" * 40, 0), b":1\r\n"),
+    )
     assert session_orders.scripts.take() == [b"return 1", b"return 2"]
     assert session_orders.scripts.asked == {b"f" * 40}
 
@@ -305,7 +362,13 @@ def test_a_request_that_is_announced_too_long_is_forwarded_at_once() -> None:
 
 def test_the_login_that_a_hello_brought_is_kept_when_a_later_hello_brings_none() -> None:
     session = Session(Recorder(), orders())
-    told(session, (encode("HELLO", 3, "AUTH", "u", "p", "SETNAME", "me"), b"%0\r\n"), (encode("HELLO", 2), b"*0\r\n"))
+    told(
+        session,
+        (encode("HELLO", 3, "AUTH", "u", "p", "SETNAME", "me"), b"%0\r\n"),
+        (encode("HELLO", 2), b"*0\r\n"),
+    )
     assert session.state.name == b"me"
     script, _, _ = replayed(session)
-    assert script == encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "me") + encode("HELLO", 2)
+    assert script == encode("AUTH", "u", "p") + encode("CLIENT", "SETNAME", "me") + encode(
+        "HELLO", 2
+    )

@@ -1,4 +1,6 @@
-"""Spool and intent log after a crash, a full disk or a bad one: what is readable is read, and what is not is told, at any byte."""
+"""Spool and intent log after a crash, a full disk or a bad one: what is readable is read, and what
+is not is told, at any byte.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,12 @@ print(spool.keys)
 """
 
 
-def test_a_record_that_the_disk_took_half_of_is_not_in_the_way_of_later_ones(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _FULL, str(tmp_path)], capture_output=True, text=True, check=False)
+def test_a_record_that_the_disk_took_half_of_is_not_in_the_way_of_later_ones(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("2\n", "")
     assert read(tmp_path) == ([([(0, b"a" * 100)], []), ([(0, b"c")], [])], [])
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
@@ -102,11 +108,18 @@ def logged(folder: Path) -> Path:
 def test_intents_are_read_back_with_barriers_and_gaps(tmp_path: Path) -> None:
     logged(tmp_path)
     found = IntentLog(tmp_path, pytest.fail).recover()
-    assert (list(found.keys), list(found.barriers), list(found.gaps), found.damage) == (A + B, [FLUSHED], ["a gap"], [])
+    assert (list(found.keys), list(found.barriers), list(found.gaps), found.damage) == (
+        A + B,
+        [FLUSHED],
+        ["a gap"],
+        [],
+    )
 
 
 def test_a_torn_last_intent_is_no_damage(tmp_path: Path) -> None:
-    """The kind is written last, so whatever of it is there has none; its request was never forwarded."""
+    """The kind is written last, so whatever of it is there has none; its request was never
+    forwarded.
+    """
     path = logged(tmp_path)
     whole = path.read_bytes()
     end = len(whole.rstrip(b"\0"))
@@ -179,7 +192,9 @@ def test_a_new_log_never_takes_the_number_of_one_that_is_not_recovered_yet(tmp_p
     log.close()
 
 
-def test_a_gap_finds_room_where_the_log_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_finds_room_where_the_log_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missed: list[object] = []
     log = IntentLog(tmp_path, missed.append)
     monkeypatch.setattr("exodus.gateway.intents.INTENT_SEGMENTS_MAX", 1)
@@ -196,7 +211,9 @@ def test_databases_above_two_bytes_are_packed_and_older_bytes_are_still_read() -
     assert unpack(b"\x02\x00\x01\x00\x00\x00k") == [(2, b"k")]
 
 
-def test_packed_keys_that_end_too_early_are_unreadable_and_an_entry_of_them_may_be_any_key() -> None:
+def test_packed_keys_that_end_too_early_are_unreadable_and_an_entry_of_them_may_be_any_key() -> (
+    None
+):
     whole = pack([(70_000, b"wide")])
     for size in range(1, len(whole)):
         with pytest.raises(Unreadable):

@@ -21,8 +21,24 @@ REQUESTS = [
     (b"*0\r\n*-1\r\n\r\n*1\r\n$4\r\nPING\r\n", [[], [], [], [b"PING"]]),
     (b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n", [[b"PING"], [b"PING"]]),
 ]
-MALFORMED = [b"*a\r\n", b"*1\r\n+OK\r\n", b"*1\r\n$-1\r\n", b"*1\r\n$01\r\n", b"*2147483648\r\n", b"*1\r\n$+4\r\nPING\r\n", b'SET "a\r\n']
-MALFORMED_REPLIES = [b"\r\n", b"hello\r\n", b"$x\r\n", b"*\r\n", b"$-\r\n", b"*1\r\n\r\n", b"\x00\r\n"]
+MALFORMED = [
+    b"*a\r\n",
+    b"*1\r\n+OK\r\n",
+    b"*1\r\n$-1\r\n",
+    b"*1\r\n$01\r\n",
+    b"*2147483648\r\n",
+    b"*1\r\n$+4\r\nPING\r\n",
+    b'SET "a\r\n',
+]
+MALFORMED_REPLIES = [
+    b"\r\n",
+    b"hello\r\n",
+    b"$x\r\n",
+    b"*\r\n",
+    b"$-\r\n",
+    b"*1\r\n\r\n",
+    b"\x00\r\n",
+]
 REPLIES = [
     (b"+OK\r\n", ["+"]),
     (b"-ERR no\r\n:5\r\n", ["-", ":"]),
@@ -57,12 +73,20 @@ def test_requests_at_every_split(data: bytes, wanted: list[list[bytes]]) -> None
 
 def test_a_value_that_nobody_asks_for_is_passed_over_at_every_split() -> None:
     value = b"*1\r\n$4\r\nPING\r\n" * 20
-    asked = [(b"SET", b"k", value), (b"SET", value, b"v"), (b"MSET", b"k", value), (b"SET", b"k", b"short")]
+    asked = [
+        (b"SET", b"k", value),
+        (b"SET", value, b"v"),
+        (b"MSET", b"k", value),
+        (b"SET", b"k", b"short"),
+    ]
     data = b"".join(encode(*args) for args in asked)
     for parts in _splits(data):
         scanner = RequestScanner({b"SET": 2})
         found = [request for part in parts for request in scanner.feed(part)]
-        assert [request.args for request in found] == [[b"SET", b"k", PAYLOAD], *map(list, asked[1:])]
+        assert [request.args for request in found] == [
+            [b"SET", b"k", PAYLOAD],
+            *map(list, asked[1:]),
+        ]
         assert [request.size for request in found] == [len(encode(*args)) for args in asked]
         assert not any(request.skipped for request in found)
         assert scanner.partial_bytes == 0
@@ -110,7 +134,11 @@ def test_a_long_argument_is_skipped_and_not_kept() -> None:
     data = encode("SET", "k", value) + encode("PING")
     for size in (1_000, 65_536, len(data)):
         scanner = RequestScanner()
-        found = [request for at in range(0, len(data), size) for request in scanner.feed(data[at : at + size])]
+        found = [
+            request
+            for at in range(0, len(data), size)
+            for request in scanner.feed(data[at : at + size])
+        ]
         assert found[0].args[:2] == [b"SET", b"k"]
         assert found[0].args[2] is SKIPPED
         assert found[0].skipped
@@ -134,7 +162,11 @@ _scalars = st.one_of(
     st.sampled_from([b"+OK\r\n", b"$-1\r\n", b"*-1\r\n"]),
 )
 _replies = st.recursive(
-    _scalars, lambda inner: st.lists(inner, max_size=4).map(lambda parts: b"*%d\r\n" % len(parts) + b"".join(parts)), max_leaves=12
+    _scalars,
+    lambda inner: st.lists(inner, max_size=4).map(
+        lambda parts: b"*%d\r\n" % len(parts) + b"".join(parts)
+    ),
+    max_leaves=12,
 )
 
 
@@ -163,7 +195,15 @@ def test_no_bytes_make_a_scanner_raise(parts: list[bytes]) -> None:
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [(b" a  b ", [b"a", b"b"]), (b"'a\\'b' c", [b"a'b", b"c"]), (b'"a"b', None), (b'"a', None), (b"", []), (b'"\\x4g"', [b"x4g"]), (b'""', [b""])],
+    [
+        (b" a  b ", [b"a", b"b"]),
+        (b"'a\\'b' c", [b"a'b", b"c"]),
+        (b'"a"b', None),
+        (b'"a', None),
+        (b"", []),
+        (b'"\\x4g"', [b"x4g"]),
+        (b'""', [b""]),
+    ],
 )
 def test_inline_words(line: bytes, words: list[bytes] | None) -> None:
     assert split_line(line) == words

@@ -46,9 +46,23 @@ class Jobs:
         return server
 
     def run(self, said: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-I", "-S", forkserver.__file__, "run", str(self.socket), "job", "seen:again"]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            forkserver.__file__,
+            "run",
+            str(self.socket),
+            "job",
+            "seen:again",
+        ]
         client = subprocess.Popen(
-            command, cwd=self.folder, env={**os.environ, "SAID": said}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=self.folder,
+            env={**os.environ, "SAID": said},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         self.clients.append(client)
         return client
@@ -93,12 +107,16 @@ def _ends(pid: int) -> None:
     wait_until(ended, within_s=10, otherwise="it goes on")
 
 
-def test_a_fork_has_the_clients_environment_folder_and_streams(jobs: Jobs, server: subprocess.Popen[bytes]) -> None:
+def test_a_fork_has_the_clients_environment_folder_and_streams(
+    jobs: Jobs, server: subprocess.Popen[bytes]
+) -> None:
     out, _ = jobs.run("short").communicate(timeout=30)
     assert out == f"short {jobs.folder} short True\n"
 
 
-def test_a_signal_goes_on_and_the_status_comes_back(jobs: Jobs, server: subprocess.Popen[bytes]) -> None:
+def test_a_signal_goes_on_and_the_status_comes_back(
+    jobs: Jobs, server: subprocess.Popen[bytes]
+) -> None:
     client = jobs.run("long")
     assert jobs.pid(client) != client.pid
     client.terminate()
@@ -125,7 +143,9 @@ def test_a_killed_fork_is_a_killed_client(jobs: Jobs, server: subprocess.Popen[b
     assert client.returncode == -signal.SIGKILL
 
 
-def test_a_server_that_ends_leaves_nothing_behind(jobs: Jobs, server: subprocess.Popen[bytes]) -> None:
+def test_a_server_that_ends_leaves_nothing_behind(
+    jobs: Jobs, server: subprocess.Popen[bytes]
+) -> None:
     client = jobs.run("long")
     fork = jobs.pid(client)
     server.kill()

@@ -1,4 +1,6 @@
-"""The governor of the impact budget: slower at once, faster by and by, and never slower without a reason."""
+"""The governor of the impact budget: slower at once, faster by and by, and never slower without a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_a_pause_is_bounded_and_has_a_reason(looks: list[tuple[float, float]]) -
         assert bool(governor.pause_s) == bool(governor.why)
 
 
-@pytest.mark.parametrize("raw", ['{"cpu_share_max": 2}', '{"cpu": 0.2}', "fast", '{"probe_ms_added_max": 0}'])
+@pytest.mark.parametrize(
+    "raw", ['{"cpu_share_max": 2}', '{"cpu": 0.2}', "fast", '{"probe_ms_added_max": 0}']
+)
 def test_what_is_no_budget_is_refused_by_name(raw: str) -> None:
     with pytest.raises(OperatorError, match=r"cpu|probe|budget"):
         parse_budget(raw)

@@ -1,4 +1,6 @@
-"""Slices of a pass overlap by a call; whatever ends when, and is gone on with from what was kept, each key is one slice's."""
+"""Slices of a pass overlap by a call; whatever ends when, and is gone on with from what was kept,
+each key is one slice's.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,14 @@ PAST = reverse64((1 << 63) + (1 << 60))  # a cursor in the second half
 
 
 def _way(kept: DirectionProgress | None = None) -> _Direction:
-    return _Direction(kept or DirectionProgress(cursors={FIRST.slice_id: 0, SECOND.slice_id: SECOND.start}))
+    return _Direction(
+        kept or DirectionProgress(cursors={FIRST.slice_id: 0, SECOND.slice_id: SECOND.start})
+    )
 
 
-def _call(way: _Direction, piece: Slice, after: int, keys: list[bytes]) -> tuple[list[str], list[bytes]]:
+def _call(
+    way: _Direction, piece: Slice, after: int, keys: list[bytes]
+) -> tuple[list[str], list[bytes]]:
     borders = way.borders(piece, way.cursor(piece), after)
     theirs = way.seen(borders, keys)
     return borders, [key for key in keys if key not in theirs]
@@ -30,7 +36,9 @@ ENDS, BEGINS = (FIRST, PAST, [b"a", b"x", b"y"]), (SECOND, PAST, [b"x", b"y", b"
 
 
 @pytest.mark.parametrize("order", [(ENDS, BEGINS), (BEGINS, ENDS)])
-def test_a_key_at_a_border_is_counted_once(order: tuple[tuple[Slice, int, list[bytes]], ...]) -> None:
+def test_a_key_at_a_border_is_counted_once(
+    order: tuple[tuple[Slice, int, list[bytes]], ...],
+) -> None:
     way, counted = _way(), []
     for piece, after, keys in order:
         borders, mine = _call(way, piece, after, keys)
@@ -43,8 +51,12 @@ def test_a_key_at_a_border_is_counted_once(order: tuple[tuple[Slice, int, list[b
 
 @pytest.mark.parametrize("order", [(ENDS, BEGINS), (BEGINS, ENDS)])
 @pytest.mark.parametrize("counted_first", [0, 1])
-def test_what_was_seen_and_not_counted_is_seen_again(order: tuple[tuple[Slice, int, list[bytes]], ...], counted_first: int) -> None:
-    """Both calls are under way; one of them is counted and kept, the process ends, and the other one is made again."""
+def test_what_was_seen_and_not_counted_is_seen_again(
+    order: tuple[tuple[Slice, int, list[bytes]], ...], counted_first: int
+) -> None:
+    """Both calls are under way; one of them is counted and kept, the process ends, and the other
+    one is made again.
+    """
     way, calls = _way(), []
     for piece, after, keys in order:
         calls.append((piece, after, keys, *_call(way, piece, after, keys)))

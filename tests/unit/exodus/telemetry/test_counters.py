@@ -20,10 +20,16 @@ from tests.support.full import FULL
 from tests.support.script import Recorder
 
 MANY = 1_000_000 if FULL else 60_000  # different keys, prefixes and codes
-SET, GET = Command(b"SET", write=True, first=1, last=1), Command(b"GET", write=False, first=1, last=1)
+SET, GET = (
+    Command(b"SET", write=True, first=1, last=1),
+    Command(b"GET", write=False, first=1, last=1),
+)
 
 
-@given(st.lists(st.integers(1, VALUE_MAX), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 0.999, 1.0]))
+@given(
+    st.lists(st.integers(1, VALUE_MAX), min_size=1, max_size=200),
+    st.sampled_from([0.5, 0.9, 0.99, 0.999, 1.0]),
+)
 def test_quantiles_are_those_of_hdrhistogram(values: list[int], share: float) -> None:
     ours, theirs = Histogram(), HdrHistogram(1, VALUE_MAX, 2)
     for value in values:
@@ -57,20 +63,33 @@ def test_requests_are_counted_by_command_prefix_and_error_code() -> None:
     assert commands["SET"]["request_bytes"] == 100
     assert commands["GET"]["reply_bytes_max"] == 300
     assert 495_000 <= commands["GET"]["latency_us_p50"] <= 505_000
-    assert prefixes["user:"] == {"calls": 2, "writes": 2, "errors": 1, "request_bytes": 100, "reply_bytes": 25}
+    assert prefixes["user:"] == {
+        "calls": 2,
+        "writes": 2,
+        "errors": 1,
+        "request_bytes": 100,
+        "reply_bytes": 25,
+    }
     assert prefixes[NO_PREFIX]["calls"] == 1
     names = {name for name, *_ in telemetry.samples()}
-    assert {"exodus_gateway_requests_total", "exodus_gateway_prefix_requests_total", "exodus_gateway_errors_total"} <= names
+    assert {
+        "exodus_gateway_requests_total",
+        "exodus_gateway_prefix_requests_total",
+        "exodus_gateway_errors_total",
+    } <= names
 
 
 def test_hot_keys_and_distinct_keys_are_found() -> None:
     telemetry = Telemetry(KeySketches())
     for number in range(40_000):
-        telemetry.observe(GET, b"hot:key" if number % 4 == 0 else b"key:%d" % number, 0.001, 30, 30, b"")
+        telemetry.observe(
+            GET, b"hot:key" if number % 4 == 0 else b"key:%d" % number, 0.001, 30, 30, b""
+        )
     key, count = telemetry.hot_keys()[0]
     assert key == "hot:key"
     assert 9_000 <= count <= 11_000
-    assert 25_500 <= telemetry.distinct_keys() <= 34_500  # five standard deviations of the sample and the sketch together
+    # Five standard deviations of the sample and the sketch together
+    assert 25_500 <= telemetry.distinct_keys() <= 34_500
 
 
 def test_keys_and_made_up_names_take_bounded_memory() -> None:
@@ -100,7 +119,9 @@ def test_keys_and_made_up_names_take_bounded_memory() -> None:
 
 
 def test_secrets_never_leave_the_scanner() -> None:
-    """AUTH, HELLO, ACL SETUSER and MIGRATE carry passwords; nothing that is counted, journalled, shadowed or told of a session has one."""
+    """AUTH, HELLO, ACL SETUSER and MIGRATE carry passwords; nothing that is counted, journalled,
+    shadowed or told of a session has one.
+    """
     secret = b"s3cret-do-not-tell"
     table = CommandTable(
         [
@@ -130,7 +151,15 @@ def test_secrets_never_leave_the_scanner() -> None:
         session.from_client(request, 0.0)
         session.from_server(b"-ERR no " + b"\r\n", 1.0)
     told = repr([call for call in out.calls if call[0] not in ("to_server", "to_client")])
-    told += json.dumps([telemetry.snapshot(), telemetry.prefixes_snapshot(), telemetry.hot_keys()]) + repr(list(telemetry.samples()))
-    told += repr(session) + repr(session.opaque) + repr(session.cannot_switch) + repr(list(session.pending)) + repr(orders.risks)
+    told += json.dumps(
+        [telemetry.snapshot(), telemetry.prefixes_snapshot(), telemetry.hot_keys()]
+    ) + repr(list(telemetry.samples()))
+    told += (
+        repr(session)
+        + repr(session.opaque)
+        + repr(session.cannot_switch)
+        + repr(list(session.pending))
+        + repr(orders.risks)
+    )
     assert telemetry.calls == len(requests)
     assert secret.decode() not in told
