@@ -41,7 +41,9 @@ class Data:
     strings: bool = True
 
     def result(self, question: str) -> str:
-        """The name of what was measured with them; that of the question itself with the first kind."""
+        """The name of what was measured with them; that of the question itself with the first
+        kind.
+        """
         return question if self.name == "random" else f"{question}-{self.name}"
 
     def load(self, source: redis.Redis) -> None:

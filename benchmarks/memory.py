@@ -73,9 +73,12 @@ def measure(*, full: bool) -> list[Result]:
     few, many = sizes
     return [
         result(
-            name=f"memory-{what}", what=f"peak memory of a {what}, {many:,} "
-                                        "keys", unit="MB", higher_is_better=False, against=f"{few:,} keys",
+            name=f"memory-{what}",
+            what=f"peak memory of a {what}, {many:,} keys",
+            unit="MB",
+            higher_is_better=False,
+            against=f"{few:,} keys",
             runs=[{"exodus": found[many][number], f"{few:,} keys": found[few][number]}],
         )
         for number, what in enumerate(("backfill", "verification"))
-    ]  # fmt: skip
+    ]

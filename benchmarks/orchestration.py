@@ -138,10 +138,13 @@ def measure(*, full: bool) -> Result:
                     _check(theirs, way, keys)
                 runs.append(run)
     return result(
-        name="orchestration", what=f"backfill of {keys:,} keys of {_VALUE_BYTES} "
-                                   "bytes", unit="s", runs=runs, against="bare engine, threads",
+        name="orchestration",
+        what=f"backfill of {keys:,} keys of {_VALUE_BYTES} bytes",
+        unit="s",
+        runs=runs,
+        against="bare engine, threads",
         higher_is_better=False,
-    )  # fmt: skip
+    )
 
 
 def _check(target: redis.Redis, way: str, keys: int) -> None:

@@ -59,7 +59,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _cli() -> str:
     text = (
         "# Command line\n\n"
-        "Data goes to standard output, messages to standard error. Exit status: 0 success, 1 refused or failed, 2 wrong\n"
+        "Data goes to standard output, messages to standard error. Exit status: 0 success, 1 "
+        "refused or failed, 2 wrong\n"
         "use, 70 a bug. `NO_COLOR` is honoured. `exodus COMMAND --help` shows the same texts.\n\n"
     )
     group = typer.main.get_command(app)
@@ -132,8 +133,10 @@ def _shown_default(parameter: Any) -> str:
 def _migration_file() -> str:
     text = (
         "# Fields of migration.yaml\n\n"
-        "[An example and what each group is for](../operating/migration-file.md). Fields without a default are required.\n"
-        "`source`, `target` and `control_store` also take `url: redis://user@host:port` (`rediss://` for TLS) in place of\n"
+        "[An example and what each group is for](../operating/migration-file.md). Fields without "
+        "a default are required.\n"
+        "`source`, `target` and `control_store` also take `url: redis://user@host:port` "
+        "(`rediss://` for TLS) in place of\n"
         "`host`, `port`, `username` and `tls`.\n\n"
     )
     models: list[type[BaseModel]] = []
@@ -235,8 +238,10 @@ def _default(field: FieldInfo) -> str:
 def _metrics() -> str:
     text = (
         "# Metrics\n\n"
-        "At `/metrics` of each process, for Prometheus. Names are `exodus_<part>_<what>_<unit>`. `_total` is a counter\n"
-        "since the start of the process; all others are gauges. [Alarms](../operating/production.md#what-to-watch).\n\n"
+        "At `/metrics` of each process, for Prometheus. Names are `exodus_<part>_<what>_<unit>`. "
+        "`_total` is a counter\n"
+        "since the start of the process; all others are gauges. "
+        "[Alarms](../operating/production.md#what-to-watch).\n\n"
     )
     found = sorted(metrics())
     for part in sorted({name.split("_")[1] for name, _, _ in found}):
@@ -312,7 +317,8 @@ def _labels(node: ast.expr, function: ast.FunctionDef) -> tuple[str, ...]:
 def _errors() -> str:
     text = (
         "# Error codes and exit statuses\n\n"
-        "Each error names its code in brackets: `error: cutover refused [refused]`. [What to do](../operating/errors.md).\n\n"
+        "Each error names its code in brackets: `error: cutover refused [refused]`. [What to "
+        "do](../operating/errors.md).\n\n"
     )
     kinds = [
         kind

@@ -57,11 +57,16 @@ async def run(args: argparse.Namespace) -> int:
     args.report.write_text(
         json.dumps(
             {
-                "acknowledged_writes": tally.acknowledged, "unknown_writes": tally.unknown, "app_errors": tally.errors, "errors": tally.texts,
-                "max_write_stall_ms": round(tally.stall_ms_max, 1), "jobs_consumed": len(model.jobs_consumed), "model": str(path),
+                "acknowledged_writes": tally.acknowledged,
+                "unknown_writes": tally.unknown,
+                "app_errors": tally.errors,
+                "errors": tally.texts,
+                "max_write_stall_ms": round(tally.stall_ms_max, 1),
+                "jobs_consumed": len(model.jobs_consumed),
+                "model": str(path),
             }
         )
-    )  # fmt: skip
+    )
     return 0
 
 

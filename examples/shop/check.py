@@ -144,9 +144,13 @@ class Findings:
     def report(self) -> dict[str, Any]:
         """As JSON."""
         return {
-            "lost_writes": self.lost, "duplicated": self.duplicated, "resurrected_keys": self.resurrected,
-            "ttl_drift_ms_max": self.drift_ms_max, "keys_checked": self.checked, "problems": self.problems,
-        }  # fmt: skip
+            "lost_writes": self.lost,
+            "duplicated": self.duplicated,
+            "resurrected_keys": self.resurrected,
+            "ttl_drift_ms_max": self.drift_ms_max,
+            "keys_checked": self.checked,
+            "problems": self.problems,
+        }
 
 
 def _more_than(found: State, wanted: State) -> bool:

@@ -204,16 +204,16 @@ class SamplingPeriod:
         """
         name, key = args[0].upper(), self.key_of(args)
         row = self.rows.setdefault(name.decode("ascii", "replace"), Counter())
-        if (db, key) in self.filtered:
-            row["excluded"] += 1
-            return write  # a write may bring it in
         there_args = self._renamed(db, args)
-        if name in NOT_COMPARABLE or there_args is None:
-            row["not_comparable"] += 1
-            return write
-        if not self._allowed(name, args, write=write):
-            row["not_tried"] += 1
-            return write
+        if (db, key) in self.filtered:
+            why_not = "excluded"
+        elif name in NOT_COMPARABLE or there_args is None:
+            why_not = "not_comparable"
+        else:
+            why_not = "" if self._allowed(name, args, write=write) else "not_tried"
+        if why_not or there_args is None:
+            row[why_not] += 1
+            return write  # a write may bring a filtered key in
         to_db = self.engine.scope.target_key(db, key)[0] if self.engine.scope.renames else db
         try:
             there = await self.follower.ask(to_db, there_args)

@@ -74,11 +74,24 @@ def test_jobs_are_done_once_through_a_whole_migration(tmp_path: Path) -> None:
     gateway = operator.file.plan.gateway
     shop = subprocess.Popen(
         [
-            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", "2000", "--writes", "100",
-            "--stop-file", str(tmp_path / "stop"), "--report", str(tmp_path / "app.json"), "--ready-file", str(tmp_path / "ready"),
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "--url",
+            f"redis://{gateway.host}:{gateway.port}",
+            "--keys",
+            "2000",
+            "--writes",
+            "100",
+            "--stop-file",
+            str(tmp_path / "stop"),
+            "--report",
+            str(tmp_path / "app.json"),
+            "--ready-file",
+            str(tmp_path / "ready"),
         ],
         cwd=project_root(),
-    )  # fmt: skip
+    )
     try:
         wait_until(
             (tmp_path / "ready").exists,

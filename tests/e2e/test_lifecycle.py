@@ -139,8 +139,12 @@ class Operator:
     def exodus(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "exodus.cli.app", *arguments, "--home", str(self.home.root)],
-            cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+            cwd=project_root(),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +164,26 @@ def application(operator: Operator, tmp_path_factory: pytest.TempPathFactory) ->
     gateway = operator.file.plan.gateway
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", str(KEYS), "--writes", "200",
-            "--stop-file", str(folder / "stop"), "--report", str(folder / "app.json"), "--ready-file", str(folder / "ready"), "--seconds-max", "540",
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "--url",
+            f"redis://{gateway.host}:{gateway.port}",
+            "--keys",
+            str(KEYS),
+            "--writes",
+            "200",
+            "--stop-file",
+            str(folder / "stop"),
+            "--report",
+            str(folder / "app.json"),
+            "--ready-file",
+            str(folder / "ready"),
+            "--seconds-max",
+            "540",
         ],
         cwd=project_root(),
-    )  # fmt: skip
+    )
     wait_until(
         (folder / "ready").exists, within_s=60, otherwise="the application never preloaded its keys"
     )
@@ -342,9 +361,23 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     assert told["acknowledged_writes"] > 5_000
     url = f"redis://127.0.0.1:{file.plan.source.port}"
     checked = subprocess.run(
-        [sys.executable, "-m", "examples.shop", "check", "--model", told["model"], "--url", url, "--json"],
-        cwd=project_root(), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "check",
+            "--model",
+            told["model"],
+            "--url",
+            url,
+            "--json",
+        ],
+        cwd=project_root(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert checked.returncode == 0, checked.stdout
     plain = operator.exodus("reject", "--why", "because it is tested")
     assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True), (
@@ -478,12 +511,14 @@ def test_a_run_cannot_bring_a_command_of_its_own(operator: Operator, tmp_path: P
     # Neither a change of the deployment nor a run made beside it is checked by the server. The
     # worker has no place to put the variables.
     flow_run = {
-        "flow_id": deployment["flow_id"], "deployment_id": deployment["id"], "work_pool_name": "exodus",
+        "flow_id": deployment["flow_id"],
+        "deployment_id": deployment["id"],
+        "work_pool_name": "exodus",
         "state": {"type": "SCHEDULED"},
         # That of the stack would go on with what is due, under the other tests
         "parameters": {"migration": "nobody"},
         "job_variables": {"command": f"touch {marker}"},
-    }  # fmt: skip
+    }
     api._call(
         "PATCH",
         f"/deployments/{deployment['id']}",
@@ -491,9 +526,10 @@ def test_a_run_cannot_bring_a_command_of_its_own(operator: Operator, tmp_path: P
     )
     made = api._call("POST", "/flow_runs/", json=flow_run)
     assert made.status_code == 201, made.text
-    ended = lambda: (
-        api.run(made.json()["id"])["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")
-    )  # noqa: E731
+
+    def ended() -> bool:
+        return api.run(made.json()["id"])["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")
+
     wait_until(ended, within_s=120, otherwise="the run never ended")
     api._call("PATCH", f"/deployments/{deployment['id']}", json={"job_variables": {}})
     assert "nobody" in api.run(made.json()["id"])["state"]["message"], (

@@ -54,9 +54,14 @@ class Shell:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(BIN / "exodus"), *arguments],
-            cwd=self.folder, env={**self.environment, **environment}, input=stdin,
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
 
     def said(self, *arguments: str) -> str:
         """What a command printed that did what it was asked for."""
@@ -146,7 +151,9 @@ def traffic(shell: Shell) -> Iterator[threading.Event]:
 def test_a_phase_runs_wherever_the_stack_was_started(
     shell: Shell, traffic: threading.Event
 ) -> None:
-    """Flows are found by their module: neither `$PWD` nor the working directory of anybody matters."""
+    """Flows are found by their module: neither `$PWD` nor the working directory of anybody
+    matters.
+    """
     asked = shell.asking("pre-test")
     assert asked["question"] == "Can Exodus observe representative traffic safely?"
 
@@ -258,8 +265,12 @@ def test_a_person_at_a_terminal_is_asked_once_more(shell: Shell, traffic: thread
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [str(BIN / "exodus"), "reject", "--why", "because it is tested"],
-        cwd=shell.folder, env=shell.environment, stdin=slave, stdout=slave, stderr=slave,
-    )  # fmt: skip
+        cwd=shell.folder,
+        env=shell.environment,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
     os.close(slave)
     said = b""
     while b"[y/N]" not in said:

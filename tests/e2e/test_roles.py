@@ -51,11 +51,24 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
     gateway = operator.file.plan.gateway
     application = subprocess.Popen(
         [
-            sys.executable, "-m", "examples.shop", "--url", f"redis://{gateway.host}:{gateway.port}", "--keys", "5000", "--writes", "200",
-            "--stop-file", str(tmp_path / "stop"), "--report", str(tmp_path / "app.json"), "--ready-file", str(tmp_path / "ready"),
+            sys.executable,
+            "-m",
+            "examples.shop",
+            "--url",
+            f"redis://{gateway.host}:{gateway.port}",
+            "--keys",
+            "5000",
+            "--writes",
+            "200",
+            "--stop-file",
+            str(tmp_path / "stop"),
+            "--report",
+            str(tmp_path / "app.json"),
+            "--ready-file",
+            str(tmp_path / "ready"),
         ],
         cwd=project_root(),
-    )  # fmt: skip
+    )
     try:
         wait_until(
             (tmp_path / "ready").exists,

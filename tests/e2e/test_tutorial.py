@@ -22,8 +22,19 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROOT = project_root()
 _MINUTES_MAX = 7
 _CHECKOUT = (
-    ".venv", "Makefile", "blocks", "constraints.txt", "examples", "exodus", "flows", "prefect.yaml", "pyproject.toml", "setup.py", "tasks", "tests",
-)  # fmt: skip
+    ".venv",
+    "Makefile",
+    "blocks",
+    "constraints.txt",
+    "examples",
+    "exodus",
+    "flows",
+    "prefect.yaml",
+    "pyproject.toml",
+    "setup.py",
+    "tasks",
+    "tests",
+)
 
 
 def test_the_tutorial_runs_as_it_is_written(make_server, tmp_path: Path) -> None:

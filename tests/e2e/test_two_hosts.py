@@ -87,9 +87,11 @@ class Machines:
         self.home = Home(folder / "prefect")
         self.home.make()
         self.env = {
-            **prefect.environment(self.home, port), "PREFECT_API_URL": f"http://{here}:{port}/api",
-            "PREFECT_SERVER_API_HOST": here, "EXODUS_EVIDENCE_DIR": str(folder / "evidence"),
-        }  # fmt: skip
+            **prefect.environment(self.home, port),
+            "PREFECT_API_URL": f"http://{here}:{port}/api",
+            "PREFECT_SERVER_API_HOST": here,
+            "EXODUS_EVIDENCE_DIR": str(folder / "evidence"),
+        }
         database = Path(self.env["PREFECT_HOME"]) / "prefect.db"
         database.parent.mkdir(parents=True)
         if prefect._template().exists():
@@ -269,7 +271,8 @@ class Machines:
 
     def fork_runs(self) -> None:
         """From now on; the runs before it were started by the pool that `exodus deploy` makes."""
-        command = f"""sh -c 'exec "$FORKS_PYTHON" -I -S "$FORKS_SERVER" run "$FORKS_SOCKET" prefect.engine {prefect._REFRESH}'"""
+        client = '"$FORKS_PYTHON" -I -S "$FORKS_SERVER" run "$FORKS_SOCKET"'
+        command = f"sh -c 'exec {client} prefect.engine {prefect._REFRESH}'"
         template = {
             "job_configuration": {"command": command, "stream_output": True},
             "variables": {"type": "object", "properties": {}, "additionalProperties": False},
@@ -336,7 +339,9 @@ async def _slices(file: MigrationFile) -> list[SliceProgress]:
 
 
 class Killer(threading.Thread):
-    """Ends the Dask worker of one host in the middle of the backfill, once it has copied something."""
+    """Ends the Dask worker of one host in the middle of the backfill, once it has copied
+    something.
+    """
 
     def __init__(self, machines: Machines, name: str) -> None:
         super().__init__(daemon=True)
@@ -453,7 +458,10 @@ def _compare_on_both(machines: Machines, runs: Runs, file: MigrationFile) -> Non
 
 
 def _came_from_the_wheel(package: Path) -> None:
-    code = "import exodus.compiled, flows.migrate, blocks; print(flows.migrate.__file__, exodus.compiled.why_not())"
+    code = (
+        "import exodus.compiled, flows.migrate, blocks; print(flows.migrate.__file__, "
+        "exodus.compiled.why_not())"
+    )
     said = subprocess.run(
         [package / "python", "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/"
     ).stdout

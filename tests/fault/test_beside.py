@@ -100,9 +100,14 @@ def _default_user(source: redis.Redis, target: redis.Redis) -> None:
 
 
 REQUIRED = [
-    (_user, "user shop"), (_user_off, "user shop"), (_user_with_another_password, "user shop"), (_default_user, "user default"),
-    (_events, "notify-keyspace-events"), (_bulk, "proto-max-bulk-len"), (_library, "function library shop"),
-]  # fmt: skip
+    (_user, "user shop"),
+    (_user_off, "user shop"),
+    (_user_with_another_password, "user shop"),
+    (_default_user, "user default"),
+    (_events, "notify-keyspace-events"),
+    (_bulk, "proto-max-bulk-len"),
+    (_library, "function library shop"),
+]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +143,16 @@ async def test_fewer_databases_and_a_used_module_must_be_mended_and_an_unused_on
 
 
 WARNED = [
-    ("timeout", "0", "60"), ("client-query-buffer-limit", "1gb", "1mb"), ("maxclients", "5000", "100"),
+    ("timeout", "0", "60"),
+    ("client-query-buffer-limit", "1gb", "1mb"),
+    ("maxclients", "5000", "100"),
     ("maxmemory-policy", "noeviction", "allkeys-lru"),
-    ("lua-time-limit", "5000", "10"), ("hash-max-listpack-entries", "512", "64"), ("set-max-intset-entries", "512", "8"),
-    ("zset-max-listpack-value", "64", "8"), ("list-max-listpack-size", "-2", "-1"),
-]  # fmt: skip
+    ("lua-time-limit", "5000", "10"),
+    ("hash-max-listpack-entries", "512", "64"),
+    ("set-max-intset-entries", "512", "8"),
+    ("zset-max-listpack-value", "64", "8"),
+    ("list-max-listpack-size", "-2", "-1"),
+]
 
 
 @pytest.mark.parametrize(("name", "ours", "theirs"), WARNED, ids=[each[0] for each in WARNED])

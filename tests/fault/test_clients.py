@@ -28,7 +28,10 @@ pytestmark = pytest.mark.fault
 _CLIENTS = project_root() / "tests" / "support" / "clients"
 _IOREDIS = "ioredis@6.0.0"
 # Without the compiled parser redis-py takes its own, in Python.
-_NO_HIREDIS = "import sys; sys.modules['hiredis'] = None; from tests.support.clients.redis_py import main; main()"
+_NO_HIREDIS = (
+    "import sys; sys.modules['hiredis'] = None; from tests.support.clients.redis_py "
+    "import main; main()"
+)
 
 
 async def _run(command: list[str], *, given: Path | None = None, folder: Path | None = None) -> str:

@@ -102,10 +102,14 @@ async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) ->
             )
             before = _calls(plant)
             for command in (
-                ("DEL", "k"), ("RESTORE", "k", 0, payload, "REPLACE"),
-                ("EVAL_RO", _ENDLESS, 0), ("EVAL", _ENDLESS, 1, "k"), ("LRANGE", "list", 0, -1),
-                ("GET", "k"), ("SET", "k", "theirs"),
-            ):  # fmt: skip
+                ("DEL", "k"),
+                ("RESTORE", "k", 0, payload, "REPLACE"),
+                ("EVAL_RO", _ENDLESS, 0),
+                ("EVAL", _ENDLESS, 1, "k"),
+                ("LRANGE", "list", 0, -1),
+                ("GET", "k"),
+                ("SET", "k", "theirs"),
+            ):
                 with pytest.raises(
                     RedisError, match=r"Authentication required|NOAUTH|unknown command"
                 ):
@@ -153,9 +157,16 @@ async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
     async with _comparing(plant):
         before = _calls(plant)
         for args in (
-            ("FLUSHALL",), ("EVAL", _ENDLESS, 0), ("EVAL_RO", _ENDLESS, 1, "k"), ("ACL", "SETUSER", "default", "on"), ("RENAME", "other", "gone"),
-            ("CONFIG", "SET", "maxmemory", 1), ("MIGRATE", "h", 1, "other", 0, 1), ("COPY", "k", "other", "REPLACE"), ("TOUCH", "k"),
-        ):  # fmt: skip
+            ("FLUSHALL",),
+            ("EVAL", _ENDLESS, 0),
+            ("EVAL_RO", _ENDLESS, 1, "k"),
+            ("ACL", "SETUSER", "default", "on"),
+            ("RENAME", "other", "gone"),
+            ("CONFIG", "SET", "maxmemory", 1),
+            ("MIGRATE", "h", 1, "other", 0, 1),
+            ("COPY", "k", "other", "REPLACE"),
+            ("TOUCH", "k"),
+        ):
             await plant.store.client.xadd(
                 plant.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1}
             )  # type: ignore[dict-item]
@@ -235,7 +246,10 @@ async def test_a_request_that_takes_too_long_is_waited_for_no_more(plant: Plant)
 
 
 _READ = "return redis.call('GET', KEYS[1])"
-_OTHER_HERE = "if redis.call('EXISTS', 'only-here') == 1 then return 'other' end return redis.call('GET', KEYS[1])"
+_OTHER_HERE = (
+    "if redis.call('EXISTS', 'only-here') == 1 then return 'other' end return "
+    "redis.call('GET', KEYS[1])"
+)
 _ENDLESS_HERE = "while redis.call('EXISTS', 'only-here') == 1 do end return 1"
 
 

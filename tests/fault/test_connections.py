@@ -53,7 +53,9 @@ class Watched:
         return sum(sum(worker.cpu_times()[:2]) for worker in self.workers)
 
     def rest(self, port: int) -> tuple[int, int, int]:
-        """Open files, the source's clients and memory after a first connection has come and gone."""
+        """Open files, the source's clients and memory after a first connection has come and
+        gone.
+        """
         clients = self.clients()
         sock = _asked(port)
         assert sock.recv(16) == PONG
@@ -68,8 +70,9 @@ class Watched:
     def wait_as(self, files: int, clients: int) -> None:
         wait_until(
             lambda: self.open_files() <= files and self.clients() <= clients,
-            within_s=30, otherwise=f"more than {files} files or {clients} clients are still there",
-        )  # fmt: skip
+            within_s=30,
+            otherwise=f"more than {files} files or {clients} clients are still there",
+        )
 
 
 def _asked(port: int) -> socket.socket:

@@ -67,9 +67,12 @@ def _endpoint(box: Box) -> RedisEndpoint:
 async def _save(plant: Plant, **options: object) -> None:
     """What flows know of the migration."""
     block = Migration(
-        migration=plant.plan.name, options={"rehearsal_hours_max": None, **options},
-        source=_endpoint(plant.boxes[Side.SOURCE]), target=_endpoint(plant.boxes[Side.TARGET]), control_store=_endpoint(plant.control),
-    )  # fmt: skip
+        migration=plant.plan.name,
+        options={"rehearsal_hours_max": None, **options},
+        source=_endpoint(plant.boxes[Side.SOURCE]),
+        target=_endpoint(plant.boxes[Side.TARGET]),
+        control_store=_endpoint(plant.control),
+    )
     await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
     await plant.store.save_plan(block.plan())
 
@@ -120,9 +123,15 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(
 # Great Expectations, which flows import in processes of their own
 @pytest.mark.filterwarnings("default")
 async def test_migrate_comes_to_its_decision(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch,
-    strategy: CopyStrategy, feed: Feed,
-) -> None:  # fmt: skip
+    redis62: Box,
+    valkey91: Box,
+    control_server: Box,
+    tmp_path: Path,
+    prefect_server: None,
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: CopyStrategy,
+    feed: Feed,
+) -> None:
     """From the start of the flow, under writes through a gateway, to what a person is asked; all
     that person sees is as it has to be.
     """

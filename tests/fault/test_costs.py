@@ -26,13 +26,28 @@ FLOOD = 900_000 if FULL else 150_000
 HALF_A_SET = b"*3\r\n$3\r\nSET\r\n$4\r\nhalf\r\n$1000000\r\n" + b"x" * 200_000
 # What nobody may do without a login; each once opened a gap, or raised.
 STRANGE = [
-    b"SET a b\0\r\n", b"*2\r\n$4\r\nINCR\0\0", b'ECHO "a"b\r\n', b"*1\r\n$5\r\nRESETxx", b"*1\r\n$4\r\nQUITxx",
+    b"SET a b\0\r\n",
+    b"*2\r\n$4\r\nINCR\0\0",
+    b'ECHO "a"b\r\n',
+    b"*1\r\n$5\r\nRESETxx",
+    b"*1\r\n$4\r\nQUITxx",
     b"POST / HTTP/1.1\r\nx: y\r\nSET a b\r\n",
-    encode("SELECT", "9" * 5_000), encode("SELECT", 2**63), encode("MOVE", "k", "9" * 5_000), encode("SWAPDB", "9" * 5_000, 1),
-    encode("EVAL", "return 1", "9" * 5_000, "k"), encode("LMPOP", "9" * 5_000, "k", "LEFT"), encode("BLPOP", "k", "9" * 5_000),
-    encode("SET", b"k" * 70_000, "v"), encode("NOSUCH", "k"), encode("FLUSHALL"), encode_many([("MULTI",), ("SELECT", 70_000), ("EXEC",)]),
-    encode_many([("CLIENT", "REPLY", "OFF"), ("SET", "k", "v")]), encode("SUBSCRIBE", "a"), encode("AUTH", "nobody", "x"), encode("DEBUG", "RELOAD"),
-]  # fmt: skip
+    encode("SELECT", "9" * 5_000),
+    encode("SELECT", 2**63),
+    encode("MOVE", "k", "9" * 5_000),
+    encode("SWAPDB", "9" * 5_000, 1),
+    encode("EVAL", "return 1", "9" * 5_000, "k"),
+    encode("LMPOP", "9" * 5_000, "k", "LEFT"),
+    encode("BLPOP", "k", "9" * 5_000),
+    encode("SET", b"k" * 70_000, "v"),
+    encode("NOSUCH", "k"),
+    encode("FLUSHALL"),
+    encode_many([("MULTI",), ("SELECT", 70_000), ("EXEC",)]),
+    encode_many([("CLIENT", "REPLY", "OFF"), ("SET", "k", "v")]),
+    encode("SUBSCRIBE", "a"),
+    encode("AUTH", "nobody", "x"),
+    encode("DEBUG", "RELOAD"),
+]
 
 
 async def _send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -90,7 +105,9 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> 
 
 
 async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plant: Plant) -> None:
-    """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control store."""
+    """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control
+    store.
+    """
     gateway = await plant.gateway()
     await plant.change(journal="all")
     before = await journal.ends(plant.store, plant.plan.partitions)

@@ -92,7 +92,9 @@ class Contract:
         assert not changes.gap
 
     async def test_drained_means_equal(self, modern: Plant) -> None:
-        """Every kind of write that both feeds have to see, another database and a flush among them."""
+        """Every kind of write that both feeds have to see, another database and a flush among
+        them.
+        """
         await self.begin(modern)
         app, other = modern.app(), modern.app(db=3)
         for number in range(50):
@@ -165,7 +167,8 @@ class _OfTheAuthority(Contract):
         source.set("bypass", 1)
         source.set("short", 1, px=200)
         source.eval(
-            "redis.call('SET', 'undeclared', 'u') redis.call('SELECT', 2) redis.call('SET', 'in two', 2)",
+            "redis.call('SET', 'undeclared', 'u') redis.call('SELECT', 2) redis.call('SET', 'in "
+            "two', 2)",
             0,
         )
 

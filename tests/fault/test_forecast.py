@@ -1,4 +1,6 @@
-"""The dry run foresees what the backfill then does, key for key, and leaves the target as it was."""
+"""The dry run foresees what the backfill then does, key for key, and leaves the target as it
+was.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ from tests.support.servers import Box
 
 pytestmark = pytest.mark.fault
 
-_CODE = "#!lua name=shop\nredis.register_function('price', function(keys, args) return redis.call('INCRBY', keys[1], args[1]) end)"
+_CODE = (
+    "#!lua name=shop\nredis.register_function('price', function(keys, args) return "
+    "redis.call('INCRBY', keys[1], args[1]) end)"
+)
 _OTHER = _CODE.replace("INCRBY", "DECRBY")
 
 

@@ -90,7 +90,8 @@ async def test_no_command_is_about_a_whole_huge_key(
     after = {side: calls(box) for side, box in boxes.items()}
     for side, found in waits.items():
         print(
-            f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 {found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms"
+            f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 "
+            f"{found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms"
         )
     print(f"{len(wanted)} keys of {ELEMENTS} elements and {STRING_BYTES} bytes in {seconds:.1f} s")
     (progress,) = (await load_progress(plant.store, "run")).values()

@@ -84,7 +84,8 @@ async def test_each_change_is_logged_once_with_its_reason(mortal: tuple[Plant, B
         for kind in KINDS:
             processes.wait(
                 kind,
-                r"route: epoch 1, the source is the authority, journal all, live sync by gateway \(test\)",
+                r"route: epoch 1, the source is the authority, journal all, live sync by gateway "
+                r"\(test\)",
             )
         await plant.change(shadow_rate=0.5, shadow_salt=1)
         processes.wait("comparer", "50% shadowed")

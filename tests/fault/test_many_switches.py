@@ -52,7 +52,9 @@ async def fleet(
 
 
 class OwnProcess:
-    """The shop as a process of its own, in database 1, through one gateway; its model is its own."""
+    """The shop as a process of its own, in database 1, through one gateway; its model is its
+    own.
+    """
 
     def __init__(self, port: int, folder: Path, writes_per_s: int) -> None:
         self._folder = folder
@@ -216,5 +218,6 @@ async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProc
     await _one_with_a_gateway_that_sleeps_through_it(fleet, application)
     await application.end()
     print(
-        f"{SWITCHES} switches in {seconds:.0f} s under {per_s:,.0f} writes/s, and {checked} operations on shared keys; holds in ms: {sorted(holds)}"
+        f"{SWITCHES} switches in {seconds:.0f} s under {per_s:,.0f} writes/s, and {checked} "
+        f"operations on shared keys; holds in ms: {sorted(holds)}"
     )

@@ -1,4 +1,6 @@
-"""The MIGRATE lane: the source sends keys itself, and nothing that it sends late is ever executed."""
+"""The MIGRATE lane: the source sends keys itself, and nothing that it sends late is ever
+executed.
+"""
 
 from __future__ import annotations
 

@@ -305,7 +305,8 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
     report = await older.verify()
     assert [(found.key, found.kind) for found in report.divergences] == [(b"late", "expiry")]
     read = source.register_script(
-        "local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + redis.call('PTTL', KEYS[1])}"
+        "local t = redis.call('TIME') return {t[1] * 1000 + math.floor(t[2] / 1000) + "
+        "redis.call('PTTL', KEYS[1])}"
     )
     (at_ms,) = read(["late"])
     engine = await older.engine()

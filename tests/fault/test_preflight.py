@@ -115,7 +115,8 @@ async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> 
             ["name", "A b"],
         ),
         (
-            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nslices: 6\n",
+            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: "
+            "redis://h:3\nslices: 6\n",
             ["slices", "6", "power of two"],
         ),
         (
@@ -127,7 +128,8 @@ async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> 
             ["logins", "shop", "nobody else"],
         ),
         (
-            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\nspeed: 9\n",
+            "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: "
+            "redis://h:3\nspeed: 9\n",
             ["speed"],
         ),
         ("- a\n", ["mapping"]),

@@ -233,7 +233,9 @@ async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
 
 
 async def test_a_trimmed_journal_counts_as_a_gap(plant: Plant) -> None:
-    """A chunk that looks back further than the journal reaches must take all its keys for changed."""
+    """A chunk that looks back further than the journal reaches must take all its keys for
+    changed.
+    """
     await journal.append(plant.store, [(0, b"a")], plant.plan.partitions)
     before = dict.fromkeys(range(plant.plan.partitions), b"1-0")
     assert not (await journal.since(plant.store, before)).gap

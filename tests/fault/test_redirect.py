@@ -87,7 +87,9 @@ class Worker(threading.Thread):
 
 
 async def _finalised(plant: Plant) -> list[int]:
-    """Two gateways in front of the target, which is all that is left of the migration; their ports."""
+    """Two gateways in front of the target, which is all that is left of the migration; their
+    ports.
+    """
     other = free_port()
     # At once: a free port may be an outgoing connection's a moment later
     await plant.gateway("gw-2", port=other)

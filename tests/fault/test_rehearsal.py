@@ -92,7 +92,7 @@ async def test_an_application_that_calls_itself_a_rehearsal_is_none(plant: Plant
     assert int(await named.get("k")) == int(plant.boxes[Side.SOURCE].client().get("k") or 0) > 0
 
 
-async def test_a_cutover_asks_for_a_rehearsal_that_went_well_and_is_not_old_and_the_way_back_does_not(
+async def test_a_cutover_asks_for_a_good_recent_rehearsal_and_a_rollback_does_not(
     plant: Plant,
 ) -> None:
     plant.plan = plant.plan.model_copy(update={"rehearsal_hours_max": 1.0})

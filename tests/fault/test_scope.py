@@ -33,9 +33,13 @@ pytestmark = pytest.mark.fault
 FILTERS = {
     "include": [{"databases": [0, 4]}],
     "exclude": [
-        {"pattern": "cache:*"}, {"types": ["stream"]}, {"elements_over": 1_000}, {"string_bytes_over": 50_000}, {"expiry": "some", "pattern": "z*"},
+        {"pattern": "cache:*"},
+        {"types": ["stream"]},
+        {"elements_over": 1_000},
+        {"string_bytes_over": 50_000},
+        {"expiry": "some", "pattern": "z*"},
     ],
-}  # fmt: skip
+}
 
 
 @pytest_asyncio.fixture
@@ -102,9 +106,13 @@ async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(
     found = await filtered.verify()
     assert found.divergences == []
     assert found.excluded == {
-        "excluded: pattern 'cache:*'": 2, "excluded: types stream": 2, "excluded: elements_over 1000": 1, "excluded: string_bytes_over 50000": 1,
-        "excluded: pattern 'z*', expiry 'some'": 1, "no include rule meets it": 1,
-    }  # fmt: skip
+        "excluded: pattern 'cache:*'": 2,
+        "excluded: types stream": 2,
+        "excluded: elements_over 1000": 1,
+        "excluded: string_bytes_over 50000": 1,
+        "excluded: pattern 'z*', expiry 'some'": 1,
+        "no include rule meets it": 1,
+    }
     assert found.keys_verified == found.keys_authority == len(names(source) - left) + 1
 
 

@@ -156,7 +156,7 @@ async def test_writes_with_replies_off_are_neither_lost_nor_done_twice(carrying:
     await raw.close()
 
 
-async def test_a_transaction_with_a_watch_fails_as_if_the_key_had_changed_and_one_without_goes_through(
+async def test_a_transaction_with_a_watch_fails_and_one_without_goes_through(
     carrying: Plant,
 ) -> None:
     watching, plain, other = (

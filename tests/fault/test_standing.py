@@ -22,7 +22,10 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
-_CODE = "#!lua name=shop\nredis.register_function('price', function(keys, args) return redis.call('INCRBY', keys[1], args[1]) end)"
+_CODE = (
+    "#!lua name=shop\nredis.register_function('price', function(keys, args) return "
+    "redis.call('INCRBY', keys[1], args[1]) end)"
+)
 _NEWER = _CODE.replace("INCRBY", "DECRBY")
 
 

@@ -38,7 +38,8 @@ pytestmark = [
     # What coredis leaves of a connection that was lost, in the long form.
     pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning"),
     pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
+        "ignore:Exception ignored in. <function "
+        "MemoryObject:pytest.PytestUnraisableExceptionWarning"
     ),
 ]
 
@@ -163,7 +164,10 @@ async def _one(fleet: Fleet, application: Application, seed: int) -> str:
     told = await switcher.ended()
     await fleet.settled()
     authority = (await read_route(fleet.store)).authority
-    said = f"seed {seed}: {fault} at '{step}' of the switch to the {to}: {told['outcome']}, authority {authority}"
+    said = (
+        f"seed {seed}: {fault} at '{step}' of the switch to the {to}: {told['outcome']}, "
+        f"authority {authority}"
+    )
     print(said, told.get("what", ""), told.get("why", ""), flush=True)
     if told["outcome"] == "switched":
         assert authority is to, said

@@ -54,9 +54,16 @@ class Authority:
         )
         if authority:
             usage = x509.KeyUsage(
-                digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-                key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
-            )  # fmt: skip
+                digital_signature=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
+            )
             builder = builder.add_extension(usage, critical=True)
         else:
             host = subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
@@ -74,8 +81,12 @@ class Authority:
         files = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         files[1].write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )  # fmt: skip
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
         return files
 
 

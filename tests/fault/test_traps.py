@@ -205,12 +205,32 @@ async def test_09_inline_requests(plant: Plant) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"*1\r\n$4\r\nPING\r\n*1\r\n+x\r\n*1\r\n$4\r\nPING\r\n", b"*a\r\n", b"*1\r\n$-5\r\n", b"*2147483648\r\nPING\r\n", b'SET "a\r\nPING\r\n',
-        b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: scanner\r\n\r\n", b"POST / HTTP/1.1\r\n\r\n", lines("PING", "QUIT", "PING"),
-        bytes.fromhex("160301020001000001fc0303") + bytes(range(256)) + b"\r\n", b"\x00\xff\xfe\r\n", b"\x80" * 40 + b"\n",
+        b"*1\r\n$4\r\nPING\r\n*1\r\n+x\r\n*1\r\n$4\r\nPING\r\n",
+        b"*a\r\n",
+        b"*1\r\n$-5\r\n",
+        b"*2147483648\r\nPING\r\n",
+        b'SET "a\r\nPING\r\n',
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: scanner\r\n\r\n",
+        b"POST / HTTP/1.1\r\n\r\n",
+        lines("PING", "QUIT", "PING"),
+        bytes.fromhex("160301020001000001fc0303") + bytes(range(256)) + b"\r\n",
+        b"\x00\xff\xfe\r\n",
+        b"\x80" * 40 + b"\n",
     ],
-    ids=["type", "count", "length", "count too large", "quotes", "http", "post", "quit", "tls", "binary", "high"],
-)  # fmt: skip
+    ids=[
+        "type",
+        "count",
+        "length",
+        "count too large",
+        "quotes",
+        "http",
+        "post",
+        "quit",
+        "tls",
+        "binary",
+        "high",
+    ],
+)
 async def test_10_what_no_server_accepts_ends_as_it_would_directly(
     plant: Plant, data: bytes
 ) -> None:
@@ -248,7 +268,9 @@ async def test_13_nothing_is_answered_by_the_gateway_itself(plant: Plant) -> Non
 
 
 async def test_14_a_large_reply_streams_in_bounded_memory(plant: Plant) -> None:
-    """To a client that reads slowly, so that a gateway without back pressure would hold all of it."""
+    """To a client that reads slowly, so that a gateway without back pressure would hold all of
+    it.
+    """
     size = (512 if FULL else 96) * 1024 * 1024
     source = plant.boxes[Side.SOURCE].client()
     source.setrange("big", size - 1, "x")

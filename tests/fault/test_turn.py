@@ -146,9 +146,12 @@ async def _save(plant: Plant, *, target: Side = Side.TARGET, **options: object) 
         return RedisEndpoint(url=address.url, password_file=str(address.password_file))
 
     block = Migration(
-        migration=plant.plan.name, options={"gateway": {"port": plant.port}, **options}, source=server(plant.boxes[Side.SOURCE]),
-        target=server(plant.boxes[target]), control_store=server(plant.control),
-    )  # fmt: skip
+        migration=plant.plan.name,
+        options={"gateway": {"port": plant.port}, **options},
+        source=server(plant.boxes[Side.SOURCE]),
+        target=server(plant.boxes[target]),
+        control_store=server(plant.control),
+    )
     await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
     return block
 
@@ -239,10 +242,14 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
         home = tmp_path / name
         home.mkdir()
         env = {
-            **os.environ, "PREFECT_API_URL": url, "PREFECT_HOME": str(home), "WORKER": name,
-            "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"), "PREFECT__FLOW_RUN_ID": str(made.id),
+            **os.environ,
+            "PREFECT_API_URL": url,
+            "PREFECT_HOME": str(home),
+            "WORKER": name,
+            "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+            "PREFECT__FLOW_RUN_ID": str(made.id),
             "PYTHONPATH": f"{project_root()}:{tmp_path}",
-        }  # fmt: skip
+        }
         command = [sys.executable, "-m", "prefect.engine"]
         done = subprocess.run(
             command, env=env, cwd=home, capture_output=True, text=True, timeout=120, check=False

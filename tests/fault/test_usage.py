@@ -1,4 +1,6 @@
-"""Where it is asked for, the target knows of a key how long it was not used, or how often it was."""
+"""Where it is asked for, the target knows of a key how long it was not used, or how often it
+was.
+"""
 
 from __future__ import annotations
 

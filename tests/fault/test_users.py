@@ -184,7 +184,9 @@ async def test_without_an_administrators_right_another_fence_holds(
 async def test_a_fence_leaves_exodus_own_users_alone(
     make_server, control_server: Box, tmp_path: Path
 ) -> None:
-    """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who is."""
+    """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who
+    is.
+    """
     plant = await _plant(
         make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91)
     )

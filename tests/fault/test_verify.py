@@ -130,16 +130,24 @@ async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
     target.persist("zset")
     found = await plant.verify()
     assert {(row.key, row.kind) for row in found.divergences} == {
-        (b"string", "value"), (b"set", "missing"), (b"stranger", "extra"), (b"timed", "expiry"), (b"list", "value"), (b"stream", "group"),
-        (b"zset", "expiry"), (b"int", "type"),
-    }  # fmt: skip
+        (b"string", "value"),
+        (b"set", "missing"),
+        (b"stranger", "extra"),
+        (b"timed", "expiry"),
+        (b"list", "value"),
+        (b"stream", "group"),
+        (b"zset", "expiry"),
+        (b"int", "type"),
+    }
     assert next(row for row in found.divergences if row.key == b"timed").detail == "+1000 ms"
     assert b"bin" not in repr(found.as_json()).encode()
 
 
 @pytest.mark.parametrize("lacking", [(), ("scripts",)])
 async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -> None:
-    """At names, at outlines, at a sample of keys; only one that looked at all of everything counts."""
+    """At names, at outlines, at a sample of keys; only one that looked at all of everything
+    counts.
+    """
     source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
     fill(source)
     source.mset({f"k{number}": number for number in range(4_000)})

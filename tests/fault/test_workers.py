@@ -62,9 +62,14 @@ async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents
     sock.sendall(encode("SET", "left", "behind"))
     logged = [plant.folder / "state" / f"gw-{number}" for number in range(2)]
     wait_until(
-        lambda: any(b"left" in path.read_bytes() for folder in logged for path in folder.glob("intent-*.log")),
-        within_s=10, otherwise="the intent was not logged",
-    )  # fmt: skip
+        lambda: any(
+            b"left" in path.read_bytes()
+            for folder in logged
+            for path in folder.glob("intent-*.log")
+        ),
+        within_s=10,
+        otherwise="the intent was not logged",
+    )
     workers = psutil.Process(gateway.started.process.pid).children()
     for worker in workers:
         worker.send_signal(signal.SIGKILL)

@@ -39,12 +39,28 @@ _HOSTILE = st.one_of(
     st.text(min_size=1, max_size=40),
     st.sampled_from(
         [
-            "[/red]", "[bold red]x", "[link=http://x]y[/link]", "\x1b[2J\x1b]0;title\x07", "\x9b31m", "a\nerror: forged", "\u202etxt.exe", "a\rb",
-            "<script>alert(1)</script>", "[click](javascript:alert(1))", "![x](http://x/y.png)", "|a|b|", "`code`", "**b**", "# head", "&lt;b&gt;",
-            "http://evil.invalid", "\ud800", "\x00",
+            "[/red]",
+            "[bold red]x",
+            "[link=http://x]y[/link]",
+            "\x1b[2J\x1b]0;title\x07",
+            "\x9b31m",
+            "a\nerror: forged",
+            "\u202etxt.exe",
+            "a\rb",
+            "<script>alert(1)</script>",
+            "[click](javascript:alert(1))",
+            "![x](http://x/y.png)",
+            "|a|b|",
+            "`code`",
+            "**b**",
+            "# head",
+            "&lt;b&gt;",
+            "http://evil.invalid",
+            "\ud800",
+            "\x00",
         ]
     ),
-)  # fmt: skip
+)
 
 
 def _words(secret: str) -> list[str]:
@@ -57,10 +73,18 @@ def _leaks(secret: str, text: str) -> list[str]:
 
 _SHAPES = st.sampled_from(
     [
-        "redis://u:{}@h:6379", "redis://:{}@h", "rediss://u:{}@h:6379/0", "redis://{}@h:1x", "redis://u:{}@", "{}", "redis:{}@h",
-        "http://u:{}@h", "redis://u:x@h/{}", "redis://[{}]@h",
+        "redis://u:{}@h:6379",
+        "redis://:{}@h",
+        "rediss://u:{}@h:6379/0",
+        "redis://{}@h:1x",
+        "redis://u:{}@",
+        "{}",
+        "redis:{}@h",
+        "http://u:{}@h",
+        "redis://u:x@h/{}",
+        "redis://[{}]@h",
     ]
-)  # fmt: skip
+)
 
 
 @given(SECRETS, _SHAPES)

@@ -114,9 +114,17 @@ class World:
     async def write(self) -> None:
         key = self.key()
         commands = [
-            ("SET", key, secrets.token_hex(4)), ("DEL", key), ("SET", key, "timed", "PX", 3_600_000), ("PERSIST", key), ("APPEND", key, "x"),
-            ("DEL", key), ("INCR", key), ("RPUSH", key, "a"), ("HSET", key, "f", secrets.token_hex(2)), ("SADD", key, secrets.token_hex(2)),
-        ]  # fmt: skip
+            ("SET", key, secrets.token_hex(4)),
+            ("DEL", key),
+            ("SET", key, "timed", "PX", 3_600_000),
+            ("PERSIST", key),
+            ("APPEND", key, "x"),
+            ("DEL", key),
+            ("INCR", key),
+            ("RPUSH", key, "a"),
+            ("HSET", key, "f", secrets.token_hex(2)),
+            ("SADD", key, secrets.token_hex(2)),
+        ]
         await self.source.pipeline([self.draw.choice(commands)])
         self.unjournalled.append(([(0, key)], None))
 
@@ -208,10 +216,17 @@ async def _play(
         world = World(store, plan, random.Random(seed), without)
         await world.open()
         acts = {
-            "write": world.write, "journal": world.journal, "lane": world.step_lane, "read chunk": world.read_chunk, "write chunk": world.write_chunk,
-            "expire": world.expire, "rename": world.rename, "flush": world.flush, "epoch": world.epoch,
+            "write": world.write,
+            "journal": world.journal,
+            "lane": world.step_lane,
+            "read chunk": world.read_chunk,
+            "write chunk": world.write_chunk,
+            "expire": world.expire,
+            "rename": world.rename,
+            "flush": world.flush,
+            "epoch": world.epoch,
             "kill": world.kill,
-        }  # fmt: skip
+        }
         try:
             for step in steps:
                 await acts[step]()

@@ -60,7 +60,10 @@ _WRITES = {
     b"MOVE": (1, 1),
     b"EVAL": (0, 0),
 }
-_READS = b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR SCAN XREAD RESET QUIT".split()
+_READS = (
+    b"GET PING MULTI EXEC DISCARD WATCH SELECT AUTH HELLO CLIENT SUBSCRIBE UNSUBSCRIBE MONITOR "
+    b"SCAN XREAD RESET QUIT"
+).split()
 
 
 def _session(
@@ -113,14 +116,28 @@ _client = st.one_of(
 _replies = st.one_of(
     st.sampled_from(
         [
-            b"+OK\r\n", b"+QUEUED\r\n", b"-ERR no\r\n", b"$-1\r\n", b"*-1\r\n", b"_\r\n", b":1\r\n", b"*2\r\n$1\r\na\r\n:2\r\n", b"$3\r\nabc\r\n",
-            b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n", b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n",
+            b"+OK\r\n",
+            b"+QUEUED\r\n",
+            b"-ERR no\r\n",
+            b"$-1\r\n",
+            b"*-1\r\n",
+            b"_\r\n",
+            b":1\r\n",
+            b"*2\r\n$1\r\na\r\n:2\r\n",
+            b"$3\r\nabc\r\n",
+            b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n",
+            b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n",
             b">2\r\n+invalidate\r\n*1\r\n$1\r\nk\r\n",
-            b"%1\r\n+k\r\n#t\r\n", b"|1\r\n+a\r\n:1\r\n+OK\r\n", b"!3\r\nERR\r\n", b"-" + b"e" * 60 + b"\r\n", b"*0\r\n", b"~1\r\n,1.5\r\n",
+            b"%1\r\n+k\r\n#t\r\n",
+            b"|1\r\n+a\r\n:1\r\n+OK\r\n",
+            b"!3\r\nERR\r\n",
+            b"-" + b"e" * 60 + b"\r\n",
+            b"*0\r\n",
+            b"~1\r\n,1.5\r\n",
         ]
     ),
     st.binary(max_size=8),
-)  # fmt: skip
+)
 _steps = st.lists(
     st.one_of(
         st.tuples(st.just("from_client"), st.lists(_client, min_size=1, max_size=4).map(b"".join)),
@@ -134,9 +151,12 @@ _steps = st.lists(
 
 @settings(deadline=None, max_examples=EXAMPLES)
 @given(
-    _steps, st.sampled_from(list(JournalMode)), st.sampled_from([0, 2**31, 2**32]), st.sampled_from([0, 0, 2**32]),
+    _steps,
+    st.sampled_from(list(JournalMode)),
+    st.sampled_from([0, 2**31, 2**32]),
+    st.sampled_from([0, 0, 2**32]),
     st.lists(st.integers(0, 200), max_size=8),
-)  # fmt: skip
+)
 def test_both_forms_say_the_same(
     steps: list[tuple[str, bytes]], journal: JournalMode, shadow: int, canary: int, cuts: list[int]
 ) -> None:
@@ -163,10 +183,21 @@ def test_both_forms_say_the_same(
         state = session.state
         told.append(
             (
-                repr(out.calls), state.db, state.protocol, state.name, session.opaque, state.replay, sorted(state.channels), session.idle,
-                session.writes_in_flight, len(session.pending), session.cannot_switch, telemetry.snapshot(), telemetry.prefixes_snapshot(),
+                repr(out.calls),
+                state.db,
+                state.protocol,
+                state.name,
+                session.opaque,
+                state.replay,
+                sorted(state.channels),
+                session.idle,
+                session.writes_in_flight,
+                len(session.pending),
+                session.cannot_switch,
+                telemetry.snapshot(),
+                telemetry.prefixes_snapshot(),
             )
-        )  # fmt: skip
+        )
     assert told[0] == told[1]
 
 

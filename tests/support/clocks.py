@@ -1,4 +1,6 @@
-"""The wall clocks of a test's processes, each of which can be stepped (`clock/sitecustomize.py`)."""
+"""The wall clocks of a test's processes, each of which can be stepped
+(`clock/sitecustomize.py`).
+"""
 
 from __future__ import annotations
 

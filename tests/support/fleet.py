@@ -60,9 +60,14 @@ class Member:
     def start(self) -> None:
         with self._log.open("ab") as output:
             self.process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self.clock.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                self._command,
+                cwd=ROOT,
+                env=self.clock.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def signal(self, number: int) -> None:
         if self.process.poll() is None:
@@ -352,7 +357,8 @@ class Fleet:
             await until(right, within_s=within_s, otherwise="-")
         except AssertionError:
             raise AssertionError(
-                f"the fleet is not settled within {within_s} s: {state}; {await read_route(self.store)}"
+                f"the fleet is not settled within {within_s} s: {state}; "
+                f"{await read_route(self.store)}"
             ) from None
 
     async def _what_is_not_right(self) -> str:
@@ -386,7 +392,10 @@ class Fleet:
                 return f"the {side} is {'not ' if fenced else ''}fenced: {rules}, recorded: {up}"
         right = self.boxes[route.follower].client().get(guard_key(self.plan.name))
         if right != b"%d" % route.writer_epoch:
-            return f"the writers' right on the {route.follower} is {right!r}, the route's {route.writer_epoch}"
+            return (
+                f"the writers' right on the {route.follower} is {right!r}, the route's "
+                f"{route.writer_epoch}"
+            )
         return ""
 
     async def agrees(self, application: Application) -> None:
@@ -472,9 +481,18 @@ class Switcher:
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.support.switcher", str(self._file), str(self.to), "--stop-before", self._stop_before,
-            cwd=ROOT, env=self.clock.environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "tests.support.switcher",
+            str(self._file),
+            str(self.to),
+            "--stop-before",
+            self._stop_before,
+            cwd=ROOT,
+            env=self.clock.environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
 
     async def _line(self) -> str:
         assert self.process.stdout is not None

@@ -76,7 +76,9 @@ class Historian:
         await client.aclose()
 
     async def end(self) -> None:
-        """Stop, and remove the keys through a gateway: other applications' models do not know them."""
+        """Stop, and remove the keys through a gateway: other applications' models do not know
+        them.
+        """
         self._stop.set()
         await asyncio.gather(*self._tasks)
         client = connect(f"redis://127.0.0.1:{self._ports[0]}")

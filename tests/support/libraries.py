@@ -6,7 +6,8 @@ and parsing, how many callers share a connection, and what it does when one ends
 
     redis-py   one connection a writer, RESP2, parsed by hiredis in C
     coredis    asyncio with a compiled parser, RESP3; a pool of its own for each writer
-    glide      Valkey's own client, in Rust with a runtime of its own, RESP3; all writers of one gateway share a single connection
+    glide      Valkey's own client, in Rust with a runtime of its own, RESP3; all writers of one
+               gateway share a single connection
 
 None of them repeats a write by itself, since the model would not know of it: coredis is told so,
 glide does not for what was sent.
@@ -221,7 +222,9 @@ def _read(callbacks: Any, name: str, reply: Any, options: dict[str, Any]) -> Any
 
 
 class Borrowed(redis.Redis):
-    """redis-py's commands and readers over another library's connections; its own are never opened."""
+    """redis-py's commands and readers over another library's connections; its own are never
+    opened.
+    """
 
     def __init__(self, library: Library) -> None:
         super().__init__(protocol=3)

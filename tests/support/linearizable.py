@@ -73,7 +73,9 @@ def _with_moment(
 
 
 def first_violation(history: Iterable[Operation], initial: State = None) -> Operation | None:
-    """The first answered operation that no order explains; None where the history is linearizable."""
+    """The first answered operation that no order explains; None where the history is
+    linearizable.
+    """
     operations = [
         operation
         for operation in history

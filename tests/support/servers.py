@@ -27,9 +27,15 @@ class Box:
         home = Home(folder)
         home.make()
         self._arguments = {
-            "kind": kind, "name": str(kind), "port": free_port(), "folder": home.data, "log": home.log("server"),
-            "password_file": home.secret("exodus"), "private": private, **config,
-        }  # fmt: skip
+            "kind": kind,
+            "name": str(kind),
+            "port": free_port(),
+            "folder": home.data,
+            "log": home.log("server"),
+            "password_file": home.secret("exodus"),
+            "private": private,
+            **config,
+        }
         self.server: Server
         self.start()
         with self.client(decode_responses=True) as client:

@@ -116,9 +116,15 @@ async def long_numbers(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, draw: random.Random
 ) -> None:
     requests = (
-        encode("SELECT", _DIGITS), encode("SELECT", 2**63), encode("EVAL", "return 1", _DIGITS, "k"), encode("MOVE", "k", _DIGITS),
-        encode("SWAPDB", 0, _DIGITS), encode("LMPOP", _DIGITS, "k", "LEFT"), b"*" + _DIGITS + b"\r\n", b"*1\r\n$" + _DIGITS + b"\r\n",
-    )  # fmt: skip
+        encode("SELECT", _DIGITS),
+        encode("SELECT", 2**63),
+        encode("EVAL", "return 1", _DIGITS, "k"),
+        encode("MOVE", "k", _DIGITS),
+        encode("SWAPDB", 0, _DIGITS),
+        encode("LMPOP", _DIGITS, "k", "LEFT"),
+        b"*" + _DIGITS + b"\r\n",
+        b"*1\r\n$" + _DIGITS + b"\r\n",
+    )
     _send(writer, draw.choice(requests))
     await _read_some(reader)
 

@@ -52,7 +52,8 @@ class Jobs:
         await until(
             reached,
             within_s=60,
-            otherwise=f"{count} jobs more were never done: {(self.folder / 'log').read_text()[-1_000:]}",
+            otherwise=f"{count} jobs more were never done: "
+            f"{(self.folder / 'log').read_text()[-1_000:]}",
         )
 
     async def stop(self) -> None:

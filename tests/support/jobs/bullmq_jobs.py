@@ -1,4 +1,6 @@
-"""BullMQ: everything it does is a script, and the scripts compute most of the keys that they write."""
+"""BullMQ: everything it does is a script, and the scripts compute most of the keys that they
+write.
+"""
 
 from __future__ import annotations
 

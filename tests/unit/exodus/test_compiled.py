@@ -97,7 +97,10 @@ def test_a_field_that_is_missing_or_extra_is_found() -> None:
 cdef int OTHER
 """
     assert fields_of_types(types) == {"A": {"one", "two", "_three", "four", "five"}}
-    source = "class A:\n    __slots__ = ('one',)\n    def read(self, at):\n        self.one, self.two = 1, 2\n        self.two.other = self.three\n"
+    source = (
+        "class A:\n    __slots__ = ('one',)\n    def read(self, at):\n        self.one, "
+        "self.two = 1, 2\n        self.two.other = self.three\n"
+    )
     assert fields_of_source(source) == {"A": {"one", "two"}}
     assert slots_of_source(source) == {"A": {"one"}}
 

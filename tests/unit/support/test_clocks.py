@@ -9,7 +9,10 @@ from pathlib import Path
 
 from tests.support.clocks import WallClock
 
-_SAY = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.time_ns(), time.monotonic(), flush=True)"
+_SAY = (
+    "import sys, time\nfor _ in sys.stdin: print(time.time(), time.time_ns(), "
+    "time.monotonic(), flush=True)"
+)
 
 
 def test_a_process_sees_its_clock_stepped_while_it_runs(tmp_path: Path) -> None:

@@ -17,9 +17,7 @@ _DIED = _run("r1", "FAILED", "2026-01-01T00:00:10Z", "the control store does not
 _SUSPENDED = {"empirical_policy": {"pause_keys": ["cutover-1", "finalise-1"]}}
 
 
-def test_a_rollback_that_died_while_it_opened_is_shown_beside_the_decision_that_would_close_the_way_back() -> (
-    None
-):
+def test_a_rollback_that_died_is_shown_beside_the_open_decision() -> None:
     paused = _run("c1", "PAUSED", **_SUSPENDED)
     found = overlaid(
         {"commit": _COMMIT_ASKS}, {"commit": paused, "rollback": _DIED}, {"commit": paused}

@@ -19,10 +19,20 @@ from exodus.control.ledger import FIRST, digest
 from exodus.errors import OperatorError
 
 DECISION = {
-    "at_ms": 1_795_000_000_000, "phase": "commit", "event": "decided", "gate": "cutover", "verdict": "approve", "decided_by": "<b>Ada</b>",
-    "why": "numbers look right", "evidence": "evidence.migrate", "evidence_digest": "ab" * 32, "flow_run_id": "x", "facts": {},
-    "known_by": "typed", "before": FIRST,
-}  # fmt: skip
+    "at_ms": 1_795_000_000_000,
+    "phase": "commit",
+    "event": "decided",
+    "gate": "cutover",
+    "verdict": "approve",
+    "decided_by": "<b>Ada</b>",
+    "why": "numbers look right",
+    "evidence": "evidence.migrate",
+    "evidence_digest": "ab" * 32,
+    "flow_run_id": "x",
+    "facts": {},
+    "known_by": "typed",
+    "before": FIRST,
+}
 DOCUMENTS: dict[str, object] = {
     "plan": {"name": "orders", "partitions": 8},
     "ledger": {"entries": [DECISION]},

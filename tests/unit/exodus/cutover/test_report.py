@@ -8,9 +8,15 @@ from exodus.closing.report import render
 
 _AT_MS = 1_795_853_083_670
 _ENTRY = {
-    "at_ms": _AT_MS, "phase": "commit", "gate": "cutover", "verdict": "approve", "decided_by": "ada", "why": "it is time",
-    "evidence": "shown.commit.cutover", "evidence_digest": "0" * 64,
-}  # fmt: skip
+    "at_ms": _AT_MS,
+    "phase": "commit",
+    "gate": "cutover",
+    "verdict": "approve",
+    "decided_by": "ada",
+    "why": "it is time",
+    "evidence": "shown.commit.cutover",
+    "evidence_digest": "0" * 64,
+}
 _DOCUMENTS = {
     "plan": {
         "name": "orders",

@@ -55,14 +55,20 @@ def test_an_iteration_begins_anew_on_the_new_server() -> None:
     third = encode("SCAN", _tagged(1, 5), "COUNT", 10)
     (
         Script(make())
-        >> ("from_client", first) << ("to_server", first)
-        >> ("from_server", page(b"17", b"a")) << ("to_client", page(b"17", b"a"))
+        >> ("from_client", first)
+        << ("to_server", first)
+        >> ("from_server", page(b"17", b"a"))
+        << ("to_client", page(b"17", b"a"))
         >> ("switched", _switched)
-        >> ("from_client", second) << ("to_server", encode("SCAN", 0, "COUNT", 10))
-        >> ("from_server", page(b"5", b"a")) << ("to_client", page(_tagged(1, 5), b"a"))
-        >> ("from_client", third) << ("to_server", encode("SCAN", 5, "COUNT", 10))
-        >> ("from_server", page(b"0", b"b")) << ("to_client", page(b"0", b"b"))
-    ).play_at_every_split()  # fmt: skip
+        >> ("from_client", second)
+        << ("to_server", encode("SCAN", 0, "COUNT", 10))
+        >> ("from_server", page(b"5", b"a"))
+        << ("to_client", page(_tagged(1, 5), b"a"))
+        >> ("from_client", third)
+        << ("to_server", encode("SCAN", 5, "COUNT", 10))
+        >> ("from_server", page(b"0", b"b"))
+        << ("to_client", page(b"0", b"b"))
+    ).play_at_every_split()
 
 
 def test_another_connection_of_the_pool_begins_a_moved_iteration_anew_too() -> None:

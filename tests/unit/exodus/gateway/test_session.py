@@ -82,18 +82,25 @@ def test_a_key_is_journalled_only_after_the_authority_has_answered() -> None:
     """Race rule 1: a sync that reads the entry reads the write."""
     (
         Script(make())
-        >> ("from_client", SET_K) << ("log_intents", [(0, b"k")], None) << ("to_server", SET_K)
-        >> ("from_server", OK) << ("to_client", OK) << ("journal", [(0, b"k")], None)
-    ).play_at_every_split()  # fmt: skip
+        >> ("from_client", SET_K)
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", SET_K)
+        >> ("from_server", OK)
+        << ("to_client", OK)
+        << ("journal", [(0, b"k")], None)
+    ).play_at_every_split()
 
 
 def test_a_refused_request_changes_nothing() -> None:
     error = b"-NOPERM no\r\n"
     (
         Script(make())
-        >> ("from_client", SET_K) << ("log_intents", [(0, b"k")], None) << ("to_server", SET_K)
-        >> ("from_server", error) << ("to_client", error)
-    ).play_at_every_split()  # fmt: skip
+        >> ("from_client", SET_K)
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", SET_K)
+        >> ("from_server", error)
+        << ("to_client", error)
+    ).play_at_every_split()
 
 
 def test_the_error_of_a_script_is_journalled() -> None:
@@ -101,11 +108,18 @@ def test_the_error_of_a_script_is_journalled() -> None:
     run, error = encode("EVAL", "x", 1, "k"), b"-ERR oops script: 1, on @user_script:1.\r\n"
     (
         Script(make())
-        >> ("from_client", run) << ("log_intents", [(0, b"k")], None) << ("to_server", run)
-        >> ("from_server", error) << ("to_client", error) << ("journal", [(0, b"k")], None)
-        >> ("from_client", run) << ("log_intents", [(0, b"k")], None) << ("to_server", run)
-        >> ("from_server", b"-NOAUTH Authentication required.\r\n") << ("to_client", b"-NOAUTH Authentication required.\r\n")
-    ).play_at_every_split()  # fmt: skip
+        >> ("from_client", run)
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", run)
+        >> ("from_server", error)
+        << ("to_client", error)
+        << ("journal", [(0, b"k")], None)
+        >> ("from_client", run)
+        << ("log_intents", [(0, b"k")], None)
+        << ("to_server", run)
+        >> ("from_server", b"-NOAUTH Authentication required.\r\n")
+        << ("to_client", b"-NOAUTH Authentication required.\r\n")
+    ).play_at_every_split()
 
 
 def test_reads_leave_no_trace() -> None:

@@ -26,7 +26,10 @@ print(os.getpid(), file=sys.stderr, flush=True)
 if os.environ["SAID"] != "short":
     time.sleep(60)
 """
-_SEEN = "import os\nvalue, server = os.environ.get('SAID', 'nothing'), os.getpid()\ndef again():\n    global value\n    value = os.environ['SAID']\n"
+_SEEN = (
+    "import os\nvalue, server = os.environ.get('SAID', 'nothing'), os.getpid()\ndef "
+    "again():\n    global value\n    value = os.environ['SAID']\n"
+)
 
 
 class Jobs:

@@ -23,7 +23,8 @@ def test_an_end_is_a_range_of_what_was_seen_overall_and_lately() -> None:
     assert (told.eta_s_min, told.eta_s_max) == (60, 60)
     assert (
         told.text
-        == "backfill: 40,000 of 100,000 keys, 40.0 % · 80.0 MB · 1,000 keys/s · 2.0 MB/s · ends in 60 s"
+        == "backfill: 40,000 of 100,000 keys, 40.0 % · 80.0 MB · 1,000 keys/s · 2.0 MB/s · ends "
+        "in 60 s"
     )
     for second in range(42, 62, 2):
         slow = meter.look(
