@@ -13,7 +13,7 @@ import redis
 from benchmarks.result import Result
 from benchmarks.rig import Rig, client
 from exodus.backfill.slices import copy_slice
-from exodus.control.route import change_route, read_route
+from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import Slice, plan_slices
@@ -129,6 +129,16 @@ def each_kind(
     return found
 
 
+async def begin_epoch(store: ControlStore, plan: Plan) -> Route:
+    """Register a plan and begin a new epoch with the journal on; return its route."""
+    await store.save_plan(plan)
+    route = await read_route(store)
+    changes = {"journal": JournalMode.ALL, "sync": True, "writer_epoch": route.writer_epoch + 1}
+    route = await change_route(store, route, route.next(why="benchmark", **changes))
+    await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
+    return route
+
+
 @asynccontextmanager
 async def engine_of(
     source: Server, target: Server, control: Server, *, strategy: CopyStrategy = CopyStrategy.KEYS
@@ -136,20 +146,7 @@ async def engine_of(
     """The engine of a new epoch, with the journal on."""
     plan = Plan(name="bench", source=source.address(), target=target.address(), strategy=strategy)
     async with await ControlStore.connect(control.address(), plan.name) as store:
-        await store.save_plan(plan)
-        route = await read_route(store)
-        route = await change_route(
-            store,
-            route,
-            route.next(
-                why="benchmark",
-                journal=JournalMode.ALL,
-                sync=True,
-                writer_epoch=route.writer_epoch + 1,
-            ),
-        )
-        await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
-        yield await open_engine(store, plan, route)
+        yield await open_engine(store, plan, await begin_epoch(store, plan))
 
 
 async def backfill(engine: Engine, run: str) -> None:

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def measure(*, full: bool) -> Result:
                     rig.process(
                         f"gateway-{number}",
                         [*command, "--state-dir", str(rig.folder / f"gw{number}")],
-                        lambda port=port: answers(port),
-                    )  # type: ignore[misc]
+                        partial(answers, port),
+                    )
                 stop, out = rig.folder / "stop", rig.folder / "load.jsonl"
                 load = [
                     sys.executable,

@@ -15,18 +15,16 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.copying import data
+from benchmarks.copying import begin_epoch, data
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client
 from exodus.backfill.slices import copy_slice
-from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
-from exodus.copy.guard import set_writer_epoch
 from exodus.copy.scan import Slice, plan_slices
 from exodus.engine import open_engine
 from exodus.plan.address import Address
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import JournalMode, Side
+from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
 from exodus.stack.processes import Started, end
 from exodus.stack.servers import Server, ServerKind
@@ -62,19 +60,7 @@ def _at(server: Server, host: str) -> Address:
 
 async def _begin(plan: Plan, control: Address) -> list[str]:
     async with await ControlStore.connect(control, plan.name) as store:
-        await store.save_plan(plan)
-        route = await read_route(store)
-        route = await change_route(
-            store,
-            route,
-            route.next(
-                why="benchmark",
-                journal=JournalMode.ALL,
-                sync=True,
-                writer_epoch=route.writer_epoch + 1,
-            ),
-        )
-        await set_writer_epoch(Endpoint(Side.TARGET, plan.target), plan.name, route.writer_epoch)
+        await begin_epoch(store, plan)
         return [
             piece.slice_id
             for piece in await plan_slices(Endpoint(Side.SOURCE, plan.source), plan.slices)

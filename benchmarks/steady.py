@@ -13,6 +13,7 @@ import asyncio
 import json
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,10 @@ from exodus.resp.encode import encode
 _VALUE = b"x" * 100
 _GET_REPLY_BYTES = len(b"$100\r\n") + 100 + 2
 _KEYS = 2_000
+
+
+def _same(client: _Client) -> _Client:
+    return client
 
 
 class _Client(asyncio.Protocol):
@@ -68,8 +73,10 @@ async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
         kind = "write" if number < options.writers else "read"
         client = _Client(kind, number, options.batch, found)
         await loop.create_connection(
-            lambda client=client: client, "127.0.0.1", options.ports[number % len(options.ports)]
-        )  # type: ignore[misc]
+            partial(lambda same: same, client),
+            "127.0.0.1",
+            options.ports[number % len(options.ports)],
+        )
         clients.append(client)
     every_s = options.writers * options.batch / options.per_s
     stop = asyncio.Event()

@@ -262,7 +262,9 @@ def metrics() -> set[tuple[str, tuple[str, ...], str]]:
         if "exodus_" not in text:
             continue
         for function in ast.walk(ast.parse(text)):
-            if isinstance(function, ast.FunctionDef) and function.name in ("metrics", "samples"):
+            if isinstance(function, ast.FunctionDef) and function.name.endswith(
+                ("metrics", "samples")
+            ):
                 found.update(_samples(function))
     return found
 
@@ -278,8 +280,26 @@ def _samples(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...], 
             continue
         name, meaning, given, _ = node.value.elts
         labels = _labels(given, function)
+        if isinstance(meaning, ast.Name):  # of a table `figures`, a row a metric
+            for row in _figures(function):
+                yield (
+                    _text(name, str(ast.literal_eval(row.elts[0]))),
+                    labels,
+                    _text(row.elts[1], None),
+                )
+            continue
         for word in (None,) if isinstance(name, ast.Constant) else LaneCounts().counts:
             yield _text(name, word), labels, _text(meaning, word)
+
+
+def _figures(function: ast.FunctionDef) -> list[ast.Tuple]:
+    """The rows of the table `figures` of a function."""
+    tables = [
+        each.value
+        for each in ast.walk(function)
+        if isinstance(each, ast.Assign) and isinstance(each.value, ast.List)
+    ]
+    return [row for table in tables for row in table.elts if isinstance(row, ast.Tuple)]
 
 
 def _text(node: ast.expr, word: str | None) -> str:

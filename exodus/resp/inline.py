@@ -17,7 +17,7 @@ _HEX = b"0123456789abcdefABCDEF"
 _PLAIN = re.compile(rb"[^\"'\v\f\0]*").fullmatch  # what `bytes.split` splits as the servers do
 
 
-# noqa below: the quoting rules are one table of cases, and a call a byte would cost more.
+# The quoting rules are one table of cases, and a call a byte would cost more.
 def split_line(line: bytes) -> list[bytes] | None:  # noqa: C901, PLR0912
     """The arguments of one line (without its end), or None where quotes are unbalanced.
 

@@ -124,7 +124,7 @@ class RequestScanner:
         """Bytes of the unfinished frame so far."""
         return self._before + len(self._tail)
 
-    # noqa below: one loop over the bytes, since a call a frame would cost more than it explains.
+    # One loop over the bytes, since a call a frame would cost more than it explains.
     def feed(self, data: bytes) -> list[Request]:  # noqa: C901, PLR0912, PLR0915
         """Take what arrived; return the requests that it completes."""
         if self.broken is not None:
