@@ -73,7 +73,7 @@ async def _run(options: argparse.Namespace) -> list[tuple[float, float, str]]:
         kind = "write" if number < options.writers else "read"
         client = _Client(kind, number, options.batch, found)
         await loop.create_connection(
-            partial(lambda same: same, client),
+            partial(_same, client),
             "127.0.0.1",
             options.ports[number % len(options.ports)],
         )

@@ -1,7 +1,7 @@
 """The journal's own connection to the control store.
 
 It carries a batch a hundred times a second: one buffer out, and the replies in. redis-py's
-pipeline took more CPU than relaying the requests that it journalled (docs/gateway.md). Here a
+pipeline took more CPU than relaying the requests that it journalled (docs/design/gateway-speed.md). Here a
 batch is one write, and hiredis counts its replies as they arrive.
 """
 

@@ -582,7 +582,7 @@ def test_a_run_that_could_not_write_its_end_is_shown_as_failed(operator: Operato
     assert operator.exodus("up").returncode == 0
     assert operator.status()["failed_run"] is None, "without Prefect nobody knows"
     told = operator.exodus("status").stdout
-    assert "rollback failed, and could not write it down" in told
+    assert "rollback failed and could not record it" in told
     assert "the control store" in told
     assert "exodus start rollback" in told
     found = json.loads(operator.exodus("status", "--json").stdout)

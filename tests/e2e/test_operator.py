@@ -424,7 +424,7 @@ def test_an_abandoned_migration_is_done_and_can_be_put_away(
     shell.waits("rollback")
     plain = shell.run("reject", "--why", "not clear what that means")
     assert (plain.returncode, "reject would mean abandon here" in plain.stderr) == (1, True)
-    assert "abandon, which means: the migration ends for good" in shell.said(
+    assert "abandon, which means: end the migration for good" in shell.said(
         "answer", "abandon", "--why", "given up", "--field", "clean_target=false"
     )
     status = shell.becomes("rollback", "approved")
