@@ -18,7 +18,8 @@ import uvloop
 
 from benchmarks.result import Result, result
 from benchmarks.rig import Rig, client
-from exodus.control.registry import Heartbeat, heartbeats
+from exodus.control.heartbeats import SyncerHeartbeat
+from exodus.control.registry import heartbeats
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import set_writer_epoch
@@ -47,7 +48,7 @@ async def _start(plan: Plan, control: Address) -> None:
         )
 
 
-async def _syncer(plan: Plan, control: Address) -> Heartbeat | None:
+async def _syncer(plan: Plan, control: Address) -> SyncerHeartbeat | None:
     async with await ControlStore.connect(control, plan.name) as store:
         return next(iter(await heartbeats(store, "syncer")), None)
 
@@ -140,13 +141,13 @@ def measure(*, full: bool) -> Result:
                 while time.perf_counter() < deadline:
                     number = _write(app, deadline, number)
                 beat = uvloop.run(_syncer(plan, control.address()))
-                if beat is None or not beat.facts["lag_ms_p99"]:
+                if beat is None or not beat.facts.lag_ms_p99:
                     raise AssertionError(f"the syncer measured nothing: {beat}")
                 probes = sorted(_probe(direct, replica, number + probe) for probe in range(_PROBES))
                 runs.append(
                     {
-                        "exodus": beat.facts["lag_ms_p99"],
-                        "exodus p50": beat.facts["lag_ms_p50"],
+                        "exodus": beat.facts.lag_ms_p99,
+                        "exodus p50": beat.facts.lag_ms_p50,
                         "native replica (probe, p99)": probes[-1],
                     }
                 )

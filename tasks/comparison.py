@@ -81,7 +81,7 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 beats = await registry.heartbeats(it.store, "comparer")
                 rows: list[Json] = []
                 for beat in beats:
-                    for name, row in beat.facts["rows"].items():
+                    for name, row in beat.facts.rows.items():
                         rows.append(
                             {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
                         )

@@ -500,7 +500,7 @@ def say_heavy_keys(migration: str) -> list[str]:
             return [
                 text_of(row)
                 for beat in await registry.heartbeats(it.store, "syncer")
-                for row in beat.facts.get("heavy", [])
+                for row in beat.facts.heavy
             ]
 
     return run(work())

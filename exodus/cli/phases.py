@@ -26,10 +26,10 @@ from exodus.closing.redirect import read_redirect
 from exodus.control import freshness, journal, ledger, registry
 from exodus.control.approvers import of_this_process
 from exodus.control.changes import Key
+from exodus.control.heartbeats import Heartbeat
 from exodus.control.ledger import BACK, NEXT, PhaseEnd
 from exodus.control.letters import accepted_letters
 from exodus.control.phase_order import check_may_begin, text_of_end
-from exodus.control.registry import Heartbeat
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.copy.impact import read_paces
@@ -167,7 +167,7 @@ def _beat(beat: Heartbeat, now_ms: int) -> Json:
         "why": beat.why,
         "epoch": beat.epoch,
         "age_s": round(beat.age_s(now_ms), 1),
-        **beat.facts,
+        **beat.shown_facts(),
     }
 
 

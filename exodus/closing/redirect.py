@@ -66,9 +66,8 @@ async def redirect(
             route,
             route.next(redirect=wanted, why=f"redirect of clients at {per_s:g}/s: {why}"),
         )
-    await registry.wait_for(
+    await registry.wait_for_gateways(
         store,
-        "gateway",
         lambda beat: beat.epoch >= route.epoch,
         within_s=_FOLLOW_S,
         otherwise="a gateway does not follow the route",
@@ -98,12 +97,12 @@ async def read_redirect(store: ControlStore) -> Json:
     came_back = left = 0
     stopped: list[str] = []
     for beat in await registry.heartbeats(store, "gateway"):
-        said = beat.facts["redirect"]
-        closed.update(said["closed"])
-        came_back += said["came_back"]
-        left += beat.facts["connections"]
-        if said["stopped"]:
-            stopped.append(f"{beat.process}: {said['stopped']}")
+        said = beat.facts.redirect
+        closed.update(said.closed)
+        came_back += said.came_back
+        left += beat.facts.connections
+        if said.stopped:
+            stopped.append(f"{beat.process}: {said.stopped}")
     orders = None if route.redirect is None else route.redirect.model_dump()
     return {
         "orders": orders,

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from exodus.cancellation import until_stopped, wait_at_most
 from exodus.control import registry
-from exodus.control.registry import Heartbeat
+from exodus.control.heartbeats import Heartbeat, ProcessKind
 from exodus.control.route import SOON, Route, asked_at_ms, read_route
 from exodus.control.store import ControlStore
 from exodus.plan.bounds import HEARTBEAT_S
@@ -31,7 +31,7 @@ STORE_ERRORS = (RedisError, OSError, TimeoutError)
 class RouteFollower(ABC):
     """A process that follows the route and writes heartbeats until it is stopped."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[ProcessKind]
 
     def __init__(self, store: ControlStore, process: str, log: logging.Logger) -> None:
         self.process = process

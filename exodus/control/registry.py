@@ -10,51 +10,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Literal, overload
 
-from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
+from exodus.control.heartbeats import (
+    HEARTBEATS,
+    ComparerHeartbeat,
+    GatewayHeartbeat,
+    Heartbeat,
+    ProcessKind,
+    SyncerHeartbeat,
+)
 from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted
 from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.plan.bounds import HEARTBEAT_STALE_S
 
-
-class Heartbeat(BaseModel):
-    """One process's word about itself."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: str  # gateway, syncer, comparer
-    process: str  # its id
-    pid: int = Field(default_factory=os.getpid)
-    host: str = Field(default_factory=socket.gethostname)
-    at_ms: int
-    epoch: int  # the last one acted on in full
-    state: str  # serving, draining, held, idle, syncing …
-    why: str = ""  # what it waits for, if it waits
-    facts: dict[str, Any] = Field(default_factory=dict)  # counters that status and flows show
-
-    def age_s(self, now_ms: int) -> float:
-        """Seconds since it was written."""
-        return (now_ms - self.at_ms) / 1000
-
-    def stale(self, now_ms: int) -> bool:
-        """Whether the process must be taken for gone."""
-        return self.age_s(now_ms) > HEARTBEAT_STALE_S
+Gateways = Literal["gateway", ProcessKind.GATEWAY]
+Syncers = Literal["syncer", ProcessKind.SYNCER]
+Comparers = Literal["comparer", ProcessKind.COMPARER]
 
 
 async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
     """Write one heartbeat; `announce` wakes whoever waits for it."""
     await store.register(
-        heartbeat.kind, heartbeat.process, heartbeat.model_dump(), announce=announce
+        heartbeat.kind, heartbeat.process, heartbeat.model_dump(mode="json"), announce=announce
     )
 
 
@@ -83,7 +68,7 @@ async def claim(
         )
     )
     if isinstance(found, bytes):
-        return Claim.TAKEN, Heartbeat.model_validate_json(found)
+        return Claim.TAKEN, HEARTBEATS[ProcessKind(kind)].model_validate_json(found)
     return (Claim.LEFT if found else Claim.OURS), None
 
 
@@ -117,9 +102,18 @@ async def beat_as(
     return outcome.decode(), found
 
 
-async def heartbeats(store: ControlStore, kind: str) -> list[Heartbeat]:
-    """All of one kind, stale ones included."""
-    return [Heartbeat.model_validate(state) for state in (await store.registrations(kind)).values()]
+@overload
+async def heartbeats(store: ControlStore, kind: Gateways) -> list[GatewayHeartbeat]: ...
+@overload
+async def heartbeats(store: ControlStore, kind: Syncers) -> list[SyncerHeartbeat]: ...
+@overload
+async def heartbeats(store: ControlStore, kind: Comparers) -> list[ComparerHeartbeat]: ...
+@overload
+async def heartbeats(store: ControlStore, kind: str) -> Sequence[Heartbeat]: ...
+async def heartbeats(store: ControlStore, kind: str) -> Sequence[Heartbeat]:
+    """Return the heartbeats of one kind, stale ones included."""
+    model = HEARTBEATS[ProcessKind(kind)]
+    return [model.model_validate(state) for state in (await store.registrations(kind)).values()]
 
 
 async def wait_for(
@@ -138,11 +132,11 @@ async def wait_for(
     Raises:
         CutoverAborted: it was not within the time; names the processes and what they last said.
     """
-    loop = asyncio.get_running_loop()
+    loop, model = asyncio.get_running_loop(), HEARTBEATS[ProcessKind(kind)]
     deadline = loop.time() + within_s
     while True:
         states, now_ms = await store.registrations_now(kind)
-        found = [Heartbeat.model_validate(state) for state in states.values()]
+        found = [model.model_validate(state) for state in states.values()]
         late = [beat for beat in found if beat.stale(now_ms) or not holds(beat)]
         if len(found) >= at_least and not late:
             return found
@@ -161,6 +155,29 @@ async def wait_for(
             await asyncio.sleep(poll_s)
         else:
             await woken_by.get_message(ignore_subscribe_messages=True, timeout=poll_s)
+
+
+async def wait_for_gateways(
+    store: ControlStore,
+    holds: Callable[[GatewayHeartbeat], bool],
+    *,
+    within_s: float,
+    otherwise: str,
+    woken_by: PubSub | None = None,
+) -> None:
+    """Wait until `holds` is true of every registered gateway.
+
+    Raises:
+        CutoverAborted: it was not within the time; names the gateways and what they last said.
+    """
+    await wait_for(
+        store,
+        ProcessKind.GATEWAY,
+        lambda beat: isinstance(beat, GatewayHeartbeat) and holds(beat),
+        within_s=within_s,
+        otherwise=otherwise,
+        woken_by=woken_by,
+    )
 
 
 async def follow(

@@ -9,7 +9,7 @@ from typing import Any
 
 from exodus.control import registry
 from exodus.control.freshness import last_pass
-from exodus.control.registry import Heartbeat
+from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted, DecisionRefused, OperatorError
@@ -48,14 +48,13 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
         route.next(canary=share, why=f"canary reads of {percent:g} % of the keys: {why}"),
     )
 
-    def follows(beat: Heartbeat) -> bool:
+    def follows(beat: GatewayHeartbeat) -> bool:
         return beat.epoch > route.epoch or (
-            beat.epoch == route.epoch and (beat.facts["canary"]["share"] == share)
+            beat.epoch == route.epoch and (beat.facts.canary.share == share)
         )
 
-    await registry.wait_for(
+    await registry.wait_for_gateways(
         store,
-        "gateway",
         follows,
         within_s=_FOLLOW_S,
         otherwise="a gateway does not follow the canary's share",
@@ -118,11 +117,11 @@ async def read_canary(store: ControlStore) -> Json:
     gave_up: list[str] = []
     slowest = 0.0
     for beat in await registry.heartbeats(store, "gateway"):
-        said = beat.facts["canary"]
-        counts.update(said["reads"])
-        slowest = max(slowest, said["answer_ms_p99"])
-        if said["gave_up"]:
-            gave_up.append(f"{beat.process}: {said['gave_up']}")
+        said = beat.facts.canary
+        counts.update(said.reads)
+        slowest = max(slowest, said.answer_ms_p99)
+        if said.gave_up:
+            gave_up.append(f"{beat.process}: {said.gave_up}")
     return {
         "percent": round(route.canary * 100, 3),
         "reads": dict(counts),

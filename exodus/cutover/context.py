@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from redis.asyncio.client import PubSub
 
 from exodus.control import registry
+from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.process import STORE_ERRORS
-from exodus.control.registry import Heartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
@@ -188,12 +188,11 @@ class Switch:
             await self.heard.get_message(ignore_subscribe_messages=True, timeout=within_s)
 
     async def gateways(
-        self, holds: Callable[[Heartbeat], bool], otherwise: str, within_s: float
+        self, holds: Callable[[GatewayHeartbeat], bool], otherwise: str, within_s: float
     ) -> None:
         """Wait for every gateway."""
-        await registry.wait_for(
+        await registry.wait_for_gateways(
             self.store,
-            "gateway",
             holds,
             within_s=within_s,
             otherwise=otherwise,

@@ -150,7 +150,7 @@ async def _check_renamed(store: ControlStore, follower: Leg) -> None:
         {
             name
             for beat in await registry.heartbeats(store, "gateway")
-            for name in beat.facts.get("renamed_commands", {})
+            for name in beat.facts.renamed_commands
         }
     )
     replies = (

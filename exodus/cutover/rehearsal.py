@@ -289,9 +289,8 @@ async def _login(plan: Plan) -> Address:
 
 async def _change(store: ControlStore, route: Route, **changes: object) -> Route:
     after = await change_route(store, route, route.next(why="rehearsal", **changes))
-    await registry.wait_for(
+    await registry.wait_for_gateways(
         store,
-        "gateway",
         lambda beat: beat.epoch == after.epoch,
         within_s=_WITHIN_S,
         otherwise="a gateway did not follow the rehearsal",
@@ -308,10 +307,9 @@ async def _switch_prefix(
             store, route, route.next(why=f"rehearsal: hold for {to}", rehearsal_hold=Hold.WRITES)
         )
         epoch = route.epoch
-        await registry.wait_for(
+        await registry.wait_for_gateways(
             store,
-            "gateway",
-            lambda beat: beat.epoch == epoch and bool(beat.facts["rehearsal_held"]),
+            lambda beat: beat.epoch == epoch and beat.facts.rehearsal_held,
             within_s=plan.hold_seconds_max,
             otherwise="a gateway could not hold the rehearsal's writes",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from exodus.control.registry import Heartbeat
+from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
@@ -38,9 +38,9 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
     return refused
 
 
-def unseen(gateways: Iterable[Heartbeat]) -> int:
+def unseen(gateways: Iterable[GatewayHeartbeat]) -> int:
     """How many scripts applications call whose text no gateway has seen."""
-    return sum(int(beat.facts.get("scripts_unseen", 0)) for beat in gateways)
+    return sum(beat.facts.scripts_unseen for beat in gateways)
 
 
 def told(count: int) -> str:

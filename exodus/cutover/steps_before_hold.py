@@ -254,7 +254,7 @@ async def go(switch: Switch) -> None:
     await say_soon(store)
     with suppress(CutoverAborted):
         await switch.gateways(
-            lambda beat: bool(beat.facts.get("legs_ready")),
+            lambda beat: beat.facts.legs_ready,
             "a gateway's connections to the new side are not made yet",
             _SOON_S,
         )

@@ -10,6 +10,7 @@ from exodus import gc_tuning
 from exodus.backfill import migrate
 from exodus.control import journal
 from exodus.control.changes import Key
+from exodus.control.heartbeats import ProcessState
 from exodus.control.route import ask_for_beats, read_route
 from exodus.control.schema import guard_key
 from exodus.copy.guard import replace_write_grant, replace_write_grant_on
@@ -46,7 +47,7 @@ async def hold(switch: Switch) -> None:
     )
     epoch = switch.route.epoch
     await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state == "held",
+        lambda beat: beat.epoch == epoch and beat.state is ProcessState.HELD,
         "not every gateway could hold its writes",
         min(HOLD_ACK_S, switch.left_s()),
     )
@@ -138,9 +139,9 @@ async def _confirm(switch: Switch) -> None:
     await switch.gateways(
         lambda beat: (
             beat.epoch == epoch
-            and beat.state == "held"
+            and beat.state is ProcessState.HELD
             and beat.at_ms >= since_ms
-            and not beat.facts["unflushed"] + beat.facts["writes_in_flight"]
+            and not beat.facts.unflushed + beat.facts.writes_in_flight
         ),
         "a gateway does not hold its writes any more, or has keys that are not in the journal",
         min(HOLD_ACK_S, switch.left_s()),

@@ -11,6 +11,7 @@ import logging
 
 from exodus.gateway.orders import Orders
 from exodus.gateway.tls import TlsContexts
+from exodus.net.connect import open_streams
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
@@ -66,11 +67,7 @@ class AuthorityProbe:
             await asyncio.sleep(_PROBE_S)
 
     async def _connect(self, side: Side) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        address, context = self._plan.address(side), self._tls.side(side)
-        name = (address.server_name or address.host) if context else None
-        return await asyncio.open_connection(
-            address.host, address.port, ssl=context, server_hostname=name
-        )
+        return await open_streams(self._plan.address(side), self._tls.side(side))
 
     async def foresee(self, side: Side) -> None:
         """Ask a side that may soon be the authority whether it requires a login.

@@ -15,6 +15,7 @@ from typing import cast
 
 from exodus.gateway.canary_reads import Canary, CanaryRead
 from exodus.gateway.session import Session
+from exodus.net.connect import login_of, open_protocol
 from exodus.plan.address import Address
 from exodus.plan.bounds import CANARY_IN_FLIGHT_MAX, CONNECT_TIMEOUT_S
 from exodus.resp.encode import encode
@@ -49,11 +50,7 @@ class CanaryConnections:
             OSError, TimeoutError: it refuses the connection or the login.
         """
         self.close()
-        login = []
-        secret = self._address.secret(self._field)
-        if secret is not None:
-            user = [self._address.username] if self._address.username else []
-            login.append(encode("AUTH", *user, secret))
+        login = [request for request in [login_of(self._address, self._field)] if request]
         for protocol in _PROTOCOLS:
             connection = await self._open()
             commands = [*login, encode("CLIENT", "SETNAME", "exodus-canary")]
@@ -77,17 +74,9 @@ class CanaryConnections:
         return not self._connections or any(each.lost for each in self._connections.values())
 
     async def _open(self) -> _CanaryConnection:
-        address = self._address
-        name = (address.server_name or address.host) if self._tls else None
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _CanaryConnection(self._canary),
-                address.host,
-                address.port,
-                ssl=self._tls,
-                server_hostname=name,
-            )
-        return connection
+        return await open_protocol(
+            self._address, self._tls, lambda: _CanaryConnection(self._canary)
+        )
 
     def ask(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
         """Send a session's read to the follower."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from exodus.control.heartbeats import CanaryFacts
 from exodus.control.route import Route
 from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.canary_connections import CanaryConnections
@@ -67,15 +68,15 @@ class CanaryControl:
         self._serve(0.0)
         self._disconnect()
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> CanaryFacts:
         """Return the outcomes of canary reads since the share was chosen, for the heartbeat."""
         canary = self.canary
-        return {
-            "share": self.share,
-            "gave_up": self.gave_up,
-            "answer_ms_p99": round(canary.answer_us.quantile(0.99) / 1000, 1),
-            "reads": {str(outcome): count for outcome, count in canary.counts.items()},
-        }
+        return CanaryFacts(
+            share=self.share,
+            gave_up=self.gave_up,
+            answer_ms_p99=round(canary.answer_us.quantile(0.99) / 1000, 1),
+            reads={str(outcome): count for outcome, count in canary.counts.items()},
+        )
 
     def _serve(self, share: float) -> None:
         orders = self._orders

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exodus.errors import OperatorError
+from exodus.net.connect import open_streams
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
 from exodus.plan.bounds import CONNECT_TIMEOUT_S
@@ -78,13 +79,9 @@ async def check_address(plan: Plan, listen_host: str, *, lend: bool) -> None:
 
 
 async def _lets_anybody_in(address: Address) -> bool:
-    context = ssl_context(address)
-    name = (address.server_name or address.host) if context else None
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection(
-                address.host, address.port, ssl=context, server_hostname=name
-            )
+            reader, writer = await open_streams(address, ssl_context(address))
             with closing(writer):
                 writer.write(encode("PING"))
                 return await reader.readline() == b"+PONG\r\n"

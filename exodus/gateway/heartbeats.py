@@ -10,7 +10,8 @@ from collections.abc import Callable
 import orjson
 
 from exodus.control import registry
-from exodus.control.registry import Claim, Heartbeat
+from exodus.control.heartbeats import GatewayHeartbeat, Heartbeat
+from exodus.control.registry import Claim
 from exodus.control.store import ControlStore
 from exodus.gateway.groups import SessionGroups
 from exodus.gateway.identity import Identity
@@ -38,7 +39,7 @@ class HeartbeatWriter:
         store_state: StoreState,
         beat_now: asyncio.Event,
         stopping: asyncio.Event,
-        describe: Callable[[int], Heartbeat],
+        describe: Callable[[int], GatewayHeartbeat],
         snapshot: Callable[[], dict[str, object]],
         log_pending: Callable[[], None],
     ) -> None:

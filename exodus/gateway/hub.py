@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import cast
 
-from exodus.control.registry import Heartbeat
+from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
@@ -255,7 +255,7 @@ class Gateway:
         """Tell whether new connections are refused, since clients are sent away."""
         return self.redirects.refuses(self.route_follower.route)
 
-    def heartbeat(self, at_ms: int) -> Heartbeat:
+    def heartbeat(self, at_ms: int) -> GatewayHeartbeat:
         """Return the heartbeat at a time of the control store."""
         return reporting.heartbeat(self, at_ms)
 

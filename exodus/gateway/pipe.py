@@ -1,8 +1,8 @@
 """The journal's own connection to the control store.
 
 It carries a batch a hundred times a second: one buffer out, and the replies in. redis-py's
-pipeline took more CPU than relaying the requests that it journalled (docs/design/gateway-speed.md). Here a
-batch is one write, and hiredis counts its replies as they arrive.
+pipeline took more CPU than relaying the requests that it journalled
+(docs/design/gateway-speed.md). Here a batch is one write, and hiredis counts its replies.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hiredis
 
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
+from exodus.net.connect import login_of, open_protocol
 from exodus.net.tls import ssl_context
 from exodus.plan.bounds import CONNECT_TIMEOUT_S
 from exodus.resp.encode import Arg, encode, encode_many
@@ -51,21 +52,12 @@ class StorePipe:
     async def _connect(self) -> None:
         address = self._store.address
         try:
-            context, secret = ssl_context(address), address.secret("control_store")
+            context, login = ssl_context(address), login_of(address, "control_store")
         except OperatorError as exc:  # the files may be there at the next attempt
             raise ConnectionError(f"{exc.what}: {exc.why}") from exc
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, self._connection = await asyncio.get_running_loop().create_connection(
-                _StoreConnection,
-                address.host,
-                address.port,
-                ssl=context,
-                server_hostname=(address.server_name or address.host) if context else None,
-            )
-        if secret is not None:
-            await self._send(
-                encode("AUTH", *([address.username] if address.username else []), secret), 1
-            )
+        self._connection = await open_protocol(address, context, _StoreConnection)
+        if login:
+            await self._send(login, 1)
 
     async def _send(self, data: bytes, replies: int) -> list[Any]:
         connection = self._connection

@@ -16,6 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 
+from exodus.control.heartbeats import RedirectFacts
 from exodus.control.route import Redirect, Route
 from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.relay import Connection
@@ -144,13 +145,11 @@ class RedirectControl:
             return False
         return self.last is not None and not self.last.stopped
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> RedirectFacts:
         """Return how far the last order has come, for the heartbeat."""
         last = self.last
         if last is None:
-            return {"closed": {}, "came_back": 0, "stopped": ""}
-        return {
-            "closed": dict(last.closed),
-            "came_back": last.came_back,
-            "stopped": last.stopped,
-        }
+            return RedirectFacts()
+        return RedirectFacts(
+            closed=dict(last.closed), came_back=last.came_back, stopped=last.stopped
+        )

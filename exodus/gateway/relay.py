@@ -22,6 +22,7 @@ from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
 from exodus.gateway.session.effects import Unanswered
 from exodus.gateway.session.machine import Session
+from exodus.net.connect import open_protocol
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
@@ -495,16 +496,6 @@ async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProt
     Raises:
         OSError, TimeoutError: it does not take the connection.
     """
-    address = hub.address(side)
-    context = hub.tls(side)
-    loop = asyncio.get_running_loop()
     leg = LegProtocol(owner)
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        await loop.create_connection(
-            lambda: cast("asyncio.Protocol", leg),
-            address.host,
-            address.port,
-            ssl=context,
-            server_hostname=(address.server_name or address.host) if context else None,
-        )
+    await open_protocol(hub.address(side), hub.tls(side), lambda: cast("asyncio.Protocol", leg))
     return leg

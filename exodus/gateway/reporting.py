@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from exodus import compiled
-from exodus.control.registry import Heartbeat
+from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.gateway.authority_probe import NOT_ASKED
 from exodus.gateway.redirect import kind_of
 from exodus.telemetry.counters import OTHER
@@ -29,51 +29,50 @@ _NAME_CHARS_MAX = 64
 _LOG_EVERY_S = 0.2  # looks for changes to log
 
 
-def heartbeat(gateway: Gateway, at_ms: int) -> Heartbeat:
+def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
     """Return the heartbeat at a time of the control store."""
     main, journaler = gateway.groups.main, gateway.journaler
-    return Heartbeat(
-        kind="gateway",
+    return GatewayHeartbeat(
         process=gateway.heartbeats.registered,
         at_ms=at_ms,
         epoch=gateway.route_follower.applied,
         state=_state(gateway),
         why=gateway.store_state.why_away,
-        facts={
-            "authority": str(main.orders.authority),
-            "connections": len(gateway.connections),
-            "connections_ever": gateway.connections_ever,
-            "writes_in_flight": sum(
+        facts=GatewayFacts(
+            authority=str(main.orders.authority),
+            connections=len(gateway.connections),
+            connections_ever=gateway.connections_ever,
+            writes_in_flight=sum(
                 connection.session.writes_in_flight for connection in gateway.connections
             ),
-            "unflushed": gateway.unflushed,
-            "spooled": journaler.spooled,
-            "intent_segments": journaler.segments,
-            "rehearsal_held": gateway.groups.rehearsal.held,
-            "legs_ready": gateway.spare_legs.ready,
-            "requests": gateway.telemetry.calls,
-            "errors": gateway.telemetry.errors,
-            "sessions_closed": dict(gateway.sessions_closed),
-            "risks": dict(main.orders.risks),
-            "renamed_commands": gateway.undescribed.renamed,
-            "scripts_unseen": len(main.orders.scripts.asked) + main.orders.scripts.left_out,
-            "gaps": {why: gap.count for why, gap in journaler.gaps.items()},
-            "room": gateway.room_why,
-            "canary": gateway.canary.facts(),
-            "redirect": gateway.redirects.facts(),
-            "shadow_dropped": gateway.shadow_stream.dropped,
-            "task_failures": gateway.tasks.failures,
-        },
+            unflushed=gateway.unflushed,
+            spooled=journaler.spooled,
+            intent_segments=journaler.segments,
+            rehearsal_held=gateway.groups.rehearsal.held,
+            legs_ready=gateway.spare_legs.ready,
+            requests=gateway.telemetry.calls,
+            errors=gateway.telemetry.errors,
+            sessions_closed=dict(gateway.sessions_closed),
+            risks=dict(main.orders.risks),
+            renamed_commands=gateway.undescribed.renamed,
+            scripts_unseen=len(main.orders.scripts.asked) + main.orders.scripts.left_out,
+            gaps={why: gap.count for why, gap in journaler.gaps.items()},
+            room=gateway.room_why,
+            canary=gateway.canary.facts(),
+            redirect=gateway.redirects.facts(),
+            shadow_dropped=gateway.shadow_stream.dropped,
+            task_failures=gateway.tasks.failures,
+        ),
     )
 
 
-def _state(gateway: Gateway) -> str:
+def _state(gateway: Gateway) -> ProcessState:
     main = gateway.groups.main
     if main.released_alone:
-        return "released alone"
+        return ProcessState.RELEASED_ALONE
     if main.orders.hold:
-        return "held" if main.held else "holding"
-    return "draining" if gateway.draining else "serving"
+        return ProcessState.HELD if main.held else ProcessState.HOLDING
+    return ProcessState.DRAINING if gateway.draining else ProcessState.SERVING
 
 
 def snapshot(gateway: Gateway) -> dict[str, object]:

@@ -14,12 +14,13 @@ import logging
 import signal
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from exodus import gc_tuning
 from exodus.cancellation import end_all
 from exodus.control import journal
+from exodus.control.heartbeats import ProcessKind, ProcessState, SyncerFacts, SyncerHeartbeat
 from exodus.control.process import STORE_ERRORS, RouteFollower
-from exodus.control.registry import Heartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.guard import has_write_grant
@@ -51,7 +52,7 @@ _BEHIND_MS = (
 class Syncer(RouteFollower):
     """The process: it follows the route, takes leases, and runs lanes."""
 
-    kind = "syncer"
+    kind = ProcessKind.SYNCER
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         super().__init__(store, process, log)
@@ -204,15 +205,14 @@ class Syncer(RouteFollower):
         """Whether live sync keeps up: its oldest entry is young, or younger than before."""
         return self._oldest_ms <= _BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
 
-    def heartbeat(self, at_ms: int) -> Heartbeat:
+    def heartbeat(self, at_ms: int) -> SyncerHeartbeat:
         """What this process says of itself."""
         lag = self._rates
-        return Heartbeat(
-            kind=self.kind,
+        return SyncerHeartbeat(
             process=self.process,
             at_ms=at_ms,
             epoch=self._route.epoch,
-            state="syncing" if self._route.sync else "idle",
+            state=ProcessState.SYNCING if self._route.sync else ProcessState.IDLE,
             why=self._store_why
             or self._why
             or next(
@@ -223,29 +223,29 @@ class Syncer(RouteFollower):
                 ),
                 "",
             ),
-            facts={
-                "stream_gaps": self._stream.gaps if self._stream is not None else 0,
-                **({"replica": self._attachment.text} if self._attachment is not None else {}),
-                "direction": f"{self._route.authority} to {self._route.follower}",
-                "partitions": self._lanes.partitions
+            facts=SyncerFacts(
+                stream_gaps=self._stream.gaps if self._stream is not None else 0,
+                replica=self._attachment.text if self._attachment is not None else None,
+                direction=f"{self._route.authority} to {self._route.follower}",
+                partitions=self._lanes.partitions
                 if self._lanes is not None and self._route.sync
                 else [],
-                "lag_entries": self._lag_entries,
-                "lag_ms_p50": lag.lag_ms_p50,
-                "lag_ms_p99": lag.lag_ms_p99,
-                "oldest_dirty_ms": self._oldest_ms,
+                lag_entries=self._lag_entries,
+                lag_ms_p50=lag.lag_ms_p50,
+                lag_ms_p99=lag.lag_ms_p99,
+                oldest_dirty_ms=self._oldest_ms,
                 **self._probed(),
-                "keys_in_per_s": round(lag.keys_in_per_s, 1),
-                "synced_per_s": round(lag.synced_per_s, 1),
-                "converges": self.converges,
-                "heavy": self.tally.heavy.rows(),
-                "excluded_by_rule": dict(self.tally.excluded),
-                "strategies": {str(how): count for how, count in self.tally.strategies.items()},
-                **self.tally.counts,
-            },
+                keys_in_per_s=round(lag.keys_in_per_s, 1),
+                synced_per_s=round(lag.synced_per_s, 1),
+                converges=self.converges,
+                heavy=self.tally.heavy.rows(),
+                excluded_by_rule=dict(self.tally.excluded),
+                strategies={str(how): count for how, count in self.tally.strategies.items()},
+                counts=dict(self.tally.counts),
+            ),
         )
 
-    def _probed(self) -> dict[str, float | int | str]:
+    def _probed(self) -> dict[str, Any]:
         probe = self._probe
         if probe is None or not (probe.lag_ms or probe.why):
             return {}  # another syncer does it

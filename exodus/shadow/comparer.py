@@ -38,8 +38,8 @@ from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPA
 from exodus.commands.table import CommandTable
 from exodus.control import journal
 from exodus.control.changes import Key, pack, partition_of
+from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
-from exodus.control.registry import Heartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.copy.key import Copier
@@ -381,7 +381,7 @@ class SamplingPeriod:
 class Comparer(RouteFollower):
     """The process: it follows the route, and compares while the route asks for shadow traffic."""
 
-    kind = "comparer"
+    kind = ProcessKind.COMPARER
 
     def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
         super().__init__(store, process, log)
@@ -508,19 +508,18 @@ class Comparer(RouteFollower):
     async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Nothing: its counters are kept up to date by the work itself."""
 
-    def heartbeat(self, at_ms: int) -> Heartbeat:
+    def heartbeat(self, at_ms: int) -> ComparerHeartbeat:
         """What this process says of itself."""
-        return Heartbeat(
-            kind=self.kind,
+        return ComparerHeartbeat(
             process=self.process,
             at_ms=at_ms,
             epoch=self._route.epoch,
-            state="comparing" if self._opened else "idle",
+            state=ProcessState.COMPARING if self._opened else ProcessState.IDLE,
             why=self._store_why or self._why,
-            facts={
-                "behind": self._behind,
-                "rows": {name: dict(row) for name, row in self._rows.items()},
-            },
+            facts=ComparerFacts(
+                behind=self._behind,
+                rows={name: dict(row) for name, row in self._rows.items()},
+            ),
         )
 
     def metrics(self) -> Iterable[Sample]:

@@ -77,7 +77,7 @@ async def _comparer_follows(plant: Plant) -> None:
 async def _row(plant: Plant, command: str, outcome: str, count: int = 1) -> None:
     async def seen() -> bool:
         (beat,) = await heartbeats(plant.store, "comparer")
-        return beat.facts["rows"].get(command, {}).get(outcome, 0) >= count
+        return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
 
     await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
 
@@ -284,7 +284,7 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(
         await app.get("app:k")
         await _row(modern, "GET", "compared")
         (beat,) = await heartbeats(modern.store, "comparer")
-        assert "EVAL_RO" not in beat.facts["rows"]  # the route asks for none
+        assert "EVAL_RO" not in beat.facts.rows  # the route asks for none
         await modern.change(shadow_salt=8, shadow_scripts=True)
         await _comparer_follows(modern)
         await app.eval_ro(_READ, 1, "app:k")
@@ -309,7 +309,7 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(
         await app.eval_ro(_READ, 1, "app:k")
         await _row(modern, "EVAL_RO", "not_tried")
         (beat,) = await heartbeats(modern.store, "comparer")
-        assert "EVAL" not in beat.facts["rows"]
+        assert "EVAL" not in beat.facts.rows
 
 
 async def test_a_script_that_a_lost_connection_left_is_ended(modern: Plant) -> None:

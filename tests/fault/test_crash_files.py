@@ -175,7 +175,7 @@ async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
                 beat.pid == pid
                 and beat.at_ms > since_ms
                 and not beat.stale(now_ms)
-                and not beat.facts["unflushed"]
+                and not beat.facts.unflushed
                 for beat in beats
             )
             return fresh and await feed.drained()

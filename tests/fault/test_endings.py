@@ -11,9 +11,9 @@ import pytest
 from exodus.closing import bundle
 from exodus.closing.archive import archive, archived
 from exodus.control import ledger, registry
+from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.control.ledger import CUTOVER, FINALISE, NEXT, LedgerEntry, PhaseEnd
 from exodus.control.phase_order import check_may_begin
-from exodus.control.registry import Heartbeat
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.plan.plan import Plan
@@ -99,8 +99,12 @@ async def test_only_what_has_ended_and_is_used_by_nobody_is_archived(
     with pytest.raises(DecisionRefused, match="has not ended"):
         await archive(store, await store.plan(), tmp_path / "bundle", by="ada", why="done")
     await _finalised(store)
-    beat = Heartbeat(
-        kind="gateway", process="gw-1", at_ms=await store.now_ms(), epoch=0, state="serving"
+    beat = GatewayHeartbeat(
+        process="gw-1",
+        at_ms=await store.now_ms(),
+        epoch=0,
+        state=ProcessState.SERVING,
+        facts=GatewayFacts(authority="source", unflushed=0, writes_in_flight=0, connections=0),
     )
     await registry.beat(store, beat)
     with pytest.raises(DecisionRefused, match="1 of its processes run"):

@@ -150,7 +150,7 @@ class Contract:
         await self.settled(modern)
         target = modern.boxes[Side.TARGET].client()
         assert (target.get("a"), target.get("b")) == (None, b"2")
-        assert again.heartbeat(0).facts["stream_gaps"] == self.gaps_by_restart
+        assert again.heartbeat(0).facts.stream_gaps == self.gaps_by_restart
 
 
 class TestGatewayJournal(Contract):

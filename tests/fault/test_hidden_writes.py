@@ -129,7 +129,7 @@ async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> No
     assert Barrier("flushall") in changes.barriers
     assert not _gaps(renaming)
     gateway, _ = renaming.gateways["gw-1"]
-    assert gateway.heartbeat(0).facts["renamed_commands"] == {"XHSET": "HSET", "XFLUSH": "FLUSHALL"}
+    assert gateway.heartbeat(0).facts.renamed_commands == {"XHSET": "HSET", "XFLUSH": "FLUSHALL"}
 
 
 @pytest.mark.parametrize("renaming", [["SELECT xselect"]], indirect=True)
@@ -357,7 +357,7 @@ async def test_a_script_whose_text_was_never_seen_is_counted(migrating: Plant) -
         sha = source.script_load("return 7")
     assert await migrating.app().evalsha(sha, 0) == 7
     gateway: Gateway = migrating.gateways["gw-1"][0]
-    assert gateway.heartbeat(0).facts["scripts_unseen"] == 1
+    assert gateway.heartbeat(0).facts.scripts_unseen == 1
 
 
 async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrating: Plant) -> None:
@@ -442,7 +442,7 @@ async def test_a_name_that_the_target_does_not_know_blocks_the_cutover(renaming:
 
     async def told() -> bool:
         beats = await registry.heartbeats(renaming.store, "gateway")
-        return all(beat.facts["renamed_commands"] for beat in beats)
+        return all(beat.facts.renamed_commands for beat in beats)
 
     await until(told, within_s=5, otherwise="the gateway never told the name")
     with pytest.raises(DecisionRefused, match="XHSET"):

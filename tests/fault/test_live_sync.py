@@ -62,7 +62,7 @@ async def test_syncers_share_partitions_and_take_over_from_a_dead_one(
 
         async def shares() -> dict[str, list[int]]:
             return {
-                beat.process: beat.facts["partitions"]
+                beat.process: beat.facts.partitions
                 for beat in await registry.heartbeats(fleet.store, "syncer")
             }
 
@@ -128,17 +128,17 @@ async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Pla
     await plant.start_live_sync()
 
     async def measured() -> bool:
-        return syncer.heartbeat(0).facts.get("probe_lag_ms_p99", 0) > 0
+        return (syncer.heartbeat(0).facts.probe_lag_ms_p99 or 0) > 0
 
     await until(measured, within_s=15, otherwise="no probe was ever seen at the follower")
     facts = syncer.heartbeat(0).facts
-    assert (facts["probes_missed"], facts["probe_why"]) == (0, "")
-    assert 0 < facts["probe_lag_ms_p50"] <= facts["probe_lag_ms_p99"]
+    assert (facts.probes_missed, facts.probe_why) == (0, "")
+    assert 0 < facts.probe_lag_ms_p50 <= facts.probe_lag_ms_p99
     assert "exodus_syncer_probe_lag_ms_p99" in {name for name, *_ in syncer.metrics()}
     gateway.stop()
 
     async def said() -> bool:
-        return "connection to the source" in syncer.heartbeat(0).facts["probe_why"]
+        return "connection to the source" in (syncer.heartbeat(0).facts.probe_why or "")
 
     await until(said, within_s=15, otherwise="it was not said that there is no gateway")
     await plant.drained()
@@ -192,10 +192,10 @@ async def test_a_list_that_grows_is_warned_of_once(
 
     async def costs() -> bool:
         await app.rpush("grows", "a little")
-        return bool(syncer.heartbeat(0).facts["heavy"])
+        return bool(syncer.heartbeat(0).facts.heavy)
 
     await until(costs, within_s=60, otherwise="nobody counted what the list costs")
-    (row,) = syncer.heartbeat(0).facts["heavy"]
+    (row,) = syncer.heartbeat(0).facts.heavy
     assert (row["db"], row["key"]) == (0, "grows")
     assert row["bytes"] > 64_000_000
     for _ in range(3):

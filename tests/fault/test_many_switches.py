@@ -212,7 +212,7 @@ async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProc
     assert checked > SWITCHES * 50
     assert application.tally.acknowledged > SWITCHES * 200
     closed = [
-        beat.facts["sessions_closed"] for beat in await registry.heartbeats(fleet.store, "gateway")
+        beat.facts.sessions_closed for beat in await registry.heartbeats(fleet.store, "gateway")
     ]
     assert closed == [{}, {}], "every session of these could be carried"
     await _one_with_a_gateway_that_sleeps_through_it(fleet, application)

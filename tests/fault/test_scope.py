@@ -292,7 +292,7 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
 
         async def rows() -> dict[str, dict[str, int]]:
             (beat,) = await heartbeats(renamed.store, "comparer")
-            return beat.facts["rows"]
+            return beat.facts.rows
 
         async def seen() -> bool:
             found = (await rows()).get("GET", {})

@@ -92,10 +92,10 @@ async def test_no_key_of_exodus_is_heard_of(
         await plant.backfill()
 
         async def measured() -> bool:
-            return syncer.heartbeat(0).facts.get("probe_lag_ms_p99", 0) > 0
+            return (syncer.heartbeat(0).facts.probe_lag_ms_p99 or 0) > 0
 
         await until(measured, within_s=15, otherwise="the lag was never measured")
-        assert syncer.heartbeat(0).facts["probes_missed"] == 0
+        assert syncer.heartbeat(0).facts.probes_missed == 0
         await plant.flushed()
         await until(
             (await plant.engine()).feed.drained, within_s=15, otherwise="the feed never drained"

@@ -412,9 +412,9 @@ class Fleet:
             beats = await registry.heartbeats(self.store, "gateway")
             # A beat of before the pause knows nothing of the last writes.
             left[:] = [
-                (beat.process, beat.at_ms - paused_ms, beat.facts["unflushed"])
+                (beat.process, beat.at_ms - paused_ms, beat.facts.unflushed)
                 for beat in beats
-                if beat.facts["unflushed"] or beat.at_ms < paused_ms
+                if beat.facts.unflushed or beat.at_ms < paused_ms
             ]
             if not await feed.drained():
                 left.append((await feed.positions(), await feed.synced()))
