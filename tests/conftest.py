@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.plant import modern, plant
+from tests.support.local_migration import local, modern
 from tests.support.script import Script
 from tests.support.servers import (
     _control,
@@ -27,9 +27,9 @@ __all__ = [
     "_valkey81",
     "_valkey91",
     "control_server",
+    "local",
     "make_server",
     "modern",
-    "plant",
     "redis62",
     "redis82",
     "valkey81",

@@ -141,7 +141,8 @@ class Heartbeat(BaseModel):
     def shown_facts(self) -> dict[str, Any]:
         """Return the facts for people and scripts: counters beside the rest, nothing unset."""
         facts = self.model_dump(mode="json", exclude_none=True).get("facts", {})
-        return {**facts, **facts.pop("counts", {})}
+        counts = facts.pop("counts", {})
+        return {**facts, **counts}
 
 
 class GatewayHeartbeat(Heartbeat):

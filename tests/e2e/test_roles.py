@@ -25,11 +25,11 @@ _CANARY = {"steps": [100], "seconds": 1.0, "wait_ms_max": 1000.0, "bad_max": 99}
 
 
 def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Path) -> None:
-    boxes = {
+    servers = {
         Side.SOURCE: make_server(ServerKind.REDIS_62),
         Side.TARGET: make_server(ServerKind.VALKEY_91),
     }
-    own, users = make_users(boxes, dict.fromkeys(Side, Rights()), tmp_path)
+    own, users = make_users(servers, dict.fromkeys(Side, Rights()), tmp_path)
     urls = {
         side: f"redis://{address.username}@127.0.0.1:{address.port}"
         for side, address in own.items()
@@ -88,7 +88,7 @@ def test_every_phase_runs_with_the_users_of_its_roles(make_server, tmp_path: Pat
         assert operator.status()["authority"] == "target"
         operator.answer("approve")
         operator.ended("commit", "approved")
-        assert denied(boxes) == []
+        assert denied(servers) == []
     finally:
         application.terminate()
         application.wait(timeout=30)

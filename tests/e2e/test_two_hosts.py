@@ -36,7 +36,7 @@ from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, end, start, wait_ready
 from exodus.stack.servers import ServerKind
 from tests.support.hosts import Network, answers, network
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 from tests.support.wheel import install
 
@@ -78,8 +78,10 @@ class Application:
 class Machines:
     """The servers and Prefect here, the data plane and a worker on each of two hosts."""
 
-    def __init__(self, net: Network, boxes: list[Box], folder: Path, package: Path) -> None:
-        self.net, self.boxes, self.folder = net, boxes, folder
+    def __init__(
+        self, net: Network, servers: list[DatabaseServer], folder: Path, package: Path
+    ) -> None:
+        self.net, self.servers, self.folder = net, servers, folder
         self.workers: dict[str, Started] = {}
         self.dask: dict[str, Started] = {}
         self.forks: dict[str, dict[str, str]] = {}
@@ -103,7 +105,7 @@ class Machines:
                 "url": f"redis://exodus@{here}:{box.port}",
                 "password_file": str(box.address().password_file),
             }
-            for name, box in zip(names, boxes, strict=True)
+            for name, box in zip(names, servers, strict=True)
         }
         gateway = {"host": net.hosts["host-a"].address, "port": PORT}
         document = {
@@ -314,21 +316,23 @@ def machines(tmp_path: Path) -> Iterator[Machines]:
             "protected_mode": "no",
         }
         kinds = (ServerKind.REDIS_62, ServerKind.VALKEY_91, ServerKind.VALKEY_91)
-        boxes = []
+        servers = []
         made = None
         try:
             for number, kind in enumerate(kinds):
                 more = {"appendonly": "yes"} if number == 2 else {}
-                boxes.append(Box(kind, tmp_path / f"server-{number}", **config, **more))
-            with boxes[0].client() as source:
+                servers.append(
+                    DatabaseServer(kind, tmp_path / f"server-{number}", **config, **more)
+                )
+            with servers[0].client() as source:
                 source.mset({f"cold:{number}": VALUE for number in range(KEYS)})
-            made = Machines(net, boxes, tmp_path, package)
+            made = Machines(net, servers, tmp_path, package)
             made.start()
             yield made
         finally:
             if made is not None:
                 made.close()
-            for box in boxes:
+            for box in servers:
                 box.close()
 
 
@@ -541,7 +545,7 @@ def test_a_whole_migration_whose_phases_go_from_machine_to_machine(machines: Mac
     started = [entry.phase for entry in entries if entry.event == "started"]
     assert len(started) == len(set(started)) == 6
     assert [entry.verdict for entry in entries if entry.event == "switched"] == ["target"]
-    with machines.boxes[1].client() as target:
+    with machines.servers[1].client() as target:
         assert target.dbsize() >= KEYS
         for app in apps:
             assert app.errors == []

@@ -16,8 +16,8 @@ from exodus.errors import DecisionRefused
 from exodus.net.leg import Leg
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
@@ -31,30 +31,32 @@ def source(make_server) -> Iterator[redis.Redis]:  # type: ignore[no-untyped-def
 
 
 @pytest_asyncio.fixture
-async def pair(make_server, control_server: Box, tmp_path) -> AsyncIterator[Plant]:  # type: ignore[no-untyped-def]
-    plant = Plant(
+async def pair(
+    make_server, control_server: DatabaseServer, tmp_path
+) -> AsyncIterator[LocalMigration]:  # type: ignore[no-untyped-def]
+    local = LocalMigration(
         make_server(ServerKind.VALKEY_81),
         make_server(ServerKind.VALKEY_91),
         control_server,
         tmp_path,
     )
-    await plant.open()
-    yield plant
-    await plant.close()
+    await local.open()
+    yield local
+    await local.close()
 
 
-async def _legs(plant: Plant) -> list[Leg]:
-    return [await Leg.connect(plant.plan.address(side), side) for side in Side]
+async def _legs(local: LocalMigration) -> list[Leg]:
+    return [await Leg.connect(local.plan.address(side), side) for side in Side]
 
 
-async def rows(plant: Plant) -> dict[str, Row]:
-    authority, follower = await _legs(plant)
+async def rows(local: LocalMigration) -> dict[str, Row]:
+    authority, follower = await _legs(local)
     async with authority, follower:
-        return {row.what: row for row in await beside_keys.compare(plant.plan, authority, follower)}
+        return {row.what: row for row in await beside_keys.compare(local.plan, authority, follower)}
 
 
-def clients(plant: Plant) -> tuple[redis.Redis, redis.Redis]:
-    return plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+def clients(local: LocalMigration) -> tuple[redis.Redis, redis.Redis]:
+    return local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
 
 
 def _user(source: redis.Redis, target: redis.Redis) -> None:
@@ -113,7 +115,7 @@ REQUIRED = [
 @pytest.mark.parametrize(
     ("plant_it", "what"), REQUIRED, ids=[each[0].__name__ for each in REQUIRED]
 )
-async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) -> None:  # type: ignore[no-untyped-def]
+async def test_what_must_be_mended_is_found(pair: LocalMigration, plant_it, what: str) -> None:  # type: ignore[no-untyped-def]
     assert not beside_keys.required(list((await rows(pair)).values()))
     plant_it(*clients(pair))
     found = (await rows(pair))[what]
@@ -123,12 +125,12 @@ async def test_what_must_be_mended_is_found(pair: Plant, plant_it, what: str) ->
 
 
 async def test_fewer_databases_and_a_used_module_must_be_mended_and_an_unused_one_not(
-    make_server, redis82: Box, control_server: Box, tmp_path
+    make_server, redis82: DatabaseServer, control_server: DatabaseServer, tmp_path
 ) -> None:  # type: ignore[no-untyped-def]
-    plant = Plant(
+    local = LocalMigration(
         redis82, make_server(ServerKind.VALKEY_91, databases="4"), control_server, tmp_path
     )
-    found = await rows(plant)
+    found = await rows(local)
     assert (
         found["databases"].outcome,
         found["databases"].authority,
@@ -136,9 +138,9 @@ async def test_fewer_databases_and_a_used_module_must_be_mended_and_an_unused_on
     ) == (StateOutcome.REQUIRED, "16", "4")
     (module,) = [row for row in found.values() if row.what.startswith("module ")]
     redis82.client().config_resetstat()
-    assert (await rows(plant))[module.what].outcome is StateOutcome.DIFFERS
+    assert (await rows(local))[module.what].outcome is StateOutcome.DIFFERS
     redis82.client().execute_command("VADD", "v", "VALUES", 1, 1, "e")
-    assert (await rows(plant))[module.what].outcome is StateOutcome.REQUIRED
+    assert (await rows(local))[module.what].outcome is StateOutcome.REQUIRED
     redis82.client().config_resetstat()
 
 
@@ -157,7 +159,7 @@ WARNED = [
 
 @pytest.mark.parametrize(("name", "ours", "theirs"), WARNED, ids=[each[0] for each in WARNED])
 async def test_what_only_differs_is_said_and_does_not_block(
-    pair: Plant, name: str, ours: str, theirs: str
+    pair: LocalMigration, name: str, ours: str, theirs: str
 ) -> None:
     source, target = clients(pair)
     source.config_set(name, ours)
@@ -167,7 +169,7 @@ async def test_what_only_differs_is_said_and_does_not_block(
     assert found.means
 
 
-async def test_scripts_and_narrower_rules_are_said(pair: Plant) -> None:
+async def test_scripts_and_narrower_rules_are_said(pair: LocalMigration) -> None:
     source, target = clients(pair)
     source.script_load("return 1")
     _user(source, target)
@@ -188,7 +190,7 @@ async def test_scripts_and_narrower_rules_are_said(pair: Plant) -> None:
     assert "+@read" in found["user shop"].follower
 
 
-async def test_what_a_side_does_not_tell_is_not_provable(pair: Plant) -> None:
+async def test_what_a_side_does_not_tell_is_not_provable(pair: LocalMigration) -> None:
     source, target = clients(pair)
     for client in (source, target):
         client.acl_setuser(
@@ -209,7 +211,7 @@ async def test_what_a_side_does_not_tell_is_not_provable(pair: Plant) -> None:
 
 
 async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_is_carried(
-    pair: Plant,
+    pair: LocalMigration,
 ) -> None:
     source, target = clients(pair)
     await pair.gateway()
@@ -231,12 +233,12 @@ async def test_the_switch_refuses_what_must_be_mended_and_goes_through_once_it_i
     assert all("secret" not in line and "#…" in line for line in users.done)
     assert len(users.done) == 1
     assert (await switch.apply(pair.store, pair.plan, Side.TARGET)).switched
-    shop = redis.Redis(port=pair.boxes[Side.TARGET].port, username="shop", password="secret")
+    shop = redis.Redis(port=pair.servers[Side.TARGET].port, username="shop", password="secret")
     assert shop.set("k", 1)
     assert await pair.app(username="shop", password="secret").get("k") == b"1"
 
 
-async def test_what_the_follower_refuses_is_left_as_commands(pair: Plant) -> None:
+async def test_what_the_follower_refuses_is_left_as_commands(pair: LocalMigration) -> None:
     source, target = clients(pair)
     _user(source, target)
     _bulk(source, target)
@@ -255,10 +257,10 @@ async def test_what_the_follower_refuses_is_left_as_commands(pair: Plant) -> Non
 
 
 async def test_users_of_6_2_and_of_newer_servers_are_the_same(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer, tmp_path
 ) -> None:  # type: ignore[no-untyped-def]
-    plant = Plant(redis62, valkey91, control_server, tmp_path)
-    for client in clients(plant):
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path)
+    for client in clients(local):
         client.acl_setuser(
             "shop",
             enabled=True,
@@ -269,9 +271,9 @@ async def test_users_of_6_2_and_of_newer_servers_are_the_same(
             channels=["c*"],
         )
     try:
-        assert {row.what: row.outcome for row in (await rows(plant)).values()}[
+        assert {row.what: row.outcome for row in (await rows(local)).values()}[
             "user shop"
         ] is StateOutcome.SAME
     finally:
-        for client in clients(plant):
+        for client in clients(local):
             client.acl_deluser("shop")

@@ -17,25 +17,25 @@ from exodus.plan.vocabulary import Side
 from exodus.stack.home import free_port
 from exodus.verify.reconcile import reconcile
 from tests.support.history import Historian
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-async def _copied(plant: Plant, *, keys: int = 300) -> list[int]:
+async def _copied(local: LocalMigration, *, keys: int = 300) -> list[int]:
     """Two gateways, everything copied and verified; their ports."""
-    plant.boxes[Side.SOURCE].client().mset(
+    local.servers[Side.SOURCE].client().mset(
         {f"cold:{number}": f"value {number}" for number in range(keys)}
     )
     other = free_port()
-    await plant.gateway()
-    await plant.gateway("gw-2", port=other)
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    assert (await reconcile(await plant.engine(), "test"))["divergences_total"] == 0
-    return [plant.port, other]
+    await local.gateway()
+    await local.gateway("gw-2", port=other)
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    assert (await reconcile(await local.engine(), "test"))["divergences_total"] == 0
+    return [local.port, other]
 
 
 async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) -> int:
@@ -49,23 +49,25 @@ async def _read(client: redis.Redis, stop: asyncio.Event, *, keys: int = 300) ->
     return count
 
 
-async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Plant) -> None:
+async def test_reads_of_all_keys_are_those_of_one_server_under_writes(
+    local: LocalMigration,
+) -> None:
     """Per key linearizable, at every share, with writes through both gateways and one past them;
     the switch ends the canary by itself.
     """
-    ports = await _copied(plant)
+    ports = await _copied(local)
     with pytest.raises(OperatorError, match="no percentage"):
-        await set_canary(plant.store, plant.plan, 101, why="test")
+        await set_canary(local.store, local.plan, 101, why="test")
     historian = Historian(ports, clients=6)
     historian.start()
     stop = asyncio.Event()
     three = redis.Redis(port=ports[1], protocol=3)
-    reading = [asyncio.create_task(_read(client, stop)) for client in (plant.app(), three)]
+    reading = [asyncio.create_task(_read(client, stop)) for client in (local.app(), three)]
     # What live sync never hears of: the follower has another value than the authority, for good.
-    plant.boxes[Side.SOURCE].client().set("past-the-gateways", "new")
-    plant.boxes[Side.TARGET].client().set("past-the-gateways", "old")
+    local.servers[Side.SOURCE].client().set("past-the-gateways", "new")
+    local.servers[Side.TARGET].client().set("past-the-gateways", "old")
     for percent in (1, 5, 25, 100):
-        await set_canary(plant.store, plant.plan, percent, why="test")
+        await set_canary(local.store, local.plan, percent, why="test")
         await asyncio.sleep(0.3)
     for port in ports:
         async with redis.Redis(port=port) as client:
@@ -80,19 +82,19 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Pla
             ]
 
     async def counted() -> bool:
-        reads = (await read_canary(plant.store))["reads"]
+        reads = (await read_canary(local.store))["reads"]
         return reads.get("served", 0) > 100 and reads.get("not fresh", 0) > 0
 
     await until(
         counted, within_s=20, otherwise="no read was served by the follower, or all of them were"
     )
     # While writes are held, reads go on, and the canary has ended.
-    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    done = await switch.apply(local.store, local.plan, Side.TARGET)
     assert done.switched
-    route = await read_route(plant.store)
+    route = await read_route(local.store)
     assert (route.canary, route.authority) == (0.0, Side.TARGET)
     with pytest.raises(DecisionRefused, match="may not begin"):
-        await set_canary(plant.store, plant.plan, 5, why="test")
+        await set_canary(local.store, local.plan, 5, why="test")
     stop.set()
     assert min(await asyncio.gather(*reading)) > 50
     await three.aclose()
@@ -102,17 +104,17 @@ async def test_reads_of_all_keys_are_those_of_one_server_under_writes(plant: Pla
 
 
 @pytest.mark.parametrize("fault", ["frozen", "refusing", "gone"])
-async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) -> None:
+async def test_a_follower_that_fails_is_asked_no_more(local: LocalMigration, fault: str) -> None:
     """No read fails or is wrong; every gateway returns to the authority, and the route says why."""
-    ports = await _copied(plant)
-    target = plant.boxes[Side.TARGET]
-    await set_canary(plant.store, plant.plan, 100, why="test")
+    ports = await _copied(local)
+    target = local.servers[Side.TARGET]
+    await set_canary(local.store, local.plan, 100, why="test")
     stop = asyncio.Event()
     other = redis.Redis(port=ports[1])
-    reading = [asyncio.create_task(_read(client, stop)) for client in (plant.app(), other)]
+    reading = [asyncio.create_task(_read(client, stop)) for client in (local.app(), other)]
 
     async def served() -> bool:
-        return (await read_canary(plant.store))["reads"].get("served", 0) > 50
+        return (await read_canary(local.store))["reads"].get("served", 0) > 50
 
     await until(served, within_s=10, otherwise="no read was served by the follower")
     if fault == "frozen":
@@ -129,7 +131,7 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
                 client.client_kill_filter(_id=row["id"])
 
     async def returned() -> bool:
-        return not (await read_route(plant.store)).canary
+        return not (await read_route(local.store)).canary
 
     try:
         await until(returned, within_s=10, otherwise="the canary was not given up")
@@ -138,15 +140,15 @@ async def test_a_follower_that_fails_is_asked_no_more(plant: Plant, fault: str) 
         target.client().acl_setuser(
             str(target.address().username), commands=["+@all"], enabled=True, keys=["*"]
         )
-    route = await read_route(plant.store)
+    route = await read_route(local.store)
     assert "canary reads given up" in route.why
 
     async def everybody() -> bool:
-        return all(not gateway.canary.share for gateway, _ in plant.gateways.values())
+        return all(not gateway.canary.share for gateway, _ in local.gateways.values())
 
     await until(everybody, within_s=5, otherwise="a gateway goes on asking the follower")
     bad = "late" if fault == "frozen" else "failed"
-    assert (await read_canary(plant.store))["reads"].get(bad, 0) > 0
+    assert (await read_canary(local.store))["reads"].get(bad, 0) > 0
     stop.set()
     assert min(await asyncio.gather(*reading)) > 10
     await other.aclose()

@@ -21,7 +21,7 @@ from exodus.plan.vocabulary import Side
 from exodus.stack.prefect import project_root
 from exodus.stack.servers import ServerKind, binary
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
@@ -49,15 +49,17 @@ async def _run(command: list[str], *, given: Path | None = None, folder: Path | 
     return out.decode()
 
 
-async def _both(plant: Plant, command: list[str], *, given: Path | None = None, lines: int) -> None:
+async def _both(
+    local: LocalMigration, command: list[str], *, given: Path | None = None, lines: int
+) -> None:
     """Run a program against the source and through the gateway; `{at}` and `{port}` in its command
     stand for where that is.
     """
-    source = plant.boxes[Side.SOURCE]
-    await plant.gateway()
-    await plant.change(journal="all")
+    source = local.servers[Side.SOURCE]
+    await local.gateway()
+    await local.change(journal="all")
     told = []
-    for port in (source.port, plant.port):
+    for port in (source.port, local.port):
         with source.client() as client:
             client.flushall()
             client.script_flush()
@@ -69,33 +71,33 @@ async def _both(plant: Plant, command: list[str], *, given: Path | None = None, 
         )
     assert told[1] == told[0]
     assert len(told[0].splitlines()) >= lines, told[0]
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert not gateway.journaler.gaps.keys() - {SCRIPTS}
     assert not gateway.sessions_closed
 
 
 @pytest.mark.parametrize("protocol", ["2", "3"])
-async def test_redis_py_on_hiredis(plant: Plant, protocol: str) -> None:
+async def test_redis_py_on_hiredis(local: LocalMigration, protocol: str) -> None:
     assert importlib.util.find_spec("hiredis") is not None
     await _both(
-        plant, [sys.executable, "-m", "tests.support.clients.redis_py", "{at}", protocol], lines=25
+        local, [sys.executable, "-m", "tests.support.clients.redis_py", "{at}", protocol], lines=25
     )
 
 
-async def test_redis_py_on_its_own_parser(plant: Plant) -> None:
-    await _both(plant, [sys.executable, "-c", _NO_HIREDIS, "{at}", "3"], lines=25)
+async def test_redis_py_on_its_own_parser(local: LocalMigration) -> None:
+    await _both(local, [sys.executable, "-c", _NO_HIREDIS, "{at}", "3"], lines=25)
 
 
-async def test_redis_cli(plant: Plant) -> None:
+async def test_redis_cli(local: LocalMigration) -> None:
     cli = binary(ServerKind.REDIS_62).with_name("redis-cli")
-    await _both(plant, [str(cli), "-p", "{port}"], given=_CLIENTS / "cli.txt", lines=20)
+    await _both(local, [str(cli), "-p", "{port}"], given=_CLIENTS / "cli.txt", lines=20)
 
 
 if FULL:
 
-    async def test_ioredis(plant: Plant) -> None:
+    async def test_ioredis(local: LocalMigration) -> None:
         folder = project_root() / "build" / "clients"
         folder.mkdir(parents=True, exist_ok=True)
         install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), _IOREDIS]
         await _run(install, folder=folder)
-        await _both(plant, ["node", str(_CLIENTS / "ioredis.mjs"), "{at}", str(folder)], lines=20)
+        await _both(local, ["node", str(_CLIENTS / "ioredis.mjs"), "{at}", str(folder)], lines=20)

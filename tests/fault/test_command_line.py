@@ -17,7 +17,7 @@ from exodus.control.store import ControlStore
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.stack.home import free_port
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 EXODUS = str(Path(sys.executable).parent / "exodus")
@@ -30,15 +30,20 @@ def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def file(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> Path:
+def file(
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> Path:
     """The migration file of a registered plan."""
-    boxes = {"source": redis62, "target": valkey91, "control_store": control_server}
+    servers = {"source": redis62, "target": valkey91, "control_store": control_server}
     servers = {
         name: {
             "url": f"redis://{box.address().username}@127.0.0.1:{box.port}",
             "password_file": str(box.address().password_file),
         }
-        for name, box in boxes.items()
+        for name, box in servers.items()
     }
     port = free_port()
     path = tmp_path / "migration.yaml"
@@ -70,7 +75,7 @@ def test_down_where_nothing_was_started(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_port_in_use_is_one_error(file: Path, redis62: Box, tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_error(file: Path, redis62: DatabaseServer, tmp_path: Path) -> None:
     """Libraries reported 598 lines of objects that the error's traceback had kept."""
     done = _run(
         tmp_path,

@@ -13,13 +13,13 @@ from exodus.plan.vocabulary import Side
 from tasks.comparison import _convergence
 from tasks.context import Opened
 from tests.fault.test_compare_harm import _comparing, _row
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
 
-async def test_scores_that_are_printed_differently_are_equal(plant: Plant) -> None:
-    source, target = (plant.boxes[side].client() for side in Side)
+async def test_scores_that_are_printed_differently_are_equal(local: LocalMigration) -> None:
+    source, target = (local.servers[side].client() for side in Side)
     for client in (source, target):
         client.zadd("probe", {"m": 443344.1234567})
     printed = {
@@ -28,43 +28,43 @@ async def test_scores_that_are_printed_differently_are_equal(plant: Plant) -> No
     source.delete("probe")
     target.delete("probe")
     assert len(printed) == 2, f"this pair of servers prints a score in one way: {printed}"
-    async with _comparing(plant):
-        app = plant.app()
+    async with _comparing(local):
+        app = local.app()
         await app.zadd("z", {"m": 443344.1234567, "n": 0.1 + 0.2, "big": 1e21})
         for _ in range(3):
             await app.zscore("z", "m")
             await app.zrange("z", 0, -1, withscores=True)
             await app.zrangebyscore("z", "-inf", "+inf", withscores=True)
         for command in ("ZSCORE", "ZRANGE", "ZRANGEBYSCORE"):
-            await _row(plant, command, "equal", 3)
-        assert await answered(plant.store.client.hgetall(plant.store.keys.divergence)) == {}
+            await _row(local, command, "equal", 3)
+        assert await answered(local.store.client.hgetall(local.store.keys.divergence)) == {}
 
 
-async def test_a_key_that_is_written_all_the_time_is_not_judged(plant: Plant) -> None:
+async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigration) -> None:
     """It differs at every look; one that stands still and differs is found all the same."""
-    source, target = (plant.boxes[side].client() for side in Side)
+    source, target = (local.servers[side].client() for side in Side)
     stop = asyncio.Event()
 
     async def write() -> None:
-        app, number = plant.app(), 0
+        app, number = local.app(), 0
         while not stop.is_set():
             number += 1
             await app.set("hot", number)
             await app.expire("renewed", 1_000 + number)
 
-    async with _comparing(plant):
-        app = plant.app()
+    async with _comparing(local):
+        app = local.app()
         await app.set("cold", 1)
         await app.set("spoiled", 1)
         await app.set("renewed", 1)
         writing = asyncio.create_task(write())
         try:
             for command in ("SET", "EXPIRE"):
-                await _row(plant, command, "compared", 50)
+                await _row(local, command, "compared", 50)
             await app.get("spoiled")
-            await _row(plant, "GET", "compared")
+            await _row(local, "GET", "compared")
             target.set("spoiled", 2)
-            found = await _convergence(Opened(plant.plan, plant.store, plant.plan))
+            found = await _convergence(Opened(local.plan, local.store, local.plan))
         finally:
             stop.set()
             await writing

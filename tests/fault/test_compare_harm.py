@@ -24,16 +24,16 @@ from exodus.plan.vocabulary import JournalMode, Side
 from exodus.resp.encode import encode
 from exodus.shadow.comparer import Comparer
 from exodus.verify.reconcile import reconcile
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until, wait_until
 
 pytestmark = pytest.mark.fault
 _ENDLESS = "while true do end"
 
 
-def _calls(plant: Plant) -> dict[str, int]:
+def _calls(local: LocalMigration) -> dict[str, int]:
     """Command → how often the target ran it."""
-    with plant.boxes[Side.TARGET].client() as client:
+    with local.servers[Side.TARGET].client() as client:
         return {
             name.removeprefix("cmdstat_"): row["calls"]
             for name, row in client.info("commandstats").items()
@@ -41,18 +41,18 @@ def _calls(plant: Plant) -> dict[str, int]:
 
 
 @asynccontextmanager
-async def _comparing(plant: Plant) -> AsyncIterator[None]:
-    await plant.gateway()
-    comparer = Comparer(plant.store, plant.plan, "comparer-1")
+async def _comparing(local: LocalMigration) -> AsyncIterator[None]:
+    await local.gateway()
+    comparer = Comparer(local.store, local.plan, "comparer-1")
     task = asyncio.create_task(comparer.run())
     try:
-        await plant.start_live_sync()
-        await plant.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
+        await local.start_live_sync()
+        await local.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
 
         async def follows() -> bool:
             return any(
                 beat.state == "comparing" and not beat.why
-                for beat in await heartbeats(plant.store, "comparer")
+                for beat in await heartbeats(local.store, "comparer")
             )
 
         await until(follows, within_s=10, otherwise="the comparer did not begin")
@@ -62,31 +62,31 @@ async def _comparing(plant: Plant) -> AsyncIterator[None]:
         await task
 
 
-async def _comparer_follows(plant: Plant) -> None:
-    epoch = (await read_route(plant.store)).epoch
+async def _comparer_follows(local: LocalMigration) -> None:
+    epoch = (await read_route(local.store)).epoch
 
     async def follows() -> bool:
         return any(
             beat.epoch == epoch and beat.state == "comparing"
-            for beat in await heartbeats(plant.store, "comparer")
+            for beat in await heartbeats(local.store, "comparer")
         )
 
     await until(follows, within_s=10, otherwise="the comparer did not follow")
 
 
-async def _row(plant: Plant, command: str, outcome: str, count: int = 1) -> None:
+async def _row(local: LocalMigration, command: str, outcome: str, count: int = 1) -> None:
     async def seen() -> bool:
-        (beat,) = await heartbeats(plant.store, "comparer")
+        (beat,) = await heartbeats(local.store, "comparer")
         return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
 
     await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
 
 
-async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) -> None:
+async def test_what_a_client_without_a_login_sends_runs_nowhere(local: LocalMigration) -> None:
     """A source that asks for a password: refused requests cost the target nothing, by Compare or by
     a canary.
     """
-    source, target = (plant.boxes[side].client() for side in Side)
+    source, target = (local.servers[side].client() for side in Side)
     source.set("k", "v")
     source.rpush("list", *range(1_000))
     payload = source.dump("k")
@@ -95,12 +95,12 @@ async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) ->
         "default", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"]
     )
     try:
-        async with _comparing(plant):
+        async with _comparing(local):
             stranger, owner = (
-                plant.app(protocol=2, retry=Retry(NoBackoff(), 0)),
-                plant.app(password="secret"),
+                local.app(protocol=2, retry=Retry(NoBackoff(), 0)),
+                local.app(password="secret"),
             )
-            before = _calls(plant)
+            before = _calls(local)
             for command in (
                 ("DEL", "k"),
                 ("RESTORE", "k", 0, payload, "REPLACE"),
@@ -115,8 +115,8 @@ async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) ->
                 ):
                     await stranger.execute_command(*command)
             await owner.get("k")
-            await _row(plant, "GET", "compared")
-            ran = {name: count - before.get(name, 0) for name, count in _calls(plant).items()}
+            await _row(local, "GET", "compared")
+            ran = {name: count - before.get(name, 0) for name, count in _calls(local).items()}
             assert {name for name in ("del", "eval", "eval_ro", "lrange") if ran.get(name)} == set()
             assert target.get("k") == b"v"
     finally:
@@ -124,38 +124,38 @@ async def test_what_a_client_without_a_login_sends_runs_nowhere(plant: Plant) ->
         source.execute_command("ACL", "SETUSER", "default", "nopass")
 
 
-async def test_no_canary_read_of_a_refused_client_reaches_the_target(plant: Plant) -> None:
-    source = plant.boxes[Side.SOURCE].client()
+async def test_no_canary_read_of_a_refused_client_reaches_the_target(local: LocalMigration) -> None:
+    source = local.servers[Side.SOURCE].client()
     source.rpush("list", *range(1_000))
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    assert (await reconcile(await plant.engine(), "test"))["divergences_total"] == 0
-    await set_canary(plant.store, plant.plan, 100, why="test")
-    app = plant.app()
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    assert (await reconcile(await local.engine(), "test"))["divergences_total"] == 0
+    await set_canary(local.store, local.plan, 100, why="test")
+    app = local.app()
 
     async def asked() -> bool:
         await app.lrange("list", 0, -1)
-        return bool(_calls(plant).get("lrange"))
+        return bool(_calls(local).get("lrange"))
 
     await until(asked, within_s=10, otherwise="no canary read came to the target")
     source.execute_command("ACL", "SETUSER", "default", "-lrange")
-    before = _calls(plant)["lrange"]
+    before = _calls(local)["lrange"]
     for _ in range(20):
         with pytest.raises(RedisError, match="no permissions"):
             await app.lrange("list", 0, -1)
-    assert _calls(plant)["lrange"] == before
+    assert _calls(local)["lrange"] == before
 
 
-async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
+async def test_compare_tries_only_what_it_knows(local: LocalMigration) -> None:
     """Whoever can write to the control store, or an application that may do all, has nothing else
     run on the target as Exodus.
     """
-    source, target = (plant.boxes[side].client() for side in Side)
+    source, target = (local.servers[side].client() for side in Side)
     source.mset({"k": "v", "other": "safe"})
-    async with _comparing(plant):
-        before = _calls(plant)
+    async with _comparing(local):
+        before = _calls(local)
         for args in (
             ("FLUSHALL",),
             ("EVAL", _ENDLESS, 0),
@@ -167,13 +167,13 @@ async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
             ("COPY", "k", "other", "REPLACE"),
             ("TOUCH", "k"),
         ):
-            await plant.store.client.xadd(
-                plant.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1}
+            await local.store.client.xadd(
+                local.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1}
             )  # type: ignore[dict-item]
-        await plant.app().get("k")
-        await _row(plant, "GET", "compared")
-        await _row(plant, "TOUCH", "not_tried")
-        ran = {name: count - before.get(name, 0) for name, count in _calls(plant).items()}
+        await local.app().get("k")
+        await _row(local, "GET", "compared")
+        await _row(local, "TOUCH", "not_tried")
+        ran = {name: count - before.get(name, 0) for name, count in _calls(local).items()}
         names = (
             "flushall",
             "acl|setuser",
@@ -189,13 +189,13 @@ async def test_compare_tries_only_what_it_knows(plant: Plant) -> None:
 
 
 async def test_compare_tries_as_the_application_where_the_plan_names_its_user(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
     """With its rights alone: a command that Exodus does not know is tried, and what its user may
     not run is not.
     """
-    target = plant.boxes[Side.TARGET].client()
-    plant.boxes[Side.SOURCE].client().mset({"app:k": "v", "other": "v"})
+    target = local.servers[Side.TARGET].client()
+    local.servers[Side.SOURCE].client().mset({"app:k": "v", "other": "v"})
     secret = tmp_path / "app"
     secret.write_text("app-secret")
     target.execute_command(
@@ -210,15 +210,15 @@ async def test_compare_tries_as_the_application_where_the_plan_names_its_user(
         "+select",
         "+client|setname",
     )
-    plant.plan = plant.plan.model_copy(
+    local.plan = local.plan.model_copy(
         update={"compare_user": Credentials(username="shop", password_file=secret)}
     )
     try:
-        async with _comparing(plant):
+        async with _comparing(local):
             for key in ("app:k", "other"):
-                await plant.app().execute_command("TOUCH", key)
-            await _row(plant, "TOUCH", "compared")
-            await _row(plant, "TOUCH", "divergences")
+                await local.app().execute_command("TOUCH", key)
+            await _row(local, "TOUCH", "compared")
+            await _row(local, "TOUCH", "divergences")
             by_user = [
                 row
                 for row in target.client_list()
@@ -229,20 +229,20 @@ async def test_compare_tries_as_the_application_where_the_plan_names_its_user(
         target.execute_command("ACL", "DELUSER", "shop")
 
 
-async def test_a_request_that_takes_too_long_is_waited_for_no_more(plant: Plant) -> None:
-    source, target = (plant.boxes[side].client() for side in Side)
+async def test_a_request_that_takes_too_long_is_waited_for_no_more(local: LocalMigration) -> None:
+    source, target = (local.servers[side].client() for side in Side)
     source.set("k", "v")
-    async with _comparing(plant):
-        app = plant.app()
+    async with _comparing(local):
+        app = local.app()
         await app.get("k")
-        await _row(plant, "GET", "compared")
+        await _row(local, "GET", "compared")
         target.execute_command("CLIENT", "PAUSE", 2_500, "ALL")
         await app.strlen("k")
-        await _row(plant, "STRLEN", "too_slow")
+        await _row(local, "STRLEN", "too_slow")
         await app.strlen("k")
-        await _row(plant, "STRLEN", "not_tried")
+        await _row(local, "STRLEN", "not_tried")
         await app.get("k")
-        await _row(plant, "GET", "compared", 2)
+        await _row(local, "GET", "compared", 2)
 
 
 _READ = "return redis.call('GET', KEYS[1])"
@@ -254,10 +254,10 @@ _ENDLESS_HERE = "while redis.call('EXISTS', 'only-here') == 1 do end return 1"
 
 
 async def test_read_only_scripts_are_tried_where_the_plan_says_so(
-    modern: Plant, tmp_path: Path
+    modern: LocalMigration, tmp_path: Path
 ) -> None:
     """As the application's user, on the target alone; one that does not end is ended."""
-    source, target = (modern.boxes[side].client() for side in Side)
+    source, target = (modern.servers[side].client() for side in Side)
     source.mset({"app:k": "v", "app:other": "w"})
     target.set("only-here", 1)
     target.config_set("busy-reply-threshold", 100)
@@ -312,14 +312,14 @@ async def test_read_only_scripts_are_tried_where_the_plan_says_so(
         assert "EVAL" not in beat.facts.rows
 
 
-async def test_a_script_that_a_lost_connection_left_is_ended(modern: Plant) -> None:
+async def test_a_script_that_a_lost_connection_left_is_ended(modern: LocalMigration) -> None:
     """The target serves nobody until then: the comparer ends it before it asks the target anything
     else.
     """
-    target = modern.boxes[Side.TARGET].client()
+    target = modern.servers[Side.TARGET].client()
     target.set("only-here", 1)
     target.config_set("busy-reply-threshold", 100)
-    client = modern.boxes[Side.TARGET].client()
+    client = modern.servers[Side.TARGET].client()
     script = asyncio.create_task(asyncio.to_thread(client.eval, _ENDLESS_HERE, 0))
     comparer = Comparer(modern.store, modern.plan, "comparer-1")
     comparer._slow.script_runs = True
@@ -341,6 +341,6 @@ async def test_a_script_that_a_lost_connection_left_is_ended(modern: Plant) -> N
             target.script_kill()
 
 
-def test_scripts_are_tried_as_an_applications_user_only(plant: Plant) -> None:
+def test_scripts_are_tried_as_an_applications_user_only(local: LocalMigration) -> None:
     with pytest.raises(ValueError, match="name it in compare_user"):
-        Plan.model_validate({**plant.plan.model_dump(mode="json"), "compare_scripts": True})
+        Plan.model_validate({**local.plan.model_dump(mode="json"), "compare_scripts": True})

@@ -14,7 +14,7 @@ import pytest
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
 from tests.support.wait import wait_until
 
@@ -25,8 +25,8 @@ PONG = b"+PONG\r\n"
 
 
 @pytest.fixture
-def gateway(plant: Plant) -> Iterator[GatewayProcess]:
-    started = GatewayProcess(plant, "--workers", "2")
+def gateway(local: LocalMigration) -> Iterator[GatewayProcess]:
+    started = GatewayProcess(local, "--workers", "2")
     started.wait_said("listens on", times=2)
     yield started
     started.kill()
@@ -35,9 +35,9 @@ def gateway(plant: Plant) -> Iterator[GatewayProcess]:
 class Watched:
     """The workers of a gateway and the source's side of their connections."""
 
-    def __init__(self, gateway: GatewayProcess, plant: Plant) -> None:
+    def __init__(self, gateway: GatewayProcess, local: LocalMigration) -> None:
         self.workers = psutil.Process(gateway.started.process.pid).children()
-        self._source = plant.boxes[Side.SOURCE].client()
+        self._source = local.servers[Side.SOURCE].client()
         self._source.config_set("maxclients", IDLE + 500)
 
     def open_files(self) -> int:
@@ -82,14 +82,14 @@ def _asked(port: int) -> socket.socket:
 
 
 async def test_idle_connections_cost_little_and_leave_nothing(
-    plant: Plant, gateway: GatewayProcess
+    local: LocalMigration, gateway: GatewayProcess
 ) -> None:
-    watched = Watched(gateway, plant)
-    files, clients, rss = watched.rest(plant.port)
+    watched = Watched(gateway, local)
+    files, clients, rss = watched.rest(local.port)
     idle = []
     try:
         for _ in range(IDLE // 50):
-            batch = [_asked(plant.port) for _ in range(50)]
+            batch = [_asked(local.port) for _ in range(50)]
             assert all(sock.recv(16) == PONG for sock in batch)
             idle += batch
         each = (watched.rss() - rss) / len(idle)
@@ -109,18 +109,18 @@ async def test_idle_connections_cost_little_and_leave_nothing(
 
 
 async def test_connections_that_come_and_go_leave_nothing(
-    plant: Plant, gateway: GatewayProcess
+    local: LocalMigration, gateway: GatewayProcess
 ) -> None:
-    watched = Watched(gateway, plant)
+    watched = Watched(gateway, local)
 
     def come_and_go() -> None:
         for number in range(ROUND):
-            sock = _asked(plant.port)
+            sock = _asked(local.port)
             if number % 3:  # the others leave without waiting for their answer
                 assert sock.recv(16) == PONG
             sock.close()
 
-    files, clients, _ = watched.rest(plant.port)
+    files, clients, _ = watched.rest(local.port)
     come_and_go()  # what a process takes once
     watched.wait_as(files, clients)
     rss = watched.rss()

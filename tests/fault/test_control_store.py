@@ -13,14 +13,14 @@ from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from tests.fault.test_journal_losses import opened
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-async def found(box: Box, sides: dict[str, str] | None = None) -> dict[str, str]:
+async def found(box: DatabaseServer, sides: dict[str, str] | None = None) -> dict[str, str]:
     async with await ControlStore.connect(box.address(), "m") as store:
         return {finding.what: finding.severity for finding in await check_store(store, sides or {})}
 
@@ -50,26 +50,28 @@ async def test_a_store_that_loses_what_it_was_told_is_found(make_server) -> None
     assert (await found(good))["the control store does not tell appendfsync"] == "warning"
 
 
-async def test_the_checks_before_a_phase_refuse_such_a_store(plant: Plant, make_server) -> None:  # type: ignore[no-untyped-def]
+async def test_the_checks_before_a_phase_refuse_such_a_store(
+    local: LocalMigration, make_server
+) -> None:  # type: ignore[no-untyped-def]
     forgetful = make_server(ServerKind.VALKEY_91)
-    async with await ControlStore.connect(forgetful.address(), plant.plan.name) as store:
+    async with await ControlStore.connect(forgetful.address(), local.plan.name) as store:
         findings = await check_pair(
-            *(Endpoint(side, plant.plan.address(side)) for side in Side), plant.plan, store
+            *(Endpoint(side, local.plan.address(side)) for side in Side), local.plan, store
         )
     with pytest.raises(OperatorError, match="no append-only file"):
         raise_if_fatal(findings)
 
 
-async def test_a_route_that_went_back_is_put_back_and_is_a_gap(plant: Plant) -> None:
+async def test_a_route_that_went_back_is_put_back_and_is_a_gap(local: LocalMigration) -> None:
     """An older copy of the store would send applications to a side that is fenced."""
-    gateway = await plant.gateway()
-    older = await plant.change(journal=JournalMode.ALL)
-    newer = await plant.change(authority=Side.TARGET)
-    await plant.store.client.set(plant.store.keys.route, older.model_dump_json())
+    gateway = await local.gateway()
+    older = await local.change(journal=JournalMode.ALL)
+    newer = await local.change(authority=Side.TARGET)
+    await local.store.client.set(local.store.keys.route, older.model_dump_json())
 
     async def back() -> bool:
-        return await read_route(plant.store) == newer
+        return await read_route(local.store) == newer
 
     await until(back, within_s=10, otherwise="the route stayed old")
     assert gateway.groups.main.orders.authority is Side.TARGET
-    await opened(plant, "lost the newest route")
+    await opened(local, "lost the newest route")

@@ -38,8 +38,8 @@ from tasks.live_sync import verify_sides
 from tests.fault.test_switch import _writers
 from tests.fault.test_verify import fill
 from tests.support.full import FULL
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -58,38 +58,38 @@ def copying(migration: str, live: dict) -> dict:
     return migrate.copy_all(migration, live)
 
 
-def _endpoint(box: Box) -> RedisEndpoint:
+def _endpoint(box: DatabaseServer) -> RedisEndpoint:
     address = box.address()
     secret = address.secret("test")
     return RedisEndpoint(url=address.url, **({} if secret is None else {"password": secret}))
 
 
-async def _save(plant: Plant, **options: object) -> None:
+async def _save(local: LocalMigration, **options: object) -> None:
     """What flows know of the migration."""
     block = Migration(
-        migration=plant.plan.name,
+        migration=local.plan.name,
         options={"rehearsal_hours_max": None, **options},
-        source=_endpoint(plant.boxes[Side.SOURCE]),
-        target=_endpoint(plant.boxes[Side.TARGET]),
-        control_store=_endpoint(plant.control),
+        source=_endpoint(local.servers[Side.SOURCE]),
+        target=_endpoint(local.servers[Side.TARGET]),
+        control_store=_endpoint(local.control),
     )
-    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
-    await plant.store.save_plan(block.plan())
+    await asyncio.to_thread(block.save, local.plan.name, overwrite=True)
+    await local.store.save_plan(block.plan())
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "dask"])
 async def test_slices_are_copied_by_the_workers_that_the_plan_names(
-    plant: Plant, prefect_server: None, kind: str
+    local: LocalMigration, prefect_server: None, kind: str
 ) -> None:
-    with plant.boxes[Side.SOURCE].client() as source:
+    with local.servers[Side.SOURCE].client() as source:
         source.mset({f"k{number}": number for number in range(KEYS)})
-    await plant.start_live_sync()
-    await _save(plant, workers={"kind": kind, "count": 2}, slices=4)
-    live = {"run": "run", "writer_epoch": (await read_route(plant.store)).writer_epoch}
-    counted = await asyncio.to_thread(copying, plant.plan.name, live)
+    await local.start_live_sync()
+    await _save(local, workers={"kind": kind, "count": 2}, slices=4)
+    live = {"run": "run", "writer_epoch": (await read_route(local.store)).writer_epoch}
+    counted = await asyncio.to_thread(copying, local.plan.name, live)
     assert counted["slices"] == counted["slices_done"] == 4
     assert counted["keys_seen"] == counted["keys_accounted"] >= KEYS
-    shown = await plant.store.report(REPORT)
+    shown = await local.store.report(REPORT)
     assert shown is not None
     assert (shown["what"], shown["keys"], shown["keys_total"]) == (
         "backfill",
@@ -99,7 +99,7 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(
     assert f"{KEYS:,} keys" in shown["text"]
     with get_client(sync_client=True) as client:
         wanted = ArtifactFilter(
-            key=ArtifactFilterKey(any_=[artifact_key(plant.plan.name, "migrate", "backfill")])
+            key=ArtifactFilterKey(any_=[artifact_key(local.plan.name, "migrate", "backfill")])
         )
         (artifact,) = await asyncio.to_thread(client.read_artifacts, artifact_filter=wanted)
     assert artifact.data == 100.0
@@ -107,10 +107,10 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(
     assert "MB" in str(artifact.description)
     pids = {
         int(progress.worker.rpartition(":")[2])
-        for progress in (await load_progress(plant.store, "run")).values()
+        for progress in (await load_progress(local.store, "run")).values()
     }
     assert (pids == {os.getpid()}) is (kind == "threads")
-    assert (await plant.verify()).keys_verified == KEYS
+    assert (await local.verify()).keys_verified == KEYS
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ async def test_slices_are_copied_by_the_workers_that_the_plan_names(
 # Great Expectations, which flows import in processes of their own
 @pytest.mark.filterwarnings("default")
 async def test_migrate_comes_to_its_decision(
-    redis62: Box,
-    valkey91: Box,
-    control_server: Box,
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
     tmp_path: Path,
     prefect_server: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -149,8 +149,10 @@ async def test_migrate_comes_to_its_decision(
         }
 
     monkeypatch.setattr(migrate, "ask", approve)
-    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=strategy, feed=feed)
-    await plant.open()
+    local = LocalMigration(
+        redis62, valkey91, control_server, tmp_path, strategy=strategy, feed=feed
+    )
+    await local.open()
     try:
         with redis62.client() as source, valkey91.client() as target:
             fill(source)
@@ -161,23 +163,23 @@ async def test_migrate_comes_to_its_decision(
                 client.config_set(
                     "notify-keyspace-events", "AK" if feed is Feed.NOTIFICATIONS else ""
                 )
-        await plant.gateway()
-        await plant.syncer()
+        await local.gateway()
+        await local.syncer()
         await _save(
-            plant,
+            local,
             strategy=str(strategy),
             feed=str(feed),
             slices=4,
-            gateway={"host": "127.0.0.1", "port": plant.port},
+            gateway={"host": "127.0.0.1", "port": local.port},
         )
         tested = ledger.LedgerEntry(
-            at_ms=await plant.store.now_ms(), phase=Phase.TEST, event="decided", verdict="approve"
+            at_ms=await local.store.now_ms(), phase=Phase.TEST, event="decided", verdict="approve"
         )
-        await ledger.record(plant.store, tested)
+        await ledger.record(local.store, tested)
         stop = asyncio.Event()
-        writing = asyncio.create_task(_writers(plant, stop))
+        writing = asyncio.create_task(_writers(local, stop))
         try:
-            await asyncio.to_thread(migrate.migrate, plant.plan.name)
+            await asyncio.to_thread(migrate.migrate, local.plan.name)
         finally:
             stop.set()
             await writing
@@ -185,15 +187,15 @@ async def test_migrate_comes_to_its_decision(
         assert "0 divergences" in asked[0]["summary"][1]
         sent: Counter[str] = Counter()
         for progress in (
-            await load_progress(plant.store, (await runs.current(plant.store)).run)
+            await load_progress(local.store, (await runs.current(local.store)).run)
         ).values():
             sent.update(progress.strategies)
         assert (sent["MIGRATE"] >= KEYS) is (strategy is CopyStrategy.MIGRATE)
-        assert (await plant.store.phases())[Phase.MIGRATE]["state"] == "approved"
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+        assert (await local.store.phases())[Phase.MIGRATE]["state"] == "approved"
+        await local.drained()
+        assert (await local.verify()).divergences == []
     finally:
-        await plant.close()
+        await local.close()
         with valkey91.client() as target:
             for name in target.acl_users():
                 if name.startswith("exodus-"):
@@ -222,10 +224,10 @@ def verifying(migration: str) -> dict:
 
 
 async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_may_change_meanwhile(
-    plant: Plant, prefect_server: None
+    local: LocalMigration, prefect_server: None
 ) -> None:
-    await plant.start_live_sync()
-    await _save(plant)
+    await local.start_live_sync()
+    await _save(local)
 
     def put(value: dict) -> None:
         Variable.set(BUDGET_VARIABLE, value, overwrite=True)
@@ -251,13 +253,13 @@ async def test_the_budget_of_the_prefect_variable_holds_for_a_verification_and_m
     def all_of_it() -> None:
         try:
             put({"cpu_share_max": 0.5})
-            assert verifying(plant.plan.name)["divergences_total"] == 0
-            changing(plant.plan.name)
+            assert verifying(local.plan.name)["divergences_total"] == 0
+            changing(local.plan.name)
             put({"cpu_share_max": "lots"})
             with pytest.raises(OperatorError, match="cpu_share_max: 'lots'"):
-                verifying(plant.plan.name)
+                verifying(local.plan.name)
         finally:
             Variable.unset(BUDGET_VARIABLE)
 
     await asyncio.to_thread(all_of_it)
-    assert await read_budget(plant.store) == Budget(cpu_share_max=0.3)
+    assert await read_budget(local.store) == Budget(cpu_share_max=0.3)

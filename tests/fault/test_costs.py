@@ -17,8 +17,8 @@ from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -57,30 +57,32 @@ async def _send(port: int, data: bytes) -> tuple[asyncio.StreamReader, asyncio.S
     return reader, writer
 
 
-async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(plant: Plant) -> None:
+async def test_requests_that_never_end_do_not_keep_a_cutover_from_being_made(
+    local: LocalMigration,
+) -> None:
     """C1: each attempt held everybody's writes until its limit, and failed."""
-    gateway = await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
+    gateway = await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
     strangers = [
-        await _send(plant.port, data)
+        await _send(local.port, data)
         for data in (b"SET a b\0\r\n", HALF_A_SET, b"*3\r\n$3\r\nSET\r\n", b"*2\r\n$4\r\nINCR\0\0")
     ]
-    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    done = await switch.apply(local.store, local.plan, Side.TARGET)
     assert done.switched
     assert gateway.sessions_closed["held: a request that does not end"] == 2
     for _, writer in strangers:
         writer.close()
-    with plant.boxes[Side.TARGET].client() as target:
+    with local.servers[Side.TARGET].client() as target:
         assert not target.exists("half", "a")
 
 
-async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> None:
+async def test_one_client_s_flood_leaves_the_others_their_turn(local: LocalMigration) -> None:
     """C2: their PING took 38 s."""
-    gateway = await plant.gateway()
-    await plant.change(journal="all")
-    reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+    gateway = await local.gateway()
+    await local.change(journal="all")
+    reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
     pongs, most = 0, 0
 
     async def flood() -> None:
@@ -94,7 +96,7 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> 
             most = max(most, in_flight(gateway))
 
     flooding = asyncio.create_task(flood())
-    app, answers = plant.app(), 0
+    app, answers = local.app(), 0
     while not flooding.done():
         await app.ping()
         answers += 1
@@ -104,46 +106,51 @@ async def test_one_client_s_flood_leaves_the_others_their_turn(plant: Plant) -> 
     assert most <= 2 * PIPELINE_MAX
 
 
-async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(plant: Plant) -> None:
+async def test_invented_commands_are_one_row_and_refused_writes_are_nothing(
+    local: LocalMigration,
+) -> None:
     """C3, C4: 1,200 names were 7,007 series, and 2,000 refused writes 32 MB of the control
     store.
     """
-    gateway = await plant.gateway()
-    await plant.change(journal="all")
-    before = await journal.ends(plant.store, plant.plan.partitions)
+    gateway = await local.gateway()
+    await local.change(journal="all")
+    before = await journal.ends(local.store, local.plan.partitions)
     series = len(list(gateway.metrics()))
     refused = [
         encode("SET", b"key" * 1_000 + b"%d" % number, "v", "BAD") for number in range(2_000)
     ]
     _, writer = await _send(
-        plant.port,
+        local.port,
         b"".join(encode(b"invented-%d" % number, "k") for number in range(1_200))
         + b"".join(refused),
     )
     await asyncio.sleep(0.5)
-    await plant.flushed()
+    await local.flushed()
     writer.close()
     assert {name for name in gateway.telemetry.commands if "INVENTED" in name} == set()
     assert gateway.telemetry.commands["(UNKNOWN)"].calls == 1_200
     assert len(list(gateway.metrics())) < series + 60
-    assert await journal.ends(plant.store, plant.plan.partitions) == before
+    assert await journal.ends(local.store, local.plan.partitions) == before
     assert not gateway.journaler.gaps
 
 
 async def test_a_stranger_opens_no_gap(
-    make_server: Callable[..., Box], valkey91: Box, control_server: Box, tmp_path: Path
+    make_server: Callable[..., DatabaseServer],
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
     """C5: whoever may not log in could block a cutover at will."""
     for kind in ServerKind:
         target = valkey91 if kind is not ServerKind.VALKEY_91 else make_server(ServerKind.VALKEY_81)
         folder = tmp_path / str(kind)
         folder.mkdir()
-        plant = Plant(make_server(kind, private=True), target, control_server, folder)
-        await plant.open()
+        local = LocalMigration(make_server(kind, private=True), target, control_server, folder)
+        await local.open()
         try:
-            gateway = await plant.gateway()
-            await plant.change(journal="all")
-            before = await journal.ends(plant.store, plant.plan.partitions)
+            gateway = await local.gateway()
+            await local.change(journal="all")
+            before = await journal.ends(local.store, local.plan.partitions)
 
             async def asked(gateway: Gateway = gateway) -> bool:
                 return gateway.groups.main.orders.login_needed
@@ -153,7 +160,7 @@ async def test_a_stranger_opens_no_gap(
             )
             for data in STRANGE:
                 for end in (b"", encode("PING"), encode("SET", "k", "v") * 3):
-                    _, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+                    _, writer = await asyncio.open_connection("127.0.0.1", local.port)
                     writer.write(data + end)
                     writer.write_eof()
                     await asyncio.sleep(0.02)
@@ -162,9 +169,9 @@ async def test_a_stranger_opens_no_gap(
                 if not gateway.connections:
                     break
                 await asyncio.sleep(0.1)
-            await plant.flushed()
+            await local.flushed()
             assert not gateway.journaler.gaps, kind
-            assert await journal.ends(plant.store, plant.plan.partitions) == before, kind
-            assert (await plant.change(hold=Hold.WRITES)).hold is Hold.WRITES
+            assert await journal.ends(local.store, local.plan.partitions) == before, kind
+            assert (await local.change(hold=Hold.WRITES)).hold is Hold.WRITES
         finally:
-            await plant.close()
+            await local.close()

@@ -33,9 +33,9 @@ from exodus.stack.servers import ServerKind
 from tests.fault.test_journal_losses import aof, cut, lossy
 from tests.support.fleet import Fleet
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -145,32 +145,34 @@ async def _writes(port: int, stop: asyncio.Event, name: str) -> int:
     return count
 
 
-async def _gaps(plant: Plant | Fleet) -> list[bytes]:
-    return list(await plant.store.client.hkeys(plant.store.keys.gap))
+async def _gaps(local: LocalMigration | Fleet) -> list[bytes]:
+    return list(await local.store.client.hkeys(local.store.keys.gap))
 
 
-async def _no_loss_without_a_gap(plant: Plant | Fleet, divergent: list[str], what: str) -> None:
-    found = await _gaps(plant)
+async def _no_loss_without_a_gap(
+    local: LocalMigration | Fleet, divergent: list[str], what: str
+) -> None:
+    found = await _gaps(local)
     assert not divergent or found, (
         f"{what}: {len(divergent)} keys differ and nothing says so: {divergent[:5]}"
     )
     if found:
         with pytest.raises(DecisionRefused, match="open gap"):
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
+            await switch.apply(local.store, local.plan, Side.TARGET)
 
 
-async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
+async def _at_rest(local: LocalMigration | Fleet, pid: int, since_ms: int = 0) -> None:
     """Everything that the gateway of this process knows of is in the journal, and synced, as it
     says after `since_ms`.
 
     A store that lost its tail still has an older word of the gateway, from before it knew of that.
     """
-    feed = JournalFeed(plant.store, plant.plan.partitions)
+    feed = JournalFeed(local.store, local.plan.partitions)
 
     async def quiet() -> bool:
         with contextlib.suppress(redis.RedisError, OSError):
-            now_ms = await plant.store.now_ms()
-            beats = await registry.heartbeats(plant.store, "gateway")
+            now_ms = await local.store.now_ms()
+            beats = await registry.heartbeats(local.store, "gateway")
             fresh = bool(beats) and all(
                 beat.pid == pid
                 and beat.at_ms > since_ms
@@ -184,8 +186,8 @@ async def _at_rest(plant: Plant | Fleet, pid: int, since_ms: int = 0) -> None:
     await until(quiet, within_s=40, otherwise="the journal never came to rest")
 
 
-async def _differ(plant: Plant | Fleet) -> list[str]:
-    source, target = (plant.boxes[side].client() for side in Side)
+async def _differ(local: LocalMigration | Fleet) -> list[str]:
+    source, target = (local.servers[side].client() for side in Side)
     with source, target:
         names = sorted(
             name
@@ -198,7 +200,7 @@ async def _differ(plant: Plant | Fleet) -> list[str]:
 
 @pytest.mark.parametrize("seed", ROUNDS)
 async def test_a_killed_gateway_with_torn_files_loses_nothing_in_silence(
-    redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int
+    redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path, seed: int
 ) -> None:  # type: ignore[no-untyped-def]
     draw = random.Random(seed)
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
@@ -235,69 +237,69 @@ async def test_a_killed_gateway_with_torn_files_loses_nothing_in_silence(
 
 @pytest.mark.parametrize("seed", ROUNDS)
 async def test_a_control_store_that_is_cut_anywhere_loses_nothing_in_silence(
-    redis62: Box, valkey91: Box, make_server, tmp_path: Path, seed: int
+    redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path, seed: int
 ) -> None:  # type: ignore[no-untyped-def]
     draw = random.Random(seed)
-    plant = await lossy(redis62, valkey91, make_server, tmp_path)
+    local = await lossy(redis62, valkey91, make_server, tmp_path)
     try:
-        begun = aof(plant.control).stat().st_size
+        begun = aof(local.control).stat().st_size
         stop = asyncio.Event()
-        writing = asyncio.create_task(_writes(plant.port, stop, "k"))
+        writing = asyncio.create_task(_writes(local.port, stop, "k"))
         await asyncio.sleep(0.5 + 3 * draw.random())
         if draw.random() < 0.5:
             stop.set()
             await writing
-        size = aof(plant.control).stat().st_size
+        size = aof(local.control).stat().st_size
         where = draw.randrange(begun if draw.random() < 0.3 else max(begun, size - 20_000), size)
-        await cut(plant, where)
-        cut_ms = await plant.store.now_ms()
+        await cut(local, where)
+        cut_ms = await local.store.now_ms()
         await asyncio.sleep(draw.random())
         stop.set()
         await writing
-        await _at_rest(plant, os.getpid(), cut_ms)
+        await _at_rest(local, os.getpid(), cut_ms)
         await _no_loss_without_a_gap(
-            plant, await _differ(plant), f"seed {seed}: cut at {where} of {size}, begun at {begun}"
+            local, await _differ(local), f"seed {seed}: cut at {where} of {size}, begun at {begun}"
         )
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize("orderly", [False, True], ids=["it went down", "it was shut down"])
-async def test_a_host_that_went_down_is_a_gap(plant: Plant, orderly: bool) -> None:
+async def test_a_host_that_went_down_is_a_gap(local: LocalMigration, orderly: bool) -> None:
     """The intent log survives the end of a process, not that of its host: what it lacks then,
     nobody knows.
     """
-    await plant.change(journal="all")
-    first = GatewayProcess(plant)
+    await local.change(journal="all")
+    first = GatewayProcess(local)
     first.wait_said("listens on")
-    await plant.app().set("k", 1)
+    await local.app().set("k", 1)
     if orderly:
         first.end()
     else:
         first.kill()
-    (instance,) = plant.folder.glob("state/**/instance.json")
+    (instance,) = local.folder.glob("state/**/instance.json")
     instance.write_bytes(
         orjson.dumps(
             {**orjson.loads(instance.read_bytes()), "boot": "of another start of the host"}
         )
     )
-    second = GatewayProcess(plant, name="second")
+    second = GatewayProcess(local, name="second")
     try:
         second.wait_said("listens on")
         if orderly:
-            await plant.app().set("k", 2)
+            await local.app().set("k", 2)
             await asyncio.sleep(0.5)
-            assert await open_gaps(plant.store) == {}
+            assert await open_gaps(local.store) == {}
             return
 
         async def said() -> bool:
             return any(
                 "the host was restarted" in str(gap["why"])
-                for gap in (await open_gaps(plant.store)).values()
+                for gap in (await open_gaps(local.store)).values()
             )
 
         await until(said, within_s=20, otherwise="the loss of the host opened no gap")
         with pytest.raises(DecisionRefused, match="open gap"):
-            await check_gaps(plant.store, scripts_later=True)
+            await check_gaps(local.store, scripts_later=True)
     finally:
         second.end()

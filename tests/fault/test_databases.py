@@ -19,14 +19,14 @@ from exodus.resp.encode import encode_many
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import Finding, check_pair
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-async def _finding(source: Box, target: Box, **plan: object) -> Finding:
+async def _finding(source: DatabaseServer, target: DatabaseServer, **plan: object) -> Finding:
     made = Plan(name="check", source=source.address(), target=target.address(), **plan)  # type: ignore[arg-type]
     found = await check_pair(
         Endpoint(Side.SOURCE, made.source), Endpoint(Side.TARGET, made.target), made
@@ -34,7 +34,9 @@ async def _finding(source: Box, target: Box, **plan: object) -> Finding:
     return next(finding for finding in found if finding.check == "databases")
 
 
-async def test_preflight_compares_the_databases_of_both_sides(make_server, valkey91: Box) -> None:
+async def test_preflight_compares_the_databases_of_both_sides(
+    make_server, valkey91: DatabaseServer
+) -> None:
     many = make_server(ServerKind.REDIS_62, databases="64")
     found = await _finding(many, valkey91)
     assert (found.severity, "64" in found.what, "16" in found.what) == ("warning", True, True)
@@ -75,7 +77,9 @@ async def test_databases_are_counted_where_the_setting_may_not_be_read(make_serv
 
 
 @pytest.mark.parametrize("guarded", [False, True])
-async def test_no_batch_runs_behind_a_select_that_failed(valkey91: Box, guarded: bool) -> None:
+async def test_no_batch_runs_behind_a_select_that_failed(
+    valkey91: DatabaseServer, guarded: bool
+) -> None:
     """It ran in database 0, over keys of the same names there."""
     key = b"exodus:{batches}:epoch"
     with valkey91.client() as client:
@@ -100,7 +104,7 @@ async def test_no_batch_runs_behind_a_select_that_failed(valkey91: Box, guarded:
 
 @pytest.mark.parametrize("refused", ["-select", "-multi", "-watch"])
 async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(
-    valkey91: Box, refused: str
+    valkey91: DatabaseServer, refused: str
 ) -> None:
     """Behind a MULTI that failed it would run without its guard."""
     key = b"exodus:{batches}:epoch"
@@ -126,7 +130,9 @@ async def test_no_batch_runs_behind_a_command_that_the_user_may_not_run(
 
 
 @pytest.mark.parametrize("refused", ["-multi", "-watch", "-get"])
-async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, refused: str) -> None:
+async def test_no_right_is_given_behind_a_command_that_failed(
+    valkey91: DatabaseServer, refused: str
+) -> None:
     """What a switch changes on a side is conditional there, or not changed."""
     key = b"exodus:{rights}:epoch"
     with valkey91.client() as client:
@@ -144,7 +150,7 @@ async def test_no_right_is_given_behind_a_command_that_failed(valkey91: Box, ref
 
 
 async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lacks(
-    make_server, control_server: Box, tmp_path: Path
+    make_server, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """A source sends SELECT and keys together: behind a SELECT that fails they came into database
     0.
@@ -153,31 +159,37 @@ async def test_the_migrate_lane_sends_nothing_to_a_database_that_the_target_lack
         make_server(ServerKind.REDIS_62, databases="64"),
         make_server(ServerKind.VALKEY_91),
     )
-    plant = Plant(source, target, control_server, tmp_path, strategy="migrate")
-    await plant.open()
+    local = LocalMigration(source, target, control_server, tmp_path, strategy="migrate")
+    await local.open()
     try:
         with target.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "-restore")
         for db in (0, 40):
             with source.client(db=db) as client:
                 client.mset({f"k{number}": f"of database {db}" for number in range(50)})
-        await plant.start_live_sync()
-        await plant.backfill()
+        await local.start_live_sync()
+        await local.backfill()
         with target.client() as client:
             assert set(client.mget([f"k{number}" for number in range(50)])) == {b"of database 0"}
-        assert len(await letters.open_letters(plant.store)) == 50
+        assert len(await letters.open_letters(local.store)) == 50
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize("back", [False, True])
 async def test_keys_of_a_database_that_the_follower_lacks_are_dead_letters(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path, back: bool
+    make_server,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    back: bool,
 ) -> None:
     """Backfill, live sync, a flush and verification; in reverse sync, too."""
     many = make_server(ServerKind.REDIS_62, databases="64")
-    plant = Plant(*((valkey91, many) if back else (many, valkey91)), control_server, tmp_path)
-    await plant.open()
+    local = LocalMigration(
+        *((valkey91, many) if back else (many, valkey91)), control_server, tmp_path
+    )
+    await local.open()
     try:
         with many.client(db=40) as client:
             client.mset({f"k{number}": "of database 40" for number in range(100)})
@@ -186,37 +198,37 @@ async def test_keys_of_a_database_that_the_follower_lacks_are_dead_letters(
         for box in (many, valkey91):
             with box.client() as client:
                 client.mset({f"k{number}": "of database 0" for number in range(100)})
-        await plant.gateway()
-        await plant.syncer()
+        await local.gateway()
+        await local.syncer()
         if back:
-            await plant.change(authority=Side.TARGET)
+            await local.change(authority=Side.TARGET)
             with valkey91.client() as client:
-                client.set(f"exodus:{{{plant.plan.name}}}:epoch", 0)
-            await plant.change(journal="all", sync=True)
+                client.set(f"exodus:{{{local.plan.name}}}:epoch", 0)
+            await local.change(journal="all", sync=True)
         else:
-            await plant.start_live_sync()
-        await plant.backfill()
-        app, zero = plant.app(db=40), plant.app()
+            await local.start_live_sync()
+        await local.backfill()
+        app, zero = local.app(db=40), local.app()
         await app.set("k7", "written later")
         await app.set("k8", "x")
         await zero.set("after", "1")
         await app.delete("k8")
-        await plant.drained()
+        await local.drained()
         with valkey91.client() as client:
             assert set(client.mget([f"k{number}" for number in range(100)])) == {b"of database 0"}
             assert client.get("after") == b"1"
 
         async def listed() -> bool:
-            found = await letters.open_letters(plant.store)
+            found = await letters.open_letters(local.store)
             return len(found) == 101 and all(
                 "no database 40" in letter["reason"] for letter in found.values()
             )
 
         await until(listed, within_s=10, otherwise="-")
-        report = await plant.verify()
+        report = await local.verify()
         assert {(found.kind, found.db) for found in report.divergences} == {("missing", 40)}
         await app.flushdb()
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+        await local.drained()
+        assert (await local.verify()).divergences == []
     finally:
-        await plant.close()
+        await local.close()

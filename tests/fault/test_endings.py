@@ -18,19 +18,19 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.fixture
-async def store(control_server: Box) -> AsyncIterator[ControlStore]:
+async def store(control_server: DatabaseServer) -> AsyncIterator[ControlStore]:
     async with await ControlStore.connect(control_server.address(), "orders") as store:
         await store.save_plan(_plan(control_server))
         yield store
 
 
-def _plan(box: Box) -> Plan:
+def _plan(box: DatabaseServer) -> Plan:
     return Plan(name="orders", source=box.address(), target=box.address())
 
 
@@ -113,7 +113,7 @@ async def test_only_what_has_ended_and_is_used_by_nobody_is_archived(
 
 
 async def test_an_archive_keeps_the_evidence_and_leaves_nothing_but_a_note(
-    store: ControlStore, control_server: Box, tmp_path: Path
+    store: ControlStore, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     async with await ControlStore.connect(control_server.address(), "orders-2") as other:
         await other.save_plan(_plan(control_server).model_copy(update={"name": "orders-2"}))

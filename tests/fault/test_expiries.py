@@ -20,8 +20,8 @@ from exodus.copy.read import Reader, ReadMode
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -40,7 +40,7 @@ def busy() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("busy")
-async def test_every_reading_is_exact(redis62: Box) -> None:
+async def test_every_reading_is_exact(redis62: DatabaseServer) -> None:
     drawn = random.Random(17)
     wanted = {b"k%d" % number: _BEGIN_MS + drawn.randrange(10**9) for number in range(KEYS)}
     with redis62.client() as client:
@@ -65,21 +65,21 @@ async def test_every_reading_is_exact(redis62: Box) -> None:
 
 @pytest.mark.usefixtures("busy")
 async def test_they_arrive_exactly_under_load_and_kills(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path
+    make_server, valkey91: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """A restarted Redis 6.2 may have other expiries than before: its log has them as counted when
     it was written.
     """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
-    plant = Plant(source, valkey91, control_server, tmp_path)
-    await plant.open()
+    local = LocalMigration(source, valkey91, control_server, tmp_path)
+    await local.open()
     try:
-        await plant.gateway()
-        await plant.syncer()
-        await plant.start_live_sync()
-        await plant.backfill()
+        await local.gateway()
+        await local.syncer()
+        await local.start_live_sync()
+        await local.backfill()
         for round_ in range(3):
-            app = plant.app()
+            app = local.app()
             for start in range(0, KEYS, 100):
                 pipe = app.pipeline(transaction=False)
                 for number in range(start, start + 100):
@@ -89,15 +89,15 @@ async def test_they_arrive_exactly_under_load_and_kills(
             if round_ < 2:
                 source.kill()
                 source.start()
-        syncer = plant.syncers["syncer-1"][0]
+        syncer = local.syncers["syncer-1"][0]
 
         async def compared() -> bool:
-            return not await open_gaps(plant.store) and not syncer.heartbeat(0).why
+            return not await open_gaps(local.store) and not syncer.heartbeat(0).why
 
         await asyncio.sleep(2)  # until it notices
         await until(compared, within_s=60, otherwise=syncer.heartbeat(0).why)
-        await plant.drained()
-        report = await plant.verify()
+        await local.drained()
+        report = await local.verify()
         assert (report.divergences, report.ttl_drift_ms_max, report.keys_with_ttl) == ([], 0, KEYS)
     finally:
-        await plant.close()
+        await local.close()

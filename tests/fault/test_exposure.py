@@ -25,16 +25,16 @@ from exodus.resp.encode import encode
 from exodus.stack.home import free_port
 from exodus.telemetry.http import StatusServer
 from tests.fault.test_tls import Authority, Terminator, client_tls, set_through
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess, migration_file
 from tests.support.wait import until, wait_until
 
 pytestmark = pytest.mark.fault
 
 
-def _ends(plant: Plant, name: str, *arguments: str) -> str:
+def _ends(local: LocalMigration, name: str, *arguments: str) -> str:
     """What a gateway that does not start says."""
-    gateway = GatewayProcess(plant, *arguments, name=name)
+    gateway = GatewayProcess(local, *arguments, name=name)
     try:
         assert gateway.started.process.wait(30) == 2
     finally:
@@ -46,7 +46,7 @@ def _ends(plant: Plant, name: str, *arguments: str) -> str:
 
 
 async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_without_one(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
     """From the client to the source by TLS: with the certificate that Exodus would lend it, and
     with one of its own.
@@ -58,7 +58,7 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
     own_cert, own_key = authority.certificate("exodus.test", "own")
     cert, key = authority.certificate("gateway.test", "gateway")
     application = authority.certificate("application.test", "application")
-    source = plant.boxes[Side.SOURCE]
+    source = local.servers[Side.SOURCE]
     async with Terminator(source.port, context) as front:
         more = {
             "port": front.port,
@@ -68,12 +68,12 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
             "key_file": own_key,
             "server_name": "redis.test",
         }
-        plant.plan = plant.plan.model_copy(
+        local.plan = local.plan.model_copy(
             update={"source": source.address().model_copy(update=more)}
         )
-        await plant.store.save_plan(plant.plan)
+        await local.store.save_plan(local.plan)
         (tmp_path / "own").mkdir()
-        file = plant.file(tmp_path / "own")
+        file = local.file(tmp_path / "own")
         document = yaml.safe_load(file.read_text())
         document["source"] |= {
             name: str(value) for name, value in more.items() if name not in ("port", "tls")
@@ -84,32 +84,32 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
             "--file",
             str(file),
             "--listen",
-            f"127.0.0.1:{plant.port}",
+            f"127.0.0.1:{local.port}",
             "--cert-file",
             str(cert),
             "--key-file",
             str(key),
         ]
         for number, workers in enumerate(([], ["--workers", "2"])):
-            said = await asyncio.to_thread(_ends, plant, f"none-{number}", *tls, *workers)
+            said = await asyncio.to_thread(_ends, local, f"none-{number}", *tls, *workers)
             assert "Exodus's own certificate for every client" in said
             assert "--client-ca-file" in said
-        asking = GatewayProcess(plant, *tls, "--client-ca-file", str(authority.file), name="asking")
+        asking = GatewayProcess(local, *tls, "--client-ca-file", str(authority.file), name="asking")
         try:
             await asyncio.to_thread(asking.wait_said, "listens on")
             assert (
                 await set_through(
-                    plant.port, client_tls(authority, own=application), "gateway.test"
+                    local.port, client_tls(authority, own=application), "gateway.test"
                 )
             )[0] == b"+OK\r\n"
             with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-                await set_through(plant.port, client_tls(authority), "gateway.test")
+                await set_through(local.port, client_tls(authority), "gateway.test")
         finally:
             await asyncio.to_thread(asking.end)
-        lending = GatewayProcess(plant, *tls, "--lend-own-certificate", name="lending")
+        lending = GatewayProcess(local, *tls, "--lend-own-certificate", name="lending")
         try:
             await asyncio.to_thread(lending.wait_said, "listens on")
-            assert (await set_through(plant.port, client_tls(authority), "gateway.test"))[
+            assert (await set_through(local.port, client_tls(authority), "gateway.test"))[
                 0
             ] == b"+OK\r\n"
         finally:
@@ -118,24 +118,24 @@ async def test_a_source_that_asks_for_certificates_is_not_opened_to_clients_with
 
 
 async def test_a_server_that_trusts_its_own_machine_is_not_opened_to_the_network(
-    plant: Plant,
+    local: LocalMigration,
 ) -> None:
     """The servers of the tests ask nobody on loopback for a password."""
     with pytest.raises(OperatorError, match="open the source to the network") as caught:
-        await check_address(plant.plan, "0.0.0.0", lend=False)
+        await check_address(local.plan, "0.0.0.0", lend=False)
     assert "--lend-own-address" in caught.value.next_step
-    await check_address(plant.plan, "0.0.0.0", lend=True)
+    await check_address(local.plan, "0.0.0.0", lend=True)
     for host in ("127.0.0.1", "::1", "localhost", "unix:/run/exodus.sock"):
         assert is_local(host)
-        await check_address(plant.plan, host, lend=False)
-    for box in plant.boxes.values():
+        await check_address(local.plan, host, lend=False)
+    for box in local.servers.values():
         box.client().execute_command("ACL", "SETUSER", "default", "off")
     try:
-        await check_address(plant.plan, "0.0.0.0", lend=False)
+        await check_address(local.plan, "0.0.0.0", lend=False)
     finally:
-        for box in plant.boxes.values():
+        for box in local.servers.values():
             box.client().execute_command("ACL", "SETUSER", "default", "on")
-    said = await asyncio.to_thread(_ends, plant, "open", "--listen", f"0.0.0.0:{plant.port}")
+    said = await asyncio.to_thread(_ends, local, "open", "--listen", f"0.0.0.0:{local.port}")
     assert "open the source to the network" in said
 
 
@@ -201,12 +201,14 @@ def test_the_store_names_no_other_server_or_secret(
         check_pinned(plant_plan, Plan.model_validate(document))
 
 
-async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(plant: Plant) -> None:
-    migration_file(plant)
+async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(
+    local: LocalMigration,
+) -> None:
+    migration_file(local)
     listener = socket.create_server(("127.0.0.1", 0))
-    elsewhere = plant.plan.source.model_copy(update={"port": listener.getsockname()[1]})
-    await plant.store.save_plan(plant.plan.model_copy(update={"source": elsewhere}))
-    said = await asyncio.to_thread(_ends, plant, "told")
+    elsewhere = local.plan.source.model_copy(update={"port": listener.getsockname()[1]})
+    await local.store.save_plan(local.plan.model_copy(update={"source": elsewhere}))
+    said = await asyncio.to_thread(_ends, local, "told")
     assert "is not that of the migration file: source.port" in said
     listener.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -214,13 +216,13 @@ async def test_a_gateway_and_a_syncer_refuse_a_plan_with_another_host(plant: Pla
     listener.close()
 
 
-async def test_a_fences_record_gives_no_more_than_rights_to_commands(plant: Plant) -> None:
+async def test_a_fences_record_gives_no_more_than_rights_to_commands(local: LocalMigration) -> None:
     """Whoever writes to the store could otherwise set a password for a user, or open it, where a
     gateway lifts a fence.
     """
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     before = source.acl_list()
-    async with Fence(plant.store, Side.SOURCE, plant.plan) as fence:
+    async with Fence(local.store, Side.SOURCE, local.plan) as fence:
         source.set(fence._guard, "s1")
         for words in ("+@all >theirs", "+@all nopass", "+@all on ~*", "reset +@all"):
             record = Record(
@@ -241,11 +243,11 @@ async def test_a_fences_record_gives_no_more_than_rights_to_commands(plant: Plan
 # ---------------------------------------------------------------------- status pages
 
 
-async def test_status_pages_are_on_an_address_of_their_own(plant: Plant) -> None:
+async def test_status_pages_are_on_an_address_of_their_own(local: LocalMigration) -> None:
     """Applications reach the gateway by any address of the machine, and the pages by loopback alone
     unless told otherwise.
     """
-    gateway = GatewayProcess(plant, "--listen", f"0.0.0.0:{plant.port}", "--lend-own-address")
+    gateway = GatewayProcess(local, "--listen", f"0.0.0.0:{local.port}", "--lend-own-address")
     try:
         port = int(
             (await asyncio.to_thread(gateway.wait_said, r"/metrics on port (\d+) of 127.0.0.1"))[0]
@@ -256,7 +258,7 @@ async def test_status_pages_are_on_an_address_of_their_own(plant: Plant) -> None
     finally:
         await asyncio.to_thread(gateway.end)
     elsewhere = GatewayProcess(
-        plant, "--status-listen", "127.0.0.3", "--status-port", str(free_port()), name="elsewhere"
+        local, "--status-listen", "127.0.0.3", "--status-port", str(free_port()), name="elsewhere"
     )
     try:
         await asyncio.to_thread(elsewhere.wait_said, r"/metrics on port (\d+) of 127.0.0.3")
@@ -304,21 +306,21 @@ def test_slow_readers_hold_no_more_than_a_few_threads() -> None:
 # control store nothing
 
 
-async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -> None:
+async def test_refused_writes_leave_nothing_in_the_control_store(local: LocalMigration) -> None:
     """2,000 SETs with keys of 16 kB that the source refuses, under a journal of everything."""
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     source.execute_command("ACL", "SETUSER", "default", "off")
     try:
-        gateway = await plant.gateway()
-        await plant.change(journal="all")
-        keys = sorted(await plant.store.client.keys("*"))
+        gateway = await local.gateway()
+        await local.change(journal="all")
+        keys = sorted(await local.store.client.keys("*"))
         entries = [
-            await plant.store.client.xlen(key)
+            await local.store.client.xlen(key)
             for key in keys
-            if await plant.store.client.type(key) == b"stream"
+            if await local.store.client.type(key) == b"stream"
         ]
-        before = (await plant.store.client.info("memory"))["used_memory"]
-        reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+        before = (await local.store.client.info("memory"))["used_memory"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
         for number in range(2_000):
             writer.write(encode("SET", f"{number}:" + "k" * 16_000, "v"))
             assert (await reader.readline()).startswith(b"-NOAUTH")
@@ -328,13 +330,13 @@ async def test_refused_writes_leave_nothing_in_the_control_store(plant: Plant) -
             return not gateway.unflushed
 
         await until(flushed, within_s=10, otherwise="refused writes count as unflushed")
-        after = (await plant.store.client.info("memory"))["used_memory"]
+        after = (await local.store.client.info("memory"))["used_memory"]
         streams = [
             key
-            for key in sorted(await plant.store.client.keys("*"))
-            if await plant.store.client.type(key) == b"stream"
+            for key in sorted(await local.store.client.keys("*"))
+            if await local.store.client.type(key) == b"stream"
         ]
-        assert [await plant.store.client.xlen(key) for key in streams] == entries
+        assert [await local.store.client.xlen(key) for key in streams] == entries
         assert after - before < 2_000_000
         assert gateway.journaler.gaps == {}
     finally:
@@ -347,21 +349,21 @@ def test_roles_need_users_of_their_own() -> None:
 
 
 async def test_it_is_known_at_the_switch_that_the_new_authority_asks_for_a_login(
-    plant: Plant,
+    local: LocalMigration,
 ) -> None:
     """Until it was asked again, each stranger whose connection ended before an answer was an open
     gap, which blocked the way back.
     """
-    for box in plant.boxes.values():
+    for box in local.servers.values():
         box.client().execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
     try:
-        gateway = await plant.gateway()
-        await plant.syncer()
-        await plant.start_live_sync()
-        await plant.backfill()
+        gateway = await local.gateway()
+        await local.syncer()
+        await local.start_live_sync()
+        await local.backfill()
         for to in (Side.TARGET, Side.SOURCE):
-            assert (await switch.apply(plant.store, plant.plan, to)).switched
+            assert (await switch.apply(local.store, local.plan, to)).switched
             assert gateway.groups.main.orders.login_needed
     finally:
-        for box in plant.boxes.values():
+        for box in local.servers.values():
             box.client().execute_command("ACL", "SETUSER", "default", "nopass")

@@ -21,14 +21,14 @@ from exodus.plan.settings import Fencing
 from exodus.plan.vocabulary import Feed, FenceKind, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-def source_client(box: Box) -> redis.Redis:
+def source_client(box: DatabaseServer) -> redis.Redis:
     """As Exodus."""
     address = box.address()
     return redis.Redis(port=box.port, username=address.username, password=address.secret("test"))
@@ -39,30 +39,30 @@ class Contract:
 
     feed: Feed
 
-    async def begin(self, plant: Plant) -> None:
-        plant.plan = plant.plan.model_copy(update={"feed": self.feed})
-        await plant.store.save_plan(plant.plan)
-        await plant.gateway()
+    async def begin(self, local: LocalMigration) -> None:
+        local.plan = local.plan.model_copy(update={"feed": self.feed})
+        await local.store.save_plan(local.plan)
+        await local.gateway()
         if self.feed is Feed.NOTIFICATIONS:
-            for box in plant.boxes.values():
+            for box in local.servers.values():
                 box.client().config_set("notify-keyspace-events", "AK")
-        await begin_feed(plant.store, plant.plan, self.feed)
-        await plant.syncer()
-        await plant.start_live_sync()
+        await begin_feed(local.store, local.plan, self.feed)
+        await local.syncer()
+        await local.start_live_sync()
         if self.feed is not Feed.GATEWAY:
 
             async def reads() -> bool:
-                state = await feed_state(plant.store, Side.SOURCE)
+                state = await feed_state(local.store, Side.SOURCE)
                 return state is not None and int(state["offset"]) >= 0
 
             await until(reads, within_s=15, otherwise="the stream was never read")
 
-    async def settled(self, plant: Plant) -> None:
-        feed = (await plant.engine()).feed
-        await plant.flushed()
+    async def settled(self, local: LocalMigration) -> None:
+        feed = (await local.engine()).feed
+        await local.flushed()
         await until(feed.drained, within_s=20, otherwise="the feed never drained")
 
-    async def test_it_can_be_proved(self, modern: Plant) -> None:
+    async def test_it_can_be_proved(self, modern: LocalMigration) -> None:
         await self.begin(modern)
         client = modern.app()
         key = await prove(
@@ -73,10 +73,10 @@ class Contract:
             undeclared=self.feed is not Feed.GATEWAY,
         )
         await self.settled(modern)
-        assert modern.boxes[Side.TARGET].client().get(key) is None
+        assert modern.servers[Side.TARGET].client().get(key) is None
 
     async def test_what_changes_after_a_position_is_told_and_nothing_before(
-        self, modern: Plant
+        self, modern: LocalMigration
     ) -> None:
         await self.begin(modern)
         app = modern.app()
@@ -91,7 +91,7 @@ class Contract:
         assert {name for _, name in changes.keys} == {b"after 1", b"after 2", b"after 3"}
         assert not changes.gap
 
-    async def test_drained_means_equal(self, modern: Plant) -> None:
+    async def test_drained_means_equal(self, modern: LocalMigration) -> None:
         """Every kind of write that both feeds have to see, another database and a flush among
         them.
         """
@@ -127,7 +127,7 @@ class Contract:
 
     gaps_by_restart = 0  # a feed that keeps nothing has one at every connection but the first
 
-    async def test_a_reader_that_ends_goes_on_where_it_was(self, modern: Plant) -> None:
+    async def test_a_reader_that_ends_goes_on_where_it_was(self, modern: LocalMigration) -> None:
         await self.begin(modern)
         app = modern.app()
         await app.set("a", 1)
@@ -148,7 +148,7 @@ class Contract:
 
         await until(read, within_s=15, otherwise="it did not read on")
         await self.settled(modern)
-        target = modern.boxes[Side.TARGET].client()
+        target = modern.servers[Side.TARGET].client()
         assert (target.get("a"), target.get("b")) == (None, b"2")
         assert again.heartbeat(0).facts.stream_gaps == self.gaps_by_restart
 
@@ -160,10 +160,10 @@ class TestGatewayJournal(Contract):
 class _OfTheAuthority(Contract):
     """Feeds that need no gateway."""
 
-    async def test_it_sees_what_no_gateway_can(self, modern: Plant) -> None:
+    async def test_it_sees_what_no_gateway_can(self, modern: LocalMigration) -> None:
         """Writers that bypass the gateway, scripts that write keys they do not declare, expiry."""
         await self.begin(modern)
-        source, target = modern.boxes[Side.SOURCE].client(), modern.boxes[Side.TARGET].client()
+        source, target = modern.servers[Side.SOURCE].client(), modern.servers[Side.TARGET].client()
         source.set("bypass", 1)
         source.set("short", 1, px=200)
         source.eval(
@@ -184,9 +184,9 @@ class _OfTheAuthority(Contract):
         )
         assert (await modern.verify()).divergences == []
 
-    async def test_what_the_authority_evicts_is_removed(self, modern: Plant) -> None:
+    async def test_what_the_authority_evicts_is_removed(self, modern: LocalMigration) -> None:
         await self.begin(modern)
-        source = modern.boxes[Side.SOURCE].client()
+        source = modern.servers[Side.SOURCE].client()
         source.config_set("maxmemory-policy", "allkeys-random")
         source.config_set("maxmemory", source.info("memory")["used_memory"] + 2_000_000)
         try:
@@ -201,10 +201,10 @@ class _OfTheAuthority(Contract):
         assert report.divergences == []
         assert report.keys_follower == report.keys_authority < 4_000
 
-    async def test_what_happens_to_groups_of_streams_is_seen(self, modern: Plant) -> None:
+    async def test_what_happens_to_groups_of_streams_is_seen(self, modern: LocalMigration) -> None:
         """And flushes and swaps, by who bypasses the gateway: pushes tell nothing of these."""
         await self.begin(modern)
-        source, target = modern.boxes[Side.SOURCE].client(), modern.boxes[Side.TARGET].client()
+        source, target = modern.servers[Side.SOURCE].client(), modern.servers[Side.TARGET].client()
         source.xadd("x", {"a": 1})
         source.xadd("x", {"a": 2})
         source.xgroup_create("x", "g", id="0")
@@ -214,7 +214,7 @@ class _OfTheAuthority(Contract):
         await self.settled(modern)
         assert target.xpending("x", "g")["pending"] == 1
         assert (await modern.verify()).divergences == []
-        with modern.boxes[Side.SOURCE].client(db=4) as other:
+        with modern.servers[Side.SOURCE].client(db=4) as other:
             other.mset({"in four": 4, "too": 4})
         source.swapdb(0, 4)
         await self.settled(modern)
@@ -229,8 +229,8 @@ class TestTracking(_OfTheAuthority):
     feed = Feed.TRACKING
     gaps_by_restart = 1
 
-    async def test_a_side_that_does_not_push_is_refused(self, modern: Plant) -> None:
-        source = modern.boxes[Side.SOURCE].client()
+    async def test_a_side_that_does_not_push_is_refused(self, modern: LocalMigration) -> None:
+        source = modern.servers[Side.SOURCE].client()
         source.execute_command("ACL", "SETUSER", "exodus", "-client|tracking")
         try:
             with pytest.raises(DecisionRefused) as refused:
@@ -241,7 +241,9 @@ class TestTracking(_OfTheAuthority):
         finally:
             source.execute_command("ACL", "SETUSER", "exodus", "+@all")
 
-    async def test_it_is_drained_behind_a_fence_there_and_back(self, modern: Plant) -> None:
+    async def test_it_is_drained_behind_a_fence_there_and_back(
+        self, modern: LocalMigration
+    ) -> None:
         """Shown without a write of our own, so that the fence may refuse those too."""
         await self.begin(modern)
         app = modern.app()
@@ -261,8 +263,8 @@ class TestNotifications(_OfTheAuthority):
     feed = Feed.NOTIFICATIONS
     gaps_by_restart = 1
 
-    async def test_a_side_that_does_not_notify_is_refused(self, modern: Plant) -> None:
-        source = modern.boxes[Side.SOURCE].client()
+    async def test_a_side_that_does_not_notify_is_refused(self, modern: LocalMigration) -> None:
+        source = modern.servers[Side.SOURCE].client()
         source.config_set("notify-keyspace-events", "Kg")
         with pytest.raises(DecisionRefused) as refused:
             await begin_feed(
@@ -275,12 +277,12 @@ class TestNotifications(_OfTheAuthority):
 class TestReplicationStream(_OfTheAuthority):
     feed = Feed.REPLICATION
 
-    async def test_a_gap_has_everything_looked_at_again(self, modern: Plant) -> None:
+    async def test_a_gap_has_everything_looked_at_again(self, modern: LocalMigration) -> None:
         """The authority restarts empty-handed, so the stream cannot go on: a full resync, and a
         rescan of both sides.
         """
         await self.begin(modern)
-        app, source = modern.app(), modern.boxes[Side.SOURCE].client()
+        app, source = modern.app(), modern.servers[Side.SOURCE].client()
         await app.mset({f"k{number}": number for number in range(100)})
         await self.settled(modern)
         syncer, task = modern.syncers.pop("syncer-1")
@@ -296,32 +298,36 @@ class TestReplicationStream(_OfTheAuthority):
 
         await until(resynced, within_s=15, otherwise="the gap was not noticed")
         await self.settled(modern)
-        target = modern.boxes[Side.TARGET].client()
+        target = modern.servers[Side.TARGET].client()
         assert (target.get("k1"), target.get("k2")) == (b"changed unseen", None)
         assert (await modern.verify()).divergences == []
 
-    async def test_it_never_counts_as_a_replica_that_has_the_data(self, modern: Plant) -> None:
+    async def test_it_never_counts_as_a_replica_that_has_the_data(
+        self, modern: LocalMigration
+    ) -> None:
         await self.begin(modern)
         app = modern.app()
         await app.set("k", 1)
         assert await app.wait(1, 300) == 0
 
-    async def test_a_lost_connection_is_made_again_without_a_gap(self, modern: Plant) -> None:
+    async def test_a_lost_connection_is_made_again_without_a_gap(
+        self, modern: LocalMigration
+    ) -> None:
         await self.begin(modern)
-        app, source = modern.app(), modern.boxes[Side.SOURCE].client()
+        app, source = modern.app(), modern.servers[Side.SOURCE].client()
         syncer, _ = modern.syncers["syncer-1"]
         for round_ in range(3):
             source.execute_command("CLIENT", "KILL", "TYPE", "replica")
             await app.set("k", round_)
             await asyncio.sleep(0.1)
         await self.settled(modern)
-        assert modern.boxes[Side.TARGET].client().get("k") == b"2"
+        assert modern.servers[Side.TARGET].client().get("k") == b"2"
         assert syncer._stream is not None
         assert (syncer._stream.gaps, syncer._stream.connects > 1) == (0, True)
 
 
 async def test_a_server_that_would_have_to_save_everything_is_refused(
-    make_server: Callable[..., Box],
+    make_server: Callable[..., DatabaseServer],
 ) -> None:
     # Its own: one that ever had a replica has a backlog, and need not save anything
     redis62 = make_server(ServerKind.REDIS_62)
@@ -330,30 +336,30 @@ async def test_a_server_that_would_have_to_save_everything_is_refused(
 
 
 async def test_a_stream_that_begins_late_is_proved_all_the_same(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path
+    make_server, valkey91: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """A probe that is written before the save begins is in the data that is left away, and never in
     the stream.
     """
     source = make_server(ServerKind.REDIS_82, repl_diskless_sync_delay="2")
-    plant = Plant(source, valkey91, control_server, tmp_path, feed=Feed.REPLICATION)
-    await plant.open()
+    local = LocalMigration(source, valkey91, control_server, tmp_path, feed=Feed.REPLICATION)
+    await local.open()
     try:
-        await plant.syncer()
-        await begin_feed(plant.store, plant.plan, Feed.REPLICATION)
-        await plant.start_live_sync()
+        await local.syncer()
+        await begin_feed(local.store, local.plan, Feed.REPLICATION)
+        await local.start_live_sync()
         client = source_client(source)
-        plant.clients.append(client)
+        local.clients.append(client)
         await prove(
-            (await plant.engine()).feed,
+            (await local.engine()).feed,
             client,
-            plant.plan.rehearsal_prefix,
+            local.plan.rehearsal_prefix,
             within_s=15,
             undeclared=True,
         )
         assert await client.dbsize() == 0
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize(
@@ -367,9 +373,9 @@ async def test_a_stream_that_begins_late_is_proved_all_the_same(
     ],
 )
 async def test_the_most_complete_feed_that_a_side_allows_is_chosen(
-    modern: Plant, rules: list[str], notifies: str, wanted: Feed
+    modern: LocalMigration, rules: list[str], notifies: str, wanted: Feed
 ) -> None:
-    source = modern.boxes[Side.SOURCE].client()
+    source = modern.servers[Side.SOURCE].client()
     source.config_set("notify-keyspace-events", notifies)
     if rules:
         source.execute_command("ACL", "SETUSER", "exodus", *rules)
@@ -388,18 +394,18 @@ async def test_the_most_complete_feed_that_a_side_allows_is_chosen(
     assert all(source.info("keyspace").get(f"db{db}") is None for db in range(16))
 
 
-async def test_an_older_source_pushes_what_it_would_have_to_save(plant: Plant) -> None:
-    chosen = await choose_feeds(plant.store, plant.plan)
+async def test_an_older_source_pushes_what_it_would_have_to_save(local: LocalMigration) -> None:
+    chosen = await choose_feeds(local.store, local.plan)
     assert (chosen[Side.SOURCE].feed, chosen[Side.TARGET].feed) == (Feed.TRACKING, Feed.REPLICATION)
     assert "leave the data away" in chosen[Side.SOURCE].refused[Feed.REPLICATION]
 
 
 async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_not(
-    plant: Plant,
+    local: LocalMigration,
 ) -> None:
-    named = plant.plan.model_copy(update={"feed": Feed.NOTIFICATIONS})
+    named = local.plan.model_copy(update={"feed": Feed.NOTIFICATIONS})
     assert (await choose_feed(named, Side.SOURCE)).feed is Feed.NOTIFICATIONS
-    fenced = plant.plan.model_copy(update={"fence": Fencing(source=FenceKind.REPLICA)})
+    fenced = local.plan.model_copy(update={"fence": Fencing(source=FenceKind.REPLICA)})
     found = await choose_feed(fenced, Side.SOURCE)
     assert (found.feed, set(found.refused.values())) == (
         Feed.GATEWAY,
@@ -407,35 +413,35 @@ async def test_a_feed_that_is_named_is_taken_and_one_that_no_fence_goes_with_is_
     )
 
 
-async def test_each_direction_has_the_feed_that_its_authority_allows(plant: Plant) -> None:
+async def test_each_direction_has_the_feed_that_its_authority_allows(local: LocalMigration) -> None:
     """There by client tracking, back by the replication stream: a script's undeclared keys come
     over both.
     """
-    chosen = await choose_feeds(plant.store, plant.plan)
-    await plant.gateway()
-    await plant.syncer()
-    await begin_feed(plant.store, plant.plan, chosen[Side.SOURCE].feed)
-    route = await read_route(plant.store)
+    chosen = await choose_feeds(local.store, local.plan)
+    await local.gateway()
+    await local.syncer()
+    await begin_feed(local.store, local.plan, chosen[Side.SOURCE].feed)
+    route = await read_route(local.store)
     await set_writer_epoch(
-        Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, route.writer_epoch
+        Endpoint(Side.TARGET, local.plan.target), local.plan.name, route.writer_epoch
     )
-    await plant.change(journal="all", sync=True, feed=chosen[Side.SOURCE].feed)
-    app = plant.app()
+    await local.change(journal="all", sync=True, feed=chosen[Side.SOURCE].feed)
+    app = local.app()
     script = "for i = 1, 50 do redis.call('SET', ARGV[1] .. i, i) end"
     await app.eval(script, 0, "there:")
-    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    done = await switch.apply(local.store, local.plan, Side.TARGET)
     assert (done.switched, done.route.feed) == (True, Feed.REPLICATION)
     await app.eval(script, 0, "back:")
 
     async def reads() -> bool:
-        stream = plant.syncers["syncer-1"][0]._stream
+        stream = local.syncers["syncer-1"][0]._stream
         return stream is not None and stream.connects > 0
 
     await until(reads, within_s=10, otherwise="the stream was never read")
-    stream = plant.syncers["syncer-1"][0]._stream
+    stream = local.syncers["syncer-1"][0]._stream
     assert stream is not None
     assert stream.gaps == 0  # it goes on at the byte at which both sides were equal
-    await switch.apply(plant.store, plant.plan, Side.SOURCE)
-    assert (await read_route(plant.store)).feed is Feed.TRACKING
-    with plant.boxes[Side.SOURCE].client() as source:
+    await switch.apply(local.store, local.plan, Side.SOURCE)
+    assert (await read_route(local.store)).feed is Feed.TRACKING
+    with local.servers[Side.SOURCE].client() as source:
         assert len(source.keys("there:*")) == len(source.keys("back:*")) == 50

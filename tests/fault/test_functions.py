@@ -10,8 +10,8 @@ import pytest
 
 from exodus.cutover.functions import carry_functions
 from exodus.plan.vocabulary import Side
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
@@ -23,19 +23,24 @@ _OTHER = _CODE.replace("INCRBY", "DECRBY")
 
 
 @asynccontextmanager
-async def _plant(source: Box, target: Box, control: Box, folder: Path) -> AsyncIterator[Plant]:
-    plant = Plant(source, target, control, folder)
-    await plant.open()
+async def _local(
+    source: DatabaseServer, target: DatabaseServer, control: DatabaseServer, folder: Path
+) -> AsyncIterator[LocalMigration]:
+    local = LocalMigration(source, target, control, folder)
+    await local.open()
     try:
-        yield plant
+        yield local
     finally:
-        await plant.close()
+        await local.close()
 
 
 async def test_libraries_follow_the_authority(
-    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
-    async with _plant(redis82, valkey91, control_server, tmp_path) as plant:
+    async with _local(redis82, valkey91, control_server, tmp_path) as local:
         with redis82.client() as source, valkey91.client() as target:
             for client in (source, target):
                 client.function_flush()
@@ -43,7 +48,7 @@ async def test_libraries_follow_the_authority(
             target.function_load(
                 "#!lua name=own\nredis.register_function('mine', function() return 1 end)"
             )
-            found = await carry_functions(await plant.engine())
+            found = await carry_functions(await local.engine())
             assert (found.carried, found.equal, found.failed, found.extra) == (
                 ["shop"],
                 [],
@@ -51,27 +56,27 @@ async def test_libraries_follow_the_authority(
                 ["own"],
             )
             assert target.fcall("price", 1, "k", 5) == 5
-            assert (await carry_functions(await plant.engine())).equal == ["shop"]
+            assert (await carry_functions(await local.engine())).equal == ["shop"]
             source.function_load(_OTHER, replace=True)
-            assert (await carry_functions(await plant.engine())).carried == ["shop"]
+            assert (await carry_functions(await local.engine())).carried == ["shop"]
             assert target.fcall("price", 1, "k", 5) == 0
             # After a cutover they flow the other way.
-            await plant.change(authority=Side.TARGET)
+            await local.change(authority=Side.TARGET)
             target.function_load(_CODE, replace=True)
-            assert (await carry_functions(await plant.engine())).carried == ["own", "shop"]
+            assert (await carry_functions(await local.engine())).carried == ["own", "shop"]
             assert source.fcall("price", 1, "k", 7) == 7
             for client in (source, target):
                 client.function_flush()
 
 
 async def test_a_follower_without_functions_is_named(
-    redis82: Box, redis62: Box, control_server: Box, tmp_path: Path
+    redis82: DatabaseServer, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    async with _plant(redis82, redis62, control_server, tmp_path) as plant:
+    async with _local(redis82, redis62, control_server, tmp_path) as local:
         with redis82.client() as source:
             source.function_flush()
             source.function_load(_CODE)
-            found = await carry_functions(await plant.engine())
+            found = await carry_functions(await local.engine())
             assert list(found.failed) == ["shop"]
             assert "the target does not take functions" in found.failed["shop"]
             assert found.as_rows()[0]["outcome"] == "FAILED"
@@ -79,7 +84,10 @@ async def test_a_follower_without_functions_is_named(
 
 
 async def test_an_authority_without_functions_has_none_to_carry(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
-    async with _plant(redis62, valkey91, control_server, tmp_path) as plant:
-        assert (await carry_functions(await plant.engine())).as_rows() == []
+    async with _local(redis62, valkey91, control_server, tmp_path) as local:
+        assert (await carry_functions(await local.engine())).as_rows() == []

@@ -14,7 +14,7 @@ from exodus.net.leg import Leg, ReplyError
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode_many
 from exodus.topology.endpoint import Endpoint
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 TIMED = 3_000
@@ -23,7 +23,7 @@ TIMED = 3_000
 @pytest.mark.parametrize("db", [0, 3])
 @pytest.mark.parametrize("guarded", [False, True])
 async def test_answers_that_were_expected_and_others_follow_each_other(
-    valkey91: Box, db: int, guarded: bool
+    valkey91: DatabaseServer, db: int, guarded: bool
 ) -> None:
     follower = Endpoint(Side.TARGET, valkey91.address())
     await set_writer_epoch(follower, "batches", 7)
@@ -49,7 +49,7 @@ async def test_answers_that_were_expected_and_others_follow_each_other(
 
 
 async def test_expiries_of_many_keys_are_read_to_the_millisecond_without_pexpiretime(
-    redis62: Box,
+    redis62: DatabaseServer,
 ) -> None:
     begin_ms = 1_900_000_000_000
     with redis62.client() as client:

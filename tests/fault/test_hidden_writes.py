@@ -23,8 +23,8 @@ from exodus.plan.bounds import CURSOR_BITS
 from exodus.plan.vocabulary import Hold, Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -50,45 +50,45 @@ async def _talk(port: int, *parts: bytes, quiet_s: float = 0.15) -> bytes:
     return said
 
 
-async def _changes(plant: Plant, work: Callable[[], Awaitable[object]]) -> Changes:
+async def _changes(local: LocalMigration, work: Callable[[], Awaitable[object]]) -> Changes:
     """What the journal has of a piece of work."""
-    before = await journal.ends(plant.store, plant.plan.partitions)
+    before = await journal.ends(local.store, local.plan.partitions)
     await work()
-    await plant.flushed()
-    return await journal.since(plant.store, before)
+    await local.flushed()
+    return await journal.since(local.store, before)
 
 
-def _gaps(plant: Plant) -> set[str]:
-    gateway, _ = plant.gateways["gw-1"]
+def _gaps(local: LocalMigration) -> set[str]:
+    gateway, _ = local.gateways["gw-1"]
     return set(gateway.journaler.gaps)
 
 
 @pytest_asyncio.fixture
-async def journalled(plant: Plant) -> Plant:
-    await plant.gateway()
-    await plant.change(journal="all")
-    return plant
+async def journalled(local: LocalMigration) -> LocalMigration:
+    await local.gateway()
+    await local.change(journal="all")
+    return local
 
 
 @pytest_asyncio.fixture
 async def renaming(
     request: pytest.FixtureRequest,
-    make_server: Callable[..., Box],
-    valkey91: Box,
-    control_server: Box,
+    make_server: Callable[..., DatabaseServer],
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
     tmp_path: Path,
-) -> AsyncIterator[Plant]:
+) -> AsyncIterator[LocalMigration]:
     """A source that calls FLUSHALL and HSET by other names, and what the test names."""
     more = "".join(f"\nrename-command {name}" for name in getattr(request, "param", []))
     source = make_server(
         ServerKind.REDIS_62, rename_command=f"FLUSHALL xflush\nrename-command HSET xhset{more}"
     )
-    plant = Plant(source, valkey91, control_server, tmp_path)
-    await plant.open()
-    await plant.gateway()
-    await plant.change(journal="all")
-    yield plant
-    await plant.close()
+    local = LocalMigration(source, valkey91, control_server, tmp_path)
+    await local.open()
+    await local.gateway()
+    await local.change(journal="all")
+    yield local
+    await local.close()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ async def renaming(
     ids=str,
 )
 async def test_a_database_that_is_not_there_drops_no_batch(
-    journalled: Plant, request_: tuple[object, ...]
+    journalled: LocalMigration, request_: tuple[object, ...]
 ) -> None:
     """A2: packing such a key raised, and the batch with the write behind it was gone, with nothing
     unflushed.
@@ -119,7 +119,7 @@ async def test_a_database_that_is_not_there_drops_no_batch(
     assert route.hold is Hold.WRITES
 
 
-async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> None:
+async def test_renamed_commands_are_read_as_what_they_are(renaming: LocalMigration) -> None:
     """A4: a renamed HSET was not copied, and a renamed FLUSHALL left no barrier."""
     changes = await _changes(renaming, lambda: _talk(renaming.port, encode("XHSET", "h", "f", "v")))
     assert changes.keys == [(0, b"h")]
@@ -134,7 +134,7 @@ async def test_renamed_commands_are_read_as_what_they_are(renaming: Plant) -> No
 
 @pytest.mark.parametrize("renaming", [["SELECT xselect"]], indirect=True)
 async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_select(
-    renaming: Plant,
+    renaming: LocalMigration,
 ) -> None:
     """Its first use changed the session before anybody knew."""
     await _changes(renaming, lambda: _talk(renaming.port, encode("xselect", 2)))
@@ -146,7 +146,7 @@ async def test_a_renamed_select_that_was_not_known_yet_is_a_gap_and_then_a_selec
 
 
 async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(
-    journalled: Plant,
+    journalled: LocalMigration,
 ) -> None:
     """Principle 4; also where it is invented."""
     data = encode_many(
@@ -177,7 +177,7 @@ async def test_a_command_that_the_server_refuses_is_neither_marked_nor_a_gap(
     ids=str,
 )
 async def test_a_flush_with_replies_off_is_a_barrier(
-    journalled: Plant, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]
+    journalled: LocalMigration, silence: tuple[str, ...], work: tuple[tuple[str, ...], ...]
 ) -> None:
     """A5: flushed keys came back at the cutover."""
     changes = await _changes(
@@ -189,11 +189,11 @@ async def test_a_flush_with_replies_off_is_a_barrier(
 
 
 async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(
-    journalled: Plant,
+    journalled: LocalMigration,
 ) -> None:
     """A5: EXEC was under way, and its barrier stood in no intent log."""
     gateway, _ = journalled.gateways["gw-1"]
-    source = journalled.boxes[Side.SOURCE]
+    source = journalled.servers[Side.SOURCE]
     _, writer = await asyncio.open_connection("127.0.0.1", journalled.port)
     source.pause()
     try:
@@ -211,24 +211,27 @@ async def test_a_flush_in_a_transaction_survives_the_death_of_the_gateway(
 
 
 async def test_a_request_that_only_the_server_can_read_is_a_gap_from_its_first_byte(
-    make_server: Callable[..., Box], redis82: Box, control_server: Box, tmp_path: Path
+    make_server: Callable[..., DatabaseServer],
+    redis82: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
     """A6: Valkey 9.1 takes `"a"b` as one word, Redis as a protocol error."""
-    plant = Plant(make_server(ServerKind.VALKEY_91), redis82, control_server, tmp_path)
-    await plant.open()
+    local = LocalMigration(make_server(ServerKind.VALKEY_91), redis82, control_server, tmp_path)
+    await local.open()
     try:
-        await plant.gateway()
-        await plant.change(journal="all")
-        said = await _talk(plant.port, b'ECHO "a"b\r\n' + encode("SET", "hidden", "v"))
+        await local.gateway()
+        await local.change(journal="all")
+        said = await _talk(local.port, b'ECHO "a"b\r\n' + encode("SET", "hidden", "v"))
         assert said == b"$2\r\nab\r\n+OK\r\n"
-        await plant.flushed()
-        assert UNREADABLE in _gaps(plant)
-        assert await plant.store.client.hlen(plant.store.keys.gap)
+        await local.flushed()
+        assert UNREADABLE in _gaps(local)
+        assert await local.store.client.hlen(local.store.keys.gap)
     finally:
-        await plant.close()
+        await local.close()
 
 
-async def test_a_request_that_nobody_can_read_is_no_gap(journalled: Plant) -> None:
+async def test_a_request_that_nobody_can_read_is_no_gap(journalled: LocalMigration) -> None:
     """Else every stranger could block a cutover."""
     for data in (
         b'ECHO "a"b\r\n',
@@ -241,15 +244,17 @@ async def test_a_request_that_nobody_can_read_is_no_gap(journalled: Plant) -> No
     assert not _gaps(journalled)
 
 
-async def test_a_value_that_is_announced_too_long_is_refused_at_once(journalled: Plant) -> None:
+async def test_a_value_that_is_announced_too_long_is_refused_at_once(
+    journalled: LocalMigration,
+) -> None:
     """A20: the gateway waited for the rest of it."""
     data = b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870913\r\n"
-    direct = await _talk(journalled.boxes[Side.SOURCE].port, data)
+    direct = await _talk(journalled.servers[Side.SOURCE].port, data)
     assert direct.startswith(b"-ERR Protocol error: invalid bulk length")
     assert await _talk(journalled.port, data, quiet_s=2) == direct
 
 
-async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: Plant) -> None:
+async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: LocalMigration) -> None:
     """A3: a script that declares one key and writes two looked like a write of one."""
     script = encode(
         "EVAL", "redis.call('SET',KEYS[1],'1') redis.call('SET','computed','1')", 1, "declared"
@@ -263,16 +268,16 @@ async def test_scripts_open_a_gap_where_the_journal_is_the_feed(journalled: Plan
 
 
 @pytest_asyncio.fixture
-async def migrating(plant: Plant) -> Plant:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    return plant
+async def migrating(local: LocalMigration) -> LocalMigration:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    return local
 
 
 @pytest.mark.parametrize("command", ["SCAN", "HSCAN", "SSCAN", "ZSCAN"])
 async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_nothing(
-    migrating: Plant, command: str
+    migrating: LocalMigration, command: str
 ) -> None:
     """A11: a cursor of the old side, sent on another connection after the switch, skipped a fifth
     of the elements.
@@ -325,7 +330,7 @@ async def test_an_iteration_goes_on_over_any_connection_of_the_pool_and_skips_no
 
 
 async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch(
-    migrating: Plant,
+    migrating: LocalMigration,
 ) -> None:
     """A13: the client believes that its script is loaded, since its connection never broke."""
     app = migrating.app(single_connection_client=True)
@@ -352,17 +357,19 @@ async def test_scripts_are_there_in_the_middle_of_a_transaction_after_the_switch
     assert await raw.execute_command("EXEC") == [1, 11]
 
 
-async def test_a_script_whose_text_was_never_seen_is_counted(migrating: Plant) -> None:
-    with migrating.boxes[Side.SOURCE].client() as source:
+async def test_a_script_whose_text_was_never_seen_is_counted(migrating: LocalMigration) -> None:
+    with migrating.servers[Side.SOURCE].client() as source:
         sha = source.script_load("return 7")
     assert await migrating.app().evalsha(sha, 0) == 7
     gateway: Gateway = migrating.gateways["gw-1"][0]
     assert gateway.heartbeat(0).facts.scripts_unseen == 1
 
 
-async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrating: Plant) -> None:
+async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(
+    migrating: LocalMigration,
+) -> None:
     """A later HELLO without one took its place, and the session was `default` on the target."""
-    for box in migrating.boxes.values():
+    for box in migrating.servers.values():
         with box.client() as client:
             client.acl_setuser(
                 "shop",
@@ -381,12 +388,12 @@ async def test_a_login_that_hello_brought_is_the_sessions_on_the_new_side(migrat
         assert await app.execute_command("ACL", "WHOAMI") == b"shop"
         await app.aclose()
     finally:
-        for box in migrating.boxes.values():
+        for box in migrating.servers.values():
             with box.client() as client:
                 client.acl_deluser("shop")
 
 
-async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
+async def test_a_long_key_is_marked_like_any_other(journalled: LocalMigration) -> None:
     """A14: a key of 70 kB was a gap that opened again at each write of it."""
     long: Key = (0, b"k" * 70_000)
     changes = await _changes(
@@ -400,13 +407,13 @@ async def test_a_long_key_is_marked_like_any_other(journalled: Plant) -> None:
 
 
 async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_there(
-    migrating: Plant,
+    migrating: LocalMigration,
 ) -> None:
     """Principle 6: behind a MULTI that is refused, its requests would be executed one by one,
     before any EXEC.
     """
-    target = migrating.boxes[Side.TARGET]
-    for box in migrating.boxes.values():
+    target = migrating.servers[Side.TARGET]
+    for box in migrating.servers.values():
         with box.client() as client:
             commands = ["+@all", "-multi"] if box is target else ["+@all"]
             client.acl_setuser(
@@ -428,12 +435,14 @@ async def test_a_transaction_that_the_new_side_refuses_to_begin_runs_nothing_the
         with target.client() as client:
             assert client.get("ahead") is None
     finally:
-        for box in migrating.boxes.values():
+        for box in migrating.servers.values():
             with box.client() as client:
                 client.acl_deluser("shop")
 
 
-async def test_a_name_that_the_target_does_not_know_blocks_the_cutover(renaming: Plant) -> None:
+async def test_a_name_that_the_target_does_not_know_blocks_the_cutover(
+    renaming: LocalMigration,
+) -> None:
     """Applications would get an error for it from the cutover on."""
     await renaming.syncer()
     await renaming.start_live_sync()

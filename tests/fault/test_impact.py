@@ -18,58 +18,58 @@ from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-def _fill(plant: Plant, keys: int, value: str) -> None:
-    pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
+def _fill(local: LocalMigration, keys: int, value: str) -> None:
+    pipe = local.servers[Side.SOURCE].client().pipeline(transaction=False)
     for number in range(keys):
         pipe.set(f"k{number}", value)
     pipe.execute()
 
 
 async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_another(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At every probe, so that the copy is not over before the budget bites
     monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
-    _fill(plant, 60_000, "x" * 100)
-    plant.plan = plant.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
-    await plant.start_live_sync()
-    engine = await plant.engine()
+    _fill(local, 60_000, "x" * 100)
+    local.plan = local.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
+    await local.start_live_sync()
+    engine = await local.engine()
     (piece,) = await plan_slices(engine.authority, 1)
     copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
 
     async def slowed() -> bool:
         return any(
             report.pause_ms >= 4 and "of a core, 0 % are allowed" in report.why
-            for report in await read_paces(plant.store)
+            for report in await read_paces(local.store)
         )
 
     await until(slowed, within_s=30, otherwise="the backfill was not slowed, or did not say so")
     assert not copying.done()
-    await set_budget(plant.store, Budget())
+    await set_budget(local.store, Budget())
     done = await copying
     assert done.done
     assert done.keys_copied == 60_000
-    assert await read_paces(plant.store) == []
+    assert await read_paces(local.store) == []
 
 
 _SPIN = "local n = 0 for i = 1, 300000 do n = n + i end return n"
 
 
 async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Applications that use a whole core, before it begins or only later, do not slow the copy.
     What it adds itself does.
     """
     monkeypatch.setattr(impact, "REST_EVERY_MS", 2_000)
     caplog.set_level("INFO", logger="exodus.copy.impact")
-    source = plant.boxes[Side.SOURCE]
+    source = local.servers[Side.SOURCE]
     stop = threading.Event()
 
     def spin() -> None:
@@ -82,8 +82,8 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
         return (reader.applications or 0.0) > 0.4
 
     async with Pace(
-        plant.store,
-        Endpoint(Side.SOURCE, plant.plan.source),
+        local.store,
+        Endpoint(Side.SOURCE, local.plan.source),
         Budget(cpu_share_max=0.3),
         what="test",
     ) as reader:
@@ -97,8 +97,8 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
                 otherwise="the applications' load was never measured",
             )
             async with Pace(
-                plant.store,
-                Endpoint(Side.SOURCE, plant.plan.source),
+                local.store,
+                Endpoint(Side.SOURCE, local.plan.source),
                 Budget(cpu_share_max=0.3),
                 what="later",
             ) as later:
@@ -107,7 +107,7 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
 
             async def free() -> bool:
                 await reader.turn()
-                (report,) = await read_paces(plant.store)
+                (report,) = await read_paces(local.store)
                 return report.authority_cpu_share > 0.4 and not report.why
 
             await until(free, within_s=20, otherwise="the applications' load slowed the copy")
@@ -115,8 +115,8 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
             stop.set()
             await spinning
         # The load is Exodus's own now: its reads come with its turns.
-        await set_budget(plant.store, Budget(cpu_share_max=0.05))
-        async with await Endpoint(Side.SOURCE, plant.plan.source).connect(
+        await set_budget(local.store, Budget(cpu_share_max=0.05))
+        async with await Endpoint(Side.SOURCE, local.plan.source).connect(
             name="exodus-test"
         ) as leg:
 
@@ -134,12 +134,12 @@ async def test_a_share_of_a_core_is_what_exodus_adds_to_the_applications_load(
     assert len(said) < 12, "once a change, not once a look"
 
 
-async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:
+async def test_the_probe_tells_what_other_clients_feel(local: LocalMigration) -> None:
     """Something else blocks the server: bulk readers give way."""
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     budget = Budget(probe_ms_added_max=5.0)
     async with Pace(
-        plant.store, Endpoint(Side.SOURCE, plant.plan.source), budget, what="test"
+        local.store, Endpoint(Side.SOURCE, local.plan.source), budget, what="test"
     ) as reader:
         await reader.turn()
         assert reader.turns_delayed == 0
@@ -154,19 +154,21 @@ async def test_the_probe_tells_what_other_clients_feel(plant: Plant) -> None:
         await until(gives_way, within_s=30, otherwise="nobody gave way")
 
 
-async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(plant: Plant) -> None:
-    _fill(plant, 20_000, "x" * 500)
-    target = plant.boxes[Side.TARGET].client()
+async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(
+    local: LocalMigration,
+) -> None:
+    _fill(local, 20_000, "x" * 500)
+    target = local.servers[Side.TARGET].client()
     used = target.info("memory")["used_memory"]
     target.config_set("maxmemory", used + 3_000_000)
     try:
-        await plant.start_live_sync()
-        engine = await plant.engine()
+        await local.start_live_sync()
+        engine = await local.engine()
         (piece,) = await plan_slices(engine.authority, 1)
         copying = asyncio.create_task(copy_slice(engine, "run", piece, budget_s=120))
 
         async def waits() -> bool:
-            progress = (await load_progress(plant.store, "run")).get(piece.slice_id)
+            progress = (await load_progress(local.store, "run")).get(piece.slice_id)
             return progress is not None and progress.why.startswith("OOM")
 
         await until(waits, within_s=30, otherwise="the copy did not say that there is no room")
@@ -174,21 +176,21 @@ async def test_a_target_without_room_pauses_the_copy_and_it_goes_on_by_itself(pl
         target.config_set("maxmemory", 0)
         done = await copying
         assert (done.done, done.keys_failed, done.why) == (True, 0, "")
-        assert (await plant.verify()).divergences == []
+        assert (await local.verify()).divergences == []
     finally:
         target.config_set("maxmemory", 0)
 
 
 async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
-    plant: Plant, make_server, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, make_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
     monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
-    _fill(plant, 60_000, "x" * 500)
-    plant.plan = plant.plan.model_copy(
+    _fill(local, 60_000, "x" * 500)
+    local.plan = local.plan.model_copy(
         update={"budget": Budget(replica_behind_mb_max=1), "slices": 1}
     )
-    target, replica = plant.boxes[Side.TARGET], make_server(ServerKind.VALKEY_91)
+    target, replica = local.servers[Side.TARGET], make_server(ServerKind.VALKEY_91)
     replica.client().replicaof("127.0.0.1", target.port)
 
     async def follows() -> bool:
@@ -196,8 +198,8 @@ async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
         return int(target.client().info("replication").get("slave0", {}).get("offset", 0)) > 0
 
     await until(follows, within_s=20, otherwise="it never became a replica")
-    await plant.start_live_sync()
-    engine = await plant.engine()
+    await local.start_live_sync()
+    engine = await local.engine()
     (piece,) = await plan_slices(engine.authority, 1)
     replica.pause()
     try:
@@ -206,7 +208,7 @@ async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
         async def waits() -> bool:
             return any(
                 "MB behind, 1 MB are allowed" in report.why
-                for report in await read_paces(plant.store)
+                for report in await read_paces(local.store)
             )
 
         await until(waits, within_s=30, otherwise="the copy did not wait, or did not say why")

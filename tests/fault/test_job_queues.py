@@ -22,8 +22,8 @@ from exodus.feeds.feed import begin_feed
 from exodus.plan.vocabulary import Feed, JournalMode, Side
 from tests.support.full import FULL
 from tests.support.jobs import PROGRAM_NAMES, Jobs
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(180)]
 
@@ -32,30 +32,34 @@ RUN_S = 20.0 if FULL else 3.0
 
 @pytest_asyncio.fixture(params=[Feed.AUTO, Feed.GATEWAY], ids=str)
 async def served(
-    request: pytest.FixtureRequest, redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
-    plant = Plant(redis62, valkey91, control_server, tmp_path, feed=request.param)
-    await plant.open()
-    await plant.gateway()
-    await plant.syncer()
-    yield plant
-    await plant.close()
+    request: pytest.FixtureRequest,
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path, feed=request.param)
+    await local.open()
+    await local.gateway()
+    await local.syncer()
+    yield local
+    await local.close()
 
 
-async def _migrate(plant: Plant) -> Feed:
+async def _migrate(local: LocalMigration) -> Feed:
     """As the phase Migrate begins it."""
-    route = await read_route(plant.store)
-    feed = (await choose_feeds(plant.store, plant.plan))[Side.SOURCE].feed
-    await begin_feed(plant.store, plant.plan, feed)
-    await set_writer_epoch((await plant.engine()).follower, plant.plan.name, route.writer_epoch)
-    await plant.change(journal=JournalMode.ALL, sync=True, feed=feed)
-    await plant.backfill()
+    route = await read_route(local.store)
+    feed = (await choose_feeds(local.store, local.plan))[Side.SOURCE].feed
+    await begin_feed(local.store, local.plan, feed)
+    await set_writer_epoch((await local.engine()).follower, local.plan.name, route.writer_epoch)
+    await local.change(journal=JournalMode.ALL, sync=True, feed=feed)
+    await local.backfill()
     return feed
 
 
 @pytest.mark.parametrize("program", PROGRAM_NAMES)
 async def test_no_job_is_lost_and_none_is_done_twice(
-    served: Plant, program: str, tmp_path: Path
+    served: LocalMigration, program: str, tmp_path: Path
 ) -> None:
     jobs = Jobs(program, served.port, tmp_path / "jobs")
     try:

@@ -21,8 +21,8 @@ from exodus.control.checkpoint import load_progress
 from exodus.copy.key import CopyMethod
 from exodus.plan.vocabulary import Side
 from tests.support.full import FULL
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 120)]
 
@@ -51,7 +51,7 @@ def fill_huge(client: redis.Redis) -> set[bytes]:
     return {b"hash", b"set", b"zset", b"list", b"stream", b"string"}
 
 
-async def pinger(box: Box) -> asyncio.subprocess.Process:
+async def pinger(box: DatabaseServer) -> asyncio.subprocess.Process:
     """Another client, which asks for a small thing all the while."""
     address = box.address()
     arguments = ["-m", "tests.support.pinger", str(box.port), address.username or "default"]
@@ -64,38 +64,41 @@ async def pinger(box: Box) -> asyncio.subprocess.Process:
     return process
 
 
-def calls(box: Box) -> dict[str, int]:
+def calls(box: DatabaseServer) -> dict[str, int]:
     """How often each command was run."""
     stats = box.client().info("commandstats")
     return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in WHOLE}
 
 
 async def test_no_command_is_about_a_whole_huge_key(
-    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
-    plant = Plant(redis82, valkey91, control_server, tmp_path, slices=1)
-    await plant.open()
+    local = LocalMigration(redis82, valkey91, control_server, tmp_path, slices=1)
+    await local.open()
     wanted = fill_huge(redis82.client())
-    await plant.start_live_sync()
-    boxes = {Side.SOURCE: redis82, Side.TARGET: valkey91}
-    before = {side: calls(box) for side, box in boxes.items()}
-    pingers = {side: await pinger(box) for side, box in boxes.items()}
+    await local.start_live_sync()
+    servers = {Side.SOURCE: redis82, Side.TARGET: valkey91}
+    before = {side: calls(box) for side, box in servers.items()}
+    pingers = {side: await pinger(box) for side, box in servers.items()}
     began = time.monotonic()
-    await plant.backfill()
+    await local.backfill()
     seconds = time.monotonic() - began
     waits = {
         side: sorted(map(float, (await process.communicate(b""))[0].split()))
         for side, process in pingers.items()
     }
-    after = {side: calls(box) for side, box in boxes.items()}
+    after = {side: calls(box) for side, box in servers.items()}
     for side, found in waits.items():
         print(
             f"{side}: {len(found)} pings, p50 {found[len(found) // 2]:.1f} ms, p99 "
             f"{found[-len(found) // 100 - 1]:.1f} ms, max {found[-1]:.1f} ms"
         )
     print(f"{len(wanted)} keys of {ELEMENTS} elements and {STRING_BYTES} bytes in {seconds:.1f} s")
-    (progress,) = (await load_progress(plant.store, "run")).values()
+    (progress,) = (await load_progress(local.store, "run")).values()
     assert progress.strategies == {CopyMethod.PIECES: len(wanted)}
     assert after == before
-    assert (await plant.verify()).divergences == []
-    await plant.close()
+    assert (await local.verify()).divergences == []
+    await local.close()

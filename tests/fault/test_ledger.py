@@ -19,14 +19,14 @@ from exodus.net.client import answered
 from exodus.plan.address import Address
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 _ANSWER = {"decision": "approve", "decided_by": "Ada", "why": "numbers look right"}
 
 
 @pytest_asyncio.fixture
-async def store(control_server: Box) -> AsyncIterator[ControlStore]:
+async def store(control_server: DatabaseServer) -> AsyncIterator[ControlStore]:
     async with await ControlStore.connect(control_server.address(), "orders") as opened:
         yield opened
 

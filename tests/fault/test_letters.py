@@ -13,31 +13,31 @@ import pytest_asyncio
 from exodus.control import letters
 from exodus.plan.vocabulary import Side
 from exodus.verify.reconcile import dead_letters, keys_of, reconcile, repair
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
 @pytest_asyncio.fixture
 async def downgrade(
-    redis82: Box, redis62: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
+    redis82: DatabaseServer, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
+) -> AsyncIterator[LocalMigration]:
     """To a server that has no expiry of hash fields."""
-    plant = Plant(redis82, redis62, control_server, tmp_path)
-    await plant.open()
+    local = LocalMigration(redis82, redis62, control_server, tmp_path)
+    await local.open()
     client = redis82.client()
     client.set("fine", 1)
     for name in (b"one", b"two\n\xff"):
         client.hset(name, mapping={"a": 1, "b": 2})
         client.execute_command("HPEXPIRE", name, 3_600_000, "FIELDS", 1, "a")
-    await plant.start_live_sync()
-    await plant.backfill()
-    yield plant
-    await plant.close()
+    await local.start_live_sync()
+    await local.backfill()
+    yield local
+    await local.close()
 
 
-async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> None:
+async def test_each_is_accepted_by_its_name_or_repaired(downgrade: LocalMigration) -> None:
     store = downgrade.store
     found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert {letters.name_of(letter) for letter in found["dead_letters"]} == {
@@ -58,7 +58,7 @@ async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> Non
     found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert [letter["accepted_by"] for letter in found["accepted_letters"]] == ["Ada"]
     assert found["divergences_total"] == 0
-    downgrade.boxes[Side.SOURCE].client().execute_command(
+    downgrade.servers[Side.SOURCE].client().execute_command(
         "HPERSIST", b"two\n\xff", "FIELDS", 1, "a"
     )
     await downgrade.change(sync=False)
@@ -71,7 +71,7 @@ async def test_each_is_accepted_by_its_name_or_repaired(downgrade: Plant) -> Non
     ] == 1
 
 
-async def test_another_reason_is_to_be_accepted_anew(downgrade: Plant) -> None:
+async def test_another_reason_is_to_be_accepted_anew(downgrade: LocalMigration) -> None:
     store = downgrade.store
     await letters.accept(store, "0:one\n0:two\\n\\xff", "Ada")
     assert await dead_letters(store) == []
@@ -82,8 +82,8 @@ async def test_another_reason_is_to_be_accepted_anew(downgrade: Plant) -> None:
     assert await letters.accepted_letters(store) == await letters.open_letters(store) == {}
 
 
-async def test_a_difference_that_is_no_dead_letter_still_counts(downgrade: Plant) -> None:
-    downgrade.boxes[Side.TARGET].client().set("fine", 2)
+async def test_a_difference_that_is_no_dead_letter_still_counts(downgrade: LocalMigration) -> None:
+    downgrade.servers[Side.TARGET].client().set("fine", 2)
     found = await reconcile(await downgrade.engine(), "test", settle_s=0.05)
     assert keys_of(found) == [(0, b"fine")]
     assert found["divergences_total"] == 1

@@ -25,30 +25,32 @@ from exodus.plan.vocabulary import Hold, JournalMode, Phase, Side
 from exodus.plan.window import Window
 from exodus.verify.reconcile import reconcile
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.fixture
-async def ready(plant: Plant) -> Plant:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.app().set("k", 1)
-    await plant.drained()
-    return plant
+async def ready(local: LocalMigration) -> LocalMigration:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.app().set("k", 1)
+    await local.drained()
+    return local
 
 
-async def _waits_for(plant: Plant, text: str) -> None:
+async def _waits_for(local: LocalMigration, text: str) -> None:
     async def said() -> bool:
-        return text in str((await plant.store.report(levers.NOW) or {}).get("waits_for"))
+        return text in str((await local.store.report(levers.NOW) or {}).get("waits_for"))
 
     await until(said, within_s=10, otherwise=f"the switch never said that it waits for {text!r}")
 
 
-async def test_a_postponed_switch_stays_ready_and_goes_on_when_released(ready: Plant) -> None:
+async def test_a_postponed_switch_stays_ready_and_goes_on_when_released(
+    ready: LocalMigration,
+) -> None:
     await levers.postpone(ready.store, by="Ada", why="the batch job is late")
     switching = asyncio.create_task(switch.apply(ready.store, ready.plan, Side.TARGET))
     await _waits_for(ready, "postponed by Ada: the batch job is late")
@@ -58,10 +60,12 @@ async def test_a_postponed_switch_stays_ready_and_goes_on_when_released(ready: P
     done = await switching
     assert done.switched
     assert "Ada" in str(done.facts["waited_for"])
-    assert ready.boxes[Side.TARGET].client().get("k") == b"2"
+    assert ready.servers[Side.TARGET].client().get("k") == b"2"
 
 
-async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(ready: Plant) -> None:
+async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(
+    ready: LocalMigration,
+) -> None:
     await levers.postpone(ready.store, by="Ada", why="not yet")
     before = await read_route(ready.store)
     assert not await levers.under_way(ready.store)
@@ -81,7 +85,9 @@ async def test_a_switch_that_is_called_off_while_it_waits_changes_nothing(ready:
     if FULL
     else ["fence", "switch"],
 )
-async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, step: str) -> None:
+async def test_a_switch_that_is_given_up_at_any_step_is_undone(
+    ready: LocalMigration, step: str
+) -> None:
     """By somebody else, while it holds writes: it finds the route changed, and the fence and the
     writers' rights are as before.
     """
@@ -122,7 +128,7 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     assert (route.authority, route.hold, route.sync) == (Side.SOURCE, Hold.NONE, True)
     assert await read_record(ready.store, Side.SOURCE) is None
     assert (
-        ready.boxes[Side.TARGET].client().get(guard_key(ready.plan.name))
+        ready.servers[Side.TARGET].client().get(guard_key(ready.plan.name))
         == b"%d" % route.writer_epoch
     )
     await asyncio.wait_for(ready.app().set("k", step), 10)
@@ -131,7 +137,7 @@ async def test_a_switch_that_is_given_up_at_any_step_is_undone(ready: Plant, ste
     assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
 
 
-async def test_a_switch_waits_for_its_window_and_says_so(ready: Plant) -> None:
+async def test_a_switch_waits_for_its_window_and_says_so(ready: LocalMigration) -> None:
     now_ms = await ready.store.now_ms()
     minute = now_ms // 60_000 % (24 * 60)
     closed = Window(
@@ -152,7 +158,7 @@ async def test_a_switch_waits_for_its_window_and_says_so(ready: Plant) -> None:
     assert "0.5" in str(done.facts["waited_for"]) or "kept up" in str(done.facts["waited_for"])
 
 
-async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: Plant) -> None:
+async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: LocalMigration) -> None:
     await ready.change(hold=Hold.WRITES)
     with pytest.raises(DecisionRefused, match="not settled"):
         await switch.apply(ready.store, ready.plan, Side.TARGET)
@@ -160,11 +166,13 @@ async def test_a_second_switch_may_not_begin_while_writes_are_held(ready: Plant)
     assert route.hold is Hold.NONE
 
 
-async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(ready: Plant) -> None:
+async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(
+    ready: LocalMigration,
+) -> None:
     """Frozen, so that what it holds can be looked at afterwards. When it comes back, nothing of
     ours writes there.
     """
-    target = ready.boxes[Side.TARGET]
+    target = ready.servers[Side.TARGET]
     app = ready.app()
     assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
     await app.set("flowed back", 1)
@@ -201,7 +209,7 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(read
         assert client.get("after") is None
 
 
-async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
+async def test_the_source_is_not_given_up_before_its_time(ready: LocalMigration) -> None:
     store, plan = (
         ready.store,
         ready.plan.model_copy(update={"observation_hours_min": 1.0, "two_people": True}),
@@ -253,8 +261,8 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
         await finalise_checks.problems(store, ready.plan, Identity(person="Grace"))
     )
     await ready.change(sync=True)
-    stranger = ready.boxes[Side.SOURCE].client(client_name="old-cron-job")
-    plain = type(stranger)(port=ready.boxes[Side.SOURCE].port, client_name="old-cron-job")
+    stranger = ready.servers[Side.SOURCE].client(client_name="old-cron-job")
+    plain = type(stranger)(port=ready.servers[Side.SOURCE].port, client_name="old-cron-job")
     plain.ping()
     listed = await finalise_checks.checklist(store, ready.plan)
     assert any(
@@ -270,9 +278,11 @@ async def test_the_source_is_not_given_up_before_its_time(ready: Plant) -> None:
     plain.close()
 
 
-async def test_what_is_collected_names_no_secret_and_what_is_left_is_listed(ready: Plant) -> None:
+async def test_what_is_collected_names_no_secret_and_what_is_left_is_listed(
+    ready: LocalMigration,
+) -> None:
     documents = await collect(ready.store, ready.plan)
-    secret = ready.boxes[Side.SOURCE].address().secret("source")
+    secret = ready.servers[Side.SOURCE].address().secret("source")
     assert secret
     assert secret not in str(documents)
     assert {"plan", "ledger", "route", "gateways", "syncers", "phases"} <= set(documents)

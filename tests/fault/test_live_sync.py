@@ -20,24 +20,24 @@ from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import Feed, Side
 from exodus.verify.reconcile import verify
 from tests.support.fleet import Fleet
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
-async def test_a_right_that_comes_after_its_route_is_taken(plant: Plant) -> None:
+async def test_a_right_that_comes_after_its_route_is_taken(local: LocalMigration) -> None:
     """A switch was given up by a gateway: the new route is out before the follower is told whose
     right it is now (seed 135 of the drawn faults).
     """
-    await plant.gateway()
-    syncer = await plant.syncer()
-    await plant.start_live_sync()
-    target, guard = plant.boxes[Side.TARGET].client(), guard_key(plant.plan.name)
+    await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
+    target, guard = local.servers[Side.TARGET].client(), guard_key(local.plan.name)
     target.set(guard, "closed by a switch")
-    route = await plant.change(writer_epoch=(await read_route(plant.store)).writer_epoch + 1)
-    await plant.app().set("k", "v")
+    route = await local.change(writer_epoch=(await read_route(local.store)).writer_epoch + 1)
+    await local.app().set("k", "v")
 
     async def refused() -> bool:
         return "closed by a switch" in syncer.heartbeat(0).why
@@ -45,12 +45,15 @@ async def test_a_right_that_comes_after_its_route_is_taken(plant: Plant) -> None
     await until(refused, within_s=10, otherwise="the lanes wrote without a right")
     assert target.get("k") is None
     target.set(guard, route.writer_epoch)
-    await plant.drained()
+    await local.drained()
     assert target.get("k") == b"v"
 
 
 async def test_syncers_share_partitions_and_take_over_from_a_dead_one(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
     """Two processes have half of the partitions each; after kill -9 of one the other has all, and
     nothing is missing.
@@ -99,33 +102,35 @@ async def test_syncers_share_partitions_and_take_over_from_a_dead_one(
         await fleet.close()
 
 
-async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(plant: Plant) -> None:
-    await plant.gateway()
-    syncer = await plant.syncer()
-    await plant.start_live_sync()
-    app = plant.app()
+async def test_a_hot_key_is_copied_far_less_often_than_it_is_written(local: LocalMigration) -> None:
+    await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
+    app = local.app()
     before = syncer.tally.counts["copied"]
     for _ in range(50):
         pipe = app.pipeline(transaction=False)
         for _ in range(200):
             pipe.incr("hot")
         await pipe.execute()
-    await plant.drained()
-    assert plant.boxes[Side.TARGET].client().get("hot") == b"10000"
+    await local.drained()
+    assert local.servers[Side.TARGET].client().get("hot") == b"10000"
     copied = syncer.tally.counts["copied"] - before
     assert 1 <= copied <= 1_000
     assert syncer.tally.lag.total_count or syncer._rates.lag_ms_p99
 
 
-async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Plant) -> None:
+async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(
+    local: LocalMigration,
+) -> None:
     """Through the gateway, and removed again; where there is no gateway it is said why nothing is
     measured.
     """
-    plant.plan = plant.plan.model_copy(update={"gateway": Listen(port=plant.port)})
-    await plant.store.save_plan(plant.plan)
-    gateway = await plant.gateway()
-    syncer = await plant.syncer()
-    await plant.start_live_sync()
+    local.plan = local.plan.model_copy(update={"gateway": Listen(port=local.port)})
+    await local.store.save_plan(local.plan)
+    gateway = await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
 
     async def measured() -> bool:
         return (syncer.heartbeat(0).facts.probe_lag_ms_p99 or 0) > 0
@@ -141,12 +146,12 @@ async def test_a_probe_key_shows_when_a_write_is_seen_at_the_follower(plant: Pla
         return "connection to the source" in (syncer.heartbeat(0).facts.probe_why or "")
 
     await until(said, within_s=15, otherwise="it was not said that there is no gateway")
-    await plant.drained()
-    assert plant.boxes[Side.TARGET].client().keys("*lag-probe*") == []
+    await local.drained()
+    assert local.servers[Side.TARGET].client().keys("*lag-probe*") == []
 
 
 async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cancelled(
-    modern: Plant, monkeypatch: pytest.MonkeyPatch
+    modern: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who ends tasks cancels them again and again, also while they give their connections back."""
     monkeypatch.setattr(cancellation, "_AGAIN_S", 0.0)
@@ -155,12 +160,12 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
     await modern.gateway()
     await reader.begin(modern.store, Side.SOURCE)
     await modern.syncer()
-    boxes = list(modern.boxes.values())
+    servers = list(modern.servers.values())
 
     def ours() -> list[str]:
         return [
             client["name"]
-            for box in boxes
+            for box in servers
             for client in box.client().client_list()
             if client["name"] in ("exodus-syncer", "exodus-feed")
         ]
@@ -181,13 +186,13 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
 
 
 async def test_a_list_that_grows_is_warned_of_once(
-    plant: Plant, caplog: pytest.LogCaptureFixture
+    local: LocalMigration, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each write of it copies all of it: what that costs is told, with the key and the remedy."""
-    await plant.gateway()
-    syncer = await plant.syncer()
-    await plant.start_live_sync()
-    app = plant.app()
+    await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
+    app = local.app()
     await app.rpush("grows", *[secrets.token_bytes(500_000) for _ in range(8)])
 
     async def costs() -> bool:
@@ -200,7 +205,7 @@ async def test_a_list_that_grows_is_warned_of_once(
     assert row["bytes"] > 64_000_000
     for _ in range(3):
         await app.rpush("grows", "a little")
-    await plant.drained()
+    await local.drained()
     said = [
         record.getMessage()
         for record in caplog.records

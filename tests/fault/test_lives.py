@@ -19,57 +19,63 @@ from exodus.feeds.feed import begin_feed
 from exodus.plan.vocabulary import Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.verify.reconcile import keys_of, reconcile, repair
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 KEYS = 3_000
 
 
-async def _plant(source: Box, target: Box, control: Box, folder: Path, **plan: object) -> Plant:
-    plant = Plant(source, target, control, folder, **plan)
-    await plant.open()
+async def _local(
+    source: DatabaseServer,
+    target: DatabaseServer,
+    control: DatabaseServer,
+    folder: Path,
+    **plan: object,
+) -> LocalMigration:
+    local = LocalMigration(source, target, control, folder, **plan)
+    await local.open()
     with source.client() as client:
         for number in range(KEYS):
             client.set(f"k{number}", number, px=3_600_000 if number % 3 == 0 else None)
-    await plant.gateway()
-    await plant.syncer()
-    await begin_feed(plant.store, plant.plan, plant.feed)
-    await plant.start_live_sync()
-    return plant
+    await local.gateway()
+    await local.syncer()
+    await begin_feed(local.store, local.plan, local.feed)
+    await local.start_live_sync()
+    return local
 
 
-async def _recovered(plant: Plant, within_s: float = 30) -> None:
+async def _recovered(local: LocalMigration, within_s: float = 30) -> None:
     async def closed() -> bool:
         return (
-            not await open_gaps(plant.store) and not plant.syncers["syncer-1"][0].heartbeat(0).why
+            not await open_gaps(local.store) and not local.syncers["syncer-1"][0].heartbeat(0).why
         )
 
     await until(closed, within_s=within_s, otherwise="the gap was never closed")
 
 
-async def _opened(plant: Plant, side: Side) -> str:
+async def _opened(local: LocalMigration, side: Side) -> str:
     async def there() -> bool:
-        return f"life:{side}" in await open_gaps(plant.store)
+        return f"life:{side}" in await open_gaps(local.store)
 
     await until(there, within_s=15, otherwise="the restart was never noticed")
-    return str((await open_gaps(plant.store))[f"life:{side}"]["why"])
+    return str((await open_gaps(local.store))[f"life:{side}"]["why"])
 
 
 async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on(
-    make_server, redis62: Box, control_server: Box, tmp_path: Path
+    make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """As before a cutover: the switch is refused with the reason, and goes through once both sides
     are equal.
     """
     target = make_server(ServerKind.VALKEY_91)
-    plant = await _plant(redis62, target, control_server, tmp_path)
+    local = await _local(redis62, target, control_server, tmp_path)
     try:
-        await plant.backfill()
-        app, stop = plant.app(), asyncio.Event()
-        await plant.drained()
-        assert (await reconcile(await plant.engine(), "migrate", settle_s=0.1))[
+        await local.backfill()
+        app, stop = local.app(), asyncio.Event()
+        await local.drained()
+        assert (await reconcile(await local.engine(), "migrate", settle_s=0.1))[
             "divergences_total"
         ] == 0
 
@@ -83,32 +89,32 @@ async def test_a_target_that_comes_back_empty_is_filled_again_while_writes_go_on
         writing = asyncio.create_task(write())
         target.kill()
         target.start()
-        assert "lost keys" in await _opened(plant, Side.TARGET)
+        assert "lost keys" in await _opened(local, Side.TARGET)
         with pytest.raises(ExodusError, match=r"restarted|open gap") as caught:
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
+            await switch.apply(local.store, local.plan, Side.TARGET)
         assert "target" in str(caught.value)
-        await _recovered(plant)
+        await _recovered(local)
         stop.set()
         await writing
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
-        fresh = await freshness.read_freshness(plant.store, plant.plan.partitions)
+        await local.drained()
+        assert (await local.verify()).divergences == []
+        fresh = await freshness.read_freshness(local.store, local.plan.partitions)
         assert fresh.pass_age_s is not None  # the comparison counts as the verification that it is
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
-        assert await plant.app().get("k1") == b"1"
+        await switch.apply(local.store, local.plan, Side.TARGET)
+        assert await local.app().get("k1") == b"1"
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize("how", ["restart", "flush"])
 async def test_a_target_emptied_in_the_middle_of_the_backfill_is_filled_again(
-    make_server, redis62: Box, control_server: Box, tmp_path: Path, how: str
+    make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path, how: str
 ) -> None:
     target = make_server(ServerKind.VALKEY_91)
-    plant = await _plant(redis62, target, control_server, tmp_path)
+    local = await _local(redis62, target, control_server, tmp_path)
     try:
-        engine = await plant.engine()
-        pieces = await plan_slices(engine.authority, plant.plan.slices)
+        engine = await local.engine()
+        pieces = await plan_slices(engine.authority, local.plan.slices)
         half = len(pieces) // 2
         for piece in pieces[:half]:
             assert (await copy_slice(engine, "run", piece, budget_s=60)).done
@@ -121,47 +127,51 @@ async def test_a_target_emptied_in_the_middle_of_the_backfill_is_filled_again(
         for piece in pieces[half:]:
             assert (await copy_slice(engine, "run", piece, budget_s=60)).done
 
-        await _recovered(plant)
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+        await _recovered(local)
+        await local.drained()
+        assert (await local.verify()).divergences == []
     finally:
-        await plant.close()
+        await local.close()
 
 
 async def test_a_target_that_comes_back_from_an_older_snapshot(
-    make_server, redis62: Box, control_server: Box, tmp_path: Path
+    make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """With nothing written after: the restart is noticed all the same."""
     target = make_server(ServerKind.VALKEY_91)
-    plant = await _plant(redis62, target, control_server, tmp_path)
+    local = await _local(redis62, target, control_server, tmp_path)
     try:
-        await plant.backfill()
-        app = plant.app()
+        await local.backfill()
+        app = local.app()
         await app.set("stays", 1)
-        await plant.drained()
+        await local.drained()
         target.save()
         await app.mset({f"k{number}": "newer" for number in range(100)})
         await app.delete("stays", "k200")
-        await plant.drained()
+        await local.drained()
         target.kill()
         target.start()
         with target.client() as client:
             assert (client.get("stays"), client.get("k1")) == (b"1", b"1")
         with pytest.raises(ExodusError):
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
-        await _opened(plant, Side.TARGET)
-        await _recovered(plant)
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+            await switch.apply(local.store, local.plan, Side.TARGET)
+        await _opened(local, Side.TARGET)
+        await _recovered(local)
+        await local.drained()
+        assert (await local.verify()).divergences == []
         with target.client() as client:
             assert (client.get("stays"), client.get("k1")) == (None, b"newer")
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize("feed", [Feed.GATEWAY, Feed.TRACKING, Feed.REPLICATION])
 async def test_a_source_that_comes_back_older_loses_nothing_more(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed
+    make_server,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    feed: Feed,
 ) -> None:
     """What only the target has by then is kept and named, until a person says that it may go; also
     where the feed has a gap.
@@ -170,16 +180,16 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(
         ServerKind.REDIS_82 if feed is Feed.REPLICATION else ServerKind.REDIS_62,
         repl_diskless_sync_delay="0",
     )
-    plant = await _plant(source, valkey91, control_server, tmp_path, feed=feed)
+    local = await _local(source, valkey91, control_server, tmp_path, feed=feed)
     try:
-        await plant.backfill()
-        app = plant.app()
+        await local.backfill()
+        app = local.app()
         source.save()
         await app.set("k7", "newer")
         await app.set("only the target has it", 1)
-        await plant.flushed()
+        await local.flushed()
         await until(
-            (await plant.engine()).feed.drained, within_s=20, otherwise="the feed never drained"
+            (await local.engine()).feed.drained, within_s=20, otherwise="the feed never drained"
         )
         await app.aclose()
         source.kill()
@@ -187,58 +197,58 @@ async def test_a_source_that_comes_back_older_loses_nothing_more(
 
         async def named() -> bool:
             return "0:only the target has it" in str(
-                (await open_gaps(plant.store)).get("life:source", {}).get("why")
+                (await open_gaps(local.store)).get("life:source", {}).get("why")
             )
 
         await until(named, within_s=20, otherwise="the keys were never named")
-        syncer = plant.syncers["syncer-1"][0]
+        syncer = local.syncers["syncer-1"][0]
 
         async def read_on() -> bool:
             return syncer._stream is None or syncer._stream.gaps > 0
 
         await until(read_on, within_s=15, otherwise="the feed was never read again")
-        await plant.drained()
+        await local.drained()
         with valkey91.client() as client:
             assert (client.get("only the target has it"), client.get("k7")) == (b"1", b"7")
         with pytest.raises(DecisionRefused, match="open gap") as caught:
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
+            await switch.apply(local.store, local.plan, Side.TARGET)
         assert "only on the target" in caught.value.why
-        report = await reconcile(await plant.engine(), "test", settle_s=0.1)
+        report = await reconcile(await local.engine(), "test", settle_s=0.1)
         assert [(row["kind"], row["key"]) for row in report["divergences"]] == [
             ("extra", "only the target has it")
         ]
-        assert "OPEN GAP" in str(await freshness.read_freshness(plant.store, plant.plan.partitions))
-        kept = await repair(await plant.engine(), keys_of(report))
+        assert "OPEN GAP" in str(await freshness.read_freshness(local.store, local.plan.partitions))
+        kept = await repair(await local.engine(), keys_of(report))
         assert "--remove-extra" in kept[(0, b"only the target has it")]
-        assert await repair(await plant.engine(), keys_of(report), remove_extra=True) == {}
-        await reconcile(await plant.engine(), "test", settle_s=0.1)
-        await _recovered(plant)
+        assert await repair(await local.engine(), keys_of(report), remove_extra=True) == {}
+        await reconcile(await local.engine(), "test", settle_s=0.1)
+        await _recovered(local)
         with valkey91.client() as client:
             assert client.get("only the target has it") is None
     finally:
-        await plant.close()
+        await local.close()
 
 
 async def test_another_server_with_keys_of_others_is_not_written_to(
-    make_server, redis62: Box, control_server: Box, tmp_path: Path
+    make_server, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """It may be the wrong one; emptied, it is filled."""
     target = make_server(ServerKind.VALKEY_91)
-    plant = await _plant(redis62, target, control_server, tmp_path)
+    local = await _local(redis62, target, control_server, tmp_path)
     try:
-        await plant.backfill()
-        await plant.drained()
+        await local.backfill()
+        await local.drained()
         with target.client() as client:
             pipe = client.pipeline(transaction=True)
             pipe.flushall().set("k1", "of others").set("foreign", 1)
             pipe.execute()
-        await plant.app().set("k1", "ours")
+        await local.app().set("k1", "ours")
 
         async def said() -> bool:
-            why = plant.syncers["syncer-1"][0].heartbeat(0).why
+            why = local.syncers["syncer-1"][0].heartbeat(0).why
             return "holds 2 keys" in why and "Empty it" in why
 
-        await until(said, within_s=15, otherwise=plant.syncers["syncer-1"][0].heartbeat(0).why)
+        await until(said, within_s=15, otherwise=local.syncers["syncer-1"][0].heartbeat(0).why)
         with target.client() as client:
             assert (client.get("k1"), client.get("foreign"), client.exists("k2")) == (
                 b"of others",
@@ -246,9 +256,9 @@ async def test_another_server_with_keys_of_others_is_not_written_to(
                 0,
             )
             client.flushall()
-        await _opened(plant, Side.TARGET)
-        await _recovered(plant)
-        await plant.drained()
-        assert (await plant.verify()).divergences == []
+        await _opened(local, Side.TARGET)
+        await _recovered(local)
+        await local.drained()
+        assert (await local.verify()).divergences == []
     finally:
-        await plant.close()
+        await local.close()

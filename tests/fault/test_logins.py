@@ -19,15 +19,17 @@ from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 _SECRETS = {"shop": "hunter2", "shop-there": "correct horse", "anybody-there": "battery staple"}
 
 
 @pytest_asyncio.fixture
-async def mapping(make_server, control_server: Box, tmp_path: Path) -> AsyncIterator[Plant]:  # type: ignore[no-untyped-def]
+async def mapping(
+    make_server, control_server: DatabaseServer, tmp_path: Path
+) -> AsyncIterator[LocalMigration]:  # type: ignore[no-untyped-def]
     source, target = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
     for box, user in ((source, "shop"), (target, "shop-there"), (target, "anybody-there")):
         box.client().acl_setuser(
@@ -51,26 +53,28 @@ async def mapping(make_server, control_server: Box, tmp_path: Path) -> AsyncIter
         },
         {"target_user": "anybody-there", "target_password_file": files["anybody-there"]},
     ]
-    plant = Plant(source, target, control_server, tmp_path, logins=logins)
-    await plant.open()
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    yield plant
-    await plant.close()
+    local = LocalMigration(source, target, control_server, tmp_path, logins=logins)
+    await local.open()
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    yield local
+    await local.close()
 
 
-def _apps(plant: Plant) -> dict[str, redis.Redis]:
+def _apps(local: LocalMigration) -> dict[str, redis.Redis]:
     """By AUTH, by HELLO, and without a login."""
     shop = {"username": "shop", "password": _SECRETS["shop"], "single_connection_client": True}
     return {
-        "AUTH": plant.app(protocol=2, **shop),
-        "HELLO": plant.app(protocol=3, **shop),
-        "": plant.app(single_connection_client=True),
+        "AUTH": local.app(protocol=2, **shop),
+        "HELLO": local.app(protocol=3, **shop),
+        "": local.app(single_connection_client=True),
     }
 
 
-async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(mapping: Plant) -> None:
+async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(
+    mapping: LocalMigration,
+) -> None:
     carried = _apps(mapping)
     for to, shop, anybody in (
         (None, "shop", "default"),
@@ -94,7 +98,9 @@ async def test_a_login_is_the_other_one_on_the_other_side_there_and_back(mapping
     assert dict(mapping.gateways["gw-1"][0].sessions_closed) == {}
 
 
-async def test_a_login_that_a_side_refuses_is_found_before_anything_begins(mapping: Plant) -> None:
+async def test_a_login_that_a_side_refuses_is_found_before_anything_begins(
+    mapping: LocalMigration,
+) -> None:
     async def look() -> None:
         raise_if_fatal(
             await check_pair(
@@ -103,6 +109,6 @@ async def test_a_login_that_a_side_refuses_is_found_before_anything_begins(mappi
         )
 
     await look()
-    mapping.boxes[Side.TARGET].client().acl_setuser("shop-there", enabled=False)
+    mapping.servers[Side.TARGET].client().acl_setuser("shop-there", enabled=False)
     with pytest.raises(OperatorError, match="the target refuses 'shop-there'"):
         await look()

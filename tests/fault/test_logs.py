@@ -13,9 +13,9 @@ import pytest
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.processes import Started, end, start
 from exodus.stack.servers import ServerKind
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import migration_file
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.fault
@@ -25,9 +25,9 @@ KINDS = ("gateway", "syncer", "comparer")
 class Processes:
     """The data plane, each with its log."""
 
-    def __init__(self, plant: Plant, *more: str) -> None:
+    def __init__(self, local: LocalMigration, *more: str) -> None:
         self._started: dict[str, Started] = {}
-        file = migration_file(plant)
+        file = migration_file(local)
         for kind in KINDS:
             command = [
                 sys.executable,
@@ -41,8 +41,8 @@ class Processes:
                 *more,
             ]
             if kind == "gateway":
-                command += ["--state-dir", str(plant.folder / "state")]
-            self._started[kind] = start(kind, command, log=plant.folder / f"{kind}.log")
+                command += ["--state-dir", str(local.folder / "state")]
+            self._started[kind] = start(kind, command, log=local.folder / f"{kind}.log")
 
     def log(self, kind: str) -> str:
         return self._started[kind].log.read_text()
@@ -64,30 +64,34 @@ class Processes:
 
 
 @pytest.fixture
-def mortal(make_server, tmp_path: Path) -> Iterator[tuple[Plant, Box, Box]]:  # type: ignore[no-untyped-def]
+def mortal(
+    make_server, tmp_path: Path
+) -> Iterator[tuple[LocalMigration, DatabaseServer, DatabaseServer]]:  # type: ignore[no-untyped-def]
     source, target, control = (
         make_server(ServerKind.REDIS_62),
         make_server(ServerKind.VALKEY_91),
         make_server(ServerKind.VALKEY_91, appendonly="yes"),
     )
-    yield Plant(source, target, control, tmp_path), source, control
+    yield LocalMigration(source, target, control, tmp_path), source, control
 
 
-async def test_each_change_is_logged_once_with_its_reason(mortal: tuple[Plant, Box, Box]) -> None:
-    plant, source, control = mortal
-    await plant.open()
-    processes = Processes(plant)
+async def test_each_change_is_logged_once_with_its_reason(
+    mortal: tuple[LocalMigration, DatabaseServer, DatabaseServer],
+) -> None:
+    local, source, control = mortal
+    await local.open()
+    processes = Processes(local)
     try:
         for kind in KINDS:
             processes.wait(kind, r"INFO .*route: epoch 0, the source is the authority")
-        await plant.start_live_sync()
+        await local.start_live_sync()
         for kind in KINDS:
             processes.wait(
                 kind,
                 r"route: epoch 1, the source is the authority, journal all, live sync by gateway "
                 r"\(test\)",
             )
-        await plant.change(shadow_rate=0.5, shadow_salt=1)
+        await local.change(shadow_rate=0.5, shadow_salt=1)
         processes.wait("comparer", "50% shadowed")
         control.kill()
         for kind in KINDS:
@@ -109,12 +113,12 @@ async def test_each_change_is_logged_once_with_its_reason(mortal: tuple[Plant, B
         assert processes.said("gateway", "the source is back") == 1, processes.log("gateway")
     finally:
         processes.end()
-        await plant.close()
+        await local.close()
 
 
-async def test_a_log_is_json_on_request(plant: Plant) -> None:
-    await plant.change(journal=JournalMode.ALL)
-    processes = Processes(plant, "--log-format", "json")
+async def test_a_log_is_json_on_request(local: LocalMigration) -> None:
+    await local.change(journal=JournalMode.ALL)
+    processes = Processes(local, "--log-format", "json")
     try:
         for kind in KINDS:
             processes.wait(kind, "route: epoch 1")

@@ -30,7 +30,7 @@ from tests.support.fleet import Application, Fleet
 from tests.support.full import FULL
 from tests.support.history import Historian
 from tests.support.libraries import LIBRARIES
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
@@ -43,7 +43,10 @@ PIPELINED = 10
 
 @pytest_asyncio.fixture
 async def fleet(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> AsyncIterator[Fleet]:
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet", hold_seconds_max=5.0)
     await fleet.open()
@@ -90,7 +93,7 @@ class OwnProcess:
         await until(ready, within_s=60, otherwise="the second application never filled its keys")
         self._began = time.monotonic()
 
-    async def end(self, box: Box) -> float:
+    async def end(self, box: DatabaseServer) -> float:
         """Stop it, and hold it against its authority; writes that were acknowledged a second."""
         (self._folder / "stop").touch()
         seconds = time.monotonic() - self._began
@@ -203,7 +206,10 @@ async def test_there_and_back_again_and_again(fleet: Fleet, beside: list[OwnProc
     await historian.end()
     await fleet.settled()
     per_s += sum(
-        [await each.end(fleet.boxes[(await read_route(fleet.store)).authority]) for each in beside]
+        [
+            await each.end(fleet.servers[(await read_route(fleet.store)).authority])
+            for each in beside
+        ]
     )
     await fleet.agrees(application)
     assert application.tally.texts == []

@@ -24,34 +24,39 @@ from exodus.plan.vocabulary import CopyStrategy, Side
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_switch import _writers
 from tests.fault.test_verify import fill
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
 @pytest_asyncio.fixture
 async def sending(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
     with valkey91.client() as target:
         target.execute_command("ACL", "SETUSER", "default", "-restore")
-    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.MIGRATE)
-    await plant.open()
-    yield plant
-    await plant.close()
+    local = LocalMigration(
+        redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.MIGRATE
+    )
+    await local.open()
+    yield local
+    await local.close()
     with valkey91.client() as target:
         for name in target.acl_users():
             if name.startswith("exodus-"):
                 target.acl_deluser(name)
 
 
-async def _begin(plant: Plant) -> Engine:
-    await plant.gateway()
-    await plant.syncer()
-    await migrate.check_possible(plant.plan)
-    await plant.start_live_sync()
-    engine = await plant.engine()
+async def _begin(local: LocalMigration) -> Engine:
+    await local.gateway()
+    await local.syncer()
+    await migrate.check_possible(local.plan)
+    await local.start_live_sync()
+    engine = await local.engine()
     await migrate.prove(engine)
     return engine
 
@@ -72,9 +77,9 @@ async def _end(lane: MigrateLane) -> None:
 
 
 async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_counted(
-    sending: Plant,
+    sending: LocalMigration,
 ) -> None:
-    source = sending.boxes[Side.SOURCE].client()
+    source = sending.servers[Side.SOURCE].client()
     fill(source)
     large = fill_large(source)
     for number in range(3_000):
@@ -108,12 +113,12 @@ async def test_everything_is_equal_under_writes_and_what_could_not_be_sent_is_co
     )
 
 
-async def test_one_that_is_sent_after_the_switch_is_refused(sending: Plant) -> None:
+async def test_one_that_is_sent_after_the_switch_is_refused(sending: LocalMigration) -> None:
     """A source, or a process, that was frozen with a MIGRATE under way: on the new authority it
     would overwrite what was written there.
     """
     engine = await _begin(sending)
-    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET].client()
+    source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET].client()
     app = sending.app()
     await app.set("k", "old")
     lane = await _lane(engine)
@@ -149,9 +154,9 @@ async def test_one_that_is_sent_after_the_switch_is_refused(sending: Plant) -> N
         await _end(lane)
 
 
-async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -> None:
+async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: LocalMigration) -> None:
     engine = await _begin(sending)
-    source = sending.boxes[Side.SOURCE].client()
+    source = sending.servers[Side.SOURCE].client()
     source.set("k", 1)
     lane = await _lane(engine)
     late = (
@@ -177,7 +182,7 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -
         await ends.stop(sending.store, sending.plan, "rollback")
         assert [
             name
-            for name in sending.boxes[Side.TARGET].client().acl_users()
+            for name in sending.servers[Side.TARGET].client().acl_users()
             if name.startswith("exodus-")
         ] == []
     finally:
@@ -185,12 +190,12 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: Plant) -
         await _end(again)
 
 
-async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> None:
+async def test_what_ran_into_its_timeout_goes_another_way(sending: LocalMigration) -> None:
     """The target stands still for longer than MIGRATE waits: its keys, changed meanwhile, are equal
     in the end.
     """
     await _begin(sending)
-    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET]
+    source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET]
     source.mset({f"k{number}": "old" for number in range(200)})
     engine = await sending.engine()
     lane = await _lane(engine)
@@ -215,10 +220,12 @@ async def test_what_ran_into_its_timeout_goes_another_way(sending: Plant) -> Non
         assert theirs.mget(keys) == [b"new"] * 200
 
 
-async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(sending: Plant) -> None:
+async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(
+    sending: LocalMigration,
+) -> None:
     """MIGRATE sends the time left, which the target counts from when it comes to it."""
     await _begin(sending)
-    source, target = sending.boxes[Side.SOURCE].client(), sending.boxes[Side.TARGET]
+    source, target = sending.servers[Side.SOURCE].client(), sending.servers[Side.TARGET]
     at_ms = 1_000 * source.time()[0] + 600_000
     source.set("k", 1)
     source.pexpireat("k", at_ms)
@@ -240,12 +247,14 @@ async def test_an_expiry_is_exact_however_long_a_key_was_on_its_way(sending: Pla
         await _end(lane)
 
 
-async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(sending: Plant) -> None:
+async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(
+    sending: LocalMigration,
+) -> None:
     """What was looked at ahead for one chunk is looked at again by the next: its expiry may have
     changed before that noted where the feed is.
     """
     await _begin(sending)
-    source = sending.boxes[Side.SOURCE].client()
+    source = sending.servers[Side.SOURCE].client()
     source.mset({f"k{number}": 1 for number in range(2_000)})
     lane = await _lane(await sending.engine())
     try:
@@ -260,8 +269,10 @@ async def test_no_key_is_looked_at_before_its_chunk_has_the_feeds_positions(send
         await _end(lane)
 
 
-async def test_where_a_late_one_could_do_harm_it_is_refused(sending: Plant, modern: Plant) -> None:
-    target = sending.boxes[Side.TARGET].client()
+async def test_where_a_late_one_could_do_harm_it_is_refused(
+    sending: LocalMigration, modern: LocalMigration
+) -> None:
+    target = sending.servers[Side.TARGET].client()
     await migrate.check_possible(sending.plan)
     target.execute_command("ACL", "SETUSER", "default", "+@all")
     with pytest.raises(DecisionRefused) as refused:

@@ -28,8 +28,8 @@ from exodus.stack.servers import ServerKind
 from exodus.verify import reconcile
 from tests.fault.test_switch import _writers
 from tests.support.fleet import Fleet
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -38,83 +38,88 @@ _CLOCK_MS = 2  # what two readings of a server's clock may be apart from what it
 
 @pytest_asyncio.fixture
 async def older(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
-    plant = Plant(redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.NATIVE)
-    await plant.open()
-    yield plant
-    await plant.close()
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
+    local = LocalMigration(
+        redis62, valkey91, control_server, tmp_path, strategy=CopyStrategy.NATIVE
+    )
+    await local.open()
+    yield local
+    await local.close()
 
 
 @pytest_asyncio.fixture
 async def same(
-    redis82: Box, make_server, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
-    plant = Plant(
+    redis82: DatabaseServer, make_server, control_server: DatabaseServer, tmp_path: Path
+) -> AsyncIterator[LocalMigration]:
+    local = LocalMigration(
         redis82,
         make_server(ServerKind.REDIS_82),
         control_server,
         tmp_path,
         strategy=CopyStrategy.NATIVE,
     )
-    await plant.open()
-    yield plant
-    await plant.close()
+    await local.open()
+    yield local
+    await local.close()
 
 
-async def _begin(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
+async def _begin(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
 
 
-def _role(box: Box) -> str:
+def _role(box: DatabaseServer) -> str:
     with box.client() as client:
         return client.info("replication")["role"]
 
 
-async def test_nothing_is_lost_there_and_back_from_an_older_server(older: Plant) -> None:
+async def test_nothing_is_lost_there_and_back_from_an_older_server(older: LocalMigration) -> None:
     await _there_and_back(older)
 
 
-async def test_nothing_is_lost_there_and_back_between_equal_servers(same: Plant) -> None:
+async def test_nothing_is_lost_there_and_back_between_equal_servers(same: LocalMigration) -> None:
     await _there_and_back(same)
 
 
-async def _there_and_back(plant: Plant) -> None:
+async def _there_and_back(local: LocalMigration) -> None:
     """The replica is promoted by the cutover; from then on changes flow by keys, both ways."""
-    source, target = plant.boxes[Side.SOURCE], plant.boxes[Side.TARGET]
+    source, target = local.servers[Side.SOURCE], local.servers[Side.TARGET]
     with source.client() as client:
         for number in range(2000):
             client.set(f"cold:{number}", "x" * 20, px=600_000 if number % 5 == 0 else None)
         client.xadd("stream", {"a": 1})
-    await _begin(plant)
+    await _begin(local)
     stop = asyncio.Event()
-    writing = asyncio.create_task(_writers(plant, stop))
-    await plant.app().flushdb()  # a replica does as its source
-    await plant.app().set("after the flush", 1, px=600_000)
-    goal = await journal.ends(plant.store, plant.plan.partitions)
+    writing = asyncio.create_task(_writers(local, stop))
+    await local.app().flushdb()  # a replica does as its source
+    await local.app().set("after the flush", 1, px=600_000)
+    goal = await journal.ends(local.store, local.plan.partitions)
 
     async def caught_up() -> bool:
-        return await journal.reached(plant.store, goal)
+        return await journal.reached(local.store, goal)
 
     await until(caught_up, within_s=20, otherwise="live sync never came to what was in the journal")
-    done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+    done = await switch.apply(local.store, local.plan, Side.TARGET)
     assert [
         row["step"] for row in done.timeline if row["step"] == "promote" and "failed" not in row
     ] == ["promote"]
-    assert (done.switched, _role(target), (await read_route(plant.store)).native) == (
+    assert (done.switched, _role(target), (await read_route(local.store)).native) == (
         True,
         "master",
         False,
     )
     for to in (Side.SOURCE, Side.TARGET):
         await asyncio.sleep(0.2)
-        assert (await switch.apply(plant.store, plant.plan, to)).switched
+        assert (await switch.apply(local.store, local.plan, to)).switched
     stop.set()
     acknowledged = await writing
-    await plant.drained()
-    report = await plant.verify()
+    await local.drained()
+    report = await local.verify()
     assert report.divergences == []
     with target.client() as client:
         assert client.config_get("masterauth") == {"masterauth": ""}
@@ -124,7 +129,7 @@ async def _there_and_back(plant: Plant) -> None:
 
 
 async def test_a_switch_that_is_given_up_leaves_a_replica(
-    older: Plant, monkeypatch: pytest.MonkeyPatch
+    older: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the target was promoted and before the route names it: it becomes a replica again,
     under a new right, and a second switch works.
@@ -135,7 +140,7 @@ async def test_a_switch_that_is_given_up_leaves_a_replica(
     before = (await read_route(older.store)).writer_epoch
 
     async def fails(_: Switch) -> None:
-        assert _role(older.boxes[Side.TARGET]) == "master"
+        assert _role(older.servers[Side.TARGET]) == "master"
         raise CutoverAborted("given up", why="the test wants it", next_step="none")
 
     with monkeypatch.context() as patch:
@@ -148,17 +153,17 @@ async def test_a_switch_that_is_given_up_leaves_a_replica(
     await older.filled()
     await older.drained()
     assert (await older.verify()).divergences == []
-    assert older.boxes[Side.TARGET].client().get("k") == b"2"
+    assert older.servers[Side.TARGET].client().get("k") == b"2"
     assert (await switch.apply(older.store, older.plan, Side.TARGET)).switched
 
 
-async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant) -> None:
+async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: LocalMigration) -> None:
     """A right of an epoch that has ended is refused: what it would do empties the new authority, or
     stops its follower.
     """
     await _begin(older)
     right = (await read_route(older.store)).writer_epoch
-    target = older.boxes[Side.TARGET]
+    target = older.servers[Side.TARGET]
     async with await replica.connect_side(older.plan, Side.TARGET) as leg:
         with pytest.raises(CutoverAborted, match="was not promoted"):
             await replica.promote(leg, older.plan, right - 1, b"closed by an older one")
@@ -172,11 +177,13 @@ async def test_whoever_is_late_neither_promotes_nor_makes_a_replica(older: Plant
     assert target.client().get(native_guard_key(older.plan.name)).startswith(b"closed by")  # type: ignore[union-attr]
 
 
-async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Plant) -> None:
+async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(
+    older: LocalMigration,
+) -> None:
     """It has looked, and wakes with its transaction when the right has gone to another."""
     await _begin(older)
     right = b"%d" % (await read_route(older.store)).writer_epoch
-    target, key = older.boxes[Side.TARGET], native_guard_key(older.plan.name)
+    target, key = older.servers[Side.TARGET], native_guard_key(older.plan.name)
     with target.client() as frozen:
         pipe = frozen.pipeline()
         pipe.watch(key)
@@ -196,7 +203,7 @@ async def test_one_that_was_frozen_in_the_middle_of_it_changes_nothing(older: Pl
 
 
 async def test_a_switch_that_is_killed_after_the_promotion_is_settled(
-    valkey81: Box, valkey91: Box, make_server, tmp_path: Path
+    valkey81: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
 ) -> None:
     """The gateways end the hold and give the right of a new epoch, and the syncers make the target
     a replica again.
@@ -238,9 +245,9 @@ async def test_a_switch_that_is_killed_after_the_promotion_is_settled(
         await fleet.close()
 
 
-async def test_a_target_that_was_restarted_becomes_a_replica_again(same: Plant) -> None:
+async def test_a_target_that_was_restarted_becomes_a_replica_again(same: LocalMigration) -> None:
     await _begin(same)
-    app, target = same.app(), same.boxes[Side.TARGET]
+    app, target = same.app(), same.servers[Side.TARGET]
     await app.mset({f"k{number}": number for number in range(100)})
     await same.drained()
     target.save()
@@ -253,14 +260,16 @@ async def test_a_target_that_was_restarted_becomes_a_replica_again(same: Plant) 
     assert (await same.verify()).divergences == []
 
 
-async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(older: Plant) -> None:
+async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(
+    older: LocalMigration,
+) -> None:
     await _begin(older)
     await older.app().set("k", 1)
     await older.drained()
     with pytest.raises(DecisionRefused, match="cannot be rehearsed now"):
         await rehearse(older.store, older.plan)
     stopped = await ends.stop(older.store, older.plan, "rollback")
-    target = older.boxes[Side.TARGET]
+    target = older.servers[Side.TARGET]
     assert (stopped["not_told"], _role(target), target.client().get("k")) == ("", "master", b"1")
     with pytest.raises(DecisionRefused):
         await replica.attach(older.plan, (await read_route(older.store)).writer_epoch - 1)
@@ -268,10 +277,12 @@ async def test_a_rollback_before_the_cutover_detaches_it_and_abandon_cleans(olde
     assert (found["target_keys_removed"], found["left_by_exodus"]) == (1, [])
 
 
-async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(older: Plant) -> None:
+async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(
+    older: LocalMigration,
+) -> None:
     """While the target stands still nothing is marked as synced."""
     await _begin(older)
-    app, target = older.app(), older.boxes[Side.TARGET]
+    app, target = older.app(), older.servers[Side.TARGET]
     await app.set("k", 1)
     await older.drained()
     feed = (await older.engine()).feed
@@ -287,12 +298,16 @@ async def test_a_batch_waits_for_the_replica_and_a_lost_link_is_no_lie(older: Pl
     assert target.client().get("k") == b"2"
 
 
-async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plant) -> None:
+async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: LocalMigration) -> None:
     """Redis 6.2 propagates the time left, so a replica that stood still gives the key more of it;
     nobody but the source may change that.
     """
     await _begin(older)
-    app, source, target = older.app(), older.boxes[Side.SOURCE].client(), older.boxes[Side.TARGET]
+    app, source, target = (
+        older.app(),
+        older.servers[Side.SOURCE].client(),
+        older.servers[Side.TARGET],
+    )
     await app.set("before", 1, ex=600)
     await older.drained()
     target.pause()
@@ -317,9 +332,9 @@ async def test_an_expiry_that_came_late_is_mended_by_saying_it_again(older: Plan
 
 
 async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(
-    older: Plant, monkeypatch: pytest.MonkeyPatch
+    older: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = older.boxes[Side.SOURCE].client()
+    source = older.servers[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
     ordinary = Leg.transaction
 
@@ -333,10 +348,10 @@ async def test_a_write_that_comes_while_an_expiry_is_said_again_wins(
 
 
 async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason(
-    older: Plant, monkeypatch: pytest.MonkeyPatch
+    older: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await _begin(older)
-    source = older.boxes[Side.SOURCE].client()
+    source = older.servers[Side.SOURCE].client()
     source.set("k", 1, px=600_000)
     source.set("calm", 1, px=600_000)
     ordinary = Leg.transaction
@@ -354,10 +369,10 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
 
 
 async def test_what_cannot_be_is_refused_and_the_target_left_alone(
-    modern: Plant, older: Plant
+    modern: LocalMigration, older: LocalMigration
 ) -> None:
     """A copy that the target could not load would leave it empty, so it is never tried."""
-    target = modern.boxes[Side.TARGET].client()
+    target = modern.servers[Side.TARGET].client()
     plan = modern.plan.model_copy(update={"strategy": CopyStrategy.NATIVE})
     with pytest.raises(DecisionRefused, match="replica of the source") as refused:
         await possible.check_possible(plan, modern.store)

@@ -15,26 +15,26 @@ from exodus.gateway.intents import IntentLog
 from exodus.gateway.spool import Spool
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.servers import ServerKind
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
 
 async def test_the_store_away_is_no_application_error_and_loses_nothing(
-    redis62: Box, valkey91: Box, make_server, tmp_path: Path
+    redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
 ) -> None:
     """Ten seconds without the control store, under writes: none of them waits for it, however busy
     this machine is.
     """
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
-    plant = Plant(redis62, valkey91, control, tmp_path)
-    await plant.open()
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    app, errors, stop = plant.app(), [], asyncio.Event()
+    local = LocalMigration(redis62, valkey91, control, tmp_path)
+    await local.open()
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    app, errors, stop = local.app(), [], asyncio.Event()
     written = 0
 
     async def write() -> None:
@@ -56,7 +56,7 @@ async def test_the_store_away_is_no_application_error_and_loses_nothing(
         before = written
         await asyncio.sleep(1)
         in_each_second.append(written - before)
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert gateway.journaler.spooled > 0
     control.start()
     await until(lambda: _flushed(gateway), within_s=20, otherwise="the spool was never replayed")
@@ -65,9 +65,9 @@ async def test_the_store_away_is_no_application_error_and_loses_nothing(
     await writing
     assert min(in_each_second) > 0, in_each_second
     assert errors == []
-    await plant.drained()
-    assert (await plant.verify()).divergences == []
-    await plant.close()
+    await local.drained()
+    assert (await local.verify()).divergences == []
+    await local.close()
 
 
 async def _flushed(gateway) -> bool:
@@ -75,18 +75,18 @@ async def _flushed(gateway) -> bool:
 
 
 async def test_a_gateway_that_was_killed_journals_its_intents_at_its_next_start(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
     missed: list[object] = []
     log = IntentLog(tmp_path / "gw-1", missed.append)
     log.append([(0, b"forwarded"), (2, b"too")], None)
     assert not missed
     del log  # as by kill -9: nothing was flushed, closed or said
-    await plant.gateway("gw-1")
+    await local.gateway("gw-1")
 
     async def there() -> bool:
         changes = await journal.since(
-            plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0")
+            local.store, dict.fromkeys(range(local.plan.partitions), b"0-0")
         )
         return set(changes.keys) == {(0, b"forwarded"), (2, b"too")}
 
@@ -113,20 +113,23 @@ def test_a_full_spool_is_refused_and_not_waited_for(
 
 
 async def test_a_hold_that_nobody_ends_ends_by_itself(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> None:
     """A flow that dies in the middle of a switch must not keep applications waiting."""
-    plant = Plant(redis62, valkey91, control_server, tmp_path, hold_seconds_max=0.5)
-    await plant.open()
-    await plant.gateway()
-    await plant.change(hold="writes")
-    app = plant.app()
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path, hold_seconds_max=0.5)
+    await local.open()
+    await local.gateway()
+    await local.change(hold="writes")
+    app = local.app()
     assert await asyncio.wait_for(app.set("k", "v"), 6)
-    await plant.close()
+    await local.close()
 
 
 async def test_a_switch_that_cannot_drain_is_undone(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the target stopped, the switch gives up within its time, lifts the fence, and writes go
     on at the source.
@@ -134,48 +137,48 @@ async def test_a_switch_that_cannot_drain_is_undone(
     monkeypatch.setattr(steps_before_hold, "_PRE_DRAIN_S", 0.2)
     monkeypatch.setattr(switch, "_STEP_S", 1.5)
     monkeypatch.setattr(steps_before_hold, "PRE_DRAIN_MS", 60_000)
-    plant.plan = plant.plan.model_copy(update={"hold_seconds_max": 1.0})
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    app = plant.app()
-    target = plant.boxes[Side.TARGET]
+    local.plan = local.plan.model_copy(update={"hold_seconds_max": 1.0})
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    app = local.app()
+    target = local.servers[Side.TARGET]
     await app.set("k", 0)
-    await plant.drained()
+    await local.drained()
     target.pause()
     try:
         await app.set("k", 1)
         with pytest.raises(CutoverAborted):
-            await switch.apply(plant.store, plant.plan, Side.TARGET)
+            await switch.apply(local.store, local.plan, Side.TARGET)
         assert await asyncio.wait_for(app.set("k", 2), 5)
     finally:
         target.resume()
-    assert plant.boxes[Side.SOURCE].client().get("k") == b"2"
-    await plant.drained()
-    assert (await plant.verify()).divergences == []
+    assert local.servers[Side.SOURCE].client().get("k") == b"2"
+    await local.drained()
+    assert (await local.verify()).divergences == []
 
 
-async def test_the_target_away_delays_no_application(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    app = plant.app()
-    plant.boxes[Side.TARGET].pause()
+async def test_the_target_away_delays_no_application(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    app = local.app()
+    local.servers[Side.TARGET].pause()
     try:
         for number in range(200):
             assert await asyncio.wait_for(app.set(f"k{number}", number), 2)
     finally:
-        plant.boxes[Side.TARGET].resume()
-    await plant.drained()
-    assert (await plant.verify()).divergences == []
+        local.servers[Side.TARGET].resume()
+    await local.drained()
+    assert (await local.verify()).divergences == []
 
 
-async def test_journalling_is_off_until_the_route_asks_for_it(plant: Plant) -> None:
-    await plant.gateway()
-    app = plant.app()
+async def test_journalling_is_off_until_the_route_asks_for_it(local: LocalMigration) -> None:
+    await local.gateway()
+    app = local.app()
     await app.set("before", 1)
-    await plant.change(journal=JournalMode.ALL)
+    await local.change(journal=JournalMode.ALL)
     await app.set("after", 1)
-    await plant.flushed()
-    changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+    await local.flushed()
+    changes = await journal.since(local.store, dict.fromkeys(range(local.plan.partitions), b"0-0"))
     assert set(changes.keys) == {(0, b"after")}

@@ -10,7 +10,7 @@ from exodus.control.schema import fence_guard_key, guard_key, lane_guard_key, na
 from exodus.cutover import switch
 from exodus.plan.own_keys import is_own
 from exodus.plan.vocabulary import Side
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
@@ -38,23 +38,23 @@ def test_names() -> None:
 
 
 async def test_an_application_s_keys_that_begin_like_ours_are_carried_compared_and_switched(
-    plant: Plant,
+    local: LocalMigration,
 ) -> None:
-    source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (local.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     early, late = _THEIRS[:4], _THEIRS[4:]
     source.mset(dict.fromkeys(early, b"1"))
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
     for key in late:
-        await plant.app().set(key, b"1")
-    await plant.drained()
+        await local.app().set(key, b"1")
+    await local.drained()
     assert target.mget(_THEIRS) == [b"1"] * len(_THEIRS)
     target.set(early[0], b"other")
-    assert [found.key for found in (await plant.verify()).divergences] == [early[0]]
+    assert [found.key for found in (await local.verify()).divergences] == [early[0]]
     target.set(early[0], b"1")
-    assert (await switch.apply(plant.store, plant.plan, Side.TARGET)).switched
-    await plant.app().delete(early[0])
-    await plant.drained()
+    assert (await switch.apply(local.store, local.plan, Side.TARGET)).switched
+    await local.app().delete(early[0])
+    await local.drained()
     assert source.get(early[0]) is None

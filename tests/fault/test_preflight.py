@@ -15,7 +15,7 @@ from exodus.plan.vocabulary import Feed, Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 _SIDES = "name: a\nsource: redis://h:1\ntarget: redis://h:2\ncontrol_store: redis://h:3\n"
@@ -28,18 +28,20 @@ async def _check(source: Address, target: Address, **plan: object) -> None:
     )
 
 
-async def test_a_good_pair_passes_and_nothing_is_changed(redis62: Box, valkey91: Box) -> None:
+async def test_a_good_pair_passes_and_nothing_is_changed(
+    redis62: DatabaseServer, valkey91: DatabaseServer
+) -> None:
     await _check(redis62.address(), valkey91.address())
     assert redis62.client().dbsize() == 0
     assert valkey91.client().dbsize() == 0
 
 
-async def test_the_same_server_under_another_name(redis62: Box) -> None:
+async def test_the_same_server_under_another_name(redis62: DatabaseServer) -> None:
     with pytest.raises(OperatorError, match="is the source"):
         await _check(redis62.address(), redis62.address().model_copy(update={"host": "localhost"}))
 
 
-async def test_a_target_that_holds_keys(redis62: Box, valkey91: Box) -> None:
+async def test_a_target_that_holds_keys(redis62: DatabaseServer, valkey91: DatabaseServer) -> None:
     valkey91.client().set("foreign", 1)
     with pytest.raises(OperatorError, match="holds 1 keys") as caught:
         await _check(redis62.address(), valkey91.address())
@@ -47,7 +49,9 @@ async def test_a_target_that_holds_keys(redis62: Box, valkey91: Box) -> None:
     await _check(redis62.address(), valkey91.address(), allow_nonempty=True)
 
 
-async def test_a_wrong_password(redis62: Box, valkey91: Box, tmp_path: Path) -> None:
+async def test_a_wrong_password(
+    redis62: DatabaseServer, valkey91: DatabaseServer, tmp_path: Path
+) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("not-the-password\n")
     with pytest.raises(OperatorError, match="refuses the login") as caught:
@@ -57,13 +61,13 @@ async def test_a_wrong_password(redis62: Box, valkey91: Box, tmp_path: Path) -> 
     assert "not-the-password" not in str(caught.value)
 
 
-async def test_a_server_that_does_not_answer(valkey91: Box) -> None:
+async def test_a_server_that_does_not_answer(valkey91: DatabaseServer) -> None:
     with pytest.raises(SourceError, match="failed"):
         await _check(Address(host="127.0.0.1", port=1), valkey91.address())
 
 
 async def test_a_source_that_evicts_is_told_where_the_feed_does_not_see_it(
-    make_server, valkey91: Box
+    make_server, valkey91: DatabaseServer
 ) -> None:
     source = make_server(ServerKind.REDIS_62, maxmemory="100mb", maxmemory_policy="volatile-lru")
     ends = Endpoint(Side.SOURCE, source.address()), Endpoint(Side.TARGET, valkey91.address())
@@ -77,14 +81,16 @@ async def test_a_source_that_evicts_is_told_where_the_feed_does_not_see_it(
         assert found == ["warning"] * warned
 
 
-async def test_a_target_too_small(make_server, redis62: Box) -> None:
+async def test_a_target_too_small(make_server, redis62: DatabaseServer) -> None:
     small = make_server(ServerKind.VALKEY_91, maxmemory="2mb")
     redis62.client().set("big", "x" * 4_000_000)
     with pytest.raises(OperatorError, match="maxmemory"):
         await _check(redis62.address(), small.address())
 
 
-async def test_an_older_target_that_lacks_a_type(redis82: Box, redis62: Box) -> None:
+async def test_an_older_target_that_lacks_a_type(
+    redis82: DatabaseServer, redis62: DatabaseServer
+) -> None:
     client = redis82.client()
     client.hset("h", mapping={"a": 1})
     # Payloads do not fit, but every key can be copied by type
@@ -155,7 +161,7 @@ def test_a_password_is_in_no_repr_and_no_dump(tmp_path: Path) -> None:
         assert "hunter2" not in shown
 
 
-async def test_facts_are_the_same_however_many_ask_at_once(redis62: Box) -> None:
+async def test_facts_are_the_same_however_many_ask_at_once(redis62: DatabaseServer) -> None:
     """A DUMP that met another asker's DEL once made live sync copy everything type by type, four
     times slower.
     """

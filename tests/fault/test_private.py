@@ -17,7 +17,7 @@ from exodus.net.client import answered
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.private_files import private_folder, write_private
 from exodus.stack.home import Home
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -72,14 +72,14 @@ def test_a_file_is_private_while_it_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-async def test_a_gateway_s_state_is_private(plant: Plant) -> None:
-    folder = plant.folder / "gw-1"
+async def test_a_gateway_s_state_is_private(local: LocalMigration) -> None:
+    folder = local.folder / "gw-1"
     folder.mkdir(mode=0o755)
     before = os.umask(0)
     try:
-        await plant.gateway()
-        await plant.start_live_sync()
-        await plant.app().set("k", "v")
+        await local.gateway()
+        await local.start_live_sync()
+        await local.app().set("k", "v")
 
         async def remembered() -> bool:
             return (folder / "last.json").exists()
@@ -91,29 +91,29 @@ async def test_a_gateway_s_state_is_private(plant: Plant) -> None:
 
 
 async def test_sampled_requests_do_not_stay_in_the_control_store(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shadow_stream, "SHADOW_KEPT_MS", 400)
-    gateway = await plant.gateway()
-    await plant.change(journal=JournalMode.SAMPLE, shadow_rate=1.0, shadow_salt=7)
-    app, name = plant.app(), plant.store.keys.shadow
+    gateway = await local.gateway()
+    await local.change(journal=JournalMode.SAMPLE, shadow_rate=1.0, shadow_salt=7)
+    app, name = local.app(), local.store.keys.shadow
     await app.set("first", "of the application")
 
     async def there() -> bool:
-        return bool(await answered(plant.store.client.xlen(name)))
+        return bool(await answered(local.store.client.xlen(name)))
 
     await until(there, within_s=10, otherwise="nothing was sampled")
-    assert 0 < int(await answered(plant.store.client.pttl(name))) <= 400
+    assert 0 < int(await answered(local.store.client.pttl(name))) <= 400
 
     async def trimmed() -> bool:  # while others come
         await app.set("another", "value")
-        entries = await answered(plant.store.client.xrange(name))
+        entries = await answered(local.store.client.xrange(name))
         return bool(entries) and all(b"first" not in fields[b"q"] for _, fields in entries)
 
     await until(trimmed, within_s=10, otherwise="what was old stayed")
 
     async def gone() -> bool:  # when none come any more
-        return not await answered(plant.store.client.exists(name))
+        return not await answered(local.store.client.exists(name))
 
     await until(gone, within_s=10, otherwise="the stream never expired")
     monkeypatch.setattr(shadow_stream, "SHADOW_BYTES_PER_S_MAX", 10_000)
@@ -126,12 +126,14 @@ async def test_sampled_requests_do_not_stay_in_the_control_store(
     await until(dropped, within_s=10, otherwise="nothing was dropped beyond the limit")
 
 
-async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_path: Path) -> None:
-    await plant.gateway()
+async def test_markup_in_a_client_s_name_is_shown_as_it_is(
+    local: LocalMigration, tmp_path: Path
+) -> None:
+    await local.gateway()
     name = "[/red][link=http://x]y"
-    app = plant.app(client_name=name)
+    app = local.app(client_name=name)
     await app.ping()
-    file = plant.file(tmp_path)
+    file = local.file(tmp_path)
 
     async def shown() -> bool:
         command = [sys.executable, "-m", "exodus.cli.app", "redirect", "--file", str(file)]
@@ -151,9 +153,9 @@ async def test_markup_in_a_client_s_name_is_shown_as_it_is(plant: Plant, tmp_pat
 
 
 async def test_the_doctor_names_what_is_open_or_cannot_be_used(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
-    file, home = plant.file(tmp_path), tmp_path / "no-stack"
+    file, home = local.file(tmp_path), tmp_path / "no-stack"
     await asyncio.to_thread(file.chmod, 0o600)
 
     async def findings() -> tuple[int, list[dict[str, str]]]:
@@ -175,7 +177,7 @@ async def test_the_doctor_names_what_is_open_or_cannot_be_used(
 
     status, found = await findings()
     assert (status, {each["severity"] for each in found}) == (0, {"ok"}), found
-    secret = plant.boxes[Side.SOURCE].address().password_file
+    secret = local.servers[Side.SOURCE].address().password_file
     assert secret is not None
     text = file.read_text()
     try:

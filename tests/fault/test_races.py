@@ -24,21 +24,21 @@ from exodus.gateway.journaler import Journaler
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
-async def _running(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
+async def _running(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
 
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_1_the_journal_comes_after_the_answer(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
     """A write that the source delays: an entry made before its answer is synced too early, and
     never again.
@@ -60,37 +60,39 @@ async def test_1_the_journal_comes_after_the_answer(
     # A paused Redis 6.2 lets no script run, and so would keep the lane from reading too early: it
     # reads by plain commands here.
     monkeypatch.setattr(Reader, "keys", Reader._plainly)
-    await _running(plant)
-    app, source = plant.app(), plant.boxes[Side.SOURCE].client()
+    await _running(local)
+    app, source = local.app(), local.servers[Side.SOURCE].client()
     await app.set("k", "old")
-    await plant.drained()
+    await local.drained()
     source.execute_command("CLIENT", "PAUSE", "600", "WRITE")
     writing = asyncio.create_task(app.set("k", "new"))
     await asyncio.sleep(0.3)
-    await plant.drained()
+    await local.drained()
     await writing
-    await plant.drained()
+    await local.drained()
     await asyncio.sleep(0.1)
-    target = plant.boxes[Side.TARGET].client()
+    target = local.servers[Side.TARGET].client()
     assert (target.get("k") == b"new") is rule
 
 
 @pytest.mark.parametrize("rule", [True, False])
-async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: bool) -> None:
+async def test_2_a_lane_that_lost_its_lease_writes_nothing(
+    local: LocalMigration, rule: bool
+) -> None:
     """Two owners of a partition: the one that was frozen between reading and writing must not
     overwrite what the new one wrote.
     """
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
-    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
-    partition = partition_of(0, b"k", plant.plan.partitions)
-    engine = await plant.engine()
-    target.set(lane_guard_key(plant.plan.name, partition), 1)
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
+    partition = partition_of(0, b"k", local.plan.partitions)
+    engine = await local.engine()
+    target.set(lane_guard_key(local.plan.name, partition), 1)
     old = await engine.copier(engine.guard({partition: 1}) if rule else Guard())
     source.set("k", "old")
     report = BatchReport()
     states = await old.read(0, [b"k"], report)
     source.set("k", "new")
-    target.set(lane_guard_key(plant.plan.name, partition), 2)
+    target.set(lane_guard_key(local.plan.name, partition), 2)
     new = await engine.copier(engine.guard({partition: 2}))
     await new.sync_keys(0, [b"k"])
     if rule:
@@ -103,7 +105,7 @@ async def test_2_a_lane_that_lost_its_lease_writes_nothing(plant: Plant, rule: b
     await new.close()
 
 
-async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> None:
+async def _write_between(local: LocalMigration, monkeypatch: pytest.MonkeyPatch, act) -> None:
     """Let `act` run between a backfill chunk's reading and its writing, and live sync finish with
     it.
     """
@@ -113,7 +115,7 @@ async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> 
         if not acted and any(state.key == b"k" for state in states):
             acted.append(True)
             await act()
-            await plant.drained()
+            await local.drained()
         await write(self, db, states, report)
 
     monkeypatch.setattr(Copier, "write", late)
@@ -121,24 +123,24 @@ async def _write_between(plant: Plant, monkeypatch: pytest.MonkeyPatch, act) -> 
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_3_what_changed_under_a_chunk_is_synced_again(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
     """A stale RESTORE of the backfill lands after live sync's fresh one."""
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     source.set("k", "old")
-    await _running(plant)
-    app = plant.app()
+    await _running(local)
+    app = local.app()
     real = Copier.write
 
     async def act() -> None:
         monkeypatch.setattr(Copier, "write", real)
         await app.set("k", "new")
 
-    await _write_between(plant, monkeypatch, act)
+    await _write_between(local, monkeypatch, act)
     if not rule:
         monkeypatch.setattr(slices, "mark_overtaken", _nothing)
-    await plant.backfill()
-    await plant.drained()
+    await local.backfill()
+    await local.drained()
     assert (target.get("k") == b"new") is rule
 
 
@@ -148,13 +150,13 @@ async def _nothing(*_: object) -> int:
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch, rule: bool
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch, rule: bool
 ) -> None:
     """Keys of a chunk that was read before a FLUSHALL and written after it must not come back."""
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     source.mset({f"c{number}": "x" for number in range(50)} | {"k": "old"})
-    await _running(plant)
-    app = plant.app()
+    await _running(local)
+    app = local.app()
     real = Copier.write
 
     async def act() -> None:
@@ -162,18 +164,22 @@ async def test_4_a_flush_under_a_chunk_counts_as_all_its_keys(
         await app.flushall()
         await app.set("after", "1")
 
-    await _write_between(plant, monkeypatch, act)
+    await _write_between(local, monkeypatch, act)
     if not rule:
         monkeypatch.setattr(slices, "mark_overtaken", _nothing)
-    await plant.backfill()
-    await plant.drained()
+    await local.backfill()
+    await local.drained()
     left = sorted(key for key in target.keys("*") if not key.startswith(b"exodus:"))
     assert (left == [b"after"]) is rule
 
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_5_a_restart_voids_the_cursor(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path, rule: bool
+    make_server,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    rule: bool,
 ) -> None:
     """A cursor of a server's earlier life silently skips keys: the slice begins anew instead."""
     source = make_server(ServerKind.REDIS_62, save="3600 1")
@@ -182,10 +188,10 @@ async def test_5_a_restart_voids_the_cursor(
     for number in range(20_000):
         pipe.set(f"key:{number}", number)
     pipe.execute()
-    plant = Plant(source, valkey91, control_server, tmp_path, slices=1)
-    await plant.open()
-    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
-    engine = await plant.engine()
+    local = LocalMigration(source, valkey91, control_server, tmp_path, slices=1)
+    await local.open()
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
+    engine = await local.engine()
     (piece,) = await plan_slices(engine.authority, 1)
     halfway = None
     while halfway is None or halfway.keys_seen < 10_000:
@@ -193,35 +199,35 @@ async def test_5_a_restart_voids_the_cursor(
     source.save()
     source.stop()
     source.start()
-    engine = await plant.engine()
+    engine = await local.engine()
     if not rule:
-        progress = (await load_progress(plant.store, "run"))[piece.slice_id]
+        progress = (await load_progress(local.store, "run"))[piece.slice_id]
         assert isinstance(progress, SliceProgress)
         progress.run_id = engine.authority_facts.run_id
-        await save_progress(plant.store, "run", progress)
+        await save_progress(local.store, "run", progress)
     done = await slices.copy_slice(engine, "run", piece, budget_s=60)
     assert done.done
     assert done.restarts == int(rule)
-    report = await plant.verify()
+    report = await local.verify()
     assert (report.divergences_total == 0) is rule
-    await plant.close()
+    await local.close()
 
 
 @pytest.mark.parametrize("rule", [True, False])
 async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
-    plant: Plant, rule: bool
+    local: LocalMigration, rule: bool
 ) -> None:
     """A syncer that read before the switch and wakes after it would overwrite a write on the new
     authority.
     """
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
-    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, 0)
-    engine = await plant.engine()
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
+    engine = await local.engine()
     frozen = await engine.copier(engine.guard() if rule else Guard())
     source.set("k", "old")
     report = BatchReport()
     states = await frozen.read(0, [b"k"], report)
-    await set_writer_epoch(Endpoint(Side.TARGET, plant.plan.target), plant.plan.name, -1)
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, -1)
     target.set("k", "written after the switch")
     if rule:
         with pytest.raises(EpochEnded):
@@ -232,12 +238,12 @@ async def test_6_who_was_frozen_before_the_switch_writes_nothing_after_it(
     await frozen.close()
 
 
-async def test_a_trimmed_journal_counts_as_a_gap(plant: Plant) -> None:
+async def test_a_trimmed_journal_counts_as_a_gap(local: LocalMigration) -> None:
     """A chunk that looks back further than the journal reaches must take all its keys for
     changed.
     """
-    await journal.append(plant.store, [(0, b"a")], plant.plan.partitions)
-    before = dict.fromkeys(range(plant.plan.partitions), b"1-0")
-    assert not (await journal.since(plant.store, before)).gap
-    await plant.store.client.hset(plant.store.keys.trimmed, "3", b"2-0")
-    assert (await journal.since(plant.store, before)).gap
+    await journal.append(local.store, [(0, b"a")], local.plan.partitions)
+    before = dict.fromkeys(range(local.plan.partitions), b"1-0")
+    assert not (await journal.since(local.store, before)).gap
+    await local.store.client.hset(local.store.keys.trimmed, "3", b"2-0")
+    assert (await journal.since(local.store, before)).gap

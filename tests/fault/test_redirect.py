@@ -18,7 +18,7 @@ from exodus.control.route import read_route
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.stack.home import free_port
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -86,34 +86,34 @@ class Worker(threading.Thread):
             self.client.connection_pool.disconnect()
 
 
-async def _finalised(plant: Plant) -> list[int]:
+async def _finalised(local: LocalMigration) -> list[int]:
     """Two gateways in front of the target, which is all that is left of the migration; their
     ports.
     """
     other = free_port()
     # At once: a free port may be an outgoing connection's a moment later
-    await plant.gateway("gw-2", port=other)
-    await plant.gateway()
+    await local.gateway("gw-2", port=other)
+    await local.gateway()
     with pytest.raises(DecisionRefused, match="may not be sent away"):
-        await redirect(plant.store, 5, refuse_new=False, busy=False, why="too early")
-    await plant.change(authority=Side.TARGET, journal=JournalMode.OFF, sync=False)
+        await redirect(local.store, 5, refuse_new=False, busy=False, why="too early")
+    await local.change(authority=Side.TARGET, journal=JournalMode.OFF, sync=False)
     with pytest.raises(OperatorError, match="cannot be"):
-        await redirect(plant.store, -1, refuse_new=False, busy=False, why="nonsense")
-    return [plant.port, other]
+        await redirect(local.store, -1, refuse_new=False, busy=False, why="nonsense")
+    return [local.port, other]
 
 
-async def _listed(plant: Plant, wanted: dict[str, int]) -> None:
+async def _listed(local: LocalMigration, wanted: dict[str, int]) -> None:
     async def there() -> bool:
         found: dict[str, int] = {}
-        for row in await who_is_connected(plant.store):
+        for row in await who_is_connected(local.store):
             found[row["kind"]] = found.get(row["kind"], 0) + row["connections"]
         return found == wanted
 
     await until(there, within_s=10, otherwise=f"not connected: {wanted}")
 
 
-async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) -> None:
-    ports = await _finalised(plant)
+async def test_clients_go_one_by_one_to_where_their_names_point(local: LocalMigration) -> None:
+    ports = await _finalised(local)
     names = [Name(port) for port in ports]
     workers = [Worker(number, names[number % 2]) for number in range(6)]
     for worker in workers:
@@ -133,23 +133,23 @@ async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) ->
         await until(written, within_s=10, otherwise="the workers never wrote")
 
         async def named() -> bool:
-            rows = {row["name"]: row["host"] for row in await who_is_connected(plant.store)}
+            rows = {row["name"]: row["host"] for row in await who_is_connected(local.store)}
             return rows.get("worker-0") == rows.get("queue") == "127.0.0.1"
 
         await until(named, within_s=10, otherwise="who is connected is not told")
         for name in names:
-            name.port = plant.boxes[Side.TARGET].port
-        await redirect(plant.store, 20, refuse_new=True, busy=False, why="test")
+            name.port = local.servers[Side.TARGET].port
+        await redirect(local.store, 20, refuse_new=True, busy=False, why="test")
 
         async def gone() -> bool:
-            found = await read_redirect(plant.store)
+            found = await read_redirect(local.store)
             return found["left"] == 2 and found["closed"].get("idle", 0) >= 6
 
         await until(gone, within_s=15, otherwise="clients stay at the gateways")
-        await _listed(plant, {"in a transaction": 1, "subscribed": 1})
-        found = await read_redirect(plant.store)
+        await _listed(local, {"in a transaction": 1, "subscribed": 1})
+        found = await read_redirect(local.store)
         assert (found["stopped"], found["came_back"]) == ([], 0)
-        assert [gateway.health()[0] for gateway, _ in plant.gateways.values()] == [False, False], (
+        assert [gateway.health()[0] for gateway, _ in local.gateways.values()] == [False, False], (
             "a load balancer sends nobody here"
         )
         pipe.multi()
@@ -160,23 +160,23 @@ async def test_clients_go_one_by_one_to_where_their_names_point(plant: Plant) ->
         with pytest.raises(redis.ConnectionError):
             await stranger.ping()
         await stranger.aclose()
-        await redirect(plant.store, 20, refuse_new=True, busy=True, why="the rest too")
-        await _listed(plant, {})
+        await redirect(local.store, 20, refuse_new=True, busy=True, why="the rest too")
+        await _listed(local, {})
         await subscription.aclose()
     for worker in workers:
         worker.stop.set()
         await asyncio.to_thread(worker.join, 10)
     assert [worker.failed for worker in workers] == [None] * 6
-    with plant.boxes[Side.TARGET].client() as target:
+    with local.servers[Side.TARGET].client() as target:
         assert [int(target.get(worker.key)) for worker in workers] == [
             worker.count for worker in workers
         ]
     assert all(worker.cut <= 1 for worker in workers), "each was disturbed once"
 
 
-async def test_it_stops_by_itself_where_clients_come_back(plant: Plant) -> None:
+async def test_it_stops_by_itself_where_clients_come_back(local: LocalMigration) -> None:
     """Their names still point to the gateway: each would be disturbed again and again."""
-    ports = await _finalised(plant)
+    ports = await _finalised(local)
     workers = [Worker(number, Name(ports[number % 2])) for number in range(8)]
     for worker in workers:
         worker.start()
@@ -185,14 +185,14 @@ async def test_it_stops_by_itself_where_clients_come_back(plant: Plant) -> None:
         return all(worker.count > 10 for worker in workers)
 
     await until(written, within_s=10, otherwise="the workers never wrote")
-    await redirect(plant.store, 20, refuse_new=False, busy=False, why="test")
+    await redirect(local.store, 20, refuse_new=False, busy=False, why="test")
 
     async def stopped() -> bool:
-        return (await read_route(plant.store)).redirect is None
+        return (await read_route(local.store)).redirect is None
 
     await until(stopped, within_s=15, otherwise="it went on")
-    assert "connections came while" in (await read_route(plant.store)).why
-    assert sum((await read_redirect(plant.store))["closed"].values()) < 20
+    assert "connections came while" in (await read_route(local.store)).why
+    assert sum((await read_redirect(local.store))["closed"].values()) < 20
     counts = [worker.count for worker in workers]
 
     async def goes_on() -> bool:

@@ -28,7 +28,7 @@ from exodus.plan.settings import CanaryPlan, Fencing, Listen
 from exodus.plan.vocabulary import FenceKind, Phase
 from exodus.registration import Examined, examine, register
 from exodus.stack.home import free_port
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
@@ -41,11 +41,13 @@ def _file(source: Address, target: Address, control: Address, **more: object) ->
 
 
 @pytest.fixture
-def boxes(redis62: Box, valkey91: Box, control_server: Box) -> Iterator[list[Box]]:
+def servers(
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer
+) -> Iterator[list[DatabaseServer]]:
     """Source, target, control store. Whatever a check finds, it leaves no key on any of them."""
-    boxes = [redis62, valkey91, control_server]
-    yield boxes
-    for box in boxes:
+    servers = [redis62, valkey91, control_server]
+    yield servers
+    for box in servers:
         with box.client() as client:
             assert client.keys("*") == []
 
@@ -54,8 +56,8 @@ def _fatal(examined: Examined) -> str:
     return "; ".join(finding.what for finding in examined.fatal)
 
 
-async def test_a_plan_that_fits_is_not_refused(boxes: list[Box]) -> None:
-    examined = await examine(_file(*(box.address() for box in boxes)))
+async def test_a_plan_that_fits_is_not_refused(servers: list[DatabaseServer]) -> None:
+    examined = await examine(_file(*(box.address() for box in servers)))
     assert _fatal(examined) == ""
     assert (examined.registered, examined.changes, examined.voids) == (False, [], [])
 
@@ -69,9 +71,9 @@ async def test_a_plan_that_fits_is_not_refused(boxes: list[Box]) -> None:
     ],
 )
 async def test_one_server_has_one_role(
-    boxes: list[Box], roles: tuple[int, int, int], said: str
+    servers: list[DatabaseServer], roles: tuple[int, int, int], said: str
 ) -> None:
-    examined = await examine(_file(*(boxes[number].address() for number in roles)))
+    examined = await examine(_file(*(servers[number].address() for number in roles)))
     assert said in _fatal(examined)
 
 
@@ -84,10 +86,10 @@ async def test_one_server_has_one_role(
     ],
 )
 async def test_one_server_by_two_names_has_one_role(
-    boxes: list[Box], roles: tuple[int, int, int], said: str
+    servers: list[DatabaseServer], roles: tuple[int, int, int], said: str
 ) -> None:
     """Addresses do not tell it, so the servers are asked who they are."""
-    addresses = [boxes[number].address() for number in roles]
+    addresses = [servers[number].address() for number in roles]
     again = max(number for number in range(3) if roles.count(roles[number]) == 2)
     async with _second_name(addresses[again].port) as port:
         addresses[again] = addresses[again].model_copy(update={"port": port})
@@ -114,24 +116,28 @@ async def _second_name(port: int) -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
-async def test_a_server_that_does_not_answer_is_named(boxes: list[Box], missing: int) -> None:
-    addresses = [box.address() for box in boxes]
+async def test_a_server_that_does_not_answer_is_named(
+    servers: list[DatabaseServer], missing: int
+) -> None:
+    addresses = [box.address() for box in servers]
     addresses[missing] = addresses[missing].model_copy(update={"port": free_port()})
     assert ["source", "target", "control store"][missing] in _fatal(
         await examine(_file(*addresses))
     )
 
 
-async def test_a_login_that_is_refused_is_named(boxes: list[Box], tmp_path: Path) -> None:
+async def test_a_login_that_is_refused_is_named(
+    servers: list[DatabaseServer], tmp_path: Path
+) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("not-the-password\n")
-    addresses = [box.address() for box in boxes]
+    addresses = [box.address() for box in servers]
     addresses[0] = addresses[0].model_copy(update={"password_file": wrong})
     assert "source" in _fatal(await examine(_file(*addresses)))
 
 
-async def test_a_gateway_has_a_port_of_its_own(boxes: list[Box]) -> None:
-    addresses = [box.address() for box in boxes]
+async def test_a_gateway_has_a_port_of_its_own(servers: list[DatabaseServer]) -> None:
+    addresses = [box.address() for box in servers]
     for name, address in zip(("source", "target", "control_store"), addresses, strict=True):
         examined = await examine(_file(*addresses, gateway=Listen(port=address.port)))
         assert f"gateway.port is {address.port}, the port of the {name}" in _fatal(examined)
@@ -156,7 +162,7 @@ async def _approve(store: ControlStore, *phases: Phase) -> None:
 
 
 async def test_what_a_change_voids_does_not_count_any_more(
-    redis62: Box, valkey91: Box, control_server: Box
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer
 ) -> None:
     addresses = [box.address() for box in (redis62, valkey91, control_server)]
     file = _file(*addresses)
@@ -225,7 +231,7 @@ async def test_what_a_change_voids_does_not_count_any_more(
 
 
 async def test_a_migration_that_is_done_is_not_applied_again(
-    redis62: Box, valkey91: Box, control_server: Box
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer
 ) -> None:
     file = _file(*(box.address() for box in (redis62, valkey91, control_server)))
     async with await ControlStore.connect(file.control_store, "orders") as store:

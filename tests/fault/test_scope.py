@@ -24,8 +24,8 @@ from exodus.shadow.comparer import Comparer
 from exodus.verify.reconcile import keys_of, reconcile, repair, verify
 from tests.fault.test_strategies import fill_large
 from tests.fault.test_verify import fill
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -44,18 +44,24 @@ FILTERS = {
 
 @pytest_asyncio.fixture
 async def filtered(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
-    plant = Plant(redis62, valkey91, control_server, tmp_path, filters=FILTERS)
-    await plant.open()
-    yield plant
-    await plant.close()
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path, filters=FILTERS)
+    await local.open()
+    yield local
+    await local.close()
 
 
 @pytest_asyncio.fixture
 async def renamed(
-    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
     """Keys of two databases into one that others use as well; payloads do not fit as they are."""
     renames = [
         {"database": 0, "to_database": 3, "to_prefix": "zero:"},
@@ -66,21 +72,21 @@ async def renamed(
         "allow_nonempty": True,
         "filters": {"exclude": [{"pattern": "of others*"}]},
     }
-    plant = Plant(redis82, valkey91, control_server, tmp_path, renames=renames, **own)
-    await plant.open()
-    yield plant
-    await plant.close()
+    local = LocalMigration(redis82, valkey91, control_server, tmp_path, renames=renames, **own)
+    await local.open()
+    yield local
+    await local.close()
 
 
-def names(box: Box, db: int = 0) -> set[bytes]:
+def names(box: DatabaseServer, db: int = 0) -> set[bytes]:
     with box.client(db=db) as client:
         return {key for key in client.keys("*") if not key.startswith(b"exodus:{")}
 
 
 async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(
-    filtered: Plant,
+    filtered: LocalMigration,
 ) -> None:
-    source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source, target = (filtered.servers[side] for side in (Side.SOURCE, Side.TARGET))
     fill(source.client())
     source.client().mset({"cache:1": 1, "cache:2": 2, "long": "x" * 60_000})
     source.client(db=7).set("in another database", 1)
@@ -116,9 +122,9 @@ async def test_what_the_rules_leave_out_is_nowhere_on_the_target_and_counted(
     assert found.keys_verified == found.keys_authority == len(names(source) - left) + 1
 
 
-async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None:
+async def test_a_write_can_bring_a_key_in_and_out_again(filtered: LocalMigration) -> None:
     """And each side of it is what verification and freshness hold the target against."""
-    source, target = (filtered.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (filtered.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     await filtered.gateway()
     syncer = await filtered.syncer()
     await filtered.start_live_sync()
@@ -127,11 +133,11 @@ async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None
     await app.set("cache:x", 1)
     await app.set("z", 1)
     await filtered.drained()
-    assert names(filtered.boxes[Side.TARGET]) == {b"l", b"z"}
+    assert names(filtered.servers[Side.TARGET]) == {b"l", b"z"}
     await app.rpush("l", *range(200))
     await app.expire("z", 1000)
     await filtered.drained()
-    assert names(filtered.boxes[Side.TARGET]) == set()
+    assert names(filtered.servers[Side.TARGET]) == set()
     assert (await filtered.verify()).divergences == []
     assert (await reconcile(await filtered.engine(), "test", settle_s=0.05))["keys_excluded"] == 3
     await app.ltrim("l", 0, 5)
@@ -139,7 +145,7 @@ async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None
     await app.set("cache:x", 2)
     await filtered.drained()
     assert target.lrange("l", 0, -1) == source.lrange("l", 0, -1)
-    assert names(filtered.boxes[Side.TARGET]) == {b"l", b"z"}
+    assert names(filtered.servers[Side.TARGET]) == {b"l", b"z"}
     assert syncer.tally.counts["excluded"] >= 3
 
     async def fresh() -> bool:
@@ -149,10 +155,10 @@ async def test_a_write_can_bring_a_key_in_and_out_again(filtered: Plant) -> None
 
 
 async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
-    filtered: Plant,
+    filtered: LocalMigration,
 ) -> None:
-    target = filtered.boxes[Side.TARGET].client()
-    filtered.boxes[Side.SOURCE].client().mset({"cache:1": 1, "fine": 1, "long": "x" * 60_000})
+    target = filtered.servers[Side.TARGET].client()
+    filtered.servers[Side.SOURCE].client().mset({"cache:1": 1, "fine": 1, "long": "x" * 60_000})
     await filtered.start_live_sync()
     await filtered.backfill()
     target.mset({"cache:1": 1, "long": "x", "stranger": 1})
@@ -167,22 +173,22 @@ async def test_keys_on_the_target_that_a_rule_leaves_out_are_found_and_repaired(
     await filtered.change(journal="all", sync=True)
     kept = await repair(await filtered.engine(), [(row.db, row.key) for row in found.divergences])
     assert list(kept) == [(0, b"stranger")]  # the only copy there is
-    assert names(filtered.boxes[Side.TARGET]) == {b"fine", b"stranger"}
+    assert names(filtered.servers[Side.TARGET]) == {b"fine", b"stranger"}
     await repair(await filtered.engine(), list(kept), remove_extra=True)
-    assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
+    assert names(filtered.servers[Side.TARGET]) == {b"fine"}
     target.mset({"cache:1": 1, "stranger": 1})
     assert await rescan(await filtered.engine(), Barrier("flushall")) == 2
     await filtered.drained()
-    assert names(filtered.boxes[Side.TARGET]) == {b"fine"}
+    assert names(filtered.servers[Side.TARGET]) == {b"fine"}
 
 
 async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_behind_stays(
-    filtered: Plant,
+    filtered: LocalMigration,
 ) -> None:
     """A rollback would lose a write to a key that the rules leave out, if they held in this
     direction too.
     """
-    source, target = (filtered.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (filtered.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     source.mset({"cache:1": "behind", "long": "x" * 60_000, "fine": 1})
     await filtered.start_live_sync()
     await filtered.backfill()
@@ -203,9 +209,9 @@ async def test_after_a_cutover_all_that_is_written_flows_back_and_what_was_left_
 
 
 async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_others_is_touched(
-    renamed: Plant,
+    renamed: LocalMigration,
 ) -> None:
-    source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source, target = (renamed.servers[side] for side in (Side.SOURCE, Side.TARGET))
     fill(source.client())
     large = fill_large(source.client())
     source.client(db=4).set("elsewhere", 1)
@@ -269,9 +275,9 @@ async def test_renamed_keys_are_found_under_their_new_names_and_nothing_of_other
 
 
 async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_the_rules_do(
-    renamed: Plant,
+    renamed: LocalMigration,
 ) -> None:
-    renamed.boxes[Side.SOURCE].client().mset({"one": 1, "two": 2, "of others": 3})
+    renamed.servers[Side.SOURCE].client().mset({"one": 1, "two": 2, "of others": 3})
     await renamed.gateway()
     comparer = Comparer(renamed.store, renamed.plan, "comparer-1")
     task = asyncio.create_task(comparer.run())
@@ -311,12 +317,12 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
         assert await renamed.store.client.hlen(renamed.store.keys.divergence) == 0
 
         async def written() -> bool:
-            return renamed.boxes[Side.TARGET].client(db=3).get("zero:one") == b"written"
+            return renamed.servers[Side.TARGET].client(db=3).get("zero:one") == b"written"
 
         await until(written, within_s=10, otherwise="the write did not come to the target")
         assert "of others" not in {
             name.decode()
-            for name in names(renamed.boxes[Side.TARGET], 3) | names(renamed.boxes[Side.TARGET])
+            for name in names(renamed.servers[Side.TARGET], 3) | names(renamed.servers[Side.TARGET])
         }
     finally:
         comparer.stop()
@@ -324,9 +330,9 @@ async def test_compare_asks_the_target_under_the_new_names_and_leaves_out_what_t
 
 
 async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names_there(
-    renamed: Plant,
+    renamed: LocalMigration,
 ) -> None:
-    source, target = (renamed.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source, target = (renamed.servers[side] for side in (Side.SOURCE, Side.TARGET))
     source.client().mset({"one": 1, "of others": 2})
     source.client(db=4).set("elsewhere", 1)
     target.client(db=3).mset(
@@ -346,9 +352,9 @@ async def test_an_abandoned_migration_takes_away_what_it_brought_under_its_names
 
 
 async def test_an_abandoned_migration_empties_a_target_that_was_empty_whatever_the_rules_say(
-    filtered: Plant,
+    filtered: LocalMigration,
 ) -> None:
-    source, target = (filtered.boxes[side] for side in (Side.SOURCE, Side.TARGET))
+    source, target = (filtered.servers[side] for side in (Side.SOURCE, Side.TARGET))
     source.client().mset({"fine": 1, "cache:1": 1})
     await filtered.gateway()
     await filtered.syncer()

@@ -12,7 +12,7 @@ import redis.asyncio as redis
 from exodus.cutover import switch
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -55,28 +55,28 @@ async def _messages(pubsub: redis.client.PubSub, wanted: bytes) -> list[bytes]:
 
 
 @pytest.fixture
-async def carrying(plant: Plant) -> Plant:
-    with plant.boxes[Side.SOURCE].client() as source:
+async def carrying(local: LocalMigration) -> LocalMigration:
+    with local.servers[Side.SOURCE].client() as source:
         source.mset({f"key:{number}": number for number in range(3_000)})
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    return plant
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    return local
 
 
-async def _there_and_back(plant: Plant, after=None) -> None:
+async def _there_and_back(local: LocalMigration, after=None) -> None:
     for to in (Side.TARGET, Side.SOURCE):
-        done = await switch.apply(plant.store, plant.plan, to)
+        done = await switch.apply(local.store, local.plan, to)
         assert done.switched
         if after is not None:
             await after()
-    assert dict(plant.gateways["gw-1"][0].sessions_closed) == {}
+    assert dict(local.gateways["gw-1"][0].sessions_closed) == {}
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_subscribers_hear_what_is_published_after_a_switch_once(
-    carrying: Plant, protocol: int
+    carrying: LocalMigration, protocol: int
 ) -> None:
     pubsub = carrying.app(protocol=protocol).pubsub()
     await pubsub.subscribe("news")
@@ -99,7 +99,7 @@ async def test_subscribers_hear_what_is_published_after_a_switch_once(
     await pubsub.aclose()
 
 
-async def test_an_iteration_over_a_switch_misses_nothing(carrying: Plant) -> None:
+async def test_an_iteration_over_a_switch_misses_nothing(carrying: LocalMigration) -> None:
     client = carrying.app()
     seen: set[bytes] = set()
     cursor, keys = await client.scan(0, match="key:*", count=100)
@@ -119,7 +119,7 @@ async def test_an_iteration_over_a_switch_misses_nothing(carrying: Plant) -> Non
     assert len(seen) == 3_000
 
 
-async def test_a_cache_that_is_tracked_is_emptied_and_tracked_on(carrying: Plant) -> None:
+async def test_a_cache_that_is_tracked_is_emptied_and_tracked_on(carrying: LocalMigration) -> None:
     raw, other = await Raw.open(carrying.port), carrying.app()
     raw.send("HELLO", 3)
     raw.send("CLIENT", "TRACKING", "ON")
@@ -137,7 +137,9 @@ async def test_a_cache_that_is_tracked_is_emptied_and_tracked_on(carrying: Plant
     await raw.close()
 
 
-async def test_writes_with_replies_off_are_neither_lost_nor_done_twice(carrying: Plant) -> None:
+async def test_writes_with_replies_off_are_neither_lost_nor_done_twice(
+    carrying: LocalMigration,
+) -> None:
     raw, other = await Raw.open(carrying.port), carrying.app()
     raw.send("SELECT", 3)
     raw.send("CLIENT", "REPLY", "OFF")
@@ -157,7 +159,7 @@ async def test_writes_with_replies_off_are_neither_lost_nor_done_twice(carrying:
 
 
 async def test_a_transaction_with_a_watch_fails_and_one_without_goes_through(
-    carrying: Plant,
+    carrying: LocalMigration,
 ) -> None:
     watching, plain, other = (
         await Raw.open(carrying.port),

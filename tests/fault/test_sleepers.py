@@ -20,7 +20,7 @@ from exodus.control.route import read_route
 from exodus.cutover.switch import steps
 from tests.support.fleet import Application, Fleet
 from tests.support.full import FULL
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 WHO = ("gateway-2", "syncer-2", "switcher")
 SHORT = [("switcher", "close the epoch")]
@@ -29,7 +29,10 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(1800 if FULL else 300)]
 
 @pytest_asyncio.fixture
 async def fleet(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
 ) -> AsyncIterator[Fleet]:
     fleet = Fleet(redis62, valkey91, control_server, tmp_path / "fleet")
     await fleet.open()

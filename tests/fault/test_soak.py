@@ -24,7 +24,7 @@ from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
 from tests.support.wait import until
 
@@ -82,14 +82,14 @@ class _Clients:
 class _Journal:
     """The journal's keys, read page by page: in one piece it would be too much for one reply."""
 
-    def __init__(self, plant: Plant) -> None:
-        self._plant = plant
-        self._at = dict.fromkeys(range(plant.plan.partitions), b"-")
+    def __init__(self, local: LocalMigration) -> None:
+        self._local = local
+        self._at = dict.fromkeys(range(local.plan.partitions), b"-")
         self.keys: set[bytes] = set()
 
     async def read_on(self) -> None:
         """Up to its present end."""
-        client, names = self._plant.store.client, self._plant.store.keys
+        client, names = self._local.store.client, self._local.store.keys
         for partition in self._at:
             while entries := await answered(
                 client.xrange(names.journal(partition), min=self._at[partition], count=2000)
@@ -103,11 +103,11 @@ async def test_everything_the_source_executed_is_journalled(
     redis62, valkey91, make_server, tmp_path: Path
 ) -> None:
     control = make_server(ServerKind.VALKEY_91, appendonly="yes")
-    plant = Plant(redis62, valkey91, control, tmp_path)
-    await plant.open()
-    await plant.change(journal="all")
-    gateway = GatewayProcess(plant, "--workers", "2")
-    clients = _Clients(plant.port, 1)
+    local = LocalMigration(redis62, valkey91, control, tmp_path)
+    await local.open()
+    await local.change(journal="all")
+    gateway = GatewayProcess(local, "--workers", "2")
+    clients = _Clients(local.port, 1)
     draw = random.Random(2)
     try:
         gateway.wait_said("listens on", times=2)
@@ -128,10 +128,10 @@ async def test_everything_the_source_executed_is_journalled(
                 kills += 1
         clients.stop.set()
         await asyncio.gather(*writing)
-        source = plant.boxes[Side.SOURCE].client()
+        source = local.servers[Side.SOURCE].client()
         executed = set(source.scan_iter(b"s:*", count=5000))
 
-        seen = _Journal(plant)
+        seen = _Journal(local)
 
         async def complete() -> bool:
             try:
@@ -157,11 +157,11 @@ async def test_everything_the_source_executed_is_journalled(
         assert clients.acknowledged <= executed, "an acknowledged write is not in the source"
         for worker in psutil.Process(gateway.started.process.pid).children():
             assert worker.memory_info().rss < RSS_BYTES_MAX
-        assert {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+        assert {beat.process for beat in await heartbeats(local.store, "gateway")} == {
             "gw-0",
             "gw-1",
         }
-        assert not await plant.store.client.hgetall(plant.store.keys.gap)
+        assert not await local.store.client.hgetall(local.store.keys.gap)
     finally:
         gateway.end()
-        await plant.close()
+        await local.close()

@@ -17,7 +17,7 @@ from exodus.cutover.preconditions import Approved, plan_digest
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.plan.vocabulary import Hold, Side
 from exodus.verify.reconcile import reconcile
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -30,8 +30,8 @@ _NEWER = _CODE.replace("INCRBY", "DECRBY")
 
 
 @pytest.fixture
-async def ready(modern: Plant) -> Plant:
-    for box in modern.boxes.values():
+async def ready(modern: LocalMigration) -> LocalMigration:
+    for box in modern.servers.values():
         box.client().function_flush()
     await modern.gateway()
     await modern.syncer()
@@ -41,39 +41,39 @@ async def ready(modern: Plant) -> Plant:
     return modern
 
 
-async def _open_gap(plant: Plant) -> None:
-    await plant.store.client.hset(
-        plant.store.keys.gap, "planted", orjson.dumps({"at_ms": 0, "why": "planted"})
+async def _open_gap(local: LocalMigration) -> None:
+    await local.store.client.hset(
+        local.store.keys.gap, "planted", orjson.dumps({"at_ms": 0, "why": "planted"})
     )
 
 
-async def _load_newer(plant: Plant) -> None:
-    plant.boxes[Side.SOURCE].client().function_load(_NEWER, replace=True)
+async def _load_newer(local: LocalMigration) -> None:
+    local.servers[Side.SOURCE].client().function_load(_NEWER, replace=True)
 
 
-async def _load_on_the_target(plant: Plant) -> None:
-    plant.boxes[Side.TARGET].client().function_load(_NEWER, replace=True)
+async def _load_on_the_target(local: LocalMigration) -> None:
+    local.servers[Side.TARGET].client().function_load(_NEWER, replace=True)
 
 
-async def _other_plan(plant: Plant) -> None:
-    await plant.store.save_plan(plant.plan.model_copy(update={"slices": 2 * plant.plan.slices}))
+async def _other_plan(local: LocalMigration) -> None:
+    await local.store.save_plan(local.plan.model_copy(update={"slices": 2 * local.plan.slices}))
 
 
-async def _forget_the_pass(plant: Plant) -> None:
-    await plant.store.client.delete(plant.store.keys.verified_pass)
+async def _forget_the_pass(local: LocalMigration) -> None:
+    await local.store.client.delete(local.store.keys.verified_pass)
 
 
-async def _verified(plant: Plant) -> None:
-    await reconcile(await plant.engine(), "migrate", settle_s=0.1)
+async def _verified(local: LocalMigration) -> None:
+    await reconcile(await local.engine(), "migrate", settle_s=0.1)
 
     async def fresh() -> bool:  # once every lane counts from that pass
-        return (await read_freshness(plant.store, plant.plan.partitions)).share == 1.0
+        return (await read_freshness(local.store, local.plan.partitions)).share == 1.0
 
     await until(fresh, within_s=15, otherwise="the verification never counted")
 
 
-async def _approved(plant: Plant) -> Approved:
-    return Approved(await plan_digest(plant.store), fresh=True)
+async def _approved(local: LocalMigration) -> Approved:
+    return Approved(await plan_digest(local.store), fresh=True)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ async def _approved(plant: Plant) -> Approved:
     ids=["gap", "plan", "freshness"],
 )
 async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(
-    ready: Plant, change, text: str
+    ready: LocalMigration, change, text: str
 ) -> None:  # type: ignore[no-untyped-def]
     await _verified(ready)
     await levers.postpone(ready.store, by="Ada", why="lunch")
@@ -119,9 +119,9 @@ async def test_what_changes_while_a_switch_is_postponed_is_seen_when_it_goes_on(
     ids=["gap", "functions", "plan"],
 )
 async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
-    ready: Plant, change, text: str
+    ready: LocalMigration, change, text: str
 ) -> None:  # type: ignore[no-untyped-def]
-    ready.boxes[Side.SOURCE].client().function_load(_CODE)
+    ready.servers[Side.SOURCE].client().function_load(_CODE)
     await _verified(ready)
     loop, doing = asyncio.get_running_loop(), list[asyncio.Future[None]]()
 
@@ -140,16 +140,16 @@ async def test_what_changes_under_the_hold_is_seen_before_the_authority_changes(
 
 
 async def test_a_library_that_was_loaded_while_the_form_waited_is_carried_by_the_switch(
-    ready: Plant,
+    ready: LocalMigration,
 ) -> None:
-    ready.boxes[Side.SOURCE].client().function_load(_CODE)
+    ready.servers[Side.SOURCE].client().function_load(_CODE)
     await _load_newer(ready)
     assert (await switch.apply(ready.store, ready.plan, Side.TARGET)).switched
     assert await ready.app().fcall("price", 1, "priced", 5) == -5
 
 
 async def test_a_control_store_that_is_restarted_under_the_hold_gives_the_switch_up(
-    ready: Plant,
+    ready: LocalMigration,
 ) -> None:
     def tell(at: Switch, step: switch.Step) -> None:
         if step.name == "fence":

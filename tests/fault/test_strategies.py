@@ -23,13 +23,15 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import verify
 from tests.fault.test_verify import fill
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
-async def _engine(store: ControlStore, authority: Box, follower: Box) -> Engine:
+async def _engine(
+    store: ControlStore, authority: DatabaseServer, follower: DatabaseServer
+) -> Engine:
     plan = Plan(name=store.migration, source=authority.address(), target=follower.address())
     ends = Endpoint(Side.SOURCE, plan.source), Endpoint(Side.TARGET, plan.target)
     facts = [await end.facts() for end in ends]
@@ -73,7 +75,7 @@ def fill_large(client: redis.Redis) -> set[bytes]:
     }
 
 
-def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: Box) -> None:
+def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: DatabaseServer) -> None:
     """And the checksum is the server's own: re-footed to its own version it is what it was."""
     client = redis62.client()
     client.set("k", "some value")
@@ -88,7 +90,7 @@ def test_a_refooted_payload_differs_in_its_last_ten_bytes_only(redis62: Box) -> 
     ("from_", "to"), [("redis82", "valkey91"), ("redis82", "valkey81"), ("valkey91", "redis82")]
 )
 async def test_payloads_refused_for_their_version_alone_are_refooted(
-    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+    from_: str, to: str, control_server: DatabaseServer, request: pytest.FixtureRequest
 ) -> None:
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
     fill(authority.client())
@@ -116,7 +118,7 @@ async def test_payloads_refused_for_their_version_alone_are_refooted(
     ("from_", "to"), [("redis62", "valkey91"), ("redis82", "valkey91"), ("valkey91", "redis62")]
 )
 async def test_large_keys_go_in_pieces_and_are_exact(
-    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+    from_: str, to: str, control_server: DatabaseServer, request: pytest.FixtureRequest
 ) -> None:
     """And are compared in pieces: one changed element of any of them is found."""
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
@@ -153,7 +155,7 @@ async def test_large_keys_go_in_pieces_and_are_exact(
 
 
 async def test_without_scripts_the_same_is_read_by_commands(
-    redis62: Box, valkey91: Box, control_server: Box
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer
 ) -> None:
     """A provider that allows no EVAL, and one that does not tell the memory of a key."""
     large = fill_large(redis62.client())
@@ -177,13 +179,13 @@ async def test_without_scripts_the_same_is_read_by_commands(
 
 
 async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is put in place as it is, and live sync makes it exact once it is left alone."""
-    source, target = plant.boxes[Side.SOURCE].client(), plant.boxes[Side.TARGET].client()
+    source, target = local.servers[Side.SOURCE].client(), local.servers[Side.TARGET].client()
     source.hset("h", mapping={f"field {n}": "before" for n in range(30_000)})
-    await plant.start_live_sync()
-    engine = await plant.engine()
+    await local.start_live_sync()
+    engine = await local.engine()
     copier = await engine.copier(engine.guard())
     writing = asyncio.Event()
 
@@ -201,14 +203,17 @@ async def test_a_large_key_that_changes_while_it_is_copied_is_marked_again(
     assert report.unsettled == [b"h"]
     assert target.hlen("h") == 30_000
     await engine.feed.mark((0, key) for key in report.unsettled)
-    await plant.syncer()
-    await plant.drained()
-    assert (await plant.verify()).divergences == []
+    await local.syncer()
+    await local.drained()
+    assert (await local.verify()).divergences == []
     await copier.close()
 
 
 async def test_a_payload_that_the_follower_refuses_goes_by_type(
-    redis62: Box, valkey91: Box, control_server: Box, monkeypatch: pytest.MonkeyPatch
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One key's refusal does not stop the others, and is counted with its reason."""
     redis62.client().mset({"fine": 1, "odd": 2})
@@ -236,24 +241,24 @@ async def test_a_payload_that_the_follower_refuses_goes_by_type(
         assert valkey91.client().get("odd") == b"2"
 
 
-async def test_long_strings_go_by_their_value_and_are_counted_once(plant: Plant) -> None:
+async def test_long_strings_go_by_their_value_and_are_counted_once(local: LocalMigration) -> None:
     """Fewer of them fit into a call, so slices overlap by calls of different lengths."""
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     pipe = source.pipeline(transaction=False)
     for number in range(3_000):
         pipe.set(f"k{number}", randbytes(6_000), px=3_600_000 + number if number % 2 else None)
     pipe.set("short", "x" * 100)
     pipe.execute()
-    plant.plan = plant.plan.model_copy(update={"slices": 2})
-    await plant.store.save_plan(plant.plan)
-    await plant.start_live_sync()
-    await plant.backfill()
+    local.plan = local.plan.model_copy(update={"slices": 2})
+    await local.store.save_plan(local.plan)
+    await local.start_live_sync()
+    await local.backfill()
     strategies: Counter[str] = Counter()
-    for progress in (await load_progress(plant.store, "run")).values():
+    for progress in (await load_progress(local.store, "run")).values():
         strategies.update(progress.strategies)
     assert set(strategies) == {CopyMethod.LONG_STRING, CopyMethod.PAYLOAD}
     assert strategies[CopyMethod.PAYLOAD] <= 2  # slices overlap
-    report = await plant.verify()
+    report = await local.verify()
     assert report.divergences == []
     assert (report.keys_verified, report.keys_follower, report.keys_with_ttl) == (
         3_001,

@@ -9,17 +9,17 @@ import redis.asyncio as redis
 
 from exodus.cutover import switch
 from exodus.plan.vocabulary import Side
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
 
-async def _writers(plant: Plant, stop: asyncio.Event, count: int = 4) -> dict[bytes, int]:
+async def _writers(local: LocalMigration, stop: asyncio.Event, count: int = 4) -> dict[bytes, int]:
     """Increment counters until told to stop; what was acknowledged."""
     acknowledged: dict[bytes, int] = {}
 
     async def write(number: int) -> None:
-        client = plant.app()
+        client = local.app()
         step = 0
         while not stop.is_set():
             key = b"counter:%d:%d" % (number, step % 50)
@@ -31,9 +31,9 @@ async def _writers(plant: Plant, stop: asyncio.Event, count: int = 4) -> dict[by
     return acknowledged
 
 
-async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
+async def test_nothing_is_lost_there_and_back(local: LocalMigration) -> None:
     """Cutover and rollback under writes: the authority has every acknowledged write, each time."""
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     for number in range(3000):
         source.set(f"cold:{number}", "x" * 20, px=600_000 if number % 5 == 0 else None)
     looked: list[bool] = []
@@ -42,15 +42,15 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
         looked.append(gateway.groups.main.orders.hold)
         return []
 
-    gateway = await plant.gateway(settle=settle)
-    await plant.syncer()
-    await plant.start_live_sync()
+    gateway = await local.gateway(settle=settle)
+    await local.syncer()
+    await local.start_live_sync()
     stop = asyncio.Event()
-    writing = asyncio.create_task(_writers(plant, stop))
-    await plant.backfill()
-    blocked = asyncio.create_task(plant.app(socket_timeout=30).blpop("jobs", 20))
+    writing = asyncio.create_task(_writers(local, stop))
+    await local.backfill()
+    blocked = asyncio.create_task(local.app(socket_timeout=30).blpop("jobs", 20))
     for to in (Side.TARGET, Side.SOURCE, Side.TARGET):
-        done = await switch.apply(plant.store, plant.plan, to)
+        done = await switch.apply(local.store, local.plan, to)
         assert done.switched
         await asyncio.sleep(0.3)
     assert not any(looked), (
@@ -58,17 +58,17 @@ async def test_nothing_is_lost_there_and_back(plant: Plant) -> None:
     )
     stop.set()
     acknowledged = await writing
-    await plant.app().lpush("jobs", "one")
+    await local.app().lpush("jobs", "one")
     assert tuple(await blocked) == (b"jobs", b"one")
-    await plant.drained()
-    report = await plant.verify()
+    await local.drained()
+    report = await local.verify()
     assert report.divergences == []
     assert report.keys_authority > 3000
-    target = redis.Redis(port=plant.boxes[Side.TARGET].port)
+    target = redis.Redis(port=local.servers[Side.TARGET].port)
     for key, value in acknowledged.items():
         assert int(await target.get(key)) == value
     await target.aclose()
-    strays = redis.Redis(port=plant.boxes[Side.SOURCE].port)
+    strays = redis.Redis(port=local.servers[Side.SOURCE].port)
     with pytest.raises(redis.RedisError, match="permission"):
         await strays.set("stray", 1)
     await strays.aclose()

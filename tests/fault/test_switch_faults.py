@@ -28,7 +28,7 @@ from exodus.stack.servers import ServerKind
 from tests.support.fleet import Application, Fleet, Switcher
 from tests.support.full import FULL
 from tests.support.libraries import LIBRARIES
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 _FIRST, _, _END = os.environ.get("SEEDS", "0-200" if FULL else "0-20").partition("-")
 SEEDS = range(int(_FIRST), int(_END))
@@ -67,7 +67,9 @@ STEPS_S = (3600.0, -3600.0, 5.0, -5.0)  # of a wall clock
 
 
 @pytest_asyncio.fixture
-async def fleet(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> AsyncIterator[Fleet]:
+async def fleet(
+    redis62: DatabaseServer, valkey91: DatabaseServer, make_server, tmp_path: Path
+) -> AsyncIterator[Fleet]:
     store = make_server(ServerKind.VALKEY_91, appendonly="yes", enable_debug_command="yes")
     fleet = Fleet(
         redis62, valkey91, store, tmp_path / "fleet", hold_seconds_max=2.0 if FULL else 1.0
@@ -77,14 +79,14 @@ async def fleet(redis62: Box, valkey91: Box, make_server, tmp_path: Path) -> Asy
     await fleet.close()
 
 
-async def _cut(box: Box) -> None:
+async def _cut(box: DatabaseServer) -> None:
     """Every connection but ours ends at once."""
     with box.client() as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "normal")
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
 
-async def _slow(box: Box, seconds: float) -> None:
+async def _slow(box: DatabaseServer, seconds: float) -> None:
     """The server stands still four fifths of the time."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -113,13 +115,13 @@ async def _inject(fleet: Fleet, switcher: Switcher, fault: str, draw: random.Ran
             await asyncio.sleep(seconds)
             switcher.signal(signal.SIGCONT)
         return
-    boxes = {
+    servers = {
         "store": fleet.store_box,
-        "source": fleet.boxes[Side.SOURCE],
-        "target": fleet.boxes[Side.TARGET],
+        "source": fleet.servers[Side.SOURCE],
+        "target": fleet.servers[Side.TARGET],
     }
-    if whom in boxes:
-        box = boxes[whom]
+    if whom in servers:
+        box = servers[whom]
         if what == "cut":
             await _cut(box)
             switcher.go_on()

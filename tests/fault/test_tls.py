@@ -21,7 +21,7 @@ from exodus.errors import OperatorError
 from exodus.net.client import make_client
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
@@ -115,73 +115,76 @@ async def set_through(port: int, context: ssl.SSLContext, host: str) -> tuple[by
 
 
 async def test_tls_on_the_applications_side_and_its_certificates_read_again(
-    plant: Plant, authority: Authority
+    local: LocalMigration, authority: Authority
 ) -> None:
     cert, key = authority.certificate("first.test", "gateway")
-    gateway = await plant.gateway(cert_file=cert, key_file=key)
+    gateway = await local.gateway(cert_file=cert, key_file=key)
     context = client_tls(authority)
-    assert await set_through(plant.port, context, "first.test") == (b"+OK\r\n", "first.test")
+    assert await set_through(local.port, context, "first.test") == (b"+OK\r\n", "first.test")
     authority.certificate("second.test", "gateway")  # over the same files
     gateway.tls_contexts.reload()
-    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test")
+    assert await set_through(local.port, context, "second.test") == (b"+OK\r\n", "second.test")
     cert.write_text("not a certificate")
     gateway.tls_contexts.reload()
     assert gateway.tls_contexts.reload_failures == 1
-    assert await set_through(plant.port, context, "second.test") == (b"+OK\r\n", "second.test"), (
+    assert await set_through(local.port, context, "second.test") == (b"+OK\r\n", "second.test"), (
         "the old one stays in force"
     )
-    assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
+    assert local.servers[Side.SOURCE].client().get("k") == b"v"
 
 
 async def test_applications_without_a_certificate_are_refused_where_one_is_asked_for(
-    plant: Plant, authority: Authority
+    local: LocalMigration, authority: Authority
 ) -> None:
     cert, key = authority.certificate("gateway.test", "gateway")
-    await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
+    await local.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
     own = authority.certificate("application.test", "application")
-    assert (await set_through(plant.port, client_tls(authority, own=own), "gateway.test"))[
+    assert (await set_through(local.port, client_tls(authority, own=own), "gateway.test"))[
         0
     ] == b"+OK\r\n"
     with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
-        await set_through(plant.port, client_tls(authority), "gateway.test")
+        await set_through(local.port, client_tls(authority), "gateway.test")
 
 
 async def test_exodus_itself_goes_through_a_gateway_that_serves_tls(
-    plant: Plant, authority: Authority
+    local: LocalMigration, authority: Authority
 ) -> None:
     cert, key = authority.certificate("gateway.test", "gateway")
     own_cert, own_key = authority.certificate("exodus.test", "exodus")
-    await plant.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
+    await local.gateway(cert_file=cert, key_file=key, client_ca_file=authority.file)
     with pytest.raises(
-        OperatorError, match=f"gateway: nothing answers at redis://127.0.0.1:{plant.port}"
+        OperatorError, match=f"gateway: nothing answers at redis://127.0.0.1:{local.port}"
     ):
-        await rehearse(plant.store, plant.reached())
+        await rehearse(local.store, local.reached())
     with pytest.raises(
         OperatorError, match=r"TLS files of rediss://.* cannot be used: ca_file /nowhere"
     ):
-        await rehearse(plant.store, plant.reached(tls=True, ca_file=Path("/nowhere")))
-    plan = plant.reached(
+        await rehearse(local.store, local.reached(tls=True, ca_file=Path("/nowhere")))
+    plan = local.reached(
         tls=True,
         ca_file=authority.file,
         cert_file=own_cert,
         key_file=own_key,
         server_name="gateway.test",
     )
-    found = await rehearse(plant.store, plan)
+    found = await rehearse(local.store, plan)
     assert (found["lost_writes"], found["error_count"]) == (0, 0), found["errors"]
     assert found["acknowledged_writes"] > 0
 
 
-async def test_exodus_logs_in_where_the_source_asks_everybody_to(plant: Plant) -> None:
+async def test_exodus_logs_in_where_the_source_asks_everybody_to(local: LocalMigration) -> None:
     """A rehearsal's sessions are carried to the target, so the login has to hold there, too."""
-    secret, user = plant.plan.source.secret("source"), plant.plan.source.username
-    with plant.boxes[Side.SOURCE].client() as source, plant.boxes[Side.TARGET].client() as target:
+    secret, user = local.plan.source.secret("source"), local.plan.source.username
+    with (
+        local.servers[Side.SOURCE].client() as source,
+        local.servers[Side.TARGET].client() as target,
+    ):
         target.execute_command("ACL", "SETUSER", user, f">{secret}")
         for client in (source, target):
             client.execute_command("ACL", "SETUSER", "default", "off")
         try:
-            await plant.gateway()
-            found = await rehearse(plant.store, plant.reached())
+            await local.gateway()
+            found = await rehearse(local.store, local.reached())
         finally:
             target.execute_command("ACL", "SETUSER", user, f"<{secret}")
     assert (found["lost_writes"], found["error_count"]) == (0, 0), found["errors"]
@@ -224,13 +227,13 @@ class Terminator:
 
 
 async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
-    plant: Plant, authority: Authority
+    local: LocalMigration, authority: Authority
 ) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
     context.load_cert_chain(*authority.certificate("redis.test", "server"))
     context.verify_mode = ssl.CERT_REQUIRED
     cert, key = authority.certificate("gateway.test", "own")
-    source = plant.boxes[Side.SOURCE]
+    source = local.servers[Side.SOURCE]
     async with Terminator(source.port, context) as front:
         address = source.address().model_copy(
             update={
@@ -245,11 +248,11 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
         control = make_client(address, field="source")
         assert await control.ping()
         await control.aclose()
-        plain = plant.plan
-        gateway = await plant.gateway()
+        plain = local.plan
+        gateway = await local.gateway()
         gateway.plan = gateway.tls_contexts.plan = plain.model_copy(update={"source": address})
         gateway.tls_contexts.reload()
-        app: redis.Redis = plant.app()
+        app: redis.Redis = local.app()
         await app.set("k", "over tls")
         assert source.client().get("k") == b"over tls"
         assert set(front.names) == {"redis.test"}
@@ -257,5 +260,5 @@ async def test_tls_on_the_servers_side_with_a_name_and_a_certificate_of_our_own(
         gateway.plan = gateway.tls_contexts.plan = plain.model_copy(update={"source": wrong})
         gateway.tls_contexts.reload()
         with pytest.raises(redis.ConnectionError):
-            await plant.app(retry=None).ping()
+            await local.app(retry=None).ping()
         await app.aclose()

@@ -11,7 +11,7 @@ import pytest
 from exodus.control.gap_reasons import SCRIPTS
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
 
@@ -132,40 +132,40 @@ async def _talk(port: int, data: bytes, piece: int, *, hello: bool) -> bytes:
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("hello", [False, True], ids=["resp2", "resp3"])
-async def test_the_same_bytes_come_back(plant: Plant, name: str, hello: bool) -> None:
+async def test_the_same_bytes_come_back(local: LocalMigration, name: str, hello: bool) -> None:
     if hello and name not in RESP3:
         return
     data = CONVERSATIONS[name]
-    source = plant.boxes[Side.SOURCE]
-    await plant.gateway()
-    await plant.change(journal="all")
+    source = local.servers[Side.SOURCE]
+    await local.gateway()
+    await local.change(journal="all")
     with source.client() as client:
         direct = await _talk(source.port, data, len(data), hello=hello)
         for piece in (len(data), 7, 1) if len(data) < 400 else (len(data), 1 << 14):
             client.flushall()
             client.script_flush()
-            assert await _talk(plant.port, data, piece, hello=hello) == direct
-    gateway, _ = plant.gateways["gw-1"]
+            assert await _talk(local.port, data, piece, hello=hello) == direct
+    gateway, _ = local.gateways["gw-1"]
     assert not gateway.journaler.gaps.keys() - {SCRIPTS}
 
 
-async def test_a_client_that_leaves_ends_its_leg(plant: Plant) -> None:
-    await plant.gateway()
-    source = plant.boxes[Side.SOURCE].client()
+async def test_a_client_that_leaves_ends_its_leg(local: LocalMigration) -> None:
+    await local.gateway()
+    source = local.servers[Side.SOURCE].client()
     before = source.info("clients")["connected_clients"]
     for _ in range(20):
-        _, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", local.port)
         writer.write(encode("PING"))
         writer.close()
     await asyncio.sleep(0.5)
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert not gateway.connections
     assert source.info("clients")["connected_clients"] <= before
 
 
-async def test_a_half_closed_client_gets_its_replies(plant: Plant) -> None:
-    await plant.gateway()
-    reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+async def test_a_half_closed_client_gets_its_replies(local: LocalMigration) -> None:
+    await local.gateway()
+    reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
     writer.write(encode("SET", "k", "v") + encode("GET", "k"))
     writer.write_eof()
     assert await asyncio.wait_for(reader.read(), 3) == b"+OK\r\n$1\r\nv\r\n"

@@ -22,7 +22,7 @@ from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from exodus.stack.servers import ServerKind
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
 from tests.support.talk import converse, pieces_of
 from tests.support.wait import wait_until
@@ -35,7 +35,7 @@ def lines(*commands: str) -> bytes:
 
 
 async def same(
-    plant: Plant,
+    local: LocalMigration,
     data: bytes,
     *,
     half_close: bool = False,
@@ -52,10 +52,10 @@ async def same(
             it is sent in one piece.
         gaps: what the gateway says of it; nothing else may be a gap.
     """
-    source = plant.boxes[Side.SOURCE]
-    if not plant.gateways:
-        await plant.gateway()
-        await plant.change(journal="all")
+    source = local.servers[Side.SOURCE]
+    if not local.gateways:
+        await local.gateway()
+        await local.change(journal="all")
 
     def shown(said: bytes) -> bytes:
         return re.sub(mask, b"?", said) if mask else said
@@ -68,48 +68,50 @@ async def same(
         ):
             client.flushall()
             got = await asyncio.to_thread(
-                converse, plant.port, pieces_of(data, size), size=len(direct), half_close=half_close
+                converse, local.port, pieces_of(data, size), size=len(direct), half_close=half_close
             )
             assert shown(got) == shown(direct), f"in pieces of {size} bytes"
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert set(gateway.journaler.gaps) <= set(gaps)
     return direct
 
 
-async def test_01_a_database_chosen_by_one_client_is_not_anothers(plant: Plant) -> None:
-    await plant.gateway()
-    one, two = plant.app(db=3), plant.app()
+async def test_01_a_database_chosen_by_one_client_is_not_anothers(local: LocalMigration) -> None:
+    await local.gateway()
+    one, two = local.app(db=3), local.app()
     await one.set("a", 1)
     await two.set("b", 2)
-    source = plant.boxes[Side.SOURCE]
+    source = local.servers[Side.SOURCE]
     assert source.client(db=3).keys() == [b"a"]
     assert source.client().keys() == [b"b"]
 
 
-async def test_02_hello_3_is_the_servers_own(plant: Plant) -> None:
+async def test_02_hello_3_is_the_servers_own(local: LocalMigration) -> None:
     direct = await same(
-        plant, lines("HELLO 3", "SET k v", "HGETALL h", "HELLO 2", "HGETALL h"), mask=rb"id\r\n:\d+"
+        local, lines("HELLO 3", "SET k v", "HGETALL h", "HELLO 2", "HGETALL h"), mask=rb"id\r\n:\d+"
     )
     assert b"%7\r\n" in direct
 
 
-async def test_03_what_changes_the_session_inside_multi_takes_effect_at_exec(plant: Plant) -> None:
+async def test_03_what_changes_the_session_inside_multi_takes_effect_at_exec(
+    local: LocalMigration,
+) -> None:
     await same(
-        plant,
+        local,
         lines("MULTI", "HELLO 3", "SELECT 4", "SET k v", "EXEC", "SET l v", "GET k"),
         mask=rb"id\r\n:\d+",
     )
-    await plant.flushed()
-    changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+    await local.flushed()
+    changes = await journal.since(local.store, dict.fromkeys(range(local.plan.partitions), b"0-0"))
     assert {(4, b"k"), (4, b"l")} <= set(changes.keys)
 
 
-async def test_04_pushes_are_not_taken_for_replies(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.change(journal="all")
-    source = plant.boxes[Side.SOURCE].client()
+async def test_04_pushes_are_not_taken_for_replies(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.change(journal="all")
+    source = local.servers[Side.SOURCE].client()
     source.set("k", 1)
-    reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
     writer.write(lines("HELLO 3", "CLIENT TRACKING ON", "GET k"))
     said = b""
     while not said.endswith(b"$1\r\n1\r\n"):
@@ -119,28 +121,28 @@ async def test_04_pushes_are_not_taken_for_replies(plant: Plant) -> None:
     assert await asyncio.wait_for(reader.readexactly(len(push)), 5) == push
     writer.write(lines("SET mine 1", "GET k"))
     assert await asyncio.wait_for(reader.readexactly(12), 5) == b"+OK\r\n$1\r\n2\r\n"
-    await plant.flushed()
-    changes = await journal.since(plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0"))
+    await local.flushed()
+    changes = await journal.since(local.store, dict.fromkeys(range(local.plan.partitions), b"0-0"))
     assert (0, b"mine") in changes.keys
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert gateway.telemetry.commands["GET"].calls == 2, (
         "a push taken for a reply would shift every count after it"
     )
     writer.close()
 
 
-async def test_05_subscribing_inside_multi_nests_pushes_in_the_array(plant: Plant) -> None:
+async def test_05_subscribing_inside_multi_nests_pushes_in_the_array(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines("HELLO 3", "MULTI", "SUBSCRIBE a b", "EXEC", "PING"),
         mask=rb"id\r\n:\d+",
         gaps={UNMATCHED, UNREADABLE, NO_ANSWER},
     )
 
 
-async def test_06_subscriptions_answer_once_a_channel(plant: Plant) -> None:
+async def test_06_subscriptions_answer_once_a_channel(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines(
             "SUBSCRIBE a b c",
             "PING",
@@ -154,11 +156,11 @@ async def test_06_subscriptions_answer_once_a_channel(plant: Plant) -> None:
     )
 
 
-async def test_06_sharded_subscriptions(make_server, plant: Plant, tmp_path) -> None:
-    modern = Plant(
+async def test_06_sharded_subscriptions(make_server, local: LocalMigration, tmp_path) -> None:
+    modern = LocalMigration(
         make_server(ServerKind.VALKEY_91),
-        plant.boxes[Side.TARGET],
-        plant.control,
+        local.servers[Side.TARGET],
+        local.control,
         tmp_path / "modern",
     )
     (tmp_path / "modern").mkdir()
@@ -177,9 +179,9 @@ async def test_06_sharded_subscriptions(make_server, plant: Plant, tmp_path) -> 
     await modern.close()
 
 
-async def test_07_replies_that_are_off_are_not_waited_for(plant: Plant) -> None:
+async def test_07_replies_that_are_off_are_not_waited_for(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines(
             "CLIENT REPLY OFF",
             "SET k 1",
@@ -192,13 +194,13 @@ async def test_07_replies_that_are_off_are_not_waited_for(plant: Plant) -> None:
     )
 
 
-async def test_08_what_has_no_answer_is_not_waited_for(plant: Plant) -> None:
-    await same(plant, b"*0\r\n*-1\r\n\r\n" + lines("SET k v") + b"*0\r\n" + lines("GET k"))
+async def test_08_what_has_no_answer_is_not_waited_for(local: LocalMigration) -> None:
+    await same(local, b"*0\r\n*-1\r\n\r\n" + lines("SET k v") + b"*0\r\n" + lines("GET k"))
 
 
-async def test_09_inline_requests(plant: Plant) -> None:
+async def test_09_inline_requests(local: LocalMigration) -> None:
     await same(
-        plant, b"SET k \"a b\\x41\\n\"\r\nGET k\n  GET   'k'\r\n" + lines("GET k") + b"\r\nPING\r\n"
+        local, b"SET k \"a b\\x41\\n\"\r\nGET k\n  GET   'k'\r\n" + lines("GET k") + b"\r\nPING\r\n"
     )
 
 
@@ -232,22 +234,22 @@ async def test_09_inline_requests(plant: Plant) -> None:
     ],
 )
 async def test_10_what_no_server_accepts_ends_as_it_would_directly(
-    plant: Plant, data: bytes
+    local: LocalMigration, data: bytes
 ) -> None:
-    await same(plant, data, closes=True)
+    await same(local, data, closes=True)
 
 
-async def test_11_a_half_closed_connection_gets_all_its_replies(plant: Plant) -> None:
+async def test_11_a_half_closed_connection_gets_all_its_replies(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines(*[f"SET k{number} {number}" for number in range(200)], "MGET k0 k199"),
         half_close=True,
     )
 
 
-async def test_12_errors_in_a_transaction_and_blocking_in_one(plant: Plant) -> None:
+async def test_12_errors_in_a_transaction_and_blocking_in_one(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines(
             "MULTI",
             "NOSUCH",
@@ -263,23 +265,23 @@ async def test_12_errors_in_a_transaction_and_blocking_in_one(plant: Plant) -> N
     )
 
 
-async def test_13_nothing_is_answered_by_the_gateway_itself(plant: Plant) -> None:
-    await same(plant, lines("MULTI", "PING", "ECHO x", "EXEC", "PING", "PING x", "COMMAND COUNT"))
+async def test_13_nothing_is_answered_by_the_gateway_itself(local: LocalMigration) -> None:
+    await same(local, lines("MULTI", "PING", "ECHO x", "EXEC", "PING", "PING x", "COMMAND COUNT"))
 
 
-async def test_14_a_large_reply_streams_in_bounded_memory(plant: Plant) -> None:
+async def test_14_a_large_reply_streams_in_bounded_memory(local: LocalMigration) -> None:
     """To a client that reads slowly, so that a gateway without back pressure would hold all of
     it.
     """
     size = (512 if FULL else 96) * 1024 * 1024
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     source.setrange("big", size - 1, "x")
-    gateway = GatewayProcess(plant)
+    gateway = GatewayProcess(local)
     try:
         gateway.wait_said("listens on")
         process = psutil.Process(gateway.started.process.pid)
         before = process.memory_info().rss
-        with socket.create_connection(("127.0.0.1", plant.port)) as sock:
+        with socket.create_connection(("127.0.0.1", local.port)) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
             sock.sendall(lines("GET big", "PING"))
             left, most = size + len(b"$%d\r\n" % size) + 2 + 7, 0
@@ -294,7 +296,7 @@ async def test_14_a_large_reply_streams_in_bounded_memory(plant: Plant) -> None:
         assert most - before < 24 * 1024 * 1024
         # And the other way: a request of that size is forwarded while it arrives.
         part = b"y" * (1 << 20)
-        with socket.create_connection(("127.0.0.1", plant.port)) as sock:
+        with socket.create_connection(("127.0.0.1", local.port)) as sock:
             sock.sendall(b"*3\r\n$3\r\nSET\r\n$3\r\nbig\r\n$%d\r\n" % size)
             for _ in range(size >> 20):
                 sock.sendall(part)
@@ -308,21 +310,21 @@ async def test_14_a_large_reply_streams_in_bounded_memory(plant: Plant) -> None:
         source.delete("big")
 
 
-async def test_15_the_clients_id_is_the_servers(plant: Plant) -> None:
-    await plant.gateway()
-    app = plant.app(single_connection_client=True)
+async def test_15_the_clients_id_is_the_servers(local: LocalMigration) -> None:
+    await local.gateway()
+    app = local.app(single_connection_client=True)
     number = await app.client_id()
-    assert number in {int(row["id"]) for row in plant.boxes[Side.SOURCE].client().client_list()}
+    assert number in {int(row["id"]) for row in local.servers[Side.SOURCE].client().client_list()}
     await app.client_setname("shown")
-    assert "shown" in {row["name"] for row in plant.boxes[Side.SOURCE].client().client_list()}
+    assert "shown" in {row["name"] for row in local.servers[Side.SOURCE].client().client_list()}
 
 
 async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(
-    plant: Plant,
+    local: LocalMigration,
 ) -> None:
-    await plant.gateway()
-    source = plant.boxes[Side.SOURCE].client()
-    _, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+    await local.gateway()
+    source = local.servers[Side.SOURCE].client()
+    _, writer = await asyncio.open_connection("127.0.0.1", local.port)
     writer.write(lines("BLPOP nothing 0"))
 
     def blocked() -> int:
@@ -342,12 +344,12 @@ async def test_17_a_client_that_leaves_a_blocking_command_leaves_the_source_too(
     assert source.llen("nothing") == 1
 
 
-async def test_18_a_write_is_never_sent_twice(make_server, plant: Plant, tmp_path) -> None:
+async def test_18_a_write_is_never_sent_twice(make_server, local: LocalMigration, tmp_path) -> None:
     """The source dies with a write under way and comes back: the client's connection ends, and
     nobody sends it again.
     """
     source = make_server(ServerKind.REDIS_62, appendonly="yes", appendfsync="always")
-    other = Plant(source, plant.boxes[Side.TARGET], plant.control, tmp_path / "other")
+    other = LocalMigration(source, local.servers[Side.TARGET], local.control, tmp_path / "other")
     (tmp_path / "other").mkdir()
     await other.open()
     await other.gateway()
@@ -373,32 +375,32 @@ async def test_18_a_write_is_never_sent_twice(make_server, plant: Plant, tmp_pat
     await other.close()
 
 
-async def test_21_addresses_and_roles_pass_as_they_are(plant: Plant) -> None:
+async def test_21_addresses_and_roles_pass_as_they_are(local: LocalMigration) -> None:
     # A source that once had a replica counts its offset on by itself.
     await same(
-        plant,
+        local,
         lines("ROLE", "CLUSTER INFO", "READONLY", "ASKING", "WAIT 0 1"),
         mask=rb"(?<=master\r\n:)\d+",
     )
 
 
-async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(plant: Plant) -> None:
+async def test_22_a_script_that_declares_no_keys_is_told_as_a_risk(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         encode("EVAL", "return redis.call('SET', 'hidden', '1')", 0) + lines("GET hidden"),
         gaps={SCRIPTS},
     )
-    gateway, _ = plant.gateways["gw-1"]
+    gateway, _ = local.gateways["gw-1"]
     assert gateway.groups.main.orders.risks["script without declared keys"] > 0
 
 
-async def test_24_a_message_is_published_once(plant: Plant) -> None:
-    await plant.gateway()
-    source, target = (plant.boxes[side].client(decode_responses=True).pubsub() for side in Side)
+async def test_24_a_message_is_published_once(local: LocalMigration) -> None:
+    await local.gateway()
+    source, target = (local.servers[side].client(decode_responses=True).pubsub() for side in Side)
     for subscriber in (source, target):
         subscriber.subscribe("news")
         assert subscriber.get_message(timeout=5)["type"] == "subscribe"
-    assert await plant.app().publish("news", "once") == 1
+    assert await local.app().publish("news", "once") == 1
     assert source.get_message(timeout=5)["data"] == "once"
     assert source.get_message(timeout=0.2) is None
     assert target.get_message(timeout=0.2) is None
@@ -406,9 +408,9 @@ async def test_24_a_message_is_published_once(plant: Plant) -> None:
     target.close()
 
 
-async def test_27_errors_keep_the_servers_words(plant: Plant) -> None:
+async def test_27_errors_keep_the_servers_words(local: LocalMigration) -> None:
     await same(
-        plant,
+        local,
         lines(
             "GET",
             "NOSUCH a b",
@@ -423,16 +425,16 @@ async def test_27_errors_keep_the_servers_words(plant: Plant) -> None:
     )
 
 
-async def test_slow_readers_hold_up_only_themselves(plant: Plant) -> None:
+async def test_slow_readers_hold_up_only_themselves(local: LocalMigration) -> None:
     """A client that asks and does not read: its own leg stops, others go on, and the gateway holds
     little of it.
     """
-    gateway = await plant.gateway()
-    source = plant.boxes[Side.SOURCE].client()
+    gateway = await local.gateway()
+    source = local.servers[Side.SOURCE].client()
     source.setrange("big", 4 * 1024 * 1024, "x")
-    slow = socket.create_connection(("127.0.0.1", plant.port))
+    slow = socket.create_connection(("127.0.0.1", local.port))
     slow.sendall(lines(*["GET big"] * 20))
-    app: redis.asyncio.Redis = plant.app()
+    app: redis.asyncio.Redis = local.app()
     for number in range(200):
         await app.set("k", number)
     connection = max(gateway.connections, key=lambda each: each.client.get_write_buffer_size())

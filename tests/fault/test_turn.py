@@ -26,8 +26,8 @@ from exodus.stack.prefect import project_root
 from tasks import ledger as phase_ledger
 from tasks.context import Opened, plan_of
 from tasks.turn import check_worker
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -40,30 +40,32 @@ def prefect_server() -> Iterator[None]:
         yield
 
 
-async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(plant: Plant) -> None:
-    found = await asyncio.gather(*(turn.take(plant.store, "test", who) for who in (ONE, OTHER)))
+async def test_one_of_two_has_the_turn_until_it_gives_it_back_or_dies(
+    local: LocalMigration,
+) -> None:
+    found = await asyncio.gather(*(turn.take(local.store, "test", who) for who in (ONE, OTHER)))
     assert sorted(each is None for each in found) == [False, True]
     first, second = (ONE, OTHER) if found[0] is None else (OTHER, ONE)
-    assert not await turn.renew(plant.store, "test", second)
-    assert await turn.renew(plant.store, "test", first)
-    await turn.give_back(plant.store, "test", second)
-    held = await turn.take(plant.store, "test", second)
+    assert not await turn.renew(local.store, "test", second)
+    assert await turn.renew(local.store, "test", first)
+    await turn.give_back(local.store, "test", second)
+    held = await turn.take(local.store, "test", second)
     assert held is not None
     assert held.holder == first
     assert 0 < held.left_ms <= TURN_MS
-    await turn.give_back(plant.store, "test", first)
-    assert await turn.take(plant.store, "test", second) is None
+    await turn.give_back(local.store, "test", first)
+    assert await turn.take(local.store, "test", second) is None
     # Nobody renews it: it ends by itself.
-    await plant.store.client.pexpire(plant.store.keys.turn("test"), 50)
+    await local.store.client.pexpire(local.store.keys.turn("test"), 50)
 
     async def free() -> bool:
-        return await turn.take(plant.store, "test", first) is None
+        return await turn.take(local.store, "test", first) is None
 
     await until(free, within_s=5, otherwise="a turn that nobody renews never ended")
 
 
 async def test_two_phases_that_begin_at_once_cannot_both(
-    plant: Plant, monkeypatch: pytest.MonkeyPatch
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each looks at what goes on before either has said that it does."""
     looked = asyncio.Barrier(2)
@@ -73,8 +75,8 @@ async def test_two_phases_that_begin_at_once_cannot_both(
         return state["state"] == "running"
 
     monkeypatch.setattr(phase_ledger, "is_open", is_open)
-    opened = Opened(plant.plan, plant.store, plant.plan)
-    read, first = plant.store.phases, {"one", "two"}
+    opened = Opened(local.plan, local.store, local.plan)
+    read, first = local.store.phases, {"one", "two"}
 
     async def phases() -> dict:
         found = await read()
@@ -84,7 +86,7 @@ async def test_two_phases_that_begin_at_once_cannot_both(
             await looked.wait()
         return found
 
-    monkeypatch.setattr(plant.store, "phases", phases)
+    monkeypatch.setattr(local.store, "phases", phases)
 
     async def claim(run: str, phase: Phase) -> None:
         state = {"state": "running", "flow_run_id": run}
@@ -100,59 +102,63 @@ async def test_two_phases_that_begin_at_once_cannot_both(
     assert len([state for state in (await read()).values() if state["state"] == "running"]) == 1
 
 
-async def test_the_first_answer_of_a_step_is_the_one_that_counts(plant: Plant) -> None:
-    assert await steps.kept(plant.store, "run", "step") is None
-    assert await steps.keep(plant.store, "run", "step", b"1") == b"1"
-    assert await steps.keep(plant.store, "run", "step", b"2") == b"1"
-    await steps.end(plant.store, "run")
-    assert await plant.store.client.pttl(plant.store.keys.steps("run")) > 0
-    await steps.begin(plant.store, "run")
-    assert await plant.store.client.pttl(plant.store.keys.steps("run")) == -1
+async def test_the_first_answer_of_a_step_is_the_one_that_counts(local: LocalMigration) -> None:
+    assert await steps.kept(local.store, "run", "step") is None
+    assert await steps.keep(local.store, "run", "step", b"1") == b"1"
+    assert await steps.keep(local.store, "run", "step", b"2") == b"1"
+    await steps.end(local.store, "run")
+    assert await local.store.client.pttl(local.store.keys.steps("run")) > 0
+    await steps.begin(local.store, "run")
+    assert await local.store.client.pttl(local.store.keys.steps("run")) == -1
 
 
-async def test_the_newest_bundles_are_fetched_on_any_machine(plant: Plant, tmp_path: Path) -> None:
+async def test_the_newest_bundles_are_fetched_on_any_machine(
+    local: LocalMigration, tmp_path: Path
+) -> None:
     for number in range(bundle_store.BUNDLES_KEPT + 2):
         documents = {"ledger": {"entries": []}, "plan": {}, "number": {"is": number}}
         files, head = bundle.make(documents)
-        assert await bundle_store.keep(plant.store, f"test-{number}", files) == ""
-    kept = await bundle_store.names(plant.store)
+        assert await bundle_store.keep(local.store, f"test-{number}", files) == ""
+    kept = await bundle_store.names(local.store)
     assert kept == [f"test-{number}" for number in range(bundle_store.BUNDLES_KEPT + 1, 1, -1)]
-    assert not await plant.store.client.exists(plant.store.keys.bundle("test-0"))
-    name, files = await bundle_store.files_of(plant.store)
+    assert not await local.store.client.exists(local.store.keys.bundle("test-0"))
+    name, files = await bundle_store.files_of(local.store)
     bundle.put(tmp_path / name, files)
     assert bundle.check(tmp_path / name, head=head).problems == []
     with pytest.raises(OperatorError, match="keeps no bundle test-0"):
-        await bundle_store.files_of(plant.store, "test-0")
+        await bundle_store.files_of(local.store, "test-0")
     with pytest.raises(OperatorError, match="is not the name of"):
         bundle.put(tmp_path / "bad", {"../out": b""})
     big = {"large.json": os.urandom(bundle_store.BUNDLE_BYTES_MAX + 1)}
-    assert "keeps" in await bundle_store.keep(plant.store, "big", big)
+    assert "keeps" in await bundle_store.keep(local.store, "big", big)
 
 
-def test_a_worker_without_a_password_file_is_refused_with_the_remedy(plant: Plant) -> None:
-    address = plant.plan.source.model_copy(update={"password_file": Path("/nowhere/secret")})
-    plan = plant.plan.model_copy(update={"source": address})
+def test_a_worker_without_a_password_file_is_refused_with_the_remedy(local: LocalMigration) -> None:
+    address = local.plan.source.model_copy(update={"password_file": Path("/nowhere/secret")})
+    plan = local.plan.model_copy(update={"source": address})
     with pytest.raises(OperatorError, match="this worker cannot run phases") as caught:
-        check_worker(plan, plant.control.address())
+        check_worker(plan, local.control.address())
     assert "each worker of the pool needs it" in caught.value.next_step
-    check_worker(plant.plan, plant.control.address())
+    check_worker(local.plan, local.control.address())
 
 
-async def _save(plant: Plant, *, target: Side = Side.TARGET, **options: object) -> Migration:
+async def _save(
+    local: LocalMigration, *, target: Side = Side.TARGET, **options: object
+) -> Migration:
     """What a person saves in the UI."""
 
-    def server(box: Box) -> RedisEndpoint:
+    def server(box: DatabaseServer) -> RedisEndpoint:
         address = box.address()
         return RedisEndpoint(url=address.url, password_file=str(address.password_file))
 
     block = Migration(
-        migration=plant.plan.name,
-        options={"gateway": {"port": plant.port}, **options},
-        source=server(plant.boxes[Side.SOURCE]),
-        target=server(plant.boxes[target]),
-        control_store=server(plant.control),
+        migration=local.plan.name,
+        options={"gateway": {"port": local.port}, **options},
+        source=server(local.servers[Side.SOURCE]),
+        target=server(local.servers[target]),
+        control_store=server(local.control),
     )
-    await asyncio.to_thread(block.save, plant.plan.name, overwrite=True)
+    await asyncio.to_thread(block.save, local.plan.name, overwrite=True)
     return block
 
 
@@ -164,34 +170,34 @@ def opening(migration: str, phase: str) -> dict:
 
 @pytest.mark.filterwarnings("default")  # Great Expectations, whose import a phase begins with
 async def test_a_block_that_was_saved_in_the_ui_is_checked_and_registered_by_the_next_phase(
-    plant: Plant, prefect_server: None
+    local: LocalMigration, prefect_server: None
 ) -> None:
-    await plant.store.client.delete(plant.store.keys.plan)
-    block = await _save(plant)
-    await asyncio.to_thread(opening, plant.plan.name, "pre-test")
-    assert await plant.store.plan() == block.plan()
+    await local.store.client.delete(local.store.keys.plan)
+    block = await _save(local)
+    await asyncio.to_thread(opening, local.plan.name, "pre-test")
+    assert await local.store.plan() == block.plan()
     decided = phase_ledger.LedgerEntry(
-        at_ms=await plant.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve"
+        at_ms=await local.store.now_ms(), phase=Phase.PRE_TEST, event="decided", verdict="approve"
     )
-    await phase_ledger.ledger.record(plant.store, decided)
+    await phase_ledger.ledger.record(local.store, decided)
     # What is saved while a phase goes on counts from the next one on.
-    changed = await _save(plant, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
-    assert await asyncio.to_thread(plan_of, plant.plan.name) == block.plan()
-    began = await asyncio.to_thread(opening, plant.plan.name, "analyze")
+    changed = await _save(local, observe_seconds=3.0, filters={"exclude": [{"pattern": "tmp:*"}]})
+    assert await asyncio.to_thread(plan_of, local.plan.name) == block.plan()
+    began = await asyncio.to_thread(opening, local.plan.name, "analyze")
     assert began["plan"]["observe_seconds"] == 3.0
-    assert await plant.store.plan() == changed.plan()
+    assert await local.store.plan() == changed.plan()
     (applied,) = [
-        entry for entry in await phase_ledger.ledger.read(plant.store) if entry.event == "applied"
+        entry for entry in await phase_ledger.ledger.read(local.store) if entry.event == "applied"
     ]
     assert "filters" in str(applied.facts["fields"])
     assert "compare" in str(applied.facts["voids"])
     # The checks are those of exodus apply, and what does not pass them is not registered.
-    await _save(plant, target=Side.SOURCE)
+    await _save(local, target=Side.SOURCE)
     with pytest.raises(OperatorError, match="target is the source"):
-        await asyncio.to_thread(opening, plant.plan.name, "analyze")
-    assert await plant.store.plan() == changed.plan()
+        await asyncio.to_thread(opening, local.plan.name, "analyze")
+    assert await local.store.plan() == changed.plan()
     with pytest.raises(OperatorError, match="names another target than the registered plan"):
-        await asyncio.to_thread(plan_of, plant.plan.name)
+        await asyncio.to_thread(plan_of, local.plan.name)
     with pytest.raises(OperatorError, match="there is no Migration block"):
         await asyncio.to_thread(plan_of, "nothing")
 
@@ -223,10 +229,10 @@ def phase(migration: str) -> None:
 
 
 async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
-    plant: Plant, prefect_server: None, tmp_path: Path
+    local: LocalMigration, prefect_server: None, tmp_path: Path
 ) -> None:
     """Suspended on one worker, resumed on another that shares no folder with the first."""
-    await _save(plant)
+    await _save(local)
     script = tmp_path / "a_phase.py"
     script.write_text(_FLOW)
     with get_client(sync_client=True) as client:
@@ -235,7 +241,7 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
         deployment = client.create_deployment(
             flow_id, name="here", entrypoint="a_phase.phase", pull_steps=[]
         )
-        parameters = {"migration": plant.plan.name}
+        parameters = {"migration": local.plan.name}
         made = client.create_flow_run_from_deployment(deployment, parameters=parameters)
 
     def worker(name: str) -> str:
@@ -259,7 +265,7 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
         return done.stdout + done.stderr
 
     said = await asyncio.to_thread(worker, "a")
-    shown = await plant.store.report("shown.test.execute")
+    shown = await local.store.report("shown.test.execute")
     assert shown is not None, said
     assert shown["summary"] == ["seen 1 on a", "a"]
     answer = {"decision": "approve", "decided_by": "a person", "why": "seen"}
@@ -267,11 +273,11 @@ async def test_a_run_goes_on_elsewhere_with_what_the_person_saw(
         client.resume_flow_run(made.id, run_input=answer)
     said = await asyncio.to_thread(worker, "b")
     assert "DECIDED [1, 'a']" in said, said
-    entries = await phase_ledger.ledger.read(plant.store)
+    entries = await phase_ledger.ledger.read(local.store)
     (decided,) = [entry for entry in entries if entry.event == "decided"]
     assert decided.evidence_digest == phase_ledger.ledger.digest(shown)
-    assert await plant.store.report("shown.test.execute") == shown
-    assert await plant.store.client.get("looked") == b"1", "a step was done again"
-    assert not await plant.store.client.exists(plant.store.keys.turn("test")), (
+    assert await local.store.report("shown.test.execute") == shown
+    assert await local.store.client.get("looked") == b"1", "a step was done again"
+    assert not await local.store.client.exists(local.store.keys.turn("test")), (
         "the turn is given back"
     )

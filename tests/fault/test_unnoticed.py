@@ -24,15 +24,15 @@ from exodus.stack.servers import ServerKind
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair
 from exodus.verify.reconcile import reconcile
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 _LISTEN = [("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST"), ("PSUBSCRIBE", "__key*@*__:*")]
 
 
-async def _listen(box: Box, heard: set[bytes], ready: asyncio.Event) -> None:
+async def _listen(box: DatabaseServer, heard: set[bytes], ready: asyncio.Event) -> None:
     """As an application that tracks all keys and listens to all notifications."""
     async with await Leg.connect(box.address(), Side.SOURCE, name="application") as leg:
         parser = hiredis.Reader()
@@ -57,12 +57,17 @@ async def _listen(box: Box, heard: set[bytes], ready: asyncio.Event) -> None:
 @pytest.mark.parametrize("kind", [ServerKind.REDIS_62, ServerKind.REDIS_82])
 @pytest.mark.parametrize("feed", [Feed.GATEWAY, Feed.TRACKING, Feed.NOTIFICATIONS])
 async def test_no_key_of_exodus_is_heard_of(
-    make_server, valkey91: Box, control_server: Box, tmp_path: Path, feed: Feed, kind: ServerKind
+    make_server,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    feed: Feed,
+    kind: ServerKind,
 ) -> None:
     source = make_server(kind, notify_keyspace_events="AK")
-    plant = Plant(source, valkey91, control_server, tmp_path, feed=feed)
-    plant.plan = plant.plan.model_copy(update={"gateway": Listen(port=plant.port)})
-    await plant.open()
+    local = LocalMigration(source, valkey91, control_server, tmp_path, feed=feed)
+    local.plan = local.plan.model_copy(update={"gateway": Listen(port=local.port)})
+    await local.open()
     with valkey91.client() as client:
         client.config_set("notify-keyspace-events", "AK")
     heard: set[bytes] = set()
@@ -71,36 +76,36 @@ async def test_no_key_of_exodus_is_heard_of(
     try:
         await asyncio.wait_for(ready.wait(), 10)
         ends = Endpoint(Side.SOURCE, source.address()), Endpoint(Side.TARGET, valkey91.address())
-        await check_pair(*ends, plant.plan, plant.store)
-        await plant.gateway()
-        syncer = await plant.syncer()
-        await begin_feed(plant.store, plant.plan, feed)
-        await plant.start_live_sync()
+        await check_pair(*ends, local.plan, local.store)
+        await local.gateway()
+        syncer = await local.syncer()
+        await begin_feed(local.store, local.plan, feed)
+        await local.start_live_sync()
         if feed is Feed.GATEWAY:
             await prove(
-                (await plant.engine()).feed, plant.app(), plant.plan.rehearsal_prefix, within_s=10
+                (await local.engine()).feed, local.app(), local.plan.rehearsal_prefix, within_s=10
             )
         else:
 
             async def reads() -> bool:
-                state = await feed_state(plant.store, Side.SOURCE)
+                state = await feed_state(local.store, Side.SOURCE)
                 return state is not None and int(state["offset"]) >= 0
 
             await until(reads, within_s=15, otherwise="the feed was never read")
-        app = plant.app()
+        app = local.app()
         await app.mset({f"app:{number}": number for number in range(100)})
-        await plant.backfill()
+        await local.backfill()
 
         async def measured() -> bool:
             return (syncer.heartbeat(0).facts.probe_lag_ms_p99 or 0) > 0
 
         await until(measured, within_s=15, otherwise="the lag was never measured")
         assert syncer.heartbeat(0).facts.probes_missed == 0
-        await plant.flushed()
+        await local.flushed()
         await until(
-            (await plant.engine()).feed.drained, within_s=15, otherwise="the feed never drained"
+            (await local.engine()).feed.drained, within_s=15, otherwise="the feed never drained"
         )
-        assert (await reconcile(await plant.engine(), "test", settle_s=0.1))[
+        assert (await reconcile(await local.engine(), "test", settle_s=0.1))[
             "divergences_total"
         ] == 0
         assert {name for name in heard if not name.startswith(b"app:")} == set()
@@ -108,7 +113,7 @@ async def test_no_key_of_exodus_is_heard_of(
     finally:
         listening.cancel()
         await asyncio.wait([listening])
-        await plant.close()
+        await local.close()
         with valkey91.client() as client:
             client.config_set("notify-keyspace-events", "")
 

@@ -23,35 +23,35 @@ from exodus.topology.pair_checks import check_pair, raise_if_fatal
 from exodus.topology.permits import try_rights, wanted_of
 from exodus.topology.rights import Wanted, rights_of, rule_of, server_of
 from exodus.verify.reconcile import reconcile
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.roles import ADMINISTRATOR, administrator, denied, make_users
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
 
-async def _plant(
+async def _local(
     make_server: Any,
-    control: Box,
+    control: DatabaseServer,
     folder: Path,
     kinds: tuple[ServerKind, ServerKind],
     **plan: object,
-) -> Plant:
-    """A plant whose roles have users of their own, and nothing but their rights."""
-    boxes = {
+) -> LocalMigration:
+    """a local migration whose roles have users of their own, and nothing but their rights."""
+    servers = {
         side: make_server(kind, repl_diskless_sync_delay="0")
         for side, kind in zip(Side, kinds, strict=True)
     }
-    plant = Plant(boxes[Side.SOURCE], boxes[Side.TARGET], control, folder, **plan)
-    own, users = make_users(boxes, {side: wanted_of(plant.plan, side) for side in Side}, folder)
-    plant.plan = plant.plan.model_copy(
+    local = LocalMigration(servers[Side.SOURCE], servers[Side.TARGET], control, folder, **plan)
+    own, users = make_users(servers, {side: wanted_of(local.plan, side) for side in Side}, folder)
+    local.plan = local.plan.model_copy(
         update={"users": users, **{str(side): address for side, address in own.items()}}
     )
-    await plant.open()
-    return plant
+    await local.open()
+    return local
 
 
-def _fill(box: Box) -> int:
+def _fill(box: DatabaseServer) -> int:
     """One key and more of each type."""
     with administrator(box) as client:
         for number in range(300):
@@ -93,56 +93,56 @@ def _fill(box: Box) -> int:
 )
 async def test_a_whole_migration_there_and_back_with_exactly_these_rights(
     make_server,
-    control_server: Box,
+    control_server: DatabaseServer,
     tmp_path: Path,
     kinds: tuple[ServerKind, ServerKind],
     plan: dict[str, Any],
 ) -> None:
     """Nothing that Exodus asks for is refused, by any server, from the checks to the way back."""
-    plant = await _plant(make_server, control_server, tmp_path, kinds, **plan)
+    local = await _local(make_server, control_server, tmp_path, kinds, **plan)
     try:
-        count = _fill(plant.boxes[Side.SOURCE])
+        count = _fill(local.servers[Side.SOURCE])
         raise_if_fatal(
             await check_pair(
-                *(Endpoint(side, plant.plan.address(side)) for side in Side),
-                plant.plan,
-                plant.store,
+                *(Endpoint(side, local.plan.address(side)) for side in Side),
+                local.plan,
+                local.store,
             )
         )
-        if plant.plan.strategy is CopyStrategy.MIGRATE:
-            with administrator(plant.boxes[Side.TARGET]) as client:
+        if local.plan.strategy is CopyStrategy.MIGRATE:
+            with administrator(local.servers[Side.TARGET]) as client:
                 client.execute_command("ACL", "SETUSER", "default", "-restore")
-        if plant.plan.feed is Feed.NOTIFICATIONS:
-            for box in plant.boxes.values():
+        if local.plan.feed is Feed.NOTIFICATIONS:
+            for box in local.servers.values():
                 with administrator(box) as client:
                     client.config_set("notify-keyspace-events", "AKE")
-        native = plant.plan.strategy is CopyStrategy.NATIVE
-        await plant.gateway(settle=settle)
-        await plant.syncer()
-        await plant.start_live_sync()
-        app = plant.app()
+        native = local.plan.strategy is CopyStrategy.NATIVE
+        await local.gateway(settle=settle)
+        await local.syncer()
+        await local.start_live_sync()
+        app = local.app()
         await app.set("before", 1)
         if not native:
-            await plant.backfill()
-            await plant.drained()
+            await local.backfill()
+            await local.drained()
         for number, to in enumerate((Side.TARGET, Side.SOURCE)):
-            assert (await switch.apply(plant.store, plant.plan, to)).switched
+            assert (await switch.apply(local.store, local.plan, to)).switched
             await app.set(f"after:{number}", number)
             await asyncio.sleep(0.3)
-            if await blocks_exodus(plant.store, to.other):
+            if await blocks_exodus(local.store, to.other):
                 continue  # its fence refuses Exodus too
-            await plant.drained()
-            engine = await open_engine(plant.store, plant.plan.acting(UserRole.VERIFIER))
+            await local.drained()
+            engine = await open_engine(local.store, local.plan.acting(UserRole.VERIFIER))
             report = await reconcile(engine, f"after-{number}", settle_s=0.1)
             assert report["divergences_total"] == 0, report
             assert report["keys_authority"] >= count
-        assert denied(plant.boxes) == []
+        assert denied(local.servers) == []
     finally:
-        await plant.close()
+        await local.close()
 
 
 async def test_without_an_administrators_right_another_fence_holds(
-    make_server, control_server: Box, tmp_path: Path
+    make_server, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """`provider` needs no right at all, and `min-replicas` no `+acl`: no user of Exodus's may give
     itself rights.
@@ -154,56 +154,56 @@ async def test_without_an_administrators_right_another_fence_holds(
         if fence is FenceKind.PROVIDER:
             told |= {"source_instruction": "close the way", "target_instruction": "close the way"}
         kinds = (ServerKind.REDIS_82, ServerKind.VALKEY_91)
-        plant = await _plant(make_server, control_server, folder, kinds, fence=told)
+        local = await _local(make_server, control_server, folder, kinds, fence=told)
         try:
-            _fill(plant.boxes[Side.SOURCE])
-            for side, box in plant.boxes.items():
+            _fill(local.servers[Side.SOURCE])
+            for side, box in local.servers.items():
                 with administrator(box) as client:
                     rules = [client.acl_getuser(f"exodus-{role}")["commands"] for role in UserRole]
                 assert not any("+acl|setuser" in rule or "+acl" in rule for rule in rules)
                 assert ("+config|set" in " ".join(map(str, rules))) is (
                     fence is FenceKind.MIN_REPLICAS
                 )
-                await record_confirmation(plant.store, plant.plan, side, "a test")
-            ends = [Endpoint(side, plant.plan.address(side)) for side in Side]
-            raise_if_fatal(await check_pair(*ends, plant.plan, plant.store))
-            await plant.gateway(settle=settle)
-            await plant.syncer()
-            await plant.start_live_sync()
-            await plant.backfill()
-            await plant.drained()
-            done = await switch.apply(plant.store, plant.plan, Side.TARGET)
+                await record_confirmation(local.store, local.plan, side, "a test")
+            ends = [Endpoint(side, local.plan.address(side)) for side in Side]
+            raise_if_fatal(await check_pair(*ends, local.plan, local.store))
+            await local.gateway(settle=settle)
+            await local.syncer()
+            await local.start_live_sync()
+            await local.backfill()
+            await local.drained()
+            done = await switch.apply(local.store, local.plan, Side.TARGET)
             assert done.switched
             assert done.facts["fence"] == str(fence)
-            await plant.app().set("after", 1)
-            assert denied(plant.boxes) == []
+            await local.app().set("after", 1)
+            assert denied(local.servers) == []
         finally:
-            await plant.close()
+            await local.close()
 
 
 async def test_a_fence_leaves_exodus_own_users_alone(
-    make_server, control_server: Box, tmp_path: Path
+    make_server, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
     """The fence by ACL takes writes from whoever is not named in the plan, and from nobody who
     is.
     """
-    plant = await _plant(
+    local = await _local(
         make_server, control_server, tmp_path, (ServerKind.REDIS_62, ServerKind.VALKEY_91)
     )
     try:
-        await plant.gateway(settle=settle)
-        await plant.syncer()
-        await plant.start_live_sync()
-        await plant.backfill()
-        await switch.apply(plant.store, plant.plan, Side.TARGET)
-        with administrator(plant.boxes[Side.SOURCE]) as client:
+        await local.gateway(settle=settle)
+        await local.syncer()
+        await local.start_live_sync()
+        await local.backfill()
+        await switch.apply(local.store, local.plan, Side.TARGET)
+        with administrator(local.servers[Side.SOURCE]) as client:
             rules = {name: str(client.acl_getuser(name)) for name in client.acl_users()}
             assert {name for name, rule in rules.items() if "-@write" in rule} == {
                 "default",
                 ADMINISTRATOR,
             }
     finally:
-        await plant.close()
+        await local.close()
 
 
 @pytest.mark.parametrize("kind", list(ServerKind), ids=str)

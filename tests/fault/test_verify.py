@@ -26,8 +26,8 @@ from exodus.verify.comparison import Depth, in_sample
 from exodus.verify.parts import merge_parts, plan_parts, read_part
 from exodus.verify.passes import PassState
 from exodus.verify.reconcile import reconcile, verify
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
 
@@ -64,7 +64,9 @@ def fill(client: redis.Redis) -> None:
         other.set("elsewhere", 1)
 
 
-async def _engine(store: ControlStore, plan: Plan, authority: Box, follower: Box) -> Engine:
+async def _engine(
+    store: ControlStore, plan: Plan, authority: DatabaseServer, follower: DatabaseServer
+) -> Engine:
     ends = Endpoint(Side.SOURCE, authority.address()), Endpoint(Side.TARGET, follower.address())
     facts = [await end.facts() for end in ends]
     from exodus.control.route import Route
@@ -84,7 +86,7 @@ async def _engine(store: ControlStore, plan: Plan, authority: Box, follower: Box
     ],
 )
 async def test_copies_are_exact(
-    from_: str, to: str, control_server: Box, request: pytest.FixtureRequest
+    from_: str, to: str, control_server: DatabaseServer, request: pytest.FixtureRequest
 ) -> None:
     """As payloads where they fit, type by type where they do not."""
     authority, follower = request.getfixturevalue(from_), request.getfixturevalue(to)
@@ -107,17 +109,17 @@ async def test_copies_are_exact(
         assert found.ttl_drift_ms_max <= (0 if "62" not in from_ + to else 2)
 
 
-async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
+async def test_each_spoiled_key_is_found_and_named(local: LocalMigration) -> None:
     """One byte flipped, one key deleted, one added, one expiry shifted by a second; a list's order,
     a group's position.
     """
-    fill(plant.boxes[Side.SOURCE].client())
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    await plant.backfill()
-    assert (await plant.verify()).divergences == []
-    target = plant.boxes[Side.TARGET].client()
+    fill(local.servers[Side.SOURCE].client())
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.backfill()
+    assert (await local.verify()).divergences == []
+    target = local.servers[Side.TARGET].client()
     target.setrange("string", 1, "B")
     target.delete("set")
     target.set("stranger", 1)
@@ -128,7 +130,7 @@ async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
     target.delete("int")
     target.rpush("int", 1)
     target.persist("zset")
-    found = await plant.verify()
+    found = await local.verify()
     assert {(row.key, row.kind) for row in found.divergences} == {
         (b"string", "value"),
         (b"set", "missing"),
@@ -144,24 +146,24 @@ async def test_each_spoiled_key_is_found_and_named(plant: Plant) -> None:
 
 
 @pytest.mark.parametrize("lacking", [(), ("scripts",)])
-async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -> None:
+async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str, ...]) -> None:
     """At names, at outlines, at a sample of keys; only one that looked at all of everything
     counts.
     """
-    source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (local.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     fill(source)
     source.mset({f"k{number}": number for number in range(4_000)})
-    await plant.start_live_sync()
-    await plant.backfill()
+    await local.start_live_sync()
+    await local.backfill()
     target.setrange("string", 1, "B")
     target.append("k1", "x")
     target.pexpireat("timed", target.pexpiretime("timed") + 1000)
     target.delete("k2", "set")
     target.set("stranger", 1)
-    engine = await plant.engine()
+    engine = await local.engine()
     for facts in (engine.authority_facts, engine.follower_facts):
         facts.capabilities.update(dict.fromkeys(lacking, False))
-    await plant.change(sync=False)  # nobody mends it
+    await local.change(sync=False)  # nobody mends it
     named = {(b"k2", "missing"), (b"set", "missing"), (b"stranger", "extra")}
     outlined = named | {(b"k1", "value"), (b"timed", "expiry")}
     for depth, wanted in (
@@ -188,16 +190,16 @@ async def test_a_pass_can_look_at_less(plant: Plant, lacking: tuple[str, ...]) -
         assert (await reconcile(engine, "test", settle_s=0.01, depth=depth, share=share))[
             "divergences_total"
         ] == 0
-        assert (await last_pass(plant.store) is not None) == counts
+        assert (await last_pass(local.store) is not None) == counts
 
 
 async def test_depth_sample_and_budget_are_asked_for_by_command(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
-    plant.boxes[Side.SOURCE].client().mset({f"k{number}": number for number in range(100)})
-    await plant.start_live_sync()
-    await plant.backfill()
-    file = str(plant.file(tmp_path))
+    local.servers[Side.SOURCE].client().mset({f"k{number}": number for number in range(100)})
+    await local.start_live_sync()
+    await local.backfill()
+    file = str(local.file(tmp_path))
 
     async def exodus(*arguments: str) -> tuple[int, str]:
         found = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--file", file])
@@ -214,20 +216,20 @@ async def test_depth_sample_and_budget_are_asked_for_by_command(
     assert 20 < report["keys_verified"] < 80
     assert await exodus("budget") == (
         0,
-        f"{plant.plan.budget.model_dump_json()} (from the migration file)\n",
+        f"{local.plan.budget.model_dump_json()} (from the migration file)\n",
     )
     asked = Budget(cpu_share_max=0.5)
     assert await exodus("budget", '{"cpu_share_max": 0.5}') == (
         0,
         f"{asked.model_dump_json()} (set by exodus budget)\n",
     )
-    assert await read_budget(plant.store) == asked
+    assert await read_budget(local.store) == asked
     assert (await exodus("budget", "--plan"))[0] == 0
-    assert await read_budget(plant.store) is None
+    assert await read_budget(local.store) is None
 
 
 async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(
-    redis82: Box, redis62: Box, control_server: Box
+    redis82: DatabaseServer, redis62: DatabaseServer, control_server: DatabaseServer
 ) -> None:
     plan = Plan(name="letters", source=redis82.address(), target=redis62.address())
     client = redis82.client()
@@ -251,19 +253,19 @@ async def test_what_a_follower_cannot_hold_is_listed_with_its_reason(
 
 
 async def test_expiry_is_exact_from_a_server_without_pexpiretime(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
     """4,000 keys with an exact expiry on Redis 6.2: the drift is the 2 ms of its clock at most."""
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     base = int(source.time()[0]) * 1000 + 3_600_000
     pipe = source.pipeline(transaction=False)
     for number in range(4000):
         pipe.set(f"t{number}", "x")
         pipe.pexpireat(f"t{number}", base + number)
     pipe.execute()
-    await plant.start_live_sync()
-    await plant.backfill()
-    target = plant.boxes[Side.TARGET].client()
+    await local.start_live_sync()
+    await local.backfill()
+    target = local.servers[Side.TARGET].client()
     pipe = target.pipeline(transaction=False)
     for number in range(4000):
         pipe.pexpiretime(f"t{number}")
@@ -272,65 +274,68 @@ async def test_expiry_is_exact_from_a_server_without_pexpiretime(
     assert drift.count(0) > 3900
 
 
-async def test_a_checkpointed_chunk_is_not_done_twice(plant: Plant) -> None:
+async def test_a_checkpointed_chunk_is_not_done_twice(local: LocalMigration) -> None:
     """Stopped and started again and again, the backfill sees each key once but for the slices'
     overlap.
     """
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     pipe = source.pipeline(transaction=False)
     for number in range(30_000):
         pipe.set(f"k{number}", number)
     pipe.execute()
-    await plant.start_live_sync()
+    await local.start_live_sync()
     from exodus.backfill.slices import copy_slice
     from exodus.control.checkpoint import load_chunks, load_progress
     from exodus.copy.scan import plan_slices
 
-    (piece,) = await plan_slices((await plant.engine()).authority, 1)
+    (piece,) = await plan_slices((await local.engine()).authority, 1)
     rounds = 0
     while True:
         rounds += 1
-        progress = await copy_slice(await plant.engine(), "again", piece, budget_s=0)
+        progress = await copy_slice(await local.engine(), "again", piece, budget_s=0)
         if progress.done:
             break
     assert rounds > 5
-    stored = (await load_progress(plant.store, "again"))[piece.slice_id]
+    stored = (await load_progress(local.store, "again"))[piece.slice_id]
     assert (
         stored.keys_seen
         == stored.keys_copied + stored.keys_removed + stored.keys_failed + stored.keys_skipped
     )
     assert 30_000 <= stored.keys_seen < 30_000 * 1.05
-    assert stored.chunks == rounds == len(await load_chunks(plant.store, "again"))
-    assert (await plant.verify()).keys_verified == 30_000
+    assert stored.chunks == rounds == len(await load_chunks(local.store, "again"))
+    assert (await local.verify()).keys_verified == 30_000
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 async def test_parts_on_several_machines_find_what_one_process_finds(
-    plant: Plant, count: int
+    local: LocalMigration, count: int
 ) -> None:
     """Each key is counted once, also where two parts meet; and a part that is taken up again goes
     on where it was.
     """
-    with plant.boxes[Side.SOURCE].client() as source, plant.boxes[Side.TARGET].client() as target:
+    with (
+        local.servers[Side.SOURCE].client() as source,
+        local.servers[Side.TARGET].client() as target,
+    ):
         fill(source)
         source.mset({f"many:{number}": number for number in range(6_000)})
-        await plant.start_live_sync()
-        await plant.backfill()
+        await local.start_live_sync()
+        await local.backfill()
         target.set("many:17", "spoiled")
         target.delete("many:18")
         target.set("stranger", 1)
-    engine = await plant.engine()
+    engine = await local.engine()
     alone = await reconcile(engine, "alone")
     parts = await plan_parts(engine, "parts", count)
     assert sum(len(part.forwards) for part in parts) == len(
-        await plan_slices(engine.authority, plant.plan.slices)
+        await plan_slices(engine.authority, local.plan.slices)
     )
     found = [await read_part(engine, part) for part in parts]
-    assert len(await load_parts(plant.store, "parts")) == len(parts)
+    assert len(await load_parts(local.store, "parts")) == len(parts)
     again = await read_part(engine, parts[0])
     assert again.progress.counts == found[0].progress.counts, "it was done already"
     together = await reconcile(
-        engine, "parts", progress=await merge_parts(plant.store, "parts", found)
+        engine, "parts", progress=await merge_parts(local.store, "parts", found)
     )
     for name in (
         "keys_authority",
@@ -347,4 +352,4 @@ async def test_parts_on_several_machines_find_what_one_process_finds(
         "many:18",
         "stranger",
     ]
-    assert await load_parts(plant.store, "parts") == []
+    assert await load_parts(local.store, "parts") == []

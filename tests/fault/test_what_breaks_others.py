@@ -20,7 +20,7 @@ from exodus.control.checkpoint import load_chunks, load_pass, load_progress, sav
 from exodus.plan.vocabulary import Side
 from exodus.verify.reconcile import reconcile
 from tests.support.full import FULL
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -30,21 +30,21 @@ CHURN = 170_000 if FULL else 17_000
 
 
 async def test_a_backfill_that_was_killed_goes_on_where_it_was(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
-    pipe = plant.boxes[Side.SOURCE].client().pipeline(transaction=False)
+    pipe = local.servers[Side.SOURCE].client().pipeline(transaction=False)
     for number in range(KEYS):
         pipe.set(f"k{number}", number)
         if number % 20_000 == 0:
             pipe.execute()
     pipe.execute()
-    await plant.start_live_sync()
-    command = [sys.executable, "-m", "tests.support.backfiller", str(plant.file(tmp_path)), "run"]
+    await local.start_live_sync()
+    command = [sys.executable, "-m", "tests.support.backfiller", str(local.file(tmp_path)), "run"]
     process = subprocess.Popen(command)
 
     async def a_fifth() -> bool:
         return (
-            sum(slice_.keys_seen for slice_ in (await load_progress(plant.store, "run")).values())
+            sum(slice_.keys_seen for slice_ in (await load_progress(local.store, "run")).values())
             >= KEYS / 5
         )
 
@@ -53,14 +53,14 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    before = await load_progress(plant.store, "run")
-    chunks = await load_chunks(plant.store, "run")
+    before = await load_progress(local.store, "run")
+    chunks = await load_chunks(local.store, "run")
     assert sum(slice_.keys_seen for slice_ in before.values()) < KEYS
     subprocess.run(command, check=True, timeout=120)
-    after = await load_progress(plant.store, "run")
+    after = await load_progress(local.store, "run")
     assert all(slice_.done for slice_ in after.values())
     # What was checkpointed before stands as it was, and every chunk was done once.
-    rows = await load_chunks(plant.store, "run")
+    rows = await load_chunks(local.store, "run")
     assert rows[: len(chunks)] == chunks
     assert (
         len({(row.slice_id, row.number) for row in rows})
@@ -69,29 +69,29 @@ async def test_a_backfill_that_was_killed_goes_on_where_it_was(
     )
     seen = sum(slice_.keys_seen for slice_ in after.values())
     assert KEYS <= seen <= KEYS * 1.05  # slices overlap by a SCAN call
-    assert (await plant.verify()).keys_verified == KEYS
+    assert (await local.verify()).keys_verified == KEYS
 
 
 async def test_a_verification_that_was_killed_goes_on_where_it_was(
-    plant: Plant, tmp_path: Path
+    local: LocalMigration, tmp_path: Path
 ) -> None:
     """What it had found is not forgotten, what changed meanwhile is dirty, and every key is counted
     once.
     """
-    source, target = (plant.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (local.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
     pipe = source.pipeline(transaction=False)
     for number in range(KEYS):
         pipe.set(f"k{number}", number)
         if number % 20_000 == 0:
             pipe.execute()
     pipe.execute()
-    await plant.start_live_sync()
-    await plant.backfill()
-    command = [sys.executable, "-m", "tests.support.verifier", str(plant.file(tmp_path)), "test"]
+    await local.start_live_sync()
+    await local.backfill()
+    command = [sys.executable, "-m", "tests.support.verifier", str(local.file(tmp_path)), "test"]
     process = subprocess.Popen(command)
 
     async def a_part() -> bool:
-        progress = await load_pass(plant.store, "test")
+        progress = await load_pass(local.store, "test")
         return (
             progress is not None
             and progress.counts["keys_authority"] > 0
@@ -106,27 +106,27 @@ async def test_a_verification_that_was_killed_goes_on_where_it_was(
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    kept = await load_pass(plant.store, "test")
+    kept = await load_pass(local.store, "test")
     assert kept is not None
     assert kept.counts["keys_authority"] < KEYS
-    report = await reconcile(await plant.engine(), "test", settle_s=0.05)
+    report = await reconcile(await local.engine(), "test", settle_s=0.05)
     assert (report["resumed"], report["keys_authority"], report["keys_follower"]) == (1, KEYS, KEYS)
     assert [row["key"] for row in report["divergences"]] == ["k7"]
     assert report["at_ms"] == kept.since_ms
-    assert await load_pass(plant.store, "test") is None
+    assert await load_pass(local.store, "test") is None
     # It has ended: the next one is another. And one of another epoch is not gone on with.
     target.set("k7", 7)
-    assert (await reconcile(await plant.engine(), "test", settle_s=0.05))["resumed"] == 0
-    await save_pass(plant.store, "test", kept)
-    await plant.change(writer_epoch=5)
-    assert (await reconcile(await plant.engine(), "test", settle_s=0.05))["resumed"] == 0
+    assert (await reconcile(await local.engine(), "test", settle_s=0.05))["resumed"] == 0
+    await save_pass(local.store, "test", kept)
+    await local.change(writer_epoch=5)
+    assert (await reconcile(await local.engine(), "test", settle_s=0.05))["resumed"] == 0
 
 
-async def test_expiries_do_not_drift(modern: Plant) -> None:
+async def test_expiries_do_not_drift(modern: LocalMigration) -> None:
     """To the millisecond, from a server that has PEXPIRETIME; those that pass meanwhile are not
     brought back.
     """
-    source = modern.boxes[Side.SOURCE].client()
+    source = modern.servers[Side.SOURCE].client()
     draw = random.Random(3)
     pipe = source.pipeline(transaction=False)
     for number in range(TIMED):
@@ -149,9 +149,9 @@ async def test_expiries_do_not_drift(modern: Plant) -> None:
     )
 
 
-async def test_expiries_do_not_drift_over_a_slow_link(modern: Plant) -> None:
+async def test_expiries_do_not_drift_over_a_slow_link(modern: LocalMigration) -> None:
     """50 ms each way to the target, for every 64 KB: what the time left would be late by."""
-    source, target = (modern.boxes[side].client() for side in (Side.SOURCE, Side.TARGET))
+    source, target = (modern.servers[side].client() for side in (Side.SOURCE, Side.TARGET))
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
@@ -160,7 +160,7 @@ async def test_expiries_do_not_drift_over_a_slow_link(modern: Plant) -> None:
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", modern.boxes[Side.TARGET].port)
+        there = await asyncio.open_connection("127.0.0.1", modern.servers[Side.TARGET].port)
         await asyncio.gather(late(reader, there[1]), late(there[0], writer), return_exceptions=True)
 
     await modern.start_live_sync()
@@ -183,37 +183,39 @@ async def _absent(client: redis.Redis, key: str) -> bool:
     return not client.exists(key)
 
 
-async def test_no_key_is_left_over_after_many_writes_and_deletes(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    app, draw = plant.app(), random.Random(5)
+async def test_no_key_is_left_over_after_many_writes_and_deletes(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    app, draw = local.app(), random.Random(5)
     for _ in range(CHURN // 100):
         pipe = app.pipeline(transaction=False)
         for _ in range(100):
             key = f"k{draw.randrange(300)}"
             pipe.set(key, draw.random()) if draw.random() < 0.5 else pipe.delete(key)
         await pipe.execute()
-    await plant.drained()
-    report = await plant.verify()
+    await local.drained()
+    report = await local.verify()
     assert report.divergences == []
     assert (
-        report.keys_authority == report.keys_follower == plant.boxes[Side.SOURCE].client().dbsize()
+        report.keys_authority
+        == report.keys_follower
+        == local.servers[Side.SOURCE].client().dbsize()
     )
 
 
-async def test_renames_and_moves_leave_nothing_behind(plant: Plant) -> None:
-    await plant.gateway()
-    await plant.syncer()
-    await plant.start_live_sync()
-    app, other = plant.app(), plant.boxes[Side.TARGET]
+async def test_renames_and_moves_leave_nothing_behind(local: LocalMigration) -> None:
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    app, other = local.app(), local.servers[Side.TARGET]
     for number in range(200):
         await app.set(f"a{number}", number)
         await app.rename(f"a{number}", f"b{number}")
         if number % 2:
             await app.move(f"b{number}", 3)
-    await plant.drained()
-    assert (await plant.verify()).divergences == []
+    await local.drained()
+    assert (await local.verify()).divergences == []
     assert {key for key in other.client().keys("*") if not key.startswith(b"exodus:")} == {
         b"b%d" % number for number in range(0, 200, 2)
     }

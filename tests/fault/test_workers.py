@@ -19,7 +19,7 @@ from exodus.control.registry import heartbeats
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.stack.servers import ServerKind
-from tests.support.plant import Plant
+from tests.support.local_migration import LocalMigration
 from tests.support.process import GatewayProcess
 from tests.support.wait import until, wait_until
 
@@ -41,26 +41,26 @@ def _answers(port: int) -> bool:
 
 
 async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents(
-    plant: Plant, processes: list[GatewayProcess]
+    local: LocalMigration, processes: list[GatewayProcess]
 ) -> None:
-    await plant.change(journal="all")
-    gateway = GatewayProcess(plant, "--workers", "2")
+    await local.change(journal="all")
+    gateway = GatewayProcess(local, "--workers", "2")
     processes.append(gateway)
     gateway.wait_said("listens on", times=2)
 
     async def both() -> bool:
-        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+        return {beat.process for beat in await heartbeats(local.store, "gateway")} == {
             "gw-0",
             "gw-1",
         }
 
     await until(both, within_s=10, otherwise="the workers did not register under ids of their own")
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     # A write that the source does not answer: its intent is all there is when the worker dies.
     source.execute_command("CLIENT", "PAUSE", "30000", "WRITE")
-    sock = socket.create_connection(("127.0.0.1", plant.port))
+    sock = socket.create_connection(("127.0.0.1", local.port))
     sock.sendall(encode("SET", "left", "behind"))
-    logged = [plant.folder / "state" / f"gw-{number}" for number in range(2)]
+    logged = [local.folder / "state" / f"gw-{number}" for number in range(2)]
     wait_until(
         lambda: any(
             b"left" in path.read_bytes()
@@ -80,20 +80,20 @@ async def test_workers_share_a_port_and_a_killed_one_comes_back_with_its_intents
 
     async def journalled() -> bool:
         changes = await journal.since(
-            plant.store, dict.fromkeys(range(plant.plan.partitions), b"0-0")
+            local.store, dict.fromkeys(range(local.plan.partitions), b"0-0")
         )
         return (0, b"left") in changes.keys
 
     await until(journalled, within_s=10, otherwise="the intent was not journalled")
-    assert _answers(plant.port)
+    assert _answers(local.port)
     assert gateway.end() == 0
 
 
 async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(
-    plant: Plant, processes: list[GatewayProcess]
+    local: LocalMigration, processes: list[GatewayProcess]
 ) -> None:
-    await plant.change(journal="all")
-    old = GatewayProcess(plant, "--workers", "2", "--drain", "0.5", name="old")
+    await local.change(journal="all")
+    old = GatewayProcess(local, "--workers", "2", "--drain", "0.5", name="old")
     processes.append(old)
     old.wait_said("listens on", times=2)
     stop, asked, failures = asyncio.Event(), [0], []
@@ -101,7 +101,7 @@ async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(
     async def connect() -> None:
         while not stop.is_set():
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", plant.port)
+                reader, writer = await asyncio.open_connection("127.0.0.1", local.port)
                 writer.write(encode("SET", "k", asked[0]))
                 if await asyncio.wait_for(reader.readexactly(5), 20) != b"+OK\r\n":
                     failures.append("an answer that is none")
@@ -112,7 +112,7 @@ async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(
             await asyncio.sleep(0.005)
 
     connecting = [asyncio.create_task(connect()) for _ in range(4)]
-    new = GatewayProcess(plant, "--workers", "2", name="new")
+    new = GatewayProcess(local, "--workers", "2", name="new")
     processes.append(new)
     await asyncio.to_thread(old.started.process.wait, 60)
     before = asked[0]
@@ -125,7 +125,7 @@ async def test_a_new_version_takes_the_port_over_and_no_connection_is_refused(
     assert old.started.process.returncode == 0
 
     async def only_new() -> bool:
-        return {beat.process for beat in await heartbeats(plant.store, "gateway")} == {
+        return {beat.process for beat in await heartbeats(local.store, "gateway")} == {
             "gw-2",
             "gw-3",
         }
@@ -143,16 +143,16 @@ async def _more(asked: list[int], before: int) -> bool:
 
 
 async def test_a_drain_lets_sessions_end_and_says_what_remains(
-    plant: Plant, processes: list[GatewayProcess]
+    local: LocalMigration, processes: list[GatewayProcess]
 ) -> None:
-    gateway = GatewayProcess(plant, "--drain", "1")
+    gateway = GatewayProcess(local, "--drain", "1")
     processes.append(gateway)
     gateway.wait_said("listens on")
-    idle = redis.Redis(port=plant.port, single_connection_client=True)
+    idle = redis.Redis(port=local.port, single_connection_client=True)
     idle.ping()
-    blocked = socket.create_connection(("127.0.0.1", plant.port))
+    blocked = socket.create_connection(("127.0.0.1", local.port))
     blocked.sendall(encode("BLPOP", "nothing", 0))
-    source = plant.boxes[Side.SOURCE].client()
+    source = local.servers[Side.SOURCE].client()
     wait_until(
         lambda: source.info("clients")["blocked_clients"] == 1,
         within_s=10,
@@ -160,7 +160,7 @@ async def test_a_drain_lets_sessions_end_and_says_what_remains(
     )
     gateway.signal(signal.SIGTERM)
     wait_until(
-        lambda: _refused(plant.port),
+        lambda: _refused(local.port),
         within_s=10,
         otherwise="a draining gateway accepts connections",
     )
@@ -169,7 +169,7 @@ async def test_a_drain_lets_sessions_end_and_says_what_remains(
     assert gateway.said(
         r"2 sessions did not end .*: 1 blocked, 1 idle|2 sessions did not end .*: 1 idle, 1 blocked"
     )
-    assert await heartbeats(plant.store, "gateway") == []
+    assert await heartbeats(local.store, "gateway") == []
     assert not gateway.said("leaked")
     blocked.close()
 
@@ -183,10 +183,10 @@ def _refused(port: int) -> bool:
 
 
 async def test_health_follows_the_authority_and_the_store_only_degrades(
-    plant: Plant, processes: list[GatewayProcess], make_server, tmp_path: Path
+    local: LocalMigration, processes: list[GatewayProcess], make_server, tmp_path: Path
 ) -> None:
     source, control = make_server(ServerKind.REDIS_62), make_server(ServerKind.VALKEY_91)
-    other = Plant(source, plant.boxes[Side.TARGET], control, tmp_path / "other")
+    other = LocalMigration(source, local.servers[Side.TARGET], control, tmp_path / "other")
     (tmp_path / "other").mkdir()
     await other.open()
     gateway = GatewayProcess(other, "--connections", "1000000")
@@ -215,27 +215,29 @@ async def test_health_follows_the_authority_and_the_store_only_degrades(
     await other.close()
 
 
-async def test_a_unix_socket(plant: Plant, processes: list[GatewayProcess], tmp_path: Path) -> None:
+async def test_a_unix_socket(
+    local: LocalMigration, processes: list[GatewayProcess], tmp_path: Path
+) -> None:
     path = tmp_path / "gw.sock"
-    gateway = GatewayProcess(plant, "--listen", f"unix:{path}")
+    gateway = GatewayProcess(local, "--listen", f"unix:{path}")
     processes.append(gateway)
     gateway.wait_said("listens on")
     client = redis.Redis(unix_socket_path=str(path))
     client.set("k", "v")
-    assert plant.boxes[Side.SOURCE].client().get("k") == b"v"
+    assert local.servers[Side.SOURCE].client().get("k") == b"v"
     gateway.signal(signal.SIGTERM)
     assert gateway.end() == 0
     assert not path.exists()
 
 
 async def test_a_second_process_of_the_same_state_folder_is_refused(
-    plant: Plant, processes: list[GatewayProcess]
+    local: LocalMigration, processes: list[GatewayProcess]
 ) -> None:
-    first = GatewayProcess(plant, "--listen", "127.0.0.1:0")
+    first = GatewayProcess(local, "--listen", "127.0.0.1:0")
     processes.append(first)
     first.wait_said("listens on")
-    second = GatewayProcess(plant, "--listen", "127.0.0.1:0", name="second")
+    second = GatewayProcess(local, "--listen", "127.0.0.1:0", name="second")
     processes.append(second)
     assert second.started.process.wait(30) == 2
     assert second.said("belongs to a gateway that runs")
-    assert (plant.folder / "state" / "lock").exists()
+    assert (local.folder / "state" / "lock").exists()

@@ -21,8 +21,8 @@ from exodus.control.gap_reasons import SCRIPTS
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode, encode_many
 from tests.support.full import FULL
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.property
 
@@ -81,27 +81,32 @@ def request(draw: st.DrawFn) -> bytes:
 class Bridge:
     """A source, and the gateway before it, which runs on a thread of its own."""
 
-    source: Box
+    source: DatabaseServer
     port: int
-    plant: Plant
+    local: LocalMigration
 
 
 @pytest.fixture
-def bridge(redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path) -> Iterator[Bridge]:
+def bridge(
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> Iterator[Bridge]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    plant = Plant(redis62, valkey91, control_server, tmp_path)
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path)
 
     async def begin() -> None:
-        await plant.open()
-        await plant.gateway()
-        await plant.change(journal="all")
+        await local.open()
+        await local.gateway()
+        await local.change(journal="all")
 
     try:
         asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
-        yield Bridge(plant.boxes[Side.SOURCE], plant.port, plant)
-        asyncio.run_coroutine_threadsafe(plant.close(), loop).result(30)
+        yield Bridge(local.servers[Side.SOURCE], local.port, local)
+        asyncio.run_coroutine_threadsafe(local.close(), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -165,5 +170,5 @@ def test_the_same_bytes_come_back(
             client.script_flush()
             told.append(_said(port, data, places, hello=hello))
     assert told[1] == told[0]
-    gateway, _ = bridge.plant.gateways["gw-1"]
+    gateway, _ = bridge.local.gateways["gw-1"]
     assert not gateway.journaler.gaps.keys() - {SCRIPTS}

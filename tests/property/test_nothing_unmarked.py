@@ -28,8 +28,8 @@ from exodus.gateway.hub import Gateway
 from exodus.resp.encode import encode
 from tests.property.test_conversations import request as plain_request
 from tests.support.full import FULL
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
 pytestmark = pytest.mark.property
@@ -112,8 +112,8 @@ class Recorded:
     marks.
     """
 
-    source: Box
-    plant: Plant
+    source: DatabaseServer
+    local: LocalMigration
     gateway: Gateway
     keys: list[Key] = field(default_factory=list)
     barriers: list[Barrier] = field(default_factory=list)
@@ -136,24 +136,26 @@ class Recorded:
 
 @pytest.fixture(params=["redis62", "redis82", "valkey81", "valkey91"])
 def recorded(
-    request: pytest.FixtureRequest, control_server: Box, tmp_path: Path
+    request: pytest.FixtureRequest, control_server: DatabaseServer, tmp_path: Path
 ) -> Iterator[Recorded]:
-    source: Box = request.getfixturevalue(request.param)
-    target: Box = request.getfixturevalue("valkey81" if request.param == "valkey91" else "valkey91")
+    source: DatabaseServer = request.getfixturevalue(request.param)
+    target: DatabaseServer = request.getfixturevalue(
+        "valkey81" if request.param == "valkey91" else "valkey91"
+    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    plant = Plant(source, target, control_server, tmp_path)
+    local = LocalMigration(source, target, control_server, tmp_path)
 
     async def begin() -> Gateway:
-        await plant.open()
-        gateway = await plant.gateway()
-        await plant.change(journal="all")
+        await local.open()
+        gateway = await local.gateway()
+        await local.change(journal="all")
         return gateway
 
     try:
         gateway = asyncio.run_coroutine_threadsafe(begin(), loop).result(30)
-        found = Recorded(source, plant, gateway)
+        found = Recorded(source, local, gateway)
         gateway.mark = found.mark  # type: ignore[method-assign]
         with source.client() as client:
             client.acl_setuser(
@@ -172,7 +174,7 @@ def recorded(
         yield found
         with source.client() as client:
             client.acl_deluser("limited", "nobody")
-        asyncio.run_coroutine_threadsafe(plant.close(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(local.close(), loop).result(30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -200,7 +202,7 @@ def _said(port: int, data: bytes, cuts: list[int]) -> bytes:
     return re.sub(rb"(DB index is out of range|invalid DB index)", b"no such DB", said)
 
 
-def _state(source: Box) -> dict[Key, tuple[bytes, int]]:
+def _state(source: DatabaseServer) -> dict[Key, tuple[bytes, int]]:
     found: dict[Key, tuple[bytes, int]] = {}
     with source.client() as client:
         for name in client.info("keyspace"):
@@ -236,7 +238,7 @@ def test_what_changed_is_marked_and_what_was_refused_is_not(
 ) -> None:
     data = (encode("HELLO", 3) if hello else b"") + _login(user) + b"".join(requests)
     source, told, states = recorded.source, [], []
-    for port, places in ((source.port, []), (recorded.plant.port, cuts)):
+    for port, places in ((source.port, []), (recorded.local.port, cuts)):
         with source.client() as client:
             client.flushall()
             client.script_flush()

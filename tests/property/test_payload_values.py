@@ -16,7 +16,7 @@ from exodus.copy.value import canonical, reads_of
 from exodus.verify.decode import apart, kind_of, same_value
 from tests.property.test_twins import FORMS
 from tests.support.full import FULL
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.property
 Write = Callable[[redis.Redis, bytes], None]
@@ -104,7 +104,10 @@ _values = st.one_of(
 
 @pytest.fixture
 def servers(
-    redis62: Box, redis82: Box, valkey81: Box, valkey91: Box
+    redis62: DatabaseServer,
+    redis82: DatabaseServer,
+    valkey81: DatabaseServer,
+    valkey91: DatabaseServer,
 ) -> Iterator[list[redis.Redis]]:
     clients = [box.client(protocol=2) for box in (redis62, redis82, valkey81, valkey91)]
     before = [{name: client.config_get(name)[name] for name in _PACKED} for client in clients]

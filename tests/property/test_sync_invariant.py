@@ -36,7 +36,7 @@ from exodus.plan.vocabulary import JournalMode, Side
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import verify
 from tests.support.full import FULL
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.property
 KEYS = 8
@@ -209,7 +209,7 @@ class World:
 
 
 async def _play(
-    plan: Plan, control: Box, seed: int, steps: list[str], without: str | None = None
+    plan: Plan, control: DatabaseServer, seed: int, steps: list[str], without: str | None = None
 ) -> bool:
     """Whether both sides were equal at the end."""
     async with await ControlStore.connect(control.address(), plan.name) as store:
@@ -237,7 +237,7 @@ async def _play(
             await world.close()
 
 
-def _empty(source: Box, target: Box) -> Plan:
+def _empty(source: DatabaseServer, target: DatabaseServer) -> Plan:
     for box in (source, target):
         with box.client() as client:
             client.flushall()
@@ -256,7 +256,11 @@ def _empty(source: Box, target: Box) -> Plan:
 )
 @given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from(STEPS), max_size=40))
 def test_drained_means_equal(
-    redis62: Box, valkey91: Box, control_server: Box, seed: int, steps: list[str]
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    seed: int,
+    steps: list[str],
 ) -> None:
     assert asyncio.run(_play(_empty(redis62, valkey91), control_server, seed, steps))
     with valkey91.client() as client:
@@ -265,7 +269,7 @@ def test_drained_means_equal(
 
 @pytest.mark.parametrize("without", ["guard", "overtaken keys", "rescan"])
 def test_without_its_rule_the_sides_differ(
-    redis62: Box, valkey91: Box, control_server: Box, without: str
+    redis62: DatabaseServer, valkey91: DatabaseServer, control_server: DatabaseServer, without: str
 ) -> None:
     """The property above can fail: take a rule out, and some drawing of the same kind finds it."""
     draw = random.Random(1)

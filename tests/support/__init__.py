@@ -1,3 +1,3 @@
-"""What tests share: `servers.py` real servers, `plant.py` a whole data plane in this process,
+"""What tests share: `servers.py` real servers, `local.py` a whole data plane in this process,
 `script.py` for sans-IO objects, `wait.py`.
 """

@@ -41,7 +41,7 @@ from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import verify
 from tests.support.clocks import WallClock
 from tests.support.libraries import Clients
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 _BLOCKS_S = 0.3  # a pause waits for it
@@ -231,16 +231,16 @@ class Fleet:
 
     def __init__(
         self,
-        source: Box,
-        target: Box,
-        store: Box,
+        source: DatabaseServer,
+        target: DatabaseServer,
+        store: DatabaseServer,
         folder: Path,
         *,
         gateways: int = 2,
         syncers: int = 2,
         **plan: object,
     ) -> None:
-        self.boxes = {Side.SOURCE: source, Side.TARGET: target}
+        self.servers = {Side.SOURCE: source, Side.TARGET: target}
         self.store_box = store
         self.ports = [free_port() for _ in range(gateways)]
         self.folder = folder
@@ -257,14 +257,14 @@ class Fleet:
         self.applications: list[Application] = []
         self.was_authority = {Side.SOURCE}
 
-    def _server(self, box: Box) -> dict[str, str]:
+    def _server(self, box: DatabaseServer) -> dict[str, str]:
         address = box.address()
         return {"url": address.url, "password_file": str(address.password_file)}
 
     async def open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         more = self.plan.model_dump(mode="json", exclude={"source", "target"})
-        sides = {str(side): self._server(box) for side, box in self.boxes.items()}
+        sides = {str(side): self._server(box) for side, box in self.servers.items()}
         self.file.write_text(
             yaml.safe_dump({**more, **sides, "control_store": self._server(self.store_box)})
         )
@@ -385,12 +385,12 @@ class Fleet:
             return f"late: {late}"
         self.was_authority.add(route.authority)
         for side in Side:
-            rules = self.boxes[side].client().acl_getuser("default")["categories"]
+            rules = self.servers[side].client().acl_getuser("default")["categories"]
             fenced = side is not route.authority and side in self.was_authority
             up = await read_record(self.store, side) is not None
             if ("-@write" in rules) is not fenced or up is not fenced:
                 return f"the {side} is {'not ' if fenced else ''}fenced: {rules}, recorded: {up}"
-        right = self.boxes[route.follower].client().get(guard_key(self.plan.name))
+        right = self.servers[route.follower].client().get(guard_key(self.plan.name))
         if right != b"%d" % route.writer_epoch:
             return (
                 f"the writers' right on the {route.follower} is {right!r}, the route's "
@@ -434,7 +434,7 @@ class Fleet:
         assert report.divergences == [], report.divergences[:5]
         found = await check(
             application.model,
-            f"redis://{application.login}127.0.0.1:{self.boxes[engine.route.authority].port}",
+            f"redis://{application.login}127.0.0.1:{self.servers[engine.route.authority].port}",
         )
         wrong = {name: found[name] for name in ("lost_writes", "duplicated", "resurrected_keys")}
         assert wrong == {"lost_writes": 0, "duplicated": 0, "resurrected_keys": 0}, (

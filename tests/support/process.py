@@ -15,29 +15,29 @@ import yaml
 from exodus.plan.vocabulary import Side
 from exodus.stack.processes import Started, start
 from exodus.stack.servers import USER
-from tests.support.plant import Plant
-from tests.support.servers import Box
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
 
 
-def migration_file(plant: Plant, **gateway: object) -> Path:
-    """The plant's migration as a file."""
+def migration_file(local: LocalMigration, **gateway: object) -> Path:
+    """The local migration as a file."""
 
-    def named(box: Box) -> dict[str, str]:
+    def named(box: DatabaseServer) -> dict[str, str]:
         return {
             "url": f"redis://{USER}@127.0.0.1:{box.port}",
             "password_file": str(box.server.password_file),
         }
 
-    path = plant.folder / "migration.yaml"
+    path = local.folder / "migration.yaml"
     document = {
-        "name": plant.plan.name,
-        "gateway": {"host": "127.0.0.1", "port": plant.port, **gateway},
+        "name": local.plan.name,
+        "gateway": {"host": "127.0.0.1", "port": local.port, **gateway},
     }
     servers = {
-        "source": plant.boxes[Side.SOURCE],
-        "target": plant.boxes[Side.TARGET],
-        "control_store": plant.control,
+        "source": local.servers[Side.SOURCE],
+        "target": local.servers[Side.TARGET],
+        "control_store": local.control,
     }
     path.write_text(
         yaml.safe_dump({**document, **{name: named(box) for name, box in servers.items()}})
@@ -46,21 +46,21 @@ def migration_file(plant: Plant, **gateway: object) -> Path:
 
 
 class GatewayProcess:
-    """`exodus gateway …` of a plant; the process ends with `end`."""
+    """`exodus gateway …` of a local migration; the process ends with `end`."""
 
-    def __init__(self, plant: Plant, *arguments: str, name: str = "gw") -> None:
-        self.log = plant.folder / f"{name}.log"
+    def __init__(self, local: LocalMigration, *arguments: str, name: str = "gw") -> None:
+        self.log = local.folder / f"{name}.log"
         command = [
             sys.executable,
             "-m",
             "exodus.cli.app",
             "gateway",
             "--file",
-            str(migration_file(plant)),
+            str(migration_file(local)),
             "--id",
             "gw",
         ]
-        command += ["--state-dir", str(plant.folder / "state"), *arguments]
+        command += ["--state-dir", str(local.folder / "state"), *arguments]
         self.started: Started = start(name, command, log=self.log)
 
     def said(self, pattern: str) -> list[str]:

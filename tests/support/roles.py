@@ -12,7 +12,7 @@ from exodus.plan.settings import RoleUser, Users
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.stack.servers import USER, ServerKind
 from exodus.topology.rights import Wanted, rule_of, server_of
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 ADMINISTRATOR = "administrator"
 # Asked to learn that the server has no CLIENT NO-TOUCH and no ACL DRYRUN; it names the command
@@ -26,12 +26,12 @@ _NOT_IN_62 = [
 _TRIED = [("exodus-syncer", "sync")]
 
 
-def administrator(box: Box) -> redis.Redis:
+def administrator(box: DatabaseServer) -> redis.Redis:
     """A client that may look at everything; for the fence it is an application's."""
     return redis.Redis(port=box.port, username=ADMINISTRATOR, password=ADMINISTRATOR)
 
 
-def _take_over(box: Box) -> None:
+def _take_over(box: DatabaseServer) -> None:
     """Replace the user that servers of the tests begin with."""
     with box.client() as client:
         client.execute_command(
@@ -42,14 +42,14 @@ def _take_over(box: Box) -> None:
 
 
 def make_users(
-    boxes: dict[Side, Box], wanted: dict[Side, Wanted], folder: Path
+    servers: dict[Side, DatabaseServer], wanted: dict[Side, Wanted], folder: Path
 ) -> tuple[dict[Side, Address], Users]:
     """Make the users of all roles as an operator would; both sides' addresses as the role `syncer`,
     and the others for the plan.
     """
     made: dict[UserRole, dict[str, Credentials]] = {role: {} for role in UserRole}
     own: dict[Side, Address] = {}
-    for side, box in boxes.items():
+    for side, box in servers.items():
         _take_over(box)
         for role in UserRole:
             name, password = f"exodus-{role}", secrets.token_hex(8)
@@ -71,10 +71,10 @@ def make_users(
     )
 
 
-def denied(boxes: dict[Side, Box]) -> list[str]:
+def denied(servers: dict[Side, DatabaseServer]) -> list[str]:
     """What a server refused to a user of Exodus's, each once."""
     found = set()
-    for side, box in boxes.items():
+    for side, box in servers.items():
         with administrator(box) as client:
             for entry in client.execute_command("ACL", "LOG", 100):
                 facts = (

@@ -17,7 +17,7 @@ from exodus.stack.processes import end
 from exodus.stack.servers import Server, ServerKind, start_server, wait_server
 
 
-class Box:
+class DatabaseServer:
     """One server of a test."""
 
     def __init__(
@@ -126,8 +126,8 @@ class Box:
 
 def _session_server(kind: ServerKind, **config: str):  # type: ignore[no-untyped-def]
     @pytest.fixture(scope="session")
-    def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-        box = Box(kind, tmp_path_factory.mktemp(str(kind).replace(".", "")), **config)
+    def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+        box = DatabaseServer(kind, tmp_path_factory.mktemp(str(kind).replace(".", "")), **config)
         yield box
         box.close()
 
@@ -144,8 +144,8 @@ _control = _session_server(ServerKind.VALKEY_91, appendonly="yes")
 
 def _emptied(name: str):  # type: ignore[no-untyped-def]
     @pytest.fixture
-    def fixture(request: pytest.FixtureRequest) -> Box:
-        box: Box = request.getfixturevalue(name)
+    def fixture(request: pytest.FixtureRequest) -> DatabaseServer:
+        box: DatabaseServer = request.getfixturevalue(name)
         box.restore()
         return box
 
@@ -162,13 +162,13 @@ control_server = _emptied("_control")
 @pytest.fixture
 def make_server(tmp_path: Path) -> Iterator[object]:
     """A function that starts one more server for this test."""
-    boxes: list[Box] = []
+    servers: list[DatabaseServer] = []
 
-    def make(kind: ServerKind, **config: str) -> Box:
-        box = Box(kind, tmp_path / f"server-{len(boxes)}", **config)
-        boxes.append(box)
+    def make(kind: ServerKind, **config: str) -> DatabaseServer:
+        box = DatabaseServer(kind, tmp_path / f"server-{len(servers)}", **config)
+        servers.append(box)
         return box
 
     yield make
-    for box in boxes:
+    for box in servers:
         box.close()

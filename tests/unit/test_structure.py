@@ -57,3 +57,15 @@ def test_every_error_is_told_in_three_lines_and_survives_a_process_boundary(
     assert kind.exit_status in (1, 2, 70)
     headings = (ROOT / "docs/operating/errors.md").read_text()
     assert f"## {kind.code}\n" in headings, f"docs/operating/errors.md has no heading '{kind.code}'"
+
+
+def test_unit_tests_mirror_the_tree() -> None:
+    """A unit test of `exodus/ROOM/` is in `tests/unit/exodus/ROOM/`."""
+    folder = ROOT / "tests/unit/exodus"
+    rooms = {path.relative_to(folder) for path in folder.rglob("*") if path.is_dir()}
+    missing = [
+        room
+        for room in rooms
+        if room.name != "__pycache__" and not (ROOT / "exodus" / room).is_dir()
+    ]
+    assert missing == []

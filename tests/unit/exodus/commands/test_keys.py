@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from exodus.commands.table import CommandTable
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 
 CASES = [
     "SET a 1",
@@ -59,7 +59,7 @@ NEW = ("LMPOP", "BZMPOP", "SINTERCARD", "FCALL")  # Redis 7.0
 ODD_IN_62 = ("SORT", "GEORADIUS", "GEORADIUSBYMEMBER", "ZUNIONSTORE", "ZDIFFSTORE", "MIGRATE")
 
 
-def _table(box: Box) -> CommandTable:
+def _table(box: DatabaseServer) -> CommandTable:
     client = box.client()
     client.response_callbacks.pop("COMMAND", None)
     return CommandTable.from_replies(client.execute_command("COMMAND"))
@@ -67,7 +67,7 @@ def _table(box: Box) -> CommandTable:
 
 @pytest.mark.parametrize("server", ["redis62", "redis82", "valkey91"])
 def test_keys_are_those_that_the_server_names(server: str, request: pytest.FixtureRequest) -> None:
-    box: Box = request.getfixturevalue(server)
+    box: DatabaseServer = request.getfixturevalue(server)
     table, client = _table(box), box.client()
     client.response_callbacks.pop("COMMAND", None)
     compared = 0
@@ -88,7 +88,7 @@ def test_keys_are_those_that_the_server_names(server: str, request: pytest.Fixtu
 @pytest.mark.parametrize("server", ["redis62", "redis82", "valkey91"])
 def test_every_write_of_the_server_is_a_write(server: str, request: pytest.FixtureRequest) -> None:
     """And what the server flags as a read is one, but for the reviewed overrides."""
-    box: Box = request.getfixturevalue(server)
+    box: DatabaseServer = request.getfixturevalue(server)
     client = box.client()
     client.response_callbacks.pop("COMMAND", None)
     rows = client.execute_command("COMMAND")
@@ -106,7 +106,7 @@ def test_every_write_of_the_server_is_a_write(server: str, request: pytest.Fixtu
 
 
 def test_a_container_has_its_keys_whichever_server_describes_it(
-    redis62: Box, valkey91: Box
+    redis62: DatabaseServer, valkey91: DatabaseServer
 ) -> None:
     """6.2 gives XGROUP's key at the container, later ones at its subcommands; a gateway reads both
     servers' tables.
@@ -123,7 +123,7 @@ def test_a_container_has_its_keys_whichever_server_describes_it(
         assert command.keys(args) == [b"a"]
 
 
-def test_an_unknown_command_is_a_write_with_unknown_keys(redis62: Box) -> None:
+def test_an_unknown_command_is_a_write_with_unknown_keys(redis62: DatabaseServer) -> None:
     command = _table(redis62).find(b"json.set")
     assert command.write
     assert not command.known

@@ -33,17 +33,22 @@ from exodus.stack.home import free_port
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.passes import VerificationReport
 from exodus.verify.reconcile import verify
-from tests.support.servers import Box
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 
-class Plant:
+class LocalMigration:
     """Start what a test needs; everything ends with the test."""
 
     def __init__(
-        self, source: Box, target: Box, control: Box, folder: Path, **plan: object
+        self,
+        source: DatabaseServer,
+        target: DatabaseServer,
+        control: DatabaseServer,
+        folder: Path,
+        **plan: object,
     ) -> None:
-        self.boxes = {Side.SOURCE: source, Side.TARGET: target}
+        self.servers = {Side.SOURCE: source, Side.TARGET: target}
         self.control = control
         self.folder = folder
         self.port = free_port()
@@ -161,7 +166,7 @@ class Plant:
 
     def file(self, folder: Path) -> Path:
         """As a migration file, for a process of its own."""
-        servers = {str(side): box for side, box in self.boxes.items()} | {
+        servers = {str(side): box for side, box in self.servers.items()} | {
             "control_store": self.control
         }
         more = self.plan.model_dump(mode="json", exclude={"source", "target"})
@@ -212,24 +217,30 @@ class Plant:
 
 
 @pytest_asyncio.fixture
-async def plant(
-    redis62: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
+async def local(
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
     """Redis 6.2 to Valkey 9.1, as in the demo."""
-    plant = Plant(redis62, valkey91, control_server, tmp_path)
-    await plant.open()
-    yield plant
-    await plant.close()
+    local = LocalMigration(redis62, valkey91, control_server, tmp_path)
+    await local.open()
+    yield local
+    await local.close()
 
 
 @pytest_asyncio.fixture
 async def modern(
-    redis82: Box, valkey91: Box, control_server: Box, tmp_path: Path
-) -> AsyncIterator[Plant]:
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> AsyncIterator[LocalMigration]:
     """Redis 8.2 to Valkey 9.1: payloads that fit neither way, and a replication stream without
     data.
     """
-    plant = Plant(redis82, valkey91, control_server, tmp_path)
-    await plant.open()
-    yield plant
-    await plant.close()
+    local = LocalMigration(redis82, valkey91, control_server, tmp_path)
+    await local.open()
+    yield local
+    await local.close()
