@@ -100,7 +100,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     deadline = loop.time() + within_s
     why = session.cannot_switch
     again = 0.0
-    quiet = connection.quiet = asyncio.Event()
+    may_be_idle = connection.may_be_idle = asyncio.Event()
     while why is None and not session.idle:
         if loop.time() >= again:
             again = loop.time() + _UNBLOCK_AGAIN_S
@@ -108,7 +108,7 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
         if loop.time() >= deadline:
             why = "a request was under way for too long"
         if why is None:
-            await _set_within(quiet, _LOOK_S)
+            await _set_within(may_be_idle, _LOOK_S)
         if connection.client_gone:
             return None
         why = why or session.cannot_switch

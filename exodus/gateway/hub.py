@@ -226,7 +226,7 @@ class Gateway:
     def closed(self, why: str) -> None:
         self.sessions_closed[why] += 1
 
-    def unknown(self, side: Side, args: list[bytes], db: int) -> None:
+    def learn_command(self, side: Side, args: list[bytes], db: int) -> None:
         if self.undescribed.note(side, args, db):
             self.tasks.spawn(self.undescribed.resolve())
 

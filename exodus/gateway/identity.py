@@ -1,4 +1,4 @@
-"""Identity: which instance of a gateway id a process is. Its state folder says so.
+"""Identity: the instance of a gateway id that a process is, as its state folder tells.
 
 An id names a registration, and a switch takes its heartbeat for everything that runs under that
 id. Two processes with one id would answer for each other. So an id belongs to one instance, named

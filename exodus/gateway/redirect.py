@@ -1,4 +1,4 @@
-"""Redirect: ending sessions one by one, so that each client connects to where its names point now.
+"""Redirect: end sessions one by one, so that clients connect where their names point now.
 
 `exodus/closing/redirect.py` gives the order. A session is ended between two of its requests.
 Nothing is under way then, and what arrives later is not forwarded. So a request without an answer

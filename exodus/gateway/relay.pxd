@@ -28,7 +28,7 @@ cdef class LegProtocol:
     cpdef data_received(self, bytes data)
 
 cdef class Connection:
-    cdef public object hub, side, client, log_intents, journal, quiet
+    cdef public object hub, side, client, log_intents, journal, may_be_idle
     cdef public Orders orders
     cdef public Session session
     cdef public LegProtocol leg

@@ -66,8 +66,8 @@ class Hub(Protocol):
     def gap(self, why: str) -> None:
         """See `Outlet.gap`."""
 
-    def unknown(self, side: Side, args: list[bytes], db: int) -> None:
-        """See `Outlet.unknown`."""
+    def learn_command(self, side: Side, args: list[bytes], db: int) -> None:
+        """See `Outlet.learn_command`."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         """See `Outlet.shadow`."""
@@ -205,7 +205,7 @@ class Connection:
         self.client_gone = False
         self.host = ""  # the client's
         # Set when the session may have become idle, where a handover waits for it.
-        self.quiet: asyncio.Event | None = None
+        self.may_be_idle: asyncio.Event | None = None
         self._loop = asyncio.get_running_loop()
         # Called for every request, so they lead straight to the process.
         self.log_intents = hub.intend
@@ -292,7 +292,7 @@ class Connection:
         """Read the next part of the bytes; `Turns` calls it."""
         self._in_turns = False
         if self.full or self.client_gone:
-            return  # `answered` goes on
+            return  # `answered` continues
         at, size = (
             self._rest_at,
             _TURN_BYTES_BUSY if self.session.requests.turn > _TURN_REQUESTS else _TURN_BYTES,
@@ -447,8 +447,8 @@ class Connection:
     def gap(self, why: str) -> None:
         self.hub.gap(why)
 
-    def unknown(self, args: list[bytes], db: int) -> None:
-        self.hub.unknown(self.side, args, db)
+    def learn_command(self, args: list[bytes], db: int) -> None:
+        self.hub.learn_command(self.side, args, db)
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.hub.shadow(db, request, reply, write=write)
@@ -469,8 +469,8 @@ class Connection:
         self.hub.unblock(self.side, client_id)
 
     def settled(self) -> None:
-        if self.quiet is not None:
-            self.quiet.set()
+        if self.may_be_idle is not None:
+            self.may_be_idle.set()
         self.hub.settled()
 
     def failed(self) -> None:

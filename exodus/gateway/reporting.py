@@ -1,4 +1,4 @@
-"""What a gateway process says of itself: heartbeat, telemetry, metrics, health, log lines.
+"""Reports of a gateway process: heartbeat, telemetry, metrics, health, log lines.
 
 The facts of the heartbeat, the keys of the snapshot and the names of metrics are API.
 """

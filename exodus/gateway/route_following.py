@@ -197,7 +197,7 @@ class RouteFollower:
             self._holds.release(group)
 
     def _take_orders(self, group: SessionGroup, route: Route, authority: Side) -> None:
-        """Take over what the route says of the journal and the shadow stream."""
+        """Take the route's orders for the journal and the shadow stream."""
         orders = group.orders
         # A rehearsal copies its keys by itself. Live sync would copy them from where they are not
         # written now, over the rehearsal's writes.
@@ -225,8 +225,8 @@ class RouteFollower:
     async def _end_hold(self, route: Route) -> None:
         """End an overdue hold: a dead flow must not keep applications waiting.
 
-        The route decides. Whoever changes it first, this gateway or the switch, is followed by
-        the other.
+        The route decides between this gateway and the switch. The first to change it is followed
+        by the other.
         """
         log.error(
             "a hold was not ended within %.1f s: writes continue at the %s",
@@ -250,6 +250,5 @@ class RouteFollower:
             self._holds.release_alone(self.route)
         else:
             await self.apply(after)
-            # Whoever began the hold is gone. If the authority has changed, nobody else would soon
-            # let changes flow back.
+            # The switch is gone. If it changed the authority, settlement lets changes flow back.
             self._settlement.begin()

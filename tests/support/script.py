@@ -42,8 +42,8 @@ class Recorder:
     def gap(self, why: str) -> None:
         self.calls.append(("gap", why))
 
-    def unknown(self, args: list[bytes], db: int) -> None:
-        self.calls.append(("unknown", args, db))
+    def learn_command(self, args: list[bytes], db: int) -> None:
+        self.calls.append(("learn_command", args, db))
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
         self.calls.append(("shadow", db, request, reply, write))

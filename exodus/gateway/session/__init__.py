@@ -11,7 +11,7 @@
 - `SessionParts` (parts.py) is what all of these share; buffers.py and leg.py hold more of it.
 
 All modules but outlet.py and replay.py run compiled (exodus/compiled.py). Their types are in `.pxd`
-files; tests/unit/exodus/gateway/test_twin_fields.py compares the two.
+files; tests/unit/exodus/test_compiled.py compares the two.
 """
 
 from exodus.gateway.session.effects import Unanswered

@@ -12,7 +12,6 @@ from exodus.resp.scanner cimport Request
 
 cdef Py_ssize_t _SHADOW_BYTES_MAX, _TRANSACTION_BYTES, _ALL_NAMES
 cdef int _ON, _HELLO_WORDS, _CLIENT_REPLY_WORDS
-cdef bytes _NOTHING
 
 @cython.final
 cdef class Admission:

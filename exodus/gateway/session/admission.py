@@ -34,7 +34,6 @@ _REPLY_ON_REQUEST = encode("CLIENT", "REPLY", "ON")
 _REPLY_MODES = {b"ON": REPLY_ON, b"OFF": REPLY_OFF, b"SKIP": REPLY_SKIP}
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
-_NOTHING = b""
 _ON = REPLY_ON
 _ALL_NAMES = -1  # UNSUBSCRIBE without names: the number of confirmations is known when they come
 _CLIENT_REPLY_WORDS = 3  # of CLIENT REPLY mode
@@ -113,8 +112,8 @@ class Admission:
             if request.skipped and _has_skipped(pending.keys):
                 pending.unseen = LONG_KEY
             if not command.known:
-                pending.unknown = args
-        pending.odd = request.odd
+                pending.undescribed = args
+        pending.refused_elsewhere = request.odd
         if command.role is not Role.PLAIN:
             self._describe(pending, args, request.skipped)
         if transaction is None and command.plain:
@@ -132,7 +131,7 @@ class Admission:
             pending.shadowed
             or pending.substitute is not None
             or pending.whole
-            or pending.quiet > _ON
+            or pending.reply_mode > _ON
         ):
             parts.replies.edits += 1
         return pending
@@ -188,7 +187,7 @@ class Admission:
         elif role is Role.CLIENT:
             pending.names = [] if skipped else args
             if len(args) == _CLIENT_REPLY_WORDS and args[1].upper() == b"REPLY":
-                pending.quiet = _REPLY_MODES.get(args[2].upper(), 0)
+                pending.reply_mode = _REPLY_MODES.get(args[2].upper(), 0)
         elif role is Role.BARRIER:
             pending.write = True
             pending.barrier = barrier_of(pending.command, args, self.parts.predicted.db)
@@ -222,8 +221,8 @@ class Admission:
         pending.confirms = False
         if pending.unseen is not None and pending.unseen not in transaction.unseen:
             transaction.unseen.append(pending.unseen)
-        if pending.unknown is not None:
-            transaction.unknown.append(pending.unknown)
+        if pending.undescribed is not None:
+            transaction.undescribed.append(pending.undescribed)
         if pending.text is not None and pending.command.name.startswith(b"EVAL"):
             transaction.texts.append(pending.text)
         if pending.write:
@@ -241,10 +240,10 @@ class Admission:
             if self.parts.leg.tag:
                 transaction.effects.append(QueuedEffect(place, role))
                 transaction.whole = True
-        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.STREAMING) or pending.quiet:
+        elif role in (Role.SUBSCRIBE, Role.UNSUBSCRIBE, Role.STREAMING) or pending.reply_mode:
             # The number of replies depends on how the server runs it inside EXEC.
             transaction.unreadable = UNMATCHED
-            pending.quiet = 0
+            pending.reply_mode = 0
         elif role in (Role.CLIENT, Role.AUTH, Role.HELLO):
             transaction.commands.append((place, pending))
             transaction.whole = True
@@ -276,7 +275,7 @@ class Admission:
             if logins is not None and pending.names:
                 pending.rewritten = logins.translated(args)
         elif role is Role.CLIENT:
-            if pending.quiet > _ON:
+            if pending.reply_mode > _ON:
                 # As long as the request itself, and refused where that would be refused.
                 pending.rewritten = _REPLY_ON_REQUEST
                 parts.replies.silence_asked = True

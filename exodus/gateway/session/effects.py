@@ -109,8 +109,8 @@ class Effects:
             marks.extend(pending.elsewhere)
         if pending.unseen is not None:
             parts.open_gap(pending.unseen)
-        if pending.unknown is not None and orders.journal is _ALL:
-            parts.out.unknown(pending.unknown, db)
+        if pending.undescribed is not None and orders.journal is _ALL:
+            parts.out.learn_command(pending.undescribed, db)
 
     def _mark_several(
         self, pending: Pending, reply: Reply, marks: list[Key], done: set[int] | None
@@ -127,8 +127,8 @@ class Effects:
             for why in transaction.unseen:
                 parts.open_gap(why)
             if orders.journal is _ALL:
-                for args in transaction.unknown:
-                    parts.out.unknown(args, db)
+                for args in transaction.undescribed:
+                    parts.out.learn_command(args, db)
         if orders.journal is _SAMPLE:
             keys = [key for key in keys if orders.sampled(key[1])]
         marks.extend(keys)
@@ -144,7 +144,7 @@ class Effects:
         parts = self.parts
         unread = parts.unread
         logins = any(
-            pending.command.role in (Role.AUTH, Role.HELLO) or pending.swallow
+            pending.command.role in (Role.AUTH, Role.HELLO) or pending.own
             for pending in parts.pending
         )
         stranger = parts.orders.login_needed and not parts.leg.logged_in and not logins
@@ -170,10 +170,10 @@ class Effects:
 def _gaps_of(pending: Pending) -> list[str]:
     """Return the gaps that an unanswered write opens."""
     gaps = [] if pending.unseen is None else [pending.unseen]
-    if pending.unknown is not None:
+    if pending.undescribed is not None:
         gaps.append(NO_ANSWER)
     if pending.transaction is not None:
         gaps.extend(pending.transaction.unseen)
-        if pending.transaction.unknown:
+        if pending.transaction.undescribed:
             gaps.append(NO_ANSWER)
     return gaps

@@ -312,7 +312,7 @@ class Session:
         head = self.pending.head
         if head is None:
             return True
-        if head.swallow or head.substitute is not None or head.quiet > _ON:
+        if head.own or head.substitute is not None or head.reply_mode > _ON:
             return False
         if self.parts.leg.unblocking:
             return False
@@ -427,7 +427,7 @@ class Session:
 
     @property
     def uncounted(self) -> bool:
-        """Tell whether nobody knows what this session writes."""
+        """Tell whether the session's writes are unknown."""
         return self.parts.unread.executed
 
     @property
@@ -448,8 +448,8 @@ class Session:
         state, transaction = self.state, self.parts.predicted.transaction
         if self.parts.unread.why is not None:
             return self.parts.unread.why
-        if state.unknown is not None:
-            return state.unknown
+        if state.unknown_why is not None:
+            return state.unknown_why
         if state.tracking and (state.tracking_redirected or state.protocol == 2):
             return "client tracking that is redirected"
         if transaction is not None and transaction.raw_bytes > TRANSACTION_BYTES_MAX:

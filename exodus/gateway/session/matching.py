@@ -71,7 +71,7 @@ class Matching:
             parts.pending.put_back(pending)
             return frame
         leg, command = parts.leg, pending.command
-        if (pending.swallow or leg.unblocking) and self._was_own(pending, reply, now):
+        if (pending.own or leg.unblocking) and self._was_own(pending, reply, now):
             return _NOTHING
         if not leg.logged_in and not failed:
             leg.logged_in = command.role is not Role.RESET and command.role is not Role.QUIT
@@ -80,7 +80,9 @@ class Matching:
         error = _NOTHING
         if failed:
             error = reply.head.split(b" ", 1)[0]
-            if (pending.odd or not command.script) and reply.head.startswith(_CLOSING_ERRORS):
+            if (pending.refused_elsewhere or not command.script) and reply.head.startswith(
+                _CLOSING_ERRORS
+            ):
                 parts.refuse_all()
         parts.orders.telemetry.observe(
             command, pending.key, now - pending.since, pending.size, reply.size, error
@@ -122,7 +124,7 @@ class Matching:
             if not failed:
                 if pending.text is not None:
                     self._note_script(pending)
-                if pending.quiet > _ON:
+                if pending.reply_mode > _ON:
                     return _NOTHING
         if pending.shadowed:
             if pending.canary is not None:
@@ -137,7 +139,7 @@ class Matching:
         parts = self.parts
         leg = parts.leg
         parts.replies.edits -= 1
-        if pending.swallow:
+        if pending.own:
             if pending.size == _OWN_LOGIN:
                 leg.logged_in = leg.logged_in or reply.kind == _SIMPLE
                 if reply.kind != _SIMPLE:
@@ -188,7 +190,7 @@ class Matching:
         if pending.command.role is Role.SUBSCRIBE:
             name = names[len(names) - pending.expected] if names else b""
             if name is SKIPPED or len(state.channels) >= SUBSCRIPTIONS_TRACKED_MAX:
-                state.unknown = "more subscriptions than are tracked"
+                state.unknown_why = "more subscriptions than are tracked"
             else:
                 state.channels.add(kind + b" " + name)
         else:
@@ -343,7 +345,7 @@ class Matching:
             parts.predicted.db = state.db
         for place, pending in transaction.commands:
             if done is None:
-                state.unknown = "session commands inside MULTI"
+                state.unknown_why = "session commands inside MULTI"
             else:
                 take_over_command(parts, pending, b"", failed=place not in done)
         for text in transaction.texts:

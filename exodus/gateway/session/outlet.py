@@ -26,7 +26,7 @@ class Outlet(Protocol):
     def gap(self, why: str) -> None:
         """Open a gap: a write happened, and its keys are unknown."""
 
-    def unknown(self, args: list[bytes], db: int) -> None:
+    def learn_command(self, args: list[bytes], db: int) -> None:
         """Learn a command that no server has described, and mark the keys of this request."""
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:

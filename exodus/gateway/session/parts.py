@@ -17,7 +17,11 @@ from exodus.plan.vocabulary import JournalMode
 
 _ALL = JournalMode.ALL
 CLIENT_ID, LOGIN = 0, 1  # the gateway's own requests, see `expect_own_reply`
-REPLY_ON, REPLY_OFF, REPLY_SKIP = 1, 2, 3  # `Pending.quiet`: the mode that CLIENT REPLY asks for
+REPLY_ON, REPLY_OFF, REPLY_SKIP = (
+    1,
+    2,
+    3,
+)  # `Pending.reply_mode`: the mode that CLIENT REPLY asks for
 
 
 class SessionParts:
@@ -70,8 +74,8 @@ class SessionParts:
                 pending.shadowed
                 or pending.substitute is not None
                 or pending.whole
-                or pending.quiet > REPLY_ON
-                or pending.swallow
+                or pending.reply_mode > REPLY_ON
+                or pending.own
             )
         self.pending.clear()
 
@@ -81,6 +85,6 @@ class SessionParts:
         `what` stands in place of the request's size (`Matching` reads it from there).
         """
         pending = self.pending.make(self.orders.table.find(b"CLIENT"), now, what)
-        pending.swallow = True
+        pending.own = True
         self.pending.push(pending)
         self.replies.edits += 1

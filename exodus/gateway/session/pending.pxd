@@ -16,10 +16,10 @@ cdef class Pending:
     cdef public Command command
     cdef public double since
     cdef public Py_ssize_t size, expected
-    cdef public int quiet
+    cdef public int reply_mode
     cdef public bytes key, raw, substitute, rewritten, text
-    cdef public list keys, elsewhere, names, unknown
-    cdef public bint write, queued, swallow, shadowed, confirms, odd, whole, cursor
+    cdef public list keys, elsewhere, names, undescribed
+    cdef public bint write, queued, own, shadowed, confirms, refused_elsewhere, whole, cursor
     cdef public object select, barrier, block, deadline, canary, unseen
     cdef public Transaction transaction
 

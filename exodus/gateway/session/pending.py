@@ -34,20 +34,20 @@ class Pending:
         "key",
         "keys",
         "names",
-        "odd",
+        "own",
         "queued",
-        "quiet",
         "raw",
+        "refused_elsewhere",
+        "reply_mode",
         "rewritten",
         "select",
         "shadowed",
         "since",
         "size",
         "substitute",
-        "swallow",
         "text",
         "transaction",
-        "unknown",
+        "undescribed",
         "unseen",
         "whole",
         "write",
@@ -67,11 +67,11 @@ class Pending:
             self.key: bytes | None = None  # the first key, read or written, for the counters
             self.write = False
             self.queued = False  # predicted to be queued in a MULTI
-            self.swallow = False  # the gateway's own request: its reply is dropped
+            self.own = False  # a request of the gateway: its reply is dropped
             self.substitute: bytes | None = None  # the client gets this in place of the reply
             self.confirms = False  # answered by confirmations, one a channel
             self.select: int | None = None
-            self.quiet = 0  # the mode that CLIENT REPLY asks for
+            self.reply_mode = 0  # that CLIENT REPLY asks for: REPLY_ON, REPLY_OFF, REPLY_SKIP
             self.transaction: Transaction | None = None
             self.barrier: Barrier | None = None
             self.block: Timeout | None = None
@@ -80,9 +80,11 @@ class Pending:
             self.canary: CanaryRead | None = None
             self.rewritten: bytes | None = None  # sent in place of the client's bytes
             self.unseen: str | None = None  # the gap that the request opens unless it is refused
-            self.unknown: list[bytes] | None = None  # the request, if its command is undescribed
+            self.undescribed: list[bytes] | None = (
+                None  # the request, if its command is undescribed
+            )
             self.text: bytes | None = None  # of a script, or its digest
-            self.odd = False  # some servers refuse this request as a protocol error
+            self.refused_elsewhere = False  # some servers take it, others find a protocol error
             self.whole = False  # the reply is kept until it is complete, to be parsed or changed
             self.cursor = False  # the reply has a SCAN cursor that must be marked
 

@@ -83,10 +83,10 @@ def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, fai
     if failed:
         # Redis 6.2 may have run the AUTH in a HELLO before it refused another word of it.
         if role is Role.HELLO and len(args) > 2 and head.startswith(b"ERR"):
-            state.unknown = "a HELLO that was refused in part"
+            state.unknown_why = "a HELLO that was refused in part"
         return
     if not args:
-        state.unknown = "a session command that is longer than is kept"
+        state.unknown_why = "a session command that is longer than is kept"
         return
     for slot, raw in _slots(role, args):
         state.replay.pop(slot, None)
@@ -100,15 +100,15 @@ def take_over_command(parts: SessionParts, pending: Pending, head: bytes, *, fai
 
 def _take_over_silence(parts: SessionParts, pending: Pending, *, failed: bool) -> None:
     """Take over an answered CLIENT REPLY."""
-    replies, quiet = parts.replies, pending.quiet
-    if quiet > REPLY_ON:
+    replies, mode = parts.replies, pending.reply_mode
+    if mode > REPLY_ON:
         if failed or replies.silent or pending.queued:
             replies.edits -= 1
-        elif quiet == REPLY_OFF:
+        elif mode == REPLY_OFF:
             replies.silent = True  # counts as an edit until it ends
         else:
             replies.skip_next = True
-    elif quiet == REPLY_ON and not failed:
+    elif mode == REPLY_ON and not failed:
         replies.spoken = True
         replies.speak()
 

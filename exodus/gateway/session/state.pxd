@@ -10,7 +10,7 @@ cdef class SessionState:
     cdef public bint watching, watch_lost, in_multi, tracking, tracking_redirected
     cdef public set channels
     cdef public dict replay
-    cdef public object unknown
+    cdef public object unknown_why
 
     cpdef reset(self)
 

@@ -22,7 +22,7 @@ class SessionState:
         "replay",
         "tracking",
         "tracking_redirected",
-        "unknown",
+        "unknown_why",
         "watch_lost",
         "watching",
     )
@@ -40,7 +40,7 @@ class SessionState:
         self.tracking_redirected = False
         # HELLO, AUTH and CLIENT by what they set, in the order in which they took effect.
         self.replay: dict[str, bytes] = {}
-        self.unknown: str | None = None  # why the state is not known well enough to be replayed
+        self.unknown_why: str | None = None  # why the state is not known well enough to be replayed
 
     def reset(self) -> None:
         """Return to the state of a new connection: the authority answered RESET."""

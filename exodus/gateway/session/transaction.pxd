@@ -3,7 +3,7 @@ cimport cython
 
 @cython.final
 cdef class Transaction:
-    cdef public list effects, raw, unseen, unknown, texts, commands
+    cdef public list effects, raw, unseen, undescribed, texts, commands
     cdef public Py_ssize_t raw_bytes, count
     cdef public bint writes, whole
     cdef public object unreadable

@@ -30,7 +30,7 @@ class Transaction:
         "raw",
         "raw_bytes",
         "texts",
-        "unknown",
+        "undescribed",
         "unreadable",
         "unseen",
         "whole",
@@ -46,7 +46,7 @@ class Transaction:
         self.writes = False
         self.whole = False  # EXEC's reply has to be parsed
         self.unseen: list[str] = []  # gaps that EXEC opens
-        self.unknown: list[list[bytes]] = []  # requests whose command no server has described
+        self.undescribed: list[list[bytes]] = []  # requests whose command no server has described
         self.unreadable: str | None = None  # why replies cannot be matched after EXEC
         self.texts: list[bytes] = []  # of scripts
         self.commands: list[tuple[int, Pending]] = []  # HELLO, AUTH, CLIENT, with their places
