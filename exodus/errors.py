@@ -1,10 +1,10 @@
-"""Every error an operator can meet, split by whose move it is.
+"""Every error that an operator can meet, split by who must act.
 
 `OperatorError`: the input or the configuration is wrong (exit status 2). `SourceError`,
-`TargetError`, `ControlStoreError`: a server did not do its part; `retryable` says whether trying
+`TargetError`, `ControlStoreError`: a server failed; `retryable` says whether trying
 again can help. `DecisionRefused`: a precondition does not hold and nothing was changed. `Bug`: an
-invariant of ours broke; the job stops, the relay never. Exceptions of libraries are translated
-where they arise, `from exc`. Each `code` is a heading in docs/operating/errors.md.
+invariant of Exodus broke; the job stops, no relay does. Library exceptions are translated where
+they arise, `from exc`. Each `code` is a heading in docs/operating/errors.md.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from exodus.safe_text import masked
 
 
 class ExodusError(Exception):
-    """Something a person can act on: what happened, why, and what to do next."""
+    """An error that a person can act on: what happened, why, and what to do next."""
 
     code: ClassVar[str] = "exodus"
     exit_status: ClassVar[int] = 1
     retryable: ClassVar[bool] = False
 
     def __init__(self, what: str, *, why: str, next_step: str) -> None:
-        """Keep the three lines apart, so that the command line, the UI and a log can each show them
-        their way. None shows a secret.
+        """Keep the three lines apart, so that each surface can show them its own way.
+
+        Secrets are masked.
         """
         super().__init__(masked(what))
         self.what = masked(what)
@@ -46,36 +47,37 @@ def _revive(kind: type[ExodusError], args: tuple[Any, ...], facts: dict[str, Any
 
 
 class OperatorError(ExodusError):
-    """The command, file or form says something that cannot be; nothing was changed."""
+    """A command, file or form has an impossible value. Nothing was changed."""
 
     code = "wrong-input"
     exit_status = 2
 
 
 class SourceError(ExodusError):
-    """The source did not do its part."""
+    """The source failed, refused something, or did not answer."""
 
     code = "source"
     retryable = True
 
 
 class TargetError(ExodusError):
-    """The target did not do its part."""
+    """The target failed, refused something, or did not answer."""
 
     code = "target"
     retryable = True
 
 
 class ControlStoreError(ExodusError):
-    """The control store did not do its part; applications are not affected."""
+    """The control store failed or did not answer. Applications are not affected."""
 
     code = "control-store"
     retryable = True
 
 
 class NoRoom(ExodusError):
-    """The follower takes no writes now: no memory, read-only, loading, no permission. What was
-    under way is done again when it does.
+    """The follower rejects writes: out of memory, read-only, loading, or no permission.
+
+    The interrupted work is repeated when it accepts writes again.
     """
 
     code = "no-room"
@@ -83,56 +85,53 @@ class NoRoom(ExodusError):
 
 
 class OrchestratorError(ExodusError):
-    """The Prefect server did not do its part; applications are not affected."""
+    """The Prefect server failed or did not answer. Applications are not affected."""
 
     code = "prefect"
     retryable = True
 
 
 class StackError(ExodusError):
-    """A process of the local stack did not start or did not stay up."""
+    """A process of the local stack did not start, or ended."""
 
     code = "stack"
 
 
 class DecisionRefused(ExodusError):
-    """A precondition of a phase or step does not hold; nothing was changed."""
+    """A precondition of a phase or step does not hold. Nothing was changed."""
 
     code = "refused"
 
 
 class EpochEnded(ExodusError):
-    """The right to write to the follower ended with the route's epoch; the caller must stop at
-    once.
-    """
+    """The write grant on the follower ended with the route's epoch. The caller stops at once."""
 
     code = "epoch-ended"
 
 
 class LeaseEnded(EpochEnded):
-    """The right to one partition ended with its lease, not that of the epoch; the caller begins
-    anew.
-    """
+    """The write grant for one partition ended with its lease. The caller starts again."""
 
     code = "lease-ended"
 
 
 class CutoverAborted(ExodusError):
-    """A switch was given up before the authority changed; writes were released on the old side."""
+    """A switch was given up before the authority changed. Writes go on at the old side."""
 
     code = "cutover-aborted"
 
 
 class SwitchUnknown(ExodusError):
-    """The control store went away while the authority was being changed; the gateways settle it
-    when it is back.
+    """The control store went away while the authority was being changed.
+
+    The gateways settle the switch when it is back.
     """
 
     code = "switch-unknown"
 
 
 class EvidenceFailed(ExodusError):
-    """A gate over the phase's evidence failed; the phase cannot be put before a person as it is."""
+    """A gate over a phase's evidence failed. The phase cannot be decided as it is."""
 
     code = "evidence-failed"
 
