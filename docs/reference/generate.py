@@ -24,6 +24,7 @@ from typer.core import TyperArgument, TyperGroup
 from exodus import errors
 from exodus.cli.app import app
 from exodus.live.lanes import LaneCounts
+from exodus.live.syncer import COUNTED
 from exodus.plan.migration_file import MigrationFile
 
 FOLDER = Path(__file__).parent
@@ -243,7 +244,7 @@ def _metrics() -> str:
         "since the start of the process; all others are gauges. "
         "[Alarms](../operating/production.md#what-to-watch).\n\n"
     )
-    found = sorted(metrics())
+    found = metrics()
     for part in sorted({name.split("_")[1] for name, _, _ in found}):
         rows = [
             (f"`{name}`", ", ".join(f"`{each}`" for each in labels), meaning)
@@ -254,9 +255,9 @@ def _metrics() -> str:
     return text
 
 
-def metrics() -> set[tuple[str, tuple[str, ...], str]]:
-    """Return name, labels and meaning of every sample that the engine's source yields."""
-    found = set()
+def metrics() -> list[tuple[str, tuple[str, ...], str]]:
+    """Return name, labels and meaning of every sample, in the order of the source."""
+    found: list[tuple[str, tuple[str, ...], str]] = []
     for path in sorted((ROOT / "exodus").rglob("*.py")):
         text = path.read_text()
         if "exodus_" not in text:
@@ -265,13 +266,13 @@ def metrics() -> set[tuple[str, tuple[str, ...], str]]:
             if isinstance(function, ast.FunctionDef) and function.name.endswith(
                 ("metrics", "samples")
             ):
-                found.update(_samples(function))
+                found += _samples(function)
     return found
 
 
 def _samples(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...], str]]:
     labels: tuple[str, ...] = ()
-    for node in ast.walk(function):
+    for node in sorted(ast.walk(function), key=lambda each: getattr(each, "lineno", 0)):
         if (
             not isinstance(node, ast.Yield)
             or not isinstance(node.value, ast.Tuple)
@@ -289,7 +290,10 @@ def _samples(function: ast.FunctionDef) -> Iterator[tuple[str, tuple[str, ...], 
                 )
             continue
         for word in (None,) if isinstance(name, ast.Constant) else LaneCounts().counts:
-            yield _text(name, word), labels, _text(meaning, word)
+            said = (
+                COUNTED[str(word)] if isinstance(meaning, ast.Subscript) else _text(meaning, word)
+            )
+            yield _text(name, word), labels, said
 
 
 def _figures(function: ast.FunctionDef) -> list[ast.Tuple]:

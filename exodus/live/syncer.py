@@ -49,6 +49,21 @@ _BEHIND_MS = (
 )
 
 
+# What each counter of `LaneCounts` counts, for Prometheus.
+COUNTED = {
+    "copied": "keys copied",
+    "removed": "keys removed from the follower",
+    "payload_bytes": "bytes of copied payloads",
+    "failed": "failed copies of keys",
+    "coalesced": "marks of keys that were already in the batch",
+    "marked_by_barriers": "keys marked after a flush, SWAPDB or a gap of the feed",
+    "retries": "new starts of live sync after an error",
+    "keys_in": "marks of keys read from the journal",
+    "unsettled": "large keys that changed during their copy and were marked again",
+    "excluded": "writes of filtered keys",
+}
+
+
 class Syncer(RouteFollower):
     """The process: it follows the route, takes leases, and runs lanes."""
 
@@ -258,42 +273,52 @@ class Syncer(RouteFollower):
         }
 
     def metrics(self) -> Iterable[Sample]:
-        """For Prometheus."""
+        """Return the samples for Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
-        yield "exodus_syncer_oldest_dirty_ms", "age of the oldest of them", {}, self._oldest_ms
+        yield (
+            "exodus_syncer_oldest_dirty_ms",
+            "age of the oldest journal entry that is not synced",
+            {},
+            self._oldest_ms,
+        )
         yield (
             "exodus_syncer_lag_ms_p50",
-            "from a journal entry to its keys being equal, median of the last seconds",
+            "time from a journal entry to its keys being equal, median of the last seconds",
             {},
             self._rates.lag_ms_p50,
         )
-        yield "exodus_syncer_lag_ms_p99", "likewise, 99th percentile", {}, self._rates.lag_ms_p99
+        yield (
+            "exodus_syncer_lag_ms_p99",
+            "time from a journal entry to its keys being equal, 99th percentile",
+            {},
+            self._rates.lag_ms_p99,
+        )
         if self._probe is not None and self._probe.lag_ms:
             yield (
                 "exodus_syncer_probe_lag_ms_p50",
-                "from the answer to a write through a gateway to its being seen at the follower",
+                "time from the answer to a write until the follower has it, median",
                 {},
                 self._probe.percentile(0.5),
             )
             yield (
                 "exodus_syncer_probe_lag_ms_p99",
-                "likewise, 99th percentile",
+                "time from the answer to a write until the follower has it, 99th percentile",
                 {},
                 self._probe.percentile(0.99),
             )
         for name, value in self.tally.counts.items():
-            yield f"exodus_syncer_{name}_total", f"keys {name}", {}, value
+            yield f"exodus_syncer_{name}_total", COUNTED[name], {}, value
         for rule, count in list(self.tally.excluded.items()):
             yield (
                 "exodus_syncer_rule_keys_total",
-                "writes of keys that a rule leaves out",
+                "writes of filtered keys, by rule",
                 {"rule": rule},
                 count,
             )
         for how, count in list(self.tally.strategies.items()):
             yield (
                 "exodus_syncer_strategy_keys_total",
-                "keys copied, by how",
+                "keys copied, by strategy",
                 {"strategy": how},
                 count,
             )
