@@ -17,24 +17,17 @@ from exodus.errors import EpochEnded
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks.budget import budget_heard
-from tasks.context import Json, opened, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 BUDGET_S = 20.0
 
 
 @kept_task("Slice the keyspace")
-def slice_keyspace(migration: str) -> list[str]:
+@opens_migration
+async def slice_keyspace(it: Opened) -> list[str]:
     """Return the ids of the slices of every database of the source."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return [
-                piece.slice_id
-                for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)
-            ]
-
-    return run(work())
+    return [piece.slice_id for piece in await plan_slices(it.endpoint(Side.SOURCE), it.plan.slices)]
 
 
 @kept_task(
@@ -43,40 +36,30 @@ def slice_keyspace(migration: str) -> list[str]:
     retries=2,
     retry_delay_seconds=2,
 )
-def copy_one_slice(
-    migration: str, backfill: str, slice_id: str, writer_epoch: int, attempt: int
+@opens_migration
+async def copy_one_slice(
+    it: Opened, backfill: str, slice_id: str, writer_epoch: int, attempt: int
 ) -> Json:
     """Copy one slice from its checkpoint on, for a while; return its progress."""
     del attempt
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            if route.writer_epoch != writer_epoch:
-                raise EpochEnded(
-                    "the backfill's epoch ended",
-                    why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
-                    next_step="start migrate again",
-                )
-            engine = await open_engine(it.store, it.plan, route)
-            async with budget_heard(it.store):
-                progress = await copy_slice(
-                    engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S
-                )
-            return progress.model_dump()
-
-    return run(work())
+    route = await read_route(it.store)
+    if route.writer_epoch != writer_epoch:
+        raise EpochEnded(
+            "the backfill's epoch ended",
+            why=f"the route is at writer epoch {route.writer_epoch}, not {writer_epoch}",
+            next_step="start migrate again",
+        )
+    engine = await open_engine(it.store, it.plan, route)
+    async with budget_heard(it.store):
+        progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
+    return progress.model_dump()
 
 
 @kept_task("Count source keys")
-def count_source(migration: str) -> int:
+@opens_migration
+async def count_source(it: Opened) -> int:
     """Return the number of keys of the source when the copy begins, the base of the progress."""
-
-    async def work() -> int:
-        async with opened(migration) as it:
-            return await count_keys(it.plan, Side.SOURCE)
-
-    return run(work())
+    return await count_keys(it.plan, Side.SOURCE)
 
 
 def backfill_look(
@@ -93,60 +76,53 @@ def backfill_look(
 
 
 @kept_task("Count copied keys")
-def count_backfill(migration: str, backfill: str) -> Json:
+@opens_migration
+async def count_backfill(it: Opened, backfill: str) -> Json:
     """Return the sum of all checkpoints of the run; the counts must reconcile."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            slices = list((await load_progress(it.store, backfill)).values())
-            total = {
-                field: sum(getattr(progress, field) for progress in slices)
-                for field in (
-                    "keys_seen",
-                    "keys_copied",
-                    "keys_removed",
-                    "keys_failed",
-                    "keys_skipped",
-                    "keys_excluded",
-                    "payload_bytes",
-                    "usage_kept",
-                    "re_marked",
-                    "chunks",
-                    "restarts",
-                    "attempts",
-                )
-            }
-            accounted = sum(
-                total[f"keys_{what}"]
-                for what in ("copied", "removed", "failed", "skipped", "excluded")
-            )
-            excluded: Counter[str] = Counter()
-            strategies: Counter[str] = Counter()
-            not_sent: Counter[str] = Counter()
-            for progress in slices:
-                excluded.update(progress.excluded)
-                strategies.update(progress.strategies)
-                not_sent.update(progress.not_sent)
-            # From the first slice's beginning to the last one's end: with few workers slices run
-            # one after the other.
-            times = [
-                (progress.began_ms, progress.ended_ms) for progress in slices if progress.ended_ms
-            ]
-            seconds = (
-                (max(ended for _, ended in times) - min(began for began, _ in times)) / 1000
-                if times
-                else 0.0
-            )
-            return {
-                **total,
-                "keys_accounted": accounted,
-                "slices": len(slices),
-                "slices_done": sum(progress.done for progress in slices),
-                "seconds": round(seconds, 3),
-                "keys_per_s": round(total["keys_copied"] / seconds, 1) if seconds else 0.0,
-                "excluded": dict(excluded),
-                "strategies": dict(strategies),
-                "not_sent": dict(not_sent),
-            }
-
-    return run(work())
+    slices = list((await load_progress(it.store, backfill)).values())
+    total = {
+        field: sum(getattr(progress, field) for progress in slices)
+        for field in (
+            "keys_seen",
+            "keys_copied",
+            "keys_removed",
+            "keys_failed",
+            "keys_skipped",
+            "keys_excluded",
+            "payload_bytes",
+            "usage_kept",
+            "re_marked",
+            "chunks",
+            "restarts",
+            "attempts",
+        )
+    }
+    accounted = sum(
+        total[f"keys_{what}"] for what in ("copied", "removed", "failed", "skipped", "excluded")
+    )
+    excluded: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    not_sent: Counter[str] = Counter()
+    for progress in slices:
+        excluded.update(progress.excluded)
+        strategies.update(progress.strategies)
+        not_sent.update(progress.not_sent)
+    # From the first slice's beginning to the last one's end: with few workers slices run
+    # one after the other.
+    times = [(progress.began_ms, progress.ended_ms) for progress in slices if progress.ended_ms]
+    seconds = (
+        (max(ended for _, ended in times) - min(began for began, _ in times)) / 1000
+        if times
+        else 0.0
+    )
+    return {
+        **total,
+        "keys_accounted": accounted,
+        "slices": len(slices),
+        "slices_done": sum(progress.done for progress in slices),
+        "seconds": round(seconds, 3),
+        "keys_per_s": round(total["keys_copied"] / seconds, 1) if seconds else 0.0,
+        "excluded": dict(excluded),
+        "strategies": dict(strategies),
+        "not_sent": dict(not_sent),
+    }

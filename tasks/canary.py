@@ -11,7 +11,7 @@ from exodus.cutover import canary_share
 from exodus.errors import CutoverAborted
 from exodus.plan.settings import CanaryPlan
 from tasks.artifacts import create_table_artifact
-from tasks.context import Json, opened, run
+from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.decision import ask, phase_form
 from tasks.evidence import artifact_key
 from tasks.kept import kept_task
@@ -20,47 +20,43 @@ _LOOK_S = 0.2
 
 
 @kept_task("Canary reads", run_name="Canary reads of {percent} % of the keys")
-def observe_canary(migration: str, phase: str, percent: int, why: str) -> Json:
+@opens_migration
+async def observe_canary(it: Opened, phase: str, percent: int, why: str) -> Json:
     """Set a share, watch it for the plan's time, and return its counts.
 
     `returned` is the reason for its end, or None.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            returned = None
-            try:
-                route = await canary_share.set_canary(it.store, it.plan, percent, why=why)
-            except CutoverAborted as exc:
-                returned = f"{exc.what}: {exc.why}"
-            else:
-                until = time.monotonic() + it.plan.canary.seconds
-                while time.monotonic() < until and returned is None:
-                    await asyncio.sleep(_LOOK_S)
-                    now = await read_route(it.store)
-                    if now.canary != route.canary:
-                        returned = now.why
-            found = await canary_share.read_canary(it.store)
-            row = {
-                "percent": percent,
-                "returned": returned,
-                "text": canary_share.text_of(found),
-                **found["reads"],
-                "answer_ms_p99": found["answer_ms_p99"],
-            }
-            kept = await it.store.report(canary_share.REPORT) or {"steps": []}
-            await it.store.save_report(
-                canary_share.REPORT,
-                {
-                    "steps": [
-                        *kept["steps"],
-                        {**row, "phase": phase, "at_ms": await it.store.now_ms()},
-                    ]
-                },
-            )
-            return row
-
-    return run(work())
+    returned = None
+    try:
+        route = await canary_share.set_canary(it.store, it.plan, percent, why=why)
+    except CutoverAborted as exc:
+        returned = f"{exc.what}: {exc.why}"
+    else:
+        until = time.monotonic() + it.plan.canary.seconds
+        while time.monotonic() < until and returned is None:
+            await asyncio.sleep(_LOOK_S)
+            now = await read_route(it.store)
+            if now.canary != route.canary:
+                returned = now.why
+    found = await canary_share.read_canary(it.store)
+    row = {
+        "percent": percent,
+        "returned": returned,
+        "text": canary_share.text_of(found),
+        **found["reads"],
+        "answer_ms_p99": found["answer_ms_p99"],
+    }
+    kept = await it.store.report(canary_share.REPORT) or {"steps": []}
+    await it.store.save_report(
+        canary_share.REPORT,
+        {
+            "steps": [
+                *kept["steps"],
+                {**row, "phase": phase, "at_ms": await it.store.now_ms()},
+            ]
+        },
+    )
+    return row
 
 
 @kept_task("End canary reads")

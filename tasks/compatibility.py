@@ -8,7 +8,7 @@ from exodus.engine import open_engine
 from exodus.net.client import answered, make_client
 from exodus.plan.bounds import HEAVY_BYTES
 from exodus.plan.vocabulary import Side
-from tasks.context import Json, Opened, opened, run
+from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
@@ -30,30 +30,22 @@ async def _tables(it: Opened) -> dict[Side, CommandTable]:
 
 
 @kept_task("Check commands against the target")
-def check_commands(migration: str, commands: list[Json]) -> list[Json]:
+@opens_migration
+async def check_commands(it: Opened, commands: list[Json]) -> list[Json]:
     """Return each observed command, and whether the target has it."""
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            tables = await _tables(it)
-            missing = tables[Side.SOURCE].without(tables[Side.TARGET])
-            return [
-                {**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing}
-                for row in commands
-            ]
-
-    return run(work())
+    tables = await _tables(it)
+    missing = tables[Side.SOURCE].without(tables[Side.TARGET])
+    return [
+        {**row, "target_has_it": row["command"].partition("|")[0].encode() not in missing}
+        for row in commands
+    ]
 
 
 @kept_task("Dry run of the copy")
-def foresee_strategies(migration: str) -> list[Json]:
+@opens_migration
+async def foresee_strategies(it: Opened) -> list[Json]:
     """Return strategy and reason by type and size for a sample of keys."""
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            return await forecast(await open_engine(it.store, it.plan))
-
-    return run(work())
+    return await forecast(await open_engine(it.store, it.plan))
 
 
 @kept_task("Find large hot keys")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import uvloop
 from prefect import Task, task
@@ -130,14 +131,34 @@ def in_place(registered: Plan, block: Plan) -> Plan:
     return registered.model_copy(update=changed)
 
 
-def plan_of(migration: str) -> Plan:
+def opens_migration(
+    function: Callable[Concatenate[Opened, P], Awaitable[R]],
+) -> Callable[Concatenate[str, P], R]:
+    """Make an asynchronous function of an opened migration a plain function of its name.
+
+    Prefect's tasks are plain functions. Their first parameter is `migration`, the block's name.
+    """
+    first, *others = inspect.signature(function).parameters.values()
+    signature = inspect.Signature([first.replace(name="migration", annotation=str), *others])
+
+    @functools.wraps(function)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = dict(signature.bind(*args, **kwargs).arguments)
+
+        async def work() -> R:
+            async with opened(given.pop("migration")) as it:
+                return await cast("Callable[..., Awaitable[R]]", function)(it, **given)
+
+        return run(work())
+
+    plain.__signature__ = signature  # type: ignore[attr-defined]
+    return cast("Callable[Concatenate[str, P], R]", plain)
+
+
+@opens_migration
+async def plan_of(it: Opened) -> Plan:
     """Return the registered plan, for a flow's own code."""
-
-    async def work() -> Plan:
-        async with opened(migration) as it:
-            return it.plan
-
-    return run(work())
+    return it.plan
 
 
 @functools.lru_cache(maxsize=8)

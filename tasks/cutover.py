@@ -26,7 +26,7 @@ from exodus.errors import DecisionRefused
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
 from tasks.artifacts import create_markdown_artifact
-from tasks.context import Json, opened, run
+from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key, prepare
 from tasks.kept import kept_task
 from tasks.progress import shown
@@ -41,25 +41,17 @@ _KEY = "EXODUS_EVIDENCE_KEY"
 
 
 @kept_task("Rehearse the switch")
-def rehearse_switch(migration: str) -> Json:
+@opens_migration
+async def rehearse_switch(it: Opened) -> Json:
     """Switch the rehearsal's prefix to the target and back, under writes."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            return await rehearse(it.store, it.plan)
-
-    return run(work())
+    return await rehearse(it.store, it.plan)
 
 
 @kept_task("List the steps of the switch")
-def explain_switch(migration: str, to: str) -> list[str]:
+@opens_migration
+async def explain_switch(it: Opened, to: str) -> list[str]:
     """Return the steps that `switch_authority` would do."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return switch.explain(it.plan, Side(to))
-
-    return run(work())
+    return switch.explain(it.plan, Side(to))
 
 
 @kept_task("Switch the authority", run_name="Switch the authority to the {to}")
@@ -142,59 +134,45 @@ def confirm_fence(migration: str, side: str, by: str) -> None:
 
 
 @kept_task("Check that the target answers")
-def look_at_target(migration: str) -> Json:
+@opens_migration
+async def look_at_target(it: Opened) -> Json:
     """Return whether the target is dead, and then the keys that have not flowed back from it."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            dead = await forced_rollback.why_dead(it.plan, Side.TARGET)
-            keys, total = (
-                await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
-            )
-            report = {
-                "dead": dead,
-                "keys_total": total,
-                "keys": [
-                    {"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys
-                ],
-            }
-            await it.store.save_report("rollback.left", report)
-            return report
-
-    return run(work())
+    dead = await forced_rollback.why_dead(it.plan, Side.TARGET)
+    keys, total = await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
+    report = {
+        "dead": dead,
+        "keys_total": total,
+        "keys": [{"db": db, "key": key.decode("utf-8", "backslashreplace")} for db, key in keys],
+    }
+    await it.store.save_report("rollback.left", report)
+    return report
 
 
 @kept_task("Force the authority back to the source")
-def force_back(migration: str) -> Json:
+@opens_migration
+async def force_back(it: Opened) -> Json:
     """Return the authority to the source although the target is dead.
 
     Raises:
         DecisionRefused: the target answers.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            if route.authority is Side.SOURCE:
-                return {"epoch": route.epoch, "already": True}
-            done = await forced_rollback.force_back(it.store, it.plan)
-            await it.store.save_report(
-                "switch.rollback", {"authority": "source", "forced": True, **done}
-            )
-            await ledger.record(
-                it.store,
-                LedgerEntry(
-                    at_ms=await it.store.now_ms(),
-                    phase=Phase.ROLLBACK,
-                    event="switched",
-                    verdict="source, forced",
-                    flow_run_id=str(flow_run.get_id() or ""),
-                    facts={"epoch": done["epoch"]},
-                ),
-            )
-            return done
-
-    return run(work())
+    route = await read_route(it.store)
+    if route.authority is Side.SOURCE:
+        return {"epoch": route.epoch, "already": True}
+    done = await forced_rollback.force_back(it.store, it.plan)
+    await it.store.save_report("switch.rollback", {"authority": "source", "forced": True, **done})
+    await ledger.record(
+        it.store,
+        LedgerEntry(
+            at_ms=await it.store.now_ms(),
+            phase=Phase.ROLLBACK,
+            event="switched",
+            verdict="source, forced",
+            flow_run_id=str(flow_run.get_id() or ""),
+            facts={"epoch": done["epoch"]},
+        ),
+    )
+    return done
 
 
 @kept_task("Check that the source may be given up")
@@ -277,18 +255,14 @@ def keep_evidence(migration: str, phase: str) -> Json:
 
 
 @kept_task("Stop live sync")
-def stop_live_sync(migration: str, why: str) -> Json:
+@opens_migration
+async def stop_live_sync(it: Opened, why: str) -> Json:
     """End copying without a switch: the authority stays.
 
     Journal and ledger are kept for investigation.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            stopped = await ends.stop(it.store, it.plan, why)
-            return {**stopped, "authority": str((await read_route(it.store)).authority)}
-
-    return run(work())
+    stopped = await ends.stop(it.store, it.plan, why)
+    return {**stopped, "authority": str((await read_route(it.store)).authority)}
 
 
 @kept_task("Finalise")
@@ -319,16 +293,12 @@ def finalise(migration: str, decided_by: Json) -> Json:
 
 
 @kept_task("Clean up the abandoned migration")
-def abandon(migration: str, *, clean_target: bool) -> Json:
+@opens_migration
+async def abandon(it: Opened, *, clean_target: bool) -> Json:
     """Turn live sync off, lift fences, and remove Exodus's keys.
 
     With `clean_target` the copied keys of the target go too.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            report = await ends.abandon(it.store, it.plan, clean_target=clean_target)
-            await it.store.save_report("abandoned", report)
-            return report
-
-    return run(work())
+    report = await ends.abandon(it.store, it.plan, clean_target=clean_target)
+    await it.store.save_report("abandoned", report)
+    return report

@@ -8,7 +8,7 @@ from exodus.cutover.functions import Libraries, carry_functions
 from exodus.engine import open_engine
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
-from tasks.context import live_task, opened, run
+from tasks.context import Opened, live_task, opened, opens_migration, run
 from tasks.evidence import artifact_key
 
 _NAMED = 10
@@ -47,14 +47,10 @@ def carry_libraries(migration: str, phase: Phase) -> list[str]:
 
 
 @live_task(name="Check scripts before the cutover")
-def say_scripts(migration: str) -> list[str]:
+@opens_migration
+async def say_scripts(it: Opened) -> list[str]:
     """Return lines about unreported writes of scripts, and scripts that the target may lack."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            missing = script_loading.told(
-                script_loading.unseen(await registry.heartbeats(it.store, "gateway"))
-            )
-            return [*await held_comparison.told(it.store, it.plan), *([missing] if missing else [])]
-
-    return run(work())
+    missing = script_loading.told(
+        script_loading.unseen(await registry.heartbeats(it.store, "gateway"))
+    )
+    return [*await held_comparison.told(it.store, it.plan), *([missing] if missing else [])]

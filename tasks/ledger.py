@@ -18,7 +18,16 @@ from exodus.errors import DecisionRefused
 from exodus.net.client import answered
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase
-from tasks.context import Json, Opened, in_place, live_task, opened, registered_plan, run
+from tasks.context import (
+    Json,
+    Opened,
+    in_place,
+    live_task,
+    opened,
+    opens_migration,
+    registered_plan,
+    run,
+)
 from tasks.evidence import prepare
 from tasks.kept import kept_task
 from tasks.registering import register_block
@@ -107,8 +116,9 @@ def open_phase(migration: str, phase: str) -> Json:
 
 
 @kept_task("Announce the decision", but=("summary",))
-def announce(
-    migration: str,
+@opens_migration
+async def announce(
+    it: Opened,
     phase: str,
     gate: str,
     question: str,
@@ -125,31 +135,26 @@ def announce(
         `report`: name of the kept content, with the evidence's report; `digest`: its digest, for
         the form and the ledger.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            name = shown_name(phase, gate)
-            shown = {
-                "question": question,
-                "summary": summary,
-                "evidence": evidence,
-                "report": await it.store.report(evidence) or {},
-            }
-            await it.store.save_report(name, shown)
-            state = (await it.store.phases()).get(phase, {})
-            state.update(
-                state="waiting",
-                gate=gate,
-                question=question,
-                evidence=evidence,
-                attempt=attempt,
-                flow_run_id=str(flow_run.get_id() or ""),
-                waiting_since_ms=await it.store.now_ms(),
-            )
-            await it.store.save_phase(phase, state)
-            return {"report": name, "digest": ledger.digest(shown)}
-
-    return run(work())
+    name = shown_name(phase, gate)
+    shown = {
+        "question": question,
+        "summary": summary,
+        "evidence": evidence,
+        "report": await it.store.report(evidence) or {},
+    }
+    await it.store.save_report(name, shown)
+    state = (await it.store.phases()).get(phase, {})
+    state.update(
+        state="waiting",
+        gate=gate,
+        question=question,
+        evidence=evidence,
+        attempt=attempt,
+        flow_run_id=str(flow_run.get_id() or ""),
+        waiting_since_ms=await it.store.now_ms(),
+    )
+    await it.store.save_phase(phase, state)
+    return {"report": name, "digest": ledger.digest(shown)}
 
 
 def shown_name(phase: str, gate: str) -> str:
@@ -158,18 +163,14 @@ def shown_name(phase: str, gate: str) -> str:
 
 
 @kept_task("Identify who answered")
-def who_answered(migration: str, gate: str, answer: Json, attempt: int) -> Json:
+@opens_migration
+async def who_answered(it: Opened, gate: str, answer: Json, attempt: int) -> Json:
     """Return who gave an answer, how that is known, and why the person may not decide."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            found = await identify(it.store, str(flow_run.get_id() or ""), gate, attempt, answer)
-            return {
-                "identity": found.model_dump(mode="json"),
-                "refused": why_not_allowed(it.plan, answer["decision"], found),
-            }
-
-    return run(work())
+    found = await identify(it.store, str(flow_run.get_id() or ""), gate, attempt, answer)
+    return {
+        "identity": found.model_dump(mode="json"),
+        "refused": why_not_allowed(it.plan, answer["decision"], found),
+    }
 
 
 def identity_of(decision: Json) -> Json:
@@ -178,89 +179,77 @@ def identity_of(decision: Json) -> Json:
 
 
 @kept_task("Record the decision")
-def record_decision(
-    migration: str, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str
+@opens_migration
+async def record_decision(
+    it: Opened, phase: str, gate: str, answer: Json, evidence: str, evidence_digest: str
 ) -> Json:
     """Append a decision to the ledger once, and set the phase's state."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            now_ms = await it.store.now_ms()
-            entry = LedgerEntry(
-                at_ms=now_ms,
-                phase=Phase(phase),
-                event="decided",
-                gate=gate,
-                verdict=answer["decision"],
-                decided_by=answer["decided_by"],
-                person=answer["identity"]["person"],
-                known_by=answer["identity"]["known_by"],
-                identity=answer["identity"]["detail"],
-                why=answer["why"],
-                evidence=evidence,
-                evidence_digest=evidence_digest,
-                flow_run_id=str(flow_run.get_id() or ""),
-                facts={
-                    key: value
-                    for key, value in answer.items()
-                    if key not in ("decision", "decided_by", "why", "identity")
-                },
-            )
-            await ledger.record(it.store, entry)
-            state = (await it.store.phases()).get(phase, {})
-            state.update(
-                state="running",
-                decision=entry.verdict,
-                decided_by=entry.decided_by,
-                decided_ms=now_ms,
-            )
-            await it.store.save_phase(phase, state)
-            return entry.model_dump(mode="json")
-
-    return run(work())
+    now_ms = await it.store.now_ms()
+    entry = LedgerEntry(
+        at_ms=now_ms,
+        phase=Phase(phase),
+        event="decided",
+        gate=gate,
+        verdict=answer["decision"],
+        decided_by=answer["decided_by"],
+        person=answer["identity"]["person"],
+        known_by=answer["identity"]["known_by"],
+        identity=answer["identity"]["detail"],
+        why=answer["why"],
+        evidence=evidence,
+        evidence_digest=evidence_digest,
+        flow_run_id=str(flow_run.get_id() or ""),
+        facts={
+            key: value
+            for key, value in answer.items()
+            if key not in ("decision", "decided_by", "why", "identity")
+        },
+    )
+    await ledger.record(it.store, entry)
+    state = (await it.store.phases()).get(phase, {})
+    state.update(
+        state="running",
+        decision=entry.verdict,
+        decided_by=entry.decided_by,
+        decided_ms=now_ms,
+    )
+    await it.store.save_phase(phase, state)
+    return entry.model_dump(mode="json")
 
 
 @kept_task("End the phase")
-def finish_phase(migration: str, phase: str, outcome: str) -> Json:
+@opens_migration
+async def finish_phase(it: Opened, phase: str, outcome: str) -> Json:
     """Record how the phase ended."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            now_ms = await it.store.now_ms()
-            state = (await it.store.phases()).get(phase, {})
-            state.update(state=outcome, finished_ms=now_ms)
-            await it.store.save_phase(phase, state)
-            await ledger.record(
-                it.store,
-                LedgerEntry(
-                    at_ms=now_ms,
-                    phase=Phase(phase),
-                    event="finished",
-                    verdict=outcome,
-                    flow_run_id=str(flow_run.get_id() or ""),
-                ),
-            )
-            await steps.end(it.store, str(flow_run.get_id() or ""))
-            return state
-
-    return run(work())
+    now_ms = await it.store.now_ms()
+    state = (await it.store.phases()).get(phase, {})
+    state.update(state=outcome, finished_ms=now_ms)
+    await it.store.save_phase(phase, state)
+    await ledger.record(
+        it.store,
+        LedgerEntry(
+            at_ms=now_ms,
+            phase=Phase(phase),
+            event="finished",
+            verdict=outcome,
+            flow_run_id=str(flow_run.get_id() or ""),
+        ),
+    )
+    await steps.end(it.store, str(flow_run.get_id() or ""))
+    return state
 
 
 @live_task(name="Find the phase that is due")
-def find_due(migration: str, *, by_itself: bool) -> str | None:
+@opens_migration
+async def find_due(it: Opened, *, by_itself: bool) -> str | None:
     """Return the phase that is due by the ledger.
 
     With `by_itself` only if the plan says `advance: auto`.
     """
-
-    async def work() -> str | None:
-        async with opened(migration) as it:
-            if by_itself and it.plan.advance != "auto":
-                return None
-            due = ledger.next_due(await ledger.read(it.store))
-            if due is None:
-                return None
-            state = (await it.store.phases()).get(due, {})
-            return None if await asyncio.to_thread(is_open, state) else str(due)
-
-    return run(work())
+    if by_itself and it.plan.advance != "auto":
+        return None
+    due = ledger.next_due(await ledger.read(it.store))
+    if due is None:
+        return None
+    state = (await it.store.phases()).get(due, {})
+    return None if await asyncio.to_thread(is_open, state) else str(due)

@@ -46,7 +46,7 @@ from exodus.topology.pair_checks import empty_database
 from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part
 from exodus.verify.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from tasks.budget import budget_heard
-from tasks.context import Json, Opened, live_task, opened, run
+from tasks.context import Json, Opened, live_task, opened, opens_migration, run
 from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling, watched
@@ -74,7 +74,8 @@ async def _any_alive(it: Opened, kind: str) -> bool:
 
 
 @kept_task("Start live sync")
-def start_live_sync(migration: str) -> Json:
+@opens_migration
+async def start_live_sync(it: Opened) -> Json:
     """Turn the journal on in every gateway, start the syncers, and prove the feed with a probe key.
 
     It runs before the first copy (race rule 3).
@@ -82,104 +83,93 @@ def start_live_sync(migration: str) -> Json:
     Raises:
         DecisionRefused: the target is the authority, or the feed does not work.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            if route.authority is not Side.SOURCE:
-                raise DecisionRefused(
-                    "the target is already the authority",
-                    why=f"route epoch {route.epoch}",
-                    next_step="exodus start rollback, or exodus start commit",
-                )
-            await _suspend_fence(it)
-            before = await runs.current(it.store)
-            if not route.sync:
-                # From here on Exodus may replace the target's keys, also when this phase starts
-                # again.
-                writer = route.writer_epoch + 1
-                by_replica = it.plan.strategy is CopyStrategy.NATIVE
-                if by_replica:
-                    await possible.check_possible(it.plan, it.store)
-                if it.plan.strategy is CopyStrategy.MIGRATE:
-                    await migrate.check_possible(it.plan)
-                await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
-                await server_runs.begin(
-                    it.store,
-                    {side: (await it.endpoint(side).facts()).run_id for side in Side},
-                )
-                feeds = await choose_feeds(it.store, it.plan)
-                await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
-                await freshness.forget_pass(it.store)
-                await answered(
-                    it.store.client.delete(it.store.keys.accepted)
-                )  # a new copy may succeed: accept them again
-                if by_replica:
-                    await replica.grant_writes(it.plan, writer)
-                    await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
-                else:
-                    await set_writer_epoch(
-                        Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer
-                    )
-                on = route.next(
-                    why="migrate: live sync",
-                    journal=JournalMode.ALL,
-                    sync=True,
-                    native=by_replica,
-                    writer_epoch=writer,
-                    feed=feeds[Side.SOURCE].feed,
-                )
-                route = await change_route(it.store, route, on)
-            await _everybody(it, route.epoch)
-            if route.native:
-                await replica.attach(it.plan, route.writer_epoch)
-            elif before is not None:
-                engine = await open_engine(it.store, it.plan, route)
-                # Keys that an earlier attempt copied and that were deleted since: no scan of the
-                # source finds them.
-                if await server_runs.may_remove(engine):
-                    await rescan(engine, Barrier("flushall"))
-            if it.plan.strategy is CopyStrategy.MIGRATE:
-                await migrate.prove(await open_engine(it.store, it.plan, route))
-            # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
-            # source checks.
-            through = (
-                it.plan.through_gateway(Side.SOURCE)
-                if route.feed is Feed.GATEWAY
-                else it.plan.source
-            )
-            undeclared = route.feed is not Feed.GATEWAY
-            client = make_client(
-                through,
-                field="source",
-                db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0,
-            )
-            try:
-                key = await prove(
-                    JournalFeed(it.store, it.plan.partitions),
-                    client,
-                    it.plan.rehearsal_prefix,
-                    within_s=_PROOF_S,
-                    undeclared=undeclared,
-                )
-            finally:
-                await client.aclose()
-            now = await runs.current(it.store) or await runs.begin(
-                it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch
-            )
-            kept = before is not None and before.run == now.run
-            return {
-                "epoch": route.epoch,
-                "writer_epoch": route.writer_epoch,
-                "feed": str(route.feed),
-                "feeds": [(await chosen_feed(it.store, it.plan, side)).text(side) for side in Side],
-                "proved_by": key,
-                "run": now.run,
-                "kept": kept and not route.native,
-                "native": route.native,
-            }
-
-    return run(work())
+    route = await read_route(it.store)
+    if route.authority is not Side.SOURCE:
+        raise DecisionRefused(
+            "the target is already the authority",
+            why=f"route epoch {route.epoch}",
+            next_step="exodus start rollback, or exodus start commit",
+        )
+    await _suspend_fence(it)
+    before = await runs.current(it.store)
+    if not route.sync:
+        # From here on Exodus may replace the target's keys, also when this phase starts
+        # again.
+        writer = route.writer_epoch + 1
+        by_replica = it.plan.strategy is CopyStrategy.NATIVE
+        if by_replica:
+            await possible.check_possible(it.plan, it.store)
+        if it.plan.strategy is CopyStrategy.MIGRATE:
+            await migrate.check_possible(it.plan)
+        await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
+        await server_runs.begin(
+            it.store,
+            {side: (await it.endpoint(side).facts()).run_id for side in Side},
+        )
+        feeds = await choose_feeds(it.store, it.plan)
+        await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
+        await freshness.forget_pass(it.store)
+        await answered(
+            it.store.client.delete(it.store.keys.accepted)
+        )  # a new copy may succeed: accept them again
+        if by_replica:
+            await replica.grant_writes(it.plan, writer)
+            await it.store.save_report(NATIVE_REPORT, {"at_ms": await it.store.now_ms()})
+        else:
+            await set_writer_epoch(Endpoint(Side.TARGET, it.plan.target), it.plan.name, writer)
+        on = route.next(
+            why="migrate: live sync",
+            journal=JournalMode.ALL,
+            sync=True,
+            native=by_replica,
+            writer_epoch=writer,
+            feed=feeds[Side.SOURCE].feed,
+        )
+        route = await change_route(it.store, route, on)
+    await _everybody(it, route.epoch)
+    if route.native:
+        await replica.attach(it.plan, route.writer_epoch)
+    elif before is not None:
+        engine = await open_engine(it.store, it.plan, route)
+        # Keys that an earlier attempt copied and that were deleted since: no scan of the
+        # source finds them.
+        if await server_runs.may_remove(engine):
+            await rescan(engine, Barrier("flushall"))
+    if it.plan.strategy is CopyStrategy.MIGRATE:
+        await migrate.prove(await open_engine(it.store, it.plan, route))
+    # The gateway's journal sees what passes a gateway. The login is Exodus's own, which the
+    # source checks.
+    through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
+    undeclared = route.feed is not Feed.GATEWAY
+    client = make_client(
+        through,
+        field="source",
+        db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0,
+    )
+    try:
+        key = await prove(
+            JournalFeed(it.store, it.plan.partitions),
+            client,
+            it.plan.rehearsal_prefix,
+            within_s=_PROOF_S,
+            undeclared=undeclared,
+        )
+    finally:
+        await client.aclose()
+    now = await runs.current(it.store) or await runs.begin(
+        it.store, it.plan, epoch=route.epoch, writer_epoch=route.writer_epoch
+    )
+    kept = before is not None and before.run == now.run
+    return {
+        "epoch": route.epoch,
+        "writer_epoch": route.writer_epoch,
+        "feed": str(route.feed),
+        "feeds": [(await chosen_feed(it.store, it.plan, side)).text(side) for side in Side],
+        "proved_by": key,
+        "run": now.run,
+        "kept": kept and not route.native,
+        "native": route.native,
+    }
 
 
 async def _suspend_fence(it: Opened) -> None:
@@ -191,111 +181,89 @@ async def _suspend_fence(it: Opened) -> None:
 
 
 @live_task(name="Prove the change feed of the way back")
-def prove_way_back(migration: str) -> str:
+@opens_migration
+async def prove_way_back(it: Opened) -> str:
     """Choose and prove the feed of the way back; return its description."""
-
-    async def work() -> str:
-        async with opened(migration) as it:
-            if (await read_route(it.store)).authority is Side.SOURCE:
-                await choose_feeds(it.store, it.plan, [Side.TARGET])
-            return (await chosen_feed(it.store, it.plan, Side.TARGET)).text(Side.TARGET)
-
-    return run(work())
+    if (await read_route(it.store)).authority is Side.SOURCE:
+        await choose_feeds(it.store, it.plan, [Side.TARGET])
+    return (await chosen_feed(it.store, it.plan, Side.TARGET)).text(Side.TARGET)
 
 
 @kept_task("Mark keys that changed while live sync was off")
-def mark_changed_meanwhile(migration: str) -> int:
+@opens_migration
+async def mark_changed_meanwhile(it: Opened) -> int:
     """Compare every key of a kept copy after live sync was off; mark those that differ.
 
     It returns their number.
 
     It runs after the slices are done.
     """
-
-    async def work() -> int:
-        async with opened(migration) as it:
-            kept = await runs.current(it.store)
-            if kept is None or not kept.to_compare:
-                return 0
-            # A replica was filled again.
-            marked = (
-                0
-                if (await read_route(it.store)).native
-                else (await mark_differing(await open_engine(it.store, it.plan))).marked
-            )
-            await runs.compared(it.store, kept)
-            return marked
-
-    return run(work())
+    kept = await runs.current(it.store)
+    if kept is None or not kept.to_compare:
+        return 0
+    # A replica was filled again.
+    marked = (
+        0
+        if (await read_route(it.store)).native
+        else (await mark_differing(await open_engine(it.store, it.plan))).marked
+    )
+    await runs.compared(it.store, kept)
+    return marked
 
 
 @kept_task("Wait for live sync")
-def wait_caught_up(migration: str, within_s: float = 60.0) -> Json:
+@opens_migration
+async def wait_caught_up(it: Opened, within_s: float = 60.0) -> Json:
     """Wait until the present content of the journal is synced.
 
     Applications write on, so it may never be empty.
     """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
 
-    async def work() -> Json:
-        async with opened(migration) as it:
-            loop = asyncio.get_running_loop()
-            began = loop.time()
+    async def compares() -> str:
+        return f"waiting for live sync: {await server_runs.left(it.store, only_comparing=True)}"
 
-            async def compares() -> str:
-                return (
-                    "waiting for live sync: "
-                    f"{await server_runs.left(it.store, only_comparing=True)}"
-                )
+    async with telling(compares):
+        while await server_runs.left(it.store, only_comparing=True) and await _any_alive(
+            it, "syncer"
+        ):
+            await asyncio.sleep(0.1)
+    goal = await journal.ends(it.store, it.plan.partitions)
+    began = loop.time()
 
-            async with telling(compares):
-                while await server_runs.left(it.store, only_comparing=True) and await _any_alive(
-                    it, "syncer"
-                ):
-                    await asyncio.sleep(0.1)
-            goal = await journal.ends(it.store, it.plan.partitions)
-            began = loop.time()
+    async def how_far() -> str:
+        return (
+            "waiting for live sync: "
+            f"{await journal.lag_entries(it.store, it.plan.partitions)} entries left"
+        )
 
-            async def how_far() -> str:
-                return (
-                    "waiting for live sync: "
-                    f"{await journal.lag_entries(it.store, it.plan.partitions)} entries left"
-                )
-
-            async with telling(how_far):
-                while (
-                    not (caught_up := await journal.reached(it.store, goal))
-                    and loop.time() - began < within_s
-                ):
-                    await asyncio.sleep(0.1)
-            lag = await journal.lag_entries(it.store, it.plan.partitions)
-            return {
-                "caught_up": caught_up,
-                "lag_entries": lag,
-                "seconds": round(loop.time() - began, 2),
-            }
-
-    return run(work())
+    async with telling(how_far):
+        while (
+            not (caught_up := await journal.reached(it.store, goal))
+            and loop.time() - began < within_s
+        ):
+            await asyncio.sleep(0.1)
+    lag = await journal.lag_entries(it.store, it.plan.partitions)
+    return {
+        "caught_up": caught_up,
+        "lag_entries": lag,
+        "seconds": round(loop.time() - began, 2),
+    }
 
 
 @kept_task("Plan the verification")
-def plan_verification(migration: str, name: str) -> list[Json]:
+@opens_migration
+async def plan_verification(it: Opened, name: str) -> list[Json]:
     """Begin a verification in parts for the plan's workers.
 
     No parts with threads, or if live sync is off.
     """
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            workers = it.plan.workers
-            if workers.kind is WorkersKind.THREADS or not (await read_route(it.store)).sync:
-                return []
-            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-            return [
-                part.model_dump(mode="json")
-                for part in await plan_parts(engine, name, it.plan.slices)
-            ]
-
-    return run(work())
+    workers = it.plan.workers
+    if workers.kind is WorkersKind.THREADS or not (await read_route(it.store)).sync:
+        return []
+    engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+    return [part.model_dump(mode="json") for part in await plan_parts(engine, name, it.plan.slices)]
 
 
 @kept_task("Compare part", run_name="Compare {part[name]}", retries=2, retry_delay_seconds=2)
@@ -372,7 +340,8 @@ def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> 
 
 
 @kept_task("Wait until written keys are compared")
-def wait_compared(migration: str, within_s: float = 60.0) -> Json:
+@opens_migration
+async def wait_compared(it: Opened, within_s: float = 60.0) -> Json:
     """Wait until every key written before now was found equal.
 
     With the last clean pass this covers all keys.
@@ -381,32 +350,27 @@ def wait_compared(migration: str, within_s: float = 60.0) -> Json:
         `equal`: false if there is no clean pass, or a key still differed at the end of the time.
         Then only a pass over all keys can tell.
     """
+    began = time.monotonic()
 
-    async def work() -> Json:
-        async with opened(migration) as it:
-            began = time.monotonic()
+    async def how_far() -> str:
+        return (
+            "waiting until written keys are compared: "
+            f"{await freshness.read_freshness(it.store, it.plan.partitions)}"
+        )
 
-            async def how_far() -> str:
-                return (
-                    "waiting until written keys are compared: "
-                    f"{await freshness.read_freshness(it.store, it.plan.partitions)}"
-                )
-
-            async with telling(how_far):
-                while True:
-                    elapsed = time.monotonic() - began
-                    fresh = await freshness.read_freshness(it.store, it.plan.partitions)
-                    equal = (
-                        fresh.pass_age_s is not None
-                        and not fresh.never
-                        and not fresh.gaps
-                        and fresh.oldest_dirty_s < elapsed
-                    )
-                    if equal or fresh.pass_age_s is None or fresh.overflowed or elapsed > within_s:
-                        return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
-                    await asyncio.sleep(0.2)
-
-    return run(work())
+    async with telling(how_far):
+        while True:
+            elapsed = time.monotonic() - began
+            fresh = await freshness.read_freshness(it.store, it.plan.partitions)
+            equal = (
+                fresh.pass_age_s is not None
+                and not fresh.never
+                and not fresh.gaps
+                and fresh.oldest_dirty_s < elapsed
+            )
+            if equal or fresh.pass_age_s is None or fresh.overflowed or elapsed > within_s:
+                return {"equal": equal, "text": str(fresh), "seconds": round(elapsed, 1)}
+            await asyncio.sleep(0.2)
 
 
 @kept_task("Repair divergences")
@@ -450,97 +414,71 @@ def repair_divergences(migration: str, name: str) -> Json:
 
 
 @kept_task("Check accepted dead letters")
-def why_letters_stand(migration: str, accepted: str, attempt: int) -> str | None:
+@opens_migration
+async def why_letters_stand(it: Opened, accepted: str, attempt: int) -> str | None:
     """Return why an answer with these names is invalid, or None.
 
     Kept for each answer: a refused answer stays refused.
     """
     del attempt
-
-    async def work() -> str | None:
-        async with opened(migration) as it:
-            return await letters.why_not_accepted(it.store, accepted)
-
-    return run(work())
+    return await letters.why_not_accepted(it.store, accepted)
 
 
 @kept_task("Accept dead letters")
-def accept_letters(migration: str, accepted: str, by: str) -> list[str]:
+@opens_migration
+async def accept_letters(it: Opened, accepted: str, by: str) -> list[str]:
     """Move dead letters that a person accepted to their own list; return the names."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return await letters.accept(it.store, accepted, by)
-
-    return run(work())
+    return await letters.accept(it.store, accepted, by)
 
 
 @kept_task("Count filtered keys")
-def count_left_behind(migration: str) -> Json:
+@opens_migration
+async def count_left_behind(it: Opened) -> Json:
     """Return whether the plan has filters, and the filtered keys by rule."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            found = await it.store.report(f"verification.{Phase.MIGRATE}") or {}
-            rules = found.get("excluded", {})
-            rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [
-                {"rule": "none matched a key", "keys": 0}
-            ]
-            return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
-
-    return run(work())
+    found = await it.store.report(f"verification.{Phase.MIGRATE}") or {}
+    rules = found.get("excluded", {})
+    rows = [{"rule": rule, "keys": count} for rule, count in rules.items()] or [
+        {"rule": "none matched a key", "keys": 0}
+    ]
+    return {"filtered": bool(it.plan.filters), "keys": sum(rules.values()), "rows": rows}
 
 
 @live_task(name="Find keys that are expensive to copy")
-def say_heavy_keys(migration: str) -> list[str]:
+@opens_migration
+async def say_heavy_keys(it: Opened) -> list[str]:
     """Return lines about large keys that live sync copies again and again."""
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return [
-                text_of(row)
-                for beat in await registry.heartbeats(it.store, "syncer")
-                for row in beat.facts.heavy
-            ]
-
-    return run(work())
+    return [
+        text_of(row)
+        for beat in await registry.heartbeats(it.store, "syncer")
+        for row in beat.facts.heavy
+    ]
 
 
 @live_task(name="Check rehearsal age")
-def check_rehearsed(migration: str) -> str:
+@opens_migration
+async def check_rehearsed(it: Opened) -> str:
     """Return when the switch was rehearsed, in words.
 
     Raises:
         DecisionRefused: it was never rehearsed, or too long ago, or the rehearsal failed.
     """
-
-    async def work() -> str:
-        async with opened(migration) as it:
-            if (await read_route(it.store)).authority is Side.TARGET:
-                return (
-                    "already cut over"  # the flow runs from the top again after its second decision
-                )
-            return await check_rehearsal(it.store, it.plan)
-
-    return run(work())
+    if (await read_route(it.store)).authority is Side.TARGET:
+        return "already cut over"  # the flow runs from the top again after its second decision
+    return await check_rehearsal(it.store, it.plan)
 
 
 @live_task(name="Check verification freshness")
-def measure_freshness(migration: str) -> Json:
+@opens_migration
+async def measure_freshness(it: Opened) -> Json:
     """Return how much is verified since its last write.
 
     Raises:
         DecisionRefused: keys were never verified, or fewer than the plan requires.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            if (await read_route(it.store)).authority is Side.TARGET:
-                fresh = await freshness.read_freshness(
-                    it.store, it.plan.partitions
-                )  # the cutover is done; the switch has checked it
-            else:
-                fresh = await check_fresh(it.store, it.plan)
-            return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}
-
-    return run(work())
+    if (await read_route(it.store)).authority is Side.TARGET:
+        fresh = await freshness.read_freshness(
+            it.store, it.plan.partitions
+        )  # the cutover is done; the switch has checked it
+    else:
+        fresh = await check_fresh(it.store, it.plan)
+    return {**fresh.model_dump(), "share": fresh.share, "text": str(fresh)}

@@ -14,7 +14,7 @@ from exodus.native import link, replica
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks.backfill import count_source
-from tasks.context import Json, opened, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _WATCH_S = 20.0  # of one task, like one round of a slice
@@ -24,7 +24,8 @@ REPORT = "native"
 
 
 @kept_task("Watch the first copy", run_name="Watch the first copy, round {attempt}")
-def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
+@opens_migration
+async def watch_filling(it: Opened, writer_epoch: int, attempt: int) -> Json:
     """Watch the first copy for a while.
 
     It is `done` when the target follows the source and has applied its present offset.
@@ -33,36 +34,29 @@ def watch_filling(migration: str, writer_epoch: int, attempt: int) -> Json:
         DecisionRefused: no data arrives at the target.
     """
     del attempt
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            began = moved = time.monotonic()
-            before = (0.0, 0)
-            while True:
-                await replica.attach(it.plan, writer_epoch)
-                state = await link.look(it.plan)
-                if state.up:
-                    source, target = [
-                        await it.endpoint(side).connect(name="exodus-fill") for side in Side
-                    ]
-                    async with source, target:
-                        await replica.wait_reached(source, target, within_s=_STUCK_S)
-                    return {"done": True, "percent": 100.0}
-                if (state.percent, state.keys) != before:
-                    before, moved = (state.percent, state.keys), time.monotonic()
-                if time.monotonic() - moved > _STUCK_S:
-                    raise DecisionRefused(
-                        "no data of the source arrives at the target",
-                        why=f"{state.text} for {_STUCK_S:.0f} s",
-                        next_step="read the target's log; it must reach "
-                        f"{it.plan.source.url} and be allowed to replicate there (+psync "
-                        "+replconf)",
-                    )
-                if time.monotonic() - began > _WATCH_S:
-                    return {"done": False, "percent": state.percent}
-                await asyncio.sleep(_POLL_S)
-
-    return run(work())
+    began = moved = time.monotonic()
+    before = (0.0, 0)
+    while True:
+        await replica.attach(it.plan, writer_epoch)
+        state = await link.look(it.plan)
+        if state.up:
+            source, target = [await it.endpoint(side).connect(name="exodus-fill") for side in Side]
+            async with source, target:
+                await replica.wait_reached(source, target, within_s=_STUCK_S)
+            return {"done": True, "percent": 100.0}
+        if (state.percent, state.keys) != before:
+            before, moved = (state.percent, state.keys), time.monotonic()
+        if time.monotonic() - moved > _STUCK_S:
+            raise DecisionRefused(
+                "no data of the source arrives at the target",
+                why=f"{state.text} for {_STUCK_S:.0f} s",
+                next_step="read the target's log; it must reach "
+                f"{it.plan.source.url} and be allowed to replicate there (+psync "
+                "+replconf)",
+            )
+        if time.monotonic() - began > _WATCH_S:
+            return {"done": False, "percent": state.percent}
+        await asyncio.sleep(_POLL_S)
 
 
 def filling_look(
@@ -84,40 +78,36 @@ def filling_look(
 
 
 @kept_task("Count replicated keys")
-def count_filled(migration: str) -> Json:
+@opens_migration
+async def count_filled(it: Opened) -> Json:
     """Return the row of a backfill by keys: a replica has what its source has."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            began = await it.store.report(REPORT) or {"at_ms": await it.store.now_ms()}
-            now_ms = await it.store.now_ms()
-            if "filled_ms" not in began:
-                began["filled_ms"] = now_ms
-                await it.store.save_report(REPORT, began)
-            keys = (await link.look(it.plan)).keys
-            seconds = max(began["filled_ms"] - began["at_ms"], 1) / 1000
-            zero = dict.fromkeys(
-                (
-                    "keys_removed",
-                    "keys_failed",
-                    "keys_skipped",
-                    "keys_excluded",
-                    "payload_bytes",
-                    "re_marked",
-                    "chunks",
-                ),
-                0,
-            )
-            return {
-                **zero,
-                "keys_seen": keys,
-                "keys_copied": keys,
-                "keys_accounted": keys,
-                "seconds": seconds,
-                "keys_per_s": round(keys / seconds, 1),
-                "excluded": {},
-                "not_sent": {},
-                "strategies": {str(CopyMethod.NATIVE): keys},
-            }
-
-    return run(work())
+    began = await it.store.report(REPORT) or {"at_ms": await it.store.now_ms()}
+    now_ms = await it.store.now_ms()
+    if "filled_ms" not in began:
+        began["filled_ms"] = now_ms
+        await it.store.save_report(REPORT, began)
+    keys = (await link.look(it.plan)).keys
+    seconds = max(began["filled_ms"] - began["at_ms"], 1) / 1000
+    zero = dict.fromkeys(
+        (
+            "keys_removed",
+            "keys_failed",
+            "keys_skipped",
+            "keys_excluded",
+            "payload_bytes",
+            "re_marked",
+            "chunks",
+        ),
+        0,
+    )
+    return {
+        **zero,
+        "keys_seen": keys,
+        "keys_copied": keys,
+        "keys_accounted": keys,
+        "seconds": seconds,
+        "keys_per_s": round(keys / seconds, 1),
+        "excluded": {},
+        "not_sent": {},
+        "strategies": {str(CopyMethod.NATIVE): keys},
+    }

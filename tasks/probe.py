@@ -12,7 +12,7 @@ from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import raise_if_fatal
-from tasks.context import Json, opened, run
+from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
 _KEY = RESERVED_PREFIX + b"exercise}"
@@ -36,31 +36,23 @@ _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
 
 
 @kept_task("Check both sides")
-def check_sides(migration: str) -> list[Json]:
+@opens_migration
+async def check_sides(it: Opened) -> list[Json]:
     """Run the pre-flight checks.
 
     Raises:
         OperatorError: the pair cannot be migrated as it is. Nothing was changed.
     """
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            findings = await check_all(it.plan, it.store)
-            raise_if_fatal(findings)
-            return [asdict(finding) for finding in findings]
-
-    return run(work())
+    findings = await check_all(it.plan, it.store)
+    raise_if_fatal(findings)
+    return [asdict(finding) for finding in findings]
 
 
 @kept_task("Describe both sides")
-def describe_sides(migration: str) -> Json:
+@opens_migration
+async def describe_sides(it: Opened) -> Json:
     """Return facts of both sides: versions, sizes, capabilities."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            return {side.value: asdict(await it.endpoint(side).facts()) for side in Side}
-
-    return run(work())
+    return {side.value: asdict(await it.endpoint(side).facts()) for side in Side}
 
 
 @kept_task("Exercise the target")
@@ -103,41 +95,32 @@ async def _print_of(endpoint: Endpoint) -> str:
 
 
 @kept_task("Fingerprint the source")
-def fingerprint_source(migration: str) -> Json:
+@opens_migration
+async def fingerprint_source(it: Opened) -> Json:
     """Return a digest of the source's role, users and settings, and the route."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            return {
-                "digest": await _print_of(it.endpoint(Side.SOURCE)),
-                "authority": str(route.authority),
-                "epoch": route.epoch,
-            }
-
-    return run(work())
+    route = await read_route(it.store)
+    return {
+        "digest": await _print_of(it.endpoint(Side.SOURCE)),
+        "authority": str(route.authority),
+        "epoch": route.epoch,
+    }
 
 
 @kept_task("Check that the source is unchanged")
-def unchanged(migration: str, before: Json) -> list[Json]:
+@opens_migration
+async def unchanged(it: Opened, before: Json) -> list[Json]:
     """Compare the source's fingerprint and the route with earlier ones."""
-
-    async def work() -> list[Json]:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            now = await _print_of(it.endpoint(Side.SOURCE))
-            return [
-                {
-                    "check": "the source's role, users and settings are unchanged",
-                    "ok": now == before["digest"],
-                    "detail": "",
-                },
-                {
-                    "check": "the route is unchanged",
-                    "ok": (str(route.authority), route.epoch)
-                    == (before["authority"], before["epoch"]),
-                    "detail": f"epoch {route.epoch}",
-                },
-            ]
-
-    return run(work())
+    route = await read_route(it.store)
+    now = await _print_of(it.endpoint(Side.SOURCE))
+    return [
+        {
+            "check": "the source's role, users and settings are unchanged",
+            "ok": now == before["digest"],
+            "detail": "",
+        },
+        {
+            "check": "the route is unchanged",
+            "ok": (str(route.authority), route.epoch) == (before["authority"], before["epoch"]),
+            "detail": f"epoch {route.epoch}",
+        },
+    ]

@@ -13,27 +13,21 @@ from exodus.errors import DecisionRefused
 from exodus.gateway.tables import load_table
 from exodus.net.client import answered
 from exodus.observe.monitor import capture
-from tasks.context import Json, Opened, opened, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _HOT_KEYS = 20
 
 
 @kept_task("Capture traffic")
-def capture_traffic(migration: str, seconds: float | None) -> Json:
+@opens_migration
+async def capture_traffic(it: Opened, seconds: float | None) -> Json:
     """Watch the source by MONITOR; return the profile and keep it as a report."""
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            table = (await load_table(it.plan)).commands
-            profile = await capture(
-                it.plan.source, table, seconds=seconds or it.plan.observe_seconds
-            )
-            report = profile.report(table)
-            await it.store.save_report("profile.pre-test", report)
-            return report
-
-    return run(work())
+    table = (await load_table(it.plan)).commands
+    profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
+    report = profile.report(table)
+    await it.store.save_report("profile.pre-test", report)
+    return report
 
 
 async def _snapshots(it: Opened) -> dict[str, Json]:
@@ -46,43 +40,39 @@ async def _snapshots(it: Opened) -> dict[str, Json]:
 
 
 @kept_task("Learn the workload")
-def learn_workload(migration: str, seconds: float | None) -> Json:
+@opens_migration
+async def learn_workload(it: Opened, seconds: float | None) -> Json:
     """Return what the gateways counted during some seconds, by command.
 
     Raises:
         DecisionRefused: no gateway is registered.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it:
-            watched = seconds or it.plan.observe_seconds
-            before = await _snapshots(it)
-            if not before:
-                raise DecisionRefused(
-                    "no gateway has reported",
-                    why="applications connect to the gateway in this phase",
-                    next_step="start exodus gateway and point the applications at it",
-                )
-            await asyncio.sleep(watched)
-            after = await _snapshots(it)
-            commands = _difference(before, after)
-            requests = sum(row["calls"] for row in commands)
-            report = {
-                "seconds": watched,
-                "requests": requests,
-                "requests_per_s": round(requests / watched, 1),
-                "writes": sum(row["calls"] for row in commands if row["write"]),
-                "errors": sum(row["errors"] for row in commands),
-                "connections": sum(snapshot["connections"] for snapshot in after.values()),
-                "gateways": len(after),
-                "risks": _risks(after),
-                "hot_keys": _hot(before, after, watched),
-                "commands": commands,
-            }
-            await it.store.save_report("profile.analyze", report)
-            return report
-
-    return run(work())
+    watched = seconds or it.plan.observe_seconds
+    before = await _snapshots(it)
+    if not before:
+        raise DecisionRefused(
+            "no gateway has reported",
+            why="applications connect to the gateway in this phase",
+            next_step="start exodus gateway and point the applications at it",
+        )
+    await asyncio.sleep(watched)
+    after = await _snapshots(it)
+    commands = _difference(before, after)
+    requests = sum(row["calls"] for row in commands)
+    report = {
+        "seconds": watched,
+        "requests": requests,
+        "requests_per_s": round(requests / watched, 1),
+        "writes": sum(row["calls"] for row in commands if row["write"]),
+        "errors": sum(row["errors"] for row in commands),
+        "connections": sum(snapshot["connections"] for snapshot in after.values()),
+        "gateways": len(after),
+        "risks": _risks(after),
+        "hot_keys": _hot(before, after, watched),
+        "commands": commands,
+    }
+    await it.store.save_report("profile.analyze", report)
+    return report
 
 
 def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> list[Json]:

@@ -11,7 +11,7 @@ from exodus.control.route import read_route
 from exodus.errors import EvidenceFailed
 from exodus.plan.vocabulary import Side
 from tasks.artifacts import create_table_artifact
-from tasks.context import live_task, opened, run
+from tasks.context import Opened, live_task, opens_migration
 from tasks.cutover import rehearse_switch
 from tasks.evidence import artifact_key
 from tasks.live_sync import verify_all
@@ -23,34 +23,28 @@ RENEW = "renew"
 
 
 @live_task(name="Check that evidence may be renewed")
-def why_not_now(migration: str, kind: Kind) -> str | None:
+@opens_migration
+async def why_not_now(it: Opened, kind: Kind) -> str | None:
     """Return why this kind cannot be renewed now, or None."""
-
-    async def work() -> str | None:
-        async with opened(migration) as it:
-            if ledger.ending(await ledger.read(it.store)) is not None:
-                return "the migration is done"
-            running = [
-                name
-                for name, state in (await it.store.phases()).items()
-                if state.get("state") == "running"
-            ]
-            if running:
-                return f"{running[0]} is running"
-            route = await read_route(it.store)
-            if kind == "rehearsal" and route.native:
-                return "the target is the source's replica"
-            if kind == "rehearsal" and route.authority is not Side.SOURCE:
-                return "the target is the authority"
-            if kind in ("comparison", "drift") and not route.sync:
-                return "live sync is off, so the sides need not be equal"
-            if kind == "comparison" and route.authority is not Side.SOURCE:
-                return "the target is the authority: renew drift"
-            if kind == "drift" and route.authority is not Side.TARGET:
-                return "the source is the authority: renew comparison"
-            return None
-
-    return run(work())
+    if ledger.ending(await ledger.read(it.store)) is not None:
+        return "the migration is done"
+    running = [
+        name for name, state in (await it.store.phases()).items() if state.get("state") == "running"
+    ]
+    if running:
+        return f"{running[0]} is running"
+    route = await read_route(it.store)
+    if kind == "rehearsal" and route.native:
+        return "the target is the source's replica"
+    if kind == "rehearsal" and route.authority is not Side.SOURCE:
+        return "the target is the authority"
+    if kind in ("comparison", "drift") and not route.sync:
+        return "live sync is off, so the sides need not be equal"
+    if kind == "comparison" and route.authority is not Side.SOURCE:
+        return "the target is the authority: renew drift"
+    if kind == "drift" and route.authority is not Side.TARGET:
+        return "the source is the authority: renew comparison"
+    return None
 
 
 def renew_one(migration: str, kind: Kind, seconds: float | None) -> str:
