@@ -103,3 +103,24 @@ MARKED_AHEAD_ENTRIES_MAX = 1_000
 # Of one partition, written since the last verification pass and not compared since; beyond, a new
 # pass is needed
 DIRTY_KEYS_MAX = 200_000
+# Watching traffic (exodus/observe). Each has a counter that the report shows when it was hit.
+CAPTURE_RECORD_BYTES_MAX = 16 * 1024 * 1024  # of one packet in a capture file; tcpdump cuts at 256K
+CAPTURE_INTERFACES_MAX = 1_024  # of one section of a pcapng file
+CAPTURE_READ_BYTES = 1024 * 1024  # of a capture file, read at a time
+WATCHED_CONNECTIONS_MAX = 20_000  # beyond, the one that was silent for the longest is forgotten
+# Of one connection, behind a segment that is missing although its receiver has it: another order
+# in the capture brings it within so many segments, or the capture lost it
+REORDERED_SEGMENTS_MAX = 64
+HELD_SEGMENTS_MAX = 1_024  # likewise, behind one that its receiver also misses: it is sent again
+HELD_SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # of one connection
+HELD_SEGMENTS_S = 3.0  # of the capture's time
+HELD_ALL_BYTES_MAX = 256 * 1024 * 1024  # of all connections together
+UNANSWERED_EVENTS_MAX = 10_000  # of one connection; beyond, the oldest has no answer
+QUEUED_EVENTS_MAX = 10_000  # of one transaction
+SHAPES_MAX = 4_000
+KEY_PATTERNS_MAX = 4_000
+PATTERNS_REMEMBERED_MAX = 50_000  # keys whose pattern is not worked out again
+PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
+PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
+PROFILE_CLIENTS_MAX = 20_000
+PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
