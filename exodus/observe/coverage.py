@@ -129,8 +129,9 @@ def reconcile(
     """Hold what was seen against what the server counted between two `commandstats`.
 
     What it counted and nobody saw came from clients that bypass the copy, from scripts, or from
-    the server's own replication.
+    the server's own replication. Redis 6.2 counts no subcommands, so there theirs are added up.
     """
+    seen = _as_counted(seen, after)
     names = sorted(
         {name for name, calls in after.items() if calls != before.get(name, 0)} | set(seen)
     )
@@ -138,3 +139,12 @@ def reconcile(
         Reconciled(name, seen.get(name, 0), after.get(name, 0) - before.get(name, 0))
         for name in names
     ]
+
+
+def _as_counted(seen: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, calls in seen.items():
+        container = name.partition("|")[0]
+        counted = container if name not in after and container in after else name
+        found[counted] = found.get(counted, 0) + calls
+    return found

@@ -16,7 +16,8 @@ Then its bytes are lost: they are counted, and both sides find their place again
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from exodus.commands.table import CommandTable
@@ -40,6 +41,7 @@ _HALF = 1 << 31
 _CLIENT, _SERVER = 0, 1
 _SWEEP_PACKETS = 4_096
 _CLOSED_REMEMBERED_MAX = 1_000
+_PORTS_COUNTED_MAX = 1_000
 _LATE_BYTES = 1 << 20  # behind the first ones of a connection, at which its SYN still belongs to it
 
 
@@ -200,7 +202,7 @@ class _Connection:
                     seq,
                     payload,
                     quiet=(there is None or there == one.ack)
-                    and self.acked[_CLIENT] in (None, seq),
+                    and (at is None or self.acked[_CLIENT] == seq),
                 )
             if there is None and one.flags & ACK:
                 self.next[_SERVER] = one.ack
@@ -228,6 +230,7 @@ class PacketWatcher:
         self.first_at = 0.0  # times of the first and the last packet, in s
         self.last_at = 0.0
         self.held_bytes = 0
+        self.ports_seen: Counter[int] = Counter()  # others than the watched ones
         self._sink = sink
         self._ports = frozenset(port.to_bytes(2, "big") for port in ports)
         self._open: dict[bytes, tuple[_Connection, int]] = {}  # by addresses and ports, each way
@@ -239,8 +242,10 @@ class PacketWatcher:
         """Connections that are kept track of."""
         return len(self._open) // 2
 
-    def feed(self, packets: Iterable[Packet]) -> None:
+    def feed(self, packets: Sequence[Packet]) -> None:
         """Take packets."""
+        if packets and not self.coverage.packets:
+            self.first_at = packets[0].at
         coverage, unread = self.coverage, self.coverage.unread
         known = self._open.get
         for at, link, data, _ in packets:
@@ -270,8 +275,6 @@ class PacketWatcher:
                 self._holding[key] = connection
             if connection.closed[0] and (connection.closed[1] or flags & RST):
                 self._end(key)
-        if not self.first_at and coverage.packets:
-            self.first_at = self.last_at
 
     def finish(self) -> None:
         """The capture ends."""
@@ -287,6 +290,10 @@ class PacketWatcher:
             side = _SERVER
         else:
             self.coverage.other_ports += 1
+            for raw in (key[-4:-2], key[-2:]):  # of many clients, the server's is the most frequent
+                port = int.from_bytes(raw, "big")
+                if port in self.ports_seen or len(self.ports_seen) < _PORTS_COUNTED_MAX:
+                    self.ports_seen[port] += 1
             return None
         found = self._open.get(key)
         if flags & SYN:
@@ -302,7 +309,7 @@ class PacketWatcher:
         if found is None:
             found = self._new(key, side, whole=bool(flags & SYN))
         if flags & SYN:
-            found[0].next[side] = (seq + 1) & _MASK
+            found[0].next[side] = found[0].acked[side] = (seq + 1) & _MASK
             return None
         return found
 

@@ -144,6 +144,8 @@ class Shapes:
         name = self._names.get(command)
         if name is None:
             name = self._names[command] = command.name.decode("ascii", "replace")
+        if command.subcommands and len(args) > 1:
+            name = f"{name}|{OTHER}"  # a subcommand that no server lists
         made = Event(at, connection, client, db, name, "", write=command.write, request_bytes=size)
         words = self._words(command, args)
         made.shape = self._shape(command, name, len(args), words)

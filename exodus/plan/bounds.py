@@ -124,3 +124,5 @@ PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
 PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
 PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
+CAPTURE_FILES_MAX = 10_000  # of a folder
+CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
