@@ -55,6 +55,7 @@ for command in (
     processes.comparer,
     migrations.migrations,
     traffic.capture,
+    traffic.load,
     users,
 ):
     app.command()(command)

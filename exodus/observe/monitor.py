@@ -49,8 +49,8 @@ def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
 class MonitorReader:
     """MONITOR's bytes in, events into a profile; no I/O."""
 
-    def __init__(self, table: CommandTable) -> None:
-        self.profile = Profile()
+    def __init__(self, table: CommandTable, profile: Profile | None = None) -> None:
+        self.profile = Profile() if profile is None else profile
         self.last_stamp = 0.0
         self._shapes = Shapes(table)
         self._connections: dict[str, int] = {}
@@ -93,14 +93,16 @@ class MonitorReader:
         return self._connections.setdefault(client, len(self._connections) + 1)
 
 
-async def capture(address: Address, table: CommandTable, *, seconds: float) -> Profile:
-    """Watch the source for `seconds`.
+async def capture(
+    address: Address, table: CommandTable, *, seconds: float, profile: Profile | None = None
+) -> Profile:
+    """Watch the source for `seconds`, into the given profile or a new one.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
-    watcher = MonitorReader(table)
+    watcher = MonitorReader(table, profile)
     async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg:
         leg.write(encode("MONITOR"))
         await leg.drain()

@@ -21,6 +21,7 @@ from exodus.plan.bounds import (
 )
 from exodus.telemetry.counters import OTHER
 
+TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
 _ERRORS_MAX = 64
 _SHAPES_SHOWN = 200
 _PATTERNS_SHOWN = 50
@@ -78,7 +79,8 @@ class Profile:
         self.clients: Counter[str] = Counter()
         self.connections: set[int] = set()
         self.by_second: dict[int, int] = {}
-        self.depths = Distribution()  # requests under way of a connection, at each request
+        # Requests under way of a connection, at each request outside of transactions
+        self.depths = Distribution()
         self.batches = Distribution()  # requests of each transaction that was run
         self.dropped: Counter[str] = Counter()
         self.first_at = 0.0
@@ -108,7 +110,8 @@ class Profile:
             row.expiries_ms.record(event.expiry_ms)
         if event.answer is not Answer.UNKNOWN:
             self._answer(row, event)
-        self.depths.record(event.depth)
+        if not event.queued and event.command not in TRANSACTION:
+            self.depths.record(event.depth)
         if event.batch:
             self.batches.record(event.batch)
         if event.keys:

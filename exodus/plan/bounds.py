@@ -126,3 +126,16 @@ PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
+WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
+WORKLOAD_BYTES_MAX = 64 * 1024 * 1024  # of its file
+SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
+# Playing a workload (exodus load)
+PLAYED_KEYS_MAX = 100_000  # of one key pattern
+PLAYED_PREPARED_BYTES_MAX = 256 * 1024 * 1024  # of scratch keys that are made for reads to find
+PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
+PLAYED_UNIT_REQUESTS_MAX = 1_000  # of one burst or transaction
+PLAYED_CONNECTIONS_MAX = 500
+PLAYED_WAITING_MAX = 100_000  # requests without an answer; beyond, due ones are not sent
+PLAYED_LAST_ANSWERS_S = 10.0  # for answers, after the last request
+SAMPLE_SECONDS_MAX = 120.0
+SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
