@@ -50,13 +50,13 @@ _ROOT = Path(__file__).resolve().parent
 
 
 def source(module: str) -> Path:
-    """The source file of a hot module."""
+    """Return the source file of a hot module."""
     return _ROOT.parent / (module.replace(".", "/") + ".py")
 
 
 def digest() -> str:
-    """Of all hot sources and their types: any difference means that what was compiled is of another
-    day.
+    """Return a digest of all hot sources and their types. A difference means that the compiled form
+    is older.
     """
     found = hashlib.sha256()
     for module in HOT:
@@ -67,7 +67,7 @@ def digest() -> str:
 
 
 def why_not() -> str | None:
-    """Why the compiled modules are not used, or None."""
+    """Return why the compiled modules are not used, or None."""
     if os.environ.get("EXODUS_COMPILED") == "0":
         return "EXODUS_COMPILED=0"
     try:
@@ -89,7 +89,7 @@ class SourceFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As in `importlib.abc.MetaPathFinder`."""
+        """Find a hot source, as `importlib.abc.MetaPathFinder` does."""
         del path, target
         return spec_from_file_location(name, source(name)) if name in HOT else None
 

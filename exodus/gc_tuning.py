@@ -17,8 +17,8 @@ from contextlib import contextmanager
 
 
 def settle() -> None:
-    """For a process that serves: what is there now stays, so no pass looks at it again, and passes
-    come less often.
+    """Freeze what exists now in a serving process, so that collections skip it and come less
+    often.
     """
     gc.collect()
     gc.freeze()

@@ -124,8 +124,8 @@ def _same_places(file: MigrationFile) -> list[Finding]:
 
 
 def _is_here(listen_host: str, address: Address) -> bool:
-    """Whether a server can be in the place of a listening address: on the same host, or on this
-    machine.
+    """Return whether a server can be in the place of a listening address: on the same host, or on
+    this machine.
     """
     wildcard = listen_host in ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, never bound
     return listen_host == address.host or (
@@ -134,7 +134,7 @@ def _is_here(listen_host: str, address: Address) -> bool:
 
 
 async def _check_port(plan: Plan, store: ControlStore) -> Finding:
-    """Whether the gateway's port is free on this machine, or a gateway of this migration has it."""
+    """Check that the gateway's port is free here, or that a gateway of this migration has it."""
     host, port = plan.gateway.host, plan.gateway.port
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:

@@ -24,7 +24,7 @@ _JOBS_PER_S = 20.0
 
 
 async def run(args: argparse.Namespace) -> int:
-    """The application."""
+    """Return the application."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -208,7 +208,7 @@ class Writer:
             del self.model.unknown[key]
 
     async def settle_stream(self, key: bytes) -> None:
-        """The same for a stream, whose group may have been changed too."""
+        """Return the same for a stream, whose group may have been changed too."""
         try:
             rows = await self.client.xpending_range(key, "workers", "-", "+", count=1000)
         except (redis.RedisError, OSError) as exc:
@@ -219,7 +219,7 @@ class Writer:
         await self.settle(key)
 
     def now(self, key: bytes) -> State:
-        """The state that a key must have; None also where it may have expired by now."""
+        """Return the state that a key must have; None also where it may have expired by now."""
         return self.model.live.get(key)
 
     async def read_back(self) -> None:

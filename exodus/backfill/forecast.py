@@ -31,8 +31,8 @@ LEFT_OUT, NOT_CARRIED, OWN, GONE = "left out", "not carried", "Exodus's own", "g
 
 
 async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]:
-    """Rows of `strategy`, `reason`, `type`, `size`, `keys_sampled` and `keys_estimated`; the
-    sampled ones sum up to the keys looked at.
+    """Return rows of `strategy`, `reason`, `type`, `size`, `keys_sampled`, and `keys_estimated`.
+    The sampled ones sum up to the keys looked at.
 
     `size` is of what travels: a payload is often smaller than the value.
 

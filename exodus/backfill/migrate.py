@@ -61,7 +61,7 @@ def _prefix(migration: str) -> str:
 
 
 async def check_possible(plan: Plan) -> None:
-    """Whether this source may send to this target in a way that no late request can do harm.
+    """Return whether this source may send to this target in a way that no late request can do harm.
     Changes nothing.
 
     Raises:
@@ -158,8 +158,7 @@ class MigrateLane:
             await close_all((self._from, self._looking, self._to.leg))
 
     async def renew_user(self) -> None:
-        """A new password, so that whatever was sent with the old one, and was not executed yet,
-        never is.
+        """Change the password, so that a request sent with the old one never runs.
 
         Raises:
             EpochEnded: the right to write ended.
@@ -195,7 +194,7 @@ class MigrateLane:
     async def scan(
         self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]
     ) -> tuple[int, list[bytes], Sent]:
-        """One SCAN call: the next cursor, the keys found, and what is still to be written of them.
+        """Do one SCAN call; return the next cursor, the keys, and what is still to be written.
 
         Args:
             report: of the chunk.
@@ -307,7 +306,7 @@ def _parts(keys: Sequence[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
 
 
 async def open_migrate_lane(engine: Engine, copier: Copier, slice_id: str) -> MigrateLane:
-    """A lane for a slice; whatever was sent for it before is void from here on.
+    """Open the lane of a slice. Requests sent for the slice before this are void.
 
     Raises:
         DecisionRefused: a late request could do harm on this target.

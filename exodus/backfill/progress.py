@@ -37,12 +37,12 @@ class Progress(ProgressSample):
 
     @property
     def percent(self) -> float:
-        """How much is done; 100 is told by the end only."""
+        """Return how much is done; 100 is told by the end only."""
         return min(99.9, 100.0 * self.keys / self.keys_total) if self.keys_total else 0.0
 
     @property
     def text(self) -> str:
-        """One line for artifact, log and status."""
+        """Return one line for artifact, log, and status."""
         parts = [
             f"{self.what}: {self.keys:,} of {self.keys_total:,} keys, {self.percent:.1f} %",
             *([f"{self.payload_bytes / 1e6:,.1f} MB"] if self.payload_bytes else []),

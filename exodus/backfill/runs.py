@@ -53,7 +53,7 @@ def _of(plan: Plan) -> str:
 
 
 async def current(store: ControlStore) -> CopyRun | None:
-    """The run that this migration is at, or None."""
+    """Return the run that this migration is at, or None."""
     found = await store.report(OWNED)
     return None if found is None else CopyRun(**found)
 
@@ -88,8 +88,8 @@ async def _save(store: ControlStore, run: CopyRun) -> None:
 
 
 async def _still_there(store: ControlStore, plan: Plan, run: CopyRun) -> bool:
-    """Whether the target still holds at least half of what was copied: one that was emptied is
-    filled faster by a backfill than by live sync.
+    """Return whether the target still holds at least half of what was copied: one that was emptied
+    is filled faster by a backfill than by live sync.
     """
     copied = sum(
         progress.keys_copied for progress in (await load_progress(store, run.run)).values()

@@ -37,8 +37,8 @@ Json = dict[str, Any]
 
 
 async def side_digest(endpoint: Endpoint) -> Json:
-    """Keys and a digest a bucket of key hashes: name, value as the server dumps it, and expiry, of
-    every key that is not ours.
+    """Return the number of keys and a digest for each bucket of key hashes: name, dumped value, and
+    expiry of every key but our own.
 
     Free of order, so that SCAN's does not matter. Fit to show that a side is as it was, not to
     compare two sides of different versions: verification does that.
@@ -76,8 +76,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
 
 
 async def last_state(endpoint: Endpoint) -> Json:
-    """What can be known of a side through its protocol, for whoever opens its dump one day:
-    `side_digest`, who it was, and where it stood.
+    """Return what the protocol tells of a side: `side_digest`, its identity, and its position.
 
     `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it
     stayed there meanwhile, so that the digest is of exactly that state. `saved_at` and
@@ -146,8 +145,8 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
 
 
 async def dirty_keys(store: ControlStore, plan: Plan, at_most: int) -> tuple[list[Key], int]:
-    """Keys that were written at the authority and not yet copied to the follower, as far as the
-    journal knows; and how many there are.
+    """Return keys written at the authority and not yet copied, as far as the journal knows, and
+    their number.
     """
     changes = await journal.since(store, await _synced(store, plan))
     letters = [
@@ -165,7 +164,7 @@ async def _synced(store: ControlStore, plan: Plan) -> dict[int, bytes]:
 
 
 async def remaining_keys(store: ControlStore, plan: Plan) -> list[str]:
-    """What Exodus has left on both sides, in words."""
+    """Return in words what Exodus has left on both sides."""
     left: list[str] = []
     for side in Side:
         record = await read_record(store, side)

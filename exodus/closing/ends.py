@@ -152,7 +152,7 @@ async def _remove_own_keys(
 
 
 async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
-    """Those of some keys that there are, whatever their databases."""
+    """Return those keys that exist, in any database."""
     found: set[Key] = set()
     for db in {db for db, _ in keys}:
         await leg.select(db)

@@ -37,7 +37,7 @@ async def switched_ms(store: ControlStore) -> int:
 
 
 async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> list[str]:
-    """Why the source may not be given up now; empty where it may."""
+    """Return why the source may not be given up now; empty where it may."""
     found: list[str] = []
     entries = await ledger.read(store)
     now_ms, route = await store.now_ms(), await read_route(store)
@@ -124,8 +124,8 @@ async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
 
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:
-    """The last state of the source, and what people have to do before it can be switched off. Take
-    it when nothing of ours writes there any more.
+    """Return the last state of the source, and what people have to do before it can be switched
+    off. Take it when nothing of ours writes there any more.
     """
     clients = await connected_clients(plan, Side.SOURCE)
     state = await last_state(Endpoint(Side.SOURCE, plan.source))

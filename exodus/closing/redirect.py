@@ -22,8 +22,8 @@ Json = dict[str, Any]
 
 
 def finalised(route: Route) -> bool:
-    """Whether nothing needs the gateways any more: the target is the authority, and nothing flows
-    back.
+    """Return whether nothing needs the gateways any more: the target is the authority, and nothing
+    flows back.
     """
     return (
         route.authority is Side.TARGET
@@ -91,7 +91,7 @@ async def who_is_connected(store: ControlStore) -> list[Json]:
 
 
 async def read_redirect(store: ControlStore) -> Json:
-    """How far it has come, over all gateways, and why it stopped by itself, where it did."""
+    """Return how far it has come, over all gateways, and why it stopped by itself, where it did."""
     route = await read_route(store)
     closed: Counter[str] = Counter()
     came_back = left = 0

@@ -109,7 +109,7 @@ def _event(entry: Json) -> tuple[object, ...]:
 
 
 def render(documents: Mapping[str, object]) -> str:
-    """The page."""
+    """Return the page."""
     plan = cast("Json", documents.get("plan") or {})
     ledger = cast("list[Json]", (cast("Json", documents.get("ledger") or {})).get("entries") or [])
     decided = [

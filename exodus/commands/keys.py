@@ -30,7 +30,9 @@ def _integer(raw: bytes) -> int:
 
 
 def by_position(args: list[bytes], first: int, last: int, step: int) -> list[bytes]:
-    """Keys at `first`, `first + step` … up to `last`; a negative `last` counts from the end."""
+    """Return the arguments at `first`, `first + step`, up to `last`. A negative `last` counts from
+    the end.
+    """
     if first <= 0:
         return []
     end = len(args) + last if last < 0 else last

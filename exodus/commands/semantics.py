@@ -173,7 +173,7 @@ DEBUG_LOOKS = frozenset(
 
 
 def replaces_data(name: bytes, args: list[bytes]) -> bool:
-    """Whether a request may have replaced data in a way that no journal sees."""
+    """Return whether a request may have replaced data in a way that no journal sees."""
     if name.startswith((b"MODULE", b"DEBUG")) and len(args) > 1:
         word = args[1].upper()
         if name.startswith(b"DEBUG"):

@@ -46,7 +46,7 @@ class Identity(BaseModel):
 
     @property
     def strong(self) -> bool:
-        """Whether it is more than a typed name."""
+        """Return whether it is more than a typed name."""
         return self.known_by is not KnownBy.TYPED
 
     def same(self, other: Identity) -> bool:

@@ -14,7 +14,7 @@ from exodus.control.changes import Barrier, Key
 
 
 def changed_keys(command: Command, args: list[bytes], db: int) -> list[Key]:
-    """The keys that a write may have changed when it ran in database `db`."""
+    """Return the keys that a write may have changed when it ran in database `db`."""
     keys = [(db, key) for key in command.keys(args)]
     if command.role is Role.MOVES_DB:
         keys += keys_elsewhere(command, args)

@@ -63,8 +63,8 @@ class Freshness(BaseModel):
 
     @property
     def share(self) -> float:
-        """Of the keys, those verified since their last write: 0 to 1. Less than 1 while a gap is
-        open, which is of a key at least.
+        """Return the share of keys verified since their last write, 0 to 1. It is below 1 while a
+        gap is open.
         """
         if not self.keys:
             return 1.0 if self.pass_age_s is not None and not self.never and not self.gaps else 0.0
@@ -107,13 +107,13 @@ async def record_pass(
 
 
 async def last_pass(store: ControlStore) -> Pass | None:
-    """The newest clean pass, or None."""
+    """Return the newest clean pass, or None."""
     raw = await answered(store.client.get(store.keys.verified_pass))
     return None if raw is None else Pass.model_validate_json(raw)
 
 
 async def forget_pass(store: ControlStore) -> None:
-    """What was verified counts no more: the sides have other roles, or the copy begins anew."""
+    """Forget the last pass: the sides swapped their roles, or the copy begins anew."""
     await answered(store.client.delete(store.keys.verified_pass, store.keys.fresh))
 
 

@@ -45,8 +45,8 @@ class Leases:
         return f"{self._process}:{self.tokens[partition]}"
 
     async def fair_share(self) -> int:
-        """How many partitions a live syncer should have, this one included even where its first
-        heartbeat is still to come.
+        """Return how many partitions each live syncer should hold. This syncer counts before its
+        first heartbeat.
         """
         now_ms = await self._store.now_ms()
         live = {

@@ -94,12 +94,12 @@ async def record(store: ControlStore, entry: LedgerEntry) -> None:
 
 
 async def read(store: ControlStore) -> list[LedgerEntry]:
-    """Every entry, oldest first."""
+    """Return every entry, oldest first."""
     return [LedgerEntry.model_validate(entry) for entry in await read_stored(store)]
 
 
 async def read_stored(store: ControlStore) -> list[Json]:
-    """Every entry as it is stored, oldest first: what the chain is made of."""
+    """Return every entry as it is stored, oldest first: the links of the chain."""
     raw = await answered(store.client.xrange(store.keys.ledger))
     return [orjson.loads(fields[b"entry"]) for _, fields in raw]
 
@@ -116,7 +116,7 @@ def broken(entries: Sequence[Json]) -> list[str]:
 
 
 def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> LedgerEntry | None:
-    """The newest decision of a phase (of one of its gates, where named)."""
+    """Return the newest decision of a phase (of one of its gates, where named)."""
     for entry in reversed(entries):
         if entry.event == "decided" and entry.phase is phase and gate in ("", entry.gate):
             return entry
@@ -160,8 +160,8 @@ VERIFICATION = "verification"
 
 
 def next_due(entries: list[LedgerEntry]) -> Phase | None:
-    """The phase that the decisions so far call for, or None where a person has to decide first (or
-    nothing is left).
+    """Return the phase that the decisions call for; None where a person decides first, or nothing
+    is left.
 
     A rejection holds the migration where it is. After a cutover that is not to be finalised comes
     Rollback; after Rollback, Migrate once more, or nothing where it was abandoned.
@@ -210,8 +210,8 @@ def voided_ms(entries: Sequence[LedgerEntry], what: str) -> int | None:
 
 
 def approved_since(entries: list[LedgerEntry], phase: Phase) -> LedgerEntry | None:
-    """The newest decision of a phase where it is an approval; None where it was rejected, never
-    taken, or voided by another plan.
+    """Return the newest decision of a phase if it is an approval that no newer plan voided; else
+    None.
     """
     for entry in reversed(entries):
         if phase in voided_by(entry):

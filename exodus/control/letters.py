@@ -21,8 +21,8 @@ ACCEPTED_MAX = 1_000  # more than a person can look at by name
 
 
 def name_of(letter: Json) -> str:
-    """The name under which a letter is accepted: database and key, in characters that fit on one
-    line.
+    """Return the name under which a letter is accepted: database and key, in characters that fit on
+    one line.
     """
     return f"{letter['db']}:{letter['key'][2:-1]}"
 
@@ -57,17 +57,19 @@ async def forget(store: ControlStore, keys: Iterable[Key]) -> None:
 
 
 async def open_letters(store: ControlStore) -> dict[Key, Json]:
-    """The letters that nobody has accepted."""
+    """Return the letters that nobody has accepted."""
     return await _listed(store, store.keys.dead)
 
 
 async def accepted_letters(store: ControlStore) -> dict[Key, Json]:
-    """The letters that a person accepted by name; each says who did."""
+    """Return the letters that a person accepted by name; each says who did."""
     return await _listed(store, store.keys.accepted)
 
 
 async def why_not_accepted(store: ControlStore, text: str) -> str | None:
-    """Why names, one a line, do not accept every open letter and nothing else; None: they do."""
+    """Return why names, one a line, do not accept every open letter and nothing else; None: they
+    do.
+    """
     there = {name_of(letter) for letter in (await open_letters(store)).values()}
     return why_not_all(
         text,

@@ -67,12 +67,12 @@ class Route(BaseModel):
 
     @property
     def follower(self) -> Side:
-        """The side that is not the authority."""
+        """Return the side that is not the authority."""
         return self.authority.other
 
     @property
     def text(self) -> str:
-        """The epoch's orders in words, for a log."""
+        """Return the epoch's orders in words, for a log."""
         held = ", writes are held" if self.hold is Hold.WRITES else ""
         sync = f", live sync by {self.feed}" if self.sync else ""
         more = f", {self.shadow_rate:.0%} shadowed" if self.shadow_rate else ""
@@ -83,7 +83,7 @@ class Route(BaseModel):
         )
 
     def next(self, *, why: str, **changes: object) -> Self:
-        """The following epoch with these changes."""
+        """Return the following epoch with these changes."""
         if "authority" in changes and changes["authority"] != self.authority:
             changes["generation"] = self.generation + 1
         return self.model_validate(
@@ -107,7 +107,7 @@ async def ask_for_beats(store: ControlStore) -> int:
 
 
 def asked_at_ms(word: bytes | None) -> int | None:
-    """The time of `ask_for_beats`, where that is what was announced."""
+    """Return the time of `ask_for_beats`, if the message is one."""
     return int(word[4:]) if word is not None and word.startswith(b"say ") else None
 
 
@@ -119,14 +119,14 @@ async def say_soon(store: ControlStore) -> None:
 
 
 def announced(word: bytes | None) -> Route | None:
-    """The route that was announced, where that is what was. An older one than the route in force
-    may be on its way still.
+    """Return the announced route, if the message is one. An older route than the one in force may
+    still arrive.
     """
     return Route.model_validate_json(word) if word is not None and word.startswith(b"{") else None
 
 
 async def read_route(store: ControlStore) -> Route:
-    """The route in force; a migration that never had one is at epoch 0 with the source as
+    """Return the route in force; a migration that never had one is at epoch 0 with the source as
     authority.
     """
     raw = await answered(store.client.get(store.keys.route))

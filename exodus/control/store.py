@@ -76,7 +76,7 @@ class ControlStore:
         await answered(self.client.set(self.keys.plan, plan.model_dump_json()))
 
     async def plan(self) -> Plan:
-        """The registered plan.
+        """Return the registered plan.
 
         Raises:
             OperatorError: none is registered under this name.
@@ -95,7 +95,7 @@ class ControlStore:
         await answered(self.client.set(self.keys.report(name), orjson.dumps(report, default=str)))
 
     async def report(self, name: str) -> Json | None:
-        """The last result of that name, or None."""
+        """Return the last result of that name, or None."""
         raw = await answered(self.client.get(self.keys.report(name)))
         return None if raw is None else cast("Json", orjson.loads(raw))
 
@@ -106,7 +106,7 @@ class ControlStore:
         )
 
     async def phases(self) -> dict[str, Json]:
-        """Where every phase stands."""
+        """Return the state of every phase."""
         raw = await answered(self.client.hgetall(self.keys.phase))
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 
@@ -139,7 +139,7 @@ class ControlStore:
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 
     async def registrations_now(self, kind: str) -> tuple[dict[str, Json], int]:
-        """The same, and the time of it by the store's clock, in one round trip."""
+        """Return the registrations and the store's time, in one round trip."""
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(self.keys.part(kind))
         pipe.time()
@@ -149,6 +149,6 @@ class ControlStore:
         ) * 1000 + int(micros) // 1000
 
     async def now_ms(self) -> int:
-        """The store's clock, in ms: the one clock that processes on several hosts share."""
+        """Return the store's clock in ms, the one clock that all hosts share."""
         seconds, micros = await answered(self.client.time())
         return int(seconds) * 1000 + int(micros) // 1000

@@ -271,7 +271,7 @@ async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[
 
 
 async def expiry_of(leg: Leg, facts: NodeFacts, key: bytes) -> int:
-    """The absolute expiry of one key in ms; -1 for none, -2 where there is no key."""
+    """Return the absolute expiry of one key in ms; -1 for none, -2 where there is no key."""
     if facts.capabilities.get("pexpiretime"):
         return int(await leg.call("PEXPIRETIME", key))
     while True:
@@ -288,7 +288,7 @@ class At:
     key: bytes
 
     async def ask(self, command: str, *more: bytes | str | int) -> Reply:
-        """A command whose first argument is the key."""
+        """Ask a command whose first argument is the key."""
         return await self.leg.call(command, self.key, *more)
 
 

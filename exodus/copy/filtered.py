@@ -20,7 +20,7 @@ from exodus.topology.node import NodeFacts
 async def filtered_keys(
     leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]
 ) -> dict[bytes, str]:
-    """Keys that are not carried, each with its reason. `leg` is one of the source's, in database
+    """Return the filtered keys, each with its rule. `leg` is connected to the source's database
     `db`.
 
     Raises:
@@ -39,7 +39,7 @@ async def filtered_keys(
 
 
 async def _states(leg: Leg, facts: NodeFacts, keys: Sequence[bytes]) -> dict[bytes, KeyState]:
-    """The states of those keys that exist."""
+    """Return the states of those keys that exist."""
     kinds = await leg.pipeline([("TYPE", key) for key in keys])
     there = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind != b"none"]
     modern = facts.capabilities.get("pexpiretime", False)

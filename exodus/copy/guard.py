@@ -41,7 +41,7 @@ FULL = (
 
 
 def no_room(side: Side, why: str) -> NoRoom:
-    """The error for a follower that takes no writes."""
+    """Return the error for a follower that takes no writes."""
     return NoRoom(
         f"the {side} takes no writes now",
         why=why,
@@ -142,7 +142,9 @@ class GuardedLeg:
         )
 
     def _arm(self, db: int) -> bytes:
-        """What asks for a transaction in `db` under the guard, whose keys are in database 0."""
+        """Return the requests that open a transaction in `db` under the guard. The guard is in
+        database 0.
+        """
         asks: list[tuple[str, bytes]] = []
         at = self._at
         keys = [key for key, _ in self.guard.values]
@@ -192,7 +194,7 @@ class GuardedLeg:
         raise kind(f"the {self.leg.side} has no database {db} for it: {said}")
 
     async def _answers(self) -> tuple[int, dict[str, Reply]]:
-        """The database of the transaction that was asked for, and the answers."""
+        """Return the database of the transaction that was asked for, and the answers."""
         assert self._armed is not None
         db, names = self._armed
         self._armed = self._at = None
@@ -221,7 +223,7 @@ class GuardedLeg:
 
 
 async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> bool:
-    """Whether the writers of `epoch` may write to `follower`.
+    """Return whether the writers of `epoch` may write to `follower`.
 
     Raises:
         SourceError, TargetError: it does not answer.
@@ -260,7 +262,7 @@ async def replace_write_grant(
 async def replace_write_grant_on(
     leg: Leg, migration: str, before: bytes | None, after: bytes
 ) -> bool:
-    """The same on one node, over a connection that is open already."""
+    """Return the same on one node, over a connection that is open already."""
     key = guard_key(migration)
     if await leg.watch(key) != before:
         await leg.call("UNWATCH")

@@ -158,7 +158,7 @@ class Pace:
 
     @property
     def why(self) -> str:
-        """Why it is slow, or empty."""
+        """Return why it is slow, or empty."""
         return self._governor.waits or self._governor.why
 
     @property
@@ -309,8 +309,8 @@ def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:
-    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no
-    data, and is none.
+    """Return how far the last of a server's replicas is behind; one that acknowledges nothing wants
+    no data, and is none.
 
     docs/decisions/0004-change-feeds.md
     """
@@ -326,7 +326,7 @@ def _behind_bytes(replication: Mapping[str, str]) -> int:
 
 
 async def unpaced() -> None:
-    """The turn of who is not slowed."""
+    """Return the turn of who is not slowed."""
 
 
 async def _probe(leg: Leg) -> float:
@@ -336,7 +336,7 @@ async def _probe(leg: Leg) -> float:
 
 
 async def read_budget(store: ControlStore) -> Budget | None:
-    """The budget that was set while running, or None where the plan's holds.
+    """Return the budget that was set while running, or None where the plan's holds.
 
     Raises:
         OperatorError: what stands there is no budget.
@@ -346,7 +346,7 @@ async def read_budget(store: ControlStore) -> Budget | None:
 
 
 def parse_budget(raw: bytes | str) -> Budget:
-    """A budget from JSON.
+    """Read a budget from JSON.
 
     Raises:
         OperatorError: it is none; names the field and the value.
@@ -372,6 +372,6 @@ async def set_budget(store: ControlStore, budget: Budget | None) -> None:
 
 
 async def read_paces(store: ControlStore) -> list[PaceReport]:
-    """What every process spends now."""
+    """Return what every process uses of the budget now."""
     raw = await answered(store.client.hgetall(store.keys.pace))
     return [PaceReport.model_validate_json(value) for value in raw.values()]

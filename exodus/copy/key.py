@@ -169,12 +169,12 @@ class Copier:
 
     @property
     def strategy(self) -> CopyMethod:
-        """The first choice between these two sides."""
+        """Return the first choice between these two sides."""
         return self._strategy
 
     @property
     def reason(self) -> str:
-        """Why it is that."""
+        """Return why it is that."""
         theirs, ours = self._authority_facts.payload_version, self._follower_facts.payload_version
         if self._strategy is CopyMethod.BY_TYPE:
             return "DUMP is not allowed on one of the sides"
@@ -207,7 +207,9 @@ class Copier:
     # ------------------------------------------------------------------ reading
 
     async def read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
-        """The states of the keys on the authority; those that cannot be read go into the report."""
+        """Return the states of the keys on the authority; those that cannot be read go into the
+        report.
+        """
         async with self._reading:
             wanted = _wanted(keys, report)
             try:
@@ -232,8 +234,8 @@ class Copier:
     async def scan(
         self, db: int, cursor: int, count: int, report: BatchReport
     ) -> tuple[int, list[bytes], Packed | list[State]]:
-        """One SCAN call of the authority: the next cursor, the keys found, and their states; in
-        columns where each is a plain payload.
+        """Do one SCAN call of the authority; return the next cursor, the keys, and their states.
+        The states are in columns where each is a plain payload.
         """
         async with self._reading:
             await self._from.select(db)
@@ -273,8 +275,8 @@ class Copier:
         return states
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
-        """Those of the keys that are carried; the others are counted, with the rule, or failed
-        where their name on the follower is not free.
+        """Return the keys that the rules carry. Count the others by rule; fail keys whose name is
+        taken on the follower.
         """
         filtered = (
             await filtered_keys(self._from, self._authority_facts, self._scope, db, keys)
@@ -360,8 +362,8 @@ class Copier:
         return states
 
     async def _understood(self, key: bytes, payload: bytes) -> bool:
-        """Whether the follower reads this type byte as the authority meant it: proved with the
-        first key that has it.
+        """Return whether the follower reads this type byte as the authority meant it: proved with
+        the first key that has it.
         """
         number = payload[0]
         known = self._proofs.understood
@@ -603,8 +605,8 @@ class Copier:
             return [(states[0].key, self._closes())]
 
     def _closes(self) -> str:
-        """The reason of a key for which the follower closes the connection; always the same, as who
-        accepts a letter accepts its reason.
+        """Return the reason of a key for which the follower closes the connection; always the same,
+        as who accepts a letter accepts its reason.
         """
         limits = ", ".join(
             f"{name} {value:,}" for name, value in self._follower_facts.limits.items()
@@ -666,7 +668,7 @@ class Copier:
         return refused
 
     def _refusal(self, key: bytes, said: ReplyError, *, payload: bool) -> tuple[bytes, str]:
-        """The key and why the follower did not take it.
+        """Return the key and why the follower did not take it.
 
         Raises:
             NoRoom: it takes nothing now.

@@ -71,7 +71,7 @@ class Batch(NamedTuple):
 
     @property
     def payloads(self) -> bool:
-        """Whether every key is there, with its payload."""
+        """Return whether every key is there, with its payload."""
         return set(map(type, self.values)) <= {bytes} and min(self.expiries_ms, default=-1) > -2
 
     def rows(self) -> list[ScannedKey]:
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
         )
 
     def at(self, positions: Sequence[int]) -> Batch:
-        """Those keys of it."""
+        """Return the keys at these places."""
         keys, kinds, expiries_ms, values = self
         return Batch(
             [keys[position] for position in positions],
@@ -165,8 +165,8 @@ class Reader:
         )
 
     async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
-        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer
-        than `count` where these would not fit into one.
+        """Do one SCAN call; return what it found and the next cursor. Without `at_least` it asks
+        for fewer than `count` keys where one call could not hold them.
         """
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
@@ -189,7 +189,7 @@ class Reader:
         return int(following), Batch.of(await self._complete(rows))
 
     async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
-        """The keys named, in their order."""
+        """Return the keys named, in their order."""
         if not keys:
             return []
         if not self._scripted:
@@ -256,8 +256,8 @@ class Reader:
         return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
 
     async def like(self, others: Batch) -> Batch:
-        """The same keys as another side has them, values only: what is of the same type is read
-        without being weighed first.
+        """Return the same keys as another side has them, values only: what is of the same type is
+        read without being weighed first.
         """
         keys = others.keys
         if not keys:
@@ -409,7 +409,7 @@ class Reader:
         return found
 
     async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
-        """Commands in one MULTI; their replies, errors as values.
+        """Run commands in one MULTI; return their replies, errors as values.
 
         Raises:
             hiredis.ReplyError: the server did not take one of them.
@@ -432,5 +432,5 @@ _make_seen = partial(
 
 
 def clock_ms(time: Sequence[bytes]) -> int:
-    """What TIME answers, in ms."""
+    """Return the time of a TIME reply, in ms."""
     return int(time[0]) * 1000 + int(time[1]) // 1000

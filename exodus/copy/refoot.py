@@ -21,16 +21,18 @@ _CRC64 = anycrc.Model("CRC64-REDIS")
 
 
 def version_of(payload: bytes) -> int:
-    """The RDB version at the end of a payload."""
+    """Return the RDB version at the end of a payload."""
     return int.from_bytes(payload[-10:-8], "little")
 
 
 def crc64(data: bytes, before: int = 0) -> int:
-    """The checksum that servers put behind payloads; `before` is that of what came before."""
+    """Return the checksum that servers put behind payloads; `before` is that of what came
+    before.
+    """
     return int(_CRC64.calc(data, before))
 
 
 def refoot(payload: bytes, version: int) -> bytes:
-    """The same value under another version."""
+    """Return the same value under another version."""
     body = payload[:-FOOTER_BYTES] + version.to_bytes(2, "little")
     return body + crc64(body).to_bytes(8, "little")

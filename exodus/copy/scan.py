@@ -18,7 +18,7 @@ _KEYS_PER_SLICE = 1_000  # a smaller database is one slice: slices overlap by a 
 
 
 def reverse64(value: int) -> int:
-    """The 64 bits of a number in reverse."""
+    """Return the 64 bits of a number in reverse."""
     return int(f"{value:064b}"[::-1], 2)
 
 
@@ -33,17 +33,17 @@ class Slice:
 
     @property
     def slice_id(self) -> str:
-        """Its name in checkpoints."""
+        """Return the slice's name in checkpoints."""
         return f"{self.node}/{self.db}/{self.index} of {self.count}"
 
     @property
     def start(self) -> int:
-        """The cursor to begin with."""
+        """Return the cursor to begin with."""
         bits = self.count.bit_length() - 1
         return reverse64(self.index << (64 - bits)) if bits else 0
 
     def ended(self, cursor: int) -> bool:
-        """Whether a cursor that SCAN returned is past this slice."""
+        """Return whether a cursor that SCAN returned is past this slice."""
         if cursor == 0:
             return True
         bits = self.count.bit_length() - 1
@@ -51,20 +51,20 @@ class Slice:
 
     @classmethod
     def parse(cls, slice_id: str) -> Slice:
-        """The reverse of `slice_id`."""
+        """Reverse `slice_id`."""
         node, db, part = slice_id.rsplit("/", 2)
         index, _, count = part.partition(" of ")
         return cls(node, int(db), int(index), int(count))
 
 
 async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]]:
-    """One SCAN call in the leg's database: the next cursor and keys."""
+    """Do one SCAN call in the leg's database; return the next cursor and the keys."""
     following, keys = await leg.call("SCAN", cursor, "COUNT", count)
     return int(following), keys
 
 
 async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
-    """The slices of every database of every node; few keys make one slice."""
+    """Return the slices of every database of every node; few keys make one slice."""
     found: list[Slice] = []
     for node in await endpoint.each_node():
         facts = await node.facts()

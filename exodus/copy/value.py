@@ -28,7 +28,7 @@ PLAIN_TYPES = frozenset(
 
 
 def reads_of(kind: bytes, key: bytes) -> list[Command]:
-    """What to ask for the value of a key of that type; a module's type only has its payload."""
+    """Return the requests for the value of a key of a type. A module type has a payload only."""
     reads: dict[bytes, list[Command]] = {
         b"string": [("GET", key)],
         b"list": [("LRANGE", key, 0, -1)],
@@ -41,7 +41,7 @@ def reads_of(kind: bytes, key: bytes) -> list[Command]:
 
 
 def canonical(kind: bytes, replies: Sequence[Reply]) -> Reply:
-    """The answers to `reads_of` as one comparable value."""
+    """Return the answers to `reads_of` as one comparable value."""
     value = replies[0]
     if any(isinstance(reply, ReplyError) for reply in replies):
         return str(replies)  # it changed its type meanwhile: unequal, and looked at again
@@ -64,7 +64,7 @@ def canonical(kind: bytes, replies: Sequence[Reply]) -> Reply:
 
 
 def pairs(reply: Reply) -> dict[bytes, Reply]:
-    """A flat array of names and values as a mapping."""
+    """Return a flat array of names and values as a mapping."""
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 

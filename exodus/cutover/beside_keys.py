@@ -37,7 +37,7 @@ async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
 
 
 def required(rows: Sequence[Row]) -> list[Row]:
-    """Those that must be mended."""
+    """Return the rows that must be mended."""
     return [row for row in rows if row.outcome is StateOutcome.REQUIRED]
 
 

@@ -70,8 +70,8 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
 
 
 async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
-    """Whether the target can be read at all; that each single read is no older than the authority's
-    is the gateways' part.
+    """Return whether the target can be read at all; that each single read is no older than the
+    authority's is the gateways' part.
     """
     problem = None
     if route.authority is not Side.SOURCE:
@@ -94,7 +94,7 @@ async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
 
 
 async def end_canary(store: ControlStore, route: Route, why: str) -> Route:
-    """The share is 0 from now on; gateways follow. The route as it is then.
+    """Return the share is 0 from now on; gateways follow. The route as it is then.
 
     Raises:
         DecisionRefused: somebody else changed the route meanwhile, and not to end it.
@@ -111,7 +111,7 @@ async def end_canary(store: ControlStore, route: Route, why: str) -> Route:
 
 
 async def read_canary(store: ControlStore) -> Json:
-    """What became of the canary reads of all gateways since the share was chosen."""
+    """Return the outcomes of canary reads in all gateways since the share was chosen."""
     route = await read_route(store)
     counts: Counter[str] = Counter()
     gave_up: list[str] = []
@@ -131,7 +131,7 @@ async def read_canary(store: ControlStore) -> Json:
 
 
 def text_of(found: Json) -> str:
-    """In one line."""
+    """Return the outcomes in one line."""
     total = sum(found["reads"].values())
     parts = [
         f"{name} {count / total * 100:.2f} %"

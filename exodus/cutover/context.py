@@ -74,15 +74,15 @@ class Switch:
 
     @property
     def old(self) -> Side:
-        """The side that is the authority when the switch begins."""
+        """Return the side that is the authority when the switch begins."""
         return self.to.other
 
     def endpoint(self, side: Side) -> Endpoint:
-        """One side."""
+        """Return one side."""
         return Endpoint(side, self.plan.acting(UserRole.SWITCH).address(side))
 
     def fence(self, side: Side) -> Fence:
-        """The fence of a side, with its connections kept."""
+        """Return the fence of a side, with its connections kept."""
         return self._fences.setdefault(side, Fence(self.store, side, self.plan))
 
     async def close(self) -> None:
@@ -98,13 +98,13 @@ class Switch:
 
     @property
     def holding(self) -> bool:
-        """Whether writes wait for us."""
+        """Return whether writes wait for us."""
         return self.held_at is not None and not self.released
 
     @contextmanager
     def timed(self, step: str) -> Iterator[dict[str, str | float]]:
-        """A row of the timeline: when it began (UTC; the store's clock at the switch's beginning
-        and a monotonic one since), and its ms.
+        """Add a row to the timeline: its beginning (UTC, from the store's clock and a monotonic
+        one) and its ms.
         """
         began = time.monotonic()
         at = datetime.fromtimestamp(self.began_ms / 1000 + began - self._began, UTC)
@@ -116,8 +116,8 @@ class Switch:
             self.timeline.append(row)
 
     def left_s(self) -> float:
-        """Seconds that writes may still be held. A monotonic clock, which also runs while this
-        process is frozen.
+        """Return the seconds that writes may still be held. The clock is monotonic and runs while
+        this process is frozen.
         """
         if self.held_at is None:
             return self.plan.hold_seconds_max

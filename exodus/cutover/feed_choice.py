@@ -43,7 +43,7 @@ class ChosenFeed(BaseModel):
     )  # feeds that are more complete → why each was not taken
 
     def text(self, side: Side) -> str:
-        """As forms and status show it."""
+        """Return the choice as forms and status show it."""
         if not self.why and not self.refused:
             return f"Change feed of the {side}: {NAMES[self.feed]}; Migrate chooses one"
         refused = "".join(f"; {NAMES[feed]}: {why}" for feed, why in self.refused.items())

@@ -64,13 +64,13 @@ class Record:
 
 
 async def read_record(store: ControlStore, side: Side) -> Record | None:
-    """What is kept of the fence of a side, or None where there is none."""
+    """Return the record of the fence of a side; None where there is no fence."""
     raw = await answered(store.client.get(store.keys.fence(side)))
     return None if raw is None else Record(**orjson.loads(raw))
 
 
 async def blocks_exodus(store: ControlStore, side: Side) -> bool:
-    """Whether a fence is recorded that refuses Exodus's own writes too."""
+    """Return whether a fence is recorded that refuses Exodus's own writes too."""
     record = await read_record(store, side)
     return record is not None and record.kind in KEEP_US_OUT
 
@@ -84,7 +84,9 @@ async def record_confirmation(store: ControlStore, plan: Plan, side: Side, by: s
 
 
 async def read_confirmation(store: ControlStore, plan: Plan, side: Side) -> Kept | None:
-    """Who confirmed it; None where nobody did, or the plan asks for something else by now."""
+    """Return who confirmed the fence; None where nobody did, or the plan now asks for something
+    else.
+    """
     raw = await answered(store.client.get(store.keys.fence_confirmation(side)))
     word: Kept | None = None if raw is None else orjson.loads(raw)
     return (
@@ -142,7 +144,7 @@ class Fence:
             raise
 
     async def _call(self, *commands: Command) -> list[Reply]:
-        """The same; an error among them is raised."""
+        """Return the same; an error among them is raised."""
         replies = await self._ask(*commands)
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -164,7 +166,7 @@ class Fence:
             raise self._refused(exc) from exc
 
     async def record(self) -> Record | None:
-        """What is kept of the fence of this side, or None where there is none."""
+        """Return the record of the fence of this side; None where there is no fence."""
         return await read_record(self._store, self._side)
 
     def _method_of(self, record: Record) -> FenceMethod:
@@ -287,7 +289,7 @@ class Fence:
             ) from exc
 
     async def _transaction(self, commands: list[Command]) -> bool:
-        """Whether it was done: not where the guard was touched since it was watched."""
+        """Return whether it was done: not where the guard was touched since it was watched."""
         await self._call(
             ("MULTI",)
         )  # before it is begun nothing is sent: it would run at once, whatever was watched
@@ -328,8 +330,8 @@ class Fence:
         await self._change(record.switch.encode(), self._method_of(record).down(record.kept))
 
     async def suspend(self) -> None:
-        """The same for a fence that keeps Exodus out, for a while: call it again and again as long
-        as it is needed.
+        """Return the same for a fence that keeps Exodus out, for a while: call it again and again
+        as long as it is needed.
         """
         record = await self.record()
         if record is not None and record.kind in KEEP_US_OUT:

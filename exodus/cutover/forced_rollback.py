@@ -36,7 +36,9 @@ STEPS = [
 
 
 async def why_dead(plan: Plan, side: Side) -> str | None:
-    """Why a side must be taken for dead, or None where it answers at one of several tries."""
+    """Return why a side must be taken for dead, or None where it answers at one of several
+    tries.
+    """
     why = ""
     for attempt in range(_TRIES):
         try:

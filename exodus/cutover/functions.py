@@ -30,7 +30,7 @@ class Libraries:
     extra: list[str] = field(default_factory=list)  # on the follower only
 
     def as_rows(self) -> list[Json]:
-        """One for each, for a table."""
+        """Return one row a library, for a table."""
         rows = [
             {"library": name, "outcome": outcome, "why": ""}
             for outcome in ("equal", "carried", "extra")
@@ -45,7 +45,7 @@ class Libraries:
         ]
 
     def as_json(self) -> Json:
-        """For reports."""
+        """Return the comparison for reports."""
         return asdict(self)
 
 
@@ -119,7 +119,7 @@ async def carry_functions(engine: Engine) -> Libraries:
 
 
 async def _libraries(leg: Leg) -> dict[str, bytes] | str:
-    """Name → code, or why they cannot be listed."""
+    """Return name → code, or why the libraries cannot be listed."""
     (listed,) = await leg.pipeline([("FUNCTION", "LIST", "WITHCODE")])
     if isinstance(listed, ReplyError):
         return str(listed)

@@ -35,7 +35,7 @@ async def postpone(store: ControlStore, *, by: str, why: str) -> None:
 
 
 async def postponed(store: ControlStore) -> str | None:
-    """Who postpones the switch, and why; None where nobody does."""
+    """Return who postpones the switch, and why; None where nobody does."""
     raw = await answered(store.client.get(store.keys.postponed))
     if raw is None:
         return None
@@ -115,7 +115,9 @@ async def over(store: ControlStore) -> None:
 
 
 async def under_way(store: ControlStore) -> bool:
-    """Whether a switch was approved and has not ended, or one that died has left something."""
+    """Return whether a switch was approved and has not ended, or one that died has left
+    something.
+    """
     route = await read_route(store)
     if route.hold is Hold.WRITES or unfinished(route) or await store.report(NOW) is not None:
         return True

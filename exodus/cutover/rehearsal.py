@@ -141,8 +141,8 @@ class _Writers:
             await client.aclose()
 
     async def lost_on(self, leg: Leg) -> int:
-        """How many acknowledged writes `leg`'s side has not, and those that were missed on the way:
-        increments, and jobs that came never or twice.
+        """Return how many acknowledged writes `leg`'s side has not, and those that were missed on
+        the way: increments, and jobs that came never or twice.
         """
         values = await leg.pipeline([("GET", key) for key in self.acknowledged])
         behind = sum(

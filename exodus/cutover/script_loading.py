@@ -39,12 +39,12 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
 
 
 def unseen(gateways: Iterable[GatewayHeartbeat]) -> int:
-    """How many scripts applications call whose text no gateway has seen."""
+    """Return how many scripts applications call whose text no gateway has seen."""
     return sum(beat.facts.scripts_unseen for beat in gateways)
 
 
 def told(count: int) -> str:
-    """The same for a form; empty where there is none."""
+    """Return the same for a form; empty where there is none."""
     if not count:
         return ""
     return (

@@ -33,7 +33,7 @@ def closed(switch: str) -> bytes:
 
 
 def unfinished(route: Route) -> bool:
-    """Whether a switch changed the authority and did not come to its end."""
+    """Return whether a switch changed the authority and did not come to its end."""
     return (
         bool(route.switch)
         and route.hold is Hold.NONE

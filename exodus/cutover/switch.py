@@ -108,7 +108,7 @@ def _promotion(plan: Plan, to: Side) -> list[Step]:
 
 
 def steps(plan: Plan, to: Side) -> list[Step]:
-    """The steps of a switch to `to`, in order."""
+    """Return the steps of a switch to `to`, in order."""
     old = to.other
     return [
         Step(
@@ -194,7 +194,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
 
 
 def explain(plan: Plan, to: Side) -> list[str]:
-    """What `apply` would do, a line a step."""
+    """Return what `apply` would do, one line a step."""
     return [f"{number}. {step.name}: {step.text}" for number, step in enumerate(steps(plan, to), 1)]
 
 

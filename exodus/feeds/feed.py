@@ -39,15 +39,15 @@ class ChangeFeed(Protocol):
     """What live sync and backfill need of a feed. Positions are opaque to them."""
 
     async def positions(self) -> dict[int, bytes]:
-        """Where the feed is now: everything up to here may be taken as seen by who reads a state
-        after this call.
+        """Return the feed's positions. A state read after this call contains every change up to
+        them.
         """
 
     async def synced(self) -> dict[int, bytes]:
         """Up to where syncers have finished."""
 
     async def changes_since(self, positions: Positions) -> Changes:
-        """What changed after `positions`; `gap` where that is not known any more."""
+        """Return the changes after `positions`; `gap` is set where they are unknown."""
 
     async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
         """Return the next changes by partition, in order; empty after `wait_ms` without any."""
@@ -56,7 +56,7 @@ class ChangeFeed(Protocol):
         """Say that keys must be synced once more."""
 
     async def drained(self) -> bool:
-        """Whether syncers have finished everything that is in the feed now."""
+        """Return whether syncers have finished everything that is in the feed now."""
 
 
 class JournalFeed:
@@ -182,7 +182,7 @@ async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
 
 
 def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint) -> ChangeFeed:
-    """The change feed in force, with `authority` as the side whose changes count."""
+    """Return the change feed in force, with `authority` as the side whose changes count."""
     if feed is Feed.REPLICATION:
         return StreamedFeed(store, partitions, authority)
     if feed in PUSHES:

@@ -65,7 +65,7 @@ class Pushes(ABC):
 
     @abstractmethod
     def ask(self) -> bytes:
-        """What to send to be told."""
+        """Return the requests that subscribe to the changes."""
 
     @abstractmethod
     def take(self, said: list[Any]) -> tuple[int | None, bytes] | bool | None:
@@ -73,7 +73,7 @@ class Pushes(ABC):
 
     @abstractmethod
     async def why_not(self, leg: Leg) -> str | None:
-        """Why it cannot be used here; None: it can. Changes nothing."""
+        """Return why it cannot be used here; None: it can. Changes nothing."""
 
 
 class Tracking(Pushes):
@@ -195,7 +195,9 @@ class _Listener:
         self.came.set()
 
     def all_taken(self) -> tuple[list[tuple[int | None, bytes]], bool, list[bytes]]:
-        """What came, and begin anew: keys, whether all keys, and questions that this answers."""
+        """Return what arrived and reset: keys, whether all keys may have changed, and the questions
+        answered.
+        """
         keys, flushed, beacons = list(self.keys), self.flushed, self.beacons
         self.keys, self.flushed, self.beacons = {}, False, []
         self.came.clear()
@@ -280,7 +282,7 @@ class PushReader(FeedReader):
                     return
 
     async def _append(self, keys: list[Key], barriers: list[Barrier], beacons: list[bytes]) -> None:
-        """Keys, and in the same transaction that everything up to these beacons has come."""
+        """Append keys, and in the same transaction the beacons that have arrived."""
         state: dict[str, str | int] = {"offset": 0}
         if beacons:
             kept = await answered(self._store.client.hget(self._state_key, "beacons"))
@@ -316,7 +318,9 @@ class _Asker:
         self._counts: dict[str, int] = {}
 
     async def begin(self) -> None:
-        """Which databases and streams there are, and how often each command was run until now."""
+        """Return which databases and streams there are, and how often each command was run until
+        now.
+        """
         self._counts = await self._count()
         await self._look_at_databases()
         for db in self._databases:
@@ -343,7 +347,7 @@ class _Asker:
         }
 
     async def place(self, named: Iterable[tuple[int | None, bytes]]) -> list[Key]:
-        """The keys with their databases; streams among them are remembered."""
+        """Return the keys with their databases; streams among them are remembered."""
         told = list(named)
         if not told:
             return []
@@ -390,7 +394,7 @@ class _Asker:
 
 
 async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
-    """Whether a side lets us listen, and tells how often which command was run.
+    """Return whether a side lets us listen, and tells how often which command was run.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -458,8 +462,8 @@ class Beacon:
         self._at = 0.0
 
     async def seen(self) -> bool:
-        """Whether everything that was written before the first of these calls was read into the
-        journal; a new one is begun after each yes.
+        """Return whether everything that was written before the first of these calls was read into
+        the journal; a new one is begun after each yes.
 
         Raises:
             redis.exceptions.RedisError: the control store is away.

@@ -134,7 +134,7 @@ class Probes:
 
 
 def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
-    """The error for a feed that does not tell what it has to."""
+    """Return the error for a feed that does not tell what it has to."""
     return DecisionRefused(
         f"{feed} of the {endpoint.side} cannot be the change feed",
         why=why,
@@ -143,7 +143,7 @@ def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
 
 
 async def feed_state(store: ControlStore, side: Side) -> Json | None:
-    """How far the changes of a side were read, or None where they never were."""
+    """Return how far the changes of a side were read, or None where they never were."""
     raw = await answered(store.client.hgetall(store.keys.feed(side)))
     return {name.decode(): value.decode() for name, value in raw.items()} if raw else None
 

@@ -92,7 +92,7 @@ class StreamKeys:
             raise ValueError(self._scanner.broken)
 
     def take(self) -> tuple[list[Key], list[Barrier]]:
-        """What gathered, and begin anew."""
+        """Return what gathered, and reset."""
         keys, barriers = list(self.keys), self.barriers
         self.keys, self.barriers = {}, []
         return keys, barriers
@@ -193,7 +193,7 @@ async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[S
 
 
 async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
-    """What arrives, as much as there is at a time."""
+    """Yield the bytes as they arrive."""
     while True:
         yield await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
 
@@ -205,7 +205,7 @@ async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
 
 
 async def _line(leg: Leg) -> bytes:
-    """The next line that says something: a server sends empty ones while it prepares, for
+    """Return the next line that says something: a server sends empty ones while it prepares, for
     `repl-diskless-sync-delay` seconds at first.
     """
     while (line := await leg.line()) == b"":
@@ -271,8 +271,8 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
 
 
 async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
-    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it
-    sends none of its data.
+    """Return whether a side lets us be its replica at a bearable cost; with `without_data`, only
+    where it sends none of its data.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -333,8 +333,8 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
-    """Whether everything that the server has propagated until now was read into the journal: exact,
-    by its own offset.
+    """Return whether everything that the server has propagated until now was read into the journal:
+    exact, by its own offset.
     """
     async with await endpoint.connect(name="exodus-feed") as leg:
         facts = info_of(await leg.call("INFO", "replication"))

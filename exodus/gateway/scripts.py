@@ -49,7 +49,7 @@ class Scripts:
 
     @property
     def waiting(self) -> bool:
-        """Whether `take` has something to hand over."""
+        """Return whether `take` has something to hand over."""
         return bool(self._fresh)
 
     def take(self) -> list[bytes]:

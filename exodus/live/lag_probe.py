@@ -111,6 +111,8 @@ class LagProbe:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of the values that at least this share of them do not exceed; 0 of none."""
+    """Return the smallest of the values that at least this share of them do not exceed; 0 of
+    none.
+    """
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0

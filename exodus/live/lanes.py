@@ -99,7 +99,7 @@ class Lanes:
 
     @property
     def partitions(self) -> list[int]:
-        """What is held now."""
+        """Return the partitions held now."""
         return sorted(self._leases.tokens)
 
     async def run(self) -> None:

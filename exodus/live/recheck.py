@@ -64,7 +64,7 @@ class DirtyKeys:
         }
 
     def state(self, now_ms: int) -> PartitionState:
-        """As it is written to the control store."""
+        """Return the state as the control store holds it."""
         oldest = next(iter(self.keys.values()), b"0-0")
         return PartitionState(
             at_ms=now_ms,

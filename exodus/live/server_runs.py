@@ -103,7 +103,8 @@ async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
 
 
 async def may_remove(engine: Engine) -> bool:
-    """Whether a key that only the follower has was deleted at the authority for all that is known.
+    """Return whether a key that only the follower has was deleted at the authority for all that is
+    known.
 
     Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a
     write may be unknown.

@@ -217,11 +217,11 @@ class Syncer(RouteFollower):
 
     @property
     def converges(self) -> bool:
-        """Whether live sync keeps up: its oldest entry is young, or younger than before."""
+        """Return whether live sync keeps up: its oldest entry is young, or younger than before."""
         return self._oldest_ms <= _BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
 
     def heartbeat(self, at_ms: int) -> SyncerHeartbeat:
-        """What this process says of itself."""
+        """Return what this process reports of itself."""
         lag = self._rates
         return SyncerHeartbeat(
             process=self.process,
@@ -273,7 +273,7 @@ class Syncer(RouteFollower):
         }
 
     def metrics(self) -> Iterable[Sample]:
-        """Return the samples for Prometheus."""
+        """Yield the samples for Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
         yield (
             "exodus_syncer_oldest_dirty_ms",

@@ -280,7 +280,7 @@ class ReplicaSync:
 
 
 async def check_filled(plan: Plan) -> None:
-    """Whether the target is a replica that has loaded its first copy.
+    """Return whether the target is a replica that has loaded its first copy.
 
     Raises:
         TargetError: it is not, and how far it has come.

@@ -35,18 +35,18 @@ class NoDatabase(ReplyError):
 
 
 def no_database(said: str) -> bool:
-    """Whether an answer to SELECT says that there is no such database."""
+    """Return whether an answer to SELECT says that there is no such database."""
     return any(text in said for text in _NO_DATABASE)
 
 
 def error_of(side: Side) -> type[SourceError] | type[TargetError]:
-    """The error that is a side's to mend."""
+    """Return the kind of error that names this side."""
     return SourceError if side is Side.SOURCE else TargetError
 
 
 def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
-    """The error for a connection that ended or did not come about. Safe to retry: whole-key states
-    are idempotent.
+    """Return the error for a lost connection. The work is safe to retry: whole-key states are
+    idempotent.
     """
     return error_of(side)(
         f"the connection to the {side} {address.url} failed",
@@ -146,7 +146,7 @@ class Leg:
             raise lost(self.side, self.address, exc) from exc
 
     async def replies(self, count: int) -> list[Reply]:
-        """The next `count` replies, in order."""
+        """Return the next `count` replies, in order."""
         found: list[Reply] = []
         parser = self._parser
         while len(found) < count:
@@ -170,8 +170,8 @@ class Leg:
         return data
 
     async def answered(self, expected: bytes) -> bool:
-        """Whether the server answers exactly these bytes, which are then taken off; otherwise
-        `replies` gives what it said.
+        """Return whether the next reply is exactly these bytes, and consume them. Otherwise
+        `replies` returns the reply.
 
         For answers that are known beforehand: one comparison in place of an object a reply.
         """
@@ -188,7 +188,7 @@ class Leg:
         return as_expected
 
     async def raw(self, at_most: int, *, within_s: float) -> bytes:
-        """Bytes that are no replies (a replication stream), as many as there are."""
+        """Return the bytes that arrived, where they are no replies (a replication stream)."""
         if self._unread:
             data, self._unread = self._unread[:at_most], self._unread[at_most:]
             return data
@@ -202,7 +202,7 @@ class Leg:
         return data
 
     async def line(self) -> bytes:
-        """The next line of such bytes, without its end."""
+        """Return the next line of such bytes, without its end."""
         found = b""
         while b"\n" not in found:
             found += await self.raw(_READ_BYTES, within_s=REPLY_TIMEOUT_S)

@@ -256,11 +256,11 @@ class Plan(Options):
         return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
     def address(self, side: Side) -> Address:
-        """The address of one side."""
+        """Return the address of one side."""
         return self.source if side is Side.SOURCE else self.target
 
     def acting(self, role: UserRole) -> Self:
-        """The same plan, whose addresses have the users of a role."""
+        """Return the same plan with the users of a role."""
         found = {side: self.users.of(role, side) for side in Side}
         return self.model_copy(
             update={
@@ -271,15 +271,15 @@ class Plan(Options):
         )
 
     def own_users(self, side: Side) -> set[str]:
-        """Names of all users of Exodus's own on a side, which no fence may touch."""
+        """Return the names of Exodus's own users on a side. No fence may touch them."""
         names = {
             user.username for role in UserRole if (user := self.users.of(role, side)) is not None
         }
         return names | ({name} if (name := self.address(side).username) else set())
 
     def through_gateway(self, login: Side | None) -> Address:
-        """The gateway, as an application reaches it: with Exodus's own login of a side, which that
-        side checks, or with none.
+        """Return the gateway's address as an application reaches it, with Exodus's login of a side
+        or with none.
         """
         names = ("username", "password", "password_env", "password_file")
         more = (

@@ -21,7 +21,7 @@ class Element(NamedTuple):
 
     @property
     def error(self) -> bool:
-        """Whether it is an error, simple or as a blob."""
+        """Return whether the element is an error, simple or as a blob."""
         return self.kind in (0x2D, 0x21)
 
 

@@ -46,7 +46,7 @@ _WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
 
 
 def rule_of(command: bytes, args: Sequence[bytes] = ()) -> ReplyRule:
-    """The rule for a command's name in upper case, and what its request asks for."""
+    """Return the rule for a command's name in upper case, and what its request asks for."""
     if command in _ALWAYS_SCORED or (
         command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])
     ):
@@ -71,7 +71,7 @@ def parse(raw: bytes) -> object:
 
 
 def error_code(value: object) -> str | None:
-    """The first word of an error, or None for any other reply."""
+    """Return the first word of an error, or None for any other reply."""
     return str(value).split(" ", 1)[0] if isinstance(value, hiredis.ReplyError) else None
 
 
@@ -136,5 +136,5 @@ def _rounded(value: object) -> object:
 def equivalent(
     command: bytes, authority: object, follower: object, args: Sequence[bytes] = ()
 ) -> bool:
-    """Whether two parsed replies to the same request mean the same."""
+    """Return whether two parsed replies to the same request mean the same."""
     return canonical(command, authority, args) == canonical(command, follower, args)

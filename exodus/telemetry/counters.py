@@ -88,7 +88,7 @@ class CommandCounters:
         self.reply_sizes = Histogram()
 
     def snapshot(self) -> CommandSnapshot:
-        """As JSON."""
+        """Return it as JSON."""
         latency = self.latency_us
         return {
             "calls": self.calls,
@@ -121,7 +121,7 @@ class PrefixCounters:
         self.reply_bytes = 0
 
     def snapshot(self) -> PrefixSnapshot:
-        """As JSON."""
+        """Return it as JSON."""
         return {
             "calls": self.calls,
             "writes": self.writes,
@@ -135,12 +135,12 @@ class KeyStatistics(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `hash` is
-        divisible by `DISTINCT_SAMPLE`.
+        """Take in the keys of one request in `HOT_SAMPLE`, and every key whose `hash` is divisible
+        by `DISTINCT_SAMPLE`.
         """
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
-        """The keys that were named most often, with about how often."""
+        """Return the keys that were named most often, with about how often."""
 
     def distinct(self) -> int:
         """About how many different keys were named."""
@@ -271,11 +271,11 @@ class Telemetry:
         return counters
 
     def snapshot(self) -> dict[str, CommandSnapshot]:
-        """All commands, as JSON."""
+        """Return all commands as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.commands.items())}
 
     def samples(self) -> Iterator[Sample]:
-        """For Prometheus."""
+        """Yield the samples for Prometheus."""
         for name, counters in list(self.commands.items()):
             labels = {"command": name}
             yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
@@ -345,11 +345,11 @@ class Telemetry:
         )
 
     def prefixes_snapshot(self) -> dict[str, PrefixSnapshot]:
-        """All key prefixes, as JSON."""
+        """Return all key prefixes as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.prefixes.items())}
 
     def hot_keys(self) -> list[tuple[str, int]]:
-        """The keys that were named most often, with about how often, as JSON."""
+        """Return the keys that were named most often, with about how often, as JSON."""
         self._take_in()
         return [
             (key.decode("utf-8", "backslashreplace"), count)

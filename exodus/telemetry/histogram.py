@@ -41,8 +41,8 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int:
-        """The smallest value (rounded up within its step) that `share` of all, rounded to a whole
-        number, do not exceed; 0 where there are none.
+        """Return the smallest value (rounded up within its step) that `share` of all, rounded to a
+        whole number, do not exceed; 0 where there are none.
         """
         wanted = max(1, int(share * self.total + 0.5))
         seen = 0
@@ -57,8 +57,8 @@ class Histogram:
         return 0
 
     def steps(self) -> list[tuple[int, int]]:
-        """Each value that was seen (the highest of its step) and how often; two histograms add up
-        by it.
+        """Return each value seen (the highest of its step) and its count. Histograms add up by
+        it.
         """
         return [(_highest(index), count) for index, count in enumerate(self.counts) if count]
 

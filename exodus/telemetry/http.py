@@ -79,13 +79,13 @@ class _Bounded(ThreadingHTTPServer):
                 self._cut(request)
 
     def _cut(self, request: socket.socket) -> None:
-        """Its thread then reads the end, or cannot write any more, and ends."""
+        """Cut a connection, so that its thread ends."""
         del self._clients[request]
         with contextlib.suppress(OSError):  # it was gone already
             request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was cut off, or went away, is no error of ours."""
+        """Ignore a client that was cut off or went away."""
         del request
         failure = sys.exc_info()[1]
         if not isinstance(failure, OSError):
@@ -134,7 +134,7 @@ class StatusServer:
 
     @property
     def port(self) -> int:
-        """The port that was got."""
+        """Return the port that the server listens on."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ class Finding:
 async def check_pair(
     source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None
 ) -> list[Finding]:
-    """The pre-flight checks. Changes nothing.
+    """Run the pre-flight checks. They change nothing.
 
     Raises:
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
@@ -127,8 +127,8 @@ async def check_pair(
 
 
 async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> list[Finding]:
-    """Whether the control store keeps what it is told; `sides` are the run ids of source and
-    target, where they are known.
+    """Check that the control store keeps its data. `sides` are the run ids of source and target,
+    where known.
     """
     found = await check_store(store, sides)
     return [
@@ -140,8 +140,8 @@ async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> 
 async def check_empty(
     target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None
 ) -> Finding:
-    """Whether the target holds keys that are not this migration's; fatal where the plan does not
-    allow it.
+    """Check that the target holds no keys but this migration's; fatal where the plan does not allow
+    them.
     """
     foreign = sum(facts.databases.values())
     if store is not None and await store.report(OWNED) is not None:

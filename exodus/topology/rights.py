@@ -80,7 +80,7 @@ class Right:
     without: str = ""  # what happens without it, where the engine goes on; empty: it does not
 
     def applies(self, role: UserRole, side: Side, wanted: Wanted) -> bool:
-        """Whether a role needs it on a side."""
+        """Return whether a role needs it on a side."""
         return (
             role in self.roles
             and side in self.sides
@@ -353,7 +353,7 @@ RIGHTS = (
 
 
 def has(command: str, engine: str, version: Version) -> bool:
-    """Whether a server of this version has a command."""
+    """Return whether a server of this version has a command."""
     since = SINCE.get(command)
     return since is None or version >= since[engine]
 
@@ -361,8 +361,8 @@ def has(command: str, engine: str, version: Version) -> bool:
 def rights_of(
     role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted
 ) -> list[tuple[str, Right]]:
-    """Each command that a role needs on a side, once, with its first reason; what it cannot do
-    without goes first.
+    """Return each command that a role needs on a side with its first reason; the indispensable ones
+    first.
     """
     found: dict[str, Right] = {}
     for right in sorted(RIGHTS, key=lambda right: bool(right.without)):
@@ -400,7 +400,7 @@ def server_of(text: str) -> tuple[str, Version]:
 def rule_of(
     roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
 ) -> str:
-    """What ACL SETUSER gets behind name and password, for a user of these roles."""
+    """Return the ACL SETUSER rule for a user of these roles."""
     commands = dict.fromkeys(
         command for role in roles for command, _ in rights_of(role, side, engine, version, wanted)
     )

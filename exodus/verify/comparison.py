@@ -53,7 +53,7 @@ _READS = {
 
 
 def in_sample(key: bytes, share: float) -> bool:
-    """Whether a key is among that share of all keys; the same ones each time."""
+    """Return whether a key is among that share of all keys; the same ones each time."""
     return crc32(key) < share * 2**32
 
 
@@ -146,8 +146,8 @@ class Comparison:
     async def scan(
         self, db: int, cursor: int, count: int, tally: ComparisonCounts, *, at_least: bool = False
     ) -> tuple[int, Batch]:
-        """Keys of the authority with all that is compared; the next cursor. Arguments as in
-        `Reader.scan`.
+        """Do one SCAN call of the authority and read all that is compared; return the next cursor.
+        Arguments as in `Reader.scan`.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its
         name. What they leave out for its state counts as absent: it is not to be on the follower
@@ -178,7 +178,7 @@ class Comparison:
         return following, Batch.of(list(unique.values()))
 
     async def follow(self, db: int, ours: Batch) -> Batch:
-        """The same keys as the follower has them, wherever it has them."""
+        """Return the same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
             if not await entered(self._legs[1], db):
                 return Batch.of([_absent(key) for key in ours.keys])
@@ -230,7 +230,7 @@ class Comparison:
         return await self.compare(db, ours, theirs, tally)
 
     async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[ScannedKey]:
-        """Keys of the follower, read without knowing what the authority has."""
+        """Read keys of the follower without knowing what the authority has."""
         if not self._scope.renames:
             if not await entered(self._legs[1], db):
                 return [_absent(key) for key in keys]
@@ -272,8 +272,8 @@ class Comparison:
         return found
 
     def _doubtful(self, ours: Batch, theirs: Batch) -> Sequence[int]:
-        """Where a key is to be looked at by itself, since it is not there or not seen to be the
-        same.
+        """Return where a key is to be looked at by itself, since it is not there or not seen to be
+        the same.
         """
         every = range(len(ours.keys))
         kinds = set(ours.kinds)
@@ -369,8 +369,8 @@ class Comparison:
         return found
 
     def _kind(self, there: ScannedKey) -> bytes:
-        """The type of a key that was read as one of the same type as the other side's: what its
-        payload says.
+        """Return the type of a key that was read as one of the same type as the other side's: what
+        its payload says.
         """
         if (
             self._dumps
@@ -381,7 +381,7 @@ class Comparison:
         return there.kind
 
     def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
-        """Whether two values are equal that differ byte for byte."""
+        """Return whether two values are equal that differ byte for byte."""
         if self._dumps:
             return (
                 kind != b"string"
@@ -389,8 +389,8 @@ class Comparison:
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
     def _needs_more(self, here: ScannedKey, there: ScannedKey) -> bool:
-        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal,
-        and by its type may nevertheless be.
+        """Return whether reads of its own are needed, and not in pieces: of what is not seen to be
+        equal, and by its type may nevertheless be.
         """
         kind = here.kind
         if (
@@ -412,7 +412,7 @@ class Comparison:
         return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
 
     async def _apart(self, db: int, rows: Sequence[ScannedKey]) -> dict[bytes, str | None]:
-        """Of keys that need reads of their own: what differs, if anything."""
+        """Compare keys that need reads of their own."""
         found: dict[bytes, str | None] = {}
         for start in range(0, len(rows), _APART_KEYS):
             part = rows[start : start + _APART_KEYS]
@@ -432,7 +432,7 @@ class Comparison:
         return found
 
     async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
-        """Values of keys, each given with its database and type."""
+        """Read the values of keys, each given with database and type."""
         found: dict[tuple[int, bytes], Reply] = {}
         for db in dict.fromkeys(db for db, _, _ in keys):
             await leg.select(db)
@@ -467,7 +467,7 @@ class Comparison:
         return [found[db, name] for db, name, _ in keys]
 
     async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
-        """A large key: its expiries, and what differs."""
+        """Compare one large key in chunks."""
         to_db, to = self._scope.target_key(db, key)
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)

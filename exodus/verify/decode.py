@@ -59,13 +59,13 @@ DAMAGED = (
 
 
 def kind_of(payload: bytes) -> bytes:
-    """The type that TYPE tells of the key; empty where its number is not known here."""
+    """Return the type that TYPE tells of the key; empty where its number is not known here."""
     return _KINDS.get(payload[0], b"") if payload else b""
 
 
 def apart(kinds: list[bytes], ours: list[Reply], theirs: list[Reply]) -> list[int]:
-    """Where two columns of values are not shown to be equal. Those of strings are values, all
-    others payloads.
+    """Return the places where two columns are not shown to be equal. Strings are values, all others
+    payloads.
 
     Args:
         kinds: the type of each key on one side; strings are compared byte by byte, whatever is in
@@ -84,7 +84,7 @@ def apart(kinds: list[bytes], ours: list[Reply], theirs: list[Reply]) -> list[in
 
 
 def same_value(one: bytes, other: bytes) -> bool:
-    """Whether two payloads are shown to be of equal values."""
+    """Return whether two payloads are shown to be of equal values."""
     size = len(one)
     kind = kind_of(one)
     if size <= _FOOTER_BYTES or kind != kind_of(other):
@@ -107,7 +107,7 @@ def same_value(one: bytes, other: bytes) -> bool:
 
 
 def decode(payload: bytes) -> Reply:
-    """The value, as `value.canonical` has it; scores of sorted sets in a mapping.
+    """Return the value, as `value.canonical` has it; scores of sorted sets in a mapping.
 
     Raises:
         UnknownFormatError: it is none of a list, set, hash, sorted set or stream whose format is
@@ -118,8 +118,8 @@ def decode(payload: bytes) -> Reply:
 
 
 def _parts(payload: bytes) -> list[Reply]:
-    """The elements as they were written, one after the other; of a stream its nodes, the last id
-    and the groups.
+    """Return the elements as they were written, one after the other; of a stream its nodes, the
+    last id and the groups.
     """
     number, body = payload[0], _Body(payload)
     found: list[Reply] = []
@@ -217,7 +217,9 @@ def _id(ms: int, sequence: int) -> bytes:
 
 
 def _entries(ms: int, sequence: int, packed: list[Reply]) -> list[tuple[bytes, tuple[bytes, ...]]]:
-    """Of one node: its ids count from the node's, and most entries have the fields of its first."""
+    """Decode the entries of one node. Ids count from the node's, and most entries have the fields
+    of its first.
+    """
     found = []
     count = _number(packed[2])
     fields = [_text(field) for field in packed[3 : 3 + count]]
@@ -283,11 +285,11 @@ class _Body:
         self._at += size
 
     def score(self) -> float:
-        """A double."""
+        """Read a double."""
         return float(unpack_from("<d", self.raw(8))[0])
 
     def length(self) -> int:
-        """A count, or a number of a stream."""
+        """Read a count, or a number of a stream."""
         view, at = self._view, self._at
         if at >= self._end:
             raise IndexError("no more lengths")
@@ -317,7 +319,7 @@ class _Body:
         return _id(ms, self.length())
 
     def text(self) -> bytes:
-        """A string: as it is, as a number, or compressed."""
+        """Read a string: plain, as a number, or compressed."""
         view, at = self._view, self._at
         if at >= self._end:
             raise IndexError("no more strings")
@@ -342,7 +344,7 @@ def _cut(data: bytes, at: int, size: int, end: int) -> bytes:
 
 
 def _signed(data: bytes, at: int, size: int) -> int:
-    """A number of `size` bytes, the lowest first."""
+    """Read a little-endian number of `size` bytes."""
     view = data
     if size > len(data) - at:
         raise IndexError("a number beyond the end")

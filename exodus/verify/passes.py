@@ -83,16 +83,16 @@ class VerificationReport(ComparisonCounts):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs."""
+        """Return whether nothing differs."""
         return self.divergences_total == 0
 
     @property
     def speaks_for_all(self) -> bool:
-        """Whether every key was compared with its value."""
+        """Return whether every key was compared with its value."""
         return self.depth is Depth.FULL and self.share >= 1
 
     def as_json(self) -> Json:
-        """For reports and artifacts."""
+        """Return the report for evidence and artifacts."""
         return {
             "depth": str(self.depth),
             "share": self.share,
@@ -132,7 +132,7 @@ class _Direction:
         ] = {}  # marks of equal keys at borders → their types, where the walk compares
 
     async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
-        """Those that are not done; all of them where the walk has not begun."""
+        """Return the slices that are not done; all of them where the walk has not begun."""
         if self.walk.cursors is None:
             self.walk.cursors = {
                 piece.slice_id: piece.start for piece in await plan_slices(endpoint, slices)
@@ -140,11 +140,11 @@ class _Direction:
         return deque(map(Slice.parse, self.walk.cursors))
 
     def cursor(self, piece: Slice) -> int:
-        """Where it goes on."""
+        """Return the cursor from which a slice continues."""
         return (self.walk.cursors or {})[piece.slice_id]
 
     def borders(self, piece: Slice, before: int, after: int) -> list[str]:
-        """The borders that the call from cursor `before` to cursor `after` is at, if any."""
+        """Return the borders that the call from cursor `before` to cursor `after` is at, if any."""
         found = (
             [f"{piece.node}/{piece.db}/{piece.index}"]
             if piece.index and before == piece.start
@@ -155,8 +155,8 @@ class _Direction:
         return found
 
     def seen(self, borders: Iterable[str], keys: Iterable[bytes]) -> set[bytes]:
-        """Those keys that the slice on the other side of a border has seen; the others are this
-        one's.
+        """Return the keys that the slice across a border has seen. The others belong to this
+        slice.
         """
         marks = {_mark(key): key for key in keys}
         found: set[bytes] = set()
@@ -234,8 +234,8 @@ class PassState:
         self.backwards = _Direction(kept.backwards if kept is not None else DirectionProgress())
 
     def add(self, tally: ComparisonCounts, found: Sequence[Divergence], **counts: int) -> None:
-        """A batch was looked at, and its walk counts it at the same moment: nothing is counted
-        twice or lost.
+        """Add a batch and its place in the walk at one moment, so that nothing is counted twice or
+        lost.
         """
         report = self.report
         for name, count in counts.items():

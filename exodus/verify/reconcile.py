@@ -215,7 +215,7 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
 
 
 async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Divergence]:
-    """The same over connections that are open already."""
+    """Return the same over connections that are open already."""
     wanted = [key for key in keys if not is_own(key[1])]
     return list((await _again(comparison, wanted, ComparisonCounts())).values())
 
@@ -229,8 +229,8 @@ async def reconcile(
     share: float = 1.0,
     progress: PassProgress | None = None,
 ) -> Json:
-    """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean,
-    it counts: it closes the gaps that were open before it, and freshness counts from it.
+    """Run a pass and keep it as report `verification.NAME`. A clean pass over all keys and values
+    closes the gaps that were open before it, and freshness counts from it.
 
     One that was killed is gone on with, as long as live sync goes on and all that changed since it
     began is in the feed.
@@ -282,7 +282,7 @@ async def begin_pass(engine: Engine, name: str) -> PassProgress:
 
 
 async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
-    """Where the pass `name` goes on: what a killed one has left, or the beginning."""
+    """Return where the pass `name` continues: after a killed one, or at the beginning."""
     store, sides = engine.store, (engine.authority_facts, engine.follower_facts)
     of = orjson.dumps(
         [
@@ -327,8 +327,8 @@ async def _listed(store: ControlStore, name: str) -> list[Json]:
 
 
 async def _close_gaps(store: ControlStore, since_ms: int) -> None:
-    """A clean pass over everything closes the gaps that were open before it began, and those of
-    gateways that are gone.
+    """Close the gaps that were open before a clean pass over everything, and those of gateways that
+    are gone.
     """
     for name, raw in (await answered(store.client.hgetall(store.keys.gap))).items():
         if orjson.loads(raw)["at_ms"] < since_ms:
@@ -336,12 +336,12 @@ async def _close_gaps(store: ControlStore, since_ms: int) -> None:
 
 
 def keys_of(report: Json) -> list[Key]:
-    """The keys that a report of `reconcile` lists as divergent."""
+    """Return the keys that a report of `reconcile` lists as divergent."""
     return [(row["db"], bytes.fromhex(row["key_hex"])) for row in report["divergences"]]
 
 
 async def dead_letters(store: ControlStore) -> list[Key]:
-    """The keys that could not be carried, and that nobody has accepted."""
+    """Return the keys that could not be carried, and that nobody has accepted."""
     return list(await letters.open_letters(store))
 
 
