@@ -1,4 +1,4 @@
-"""Tasks of a process: running them until it is told to stop, and ending them for certain."""
+"""Running the tasks of a process until it is told to stop, and ending them for certain."""
 
 from __future__ import annotations
 

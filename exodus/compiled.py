@@ -1,11 +1,10 @@
-"""Whether the hot path runs compiled: the same source, translated by Cython where a compiler was
-there at installation (setup.py).
+"""Whether the hot path runs compiled. Cython compiles the same sources at installation, where a
+compiler exists (setup.py).
 
-A compiled module lies beside its source and would be imported in its place even after the source
-was changed. So it counts only while the sources (and the types in `.pxd`) have the digests that
-they had when it was built, all of them: one class may not come from one form and another from the
-other. Otherwise, or with EXODUS_COMPILED=0, the sources run as they are: slower, and in every other
-respect the same (tests/property/test_twins.py).
+A compiled module lies beside its source, and Python would import it even after the source changed.
+So the compiled modules count only while all sources and `.pxd` types have the digest of the build.
+Otherwise, or with EXODUS_COMPILED=0, the sources run: slower, and otherwise the same
+(tests/property/test_twins.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What moving data needs at hand: the plan, the control store, and who is authority and follower
-now.
-"""
+"""What moving data needs: the plan, the control store, and the present authority and follower."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Registering a migration's plan: everything is checked before anything is kept.
+"""Registering a migration's plan. Everything is checked before anything is written.
 
-`examine` asks the servers and writes nothing, not even a key of Exodus's own: until it is known
-which server is which, any of them may be production. It also compares the plan with the registered
-one. A change can make what people decided meaningless: a rehearsal of another fence, a verification
-of another source. `register` writes into the ledger what a change voids; from then on those
-decisions do not count (`ledger.approved_since`).
+`examine` asks the servers and writes nothing, not even a key of Exodus's own: any server may turn
+out to be production. It also compares the plan with the registered one. A change can void
+decisions, such as the rehearsal of another fence. `register` records in the ledger what a change
+voids; those decisions do not count any more (`ledger.approved_since`).
 """
 
 from __future__ import annotations

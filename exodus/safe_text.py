@@ -1,8 +1,8 @@
-"""What people are shown: without secrets, and without anything that a terminal, Markdown or HTML
-would obey.
+"""Text as people may see it: without secrets, and without anything that a terminal, Markdown, or
+HTML would obey.
 
-Names of clients and keys, error texts of servers, and what people typed come from outside. Every
-sink takes them through here:
+Client names, keys, server errors, and typed words come from outside. Every sink takes them through
+here:
 
 | sink                                    | function   |
 | --------------------------------------- | ---------- |

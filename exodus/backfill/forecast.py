@@ -1,10 +1,9 @@
-"""A dry run: by which strategy keys of which type and size would be carried, and why, from a
-sample.
+"""The dry run: how keys of each type and size would be copied, estimated from a sample.
 
-The sampled keys are read by the very code that a backfill reads them with, and not written; so the
-forecast cannot drift from what is done. What it puts on the target are the scratch keys by which
-re-footed payloads are proved (`refoot.py`), which it removes again. Not foreseen is what only a
-write shows: that the target refuses the payload of a module which it does not have, say.
+It reads the sampled keys with the backfill's own code and writes none of them, so the forecast
+matches the backfill. On the target it writes only the scratch keys that prove re-footed payloads
+(`refoot.py`), and removes them. It cannot foresee what only a write shows, such as a payload of a
+module that the target lacks.
 """
 
 from __future__ import annotations

@@ -1,25 +1,21 @@
-"""The MIGRATE lane of a backfill: the source itself sends keys to the target, `MIGRATE … COPY
-REPLACE KEYS`, a batch at a time.
+"""The MIGRATE lane of a backfill: the source sends batches of keys to the target itself, by
+`MIGRATE … COPY REPLACE KEYS`.
 
-The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write
-cannot come of it, and whatever is written later is journalled later. Three things need care, and
-each has its rule.
+The source does nothing else during a MIGRATE, so it always sends the newest state. A later write is
+in the journal. Three things need care:
 
-* An expiry travels as the time left, and counts from when it comes. So a key that has one gets its
-  absolute time set once more, after it was sent, under the guard. One whose expiry changes between
-  the look and the MIGRATE was written, and live sync copies it again (race rule 3).
-* A MIGRATE that ran into its timeout may be executed by the target later, when the key has another
-  state.
-* Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after
-  a switch would overwrite the new authority.
+1. An expiry travels as the time left, counted from its arrival. The lane sets the absolute time
+   once more, under the guard. If the expiry changed before the MIGRATE, the key was written, and
+   live sync copies it again (race rule 3).
+2. The target may run a MIGRATE after its timeout, when the key has changed.
+3. Its RESTORE has no guard (race rule 6). A frozen source could send it after a switch.
 
-The last two are closed by who the source comes as: a user of the target that belongs to one slice,
-with a password that nobody keeps, made under the guard of the writers' epoch. To void what is under
-way, `MigrateLane` deletes that user, which ends its connections, and ends those of the other
-slices' too, since the source shares one connection among them. A request that comes later cannot
-log in. It would then be executed as the user `default`, which is why that one must not be allowed
-to RESTORE without a password. The switch deletes all of these users once the epoch is closed
-(`end_users`).
+For 2 and 3, the source logs in on the target as a user that belongs to one slice. Its password is
+kept nowhere, and the user is made under the guard of the writers' epoch. To void requests under
+way, `MigrateLane` deletes the user, which ends its connections. It also ends the connections of the
+other slices' users, since the source shares one connection among them. A late request cannot log
+in. It would then run as the user `default`, so that user must not be allowed to RESTORE without a
+password. The switch deletes all of these users once the epoch is closed (`end_users`).
 """
 
 from __future__ import annotations

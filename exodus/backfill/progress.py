@@ -1,6 +1,4 @@
-"""How far bulk work has come: keys, bytes, rates and when it ends, from two looks and more. No I/O,
-no clock.
-"""
+"""The progress of bulk work: keys, bytes, rates, and the expected end. No I/O, no clock."""
 
 from __future__ import annotations
 

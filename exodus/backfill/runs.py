@@ -1,10 +1,9 @@
-"""Which backfill a migration is at, so that a retry after a rollback copies nothing twice.
+"""The backfill that a migration is at, so that a retry after a rollback copies nothing twice.
 
-A run is named once and keeps its checkpoints for as long as it copies the same from the same to the
-same. Where live sync stayed on, what was copied is equal still. Where it was off, nobody knows
-which keys changed: the run is kept all the same, and when its slices are done every key is compared
-and those that differ are marked as changed (`reconcile.mark_differing`), which costs reads and not
-copies.
+A run keeps its checkpoints while it copies the same keys between the same servers. If live sync
+stayed on, the copied keys are still equal. If it was off, nobody knows which keys changed. The run
+then goes on, and at its end Exodus compares every key and marks those that differ
+(`reconcile.mark_differing`). That costs reads, not copies.
 """
 
 from __future__ import annotations

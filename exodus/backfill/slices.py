@@ -1,10 +1,10 @@
-"""Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs
+"""Backfill: it copies slices of a SCAN in chunks, with a checkpoint after each, so a crash costs
 one chunk.
 
-A chunk is CHUNK_KEYS keys or CHUNK_BYTES, in batches that are read while the one before is written.
-It takes the feed's positions before its first read and, after its last write, asks what changed
-since: every key in both is marked changed again, so a stale write of ours is always followed by a
-fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
+A chunk is CHUNK_KEYS keys or CHUNK_BYTES. Its batches are read while the batch before is written. A
+chunk notes the feed's positions before its first read. After its last write it asks what changed
+since. A key in both is marked as changed again, so a fresh sync follows every stale write (race
+rule 3). A barrier or a gap counts as a change of all its keys (rule 4).
 
     read 1 │ read 2 │ read 3 │ …         a queue of QUEUED_BATCHES between the two
            │ write 1│ write 2│ … settle  keeps both servers busy, and bounds the memory
@@ -138,7 +138,7 @@ async def _lost_write_grant(engine: Engine) -> str:
     nothing: their epoch has ended.
 
     What it has lost of slices that were copied is found by live sync, which gives the right back
-    (`lives.py`).
+    (`server_runs.py`).
     """
     route = await read_route(engine.store)
     if not route.sync or route.writer_epoch != engine.route.writer_epoch:

@@ -1,8 +1,8 @@
-"""Taking a migration that has ended out of the control store: its evidence goes into a bundle, its
-name is free again.
+"""Removing an ended migration from the control store. Its evidence goes into a bundle, and its name
+is free again.
 
-What is left is one line in `exodus:archive`, a hash of the whole control store: what was archived,
-when, and where its bundle stands. An archive that was interrupted is done again from its beginning.
+One line in `exodus:archive` remains: what was archived, when, and where the bundle is. An
+interrupted archive starts again from its beginning.
 """
 
 from __future__ import annotations

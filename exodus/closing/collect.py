@@ -1,8 +1,7 @@
-"""What goes into an evidence bundle: everything that the control store knows of a migration. No
-secret is in it.
+"""Collecting the evidence of a migration from the control store. It contains no secret.
 
-The digest by buckets that a finalise takes of the source's last state (`side_digest`) is among the
-reports.
+The reports include the digest by buckets that finalise takes of the source's last state
+(`side_digest`).
 """
 
 from __future__ import annotations

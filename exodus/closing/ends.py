@@ -1,5 +1,5 @@
-"""The ends of a migration: live sync stopped, the way back closed for good (`finalise`), or
-everything given up (`abandon`).
+"""The ends of a migration: stop live sync, `finalise` (close the way back for good), or
+`abandon`.
 """
 
 from __future__ import annotations

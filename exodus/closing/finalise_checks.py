@@ -1,4 +1,4 @@
-"""Closing the way back: when it may be done, and what is left to do by people afterwards."""
+"""Whether the way back may be closed, and what people have to do afterwards."""
 
 from __future__ import annotations
 

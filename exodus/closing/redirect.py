@@ -1,5 +1,5 @@
-"""Taking the gateways out of the path, once the way back is closed: clients are sent away one by
-one, to where their names point now.
+"""Sending clients away from the gateways, one by one, once the way back is closed. They reconnect
+to the place that their names resolve to.
 """
 
 from __future__ import annotations

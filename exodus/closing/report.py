@@ -1,6 +1,4 @@
-"""The bundle as a page for a person: what was decided, by whom, on which proof, and how the
-switches went. One file, no script, no network.
-"""
+"""The bundle as one HTML page: decisions, people, proofs, and switches. No script, no network."""
 
 from __future__ import annotations
 

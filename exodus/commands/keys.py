@@ -1,7 +1,7 @@
 """Which arguments of a request are keys.
 
-For most commands the server's table says it as first, last and step. For the movable ones the rules
-stand here; they are checked against the servers' own COMMAND GETKEYS in the tests.
+For most commands the server's table gives first, last, and step. The rules for the others are here.
+Tests compare them with the servers' COMMAND GETKEYS.
 """
 
 from __future__ import annotations

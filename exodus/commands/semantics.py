@@ -1,8 +1,8 @@
-"""What a server's COMMAND table does not say: the one reviewed override table.
+"""What a server's COMMAND table does not tell: the one reviewed table of overrides.
 
-Names are upper case. Sources: the command pages of the Redis documentation and facts checked on
-Redis 6.2 to 8.2 and Valkey 8.1 to 9.1. A command that neither the servers nor this table know
-counts as a write with unknown keys.
+Names are upper case. Sources: the command pages of the Redis documentation, and checks on Redis 6.2
+to 8.2 and Valkey 8.1 to 9.1. A command that neither the servers nor this table know counts as a
+write with unknown keys.
 """
 
 from __future__ import annotations

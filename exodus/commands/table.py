@@ -1,8 +1,8 @@
 """Commands as a live server describes them, with the overrides of `semantics.py`.
 
-Redis 6.2 describes a command in seven fields and knows no subcommands there; 7.0 and Valkey in ten,
-with subcommands at index 9. Only what both have is used, and the movable keys have rules of our
-own, so one reading serves all versions.
+Redis 6.2 describes a command in seven fields, without subcommands. Redis 7.0 and Valkey use ten
+fields, with subcommands at index 9. Exodus uses what both have and has its own rules for movable
+keys, so one reading serves all versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists of names that a person accepts in a form, one name a line. No I/O."""
+"""Names that a person accepts in a form, one a line. No I/O."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Who gives an answer, and how that is known.
 
-A form's `decided_by` is what somebody typed. The command line knows more: the user that the
-operating system runs it as. It writes that into the control store before it answers (`attest`),
-where nobody writes who has only Prefect's login; the flow looks for it (`identify`). Prefect's
-open-source server has one login for everybody, so an answer from its UI is known by what was typed
-only.
+A form's `decided_by` is typed. The command line knows the user that the operating system runs it
+as. It writes that user into the control store before it answers (`attest`), and the flow reads it
+there (`identify`). Somebody with only Prefect's login cannot write there. Prefect's open-source
+server has one login for everybody, so an answer from its UI is known by the typed name only.
 
 Whoever has the control store's password can attest anything: see docs/operating/security.md.
 """

@@ -1,6 +1,4 @@
-"""Which keys changed: keys with their databases, packed for an entry, and barriers. No I/O;
-`journal.py` carries them.
-"""
+"""Changed keys with their databases, packed for a journal entry, and barriers. No I/O."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream
-with a row for each chunk; and a verification.
+"""The progress of a backfill and of a verification.
 
-A cursor means something only together with the node's run id, the database and the slice (race rule
-5), so all three stand beside it; whoever resumes compares them and begins the slice anew where they
-differ.
+A backfill has one JSON document a slice, in one hash a run, and a stream with one row a chunk. A
+cursor is valid only together with the node's run id, the database, and the slice (race rule 5), so
+they are stored together. Whoever resumes compares them, and begins the slice anew if they differ.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a command that was executed may have changed: keys with their databases, or whole databases
-at once.
+"""What an executed command may have changed: keys with their databases, or whole databases.
 
-For commands as a server propagates them to its replicas: effects only, in the order of execution,
-each write once.
+It reads commands as a server propagates them to its replicas: effects only, in the order of
+execution, each write once.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Freshness: how much of the keyspace is *verified since its last write*, how much is *dirty*, and
+"""Freshness: which share of the keyspace is *verified since its last write*, which is *dirty*, and
 whether anything was *never verified*.
 
-Two things make it exact without a mark on every key. A verification pass that covered everything
-says up to which entry of each journal partition it speaks for. And the lanes keep, for each
-partition, the keys that were written after that and not compared since (`sync/fresh.py`): a set as
-large as the recent writes, not as the keyspace. Everything else is verified. It is symmetric, and
-so stays true over a switch.
+It is exact without a mark on every key. A complete verification pass records the journal position
+of each partition. The lanes keep the keys that were written after it and not compared since
+(`live/recheck.py`). That set is as large as the recent writes. All other keys are verified. Both
+sides count alike, so freshness stays true over a switch.
 """
 
 from __future__ import annotations

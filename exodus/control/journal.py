@@ -1,8 +1,8 @@
-"""The journal: which keys changed, in partitions by key hash, as streams in the control store.
+"""The journal: which keys changed, as streams in the control store, partitioned by key hash.
 
-An entry's field `k` holds packed keys (`pack`), its field `b` a barrier: an operation that may have
-changed every key of a database. Entries say *that* a key changed, never how: `sync_key` reads the
-state itself.
+An entry's field `k` holds packed keys (`pack`). Its field `b` holds a barrier: an operation that
+may have changed every key of a database. Entries say *that* a key changed, never how. `sync_key`
+reads the state itself.
 """
 
 from __future__ import annotations

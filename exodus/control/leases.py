@@ -1,9 +1,9 @@
-"""Leases on journal partitions: who syncs which, with a fencing token for each, so that one owner
-at a time has the right to write (race rule 2).
+"""Leases on journal partitions, each with a fencing token, so that one owner at a time may write
+(race rule 2).
 
-A lease ends by itself LEASE_MS after its last renewal. Its token only grows; the owner writes it to
-the follower before its first copy, and every batch is guarded by it, so an owner that slept past
-its lease writes nothing. Live syncers share the partitions evenly and give surplus back.
+A lease ends LEASE_MS after its last renewal. Its token only grows. The owner writes it to the
+follower before its first copy, and every batch is guarded by it. So an owner that slept past its
+lease writes nothing. Live syncers share the partitions evenly.
 """
 
 from __future__ import annotations

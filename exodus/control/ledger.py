@@ -1,12 +1,11 @@
-"""The ledger: who decided what, when, why and on which evidence. Entries are appended and never
+"""The ledger: who decided what, when, why, and on which evidence. Entries are appended and never
 changed.
 
-Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new
-order shows (`broken`). Whoever may write to the control store can write a whole new chain; a
-bundle's head, kept elsewhere, is what tells that (`exodus/closing/bundle.py`).
+Each entry has the digest of the entry before (`before`), so an edit, a removal, or a new order
+shows (`broken`). Whoever can write to the control store can write a whole new chain. The head of a
+bundle, kept elsewhere, reveals that (`exodus/closing/bundle.py`).
 
-A phase may begin when the ledger says that what it builds on was approved and that the evidence for
-it is fresh.
+A phase may begin if the ledger holds the approvals it builds on, with fresh evidence.
 """
 
 from __future__ import annotations

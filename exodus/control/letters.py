@@ -1,9 +1,8 @@
-"""Dead letters: keys that could not be carried, each with its reason, until they are carried after
-all or a person accepts by name that they are not.
+"""Dead letters: keys that failed to copy, each with its reason, until they are copied or a person
+accepts them by name.
 
-An accepted letter stands on a list of its own, with who accepted it. It stays accepted as long as
-the key fails for the same reason; for another one it is open again. Both lists are of names, never
-of values.
+Accepted letters are on a list of their own, with the person's name. A letter stays accepted while
+the key fails for the same reason. Both lists hold names, never values.
 """
 
 from __future__ import annotations

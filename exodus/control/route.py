@@ -1,8 +1,8 @@
-"""The route: what every gateway, syncer and comparer does now, in one versioned document.
+"""The route: the current orders for every gateway, syncer, and comparer, in one versioned document.
 
-A change is a compare-and-set on the epoch and is announced on a channel; processes also poll, so a
-lost announcement costs half a second and nothing else. A process that has acted on an epoch says so
-in its heartbeat (`registry.py`).
+A change is a compare-and-set on the epoch. It is announced on a channel, and processes also poll,
+so a lost announcement costs half a second. A process reports the epoch it has acted on in its
+heartbeat (`registry.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Steps of a phase: what each one returned, kept in the control store.
+"""Results of a phase's steps, kept in the control store.
 
-A flow that was suspended for a decision runs again from the top, on whichever worker takes it up. A
-step that has returned is not done again: its answer is read here. The control store is the one
-place that every worker reaches, so no worker needs files of another.
+A flow that was suspended for a decision runs again from the top, on any worker. A finished step is
+not done again: its result is read here. Every worker reaches the control store, so no worker needs
+files of another.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""Keys too large for one command: copied in pieces to a staging key beside the real one, and moved
-into place whole.
+"""Keys too large for one command: copied in chunks to a staging key, then moved into place whole.
 
-No command reads or writes more than PIECE_ELEMENTS elements or about PIECE_BYTES, so neither server
-is blocked for longer than a few ms, and no reader ever sees half a key: the staging key, which
-expires by itself if we die, is renamed in the transaction that sets the expiry.
+No command reads or writes more than CHUNK_ELEMENTS elements or about CHUNK_BYTES, so no server is
+blocked for more than a few ms. No reader sees half a key: the transaction that sets the expiry also
+renames the staging key. A staging key that is left behind expires.
 
-The key is WATCHed on the authority all the while. An EXEC of nothing at the end tells whether it
-changed; then the copy is begun again, and after COPY_ATTEMPTS put in place as it is and reported as
-*unsettled*: whoever asked for it marks it as changed once more, so it is exact as soon as it is
-left alone for the time of one copy. What a WATCH does not see (XACK and its like) is a write that
-the feed brings.
+The key is WATCHed on the authority. An empty EXEC at the end tells whether it changed. Then the
+copy begins again. After COPY_ATTEMPTS it is put in place and reported as *unsettled*: the caller
+marks the key as changed, and live sync copies it again. The feed reports writes that WATCH does not
+notice (XACK and the like).
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""Which of some keys the migration's rules leave out, by name and, where a rule needs it, by the
-state they have now on the source.
+"""Keys that the migration's rules filter, by name or by their state on the source.
 
-State is asked for in calls of its own, apart from the reading that a copy or a comparison makes.
-What a write changes in between is a write that the feed brings, and so is looked at again, as
-everything else that changes while it is read.
+The state is read apart from the copy or comparison. A write in between is in the feed, so the key
+is looked at again.
 """
 
 from __future__ import annotations

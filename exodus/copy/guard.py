@@ -1,15 +1,14 @@
-"""The guard of every write to a follower: it holds only as long as its keys there have the values
-that the writer knows.
+"""The guard of every write to a follower. A write counts only while the guard keys there have the
+expected values.
 
-A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`; the switch changes
-the keys. So a syncer that was frozen before the switch and wakes after it gets a nil from EXEC and
-writes nothing (race rule 6). A lane's fencing token does the same for a lease that was lost (race
-rule 2).
+A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`. The switch changes
+the guard keys. A syncer that was frozen before the switch gets nil from EXEC and writes nothing
+(race rule 6). A lane's fencing token does the same for a lost lease (race rule 2).
 
-No write is sent before each of the first four was answered as it must be: behind a SELECT that
-failed it would change another database, behind a MULTI that failed it would run without its guard.
-The four for the next batch travel behind the EXEC of this one, so a batch costs one round trip. One
-in another database than the batch before costs a second one.
+No write is sent before the first four commands were answered as expected. Behind a failed SELECT it
+would change another database; behind a failed MULTI it would run without its guard. The four for
+the next batch follow the EXEC of this one, so a batch costs one round trip. A batch in another
+database costs a second one.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""The impact budget: how much the authority may feel of us, measured all the while, and kept by
-slowing down.
+"""The impact budget: how much load Exodus may add to the authority. It is measured all the time and
+kept by slowing down.
 
-Whoever reads in bulk (backfill, verification) asks for its turn before each batch. A probe of its
-own, a PING every PROBE_EVERY_S, tells what other clients feel; INFO tells the share of a core that
-the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
-several processes that share a server settle without talking to each other: all of them see the same
-server. What is spent and why stands in the control store, and the budget can be changed there.
+Bulk readers (backfill, verification) ask for a turn before each batch. A PING every PROBE_EVERY_S
+shows what other clients feel. INFO shows the CPU share of the server. Over the budget the pause
+before a turn doubles, under it the pause shrinks. Several processes settle without talking to each
+other, since all see the same server. The control store shows each process's use and its reason; the
+budget can be changed there.
 
-The share of a core is what Exodus adds to the applications' own load. So all bulk readers rest
-together for REST_MS of every REST_EVERY_MS by the control store's clock, where a share is bounded,
-and see what the server uses without them.
+The CPU share is what Exodus adds to the applications' load. So where a share is bounded, all bulk
+readers rest together for REST_MS of every REST_EVERY_MS, and measure the server without them.
 
-What is written to the follower goes on to its own replicas. One that is far behind has as much
-waiting in the follower's output buffer, and would be dropped at its limit, and begin again from the
-start: so whoever writes in bulk waits until it has caught up.
+The follower's own replicas receive every write. A replica far behind fills the follower's output
+buffer, is dropped at its limit, and starts again from nothing. So bulk writers wait until it has
+caught up.
 """
 
 from __future__ import annotations

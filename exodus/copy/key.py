@@ -1,14 +1,14 @@
-"""`sync(key)`: make keys on the follower equal to the authority. The primitive that everything that
-moves data feeds.
+"""`sync(key)`: make keys on the follower equal to the authority. Everything that moves data uses
+it.
 
-Whole states are read and written, so it is idempotent, free of order across keys, and safe to
-repeat. Two runs for one key at a time are the caller's error: a lane owns the keys of its partition
-(race rule 2), and a backfill chunk marks what changed meanwhile (rule 3). Reading and writing are
-apart, so that a backfill can read the next batch while the follower takes this one.
+It reads and writes whole states, so it is idempotent and independent of the order across keys. Two
+runs for one key at once are the caller's error: a lane owns the keys of its partition (race rule
+2), and a backfill chunk marks what changed meanwhile (rule 3). Reading and writing are separate, so
+a backfill reads the next batch while the follower takes this one.
 
-A key goes by the first strategy that carries it: as its DUMP payload where the follower takes the
-version; as a re-footed payload where only the version stands in the way (`refoot.py`), once its
-type byte is proved on the follower; type by type; and in pieces where it is large (`large.py`).
+A key is copied by the first method that works: as its DUMP payload, if the follower takes the
+version; as a re-footed payload, if only the version is refused (`refoot.py`) and its type byte is
+proved on the follower; by type; in chunks if it is large (`chunked.py`).
 """
 
 from __future__ import annotations

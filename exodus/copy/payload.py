@@ -1,11 +1,9 @@
-"""A key's state, read from the authority and written as commands: as a DUMP payload, or type by
-type where that does not fit.
+"""A key's state, read from the authority and written as commands: as a DUMP payload, or by type.
 
-The copy by type is exact: list order, score bytes as the server prints them (never through a float
-of ours), stream ids with groups, consumers, pending entries and last delivered ids, field expiry of
-hashes. What a follower cannot hold is an `Uncarried` with its reason. How streams are rebuilt was
-checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1
-(docs/decisions/0002-payload-versions.md).
+The copy by type is exact: list order, score bytes as the server prints them, stream ids with
+groups, consumers, pending entries, and last delivered ids, and the field expiries of hashes. What a
+follower cannot hold is an `Uncarried` with its reason. XINFO STREAM FULL confirmed the rebuilt
+streams on Redis 6.2 to 8.2 and Valkey 8.1, 9.1 (docs/decisions/0002-payload-versions.md).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Reading many keys of one side at once: names from SCAN, and of each key type, expiry and payload
-or value of the same instant.
+"""Reading many keys of one side: names from SCAN, and type, expiry, and payload or value of each
+key at one instant.
 
-By one script call a batch where the server allows scripts (`script.py`), by transactions of
-pipelined commands where not. Keys that are too large for one command are named and not read
-(`large.py` copies those in pieces).
+Where the server allows scripts, one script call reads a batch (`read_script.py`). Elsewhere it
+takes transactions of pipelined commands. Keys too large for one command are named and not read
+(`chunked.py` copies them).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Re-footed payloads: a DUMP whose version the follower refuses although it knows the type, with
-another version and checksum at its end.
+"""Re-footed payloads: a DUMP with another version and checksum, for a follower that refuses the
+version but knows the type.
 
-A payload is a type byte, a body, the RDB version (2 bytes) and a CRC64 of all before it (8 bytes),
-both little-endian. Redis 7.4 and 8 write version 12 where Valkey stays below or far above, so that
-each refuses the other's payloads by the number alone; the bodies of most types are the same
-(docs/decisions/0002-payload-versions.md, seven servers). Which types are is not taken from a table:
-the first key of each type byte is proved on the real follower, by reading back what it made of it
-(`key.py`), and only then its fellows go this way.
+A payload is a type byte, a body, the RDB version (2 bytes), and a CRC64 of all before it (8 bytes),
+both little-endian. Redis 7.4 and 8 write version 12; Valkey stays below or far above. Each refuses
+the other's payloads by that number, although the bodies of most types are the same
+(docs/decisions/0002-payload-versions.md, seven servers). No table decides which types are: the
+first key of each type byte is restored on the real follower and read back (`key.py`). Only then do
+the others follow.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Slices of a keyspace: SCAN from a start cursor to an end, so that several can run at once and
-each can be resumed.
+"""Slices of a keyspace: SCAN from a start cursor to an end, so that several run at once and each
+can resume.
 
-A cursor counts with its bits reversed, so slice i of 2^k begins at i with its k bits reversed and
-ends when the reversed cursor has passed its share; nothing was lost in 8 concurrent slices under
-resizing on seven servers (docs/decisions/0001-slices-by-cursor.md). A cursor means something only
-together with the node's run id and the database (race rule 5).
+A cursor counts with its bits reversed. Slice i of 2^k begins at i with its k bits reversed, and
+ends when the reversed cursor passes its share. Eight concurrent slices lost nothing during resizing
+on seven servers (docs/decisions/0001-slices-by-cursor.md). A cursor is valid only together with the
+node's run id and the database (race rule 5).
 """
 
 from __future__ import annotations

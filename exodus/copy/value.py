@@ -1,9 +1,8 @@
-"""Values as both sides can be asked for them, in a shape in which equal means the same, whatever
-the encoding or the version.
+"""Values in a shape in which equal means the same, whatever the encoding or the version.
 
-What a server may tell in any order becomes a set or a mapping; scores become doubles (Redis up to
-7.0 prints 17 digits, later ones the shortest form: the same double); of consumer groups everything
-counts but the times at which consumers were seen, which nobody can set.
+What a server may return in any order becomes a set or a mapping. Scores become doubles: Redis up to
+7.0 prints 17 digits, later versions the shortest form of the same double. Everything of a consumer
+group counts but the times at which consumers were seen, which nobody can set.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Choosing the share of canary reads, and what became of them in all gateways
-(`exodus/gateway/canary_reads.py` has the rule).
+"""Setting the share of canary reads, and collecting their outcomes from all gateways.
+`exodus/gateway/canary_reads.py` has the rule.
 """
 
 from __future__ import annotations

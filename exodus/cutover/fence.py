@@ -1,21 +1,18 @@
-"""The fence: after it, nobody but Exodus writes to a side; who tries gets an error and never a lost
+"""The fence: behind it, nobody but Exodus writes to a side. Others get an error and never lose a
 write.
 
-By what a side refuses writes is chosen by what its user may do there (`fence_methods.py`), and
-shown by a write that must fail. What has to be put back is kept in the control store, without a
-secret. Settings that were not saved to disk end with a restart of the server, and the fence with
-them, until `settle.py` puts it up again.
+The side's user decides which method is possible (`fence_methods.py`). A write that must fail proves
+the fence. The control store keeps what must be restored, without secrets. A server's restart drops
+settings that were not saved, and the fence with them, until `settle.py` raises it again.
 
-Up and down are transactions under a guard key on that side, whose value is the id of the switch
-that the fence belongs to. Whoever was frozen between deciding and doing, a flow or a gateway, finds
-another value when it wakes, and changes nothing (race rule 6, for fences).
+Raising and lowering are transactions under a guard key on that side. Its value is the id of the
+switch that owns the fence. A flow or gateway that was frozen between deciding and acting finds
+another value and changes nothing (race rule 6).
 
     absent ──prepare──▶ ID ──raise_──▶ ID, up ──lower──▶ "ended ID"
 
-`open` lowers the fence and keeps the grant to raise it again.
-
-The right is taken from the value that `check_possible` saw: a switch that was frozen in between,
-while another came and went, gets none.
+`open` lowers the fence and keeps the grant to raise it again. The grant is taken from the value
+that `check_possible` saw. A switch that was frozen while another one came and went gets none.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Back to the source while the target is dead: without draining, since there is nobody to drain
-from.
+"""The way back to the source while the target is dead. Nothing can be drained.
 
-What was written at the target and had not flowed back stays there; a person sees it key by key
-(`collect.dirty_keys`) before they decide. Afterwards journal and sync are off: when the target
-comes back, nothing of ours overwrites what only it has.
+Writes at the target that had not flowed back stay there. A person sees them key by key before they
+decide (`collect.dirty_keys`). Afterwards the journal and live sync are off, so nothing overwrites
+what only the target has.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Function libraries: code that servers from 7.0 keep beside the keys, which applications call by
-FCALL.
+"""Function libraries: code that servers from 7.0 keep beside the keys, called by FCALL.
 
 They belong to no key and no database, so neither a backfill nor a journal sees them. They are few
-and change with releases, so all of them are compared and loaded by their code whenever a phase is
-about to rely on them. Payloads of FUNCTION DUMP are not used: versions refuse each other's. What
-the follower has and the authority has not is left there, and named.
+and change with releases. So all of them are compared and loaded by their code before a phase relies
+on them. Exodus does not use FUNCTION DUMP, since versions refuse each other's payloads. A library
+that only the follower has is left there and named.
 """
 
 from __future__ import annotations

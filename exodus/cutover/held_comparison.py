@@ -1,10 +1,9 @@
-"""Every key compared while writes are held: the only thing that closes a gap of scripts.
+"""Comparing every key while writes are held: the only way to close a gap of scripts.
 
-Where no feed but the gateways' journal is allowed, a script may write keys that it does not
-declare, and nobody hears of them. Nothing changes while writes are held behind the fence, so what
-differs then is what was not heard of: it is copied from the authority (or removed, where the
-authority does not have it), compared once more, and the gap is closed. The hold's time bounds all
-of it.
+If the gateways' journal is the only feed, a script may write keys that it does not declare, and
+nobody reports them. Behind the fence nothing changes, so a difference is such a write. Exodus
+copies the key from the authority, or removes it, compares once more, and closes the gap. The hold's
+time bounds all of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a person can do to a switch at any moment: postpone it, let it go on, give it up.
+"""What a person can do to a switch at any moment: postpone it, let it continue, abort it.
 
-All of it lies in the control store, so that the command line, the UI's flows and a switch on
-another host see the same.
+The state is in the control store, so the command line, the UI's flows, and a switch on another host
+see the same.
 """
 
 from __future__ import annotations

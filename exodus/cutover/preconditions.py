@@ -1,10 +1,8 @@
-"""What a switch stands on, checked again by whoever acts on it.
+"""The preconditions of a switch, checked again by the switch itself.
 
-A person approves what a form shows, and hours or days may pass until the switch runs: the answer
-comes late, a window opens at night, somebody postpones it. So the switch itself checks all of it
-three times: when it begins, right before writes are held, and under the hold, right before the
-authority changes. Nothing of it is taken from the form, from a flow's stored results, or from an
-earlier check.
+Hours or days may pass between the form and the switch. So the switch checks three times: when it
+begins, right before it holds writes, and under the hold, right before the authority changes. It
+takes nothing from the form, from stored results, or from an earlier check.
 """
 
 from __future__ import annotations

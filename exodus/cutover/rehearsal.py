@@ -1,10 +1,10 @@
-"""The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
+"""The rehearsal: the switch there and back, for sessions of a reserved key prefix only.
 
-A session that gives itself the rehearsal's name (CLIENT SETNAME) follows orders of its own in every
-gateway, so holding, moving and releasing it exercises what a cutover does while applications notice
-nothing. The name is drawn anew for each rehearsal and stands in the route only: an application
-cannot have it by chance, and no configuration can contain it. The keys under the reserved prefix
-are copied by the same primitive in both directions.
+A session with the rehearsal's client name (CLIENT SETNAME) follows orders of its own in every
+gateway. So the rehearsal holds, moves, and releases sessions as a cutover does, while applications
+notice nothing. The name is drawn anew for each rehearsal and only the route has it, so no
+application has it by chance. Keys under the reserved prefix are copied in both directions by
+`sync(key)`.
 """
 
 from __future__ import annotations

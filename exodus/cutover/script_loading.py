@@ -1,8 +1,8 @@
-"""Scripts that applications use are loaded on the new side before it becomes the authority.
+"""Loading the applications' scripts on the new side before it becomes the authority.
 
-A client that has loaded a script calls it by its digest for as long as its connection lasts, also
-in the middle of a transaction or a pipeline, where NOSCRIPT cannot be mended. Gateways keep the
-texts that they have seen in the control store (`exodus/gateway/scripts.py`).
+A client calls a loaded script by its digest for as long as its connection lasts, also inside a
+transaction or a pipeline, where NOSCRIPT cannot be repaired. Gateways keep the texts that they have
+seen in the control store (`exodus/gateway/scripts.py`).
 """
 
 from __future__ import annotations

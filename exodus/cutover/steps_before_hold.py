@@ -112,7 +112,7 @@ async def readiness(switch: Switch) -> None:
 
 
 async def check_again(switch: Switch) -> None:
-    """See `standing.py`; by connections that are there already, since writes may wait for it."""
+    """Check the preconditions over open connections, since writes may wait for it."""
     reached = (
         switch.legs
         if switch.holding

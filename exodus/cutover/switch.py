@@ -1,20 +1,20 @@
-"""The switch: the authority goes from one side to the other, and nothing acknowledged is lost.
+"""The switch: the authority moves from one side to the other, and no acknowledged write is lost.
 
-A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order
-and keeps the time of each; so what a person approves is what runs. The list of a rollback after a
-cutover is the same with the sides swapped.
+A switch is a list of typed steps. `explain` describes them, `apply` does them in order and times
+each, so what a person approves is what runs. A rollback after a cutover is the same list with the
+sides swapped.
 
     readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm
         → (promote) → close the epoch → open → switch → release → kill strays → flow back
 
-Until the route has the new authority, any failure or missed time undoes what was done, in reverse,
-and writes go on at the old side. From there on the switch is a fact: later failures are repaired
-forwards. One compare-and-set on the route decides which of the two it is, and where its outcome
-cannot be learnt, nothing is undone: the fence stands, and the gateways settle it (`settle.py`).
+Before the route names the new authority, any failure or missed deadline undoes everything in
+reverse, and writes go on at the old side. After it, the switch is a fact and failures are repaired
+forwards. One compare-and-set on the route decides which. If its outcome cannot be learnt, nothing
+is undone: the fence stands, and the gateways settle it (`settle.py`).
 
-A process that was frozen in the middle and wakes when others have settled it must change nothing.
-So each effect is conditional: the route by its epoch, the fence and the followers' guards by a key
-on that side whose value names this switch.
+A process that was frozen and wakes after others have settled must change nothing. So each effect is
+conditional: the route on its epoch, the fence and the guards on a key whose value names this
+switch.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ async def apply(
     """Do the switch, in `window` where one is given; `tell` hears of each step before it is done,
     and must not wait.
 
-    What it stands on is checked by itself, whatever was checked before: see `standing.py`.
+    It checks its preconditions itself, whatever was checked before (`preconditions.py`).
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.

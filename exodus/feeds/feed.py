@@ -1,10 +1,14 @@
 """Change feeds: "these keys may have changed, up to this position".
 
-`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is
-what the gateways put there, complete when all writers pass them and scripts declare their keys;
-with `StreamedFeed` the authority's own replication stream is read into it as well, which is
-complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works
-before it is relied on.
+`ChangeFeed` is the contract of every feed. All of them end in the journal:
+
+| feed | the journal gets | complete |
+| --- | --- | --- |
+| `JournalFeed` | what the gateways write | if all writers pass them and scripts declare keys |
+| `StreamedFeed` | also the authority's replication stream | by itself |
+| `PushedFeed` | also what the authority pushes | while the connection lasts |
+
+`prove` shows that a feed works before Exodus relies on it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What every feed that is read from the authority itself shares: one syncer at a time reads them
-into the journal, and goes on after failures.
+"""What feeds read from the authority share: one syncer at a time reads into the journal, and
+continues after failures.
 """
 
 from __future__ import annotations

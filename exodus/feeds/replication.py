@@ -1,16 +1,14 @@
-"""The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that
-changes a key.
+"""The replication stream as a change feed: complete, ordered, and resumable.
 
-Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and
-takes of every propagated command only which keys it changed: scripts with undeclared keys, expiry,
-eviction, and writers that bypass the gateway are all in it (docs/decisions/0004-change-feeds.md,
-run on seven servers). The keys go into the same journal as those of the gateways; in the same
-transaction stands how far the stream was read, so a restart goes on at exactly that byte. Where the
-server cannot go on there, it answers with a full resync: what was missed is not known, and
-everything counts as changed.
+Exodus poses as a replica without data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey). From
+each propagated command it takes only the changed keys. Scripts with undeclared keys, expiry,
+eviction, and writers that bypass the gateway are all in the stream
+(docs/decisions/0004-change-feeds.md, seven servers). The keys go into the gateways' journal. The
+same transaction stores the offset, so a restart continues at that byte. If the server answers with
+a full resync instead, everything counts as changed.
 
-It always acknowledges offset 0: a true offset would let an application's WAIT count us as a replica
-that has its data.
+It always acknowledges offset 0. A true offset would let an application's WAIT count Exodus as a
+replica that has its data.
 """
 
 from __future__ import annotations

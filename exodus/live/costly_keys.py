@@ -1,5 +1,5 @@
-"""Keys whose copies cost far more than the writes that caused them: a list that grows is copied
-whole after each write.
+"""Keys whose copies cost far more than the writes that caused them, such as a growing list that is
+copied whole after each write.
 """
 
 from __future__ import annotations

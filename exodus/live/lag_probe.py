@@ -1,15 +1,13 @@
-"""The lag that an application sees: a write goes through a gateway, as an application's would, and
-is waited for at the follower.
+"""The lag that an application sees: a write through a gateway, waited for at the follower.
 
-What the lanes measure begins with a journal entry. This begins with the answer to a write, so it
-has the gateway's journalling and the feed in it. One syncer does it, the one that holds the key's
-partition, once a second and never while writes are held.
+The lanes measure from the journal entry. This measures from the answer to a write, so it includes
+the gateway's journalling and the feed. The syncer that holds the key's partition does it once a
+second, never while writes are held.
 
-The write is a DEL of a key that the authority does not have. It changes nothing there, so that no
-application hears of it that tracks keys or listens to notifications; but it is journalled as any
-other. Beforehand the key is put on the follower, where live sync then removes it. A replica takes
-no key: with native replication the key is written at the authority, in its highest database that is
-empty.
+The write is a DEL of a key that the authority does not have. It changes nothing, so no application
+hears of it, and it is journalled as any other. Before it, the key is put on the follower, where
+live sync removes it. A replica takes no writes. With native replication the key is written at the
+authority, in its highest empty database.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""The lanes of one process in one epoch: every partition that it holds the lease of, worked
-together.
+"""The lanes of one process in one epoch: all partitions whose leases it holds, worked together.
 
-What gathered in all of them within a cadence is read in one call, deduplicated, and written in one
-guarded batch, so that many partitions cost no more round trips than one. A partition's position
-moves only when every key before it was synced; a batch is guarded by the epoch and by the token of
-each partition that is held, so losing one of them voids the batch, which is then done again without
-it.
+What gathers within a cadence is read in one call, deduplicated, and written in one guarded batch.
+So many partitions cost no more round trips than one. A position moves only after every key before
+it was synced. The epoch and the token of each held partition guard a batch. Losing one voids the
+batch, which is done again without that partition.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which keys of the lanes were written and not compared since, and comparing them.
+"""Comparing the keys that the lanes copied since the last verification.
 
-Keys stand here from the moment their journal entry is read until a comparison finds them equal with
-no newer entry come in. What a later pass over everything speaks for goes at once. Comparing happens
-beside the lanes' own work, a batch a second, and without a pause while more wait.
+A key is listed from its journal entry until a comparison finds it equal with no newer entry. A
+complete pass removes the keys it covers at once. The comparison runs beside the lanes, a batch a
+second, and without a pause while more keys wait.
 """
 
 from __future__ import annotations

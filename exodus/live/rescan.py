@@ -1,6 +1,4 @@
-"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at
-both sides instead of repeating it.
-"""
+"""Finding what a FLUSHDB, FLUSHALL, SWAPDB, or a gap in a feed changed, by comparing both sides."""
 
 from __future__ import annotations
 

@@ -1,16 +1,15 @@
-"""Lives of the two servers: a server that restarts may come back with less than it had, and no
-journal tells what is missing.
+"""Restarts of the two servers: one may come back with less than it had, and no journal tells what
+is missing.
 
-The control store holds, for each side, the run id of the server whose keys the journal's positions
-speak for. A syncer that finds another one opens a gap, compares both sides in full, marks what
-differs, and closes the gap once that is copied. So a server that comes back empty, from an older
-snapshot, or as its replica after a failover is made equal again by itself, and nobody can switch
-before it is.
+The control store holds each side's run id. A syncer that finds another one opens a gap, compares
+both sides in full, marks what differs, and closes the gap once that is copied. So a server that
+comes back empty, from an older snapshot, or as its replica after a failover becomes equal again,
+and nobody can switch before.
 
-Two things wait for a person:
+Two cases wait for a person:
 
-* a follower that holds keys and not this migration's mark: it may be the wrong server (`regain`);
-* keys that only the follower has: an authority that restarted may have lost them (`exodus repair
+* a follower with keys and without this migration's mark: it may be the wrong server (`regain`);
+* keys that only the follower has: the authority may have lost them (`exodus repair
   --remove-extra`).
 """
 

@@ -1,9 +1,9 @@
 """The syncer: the process of live sync. It follows the route, and runs the lanes (`lanes.py`) while
 the route asks for them.
 
-It does nothing until the route says `sync`, and follows the route's direction, so reverse sync
-after a cutover is the same code with the sides swapped. Failures of any server are waited out;
-nothing is skipped: a key that cannot be carried is listed as a dead letter.
+It also follows the route's direction, so reverse sync after a cutover is the same code with the
+sides swapped. It waits out failures of any server and skips nothing: a key that fails to copy is a
+dead letter.
 """
 
 from __future__ import annotations

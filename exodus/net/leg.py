@@ -1,10 +1,9 @@
-"""One connection of ours to one server, for the hot path: requests encoded by hand, replies read by
+"""One connection to one server, for the hot path: requests encoded by hand, replies read by
 hiredis.
 
-redis-py's objects cost about twelve times the client CPU per key here
-(docs/decisions/0006-own-connection.md), so the engine that copies keys speaks through this. Replies
-are RESP2 values with bytes; an error reply comes back as a `hiredis.ReplyError` value, and only
-`call` raises it.
+redis-py takes about twelve times the client CPU a key (docs/decisions/0006-own-connection.md).
+Replies are RESP2 values with bytes. An error reply is a `hiredis.ReplyError` value, and only `call`
+raises it.
 """
 
 from __future__ import annotations

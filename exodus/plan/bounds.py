@@ -1,6 +1,4 @@
-"""Every bound of the data plane. Each queue, buffer, wait, and retry names one of these, with its
-unit.
-"""
+"""Every bound of the data plane, with its unit. Each queue, buffer, wait, and retry names one."""
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives

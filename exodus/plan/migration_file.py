@@ -1,4 +1,4 @@
-"""`migration.yaml`: reading it, and telling what is wrong with it."""
+"""Reading `migration.yaml`, with an error that names the field and the value."""
 
 from __future__ import annotations
 

@@ -1,18 +1,16 @@
-"""What a migration carries, and under which names: filters and renames as rules that give the same
-answer wherever they are asked. No I/O.
+"""The scope of a migration: filters and renames, as rules with the same answer everywhere. No I/O.
 
-One meaning holds everywhere: *the target is to be what the rules leave of the source*. A key that a
-rule leaves out counts as absent, whether the backfill, live sync, verification or a repair comes to
-it. Rules are therefore about things that only a write can change. Memory and the time left to live
-are not: a key would pass a bound by itself, and be a difference that nobody made. So size is bytes
-of a string or elements of any other type, and an expiry is held against a date.
+The target is what the rules leave of the source. A filtered key counts as absent for the backfill,
+live sync, verification, and repair. So rules use only what a write changes. Memory and the
+remaining time to live change by themselves, and a key would become a difference that nobody made.
+Size is therefore the bytes of a string or the elements of any other type, and an expiry is compared
+with a date.
 
-Renames never let two keys of the source meet in one: where two rules could, the plan is refused; a
-key of the source that already has a name which renamed keys get is *taken*, and listed as one that
-cannot be carried.
+Renames never let two source keys meet in one name. If two rules could, the plan is refused. A
+source key whose name a renamed key gets is *taken*: it is listed as a key that cannot be copied.
 
-Rules are about the source. After a cutover everything flows back under its own name, whatever the
-rules say, so that a rollback loses no write; what they left behind on the source is left alone.
+Rules are about the source. After a cutover every key flows back under its own name, so a rollback
+loses no write. What the rules left on the source stays there.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The window in which a switch may begin by itself: hours of the day, and how quiet it has to be.
-No I/O; the clock is an argument.
+"""The window in which a switch may begin by itself: hours of the day, and how quiet it must be. No
+I/O; the clock is an argument.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing requests and the few replies that the gateway gives in a server's name."""
+"""Encoding requests, and the few replies that the gateway gives itself."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What Compare found and a person has to look at: each has a name, by which it is accepted in the
-decision. No I/O.
+"""Findings of Compare that a person has to look at. Each has a name, by which the decision accepts
+it. No I/O.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""When two replies mean the same: per command, over both protocol versions.
+"""When two replies mean the same, for each command and both protocol versions.
 
-RESP2 and RESP3 say one thing in different shapes (a map as flat pairs, a set as an array, a double
-as a bulk string), and two healthy servers may order a set's members differently. Errors are
-compared by their first word: texts differ between versions. Scores are compared as numbers: Redis
-7.0 prints 443344.12345670001 where Valkey 9 prints 4.433441234567e+5.
+RESP2 and RESP3 express one thing in different shapes: a map as flat pairs, a set as an array, a
+double as a bulk string. Two healthy servers may order a set differently. Errors are compared by
+their first word, since texts differ between versions. Scores are compared as numbers: Redis 7.0
+prints 443344.12345670001 where Valkey 9 prints 4.433441234567e+5.
 """
 
 from __future__ import annotations

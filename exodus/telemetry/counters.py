@@ -1,9 +1,8 @@
-"""Counts, sizes and latencies per command and per key prefix, cheap enough to be kept for every
-request.
+"""Counts, sizes, and latencies for each command and key prefix, cheap enough for every request.
 
-Nothing here grows with what clients send: commands and prefixes above their bounds are counted
-together as `(other)`, and single keys stand in sketches only. No argument of a request is kept but
-the beginnings of keys.
+Nothing here grows with what clients send. Commands and prefixes above their bounds are counted
+together as `(other)`. Single keys are in sketches only. No argument is kept but the beginnings of
+keys.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A histogram in the layout of HdrHistogram, with two significant digits: counts by magnitude, then
+"""A histogram in the layout of HdrHistogram with two significant digits: counts by magnitude, then
 by 128 steps of it.
 
-hdrhistogram's own `record_value` costs more than the rest of a request's counting together
-(docs/design/gateway-speed.md), and its counts are asked for only when somebody looks. The layout is
-the same, so that the tests can hold every quantile against the library's.
+hdrhistogram's `record_value` costs more than all other counting of a request
+(docs/design/gateway-speed.md). The layout is the same, so tests compare every quantile with the
+library's.
 """
 
 from __future__ import annotations

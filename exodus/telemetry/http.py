@@ -1,9 +1,7 @@
-"""`/metrics` for Prometheus and `/health` for supervisors, on threads of their own and on loopback
-unless told otherwise.
+"""`/metrics` for Prometheus and `/health` for supervisors, on own threads, on loopback by default.
 
-They ask for no login. So there is a bound to what a client can hold of them: it is done within
-`STATUS_SECONDS_MAX`, or it is cut off, and where all threads are taken the oldest client makes room
-for the newest.
+They ask for no login, so a client's cost is bounded: a connection lasts at most
+`STATUS_SECONDS_MAX`. If all threads are taken, the oldest client makes room for the newest.
 """
 
 from __future__ import annotations

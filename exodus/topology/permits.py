@@ -1,8 +1,8 @@
-"""Tries every command that a role will use, as the role's user, without running it.
+"""Trying every command that a role will use, as the role's user, without running it.
 
-A server checks a user's rights when a command is queued in a transaction, so each is queued there
-and the transaction is given up. What no server queues (MONITOR, PSYNC) is asked by ACL DRYRUN,
-where the server has it and allows it.
+A server checks a user's rights when a command is queued in a transaction. So each command is
+queued, and the transaction is discarded. Commands that no server queues (MONITOR, PSYNC) are tried
+by ACL DRYRUN, where it is allowed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which commands Exodus's users need on source and target: by role, by server version, each with
+"""The commands that Exodus's users need on source and target, by role and server version, each with
 its reason.
 
 `exodus users` prints users from this table, and the pre-flight checks try it
-(`exodus/topology/permits.py`). Whoever lets the engine use another command adds it here;
+(`exodus/topology/permits.py`). If the engine needs another command, add it here:
 `tests/fault/test_users.py` runs a migration with exactly these rights.
 
-A right is written as in an ACL rule, without its `+`. What a server does not have yet is left out
-by `SINCE`, since a server refuses a rule with a command that it does not know.
+A right is written as in an ACL rule, without its `+`. `SINCE` leaves out commands that a server
+version lacks, since a server refuses a rule with an unknown command.
 """
 
 from __future__ import annotations

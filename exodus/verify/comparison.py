@@ -1,11 +1,8 @@
-"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes
-of it.
+"""Comparing keys of both sides: type, absolute expiry, and value, across encodings and versions.
 
-A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and
-those whose values are seen to be equal (`decode.py`) are done; all others are asked for by type,
-one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP is not
-allowed everything comes by type: streams, hashes whose fields may expire and types of modules one
-by one.
+A batch takes one call a side. Where both sides allow DUMP, all types but strings come as payloads.
+Payloads with visibly equal values (`decode.py`) are done. All others are read by type before
+anything is reported. Large keys are compared in chunks. Without DUMP everything is read by type.
 """
 
 from __future__ import annotations

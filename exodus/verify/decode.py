@@ -1,15 +1,14 @@
-"""Values out of DUMP payloads, in the shape of `value.canonical`: what one server writes as a
-ziplist and another as a listpack becomes the same.
+"""Decoding values out of DUMP payloads, in the shape of `value.canonical`, so that a ziplist and a
+listpack compare equal.
 
-A server dumps a key in half the time that it takes to answer it element by element, and we cut up
-one block of bytes in place of an object an element from the protocol. So a comparison reads
-payloads, and of most keys never asks for more. What is here only ever shows that two payloads *are*
-equal: where it cannot, because they differ or because it does not know the format, the values are
-asked for by type (`comparison.py`).
+A server dumps a key in half the time of an answer element by element, and the client cuts one block
+of bytes in place of one object an element. This module only shows that two payloads *are* equal. If
+it cannot, because they differ or the format is unknown, the values are read by type
+(`comparison.py`).
 
-Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each in
-docs/decisions/0002-payload-versions.md. `tests/property/test_payload_values.py` holds it against
-what all servers answer.
+Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each is
+in docs/decisions/0002-payload-versions.md. `tests/property/test_payload_values.py` compares it with
+the answers of all servers.
 """
 
 from __future__ import annotations

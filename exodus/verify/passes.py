@@ -1,12 +1,11 @@
-"""A pass over all keys of both sides: slices of the authority compared with the follower, and
-slices of the follower looked through for keys that should not be there. Several at a time, each
-over connections of its own, so that both servers are kept at work and a slow link is used well.
+"""A pass over all keys of both sides: slices of the authority are compared with the follower, and
+slices of the follower are searched for extra keys.
 
-Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to the slice that sees it
-first: the last call of a slice and the first of the next one are held against each other at their
-border, so that every key is compared and counted once. Where each slice is, what borders are open,
-and all that was counted change together between two batches, and can be written down at any such
-moment (`PassState.keep`) and be gone on with.
+Several slices run at a time, each over its own connections, so that both servers stay busy and a
+slow link is used well. Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to
+the slice that sees it first. The last call of a slice is compared with the first of the next, so
+every key counts once. Positions, open borders, and counts change together between two batches, so
+`PassState.keep` can store them at any such moment.
 """
 
 from __future__ import annotations

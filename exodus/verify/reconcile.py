@@ -1,8 +1,8 @@
-"""Verification: both sides, both directions.
+"""Verification of both sides, in both directions.
 
-Keys are compared in batches, and large ones piece by piece, so memory does not grow with the
-keyspace. What differs is looked at again after a pause, since live sync may be on its way, and only
-then called a divergence. A divergence names key and kind, never a value.
+Keys are compared in batches, and large ones in chunks, so memory does not grow with the keyspace. A
+difference is looked at again after a pause, since live sync may be about to copy it. Only then is
+it a divergence. A divergence names the key and the kind, never a value.
 """
 
 from __future__ import annotations
