@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from exodus.plan.bounds import GC_TUNING_BULK_OBJECTS
+
 
 def settle() -> None:
     """Freeze what exists now in a serving process, so that collections skip it and come less
@@ -46,7 +48,6 @@ def rest() -> Iterator[None]:
             gc.enable()
 
 
-_BULK_OBJECTS = 100_000  # more than the batches that are under way hold
 _bulk_lock = threading.Lock()
 _bulk_before: list[
     tuple[int, int, int]
@@ -58,7 +59,7 @@ def seldom() -> Iterator[None]:
     """Fewer passes inside, for bulk reads. May be used by several threads and tasks at once."""
     with _bulk_lock:
         _bulk_before.append(_bulk_before[0] if _bulk_before else gc.get_threshold())
-        gc.set_threshold(_BULK_OBJECTS, 20, 50)
+        gc.set_threshold(GC_TUNING_BULK_OBJECTS, 20, 50)
     try:
         yield
     finally:

@@ -6,13 +6,12 @@ from exodus.backfill.forecast import forecast
 from exodus.commands.table import CommandTable
 from exodus.engine import open_engine
 from exodus.net.client import answered, make_client
-from exodus.plan.bounds import HEAVY_BYTES
+from exodus.plan.bounds import HEAVY_BYTES, TASKS_COMPATIBILITY_COPIES_PER_S_MAX
 from exodus.plan.vocabulary import Side
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
-COPIES_PER_S_MAX = 50  # of one key: a lane copies the keys of 20 ms in one batch
 
 
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
@@ -66,7 +65,9 @@ def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
                     async with await node.connect(db, name="exodus-weigh") as leg:
                         kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
                     if isinstance(used, int) and used >= HEAVY_BYTES:
-                        per_s = used * min(row["requests_per_s"], COPIES_PER_S_MAX)
+                        per_s = used * min(
+                            row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX
+                        )
                         rows.append(
                             {
                                 "topic": "large hot key",

@@ -15,8 +15,12 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from exodus.control.letters import ACCEPTED_MAX
 from exodus.errors import EvidenceFailed
+from exodus.plan.bounds import (
+    LETTERS_ACCEPTED_MAX,
+    TASKS_EVIDENCE_REASONS_MAX,
+    TASKS_EVIDENCE_ROWS_MAX,
+)
 from exodus.safe_text import markdown
 from tasks.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.context import Json, opened, run
@@ -24,9 +28,6 @@ from tasks.kept import kept_task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_REASONS_MAX = 5
-_ROWS_MAX = 500
 
 
 def prepare() -> None:
@@ -67,7 +68,7 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
             # The decision accepts each by name; nobody reviews more than this.
             gxe.ExpectColumnMaxToBeBetween(
-                column="dead_letters", min_value=0, max_value=ACCEPTED_MAX
+                column="dead_letters", min_value=0, max_value=LETTERS_ACCEPTED_MAX
             ),
             gxe.ExpectColumnMaxToBeBetween(column="open_gaps", min_value=0, max_value=0),
             gxe.ExpectColumnValuesToBeInSet(column="caught_up", value_set=[True]),
@@ -166,7 +167,7 @@ def evaluate(
     for name, rows in frames.items():
         create_table_artifact(
             key=artifact_key(migration, phase, name),
-            table=rows[:_ROWS_MAX],
+            table=rows[:TASKS_EVIDENCE_ROWS_MAX],
             description=f"{phase}: {name}",
         )
         gates += _run_gate(name, pd.DataFrame(rows))
@@ -174,7 +175,7 @@ def evaluate(
         if rows:
             create_table_artifact(
                 key=artifact_key(migration, phase, name),
-                table=rows[:_ROWS_MAX],
+                table=rows[:TASKS_EVIDENCE_ROWS_MAX],
                 description=f"{phase}: {name}",
             )
     create_table_artifact(
@@ -214,7 +215,7 @@ def evaluate(
         f"{row['observed']}"
         for row in failed
     ]
-    why = "; ".join([*named, *judged][:_REASONS_MAX])
+    why = "; ".join([*named, *judged][:TASKS_EVIDENCE_REASONS_MAX])
 
     async def keep() -> None:
         async with opened(migration) as it:

@@ -13,10 +13,9 @@ from exodus.errors import DecisionRefused
 from exodus.gateway.tables import load_table
 from exodus.net.client import answered
 from exodus.observe.monitor import capture
+from exodus.plan.bounds import TASKS_PROFILE_HOT_KEYS
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-_HOT_KEYS = 20
 
 
 @kept_task("Capture traffic")
@@ -83,7 +82,7 @@ def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> lis
         counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
     return [
         {"key": key, "requests_per_s": round(count / seconds, 1)}
-        for key, count in counts.most_common(_HOT_KEYS)
+        for key, count in counts.most_common(TASKS_PROFILE_HOT_KEYS)
         if count > 0
     ]
 

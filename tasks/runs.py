@@ -19,6 +19,7 @@ from prefect.states import Cancelling
 from exodus.control import ledger, steps
 from exodus.control.ledger import LedgerEntry
 from exodus.cutover.levers import end_hold
+from exodus.plan.bounds import TASKS_RUNS_RUNS_READ, TASKS_RUNS_WHY_MAX
 from exodus.plan.vocabulary import Phase
 from tasks.context import Json, opened, run
 
@@ -28,9 +29,7 @@ _ENDED = {
     StateType.CANCELLED: "cancelled",
     StateType.CANCELLING: "cancelled",
 }
-_WHY_MAX = 500
 _DECIDED = (StateType.COMPLETED, StateType.CANCELLED, StateType.CANCELLING)
-_RUNS_READ = 50  # rollbacks, newest first; other migrations may have some
 
 
 def is_open(state: Json) -> bool:
@@ -68,7 +67,7 @@ def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
                 for found in client.read_flow_runs(
                     flow_filter=FlowFilter(name=FlowFilterName(any_=[Phase.ROLLBACK])),
                     sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-                    limit=_RUNS_READ,
+                    limit=TASKS_RUNS_RUNS_READ,
                 )
                 if found.parameters.get("migration") == migration
             ),
@@ -115,7 +114,7 @@ def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -
 
     Its parameters must have these names (docs/decisions/0009-prefect-suspend.md).
     """
-    why = (state.message or state.name or "")[:_WHY_MAX]
+    why = (state.message or state.name or "")[:TASKS_RUNS_WHY_MAX]
     run(
         _note_end(
             flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why

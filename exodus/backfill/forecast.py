@@ -17,19 +17,21 @@ from exodus.copy.key import BatchReport, Copier
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
 from exodus.net.leg import Leg
-from exodus.plan.bounds import LARGE_KEY_BYTES
+from exodus.plan.bounds import (
+    FORECAST_BATCH_KEYS,
+    FORECAST_SAMPLE_KEYS,
+    FORECAST_SLICES,
+    LARGE_KEY_BYTES,
+)
 from exodus.topology.node import Node
 
-SAMPLE_KEYS = 2_000
-_SLICES = 32
-_BATCH_KEYS = 200
 _SIZES = ((1_000, "up to 1 kB"), (64_000, "up to 64 kB"), (LARGE_KEY_BYTES, "up to 1 MB"))
 _LARGE = "over 1 MB of memory"
 _Row = tuple[str, str, str, str]  # what becomes of it, why, type, size
 LEFT_OUT, NOT_CARRIED, OWN, GONE = "left out", "not carried", "Exodus's own", "gone"
 
 
-async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]:
+async def forecast(engine: Engine, sample_keys: int = FORECAST_SAMPLE_KEYS) -> list[Json]:
     """Return rows of `strategy`, `reason`, `type`, `size`, `keys_sampled`, and `keys_estimated`.
     The sampled ones sum up to the keys looked at.
 
@@ -38,7 +40,7 @@ async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    slices = await plan_slices(engine.authority, _SLICES)
+    slices = await plan_slices(engine.authority, FORECAST_SLICES)
     counted: Counter[_Row] = Counter()
     copier = await engine.copier(Guard(), name="exodus-dry-run")
     try:
@@ -69,7 +71,7 @@ async def _look_at(
     cursor, ended = piece.start, False
     async with await node.connect(piece.db, name="exodus-dry-run") as leg:
         while not ended and len(seen) < wanted:
-            cursor, found = await scan_once(leg, cursor, min(_BATCH_KEYS, wanted))
+            cursor, found = await scan_once(leg, cursor, min(FORECAST_BATCH_KEYS, wanted))
             ended = piece.ended(cursor)
             keys = [key for key in dict.fromkeys(found) if key not in seen][: wanted - len(seen)]
             seen.update(keys)

@@ -33,7 +33,12 @@ from exodus.copy.value import Command
 from exodus.engine import Engine
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.net.leg import Leg, Reply, ReplyError, close_all
-from exodus.plan.bounds import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES
+from exodus.plan.bounds import (
+    MIGRATE_LANE_BATCH_KEYS,
+    MIGRATE_LANE_PROBE_MS,
+    MIGRATE_TIMEOUT_MS,
+    READ_BATCH_BYTES,
+)
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -45,11 +50,7 @@ from exodus.topology.pair_checks import empty_database
 _THEIRS = "Target instance replied with error: "
 _NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PROBE = RESERVED_PREFIX + b"migrate}:probe"
-_PROBE_MS = 60_000
 _LARGE, _GONE = "it is large", "it is gone"
-# Of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more
-# each
-_BATCH_KEYS = 512
 
 
 def _prefix(migration: str) -> str:
@@ -200,7 +201,10 @@ class MigrateLane:
         """
         following, batch = await self._look(db, cursor, report)
         if more(following, len(batch.keys)):
-            self._ahead = report, asyncio.create_task(self._reader.scan(following, _BATCH_KEYS))
+            self._ahead = (
+                report,
+                asyncio.create_task(self._reader.scan(following, MIGRATE_LANE_BATCH_KEYS)),
+            )
         plain: list[tuple[bytes, int]] = []
         expiries: dict[bytes, int] = {}
         others: dict[bytes, str] = {}
@@ -233,7 +237,7 @@ class MigrateLane:
                 return found
         for leg in (self._from, self._looking):
             await leg.select(db)
-        return await self._reader.scan(cursor, _BATCH_KEYS)
+        return await self._reader.scan(cursor, MIGRATE_LANE_BATCH_KEYS)
 
     async def _send(self, db: int, part: Sequence[tuple[bytes, int]], report: BatchReport) -> str:
         """Send keys; why they have to go another way, or nothing.
@@ -344,7 +348,7 @@ async def prove(engine: Engine) -> None:
         db = await empty_database(engine.authority)  # where no application looks
         async with await engine.authority_leg(name="exodus-migrate") as source:
             await source.select(db)
-            await source.call("SET", _PROBE, "1", "PX", _PROBE_MS)
+            await source.call("SET", _PROBE, "1", "PX", MIGRATE_LANE_PROBE_MS)
             await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
             why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)

@@ -6,9 +6,9 @@ from collections import deque
 
 from pydantic import BaseModel, ConfigDict
 
+from exodus.plan.bounds import PROGRESS_WINDOW_S
+
 REPORT = "progress"
-EVERY_S = 2.0
-_WINDOW_S = 20.0
 _SHARE_MIN = 0.01  # done, before an end is told
 
 
@@ -67,7 +67,7 @@ class ProgressMeter:
         if self._first is None:
             self._first = now_s, found
         self._recent.append((now_s, found))
-        while now_s - self._recent[0][0] > _WINDOW_S:
+        while now_s - self._recent[0][0] > PROGRESS_WINDOW_S:
             self._recent.popleft()
         overall, recent = (
             _rates(since, (now_s, found)) for since in (self._first, self._recent[0])

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from exodus.backfill.forecast import SAMPLE_KEYS, forecast
-from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter
+from exodus.backfill.forecast import forecast
+from exodus.backfill.progress import REPORT, ProgressMeter
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.cancellation import beside
 from exodus.cli.attesting import ByOption, attest
@@ -41,6 +41,7 @@ from exodus.engine import open_engine
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
 from exodus.live.costly_keys import text_of as text_of_heavy
 from exodus.net.client import answered
+from exodus.plan.bounds import FORECAST_SAMPLE_KEYS, PROGRESS_EVERY_S
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole
@@ -498,7 +499,7 @@ async def _tell_verification(store: ControlStore, plan: Plan) -> None:
         ProgressMeter("verification"),
     )
     while True:
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(PROGRESS_EVERY_S)
         if (found := await look_at_verification(store, BY_HAND, total)) is not None:
             say(meter.look(time.monotonic(), found).text)
 
@@ -578,7 +579,7 @@ def verify(
 
 
 def dry_run(
-    sample: Annotated[int, typer.Option(min=1, help="keys to sample")] = SAMPLE_KEYS,
+    sample: Annotated[int, typer.Option(min=1, help="keys to sample")] = FORECAST_SAMPLE_KEYS,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,

@@ -24,13 +24,13 @@ from exodus.errors import SourceError, TargetError
 from exodus.native import link
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
+from exodus.plan.bounds import EVIDENCE_SCAN_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 _BUCKETS = 64
-_SCAN_KEYS = 500
 _FOOT_BYTES = 10  # of a DUMP payload: version and checksum
 Json = dict[str, Any]
 
@@ -52,7 +52,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
             async with await node.connect(db, name="exodus-digest") as leg:
                 cursor = -1
                 while cursor:
-                    cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                    cursor, keys = await scan_once(leg, max(cursor, 0), EVIDENCE_SCAN_KEYS)
                     keys = list(dict.fromkeys(key for key in keys if not is_own(key)))
                     dumps = await leg.pipeline([("DUMP", key) for key in keys])
                     for key, dump in zip(keys, dumps, strict=True):
@@ -190,7 +190,7 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
         async with await node.connect(name="exodus-left") as leg:
             cursor = -1
             while cursor:
-                cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                cursor, keys = await scan_once(leg, max(cursor, 0), EVIDENCE_SCAN_KEYS)
                 found += [key for key in keys if is_own(key)]
     return found
 

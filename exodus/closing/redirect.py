@@ -14,10 +14,9 @@ from exodus.control.route import Redirect, Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.net.client import answered
-from exodus.plan.bounds import REDIRECT_PER_S_MAX
+from exodus.plan.bounds import REDIRECT_FOLLOW_S, REDIRECT_PER_S_MAX
 from exodus.plan.vocabulary import Hold, JournalMode, Side
 
-_FOLLOW_S = 10.0
 Json = dict[str, Any]
 
 
@@ -69,7 +68,7 @@ async def redirect(
     await registry.wait_for_gateways(
         store,
         lambda beat: beat.epoch >= route.epoch,
-        within_s=_FOLLOW_S,
+        within_s=REDIRECT_FOLLOW_S,
         otherwise="a gateway does not follow the route",
     )
     return route

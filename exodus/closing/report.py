@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+from exodus.plan.bounds import REPORT_CELL_MAX, REPORT_ROWS_MAX
 from exodus.safe_text import html, when
 
 _STYLE = (
@@ -15,8 +16,6 @@ _STYLE = (
     "td{overflow-wrap:anywhere}td:first-child{min-width:12rem}"
     "th{background:#f3f3f3}h2{margin-top:2rem}.no{color:#a00}"
 )
-_ROWS_MAX = 200
-_CELL_MAX = 400  # characters
 _EPOCH_MS = 10**12  # a number of milliseconds from there on is a time, below it a duration
 Json = dict[str, Any]
 
@@ -24,7 +23,7 @@ Json = dict[str, Any]
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     lines = ["<table><tr>", *(f"<th>{html(name)}</th>" for name in head), "</tr>"]
     for number, row in enumerate(rows):
-        if number == _ROWS_MAX:
+        if number == REPORT_ROWS_MAX:
             lines.append("<tr><td>… the rest stands in the JSON files</td></tr>")
             break
         lines += [
@@ -53,8 +52,8 @@ def _cell(name: str, value: object) -> str:
         text = str(value)
     return (
         text
-        if len(text) <= _CELL_MAX
-        else f"{text[:_CELL_MAX]} … (the rest stands in the JSON files)"
+        if len(text) <= REPORT_CELL_MAX
+        else f"{text[:REPORT_CELL_MAX]} … (the rest stands in the JSON files)"
     )
 
 

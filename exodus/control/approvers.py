@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from exodus.control.ledger import LedgerEntry, digest
 from exodus.control.store import ControlStore, Json
 from exodus.net.client import answered
+from exodus.plan.bounds import ATTESTED_KEPT_S
 from exodus.plan.plan import Plan
 
-_KEPT_S = 30 * 86_400  # a run may wait for a worker that long
 _UNSET = 2**32 - 1  # of a login user that the kernel was not told
 _ANSWER = ("decision", "decided_by", "why")
 
@@ -106,7 +106,9 @@ async def attest(
     identity = of_this_process()
     said = _Attested(answer=_digest(answer), identity=identity)
     await answered(
-        store.client.set(_key(store, run_id, gate, attempt), said.model_dump_json(), ex=_KEPT_S)
+        store.client.set(
+            _key(store, run_id, gate, attempt), said.model_dump_json(), ex=ATTESTED_KEPT_S
+        )
     )
     return identity
 

@@ -18,8 +18,7 @@ from exodus.control import journal
 from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-
-_COMING_MAX = 5_000  # entries of one partition that are looked into
+from exodus.plan.bounds import FRESHNESS_COMING_MAX
 
 
 class Pass(BaseModel):
@@ -147,7 +146,7 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
     coming = await journal.since(
         store,
         {partition: synced.get(partition, b"0-0") for partition in range(partitions)},
-        at_most=_COMING_MAX,
+        at_most=FRESHNESS_COMING_MAX,
     )
     ages_ms = [now_ms - state.oldest_ms for state in known if state.dirty] + [
         now_ms - at_ms for at_ms in coming.times_ms[:1]

@@ -16,8 +16,6 @@ from exodus.control.changes import Key, pack, unpack
 from exodus.control.store import ControlStore, Json
 from exodus.net.client import answered
 
-ACCEPTED_MAX = 1_000  # more than a person can look at by name
-
 
 def name_of(letter: Json) -> str:
     """Return the name under which a letter is accepted: database and key, in characters that fit on

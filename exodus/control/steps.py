@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-
-ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
+from exodus.plan.bounds import STEPS_ENDED_KEPT_MS
 
 
 async def kept(store: ControlStore, run: str, step: str) -> bytes | None:
@@ -34,4 +33,4 @@ async def begin(store: ControlStore, run: str) -> None:
 
 async def end(store: ControlStore, run: str) -> None:
     """Let the steps of a run expire."""
-    await answered(store.client.pexpire(store.keys.steps(run), ENDED_KEPT_MS))
+    await answered(store.client.pexpire(store.keys.steps(run), STEPS_ENDED_KEPT_MS))

@@ -5,9 +5,9 @@ blocked for more than a few ms. No reader sees half a key: the transaction that 
 renames the staging key. A staging key that is left behind expires.
 
 The key is WATCHed on the authority. An empty EXEC at the end tells whether it changed. Then the
-copy begins again. After COPY_ATTEMPTS it is put in place and reported as *unsettled*: the caller
-marks the key as changed, and live sync copies it again. The feed reports writes that WATCH does not
-notice (XACK and the like).
+copy begins again. After LARGE_KEY_COPY_ATTEMPTS it is put in place and reported as *unsettled*: the
+caller marks the key as changed, and live sync copies it again. The feed reports writes that WATCH
+does not notice (XACK and the like).
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ from exodus.copy.read import clock_ms
 from exodus.copy.value import COUNTS, Command, pairs
 from exodus.copy.value import groups as comparable_groups
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import CHUNK_BYTES, CHUNK_ELEMENTS
+from exodus.plan.bounds import (
+    CHUNK_BYTES,
+    CHUNK_ELEMENTS,
+    LARGE_KEY_COPY_ATTEMPTS,
+    LARGE_KEY_STAGE_MS,
+)
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.resp.encode import encode_many
 from exodus.topology.node import NodeFacts
 
-COPY_ATTEMPTS = 2
 _STAGE = RESERVED_PREFIX + b"stage}:"
-_STAGE_MS = 3_600_000
 _SCANS = {b"hash": "HSCAN", b"set": "SSCAN", b"zset": "ZSCAN"}
 _PUTS = {b"hash": "HSET", b"set": "SADD", b"zset": "ZADD"}
 
@@ -77,8 +80,8 @@ class ChunkedCopy:
             SourceError, TargetError: a connection was lost; safe to repeat.
         """
         await self.leg.select(db)
-        for attempt in range(1, COPY_ATTEMPTS + 1):
-            outcome = await self._once(key, to_db, to, last=attempt == COPY_ATTEMPTS)
+        for attempt in range(1, LARGE_KEY_COPY_ATTEMPTS + 1):
+            outcome = await self._once(key, to_db, to, last=attempt == LARGE_KEY_COPY_ATTEMPTS)
             if outcome is not None:
                 return outcome
         raise AssertionError("the last attempt always has an outcome")
@@ -96,7 +99,7 @@ class ChunkedCopy:
         try:
             async for commands in self._chunks(kind, key, stage):
                 await self._turn()
-                await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
+                await self._put(to_db, [*commands, ("PEXPIRE", stage, LARGE_KEY_STAGE_MS)])
                 size += sum(
                     len(arg) for command in commands for arg in command if isinstance(arg, bytes)
                 )

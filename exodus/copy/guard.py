@@ -21,13 +21,13 @@ from exodus.control.schema import guard_key
 from exodus.copy.payload import Uncarried
 from exodus.errors import EpochEnded, NoRoom
 from exodus.net.leg import Leg, Reply, ReplyError, no_database
+from exodus.plan.bounds import GUARD_TOUCHES_MAX
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.topology.endpoint import Endpoint
 
 _MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
 _OK, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
-_TOUCHES_MAX = 3
 FULL = (
     "OOM",
     "READONLY",
@@ -112,7 +112,7 @@ class GuardedLeg:
 
     async def _run(self, db: int, body: bytes, count: int) -> list[object]:
         leg = self.leg
-        for _ in range(_TOUCHES_MAX):
+        for _ in range(GUARD_TOUCHES_MAX):
             if self._armed is None or self._armed[0] != db:
                 await self._disarm()
                 leg.write(self._arm(db))

@@ -30,14 +30,12 @@ from exodus.copy.refoot import NEVER, crc64, refoot
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, Command, canonical, reads_of
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_of
-from exodus.plan.bounds import HEAVY_BYTES
+from exodus.plan.bounds import COPY_APART_MAX, COPY_READ_ATTEMPTS, HEAVY_BYTES
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own, without_own
 from exodus.plan.scope import Scope
 from exodus.resp.encode import encode, encode_arguments, encode_many
 from exodus.topology.node import NodeFacts, payload_fits
 
-_APART_MAX = 10_000
-_READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _USAGES = {
@@ -411,7 +409,7 @@ class Copier:
 
     async def _read_one(self, key: bytes, kind: bytes, to: bytes) -> State:
         facts = self._authority_facts
-        for _ in range(_READ_ATTEMPTS):
+        for _ in range(COPY_READ_ATTEMPTS):
             if kind == b"none":
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
@@ -600,7 +598,7 @@ class Copier:
             return await self._write_batch(db, states, report)
         except error_of(self._to.leg.side):
             await self._to.reopen()
-            if len(self._apart) < _APART_MAX:
+            if len(self._apart) < COPY_APART_MAX:
                 self._apart.add((db, states[0].key))
             return [(states[0].key, self._closes())]
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from exodus.copy.value import Command, pairs
 from exodus.net.leg import Reply, ReplyError
+from exodus.plan.bounds import PAYLOAD_CHUNK
 from exodus.resp.encode import Arg
 from exodus.topology.node import NodeFacts
-
-_CHUNK = 500  # elements in one command
 
 
 class Uncarried(Exception):
@@ -185,7 +184,7 @@ def field_expiry_commands(
 
 
 def _chunked(name: str, key: bytes, parts: Sequence[bytes], width: int) -> tuple[Command, ...]:
-    step = _CHUNK * width
+    step = PAYLOAD_CHUNK * width
     return tuple((name, key, *parts[start : start + step]) for start in range(0, len(parts), step))
 
 

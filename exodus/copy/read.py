@@ -19,15 +19,18 @@ from typing import NamedTuple, Self
 from exodus.copy.read_script import LETTERS, READ, READ_SHA
 from exodus.copy.value import COUNTS, PLAIN_TYPES, Command, reads_of
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import LARGE_ELEMENTS, LARGE_KEY_BYTES, READ_BATCH_BYTES
+from exodus.plan.bounds import (
+    LARGE_ELEMENTS,
+    LARGE_KEY_BYTES,
+    READ_BATCH_BYTES,
+    READ_CALL_NAMES,
+    READ_SCAN_KEYS_MIN,
+    READ_SCRIPT_BYTES_MIN,
+    READ_SCRIPT_MS_PLENTY,
+    READ_SCRIPT_SHARE,
+    READ_TRANSACTION_KEYS,
+)
 from exodus.topology.node import NodeFacts
-
-_TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
-_SCAN_KEYS_MIN = 16
-_CALL_NAMES = 2_000
-_SCRIPT_MS_PLENTY = 200  # a server's limit for scripts from which on nothing has to be smaller
-_SCRIPT_BYTES_MIN = 16 * 1024
-_SCRIPT_SHARE = 0.25  # of that limit, for one call
 
 
 class ReadMode(StrEnum):
@@ -120,19 +123,19 @@ class Limits:
     batch_bytes: int = READ_BATCH_BYTES
     key_bytes: int = LARGE_KEY_BYTES  # of memory, as the server estimates it
     elements: int = LARGE_ELEMENTS  # where it does not tell
-    names: int = _CALL_NAMES  # keys of one call
+    names: int = READ_CALL_NAMES  # keys of one call
 
     @classmethod
     def within(cls, script_ms: int) -> Self:
         """Return limits under which one script takes a small share of `script_ms`; a MB takes a
         server some 10 ms, a key 5 to 20 µs.
         """
-        share = min(1.0, script_ms / _SCRIPT_MS_PLENTY)
+        share = min(1.0, script_ms / READ_SCRIPT_MS_PLENTY)
         return cls(
-            max(_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
-            max(_SCRIPT_BYTES_MIN, int(LARGE_KEY_BYTES * share)),
-            max(_SCAN_KEYS_MIN, int(LARGE_ELEMENTS * share)),
-            max(_SCAN_KEYS_MIN, int(_CALL_NAMES * share)),
+            max(READ_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
+            max(READ_SCRIPT_BYTES_MIN, int(LARGE_KEY_BYTES * share)),
+            max(READ_SCAN_KEYS_MIN, int(LARGE_ELEMENTS * share)),
+            max(READ_SCAN_KEYS_MIN, int(READ_CALL_NAMES * share)),
         )
 
 
@@ -148,7 +151,7 @@ class Reader:
         self._dumps = self._payloads or what is ReadMode.COMPARABLE
         self._limits = limits or Limits.within(facts.script_ms)
         self._most = self._limits  # what `_limits` go back to after a server was slow
-        self._share_s = facts.script_ms / 1000 * _SCRIPT_SHARE
+        self._share_s = facts.script_ms / 1000 * READ_SCRIPT_SHARE
         self._fastest_s = math.inf
         self._strings = False  # whether all that the last SCAN found were
         self._fitting: int | None = (
@@ -185,7 +188,7 @@ class Reader:
             return int(following), batch
         rows = batch.rows()
         if left := len(self._unread(rows)):
-            self._fitting = max(_SCAN_KEYS_MIN, len(rows) - left)
+            self._fitting = max(READ_SCAN_KEYS_MIN, len(rows) - left)
         return int(following), Batch.of(await self._complete(rows))
 
     async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
@@ -237,10 +240,10 @@ class Reader:
         else:
             return
         self._limits = Limits(
-            min(most.batch_bytes, max(_SCRIPT_BYTES_MIN, int(now.batch_bytes * factor))),
+            min(most.batch_bytes, max(READ_SCRIPT_BYTES_MIN, int(now.batch_bytes * factor))),
             most.key_bytes,
             most.elements,
-            min(most.names, max(_SCAN_KEYS_MIN, math.ceil(now.names * factor))),
+            min(most.names, max(READ_SCAN_KEYS_MIN, math.ceil(now.names * factor))),
         )
 
     def _parts(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -305,8 +308,8 @@ class Reader:
                 ScannedKey(key, b"key", -1, 1) if exists else ScannedKey(key, b"none", -2, b"")
                 for key, exists in zip(keys, there, strict=True)
             ]
-        for start in range(0, len(keys), _TRANSACTION_KEYS):
-            part = keys[start : start + _TRANSACTION_KEYS]
+        for start in range(0, len(keys), READ_TRANSACTION_KEYS):
+            part = keys[start : start + READ_TRANSACTION_KEYS]
             kinds = await self._leg.pipeline([("TYPE", key) for key in part])
             large = await self._large(part, kinds) if self._what is not ReadMode.OUTLINE else set()
             small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]

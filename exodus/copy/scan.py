@@ -12,9 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exodus.net.leg import Leg
+from exodus.plan.bounds import SCAN_KEYS_PER_SLICE
 from exodus.topology.endpoint import Endpoint
-
-_KEYS_PER_SLICE = 1_000  # a smaller database is one slice: slices overlap by a call each
 
 
 def reverse64(value: int) -> int:
@@ -70,7 +69,7 @@ async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
         facts = await node.facts()
         for db, keys in sorted(facts.databases.items()):
             count = slices
-            while count > 1 and keys < _KEYS_PER_SLICE * count:
+            while count > 1 and keys < SCAN_KEYS_PER_SLICE * count:
                 count //= 2
             found.extend(Slice(node.name, db, index, count) for index in range(count))
     return found

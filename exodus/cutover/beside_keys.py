@@ -21,7 +21,6 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
 _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
-_SHOWN = 5
 
 
 async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:

@@ -13,10 +13,10 @@ from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted, DecisionRefused, OperatorError
+from exodus.plan.bounds import CANARY_FOLLOW_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 
-_FOLLOW_S = 10.0
 REPORT = "canary"  # report: the last steps and what became of them
 Json = dict[str, Any]
 
@@ -56,7 +56,7 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
     await registry.wait_for_gateways(
         store,
         follows,
-        within_s=_FOLLOW_S,
+        within_s=CANARY_FOLLOW_S,
         otherwise="a gateway does not follow the canary's share",
     )
     now = await read_route(store)

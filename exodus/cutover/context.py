@@ -21,14 +21,12 @@ from exodus.cutover.fence import Fence
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
 from exodus.net.leg import Leg, close_all
+from exodus.plan.bounds import SWITCH_OUTCOME_S, SWITCH_RETRY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Side, UserRole
 from exodus.plan.window import Window
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import Comparison
-
-_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
-_RETRY_S = 0.1
 
 
 @dataclass
@@ -144,7 +142,7 @@ class Switch:
             SwitchUnknown: the store did not come back in time.
         """
         before, after = self.route, self.route.next(**changes)  # type: ignore[arg-type]
-        deadline = time.monotonic() + _OUTCOME_S
+        deadline = time.monotonic() + SWITCH_OUTCOME_S
         while True:
             try:
                 self.route = await change_route(self.store, before, after)
@@ -178,7 +176,7 @@ class Switch:
                         next_step="start the control store: the gateways then settle it; `exodus "
                         "status` tells which side is the authority",
                     ) from exc
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(SWITCH_RETRY_S)
 
     async def hear(self, within_s: float) -> None:
         """Wait for the next word of a gateway or syncer."""

@@ -40,15 +40,13 @@ from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, Ope
 from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.plan.bounds import FENCE_LET_IN_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
 from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 _FORGET = lua("exodus.cutover", "forget_fence")
-# After which a fence that shut Exodus out goes up again, where the switch back that let it in is
-# gone
-_LET_IN_S = 15
 
 
 @dataclass(frozen=True)
@@ -334,7 +332,7 @@ class Fence:
         if record is not None and record.kind in KEEP_US_OUT:
             await answered(
                 self._store.client.set(
-                    self._store.keys.fence_suspended(self._side), record.switch, ex=_LET_IN_S
+                    self._store.keys.fence_suspended(self._side), record.switch, ex=FENCE_LET_IN_S
                 )
             )
             await self.open(record)

@@ -18,13 +18,11 @@ from exodus.copy.guard import replace_write_grant
 from exodus.cutover.fence import Fence
 from exodus.cutover.settle import closed, settle
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, FORCED_ROLLBACK_BETWEEN_S, FORCED_ROLLBACK_TRIES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, JournalMode, Side
 from exodus.topology.endpoint import Endpoint
 
-_TRIES = 3
-_BETWEEN_S = 1.0
 STEPS = [
     "1. end every syncer's right to write to the source",
     "2. lift the fence on the source",
@@ -39,7 +37,7 @@ async def why_dead(plan: Plan, side: Side) -> str | None:
     tries.
     """
     why = ""
-    for attempt in range(_TRIES):
+    for attempt in range(FORCED_ROLLBACK_TRIES):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 async with await Endpoint(side, plan.address(side)).connect(
@@ -49,9 +47,9 @@ async def why_dead(plan: Plan, side: Side) -> str | None:
                     return None
         except (ExodusError, OSError, TimeoutError) as exc:
             why = exc.why if isinstance(exc, ExodusError) else str(exc) or "no answer"
-        if attempt < _TRIES - 1:
-            await asyncio.sleep(_BETWEEN_S)
-    return f"{plan.address(side).url} did not answer {_TRIES} times: {why}"
+        if attempt < FORCED_ROLLBACK_TRIES - 1:
+            await asyncio.sleep(FORCED_ROLLBACK_BETWEEN_S)
+    return f"{plan.address(side).url} did not answer {FORCED_ROLLBACK_TRIES} times: {why}"
 
 
 async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from exodus.control.gaps import close_gap, open_gaps
 from exodus.control.store import ControlStore
 from exodus.engine import Engine
 from exodus.errors import CutoverAborted
+from exodus.plan.bounds import HELD_COMPARISON_NAMED
 from exodus.plan.plan import Plan
 from exodus.verify.comparison import Comparison, Divergence
 from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import compare_now
 
-_NAMED = 5
 _RETRY = (
     "feed: replication, tracking or notifications hears of them; or raise hold_seconds_max "
     "and retry"
@@ -77,7 +77,8 @@ async def verify_held(
         left = await compare_now(comparison, keys)
         if left:
             named = ", ".join(
-                f"db{found.db} {found.key!r} ({found.kind})" for found in left[:_NAMED]
+                f"db{found.db} {found.key!r} ({found.kind})"
+                for found in left[:HELD_COMPARISON_NAMED]
             )
             raise CutoverAborted(
                 f"{len(left)} keys differ after they were copied again under the hold",

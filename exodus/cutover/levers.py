@@ -19,11 +19,10 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle, unfinished
 from exodus.errors import CutoverAborted
 from exodus.net.client import answered
+from exodus.plan.bounds import LEVERS_ABORT_S, LEVERS_KEEP_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Phase
 
-_KEEP_S = 2.0
-_ABORT_S = 3600  # after which a word that nobody heard is forgotten
 FAILED = "switch.failed"
 NOW = "switch.now"  # report: the step that a switch is at, and what it waits for
 
@@ -47,7 +46,7 @@ async def give_up(store: ControlStore, plan: Plan, why: str) -> Route:
     """End a switch at whatever step it is: undone before the authority changed, finished after it.
     Writes go on.
     """
-    await answered(store.client.set(store.keys.abort, why, ex=_ABORT_S))
+    await answered(store.client.set(store.keys.abort, why, ex=LEVERS_ABORT_S))
     return await end_hold(store, plan, f"aborted: {why}")
 
 
@@ -108,7 +107,7 @@ async def over(store: ControlStore) -> None:
     of one that died.
     """
     try:
-        async with asyncio.timeout(_KEEP_S):
+        async with asyncio.timeout(LEVERS_KEEP_S):
             await answered(store.client.delete(store.keys.report(NOW)))
     except (RedisError, OSError):
         return  # `under_way` then takes it for one that is to be settled, and that does no harm
@@ -138,7 +137,7 @@ async def keep_failed(store: ControlStore, switch: str, found: dict[str, Any]) -
     `switch.failed`. Hides no failure.
     """
     try:
-        async with asyncio.timeout(_KEEP_S):
+        async with asyncio.timeout(LEVERS_KEEP_S):
             for name in (f"{FAILED}.{switch}", FAILED):
                 await store.save_report(name, {**found, "switch": switch})
     except (RedisError, OSError):

@@ -29,15 +29,13 @@ from exodus.feeds.feed import JournalFeed
 from exodus.net.client import answered, make_client
 from exodus.net.leg import Leg
 from exodus.plan.address import Address
-from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, REHEARSAL_SESSIONS, REHEARSAL_WITHIN_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 from exodus.topology.applications import connect_as_application, takes_nobody
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import copy_now
 
-_SESSIONS = 4
-_WITHIN_S = 10.0
 _HOUR_MS = 3_600_000
 REPORT = "rehearsal"
 
@@ -70,7 +68,7 @@ class _Writers:
                 client_name=name,
                 single_connection_client=True,
             )
-            for _ in range(_SESSIONS + 2)
+            for _ in range(REHEARSAL_SESSIONS + 2)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -292,7 +290,7 @@ async def _change(store: ControlStore, route: Route, **changes: object) -> Route
     await registry.wait_for_gateways(
         store,
         lambda beat: beat.epoch == after.epoch,
-        within_s=_WITHIN_S,
+        within_s=REHEARSAL_WITHIN_S,
         otherwise="a gateway did not follow the rehearsal",
     )
     return after

@@ -13,8 +13,7 @@ from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
-
-_BATCH = 100
+from exodus.plan.bounds import SCRIPT_LOADING_BATCH
 
 
 async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> list[str]:
@@ -28,8 +27,8 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
     known: dict[bytes, bytes] = await answered(store.client.hgetall(store.keys.scripts))
     missing = [(sha, text) for sha, text in known.items() if sha not in loaded]
     refused: list[str] = []
-    for start in range(0, len(missing), _BATCH):
-        part = missing[start : start + _BATCH]
+    for start in range(0, len(missing), SCRIPT_LOADING_BATCH):
+        part = missing[start : start + SCRIPT_LOADING_BATCH]
         replies = await leg.pipeline([("SCRIPT", "LOAD", text) for _, text in part])
         for (sha, _), reply in zip(part, replies, strict=True):
             loaded.add(sha)

@@ -35,16 +35,8 @@ from exodus.cutover.steps_after_switch import (
     kill_strays,
     release_writes,
 )
-from exodus.cutover.steps_before_hold import (
-    PRE_DRAIN_MS,
-    go,
-    pre_drain,
-    prepare,
-    readiness,
-    suspend_fence,
-)
+from exodus.cutover.steps_before_hold import go, pre_drain, prepare, readiness, suspend_fence
 from exodus.cutover.steps_under_hold import (
-    SPOT_CHECK_KEYS,
     close_epoch,
     close_new,
     confirm_and_spot_check,
@@ -58,14 +50,10 @@ from exodus.cutover.steps_under_hold import (
     verify_scripts,
 )
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
+from exodus.plan.bounds import SWITCH_HELD_SPOT_CHECK_KEYS, SWITCH_PRE_DRAIN_MS, SWITCH_STEP_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, FenceKind, Side
 from exodus.plan.window import Window
-
-# For a step before writes are held, and for undoing one: a server that does not answer costs no
-# more
-_STEP_S = 15.0
-
 
 Act = Callable[[Switch], Awaitable[None]]
 
@@ -131,7 +119,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         Step(
             "pre-drain",
-            f"wait until live sync is at most {PRE_DRAIN_MS} ms behind (writes go on)",
+            f"wait until live sync is at most {SWITCH_PRE_DRAIN_MS} ms behind (writes go on)",
             pre_drain,
             bounded=False,
         ),
@@ -166,7 +154,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
             "confirm",
             "hear from every gateway that it still holds, see the journal drained, check again "
             "all that readiness checked, "
-            f"compare up to {SPOT_CHECK_KEYS} of the keys changed last",
+            f"compare up to {SWITCH_HELD_SPOT_CHECK_KEYS} of the keys changed last",
             confirm_and_spot_check,
         ),
         *_promotion(plan, to),
@@ -283,7 +271,7 @@ async def _do(step: Step, switch: Switch) -> None:
 
 
 def _limit_s(switch: Switch) -> float:
-    return _STEP_S if switch.switched or switch.held_at is None else switch.left_s()
+    return SWITCH_STEP_S if switch.switched or switch.held_at is None else switch.left_s()
 
 
 def _given_up(switch: Switch, step: Step, exc: BaseException) -> ExodusError:
@@ -305,7 +293,7 @@ async def _undo(switch: Switch, done: list[Step]) -> None:
             continue
         with switch.timed(f"undo {step.name}") as row:
             try:
-                async with asyncio.timeout(_STEP_S):
+                async with asyncio.timeout(SWITCH_STEP_S):
                     await step.undo(switch)
             except (ExodusError, *STORE_ERRORS) as exc:
                 row["failed"] = str(exc) or type(exc).__name__

@@ -27,16 +27,19 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.feeds import replication
 from exodus.feeds.pushes import PUSHES, Beacon, PushReader, check_allowed, check_heard
-from exodus.feeds.reader import PROBE_MS, PROBE_SCRIPT, FeedReader, begin
+from exodus.feeds.reader import PROBE_SCRIPT, FeedReader, begin
 from exodus.net.client import answered
+from exodus.plan.bounds import (
+    FEED_POLL_S,
+    FEED_PROBE_EVERY_S,
+    FEED_READER_PROBE_MS,
+    FEED_TAIL_ENTRIES,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Side
 from exodus.topology.endpoint import Endpoint
 
 Positions = Mapping[int, bytes]
-_TAIL_ENTRIES = 256
-_PROBE_EVERY_S = 0.5
-_POLL_S = 0.02
 
 
 class ChangeFeed(Protocol):
@@ -87,7 +90,9 @@ class JournalFeed:
         """See `ChangeFeed`."""
         names = {self._store.keys.journal(partition): partition for partition in after}
         asked = {name: after[partition] for name, partition in names.items()}
-        found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
+        found = await answered(
+            self._store.client.xread(asked, count=FEED_TAIL_ENTRIES, block=wait_ms)  # type: ignore[arg-type]
+        )
         # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in
         # RESP3.
         streams = (
@@ -212,15 +217,15 @@ async def prove(
     """
     before = await feed.positions()
     loop = asyncio.get_running_loop()
-    began, written = loop.time(), -_PROBE_EVERY_S
+    began, written = loop.time(), -FEED_PROBE_EVERY_S
     names: list[str] = []
     try:
         while True:
-            if loop.time() - written >= _PROBE_EVERY_S:
+            if loop.time() - written >= FEED_PROBE_EVERY_S:
                 written = loop.time()
                 names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
                 await answered(
-                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS))
+                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(FEED_READER_PROBE_MS))
                     if undeclared
                     else writer.delete(names[-1])
                 )
@@ -238,7 +243,7 @@ async def prove(
                     next_step="look at the `why` of gateway and syncer in `exodus status`, then "
                     "start the phase again",
                 )
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(FEED_POLL_S)
     except RedisError as exc:
         raise DecisionRefused(
             "no probe could be written",

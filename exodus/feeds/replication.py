@@ -30,19 +30,22 @@ from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_state, not_heard
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.bounds import JOURNAL_WINDOW_S, LEASE_MS
+from exodus.plan.bounds import (
+    JOURNAL_WINDOW_S,
+    LEASE_MS,
+    STREAM_ACK_S,
+    STREAM_FIRST_ACK_S,
+    STREAM_HEARD_S,
+    STREAM_READ_BYTES,
+    STREAM_SILENCE_S,
+)
 from exodus.plan.own_keys import is_own
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
 from exodus.topology.endpoint import Endpoint
 
 _ACK = encode("REPLCONF", "ACK", 0)
-_READ_BYTES = 256 * 1024
-_SILENCE_S = 30.0  # the authority pings its replicas every 10 s
-_ACK_S = 1.0
-_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 _MARK = b"$EOF:"
-_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
 
 
 @dataclass
@@ -193,13 +196,13 @@ async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[S
 async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
     """Yield the bytes as they arrive."""
     while True:
-        yield await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+        yield await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S)
 
 
 async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
     while True:
         leg.write(_ACK)
-        await asyncio.sleep(_ACK_S if started.is_set() else _FIRST_ACK_S)
+        await asyncio.sleep(STREAM_ACK_S if started.is_set() else STREAM_FIRST_ACK_S)
 
 
 async def _line(leg: Leg) -> bytes:
@@ -219,11 +222,11 @@ async def _skip_data(leg: Leg) -> None:
     if not head.startswith(_MARK):
         left = int(head[1:])
         while left:
-            left -= len(await leg.raw(min(left, _READ_BYTES), within_s=_SILENCE_S))
+            left -= len(await leg.raw(min(left, STREAM_READ_BYTES), within_s=STREAM_SILENCE_S))
         return
     mark, tail = head[len(_MARK) :], b""
     while True:
-        tail += await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+        tail += await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S)
         at = tail.find(mark)
         if at >= 0:
             leg.unread(tail[at + len(mark) :])
@@ -231,7 +234,7 @@ async def _skip_data(leg: Leg) -> None:
         tail = tail[-len(mark) :]
 
 
-async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEARD_S) -> None:
+async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = STREAM_HEARD_S) -> None:
     """Read the stream of a side until a key comes that a script writes there without declaring it.
 
     Raises:
@@ -250,7 +253,7 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
                 tasks.append(asyncio.create_task(_acknowledge(leg, started)))
                 while not {name for _, name in stream.take()[0]} & set(probes.names):
                     await probes.write()
-                    stream.feed(await leg.raw(_READ_BYTES, within_s=_SILENCE_S))
+                    stream.feed(await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S))
                     started.set()
         except TimeoutError:
             raise not_heard(

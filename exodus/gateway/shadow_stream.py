@@ -9,10 +9,13 @@ from typing import cast
 
 from exodus.control.store import ControlStore
 from exodus.gateway.store_state import STORE_ERRORS
-from exodus.plan.bounds import SHADOW_BYTES_PER_S_MAX, SHADOW_KEPT_MS, SHADOW_QUEUE_MAX
-
-_PUBLISH_EVERY_S = 0.05
-_BATCH_PAIRS = 500
+from exodus.plan.bounds import (
+    SHADOW_BYTES_PER_S_MAX,
+    SHADOW_KEPT_MS,
+    SHADOW_QUEUE_MAX,
+    SHADOW_STREAM_BATCH_PAIRS,
+    SHADOW_STREAM_PUBLISH_EVERY_S,
+)
 
 
 class ShadowStream:
@@ -39,7 +42,7 @@ class ShadowStream:
         """Publish until cancelled."""
         name, allowed, then = self._store.keys.shadow, 0.0, monotonic()
         while True:
-            await asyncio.sleep(_PUBLISH_EVERY_S)
+            await asyncio.sleep(SHADOW_STREAM_PUBLISH_EVERY_S)
             now = monotonic()
             earned = (now - then) * SHADOW_BYTES_PER_S_MAX
             allowed, then = min(allowed + earned, SHADOW_BYTES_PER_S_MAX), now
@@ -47,7 +50,7 @@ class ShadowStream:
                 continue
             pipe = self._store.client.pipeline(transaction=False)
             count = 0
-            for _ in range(min(len(self._queue), _BATCH_PAIRS)):
+            for _ in range(min(len(self._queue), SHADOW_STREAM_BATCH_PAIRS)):
                 pair = self._queue.popleft()
                 size = len(cast("bytes", pair["q"])) + len(cast("bytes", pair["r"]))
                 if size > allowed:

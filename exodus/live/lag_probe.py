@@ -21,16 +21,17 @@ from exodus.control.changes import partition_of
 from exodus.control.route import Route
 from exodus.errors import ExodusError
 from exodus.net.leg import Leg, ReplyError, close_all
+from exodus.plan.bounds import (
+    LAG_PROBE_EVERY_S,
+    LAG_PROBE_GIVEN_UP_S,
+    LAG_PROBE_KEPT,
+    LAG_PROBE_KEY_MS,
+    LAG_PROBE_POLL_S,
+)
 from exodus.plan.plan import Plan
 from exodus.topology.applications import connect_as_application
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
-
-_EVERY_S = 1.0
-_POLL_S = 0.002
-_GIVEN_UP_S = 5.0
-_KEY_MS = 10_000
-_KEPT = 120  # measurements: two minutes
 
 
 class LagProbe:
@@ -43,7 +44,7 @@ class LagProbe:
         self._mine = mine
         self._key = f"{plan.rehearsal_prefix}lag-probe".encode()
         self._db = 0
-        self.lag_ms: deque[float] = deque(maxlen=_KEPT)
+        self.lag_ms: deque[float] = deque(maxlen=LAG_PROBE_KEPT)
         self.misses = 0  # not seen for 5 s, which then counts as its lag
         self.why = ""
 
@@ -54,7 +55,7 @@ class LagProbe:
     async def run(self) -> None:
         """Measure again and again; failures are said in `why`."""
         while True:
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(LAG_PROBE_EVERY_S)
             if not self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 continue
             try:
@@ -83,15 +84,15 @@ class LagProbe:
             while self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 await self._measure(writer, reader)
                 self.why = ""
-                await asyncio.sleep(_EVERY_S)
+                await asyncio.sleep(LAG_PROBE_EVERY_S)
         finally:
             await close_all((writer, reader))
 
     async def _measure(self, writer: Leg, reader: Leg) -> None:
         if self._route.native:
-            await writer.call("SET", self._key, "1", "PX", _KEY_MS)
+            await writer.call("SET", self._key, "1", "PX", LAG_PROBE_KEY_MS)
         else:
-            await reader.call("SET", self._key, "1", "PX", _KEY_MS)
+            await reader.call("SET", self._key, "1", "PX", LAG_PROBE_KEY_MS)
             try:
                 await writer.call("DEL", self._key)
             except (ExodusError, ReplyError):
@@ -99,10 +100,10 @@ class LagProbe:
                 raise
         began = time.monotonic()
         while await reader.call("EXISTS", self._key) != self._route.native:
-            if time.monotonic() - began > _GIVEN_UP_S:
+            if time.monotonic() - began > LAG_PROBE_GIVEN_UP_S:
                 self.misses += 1
                 break
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(LAG_PROBE_POLL_S)
         self.lag_ms.append((time.monotonic() - began) * 1000)
         if self._route.native:
             await writer.call("DEL", self._key)

@@ -7,11 +7,10 @@ from exodus.copy.scan import scan_once
 from exodus.engine import Engine
 from exodus.live.server_runs import may_remove
 from exodus.net.leg import NoDatabase
+from exodus.plan.bounds import RESCAN_BATCH_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.verify.extra_keys import open_extra_keys
 from exodus.verify.reconcile import mark_differing
-
-_BATCH_KEYS = 500
 
 
 async def rescan(engine: Engine, barrier: Barrier) -> int:
@@ -42,7 +41,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                             continue  # no key is there
                         cursor = -1
                         while cursor:
-                            cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
+                            cursor, keys = await scan_once(leg, max(cursor, 0), RESCAN_BATCH_KEYS)
                             keys = [key for key in keys if not is_own(key)]
                             found = (
                                 [(db, key) for key in keys]

@@ -25,6 +25,7 @@ from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
 from exodus.copy.guard import replace_write_grant
 from exodus.engine import Engine
+from exodus.plan.bounds import SERVER_RUNS_POLL_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
@@ -33,7 +34,6 @@ from exodus.verify.reconcile import mark_differing
 
 _GAP = "life:"
 _EMPTIED = "emptied"  # in place of a run id: what the server had is gone, though it did not restart
-_POLL_S = 0.1
 
 
 async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
@@ -155,7 +155,7 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
 async def _synced(engine: Engine) -> None:
     goal = await engine.feed.positions()
     while not await journal.reached(engine.store, goal):
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(SERVER_RUNS_POLL_S)
 
 
 async def regain(store: ControlStore, plan: Plan, route: Route) -> str:

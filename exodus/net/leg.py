@@ -18,13 +18,12 @@ from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
 from exodus.net.connect import login_of, open_streams
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
-from exodus.plan.bounds import REPLY_TIMEOUT_S
+from exodus.plan.bounds import LEG_READ_BYTES, REPLY_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg, encode, encode_many
 
 Reply = Any  # bytes, int, None, list of these, or hiredis.ReplyError
 ReplyError = hiredis.ReplyError
-_READ_BYTES = 256 * 1024
 _NOT_YET = ("LOADING", "MASTERDOWN", "BUSY ")
 _NO_DATABASE = ("out of range", "invalid DB index", "not allowed in cluster mode")
 
@@ -103,7 +102,7 @@ class Leg:
         """
         context = ssl_context(address)
         try:
-            reader, writer = await open_streams(address, context, limit=_READ_BYTES)
+            reader, writer = await open_streams(address, context, limit=LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             raise lost(side, address, exc) from exc
         leg = cls(address, side, reader, writer)
@@ -161,7 +160,7 @@ class Leg:
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the
             # data, and a lane would not end.
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                data = await self._reader.read(_READ_BYTES)
+                data = await self._reader.read(LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             raise lost(self.side, self.address, exc) from exc
         if not data:
@@ -204,7 +203,7 @@ class Leg:
         """Return the next line of such bytes, without its end."""
         found = b""
         while b"\n" not in found:
-            found += await self.raw(_READ_BYTES, within_s=REPLY_TIMEOUT_S)
+            found += await self.raw(LEG_READ_BYTES, within_s=REPLY_TIMEOUT_S)
         line, _, rest = found.partition(b"\n")
         self.unread(rest)
         return line.rstrip(b"\r")

@@ -2,29 +2,23 @@
 
 # Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
 STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
-RETAINED_ARG_BYTES = (
-    1024 * 1024
-)  # an argument longer than this is skipped, never copied; as a key it is a gap
-SCRIPTS_BYTES_MAX = (
-    8 * 1024 * 1024
-)  # texts of scripts that a gateway keeps, to load them on the other side at a switch
+# An argument longer than this is skipped, never copied; as a key it is a gap
+RETAINED_ARG_BYTES = 1024 * 1024
+# Texts of scripts that a gateway keeps, to load them on the other side at a switch
+SCRIPTS_BYTES_MAX = 8 * 1024 * 1024
 # Answered requests that wait until the server tells what their command is; more are a gap
 UNKNOWN_REQUESTS_MAX = 1_000
 UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
-CURSOR_BITS = (
-    45  # of a SCAN cursor that are the server's own; the bits above say from which authority it is
-)
+# Of a SCAN cursor that are the server's own; the bits above say from which authority it is
+CURSOR_BITS = 45
 RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
 INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
-HELD_BYTES_MAX = (
-    1024 * 1024
-)  # what a session keeps of a client while its writes are held, before it stops reading
-TRANSACTION_BYTES_MAX = (
-    1024 * 1024
-)  # a queued MULTI larger than this cannot be carried over a switch
-WHOLE_REPLY_BYTES_MAX = (
-    16 * 1024 * 1024
-)  # of a reply that is taken apart, or changed, before it is passed on
+# What a session keeps of a client while its writes are held, before it stops reading
+HELD_BYTES_MAX = 1024 * 1024
+# A queued MULTI larger than this cannot be carried over a switch
+TRANSACTION_BYTES_MAX = 1024 * 1024
+# Of a reply that is taken apart, or changed, before it is passed on
+WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024
 SUBSCRIPTIONS_TRACKED_MAX = 10_000
 JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
 JOURNAL_BATCH_KEYS = 4_000
@@ -33,9 +27,8 @@ SPOOL_BYTES_MAX = 256 * 1024 * 1024
 INTENT_SEGMENT_BYTES = 1024 * 1024
 INTENT_SEGMENTS_MAX = 64
 HEARTBEAT_S = 0.5
-HELD_HEARTBEAT_S = (
-    0.05  # while writes are held; a switch that waits for a word asks for it on the route's channel
-)
+# While writes are held; a switch that waits for a word asks for it on the route's channel
+HELD_HEARTBEAT_S = 0.05
 HEARTBEAT_STALE_S = 5.0
 LEASE_MS = 5_000
 TURN_MS = 15_000  # for which a process has the turn of a phase after it renewed it last
@@ -45,9 +38,8 @@ HEAVY_KEYS_MAX = 1_000
 BUNDLES_KEPT = 8  # evidence bundles in the control store
 BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # of one, compressed
 HOLD_SECONDS_MAX = 10.0
-HOLD_ACK_S = (
-    1.5  # in which every gateway must say that it holds; one that does not costs no more than this
-)
+# In which every gateway must say that it holds; one that does not costs no more than this
+HOLD_ACK_S = 1.5
 # Under a hold, for a request that does not end or that cannot be read; then its session is closed
 DRAIN_PATIENCE_S = 0.5
 TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
@@ -56,44 +48,35 @@ TURN_REQUESTS = 100  # so many in one turn are many
 TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
 # Unanswered requests of one session, before it is read no further until half of them are answered
 PIPELINE_MAX = 2_000
-MOVE_SECONDS_MAX = (
-    1.0  # in which a session's requests under way must be answered, or it is closed at the switch
-)
+# In which a session's requests under way must be answered, or it is closed at the switch
+MOVE_SECONDS_MAX = 1.0
 SHADOW_QUEUE_MAX = 10_000
-CANARY_IN_FLIGHT_MAX = (
-    10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
-)
+# Reads that the follower was asked and has not answered; beyond, it counts as failing
+CANARY_IN_FLIGHT_MAX = 10_000
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
-SHADOW_BYTES_PER_S_MAX = (
-    2 * 1024 * 1024
-)  # of sampled requests and replies that one gateway process puts into the control store
+# Of sampled requests and replies that one gateway process puts into the control store
+SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024
 SHADOW_KEPT_MS = 15_000  # for how long they stay there
 # That Compare waits for one request that it tries; a command that takes longer is tried no more
 COMPARE_SECONDS_MAX = 1.0
 REDIRECT_PER_S_MAX = 1_000
-REDIRECT_RETURNS_MIN = (
-    3  # connections that come while clients are sent away, before it may stop for them
-)
+# Connections that come while clients are sent away, before it may stop for them
+REDIRECT_RETURNS_MIN = 3
 REDIRECT_RETURNS_SHARE_MAX = 0.5  # of those that were ended
 STATUS_CLIENTS_MAX = 16  # of /metrics and /health at a time, each a thread
 STATUS_SECONDS_MAX = 5.0  # that one of them gets
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
-DEAD_LETTER_ATTEMPTS = 5
-READ_BATCH_BYTES = (
-    1024 * 1024
-)  # what one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
-LARGE_KEY_BYTES = (
-    1024 * 1024
-    # Of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and
-    # its RESTORE too
-)
+# What one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
+READ_BATCH_BYTES = 1024 * 1024
+# Of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and its
+# RESTORE too
+LARGE_KEY_BYTES = 1024 * 1024
 LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
 CHUNK_BYTES = 512 * 1024  # of a large key, in one command
 CHUNK_ELEMENTS = 1_000
-MIGRATE_TIMEOUT_MS = (
-    1_000  # the source does nothing else for as long as the target does not answer it
-)
+# The source does nothing else for as long as the target does not answer it
+MIGRATE_TIMEOUT_MS = 1_000
 CHUNKS_KEPT = 100_000
 REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
 # Journal entries not synced, beyond which a full comparison waits before it marks more keys
@@ -101,3 +84,398 @@ MARKED_AHEAD_ENTRIES_MAX = 1_000
 # Of one partition, written since the last verification pass and not compared since; beyond, a new
 # pass is needed
 DIRTY_KEYS_MAX = 200_000
+
+# exodus/backfill/forecast.py
+FORECAST_SAMPLE_KEYS = 2_000
+FORECAST_SLICES = 32
+FORECAST_BATCH_KEYS = 200
+
+# exodus/backfill/migrate.py
+MIGRATE_LANE_PROBE_MS = 60_000
+# Of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more
+# each
+MIGRATE_LANE_BATCH_KEYS = 512
+
+# exodus/backfill/progress.py
+PROGRESS_EVERY_S = 2.0
+PROGRESS_WINDOW_S = 20.0
+
+# exodus/backfill/slices.py
+BACKFILL_BATCH_KEYS = 256  # asked of one SCAN
+BACKFILL_CHUNK_KEYS = 4_096
+BACKFILL_CHUNK_BYTES = 8 * 1024 * 1024
+BACKFILL_QUEUED_BATCHES = 2
+BACKFILL_RETRIES = 5
+BACKFILL_BACKOFF_S = 0.2
+BACKFILL_NO_ROOM_S = 1.0
+
+# exodus/cancellation.py
+# More than an ending takes: who is cancelled again while it cleans up has to be able to bear it
+CANCEL_AGAIN_S = 0.5
+
+# exodus/closing/archive.py
+ARCHIVE_SCAN_KEYS = 1_000
+
+# exodus/closing/collect.py
+EVIDENCE_SCAN_KEYS = 500
+
+# exodus/closing/ends.py
+ENDS_FOLLOW_S = 15.0
+ENDS_LISTED = 1_000  # of the keys that stay, by name
+
+# exodus/closing/finalise_checks.py
+FINALISE_LAG_MS_MAX = 10_000
+FINALISE_CLIENTS_SHOWN = 20
+
+# exodus/closing/redirect.py
+REDIRECT_FOLLOW_S = 10.0
+
+# exodus/closing/report.py
+REPORT_ROWS_MAX = 200
+REPORT_CELL_MAX = 400  # characters
+
+# exodus/control/accepted_names.py
+ACCEPTED_NAMES_SHOWN = 10
+
+# exodus/control/approvers.py
+ATTESTED_KEPT_S = 30 * 86_400  # a run may wait for a worker that long
+
+# exodus/control/freshness.py
+FRESHNESS_COMING_MAX = 5_000  # entries of one partition that are looked into
+
+# exodus/control/letters.py
+LETTERS_ACCEPTED_MAX = 1_000  # more than a person can look at by name
+
+# exodus/control/steps.py
+STEPS_ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
+
+# exodus/copy/chunked.py
+LARGE_KEY_COPY_ATTEMPTS = 2
+LARGE_KEY_STAGE_MS = 3_600_000
+
+# exodus/copy/guard.py
+GUARD_TOUCHES_MAX = 3
+
+# exodus/copy/impact.py
+IMPACT_PROBE_EVERY_S = 0.05
+IMPACT_LOOK_EVERY_S = 0.5
+IMPACT_SETTLE_MS = 200  # of a rest, in which what was asked before it is answered
+IMPACT_FIRST_S = 0.3  # before the first turn, where nobody else can tell the applications' share
+IMPACT_TOLD_S = 0.01  # of pause a batch: less is not worth a line in a log
+IMPACT_BASELINE_PROBES = 20
+IMPACT_WINDOW_PROBES = 100
+
+# exodus/copy/key.py
+COPY_APART_MAX = 10_000
+COPY_READ_ATTEMPTS = 100  # of which all but a few fail by chance
+
+# exodus/copy/payload.py
+PAYLOAD_CHUNK = 500  # elements in one command
+
+# exodus/copy/read.py
+# without scripts: keys whose value and expiry are read in one transaction
+READ_TRANSACTION_KEYS = 64
+READ_SCAN_KEYS_MIN = 16
+READ_CALL_NAMES = 2_000
+READ_SCRIPT_MS_PLENTY = 200  # a server's limit for scripts from which on nothing has to be smaller
+READ_SCRIPT_BYTES_MIN = 16 * 1024
+READ_SCRIPT_SHARE = 0.25  # of that limit, for one call
+
+# exodus/copy/scan.py
+SCAN_KEYS_PER_SLICE = 1_000  # a smaller database is one slice: slices overlap by a call each
+
+
+# exodus/cutover/canary_share.py
+CANARY_FOLLOW_S = 10.0
+
+# exodus/cutover/context.py
+SWITCH_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
+SWITCH_RETRY_S = 0.1
+
+# exodus/cutover/fence.py
+# After which a fence that shut Exodus out goes up again, where the switch back that let it in is
+# gone
+FENCE_LET_IN_S = 15
+
+# exodus/cutover/forced_rollback.py
+FORCED_ROLLBACK_TRIES = 3
+FORCED_ROLLBACK_BETWEEN_S = 1.0
+
+# exodus/cutover/held_comparison.py
+HELD_COMPARISON_NAMED = 5
+
+# exodus/cutover/levers.py
+LEVERS_KEEP_S = 2.0
+LEVERS_ABORT_S = 3600  # after which a word that nobody heard is forgotten
+
+# exodus/cutover/preconditions.py
+PRECONDITIONS_NAMED = 5
+
+# exodus/cutover/rehearsal.py
+REHEARSAL_SESSIONS = 4
+REHEARSAL_WITHIN_S = 10.0
+
+# exodus/cutover/script_loading.py
+SCRIPT_LOADING_BATCH = 100
+
+# exodus/cutover/steps_after_switch.py
+# gateways work off what they held; the fence stands, so strays can wait
+SWITCH_AFTER_RELEASE_S = 0.1
+
+# exodus/cutover/steps_before_hold.py
+SWITCH_PRE_DRAIN_S = 60.0
+SWITCH_PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
+# That gateways get to connect their sessions to the new side beforehand; one that cannot does it
+# under the hold
+SWITCH_SOON_S = 1.0
+SWITCH_LOOK_S = 0.2  # while a person or the window lets it wait
+
+# exodus/cutover/steps_under_hold.py
+SWITCH_HELD_SPOT_CHECK_KEYS = 2_000
+SWITCH_HELD_POLL_S = 0.002  # while writes are held, where no word comes
+
+# exodus/cutover/switch.py
+# For a step before writes are held, and for undoing one: a server that does not answer costs no
+# more
+SWITCH_STEP_S = 15.0
+
+# exodus/feeds/feed.py
+FEED_TAIL_ENTRIES = 256
+FEED_PROBE_EVERY_S = 0.5
+FEED_POLL_S = 0.02
+
+# exodus/feeds/pushes.py
+PUSHES_READ_BYTES = 256 * 1024
+PUSHES_LOOK_S = 1.0
+PUSHES_SILENCE_S = 5.0  # it is asked each second whether it is there
+PUSHES_BEACON_MS = 10_000
+PUSHES_BEACONS_KEPT = 16
+PUSHES_AGAIN_S = 0.5
+PUSHES_SCAN_KEYS = 1_000
+
+# exodus/feeds/reader.py
+FEED_READER_PROBE_MS = 60_000
+FEED_READER_BACKOFF_S = 0.5
+
+# exodus/feeds/replication.py
+STREAM_READ_BYTES = 256 * 1024
+STREAM_SILENCE_S = 30.0  # the authority pings its replicas every 10 s
+STREAM_ACK_S = 1.0
+STREAM_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
+STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
+
+# exodus/gateway/authority_probe.py
+AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
+
+# exodus/gateway/background.py
+BACKGROUND_RESTART_S = 1.0  # between a task's failure and its next start
+
+# exodus/gateway/canary_control.py
+CANARY_LINGERS_S = 1.0  # for reads that were asked before the canary ended
+
+# exodus/gateway/canary_reads.py
+CANARY_WINDOW_READS = 100  # that the limit looks back at
+
+# exodus/gateway/durability.py
+DURABILITY_INTENTS_KEPT_S = 2.0  # longer than `appendfsync everysec` takes
+DURABILITY_FSYNC_MS = 2_000  # one WAITAOF may take so long
+
+# exodus/gateway/handover.py
+HANDOVER_LOOK_S = 0.001  # between two looks at whether a session is idle
+# Between two attempts to end a blocking command, which the authority may not have received yet.
+HANDOVER_UNBLOCK_AGAIN_S = 0.01
+
+# exodus/gateway/heartbeats.py
+HEARTBEATS_TELEMETRY_KEPT_S = 3600
+
+# exodus/gateway/holds.py
+HOLDS_FLUSH_LOOK_S = 0.01  # between two looks at what is unflushed, where no flush ends
+HOLDS_SPARE_LEGS_KEPT_S = 5.0  # made before a hold that does not come
+
+# exodus/gateway/hub.py
+HUB_DRAIN_LOOK_S = 0.01  # between two looks at the sessions that are left
+HUB_FLUSH_S = 2.0  # a stopping gateway gives the control store so long
+
+# exodus/gateway/journaler.py
+JOURNALER_RETRY_S = 0.25  # while the store is away
+JOURNALER_ROTATE_S = 2.0  # between two rotations: each asks the store to fsync
+JOURNALER_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
+
+# exodus/gateway/listeners.py
+# Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
+LISTENERS_BACKLOG_MAX = 4096
+LISTENERS_FDS_MAX = 64  # sockets that a predecessor can hand over
+LISTENERS_TAKEOVER_S = 30  # a successor may take so long
+LISTENERS_ASK_S = 5  # to ask a predecessor
+
+# exodus/gateway/lost_legs.py
+LOST_LEGS_RETRY_S = 0.5  # between two attempts to end a lost connection on the server
+
+# exodus/gateway/process.py
+PROCESS_OWN_FILES = 64  # open files of the process itself
+
+# exodus/gateway/reporting.py
+REPORTING_NAMES_MAX = 100  # client names told one by one
+REPORTING_NAME_CHARS_MAX = 64
+REPORTING_LOG_EVERY_S = 0.2  # looks for changes to log
+
+# exodus/gateway/route_following.py
+# after an epoch was acted on: no file is written while applications wait
+ROUTE_FOLLOWING_REMEMBER_S = 0.5
+
+# exodus/gateway/scripts.py
+SCRIPTS_ASKED_DIGESTS_MAX = 10_000
+
+# exodus/gateway/settlement.py
+# the release of held writes waits so long for the fence to be lifted
+SETTLEMENT_RELEASE_WAIT_S = 1.0
+SETTLEMENT_AGAIN_S = 0.5  # between two attempts
+SETTLEMENT_TEND_EVERY_S = 10.0  # between two looks at the fence
+# between a flow's time limit on a hold and the gateway's; the flow should end it
+SETTLEMENT_GRACE_S = 1.0
+
+# exodus/gateway/shadow_stream.py
+SHADOW_STREAM_PUBLISH_EVERY_S = 0.05
+SHADOW_STREAM_BATCH_PAIRS = 500
+
+# exodus/gateway/spare_legs.py
+SPARE_LEGS_LEGS_MAX = 1_000
+
+# exodus/gateway/supervisor.py
+SUPERVISOR_SLOTS_MAX = 256  # numbers of workers
+SUPERVISOR_YOUNG_S = 5.0  # a worker that lived less than this is restarted only after `_RESTART_S`
+SUPERVISOR_RESTART_S = 1.0
+SUPERVISOR_POLL_S = 0.1
+SUPERVISOR_KILL_AFTER_S = 5.0  # after the time that workers have to drain
+
+# exodus/gc_tuning.py
+GC_TUNING_BULK_OBJECTS = 100_000  # more than the batches that are under way hold
+
+# exodus/live/costly_keys.py
+COSTLY_KEYS_COPIES_MIN = 10
+COSTLY_KEYS_TOLD_BYTES = 64 * 1024 * 1024
+COSTLY_KEYS_SHOWN = 5
+
+# exodus/live/lag_probe.py
+LAG_PROBE_EVERY_S = 1.0
+LAG_PROBE_POLL_S = 0.002
+LAG_PROBE_GIVEN_UP_S = 5.0
+LAG_PROBE_KEY_MS = 10_000
+LAG_PROBE_KEPT = 120  # measurements: two minutes
+
+# exodus/live/lanes.py
+LANES_WAIT_MS = 500
+# Lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much
+# later
+LANES_CADENCE_S = 0.02
+LANES_BATCH_KEYS = 256
+LANES_TRIM_EVERY_S = 10.0
+LANES_IDLE_S = 0.2
+LANES_LAG_MS_MAX = 3_600_000
+
+# exodus/live/recheck.py
+RECHECK_BATCH_KEYS = 2_000
+RECHECK_EVERY_S = 1.0
+RECHECK_PAUSE_S = 0.05
+RECHECK_BACK_ENTRIES_MAX = 1_000_000
+
+# exodus/live/rescan.py
+RESCAN_BATCH_KEYS = 500
+
+# exodus/live/server_runs.py
+SERVER_RUNS_POLL_S = 0.1
+
+# exodus/live/syncer.py
+SYNCER_BACKOFF_S = 0.25
+# After the end of an epoch of ours: applications' writes are held at that moment, and who moves
+# them needs the processor
+SYNCER_TIDY_S = 0.1
+SYNCER_BEHIND_MS = 2_000
+
+# exodus/native/expiries.py
+EXPIRIES_RESTATEMENTS = 20
+
+# exodus/native/replica.py
+REPLICA_TRIES = 3
+REPLICA_POLL_S = 0.002
+REPLICA_BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
+REPLICA_LOOK_S = 1.0
+
+# exodus/net/leg.py
+LEG_READ_BYTES = 256 * 1024
+
+# exodus/topology/pair_checks.py
+PAIR_CHECKS_OWN_KEYS_MAX = 1_000
+
+# exodus/verify/comparison.py
+COMPARE_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
+# Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it
+# comes
+COMPARE_RELATIVE_SLACK_MS = 1_000
+
+# exodus/verify/passes.py
+VERIFY_BATCH_KEYS = 500
+VERIFY_LISTED_MAX = 1_000
+VERIFY_SLICES_AT_A_TIME = 3
+VERIFY_KEEP_EVERY_S = 0.5
+
+# exodus/verify/reconcile.py
+RECONCILE_NAMED = 5
+RECONCILE_POLL_S = 0.05
+
+# tasks/backfill.py
+TASKS_BACKFILL_BUDGET_S = 20.0
+
+# tasks/beside.py
+TASKS_BESIDE_NAMED = 5
+
+# tasks/budget.py
+TASKS_BUDGET_EVERY_S = 20.0
+
+# tasks/canary.py
+TASKS_CANARY_LOOK_S = 0.2
+
+# tasks/compatibility.py
+# of one key: a lane copies the keys of 20 ms in one batch
+TASKS_COMPATIBILITY_COPIES_PER_S_MAX = 50
+
+# tasks/context.py
+TASKS_STORE_AWAY_S = 30.0
+TASKS_AGAIN_S = 0.5
+
+TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name
+
+# tasks/decision.py
+TASKS_DECISION_TEXT_MAX = 2_000
+
+# tasks/evidence.py
+TASKS_EVIDENCE_REASONS_MAX = 5
+TASKS_EVIDENCE_ROWS_MAX = 500
+
+# tasks/functions.py
+TASKS_FUNCTIONS_NAMED = 10
+
+# tasks/live_sync.py
+TASKS_LIVE_SYNC_FOLLOW_S = 15.0
+TASKS_LIVE_SYNC_REPAIR_ROUNDS = 5
+# a replication stream begins after repl-diskless-sync-delay, by default 5 s
+TASKS_LIVE_SYNC_PROOF_S = 20.0
+
+# tasks/native.py
+TASKS_NATIVE_WATCH_S = 20.0  # of one task, like one round of a slice
+TASKS_NATIVE_STUCK_S = 60.0  # without another byte or key
+TASKS_NATIVE_POLL_S = 0.2
+
+# tasks/profile.py
+TASKS_PROFILE_HOT_KEYS = 20
+
+# tasks/progress.py
+TASKS_PROGRESS_LOOK_S = 0.3
+TASKS_PROGRESS_TELL_S = 5.0
+
+# tasks/runs.py
+TASKS_RUNS_WHY_MAX = 500
+TASKS_RUNS_RUNS_READ = 50  # rollbacks, newest first; other migrations may have some
+
+# tasks/turn.py
+TASKS_TURN_LOOK_S = 0.5

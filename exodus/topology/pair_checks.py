@@ -16,6 +16,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import PAIR_CHECKS_OWN_KEYS_MAX
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Login
@@ -26,7 +27,6 @@ from exodus.topology.node import LIMITS, NodeFacts, payload_fits
 from exodus.topology.permits import try_rights
 
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
-_OWN_KEYS_MAX = 1_000
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
 async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
     """Count Exodus's own keys on a side; 0 where the side has too many keys to look."""
     found = 0
-    if sum(facts.databases.values()) < _OWN_KEYS_MAX:
+    if sum(facts.databases.values()) < PAIR_CHECKS_OWN_KEYS_MAX:
         for node in await endpoint.each_node():
             for db in facts.databases:
                 async with await node.connect(db) as leg:

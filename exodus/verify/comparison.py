@@ -22,16 +22,12 @@ from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
+from exodus.plan.bounds import COMPARE_APART_KEYS, COMPARE_RELATIVE_SLACK_MS
 from exodus.plan.own_keys import is_own, without_own
 from exodus.plan.scope import Scope
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
-
-_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
-# Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it
-# comes
-_RELATIVE_SLACK_MS = 1_000
 
 
 class Depth(StrEnum):
@@ -411,8 +407,8 @@ class Comparison:
     async def _apart(self, db: int, rows: Sequence[ScannedKey]) -> dict[bytes, str | None]:
         """Compare keys that need reads of their own."""
         found: dict[bytes, str | None] = {}
-        for start in range(0, len(rows), _APART_KEYS):
-            part = rows[start : start + _APART_KEYS]
+        for start in range(0, len(rows), COMPARE_APART_KEYS):
+            part = rows[start : start + COMPARE_APART_KEYS]
             here = [(db, row.key, row.kind) for row in part]
             there = [(*self._scope.target_key(db, row.key), row.kind) for row in part]
             ours, theirs = await asyncio.gather(
@@ -517,7 +513,7 @@ async def open_comparison(
     relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(
         side.capabilities.get("pexpiretime") for side in facts
     )
-    slack_ms = _RELATIVE_SLACK_MS if relative else 0
+    slack_ms = COMPARE_RELATIVE_SLACK_MS if relative else 0
     return Comparison(
         authority,
         follower,

@@ -26,6 +26,12 @@ from exodus.copy.impact import Pace
 from exodus.copy.read import Batch
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
+from exodus.plan.bounds import (
+    VERIFY_BATCH_KEYS,
+    VERIFY_KEEP_EVERY_S,
+    VERIFY_LISTED_MAX,
+    VERIFY_SLICES_AT_A_TIME,
+)
 from exodus.plan.own_keys import without_own
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import (
@@ -38,10 +44,6 @@ from exodus.verify.comparison import (
 )
 from exodus.verify.extra_keys import ExtraKeys, open_extra_keys
 
-BATCH_KEYS = 500
-LISTED_MAX = 1_000
-SLICES_AT_A_TIME = 3
-_KEEP_EVERY_S = 0.5
 _COUNTS = (
     "keys_authority",
     "keys_follower",
@@ -251,8 +253,8 @@ class PassState:
         if (
             store is None
             or kept is None
-            or time.monotonic() - self._saved < _KEEP_EVERY_S
-            or len(self.suspects) > LISTED_MAX
+            or time.monotonic() - self._saved < VERIFY_KEEP_EVERY_S
+            or len(self.suspects) > VERIFY_LISTED_MAX
         ):
             return  # with so many differences it is not worth going on with
         self._saved = time.monotonic()
@@ -281,7 +283,7 @@ async def look(engine: Engine, way: PassState, note: Note) -> None:
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    at_once = engine.plan.workers.count or SLICES_AT_A_TIME
+    at_once = engine.plan.workers.count or VERIFY_SLICES_AT_A_TIME
     forwards = await way.forwards.pieces(engine.authority, engine.plan.slices)
     backwards = await way.backwards.pieces(engine.follower, engine.plan.slices)
     with gc_tuning.seldom():
@@ -349,7 +351,7 @@ async def _side_by_side(
         tally = ComparisonCounts()
         # No call that ends a slice sees more of the next one than the call that begins it.
         after, batch = await comparison.scan(
-            piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start
+            piece.db, before, VERIFY_BATCH_KEYS, tally, at_least=before == piece.start
         )
         borders = walk.borders(piece, before, after)
         if borders and (theirs := walk.seen(borders, batch.keys)):
@@ -379,7 +381,7 @@ async def _find_extra_keys(
                 await leg.select(piece.db)
                 cursor = walk.cursor(piece)
                 while True:
-                    after, scanned = await scan_once(leg, cursor, BATCH_KEYS)
+                    after, scanned = await scan_once(leg, cursor, VERIFY_BATCH_KEYS)
                     await pace.turn()
                     borders = walk.borders(piece, cursor, after)
                     await _look_through(
