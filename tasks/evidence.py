@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.errors import EvidenceFailed
 from exodus.plan.bounds import (
     LETTERS_ACCEPTED_MAX,
@@ -221,8 +222,9 @@ def evaluate(
         async with opened(migration) as it:
             await it.store.save_report(f"evidence.{phase}", report)
             if not passed:
-                state = (await it.store.phases()).get(phase, {})
-                await it.store.save_phase(phase, {**state, "state": "failed", "why": why})
+                failed_one = PhaseState(state=PhaseStatus.FAILED)
+                state = (await it.store.phases()).get(phase, failed_one)
+                await it.store.save_phase(phase, state.now(PhaseStatus.FAILED, why=why))
 
     run(keep())
     if not passed:

@@ -18,10 +18,11 @@ from prefect.states import Cancelling
 
 from exodus.control import ledger, steps
 from exodus.control.ledger import LedgerEntry
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.cutover.levers import end_hold
 from exodus.plan.bounds import TASKS_RUNS_RUNS_READ, TASKS_RUNS_WHY_MAX
 from exodus.plan.vocabulary import Phase
-from tasks.context import Json, opened, run
+from tasks.context import opened, run
 
 _ENDED = {
     StateType.FAILED: "failed",
@@ -32,26 +33,26 @@ _ENDED = {
 _DECIDED = (StateType.COMPLETED, StateType.CANCELLED, StateType.CANCELLING)
 
 
-def is_open(state: Json) -> bool:
+def is_open(state: PhaseState | None) -> bool:
     """Return whether a phase's run is running or waiting.
 
     `state` is the phase's state in the control store.
     """
-    if state.get("state") not in ("running", "waiting"):
+    if state is None or not state.open:
         return False
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_flow_run(UUID(state["flow_run_id"]))
+            found = client.read_flow_run(UUID(state.flow_run_id))
         except ObjectNotFound:
             return False
     return found.state is not None and not found.state.is_final()
 
 
-def cancel(state: Json) -> None:
+def cancel(state: PhaseState) -> None:
     """Cancel a phase's run, running or waiting."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(
-            UUID(state["flow_run_id"]), Cancelling(message="replaced by a rollback"), force=False
+            UUID(state.flow_run_id), Cancelling(message="replaced by a rollback"), force=False
         )
 
 
@@ -86,12 +87,12 @@ def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
 
 async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: str) -> None:
     async with opened(migration) as it:
-        state = (await it.store.phases()).get(phase, {})
-        if state.get("flow_run_id") not in (None, run_id):
+        state = (await it.store.phases()).get(phase, PhaseState(state=PhaseStatus(outcome)))
+        if state.flow_run_id not in (None, run_id):
             return  # a later run of the phase has begun
         now_ms = await it.store.now_ms()
-        state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
-        await it.store.save_phase(phase, state)
+        ended = state.now(PhaseStatus(outcome), why=why, finished_ms=now_ms, flow_run_id=run_id)
+        await it.store.save_phase(phase, ended)
         await steps.end(it.store, run_id)
         await ledger.record(
             it.store,

@@ -253,7 +253,12 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         route = await read_route(store)
         before = await archived(store, store.migration)
         since_ms = int(before[-1]["archived_ms"]) if before else 0
-        phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api, since_ms)
+        phases, prefect_away = _with_runs(
+            {name: state.as_json() for name, state in (await store.phases()).items()},
+            migration.plan.name,
+            api,
+            since_ms,
+        )
         waiting = _waiting(phases)
         lost = unwritten(phases)
         entries = await ledger.read(store)

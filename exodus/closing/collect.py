@@ -108,7 +108,7 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
         "plan": plan.model_dump(mode="json"),
         "route": (await read_route(store)).model_dump(mode="json"),
         "ledger": {"entries": await ledger.read_stored(store)},
-        "phases": await store.phases(),
+        "phases": {name: state.as_json() for name, state in (await store.phases()).items()},
         "open-gaps": {
             "gaps": [
                 orjson.loads(raw)

@@ -11,6 +11,7 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import AuthenticationError, RedisError
 
+from exodus.control.phases import PhaseState
 from exodus.control.schema import Keys
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.net.client import answered, make_client
@@ -99,16 +100,16 @@ class ControlStore:
         raw = await answered(self.client.get(self.keys.report(name)))
         return None if raw is None else cast("Json", orjson.loads(raw))
 
-    async def save_phase(self, phase: str, state: Mapping[str, Any]) -> None:
+    async def save_phase(self, phase: str, state: PhaseState) -> None:
         """Say where a phase stands."""
         await answered(
-            self.client.hset(self.keys.phase, phase, orjson.dumps(state, default=str).decode())
+            self.client.hset(self.keys.phase, phase, orjson.dumps(state.as_json()).decode())
         )
 
-    async def phases(self) -> dict[str, Json]:
+    async def phases(self) -> dict[str, PhaseState]:
         """Return the state of every phase."""
         raw = await answered(self.client.hgetall(self.keys.phase))
-        return {name.decode(): orjson.loads(value) for name, value in raw.items()}
+        return {name.decode(): PhaseState.model_validate_json(value) for name, value in raw.items()}
 
     # --- registrations ---
     async def register(

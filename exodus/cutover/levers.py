@@ -13,6 +13,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from exodus.control.ledger import BACK, CUTOVER
+from exodus.control.phases import PhaseStatus
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
@@ -125,8 +126,7 @@ async def under_way(store: ControlStore) -> bool:
     phases = await store.phases()
     decided = {Phase.COMMIT: CUTOVER, Phase.ROLLBACK: BACK}
     return any(
-        (state.get("state"), state.get("gate"), state.get("decision"))
-        == ("running", gate, "approve")
+        (state.state, state.gate, state.decision) == (PhaseStatus.RUNNING, gate, "approve")
         for phase, gate in decided.items()
         if (state := phases.get(phase)) is not None
     )
