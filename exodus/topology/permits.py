@@ -7,7 +7,7 @@ by ACL DRYRUN, where it is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,8 +189,3 @@ def _requests(rows: Sequence[Any], commands: Sequence[str]) -> dict[str, tuple[s
         words = [part.upper() for part in command.split("|")]
         found[command] = (*words, *[_ARGUMENT] * (arity - len(words)))
     return found
-
-
-def refusals(found: Iterable[Refused]) -> list[Refused]:
-    """Return the refused commands without which the engine does not work."""
-    return [each for each in found if not each.right.without]
