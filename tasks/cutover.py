@@ -39,6 +39,15 @@ _FOLDER = "EXODUS_EVIDENCE_DIR"
 _KEY = "EXODUS_EVIDENCE_KEY"
 
 
+@kept_task("Read the authority")
+@opens_migration
+async def read_authority(it: Opened, after: str) -> Json:
+    """Return the authority as the route names it now; `after` names what was done."""
+    del after
+    route = await read_route(it.store)
+    return {"authority": str(route.authority), "epoch": route.epoch}
+
+
 @kept_task("Rehearse the switch")
 @opens_migration
 async def rehearse_switch(it: Opened) -> Json:

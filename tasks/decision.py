@@ -71,6 +71,20 @@ def phase_form(
     return form((APPROVE, REJECT), means)
 
 
+def findings_form(*, findings: bool) -> type[RunInput]:
+    """Return the form of a phase whose open findings are accepted by name."""
+    if not findings:
+        return phase_form()
+    listed = Field(
+        default="",
+        title="Accept findings",
+        description="One name a line, as in the artifact advice.",
+        max_length=100_000,
+    )
+    means = "approve: the next phase may begin, with the findings accepted; reject: it may not"
+    return form((APPROVE, REJECT), means, accept_findings=(str, listed))
+
+
 def migrate_form(*, dead_letters: bool) -> type[RunInput]:
     """Return Migrate's form. Keys that failed to copy are accepted by name."""
     means = "approve: Commit may begin; reject: it may not"

@@ -52,6 +52,12 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToNotBeNull(column="ok"),
             gxe.ExpectColumnValuesToBeInSet(column="ok", value_set=[True]),
         ],
+        "advice": lambda: [
+            # What should hold and does not is a finding. The decision accepts findings by name.
+            gxe.ExpectColumnValuesToNotBeNull(column="check"),
+            gxe.ExpectColumnValuesToNotBeNull(column="ok"),
+            gxe.ExpectColumnValuesToBeInSet(column="level", value_set=["should", "info"]),
+        ],
         "commands": lambda: [
             gxe.ExpectColumnValuesToNotBeNull(column="command"),
             gxe.ExpectColumnValuesToNotBeNull(column="calls"),
@@ -207,7 +213,7 @@ def evaluate(
         "passed": passed,
     }
     named = [
-        f"{row['check']}: {row['detail'] or 'no'}"
+        f"{row['check']}: {row['detail'] or 'no'}" + (f" ({row['why']})" if row.get("why") else "")
         for row in frames.get("checks", [])
         if not row["ok"]
     ]

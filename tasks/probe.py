@@ -11,7 +11,7 @@ from exodus.net.leg import ReplyError
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
-from exodus.topology.pair_checks import raise_if_fatal
+from tasks.checks import check, of_findings
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
@@ -38,14 +38,8 @@ _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
 @kept_task("Check both sides")
 @opens_migration
 async def check_sides(it: Opened) -> list[Json]:
-    """Run the pre-flight checks.
-
-    Raises:
-        OperatorError: the pair cannot be migrated as it is. Nothing was changed.
-    """
-    findings = await check_all(it.plan, it.store)
-    raise_if_fatal(findings)
-    return [asdict(finding) for finding in findings]
+    """Run the pre-flight checks; return them as checks of the phase. They change nothing."""
+    return of_findings([asdict(finding) for finding in await check_all(it.plan, it.store)])
 
 
 @kept_task("Describe both sides")
@@ -68,13 +62,8 @@ def exercise_target(migration: str) -> list[Json]:
                     replies = await leg.pipeline(commands)  # type: ignore[arg-type]
                     errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
                     ok = not errors and replies[-1] == wanted
-                    rows.append(
-                        {
-                            "check": f"target takes: {name}",
-                            "ok": ok,
-                            "detail": errors[0] if errors else "" if ok else "unexpected reply",
-                        }
-                    )
+                    detail = errors[0] if errors else "" if ok else f"answered {replies[-1]!r}"
+                    rows.append(check(f"target takes: {name}", ok, detail))
                 await leg.call("UNLINK", _KEY)
         return rows
 
@@ -112,15 +101,8 @@ async def unchanged(it: Opened, before: Json) -> list[Json]:
     """Compare the source's fingerprint and the route with earlier ones."""
     route = await read_route(it.store)
     now = await _print_of(it.endpoint(Side.SOURCE))
+    same_route = (str(route.authority), route.epoch) == (before["authority"], before["epoch"])
     return [
-        {
-            "check": "the source's role, users and settings are unchanged",
-            "ok": now == before["digest"],
-            "detail": "",
-        },
-        {
-            "check": "the route is unchanged",
-            "ok": (str(route.authority), route.epoch) == (before["authority"], before["epoch"]),
-            "detail": f"epoch {route.epoch}",
-        },
+        check("the source's role, users and settings are unchanged", now == before["digest"]),
+        check("the route is unchanged", same_route, f"epoch {route.epoch}"),
     ]

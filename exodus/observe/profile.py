@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exodus.commands.table import CommandTable
+from exodus.plan.own_keys import is_own
 
 _NAMES_MAX = 10_000
 
@@ -23,6 +24,7 @@ class Profile:
     seconds: float = 0.0
     requests: int = 0
     writes: int = 0
+    on_keys: int = 0  # requests that name a key of an application: Exodus's own name none
     unreadable: int = 0
     from_scripts: int = 0  # executed by a script; counted apart, since the script was counted too
     commands: Counter[str] = field(default_factory=Counter)
@@ -44,7 +46,9 @@ class Profile:
         if len(self.clients) < _NAMES_MAX:
             self.clients.add(client)
         self.argument_bytes += sum(map(len, args))
-        for key in command.keys(args)[:8]:
+        keys = command.keys(args)
+        self.on_keys += any(not is_own(key) for key in keys)
+        for key in keys[:8]:
             prefix = prefix_of(key)
             self.prefixes[
                 prefix if len(self.prefixes) < _NAMES_MAX or prefix in self.prefixes else "(other)"
@@ -57,6 +61,7 @@ class Profile:
             "requests": self.requests,
             "requests_per_s": round(self.requests / self.seconds, 1) if self.seconds else 0.0,
             "writes": self.writes,
+            "on_keys": self.on_keys,
             "unreadable": self.unreadable,
             "from_scripts": self.from_scripts,
             "clients": len(self.clients),

@@ -437,6 +437,7 @@ TASKS_CANARY_LOOK_S = 0.2
 
 # tasks/compatibility.py
 # of one key: a lane copies the keys of 20 ms in one batch
+TASKS_COMPATIBILITY_NAMED = 10
 TASKS_COMPATIBILITY_COPIES_PER_S_MAX = 50
 
 # tasks/context.py

@@ -48,6 +48,7 @@ class CommandSnapshot(TypedDict):
     latency_us_p50: int
     latency_us_p99: int
     latency_us_max: int
+    latency_us_steps: list[tuple[int, int]]  # value and count; two snapshots give a window
 
 
 class PrefixSnapshot(TypedDict):
@@ -104,6 +105,7 @@ class CommandCounters:
             "latency_us_p50": latency.quantile(0.50),
             "latency_us_p99": latency.quantile(0.99),
             "latency_us_max": latency.value_max,
+            "latency_us_steps": latency.eighths(),
         }
 
 

@@ -62,6 +62,15 @@ class Histogram:
         """
         return [(_highest(index), count) for index, count in enumerate(self.counts) if count]
 
+    def eighths(self) -> list[tuple[int, int]]:
+        """Return the steps in eighths of an octave, small enough to be sent every second."""
+        found: dict[int, int] = {}
+        for value, count in self.steps():
+            low = max(0, value.bit_length() - 4)
+            high = ((value >> low) + 1 << low) - 1
+            found[high] = found.get(high, 0) + count
+        return list(found.items())
+
 
 def _highest(index: int) -> int:
     magnitude = max(0, index // _HALF - 1)
