@@ -1,89 +1,89 @@
-"""Every bound of the data plane, with its unit. Each queue, buffer, wait, and retry names one."""
+"""Every bound of the data plane, with its unit. Each queue, buffer, wait, and retry names one.
 
-# Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
-STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
-# An argument longer than this is skipped, never copied; as a key it is a gap
-RETAINED_ARG_BYTES = 1024 * 1024
-# Texts of scripts that a gateway keeps, to load them on the other side at a switch
-SCRIPTS_BYTES_MAX = 8 * 1024 * 1024
-# Answered requests that wait until the server tells what their command is; more are a gap
-UNKNOWN_REQUESTS_MAX = 1_000
-UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
-# Of a SCAN cursor that are the server's own; the bits above say from which authority it is
-CURSOR_BITS = 45
-RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
-INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
-# What a session keeps of a client while its writes are held, before it stops reading
-HELD_BYTES_MAX = 1024 * 1024
-# A queued MULTI larger than this cannot be carried over a switch
-TRANSACTION_BYTES_MAX = 1024 * 1024
-# Of a reply that is taken apart, or changed, before it is passed on
-WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024
-SUBSCRIPTIONS_TRACKED_MAX = 10_000
-JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
+Bounds that several modules share come first, by subject. The others follow, by module.
+"""
+
+# Requests and replies in a gateway.
+STREAM_FRAME_BYTES = 64 * 1024  # A longer request is forwarded while it still arrives.
+RETAINED_ARG_BYTES = 1024 * 1024  # A longer argument is not copied. As a key it is a gap.
+RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # The copied arguments of one request.
+INLINE_BYTES_MAX = 64 * 1024  # The servers' own limit for an inline request or a header line.
+WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # A reply that the gateway splits or changes.
+TRANSACTION_BYTES_MAX = 1024 * 1024  # A longer queued MULTI is not carried over a switch.
+SUBSCRIPTIONS_TRACKED_MAX = 10_000  # Channels and patterns of one session.
+PIPELINE_MAX = 2_000  # Unanswered requests of a session. It is then read again at half of them.
+CURSOR_BITS = 45  # The server's part of a SCAN cursor. The bits above name the authority.
+SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # Script texts kept, to be loaded on the other side.
+UNKNOWN_REQUESTS_MAX = 1_000  # Requests whose command the server has yet to describe, else a gap.
+UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # The arguments of those requests.
+
+# Turns of clients in a gateway's event loop.
+TURN_BYTES = 64 * 1024  # Bytes of one client, before the others have their turn.
+TURN_BYTES_BUSY = 4 * 1024  # The same for a client that sends many requests in them.
+TURN_REQUESTS = 100  # More requests than this in one turn are many.
+TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
+
+# The journal, the spool, and the intent log.
+JOURNAL_WINDOW_S = 0.01  # Keys written within it are one journal entry.
 JOURNAL_BATCH_KEYS = 4_000
-JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far
-SPOOL_BYTES_MAX = 256 * 1024 * 1024
+JOURNAL_RETAIN_MS = 15 * 60 * 1000  # A backfill chunk may look back this far.
+SPOOL_BYTES_MAX = 256 * 1024 * 1024  # Journal on disk while the control store is away.
 INTENT_SEGMENT_BYTES = 1024 * 1024
 INTENT_SEGMENTS_MAX = 64
+
+# Heartbeats, leases, and turns of phases.
 HEARTBEAT_S = 0.5
-# While writes are held; a switch that waits for a word asks for it on the route's channel
-HELD_HEARTBEAT_S = 0.05
-HEARTBEAT_STALE_S = 5.0
+HELD_HEARTBEAT_S = 0.05  # While writes are held.
+HEARTBEAT_STALE_S = 5.0  # An older heartbeat is of a process that went away.
 LEASE_MS = 5_000
-TURN_MS = 15_000  # for which a process has the turn of a phase after it renewed it last
+TURN_MS = 15_000  # A phase's turn ends so long after its last renewal.
 TURN_RENEW_S = 3.0
-HEAVY_BYTES = 64 * 1024  # of a key's payload, from which on its copies are counted one by one
-HEAVY_KEYS_MAX = 1_000
-BUNDLES_KEPT = 8  # evidence bundles in the control store
-BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # of one, compressed
+
+# The hold of a switch.
 HOLD_SECONDS_MAX = 10.0
-# In which every gateway must say that it holds; one that does not costs no more than this
-HOLD_ACK_S = 1.5
-# Under a hold, for a request that does not end or that cannot be read; then its session is closed
-DRAIN_PATIENCE_S = 0.5
-TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
-TURN_BYTES_BUSY = 4 * 1024  # likewise, where these bytes are many requests
-TURN_REQUESTS = 100  # so many in one turn are many
-TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
-# Unanswered requests of one session, before it is read no further until half of them are answered
-PIPELINE_MAX = 2_000
-# In which a session's requests under way must be answered, or it is closed at the switch
-MOVE_SECONDS_MAX = 1.0
-SHADOW_QUEUE_MAX = 10_000
-# Reads that the follower was asked and has not answered; beyond, it counts as failing
-CANARY_IN_FLIGHT_MAX = 10_000
+HOLD_ACK_S = 1.5  # Every gateway must confirm the hold in this time, else the switch is undone.
+HELD_BYTES_MAX = 1024 * 1024  # Requests kept of one session while writes are held.
+DRAIN_PATIENCE_S = 0.5  # A session with an endless or unreadable request is closed after this.
+MOVE_SECONDS_MAX = 1.0  # A session whose requests are not answered by then is closed.
+
+# Shadow traffic and canary reads.
+SHADOW_QUEUE_MAX = 10_000  # Sampled pairs that wait to be published.
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
-# Of sampled requests and replies that one gateway process puts into the control store
-SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024
-SHADOW_KEPT_MS = 15_000  # for how long they stay there
-# That Compare waits for one request that it tries; a command that takes longer is tried no more
-COMPARE_SECONDS_MAX = 1.0
+SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the control store.
+SHADOW_KEPT_MS = 15_000  # Sampled pairs expire from the control store after this.
+COMPARE_SECONDS_MAX = 1.0  # A command that takes longer on the target is not tried again.
+CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count as failing.
+
+# Sending clients away at the end.
 REDIRECT_PER_S_MAX = 1_000
-# Connections that come while clients are sent away, before it may stop for them
-REDIRECT_RETURNS_MIN = 3
-REDIRECT_RETURNS_SHARE_MAX = 0.5  # of those that were ended
-STATUS_CLIENTS_MAX = 16  # of /metrics and /health at a time, each a thread
-STATUS_SECONDS_MAX = 5.0  # that one of them gets
+REDIRECT_RETURNS_MIN = 3  # Connections that come back, before redirecting may stop by itself.
+REDIRECT_RETURNS_SHARE_MAX = 0.5  # Of the ended connections. More come back: it stops.
+
+# Connections.
 CONNECT_TIMEOUT_S = 5.0
-REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
-# What one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
-READ_BATCH_BYTES = 1024 * 1024
-# Of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and its
-# RESTORE too
-LARGE_KEY_BYTES = 1024 * 1024
-LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
-CHUNK_BYTES = 512 * 1024  # of a large key, in one command
+REPLY_TIMEOUT_S = 60.0  # Without a byte the peer is dead. A DUMP of the largest key takes seconds.
+STATUS_CLIENTS_MAX = 16  # Clients of /metrics and /health at a time. Each has a thread.
+STATUS_SECONDS_MAX = 5.0  # One of them is cut off after this.
+
+# Copying keys.
+READ_BATCH_BYTES = 1024 * 1024  # One reading call. It costs about 5 µs a key and 10 ms a MB.
+LARGE_KEY_BYTES = 1024 * 1024  # In memory. The DUMP of a larger key blocks for over 10 ms.
+LARGE_ELEMENTS = 10_000  # The same, where a server does not report the memory of a key.
+CHUNK_BYTES = 512 * 1024  # Of a large key, in one command.
 CHUNK_ELEMENTS = 1_000
-# The source does nothing else for as long as the target does not answer it
-MIGRATE_TIMEOUT_MS = 1_000
-CHUNKS_KEPT = 100_000
-REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
-# Journal entries not synced, beyond which a full comparison waits before it marks more keys
-MARKED_AHEAD_ENTRIES_MAX = 1_000
-# Of one partition, written since the last verification pass and not compared since; beyond, a new
-# pass is needed
-DIRTY_KEYS_MAX = 200_000
+MIGRATE_TIMEOUT_MS = 1_000  # The source is blocked while the target does not answer a MIGRATE.
+CHUNKS_KEPT = 100_000  # Rows of chunks that a backfill keeps.
+HEAVY_BYTES = 64 * 1024  # The copies of a key with a larger payload are counted one by one.
+HEAVY_KEYS_MAX = 1_000
+
+# Verification and repair.
+REPAIR_SECONDS_MAX = 120.0  # Live sync must reach the keys marked for repair in this time.
+MARKED_AHEAD_ENTRIES_MAX = 1_000  # More unsynced entries pause a comparison that marks keys.
+DIRTY_KEYS_MAX = 200_000  # Of one partition, since the last pass. More require a new pass.
+
+# Evidence.
+BUNDLES_KEPT = 8  # Bundles in the control store.
+BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # One compressed bundle.
 
 # exodus/backfill/forecast.py
 FORECAST_SAMPLE_KEYS = 2_000
