@@ -467,6 +467,11 @@ TASKS_NATIVE_WATCH_S = 20.0  # of one task, like one round of a slice
 TASKS_NATIVE_STUCK_S = 60.0  # without another byte or key
 TASKS_NATIVE_POLL_S = 0.2
 
+# tasks/probe.py
+TASKS_PROBE_PINGS = 20
+TASKS_PROBE_ADDED_MS = 1.0  # to the median of PING, before the row says that it is slower
+TASKS_PROBE_NAMED = 10  # settings that changed, listed by name
+
 # tasks/profile.py
 TASKS_PROFILE_HOT_KEYS = 20
 

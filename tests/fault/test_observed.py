@@ -5,6 +5,7 @@ bypasses the gateways is found.
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 import redis.asyncio as redis
@@ -13,7 +14,7 @@ from exodus.gateway.tables import load_table
 from exodus.observe.monitor import capture
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
-from tasks import clients
+from tasks import clients, probe
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
@@ -70,3 +71,32 @@ async def test_a_client_that_bypasses_the_gateways_is_found_by_name(local: Local
 
     await until(seen, within_s=10, otherwise="the direct client was not found")
     await direct.aclose()
+
+
+@pytest.mark.parametrize(
+    ("change", "red"),
+    [
+        (("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"), "the source's settings"),
+        (("ACL", "SETUSER", "stranger", "on", ">p", "~*", "+get"), "the source's users"),
+        (("REPLICAOF", "127.0.0.1", "1"), "the source's role"),
+        (None, ""),
+    ],
+)
+async def test_a_change_of_the_source_is_found_and_named(
+    local: LocalMigration, change: tuple[str, ...] | None, red: str
+) -> None:
+    """A digest of everything told that something changed, and not what."""
+    it = Opened(local.plan, local.store, local.plan)
+    before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
+    assert "password" not in str(before)
+    with local.servers[Side.SOURCE].client() as client:
+        if change is not None:
+            client.execute_command(*change)
+    rows = await inspect.unwrap(probe.unchanged.fn)(it, before)
+    failed = {
+        row["check"]: row["detail"] for row in rows if not row["ok"] and row["level"] == "must"
+    }
+    assert any(name.startswith(red) for name in failed) if red else failed == {}
+    if red == "the source's settings":
+        assert failed == {"the source's settings are unchanged": "maxmemory-policy"}
+    assert rows[-1]["detail"].startswith("PING p50 ")
