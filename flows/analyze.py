@@ -17,6 +17,7 @@ from tasks.compatibility import (
     advice_lines,
     check_commands,
     foresee_strategies,
+    judge_size,
     judge_workload,
     recommend,
     strategy_line,
@@ -49,7 +50,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         *weigh_hot_keys(migration, workload["hot_keys"]),
     ]
     foreseen = foresee_strategies(migration)
-    checks = [*sides, *judge_workload(workload, commands, direct)]
+    checks = [*sides, *judge_size(facts), *judge_workload(workload, commands, direct)]
     summary = {
         key: workload[key]
         for key in (

@@ -178,6 +178,23 @@ def judge_workload(workload: Json, commands: list[Json], direct: list[Json]) -> 
     ]
 
 
+def judge_size(facts: Json) -> list[Json]:
+    """Return the checks of the target's size, with the arithmetic."""
+    used, room = facts["source"]["used_memory"], facts["target"]["maxmemory"]
+    needed = int(used * _SIZE_MARGIN)
+    return [
+        check(
+            "the target has room for the copy and a reserve",
+            not room or room >= needed,
+            f"the source uses {used:,} bytes, times {_SIZE_MARGIN} is {needed:,}; maxmemory of the "
+            f"target is {f'{room:,}' if room else 'not set'}",
+            level=Level.SHOULD,
+            why="encodings differ between versions, and writes go on while the copy runs",
+            next_step=f"set maxmemory of the target to {needed:,} or more",
+        )
+    ]
+
+
 def workload_line(workload: Json, commands: list[Json]) -> str:
     """Return the workload in one line. A command that waits for data is not slow."""
     busy = [row for row in commands if not row["waits"]]
