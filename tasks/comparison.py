@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Iterable
 
 import orjson
 
@@ -113,8 +114,7 @@ async def _convergence(it: Opened) -> Json:
     still: what did not change at the authority from the beginning of a pause to its end has to be
     on the target by then.
     """
-    packed = await answered(it.store.client.smembers(it.store.keys.seeded))
-    keys = [key for one in packed for key in unpack(one)]
+    keys = await _listed(it, it.store.keys.seeded)
     engine = await open_engine(it.store, it.plan)
     async with await engine.authority_leg(name="exodus-compare") as leg:
         differ, written = await spot_check(engine, keys), set()
@@ -175,23 +175,36 @@ def list_divergences(migration: str) -> list[Json]:
     return run(work())
 
 
+async def _unlink(it: Opened, keys: Iterable[Key]) -> None:
+    """Remove keys of the target, given with their places there."""
+    by_db: dict[int, list[bytes]] = {}
+    for db, key in keys:
+        by_db.setdefault(db, []).append(key)
+    node = await it.endpoint(Side.TARGET).any_node()
+    for db, names in by_db.items():
+        async with await node.connect(db, name="exodus-compare") as leg:
+            for start in range(0, len(names), 500):
+                await leg.call("UNLINK", *names[start : start + 500])
+
+
+async def _listed(it: Opened, name: str) -> list[Key]:
+    packed = await answered(it.store.client.smembers(name))
+    return [key for one in packed for key in unpack(one)]
+
+
 @kept_task("Remove the sample from the target")
 def remove_sample(migration: str) -> int:
-    """Remove the keys that Compare copied to the target; return their number."""
+    """Remove the keys that Compare copied to the target; return their number.
+
+    A comparer that was killed leaves scratch copies behind. They are removed too.
+    """
 
     async def work() -> int:
         async with opened(migration) as it:
-            packed = await answered(it.store.client.smembers(it.store.keys.seeded))
-            by_db: dict[int, list[bytes]] = {}
-            for one in packed:
-                for db, key in (it.plan.scope.target_key(*each) for each in unpack(one)):
-                    by_db.setdefault(db, []).append(key)
-            node = await it.endpoint(Side.TARGET).any_node()
-            for db, keys in by_db.items():
-                async with await node.connect(db, name="exodus-compare") as leg:
-                    for start in range(0, len(keys), 500):
-                        await leg.call("UNLINK", *keys[start : start + 500])
-            await answered(it.store.client.delete(it.store.keys.seeded))
-            return len(packed)
+            names = it.store.keys
+            seeded, scratch = await _listed(it, names.seeded), await _listed(it, names.scratch)
+            await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
+            await answered(it.store.client.delete(names.seeded, names.scratch))
+            return len(seeded)
 
     return run(work())

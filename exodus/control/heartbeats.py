@@ -113,7 +113,12 @@ class ComparerFacts(_Facts):
     """The facts of a comparer process."""
 
     behind: int = 0
+    pending: int = 0  # replies that differ and are asked for again
     rows: dict[str, dict[str, int]] = Field(default_factory=dict)  # command → outcome → replies
+    inconclusive: dict[str, int] = Field(default_factory=dict)  # reason → replies
+    not_tried: dict[str, int] = Field(default_factory=dict)  # reason → requests
+    keys: int = 0  # sampled keys
+    keys_refused: int = 0  # keys beyond COMPARE_KEYS_MAX
 
 
 class Heartbeat(BaseModel):

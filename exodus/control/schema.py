@@ -81,6 +81,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         packed key → divergence, JSON
     seeded           set      comparer → flows
         packed keys that Compare put on the target
+    scratch          set      comparer → flows
+        packed keys of the target that writes were tried on
     telemetry:ID     string   gateway → flows, status
         counters and histograms, JSON; expires
     report:NAME      string   flows → status, later phases
@@ -133,6 +135,7 @@ class Keys:
         self.verified_pass = self.prefix + "verified"
         self.fresh = self.prefix + "fresh"
         self.seeded = self.prefix + "seeded"
+        self.scratch = self.prefix + "scratch"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"

@@ -101,6 +101,11 @@ class Options(BaseModel):
         description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
         "compare_user, on the target",
     )
+    compare_repair: bool = Field(
+        default=False,
+        description="Compare copies a key again once a difference of it is confirmed; false: "
+        "exodus repair does",
+    )
     fence: Fencing = Field(
         default=Fencing(), description="how the side that stops being the authority refuses writes"
     )

@@ -280,6 +280,13 @@ RIGHTS = (
         without="what the target refuses is listed as a difference",
     ),
     Right(
+        _words("copy"),
+        _COMPARER,
+        "scratch copies, on which Compare tries writes",
+        frozenset({Side.TARGET}),
+        without="writes are not tried",
+    ),
+    Right(
         _words("script|kill function|kill"),
         _COMPARER,
         "to end a script that Compare tried and that takes too long (compare_scripts)",

@@ -1,0 +1,364 @@
+"""Verdicts: whether a reply that differs is a divergence.
+
+The application's reply stands for the authority. It was true at one moment, and the follower has
+the key's writes a little later. So a difference is no verdict yet:
+
+1. Wait until the follower has what the journal has for the key (`SampledCopies.keep_up`).
+2. Ask the follower. An equal reply ends it: *equal*.
+3. Ask the authority again. If its reply moved, or the journal names the key again: *inconclusive*.
+4. Ask again after each pause of `COMPARE_LOOKS_S`. A reply that becomes equal is equal, and *late*.
+5. A difference that stays is *confirmed*. Only then, and only where the plan says
+   `compare_repair`, the key is copied again. Nothing heals a key before it is judged.
+
+A script is never asked of the authority: it may cost what the application did not mean to pay
+twice. Its reply is judged by what the application got, and only where the journal does not name its
+key meanwhile.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
+from exodus.commands.table import CommandTable
+from exodus.control.changes import Key
+from exodus.engine import Engine
+from exodus.net.leg import Leg, NoDatabase, Reply
+from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_LOOKS_S, COMPARE_PENDING_MAX
+from exodus.shadow.copies import SampledCopies
+from exodus.shadow.exchange import Exchange
+from exodus.shadow.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
+from exodus.shadow.scratch import NoScratch, Scratch
+from exodus.shadow.trials import Slow, TooSlow, TrialConnection, kill_script
+
+_KILL_S = 0.2  # between two attempts to end a script
+MOVED = "the authority's reply moved"
+WRITTEN = "the key was written meanwhile"
+LAGGING = "live sync did not come to the key"
+NOT_ALLOWED = "Exodus may not ask the authority this"
+WAITS = "the same request waits to be asked again"
+CROWDED = "too many replies waited to be asked for again"
+NO_SCRIPT = "the target has not been given the script"
+REFUSED_STATE = "the state of the scratch copy may be another one"
+
+Diverged = Callable[[Exchange, Key, str, str], Awaitable[None]]
+
+
+@dataclass(order=True)
+class Pending:
+    """A reply that differs and is asked for again."""
+
+    due: float
+    number: int  # of two that are due together, the first comes first
+    exchange: Exchange = field(compare=False)
+    key: Key = field(compare=False)
+    here: Reply = field(compare=False)
+    version: int = field(compare=False)
+    looks: int = field(default=0, compare=False)
+
+
+@dataclass
+class Tally:
+    """What became of the exchanges of one sampling."""
+
+    rows: dict[str, Counter[str]] = field(default_factory=dict)  # command → outcome → replies
+    inconclusive: Counter[str] = field(default_factory=Counter)  # by reason
+    not_tried: Counter[str] = field(default_factory=Counter)  # by reason
+
+    def row(self, command: bytes) -> Counter[str]:
+        """Return the counters of a command."""
+        return self.rows.setdefault(command.decode("ascii", "replace"), Counter())
+
+    def undecided(self, row: Counter[str], why: str) -> None:
+        """Count a reply that nothing can be said of."""
+        row["inconclusive"] += 1
+        self.inconclusive[why] += 1
+
+
+class Judge:
+    """Tries exchanges on the follower and gives verdicts, over connections of one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        copies: SampledCopies,
+        authority: TrialConnection,
+        follower: TrialConnection,
+        ours: Leg,
+        table: CommandTable,
+        slow: Slow,
+        tally: Tally,
+        diverged: Diverged,
+        now: Callable[[], float],
+    ) -> None:
+        """`follower` connects as an application's user, `ours` as Exodus; `diverged` is told of
+        confirmed divergences.
+        """
+        self._engine = engine
+        self._copies = copies
+        self._authority = authority
+        self._follower = follower
+        self._ours = ours
+        self._table = table
+        self._slow = slow
+        self._tally = tally
+        self._diverged = diverged
+        self._now = now
+        self._scratch = Scratch(engine, ours, follower)
+        self._pending: list[Pending] = []
+        self._waiting: dict[tuple[int, tuple[bytes, ...]], Pending] = {}
+        self._numbers = 0
+        self._asks_left, self._asks_at = COMPARE_ASKS_PER_S_MAX, now()
+
+    @property
+    def pending(self) -> int:
+        """Return the number of replies that wait to be asked for again."""
+        return len(self._pending)
+
+    def key_of(self, exchange: Exchange) -> Key:
+        """Return the key by which a request was sampled."""
+        args = exchange.args
+        keys = self._table.of(args).keys(args)
+        return exchange.db, keys[0] if keys else args[1] if len(args) > 1 else b""
+
+    async def take(self, exchanges: Iterable[Exchange]) -> None:
+        """Try exchanges on the follower, once it has what the journal has."""
+        several = list(exchanges)
+        await self._copies.seed(self.key_of(each) for each in several)
+        await self._copies.keep_up()
+        for each in several:
+            await self._one(each)
+
+    async def look_again(self) -> None:
+        """Ask again for the replies whose pause is over."""
+        now = self._now()
+        earned = (now - self._asks_at) * COMPARE_ASKS_PER_S_MAX
+        self._asks_left = min(COMPARE_ASKS_PER_S_MAX, self._asks_left + earned)
+        self._asks_at = now
+        if not self._pending or self._pending[0].due > now:
+            return
+        await self._copies.keep_up()
+        while self._pending and self._pending[0].due <= now and self._asks_left >= 1:
+            self._asks_left -= 1
+            pending = heapq.heappop(self._pending)
+            del self._waiting[_identity(pending.exchange)]
+            await self._look(pending)
+
+    # ------------------------------------------------------------------ one exchange
+
+    async def _one(self, exchange: Exchange) -> None:
+        key, row = self.key_of(exchange), self._tally.row(exchange.command)
+        why_not = self._why_not(exchange, key)
+        if why_not:
+            row[why_not] += 1
+        elif exchange.write:
+            await self._try_write(exchange, key, row)
+        else:
+            await self._try_read(exchange, key, row)
+
+    def _why_not(self, exchange: Exchange, key: Key) -> str:
+        if key in self._copies.state.filtered:
+            return "excluded"
+        if exchange.command in NOT_COMPARABLE or self._renamed(exchange) is None:
+            return "not_comparable"
+        return "" if key in self._copies and self._allowed(exchange) else "not_tried"
+
+    def _allowed(self, exchange: Exchange) -> bool:
+        """Whether a request may be tried: a known command at a bounded cost, or any plain one of a
+        key, as an application's user.
+        """
+        name, args = exchange.command, exchange.args
+        if name in self._slow.names:
+            return False
+        if name in (COMPARED_WRITES if exchange.write else COMPARED_READS):
+            return True
+        command, plan = self._table.of(args), self._engine.plan
+        if plan.compare_user is None or not command.known:
+            return False
+        if command.script:
+            return (
+                self._engine.route.shadow_scripts
+                and plan.compare_scripts
+                and not command.write
+                and len(command.keys(args)) == 1
+            )
+        return command.plain and command.keys(args) == args[1:2]
+
+    def _renamed(self, exchange: Exchange) -> list[bytes] | None:
+        """The request as it has to be asked of the target; None where it names its key elsewhere
+        than most do.
+        """
+        args = exchange.args
+        if not self._engine.scope.renames:
+            return args
+        if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
+            return None
+        return [args[0], self._engine.scope.target_key(exchange.db, args[1])[1], *args[2:]]
+
+    def _place(self, key: Key) -> Key:
+        return self._engine.scope.target_key(*key) if self._engine.scope.renames else key
+
+    # ------------------------------------------------------------------ reads
+
+    async def _try_read(self, exchange: Exchange, key: Key, row: Counter[str]) -> None:
+        here = parse(exchange.reply)
+        if error_code(here) in INFRASTRUCTURE:
+            row["infrastructure"] += 1
+            return
+        try:
+            there = await self._ask_follower(exchange, key)
+        except TooSlow:
+            await self._try_no_more(exchange, row)
+            return
+        except NoDatabase as exc:
+            row["divergences"] += 1
+            await self._diverged(exchange, key, "the target refuses it", str(exc))
+            return
+        if error_code(there) in INFRASTRUCTURE:
+            row["infrastructure"] += 1
+            return
+        row["compared"] += 1
+        if equivalent(exchange.command, here, there, exchange.args):
+            row["equal"] += 1
+        else:
+            self._wait(exchange, key, here, row)
+
+    async def _ask_follower(self, exchange: Exchange, key: Key) -> Reply:
+        return await self._follower.ask(
+            self._place(key)[0], self._renamed(exchange) or exchange.args
+        )
+
+    def _wait(self, exchange: Exchange, key: Key, here: Reply, row: Counter[str]) -> None:
+        identity = _identity(exchange)
+        same = self._waiting.get(identity)
+        if same is not None or len(self._pending) >= COMPARE_PENDING_MAX:
+            moved = same is not None and not equivalent(
+                exchange.command, same.here, here, exchange.args
+            )
+            self._tally.undecided(row, MOVED if moved else WAITS if same else CROWDED)
+            return
+        self._numbers += 1
+        self._push(Pending(0.0, self._numbers, exchange, key, here, self._copies.version(key)))
+
+    def _push(self, pending: Pending) -> None:
+        pending.due = self._now() + COMPARE_LOOKS_S[pending.looks]
+        pending.looks += 1
+        heapq.heappush(self._pending, pending)
+        self._waiting[_identity(pending.exchange)] = pending
+
+    async def _look(self, pending: Pending) -> None:
+        exchange, key = pending.exchange, pending.key
+        row = self._tally.row(exchange.command)
+        script = self._table.of(exchange.args).script
+        if key in self._copies.state.filtered:
+            row["excluded"] += 1  # a rule leaves it out as it is by now
+            return
+        try:
+            there = await self._ask_follower(exchange, key)
+            # The authority is asked last: what it says now, the follower had time to come to.
+            here = pending.here if script else await self._authority.ask(exchange.db, exchange.args)
+        except TooSlow:
+            await self._try_no_more(exchange, row)
+            return
+        why = self._why_undecided(pending, here, there)
+        if why:
+            self._tally.undecided(row, why)
+        elif error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
+            row["infrastructure"] += 1
+        elif equivalent(exchange.command, here, there, exchange.args):
+            row["equal"] += 1
+            row["late"] += 1
+        elif pending.looks < len(COMPARE_LOOKS_S):
+            self._push(pending)
+        else:
+            await self._judge_last(pending, there, row)
+
+    def _why_undecided(self, pending: Pending, here: Reply, there: Reply) -> str:
+        exchange = pending.exchange
+        if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
+            return NOT_ALLOWED
+        if not equivalent(exchange.command, pending.here, here, exchange.args):
+            return MOVED
+        if self._copies.version(pending.key) != pending.version:
+            return WRITTEN
+        return NO_SCRIPT if error_code(there) == "NOSCRIPT" else ""
+
+    async def _judge_last(self, pending: Pending, there: Reply, row: Counter[str]) -> None:
+        """Confirm, unless the journal tells only now of a write between the two replies."""
+        exchange, key = pending.exchange, pending.key
+        await self._copies.keep_up()
+        if self._copies.version(key) != pending.version:
+            self._tally.undecided(row, WRITTEN)
+            return
+        if not self._copies.caught_up(key):
+            self._tally.undecided(row, LAGGING)
+            return
+        row["divergences"] += 1
+        code = error_code(there)
+        what = (
+            "a script's reply differs"
+            if self._table.of(exchange.args).script
+            else (f"replies differ under the rule '{rule_of(exchange.command, exchange.args)}'")
+        )
+        await self._diverged(exchange, key, "replies differ", f"error {code}" if code else what)
+        if self._engine.plan.compare_repair:
+            await self._copies.copy([key])
+
+    # ------------------------------------------------------------------ writes
+
+    async def _try_write(self, exchange: Exchange, key: Key, row: Counter[str]) -> None:
+        """Whether the target accepts a write, tried on a scratch copy of the key."""
+        to_db, to = self._place(key)
+        request = self._renamed(exchange) or exchange.args
+        try:
+            (there,) = await self._scratch.tried(to_db, [to], [request])
+        except TooSlow:
+            await self._try_no_more(exchange, row)
+            return
+        except NoScratch as exc:
+            row["not_tried"] += 1
+            self._tally.not_tried[str(exc)] += 1
+            return
+        except NoDatabase as exc:
+            row["divergences"] += 1
+            await self._diverged(exchange, key, "the target refuses it", str(exc))
+            return
+        code, code_there = error_code(parse(exchange.reply)), error_code(there)
+        if code in INFRASTRUCTURE or code_there in INFRASTRUCTURE:
+            row["infrastructure"] += 1
+            return
+        row["compared"] += 1
+        if code == code_there:
+            row["equal"] += 1
+        elif code_there == "NOPERM" or (
+            code_there is not None and code is None and await self._lacks(exchange.args)
+        ):
+            row["divergences"] += 1
+            await self._diverged(exchange, key, "the target refuses it", str(there)[:200])
+        else:
+            self._tally.undecided(row, REFUSED_STATE)
+
+    async def _lacks(self, args: list[bytes]) -> bool:
+        """Whether the target lacks the command or its form, rather than the state that it needs."""
+        there = await self._ours.call("COMMAND", "INFO", args[0])
+        return not there or there[0] is None
+
+    # ------------------------------------------------------------------ what takes too long
+
+    async def _try_no_more(self, exchange: Exchange, row: Counter[str]) -> None:
+        self._slow.names.add(exchange.command)
+        row["too_slow"] += 1
+        if self._table.of(exchange.args).script:  # its server serves nobody else until it ends
+            self._slow.script_runs = True
+            # A busy server may begin the script only after a first SCRIPT KILL: only the reply
+            # shows that it ended.
+            while not await self._follower.ends_within(_KILL_S):
+                await kill_script(self._ours)
+            self._slow.script_runs = False
+
+
+def _identity(exchange: Exchange) -> tuple[int, tuple[bytes, ...]]:
+    return exchange.db, tuple(exchange.args)
