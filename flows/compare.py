@@ -40,11 +40,17 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     summary = {
         "replies_compared": compared,
         "sampled_keys": convergence["sampled_keys"],
+        "replies_inconclusive": sum(row["inconclusive"] for row in rows),
+        "samples_dropped": found["dropped"],
         "keys_inconclusive": len(convergence["inconclusive"]),
         "findings": len(open_findings),
         "sample_removed": removed,
     }
-    lists = {"findings": open_findings, "inconclusive": convergence["inconclusive"]}
+    lists = {
+        "coverage": found["coverage"],
+        "findings": open_findings,
+        "inconclusive": convergence["inconclusive"],
+    }
     evaluate(migration, PHASE, {"comparison": rows, "checks": checks}, summary, lists)
     lines = [
         f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} "

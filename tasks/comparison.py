@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 
 import orjson
@@ -15,14 +16,19 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import COMPARE_LOOKS_S
 from exodus.plan.vocabulary import JournalMode, Side
+from exodus.shadow.coverage import coverage
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
+from tasks.profile import difference, snapshots
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
+_JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
+_POLL_S = 0.2
 _EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 _OUTCOMES = (
     "compared",
@@ -53,6 +59,35 @@ async def _wait(it: Opened, epoch: int) -> None:
         )
 
 
+async def _dropped(it: Opened) -> int:
+    """Return how many sampled requests no gateway could publish since it began."""
+    beats = await registry.heartbeats(it.store, "gateway")
+    return sum(beat.facts.shadow_dropped for beat in beats)
+
+
+async def _judged(it: Opened) -> None:
+    """Wait until the comparers have judged what was sampled; applications may sample on."""
+    deadline = asyncio.get_running_loop().time() + _JUDGED_S
+    while asyncio.get_running_loop().time() < deadline:
+        beats = await registry.heartbeats(it.store, "comparer")
+        if not any(beat.facts.pending for beat in beats):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _rows(it: Opened) -> list[Json]:
+    """Return command by command what the comparers counted, those with the most replies first."""
+    counted: dict[str, Counter[str]] = {}
+    for beat in await registry.heartbeats(it.store, "comparer"):
+        for name, row in beat.facts.rows.items():
+            counted.setdefault(name, Counter()).update(row)
+    rows = [
+        {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
+        for name, row in counted.items()
+    ]
+    return sorted(rows, key=lambda row: -int(row["compared"]))
+
+
 @kept_task("Compare sampled requests")
 def shadow(migration: str, seconds: float | None) -> Json:
     """Copy sampled keys to the target, compare their requests there, return the rows."""
@@ -73,21 +108,28 @@ def shadow(migration: str, seconds: float | None) -> Json:
                     journal=JournalMode.SAMPLE,
                     shadow_rate=it.plan.sample,
                     shadow_salt=salt,
+                    shadow_include=it.plan.sample_include,
+                    shadow_exclude=it.plan.sample_exclude,
                     shadow_scripts=it.plan.compare_scripts,
                 ),
             )
             try:
                 await _wait(it, route.epoch)
+                before = await snapshots(it)
+                dropped = await _dropped(it)
                 await asyncio.sleep(seconds or it.plan.observe_seconds)
-                beats = await registry.heartbeats(it.store, "comparer")
-                rows: list[Json] = []
-                for beat in beats:
-                    for name, row in beat.facts.rows.items():
-                        rows.append(
-                            {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
-                        )
+                await _judged(it)
+                rows = await _rows(it)
+                gateways = await registry.heartbeats(it.store, "gateway")
+                calls = difference(before, await snapshots(it))
                 return {
-                    "rows": sorted(rows, key=lambda row: -row["compared"]),
+                    "rows": rows,
+                    "coverage": coverage(
+                        {row["command"]: row["calls"] for row in calls},
+                        rows,
+                        [beat.facts.shadow_left_out for beat in gateways],
+                    ),
+                    "dropped": await _dropped(it) - dropped,
                     "convergence": await _convergence(it),
                 }
             finally:
@@ -114,7 +156,9 @@ async def _convergence(it: Opened) -> Json:
     still: what did not change at the authority from the beginning of a pause to its end has to be
     on the target by then.
     """
-    keys = await _listed(it, it.store.keys.seeded)
+    # Of a key that a sampled request only names too, the journal did not tell.
+    sampled = (await read_route(it.store)).sample.test()
+    keys = [key for key in await _listed(it, it.store.keys.seeded) if sampled(key[1])]
     engine = await open_engine(it.store, it.plan)
     async with await engine.authority_leg(name="exodus-compare") as leg:
         differ, written = await spot_check(engine, keys), set()

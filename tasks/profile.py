@@ -36,7 +36,8 @@ def capture_traffic(migration: str, seconds: float | None) -> Json:
     return run(work())
 
 
-async def _snapshots(it: Opened) -> dict[str, Json]:
+async def snapshots(it: Opened) -> dict[str, Json]:
+    """Return what each gateway process has counted since it began."""
     found: dict[str, Json] = {}
     for beat in await registry.heartbeats(it.store, "gateway"):
         raw = await answered(it.store.client.get(it.store.keys.telemetry(beat.process)))
@@ -56,7 +57,7 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
     async def work() -> Json:
         async with opened(migration) as it:
             watched = seconds or it.plan.observe_seconds
-            before = await _snapshots(it)
+            before = await snapshots(it)
             if not before:
                 raise DecisionRefused(
                     "no gateway has reported",
@@ -64,8 +65,8 @@ def learn_workload(migration: str, seconds: float | None) -> Json:
                     next_step="start exodus gateway and point the applications at it",
                 )
             await asyncio.sleep(watched)
-            after = await _snapshots(it)
-            commands = _difference(before, after)
+            after = await snapshots(it)
+            commands = difference(before, after)
             requests = sum(row["calls"] for row in commands)
             report = {
                 "seconds": watched,
@@ -106,7 +107,8 @@ def _risks(snapshots: dict[str, Json]) -> dict[str, int]:
     return total
 
 
-def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+def difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+    """Return command by command what was counted between two snapshots."""
     rows: dict[str, dict[str, Any]] = {}
     for process, snapshot in after.items():
         earlier = before.get(process, {}).get("commands", {})

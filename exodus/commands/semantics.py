@@ -233,12 +233,13 @@ EXACT_ELSEWHERE = frozenset(
     b"ZREVRANK XLEN XRANGE XREVRANGE".split()
 )
 
-# What Compare asks of the target with Exodus's own rights: commands of one key that read or change
-# nothing but its value, at a cost that its size bounds. Not RESTORE, COPY or MOVE, nothing that
-# blocks, looks for keys, runs a script or names a second key.
+# What Compare asks of the target with Exodus's own rights: commands that read or change nothing but
+# the values of the keys that they name, at a cost that their size bounds. Not RESTORE, RENAME, COPY
+# or MOVE, nothing that blocks, looks for keys or runs a script.
 COMPARED_READS = EXACT_ELSEWHERE | frozenset(
     b"HGETALL HKEYS HVALS SMEMBERS ZSCORE ZMSCORE ZRANGEBYSCORE ZREVRANGEBYSCORE GEOPOS GEODIST "
-    b"GEOHASH GEOSEARCH EXPIRETIME PEXPIRETIME".split()
+    b"GEOHASH GEOSEARCH EXPIRETIME PEXPIRETIME MGET SINTER SUNION SDIFF SINTERCARD "
+    b"ZINTER ZUNION ZDIFF ZINTERCARD LCS".split()
 )
 COMPARED_WRITES = frozenset(
     b"SET SETEX PSETEX SETNX GETSET GETDEL GETEX DEL UNLINK APPEND SETRANGE SETBIT INCR DECR "
@@ -247,5 +248,7 @@ COMPARED_WRITES = frozenset(
     b"LINSERT LREM LTRIM SADD SREM "
     b"ZADD ZINCRBY ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX GEOADD PFADD XADD XTRIM "
     b"XDEL "
-    b"EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST".split()
+    b"EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST MSET MSETNX SMOVE LMOVE RPOPLPUSH PFCOUNT PFMERGE "
+    b"BITOP SINTERSTORE SUNIONSTORE SDIFFSTORE ZINTERSTORE ZUNIONSTORE ZDIFFSTORE "
+    b"ZRANGESTORE".split()
 )

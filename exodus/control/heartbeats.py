@@ -82,6 +82,8 @@ class GatewayFacts(_Facts):
     canary: CanaryFacts = CanaryFacts()
     redirect: RedirectFacts = RedirectFacts()
     shadow_dropped: int = 0
+    # command → reason → requests of sampled keys that are not compared
+    shadow_left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     task_failures: int = 0
 
 

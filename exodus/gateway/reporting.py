@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from exodus import compiled
 from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.gateway.authority_probe import NOT_ASKED
+from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import kind_of
 from exodus.telemetry.counters import OTHER
 from exodus.telemetry.sample import Sample
@@ -27,6 +28,14 @@ log = logging.getLogger(__name__)
 _NAMES_MAX = 100  # client names told one by one
 _NAME_CHARS_MAX = 64
 _LOG_EVERY_S = 0.2  # looks for changes to log
+
+
+def _left_out(orders: Orders) -> dict[str, dict[str, int]]:
+    """Return command → reason → requests of sampled keys that the comparer is not offered."""
+    found: dict[str, dict[str, int]] = {}
+    for (command, why), count in list(orders.left_out.items()):
+        found.setdefault(command.decode("ascii", "replace"), {})[why] = count
+    return found
 
 
 def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
@@ -61,6 +70,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             canary=gateway.canary.facts(),
             redirect=gateway.redirects.facts(),
             shadow_dropped=gateway.shadow_stream.dropped,
+            shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,
         ),
     )

@@ -34,6 +34,7 @@ from exodus.gateway.settlement import Settlement
 from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.plan.bounds import HEARTBEAT_S, HEARTBEAT_STALE_S, MOVE_SECONDS_MAX
 from exodus.plan.plan import Plan
+from exodus.plan.sample import name_test
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 log = logging.getLogger(__name__)
@@ -206,8 +207,11 @@ class RouteFollower:
         orders.epoch = route.epoch
         orders.journal = journal
         orders.shadow_scripts = route.shadow_scripts
+        if route.shadow_salt != orders.shadow_salt:
+            orders.left_out.clear()  # another sampling begins
+        orders.shadow_names = name_test(route.shadow_include, route.shadow_exclude)
         orders.pick(
-            shadow_below=int(route.shadow_rate * 2**32),
+            shadow_below=route.sample.below,
             shadow_salt=route.shadow_salt,
             canary_below=orders.canary_below,
         )

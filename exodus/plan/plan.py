@@ -58,6 +58,12 @@ class Options(BaseModel):
     sample: float = Field(
         default=0.05, gt=0, le=1, description="share of key hashes that Compare samples"
     )
+    sample_include: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare samples, as in KEYS; []: all"
+    )
+    sample_exclude: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare does not sample"
+    )
     observe_seconds: float = Field(
         default=10.0, gt=0, le=86_400, description="seconds for which a phase watches the traffic"
     )

@@ -38,6 +38,7 @@ from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.address import Address
 from exodus.plan.plan import Plan
+from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.shadow.copies import CopiesState, SampledCopies
 from exodus.shadow.exchange import Exchange, Unreadable
@@ -67,14 +68,17 @@ class Comparer(RouteFollower):
         self._slow = Slow()
         self._behind = 0
         self._pending = 0
+        self._sample = KeySample()
 
     async def _follow(self, route: Route) -> None:
         if route.epoch == self._route.epoch:
             return
         before, self._route = self._route, route
-        if (route.shadow_rate, route.shadow_salt) != (before.shadow_rate, before.shadow_salt):
+        self._sample = route.sample
+        on, was_on = route.shadow_rate > 0, before.shadow_rate > 0
+        if on != was_on or route.shadow_salt != before.shadow_salt:
             await self._stop_work()
-            if route.shadow_rate > 0:
+            if on:
                 self._tally = Tally()
                 self._slow = Slow()
                 self._work = asyncio.create_task(self._keep_comparing(route))
@@ -98,9 +102,13 @@ class Comparer(RouteFollower):
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
                     copies, judge = await self._open(engine, opened)
+                    sample = self._sample
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
                     while True:
+                        if self._sample != sample:
+                            sample = self._sample
+                            await copies.follow(sample)
                         shadow_at = await self._batch(judge, copies, shadow_at)
                         await judge.look_again()
                         self._pending = judge.pending
@@ -128,7 +136,7 @@ class Comparer(RouteFollower):
         opened.push_async_callback(copier.close)
         async with await engine.authority_leg(name="exodus-compare") as asked:
             table = CommandTable.from_replies(await asked.call("COMMAND"))
-        copies = SampledCopies(engine, copier, ours, self._copies, self._not_copied)
+        copies = SampledCopies(engine, copier, ours, self._copies, self._not_copied, self._sample)
         judge = Judge(
             engine,
             copies,

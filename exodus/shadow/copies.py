@@ -21,6 +21,7 @@ from exodus.net.client import answered
 from exodus.net.leg import Leg
 from exodus.plan.bounds import COMPARE_KEYS_MAX
 from exodus.plan.own_keys import is_own
+from exodus.plan.sample import KeySample
 
 _ABSENT = 0
 
@@ -56,6 +57,7 @@ class SampledCopies:
         ours: Leg,
         state: CopiesState,
         failed: Callable[[Failure], Awaitable[None]],
+        sample: KeySample,
     ) -> None:
         """`ours` connects to the follower as Exodus; `failed` is told of keys that failed to
         copy.
@@ -66,9 +68,34 @@ class SampledCopies:
         self._failed = failed
         self._synced: dict[int, bytes] = {}
         self.state = state
+        self._sampled = sample.test()
 
     def __contains__(self, key: Key) -> bool:
         return key in self.state.keys
+
+    def joined(self, key: Key) -> bool:
+        """Return whether a key is here only because a sampled request names it too.
+
+        The journal says nothing of its writes while only sampled keys are journalled. So it is
+        copied again each time such a request is tried, and nothing is concluded from its state.
+        """
+        return not self._engine.route.sync and not self._sampled(key[1])
+
+    async def follow(self, sample: KeySample) -> None:
+        """Keep only what is still sampled: the journal tells nothing of the rest any more."""
+        self._sampled = sample.test()
+        left = [key for key in self.state.keys if self.joined(key)]
+        by_db: dict[int, list[bytes]] = {}
+        for key in left:
+            del self.state.keys[key]
+            db, name = self._engine.scope.target_key(*key)
+            by_db.setdefault(db, []).append(name)
+        for db, names in by_db.items():
+            await self._ours.select(db)
+            await self._ours.pipeline([("UNLINK", name) for name in names])
+        if left:
+            store = self._engine.store
+            await answered(store.client.srem(store.keys.seeded, *[pack([key]) for key in left]))
 
     def version(self, key: Key) -> int:
         """Return a number that is another one after each journalled write of the key."""

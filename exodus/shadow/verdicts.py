@@ -54,7 +54,7 @@ class Pending:
     due: float
     number: int  # of two that are due together, the first comes first
     exchange: Exchange = field(compare=False)
-    key: Key = field(compare=False)
+    keys: list[Key] = field(compare=False)
     here: Reply = field(compare=False)
     version: int = field(compare=False)
     looks: int = field(default=0, compare=False)
@@ -118,16 +118,15 @@ class Judge:
         """Return the number of replies that wait to be asked for again."""
         return len(self._pending)
 
-    def key_of(self, exchange: Exchange) -> Key:
-        """Return the key by which a request was sampled."""
-        args = exchange.args
-        keys = self._table.of(args).keys(args)
-        return exchange.db, keys[0] if keys else args[1] if len(args) > 1 else b""
+    def keys_of(self, exchange: Exchange) -> list[Key]:
+        """Return the keys of a request, or of a transaction; it was sampled by the first."""
+        names = [name for args in exchange.requests for name in self._table.of(args).keys(args)]
+        return [(exchange.db, name) for name in dict.fromkeys(names)]
 
     async def take(self, exchanges: Iterable[Exchange]) -> None:
         """Try exchanges on the follower, once it has what the journal has."""
         several = list(exchanges)
-        await self._copies.seed(self.key_of(each) for each in several)
+        await self._copies.seed(key for each in several for key in self.keys_of(each))
         await self._copies.keep_up()
         for each in several:
             await self._one(each)
@@ -150,32 +149,35 @@ class Judge:
     # ------------------------------------------------------------------ one exchange
 
     async def _one(self, exchange: Exchange) -> None:
-        key, row = self.key_of(exchange), self._tally.row(exchange.command)
-        why_not = self._why_not(exchange, key)
+        keys, row = self.keys_of(exchange), self._tally.row(exchange.command)
+        why_not = self._why_not(exchange, keys)
         if why_not:
             row[why_not] += 1
-        elif exchange.write:
-            await self._try_write(exchange, key, row)
+            return
+        await self._copies.copy(key for key in keys if self._copies.joined(key))
+        if exchange.write:
+            await self._try_write(exchange, keys, row)
         else:
-            await self._try_read(exchange, key, row)
+            await self._try_read(exchange, keys, row)
 
-    def _why_not(self, exchange: Exchange, key: Key) -> str:
-        if key in self._copies.state.filtered:
+    def _why_not(self, exchange: Exchange, keys: list[Key]) -> str:
+        if any(key in self._copies.state.filtered for key in keys):
             return "excluded"
-        if exchange.command in NOT_COMPARABLE or self._renamed(exchange) is None:
+        names = {args[0].upper() for args in exchange.requests}
+        if names & NOT_COMPARABLE or not keys or self._renamed(exchange) is None:
             return "not_comparable"
-        return "" if key in self._copies and self._allowed(exchange) else "not_tried"
+        if names & self._slow.names or exchange.command in self._slow.names:
+            return "not_tried"
+        seeded = all(key in self._copies for key in keys)
+        return "" if seeded and all(map(self._allowed, exchange.requests)) else "not_tried"
 
-    def _allowed(self, exchange: Exchange) -> bool:
+    def _allowed(self, args: list[bytes]) -> bool:
         """Whether a request may be tried: a known command at a bounded cost, or any plain one of a
         key, as an application's user.
         """
-        name, args = exchange.command, exchange.args
-        if name in self._slow.names:
-            return False
-        if name in (COMPARED_WRITES if exchange.write else COMPARED_READS):
-            return True
         command, plan = self._table.of(args), self._engine.plan
+        if args[0].upper() in (COMPARED_WRITES if command.write else COMPARED_READS):
+            return True
         if plan.compare_user is None or not command.known:
             return False
         if command.script:
@@ -183,65 +185,82 @@ class Judge:
                 self._engine.route.shadow_scripts
                 and plan.compare_scripts
                 and not command.write
-                and len(command.keys(args)) == 1
+                and bool(command.keys(args))
             )
         return command.plain and command.keys(args) == args[1:2]
 
-    def _renamed(self, exchange: Exchange) -> list[bytes] | None:
-        """The request as it has to be asked of the target; None where it names its key elsewhere
-        than most do.
+    def _renamed(self, exchange: Exchange) -> list[list[bytes]] | None:
+        """The requests as they have to be asked of the target; None where one names its key
+        elsewhere than most do, or where their keys are in several databases there.
         """
-        args = exchange.args
         if not self._engine.scope.renames:
-            return args
-        if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
-            return None
-        return [args[0], self._engine.scope.target_key(exchange.db, args[1])[1], *args[2:]]
+            return list(exchange.requests)
+        found: list[list[bytes]] = []
+        dbs: set[int] = set()
+        for args in exchange.requests:
+            if len(args) < 2 or self._table.of(args).keys(args) != [args[1]]:
+                return None
+            db, name = self._engine.scope.target_key(exchange.db, args[1])
+            dbs.add(db)
+            found.append([args[0], name, *args[2:]])
+        return found if len(dbs) == 1 else None
 
     def _place(self, key: Key) -> Key:
         return self._engine.scope.target_key(*key) if self._engine.scope.renames else key
 
+    def _version(self, keys: list[Key]) -> int:
+        return sum(self._copies.version(key) for key in keys)
+
+    def _same(self, exchange: Exchange, here: Reply, there: Reply) -> bool:
+        """Whether two replies mean the same; those of a transaction one by one."""
+        if not exchange.transaction or not isinstance(here, list) or not isinstance(there, list):
+            return equivalent(exchange.command, here, there, exchange.args)
+        return len(here) == len(there) and all(
+            equivalent(args[0].upper(), one, other, args)
+            for args, one, other in zip(exchange.requests, here, there, strict=False)
+        )
+
     # ------------------------------------------------------------------ reads
 
-    async def _try_read(self, exchange: Exchange, key: Key, row: Counter[str]) -> None:
+    async def _try_read(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> None:
         here = parse(exchange.reply)
         if error_code(here) in INFRASTRUCTURE:
             row["infrastructure"] += 1
             return
+        if exchange.transaction and here is None:
+            row["not_comparable"] += 1  # a watched key had changed
+            return
         try:
-            there = await self._ask_follower(exchange, key)
+            there = await self._ask_follower(exchange, keys)
         except TooSlow:
             await self._try_no_more(exchange, row)
             return
         except NoDatabase as exc:
             row["divergences"] += 1
-            await self._diverged(exchange, key, "the target refuses it", str(exc))
+            await self._diverged(exchange, keys[0], "the target refuses it", str(exc))
             return
         if error_code(there) in INFRASTRUCTURE:
             row["infrastructure"] += 1
             return
         row["compared"] += 1
-        if equivalent(exchange.command, here, there, exchange.args):
+        if self._same(exchange, here, there):
             row["equal"] += 1
         else:
-            self._wait(exchange, key, here, row)
+            self._wait(exchange, keys, here, row)
 
-    async def _ask_follower(self, exchange: Exchange, key: Key) -> Reply:
-        return await self._follower.ask(
-            self._place(key)[0], self._renamed(exchange) or exchange.args
-        )
+    async def _ask_follower(self, exchange: Exchange, keys: list[Key]) -> Reply:
+        wire = exchange.wire(self._renamed(exchange))
+        return (await self._follower.ask_all(self._place(keys[0])[0], wire))[-1]
 
-    def _wait(self, exchange: Exchange, key: Key, here: Reply, row: Counter[str]) -> None:
+    def _wait(self, exchange: Exchange, keys: list[Key], here: Reply, row: Counter[str]) -> None:
         identity = _identity(exchange)
         same = self._waiting.get(identity)
         if same is not None or len(self._pending) >= COMPARE_PENDING_MAX:
-            moved = same is not None and not equivalent(
-                exchange.command, same.here, here, exchange.args
-            )
+            moved = same is not None and not self._same(exchange, same.here, here)
             self._tally.undecided(row, MOVED if moved else WAITS if same else CROWDED)
             return
         self._numbers += 1
-        self._push(Pending(0.0, self._numbers, exchange, key, here, self._copies.version(key)))
+        self._push(Pending(0.0, self._numbers, exchange, keys, here, self._version(keys)))
 
     def _push(self, pending: Pending) -> None:
         pending.due = self._now() + COMPARE_LOOKS_S[pending.looks]
@@ -250,16 +269,20 @@ class Judge:
         self._waiting[_identity(pending.exchange)] = pending
 
     async def _look(self, pending: Pending) -> None:
-        exchange, key = pending.exchange, pending.key
+        exchange, keys = pending.exchange, pending.keys
         row = self._tally.row(exchange.command)
-        script = self._table.of(exchange.args).script
-        if key in self._copies.state.filtered:
+        if any(key in self._copies.state.filtered for key in keys):
             row["excluded"] += 1  # a rule leaves it out as it is by now
             return
+        await self._copies.copy(key for key in keys if self._copies.joined(key))
         try:
-            there = await self._ask_follower(exchange, key)
+            there = await self._ask_follower(exchange, keys)
             # The authority is asked last: what it says now, the follower had time to come to.
-            here = pending.here if script else await self._authority.ask(exchange.db, exchange.args)
+            here = (
+                pending.here
+                if self._is_script(exchange)
+                else (await self._authority.ask_all(exchange.db, exchange.wire()))[-1]
+            )
         except TooSlow:
             await self._try_no_more(exchange, row)
             return
@@ -268,7 +291,7 @@ class Judge:
             self._tally.undecided(row, why)
         elif error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
             row["infrastructure"] += 1
-        elif equivalent(exchange.command, here, there, exchange.args):
+        elif self._same(exchange, here, there):
             row["equal"] += 1
             row["late"] += 1
         elif pending.looks < len(COMPARE_LOOKS_S):
@@ -280,41 +303,47 @@ class Judge:
         exchange = pending.exchange
         if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
             return NOT_ALLOWED
-        if not equivalent(exchange.command, pending.here, here, exchange.args):
+        if not self._same(exchange, pending.here, here):
             return MOVED
-        if self._copies.version(pending.key) != pending.version:
+        if self._version(pending.keys) != pending.version:
             return WRITTEN
         return NO_SCRIPT if error_code(there) == "NOSCRIPT" else ""
 
     async def _judge_last(self, pending: Pending, there: Reply, row: Counter[str]) -> None:
         """Confirm, unless the journal tells only now of a write between the two replies."""
-        exchange, key = pending.exchange, pending.key
+        exchange, keys = pending.exchange, pending.keys
         await self._copies.keep_up()
-        if self._copies.version(key) != pending.version:
+        if self._version(keys) != pending.version:
             self._tally.undecided(row, WRITTEN)
             return
-        if not self._copies.caught_up(key):
+        if not all(map(self._copies.caught_up, keys)):
             self._tally.undecided(row, LAGGING)
             return
         row["divergences"] += 1
         code = error_code(there)
+        rule = rule_of(exchange.command, exchange.args)
         what = (
             "a script's reply differs"
-            if self._table.of(exchange.args).script
-            else (f"replies differ under the rule '{rule_of(exchange.command, exchange.args)}'")
+            if self._is_script(exchange)
+            else f"replies differ under the rule '{rule}'"
         )
-        await self._diverged(exchange, key, "replies differ", f"error {code}" if code else what)
+        await self._diverged(exchange, keys[0], "replies differ", f"error {code}" if code else what)
         if self._engine.plan.compare_repair:
-            await self._copies.copy([key])
+            await self._copies.copy(keys)
+
+    def _is_script(self, exchange: Exchange) -> bool:
+        return any(self._table.of(args).script for args in exchange.requests)
 
     # ------------------------------------------------------------------ writes
 
-    async def _try_write(self, exchange: Exchange, key: Key, row: Counter[str]) -> None:
-        """Whether the target accepts a write, tried on a scratch copy of the key."""
-        to_db, to = self._place(key)
-        request = self._renamed(exchange) or exchange.args
+    async def _try_write(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> None:
+        """Whether the target accepts a write, tried on scratch copies of its keys."""
+        places = [self._place(key) for key in keys]
+        wire = exchange.wire(self._renamed(exchange))
         try:
-            (there,) = await self._scratch.tried(to_db, [to], [request])
+            there = (await self._scratch.tried(places[0][0], [name for _, name in places], wire))[
+                -1
+            ]
         except TooSlow:
             await self._try_no_more(exchange, row)
             return
@@ -324,34 +353,37 @@ class Judge:
             return
         except NoDatabase as exc:
             row["divergences"] += 1
-            await self._diverged(exchange, key, "the target refuses it", str(exc))
+            await self._diverged(exchange, keys[0], "the target refuses it", str(exc))
             return
-        code, code_there = error_code(parse(exchange.reply)), error_code(there)
-        if code in INFRASTRUCTURE or code_there in INFRASTRUCTURE:
+        here = parse(exchange.reply)
+        codes, codes_there = _codes(here), _codes(there)
+        if INFRASTRUCTURE.intersection(codes + codes_there):
             row["infrastructure"] += 1
             return
         row["compared"] += 1
-        if code == code_there:
+        if codes == codes_there:
             row["equal"] += 1
-        elif code_there == "NOPERM" or (
-            code_there is not None and code is None and await self._lacks(exchange.args)
-        ):
+        elif "NOPERM" in codes_there or await self._lacks(exchange):
             row["divergences"] += 1
-            await self._diverged(exchange, key, "the target refuses it", str(there)[:200])
+            said = next(str(each) for each in _elements(there) if error_code(each) is not None)
+            await self._diverged(exchange, keys[0], "the target refuses it", said[:200])
         else:
             self._tally.undecided(row, REFUSED_STATE)
 
-    async def _lacks(self, args: list[bytes]) -> bool:
-        """Whether the target lacks the command or its form, rather than the state that it needs."""
-        there = await self._ours.call("COMMAND", "INFO", args[0])
-        return not there or there[0] is None
+    async def _lacks(self, exchange: Exchange) -> bool:
+        """Whether the target lacks a command, rather than the state that it needs."""
+        for args in exchange.requests:
+            there = await self._ours.call("COMMAND", "INFO", args[0])
+            if not there or there[0] is None:
+                return True
+        return False
 
     # ------------------------------------------------------------------ what takes too long
 
     async def _try_no_more(self, exchange: Exchange, row: Counter[str]) -> None:
         self._slow.names.add(exchange.command)
         row["too_slow"] += 1
-        if self._table.of(exchange.args).script:  # its server serves nobody else until it ends
+        if self._is_script(exchange):  # its server serves nobody else until it ends
             self._slow.script_runs = True
             # A busy server may begin the script only after a first SCRIPT KILL: only the reply
             # shows that it ended.
@@ -361,4 +393,14 @@ class Judge:
 
 
 def _identity(exchange: Exchange) -> tuple[int, tuple[bytes, ...]]:
-    return exchange.db, tuple(exchange.args)
+    return exchange.db, tuple(word for args in exchange.wire() for word in (*args, b"\n"))
+
+
+def _elements(reply: Reply) -> list[Reply]:
+    """A reply and, of a transaction, what is in it."""
+    return [reply, *reply] if isinstance(reply, list) else [reply]
+
+
+def _codes(reply: Reply) -> list[str | None]:
+    """The error codes of a reply, of a transaction command by command."""
+    return [error_code(each) for each in reply] if isinstance(reply, list) else [error_code(reply)]

@@ -34,6 +34,9 @@ SINCE: dict[str, dict[str, Version]] = {
     "command|list": {"redis": (7, 0), "valkey": (7, 2)},
     "acl|dryrun": {"redis": (7, 0), "valkey": (7, 2)},
     "client|no-touch": {"redis": (7, 2), "valkey": (7, 2)},
+    "lcs": {"redis": (7, 0), "valkey": (7, 2)},
+    "sintercard": {"redis": (7, 0), "valkey": (7, 2)},
+    "zintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "hpexpiretime": {"redis": (7, 4), "valkey": (9, 0)},
     "hpexpireat": {"redis": (7, 4), "valkey": (9, 0)},
 }
