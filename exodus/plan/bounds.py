@@ -74,6 +74,7 @@ SHADOW_KEPT_MS = 15_000  # for how long they stay there
 COMPARE_SECONDS_MAX = 1.0
 # Seconds before Compare asks both sides again for a reply that differs; one a look
 COMPARE_LOOKS_S = (0.05, 0.5, 5.0)
+COMPARE_EXPIRY_MS = 500  # by which expiries may differ in a reply
 COMPARE_PENDING_MAX = 1_000  # replies that differ and are asked for again; more are inconclusive
 COMPARE_ASKS_PER_S_MAX = 100.0  # requests that Compare asks the authority again
 COMPARE_KEYS_MAX = 100_000  # sampled keys that Compare copies to the follower

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from exodus.plan.address import Address, Credentials
 from exodus.plan.bounds import HOLD_SECONDS_MAX
+from exodus.plan.compare_rules import CompareRule
 from exodus.plan.own_keys import is_own
 from exodus.plan.scope import Filters, Rename, Scope, check_renames
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Users, Workers
@@ -106,6 +107,10 @@ class Options(BaseModel):
         default=False,
         description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
         "compare_user, on the target",
+    )
+    compare_rules: tuple[CompareRule, ...] = Field(
+        default=(),
+        description="how replies of some commands are compared, in place of Exodus's own rules",
     )
     compare_repair: bool = Field(
         default=False,

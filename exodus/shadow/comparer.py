@@ -42,6 +42,7 @@ from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.shadow.copies import CopiesState, SampledCopies
 from exodus.shadow.exchange import Exchange, Unreadable
+from exodus.shadow.rules import Rules
 from exodus.shadow.trials import Slow, TrialConnection, kill_script
 from exodus.shadow.verdicts import Judge, Tally
 from exodus.telemetry.sample import Sample
@@ -69,6 +70,7 @@ class Comparer(RouteFollower):
         self._behind = 0
         self._pending = 0
         self._sample = KeySample()
+        self._rules = Rules(plan.compare_rules)
 
     async def _follow(self, route: Route) -> None:
         if route.epoch == self._route.epoch:
@@ -145,6 +147,7 @@ class Comparer(RouteFollower):
             ours,
             table,
             self._slow,
+            self._rules,
             self._tally,
             self._diverged,
             asyncio.get_running_loop().time,

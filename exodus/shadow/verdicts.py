@@ -30,7 +30,7 @@ from exodus.net.leg import Leg, NoDatabase, Reply
 from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_LOOKS_S, COMPARE_PENDING_MAX
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
-from exodus.shadow.rules import INFRASTRUCTURE, equivalent, error_code, parse, rule_of
+from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, Rules, error_code, parse
 from exodus.shadow.scratch import NoScratch, Scratch
 from exodus.shadow.trials import Slow, TooSlow, TrialConnection, kill_script
 
@@ -90,6 +90,7 @@ class Judge:
         ours: Leg,
         table: CommandTable,
         slow: Slow,
+        rules: Rules,
         tally: Tally,
         diverged: Diverged,
         now: Callable[[], float],
@@ -104,6 +105,7 @@ class Judge:
         self._ours = ours
         self._table = table
         self._slow = slow
+        self._rules = rules
         self._tally = tally
         self._diverged = diverged
         self._now = now
@@ -166,6 +168,8 @@ class Judge:
         names = {args[0].upper() for args in exchange.requests}
         if names & NOT_COMPARABLE or not keys or self._renamed(exchange) is None:
             return "not_comparable"
+        if any(self._rules.never(args[0].upper(), args) for args in exchange.requests):
+            return "not_comparable"
         if names & self._slow.names or exchange.command in self._slow.names:
             return "not_tried"
         seeded = all(key in self._copies for key in keys)
@@ -214,9 +218,9 @@ class Judge:
     def _same(self, exchange: Exchange, here: Reply, there: Reply) -> bool:
         """Whether two replies mean the same; those of a transaction one by one."""
         if not exchange.transaction or not isinstance(here, list) or not isinstance(there, list):
-            return equivalent(exchange.command, here, there, exchange.args)
+            return self._rules.equivalent(exchange.command, here, there, exchange.args)
         return len(here) == len(there) and all(
-            equivalent(args[0].upper(), one, other, args)
+            self._rules.equivalent(args[0].upper(), one, other, args)
             for args, one, other in zip(exchange.requests, here, there, strict=False)
         )
 
@@ -303,7 +307,7 @@ class Judge:
         exchange = pending.exchange
         if error_code(here) == "NOPERM" and error_code(pending.here) != "NOPERM":
             return NOT_ALLOWED
-        if not self._same(exchange, pending.here, here):
+        if not self._runs_on(exchange) and not self._same(exchange, pending.here, here):
             return MOVED
         if self._version(pending.keys) != pending.version:
             return WRITTEN
@@ -321,7 +325,7 @@ class Judge:
             return
         row["divergences"] += 1
         code = error_code(there)
-        rule = rule_of(exchange.command, exchange.args)
+        rule = self._rules.of(exchange.command, exchange.args).rule
         what = (
             "a script's reply differs"
             if self._is_script(exchange)
@@ -330,6 +334,10 @@ class Judge:
         await self._diverged(exchange, keys[0], "replies differ", f"error {code}" if code else what)
         if self._engine.plan.compare_repair:
             await self._copies.copy(keys)
+
+    def _runs_on(self, exchange: Exchange) -> bool:
+        """Whether the reply is another one later although nothing is written."""
+        return any(args[0].upper() in TIME_LEFT for args in exchange.requests)
 
     def _is_script(self, exchange: Exchange) -> bool:
         return any(self._table.of(args).script for args in exchange.requests)
