@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import orjson
 
@@ -16,9 +17,13 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import COMPARE_LOOKS_S
+from exodus.plan.bounds import COMPARE_LOOKS_S, COMPARISONS_KEPT
 from exodus.plan.vocabulary import JournalMode, Side
+from exodus.shadow import divergences
+from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
+from exodus.shadow.equivalence import Moment, bound_text, convergence
+from exodus.shadow.findings import NOTHING_COMPARED, why_not_accepted
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
@@ -29,6 +34,8 @@ _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
 _JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
 _POLL_S = 0.2
+_LOOK_S = 0.5
+_LOOKS_MAX = 500
 _EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 _OUTCOMES = (
     "compared",
@@ -65,6 +72,66 @@ async def _dropped(it: Opened) -> int:
     return sum(beat.facts.shadow_dropped for beat in beats)
 
 
+async def _watch(it: Opened, seconds: float) -> list[Moment]:
+    """Look at the comparers for some seconds, a bounded number of times."""
+    loop = asyncio.get_running_loop()
+    began, series = loop.time(), []
+    while (passed := loop.time() - began) < seconds:
+        beats = await registry.heartbeats(it.store, "comparer")
+        series.append(
+            Moment(
+                round(passed, 1),
+                sum(beat.facts.dirty for beat in beats),
+                sum(beat.facts.pending for beat in beats),
+            )
+        )
+        await asyncio.sleep(min(max(_LOOK_S, seconds / _LOOKS_MAX), max(0.0, seconds - passed)))
+    return series
+
+
+async def _figures(it: Opened, series: list[Moment]) -> Json:
+    """Return what this run says of all keys, and what all runs say that are not too old."""
+    beats = await registry.heartbeats(it.store, "comparer")
+    now_ms, route = await it.store.now_ms(), await read_route(it.store)
+    open_keys = {
+        divergences.key_of(row)
+        for row in await divergences.rows(it.store)
+        if divergences.is_open(row)
+    }
+    inconclusive: Counter[str] = Counter()
+    for beat in beats:
+        inconclusive.update(beat.facts.inconclusive)
+    figures = {
+        "at_ms": now_ms,
+        "salt": route.shadow_salt,
+        "keys_judged": sum(beat.facts.keys_judged for beat in beats),
+        "keys_open": len(open_keys),
+        "states_compared": sum(beat.facts.states_compared for beat in beats),
+        "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
+        "inconclusive_why": dict(inconclusive),
+        **convergence(series, [lag for beat in beats for lag in beat.facts.lags_ms]),
+    }
+    pipe = it.store.client.pipeline(transaction=True)
+    pipe.rpush(it.store.keys.comparisons, orjson.dumps(figures))
+    pipe.ltrim(it.store.keys.comparisons, -COMPARISONS_KEPT, -1)
+    await pipe.execute()
+    runs = [
+        orjson.loads(raw)
+        for raw in await answered(it.store.client.lrange(it.store.keys.comparisons, 0, -1))
+    ]
+    oldest_ms = now_ms - it.plan.evidence_hours_max * 3_600_000
+    recent = [run for run in runs if run["at_ms"] >= oldest_ms]
+    keys = await answered(
+        it.store.client.pfcount(*{it.store.keys.judged(run["salt"]) for run in recent})
+    )
+    return {
+        "figures": figures,
+        "series": [asdict(moment) for moment in series],
+        "runs": recent,
+        "bound": bound_text(len(open_keys), max(int(keys), len(open_keys))),
+    }
+
+
 async def _judged(it: Opened) -> None:
     """Wait until the comparers have judged what was sampled; applications may sample on."""
     deadline = asyncio.get_running_loop().time() + _JUDGED_S
@@ -94,7 +161,6 @@ def shadow(migration: str, seconds: float | None) -> Json:
 
     async def work() -> Json:
         async with opened(migration) as it:
-            await answered(it.store.client.delete(it.store.keys.divergence))
             route = await read_route(it.store)
             await set_writer_epoch(
                 Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch
@@ -117,9 +183,10 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 await _wait(it, route.epoch)
                 before = await snapshots(it)
                 dropped = await _dropped(it)
-                await asyncio.sleep(seconds or it.plan.observe_seconds)
+                series = await _watch(it, seconds or it.plan.observe_seconds)
                 await _judged(it)
                 rows = await _rows(it)
+                converged = await _convergence(it)
                 gateways = await registry.heartbeats(it.store, "gateway")
                 calls = difference(before, await snapshots(it))
                 return {
@@ -130,7 +197,8 @@ def shadow(migration: str, seconds: float | None) -> Json:
                         [beat.facts.shadow_left_out for beat in gateways],
                     ),
                     "dropped": await _dropped(it) - dropped,
-                    "convergence": await _convergence(it),
+                    "convergence": converged,
+                    **await _figures(it, series),
                 }
             finally:
                 now = await read_route(it.store)
@@ -171,6 +239,18 @@ async def _convergence(it: Opened) -> Json:
             differ = await spot_check(engine, suspects)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
+    known = await divergences.open_ids(it.store)
+    for found in differ:
+        key = (found.db, found.key)
+        if key not in written and divergences.row_id(key, divergences.STATE) not in known:
+            await divergences.note(
+                it.store,
+                key,
+                divergences.STATE,
+                kind=f"the state differs: {found.kind}",
+                cause=Cause.UNKNOWN,
+                detail=found.detail,
+            )
     return {
         "sampled_keys": len(keys),
         "differ": [found.as_json() for found in differ if (found.db, found.key) not in written],
@@ -209,12 +289,11 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
 
 @kept_task("List divergences")
 def list_divergences(migration: str) -> list[Json]:
-    """Return the comparer's ledger of divergences."""
+    """Return the ledger of divergences: open, healed and accepted rows."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
-            raw = await answered(it.store.client.hgetall(it.store.keys.divergence))
-            return [orjson.loads(value) for value in raw.values()]
+            return await divergences.rows(it.store)
 
     return run(work())
 
@@ -250,5 +329,39 @@ def remove_sample(migration: str) -> int:
             await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
             await answered(it.store.client.delete(names.seeded, names.scratch))
             return len(seeded)
+
+    return run(work())
+
+
+@kept_task("Check the findings")
+def why_findings_stand(
+    migration: str, found: list[Json], accepted: str, attempt: int
+) -> str | None:
+    """Return why an answer with these names is invalid, or None.
+
+    A finding that was healed meanwhile needs no name. Kept for each answer: a refused answer stays
+    refused.
+    """
+    del attempt
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            open_names = {
+                divergences.name_of(row)
+                for row in await divergences.rows(it.store)
+                if divergences.is_open(row)
+            } | {NOTHING_COMPARED}
+            return why_not_accepted(found, accepted, still_open=open_names)
+
+    return run(work())
+
+
+@kept_task("Accept findings")
+def accept_findings(migration: str, accepted: str, by: str) -> list[str]:
+    """Note in the ledger which divergences a person accepted; return their names."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return await divergences.accept(it.store, accepted, by)
 
     return run(work())

@@ -112,6 +112,9 @@ class Options(BaseModel):
         default=(),
         description="how replies of some commands are compared, in place of Exodus's own rules",
     )
+    compare_masked: bool = Field(
+        default=False, description="the ledger of divergences shows no values, only their lengths"
+    )
     compare_repair: bool = Field(
         default=False,
         description="Compare copies a key again once a difference of it is confirmed; false: "

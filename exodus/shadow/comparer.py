@@ -21,12 +21,10 @@ import logging
 import signal
 from collections.abc import Iterable
 
-import orjson
-
 from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
 from exodus.control import journal
-from exodus.control.changes import Key, pack
+from exodus.control.changes import pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.route import Route
@@ -40,9 +38,13 @@ from exodus.plan.address import Address
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
+from exodus.shadow import divergences
 from exodus.shadow.copies import CopiesState, SampledCopies
 from exodus.shadow.exchange import Exchange, Unreadable
+from exodus.shadow.investigation import Baseline, Investigation
+from exodus.shadow.reports import Reporter, Writes
 from exodus.shadow.rules import Rules
+from exodus.shadow.sweep import Sweep
 from exodus.shadow.trials import Slow, TrialConnection, kill_script
 from exodus.shadow.verdicts import Judge, Tally
 from exodus.telemetry.sample import Sample
@@ -67,6 +69,10 @@ class Comparer(RouteFollower):
         self._tally = Tally()
         self._copies = CopiesState({})
         self._slow = Slow()
+        self._baseline: Baseline | None = None
+        self._writes = Writes()
+        self._reporter: Reporter | None = None
+        self._states_compared = 0
         self._behind = 0
         self._pending = 0
         self._sample = KeySample()
@@ -83,6 +89,7 @@ class Comparer(RouteFollower):
             if on:
                 self._tally = Tally()
                 self._slow = Slow()
+                self._baseline, self._states_compared = None, 0
                 self._work = asyncio.create_task(self._keep_comparing(route))
         self._beat_now.set()
 
@@ -103,7 +110,7 @@ class Comparer(RouteFollower):
                     await self._kill_left_script(route)
                 engine = await open_engine(self._store, self._plan, route)
                 async with contextlib.AsyncExitStack() as opened:
-                    copies, judge = await self._open(engine, opened)
+                    copies, judge, sweep = await self._open(engine, opened)
                     sample = self._sample
                     self._why = ""
                     self._states.away("comparing", "", verbs=WAITS)
@@ -113,7 +120,9 @@ class Comparer(RouteFollower):
                             await copies.follow(sample)
                         shadow_at = await self._batch(judge, copies, shadow_at)
                         await judge.look_again()
-                        self._pending = judge.pending
+                        await sweep.step()
+                        self._pending = judge.pending + sweep.suspects
+                        self._states_compared += sweep.taken()
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
                 self._why = (
                     exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
@@ -123,7 +132,7 @@ class Comparer(RouteFollower):
 
     async def _open(
         self, engine: Engine, opened: contextlib.AsyncExitStack
-    ) -> tuple[SampledCopies, Judge]:
+    ) -> tuple[SampledCopies, Judge, Sweep]:
         """Open the connections to both sides."""
         ours = await opened.enter_async_context(
             await engine.follower.connect(name="exodus-compare")
@@ -138,7 +147,26 @@ class Comparer(RouteFollower):
         opened.push_async_callback(copier.close)
         async with await engine.authority_leg(name="exodus-compare") as asked:
             table = CommandTable.from_replies(await asked.call("COMMAND"))
-        copies = SampledCopies(engine, copier, ours, self._copies, self._not_copied, self._sample)
+
+        async def not_copied(failure: Failure) -> None:
+            await reporter.not_copied(failure)
+
+        copies = SampledCopies(engine, copier, ours, self._copies, not_copied, self._sample)
+        investigation = Investigation(engine, copies, copier, ours)
+        opened.push_async_callback(investigation.close)
+        if self._baseline is None:
+            self._baseline = await investigation.baseline()
+            await divergences.begin(self._store)
+        reporter = Reporter(
+            self._store,
+            investigation,
+            self._baseline,
+            self._writes,
+            masked=self._plan.compare_masked,
+        )
+        self._reporter = reporter
+        await reporter.begin()
+        now = asyncio.get_running_loop().time
         judge = Judge(
             engine,
             copies,
@@ -149,10 +177,10 @@ class Comparer(RouteFollower):
             self._slow,
             self._rules,
             self._tally,
-            self._diverged,
-            asyncio.get_running_loop().time,
+            reporter,
+            now,
         )
-        return copies, judge
+        return copies, judge, Sweep(copies, investigation, reporter, now)
 
     async def _kill_left_script(self, route: Route) -> None:
         """End the script that a lost connection left on the follower."""
@@ -204,30 +232,26 @@ class Comparer(RouteFollower):
                 self._tally.not_tried["an entry of the shadow stream cannot be read"] += 1
                 log.warning("the shadow stream: %s", exc)
 
-    async def _diverged(self, exchange: Exchange, key: Key, kind: str, cause: str) -> None:
-        await self._keep(key, exchange.command.decode("ascii", "replace"), kind, cause)
-
-    async def _not_copied(self, failure: Failure) -> None:
-        await self._keep((failure.db, failure.key), "(copy)", "cannot be carried", failure.reason)
-
-    async def _keep(self, key: Key, command: str, kind: str, cause: str) -> None:
-        detail = {
-            "db": key[0],
-            "key": key[1].decode("utf-8", "backslashreplace"),
-            "command": command,
-            "kind": kind,
-            "cause": cause,
-            "at_ms": await self._store.now_ms(),
-        }
-        await answered(
-            self._store.client.hset(self._store.keys.divergence, pack([key]), orjson.dumps(detail))
-        )
-
     async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Raise what ended the work, if anything but the route did: the process ends by it."""
         del now_ms, asked
+        await self._tell_judged()
         if self._work is not None and self._work.done() and not self._work.cancelled():
             self._work.result()
+
+    async def _tell_judged(self) -> None:
+        """Add the keys that were judged to those of the run: a sketch, which runs can be added
+        from.
+        """
+        untold = self._copies.untold
+        if not untold:
+            return
+        name = self._store.keys.judged(self._route.shadow_salt)
+        pipe = self._store.client.pipeline(transaction=False)
+        pipe.pfadd(name, *[pack([key]) for key in untold])
+        pipe.expire(name, int(self._plan.evidence_hours_max * 3_600))
+        self._copies.untold = []
+        await pipe.execute()
 
     def heartbeat(self, at_ms: int) -> ComparerHeartbeat:
         """What this process says of itself."""
@@ -244,6 +268,11 @@ class Comparer(RouteFollower):
                 inconclusive=dict(self._tally.inconclusive),
                 not_tried=dict(self._tally.not_tried),
                 keys=len(self._copies.keys),
+                keys_judged=len(self._copies.judged),
+                dirty=self._copies.dirty,
+                lags_ms=list(self._copies.lags_ms),
+                divergences_lost=self._reporter.lost if self._reporter is not None else 0,
+                states_compared=self._states_compared,
                 keys_refused=self._copies.refused,
             ),
         )

@@ -9,6 +9,7 @@ copied here, and `caught_up` tells whether they have come to a key's last write.
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from exodus.copy.payload import State
 from exodus.engine import Engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import COMPARE_KEYS_MAX
+from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_LAGS_KEPT
 from exodus.plan.own_keys import is_own
 from exodus.plan.sample import KeySample
 
@@ -44,7 +45,18 @@ class CopiesState:
     positions: dict[int, bytes]  # of the journal, up to which copies are kept up
     keys: dict[Key, Copied] = field(default_factory=dict)
     filtered: set[Key] = field(default_factory=set)  # left out by rules when they were copied last
+    judged: set[Key] = field(default_factory=set)  # a reply or the state was compared to the end
+    untold: list[Key] = field(default_factory=list)  # of those, what the store does not know
+    dirty: int = 0  # keys that the journal named last time
+    lags_ms: deque[int] = field(default_factory=lambda: deque(maxlen=COMPARE_LAGS_KEPT))
     refused: int = 0  # keys that were not seeded, beyond COMPARE_KEYS_MAX
+
+    def judge(self, keys: Iterable[Key]) -> None:
+        """Note that keys were compared to the end."""
+        for key in keys:
+            if key not in self.judged:
+                self.judged.add(key)
+                self.untold.append(key)
 
 
 class SampledCopies:
@@ -97,6 +109,11 @@ class SampledCopies:
             store = self._engine.store
             await answered(store.client.srem(store.keys.seeded, *[pack([key]) for key in left]))
 
+    def settled(self) -> list[Key]:
+        """Return the keys whose copies are to be equal: not those that were only named too."""
+        left_out = self.state.filtered
+        return [key for key in self.state.keys if key not in left_out and not self.joined(key)]
+
     def version(self, key: Key) -> int:
         """Return a number that is another one after each journalled write of the key."""
         copied = self.state.keys.get(key)
@@ -117,6 +134,11 @@ class SampledCopies:
         for changes in found.values():
             named |= dict.fromkeys(self._named(changes))
         await self.copy(named)
+        state.dirty = len(named)
+        if named and not self._engine.route.sync:
+            now_ms = await store.now_ms()
+            times = [at_ms for changes in found.values() for at_ms in changes.times_ms]
+            state.lags_ms.extend(max(0, now_ms - at_ms) for at_ms in times[-COMPARE_LAGS_KEPT:])
         for partition, changes in found.items():
             if changes.last_id is not None:
                 state.positions[partition] = changes.last_id

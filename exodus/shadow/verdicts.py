@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
@@ -30,6 +30,7 @@ from exodus.net.leg import Leg, NoDatabase, Reply
 from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_LOOKS_S, COMPARE_PENDING_MAX
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
+from exodus.shadow.reports import Reporter
 from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, Rules, error_code, parse
 from exodus.shadow.scratch import NoScratch, Scratch
 from exodus.shadow.trials import Slow, TooSlow, TrialConnection, kill_script
@@ -44,8 +45,6 @@ CROWDED = "too many replies waited to be asked for again"
 NO_SCRIPT = "the target has not been given the script"
 REFUSED_STATE = "the state of the scratch copy may be another one"
 
-Diverged = Callable[[Exchange, Key, str, str], Awaitable[None]]
-
 
 @dataclass(order=True)
 class Pending:
@@ -58,6 +57,7 @@ class Pending:
     here: Reply = field(compare=False)
     version: int = field(compare=False)
     looks: int = field(default=0, compare=False)
+    kept: bool = field(default=False, compare=False)  # the ledger has it as pending
 
 
 @dataclass
@@ -92,12 +92,10 @@ class Judge:
         slow: Slow,
         rules: Rules,
         tally: Tally,
-        diverged: Diverged,
+        reporter: Reporter,
         now: Callable[[], float],
     ) -> None:
-        """`follower` connects as an application's user, `ours` as Exodus; `diverged` is told of
-        confirmed divergences.
-        """
+        """`follower` connects as an application's user, `ours` as Exodus."""
         self._engine = engine
         self._copies = copies
         self._authority = authority
@@ -107,7 +105,7 @@ class Judge:
         self._slow = slow
         self._rules = rules
         self._tally = tally
-        self._diverged = diverged
+        self._reporter = reporter
         self._now = now
         self._scratch = Scratch(engine, ours, follower)
         self._pending: list[Pending] = []
@@ -131,6 +129,8 @@ class Judge:
         await self._copies.seed(key for each in several for key in self.keys_of(each))
         await self._copies.keep_up()
         for each in several:
+            if each.write:
+                self._reporter.writes.add(each, self.keys_of(each))
             await self._one(each)
 
     async def look_again(self) -> None:
@@ -241,14 +241,14 @@ class Judge:
             return
         except NoDatabase as exc:
             row["divergences"] += 1
-            await self._diverged(exchange, keys[0], "the target refuses it", str(exc))
+            await self._reporter.refused(exchange, keys, str(exc))
             return
         if error_code(there) in INFRASTRUCTURE:
             row["infrastructure"] += 1
             return
         row["compared"] += 1
         if self._same(exchange, here, there):
-            row["equal"] += 1
+            await self._equal(exchange, keys, row)
         else:
             self._wait(exchange, keys, here, row)
 
@@ -296,12 +296,18 @@ class Judge:
         elif error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
             row["infrastructure"] += 1
         elif self._same(exchange, here, there):
-            row["equal"] += 1
+            await self._equal(exchange, keys, row)
             row["late"] += 1
         elif pending.looks < len(COMPARE_LOOKS_S):
+            if pending.looks == len(COMPARE_LOOKS_S) - 1:
+                await self._reporter.pending(exchange, keys, f"look {pending.looks}")
+                pending.kept = True
             self._push(pending)
+            return
         else:
             await self._judge_last(pending, there, row)
+        if pending.kept:  # a confirmed row is not pending any more, and stays
+            await self._reporter.withdrawn(exchange, keys)
 
     def _why_undecided(self, pending: Pending, here: Reply, there: Reply) -> str:
         exchange = pending.exchange
@@ -324,16 +330,22 @@ class Judge:
             self._tally.undecided(row, LAGGING)
             return
         row["divergences"] += 1
-        code = error_code(there)
-        rule = self._rules.of(exchange.command, exchange.args).rule
-        what = (
-            "a script's reply differs"
-            if self._is_script(exchange)
-            else f"replies differ under the rule '{rule}'"
+        self._copies.state.judge(keys)
+        await self._reporter.confirmed(
+            exchange,
+            keys,
+            pending.here,
+            there,
+            rule=self._rules.of(exchange.command, exchange.args).rule,
+            script=self._is_script(exchange),
         )
-        await self._diverged(exchange, keys[0], "replies differ", f"error {code}" if code else what)
         if self._engine.plan.compare_repair:
             await self._copies.copy(keys)
+
+    async def _equal(self, exchange: Exchange, keys: list[Key], row: Counter[str]) -> None:
+        row["equal"] += 1
+        self._copies.state.judge(keys)
+        await self._reporter.equal(keys, exchange.command.decode("ascii", "replace"))
 
     def _runs_on(self, exchange: Exchange) -> bool:
         """Whether the reply is another one later although nothing is written."""
@@ -361,7 +373,7 @@ class Judge:
             return
         except NoDatabase as exc:
             row["divergences"] += 1
-            await self._diverged(exchange, keys[0], "the target refuses it", str(exc))
+            await self._reporter.refused(exchange, keys, str(exc))
             return
         here = parse(exchange.reply)
         codes, codes_there = _codes(here), _codes(there)
@@ -370,11 +382,11 @@ class Judge:
             return
         row["compared"] += 1
         if codes == codes_there:
-            row["equal"] += 1
+            await self._equal(exchange, keys, row)
         elif "NOPERM" in codes_there or await self._lacks(exchange):
             row["divergences"] += 1
             said = next(str(each) for each in _elements(there) if error_code(each) is not None)
-            await self._diverged(exchange, keys[0], "the target refuses it", said[:200])
+            await self._reporter.refused(exchange, keys, said)
         else:
             self._tally.undecided(row, REFUSED_STATE)
 

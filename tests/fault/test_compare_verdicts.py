@@ -127,7 +127,7 @@ async def test_nothing_is_confirmed_while_keys_are_written_all_the_time(
         app, writes = local.app(), 0
         while not stop.is_set():
             writes += 1
-            key = f"{number}:{writes % 40}"
+            key = f"{number}:{writes % 400}"
             await app.incr("hot")
             await app.get("hot")
             await app.get(f"c{key}")  # written a while ago
