@@ -31,7 +31,8 @@ async def capture_traffic(it: Opened, seconds: float | None) -> Json:
     return report
 
 
-async def _snapshots(it: Opened) -> dict[str, Json]:
+async def snapshots(it: Opened) -> dict[str, Json]:
+    """Return what each gateway process has counted since it began."""
     found: dict[str, Json] = {}
     for beat in await registry.heartbeats(it.store, "gateway"):
         raw = await answered(it.store.client.get(it.store.keys.telemetry(beat.process)))
@@ -49,7 +50,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         DecisionRefused: no gateway is registered.
     """
     watched = seconds or it.plan.observe_seconds
-    before = await _snapshots(it)
+    before = await snapshots(it)
     if not before:
         raise DecisionRefused(
             "no gateway has reported",
@@ -57,8 +58,8 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
             next_step="start exodus gateway and point the applications at it",
         )
     await asyncio.sleep(watched)
-    after = await _snapshots(it)
-    commands = _difference(before, after)
+    after = await snapshots(it)
+    commands = difference(before, after)
     requests = sum(row["calls"] for row in commands)
     report = {
         "seconds": watched,
@@ -99,7 +100,7 @@ def _risks(snapshots: dict[str, Json]) -> dict[str, int]:
     return total
 
 
-def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+def difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
     """Return a row a command: what the gateways counted between two looks.
 
     Percentiles are of the window. A snapshot counts from the start of its process.

@@ -46,6 +46,7 @@ from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole
 from exodus.safe_text import when
+from exodus.shadow.repairs import repair_divergences
 from exodus.verify.comparison import Depth
 from exodus.verify.reconcile import dead_letters, keys_of, reconcile
 from exodus.verify.reconcile import repair as sync_again
@@ -618,7 +619,7 @@ def repair(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Copy dead letters again, accepted ones too.
+    """Copy dead letters again, accepted ones too, and keys of confirmed divergences.
 
     Keys that only the follower has stay, unless you give --remove-extra. Example: exodus repair
     """
@@ -638,6 +639,8 @@ def repair(
                 "carried": len(keys) - len(failed),
                 "failed": _reasons(failed),
             }
+            ledger = await repair_divergences(engine, remove_extra=remove_extra)
+            done["divergences"] = ledger
             if remove_extra:
                 report = await _verify(store, fix=True, remove_extra=True)
                 done |= {
@@ -658,7 +661,12 @@ def repair(
                 else ""
             )
         )
+        ledger = done["divergences"]
+        if ledger["tried"]:
+            show(f"{ledger['healed']} of {ledger['tried']} divergences healed")
+        for row in ledger["left"][:20]:
+            show(f"  {row['name']}: {row['why']}")
         if remove_extra:
             show(f"{done['divergences_total']} divergences left")
-    if done["failed"]:
+    if done["failed"] or done["divergences"]["left"]:
         raise typer.Exit(1)

@@ -26,6 +26,7 @@ from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.scope import Key
 from exodus.plan.vocabulary import Hold, JournalMode, Side
+from exodus.shadow.divergences import forget_values
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import OWNED
 
@@ -89,6 +90,7 @@ async def finalise(store: ControlStore, plan: Plan) -> Json:
     """
     stopped = await stop(store, plan, "finalised: the target is the authority for good")
     await _remove_own_keys(plan, store, keep_fence_of=Side.SOURCE)
+    await forget_values(store)
     # The last state of the source: nothing of ours writes there any more, and its fence keeps the
     # others out.
     report = await checklist(store, plan)
@@ -121,6 +123,7 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
             store.keys.dead, store.keys.accepted, store.keys.divergence, store.keys.report(OWNED)
         )
     )
+    await forget_values(store)
     return {
         **stopped,
         "authority": "source",

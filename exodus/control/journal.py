@@ -107,22 +107,35 @@ async def since(
     """Return all changes after the positions `start` (from `ends`). `gap` is set where a partition
     has more than `at_most` entries.
     """
+    merged = Changes()
+    for changes in (await each_since(store, start, until=until, at_most=at_most)).values():
+        merged.gap = merged.gap or changes.gap
+        merged.keys.extend(changes.keys)
+        merged.barriers.extend(changes.barriers)
+        merged.times_ms.extend(changes.times_ms)
+    return merged
+
+
+async def each_since(
+    store: ControlStore,
+    start: Mapping[int, bytes],
+    *,
+    until: bytes = b"+",
+    at_most: int | None = None,
+) -> dict[int, Changes]:
+    """The same, partition by partition; each with the id of its last entry, to read on from."""
     pipe = store.client.pipeline(transaction=True)
     pipe.hgetall(store.keys.trimmed)
     for partition, entry_id in start.items():
         pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id, max=until, count=at_most)
     trimmed, *found = await pipe.execute()
-    merged = Changes()
+    by_partition: dict[int, Changes] = {}
     for (partition, entry_id), entries in zip(start.items(), found, strict=True):
-        if id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id):
-            merged.gap = True
-        if at_most is not None and len(entries) >= at_most:
-            merged.gap = True
-        changes = parse_entries(entries)
-        merged.keys.extend(changes.keys)
-        merged.barriers.extend(changes.barriers)
-        merged.times_ms.extend(changes.times_ms)
-    return merged
+        changes = by_partition[partition] = parse_entries(entries)
+        changes.gap = id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id) or (
+            at_most is not None and len(entries) >= at_most
+        )
+    return by_partition
 
 
 async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:

@@ -15,6 +15,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import Bug, DecisionRefused
 from exodus.lua import lua
 from exodus.net.client import answered
+from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 
@@ -47,6 +48,8 @@ class Route(BaseModel):
     )
     shadow_rate: float = 0.0
     shadow_salt: int = 0
+    shadow_include: tuple[str, ...] = ()  # patterns of names that are sampled; (): all
+    shadow_exclude: tuple[str, ...] = ()  # patterns of names that are not
     shadow_scripts: bool = False  # read-only scripts are sampled, too
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
@@ -69,6 +72,13 @@ class Route(BaseModel):
     def follower(self) -> Side:
         """Return the side that is not the authority."""
         return self.authority.other
+
+    @property
+    def sample(self) -> KeySample:
+        """The keys that are sampled."""
+        return KeySample(
+            self.shadow_rate, self.shadow_salt, self.shadow_include, self.shadow_exclude
+        )
 
     @property
     def text(self) -> str:

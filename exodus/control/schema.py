@@ -78,9 +78,17 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
     shadow           stream   gateways → comparer
         sampled requests and replies; bounded, expires
     divergence       hash     comparer → flows, repair
-        packed key → divergence, JSON
+        packed key and command → divergence, JSON; until removed
+    divergence:values hash    comparer → flows, status
+        the same → both values, JSON; bounded, expires
+    judged:EPOCH     string   comparer → flows
+        HyperLogLog of the keys that were judged; expires
+    comparisons      list     flows → flows
+        runs of Compare: figures, JSON; bounded
     seeded           set      comparer → flows
         packed keys that Compare put on the target
+    scratch          set      comparer → flows
+        packed keys of the target that writes were tried on
     telemetry:ID     string   gateway → flows, status
         counters and histograms, JSON; expires
     report:NAME      string   flows → status, later phases
@@ -128,11 +136,14 @@ class Keys:
         self.shadow = self.prefix + "shadow"
         self.answers = self.prefix + "answers:"
         self.divergence = self.prefix + "divergence"
+        self.divergence_values = self.prefix + "divergence:values"
         self.budget = self.prefix + "budget"
         self.pace = self.prefix + "pace"
         self.verified_pass = self.prefix + "verified"
         self.fresh = self.prefix + "fresh"
+        self.comparisons = self.prefix + "comparisons"
         self.seeded = self.prefix + "seeded"
+        self.scratch = self.prefix + "scratch"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"
@@ -158,6 +169,10 @@ class Keys:
     def lease(self, partition: int) -> str:
         """Return the lease of one partition."""
         return f"{self.prefix}lease:{partition}"
+
+    def judged(self, salt: int) -> str:
+        """The keys that the sampling of this salt has judged."""
+        return f"{self.prefix}judged:{salt}"
 
     def feed(self, side: str) -> str:
         """Return how far the replication stream of a side was read."""

@@ -208,8 +208,8 @@ class Gateway:
     def gap(self, why: str) -> None:
         self.journaler.gap(why)
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
-        self.shadow_stream.offer(db, request, reply, write=write)
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes) -> None:
+        self.shadow_stream.offer(db, request, reply, write=write, client=client)
 
     def ask_follower(
         self, session: Session, read: CanaryRead, request: bytes, protocol: int

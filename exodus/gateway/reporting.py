@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from exodus import compiled
 from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.gateway.authority_probe import NOT_ASKED
+from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import kind_of
 from exodus.plan.bounds import REPORTING_LOG_EVERY_S, REPORTING_NAME_CHARS_MAX, REPORTING_NAMES_MAX
 from exodus.telemetry.counters import OTHER
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from exodus.gateway.relay import Connection
 
 log = logging.getLogger(__name__)
+
+
+def _left_out(orders: Orders) -> dict[str, dict[str, int]]:
+    """Return command → reason → requests of sampled keys that the comparer is not offered."""
+    found: dict[str, dict[str, int]] = {}
+    for (command, why), count in list(orders.left_out.items()):
+        found.setdefault(command.decode("ascii", "replace"), {})[why] = count
+    return found
 
 
 def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
@@ -59,6 +68,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             canary=gateway.canary.facts(),
             redirect=gateway.redirects.facts(),
             shadow_dropped=gateway.shadow_stream.dropped,
+            shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,
         ),
     )

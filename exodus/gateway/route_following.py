@@ -39,6 +39,7 @@ from exodus.plan.bounds import (
     ROUTE_FOLLOWING_REMEMBER_S,
 )
 from exodus.plan.plan import Plan
+from exodus.plan.sample import name_test
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 log = logging.getLogger(__name__)
@@ -210,8 +211,11 @@ class RouteFollower:
         orders.epoch = route.epoch
         orders.journal = journal
         orders.shadow_scripts = route.shadow_scripts
+        if route.shadow_salt != orders.shadow_salt:
+            orders.left_out.clear()  # another sampling begins
+        orders.shadow_names = name_test(route.shadow_include, route.shadow_exclude)
         orders.pick(
-            shadow_below=int(route.shadow_rate * 2**32),
+            shadow_below=route.sample.below,
             shadow_salt=route.shadow_salt,
             canary_below=orders.canary_below,
         )

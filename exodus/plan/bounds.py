@@ -52,7 +52,22 @@ SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the control store.
 SHADOW_KEPT_MS = 15_000  # Sampled pairs expire from the control store after this.
 COMPARE_SECONDS_MAX = 1.0  # A command that takes longer on the target is not tried again.
+SHADOW_CLIENT_BYTES_MAX = 100  # A client's name in a sampled pair.
 CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count as failing.
+
+# Compare.
+COMPARE_LOOKS_S = (0.05, 0.5, 5.0)  # Waits before both sides are asked again for a difference.
+COMPARE_EXPIRY_MS = 500  # Expiries in replies may differ by this.
+COMPARE_PENDING_MAX = 1_000  # Differences that wait for another look. More are inconclusive.
+COMPARE_ASKS_PER_S_MAX = 100.0  # Requests that Compare asks the authority again.
+COMPARE_STATES_PER_S_MAX = 100  # States of sampled keys that Compare reads from both sides.
+COMPARE_WRITES_KEPT = 5  # The last writes of a sampled key that a divergence names.
+COMPARE_LAGS_KEPT = 500  # The last times from a write to its copy.
+COMPARE_KEYS_MAX = 100_000  # Sampled keys that Compare copies to the follower.
+COMPARISONS_KEPT = 100  # Runs of Compare whose figures are kept.
+DIVERGENCES_MAX = 10_000  # Rows of the ledger. More are counted.
+DIVERGENCE_VALUE_CHARS = 200  # Of a value in the ledger.
+DIVERGENCE_VALUES_KEPT_MS = 7 * 86_400_000
 
 # Sending clients away at the end.
 REDIRECT_PER_S_MAX = 1_000

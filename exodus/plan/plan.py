@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from exodus.plan.address import Address, Credentials
 from exodus.plan.bounds import HOLD_SECONDS_MAX
+from exodus.plan.compare_rules import CompareRule
 from exodus.plan.own_keys import is_own
 from exodus.plan.scope import Filters, Rename, Scope, check_renames
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Users, Workers
@@ -58,6 +59,12 @@ class Options(BaseModel):
     sample: float = Field(
         default=0.05, gt=0, le=1, description="share of key hashes that Compare samples"
     )
+    sample_include: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare samples, as in KEYS; []: all"
+    )
+    sample_exclude: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare does not sample"
+    )
     observe_seconds: float = Field(
         default=10.0, gt=0, le=86_400, description="seconds for which a phase watches the traffic"
     )
@@ -100,6 +107,18 @@ class Options(BaseModel):
         default=False,
         description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
         "compare_user, on the target",
+    )
+    compare_rules: tuple[CompareRule, ...] = Field(
+        default=(),
+        description="how replies of some commands are compared, in place of Exodus's own rules",
+    )
+    compare_masked: bool = Field(
+        default=False, description="the ledger of divergences shows no values, only their lengths"
+    )
+    compare_repair: bool = Field(
+        default=False,
+        description="Compare copies a key again once a difference of it is confirmed; false: "
+        "exodus repair does",
     )
     fence: Fencing = Field(
         default=Fencing(), description="how the side that stops being the authority refuses writes"

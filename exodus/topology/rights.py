@@ -34,6 +34,9 @@ SINCE: dict[str, dict[str, Version]] = {
     "command|list": {"redis": (7, 0), "valkey": (7, 2)},
     "acl|dryrun": {"redis": (7, 0), "valkey": (7, 2)},
     "client|no-touch": {"redis": (7, 2), "valkey": (7, 2)},
+    "lcs": {"redis": (7, 0), "valkey": (7, 2)},
+    "sintercard": {"redis": (7, 0), "valkey": (7, 2)},
+    "zintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "hpexpiretime": {"redis": (7, 4), "valkey": (9, 0)},
     "hpexpireat": {"redis": (7, 4), "valkey": (9, 0)},
 }
@@ -278,6 +281,13 @@ RIGHTS = (
         "sampled requests of applications, tried again; compare_user tries them on the target "
         "instead, where it is named",
         without="what the target refuses is listed as a difference",
+    ),
+    Right(
+        _words("copy"),
+        _COMPARER,
+        "scratch copies, on which Compare tries writes",
+        frozenset({Side.TARGET}),
+        without="writes are not tried",
     ),
     Right(
         _words("script|kill function|kill"),

@@ -9,7 +9,7 @@ import pytest
 from exodus.commands.table import Command
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from tasks.compatibility import judge_size, judge_workload, workload_line
-from tasks.profile import _difference, _prefixes, quantile
+from tasks.profile import _prefixes, difference, quantile
 
 GET = Command(b"GET", write=False, first=1, last=1)
 BRPOP = Command(b"BRPOP", write=True, first=1, last=-2)
@@ -44,7 +44,7 @@ def _two_gateways() -> tuple[dict, dict]:
 
 
 def test_latencies_are_of_the_window_and_of_all_gateways_together() -> None:
-    rows = {row["command"]: row for row in _difference(*_two_gateways())}
+    rows = {row["command"]: row for row in difference(*_two_gateways())}
     assert rows["GET"]["calls"] == 200
     assert 900 <= rows["GET"]["latency_us_p50"] <= 1_200
     assert 1_900 <= rows["GET"]["latency_us_p99"] <= 2_300
@@ -52,7 +52,7 @@ def test_latencies_are_of_the_window_and_of_all_gateways_together() -> None:
 
 
 def test_a_command_that_waits_for_data_is_not_the_slowest() -> None:
-    rows = _difference(*_two_gateways())
+    rows = difference(*_two_gateways())
     assert {row["command"]: row["waits"] for row in rows} == {"GET": False, "BRPOP": True}
     assert "GET" in workload_line(WORKLOAD, rows)
     assert "BRPOP" not in workload_line(WORKLOAD, rows)
