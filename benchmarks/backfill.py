@@ -72,7 +72,7 @@ def _replicate(source: Server, target: redis.Redis, keys: int) -> None:
 
 
 def measure(*, full: bool) -> list[Result]:
-    """Every way in turn, three times, for each kind of data."""
+    """Return every way in turn, three times, for each kind of data."""
     return each_kind(_measured, full=full, repl_diskless_sync_delay="0", repl_diskless_sync="yes")
 
 

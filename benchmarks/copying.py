@@ -41,8 +41,8 @@ class Data:
     strings: bool = True
 
     def result(self, question: str) -> str:
-        """The name of what was measured with them; that of the question itself with the first
-        kind.
+        """Return the name of what was measured with them; that of the question itself with the
+        first kind.
         """
         return question if self.name == "random" else f"{question}-{self.name}"
 
@@ -143,15 +143,15 @@ async def begin_epoch(store: ControlStore, plan: Plan) -> Route:
 async def engine_of(
     source: Server, target: Server, control: Server, *, strategy: CopyStrategy = CopyStrategy.KEYS
 ) -> AsyncIterator[Engine]:
-    """The engine of a new epoch, with the journal on."""
+    """Return the engine of a new epoch, with the journal on."""
     plan = Plan(name="bench", source=source.address(), target=target.address(), strategy=strategy)
     async with await ControlStore.connect(control.address(), plan.name) as store:
         yield await open_engine(store, plan, await begin_epoch(store, plan))
 
 
 async def backfill(engine: Engine, run: str) -> None:
-    """Every slice, some at a time, as the threads of a flow run do it: while we handle one's batch,
-    the source reads another's.
+    """Return every slice, some at a time, as the threads of a flow run do it: while we handle one's
+    batch, the source reads another's.
     """
     turn = asyncio.Semaphore(SLICES_AT_A_TIME)
 

@@ -237,7 +237,9 @@ _SMALL, _LARGE = 100, 10_000
 
 
 def measure(*, full: bool) -> list[Result]:
-    """Every proxy in turn, round by round, so that what else the machine does meets all of them."""
+    """Return every proxy in turn, round by round, so that what else the machine does meets all of
+    them.
+    """
     seconds, rounds = (6.0, 5) if full else (1.2, 3)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in _QUESTIONS}
     with Rig() as rig:

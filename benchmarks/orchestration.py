@@ -51,12 +51,12 @@ class _Sides:
             return engine.route.writer_epoch
 
     async def one_loop(self, run: str) -> None:
-        """The bare engine."""
+        """Return the bare engine."""
         async with engine_of(*self.servers) as engine:
             await backfill(engine, run)
 
     async def slices(self) -> list[Slice]:
-        """All of them."""
+        """Return all of them."""
         return await plan_slices(Endpoint(Side.SOURCE, self.plan.source), self.plan.slices)
 
     async def copy(self, run: str, piece: Slice) -> None:
@@ -65,11 +65,11 @@ class _Sides:
             await copy_slice(await open_engine(store, self.plan), run, piece, budget_s=600)
 
     def copy_now(self, run: str, piece: Slice) -> None:
-        """The same, in a loop of its own."""
+        """Return the same, in a loop of its own."""
         uvloop.run(self.copy(run, piece))
 
     def threads(self, run: str) -> None:
-        """The bare engine, in a thread a slice."""
+        """Return the bare engine, in a thread a slice."""
         uvloop.run(self.begin())
         pieces = uvloop.run(self.slices())
         with ThreadPoolExecutor(len(pieces)) as pool:

@@ -1,4 +1,4 @@
-"""Tasks of a process: running them until it is told to stop, and ending them for certain."""
+"""Running the tasks of a process until it is told to stop, and ending them for certain."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-# More than an ending takes: who is cancelled again while it cleans up has to be able to bear it
-_AGAIN_S = 0.5
+from exodus.plan.bounds import CANCEL_AGAIN_S
 
 
 async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
@@ -22,7 +21,7 @@ async def end_all(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     while any(not task.done() for task in left):
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=_AGAIN_S)
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*left, return_exceptions=True)
 
 

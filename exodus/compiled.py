@@ -1,11 +1,10 @@
-"""Whether the hot path runs compiled: the same source, translated by Cython where a compiler was
-there at installation (setup.py).
+"""Whether the hot path runs compiled. Cython compiles the same sources at installation, where a
+compiler exists (setup.py).
 
-A compiled module lies beside its source and would be imported in its place even after the source
-was changed. So it counts only while the sources (and the types in `.pxd`) have the digests that
-they had when it was built, all of them: one class may not come from one form and another from the
-other. Otherwise, or with EXODUS_COMPILED=0, the sources run as they are: slower, and in every other
-respect the same (tests/property/test_twins.py).
+A compiled module lies beside its source, and Python would import it even after the source changed.
+So the compiled modules count only while all sources and `.pxd` types have the digest of the build.
+Otherwise, or with EXODUS_COMPILED=0, the sources run: slower, and otherwise the same
+(tests/property/test_twins.py).
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ _ROOT = Path(__file__).resolve().parent
 
 
 def source(module: str) -> Path:
-    """The source file of a hot module."""
+    """Return the source file of a hot module."""
     return _ROOT.parent / (module.replace(".", "/") + ".py")
 
 
 def digest() -> str:
-    """Of all hot sources and their types: any difference means that what was compiled is of another
-    day.
+    """Return a digest of all hot sources and their types. A difference means that the compiled form
+    is older.
     """
     found = hashlib.sha256()
     for module in HOT:
@@ -67,7 +66,7 @@ def digest() -> str:
 
 
 def why_not() -> str | None:
-    """Why the compiled modules are not used, or None."""
+    """Return why the compiled modules are not used, or None."""
     if os.environ.get("EXODUS_COMPILED") == "0":
         return "EXODUS_COMPILED=0"
     try:
@@ -89,7 +88,7 @@ class SourceFinder:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """As in `importlib.abc.MetaPathFinder`."""
+        """Find a hot source, as `importlib.abc.MetaPathFinder` does."""
         del path, target
         return spec_from_file_location(name, source(name)) if name in HOT else None
 

@@ -1,6 +1,4 @@
-"""What moving data needs at hand: the plan, the control store, and who is authority and follower
-now.
-"""
+"""What moving data needs: the plan, the control store, and the present authority and follower."""
 
 from __future__ import annotations
 
@@ -68,19 +66,19 @@ class Engine:
 
     @property
     def spare_others(self) -> bool:
-        """Whether keys of the follower whose names the rules leave out are others'; they are then
-        neither compared nor touched.
+        """Return whether the follower's keys outside the rules belong to others. Exodus then leaves
+        them alone.
         """
         return self.plan.allow_nonempty
 
     @property
     def feed(self) -> ChangeFeed:
-        """The change feed in force."""
+        """Return the change feed in force."""
         return feed_of(self.store, self.route.feed, self.plan.partitions, self.authority)
 
     @property
     def run_ids(self) -> dict[Side, str]:
-        """The lives of both servers."""
+        """Return the run ids of both servers."""
         return {
             self.route.authority: self.authority_facts.run_id,
             self.route.follower: self.follower_facts.run_id,
@@ -96,7 +94,7 @@ class Engine:
         return Guard(tuple(values))
 
     async def key_sync(self, guard: Guard, *, name: str) -> KeySync:
-        """What makes keys equal that changed: copying them, or waiting until a replica has them."""
+        """Return what makes changed keys equal: a copier, or a wait for the replica."""
         if not self.route.native:
             return await self.copier(guard, name=name)
         authority = await self.authority_leg(name=name)
@@ -128,8 +126,8 @@ class Engine:
         )
 
     async def authority_leg(self, *, name: str) -> Leg:
-        """A connection to the authority that reads without making a key look used, where the server
-        allows that.
+        """Connect to the authority. Reads do not make a key look used, where the server allows
+        that.
         """
         leg = await self.authority.connect(name=name)
         try:
@@ -151,7 +149,7 @@ class Engine:
 
 
 async def open_engine(store: ControlStore, plan: Plan, route: Route | None = None) -> Engine:
-    """The engine for the route in force (or the one given).
+    """Return the engine for the route in force (or the one given).
 
     Raises:
         SourceError, TargetError, OperatorError: a side does not answer.

@@ -1,8 +1,8 @@
-"""Folders and files that only the user of the process may read. They hold passwords, logins, or
-what applications sent.
+"""Folders and files that only the process's user may read: they hold passwords, logins, or
+application data.
 
-An existing folder's mode is corrected, since an earlier version or another tool may have made it.
-A folder of another user is refused: its owner could replace what is written there.
+The mode of an existing folder is corrected. A folder of another user is refused, since its owner
+could replace the files.
 """
 
 from __future__ import annotations

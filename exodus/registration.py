@@ -1,10 +1,9 @@
-"""Registering a migration's plan: everything is checked before anything is kept.
+"""Registering a migration's plan. Everything is checked before anything is written.
 
-`examine` asks the servers and writes nothing, not even a key of Exodus's own: until it is known
-which server is which, any of them may be production. It also compares the plan with the registered
-one. A change can make what people decided meaningless: a rehearsal of another fence, a verification
-of another source. `register` writes into the ledger what a change voids; from then on those
-decisions do not count (`ledger.approved_since`).
+`examine` asks the servers and writes nothing, not even a key of Exodus's own: any server may turn
+out to be production. It also compares the plan with the registered one. A change can void
+decisions, such as the rehearsal of another fence. `register` records in the ledger what a change
+voids; those decisions do not count any more (`ledger.approved_since`).
 """
 
 from __future__ import annotations
@@ -124,8 +123,8 @@ def _same_places(file: MigrationFile) -> list[Finding]:
 
 
 def _is_here(listen_host: str, address: Address) -> bool:
-    """Whether a server can be in the place of a listening address: on the same host, or on this
-    machine.
+    """Return whether a server can be in the place of a listening address: on the same host, or on
+    this machine.
     """
     wildcard = listen_host in ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, never bound
     return listen_host == address.host or (
@@ -134,7 +133,7 @@ def _is_here(listen_host: str, address: Address) -> bool:
 
 
 async def _check_port(plan: Plan, store: ControlStore) -> Finding:
-    """Whether the gateway's port is free on this machine, or a gateway of this migration has it."""
+    """Check that the gateway's port is free here, or that a gateway of this migration has it."""
     host, port = plan.gateway.host, plan.gateway.port
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:

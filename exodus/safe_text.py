@@ -1,8 +1,8 @@
-"""What people are shown: without secrets, and without anything that a terminal, Markdown or HTML
-would obey.
+"""Text as people may see it: without secrets, and without anything that a terminal, Markdown, or
+HTML would obey.
 
-Names of clients and keys, error texts of servers, and what people typed come from outside. Every
-sink takes them through here:
+Client names, keys, server errors, and typed words come from outside. Every sink takes them through
+here:
 
 | sink                                    | function   |
 | --------------------------------------- | ---------- |
@@ -10,7 +10,7 @@ sink takes them through here:
 | logs, where a record is made            | `mask_logs`|
 | several lines there                     | `lines`    |
 | artifacts and forms of Prefect          | `markdown` |
-| report.html                             | `html`     |
+| report.html, which escapes by itself    | `plain`    |
 | `--json`, by whoever reads it           | `cleaned`  |
 
 `masked` takes secrets out; all others go through it. It knows two kinds: what stands where a URL
@@ -23,7 +23,6 @@ import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
 from urllib.parse import quote
 
@@ -102,11 +101,6 @@ def lines(text: object) -> str:
 def markdown(text: object) -> str:
     """Return one line as Markdown that shows it as it is: no markup, no link, no HTML."""
     return _NUMBER.sub(r"\1\\\2", _AT_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", plain(text))))
-
-
-def html(text: object) -> str:
-    """Return one line as HTML that shows it as it is."""
-    return escape(plain(text))
 
 
 def cleaned(document: Any) -> Any:

@@ -5,18 +5,27 @@ Applications connect to the gateway, which forwards to the source.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from prefect.client.schemas.objects import State
 
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
-from tasks.compatibility import check_commands, foresee_strategies, recommend, weigh_hot_keys
-from tasks.decision import ask, close_phase, phase_form
-from tasks.evidence import artifact_key, evaluate
+from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
+from tasks.clients import direct_clients
+from tasks.compatibility import (
+    advice_lines,
+    check_commands,
+    foresee_strategies,
+    judge_size,
+    judge_workload,
+    recommend,
+    strategy_line,
+    weigh_hot_keys,
+    workload_line,
+)
+from tasks.decision import ask, close_phase, findings_form
+from tasks.evidence import evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, describe_sides
 from tasks.profile import learn_workload
@@ -28,39 +37,20 @@ PHASE = Phase.ANALYZE
 def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Learn the workload from the gateways for `seconds` and compare it with the target."""
     open_phase(migration, PHASE)
-    findings = check_sides(migration)
+    sides = check_sides(migration)
+    if any_fatal(sides):
+        evaluate(migration, PHASE, frames(sides), {})
     facts = describe_sides(migration)
     workload = learn_workload(migration, seconds)
+    direct = direct_clients(migration)
     commands = check_commands(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
-    heavy = weigh_hot_keys(migration, workload["hot_keys"])
-    advice = [*recommend(migration, facts, workload), *heavy]
-    create_table_artifact(
-        key=artifact_key(migration, PHASE, "recommendations"),
-        table=advice,
-        description="Sizing, strategy and risks",
-    )
-    foreseen = foresee_strategies(migration) or [{"strategy": "none: no keys", "keys_estimated": 0}]
-    create_table_artifact(
-        key=artifact_key(migration, PHASE, "dry-run"),
-        table=foreseen,
-        description="Copy strategies, from a sample of keys",
-    )
-    checks = [
-        {"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]}
-        for row in findings
+    advice = [
+        *recommend(migration, facts, workload),
+        *weigh_hot_keys(migration, workload["hot_keys"]),
     ]
-    through = (
-        f"{workload['requests']} requests of {workload['connections']} connections in "
-        f"{workload['seconds']} s"
-    )
-    checks.append(
-        {
-            "check": "applications send requests through a gateway",
-            "ok": bool(commands),
-            "detail": through,
-        }
-    )
+    foreseen = foresee_strategies(migration)
+    checks = [*sides, *judge_size(facts), *judge_workload(workload, commands, direct)]
     summary = {
         key: workload[key]
         for key in (
@@ -73,30 +63,31 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
             "gateways",
         )
     }
-    evaluate(migration, PHASE, {"commands": commands, "checks": checks}, summary)
-    slowest = max(commands, key=lambda row: row["latency_us_p99"])
-    by_strategy: Counter[str] = Counter()
-    for row in foreseen:
-        by_strategy[row["strategy"]] += row["keys_estimated"]
+    lists = {
+        "recommendations": advice,
+        "dry-run": foreseen,
+        "prefixes": workload["prefixes"],
+        "hot-keys": workload["hot_keys"],
+        "clients": workload["clients"],
+        "direct-clients": direct,
+    }
+    shown = {**frames(checks), **({"commands": commands} if commands else {})}
+    evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
-        phase_form(),
+        findings_form(findings=bool(open_findings(checks))),
         migration=migration,
         phase=PHASE,
         gate="strategy",
         question="Is the target and migration strategy acceptable?",
         summary=[
-            f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands, all known "
-            f"to the target; slowest p99: {slowest['command']}",
-            f"{advice[1]['finding']}: {advice[1]['advice']}",
-            "dry run: "
-            + ", ".join(
-                f"{keys:,} keys {strategy}" for strategy, keys in by_strategy.most_common(3)
-            )
-            + " (artifact dry-run)",
-            *(f"{row['finding']}: {row['advice']}" for row in heavy[:3]),
+            *summary_lines(checks),
+            workload_line(workload, commands),
+            strategy_line(foreseen),
+            *advice_lines(advice),
             *beside,
         ],
         evidence=f"evidence.{PHASE}",
+        refuse=lambda answer, _: why_not_accepted(checks, answer),
     )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)

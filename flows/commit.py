@@ -17,12 +17,14 @@ from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
 from tasks.canary import try_canary
+from tasks.checks import Level, check, frames
 from tasks.context import Json
 from tasks.cutover import (
     confirm_fence,
     explain_switch,
     finalise,
     keep_evidence,
+    read_authority,
     switch_authority,
     why_not_finalise,
 )
@@ -54,42 +56,42 @@ PHASE = Phase.COMMIT
 
 def _after(migration: str, outcome: Json) -> tuple[list[Json], int]:
     """Return the checks of a completed switch, and the number of verified keys."""
-    switched = {
-        "check": "the target is the authority",
-        "ok": outcome["authority"] == Side.TARGET,
-        "detail": f"epoch {outcome['epoch']}",
-    }
+    now = read_authority(migration, f"the switch at epoch {outcome['epoch']}")
+    switched = check(
+        "the target is the authority", now["authority"] == Side.TARGET, f"epoch {now['epoch']}"
+    )
     if not outcome["flows_back"]:
         # The source's fence blocks Exodus too: the source stays as it was at the switch, and the
         # journal keeps what a way back needs.
         spot = outcome["facts"].get("spot_checked_keys", 0)
         return [
             switched,
-            {
-                "check": "the source stays as it was",
-                "ok": True,
-                "detail": f"the {spot} keys that changed last were equal at the switch",
-            },
+            check(
+                "keys that changed last were equal at the switch",
+                spot > 0,
+                f"{spot} keys; the source stays as it was",
+                level=Level.INFO,
+            ),
         ], 0
     flowing = wait_caught_up(migration)
     found = verify_sides(migration, PHASE)
     checks = [
         switched,
-        {
-            "check": "writes flow back to the source",
-            "ok": flowing["caught_up"],
-            "detail": f"{flowing['lag_entries']} entries behind",
-        },
-        {
-            "check": "both sides are equal",
-            "ok": found["divergences_total"] == 0,
-            "detail": f"{found['keys_verified']} keys verified",
-        },
-        {
-            "check": "no key was left behind",
-            "ok": not found["dead_letters"],
-            "detail": f"{len(found['dead_letters'])} dead letters",
-        },
+        check(
+            "writes flow back to the source",
+            flowing["caught_up"],
+            f"{flowing['lag_entries']} entries behind",
+        ),
+        check(
+            "both sides are equal",
+            found["divergences_total"] == 0,
+            f"{found['divergences_total']} divergences, {found['keys_verified']} keys verified",
+        ),
+        check(
+            "no key was left behind",
+            not found["dead_letters"],
+            f"{len(found['dead_letters'])} dead letters",
+        ),
     ]
     return checks, found["keys_verified"]
 
@@ -165,7 +167,7 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
     evaluate(
         migration,
         PHASE,
-        {"checks": checks},
+        frames(checks),
         {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]},
     )
     business = ask(

@@ -8,10 +8,17 @@ from __future__ import annotations
 from prefect.client.schemas.objects import State
 
 from exodus.plan.vocabulary import Phase
-from exodus.shadow.findings import FINDINGS_MAX, findings, why_not_accepted
+from exodus.shadow.findings import FINDINGS_MAX, findings, summary_lines
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.comparison import list_divergences, no_row, remove_sample, shadow
+from tasks.comparison import (
+    accept_findings,
+    list_divergences,
+    no_row,
+    remove_sample,
+    shadow,
+    why_findings_stand,
+)
 from tasks.decision import ask, close_phase, compare_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
@@ -26,10 +33,9 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     found = shadow(migration, seconds)
     divergences = list_divergences(migration)
     removed = remove_sample(migration)
-    convergence = found["convergence"]
-    open_findings = findings(found["rows"], convergence, divergences)
+    convergence, figures = found["convergence"], found["figures"]
+    open_findings = findings(found["rows"], divergences)
     rows = found["rows"] or [no_row()]
-    compared = sum(row["compared"] for row in rows)
     checks = [
         {
             "check": "findings are few enough to review by name",
@@ -38,40 +44,43 @@ def compare(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         },
     ]
     summary = {
-        "replies_compared": compared,
+        "replies_compared": sum(row["compared"] for row in rows),
+        "replies_inconclusive": sum(row["inconclusive"] for row in rows),
+        "samples_dropped": found["dropped"],
         "sampled_keys": convergence["sampled_keys"],
         "keys_inconclusive": len(convergence["inconclusive"]),
+        "equivalence": found["bound"],
         "findings": len(open_findings),
         "sample_removed": removed,
+        **{name: value for name, value in figures.items() if not isinstance(value, dict)},
     }
-    lists = {"findings": open_findings, "inconclusive": convergence["inconclusive"]}
+    lists = {
+        "coverage": found["coverage"],
+        "findings": open_findings,
+        "inconclusive": convergence["inconclusive"],
+        "divergences": divergences,
+        "dirty": found["series"],
+        "comparisons": found["runs"],
+    }
     evaluate(migration, PHASE, {"comparison": rows, "checks": checks}, summary, lists)
-    lines = [
-        f"{compared:,} replies of {len(found['rows'])} commands compared, {len(divergences)} "
-        "divergences",
-        f"{convergence['sampled_keys']:,} sampled keys: {len(convergence['differ'])} differ, "
-        f"{len(convergence['inconclusive'])} inconclusive (written all the time)",
-    ]
-    if open_findings:
-        lines.insert(
-            0,
-            f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: "
-            + ", ".join(row["name"] for row in open_findings[:10]),
-        )
     decision = ask(
         compare_form(findings=bool(open_findings)),
         migration=migration,
         phase=PHASE,
         gate="divergence",
         question="Are divergence and compatibility findings resolved?",
-        summary=lines,
+        summary=summary_lines(found, summary, open_findings),
         evidence=f"evidence.{PHASE}",
-        refuse=lambda answer, _: (
-            why_not_accepted(open_findings, answer.get("accept_findings", ""))
-            if answer["decision"] == "approve"
+        refuse=lambda answer, attempt: (
+            why_findings_stand(migration, open_findings, answer.get("accept_findings", ""), attempt)
+            if answer["decision"] == "approve" and open_findings
             else None
         ),
     )
+    if decision["verdict"] == "approve" and open_findings:
+        accept_findings(
+            migration, decision["facts"].get("accept_findings", ""), decision["decided_by"]
+        )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)
     return ended

@@ -10,6 +10,7 @@ from exodus.plan.vocabulary import Phase, Side
 from flows.lifecycle import go_on
 from flows.phase import BY, MIGRATION, WHY, MigrationName, Words, phase_flow
 from tasks.artifacts import create_table_artifact
+from tasks.checks import check, frames
 from tasks.context import Json
 from tasks.cutover import (
     abandon,
@@ -18,6 +19,7 @@ from tasks.cutover import (
     force_back,
     keep_evidence,
     look_at_target,
+    read_authority,
     stop_live_sync,
     switch_authority,
 )
@@ -40,12 +42,13 @@ PHASE = Phase.ROLLBACK
 def _switch_back(migration: str, *, dead: bool) -> list[Json]:
     if dead:
         done = force_back(migration)
+        now = read_authority(migration, f"the forced switch at epoch {done['epoch']}")
         return [
-            {
-                "check": "the source is the authority, by force",
-                "ok": True,
-                "detail": f"epoch {done['epoch']}",
-            }
+            check(
+                "the source is the authority, by force",
+                now["authority"] == Side.SOURCE,
+                f"epoch {now['epoch']}",
+            )
         ]
     outcome = switch_authority(migration, PHASE, Side.SOURCE)
     create_table_artifact(
@@ -53,21 +56,20 @@ def _switch_back(migration: str, *, dead: bool) -> list[Json]:
         table=outcome["timeline"],
         description="Timeline of the switch back",
     )
-    back = {
-        "check": "the source is the authority",
-        "ok": outcome["authority"] == Side.SOURCE,
-        "detail": f"epoch {outcome['epoch']}",
-    }
+    now = read_authority(migration, f"the switch back at epoch {outcome['epoch']}")
+    back = check(
+        "the source is the authority", now["authority"] == Side.SOURCE, f"epoch {now['epoch']}"
+    )
     if not outcome["flows_back"]:
         return [back]  # the target's fence blocks Exodus too, until Migrate starts again
     compared = wait_compared(migration)  # a rollback does not wait for a pass over all keys
     if compared["equal"]:
-        return [back, {"check": "both sides are equal", "ok": True, "detail": compared["text"]}]
+        return [back, check("both sides are equal", compared["equal"], compared["text"])]
     found = verify_sides(migration, PHASE)
     detail = f"{found['keys_verified']} keys verified, {found['divergences_total']} divergences"
     return [
         back,
-        {"check": "both sides are equal", "ok": found["divergences_total"] == 0, "detail": detail},
+        check("both sides are equal", found["divergences_total"] == 0, detail),
     ]
 
 
@@ -143,17 +145,11 @@ def rollback(
         detail = (
             f"epoch {stopped['epoch']}{', ' if stopped['not_told'] else ''}{stopped['not_told']}"
         )
-        checks = [
-            {
-                "check": "the source is the authority",
-                "ok": stopped["authority"] == Side.SOURCE,
-                "detail": detail,
-            }
-        ]
+        checks = [check("the source is the authority", stopped["authority"] == Side.SOURCE, detail)]
     evaluate(
         migration,
         PHASE,
-        {"checks": checks},
+        frames(checks),
         {"switched_back": switched, "forced": dead, "authority": Side.SOURCE},
     )
     kept = keep_evidence(migration, PHASE)

@@ -9,8 +9,9 @@ from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.artifacts import create_table_artifact
 from tasks.beside import compare_beside
+from tasks.checks import any_fatal, check, frames, open_findings, summary_lines, why_not_accepted
 from tasks.cutover import rehearse_switch
-from tasks.decision import ask, close_phase, phase_form
+from tasks.decision import ask, close_phase, findings_form
 from tasks.evidence import artifact_key, evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, exercise_target
@@ -22,7 +23,9 @@ PHASE = Phase.TEST
 def test(migration: MigrationName = MIGRATION) -> State[str]:
     """Exercise the target and rehearse the switch with keys of the rehearsal prefix."""
     open_phase(migration, PHASE)
-    findings = check_sides(migration)
+    sides = check_sides(migration)
+    if any_fatal(sides):
+        evaluate(migration, PHASE, frames(sides), {})
     beside = compare_beside(migration, PHASE)
     smoke = exercise_target(migration)
     rehearsal = rehearse_switch(migration)
@@ -32,52 +35,45 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         description="Switches of the rehearsal",
     )
     checks = [
-        *(
-            {"check": row["check"], "ok": row["severity"] != "fatal", "detail": row["what"]}
-            for row in findings
-        ),
+        *sides,
         *smoke,
-        {
-            "check": "the rehearsal lost no write",
-            "ok": rehearsal["lost_writes"] == 0,
-            "detail": f"{rehearsal['acknowledged_writes']} acknowledged",
-        },
-        {
-            "check": "the rehearsal met no error",
-            "ok": rehearsal["error_count"] == 0,
-            "detail": "; ".join(rehearsal["errors"][:3]),
-        },
-        {
-            "check": "the rehearsal went there and back",
-            "ok": len(rehearsal["switches"]) == 2,
-            "detail": "",
-        },
-        {
-            "check": "the rehearsal was under writes",
-            "ok": rehearsal["acknowledged_writes"] > 0,
-            "detail": "",
-        },
+        check(
+            "the rehearsal lost no write",
+            rehearsal["lost_writes"] == 0,
+            f"{rehearsal['lost_writes']} of {rehearsal['acknowledged_writes']} lost",
+        ),
+        check(
+            "the rehearsal met no error",
+            rehearsal["error_count"] == 0,
+            "; ".join(rehearsal["errors"][:3]),
+        ),
+        check(
+            "the rehearsal was under writes",
+            rehearsal["acknowledged_writes"] > 0,
+            f"{rehearsal['acknowledged_writes']} acknowledged",
+        ),
     ]
     summary = {
         "checks": len(checks),
         "rehearsal_stall_ms_max": rehearsal["stall_ms_max"],
         "rehearsal_writes": rehearsal["acknowledged_writes"],
     }
-    evaluate(migration, PHASE, {"checks": checks}, summary)
+    evaluate(migration, PHASE, frames(checks), summary)
     decision = ask(
-        phase_form(),
+        findings_form(findings=bool(open_findings(checks))),
         migration=migration,
         phase=PHASE,
         gate="execute",
         question="Is execution approved?",
         summary=[
-            f"{len(checks)} checks passed",
-            "rehearsed there and back under writes: 0 of "
+            *summary_lines(checks),
+            f"rehearsed there and back under writes: {rehearsal['lost_writes']} of "
             f"{rehearsal['acknowledged_writes']:,} lost, longest stall "
             f"{rehearsal['stall_ms_max']} ms",
             *beside,
         ],
         evidence=f"evidence.{PHASE}",
+        refuse=lambda answer, _: why_not_accepted(checks, answer),
     )
     ended = close_phase(migration, PHASE, decision)
     go_on(migration)

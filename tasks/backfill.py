@@ -1,4 +1,6 @@
-"""Backfill as mapped tasks: one a slice and round, each about `BUDGET_S` long, without state."""
+"""Backfill as mapped tasks: one a slice and round, each about `TASKS_BACKFILL_BUDGET_S` long,
+without state.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,12 @@ from exodus.control.store import ControlStore
 from exodus.copy.scan import Slice, plan_slices
 from exodus.engine import open_engine
 from exodus.errors import EpochEnded
+from exodus.plan.bounds import TASKS_BACKFILL_BUDGET_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks.budget import budget_heard
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-BUDGET_S = 20.0
 
 
 @kept_task("Slice the keyspace")
@@ -51,7 +52,9 @@ async def copy_one_slice(
         )
     engine = await open_engine(it.store, it.plan, route)
     async with budget_heard(it.store):
-        progress = await copy_slice(engine, backfill, Slice.parse(slice_id), budget_s=BUDGET_S)
+        progress = await copy_slice(
+            engine, backfill, Slice.parse(slice_id), budget_s=TASKS_BACKFILL_BUDGET_S
+        )
     return progress.model_dump()
 
 

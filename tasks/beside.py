@@ -5,12 +5,11 @@ from __future__ import annotations
 from exodus.control.route import read_route
 from exodus.cutover import beside_keys
 from exodus.cutover.beside_rows import Row, StateOutcome
+from exodus.plan.bounds import TASKS_BESIDE_NAMED
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import live_task, opened, run
 from tasks.evidence import artifact_key
-
-_NAMED = 5
 
 
 @live_task(name="Compare users, settings and code")
@@ -47,7 +46,9 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
         f"differ, {len(counts[StateOutcome.NOT_PROVABLE])} not provable"
     ]
     if must := counts[StateOutcome.REQUIRED]:
-        named = "; ".join(f"{row.what}: {row.means} ({row.remedy})" for row in must[:_NAMED])
+        named = "; ".join(
+            f"{row.what}: {row.means} ({row.remedy})" for row in must[:TASKS_BESIDE_NAMED]
+        )
         lines.append(
             f"{len(must)} THING(S) MUST BE MENDED; the cutover is refused until then: {named}"
         )

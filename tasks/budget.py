@@ -18,13 +18,15 @@ from exodus.cancellation import beside
 from exodus.control.store import ControlStore
 from exodus.copy.impact import parse_budget, set_budget
 from exodus.errors import ExodusError
+from exodus.plan.bounds import TASKS_BUDGET_EVERY_S
 
 BUDGET_VARIABLE = "exodus_budget"
-EVERY_S = 20.0
 
 
 @asynccontextmanager
-async def budget_heard(store: ControlStore, *, every_s: float = EVERY_S) -> AsyncIterator[None]:
+async def budget_heard(
+    store: ControlStore, *, every_s: float = TASKS_BUDGET_EVERY_S
+) -> AsyncIterator[None]:
     """Apply the variable's budget at once, and every `every_s` seconds while the context is open.
 
     If Prefect does not answer, or the value is no budget later on, the task logs it and the last

@@ -9,14 +9,13 @@ from exodus.control.ledger import CANARY
 from exodus.control.route import read_route
 from exodus.cutover import canary_share
 from exodus.errors import CutoverAborted
+from exodus.plan.bounds import TASKS_CANARY_LOOK_S
 from exodus.plan.settings import CanaryPlan
 from tasks.artifacts import create_table_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.decision import ask, phase_form
 from tasks.evidence import artifact_key
 from tasks.kept import kept_task
-
-_LOOK_S = 0.2
 
 
 @kept_task("Canary reads", run_name="Canary reads of {percent} % of the keys")
@@ -34,7 +33,7 @@ async def observe_canary(it: Opened, phase: str, percent: int, why: str) -> Json
     else:
         until = time.monotonic() + it.plan.canary.seconds
         while time.monotonic() < until and returned is None:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(TASKS_CANARY_LOOK_S)
             now = await read_route(it.store)
             if now.canary != route.canary:
                 returned = now.why

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
 
 import orjson
 
@@ -14,14 +17,25 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import COMPARE_LOOKS_S, COMPARISONS_KEPT
 from exodus.plan.vocabulary import JournalMode, Side
+from exodus.shadow import divergences
+from exodus.shadow.causes import Cause
+from exodus.shadow.coverage import coverage
+from exodus.shadow.equivalence import Moment, bound_text, convergence
+from exodus.shadow.findings import NOTHING_COMPARED, why_not_accepted
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
+from tasks.profile import difference, snapshots
 
 _FOLLOW_S = 15.0
 _SETTLE_S = 1.0
+_JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
+_POLL_S = 0.2
+_LOOK_S = 0.5
+_LOOKS_MAX = 500
 _EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 _OUTCOMES = (
     "compared",
@@ -52,13 +66,101 @@ async def _wait(it: Opened, epoch: int) -> None:
         )
 
 
+async def _dropped(it: Opened) -> int:
+    """Return how many sampled requests no gateway could publish since it began."""
+    beats = await registry.heartbeats(it.store, "gateway")
+    return sum(beat.facts.shadow_dropped for beat in beats)
+
+
+async def _watch(it: Opened, seconds: float) -> list[Moment]:
+    """Look at the comparers for some seconds, a bounded number of times."""
+    loop = asyncio.get_running_loop()
+    began, series = loop.time(), []
+    while (passed := loop.time() - began) < seconds:
+        beats = await registry.heartbeats(it.store, "comparer")
+        series.append(
+            Moment(
+                round(passed, 1),
+                sum(beat.facts.dirty for beat in beats),
+                sum(beat.facts.pending for beat in beats),
+            )
+        )
+        await asyncio.sleep(min(max(_LOOK_S, seconds / _LOOKS_MAX), max(0.0, seconds - passed)))
+    return series
+
+
+async def _figures(it: Opened, series: list[Moment]) -> Json:
+    """Return what this run says of all keys, and what all runs say that are not too old."""
+    beats = await registry.heartbeats(it.store, "comparer")
+    now_ms, route = await it.store.now_ms(), await read_route(it.store)
+    open_keys = {
+        divergences.key_of(row)
+        for row in await divergences.rows(it.store)
+        if divergences.is_open(row)
+    }
+    inconclusive: Counter[str] = Counter()
+    for beat in beats:
+        inconclusive.update(beat.facts.inconclusive)
+    figures = {
+        "at_ms": now_ms,
+        "salt": route.shadow_salt,
+        "keys_judged": sum(beat.facts.keys_judged for beat in beats),
+        "keys_open": len(open_keys),
+        "states_compared": sum(beat.facts.states_compared for beat in beats),
+        "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
+        "inconclusive_why": dict(inconclusive),
+        **convergence(series, [lag for beat in beats for lag in beat.facts.lags_ms]),
+    }
+    pipe = it.store.client.pipeline(transaction=True)
+    pipe.rpush(it.store.keys.comparisons, orjson.dumps(figures))
+    pipe.ltrim(it.store.keys.comparisons, -COMPARISONS_KEPT, -1)
+    await pipe.execute()
+    runs = [
+        orjson.loads(raw)
+        for raw in await answered(it.store.client.lrange(it.store.keys.comparisons, 0, -1))
+    ]
+    oldest_ms = now_ms - it.plan.evidence_hours_max * 3_600_000
+    recent = [run for run in runs if run["at_ms"] >= oldest_ms]
+    keys = await answered(
+        it.store.client.pfcount(*{it.store.keys.judged(run["salt"]) for run in recent})
+    )
+    return {
+        "figures": figures,
+        "series": [asdict(moment) for moment in series],
+        "runs": recent,
+        "bound": bound_text(len(open_keys), max(int(keys), len(open_keys))),
+    }
+
+
+async def _judged(it: Opened) -> None:
+    """Wait until the comparers have judged what was sampled; applications may sample on."""
+    deadline = asyncio.get_running_loop().time() + _JUDGED_S
+    while asyncio.get_running_loop().time() < deadline:
+        beats = await registry.heartbeats(it.store, "comparer")
+        if not any(beat.facts.pending for beat in beats):
+            return
+        await asyncio.sleep(_POLL_S)
+
+
+async def _rows(it: Opened) -> list[Json]:
+    """Return command by command what the comparers counted, those with the most replies first."""
+    counted: dict[str, Counter[str]] = {}
+    for beat in await registry.heartbeats(it.store, "comparer"):
+        for name, row in beat.facts.rows.items():
+            counted.setdefault(name, Counter()).update(row)
+    rows = [
+        {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
+        for name, row in counted.items()
+    ]
+    return sorted(rows, key=lambda row: -int(row["compared"]))
+
+
 @kept_task("Compare sampled requests")
 def shadow(migration: str, seconds: float | None) -> Json:
     """Copy sampled keys to the target, compare their requests there, return the rows."""
 
     async def work() -> Json:
         async with opened(migration) as it:
-            await answered(it.store.client.delete(it.store.keys.divergence))
             route = await read_route(it.store)
             await set_writer_epoch(
                 Endpoint(Side.TARGET, it.plan.target), it.plan.name, route.writer_epoch
@@ -72,22 +174,31 @@ def shadow(migration: str, seconds: float | None) -> Json:
                     journal=JournalMode.SAMPLE,
                     shadow_rate=it.plan.sample,
                     shadow_salt=salt,
+                    shadow_include=it.plan.sample_include,
+                    shadow_exclude=it.plan.sample_exclude,
                     shadow_scripts=it.plan.compare_scripts,
                 ),
             )
             try:
                 await _wait(it, route.epoch)
-                await asyncio.sleep(seconds or it.plan.observe_seconds)
-                beats = await registry.heartbeats(it.store, "comparer")
-                rows: list[Json] = []
-                for beat in beats:
-                    for name, row in beat.facts.rows.items():
-                        rows.append(
-                            {"command": name, **{field: row.get(field, 0) for field in _OUTCOMES}}
-                        )
+                before = await snapshots(it)
+                dropped = await _dropped(it)
+                series = await _watch(it, seconds or it.plan.observe_seconds)
+                await _judged(it)
+                rows = await _rows(it)
+                converged = await _convergence(it)
+                gateways = await registry.heartbeats(it.store, "gateway")
+                calls = difference(before, await snapshots(it))
                 return {
-                    "rows": sorted(rows, key=lambda row: -row["compared"]),
-                    "convergence": await _convergence(it),
+                    "rows": rows,
+                    "coverage": coverage(
+                        {row["command"]: row["calls"] for row in calls},
+                        rows,
+                        [beat.facts.shadow_left_out for beat in gateways],
+                    ),
+                    "dropped": await _dropped(it) - dropped,
+                    "convergence": converged,
+                    **await _figures(it, series),
                 }
             finally:
                 now = await read_route(it.store)
@@ -113,8 +224,9 @@ async def _convergence(it: Opened) -> Json:
     still: what did not change at the authority from the beginning of a pause to its end has to be
     on the target by then.
     """
-    packed = await answered(it.store.client.smembers(it.store.keys.seeded))
-    keys = [key for one in packed for key in unpack(one)]
+    # Of a key that a sampled request only names too, the journal did not tell.
+    sampled = (await read_route(it.store)).sample.test()
+    keys = [key for key in await _listed(it, it.store.keys.seeded) if sampled(key[1])]
     engine = await open_engine(it.store, it.plan)
     async with await engine.authority_leg(name="exodus-compare") as leg:
         differ, written = await spot_check(engine, keys), set()
@@ -127,6 +239,18 @@ async def _convergence(it: Opened) -> Json:
             differ = await spot_check(engine, suspects)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
+    known = await divergences.open_ids(it.store)
+    for found in differ:
+        key = (found.db, found.key)
+        if key not in written and divergences.row_id(key, divergences.STATE) not in known:
+            await divergences.note(
+                it.store,
+                key,
+                divergences.STATE,
+                kind=f"the state differs: {found.kind}",
+                cause=Cause.UNKNOWN,
+                detail=found.detail,
+            )
     return {
         "sampled_keys": len(keys),
         "differ": [found.as_json() for found in differ if (found.db, found.key) not in written],
@@ -165,33 +289,79 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
 
 @kept_task("List divergences")
 def list_divergences(migration: str) -> list[Json]:
-    """Return the comparer's ledger of divergences."""
+    """Return the ledger of divergences: open, healed and accepted rows."""
 
     async def work() -> list[Json]:
         async with opened(migration) as it:
-            raw = await answered(it.store.client.hgetall(it.store.keys.divergence))
-            return [orjson.loads(value) for value in raw.values()]
+            return await divergences.rows(it.store)
 
     return run(work())
 
 
+async def _unlink(it: Opened, keys: Iterable[Key]) -> None:
+    """Remove keys of the target, given with their places there."""
+    by_db: dict[int, list[bytes]] = {}
+    for db, key in keys:
+        by_db.setdefault(db, []).append(key)
+    node = await it.endpoint(Side.TARGET).any_node()
+    for db, names in by_db.items():
+        async with await node.connect(db, name="exodus-compare") as leg:
+            for start in range(0, len(names), 500):
+                await leg.call("UNLINK", *names[start : start + 500])
+
+
+async def _listed(it: Opened, name: str) -> list[Key]:
+    packed = await answered(it.store.client.smembers(name))
+    return [key for one in packed for key in unpack(one)]
+
+
 @kept_task("Remove the sample from the target")
 def remove_sample(migration: str) -> int:
-    """Remove the keys that Compare copied to the target; return their number."""
+    """Remove the keys that Compare copied to the target; return their number.
+
+    A comparer that was killed leaves scratch copies behind. They are removed too.
+    """
 
     async def work() -> int:
         async with opened(migration) as it:
-            packed = await answered(it.store.client.smembers(it.store.keys.seeded))
-            by_db: dict[int, list[bytes]] = {}
-            for one in packed:
-                for db, key in (it.plan.scope.target_key(*each) for each in unpack(one)):
-                    by_db.setdefault(db, []).append(key)
-            node = await it.endpoint(Side.TARGET).any_node()
-            for db, keys in by_db.items():
-                async with await node.connect(db, name="exodus-compare") as leg:
-                    for start in range(0, len(keys), 500):
-                        await leg.call("UNLINK", *keys[start : start + 500])
-            await answered(it.store.client.delete(it.store.keys.seeded))
-            return len(packed)
+            names = it.store.keys
+            seeded, scratch = await _listed(it, names.seeded), await _listed(it, names.scratch)
+            await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
+            await answered(it.store.client.delete(names.seeded, names.scratch))
+            return len(seeded)
+
+    return run(work())
+
+
+@kept_task("Check the findings")
+def why_findings_stand(
+    migration: str, found: list[Json], accepted: str, attempt: int
+) -> str | None:
+    """Return why an answer with these names is invalid, or None.
+
+    A finding that was healed meanwhile needs no name. Kept for each answer: a refused answer stays
+    refused.
+    """
+    del attempt
+
+    async def work() -> str | None:
+        async with opened(migration) as it:
+            open_names = {
+                divergences.name_of(row)
+                for row in await divergences.rows(it.store)
+                if divergences.is_open(row)
+            } | {NOTHING_COMPARED}
+            return why_not_accepted(found, accepted, still_open=open_names)
+
+    return run(work())
+
+
+@kept_task("Accept findings")
+def accept_findings(migration: str, accepted: str, by: str) -> list[str]:
+    """Note in the ledger which divergences a person accepted; return their names."""
+
+    async def work() -> list[str]:
+        async with opened(migration) as it:
+            return await divergences.accept(it.store, accepted, by)
 
     return run(work())

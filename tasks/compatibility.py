@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from exodus.backfill.forecast import forecast
 from exodus.commands.table import CommandTable
 from exodus.engine import open_engine
 from exodus.net.client import answered, make_client
-from exodus.plan.bounds import HEAVY_BYTES
+from exodus.plan.bounds import (
+    HEAVY_BYTES,
+    TASKS_COMPATIBILITY_COPIES_PER_S_MAX,
+    TASKS_COMPATIBILITY_NAMED,
+)
 from exodus.plan.vocabulary import Side
+from tasks.checks import Level, check
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
 _SIZE_MARGIN = 1.25
-COPIES_PER_S_MAX = 50  # of one key: a lane copies the keys of 20 ms in one batch
 
 
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
@@ -66,7 +72,9 @@ def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
                     async with await node.connect(db, name="exodus-weigh") as leg:
                         kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
                     if isinstance(used, int) and used >= HEAVY_BYTES:
-                        per_s = used * min(row["requests_per_s"], COPIES_PER_S_MAX)
+                        per_s = used * min(
+                            row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX
+                        )
                         rows.append(
                             {
                                 "topic": "large hot key",
@@ -131,3 +139,84 @@ def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
             }
         )
     return rows
+
+
+def judge_workload(workload: Json, commands: list[Json], direct: list[Json]) -> list[Json]:
+    """Return the checks of what was observed."""
+    missing = [row["command"] for row in commands if not row["target_has_it"]]
+    through = (
+        f"{workload['requests']} requests of {workload['connections']} connections in "
+        f"{workload['seconds']} s"
+    )
+    clients = ", ".join(
+        f"{row['client']} from {', '.join(row['from'])}: "
+        f"{row['connections'] - row['through_gateways']} connection(s)"
+        for row in direct
+    )
+    return [
+        check(
+            "applications send requests through a gateway",
+            bool(commands),
+            through,
+            next_step="point the applications at the gateway, or watch for longer (--seconds)",
+        ),
+        check(
+            "the target has every observed command",
+            not missing,
+            ", ".join(missing[:TASKS_COMPATIBILITY_NAMED]) or f"{len(commands)} commands",
+            why="applications would get an error for them after the cutover",
+            next_step="choose a target that has them, or change the applications",
+        ),
+        check(
+            "every client uses a gateway",
+            not direct,
+            clients or "none is connected to the source directly",
+            level=Level.SHOULD,
+            why="a cutover cannot move a client that bypasses the gateways: its writes are refused",
+            next_step="point these clients at the gateway, then start Analyze again",
+        ),
+    ]
+
+
+def judge_size(facts: Json) -> list[Json]:
+    """Return the checks of the target's size, with the arithmetic."""
+    used, room = facts["source"]["used_memory"], facts["target"]["maxmemory"]
+    needed = int(used * _SIZE_MARGIN)
+    return [
+        check(
+            "the target has room for the copy and a reserve",
+            not room or room >= needed,
+            f"the source uses {used:,} bytes, times {_SIZE_MARGIN} is {needed:,}; maxmemory of the "
+            f"target is {f'{room:,}' if room else 'not set'}",
+            level=Level.SHOULD,
+            why="encodings differ between versions, and writes go on while the copy runs",
+            next_step=f"set maxmemory of the target to {needed:,} or more",
+        )
+    ]
+
+
+def workload_line(workload: Json, commands: list[Json]) -> str:
+    """Return the workload in one line. A command that waits for data is not slow."""
+    busy = [row for row in commands if not row["waits"]]
+    if not busy:
+        return f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands"
+    slowest = max(busy, key=lambda row: row["latency_us_p99"])
+    return (
+        f"{workload['requests_per_s']:,} requests/s, {len(commands)} commands; slowest p99: "
+        f"{slowest['command']} {slowest['latency_us_p99'] / 1000:.1f} ms"
+    )
+
+
+def advice_lines(advice: list[Json]) -> list[str]:
+    """Return the advice that a decision needs: the strategy, risks, and large hot keys."""
+    wanted = [row for row in advice if row["topic"] in ("strategy", "risk", "large hot key")]
+    return [f"{row['finding']}: {row['advice']}" for row in wanted[:TASKS_COMPATIBILITY_NAMED]]
+
+
+def strategy_line(foreseen: list[Json]) -> str:
+    """Return the dry run in one line."""
+    by_strategy: Counter[str] = Counter()
+    for row in foreseen:
+        by_strategy[row["strategy"]] += row["keys_estimated"]
+    named = ", ".join(f"{keys:,} keys {how}" for how, keys in by_strategy.most_common(3))
+    return f"dry run: {named or 'the source has no keys'} (artifact dry-run)"

@@ -23,6 +23,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.net.client import answered
 from exodus.plan.address import Address
+from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_STORE_AWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.safe_text import mask_logs
@@ -34,9 +35,7 @@ P = ParamSpec("P")
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
-STORE_AWAY_S = 30.0
 _PLACE = ("host", "port", "username", "tls", "server_name")
-_AGAIN_S = 0.5
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -94,7 +93,7 @@ async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Op
     the same.
 
     Raises:
-        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
+        ControlStoreError: the store did not come back within `TASKS_STORE_AWAY_S`.
     """
     block = await asyncio.to_thread(load, migration)
     proposed = block.plan()
@@ -175,10 +174,10 @@ async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], A
     The work must be repeatable.
 
     Raises:
-        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
+        ControlStoreError: the store did not come back within `TASKS_STORE_AWAY_S`.
     """
     address, name = await asyncio.to_thread(_place, migration, run_id)
-    deadline = time.monotonic() + STORE_AWAY_S
+    deadline = time.monotonic() + TASKS_STORE_AWAY_S
     while True:
         async with await connect(address, name) as store:
             try:
@@ -190,16 +189,16 @@ async def in_store(migration: str, run_id: str, work: Callable[[ControlStore], A
                         why=str(exc),
                         next_step="check that it runs and has free memory",
                     ) from exc
-        await asyncio.sleep(_AGAIN_S)
+        await asyncio.sleep(TASKS_AGAIN_S)
 
 
 async def connect(address: Address, migration: str) -> ControlStore:
     """Connect to a control store, which may be away for a while.
 
     Raises:
-        ControlStoreError: the store did not come back within `STORE_AWAY_S`.
+        ControlStoreError: the store did not come back within `TASKS_STORE_AWAY_S`.
     """
-    deadline = time.monotonic() + STORE_AWAY_S
+    deadline = time.monotonic() + TASKS_STORE_AWAY_S
     while True:
         try:
             return await ControlStore.connect(address, migration)
@@ -207,9 +206,11 @@ async def connect(address: Address, migration: str) -> ControlStore:
             if time.monotonic() > deadline:
                 raise
             log.warning(
-                "waiting for the control store, at most %.0f s in all: %s", STORE_AWAY_S, exc.why
+                "waiting for the control store, at most %.0f s in all: %s",
+                TASKS_STORE_AWAY_S,
+                exc.why,
             )
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(TASKS_AGAIN_S)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -23,6 +23,7 @@ from exodus.cutover.preconditions import Approved
 from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.errors import DecisionRefused
+from exodus.plan.bounds import TASKS_CUTOVER_LISTED
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
 from tasks.artifacts import create_markdown_artifact
@@ -32,12 +33,19 @@ from tasks.kept import kept_task
 from tasks.progress import shown
 from tasks.runs import why_rollback_is_open
 
-_FOLLOW_S = 15.0
 _CLOSED = -1
-_LISTED = 1_000  # keys that stay, listed by name
 _FOLDER = "EXODUS_EVIDENCE_DIR"
 # File with the Ed25519 private key that signs bundles. Without it bundles are unsigned.
 _KEY = "EXODUS_EVIDENCE_KEY"
+
+
+@kept_task("Read the authority")
+@opens_migration
+async def read_authority(it: Opened, after: str) -> Json:
+    """Return the authority as the route names it now; `after` names what was done."""
+    del after
+    route = await read_route(it.store)
+    return {"authority": str(route.authority), "epoch": route.epoch}
 
 
 @kept_task("Rehearse the switch")
@@ -138,7 +146,9 @@ def confirm_fence(migration: str, side: str, by: str) -> None:
 async def look_at_target(it: Opened) -> Json:
     """Return whether the target is dead, and then the keys that have not flowed back from it."""
     dead = await forced_rollback.why_dead(it.plan, Side.TARGET)
-    keys, total = await dirty_keys(it.store, it.plan, _LISTED) if dead is not None else ([], 0)
+    keys, total = (
+        await dirty_keys(it.store, it.plan, TASKS_CUTOVER_LISTED) if dead is not None else ([], 0)
+    )
     report = {
         "dead": dead,
         "keys_total": total,

@@ -17,6 +17,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import ConfigDict, Field, create_model
 
+from exodus.plan.bounds import TASKS_DECISION_TEXT_MAX
 from exodus.plan.settings import Fencing
 from exodus.plan.vocabulary import FenceKind, Side
 from exodus.plan.window import Window
@@ -24,7 +25,6 @@ from exodus.safe_text import markdown
 from tasks.context import Json, plan_of
 from tasks.ledger import announce, finish_phase, record_decision, who_answered
 
-_TEXT_MAX = 2_000
 APPROVE, REJECT = "approve", "reject"
 IN_WINDOW = "approve in window"
 RETRY, ABANDON = "retry", "abandon"
@@ -42,7 +42,12 @@ def form(words: tuple[str, ...], means: str, **more: Any) -> type[RunInput]:
     fields: dict[str, Any] = {
         "decision": (Literal[words], Field(title="Decision", description=means)),
         "decided_by": (str, Field(title="Decided by (your name)", min_length=1, max_length=200)),
-        "why": (str, Field(title="Why (kept in the ledger)", min_length=1, max_length=_TEXT_MAX)),
+        "why": (
+            str,
+            Field(
+                title="Why (kept in the ledger)", min_length=1, max_length=TASKS_DECISION_TEXT_MAX
+            ),
+        ),
         **more,
     }
     if len(fields) > FIELDS_MAX:
@@ -64,6 +69,20 @@ def phase_form(
 ) -> type[RunInput]:
     """Return a form that asks only for approve or reject."""
     return form((APPROVE, REJECT), means)
+
+
+def findings_form(*, findings: bool) -> type[RunInput]:
+    """Return the form of a phase whose open findings are accepted by name."""
+    if not findings:
+        return phase_form()
+    listed = Field(
+        default="",
+        title="Accept findings",
+        description="One name a line, as in the artifact advice.",
+        max_length=100_000,
+    )
+    means = "approve: the next phase may begin, with the findings accepted; reject: it may not"
+    return form((APPROVE, REJECT), means, accept_findings=(str, listed))
 
 
 def migrate_form(*, dead_letters: bool) -> type[RunInput]:
@@ -203,8 +222,8 @@ def _problem(answer: Json) -> str | None:
         text = str(answer.get(field) or "").strip()
         if not text:
             return f"{field} is empty: enter who decides, and why"
-        if len(text) > _TEXT_MAX:
-            return f"{field} has {len(text)} characters; the limit is {_TEXT_MAX}"
+        if len(text) > TASKS_DECISION_TEXT_MAX:
+            return f"{field} has {len(text)} characters; the limit is {TASKS_DECISION_TEXT_MAX}"
     if answer.get("clean_target") and answer["decision"] == RETRY:
         return "clean_target requires abandon: a retry keeps the copy"
     return None

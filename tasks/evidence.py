@@ -15,8 +15,13 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from exodus.control.letters import ACCEPTED_MAX
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.errors import EvidenceFailed
+from exodus.plan.bounds import (
+    LETTERS_ACCEPTED_MAX,
+    TASKS_EVIDENCE_REASONS_MAX,
+    TASKS_EVIDENCE_ROWS_MAX,
+)
 from exodus.safe_text import markdown
 from tasks.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.context import Json, opened, run
@@ -24,9 +29,6 @@ from tasks.kept import kept_task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_REASONS_MAX = 5
-_ROWS_MAX = 500
 
 
 def prepare() -> None:
@@ -50,6 +52,12 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToNotBeNull(column="ok"),
             gxe.ExpectColumnValuesToBeInSet(column="ok", value_set=[True]),
         ],
+        "advice": lambda: [
+            # What should hold and does not is a finding. The decision accepts findings by name.
+            gxe.ExpectColumnValuesToNotBeNull(column="check"),
+            gxe.ExpectColumnValuesToNotBeNull(column="ok"),
+            gxe.ExpectColumnValuesToBeInSet(column="level", value_set=["should", "info"]),
+        ],
         "commands": lambda: [
             gxe.ExpectColumnValuesToNotBeNull(column="command"),
             gxe.ExpectColumnValuesToNotBeNull(column="calls"),
@@ -67,7 +75,7 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnMaxToBeBetween(column="divergences", min_value=0, max_value=0),
             # The decision accepts each by name; nobody reviews more than this.
             gxe.ExpectColumnMaxToBeBetween(
-                column="dead_letters", min_value=0, max_value=ACCEPTED_MAX
+                column="dead_letters", min_value=0, max_value=LETTERS_ACCEPTED_MAX
             ),
             gxe.ExpectColumnMaxToBeBetween(column="open_gaps", min_value=0, max_value=0),
             gxe.ExpectColumnValuesToBeInSet(column="caught_up", value_set=[True]),
@@ -166,7 +174,7 @@ def evaluate(
     for name, rows in frames.items():
         create_table_artifact(
             key=artifact_key(migration, phase, name),
-            table=rows[:_ROWS_MAX],
+            table=rows[:TASKS_EVIDENCE_ROWS_MAX],
             description=f"{phase}: {name}",
         )
         gates += _run_gate(name, pd.DataFrame(rows))
@@ -174,7 +182,7 @@ def evaluate(
         if rows:
             create_table_artifact(
                 key=artifact_key(migration, phase, name),
-                table=rows[:_ROWS_MAX],
+                table=rows[:TASKS_EVIDENCE_ROWS_MAX],
                 description=f"{phase}: {name}",
             )
     create_table_artifact(
@@ -205,7 +213,7 @@ def evaluate(
         "passed": passed,
     }
     named = [
-        f"{row['check']}: {row['detail'] or 'no'}"
+        f"{row['check']}: {row['detail'] or 'no'}" + (f" ({row['why']})" if row.get("why") else "")
         for row in frames.get("checks", [])
         if not row["ok"]
     ]
@@ -214,14 +222,15 @@ def evaluate(
         f"{row['observed']}"
         for row in failed
     ]
-    why = "; ".join([*named, *judged][:_REASONS_MAX])
+    why = "; ".join([*named, *judged][:TASKS_EVIDENCE_REASONS_MAX])
 
     async def keep() -> None:
         async with opened(migration) as it:
             await it.store.save_report(f"evidence.{phase}", report)
             if not passed:
-                state = (await it.store.phases()).get(phase, {})
-                await it.store.save_phase(phase, {**state, "state": "failed", "why": why})
+                failed_one = PhaseState(state=PhaseStatus.FAILED)
+                state = (await it.store.phases()).get(phase, failed_one)
+                await it.store.save_phase(phase, state.now(PhaseStatus.FAILED, why=why))
 
     run(keep())
     if not passed:

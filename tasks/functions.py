@@ -6,12 +6,11 @@ from exodus.control import registry
 from exodus.cutover import held_comparison, script_loading
 from exodus.cutover.functions import Libraries, carry_functions
 from exodus.engine import open_engine
+from exodus.plan.bounds import TASKS_FUNCTIONS_NAMED
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
 from tasks.context import Opened, live_task, opened, opens_migration, run
 from tasks.evidence import artifact_key
-
-_NAMED = 10
 
 
 @live_task(name="Copy function libraries")
@@ -38,7 +37,9 @@ def carry_libraries(migration: str, phase: Phase) -> list[str]:
         else []
     )
     if found.failed:
-        named = "; ".join(f"{name}: {why}" for name, why in list(found.failed.items())[:_NAMED])
+        named = "; ".join(
+            f"{name}: {why}" for name, why in list(found.failed.items())[:TASKS_FUNCTIONS_NAMED]
+        )
         lines.append(
             f"{len(found.failed)} FUNCTION LIBRARIES FAILED TO COPY, calls of them will fail "
             f"there: {named}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 from prefect.runtime import flow_run
@@ -12,6 +13,7 @@ from exodus.control import ledger, steps
 from exodus.control.approvers import decider, identify, why_not_allowed
 from exodus.control.ledger import LedgerEntry
 from exodus.control.phase_order import check_may_begin
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.control.route import read_route
 from exodus.cutover.preconditions import plan_digest
 from exodus.errors import DecisionRefused
@@ -34,7 +36,7 @@ from tasks.registering import register_block
 from tasks.runs import cancel, is_open
 
 
-async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> None:
+async def _claim(opened_: Opened, phase: Phase, run_id: str, state: PhaseState) -> None:
     """Mark the phase as running, if no other phase is. Two that begin at once cannot both succeed.
 
     Rollback replaces the phase that is running or waiting.
@@ -43,24 +45,24 @@ async def _claim(opened_: Opened, phase: Phase, run_id: str, state: Json) -> Non
     while True:
         async with store.client.pipeline(transaction=True) as pipe:
             await pipe.watch(store.keys.phase)
-            replaced: dict[str, Json] = {}
+            replaced: dict[str, PhaseState] = {}
             for name, other in (await store.phases()).items():
-                ours = other.get("flow_run_id") == run_id
+                ours = other.flow_run_id == run_id
                 if ours or not await asyncio.to_thread(is_open, other):
                     continue
                 if phase is not Phase.ROLLBACK or name == Phase.ROLLBACK:
                     raise DecisionRefused(
-                        f"{phase} may not begin: {name} is {other['state']}",
-                        why=f"its run {other['flow_run_id']} has not ended, and phases run "
+                        f"{phase} may not begin: {name} is {other.state}",
+                        why=f"its run {other.flow_run_id} has not ended, and phases run "
                         "one after the other",
                         next_step=f"decide {name} first; or cancel its run in the Prefect UI "
                         "if its host is gone",
                     )
                 await asyncio.to_thread(cancel, other)
-                replaced[name] = {**other, "state": "cancelled", "why": "replaced by a rollback"}
+                replaced[name] = other.now(PhaseStatus.CANCELLED, why="replaced by a rollback")
             pipe.multi()
             for name, now in {**replaced, str(phase): state}.items():
-                pipe.hset(store.keys.phase, name, orjson.dumps(now, default=str).decode())
+                pipe.hset(store.keys.phase, name, orjson.dumps(now.as_json()).decode())
             try:
                 await pipe.execute()
             except WatchError:
@@ -95,7 +97,7 @@ def open_phase(migration: str, phase: str) -> Json:
             ):  # their gates come after a decision, in another process
                 prepare()
             now_ms = await it.store.now_ms()
-            state = {"state": "running", "started_ms": now_ms, "flow_run_id": run_id}
+            state = PhaseState(state=PhaseStatus.RUNNING, started_ms=now_ms, flow_run_id=run_id)
             await _claim(it, Phase(phase), run_id, state)
             await ledger.record(
                 it.store,
@@ -113,6 +115,15 @@ def open_phase(migration: str, phase: str) -> Json:
             }
 
     return run(work())
+
+
+async def _set_phase(it: Opened, phase: str, status: PhaseStatus, **changes: Any) -> PhaseState:
+    """Change the state of a phase, and return it."""
+    before = (await it.store.phases()).get(phase)
+    base = PhaseState(state=status) if before is None else before
+    state = base.now(status, **changes)
+    await it.store.save_phase(phase, state)
+    return state
 
 
 @kept_task("Announce the decision", but=("summary",))
@@ -143,9 +154,10 @@ async def announce(
         "report": await it.store.report(evidence) or {},
     }
     await it.store.save_report(name, shown)
-    state = (await it.store.phases()).get(phase, {})
-    state.update(
-        state="waiting",
+    await _set_phase(
+        it,
+        phase,
+        PhaseStatus.WAITING,
         gate=gate,
         question=question,
         evidence=evidence,
@@ -153,7 +165,6 @@ async def announce(
         flow_run_id=str(flow_run.get_id() or ""),
         waiting_since_ms=await it.store.now_ms(),
     )
-    await it.store.save_phase(phase, state)
     return {"report": name, "digest": ledger.digest(shown)}
 
 
@@ -206,14 +217,14 @@ async def record_decision(
         },
     )
     await ledger.record(it.store, entry)
-    state = (await it.store.phases()).get(phase, {})
-    state.update(
-        state="running",
+    await _set_phase(
+        it,
+        phase,
+        PhaseStatus.RUNNING,
         decision=entry.verdict,
         decided_by=entry.decided_by,
         decided_ms=now_ms,
     )
-    await it.store.save_phase(phase, state)
     return entry.model_dump(mode="json")
 
 
@@ -222,9 +233,7 @@ async def record_decision(
 async def finish_phase(it: Opened, phase: str, outcome: str) -> Json:
     """Record how the phase ended."""
     now_ms = await it.store.now_ms()
-    state = (await it.store.phases()).get(phase, {})
-    state.update(state=outcome, finished_ms=now_ms)
-    await it.store.save_phase(phase, state)
+    state = await _set_phase(it, phase, PhaseStatus(outcome), finished_ms=now_ms)
     await ledger.record(
         it.store,
         LedgerEntry(
@@ -236,7 +245,7 @@ async def finish_phase(it: Opened, phase: str, outcome: str) -> Json:
         ),
     )
     await steps.end(it.store, str(flow_run.get_id() or ""))
-    return state
+    return state.as_json()
 
 
 @live_task(name="Find the phase that is due")
@@ -251,5 +260,5 @@ async def find_due(it: Opened, *, by_itself: bool) -> str | None:
     due = ledger.next_due(await ledger.read(it.store))
     if due is None:
         return None
-    state = (await it.store.phases()).get(due, {})
+    state = (await it.store.phases()).get(due)
     return None if await asyncio.to_thread(is_open, state) else str(due)

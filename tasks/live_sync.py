@@ -31,6 +31,11 @@ from exodus.live.costly_keys import text_of
 from exodus.live.rescan import rescan
 from exodus.native import possible, replica
 from exodus.net.client import answered, make_client
+from exodus.plan.bounds import (
+    TASKS_LIVE_SYNC_FOLLOW_S,
+    TASKS_LIVE_SYNC_PROOF_S,
+    TASKS_LIVE_SYNC_REPAIR_ROUNDS,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import (
     CopyStrategy,
@@ -52,10 +57,6 @@ from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling, watched
 from tasks.workers import workers_of
 
-_FOLLOW_S = 15.0
-_REPAIR_ROUNDS = 5
-_PROOF_S = 20.0  # a replication stream begins after repl-diskless-sync-delay, by default 5 s
-
 
 async def _everybody(it: Opened, epoch: int) -> None:
     for kind in ("gateway", "syncer"):
@@ -63,7 +64,7 @@ async def _everybody(it: Opened, epoch: int) -> None:
             it.store,
             kind,
             lambda beat: beat.epoch >= epoch,
-            within_s=_FOLLOW_S,
+            within_s=TASKS_LIVE_SYNC_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
         )
 
@@ -151,7 +152,7 @@ async def start_live_sync(it: Opened) -> Json:
             JournalFeed(it.store, it.plan.partitions),
             client,
             it.plan.rehearsal_prefix,
-            within_s=_PROOF_S,
+            within_s=TASKS_LIVE_SYNC_PROOF_S,
             undeclared=undeclared,
         )
     finally:
@@ -383,7 +384,7 @@ def repair_divergences(migration: str, name: str) -> Json:
             found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
             repaired = 0
             left_alone: dict[Key, str] = {}
-            for _ in range(_REPAIR_ROUNDS):
+            for _ in range(TASKS_LIVE_SYNC_REPAIR_ROUNDS):
                 before = found["divergences_total"] + len(found["dead_letters"])
                 keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
                 left_alone = await repair(engine, keys)

@@ -11,15 +11,13 @@ from exodus.control.store import ControlStore
 from exodus.copy.key import CopyMethod
 from exodus.errors import DecisionRefused
 from exodus.native import link, replica
+from exodus.plan.bounds import TASKS_NATIVE_POLL_S, TASKS_NATIVE_STUCK_S, TASKS_NATIVE_WATCH_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from tasks.backfill import count_source
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
-_WATCH_S = 20.0  # of one task, like one round of a slice
-_STUCK_S = 60.0  # without another byte or key
-_POLL_S = 0.2
 REPORT = "native"
 
 
@@ -42,21 +40,21 @@ async def watch_filling(it: Opened, writer_epoch: int, attempt: int) -> Json:
         if state.up:
             source, target = [await it.endpoint(side).connect(name="exodus-fill") for side in Side]
             async with source, target:
-                await replica.wait_reached(source, target, within_s=_STUCK_S)
+                await replica.wait_reached(source, target, within_s=TASKS_NATIVE_STUCK_S)
             return {"done": True, "percent": 100.0}
         if (state.percent, state.keys) != before:
             before, moved = (state.percent, state.keys), time.monotonic()
-        if time.monotonic() - moved > _STUCK_S:
+        if time.monotonic() - moved > TASKS_NATIVE_STUCK_S:
             raise DecisionRefused(
                 "no data of the source arrives at the target",
-                why=f"{state.text} for {_STUCK_S:.0f} s",
+                why=f"{state.text} for {TASKS_NATIVE_STUCK_S:.0f} s",
                 next_step="read the target's log; it must reach "
                 f"{it.plan.source.url} and be allowed to replicate there (+psync "
                 "+replconf)",
             )
-        if time.monotonic() - began > _WATCH_S:
+        if time.monotonic() - began > TASKS_NATIVE_WATCH_S:
             return {"done": False, "percent": state.percent}
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(TASKS_NATIVE_POLL_S)
 
 
 def filling_look(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import asdict
 
 from exodus.control.route import read_route
 from exodus.cutover.preflight import check_all
-from exodus.net.leg import ReplyError
+from exodus.net.leg import Reply, ReplyError
+from exodus.plan.bounds import TASKS_PROBE_ADDED_MS, TASKS_PROBE_NAMED, TASKS_PROBE_PINGS
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
-from exodus.topology.pair_checks import raise_if_fatal
+from tasks.checks import Level, check, of_findings
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.kept import kept_task
 
@@ -38,14 +40,8 @@ _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
 @kept_task("Check both sides")
 @opens_migration
 async def check_sides(it: Opened) -> list[Json]:
-    """Run the pre-flight checks.
-
-    Raises:
-        OperatorError: the pair cannot be migrated as it is. Nothing was changed.
-    """
-    findings = await check_all(it.plan, it.store)
-    raise_if_fatal(findings)
-    return [asdict(finding) for finding in findings]
+    """Run the pre-flight checks; return them as checks of the phase. They change nothing."""
+    return of_findings([asdict(finding) for finding in await check_all(it.plan, it.store)])
 
 
 @kept_task("Describe both sides")
@@ -68,59 +64,100 @@ def exercise_target(migration: str) -> list[Json]:
                     replies = await leg.pipeline(commands)  # type: ignore[arg-type]
                     errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
                     ok = not errors and replies[-1] == wanted
-                    rows.append(
-                        {
-                            "check": f"target takes: {name}",
-                            "ok": ok,
-                            "detail": errors[0] if errors else "" if ok else "unexpected reply",
-                        }
-                    )
+                    detail = errors[0] if errors else "" if ok else f"answered {replies[-1]!r}"
+                    rows.append(check(f"target takes: {name}", ok, detail))
                 await leg.call("UNLINK", _KEY)
         return rows
 
     return run(work())
 
 
-async def _print_of(endpoint: Endpoint) -> str:
-    """Return a digest of what must not change on a production server: role, users and settings."""
+async def _state_of(endpoint: Endpoint) -> Json:
+    """Return what must not change on a production server, and what a person should see of it."""
     async with await endpoint.connect(name="exodus-probe") as leg:
-        replies = await leg.pipeline([("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*")])
-        role, users, config = replies
-        shape = (
-            role[0] if isinstance(role, list) else str(role),
-            users if isinstance(users, list) else None,
-            config if isinstance(config, list) else None,
+        role, users, config, clients = await leg.pipeline(
+            [("ROLE",), ("ACL", "LIST"), ("CONFIG", "GET", "*"), ("CLIENT", "LIST")]
         )
-    return hashlib.sha256(repr(shape).encode()).hexdigest()
+        pings = []
+        for _ in range(TASKS_PROBE_PINGS):
+            began = time.perf_counter()
+            await leg.call("PING")
+            pings.append((time.perf_counter() - began) * 1000)
+    told = _texts(config)
+    node = await (await endpoint.any_node()).info()
+    return {
+        "role": _texts(role)[0],
+        "users": sorted(hashlib.sha256(user.encode()).hexdigest() for user in _texts(users)),
+        "settings": dict(zip(told[::2], told[1::2], strict=True)) if len(told) > 1 else {},
+        "own_connections": clients.count(b" name=exodus") if isinstance(clients, bytes) else 0,
+        "used_memory": int(node["used_memory"]),
+        "ping_ms_p50": round(sorted(pings)[len(pings) // 2], 3),
+        "ping_ms_max": round(max(pings), 3),
+    }
+
+
+def _texts(reply: Reply) -> list[str]:
+    """Return the texts of a reply; where it is refused, the refusal, which is to stay the same."""
+    parts = reply if isinstance(reply, list) else [reply]
+    return [
+        part.decode("utf-8", "replace") if isinstance(part, bytes) else str(part) for part in parts
+    ]
 
 
 @kept_task("Fingerprint the source")
 @opens_migration
 async def fingerprint_source(it: Opened) -> Json:
-    """Return a digest of the source's role, users and settings, and the route."""
+    """Return the source's role, users, settings, and latency, and the route.
+
+    Users are hashed: their rules contain hashes of passwords. Settings may contain secrets, too, so
+    each value is hashed.
+    """
     route = await read_route(it.store)
-    return {
-        "digest": await _print_of(it.endpoint(Side.SOURCE)),
-        "authority": str(route.authority),
-        "epoch": route.epoch,
-    }
+    state = await _state_of(it.endpoint(Side.SOURCE))
+    state["settings"] = {name: _hash(value) for name, value in state["settings"].items()}
+    return {**state, "authority": str(route.authority), "epoch": route.epoch}
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
 @kept_task("Check that the source is unchanged")
 @opens_migration
 async def unchanged(it: Opened, before: Json) -> list[Json]:
-    """Compare the source's fingerprint and the route with earlier ones."""
+    """Compare the source and the route with `fingerprint_source`, and name what changed."""
     route = await read_route(it.store)
-    now = await _print_of(it.endpoint(Side.SOURCE))
+    now = await _state_of(it.endpoint(Side.SOURCE))
+    changed = sorted(
+        name
+        for name in before["settings"].keys() | now["settings"].keys()
+        if before["settings"].get(name) != _hash(now["settings"].get(name, ""))
+    )
+    users = len(set(before["users"]) ^ set(now["users"]))
+    same_route = (str(route.authority), route.epoch) == (before["authority"], before["epoch"])
     return [
-        {
-            "check": "the source's role, users and settings are unchanged",
-            "ok": now == before["digest"],
-            "detail": "",
-        },
-        {
-            "check": "the route is unchanged",
-            "ok": (str(route.authority), route.epoch) == (before["authority"], before["epoch"]),
-            "detail": f"epoch {route.epoch}",
-        },
+        check("the source's role is unchanged", now["role"] == before["role"], now["role"]),
+        check(
+            "the source's users are unchanged",
+            users == 0,
+            f"{users} user rule(s) differ" if users else f"{len(now['users'])} users",
+            why="somebody changed them while Exodus watched, or Exodus did",
+            next_step="compare ACL LIST with what you expect, then start Pre-test again",
+        ),
+        check(
+            "the source's settings are unchanged",
+            not changed,
+            ", ".join(changed[:TASKS_PROBE_NAMED]) or f"{len(now['settings'])} settings",
+            why="somebody changed them while Exodus watched, or Exodus did",
+            next_step="compare CONFIG GET with what you expect, then start Pre-test again",
+        ),
+        check("the route is unchanged", same_route, f"epoch {route.epoch}"),
+        check(
+            "the source answers as fast as before",
+            now["ping_ms_p50"] <= before["ping_ms_p50"] + TASKS_PROBE_ADDED_MS,
+            f"PING p50 {before['ping_ms_p50']} ms before and {now['ping_ms_p50']} ms after; memory "
+            f"{before['used_memory']:,} and {now['used_memory']:,} bytes; "
+            f"{now['own_connections']} connection(s) of Exodus",
+            level=Level.INFO,
+        ),
     ]

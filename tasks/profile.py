@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from exodus.commands.semantics import ROLES, Role
 from exodus.control import registry
 from exodus.errors import DecisionRefused
 from exodus.gateway.tables import load_table
 from exodus.net.client import answered
 from exodus.observe.monitor import capture
+from exodus.plan.bounds import TASKS_PROFILE_HOT_KEYS
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-_HOT_KEYS = 20
 
 
 @kept_task("Capture traffic")
@@ -30,7 +31,8 @@ async def capture_traffic(it: Opened, seconds: float | None) -> Json:
     return report
 
 
-async def _snapshots(it: Opened) -> dict[str, Json]:
+async def snapshots(it: Opened) -> dict[str, Json]:
+    """Return what each gateway process has counted since it began."""
     found: dict[str, Json] = {}
     for beat in await registry.heartbeats(it.store, "gateway"):
         raw = await answered(it.store.client.get(it.store.keys.telemetry(beat.process)))
@@ -48,7 +50,7 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         DecisionRefused: no gateway is registered.
     """
     watched = seconds or it.plan.observe_seconds
-    before = await _snapshots(it)
+    before = await snapshots(it)
     if not before:
         raise DecisionRefused(
             "no gateway has reported",
@@ -56,8 +58,8 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
             next_step="start exodus gateway and point the applications at it",
         )
     await asyncio.sleep(watched)
-    after = await _snapshots(it)
-    commands = _difference(before, after)
+    after = await snapshots(it)
+    commands = difference(before, after)
     requests = sum(row["calls"] for row in commands)
     report = {
         "seconds": watched,
@@ -69,6 +71,8 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         "gateways": len(after),
         "risks": _risks(after),
         "hot_keys": _hot(before, after, watched),
+        "prefixes": _prefixes(before, after),
+        "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
         "commands": commands,
     }
     await it.store.save_report("profile.analyze", report)
@@ -83,7 +87,7 @@ def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> lis
         counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
     return [
         {"key": key, "requests_per_s": round(count / seconds, 1)}
-        for key, count in counts.most_common(_HOT_KEYS)
+        for key, count in counts.most_common(TASKS_PROFILE_HOT_KEYS)
         if count > 0
     ]
 
@@ -96,8 +100,13 @@ def _risks(snapshots: dict[str, Json]) -> dict[str, int]:
     return total
 
 
-def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+def difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+    """Return a row a command: what the gateways counted between two looks.
+
+    Percentiles are of the window. A snapshot counts from the start of its process.
+    """
     rows: dict[str, dict[str, Any]] = {}
+    latencies: dict[str, Counter[int]] = {}
     for process, snapshot in after.items():
         earlier = before.get(process, {}).get("commands", {})
         for name, now in snapshot["commands"].items():
@@ -108,15 +117,47 @@ def _difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
                     "command": name,
                     "calls": 0,
                     "errors": 0,
+                    "error_codes": {},
                     "write": now["write"],
+                    "waits": ROLES.get(name.partition("|")[0].encode()) is Role.BLOCKING,
                     "request_bytes": 0,
                     "reply_bytes": 0,
-                    "latency_us_p50": 0,
-                    "latency_us_p99": 0,
                 },
             )
             for field in ("calls", "errors", "request_bytes", "reply_bytes"):
                 row[field] += now[field] - was.get(field, 0)
-            for field in ("latency_us_p50", "latency_us_p99"):
-                row[field] = max(row[field], now[field])
+            for code, count in now["errors_by_code"].items():
+                more = count - was.get("errors_by_code", {}).get(code, 0)
+                if more:
+                    row["error_codes"][code] = row["error_codes"].get(code, 0) + more
+            steps = latencies.setdefault(name, Counter())
+            steps.update(dict(map(tuple, now["latency_us_steps"])))
+            steps.subtract(dict(map(tuple, was.get("latency_us_steps", []))))
+    for name, row in rows.items():
+        for share in (50, 99):
+            row[f"latency_us_p{share}"] = quantile(latencies[name], share / 100)
     return sorted((row for row in rows.values() if row["calls"]), key=lambda row: -row["calls"])
+
+
+def quantile(steps: Mapping[int, int], share: float) -> int:
+    """Return the smallest value that this share of all does not exceed; 0 without any."""
+    total = sum(steps.values())
+    seen = 0
+    for value in sorted(steps):
+        seen += steps[value]
+        if total and seen >= share * total:
+            return value
+    return 0
+
+
+def _prefixes(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
+    """Return a row a key prefix, the busiest first."""
+    rows: dict[str, Counter[str]] = {}
+    for process, snapshot in after.items():
+        earlier = before.get(process, {}).get("prefixes", {})
+        for name, now in snapshot["prefixes"].items():
+            row = rows.setdefault(name, Counter())
+            row.update(now)
+            row.subtract(earlier.get(name, {}))
+    found = [{"prefix": name, **row} for name, row in rows.items() if row["calls"]]
+    return sorted(found, key=lambda row: -int(row["calls"]))

@@ -21,23 +21,21 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from redis.exceptions import RedisError
 
-from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter, ProgressSample
+from exodus.backfill.progress import REPORT, ProgressMeter, ProgressSample
 from exodus.cancellation import beside, end_all
 from exodus.control.store import ControlStore
 from exodus.cutover.context import Switch
 from exodus.cutover.levers import NOW
 from exodus.cutover.switch import Step
 from exodus.errors import ExodusError
+from exodus.plan.bounds import PROGRESS_EVERY_S, TASKS_PROGRESS_LOOK_S, TASKS_PROGRESS_TELL_S
 from exodus.plan.plan import Plan
 from tasks.context import connect, load, plan_of
 from tasks.evidence import artifact_key
 
-_LOOK_S = 0.3
-_TELL_S = 5.0
-
 
 class Watched(threading.Thread):
-    """Shows the progress of bulk work every `EVERY_S`.
+    """Shows the progress of bulk work every `PROGRESS_EVERY_S`.
 
     It appears in an artifact, in the run's log, and in the control store for `exodus status`.
 
@@ -87,7 +85,7 @@ class Watched(threading.Thread):
                     await self._follow(store)
             except (ExodusError, RedisError, OSError, PrefectException, httpx.HTTPError) as exc:
                 self._fails(f"{type(exc).__name__}: {exc}")
-            if await asyncio.to_thread(self._ending.wait, EVERY_S):
+            if await asyncio.to_thread(self._ending.wait, PROGRESS_EVERY_S):
                 return
 
     async def _follow(self, store: ControlStore) -> None:
@@ -111,7 +109,7 @@ class Watched(threading.Thread):
             self._failing = ""
             if ended:
                 return
-            await asyncio.to_thread(self._ending.wait, EVERY_S)
+            await asyncio.to_thread(self._ending.wait, PROGRESS_EVERY_S)
 
     def _show(self, percent: float, text: str) -> None:
         try:
@@ -203,7 +201,7 @@ async def shown(
 
     async def watch() -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(TASKS_PROGRESS_LOOK_S)
             await artifact.look(store)
 
     watching = asyncio.create_task(watch())
@@ -224,7 +222,7 @@ async def telling(how_far: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
 
     async def tell() -> None:
         while True:
-            await asyncio.sleep(_TELL_S)
+            await asyncio.sleep(TASKS_PROGRESS_TELL_S)
             log.info("%s", await how_far())
 
     async with beside(tell()):

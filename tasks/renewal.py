@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from prefect.runtime import flow_run
 
 from exodus.control import ledger
+from exodus.control.phases import PhaseStatus
 from exodus.control.route import read_route
 from exodus.errors import EvidenceFailed
 from exodus.plan.vocabulary import Side
@@ -29,7 +30,9 @@ async def why_not_now(it: Opened, kind: Kind) -> str | None:
     if ledger.ending(await ledger.read(it.store)) is not None:
         return "the migration is done"
     running = [
-        name for name, state in (await it.store.phases()).items() if state.get("state") == "running"
+        name
+        for name, state in (await it.store.phases()).items()
+        if state.state is PhaseStatus.RUNNING
     ]
     if running:
         return f"{running[0]} is running"

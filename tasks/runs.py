@@ -18,9 +18,11 @@ from prefect.states import Cancelling
 
 from exodus.control import ledger, steps
 from exodus.control.ledger import LedgerEntry
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.cutover.levers import end_hold
+from exodus.plan.bounds import TASKS_RUNS_RUNS_READ, TASKS_RUNS_WHY_MAX
 from exodus.plan.vocabulary import Phase
-from tasks.context import Json, opened, run
+from tasks.context import opened, run
 
 _ENDED = {
     StateType.FAILED: "failed",
@@ -28,31 +30,29 @@ _ENDED = {
     StateType.CANCELLED: "cancelled",
     StateType.CANCELLING: "cancelled",
 }
-_WHY_MAX = 500
 _DECIDED = (StateType.COMPLETED, StateType.CANCELLED, StateType.CANCELLING)
-_RUNS_READ = 50  # rollbacks, newest first; other migrations may have some
 
 
-def is_open(state: Json) -> bool:
+def is_open(state: PhaseState | None) -> bool:
     """Return whether a phase's run is running or waiting.
 
     `state` is the phase's state in the control store.
     """
-    if state.get("state") not in ("running", "waiting"):
+    if state is None or not state.open:
         return False
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_flow_run(UUID(state["flow_run_id"]))
+            found = client.read_flow_run(UUID(state.flow_run_id))
         except ObjectNotFound:
             return False
     return found.state is not None and not found.state.is_final()
 
 
-def cancel(state: Json) -> None:
+def cancel(state: PhaseState) -> None:
     """Cancel a phase's run, running or waiting."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(
-            UUID(state["flow_run_id"]), Cancelling(message="replaced by a rollback"), force=False
+            UUID(state.flow_run_id), Cancelling(message="replaced by a rollback"), force=False
         )
 
 
@@ -68,7 +68,7 @@ def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
                 for found in client.read_flow_runs(
                     flow_filter=FlowFilter(name=FlowFilterName(any_=[Phase.ROLLBACK])),
                     sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-                    limit=_RUNS_READ,
+                    limit=TASKS_RUNS_RUNS_READ,
                 )
                 if found.parameters.get("migration") == migration
             ),
@@ -87,12 +87,12 @@ def why_rollback_is_open(migration: str, since_ms: int) -> str | None:
 
 async def _note_end(migration: str, phase: str, run_id: str, outcome: str, why: str) -> None:
     async with opened(migration) as it:
-        state = (await it.store.phases()).get(phase, {})
-        if state.get("flow_run_id") not in (None, run_id):
+        state = (await it.store.phases()).get(phase, PhaseState(state=PhaseStatus(outcome)))
+        if state.flow_run_id not in (None, run_id):
             return  # a later run of the phase has begun
         now_ms = await it.store.now_ms()
-        state.update(state=outcome, why=why, finished_ms=now_ms, flow_run_id=run_id)
-        await it.store.save_phase(phase, state)
+        ended = state.now(PhaseStatus(outcome), why=why, finished_ms=now_ms, flow_run_id=run_id)
+        await it.store.save_phase(phase, ended)
         await steps.end(it.store, run_id)
         await ledger.record(
             it.store,
@@ -115,7 +115,7 @@ def note_end(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -
 
     Its parameters must have these names (docs/decisions/0009-prefect-suspend.md).
     """
-    why = (state.message or state.name or "")[:_WHY_MAX]
+    why = (state.message or state.name or "")[:TASKS_RUNS_WHY_MAX]
     run(
         _note_end(
             flow_run.parameters["migration"], flow.name, str(flow_run.id), _ENDED[state.type], why

@@ -28,14 +28,13 @@ from exodus.control.turn import Holder
 from exodus.errors import DecisionRefused, ExodusError, OperatorError
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
-from exodus.plan.bounds import TURN_MS, TURN_RENEW_S
+from exodus.plan.bounds import TASKS_TURN_LOOK_S, TURN_MS, TURN_RENEW_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole, WorkersKind
 from tasks.context import connect, load
 
 log = logging.getLogger(__name__)
 _VERSION = "version"
-_LOOK_S = 0.5
 
 
 def check_worker(plan: Plan, control_store: Address) -> None:
@@ -164,7 +163,7 @@ class _Keeper(threading.Thread):
                 # An earlier process of the same run ends, or has died.
                 log.info("waiting for the turn of %s, which %s has", self._phase, other.worker)
                 said = True
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(TASKS_TURN_LOOK_S)
         await self._check_version(store)
 
     async def _check_version(self, store: ControlStore) -> None:

@@ -16,6 +16,7 @@ import uvloop
 
 from examples.shop.check import check
 from examples.shop.model import Model
+from examples.shop.place import Place
 from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect, consume_jobs, produce_jobs
 
@@ -24,25 +25,26 @@ _JOBS_PER_S = 20.0
 
 
 async def run(args: argparse.Namespace) -> int:
-    """The application."""
+    """Return the application."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     model = Model(seed=args.seed, keys=args.keys, began_ms=int(time.time() * 1000))
     tally = Tally()
-    client = connect(args.url)
+    place = Place(args.url, args.url_file)
+    client = connect(place.url)
     await preload(client, model)
     await client.aclose()
     if args.ready_file:
         args.ready_file.touch()
     writers = [
-        Writer(number, args.url, model, tally, writers=_WRITERS, pipelined=args.pipelined)
+        Writer(number, place, model, tally, writers=_WRITERS, pipelined=args.pipelined)
         for number in range(_WRITERS)
     ]
     tasks = [asyncio.create_task(writer.run(stop, args.writes / _WRITERS)) for writer in writers]
-    tasks.append(asyncio.create_task(produce_jobs(args.url, model, tally, stop, _JOBS_PER_S)))
-    tasks.append(asyncio.create_task(consume_jobs(args.url, model, tally, stop)))
+    tasks.append(asyncio.create_task(produce_jobs(place, model, tally, stop, _JOBS_PER_S)))
+    tasks.append(asyncio.create_task(consume_jobs(place, model, tally, stop)))
     deadline = time.monotonic() + args.seconds_max
     while not stop.is_set():
         if args.stop_file.exists() or time.monotonic() > deadline:
@@ -87,6 +89,9 @@ def main() -> int:
         return int(bool(found["lost_writes"] or found["duplicated"] or found["resurrected_keys"]))
     parser = argparse.ArgumentParser(prog="python -m examples.shop")
     parser.add_argument("--url", required=True)
+    parser.add_argument(
+        "--url-file", type=Path, help="a file that holds the address; read again while it runs"
+    )
     parser.add_argument("--keys", type=int, default=200_000)
     parser.add_argument(
         "--writes", type=int, default=2_000, help="a second, of all writers together"

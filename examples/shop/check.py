@@ -142,7 +142,7 @@ class Findings:
             self.problem(f"lost: the expiry of {name} is off by {drift} ms")
 
     def report(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return it as JSON."""
         return {
             "lost_writes": self.lost,
             "duplicated": self.duplicated,
@@ -154,7 +154,7 @@ class Findings:
 
 
 def _more_than(found: State, wanted: State) -> bool:
-    """Whether an effect seems to have been applied twice."""
+    """Return whether an effect seems to have been applied twice."""
     if isinstance(found, tuple) and isinstance(wanted, tuple):
         return len(found) > len(wanted) and set(wanted) <= set(found)
     if (

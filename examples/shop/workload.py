@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 
 from examples.shop.check import read_expiries, read_state
 from examples.shop.model import Expiry, Model, State, cold_key, cold_kind, cold_state
+from examples.shop.place import Place
 
 # Capped, as a stream that is written for ever has to be; what is pending may be trimmed
 _STREAM_MAX = 500
@@ -64,7 +65,7 @@ class Writer:
     def __init__(
         self,
         number: int,
-        url: str,
+        place: Place,
         model: Model,
         tally: Tally,
         *,
@@ -76,7 +77,10 @@ class Writer:
         self.model = model
         self.tally = tally
         self.draw = random.Random(model.seed * 7919 + number)  # noqa: S311 - reproducible, not secret
-        self.client = client or connect(url)
+        self.place = place
+        self.url = place.url
+        self.given = client is not None
+        self.client = client or connect(self.url)
         self.number, self.writers = number, writers
         self.pipelined = pipelined  # writes of other keys that are sometimes under way together
         self.script: Any = self.client.register_script(_SCRIPT)
@@ -122,6 +126,7 @@ class Writer:
         interval = 1 / per_s
         due = time.monotonic()
         while not stop.is_set():
+            await self.move()
             action = self.draw.choice(self.actions)
             await self.act(action)
             if action == self.read_back:
@@ -133,6 +138,15 @@ class Writer:
             elif left < -1:
                 due = time.monotonic()  # after a stall the lost time is not made up for
         await self.client.aclose()
+
+    async def move(self) -> None:
+        """Go on at another address, where the configuration names one."""
+        if self.given or self.place.url == self.url:
+            return
+        await self.client.aclose()
+        self.url = self.place.url
+        self.client = connect(self.url)
+        self.script = self.client.register_script(_SCRIPT)
 
     async def act(self, action: Callable[[], Awaitable[None]]) -> None:
         """One of the actions."""
@@ -208,7 +222,7 @@ class Writer:
             del self.model.unknown[key]
 
     async def settle_stream(self, key: bytes) -> None:
-        """The same for a stream, whose group may have been changed too."""
+        """Return the same for a stream, whose group may have been changed too."""
         try:
             rows = await self.client.xpending_range(key, "workers", "-", "+", count=1000)
         except (redis.RedisError, OSError) as exc:
@@ -219,7 +233,7 @@ class Writer:
         await self.settle(key)
 
     def now(self, key: bytes) -> State:
-        """The state that a key must have; None also where it may have expired by now."""
+        """Return the state that a key must have; None also where it may have expired by now."""
         return self.model.live.get(key)
 
     async def read_back(self) -> None:
@@ -451,12 +465,22 @@ class Writer:
         return None
 
 
+async def _moved(client: redis.Redis, url: str, place: Place) -> tuple[redis.Redis, str]:
+    """Return the connection to use now, and its address."""
+    if place.url == url:
+        return client, url
+    await client.aclose()
+    return connect(place.url), place.url
+
+
 async def produce_jobs(
-    url: str, model: Model, tally: Tally, stop: asyncio.Event, per_s: float
+    place: Place, model: Model, tally: Tally, stop: asyncio.Event, per_s: float
 ) -> None:
     """Push unique job ids."""
-    client, number = connect(url), 0
+    url, number = place.url, 0
+    client = connect(url)
     while not stop.is_set():
+        client, url = await _moved(client, url, place)
         job = b"job-%d" % number
         number += 1
         try:
@@ -471,10 +495,12 @@ async def produce_jobs(
     await client.aclose()
 
 
-async def consume_jobs(url: str, model: Model, tally: Tally, stop: asyncio.Event) -> None:
+async def consume_jobs(place: Place, model: Model, tally: Tally, stop: asyncio.Event) -> None:
     """Take jobs with a blocking pop; each at most once."""
+    url = place.url
     client = connect(url)
     while not stop.is_set():
+        client, url = await _moved(client, url, place)
         try:
             found = await cast("Awaitable[Any]", client.brpop(["shop:jobs"], timeout=2))
             if found is not None:

@@ -1,10 +1,9 @@
-"""A dry run: by which strategy keys of which type and size would be carried, and why, from a
-sample.
+"""The dry run: how keys of each type and size would be copied, estimated from a sample.
 
-The sampled keys are read by the very code that a backfill reads them with, and not written; so the
-forecast cannot drift from what is done. What it puts on the target are the scratch keys by which
-re-footed payloads are proved (`refoot.py`), which it removes again. Not foreseen is what only a
-write shows: that the target refuses the payload of a module which it does not have, say.
+It reads the sampled keys with the backfill's own code and writes none of them, so the forecast
+matches the backfill. On the target it writes only the scratch keys that prove re-footed payloads
+(`refoot.py`), and removes them. It cannot foresee what only a write shows, such as a payload of a
+module that the target lacks.
 """
 
 from __future__ import annotations
@@ -18,28 +17,30 @@ from exodus.copy.key import BatchReport, Copier
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
 from exodus.net.leg import Leg
-from exodus.plan.bounds import LARGE_KEY_BYTES
+from exodus.plan.bounds import (
+    FORECAST_BATCH_KEYS,
+    FORECAST_SAMPLE_KEYS,
+    FORECAST_SLICES,
+    LARGE_KEY_BYTES,
+)
 from exodus.topology.node import Node
 
-SAMPLE_KEYS = 2_000
-_SLICES = 32
-_BATCH_KEYS = 200
 _SIZES = ((1_000, "up to 1 kB"), (64_000, "up to 64 kB"), (LARGE_KEY_BYTES, "up to 1 MB"))
 _LARGE = "over 1 MB of memory"
 _Row = tuple[str, str, str, str]  # what becomes of it, why, type, size
 LEFT_OUT, NOT_CARRIED, OWN, GONE = "left out", "not carried", "Exodus's own", "gone"
 
 
-async def forecast(engine: Engine, sample_keys: int = SAMPLE_KEYS) -> list[Json]:
-    """Rows of `strategy`, `reason`, `type`, `size`, `keys_sampled` and `keys_estimated`; the
-    sampled ones sum up to the keys looked at.
+async def forecast(engine: Engine, sample_keys: int = FORECAST_SAMPLE_KEYS) -> list[Json]:
+    """Return rows of `strategy`, `reason`, `type`, `size`, `keys_sampled`, and `keys_estimated`.
+    The sampled ones sum up to the keys looked at.
 
     `size` is of what travels: a payload is often smaller than the value.
 
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    slices = await plan_slices(engine.authority, _SLICES)
+    slices = await plan_slices(engine.authority, FORECAST_SLICES)
     counted: Counter[_Row] = Counter()
     copier = await engine.copier(Guard(), name="exodus-dry-run")
     try:
@@ -70,7 +71,7 @@ async def _look_at(
     cursor, ended = piece.start, False
     async with await node.connect(piece.db, name="exodus-dry-run") as leg:
         while not ended and len(seen) < wanted:
-            cursor, found = await scan_once(leg, cursor, min(_BATCH_KEYS, wanted))
+            cursor, found = await scan_once(leg, cursor, min(FORECAST_BATCH_KEYS, wanted))
             ended = piece.ended(cursor)
             keys = [key for key in dict.fromkeys(found) if key not in seen][: wanted - len(seen)]
             seen.update(keys)

@@ -1,25 +1,21 @@
-"""The MIGRATE lane of a backfill: the source itself sends keys to the target, `MIGRATE … COPY
-REPLACE KEYS`, a batch at a time.
+"""The MIGRATE lane of a backfill: the source sends batches of keys to the target itself, by
+`MIGRATE … COPY REPLACE KEYS`.
 
-The source does nothing else meanwhile, so what it sends is the newest state there is: a stale write
-cannot come of it, and whatever is written later is journalled later. Three things need care, and
-each has its rule.
+The source does nothing else during a MIGRATE, so it always sends the newest state. A later write is
+in the journal. Three things need care:
 
-* An expiry travels as the time left, and counts from when it comes. So a key that has one gets its
-  absolute time set once more, after it was sent, under the guard. One whose expiry changes between
-  the look and the MIGRATE was written, and live sync copies it again (race rule 3).
-* A MIGRATE that ran into its timeout may be executed by the target later, when the key has another
-  state.
-* Its RESTORE knows no guard (race rule 6): one that a frozen process or a frozen source sends after
-  a switch would overwrite the new authority.
+1. An expiry travels as the time left, counted from its arrival. The lane sets the absolute time
+   once more, under the guard. If the expiry changed before the MIGRATE, the key was written, and
+   live sync copies it again (race rule 3).
+2. The target may run a MIGRATE after its timeout, when the key has changed.
+3. Its RESTORE has no guard (race rule 6). A frozen source could send it after a switch.
 
-The last two are closed by who the source comes as: a user of the target that belongs to one slice,
-with a password that nobody keeps, made under the guard of the writers' epoch. To void what is under
-way, `MigrateLane` deletes that user, which ends its connections, and ends those of the other
-slices' too, since the source shares one connection among them. A request that comes later cannot
-log in. It would then be executed as the user `default`, which is why that one must not be allowed
-to RESTORE without a password. The switch deletes all of these users once the epoch is closed
-(`end_users`).
+For 2 and 3, the source logs in on the target as a user that belongs to one slice. Its password is
+kept nowhere, and the user is made under the guard of the writers' epoch. To void requests under
+way, `MigrateLane` deletes the user, which ends its connections. It also ends the connections of the
+other slices' users, since the source shares one connection among them. A late request cannot log
+in. It would then run as the user `default`, so that user must not be allowed to RESTORE without a
+password. The switch deletes all of these users once the epoch is closed (`end_users`).
 """
 
 from __future__ import annotations
@@ -37,7 +33,12 @@ from exodus.copy.value import Command
 from exodus.engine import Engine
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.net.leg import Leg, Reply, ReplyError, close_all
-from exodus.plan.bounds import MIGRATE_TIMEOUT_MS, READ_BATCH_BYTES
+from exodus.plan.bounds import (
+    MIGRATE_LANE_BATCH_KEYS,
+    MIGRATE_LANE_PROBE_MS,
+    MIGRATE_TIMEOUT_MS,
+    READ_BATCH_BYTES,
+)
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -49,11 +50,7 @@ from exodus.topology.pair_checks import empty_database
 _THEIRS = "Target instance replied with error: "
 _NO_LOGIN = ("NOAUTH", "WRONGPASS", "NOPERM")
 _PROBE = RESERVED_PREFIX + b"migrate}:probe"
-_PROBE_MS = 60_000
 _LARGE, _GONE = "it is large", "it is gone"
-# Of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more
-# each
-_BATCH_KEYS = 512
 
 
 def _prefix(migration: str) -> str:
@@ -61,7 +58,7 @@ def _prefix(migration: str) -> str:
 
 
 async def check_possible(plan: Plan) -> None:
-    """Whether this source may send to this target in a way that no late request can do harm.
+    """Return whether this source may send to this target in a way that no late request can do harm.
     Changes nothing.
 
     Raises:
@@ -158,8 +155,7 @@ class MigrateLane:
             await close_all((self._from, self._looking, self._to.leg))
 
     async def renew_user(self) -> None:
-        """A new password, so that whatever was sent with the old one, and was not executed yet,
-        never is.
+        """Change the password, so that a request sent with the old one never runs.
 
         Raises:
             EpochEnded: the right to write ended.
@@ -195,7 +191,7 @@ class MigrateLane:
     async def scan(
         self, db: int, cursor: int, report: BatchReport, *, more: Callable[[int, int], bool]
     ) -> tuple[int, list[bytes], Sent]:
-        """One SCAN call: the next cursor, the keys found, and what is still to be written of them.
+        """Do one SCAN call; return the next cursor, the keys, and what is still to be written.
 
         Args:
             report: of the chunk.
@@ -205,7 +201,10 @@ class MigrateLane:
         """
         following, batch = await self._look(db, cursor, report)
         if more(following, len(batch.keys)):
-            self._ahead = report, asyncio.create_task(self._reader.scan(following, _BATCH_KEYS))
+            self._ahead = (
+                report,
+                asyncio.create_task(self._reader.scan(following, MIGRATE_LANE_BATCH_KEYS)),
+            )
         plain: list[tuple[bytes, int]] = []
         expiries: dict[bytes, int] = {}
         others: dict[bytes, str] = {}
@@ -238,7 +237,7 @@ class MigrateLane:
                 return found
         for leg in (self._from, self._looking):
             await leg.select(db)
-        return await self._reader.scan(cursor, _BATCH_KEYS)
+        return await self._reader.scan(cursor, MIGRATE_LANE_BATCH_KEYS)
 
     async def _send(self, db: int, part: Sequence[tuple[bytes, int]], report: BatchReport) -> str:
         """Send keys; why they have to go another way, or nothing.
@@ -307,7 +306,7 @@ def _parts(keys: Sequence[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
 
 
 async def open_migrate_lane(engine: Engine, copier: Copier, slice_id: str) -> MigrateLane:
-    """A lane for a slice; whatever was sent for it before is void from here on.
+    """Open the lane of a slice. Requests sent for the slice before this are void.
 
     Raises:
         DecisionRefused: a late request could do harm on this target.
@@ -349,7 +348,7 @@ async def prove(engine: Engine) -> None:
         db = await empty_database(engine.authority)  # where no application looks
         async with await engine.authority_leg(name="exodus-migrate") as source:
             await source.select(db)
-            await source.call("SET", _PROBE, "1", "PX", _PROBE_MS)
+            await source.call("SET", _PROBE, "1", "PX", MIGRATE_LANE_PROBE_MS)
             await lane._from.select(db)  # noqa: SLF001 - the lane's own proof
             why = await lane._send(db, [(_PROBE, 1)], BatchReport())  # noqa: SLF001
             await source.call("UNLINK", _PROBE)

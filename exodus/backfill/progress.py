@@ -1,6 +1,4 @@
-"""How far bulk work has come: keys, bytes, rates and when it ends, from two looks and more. No I/O,
-no clock.
-"""
+"""The progress of bulk work: keys, bytes, rates, and the expected end. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -8,9 +6,9 @@ from collections import deque
 
 from pydantic import BaseModel, ConfigDict
 
+from exodus.plan.bounds import PROGRESS_WINDOW_S
+
 REPORT = "progress"
-EVERY_S = 2.0
-_WINDOW_S = 20.0
 _SHARE_MIN = 0.01  # done, before an end is told
 
 
@@ -37,12 +35,12 @@ class Progress(ProgressSample):
 
     @property
     def percent(self) -> float:
-        """How much is done; 100 is told by the end only."""
+        """Return how much is done; 100 is told by the end only."""
         return min(99.9, 100.0 * self.keys / self.keys_total) if self.keys_total else 0.0
 
     @property
     def text(self) -> str:
-        """One line for artifact, log and status."""
+        """Return one line for artifact, log, and status."""
         parts = [
             f"{self.what}: {self.keys:,} of {self.keys_total:,} keys, {self.percent:.1f} %",
             *([f"{self.payload_bytes / 1e6:,.1f} MB"] if self.payload_bytes else []),
@@ -69,7 +67,7 @@ class ProgressMeter:
         if self._first is None:
             self._first = now_s, found
         self._recent.append((now_s, found))
-        while now_s - self._recent[0][0] > _WINDOW_S:
+        while now_s - self._recent[0][0] > PROGRESS_WINDOW_S:
             self._recent.popleft()
         overall, recent = (
             _rates(since, (now_s, found)) for since in (self._first, self._recent[0])

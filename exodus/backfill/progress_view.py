@@ -1,6 +1,4 @@
-"""Looking how far a backfill or a verification has come, in the control store; what reads it does
-no work of its own.
-"""
+"""Reading the progress of a backfill or a verification from the control store."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Which backfill a migration is at, so that a retry after a rollback copies nothing twice.
+"""The backfill that a migration is at, so that a retry after a rollback copies nothing twice.
 
-A run is named once and keeps its checkpoints for as long as it copies the same from the same to the
-same. Where live sync stayed on, what was copied is equal still. Where it was off, nobody knows
-which keys changed: the run is kept all the same, and when its slices are done every key is compared
-and those that differ are marked as changed (`reconcile.mark_differing`), which costs reads and not
-copies.
+A run keeps its checkpoints while it copies the same keys between the same servers. If live sync
+stayed on, the copied keys are still equal. If it was off, nobody knows which keys changed. The run
+then goes on, and at its end Exodus compares every key and marks those that differ
+(`reconcile.mark_differing`). That costs reads, not copies.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _of(plan: Plan) -> str:
 
 
 async def current(store: ControlStore) -> CopyRun | None:
-    """The run that this migration is at, or None."""
+    """Return the run that this migration is at, or None."""
     found = await store.report(OWNED)
     return None if found is None else CopyRun(**found)
 
@@ -88,8 +87,8 @@ async def _save(store: ControlStore, run: CopyRun) -> None:
 
 
 async def _still_there(store: ControlStore, plan: Plan, run: CopyRun) -> bool:
-    """Whether the target still holds at least half of what was copied: one that was emptied is
-    filled faster by a backfill than by live sync.
+    """Return whether the target still holds at least half of what was copied: one that was emptied
+    is filled faster by a backfill than by live sync.
     """
     copied = sum(
         progress.keys_copied for progress in (await load_progress(store, run.run)).values()

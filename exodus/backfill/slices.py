@@ -1,12 +1,12 @@
-"""Backfill: SCAN slices copied chunk by chunk, with a checkpoint after each, so that a crash costs
+"""Backfill: it copies slices of a SCAN in chunks, with a checkpoint after each, so a crash costs
 one chunk.
 
-A chunk is CHUNK_KEYS keys or CHUNK_BYTES, in batches that are read while the one before is written.
-It takes the feed's positions before its first read and, after its last write, asks what changed
-since: every key in both is marked changed again, so a stale write of ours is always followed by a
-fresh sync (race rule 3). A barrier or a gap in between counts as all of its keys (rule 4).
+A chunk is BACKFILL_CHUNK_KEYS keys or BACKFILL_CHUNK_BYTES. Its batches are read while the batch
+before is written. A chunk notes the feed's positions before its first read. After its last write it
+asks what changed since. A key in both is marked as changed again, so a fresh sync follows every
+stale write (race rule 3). A barrier or a gap counts as a change of all its keys (rule 4).
 
-    read 1 │ read 2 │ read 3 │ …         a queue of QUEUED_BATCHES between the two
+    read 1 │ read 2 │ read 3 │ …         a queue of BACKFILL_QUEUED_BATCHES between the two
            │ write 1│ write 2│ … settle  keeps both servers busy, and bounds the memory
 """
 
@@ -31,16 +31,17 @@ from exodus.copy.payload import Packed, Sent, State
 from exodus.copy.scan import Slice
 from exodus.engine import Engine
 from exodus.errors import EpochEnded, NoRoom, SourceError, TargetError
+from exodus.plan.bounds import (
+    BACKFILL_BACKOFF_S,
+    BACKFILL_BATCH_KEYS,
+    BACKFILL_CHUNK_BYTES,
+    BACKFILL_CHUNK_KEYS,
+    BACKFILL_NO_ROOM_S,
+    BACKFILL_QUEUED_BATCHES,
+    BACKFILL_RETRIES,
+)
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import Node
-
-BATCH_KEYS = 256  # asked of one SCAN
-CHUNK_KEYS = 4_096
-CHUNK_BYTES = 8 * 1024 * 1024
-QUEUED_BATCHES = 2
-_RETRIES = 5
-_BACKOFF_S = 0.2
-_NO_ROOM_S = 1.0
 
 
 @dataclass
@@ -112,7 +113,7 @@ async def copy_slice(
             await save_progress(engine.store, run, progress)
             if time.monotonic() - began > budget_s:
                 return progress
-            await asyncio.sleep(_NO_ROOM_S)
+            await asyncio.sleep(BACKFILL_NO_ROOM_S)
         except EpochEnded:
             progress.why = await _lost_write_grant(engine)
             if not progress.why:
@@ -120,12 +121,12 @@ async def copy_slice(
             await save_progress(engine.store, run, progress)
             if time.monotonic() - began > budget_s:
                 return progress
-            await asyncio.sleep(_NO_ROOM_S)
+            await asyncio.sleep(BACKFILL_NO_ROOM_S)
         except (SourceError, TargetError):
             failures += 1
-            if failures > _RETRIES:
+            if failures > BACKFILL_RETRIES:
                 raise
-            await asyncio.sleep(_BACKOFF_S * 2**failures)
+            await asyncio.sleep(BACKFILL_BACKOFF_S * 2**failures)
         finally:
             progress.seconds = before + time.monotonic() - began
     progress.ended_ms = await engine.store.now_ms()
@@ -138,7 +139,7 @@ async def _lost_write_grant(engine: Engine) -> str:
     nothing: their epoch has ended.
 
     What it has lost of slices that were copied is found by live sync, which gives the right back
-    (`lives.py`).
+    (`server_runs.py`).
     """
     route = await read_route(engine.store)
     if not route.sync or route.writer_epoch != engine.route.writer_epoch:
@@ -170,7 +171,7 @@ class _SliceCopy:
         self._progress = progress
         self._deadline = deadline
         self._on_progress = on_progress
-        self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue(QUEUED_BATCHES)
+        self._queue: asyncio.Queue[_Batch | None] = asyncio.Queue(BACKFILL_QUEUED_BATCHES)
 
     async def run(self) -> None:
         """Copy until the slice or the time ends."""
@@ -227,7 +228,7 @@ class _SliceCopy:
                 states: Packed | Sent | list[State]
                 if lane is None:
                     cursor, keys, states = await copier.scan(
-                        self._piece.db, cursor, BATCH_KEYS, chunk.report
+                        self._piece.db, cursor, BACKFILL_BATCH_KEYS, chunk.report
                     )
                 else:
                     more = partial(self._goes_on, len(chunk.keys))
@@ -245,15 +246,15 @@ class _SliceCopy:
                 sent_bytes = lane.sent_bytes if lane is not None else 0
                 last = (
                     ended
-                    or len(chunk.keys) >= CHUNK_KEYS
-                    or payload_bytes + sent_bytes >= CHUNK_BYTES
+                    or len(chunk.keys) >= BACKFILL_CHUNK_KEYS
+                    or payload_bytes + sent_bytes >= BACKFILL_CHUNK_BYTES
                 )
                 chunk.cursor, chunk.ended = cursor, ended
                 await self._queue.put(_Batch(chunk, states, last))
         await self._queue.put(None)
 
     def _goes_on(self, before: int, cursor: int, found: int) -> bool:
-        return not self._piece.ended(cursor) and before + found < CHUNK_KEYS
+        return not self._piece.ended(cursor) and before + found < BACKFILL_CHUNK_KEYS
 
     async def _write(self, copier: Copier) -> None:
         while (batch := await self._queue.get()) is not None:

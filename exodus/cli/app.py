@@ -67,6 +67,7 @@ for of_a_migration in (
     decisions.reject,
     levers.budget,
     levers.canary,
+    levers.sample,
     levers.redirect,
     levers.hold,
     levers.release,

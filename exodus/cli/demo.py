@@ -39,6 +39,7 @@ Json = dict[str, Any]
 _DECIDED_BY = "demo"
 _PHASE_S = 300.0  # longest time without progress
 _APP_S_MAX = 3_600
+_APP_CONNECTIONS = 8  # six writers, a producer, and a consumer of jobs
 _OBSERVE_S = 3.0
 _SHORT_TTL_S = 4.5
 
@@ -124,13 +125,16 @@ def run_demo(demo: Demo) -> bool:
 
 
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
-    gateway = f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}"
+    source = f"redis://{file.plan.source.host}:{file.plan.source.port}"
+    _path(demo, "address").write_text(source)
     command = [
         sys.executable,
         "-m",
         "examples.shop",
         "--url",
-        gateway,
+        source,
+        "--url-file",
+        str(_path(demo, "address")),
         "--keys",
         str(demo.keys),
         "--writes",
@@ -149,6 +153,22 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
     say(f"application: preload {demo.keys:,} keys, then {demo.writes:,} writes a second")
     return app
+
+
+def _move_app(demo: Demo, file: MigrationFile, app: Started) -> None:
+    """Give the application the gateway's address; it goes on there."""
+    gateway = f"redis://{file.plan.gateway.host}:{file.plan.gateway.port}"
+    if _path(demo, "address").read_text() == gateway:
+        return
+    _path(demo, "address").write_text(gateway)
+
+    def moved() -> bool:
+        status = asyncio.run(read_status(file))
+        connections = sum(int(row["connections"]) for row in status["gateways"])
+        return connections >= _APP_CONNECTIONS
+
+    _wait(moved, app, "the application did not move to the gateway", 60)
+    say("application: it uses the gateway now")
 
 
 def _path(demo: Demo, name: str) -> Path:
@@ -197,6 +217,8 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
                     why=str(status["why_waiting"]),
                     next_step=f"see {api.run_url(waiting['flow_run_id'])}",
                 )
+            if waiting["phase"] == Phase.PRE_TEST:
+                _move_app(demo, file, app)
             if demo.ask:
                 say(f"  answer here: {api.run_url(waiting['flow_run_id'])}")
                 _wait_answered(file, waiting)

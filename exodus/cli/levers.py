@@ -1,4 +1,6 @@
-"""The levers of a migration: `hold`, `release`, `abort`, `canary`, `budget`, `redirect`."""
+"""The levers of a migration: `hold`, `release`, `abort`, `canary`, `sample`, `budget`,
+`redirect`.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ from exodus.cutover.canary_share import set_canary
 from exodus.errors import DecisionRefused
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
+from exodus.shadow.sampling import set_sample
 
 
 def _at(
@@ -88,6 +91,35 @@ def canary(
             f"canary: reads of {route.canary * 100:g} % of the keys also go to the "
             f"{route.follower}; see `exodus status`"
         )
+
+    _at(file, home, work)
+
+
+RateArgument = Annotated[float, typer.Argument(help="share of the keys, above 0 and 1 at most")]
+IncludeOption = Annotated[
+    list[str], typer.Option("--include", help="pattern of names that are sampled; repeat it")
+]
+ExcludeOption = Annotated[
+    list[str], typer.Option("--exclude", help="pattern of names that are not; repeat it")
+]
+
+
+def sample(
+    rate: RateArgument,
+    why: WhyOption,
+    include: IncludeOption = [],  # noqa: B006 - typer reads it
+    exclude: ExcludeOption = [],  # noqa: B006
+    file: FileOption = None,
+    home: HomeOption = None,
+) -> None:
+    """Change which keys Compare samples, while it runs.
+
+    Example: exodus sample 0.2 --include "cart:*" --why "look closer at carts"
+    """
+
+    async def work(store: ControlStore, _: MigrationFile) -> str:
+        route = await set_sample(store, rate, include, exclude, why=why)
+        return f"Compare samples {route.shadow_rate * 100:g} % of the keys; see `exodus status`"
 
     _at(file, home, work)
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from exodus.backfill.forecast import SAMPLE_KEYS, forecast
-from exodus.backfill.progress import EVERY_S, REPORT, ProgressMeter
+from exodus.backfill.forecast import forecast
+from exodus.backfill.progress import REPORT, ProgressMeter
 from exodus.backfill.progress_view import count_keys, look_at_verification
 from exodus.cancellation import beside
 from exodus.cli.attesting import ByOption, attest
@@ -41,10 +41,12 @@ from exodus.engine import open_engine
 from exodus.errors import DecisionRefused, OperatorError, OrchestratorError
 from exodus.live.costly_keys import text_of as text_of_heavy
 from exodus.net.client import answered
+from exodus.plan.bounds import FORECAST_SAMPLE_KEYS, PROGRESS_EVERY_S
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole
 from exodus.safe_text import when
+from exodus.shadow.repairs import repair_divergences
 from exodus.verify.comparison import Depth
 from exodus.verify.reconcile import dead_letters, keys_of, reconcile
 from exodus.verify.reconcile import repair as sync_again
@@ -252,7 +254,12 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
         route = await read_route(store)
         before = await archived(store, store.migration)
         since_ms = int(before[-1]["archived_ms"]) if before else 0
-        phases, prefect_away = _with_runs(await store.phases(), migration.plan.name, api, since_ms)
+        phases, prefect_away = _with_runs(
+            {name: state.as_json() for name, state in (await store.phases()).items()},
+            migration.plan.name,
+            api,
+            since_ms,
+        )
         waiting = _waiting(phases)
         lost = unwritten(phases)
         entries = await ledger.read(store)
@@ -498,7 +505,7 @@ async def _tell_verification(store: ControlStore, plan: Plan) -> None:
         ProgressMeter("verification"),
     )
     while True:
-        await asyncio.sleep(EVERY_S)
+        await asyncio.sleep(PROGRESS_EVERY_S)
         if (found := await look_at_verification(store, BY_HAND, total)) is not None:
             say(meter.look(time.monotonic(), found).text)
 
@@ -578,7 +585,7 @@ def verify(
 
 
 def dry_run(
-    sample: Annotated[int, typer.Option(min=1, help="keys to sample")] = SAMPLE_KEYS,
+    sample: Annotated[int, typer.Option(min=1, help="keys to sample")] = FORECAST_SAMPLE_KEYS,
     file: FileOption = None,
     home: HomeOption = None,
     json: JsonOption = False,
@@ -612,7 +619,7 @@ def repair(
     home: HomeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Copy dead letters again, accepted ones too.
+    """Copy dead letters again, accepted ones too, and keys of confirmed divergences.
 
     Keys that only the follower has stay, unless you give --remove-extra. Example: exodus repair
     """
@@ -632,6 +639,8 @@ def repair(
                 "carried": len(keys) - len(failed),
                 "failed": _reasons(failed),
             }
+            ledger = await repair_divergences(engine, remove_extra=remove_extra)
+            done["divergences"] = ledger
             if remove_extra:
                 report = await _verify(store, fix=True, remove_extra=True)
                 done |= {
@@ -652,7 +661,12 @@ def repair(
                 else ""
             )
         )
+        ledger = done["divergences"]
+        if ledger["tried"]:
+            show(f"{ledger['healed']} of {ledger['tried']} divergences healed")
+        for row in ledger["left"][:20]:
+            show(f"  {row['name']}: {row['why']}")
         if remove_extra:
             show(f"{done['divergences_total']} divergences left")
-    if done["failed"]:
+    if done["failed"] or done["divergences"]["left"]:
         raise typer.Exit(1)

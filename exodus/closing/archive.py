@@ -1,8 +1,8 @@
-"""Taking a migration that has ended out of the control store: its evidence goes into a bundle, its
-name is free again.
+"""Removing an ended migration from the control store. Its evidence goes into a bundle, and its name
+is free again.
 
-What is left is one line in `exodus:archive`, a hash of the whole control store: what was archived,
-when, and where its bundle stands. An archive that was interrupted is done again from its beginning.
+One line in `exodus:archive` remains: what was archived, when, and where the bundle is. An
+interrupted archive starts again from its beginning.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from exodus.control.schema import ARCHIVE
 from exodus.control.store import ControlStore, Json
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
+from exodus.plan.bounds import ARCHIVE_SCAN_KEYS
 from exodus.plan.plan import Plan
-
-_SCAN_KEYS = 1_000
 
 
 async def check_may_be_archived(store: ControlStore) -> str:
@@ -83,10 +82,12 @@ async def archive(store: ControlStore, plan: Plan, folder: Path, *, by: str, why
     )
     names = [
         name
-        async for name in store.client.scan_iter(match=store.keys.prefix + "*", count=_SCAN_KEYS)
+        async for name in store.client.scan_iter(
+            match=store.keys.prefix + "*", count=ARCHIVE_SCAN_KEYS
+        )
     ]
-    for start in range(0, len(names), _SCAN_KEYS):
-        await answered(store.client.unlink(*names[start : start + _SCAN_KEYS]))
+    for start in range(0, len(names), ARCHIVE_SCAN_KEYS):
+        await answered(store.client.unlink(*names[start : start + ARCHIVE_SCAN_KEYS]))
     return note
 
 

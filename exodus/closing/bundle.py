@@ -1,17 +1,18 @@
-"""The evidence bundle: everything that was decided and proved, in a folder, hash-chained, checkable
-without any server.
+"""The evidence bundle: a folder with every decision and its proof, chained by hashes, that can be
+checked without a server.
 
-    manifest.jsonl   one line a file: its name, size and SHA-256, and the chain: SHA-256 of the line
-    before and of this line's facts head.txt         the last link of the chain; it is also written
-    into the ledger, where whoever edits the folder does not reach *.json           the documents,
-    canonical JSON report.html      the same for a person head.sig         where a key signs: the
-    Ed25519 signature of the head, base64
+    manifest.jsonl   one line a file: name, size, SHA-256, and the chain: the SHA-256 of the
+                     line before and of this line's facts
+    head.txt         the last link of the chain. The ledger has it, too, where an editor of
+                     the folder does not reach
+    *.json           the documents, in canonical JSON
+    report.html      the same for a person
+    head.sig         where a key signs: the Ed25519 signature of the head, base64
 
-`check` finds any byte that was changed, any file that was added, removed or renamed, any line that
-was moved, and a ledger whose own chain does not hold. All of that can be made anew by whoever
-writes a whole new bundle. So a check proves something only against the head that was written down
-elsewhere (the ledger, the run's artifact), or against the public key of whoever signs; without
-either it says so, and fails.
+`check` finds every changed byte, every added, removed, or renamed file, every moved line, and a
+ledger with a broken chain. Somebody who writes a whole new bundle can make all of that anew. So a
+check proves something only against a head kept elsewhere (the ledger, the run's artifact), or
+against a public key. Without either, `check` says so and fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The newest evidence bundles, in the control store: a phase may end on any worker, whose disk may
+"""The newest evidence bundles, kept in the control store: the disk of the worker that made them may
 be gone.
 """
 

@@ -1,8 +1,7 @@
-"""What goes into an evidence bundle: everything that the control store knows of a migration. No
-secret is in it.
+"""Collecting the evidence of a migration from the control store. It contains no secret.
 
-The digest by buckets that a finalise takes of the source's last state (`side_digest`) is among the
-reports.
+The reports include the digest by buckets that finalise takes of the source's last state
+(`side_digest`).
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from exodus.errors import SourceError, TargetError
 from exodus.native import link
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
+from exodus.plan.bounds import EVIDENCE_SCAN_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 _BUCKETS = 64
-_SCAN_KEYS = 500
 _FOOT_BYTES = 10  # of a DUMP payload: version and checksum
 Json = dict[str, Any]
 
 
 async def side_digest(endpoint: Endpoint) -> Json:
-    """Keys and a digest a bucket of key hashes: name, value as the server dumps it, and expiry, of
-    every key that is not ours.
+    """Return the number of keys and a digest for each bucket of key hashes: name, dumped value, and
+    expiry of every key but our own.
 
     Free of order, so that SCAN's does not matter. Fit to show that a side is as it was, not to
     compare two sides of different versions: verification does that.
@@ -53,7 +52,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
             async with await node.connect(db, name="exodus-digest") as leg:
                 cursor = -1
                 while cursor:
-                    cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                    cursor, keys = await scan_once(leg, max(cursor, 0), EVIDENCE_SCAN_KEYS)
                     keys = list(dict.fromkeys(key for key in keys if not is_own(key)))
                     dumps = await leg.pipeline([("DUMP", key) for key in keys])
                     for key, dump in zip(keys, dumps, strict=True):
@@ -76,8 +75,7 @@ async def side_digest(endpoint: Endpoint) -> Json:
 
 
 async def last_state(endpoint: Endpoint) -> Json:
-    """What can be known of a side through its protocol, for whoever opens its dump one day:
-    `side_digest`, who it was, and where it stood.
+    """Return what the protocol tells of a side: `side_digest`, its identity, and its position.
 
     `offset` is that of its replication stream (None where INFO does not tell), `quiet` whether it
     stayed there meanwhile, so that the digest is of exactly that state. `saved_at` and
@@ -110,7 +108,7 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
         "plan": plan.model_dump(mode="json"),
         "route": (await read_route(store)).model_dump(mode="json"),
         "ledger": {"entries": await ledger.read_stored(store)},
-        "phases": await store.phases(),
+        "phases": {name: state.as_json() for name, state in (await store.phases()).items()},
         "open-gaps": {
             "gaps": [
                 orjson.loads(raw)
@@ -146,8 +144,8 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
 
 
 async def dirty_keys(store: ControlStore, plan: Plan, at_most: int) -> tuple[list[Key], int]:
-    """Keys that were written at the authority and not yet copied to the follower, as far as the
-    journal knows; and how many there are.
+    """Return keys written at the authority and not yet copied, as far as the journal knows, and
+    their number.
     """
     changes = await journal.since(store, await _synced(store, plan))
     letters = [
@@ -165,7 +163,7 @@ async def _synced(store: ControlStore, plan: Plan) -> dict[int, bytes]:
 
 
 async def remaining_keys(store: ControlStore, plan: Plan) -> list[str]:
-    """What Exodus has left on both sides, in words."""
+    """Return in words what Exodus has left on both sides."""
     left: list[str] = []
     for side in Side:
         record = await read_record(store, side)
@@ -192,7 +190,7 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
         async with await node.connect(name="exodus-left") as leg:
             cursor = -1
             while cursor:
-                cursor, keys = await scan_once(leg, max(cursor, 0), _SCAN_KEYS)
+                cursor, keys = await scan_once(leg, max(cursor, 0), EVIDENCE_SCAN_KEYS)
                 found += [key for key in keys if is_own(key)]
     return found
 

@@ -1,5 +1,5 @@
-"""The ends of a migration: live sync stopped, the way back closed for good (`finalise`), or
-everything given up (`abandon`).
+"""The ends of a migration: stop live sync, `finalise` (close the way back for good), or
+`abandon`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import contextlib
 from typing import Any
 
 from exodus.backfill import migrate
-from exodus.backfill.slices import CHUNK_KEYS
 from exodus.closing.collect import remaining_keys
 from exodus.closing.finalise_checks import checklist
 from exodus.control import registry
@@ -22,16 +21,16 @@ from exodus.errors import SourceError, TargetError
 from exodus.native import replica
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import BACKFILL_CHUNK_KEYS, ENDS_FOLLOW_S, ENDS_LISTED
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
 from exodus.plan.scope import Key
 from exodus.plan.vocabulary import Hold, JournalMode, Side
+from exodus.shadow.divergences import forget_values
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import OWNED
 
-_FOLLOW_S = 15.0
 _CLOSED = -1
-_LISTED = 1_000  # of the keys that stay, by name
 Json = dict[str, Any]
 
 
@@ -79,7 +78,7 @@ async def stop(store: ControlStore, plan: Plan, why: str) -> Json:
             store,
             kind,
             lambda beat: beat.epoch >= route.epoch,
-            within_s=_FOLLOW_S,
+            within_s=ENDS_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
         )
     return {"epoch": route.epoch, "not_told": not_told}
@@ -91,6 +90,7 @@ async def finalise(store: ControlStore, plan: Plan) -> Json:
     """
     stopped = await stop(store, plan, "finalised: the target is the authority for good")
     await _remove_own_keys(plan, store, keep_fence_of=Side.SOURCE)
+    await forget_values(store)
     # The last state of the source: nothing of ours writes there any more, and its fence keeps the
     # others out.
     report = await checklist(store, plan)
@@ -123,13 +123,14 @@ async def abandon(store: ControlStore, plan: Plan, *, clean_target: bool) -> Jso
             store.keys.dead, store.keys.accepted, store.keys.divergence, store.keys.report(OWNED)
         )
     )
+    await forget_values(store)
     return {
         **stopped,
         "authority": "source",
         "target_keys_removed": removed,
         "clean_target": clean_target,
         "target_keys_left": len(left),
-        "left": [repr(key) for key in left[:_LISTED]],
+        "left": [repr(key) for key in left[:ENDS_LISTED]],
         "left_by_exodus": await remaining_keys(store, plan),
     }
 
@@ -152,7 +153,7 @@ async def _remove_own_keys(
 
 
 async def _existing(leg: Leg, keys: list[Key]) -> set[Key]:
-    """Those of some keys that there are, whatever their databases."""
+    """Return those keys that exist, in any database."""
     found: set[Key] = set()
     for db in {db for db, _ in keys}:
         await leg.select(db)
@@ -185,7 +186,7 @@ async def _remove_copied(plan: Plan) -> tuple[int, list[bytes]]:
         ):
             cursor = -1
             while cursor:
-                cursor, keys = await scan_once(leg, max(cursor, 0), CHUNK_KEYS)
+                cursor, keys = await scan_once(leg, max(cursor, 0), BACKFILL_CHUNK_KEYS)
                 keys = [key for key in keys if not is_own(key)]
                 ours = keys
                 if plan.allow_nonempty:

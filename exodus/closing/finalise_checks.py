@@ -1,4 +1,4 @@
-"""Closing the way back: when it may be done, and what is left to do by people afterwards."""
+"""Whether the way back may be closed, and what people have to do afterwards."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from exodus.control.store import ControlStore
 from exodus.cutover.fence import Record, blocks_exodus, read_record
 from exodus.errors import DecisionRefused, OperatorError, SourceError
 from exodus.net.client import answered
+from exodus.plan.bounds import FINALISE_CLIENTS_SHOWN, FINALISE_LAG_MS_MAX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import FenceKind, Phase, Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.permits import why_not
 
-_LAG_MS_MAX = 10_000
-_CLIENTS_SHOWN = 20
 _HOUR_MS = 3_600_000
 BY_HAND = "by-hand"  # the verification of `exodus verify`
 Json = dict[str, Any]
@@ -37,7 +36,7 @@ async def switched_ms(store: ControlStore) -> int:
 
 
 async def problems(store: ControlStore, plan: Plan, decided_by: Identity) -> list[str]:
-    """Why the source may not be given up now; empty where it may."""
+    """Return why the source may not be given up now; empty where it may."""
     found: list[str] = []
     entries = await ledger.read(store)
     now_ms, route = await store.now_ms(), await read_route(store)
@@ -81,7 +80,7 @@ async def _check_way_back(
         beat for beat in await registry.heartbeats(store, "syncer") if not beat.stale(now_ms)
     ]
     lag_ms = await journal.oldest_ms(store, plan.partitions, now_ms)
-    if not route.sync or not syncers or lag_ms > _LAG_MS_MAX:
+    if not route.sync or not syncers or lag_ms > FINALISE_LAG_MS_MAX:
         found.append(
             f"reverse sync is not healthy: {'on' if route.sync else 'off'}, {len(syncers)} "
             f"syncer(s), {lag_ms} ms behind"
@@ -124,8 +123,8 @@ async def check(store: ControlStore, plan: Plan, decided_by: Identity) -> None:
 
 
 async def checklist(store: ControlStore, plan: Plan) -> Json:
-    """The last state of the source, and what people have to do before it can be switched off. Take
-    it when nothing of ours writes there any more.
+    """Return the last state of the source, and what people have to do before it can be switched
+    off. Take it when nothing of ours writes there any more.
     """
     clients = await connected_clients(plan, Side.SOURCE)
     state = await last_state(Endpoint(Side.SOURCE, plan.source))
@@ -135,7 +134,7 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
     ]
     there = ", ".join(
         f"{row['connections']} of {row['user']}@{row['host']} {row['name'] or row['kind']}".rstrip()
-        for row in clients[:_CLIENTS_SHOWN]
+        for row in clients[:FINALISE_CLIENTS_SHOWN]
     )
     through = await who_is_connected(store)
     todo = [
@@ -176,7 +175,7 @@ async def checklist(store: ControlStore, plan: Plan) -> Json:
 def _named(through: list[Json]) -> str:
     return ", ".join(
         f"{row['connections']} of {row['name'] or '(no name)'}@{row['host']} ({row['kind']})"
-        for row in through[:_CLIENTS_SHOWN]
+        for row in through[:FINALISE_CLIENTS_SHOWN]
     )
 
 

@@ -1,5 +1,5 @@
-"""Taking the gateways out of the path, once the way back is closed: clients are sent away one by
-one, to where their names point now.
+"""Sending clients away from the gateways, one by one, once the way back is closed. They reconnect
+to the place that their names resolve to.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from exodus.control.route import Redirect, Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.net.client import answered
-from exodus.plan.bounds import REDIRECT_PER_S_MAX
+from exodus.plan.bounds import REDIRECT_FOLLOW_S, REDIRECT_PER_S_MAX
 from exodus.plan.vocabulary import Hold, JournalMode, Side
 
-_FOLLOW_S = 10.0
 Json = dict[str, Any]
 
 
 def finalised(route: Route) -> bool:
-    """Whether nothing needs the gateways any more: the target is the authority, and nothing flows
-    back.
+    """Return whether nothing needs the gateways any more: the target is the authority, and nothing
+    flows back.
     """
     return (
         route.authority is Side.TARGET
@@ -69,7 +68,7 @@ async def redirect(
     await registry.wait_for_gateways(
         store,
         lambda beat: beat.epoch >= route.epoch,
-        within_s=_FOLLOW_S,
+        within_s=REDIRECT_FOLLOW_S,
         otherwise="a gateway does not follow the route",
     )
     return route
@@ -91,7 +90,7 @@ async def who_is_connected(store: ControlStore) -> list[Json]:
 
 
 async def read_redirect(store: ControlStore) -> Json:
-    """How far it has come, over all gateways, and why it stopped by itself, where it did."""
+    """Return how far it has come, over all gateways, and why it stopped by itself, where it did."""
     route = await read_route(store)
     closed: Counter[str] = Counter()
     came_back = left = 0

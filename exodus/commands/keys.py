@@ -1,7 +1,7 @@
 """Which arguments of a request are keys.
 
-For most commands the server's table says it as first, last and step. For the movable ones the rules
-stand here; they are checked against the servers' own COMMAND GETKEYS in the tests.
+For most commands the server's table gives first, last, and step. The rules for the others are here.
+Tests compare them with the servers' COMMAND GETKEYS.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def _integer(raw: bytes) -> int:
 
 
 def by_position(args: list[bytes], first: int, last: int, step: int) -> list[bytes]:
-    """Keys at `first`, `first + step` … up to `last`; a negative `last` counts from the end."""
+    """Return the arguments at `first`, `first + step`, up to `last`. A negative `last` counts from
+    the end.
+    """
     if first <= 0:
         return []
     end = len(args) + last if last < 0 else last

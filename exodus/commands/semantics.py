@@ -1,8 +1,8 @@
-"""What a server's COMMAND table does not say: the one reviewed override table.
+"""What a server's COMMAND table does not tell: the one reviewed table of overrides.
 
-Names are upper case. Sources: the command pages of the Redis documentation and facts checked on
-Redis 6.2 to 8.2 and Valkey 8.1 to 9.1. A command that neither the servers nor this table know
-counts as a write with unknown keys.
+Names are upper case. Sources: the command pages of the Redis documentation, and checks on Redis 6.2
+to 8.2 and Valkey 8.1 to 9.1. A command that neither the servers nor this table know counts as a
+write with unknown keys.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ DEBUG_LOOKS = frozenset(
 
 
 def replaces_data(name: bytes, args: list[bytes]) -> bool:
-    """Whether a request may have replaced data in a way that no journal sees."""
+    """Return whether a request may have replaced data in a way that no journal sees."""
     if name.startswith((b"MODULE", b"DEBUG")) and len(args) > 1:
         word = args[1].upper()
         if name.startswith(b"DEBUG"):
@@ -212,17 +212,10 @@ def block_timeout(name: bytes, args: list[bytes]) -> Timeout | None:
 NOT_COMPARABLE = frozenset(
     b"TIME INFO DBSIZE OBJECT MEMORY LASTSAVE ROLE CONFIG SLOWLOG LATENCY COMMAND CLIENT DEBUG "
     b"RANDOMKEY SRANDMEMBER HRANDFIELD "
-    b"ZRANDMEMBER SPOP SCAN HSCAN SSCAN ZSCAN TTL PTTL DUMP RESTORE MIGRATE WAIT WAITAOF XINFO "
+    b"ZRANDMEMBER SPOP SCAN HSCAN SSCAN ZSCAN DUMP RESTORE MIGRATE WAIT WAITAOF XINFO "
     b"XPENDING XREADGROUP XCLAIM XAUTOCLAIM "
     b"XADD LOLWUT ACL MODULE MONITOR PSYNC SYNC REPLCONF SHUTDOWN".split()
 )
-# Members come back in the order of the server's own hash table.
-UNORDERED = frozenset(b"SMEMBERS HKEYS HVALS KEYS SINTER SUNION SDIFF PUBSUB".split())
-UNORDERED_PAIRS = frozenset({b"HGETALL"})
-NUMERIC = frozenset(
-    b"INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE GEODIST GEOPOS GEOSEARCH GEORADIUS".split()
-)
-
 # Reads of one key whose reply is a function of its value alone, with the same bytes on every
 # version: what canary reads are made of. Not the time left, not what a server orders by its own
 # hash table, not floating point, and nothing that a script does.
@@ -233,12 +226,13 @@ EXACT_ELSEWHERE = frozenset(
     b"ZREVRANK XLEN XRANGE XREVRANGE".split()
 )
 
-# What Compare asks of the target with Exodus's own rights: commands of one key that read or change
-# nothing but its value, at a cost that its size bounds. Not RESTORE, COPY or MOVE, nothing that
-# blocks, looks for keys, runs a script or names a second key.
+# What Compare asks of the target with Exodus's own rights: commands that read or change nothing but
+# the values of the keys that they name, at a cost that their size bounds. Not RESTORE, RENAME, COPY
+# or MOVE, nothing that blocks, looks for keys or runs a script.
 COMPARED_READS = EXACT_ELSEWHERE | frozenset(
     b"HGETALL HKEYS HVALS SMEMBERS ZSCORE ZMSCORE ZRANGEBYSCORE ZREVRANGEBYSCORE GEOPOS GEODIST "
-    b"GEOHASH GEOSEARCH EXPIRETIME PEXPIRETIME".split()
+    b"GEOHASH GEOSEARCH TTL PTTL EXPIRETIME PEXPIRETIME MGET SINTER SUNION SDIFF SINTERCARD "
+    b"ZINTER ZUNION ZDIFF ZINTERCARD LCS".split()
 )
 COMPARED_WRITES = frozenset(
     b"SET SETEX PSETEX SETNX GETSET GETDEL GETEX DEL UNLINK APPEND SETRANGE SETBIT INCR DECR "
@@ -247,5 +241,7 @@ COMPARED_WRITES = frozenset(
     b"LINSERT LREM LTRIM SADD SREM "
     b"ZADD ZINCRBY ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREMRANGEBYLEX GEOADD PFADD XADD XTRIM "
     b"XDEL "
-    b"EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST".split()
+    b"EXPIRE PEXPIRE EXPIREAT PEXPIREAT PERSIST MSET MSETNX SMOVE LMOVE RPOPLPUSH PFCOUNT PFMERGE "
+    b"BITOP SINTERSTORE SUNIONSTORE SDIFFSTORE ZINTERSTORE ZUNIONSTORE ZDIFFSTORE "
+    b"ZRANGESTORE".split()
 )

@@ -1,8 +1,8 @@
 """Commands as a live server describes them, with the overrides of `semantics.py`.
 
-Redis 6.2 describes a command in seven fields and knows no subcommands there; 7.0 and Valkey in ten,
-with subcommands at index 9. Only what both have is used, and the movable keys have rules of our
-own, so one reading serves all versions.
+Redis 6.2 describes a command in seven fields, without subcommands. Redis 7.0 and Valkey use ten
+fields, with subcommands at index 9. Exodus uses what both have and has its own rules for movable
+keys, so one reading serves all versions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Command:
         self.subcommands: dict[bytes, Command] = {}
 
     def keys(self, args: list[bytes]) -> list[bytes]:
-        """The keys of a request, read ones included, in the order of its arguments."""
+        """Return the keys of a request, read ones included, in the order of its arguments."""
         if self.movable is not None:
             return self.movable([self.name, *args[1:]] if self.renamed else args)
         if self.first == self.last:  # one key, by far the most
@@ -69,8 +69,8 @@ class Command:
         return by_position(args, self.first, self.last, self.step)
 
     def refused(self, error: bytes) -> bool:
-        """Whether the command did nothing, by the first line of the error that it was answered
-        with.
+        """Return whether the command did nothing, by the first line of the error that it was
+        answered with.
         """
         if not self.acts_on_error:
             return True
@@ -159,7 +159,7 @@ class CommandTable:
 
     @property
     def renamed(self) -> dict[str, str]:
-        """Names that were learnt, and what they stand for."""
+        """Return learnt names, and the commands they stand for."""
         return {
             name.decode("ascii", "backslashreplace"): command.name.decode(
                 "ascii", "backslashreplace"
@@ -173,7 +173,7 @@ class CommandTable:
         return frozenset(self._by_name) - frozenset(semantics.CLOSE_AT_ONCE)
 
     def without(self, other: CommandTable) -> frozenset[bytes]:
-        """Names that `other` lacks: what the target would refuse."""
+        """Return the commands that `other` lacks: the target would refuse them."""
         return self.names() - other.names()
 
 

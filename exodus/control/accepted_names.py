@@ -1,10 +1,10 @@
-"""Lists of names that a person accepts in a form, one name a line. No I/O."""
+"""Names that a person accepts in a form, one a line. No I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Set
 
-_SHOWN = 10
+from exodus.plan.bounds import ACCEPTED_NAMES_SHOWN
 
 
 def names_in(text: str, there: Set[str]) -> list[str]:
@@ -32,7 +32,7 @@ def why_not_all(
     missing = sorted(there - set(names))
     if not missing:
         return None
-    shown = ", ".join(missing[:_SHOWN])
+    shown = ", ".join(missing[:ACCEPTED_NAMES_SHOWN])
     return (
         f"{len(missing)} {noun}(s) are neither {resolved} nor accepted: {shown}; name them in "
         f"{field}, or reject and {resolve}"

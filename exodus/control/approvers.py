@@ -1,10 +1,9 @@
 """Who gives an answer, and how that is known.
 
-A form's `decided_by` is what somebody typed. The command line knows more: the user that the
-operating system runs it as. It writes that into the control store before it answers (`attest`),
-where nobody writes who has only Prefect's login; the flow looks for it (`identify`). Prefect's
-open-source server has one login for everybody, so an answer from its UI is known by what was typed
-only.
+A form's `decided_by` is typed. The command line knows the user that the operating system runs it
+as. It writes that user into the control store before it answers (`attest`), and the flow reads it
+there (`identify`). Somebody with only Prefect's login cannot write there. Prefect's open-source
+server has one login for everybody, so an answer from its UI is known by the typed name only.
 
 Whoever has the control store's password can attest anything: see docs/operating/security.md.
 """
@@ -21,9 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from exodus.control.ledger import LedgerEntry, digest
 from exodus.control.store import ControlStore, Json
 from exodus.net.client import answered
+from exodus.plan.bounds import ATTESTED_KEPT_S
 from exodus.plan.plan import Plan
 
-_KEPT_S = 30 * 86_400  # a run may wait for a worker that long
 _UNSET = 2**32 - 1  # of a login user that the kernel was not told
 _ANSWER = ("decision", "decided_by", "why")
 
@@ -46,7 +45,7 @@ class Identity(BaseModel):
 
     @property
     def strong(self) -> bool:
-        """Whether it is more than a typed name."""
+        """Return whether it is more than a typed name."""
         return self.known_by is not KnownBy.TYPED
 
     def same(self, other: Identity) -> bool:
@@ -107,7 +106,9 @@ async def attest(
     identity = of_this_process()
     said = _Attested(answer=_digest(answer), identity=identity)
     await answered(
-        store.client.set(_key(store, run_id, gate, attempt), said.model_dump_json(), ex=_KEPT_S)
+        store.client.set(
+            _key(store, run_id, gate, attempt), said.model_dump_json(), ex=ATTESTED_KEPT_S
+        )
     )
     return identity
 

@@ -1,6 +1,4 @@
-"""Which keys changed: keys with their databases, packed for an entry, and barriers. No I/O;
-`journal.py` carries them.
-"""
+"""Changed keys with their databases, packed for a journal entry, and barriers. No I/O."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ class Unreadable(ValueError):
 
 
 def pack(keys: Iterable[Key]) -> bytes:
-    """Keys with their databases in one byte string.
+    """Pack keys with their databases into one byte string.
 
     Raises:
         struct.error, OverflowError: a database above 2**32 - 1, which no server has.
@@ -51,7 +49,7 @@ def pack(keys: Iterable[Key]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[Key]:
-    """The reverse of `pack`.
+    """Unpack what `pack` packed.
 
     Raises:
         Unreadable: the bytes end within a key.
@@ -82,12 +80,12 @@ class Barrier:
     databases: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        """As it stands in an entry."""
+        """Return the barrier as an entry holds it."""
         return f"{self.what}:{','.join(map(str, self.databases))}".encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> Barrier:
-        """The reverse of `encode`.
+        """Read a barrier from an entry.
 
         Raises:
             Unreadable: the bytes are no barrier.
@@ -114,7 +112,7 @@ class Changes:
 
 
 def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Changes:
-    """Keys and barriers of stream entries, in their order. An entry that cannot be read counts as a
+    """Return the keys and barriers of stream entries, in order. An unreadable entry counts as a
     change of every key.
     """
     changes = Changes()
@@ -132,6 +130,6 @@ def parse_entries(entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> Cha
 
 
 def id_order(entry_id: bytes) -> tuple[int, int]:
-    """A stream id as something that sorts."""
+    """Return a stream id as a value that sorts."""
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq or b"0")

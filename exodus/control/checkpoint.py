@@ -1,9 +1,8 @@
-"""How far a backfill has come: one JSON document a slice, in one hash a run, and beside it a stream
-with a row for each chunk; and a verification.
+"""The progress of a backfill and of a verification.
 
-A cursor means something only together with the node's run id, the database and the slice (race rule
-5), so all three stand beside it; whoever resumes compares them and begins the slice anew where they
-differ.
+A backfill has one JSON document a slice, in one hash a run, and a stream with one row a chunk. A
+cursor is valid only together with the node's run id, the database, and the slice (race rule 5), so
+they are stored together. Whoever resumes compares them, and begins the slice anew if they differ.
 """
 
 from __future__ import annotations
@@ -102,13 +101,13 @@ async def save_pass(store: ControlStore, name: str, progress: PassProgress) -> N
 
 
 async def load_pass(store: ControlStore, name: str) -> PassProgress | None:
-    """How far the verification `name` has come; None where none is under way."""
+    """Return how far the verification `name` has come; None where none is under way."""
     raw = await answered(store.client.get(store.keys.verifying(name)))
     return None if raw is None else PassProgress.model_validate_json(raw)
 
 
 async def load_parts(store: ControlStore, name: str) -> list[PassProgress]:
-    """How far the parts of a verification have come that several processes do."""
+    """Return how far the parts of a verification have come that several processes do."""
     prefix = store.keys.verifying(part_name(name, ""))
     names = [
         key
@@ -124,7 +123,7 @@ def part_name(name: str, number: int | str) -> str:
 
 
 async def forget_pass(store: ControlStore, name: str) -> None:
-    """It has ended, or does not hold any more."""
+    """Forget the progress of a pass that ended, or that does not hold any more."""
     await answered(store.client.delete(store.keys.verifying(name)))
 
 
@@ -145,13 +144,13 @@ async def save_progress(
 
 
 async def load_chunks(store: ControlStore, run: str) -> list[ChunkRow]:
-    """The chunks of a run, oldest first; of a very large one the last CHUNKS_KEPT or so."""
+    """Return the chunks of a run, oldest first; of a very large run about the last CHUNKS_KEPT."""
     raw = await answered(store.client.xrange(store.keys.chunks(run)))
     return [ChunkRow.model_validate_json(fields[b"chunk"]) for _, fields in raw]
 
 
 async def load_progress(store: ControlStore, run: str) -> dict[str, SliceProgress]:
-    """All slices of a run by their id; empty where the run is new."""
+    """Return all slices of a run by id; empty for a new run."""
     raw = await answered(store.client.hgetall(store.keys.checkpoint(run)))
     return {name.decode(): SliceProgress.model_validate_json(value) for name, value in raw.items()}
 

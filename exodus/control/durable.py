@@ -1,9 +1,8 @@
-"""Whether the control store keeps what it is told: persistence, fsync, eviction, and that it is a
-server of its own.
+"""Whether the control store keeps its data: persistence, fsync, eviction, and a server of its own.
 
-The journal, the route and the ledger are there only. A gateway keeps its intents until the store
-has fsynced (`gateway/durability.py`), so `appendfsync everysec` loses nothing; a store without an
-AOF loses everything.
+Only the control store has the journal, the route, and the ledger. A gateway keeps its intents until
+the store has fsynced (`gateway/durability.py`), so `appendfsync everysec` loses nothing. A store
+without an AOF loses everything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a command that was executed may have changed: keys with their databases, or whole databases
-at once.
+"""What an executed command may have changed: keys with their databases, or whole databases.
 
-For commands as a server propagates them to its replicas: effects only, in the order of execution,
-each write once.
+It reads commands as a server propagates them to its replicas: effects only, in the order of
+execution, each write once.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from exodus.control.changes import Barrier, Key
 
 
 def changed_keys(command: Command, args: list[bytes], db: int) -> list[Key]:
-    """The keys that a write may have changed when it ran in database `db`."""
+    """Return the keys that a write may have changed when it ran in database `db`."""
     keys = [(db, key) for key in command.keys(args)]
     if command.role is Role.MOVES_DB:
         keys += keys_elsewhere(command, args)

@@ -1,11 +1,10 @@
-"""Freshness: how much of the keyspace is *verified since its last write*, how much is *dirty*, and
+"""Freshness: which share of the keyspace is *verified since its last write*, which is *dirty*, and
 whether anything was *never verified*.
 
-Two things make it exact without a mark on every key. A verification pass that covered everything
-says up to which entry of each journal partition it speaks for. And the lanes keep, for each
-partition, the keys that were written after that and not compared since (`sync/fresh.py`): a set as
-large as the recent writes, not as the keyspace. Everything else is verified. It is symmetric, and
-so stays true over a switch.
+It is exact without a mark on every key. A complete verification pass records the journal position
+of each partition. The lanes keep the keys that were written after it and not compared since
+(`live/recheck.py`). That set is as large as the recent writes. All other keys are verified. Both
+sides count alike, so freshness stays true over a switch.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from exodus.control import journal
 from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-
-_COMING_MAX = 5_000  # entries of one partition that are looked into
+from exodus.plan.bounds import FRESHNESS_COMING_MAX
 
 
 class Pass(BaseModel):
@@ -63,8 +61,8 @@ class Freshness(BaseModel):
 
     @property
     def share(self) -> float:
-        """Of the keys, those verified since their last write: 0 to 1. Less than 1 while a gap is
-        open, which is of a key at least.
+        """Return the share of keys verified since their last write, 0 to 1. It is below 1 while a
+        gap is open.
         """
         if not self.keys:
             return 1.0 if self.pass_age_s is not None and not self.never and not self.gaps else 0.0
@@ -107,13 +105,13 @@ async def record_pass(
 
 
 async def last_pass(store: ControlStore) -> Pass | None:
-    """The newest clean pass, or None."""
+    """Return the newest clean pass, or None."""
     raw = await answered(store.client.get(store.keys.verified_pass))
     return None if raw is None else Pass.model_validate_json(raw)
 
 
 async def forget_pass(store: ControlStore) -> None:
-    """What was verified counts no more: the sides have other roles, or the copy begins anew."""
+    """Forget the last pass: the sides swapped their roles, or the copy begins anew."""
     await answered(store.client.delete(store.keys.verified_pass, store.keys.fresh))
 
 
@@ -148,7 +146,7 @@ async def read_freshness(store: ControlStore, partitions: int) -> Freshness:
     coming = await journal.since(
         store,
         {partition: synced.get(partition, b"0-0") for partition in range(partitions)},
-        at_most=_COMING_MAX,
+        at_most=FRESHNESS_COMING_MAX,
     )
     ages_ms = [now_ms - state.oldest_ms for state in known if state.dirty] + [
         now_ms - at_ms for at_ms in coming.times_ms[:1]

@@ -1,7 +1,7 @@
-"""Why a write can be in no journal: the reasons that open a gap. No I/O.
+"""The reasons for which a write can be in no journal. Each opens a gap. No I/O.
 
-A gap stands in the control store under the process and the reason, and blocks a cutover until a
-verification that began after it has found both sides equal.
+A gap is stored under its process and reason. It blocks a cutover until a verification that began
+after it found both sides equal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Open gaps: writes, or losses, that no journal covers. Each blocks a cutover until both sides were
+"""Open gaps: writes or losses that no journal covers. Each blocks a cutover until both sides were
 compared.
 
 A gap is a field of one hash: its name, and a JSON document with `why`, `at_ms` (by the store's
-clock) and further facts.
+clock), and further facts.
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ class GatewayFacts(_Facts):
     canary: CanaryFacts = CanaryFacts()
     redirect: RedirectFacts = RedirectFacts()
     shadow_dropped: int = 0
+    # command → reason → requests of sampled keys that are not compared
+    shadow_left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
     task_failures: int = 0
 
 
@@ -113,7 +115,17 @@ class ComparerFacts(_Facts):
     """The facts of a comparer process."""
 
     behind: int = 0
+    pending: int = 0  # replies that differ and are asked for again
     rows: dict[str, dict[str, int]] = Field(default_factory=dict)  # command → outcome → replies
+    inconclusive: dict[str, int] = Field(default_factory=dict)  # reason → replies
+    not_tried: dict[str, int] = Field(default_factory=dict)  # reason → requests
+    keys: int = 0  # sampled keys
+    keys_judged: int = 0  # of them, those of which a reply or the state was compared to the end
+    dirty: int = 0  # keys that the journal named last time, and that were copied then
+    lags_ms: list[int] = Field(default_factory=list)  # from a write to its copy, the last ones
+    divergences_lost: int = 0  # rows that the ledger had no room for
+    states_compared: int = 0  # states of sampled keys, each time anew
+    keys_refused: int = 0  # keys beyond COMPARE_KEYS_MAX
 
 
 class Heartbeat(BaseModel):

@@ -1,8 +1,8 @@
-"""The journal: which keys changed, in partitions by key hash, as streams in the control store.
+"""The journal: which keys changed, as streams in the control store, partitioned by key hash.
 
-An entry's field `k` holds packed keys (`pack`), its field `b` a barrier: an operation that may have
-changed every key of a database. Entries say *that* a key changed, never how: `sync_key` reads the
-state itself.
+An entry's field `k` holds packed keys (`pack`). Its field `b` holds a barrier: an operation that
+may have changed every key of a database. Entries say *that* a key changed, never how. `sync_key`
+reads the state itself.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def append(
 def commands(
     names: Keys, keys: Iterable[Key], partitions: int, barriers: Iterable[Barrier] = ()
 ) -> list[tuple[str | bytes, ...]]:
-    """What `append` runs in its MULTI."""
+    """Return the commands that `append` runs in its MULTI."""
     members: list[list[Key]] = [[] for _ in range(partitions)]
     crc32 = zlib.crc32
     for entry in keys:
@@ -74,8 +74,8 @@ def commands(
 
 
 async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
-    """The last entry id of each partition: the feed's positions now. `0-0` where nothing was ever
-    written.
+    """Return the last entry id of each partition, the feed's position now; `0-0` for an empty
+    partition.
     """
     written, synced = await _ends(store, partitions)
     # An emptied stream forgets its last id, so the synced position counts too.
@@ -86,9 +86,7 @@ async def ends(store: ControlStore, partitions: int) -> dict[int, bytes]:
 
 
 async def _ends(store: ControlStore, partitions: int) -> tuple[dict[int, bytes], dict[int, bytes]]:
-    """The last entry of each partition, and how far each has been synced; of one moment, in one
-    round trip.
-    """
+    """Return the last entry and the synced position of each partition, read at one moment."""
     pipe = store.client.pipeline(transaction=True)
     for partition in range(partitions):
         pipe.xrevrange(store.keys.journal(partition), count=1)
@@ -106,29 +104,42 @@ async def since(
     until: bytes = b"+",
     at_most: int | None = None,
 ) -> Changes:
-    """All that changed after the positions `start` (from `ends`), over these partitions; `gap`
-    where more than `at_most` entries did in one.
+    """Return all changes after the positions `start` (from `ends`). `gap` is set where a partition
+    has more than `at_most` entries.
     """
-    pipe = store.client.pipeline(transaction=True)
-    pipe.hgetall(store.keys.trimmed)
-    for partition, entry_id in start.items():
-        pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id, max=until, count=at_most)
-    trimmed, *found = await pipe.execute()
     merged = Changes()
-    for (partition, entry_id), entries in zip(start.items(), found, strict=True):
-        if id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id):
-            merged.gap = True
-        if at_most is not None and len(entries) >= at_most:
-            merged.gap = True
-        changes = parse_entries(entries)
+    for changes in (await each_since(store, start, until=until, at_most=at_most)).values():
+        merged.gap = merged.gap or changes.gap
         merged.keys.extend(changes.keys)
         merged.barriers.extend(changes.barriers)
         merged.times_ms.extend(changes.times_ms)
     return merged
 
 
+async def each_since(
+    store: ControlStore,
+    start: Mapping[int, bytes],
+    *,
+    until: bytes = b"+",
+    at_most: int | None = None,
+) -> dict[int, Changes]:
+    """The same, partition by partition; each with the id of its last entry, to read on from."""
+    pipe = store.client.pipeline(transaction=True)
+    pipe.hgetall(store.keys.trimmed)
+    for partition, entry_id in start.items():
+        pipe.xrange(store.keys.journal(partition), min=b"(" + entry_id, max=until, count=at_most)
+    trimmed, *found = await pipe.execute()
+    by_partition: dict[int, Changes] = {}
+    for (partition, entry_id), entries in zip(start.items(), found, strict=True):
+        changes = by_partition[partition] = parse_entries(entries)
+        changes.gap = id_order(trimmed.get(b"%d" % partition, b"0-0")) > id_order(entry_id) or (
+            at_most is not None and len(entries) >= at_most
+        )
+    return by_partition
+
+
 async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:
-    """Whether every entry after these positions is still there."""
+    """Return whether every entry after these positions is still there."""
     trimmed = await answered(store.client.hgetall(store.keys.trimmed))
     return all(
         id_order(trimmed.get(b"%d" % partition, b"0-0")) <= id_order(entry_id)
@@ -137,7 +148,7 @@ async def covers(store: ControlStore, start: Mapping[int, bytes]) -> bool:
 
 
 async def positions(store: ControlStore) -> dict[int, bytes]:
-    """How far each partition has been synced."""
+    """Return how far each partition has been synced."""
     return _positions(await answered(store.client.hgetall(store.keys.position)))
 
 
@@ -169,8 +180,8 @@ async def oldest_ms(store: ControlStore, partitions: int, now_ms: int) -> int:
 
 
 async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
-    """Whether syncers have finished everything up to the positions `goal` (from `ends`); later
-    writes do not matter.
+    """Return whether syncers have finished everything up to the positions `goal` (from `ends`);
+    later writes do not matter.
     """
     synced = await positions(store)
     return all(
@@ -180,8 +191,8 @@ async def reached(store: ControlStore, goal: Mapping[int, bytes]) -> bool:
 
 
 async def drained(store: ControlStore, partitions: int) -> bool:
-    """Whether syncers have finished every entry that is in the journal now. Gateways' own buffers
-    are not in it.
+    """Return whether syncers have finished every entry of the journal. The gateways' own buffers do
+    not count.
 
     In one round trip, since writes wait for the answer while a switch is made.
     """

@@ -1,9 +1,9 @@
-"""Leases on journal partitions: who syncs which, with a fencing token for each, so that one owner
-at a time has the right to write (race rule 2).
+"""Leases on journal partitions, each with a fencing token, so that one owner at a time may write
+(race rule 2).
 
-A lease ends by itself LEASE_MS after its last renewal. Its token only grows; the owner writes it to
-the follower before its first copy, and every batch is guarded by it, so an owner that slept past
-its lease writes nothing. Live syncers share the partitions evenly and give surplus back.
+A lease ends LEASE_MS after its last renewal. Its token only grows. The owner writes it to the
+follower before its first copy, and every batch is guarded by it. So an owner that slept past its
+lease writes nothing. Live syncers share the partitions evenly.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Leases:
         return f"{self._process}:{self.tokens[partition]}"
 
     async def fair_share(self) -> int:
-        """How many partitions a live syncer should have, this one included even where its first
-        heartbeat is still to come.
+        """Return how many partitions each live syncer should hold. This syncer counts before its
+        first heartbeat.
         """
         now_ms = await self._store.now_ms()
         live = {

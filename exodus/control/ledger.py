@@ -1,12 +1,11 @@
-"""The ledger: who decided what, when, why and on which evidence. Entries are appended and never
+"""The ledger: who decided what, when, why, and on which evidence. Entries are appended and never
 changed.
 
-Each entry carries the digest of the one before (`before`), so that an edit, a removal or a new
-order shows (`broken`). Whoever may write to the control store can write a whole new chain; a
-bundle's head, kept elsewhere, is what tells that (`exodus/closing/bundle.py`).
+Each entry has the digest of the entry before (`before`), so an edit, a removal, or a new order
+shows (`broken`). Whoever can write to the control store can write a whole new chain. The head of a
+bundle, kept elsewhere, reveals that (`exodus/closing/bundle.py`).
 
-A phase may begin when the ledger says that what it builds on was approved and that the evidence for
-it is fresh.
+A phase may begin if the ledger holds the approvals it builds on, with fresh evidence.
 """
 
 from __future__ import annotations
@@ -94,12 +93,12 @@ async def record(store: ControlStore, entry: LedgerEntry) -> None:
 
 
 async def read(store: ControlStore) -> list[LedgerEntry]:
-    """Every entry, oldest first."""
+    """Return every entry, oldest first."""
     return [LedgerEntry.model_validate(entry) for entry in await read_stored(store)]
 
 
 async def read_stored(store: ControlStore) -> list[Json]:
-    """Every entry as it is stored, oldest first: what the chain is made of."""
+    """Return every entry as it is stored, oldest first: the links of the chain."""
     raw = await answered(store.client.xrange(store.keys.ledger))
     return [orjson.loads(fields[b"entry"]) for _, fields in raw]
 
@@ -116,7 +115,7 @@ def broken(entries: Sequence[Json]) -> list[str]:
 
 
 def last_decision(entries: list[LedgerEntry], phase: Phase, gate: str = "") -> LedgerEntry | None:
-    """The newest decision of a phase (of one of its gates, where named)."""
+    """Return the newest decision of a phase (of one of its gates, where named)."""
     for entry in reversed(entries):
         if entry.event == "decided" and entry.phase is phase and gate in ("", entry.gate):
             return entry
@@ -160,8 +159,8 @@ VERIFICATION = "verification"
 
 
 def next_due(entries: list[LedgerEntry]) -> Phase | None:
-    """The phase that the decisions so far call for, or None where a person has to decide first (or
-    nothing is left).
+    """Return the phase that the decisions call for; None where a person decides first, or nothing
+    is left.
 
     A rejection holds the migration where it is. After a cutover that is not to be finalised comes
     Rollback; after Rollback, Migrate once more, or nothing where it was abandoned.
@@ -210,8 +209,8 @@ def voided_ms(entries: Sequence[LedgerEntry], what: str) -> int | None:
 
 
 def approved_since(entries: list[LedgerEntry], phase: Phase) -> LedgerEntry | None:
-    """The newest decision of a phase where it is an approval; None where it was rejected, never
-    taken, or voided by another plan.
+    """Return the newest decision of a phase if it is an approval that no newer plan voided; else
+    None.
     """
     for entry in reversed(entries):
         if phase in voided_by(entry):

@@ -1,9 +1,8 @@
-"""Dead letters: keys that could not be carried, each with its reason, until they are carried after
-all or a person accepts by name that they are not.
+"""Dead letters: keys that failed to copy, each with its reason, until they are copied or a person
+accepts them by name.
 
-An accepted letter stands on a list of its own, with who accepted it. It stays accepted as long as
-the key fails for the same reason; for another one it is open again. Both lists are of names, never
-of values.
+Accepted letters are on a list of their own, with the person's name. A letter stays accepted while
+the key fails for the same reason. Both lists hold names, never values.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from exodus.control.changes import Key, pack, unpack
 from exodus.control.store import ControlStore, Json
 from exodus.net.client import answered
 
-ACCEPTED_MAX = 1_000  # more than a person can look at by name
-
 
 def name_of(letter: Json) -> str:
-    """The name under which a letter is accepted: database and key, in characters that fit on one
-    line.
+    """Return the name under which a letter is accepted: database and key, in characters that fit on
+    one line.
     """
     return f"{letter['db']}:{letter['key'][2:-1]}"
 
@@ -57,17 +54,19 @@ async def forget(store: ControlStore, keys: Iterable[Key]) -> None:
 
 
 async def open_letters(store: ControlStore) -> dict[Key, Json]:
-    """The letters that nobody has accepted."""
+    """Return the letters that nobody has accepted."""
     return await _listed(store, store.keys.dead)
 
 
 async def accepted_letters(store: ControlStore) -> dict[Key, Json]:
-    """The letters that a person accepted by name; each says who did."""
+    """Return the letters that a person accepted by name; each says who did."""
     return await _listed(store, store.keys.accepted)
 
 
 async def why_not_accepted(store: ControlStore, text: str) -> str | None:
-    """Why names, one a line, do not accept every open letter and nothing else; None: they do."""
+    """Return why names, one a line, do not accept every open letter and nothing else; None: they
+    do.
+    """
     there = {name_of(letter) for letter in (await open_letters(store)).values()}
     return why_not_all(
         text,

@@ -1,5 +1,5 @@
-"""Whether a phase may begin, by what the ledger says. Asked by the phase's run, and by `exodus
-start` before it makes one.
+"""Whether the ledger allows a phase to begin. The phase's run asks it, and `exodus start` before it
+makes a run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Who is alive, and which epoch each process has acted on.
+"""The registry of live processes, and the epoch that each has acted on.
 
-Every long-lived process writes one `Heartbeat` under its kind. Ages are by the control store's
-clock. A heartbeat that stopped without an `unregister` is a process that went away: for a gateway
-this is an open gap until it comes back (its intent log replays) or a verification pass has closed
-it.
+Every long-lived process writes one heartbeat under its kind. Ages are by the control store's clock.
+A heartbeat that stopped without `unregister` is a lost process. A lost gateway is an open gap until
+it returns and replays its intent log, or until a verification closes the gap.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The route: what every gateway, syncer and comparer does now, in one versioned document.
+"""The route: the current orders for every gateway, syncer, and comparer, in one versioned document.
 
-A change is a compare-and-set on the epoch and is announced on a channel; processes also poll, so a
-lost announcement costs half a second and nothing else. A process that has acted on an epoch says so
-in its heartbeat (`registry.py`).
+A change is a compare-and-set on the epoch. It is announced on a channel, and processes also poll,
+so a lost announcement costs half a second. A process reports the epoch it has acted on in its
+heartbeat (`registry.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import Bug, DecisionRefused
 from exodus.lua import lua
 from exodus.net.client import answered
+from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 
@@ -47,6 +48,8 @@ class Route(BaseModel):
     )
     shadow_rate: float = 0.0
     shadow_salt: int = 0
+    shadow_include: tuple[str, ...] = ()  # patterns of names that are sampled; (): all
+    shadow_exclude: tuple[str, ...] = ()  # patterns of names that are not
     shadow_scripts: bool = False  # read-only scripts are sampled, too
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
@@ -67,12 +70,19 @@ class Route(BaseModel):
 
     @property
     def follower(self) -> Side:
-        """The side that is not the authority."""
+        """Return the side that is not the authority."""
         return self.authority.other
 
     @property
+    def sample(self) -> KeySample:
+        """The keys that are sampled."""
+        return KeySample(
+            self.shadow_rate, self.shadow_salt, self.shadow_include, self.shadow_exclude
+        )
+
+    @property
     def text(self) -> str:
-        """The epoch's orders in words, for a log."""
+        """Return the epoch's orders in words, for a log."""
         held = ", writes are held" if self.hold is Hold.WRITES else ""
         sync = f", live sync by {self.feed}" if self.sync else ""
         more = f", {self.shadow_rate:.0%} shadowed" if self.shadow_rate else ""
@@ -83,7 +93,7 @@ class Route(BaseModel):
         )
 
     def next(self, *, why: str, **changes: object) -> Self:
-        """The following epoch with these changes."""
+        """Return the following epoch with these changes."""
         if "authority" in changes and changes["authority"] != self.authority:
             changes["generation"] = self.generation + 1
         return self.model_validate(
@@ -107,7 +117,7 @@ async def ask_for_beats(store: ControlStore) -> int:
 
 
 def asked_at_ms(word: bytes | None) -> int | None:
-    """The time of `ask_for_beats`, where that is what was announced."""
+    """Return the time of `ask_for_beats`, if the message is one."""
     return int(word[4:]) if word is not None and word.startswith(b"say ") else None
 
 
@@ -119,14 +129,14 @@ async def say_soon(store: ControlStore) -> None:
 
 
 def announced(word: bytes | None) -> Route | None:
-    """The route that was announced, where that is what was. An older one than the route in force
-    may be on its way still.
+    """Return the announced route, if the message is one. An older route than the one in force may
+    still arrive.
     """
     return Route.model_validate_json(word) if word is not None and word.startswith(b"{") else None
 
 
 async def read_route(store: ControlStore) -> Route:
-    """The route in force; a migration that never had one is at epoch 0 with the source as
+    """Return the route in force; a migration that never had one is at epoch 0 with the source as
     authority.
     """
     raw = await answered(store.client.get(store.keys.route))

@@ -1,4 +1,4 @@
-"""Which server's keys the journal's positions speak for: a run id for each side
+"""The run id of each side's server that the journal's positions belong to
 (`exodus/live/server_runs.py`).
 """
 

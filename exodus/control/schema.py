@@ -78,9 +78,17 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
     shadow           stream   gateways → comparer
         sampled requests and replies; bounded, expires
     divergence       hash     comparer → flows, repair
-        packed key → divergence, JSON
+        packed key and command → divergence, JSON; until removed
+    divergence:values hash    comparer → flows, status
+        the same → both values, JSON; bounded, expires
+    judged:EPOCH     string   comparer → flows
+        HyperLogLog of the keys that were judged; expires
+    comparisons      list     flows → flows
+        runs of Compare: figures, JSON; bounded
     seeded           set      comparer → flows
         packed keys that Compare put on the target
+    scratch          set      comparer → flows
+        packed keys of the target that writes were tried on
     telemetry:ID     string   gateway → flows, status
         counters and histograms, JSON; expires
     report:NAME      string   flows → status, later phases
@@ -128,11 +136,14 @@ class Keys:
         self.shadow = self.prefix + "shadow"
         self.answers = self.prefix + "answers:"
         self.divergence = self.prefix + "divergence"
+        self.divergence_values = self.prefix + "divergence:values"
         self.budget = self.prefix + "budget"
         self.pace = self.prefix + "pace"
         self.verified_pass = self.prefix + "verified"
         self.fresh = self.prefix + "fresh"
+        self.comparisons = self.prefix + "comparisons"
         self.seeded = self.prefix + "seeded"
+        self.scratch = self.prefix + "scratch"
         self.abort = self.prefix + "abort"
         self.postponed = self.prefix + "postponed"
         self.scripts = self.prefix + "scripts"
@@ -144,27 +155,31 @@ class Keys:
         return f"{self.prefix}part:{kind}"
 
     def owner(self, kind: str) -> str:
-        """Which instance each registration of a kind belongs to."""
+        """Return which instance each registration of a kind belongs to."""
         return f"{self.prefix}owner:{kind}"
 
     def fsync(self, process: str) -> str:
-        """What one process writes before it waits for an fsync."""
+        """Return the key that a process writes before it waits for an fsync."""
         return f"{self.prefix}fsync:{process}"
 
     def journal(self, partition: int) -> str:
-        """The stream of one journal partition."""
+        """Return the stream of one journal partition."""
         return f"{self.prefix}journal:{partition}"
 
     def lease(self, partition: int) -> str:
-        """The lease of one partition."""
+        """Return the lease of one partition."""
         return f"{self.prefix}lease:{partition}"
 
+    def judged(self, salt: int) -> str:
+        """The keys that the sampling of this salt has judged."""
+        return f"{self.prefix}judged:{salt}"
+
     def feed(self, side: str) -> str:
-        """How far the replication stream of a side was read."""
+        """Return how far the replication stream of a side was read."""
         return f"{self.prefix}feed:{side}"
 
     def feed_lease(self, side: str) -> str:
-        """Who reads it."""
+        """Return the lease of the syncer that reads the feed."""
         return f"{self.prefix}feed:{side}:lease"
 
     def feed_asks(self, side: str) -> str:
@@ -172,43 +187,43 @@ class Keys:
         return f"{self.prefix}feed:{side}:asks"
 
     def checkpoint(self, run: str) -> str:
-        """The checkpoints of one backfill."""
+        """Return the checkpoints of one backfill."""
         return f"{self.prefix}checkpoint:{run}"
 
     def chunks(self, run: str) -> str:
-        """The chunks of one backfill."""
+        """Return the chunks of one backfill."""
         return f"{self.prefix}chunks:{run}"
 
     def telemetry(self, process: str) -> str:
-        """The last telemetry of one gateway process."""
+        """Return the last telemetry of one gateway process."""
         return f"{self.prefix}telemetry:{process}"
 
     def verifying(self, name: str) -> str:
-        """How far a verification has come."""
+        """Return how far a verification has come."""
         return f"{self.prefix}verifying:{name}"
 
     def steps(self, run: str) -> str:
-        """What the steps of one run returned."""
+        """Return the results of a run's steps."""
         return f"{self.prefix}steps:{run}"
 
     def turn(self, phase: str) -> str:
-        """Which process runs a phase."""
+        """Return which process runs a phase."""
         return f"{self.prefix}turn:{phase}"
 
     def bundle(self, name: str) -> str:
-        """The files of one evidence bundle."""
+        """Return the files of one evidence bundle."""
         return f"{self.prefix}bundle:{name}"
 
     def report(self, name: str) -> str:
-        """The last report of that name."""
+        """Return the last report of a name."""
         return f"{self.prefix}report:{name}"
 
     def fence(self, side: str) -> str:
-        """What has to be put back when the fence on `side` is lifted."""
+        """Return what must be restored when the fence on `side` is lowered."""
         return f"{self.prefix}fence:{side}"
 
     def fence_confirmation(self, side: str) -> str:
-        """Who confirmed that the provider's fence of `side` is up."""
+        """Return who confirmed the provider's fence of `side`."""
         return f"{self.prefix}fence:{side}:word"
 
     def fence_suspended(self, side: str) -> str:
@@ -222,19 +237,21 @@ def guard_key(migration: str) -> bytes:
 
 
 def lane_guard_key(migration: str, partition: int) -> bytes:
-    """The key on a follower whose value is the fencing token of the partition's owner (race rule
-    2).
+    """Return the key on a follower whose value is the fencing token of the partition's owner (race
+    rule 2).
     """
     return f"exodus:{{{migration}}}:lane:{partition}".encode()
 
 
 def fence_guard_key(migration: str) -> bytes:
-    """The key on a side whose value is the id of the switch that may put its fence up or down."""
+    """Return the key on a side whose value is the id of the switch that may put its fence up or
+    down.
+    """
     return f"exodus:{{{migration}}}:fence".encode()
 
 
 def native_guard_key(migration: str) -> bytes:
-    """The key on both sides whose value is the writers' epoch in which the target may be made a
-    replica of the source.
+    """Return the key on both sides that holds the writers' epoch in which the target may become the
+    source's replica.
     """
     return f"exodus:{{{migration}}}:native".encode()

@@ -1,16 +1,15 @@
-"""Steps of a phase: what each one returned, kept in the control store.
+"""Results of a phase's steps, kept in the control store.
 
-A flow that was suspended for a decision runs again from the top, on whichever worker takes it up. A
-step that has returned is not done again: its answer is read here. The control store is the one
-place that every worker reaches, so no worker needs files of another.
+A flow that was suspended for a decision runs again from the top, on any worker. A finished step is
+not done again: its result is read here. Every worker reaches the control store, so no worker needs
+files of another.
 """
 
 from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-
-ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
+from exodus.plan.bounds import STEPS_ENDED_KEPT_MS
 
 
 async def kept(store: ControlStore, run: str, step: str) -> bytes | None:
@@ -34,4 +33,4 @@ async def begin(store: ControlStore, run: str) -> None:
 
 async def end(store: ControlStore, run: str) -> None:
     """Let the steps of a run expire."""
-    await answered(store.client.pexpire(store.keys.steps(run), ENDED_KEPT_MS))
+    await answered(store.client.pexpire(store.keys.steps(run), STEPS_ENDED_KEPT_MS))

@@ -11,6 +11,7 @@ import orjson
 import redis.asyncio as redis
 from redis.exceptions import AuthenticationError, RedisError
 
+from exodus.control.phases import PhaseState
 from exodus.control.schema import Keys
 from exodus.errors import ControlStoreError, OperatorError
 from exodus.net.client import answered, make_client
@@ -76,7 +77,7 @@ class ControlStore:
         await answered(self.client.set(self.keys.plan, plan.model_dump_json()))
 
     async def plan(self) -> Plan:
-        """The registered plan.
+        """Return the registered plan.
 
         Raises:
             OperatorError: none is registered under this name.
@@ -95,20 +96,20 @@ class ControlStore:
         await answered(self.client.set(self.keys.report(name), orjson.dumps(report, default=str)))
 
     async def report(self, name: str) -> Json | None:
-        """The last result of that name, or None."""
+        """Return the last result of that name, or None."""
         raw = await answered(self.client.get(self.keys.report(name)))
         return None if raw is None else cast("Json", orjson.loads(raw))
 
-    async def save_phase(self, phase: str, state: Mapping[str, Any]) -> None:
+    async def save_phase(self, phase: str, state: PhaseState) -> None:
         """Say where a phase stands."""
         await answered(
-            self.client.hset(self.keys.phase, phase, orjson.dumps(state, default=str).decode())
+            self.client.hset(self.keys.phase, phase, orjson.dumps(state.as_json()).decode())
         )
 
-    async def phases(self) -> dict[str, Json]:
-        """Where every phase stands."""
+    async def phases(self) -> dict[str, PhaseState]:
+        """Return the state of every phase."""
         raw = await answered(self.client.hgetall(self.keys.phase))
-        return {name.decode(): orjson.loads(value) for name, value in raw.items()}
+        return {name.decode(): PhaseState.model_validate_json(value) for name, value in raw.items()}
 
     # --- registrations ---
     async def register(
@@ -139,7 +140,7 @@ class ControlStore:
         return {name.decode(): orjson.loads(value) for name, value in raw.items()}
 
     async def registrations_now(self, kind: str) -> tuple[dict[str, Json], int]:
-        """The same, and the time of it by the store's clock, in one round trip."""
+        """Return the registrations and the store's time, in one round trip."""
         pipe = self.client.pipeline(transaction=False)
         pipe.hgetall(self.keys.part(kind))
         pipe.time()
@@ -149,6 +150,6 @@ class ControlStore:
         ) * 1000 + int(micros) // 1000
 
     async def now_ms(self) -> int:
-        """The store's clock, in ms: the one clock that processes on several hosts share."""
+        """Return the store's clock in ms, the one clock that all hosts share."""
         seconds, micros = await answered(self.client.time())
         return int(seconds) * 1000 + int(micros) // 1000

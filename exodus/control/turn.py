@@ -1,9 +1,8 @@
 """The turn of a phase: the right of one process to run it, held in the control store.
 
-Prefect can start one run twice: a worker that lost its server's answer, a resume while the process
-before it still ends, or two people who start a phase at the same moment. A phase must not run
-twice, so its process takes the turn first and renews it while it runs. A turn that nobody renews
-ends by itself.
+Prefect can start one run twice: after a lost answer, while the process before still ends, or when
+two people start a phase at once. A phase must not run twice. So its process takes the turn first
+and renews it while it runs. A turn that is not renewed ends.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""Keys too large for one command: copied in pieces to a staging key beside the real one, and moved
-into place whole.
+"""Keys too large for one command: copied in chunks to a staging key, then moved into place whole.
 
-No command reads or writes more than PIECE_ELEMENTS elements or about PIECE_BYTES, so neither server
-is blocked for longer than a few ms, and no reader ever sees half a key: the staging key, which
-expires by itself if we die, is renamed in the transaction that sets the expiry.
+No command reads or writes more than CHUNK_ELEMENTS elements or about CHUNK_BYTES, so no server is
+blocked for more than a few ms. No reader sees half a key: the transaction that sets the expiry also
+renames the staging key. A staging key that is left behind expires.
 
-The key is WATCHed on the authority all the while. An EXEC of nothing at the end tells whether it
-changed; then the copy is begun again, and after COPY_ATTEMPTS put in place as it is and reported as
-*unsettled*: whoever asked for it marks it as changed once more, so it is exact as soon as it is
-left alone for the time of one copy. What a WATCH does not see (XACK and its like) is a write that
-the feed brings.
+The key is WATCHed on the authority. An empty EXEC at the end tells whether it changed. Then the
+copy begins again. After LARGE_KEY_COPY_ATTEMPTS it is put in place and reported as *unsettled*: the
+caller marks the key as changed, and live sync copies it again. The feed reports writes that WATCH
+does not notice (XACK and the like).
 """
 
 from __future__ import annotations
@@ -32,14 +30,17 @@ from exodus.copy.read import clock_ms
 from exodus.copy.value import COUNTS, Command, pairs
 from exodus.copy.value import groups as comparable_groups
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import CHUNK_BYTES, CHUNK_ELEMENTS
+from exodus.plan.bounds import (
+    CHUNK_BYTES,
+    CHUNK_ELEMENTS,
+    LARGE_KEY_COPY_ATTEMPTS,
+    LARGE_KEY_STAGE_MS,
+)
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.resp.encode import encode_many
 from exodus.topology.node import NodeFacts
 
-COPY_ATTEMPTS = 2
 _STAGE = RESERVED_PREFIX + b"stage}:"
-_STAGE_MS = 3_600_000
 _SCANS = {b"hash": "HSCAN", b"set": "SSCAN", b"zset": "ZSCAN"}
 _PUTS = {b"hash": "HSET", b"set": "SADD", b"zset": "ZADD"}
 
@@ -79,8 +80,8 @@ class ChunkedCopy:
             SourceError, TargetError: a connection was lost; safe to repeat.
         """
         await self.leg.select(db)
-        for attempt in range(1, COPY_ATTEMPTS + 1):
-            outcome = await self._once(key, to_db, to, last=attempt == COPY_ATTEMPTS)
+        for attempt in range(1, LARGE_KEY_COPY_ATTEMPTS + 1):
+            outcome = await self._once(key, to_db, to, last=attempt == LARGE_KEY_COPY_ATTEMPTS)
             if outcome is not None:
                 return outcome
         raise AssertionError("the last attempt always has an outcome")
@@ -98,7 +99,7 @@ class ChunkedCopy:
         try:
             async for commands in self._chunks(kind, key, stage):
                 await self._turn()
-                await self._put(to_db, [*commands, ("PEXPIRE", stage, _STAGE_MS)])
+                await self._put(to_db, [*commands, ("PEXPIRE", stage, LARGE_KEY_STAGE_MS)])
                 size += sum(
                     len(arg) for command in commands for arg in command if isinstance(arg, bytes)
                 )
@@ -271,7 +272,7 @@ async def _paged_group(leg: Leg, key: bytes, group: dict[bytes, Reply]) -> dict[
 
 
 async def expiry_of(leg: Leg, facts: NodeFacts, key: bytes) -> int:
-    """The absolute expiry of one key in ms; -1 for none, -2 where there is no key."""
+    """Return the absolute expiry of one key in ms; -1 for none, -2 where there is no key."""
     if facts.capabilities.get("pexpiretime"):
         return int(await leg.call("PEXPIRETIME", key))
     while True:
@@ -288,7 +289,7 @@ class At:
     key: bytes
 
     async def ask(self, command: str, *more: bytes | str | int) -> Reply:
-        """A command whose first argument is the key."""
+        """Ask a command whose first argument is the key."""
         return await self.leg.call(command, self.key, *more)
 
 

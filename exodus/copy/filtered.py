@@ -1,9 +1,7 @@
-"""Which of some keys the migration's rules leave out, by name and, where a rule needs it, by the
-state they have now on the source.
+"""Keys that the migration's rules filter, by name or by their state on the source.
 
-State is asked for in calls of its own, apart from the reading that a copy or a comparison makes.
-What a write changes in between is a write that the feed brings, and so is looked at again, as
-everything else that changes while it is read.
+The state is read apart from the copy or comparison. A write in between is in the feed, so the key
+is looked at again.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from exodus.topology.node import NodeFacts
 async def filtered_keys(
     leg: Leg, facts: NodeFacts, scope: Scope, db: int, keys: Sequence[bytes]
 ) -> dict[bytes, str]:
-    """Keys that are not carried, each with its reason. `leg` is one of the source's, in database
+    """Return the filtered keys, each with its rule. `leg` is connected to the source's database
     `db`.
 
     Raises:
@@ -39,7 +37,7 @@ async def filtered_keys(
 
 
 async def _states(leg: Leg, facts: NodeFacts, keys: Sequence[bytes]) -> dict[bytes, KeyState]:
-    """The states of those keys that exist."""
+    """Return the states of those keys that exist."""
     kinds = await leg.pipeline([("TYPE", key) for key in keys])
     there = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if kind != b"none"]
     modern = facts.capabilities.get("pexpiretime", False)

@@ -1,15 +1,14 @@
-"""The guard of every write to a follower: it holds only as long as its keys there have the values
-that the writer knows.
+"""The guard of every write to a follower. A write counts only while the guard keys there have the
+expected values.
 
-A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`; the switch changes
-the keys. So a syncer that was frozen before the switch and wakes after it gets a nil from EXEC and
-writes nothing (race rule 6). A lane's fencing token does the same for a lease that was lost (race
-rule 2).
+A batch is `WATCH keys · MGET keys · SELECT database · MULTI`, then `… · EXEC`. The switch changes
+the guard keys. A syncer that was frozen before the switch gets nil from EXEC and writes nothing
+(race rule 6). A lane's fencing token does the same for a lost lease (race rule 2).
 
-No write is sent before each of the first four was answered as it must be: behind a SELECT that
-failed it would change another database, behind a MULTI that failed it would run without its guard.
-The four for the next batch travel behind the EXEC of this one, so a batch costs one round trip. One
-in another database than the batch before costs a second one.
+No write is sent before the first four commands were answered as expected. Behind a failed SELECT it
+would change another database; behind a failed MULTI it would run without its guard. The four for
+the next batch follow the EXEC of this one, so a batch costs one round trip. A batch in another
+database costs a second one.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from exodus.control.schema import guard_key
 from exodus.copy.payload import Uncarried
 from exodus.errors import EpochEnded, NoRoom
 from exodus.net.leg import Leg, Reply, ReplyError, no_database
+from exodus.plan.bounds import GUARD_TOUCHES_MAX
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.topology.endpoint import Endpoint
 
 _MULTI, _EXEC, _DISCARD = encode("MULTI"), encode("EXEC"), encode("DISCARD")
 _OK, _QUEUED = b"+OK\r\n", b"+QUEUED\r\n"
-_TOUCHES_MAX = 3
 FULL = (
     "OOM",
     "READONLY",
@@ -41,7 +40,7 @@ FULL = (
 
 
 def no_room(side: Side, why: str) -> NoRoom:
-    """The error for a follower that takes no writes."""
+    """Return the error for a follower that takes no writes."""
     return NoRoom(
         f"the {side} takes no writes now",
         why=why,
@@ -113,7 +112,7 @@ class GuardedLeg:
 
     async def _run(self, db: int, body: bytes, count: int) -> list[object]:
         leg = self.leg
-        for _ in range(_TOUCHES_MAX):
+        for _ in range(GUARD_TOUCHES_MAX):
             if self._armed is None or self._armed[0] != db:
                 await self._disarm()
                 leg.write(self._arm(db))
@@ -142,7 +141,9 @@ class GuardedLeg:
         )
 
     def _arm(self, db: int) -> bytes:
-        """What asks for a transaction in `db` under the guard, whose keys are in database 0."""
+        """Return the requests that open a transaction in `db` under the guard. The guard is in
+        database 0.
+        """
         asks: list[tuple[str, bytes]] = []
         at = self._at
         keys = [key for key, _ in self.guard.values]
@@ -192,7 +193,7 @@ class GuardedLeg:
         raise kind(f"the {self.leg.side} has no database {db} for it: {said}")
 
     async def _answers(self) -> tuple[int, dict[str, Reply]]:
-        """The database of the transaction that was asked for, and the answers."""
+        """Return the database of the transaction that was asked for, and the answers."""
         assert self._armed is not None
         db, names = self._armed
         self._armed = self._at = None
@@ -221,7 +222,7 @@ class GuardedLeg:
 
 
 async def has_write_grant(follower: Endpoint, migration: str, epoch: int) -> bool:
-    """Whether the writers of `epoch` may write to `follower`.
+    """Return whether the writers of `epoch` may write to `follower`.
 
     Raises:
         SourceError, TargetError: it does not answer.
@@ -260,7 +261,7 @@ async def replace_write_grant(
 async def replace_write_grant_on(
     leg: Leg, migration: str, before: bytes | None, after: bytes
 ) -> bool:
-    """The same on one node, over a connection that is open already."""
+    """Return the same on one node, over a connection that is open already."""
     key = guard_key(migration)
     if await leg.watch(key) != before:
         await leg.call("UNWATCH")

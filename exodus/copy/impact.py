@@ -1,19 +1,18 @@
-"""The impact budget: how much the authority may feel of us, measured all the while, and kept by
-slowing down.
+"""The impact budget: how much load Exodus may add to the authority. It is measured all the time and
+kept by slowing down.
 
-Whoever reads in bulk (backfill, verification) asks for its turn before each batch. A probe of its
-own, a PING every PROBE_EVERY_S, tells what other clients feel; INFO tells the share of a core that
-the server uses. Over the budget the pause before a turn doubles, under it the pause shrinks, so
-several processes that share a server settle without talking to each other: all of them see the same
-server. What is spent and why stands in the control store, and the budget can be changed there.
+Bulk readers (backfill, verification) ask for a turn before each batch. A PING every
+IMPACT_PROBE_EVERY_S shows what other clients feel. INFO shows the CPU share of the server. Over the
+budget the pause before a turn doubles, under it the pause shrinks. Several processes settle without
+talking to each other, since all see the same server. The control store shows each process's use and
+its reason; the budget can be changed there.
 
-The share of a core is what Exodus adds to the applications' own load. So all bulk readers rest
-together for REST_MS of every REST_EVERY_MS by the control store's clock, where a share is bounded,
-and see what the server uses without them.
+The CPU share is what Exodus adds to the applications' load. So where a share is bounded, all bulk
+readers rest together for REST_MS of every REST_EVERY_MS, and measure the server without them.
 
-What is written to the follower goes on to its own replicas. One that is far behind has as much
-waiting in the follower's output buffer, and would be dropped at its limit, and begin again from the
-start: so whoever writes in bulk waits until it has caught up.
+The follower's own replicas receive every write. A replica far behind fills the follower's output
+buffer, is dropped at its limit, and starts again from nothing. So bulk writers wait until it has
+caught up.
 """
 
 from __future__ import annotations
@@ -37,22 +36,24 @@ from exodus.errors import OperatorError
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, close_all
+from exodus.plan.bounds import (
+    IMPACT_BASELINE_PROBES,
+    IMPACT_FIRST_S,
+    IMPACT_LOOK_EVERY_S,
+    IMPACT_PROBE_EVERY_S,
+    IMPACT_SETTLE_MS,
+    IMPACT_TOLD_S,
+    IMPACT_WINDOW_PROBES,
+)
 from exodus.plan.settings import Budget
 from exodus.topology.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 Turn = Callable[[], Awaitable[None]]  # waited for before each batch or piece
-PROBE_EVERY_S = 0.05
-LOOK_EVERY_S = 0.5
 PAUSE_S_MIN, PAUSE_S_MAX = 0.001, 1.0
 REST_EVERY_MS, REST_MS = 15_000, 700
-_SETTLE_MS = 200  # of a rest, in which what was asked before it is answered
-_FIRST_S = 0.3  # before the first turn, where nobody else can tell the applications' share
 _FRESH_MS = 2 * REST_EVERY_MS
-_TOLD_S = 0.01  # of pause a batch: less is not worth a line in a log
 _REPLICA = re.compile(r"slave\d+")
-_BASELINE_PROBES = 20
-_WINDOW_PROBES = 100
 
 
 class PaceReport(BaseModel):
@@ -138,7 +139,7 @@ class Pace:
         self._budget = budget
         self._what = what
         self._governor = Governor(0.0)
-        self._probes: deque[float] = deque(maxlen=_WINDOW_PROBES)
+        self._probes: deque[float] = deque(maxlen=IMPACT_WINDOW_PROBES)
         self._cpu: tuple[float, float] | None = None
         self._cpu_share = 0.0
         self._leg: Leg | None = None
@@ -158,7 +159,7 @@ class Pace:
 
     @property
     def why(self) -> str:
-        """Why it is slow, or empty."""
+        """Return why it is slow, or empty."""
         return self._governor.waits or self._governor.why
 
     @property
@@ -171,7 +172,7 @@ class Pace:
         try:
             if self._follower is not None:
                 self._follower_leg = await self._follower.connect(name="exodus-pace")
-            for _ in range(_BASELINE_PROBES):
+            for _ in range(IMPACT_BASELINE_PROBES):
                 self._probes.append(await _probe(leg))
         except BaseException:
             await close_all((leg, self._follower_leg))
@@ -198,7 +199,7 @@ class Pace:
         """Wait as long as the budget asks."""
         self._measured()
         while self._governor.waits or self._resting:
-            await asyncio.sleep(PROBE_EVERY_S)
+            await asyncio.sleep(IMPACT_PROBE_EVERY_S)
             self._measured()
         if self._governor.pause_s:
             self.turns_delayed += 1
@@ -216,10 +217,10 @@ class Pace:
     async def _watch(self, leg: Leg) -> None:
         looked = 0.0
         while True:
-            await asyncio.sleep(PROBE_EVERY_S)
+            await asyncio.sleep(IMPACT_PROBE_EVERY_S)
             self._probes.append(await _probe(leg))
             await self._rest_in_time(leg)
-            if not self._resting and time.monotonic() - looked >= LOOK_EVERY_S:
+            if not self._resting and time.monotonic() - looked >= IMPACT_LOOK_EVERY_S:
                 looked = time.monotonic()
                 await self._look(leg)
 
@@ -237,13 +238,13 @@ class Pace:
                 )  # it is at work, and would be measured with them
                 return
         before = await _cpu(leg)
-        await asyncio.sleep(_FIRST_S)
+        await asyncio.sleep(IMPACT_FIRST_S)
         self._applications = _share(before, await _cpu(leg))
 
     async def _rest_in_time(self, leg: Leg) -> None:
         at_ms = (time.monotonic() * 1000 + self._offset_ms) % REST_EVERY_MS
         resting = self._now.cpu_share_max is not None and at_ms < REST_MS
-        if resting and self._rest is None and at_ms >= _SETTLE_MS:
+        if resting and self._rest is None and at_ms >= IMPACT_SETTLE_MS:
             self._rest = await _cpu(leg)
         if not resting and self._rest is not None:
             self._applications = _share(self._rest, await _cpu(leg))
@@ -288,7 +289,7 @@ class Pace:
         """
         kind = (
             self.why.partition(":")[0]
-            if self._governor.pause_s >= _TOLD_S or self._governor.waits
+            if self._governor.pause_s >= IMPACT_TOLD_S or self._governor.waits
             else ""
         )
         if kind != self._told:
@@ -309,8 +310,8 @@ def _share(before: tuple[float, float], after: tuple[float, float]) -> float:
 
 
 def _behind_bytes(replication: Mapping[str, str]) -> int:
-    """How far the last of a server's replicas is behind; one that acknowledges nothing wants no
-    data, and is none.
+    """Return how far the last of a server's replicas is behind; one that acknowledges nothing wants
+    no data, and is none.
 
     docs/decisions/0004-change-feeds.md
     """
@@ -326,7 +327,7 @@ def _behind_bytes(replication: Mapping[str, str]) -> int:
 
 
 async def unpaced() -> None:
-    """The turn of who is not slowed."""
+    """Return the turn of who is not slowed."""
 
 
 async def _probe(leg: Leg) -> float:
@@ -336,7 +337,7 @@ async def _probe(leg: Leg) -> float:
 
 
 async def read_budget(store: ControlStore) -> Budget | None:
-    """The budget that was set while running, or None where the plan's holds.
+    """Return the budget that was set while running, or None where the plan's holds.
 
     Raises:
         OperatorError: what stands there is no budget.
@@ -346,7 +347,7 @@ async def read_budget(store: ControlStore) -> Budget | None:
 
 
 def parse_budget(raw: bytes | str) -> Budget:
-    """A budget from JSON.
+    """Read a budget from JSON.
 
     Raises:
         OperatorError: it is none; names the field and the value.
@@ -372,6 +373,6 @@ async def set_budget(store: ControlStore, budget: Budget | None) -> None:
 
 
 async def read_paces(store: ControlStore) -> list[PaceReport]:
-    """What every process spends now."""
+    """Return what every process uses of the budget now."""
     raw = await answered(store.client.hgetall(store.keys.pace))
     return [PaceReport.model_validate_json(value) for value in raw.values()]

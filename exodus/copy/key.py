@@ -1,14 +1,14 @@
-"""`sync(key)`: make keys on the follower equal to the authority. The primitive that everything that
-moves data feeds.
+"""`sync(key)`: make keys on the follower equal to the authority. Everything that moves data uses
+it.
 
-Whole states are read and written, so it is idempotent, free of order across keys, and safe to
-repeat. Two runs for one key at a time are the caller's error: a lane owns the keys of its partition
-(race rule 2), and a backfill chunk marks what changed meanwhile (rule 3). Reading and writing are
-apart, so that a backfill can read the next batch while the follower takes this one.
+It reads and writes whole states, so it is idempotent and independent of the order across keys. Two
+runs for one key at once are the caller's error: a lane owns the keys of its partition (race rule
+2), and a backfill chunk marks what changed meanwhile (rule 3). Reading and writing are separate, so
+a backfill reads the next batch while the follower takes this one.
 
-A key goes by the first strategy that carries it: as its DUMP payload where the follower takes the
-version; as a re-footed payload where only the version stands in the way (`refoot.py`), once its
-type byte is proved on the follower; type by type; and in pieces where it is large (`large.py`).
+A key is copied by the first method that works: as its DUMP payload, if the follower takes the
+version; as a re-footed payload, if only the version is refused (`refoot.py`) and its type byte is
+proved on the follower; by type; in chunks if it is large (`chunked.py`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,12 @@ from exodus.copy.refoot import NEVER, crc64, refoot
 from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, Command, canonical, reads_of
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError, close_all, error_of
-from exodus.plan.bounds import HEAVY_BYTES
+from exodus.plan.bounds import COPY_APART_MAX, COPY_READ_ATTEMPTS, HEAVY_BYTES
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own, without_own
 from exodus.plan.scope import Scope
 from exodus.resp.encode import encode, encode_arguments, encode_many
 from exodus.topology.node import NodeFacts, payload_fits
 
-_APART_MAX = 10_000
-_READ_ATTEMPTS = 100  # of which all but a few fail by chance
 # What a server says of a payload that it cannot load; the key is then copied by type.
 _REFUSED_PAYLOAD = ("DUMP payload version", "Bad data format")
 _USAGES = {
@@ -169,12 +167,12 @@ class Copier:
 
     @property
     def strategy(self) -> CopyMethod:
-        """The first choice between these two sides."""
+        """Return the first choice between these two sides."""
         return self._strategy
 
     @property
     def reason(self) -> str:
-        """Why it is that."""
+        """Return why it is that."""
         theirs, ours = self._authority_facts.payload_version, self._follower_facts.payload_version
         if self._strategy is CopyMethod.BY_TYPE:
             return "DUMP is not allowed on one of the sides"
@@ -207,7 +205,9 @@ class Copier:
     # ------------------------------------------------------------------ reading
 
     async def read(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[State]:
-        """The states of the keys on the authority; those that cannot be read go into the report."""
+        """Return the states of the keys on the authority; those that cannot be read go into the
+        report.
+        """
         async with self._reading:
             wanted = _wanted(keys, report)
             try:
@@ -232,8 +232,8 @@ class Copier:
     async def scan(
         self, db: int, cursor: int, count: int, report: BatchReport
     ) -> tuple[int, list[bytes], Packed | list[State]]:
-        """One SCAN call of the authority: the next cursor, the keys found, and their states; in
-        columns where each is a plain payload.
+        """Do one SCAN call of the authority; return the next cursor, the keys, and their states.
+        The states are in columns where each is a plain payload.
         """
         async with self._reading:
             await self._from.select(db)
@@ -273,8 +273,8 @@ class Copier:
         return states
 
     async def _in_scope(self, db: int, keys: Sequence[bytes], report: BatchReport) -> list[bytes]:
-        """Those of the keys that are carried; the others are counted, with the rule, or failed
-        where their name on the follower is not free.
+        """Return the keys that the rules carry. Count the others by rule; fail keys whose name is
+        taken on the follower.
         """
         filtered = (
             await filtered_keys(self._from, self._authority_facts, self._scope, db, keys)
@@ -360,8 +360,8 @@ class Copier:
         return states
 
     async def _understood(self, key: bytes, payload: bytes) -> bool:
-        """Whether the follower reads this type byte as the authority meant it: proved with the
-        first key that has it.
+        """Return whether the follower reads this type byte as the authority meant it: proved with
+        the first key that has it.
         """
         number = payload[0]
         known = self._proofs.understood
@@ -409,7 +409,7 @@ class Copier:
 
     async def _read_one(self, key: bytes, kind: bytes, to: bytes) -> State:
         facts = self._authority_facts
-        for _ in range(_READ_ATTEMPTS):
+        for _ in range(COPY_READ_ATTEMPTS):
             if kind == b"none":
                 return State(key)
             if kind not in PLAIN_TYPES and kind != b"stream":
@@ -598,13 +598,13 @@ class Copier:
             return await self._write_batch(db, states, report)
         except error_of(self._to.leg.side):
             await self._to.reopen()
-            if len(self._apart) < _APART_MAX:
+            if len(self._apart) < COPY_APART_MAX:
                 self._apart.add((db, states[0].key))
             return [(states[0].key, self._closes())]
 
     def _closes(self) -> str:
-        """The reason of a key for which the follower closes the connection; always the same, as who
-        accepts a letter accepts its reason.
+        """Return the reason of a key for which the follower closes the connection; always the same,
+        as who accepts a letter accepts its reason.
         """
         limits = ", ".join(
             f"{name} {value:,}" for name, value in self._follower_facts.limits.items()
@@ -666,7 +666,7 @@ class Copier:
         return refused
 
     def _refusal(self, key: bytes, said: ReplyError, *, payload: bool) -> tuple[bytes, str]:
-        """The key and why the follower did not take it.
+        """Return the key and why the follower did not take it.
 
         Raises:
             NoRoom: it takes nothing now.

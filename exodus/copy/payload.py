@@ -1,11 +1,9 @@
-"""A key's state, read from the authority and written as commands: as a DUMP payload, or type by
-type where that does not fit.
+"""A key's state, read from the authority and written as commands: as a DUMP payload, or by type.
 
-The copy by type is exact: list order, score bytes as the server prints them (never through a float
-of ours), stream ids with groups, consumers, pending entries and last delivered ids, field expiry of
-hashes. What a follower cannot hold is an `Uncarried` with its reason. How streams are rebuilt was
-checked by XINFO STREAM FULL on Redis 6.2 to 8.2 and Valkey 8.1, 9.1
-(docs/decisions/0002-payload-versions.md).
+The copy by type is exact: list order, score bytes as the server prints them, stream ids with
+groups, consumers, pending entries, and last delivered ids, and the field expiries of hashes. What a
+follower cannot hold is an `Uncarried` with its reason. XINFO STREAM FULL confirmed the rebuilt
+streams on Redis 6.2 to 8.2 and Valkey 8.1, 9.1 (docs/decisions/0002-payload-versions.md).
 """
 
 from __future__ import annotations
@@ -15,10 +13,9 @@ from dataclasses import dataclass
 
 from exodus.copy.value import Command, pairs
 from exodus.net.leg import Reply, ReplyError
+from exodus.plan.bounds import PAYLOAD_CHUNK
 from exodus.resp.encode import Arg
 from exodus.topology.node import NodeFacts
-
-_CHUNK = 500  # elements in one command
 
 
 class Uncarried(Exception):
@@ -43,11 +40,11 @@ class State:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything to copy."""
+        """Return whether there is anything to copy."""
         return self.payload is not None or self.commands is not None
 
     def size(self) -> int:
-        """Bytes that travel, roughly."""
+        """Return about how many bytes travel."""
         if self.payload is not None:
             return len(self.payload)
         return sum(
@@ -57,8 +54,8 @@ class State:
         )
 
     def as_commands(self) -> list[Command]:
-        """What makes the key on the follower equal to this state where that is no payload, in one
-        transaction.
+        """Return the commands that make the key equal, in one transaction, where no payload is
+        used.
         """
         name = self.to or self.key
         found: list[Command] = [("UNLINK", name)]
@@ -83,11 +80,11 @@ class Packed:
         return len(self.keys)
 
     def size(self) -> int:
-        """Bytes that travel, roughly."""
+        """Return about how many bytes travel."""
         return sum(map(len, self.payloads))
 
     def body(self) -> bytes:
-        """The commands that write them, encoded."""
+        """Return the commands that write them, encoded."""
         restore = (
             b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
             b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
@@ -110,7 +107,7 @@ class Packed:
         )
 
     def __iter__(self) -> Iterator[State]:
-        """One by one, as if they were a list of states."""
+        """Yield the states one by one."""
         return (
             State(key, max(at_ms, 0), payload)
             for key, at_ms, payload in zip(self.keys, self.expiries_ms, self.payloads, strict=True)
@@ -128,11 +125,11 @@ class Sent:
     others: list[State]
 
     def size(self) -> int:
-        """Bytes that travel, roughly."""
+        """Return about how many bytes travel."""
         return sum(map(State.size, self.others))
 
     def body(self) -> bytes:
-        """The commands that set the expiries, encoded."""
+        """Return the commands that set the expiries, encoded."""
         expire = b"*3\r\n$9\r\nPEXPIREAT\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
         return b"".join(
             [
@@ -145,7 +142,7 @@ class Sent:
 def commands_for(
     kind: bytes, key: bytes, read: Sequence[Reply], follower: NodeFacts
 ) -> tuple[Command, ...] | None:
-    """The commands that build what was read, or None where the key was gone."""
+    """Return the commands that build what was read, or None where the key was gone."""
     value = read[0]
     if (value is None or value == []) and (kind != b"stream" or isinstance(read[1], ReplyError)):
         return None
@@ -168,7 +165,7 @@ def commands_for(
 def field_expiry_commands(
     key: bytes, fields: Sequence[bytes], expiries: Sequence[int], follower: NodeFacts
 ) -> list[Command]:
-    """Commands for the expiry of a hash's fields.
+    """Return the commands for the expiries of a hash's fields.
 
     Raises:
         Uncarried: the follower has no field expiry.
@@ -187,7 +184,7 @@ def field_expiry_commands(
 
 
 def _chunked(name: str, key: bytes, parts: Sequence[bytes], width: int) -> tuple[Command, ...]:
-    step = _CHUNK * width
+    step = PAYLOAD_CHUNK * width
     return tuple((name, key, *parts[start : start + step]) for start in range(0, len(parts), step))
 
 
@@ -242,8 +239,8 @@ def group_commands(key: bytes, told: StreamGroups, follower: NodeFacts) -> list[
 def stream_end_commands(
     key: bytes, ghosts: Sequence[bytes], info: dict[bytes, Reply], follower: NodeFacts
 ) -> list[Command]:
-    """What removes the dummies again, and sets the ids that a stream remembers; `info` is XINFO
-    STREAM's answer.
+    """Return the commands that remove the dummies and set the stream's ids; `info` is the answer of
+    XINFO STREAM.
     """
     found: list[Command] = []
     if ghosts:
@@ -289,6 +286,6 @@ def _stream(
 
 
 def entry_order(entry_id: bytes) -> tuple[int, int]:
-    """A stream entry's id as something that sorts."""
+    """Return a stream entry's id as a value that sorts."""
     ms, _, seq = entry_id.partition(b"-")
     return int(ms), int(seq)

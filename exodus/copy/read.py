@@ -1,9 +1,9 @@
-"""Reading many keys of one side at once: names from SCAN, and of each key type, expiry and payload
-or value of the same instant.
+"""Reading many keys of one side: names from SCAN, and type, expiry, and payload or value of each
+key at one instant.
 
-By one script call a batch where the server allows scripts (`script.py`), by transactions of
-pipelined commands where not. Keys that are too large for one command are named and not read
-(`large.py` copies those in pieces).
+Where the server allows scripts, one script call reads a batch (`read_script.py`). Elsewhere it
+takes transactions of pipelined commands. Keys too large for one command are named and not read
+(`chunked.py` copies them).
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import NamedTuple, Self
 from exodus.copy.read_script import LETTERS, READ, READ_SHA
 from exodus.copy.value import COUNTS, PLAIN_TYPES, Command, reads_of
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.plan.bounds import LARGE_ELEMENTS, LARGE_KEY_BYTES, READ_BATCH_BYTES
+from exodus.plan.bounds import (
+    LARGE_ELEMENTS,
+    LARGE_KEY_BYTES,
+    READ_BATCH_BYTES,
+    READ_CALL_NAMES,
+    READ_SCAN_KEYS_MIN,
+    READ_SCRIPT_BYTES_MIN,
+    READ_SCRIPT_MS_PLENTY,
+    READ_SCRIPT_SHARE,
+    READ_TRANSACTION_KEYS,
+)
 from exodus.topology.node import NodeFacts
-
-_TRANSACTION_KEYS = 64  # without scripts: keys whose value and expiry are read in one transaction
-_SCAN_KEYS_MIN = 16
-_CALL_NAMES = 2_000
-_SCRIPT_MS_PLENTY = 200  # a server's limit for scripts from which on nothing has to be smaller
-_SCRIPT_BYTES_MIN = 16 * 1024
-_SCRIPT_SHARE = 0.25  # of that limit, for one call
 
 
 class ReadMode(StrEnum):
@@ -71,7 +74,7 @@ class Batch(NamedTuple):
 
     @property
     def payloads(self) -> bool:
-        """Whether every key is there, with its payload."""
+        """Return whether every key is there, with its payload."""
         return set(map(type, self.values)) <= {bytes} and min(self.expiries_ms, default=-1) > -2
 
     def rows(self) -> list[ScannedKey]:
@@ -86,7 +89,7 @@ class Batch(NamedTuple):
         )
 
     def at(self, positions: Sequence[int]) -> Batch:
-        """Those keys of it."""
+        """Return the keys at these places."""
         keys, kinds, expiries_ms, values = self
         return Batch(
             [keys[position] for position in positions],
@@ -120,19 +123,19 @@ class Limits:
     batch_bytes: int = READ_BATCH_BYTES
     key_bytes: int = LARGE_KEY_BYTES  # of memory, as the server estimates it
     elements: int = LARGE_ELEMENTS  # where it does not tell
-    names: int = _CALL_NAMES  # keys of one call
+    names: int = READ_CALL_NAMES  # keys of one call
 
     @classmethod
     def within(cls, script_ms: int) -> Self:
         """Return limits under which one script takes a small share of `script_ms`; a MB takes a
         server some 10 ms, a key 5 to 20 µs.
         """
-        share = min(1.0, script_ms / _SCRIPT_MS_PLENTY)
+        share = min(1.0, script_ms / READ_SCRIPT_MS_PLENTY)
         return cls(
-            max(_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
-            max(_SCRIPT_BYTES_MIN, int(LARGE_KEY_BYTES * share)),
-            max(_SCAN_KEYS_MIN, int(LARGE_ELEMENTS * share)),
-            max(_SCAN_KEYS_MIN, int(_CALL_NAMES * share)),
+            max(READ_SCRIPT_BYTES_MIN, int(READ_BATCH_BYTES * share)),
+            max(READ_SCRIPT_BYTES_MIN, int(LARGE_KEY_BYTES * share)),
+            max(READ_SCAN_KEYS_MIN, int(LARGE_ELEMENTS * share)),
+            max(READ_SCAN_KEYS_MIN, int(READ_CALL_NAMES * share)),
         )
 
 
@@ -148,7 +151,7 @@ class Reader:
         self._dumps = self._payloads or what is ReadMode.COMPARABLE
         self._limits = limits or Limits.within(facts.script_ms)
         self._most = self._limits  # what `_limits` go back to after a server was slow
-        self._share_s = facts.script_ms / 1000 * _SCRIPT_SHARE
+        self._share_s = facts.script_ms / 1000 * READ_SCRIPT_SHARE
         self._fastest_s = math.inf
         self._strings = False  # whether all that the last SCAN found were
         self._fitting: int | None = (
@@ -165,8 +168,8 @@ class Reader:
         )
 
     async def scan(self, cursor: int, count: int, *, at_least: bool = False) -> tuple[int, Batch]:
-        """One SCAN call and what it found; the next cursor. Unless `at_least`, it asks for fewer
-        than `count` where these would not fit into one.
+        """Do one SCAN call; return what it found and the next cursor. Without `at_least` it asks
+        for fewer than `count` keys where one call could not hold them.
         """
         if not self._scripted:
             following, keys = await self._leg.call("SCAN", cursor, "COUNT", count)
@@ -185,11 +188,11 @@ class Reader:
             return int(following), batch
         rows = batch.rows()
         if left := len(self._unread(rows)):
-            self._fitting = max(_SCAN_KEYS_MIN, len(rows) - left)
+            self._fitting = max(READ_SCAN_KEYS_MIN, len(rows) - left)
         return int(following), Batch.of(await self._complete(rows))
 
     async def keys(self, keys: Sequence[bytes]) -> list[ScannedKey]:
-        """The keys named, in their order."""
+        """Return the keys named, in their order."""
         if not keys:
             return []
         if not self._scripted:
@@ -237,10 +240,10 @@ class Reader:
         else:
             return
         self._limits = Limits(
-            min(most.batch_bytes, max(_SCRIPT_BYTES_MIN, int(now.batch_bytes * factor))),
+            min(most.batch_bytes, max(READ_SCRIPT_BYTES_MIN, int(now.batch_bytes * factor))),
             most.key_bytes,
             most.elements,
-            min(most.names, max(_SCAN_KEYS_MIN, math.ceil(now.names * factor))),
+            min(most.names, max(READ_SCAN_KEYS_MIN, math.ceil(now.names * factor))),
         )
 
     def _parts(self, keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -256,8 +259,8 @@ class Reader:
         return Batch.told(list(keys), *(await self._script(how, *words))[2:]).rows()
 
     async def like(self, others: Batch) -> Batch:
-        """The same keys as another side has them, values only: what is of the same type is read
-        without being weighed first.
+        """Return the same keys as another side has them, values only: what is of the same type is
+        read without being weighed first.
         """
         keys = others.keys
         if not keys:
@@ -305,8 +308,8 @@ class Reader:
                 ScannedKey(key, b"key", -1, 1) if exists else ScannedKey(key, b"none", -2, b"")
                 for key, exists in zip(keys, there, strict=True)
             ]
-        for start in range(0, len(keys), _TRANSACTION_KEYS):
-            part = keys[start : start + _TRANSACTION_KEYS]
+        for start in range(0, len(keys), READ_TRANSACTION_KEYS):
+            part = keys[start : start + READ_TRANSACTION_KEYS]
             kinds = await self._leg.pipeline([("TYPE", key) for key in part])
             large = await self._large(part, kinds) if self._what is not ReadMode.OUTLINE else set()
             small = [(key, kind) for key, kind in zip(part, kinds, strict=True) if key not in large]
@@ -409,7 +412,7 @@ class Reader:
         return found
 
     async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
-        """Commands in one MULTI; their replies, errors as values.
+        """Run commands in one MULTI; return their replies, errors as values.
 
         Raises:
             hiredis.ReplyError: the server did not take one of them.
@@ -432,5 +435,5 @@ _make_seen = partial(
 
 
 def clock_ms(time: Sequence[bytes]) -> int:
-    """What TIME answers, in ms."""
+    """Return the time of a TIME reply, in ms."""
     return int(time[0]) * 1000 + int(time[1]) // 1000

@@ -1,15 +1,14 @@
-"""One call that scans, and reads many keys whole: type, absolute expiry and payload or value of
-each are of the same instant.
+"""One script call that scans and reads many keys: type, absolute expiry, and payload or value of
+each at one instant.
 
-Where scripts are allowed this saves a round trip and most of our own CPU a batch
-(docs/decisions/0006-own-connection.md). It only reads, so it is never replicated. What it may cost
-a server is bounded by the caller: it stops collecting after so many bytes, and keys that are large
-are named, not read.
+It saves a round trip and most of the client's CPU a batch (docs/decisions/0006-own-connection.md).
+It only reads, so it is never replicated. The caller bounds its cost: it stops collecting after a
+number of bytes, and large keys are named, not read.
 
-On servers without PEXPIRETIME the server's clock stands on both sides of a run of PTTLs. A PTTL
-that is read later than the clock before it makes the expiry too early, never too late; so where the
-two clocks are not of the same millisecond, a shorter run is read again, down to a single key, until
-they are (errors of up to 32 ms were seen otherwise, docs/decisions/0003-absolute-expiries.md).
+Without PEXPIRETIME the script reads the server's clock before and after a run of PTTLs. A PTTL read
+later than the first clock makes the expiry too early, never too late. If the two clocks differ by a
+ms, it reads a shorter run again, down to one key. Otherwise errors of up to 32 ms occurred
+(docs/decisions/0003-absolute-expiries.md).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Re-footed payloads: a DUMP whose version the follower refuses although it knows the type, with
-another version and checksum at its end.
+"""Re-footed payloads: a DUMP with another version and checksum, for a follower that refuses the
+version but knows the type.
 
-A payload is a type byte, a body, the RDB version (2 bytes) and a CRC64 of all before it (8 bytes),
-both little-endian. Redis 7.4 and 8 write version 12 where Valkey stays below or far above, so that
-each refuses the other's payloads by the number alone; the bodies of most types are the same
-(docs/decisions/0002-payload-versions.md, seven servers). Which types are is not taken from a table:
-the first key of each type byte is proved on the real follower, by reading back what it made of it
-(`key.py`), and only then its fellows go this way.
+A payload is a type byte, a body, the RDB version (2 bytes), and a CRC64 of all before it (8 bytes),
+both little-endian. Redis 7.4 and 8 write version 12; Valkey stays below or far above. Each refuses
+the other's payloads by that number, although the bodies of most types are the same
+(docs/decisions/0002-payload-versions.md, seven servers). No table decides which types are: the
+first key of each type byte is restored on the real follower and read back (`key.py`). Only then do
+the others follow.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ _CRC64 = anycrc.Model("CRC64-REDIS")
 
 
 def version_of(payload: bytes) -> int:
-    """The RDB version at the end of a payload."""
+    """Return the RDB version at the end of a payload."""
     return int.from_bytes(payload[-10:-8], "little")
 
 
 def crc64(data: bytes, before: int = 0) -> int:
-    """The checksum that servers put behind payloads; `before` is that of what came before."""
+    """Return the checksum that servers put behind payloads; `before` is that of what came
+    before.
+    """
     return int(_CRC64.calc(data, before))
 
 
 def refoot(payload: bytes, version: int) -> bytes:
-    """The same value under another version."""
+    """Return the same value under another version."""
     body = payload[:-FOOTER_BYTES] + version.to_bytes(2, "little")
     return body + crc64(body).to_bytes(8, "little")

@@ -1,10 +1,10 @@
-"""Slices of a keyspace: SCAN from a start cursor to an end, so that several can run at once and
-each can be resumed.
+"""Slices of a keyspace: SCAN from a start cursor to an end, so that several run at once and each
+can resume.
 
-A cursor counts with its bits reversed, so slice i of 2^k begins at i with its k bits reversed and
-ends when the reversed cursor has passed its share; nothing was lost in 8 concurrent slices under
-resizing on seven servers (docs/decisions/0001-slices-by-cursor.md). A cursor means something only
-together with the node's run id and the database (race rule 5).
+A cursor counts with its bits reversed. Slice i of 2^k begins at i with its k bits reversed, and
+ends when the reversed cursor passes its share. Eight concurrent slices lost nothing during resizing
+on seven servers (docs/decisions/0001-slices-by-cursor.md). A cursor is valid only together with the
+node's run id and the database (race rule 5).
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exodus.net.leg import Leg
+from exodus.plan.bounds import SCAN_KEYS_PER_SLICE
 from exodus.topology.endpoint import Endpoint
-
-_KEYS_PER_SLICE = 1_000  # a smaller database is one slice: slices overlap by a call each
 
 
 def reverse64(value: int) -> int:
-    """The 64 bits of a number in reverse."""
+    """Return the 64 bits of a number in reverse."""
     return int(f"{value:064b}"[::-1], 2)
 
 
@@ -33,17 +32,17 @@ class Slice:
 
     @property
     def slice_id(self) -> str:
-        """Its name in checkpoints."""
+        """Return the slice's name in checkpoints."""
         return f"{self.node}/{self.db}/{self.index} of {self.count}"
 
     @property
     def start(self) -> int:
-        """The cursor to begin with."""
+        """Return the cursor to begin with."""
         bits = self.count.bit_length() - 1
         return reverse64(self.index << (64 - bits)) if bits else 0
 
     def ended(self, cursor: int) -> bool:
-        """Whether a cursor that SCAN returned is past this slice."""
+        """Return whether a cursor that SCAN returned is past this slice."""
         if cursor == 0:
             return True
         bits = self.count.bit_length() - 1
@@ -51,26 +50,26 @@ class Slice:
 
     @classmethod
     def parse(cls, slice_id: str) -> Slice:
-        """The reverse of `slice_id`."""
+        """Reverse `slice_id`."""
         node, db, part = slice_id.rsplit("/", 2)
         index, _, count = part.partition(" of ")
         return cls(node, int(db), int(index), int(count))
 
 
 async def scan_once(leg: Leg, cursor: int, count: int) -> tuple[int, list[bytes]]:
-    """One SCAN call in the leg's database: the next cursor and keys."""
+    """Do one SCAN call in the leg's database; return the next cursor and the keys."""
     following, keys = await leg.call("SCAN", cursor, "COUNT", count)
     return int(following), keys
 
 
 async def plan_slices(endpoint: Endpoint, slices: int) -> list[Slice]:
-    """The slices of every database of every node; few keys make one slice."""
+    """Return the slices of every database of every node; few keys make one slice."""
     found: list[Slice] = []
     for node in await endpoint.each_node():
         facts = await node.facts()
         for db, keys in sorted(facts.databases.items()):
             count = slices
-            while count > 1 and keys < _KEYS_PER_SLICE * count:
+            while count > 1 and keys < SCAN_KEYS_PER_SLICE * count:
                 count //= 2
             found.extend(Slice(node.name, db, index, count) for index in range(count))
     return found

@@ -1,9 +1,8 @@
-"""Values as both sides can be asked for them, in a shape in which equal means the same, whatever
-the encoding or the version.
+"""Values in a shape in which equal means the same, whatever the encoding or the version.
 
-What a server may tell in any order becomes a set or a mapping; scores become doubles (Redis up to
-7.0 prints 17 digits, later ones the shortest form: the same double); of consumer groups everything
-counts but the times at which consumers were seen, which nobody can set.
+What a server may return in any order becomes a set or a mapping. Scores become doubles: Redis up to
+7.0 prints 17 digits, later versions the shortest form of the same double. Everything of a consumer
+group counts but the times at which consumers were seen, which nobody can set.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ PLAIN_TYPES = frozenset(
 
 
 def reads_of(kind: bytes, key: bytes) -> list[Command]:
-    """What to ask for the value of a key of that type; a module's type only has its payload."""
+    """Return the requests for the value of a key of a type. A module type has a payload only."""
     reads: dict[bytes, list[Command]] = {
         b"string": [("GET", key)],
         b"list": [("LRANGE", key, 0, -1)],
@@ -41,7 +40,7 @@ def reads_of(kind: bytes, key: bytes) -> list[Command]:
 
 
 def canonical(kind: bytes, replies: Sequence[Reply]) -> Reply:
-    """The answers to `reads_of` as one comparable value."""
+    """Return the answers to `reads_of` as one comparable value."""
     value = replies[0]
     if any(isinstance(reply, ReplyError) for reply in replies):
         return str(replies)  # it changed its type meanwhile: unequal, and looked at again
@@ -64,7 +63,7 @@ def canonical(kind: bytes, replies: Sequence[Reply]) -> Reply:
 
 
 def pairs(reply: Reply) -> dict[bytes, Reply]:
-    """A flat array of names and values as a mapping."""
+    """Return a flat array of names and values as a mapping."""
     return dict(zip(reply[::2], reply[1::2], strict=True))
 
 

@@ -114,5 +114,5 @@ async def carry_users(plan: Plan, authority: Leg, follower: Leg) -> Carried:
 
 
 def _rules(line: str) -> list[str]:
-    """The words of a user's rules; a selector in parentheses is one."""
+    """Return the words of a user's rules; a selector in parentheses is one."""
     return re.findall(r"\([^)]*\)|\S+", line)

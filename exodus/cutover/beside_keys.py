@@ -1,11 +1,11 @@
 """State beside the keys: what applications rely on and no copy of keys brings along.
 
-`compare` reads both sides and says of each thing: same, differs (and what that means), must be
-mended before the cutover, or not provable, where a side does not let Exodus read it. What must be
-mended blocks a switch to the target (`standing.py`); the rest a person reads before deciding.
-`carry` does on the follower what it allows and returns the rest as commands.
+`compare` reads both sides and returns one row a thing: same, differs (and what that means), must be
+mended before the cutover, or not provable. A row that must be mended blocks a switch to the target
+(`preconditions.py`). `beside_carry.py` changes what the follower allows, and returns the rest as
+commands.
 
-docs/operating/beside-keys.md lists every row, what it means and why it blocks or not.
+docs/operating/beside-keys.md lists every row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
 _OWN_USERS = "exodus-"  # those that Exodus makes for MIGRATE begin like this
-_SHOWN = 5
 
 
 async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
@@ -37,7 +36,7 @@ async def compare(plan: Plan, authority: Leg, follower: Leg) -> list[Row]:
 
 
 def required(rows: Sequence[Row]) -> list[Row]:
-    """Those that must be mended."""
+    """Return the rows that must be mended."""
     return [row for row in rows if row.outcome is StateOutcome.REQUIRED]
 
 

@@ -30,5 +30,5 @@ class Row:
     remedy: str = ""
 
     def as_json(self) -> Json:
-        """For tables and reports."""
+        """Return the row for tables and reports."""
         return {**asdict(self), "outcome": str(self.outcome)}

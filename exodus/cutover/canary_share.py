@@ -1,5 +1,5 @@
-"""Choosing the share of canary reads, and what became of them in all gateways
-(`exodus/gateway/canary_reads.py` has the rule).
+"""Setting the share of canary reads, and collecting their outcomes from all gateways.
+`exodus/gateway/canary_reads.py` has the rule.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import CutoverAborted, DecisionRefused, OperatorError
+from exodus.plan.bounds import CANARY_FOLLOW_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 
-_FOLLOW_S = 10.0
 REPORT = "canary"  # report: the last steps and what became of them
 Json = dict[str, Any]
 
@@ -56,7 +56,7 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
     await registry.wait_for_gateways(
         store,
         follows,
-        within_s=_FOLLOW_S,
+        within_s=CANARY_FOLLOW_S,
         otherwise="a gateway does not follow the canary's share",
     )
     now = await read_route(store)
@@ -70,8 +70,8 @@ async def set_canary(store: ControlStore, plan: Plan, percent: float, *, why: st
 
 
 async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
-    """Whether the target can be read at all; that each single read is no older than the authority's
-    is the gateways' part.
+    """Return whether the target can be read at all; that each single read is no older than the
+    authority's is the gateways' part.
     """
     problem = None
     if route.authority is not Side.SOURCE:
@@ -94,7 +94,7 @@ async def _check(store: ControlStore, plan: Plan, route: Route) -> None:
 
 
 async def end_canary(store: ControlStore, route: Route, why: str) -> Route:
-    """The share is 0 from now on; gateways follow. The route as it is then.
+    """Return the share is 0 from now on; gateways follow. The route as it is then.
 
     Raises:
         DecisionRefused: somebody else changed the route meanwhile, and not to end it.
@@ -111,7 +111,7 @@ async def end_canary(store: ControlStore, route: Route, why: str) -> Route:
 
 
 async def read_canary(store: ControlStore) -> Json:
-    """What became of the canary reads of all gateways since the share was chosen."""
+    """Return the outcomes of canary reads in all gateways since the share was chosen."""
     route = await read_route(store)
     counts: Counter[str] = Counter()
     gave_up: list[str] = []
@@ -131,7 +131,7 @@ async def read_canary(store: ControlStore) -> Json:
 
 
 def text_of(found: Json) -> str:
-    """In one line."""
+    """Return the outcomes in one line."""
     total = sum(found["reads"].values())
     parts = [
         f"{name} {count / total * 100:.2f} %"

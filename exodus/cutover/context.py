@@ -21,14 +21,12 @@ from exodus.cutover.fence import Fence
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
 from exodus.net.leg import Leg, close_all
+from exodus.plan.bounds import SWITCH_OUTCOME_S, SWITCH_RETRY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Side, UserRole
 from exodus.plan.window import Window
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import Comparison
-
-_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
-_RETRY_S = 0.1
 
 
 @dataclass
@@ -74,15 +72,15 @@ class Switch:
 
     @property
     def old(self) -> Side:
-        """The side that is the authority when the switch begins."""
+        """Return the side that is the authority when the switch begins."""
         return self.to.other
 
     def endpoint(self, side: Side) -> Endpoint:
-        """One side."""
+        """Return one side."""
         return Endpoint(side, self.plan.acting(UserRole.SWITCH).address(side))
 
     def fence(self, side: Side) -> Fence:
-        """The fence of a side, with its connections kept."""
+        """Return the fence of a side, with its connections kept."""
         return self._fences.setdefault(side, Fence(self.store, side, self.plan))
 
     async def close(self) -> None:
@@ -98,13 +96,13 @@ class Switch:
 
     @property
     def holding(self) -> bool:
-        """Whether writes wait for us."""
+        """Return whether writes wait for us."""
         return self.held_at is not None and not self.released
 
     @contextmanager
     def timed(self, step: str) -> Iterator[dict[str, str | float]]:
-        """A row of the timeline: when it began (UTC; the store's clock at the switch's beginning
-        and a monotonic one since), and its ms.
+        """Add a row to the timeline: its beginning (UTC, from the store's clock and a monotonic
+        one) and its ms.
         """
         began = time.monotonic()
         at = datetime.fromtimestamp(self.began_ms / 1000 + began - self._began, UTC)
@@ -116,8 +114,8 @@ class Switch:
             self.timeline.append(row)
 
     def left_s(self) -> float:
-        """Seconds that writes may still be held. A monotonic clock, which also runs while this
-        process is frozen.
+        """Return the seconds that writes may still be held. The clock is monotonic and runs while
+        this process is frozen.
         """
         if self.held_at is None:
             return self.plan.hold_seconds_max
@@ -144,7 +142,7 @@ class Switch:
             SwitchUnknown: the store did not come back in time.
         """
         before, after = self.route, self.route.next(**changes)  # type: ignore[arg-type]
-        deadline = time.monotonic() + _OUTCOME_S
+        deadline = time.monotonic() + SWITCH_OUTCOME_S
         while True:
             try:
                 self.route = await change_route(self.store, before, after)
@@ -178,7 +176,7 @@ class Switch:
                         next_step="start the control store: the gateways then settle it; `exodus "
                         "status` tells which side is the authority",
                     ) from exc
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(SWITCH_RETRY_S)
 
     async def hear(self, within_s: float) -> None:
         """Wait for the next word of a gateway or syncer."""

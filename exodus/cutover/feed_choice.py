@@ -1,8 +1,8 @@
-"""Which change feed each side is followed by, decided when Migrate begins, and proved.
+"""Choosing the change feed of each side, when Migrate begins, and proving it.
 
-With `feed: auto` it is the first of ORDER that the side allows and that tells a key that a script
-writes without declaring it. Why each one before it was not taken is kept and shown. Where none is
-left, only the gateways' journal is possible.
+With `feed: auto` it is the first of ORDER that the side allows and that reports a key written by a
+script without declaring it. The reason against each earlier one is kept and shown. If none is left,
+the gateways' journal is used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ChosenFeed(BaseModel):
     )  # feeds that are more complete → why each was not taken
 
     def text(self, side: Side) -> str:
-        """As forms and status show it."""
+        """Return the choice as forms and status show it."""
         if not self.why and not self.refused:
             return f"Change feed of the {side}: {NAMES[self.feed]}; Migrate chooses one"
         refused = "".join(f"; {NAMES[feed]}: {why}" for feed, why in self.refused.items())

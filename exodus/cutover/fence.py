@@ -1,21 +1,18 @@
-"""The fence: after it, nobody but Exodus writes to a side; who tries gets an error and never a lost
+"""The fence: behind it, nobody but Exodus writes to a side. Others get an error and never lose a
 write.
 
-By what a side refuses writes is chosen by what its user may do there (`fence_methods.py`), and
-shown by a write that must fail. What has to be put back is kept in the control store, without a
-secret. Settings that were not saved to disk end with a restart of the server, and the fence with
-them, until `settle.py` puts it up again.
+The side's user decides which method is possible (`fence_methods.py`). A write that must fail proves
+the fence. The control store keeps what must be restored, without secrets. A server's restart drops
+settings that were not saved, and the fence with them, until `settle.py` raises it again.
 
-Up and down are transactions under a guard key on that side, whose value is the id of the switch
-that the fence belongs to. Whoever was frozen between deciding and doing, a flow or a gateway, finds
-another value when it wakes, and changes nothing (race rule 6, for fences).
+Raising and lowering are transactions under a guard key on that side. Its value is the id of the
+switch that owns the fence. A flow or gateway that was frozen between deciding and acting finds
+another value and changes nothing (race rule 6).
 
     absent ──prepare──▶ ID ──raise_──▶ ID, up ──lower──▶ "ended ID"
 
-`open` lowers the fence and keeps the grant to raise it again.
-
-The right is taken from the value that `check_possible` saw: a switch that was frozen in between,
-while another came and went, gets none.
+`open` lowers the fence and keeps the grant to raise it again. The grant is taken from the value
+that `check_possible` saw. A switch that was frozen while another one came and went gets none.
 """
 
 from __future__ import annotations
@@ -43,15 +40,13 @@ from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, Ope
 from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.plan.bounds import FENCE_LET_IN_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
 from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 _FORGET = lua("exodus.cutover", "forget_fence")
-# After which a fence that shut Exodus out goes up again, where the switch back that let it in is
-# gone
-_LET_IN_S = 15
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,13 @@ class Record:
 
 
 async def read_record(store: ControlStore, side: Side) -> Record | None:
-    """What is kept of the fence of a side, or None where there is none."""
+    """Return the record of the fence of a side; None where there is no fence."""
     raw = await answered(store.client.get(store.keys.fence(side)))
     return None if raw is None else Record(**orjson.loads(raw))
 
 
 async def blocks_exodus(store: ControlStore, side: Side) -> bool:
-    """Whether a fence is recorded that refuses Exodus's own writes too."""
+    """Return whether a fence is recorded that refuses Exodus's own writes too."""
     record = await read_record(store, side)
     return record is not None and record.kind in KEEP_US_OUT
 
@@ -84,7 +79,9 @@ async def record_confirmation(store: ControlStore, plan: Plan, side: Side, by: s
 
 
 async def read_confirmation(store: ControlStore, plan: Plan, side: Side) -> Kept | None:
-    """Who confirmed it; None where nobody did, or the plan asks for something else by now."""
+    """Return who confirmed the fence; None where nobody did, or the plan now asks for something
+    else.
+    """
     raw = await answered(store.client.get(store.keys.fence_confirmation(side)))
     word: Kept | None = None if raw is None else orjson.loads(raw)
     return (
@@ -142,7 +139,7 @@ class Fence:
             raise
 
     async def _call(self, *commands: Command) -> list[Reply]:
-        """The same; an error among them is raised."""
+        """Return the same; an error among them is raised."""
         replies = await self._ask(*commands)
         for reply in replies:
             if isinstance(reply, ReplyError):
@@ -164,7 +161,7 @@ class Fence:
             raise self._refused(exc) from exc
 
     async def record(self) -> Record | None:
-        """What is kept of the fence of this side, or None where there is none."""
+        """Return the record of the fence of this side; None where there is no fence."""
         return await read_record(self._store, self._side)
 
     def _method_of(self, record: Record) -> FenceMethod:
@@ -287,7 +284,7 @@ class Fence:
             ) from exc
 
     async def _transaction(self, commands: list[Command]) -> bool:
-        """Whether it was done: not where the guard was touched since it was watched."""
+        """Return whether it was done: not where the guard was touched since it was watched."""
         await self._call(
             ("MULTI",)
         )  # before it is begun nothing is sent: it would run at once, whatever was watched
@@ -328,14 +325,14 @@ class Fence:
         await self._change(record.switch.encode(), self._method_of(record).down(record.kept))
 
     async def suspend(self) -> None:
-        """The same for a fence that keeps Exodus out, for a while: call it again and again as long
-        as it is needed.
+        """Return the same for a fence that keeps Exodus out, for a while: call it again and again
+        as long as it is needed.
         """
         record = await self.record()
         if record is not None and record.kind in KEEP_US_OUT:
             await answered(
                 self._store.client.set(
-                    self._store.keys.fence_suspended(self._side), record.switch, ex=_LET_IN_S
+                    self._store.keys.fence_suspended(self._side), record.switch, ex=FENCE_LET_IN_S
                 )
             )
             await self.open(record)

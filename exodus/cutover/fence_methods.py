@@ -79,19 +79,19 @@ class FenceMethod(ABC):
 
     @abstractmethod
     async def why_not(self, call: Call) -> str | None:
-        """Why it cannot be used here; None: it can. Changes nothing."""
+        """Return why it cannot be used here; None: it can. Changes nothing."""
 
     async def look(self, call: Call) -> Kept:
-        """What `down` needs, as it is before."""
+        """Return what `down` needs to restore."""
         del call
         return {}
 
     def recheck(self) -> list[Command]:
-        """What to ask again just before it goes up."""
+        """Return the requests to repeat just before the fence is raised."""
         return []
 
     def stale(self, replies: list[Any], kept: Kept) -> str | None:
-        """Why, by these answers, what was looked up does not suffice any more."""
+        """Return why the first look does not suffice any more; None where it does."""
         del replies, kept
         return None
 
@@ -171,11 +171,11 @@ class AclFence(FenceMethod):
         return found
 
     def recheck(self) -> list[Command]:
-        """Who there is."""
+        """List the users again."""
         return [("ACL", "USERS"), ("ACL", "WHOAMI")]
 
     def stale(self, replies: list[Any], kept: Kept) -> str | None:
-        """A user that appeared since."""
+        """Return a user that appeared since the first look."""
         names, own = replies
         strangers = {_text(name) for name in names} - {_text(own)} - self._ours - set(kept)
         return (
@@ -192,7 +192,7 @@ class AclFence(FenceMethod):
         ]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The rules as they were, in their order.
+        """Return the rules as they were, in their order.
 
         Raises:
             OperatorError: what is kept is no such rules: somebody else wrote to the control store.
@@ -224,8 +224,8 @@ class AclFence(FenceMethod):
         ]
 
     async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
-        """By the strongest that this server has: a write as `default`, a dry run, the rules read
-        back.
+        """Prove the fence by the strongest check of this server: a write as `default`, a dry run,
+        or the rules read back.
         """
         asked = [
             command
@@ -252,8 +252,8 @@ class AclFence(FenceMethod):
         return proofs
 
     async def kill_strays(self, call: Call, kept: Kept) -> int:
-        """Every connection of fenced users: a pop that blocked before the fence could still be
-        served.
+        """Return every connection of fenced users: a pop that blocked before the fence could still
+        be served.
         """
         return sum(_sure(await call(*[("CLIENT", "KILL", "USER", user) for user in kept])))
 
@@ -264,7 +264,7 @@ class _SideWideFence(FenceMethod):
     code: ClassVar[str]  # of the error that a write then gets
 
     async def prove(self, call: Call, stranger: Leg | None, kept: Kept) -> dict[str, str]:
-        """A write and a script's write are refused, a read is not."""
+        """Prove that a write and a script's write are refused, and a read is not."""
         del stranger, kept
         write, script, read = await call(_WRITE, _SCRIPT, ("GET", _PROBE))
         if not _text(write).startswith(self.code):
@@ -306,7 +306,7 @@ class MinReplicasFence(_SideWideFence):
         }
 
     def up(self, kept: Kept) -> list[Command]:
-        """A lag of 0 would switch the check off."""
+        """Require replicas that never exist. A lag of 0 would switch the check off."""
         lag = kept[self._LAG]
         return [
             ("CONFIG", "SET", self._LAG, "10" if lag == "0" else lag),
@@ -314,7 +314,7 @@ class MinReplicasFence(_SideWideFence):
         ]
 
     def down(self, kept: Kept) -> list[Command]:
-        """The settings as they were, and no others, whatever the control store keeps."""
+        """Return the settings as they were, and no others, whatever the control store keeps."""
         return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
 
 
@@ -358,12 +358,12 @@ class ReplicaFence(_SideWideFence):
         return "; ".join(wrong) or None
 
     def up(self, kept: Kept) -> list[Command]:
-        """It was a master: nothing else has to be known."""
+        """Make the server a replica of nobody."""
         del kept
         return [("REPLICAOF", *_NOBODY)]
 
     def down(self, kept: Kept) -> list[Command]:
-        """A master again."""
+        """Make the server a master again."""
         del kept
         return [("REPLICAOF", "NO", "ONE")]
 
@@ -410,8 +410,8 @@ KEEP_US_OUT = frozenset(
 def fence_method_of(
     kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()
 ) -> FenceMethod:
-    """The means of a kind that was chosen, where `feed` is in force; `ours` are users that no fence
-    touches.
+    """Return the means of a kind that was chosen, where `feed` is in force; `ours` are users that
+    no fence touches.
     """
     if kind is FenceKind.ACL:
         return AclFence(ours)
@@ -425,8 +425,8 @@ def fence_method_of(
 async def choose_fence_method(
     call: Call, plan: Plan, side: Side, feed: Feed, confirmed: Kept | None
 ) -> tuple[FenceMethod | None, list[str]]:
-    """The strongest that this side allows, or the one that the plan names; and why each that was
-    tried before cannot be.
+    """Return the strongest that this side allows, or the one that the plan names; and why each that
+    was tried before cannot be.
 
     Raises:
         SourceError, TargetError: the side does not answer.

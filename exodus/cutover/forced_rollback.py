@@ -1,9 +1,8 @@
-"""Back to the source while the target is dead: without draining, since there is nobody to drain
-from.
+"""The way back to the source while the target is dead. Nothing can be drained.
 
-What was written at the target and had not flowed back stays there; a person sees it key by key
-(`collect.dirty_keys`) before they decide. Afterwards journal and sync are off: when the target
-comes back, nothing of ours overwrites what only it has.
+Writes at the target that had not flowed back stay there. A person sees them key by key before they
+decide (`collect.dirty_keys`). Afterwards the journal and live sync are off, so nothing overwrites
+what only the target has.
 """
 
 from __future__ import annotations
@@ -19,13 +18,11 @@ from exodus.copy.guard import replace_write_grant
 from exodus.cutover.fence import Fence
 from exodus.cutover.settle import closed, settle
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, FORCED_ROLLBACK_BETWEEN_S, FORCED_ROLLBACK_TRIES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, JournalMode, Side
 from exodus.topology.endpoint import Endpoint
 
-_TRIES = 3
-_BETWEEN_S = 1.0
 STEPS = [
     "1. end every syncer's right to write to the source",
     "2. lift the fence on the source",
@@ -36,9 +33,11 @@ STEPS = [
 
 
 async def why_dead(plan: Plan, side: Side) -> str | None:
-    """Why a side must be taken for dead, or None where it answers at one of several tries."""
+    """Return why a side must be taken for dead, or None where it answers at one of several
+    tries.
+    """
     why = ""
-    for attempt in range(_TRIES):
+    for attempt in range(FORCED_ROLLBACK_TRIES):
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 async with await Endpoint(side, plan.address(side)).connect(
@@ -48,9 +47,9 @@ async def why_dead(plan: Plan, side: Side) -> str | None:
                     return None
         except (ExodusError, OSError, TimeoutError) as exc:
             why = exc.why if isinstance(exc, ExodusError) else str(exc) or "no answer"
-        if attempt < _TRIES - 1:
-            await asyncio.sleep(_BETWEEN_S)
-    return f"{plan.address(side).url} did not answer {_TRIES} times: {why}"
+        if attempt < FORCED_ROLLBACK_TRIES - 1:
+            await asyncio.sleep(FORCED_ROLLBACK_BETWEEN_S)
+    return f"{plan.address(side).url} did not answer {FORCED_ROLLBACK_TRIES} times: {why}"
 
 
 async def force_back(store: ControlStore, plan: Plan) -> dict[str, Any]:

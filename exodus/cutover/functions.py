@@ -1,10 +1,9 @@
-"""Function libraries: code that servers from 7.0 keep beside the keys, which applications call by
-FCALL.
+"""Function libraries: code that servers from 7.0 keep beside the keys, called by FCALL.
 
 They belong to no key and no database, so neither a backfill nor a journal sees them. They are few
-and change with releases, so all of them are compared and loaded by their code whenever a phase is
-about to rely on them. Payloads of FUNCTION DUMP are not used: versions refuse each other's. What
-the follower has and the authority has not is left there, and named.
+and change with releases. So all of them are compared and loaded by their code before a phase relies
+on them. Exodus does not use FUNCTION DUMP, since versions refuse each other's payloads. A library
+that only the follower has is left there and named.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Libraries:
     extra: list[str] = field(default_factory=list)  # on the follower only
 
     def as_rows(self) -> list[Json]:
-        """One for each, for a table."""
+        """Return one row a library, for a table."""
         rows = [
             {"library": name, "outcome": outcome, "why": ""}
             for outcome in ("equal", "carried", "extra")
@@ -45,7 +44,7 @@ class Libraries:
         ]
 
     def as_json(self) -> Json:
-        """For reports."""
+        """Return the comparison for reports."""
         return asdict(self)
 
 
@@ -119,7 +118,7 @@ async def carry_functions(engine: Engine) -> Libraries:
 
 
 async def _libraries(leg: Leg) -> dict[str, bytes] | str:
-    """Name → code, or why they cannot be listed."""
+    """Return name → code, or why the libraries cannot be listed."""
     (listed,) = await leg.pipeline([("FUNCTION", "LIST", "WITHCODE")])
     if isinstance(listed, ReplyError):
         return str(listed)

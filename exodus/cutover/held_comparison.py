@@ -1,10 +1,9 @@
-"""Every key compared while writes are held: the only thing that closes a gap of scripts.
+"""Comparing every key while writes are held: the only way to close a gap of scripts.
 
-Where no feed but the gateways' journal is allowed, a script may write keys that it does not
-declare, and nobody hears of them. Nothing changes while writes are held behind the fence, so what
-differs then is what was not heard of: it is copied from the authority (or removed, where the
-authority does not have it), compared once more, and the gap is closed. The hold's time bounds all
-of it.
+If the gateways' journal is the only feed, a script may write keys that it does not declare, and
+nobody reports them. Behind the fence nothing changes, so a difference is such a write. Exodus
+copies the key from the authority, or removes it, compares once more, and closes the gap. The hold's
+time bounds all of it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from exodus.control.gaps import close_gap, open_gaps
 from exodus.control.store import ControlStore
 from exodus.engine import Engine
 from exodus.errors import CutoverAborted
+from exodus.plan.bounds import HELD_COMPARISON_NAMED
 from exodus.plan.plan import Plan
 from exodus.verify.comparison import Comparison, Divergence
 from exodus.verify.passes import PassState, look
 from exodus.verify.reconcile import compare_now
 
-_NAMED = 5
 _RETRY = (
     "feed: replication, tracking or notifications hears of them; or raise hold_seconds_max "
     "and retry"
@@ -78,7 +77,8 @@ async def verify_held(
         left = await compare_now(comparison, keys)
         if left:
             named = ", ".join(
-                f"db{found.db} {found.key!r} ({found.kind})" for found in left[:_NAMED]
+                f"db{found.db} {found.key!r} ({found.kind})"
+                for found in left[:HELD_COMPARISON_NAMED]
             )
             raise CutoverAborted(
                 f"{len(left)} keys differ after they were copied again under the hold",

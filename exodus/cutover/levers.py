@@ -1,7 +1,7 @@
-"""What a person can do to a switch at any moment: postpone it, let it go on, give it up.
+"""What a person can do to a switch at any moment: postpone it, let it continue, abort it.
 
-All of it lies in the control store, so that the command line, the UI's flows and a switch on
-another host see the same.
+The state is in the control store, so the command line, the UI's flows, and a switch on another host
+see the same.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import orjson
 from redis.exceptions import RedisError
 
 from exodus.control.ledger import BACK, CUTOVER
+from exodus.control.phases import PhaseStatus
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import read_record
 from exodus.cutover.settle import settle, unfinished
 from exodus.errors import CutoverAborted
 from exodus.net.client import answered
+from exodus.plan.bounds import LEVERS_ABORT_S, LEVERS_KEEP_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Phase
 
-_KEEP_S = 2.0
-_ABORT_S = 3600  # after which a word that nobody heard is forgotten
 FAILED = "switch.failed"
 NOW = "switch.now"  # report: the step that a switch is at, and what it waits for
 
@@ -35,7 +35,7 @@ async def postpone(store: ControlStore, *, by: str, why: str) -> None:
 
 
 async def postponed(store: ControlStore) -> str | None:
-    """Who postpones the switch, and why; None where nobody does."""
+    """Return who postpones the switch, and why; None where nobody does."""
     raw = await answered(store.client.get(store.keys.postponed))
     if raw is None:
         return None
@@ -47,7 +47,7 @@ async def give_up(store: ControlStore, plan: Plan, why: str) -> Route:
     """End a switch at whatever step it is: undone before the authority changed, finished after it.
     Writes go on.
     """
-    await answered(store.client.set(store.keys.abort, why, ex=_ABORT_S))
+    await answered(store.client.set(store.keys.abort, why, ex=LEVERS_ABORT_S))
     return await end_hold(store, plan, f"aborted: {why}")
 
 
@@ -108,14 +108,16 @@ async def over(store: ControlStore) -> None:
     of one that died.
     """
     try:
-        async with asyncio.timeout(_KEEP_S):
+        async with asyncio.timeout(LEVERS_KEEP_S):
             await answered(store.client.delete(store.keys.report(NOW)))
     except (RedisError, OSError):
         return  # `under_way` then takes it for one that is to be settled, and that does no harm
 
 
 async def under_way(store: ControlStore) -> bool:
-    """Whether a switch was approved and has not ended, or one that died has left something."""
+    """Return whether a switch was approved and has not ended, or one that died has left
+    something.
+    """
     route = await read_route(store)
     if route.hold is Hold.WRITES or unfinished(route) or await store.report(NOW) is not None:
         return True
@@ -124,8 +126,7 @@ async def under_way(store: ControlStore) -> bool:
     phases = await store.phases()
     decided = {Phase.COMMIT: CUTOVER, Phase.ROLLBACK: BACK}
     return any(
-        (state.get("state"), state.get("gate"), state.get("decision"))
-        == ("running", gate, "approve")
+        (state.state, state.gate, state.decision) == (PhaseStatus.RUNNING, gate, "approve")
         for phase, gate in decided.items()
         if (state := phases.get(phase)) is not None
     )
@@ -136,7 +137,7 @@ async def keep_failed(store: ControlStore, switch: str, found: dict[str, Any]) -
     `switch.failed`. Hides no failure.
     """
     try:
-        async with asyncio.timeout(_KEEP_S):
+        async with asyncio.timeout(LEVERS_KEEP_S):
             for name in (f"{FAILED}.{switch}", FAILED):
                 await store.save_report(name, {**found, "switch": switch})
     except (RedisError, OSError):

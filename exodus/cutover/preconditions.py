@@ -1,10 +1,8 @@
-"""What a switch stands on, checked again by whoever acts on it.
+"""The preconditions of a switch, checked again by the switch itself.
 
-A person approves what a form shows, and hours or days may pass until the switch runs: the answer
-comes late, a window opens at night, somebody postpones it. So the switch itself checks all of it
-three times: when it begins, right before writes are held, and under the hold, right before the
-authority changes. Nothing of it is taken from the form, from a flow's stored results, or from an
-earlier check.
+Hours or days may pass between the form and the switch. So the switch checks three times: when it
+begins, right before it holds writes, and under the hold, right before the authority changes. It
+takes nothing from the form, from stored results, or from an earlier check.
 """
 
 from __future__ import annotations
@@ -21,10 +19,9 @@ from exodus.cutover.rehearsal import check_rehearsal
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import PRECONDITIONS_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ async def check_gaps(store: ControlStore, *, scripts_later: bool = False) -> Non
     dead = int(await answered(store.client.hlen(store.keys.dead)))
     if gaps:
         raise DecisionRefused(
-            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:_NAMED])}",
-            why="; ".join(list(dict.fromkeys(gaps.values()))[:_NAMED]),
+            f"{len(gaps)} open gap(s): {', '.join(list(gaps)[:PRECONDITIONS_NAMED])}",
+            why="; ".join(list(dict.fromkeys(gaps.values()))[:PRECONDITIONS_NAMED]),
             next_step="exodus verify --repair, which closes gaps when it ends clean",
         )
     if dead:
@@ -135,8 +132,8 @@ async def _check_beside(plan: Plan, authority: Leg, follower: Leg) -> None:
     if must:
         raise DecisionRefused(
             f"{len(must)} thing(s) beside the keys must be mended before the cutover: "
-            f"{', '.join(row.what for row in must[:_NAMED])}",
-            why="; ".join(f"{row.what}: {row.means}" for row in must[:_NAMED]),
+            f"{', '.join(row.what for row in must[:PRECONDITIONS_NAMED])}",
+            why="; ".join(f"{row.what}: {row.means}" for row in must[:PRECONDITIONS_NAMED]),
             next_step=f"{'; '.join(dict.fromkeys(row.remedy for row in must))}; then start commit "
             "again",
         )
@@ -164,7 +161,7 @@ async def _check_renamed(store: ControlStore, follower: Leg) -> None:
     if lacking:
         raise DecisionRefused(
             f"the {follower.side} does not know {len(lacking)} command(s) that applications use: "
-            f"{', '.join(lacking[:_NAMED])}",
+            f"{', '.join(lacking[:PRECONDITIONS_NAMED])}",
             why="the other side calls commands by names of its own (rename-command)",
             next_step=f"rename them on the {follower.side} in the same way, or change the "
             "applications; then start commit again",

@@ -1,8 +1,6 @@
-"""The checks before a migration begins: both sides as they are, and whether each can be fenced at a
-switch.
+"""The checks before a migration begins: both sides, and whether each can be fenced.
 
-A server that cannot be fenced would be found out at the cutover, when everything is copied and
-people wait.
+Otherwise the cutover would find out that a server cannot be fenced, after everything is copied.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The rehearsal: the whole switch there and back, for sessions of a reserved key prefix only.
+"""The rehearsal: the switch there and back, for sessions of a reserved key prefix only.
 
-A session that gives itself the rehearsal's name (CLIENT SETNAME) follows orders of its own in every
-gateway, so holding, moving and releasing it exercises what a cutover does while applications notice
-nothing. The name is drawn anew for each rehearsal and stands in the route only: an application
-cannot have it by chance, and no configuration can contain it. The keys under the reserved prefix
-are copied by the same primitive in both directions.
+A session with the rehearsal's client name (CLIENT SETNAME) follows orders of its own in every
+gateway. So the rehearsal holds, moves, and releases sessions as a cutover does, while applications
+notice nothing. The name is drawn anew for each rehearsal and only the route has it, so no
+application has it by chance. Keys under the reserved prefix are copied in both directions by
+`sync(key)`.
 """
 
 from __future__ import annotations
@@ -29,15 +29,13 @@ from exodus.feeds.feed import JournalFeed
 from exodus.net.client import answered, make_client
 from exodus.net.leg import Leg
 from exodus.plan.address import Address
-from exodus.plan.bounds import CONNECT_TIMEOUT_S
+from exodus.plan.bounds import CONNECT_TIMEOUT_S, REHEARSAL_SESSIONS, REHEARSAL_WITHIN_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
 from exodus.topology.applications import connect_as_application, takes_nobody
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import copy_now
 
-_SESSIONS = 4
-_WITHIN_S = 10.0
 _HOUR_MS = 3_600_000
 REPORT = "rehearsal"
 
@@ -70,7 +68,7 @@ class _Writers:
                 client_name=name,
                 single_connection_client=True,
             )
-            for _ in range(_SESSIONS + 2)
+            for _ in range(REHEARSAL_SESSIONS + 2)
         ]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -141,8 +139,8 @@ class _Writers:
             await client.aclose()
 
     async def lost_on(self, leg: Leg) -> int:
-        """How many acknowledged writes `leg`'s side has not, and those that were missed on the way:
-        increments, and jobs that came never or twice.
+        """Return how many acknowledged writes `leg`'s side has not, and those that were missed on
+        the way: increments, and jobs that came never or twice.
         """
         values = await leg.pipeline([("GET", key) for key in self.acknowledged])
         behind = sum(
@@ -292,7 +290,7 @@ async def _change(store: ControlStore, route: Route, **changes: object) -> Route
     await registry.wait_for_gateways(
         store,
         lambda beat: beat.epoch == after.epoch,
-        within_s=_WITHIN_S,
+        within_s=REHEARSAL_WITHIN_S,
         otherwise="a gateway did not follow the rehearsal",
     )
     return after

@@ -1,8 +1,8 @@
-"""Scripts that applications use are loaded on the new side before it becomes the authority.
+"""Loading the applications' scripts on the new side before it becomes the authority.
 
-A client that has loaded a script calls it by its digest for as long as its connection lasts, also
-in the middle of a transaction or a pipeline, where NOSCRIPT cannot be mended. Gateways keep the
-texts that they have seen in the control store (`exodus/gateway/scripts.py`).
+A client calls a loaded script by its digest for as long as its connection lasts, also inside a
+transaction or a pipeline, where NOSCRIPT cannot be repaired. Gateways keep the texts that they have
+seen in the control store (`exodus/gateway/scripts.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
-
-_BATCH = 100
+from exodus.plan.bounds import SCRIPT_LOADING_BATCH
 
 
 async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> list[str]:
@@ -28,8 +27,8 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
     known: dict[bytes, bytes] = await answered(store.client.hgetall(store.keys.scripts))
     missing = [(sha, text) for sha, text in known.items() if sha not in loaded]
     refused: list[str] = []
-    for start in range(0, len(missing), _BATCH):
-        part = missing[start : start + _BATCH]
+    for start in range(0, len(missing), SCRIPT_LOADING_BATCH):
+        part = missing[start : start + SCRIPT_LOADING_BATCH]
         replies = await leg.pipeline([("SCRIPT", "LOAD", text) for _, text in part])
         for (sha, _), reply in zip(part, replies, strict=True):
             loaded.add(sha)
@@ -39,12 +38,12 @@ async def load_scripts(store: ControlStore, leg: Leg, loaded: set[bytes]) -> lis
 
 
 def unseen(gateways: Iterable[GatewayHeartbeat]) -> int:
-    """How many scripts applications call whose text no gateway has seen."""
+    """Return how many scripts applications call whose text no gateway has seen."""
     return sum(beat.facts.scripts_unseen for beat in gateways)
 
 
 def told(count: int) -> str:
-    """The same for a form; empty where there is none."""
+    """Return the same for a form; empty where there is none."""
     if not count:
         return ""
     return (

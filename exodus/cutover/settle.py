@@ -1,13 +1,11 @@
-"""Settling: what a switch that died in the middle left behind is put right, by whoever comes next.
+"""Settling what a dead switch left behind. Any process can do it, any number of times.
 
-Before the route has the new authority, a switch that ends early is undone: the fence on the
-authority goes, and writers get their right to the follower back. Once the route has it, it is
-finished: strays on the old side are ended, then changes flow back there. Which of the two is read
-from the route, so that any process, a gateway, a flow or a person's command, comes to the same end,
-any number of times.
+If the route does not name the new authority, the switch is undone: its fence is lowered and writers
+get their grant back. If the route does name it, the switch is finished: strays on the old side are
+ended, then changes flow back there.
 
-Nothing here depends on when it is done: each change on a side is a transaction that looks first
-whether it is still wanted.
+It does not matter when this runs. Each change on a side is a transaction that first checks whether
+it is still wanted.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ def closed(switch: str) -> bytes:
 
 
 def unfinished(route: Route) -> bool:
-    """Whether a switch changed the authority and did not come to its end."""
+    """Return whether a switch changed the authority and did not come to its end."""
     return (
         bool(route.switch)
         and route.hold is Hold.NONE

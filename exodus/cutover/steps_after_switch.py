@@ -9,10 +9,8 @@ from exodus.control.route import read_route
 from exodus.cutover.context import Switch
 from exodus.cutover.settle import settle
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
-from exodus.plan.bounds import HOLD_ACK_S
+from exodus.plan.bounds import HOLD_ACK_S, SWITCH_AFTER_RELEASE_S
 from exodus.plan.vocabulary import Hold, JournalMode
-
-_AFTER_RELEASE_S = 0.1  # gateways work off what they held; the fence stands, so strays can wait
 
 
 async def change_authority(switch: Switch) -> None:
@@ -57,7 +55,7 @@ async def release_writes(switch: Switch) -> None:
 
 async def kill_strays(switch: Switch) -> None:
     """End what is still connected to the old side as an application."""
-    await asyncio.sleep(_AFTER_RELEASE_S)
+    await asyncio.sleep(SWITCH_AFTER_RELEASE_S)
     switch.facts["strays_killed"] = await switch.fence(switch.old).kill_strays()
 
 

@@ -23,17 +23,11 @@ from exodus.engine import open_engine
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.live import server_runs
 from exodus.native import replica
+from exodus.plan.bounds import SWITCH_LOOK_S, SWITCH_PRE_DRAIN_MS, SWITCH_PRE_DRAIN_S, SWITCH_SOON_S
 from exodus.plan.vocabulary import FenceKind, JournalMode, Side, UserRole
 from exodus.plan.window import QuietWatch
 from exodus.verify.comparison import open_comparison
 from exodus.verify.reconcile import compare_now
-
-_PRE_DRAIN_S = 60.0
-PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
-# That gateways get to connect their sessions to the new side beforehand; one that cannot does it
-# under the hold
-_SOON_S = 1.0
-_LOOK_S = 0.2  # while a person or the window lets it wait
 
 
 async def _read_old_authority(switch: Switch) -> None:
@@ -112,7 +106,7 @@ async def readiness(switch: Switch) -> None:
 
 
 async def check_again(switch: Switch) -> None:
-    """See `standing.py`; by connections that are there already, since writes may wait for it."""
+    """Check the preconditions over open connections, since writes may wait for it."""
     reached = (
         switch.legs
         if switch.holding
@@ -188,17 +182,17 @@ async def pre_drain(switch: Switch) -> None:
     """Wait for live sync, as long as it comes nearer: behind a fence that kept us out a journal of
     days may wait.
     """
-    deadline, nearest = time.monotonic() + _PRE_DRAIN_S, -1
+    deadline, nearest = time.monotonic() + SWITCH_PRE_DRAIN_S, -1
     while (
         age_ms := await journal.oldest_ms(
             switch.store, switch.plan.partitions, await switch.store.now_ms()
         )
-    ) > PRE_DRAIN_MS:
+    ) > SWITCH_PRE_DRAIN_MS:
         if switch.blocks_exodus:
             await switch.fence(switch.to).suspend()
             left = await journal.lag_entries(switch.store, switch.plan.partitions)
             if nearest < 0 or left < nearest:
-                nearest, deadline = left, time.monotonic() + _PRE_DRAIN_S
+                nearest, deadline = left, time.monotonic() + SWITCH_PRE_DRAIN_S
         await check_gaps(
             switch.store, scripts_later=True
         )  # a server that restarts meanwhile opens one
@@ -207,7 +201,7 @@ async def pre_drain(switch: Switch) -> None:
                 beat.why for beat in await registry.heartbeats(switch.store, "syncer") if beat.why
             ]
             raise CutoverAborted(
-                f"live sync does not catch up: {age_ms} ms behind after {_PRE_DRAIN_S:.0f} s",
+                f"live sync does not catch up: {age_ms} ms behind after {SWITCH_PRE_DRAIN_S:.0f} s",
                 why="; ".join(dict.fromkeys(says)) or "keys change faster than they are copied",
                 next_step="mend what the syncer says"
                 if says
@@ -240,7 +234,7 @@ async def go(switch: Switch) -> None:
         if waits_for != said:
             said = waits_for
             await say(store, "go", waits_for)
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(SWITCH_LOOK_S)
     if said:
         switch.facts["waited_for"] = said
         switch.facts["waited_s"] = round(time.monotonic() - began, 1)
@@ -256,5 +250,5 @@ async def go(switch: Switch) -> None:
         await switch.gateways(
             lambda beat: beat.facts.legs_ready,
             "a gateway's connections to the new side are not made yet",
-            _SOON_S,
+            SWITCH_SOON_S,
         )

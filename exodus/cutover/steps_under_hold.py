@@ -25,12 +25,9 @@ from exodus.feeds import replication
 from exodus.feeds.feed import feed_of
 from exodus.native import replica
 from exodus.net.client import answered
-from exodus.plan.bounds import HOLD_ACK_S
+from exodus.plan.bounds import HOLD_ACK_S, SWITCH_HELD_POLL_S, SWITCH_HELD_SPOT_CHECK_KEYS
 from exodus.plan.vocabulary import CopyStrategy, Feed, Hold
 from exodus.verify.reconcile import compare_now
-
-SPOT_CHECK_KEYS = 2_000
-_POLL_S = 0.002  # while writes are held, where no word comes
 
 
 async def hold(switch: Switch) -> None:
@@ -91,7 +88,7 @@ async def drain(switch: Switch) -> None:
                 next_step="look at the syncer in `exodus status`; writes go on at the old side, "
                 "retry later",
             )
-        await switch.hear(_POLL_S)
+        await switch.hear(SWITCH_HELD_POLL_S)
 
 
 async def raise_fence(switch: Switch) -> None:
@@ -182,7 +179,7 @@ async def _spot_check(switch: Switch) -> None:
             next_step="report this; nothing was switched",
         )
     changes = await journal.since(switch.store, switch.before_hold)
-    keys: list[Key] = list(dict.fromkeys(changes.keys))[-SPOT_CHECK_KEYS:]
+    keys: list[Key] = list(dict.fromkeys(changes.keys))[-SWITCH_HELD_SPOT_CHECK_KEYS:]
     divergences = await compare_now(switch.comparison, keys)
     switch.facts["spot_checked_keys"] = len(keys)
     if divergences:

@@ -1,20 +1,20 @@
-"""The switch: the authority goes from one side to the other, and nothing acknowledged is lost.
+"""The switch: the authority moves from one side to the other, and no acknowledged write is lost.
 
-A switch is a list of typed steps. `explain` tells what each would do, `apply` does them in order
-and keeps the time of each; so what a person approves is what runs. The list of a rollback after a
-cutover is the same with the sides swapped.
+A switch is a list of typed steps. `explain` describes them, `apply` does them in order and times
+each, so what a person approves is what runs. A rollback after a cutover is the same list with the
+sides swapped.
 
     readiness → prepare → let in → pre-drain → go → hold → drain → fence → verify → confirm
         → (promote) → close the epoch → open → switch → release → kill strays → flow back
 
-Until the route has the new authority, any failure or missed time undoes what was done, in reverse,
-and writes go on at the old side. From there on the switch is a fact: later failures are repaired
-forwards. One compare-and-set on the route decides which of the two it is, and where its outcome
-cannot be learnt, nothing is undone: the fence stands, and the gateways settle it (`settle.py`).
+Before the route names the new authority, any failure or missed deadline undoes everything in
+reverse, and writes go on at the old side. After it, the switch is a fact and failures are repaired
+forwards. One compare-and-set on the route decides which. If its outcome cannot be learnt, nothing
+is undone: the fence stands, and the gateways settle it (`settle.py`).
 
-A process that was frozen in the middle and wakes when others have settled it must change nothing.
-So each effect is conditional: the route by its epoch, the fence and the followers' guards by a key
-on that side whose value names this switch.
+A process that was frozen and wakes after others have settled must change nothing. So each effect is
+conditional: the route on its epoch, the fence and the guards on a key whose value names this
+switch.
 """
 
 from __future__ import annotations
@@ -35,16 +35,8 @@ from exodus.cutover.steps_after_switch import (
     kill_strays,
     release_writes,
 )
-from exodus.cutover.steps_before_hold import (
-    PRE_DRAIN_MS,
-    go,
-    pre_drain,
-    prepare,
-    readiness,
-    suspend_fence,
-)
+from exodus.cutover.steps_before_hold import go, pre_drain, prepare, readiness, suspend_fence
 from exodus.cutover.steps_under_hold import (
-    SPOT_CHECK_KEYS,
     close_epoch,
     close_new,
     confirm_and_spot_check,
@@ -58,14 +50,10 @@ from exodus.cutover.steps_under_hold import (
     verify_scripts,
 )
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError, SwitchUnknown
+from exodus.plan.bounds import SWITCH_HELD_SPOT_CHECK_KEYS, SWITCH_PRE_DRAIN_MS, SWITCH_STEP_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import CopyStrategy, FenceKind, Side
 from exodus.plan.window import Window
-
-# For a step before writes are held, and for undoing one: a server that does not answer costs no
-# more
-_STEP_S = 15.0
-
 
 Act = Callable[[Switch], Awaitable[None]]
 
@@ -108,7 +96,7 @@ def _promotion(plan: Plan, to: Side) -> list[Step]:
 
 
 def steps(plan: Plan, to: Side) -> list[Step]:
-    """The steps of a switch to `to`, in order."""
+    """Return the steps of a switch to `to`, in order."""
     old = to.other
     return [
         Step(
@@ -131,7 +119,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
         ),
         Step(
             "pre-drain",
-            f"wait until live sync is at most {PRE_DRAIN_MS} ms behind (writes go on)",
+            f"wait until live sync is at most {SWITCH_PRE_DRAIN_MS} ms behind (writes go on)",
             pre_drain,
             bounded=False,
         ),
@@ -166,7 +154,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
             "confirm",
             "hear from every gateway that it still holds, see the journal drained, check again "
             "all that readiness checked, "
-            f"compare up to {SPOT_CHECK_KEYS} of the keys changed last",
+            f"compare up to {SWITCH_HELD_SPOT_CHECK_KEYS} of the keys changed last",
             confirm_and_spot_check,
         ),
         *_promotion(plan, to),
@@ -194,7 +182,7 @@ def steps(plan: Plan, to: Side) -> list[Step]:
 
 
 def explain(plan: Plan, to: Side) -> list[str]:
-    """What `apply` would do, a line a step."""
+    """Return what `apply` would do, one line a step."""
     return [f"{number}. {step.name}: {step.text}" for number, step in enumerate(steps(plan, to), 1)]
 
 
@@ -217,7 +205,7 @@ async def apply(
     """Do the switch, in `window` where one is given; `tell` hears of each step before it is done,
     and must not wait.
 
-    What it stands on is checked by itself, whatever was checked before: see `standing.py`.
+    It checks its preconditions itself, whatever was checked before (`preconditions.py`).
 
     Raises:
         DecisionRefused: a precondition does not hold; nothing was changed.
@@ -283,7 +271,7 @@ async def _do(step: Step, switch: Switch) -> None:
 
 
 def _limit_s(switch: Switch) -> float:
-    return _STEP_S if switch.switched or switch.held_at is None else switch.left_s()
+    return SWITCH_STEP_S if switch.switched or switch.held_at is None else switch.left_s()
 
 
 def _given_up(switch: Switch, step: Step, exc: BaseException) -> ExodusError:
@@ -305,7 +293,7 @@ async def _undo(switch: Switch, done: list[Step]) -> None:
             continue
         with switch.timed(f"undo {step.name}") as row:
             try:
-                async with asyncio.timeout(_STEP_S):
+                async with asyncio.timeout(SWITCH_STEP_S):
                     await step.undo(switch)
             except (ExodusError, *STORE_ERRORS) as exc:
                 row["failed"] = str(exc) or type(exc).__name__

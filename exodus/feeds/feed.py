@@ -1,10 +1,14 @@
 """Change feeds: "these keys may have changed, up to this position".
 
-`ChangeFeed` is the contract that every feed keeps. All of them end in the journal: `JournalFeed` is
-what the gateways put there, complete when all writers pass them and scripts declare their keys;
-with `StreamedFeed` the authority's own replication stream is read into it as well, which is
-complete by itself, with `PushedFeed` what the authority pushes. `prove` shows that a feed works
-before it is relied on.
+`ChangeFeed` is the contract of every feed. All of them end in the journal:
+
+| feed | the journal gets | complete |
+| --- | --- | --- |
+| `JournalFeed` | what the gateways write | if all writers pass them and scripts declare keys |
+| `StreamedFeed` | also the authority's replication stream | by itself |
+| `PushedFeed` | also what the authority pushes | while the connection lasts |
+
+`prove` shows that a feed works before Exodus relies on it.
 """
 
 from __future__ import annotations
@@ -23,31 +27,34 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.feeds import replication
 from exodus.feeds.pushes import PUSHES, Beacon, PushReader, check_allowed, check_heard
-from exodus.feeds.reader import PROBE_MS, PROBE_SCRIPT, FeedReader, begin
+from exodus.feeds.reader import PROBE_SCRIPT, FeedReader, begin
 from exodus.net.client import answered
+from exodus.plan.bounds import (
+    FEED_POLL_S,
+    FEED_PROBE_EVERY_S,
+    FEED_READER_PROBE_MS,
+    FEED_TAIL_ENTRIES,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Side
 from exodus.topology.endpoint import Endpoint
 
 Positions = Mapping[int, bytes]
-_TAIL_ENTRIES = 256
-_PROBE_EVERY_S = 0.5
-_POLL_S = 0.02
 
 
 class ChangeFeed(Protocol):
     """What live sync and backfill need of a feed. Positions are opaque to them."""
 
     async def positions(self) -> dict[int, bytes]:
-        """Where the feed is now: everything up to here may be taken as seen by who reads a state
-        after this call.
+        """Return the feed's positions. A state read after this call contains every change up to
+        them.
         """
 
     async def synced(self) -> dict[int, bytes]:
         """Up to where syncers have finished."""
 
     async def changes_since(self, positions: Positions) -> Changes:
-        """What changed after `positions`; `gap` where that is not known any more."""
+        """Return the changes after `positions`; `gap` is set where they are unknown."""
 
     async def tail(self, after: Positions, *, wait_ms: int) -> dict[int, Changes]:
         """Return the next changes by partition, in order; empty after `wait_ms` without any."""
@@ -56,7 +63,7 @@ class ChangeFeed(Protocol):
         """Say that keys must be synced once more."""
 
     async def drained(self) -> bool:
-        """Whether syncers have finished everything that is in the feed now."""
+        """Return whether syncers have finished everything that is in the feed now."""
 
 
 class JournalFeed:
@@ -83,7 +90,9 @@ class JournalFeed:
         """See `ChangeFeed`."""
         names = {self._store.keys.journal(partition): partition for partition in after}
         asked = {name: after[partition] for name, partition in names.items()}
-        found = await answered(self._store.client.xread(asked, count=_TAIL_ENTRIES, block=wait_ms))  # type: ignore[arg-type]
+        found = await answered(
+            self._store.client.xread(asked, count=FEED_TAIL_ENTRIES, block=wait_ms)  # type: ignore[arg-type]
+        )
         # redis-py gives a list of [name, entries] in RESP2 and a mapping of name to [entries] in
         # RESP3.
         streams = (
@@ -182,7 +191,7 @@ async def begin_feed(store: ControlStore, plan: Plan, feed: Feed) -> None:
 
 
 def feed_of(store: ControlStore, feed: Feed, partitions: int, authority: Endpoint) -> ChangeFeed:
-    """The change feed in force, with `authority` as the side whose changes count."""
+    """Return the change feed in force, with `authority` as the side whose changes count."""
     if feed is Feed.REPLICATION:
         return StreamedFeed(store, partitions, authority)
     if feed in PUSHES:
@@ -208,15 +217,15 @@ async def prove(
     """
     before = await feed.positions()
     loop = asyncio.get_running_loop()
-    began, written = loop.time(), -_PROBE_EVERY_S
+    began, written = loop.time(), -FEED_PROBE_EVERY_S
     names: list[str] = []
     try:
         while True:
-            if loop.time() - written >= _PROBE_EVERY_S:
+            if loop.time() - written >= FEED_PROBE_EVERY_S:
                 written = loop.time()
                 names.append(f"{prefix}feed-probe:{secrets.token_hex(8)}")
                 await answered(
-                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(PROBE_MS))
+                    writer.eval(PROBE_SCRIPT, 0, names[-1], str(FEED_READER_PROBE_MS))
                     if undeclared
                     else writer.delete(names[-1])
                 )
@@ -234,7 +243,7 @@ async def prove(
                     next_step="look at the `why` of gateway and syncer in `exodus status`, then "
                     "start the phase again",
                 )
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(FEED_POLL_S)
     except RedisError as exc:
         raise DecisionRefused(
             "no probe could be written",

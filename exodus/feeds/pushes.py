@@ -39,19 +39,22 @@ from exodus.feeds.reader import BEGIN, FeedReader, Probes, not_heard
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.bounds import JOURNAL_WINDOW_S, LEASE_MS
+from exodus.plan.bounds import (
+    JOURNAL_WINDOW_S,
+    LEASE_MS,
+    PUSHES_AGAIN_S,
+    PUSHES_BEACON_MS,
+    PUSHES_BEACONS_KEPT,
+    PUSHES_LOOK_S,
+    PUSHES_READ_BYTES,
+    PUSHES_SCAN_KEYS,
+    PUSHES_SILENCE_S,
+)
 from exodus.plan.own_keys import is_own, without_own
 from exodus.plan.vocabulary import Feed
 from exodus.resp.encode import encode, encode_many
 from exodus.topology.endpoint import Endpoint
 
-_READ_BYTES = 256 * 1024
-_LOOK_S = 1.0
-_SILENCE_S = 5.0  # it is asked each second whether it is there
-_BEACON_MS = 10_000
-_BEACONS_KEPT = 16
-_AGAIN_S = 0.5
-_SCAN_KEYS = 1_000
 _GROUPS = ("xreadgroup", "xack", "xclaim", "xautoclaim", "xnack", "xackdel", "xdelex")
 _FLUSHES = ("flushdb", "flushall")
 _SWAPS = ("swapdb",)
@@ -65,7 +68,7 @@ class Pushes(ABC):
 
     @abstractmethod
     def ask(self) -> bytes:
-        """What to send to be told."""
+        """Return the requests that subscribe to the changes."""
 
     @abstractmethod
     def take(self, said: list[Any]) -> tuple[int | None, bytes] | bool | None:
@@ -73,7 +76,7 @@ class Pushes(ABC):
 
     @abstractmethod
     async def why_not(self, leg: Leg) -> str | None:
-        """Why it cannot be used here; None: it can. Changes nothing."""
+        """Return why it cannot be used here; None: it can. Changes nothing."""
 
 
 class Tracking(Pushes):
@@ -153,7 +156,7 @@ class _Listener:
         self._leg.write(self._pushes.ask())
         self.ping()
         while True:
-            self._parser.feed(await self._leg.raw(_READ_BYTES, within_s=_SILENCE_S))
+            self._parser.feed(await self._leg.raw(PUSHES_READ_BYTES, within_s=PUSHES_SILENCE_S))
             while (said := self._parser.gets()) is not False:
                 self._note(said)
 
@@ -195,7 +198,9 @@ class _Listener:
         self.came.set()
 
     def all_taken(self) -> tuple[list[tuple[int | None, bytes]], bool, list[bytes]]:
-        """What came, and begin anew: keys, whether all keys, and questions that this answers."""
+        """Return what arrived and reset: keys, whether all keys may have changed, and the questions
+        answered.
+        """
         keys, flushed, beacons = list(self.keys), self.flushed, self.beacons
         self.keys, self.flushed, self.beacons = {}, False, []
         self.came.clear()
@@ -221,7 +226,7 @@ class PushReader(FeedReader):
             listener = _Listener(leg, self._pushes)
             try:
                 tasks.append(listening := asyncio.create_task(listener.run()))
-                async with asyncio.timeout(_SILENCE_S):
+                async with asyncio.timeout(PUSHES_SILENCE_S):
                     await _first(listener.listens, listening)
                 self.connects += 1
                 tasks.append(answering := asyncio.create_task(self._answer(listener)))
@@ -233,7 +238,7 @@ class PushReader(FeedReader):
         """Answer questions whether all was heard (`Beacon`)."""
         asks = self._store.keys.feed_asks(self._endpoint.side)
         while True:
-            found = await answered(self._store.client.blpop([asks], timeout=_LOOK_S))
+            found = await answered(self._store.client.blpop([asks], timeout=PUSHES_LOOK_S))
             if found is not None:
                 await listener.hear_all()
                 listener.say_heard(found[1])
@@ -254,7 +259,7 @@ class PushReader(FeedReader):
         self.why = ""
         looked = renewed = time.monotonic()
         while True:
-            waiting = _LOOK_S - (time.monotonic() - looked)
+            waiting = PUSHES_LOOK_S - (time.monotonic() - looked)
             try:
                 async with asyncio.timeout(max(waiting, 0)):
                     await _first(listener.came, listening)
@@ -266,7 +271,7 @@ class PushReader(FeedReader):
             named, flushed, beacons = listener.all_taken()
             keys = await asker.place([(db, name) for db, name in named if not is_own(name)])
             barriers = [Barrier("flushall")] if flushed else []
-            if flushed or beacons or time.monotonic() - looked >= _LOOK_S:
+            if flushed or beacons or time.monotonic() - looked >= PUSHES_LOOK_S:
                 looked = time.monotonic()
                 listener.ping()
                 more, found = await asker.look()
@@ -280,11 +285,11 @@ class PushReader(FeedReader):
                     return
 
     async def _append(self, keys: list[Key], barriers: list[Barrier], beacons: list[bytes]) -> None:
-        """Keys, and in the same transaction that everything up to these beacons has come."""
+        """Append keys, and in the same transaction the beacons that have arrived."""
         state: dict[str, str | int] = {"offset": 0}
         if beacons:
             kept = await answered(self._store.client.hget(self._state_key, "beacons"))
-            words = [*(kept or b"").split(), *beacons][-_BEACONS_KEPT:]
+            words = [*(kept or b"").split(), *beacons][-PUSHES_BEACONS_KEPT:]
             state["beacons"] = b" ".join(words).decode()
         await journal.append(
             self._store,
@@ -316,7 +321,9 @@ class _Asker:
         self._counts: dict[str, int] = {}
 
     async def begin(self) -> None:
-        """Which databases and streams there are, and how often each command was run until now."""
+        """Return which databases and streams there are, and how often each command was run until
+        now.
+        """
         self._counts = await self._count()
         await self._look_at_databases()
         for db in self._databases:
@@ -324,7 +331,7 @@ class _Asker:
             cursor = b""
             while cursor != b"0":
                 cursor, names = await self._leg.call(
-                    "SCAN", cursor or b"0", "COUNT", _SCAN_KEYS, "TYPE", "stream"
+                    "SCAN", cursor or b"0", "COUNT", PUSHES_SCAN_KEYS, "TYPE", "stream"
                 )
                 self._streams.update((db, name) for name in without_own(names))
 
@@ -343,7 +350,7 @@ class _Asker:
         }
 
     async def place(self, named: Iterable[tuple[int | None, bytes]]) -> list[Key]:
-        """The keys with their databases; streams among them are remembered."""
+        """Return the keys with their databases; streams among them are remembered."""
         told = list(named)
         if not told:
             return []
@@ -390,7 +397,7 @@ class _Asker:
 
 
 async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
-    """Whether a side lets us listen, and tells how often which command was run.
+    """Return whether a side lets us listen, and tells how often which command was run.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -409,7 +416,7 @@ async def check_allowed(endpoint: Endpoint, feed: Feed) -> None:
 
 
 async def check_heard(
-    endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = _SILENCE_S
+    endpoint: Endpoint, feed: Feed, prefix: str, *, within_s: float = PUSHES_SILENCE_S
 ) -> None:
     """Listen to a side until a key comes that a script writes there without declaring it.
 
@@ -458,18 +465,20 @@ class Beacon:
         self._at = 0.0
 
     async def seen(self) -> bool:
-        """Whether everything that was written before the first of these calls was read into the
-        journal; a new one is begun after each yes.
+        """Return whether everything that was written before the first of these calls was read into
+        the journal; a new one is begun after each yes.
 
         Raises:
             redis.exceptions.RedisError: the control store is away.
         """
-        if not self._tokens or time.monotonic() - self._at > _AGAIN_S:
+        if not self._tokens or time.monotonic() - self._at > PUSHES_AGAIN_S:
             token = secrets.token_hex(8).encode()
             asks = self._store.keys.feed_asks(self._authority.side)
             pipe = self._store.client.pipeline(transaction=True)
             pipe.rpush(asks, token)
-            pipe.pexpire(asks, _BEACON_MS)  # nobody reads: whoever begins to looks at everything
+            pipe.pexpire(
+                asks, PUSHES_BEACON_MS
+            )  # nobody reads: whoever begins to looks at everything
             await pipe.execute()
             self._tokens.add(token)
             self._at = time.monotonic()

@@ -1,5 +1,5 @@
-"""What every feed that is read from the authority itself shares: one syncer at a time reads them
-into the journal, and goes on after failures.
+"""What feeds read from the authority share: one syncer at a time reads into the journal, and
+continues after failures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exodus.control.store import ControlStore, Json
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.bounds import LEASE_MS
+from exodus.plan.bounds import FEED_READER_BACKOFF_S, FEED_READER_PROBE_MS, LEASE_MS
 from exodus.plan.vocabulary import Side
 from exodus.telemetry.states import WAITS, States
 from exodus.topology.endpoint import Endpoint
@@ -27,9 +27,7 @@ from exodus.topology.pair_checks import empty_database
 
 log = logging.getLogger(__name__)
 PROBE_SCRIPT = "return redis.call('SET', ARGV[1], '1', 'PX', ARGV[2])"  # it declares no key
-PROBE_MS = 60_000
 BEGIN = -1  # as an offset: wherever the stream is
-_BACKOFF_S = 0.5
 
 
 class FeedReader(ABC):
@@ -76,7 +74,7 @@ class FeedReader(ABC):
                         exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                     )
                     self._states.away("the change feed", self.why, verbs=WAITS)
-                    await asyncio.sleep(_BACKOFF_S)
+                    await asyncio.sleep(FEED_READER_BACKOFF_S)
         finally:
             with contextlib.suppress(RedisError, OSError):  # it then ends by its own time
                 key = self._store.keys.feed_lease(self._endpoint.side)
@@ -122,7 +120,7 @@ class Probes:
         if now - self._at >= self._EVERY_S:
             self._at = now
             self.names.append(f"{self._prefix}{secrets.token_hex(8)}".encode())
-            await self._leg.call("EVAL", PROBE_SCRIPT, 0, self.names[-1], PROBE_MS)
+            await self._leg.call("EVAL", PROBE_SCRIPT, 0, self.names[-1], FEED_READER_PROBE_MS)
 
     async def close(self) -> None:
         """Remove them."""
@@ -134,7 +132,7 @@ class Probes:
 
 
 def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
-    """The error for a feed that does not tell what it has to."""
+    """Return the error for a feed that does not tell what it has to."""
     return DecisionRefused(
         f"{feed} of the {endpoint.side} cannot be the change feed",
         why=why,
@@ -143,7 +141,7 @@ def not_heard(endpoint: Endpoint, feed: str, why: str) -> DecisionRefused:
 
 
 async def feed_state(store: ControlStore, side: Side) -> Json | None:
-    """How far the changes of a side were read, or None where they never were."""
+    """Return how far the changes of a side were read, or None where they never were."""
     raw = await answered(store.client.hgetall(store.keys.feed(side)))
     return {name.decode(): value.decode() for name, value in raw.items()} if raw else None
 

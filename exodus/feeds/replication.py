@@ -1,16 +1,14 @@
-"""The replication stream as a change feed: complete, ordered, resumable, and blind to nothing that
-changes a key.
+"""The replication stream as a change feed: complete, ordered, and resumable.
 
-Exodus poses as a replica that wants no data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey) and
-takes of every propagated command only which keys it changed: scripts with undeclared keys, expiry,
-eviction, and writers that bypass the gateway are all in it (docs/decisions/0004-change-feeds.md,
-run on seven servers). The keys go into the same journal as those of the gateways; in the same
-transaction stands how far the stream was read, so a restart goes on at exactly that byte. Where the
-server cannot go on there, it answers with a full resync: what was missed is not known, and
-everything counts as changed.
+Exodus poses as a replica without data (`REPLCONF rdb-filter-only ""`, Redis 7 and Valkey). From
+each propagated command it takes only the changed keys. Scripts with undeclared keys, expiry,
+eviction, and writers that bypass the gateway are all in the stream
+(docs/decisions/0004-change-feeds.md, seven servers). The keys go into the gateways' journal. The
+same transaction stores the offset, so a restart continues at that byte. If the server answers with
+a full resync instead, everything counts as changed.
 
-It always acknowledges offset 0: a true offset would let an application's WAIT count us as a replica
-that has its data.
+It always acknowledges offset 0. A true offset would let an application's WAIT count Exodus as a
+replica that has its data.
 """
 
 from __future__ import annotations
@@ -32,19 +30,22 @@ from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_state, not_heard
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.bounds import JOURNAL_WINDOW_S, LEASE_MS
+from exodus.plan.bounds import (
+    JOURNAL_WINDOW_S,
+    LEASE_MS,
+    STREAM_ACK_S,
+    STREAM_FIRST_ACK_S,
+    STREAM_HEARD_S,
+    STREAM_READ_BYTES,
+    STREAM_SILENCE_S,
+)
 from exodus.plan.own_keys import is_own
 from exodus.resp.encode import encode
 from exodus.resp.scanner import SKIPPED, RequestScanner
 from exodus.topology.endpoint import Endpoint
 
 _ACK = encode("REPLCONF", "ACK", 0)
-_READ_BYTES = 256 * 1024
-_SILENCE_S = 30.0  # the authority pings its replicas every 10 s
-_ACK_S = 1.0
-_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
 _MARK = b"$EOF:"
-_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
 
 
 @dataclass
@@ -92,7 +93,7 @@ class StreamKeys:
             raise ValueError(self._scanner.broken)
 
     def take(self) -> tuple[list[Key], list[Barrier]]:
-        """What gathered, and begin anew."""
+        """Return what gathered, and reset."""
         keys, barriers = list(self.keys), self.barriers
         self.keys, self.barriers = {}, []
         return keys, barriers
@@ -193,19 +194,19 @@ async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[S
 
 
 async def _chunks(leg: Leg) -> AsyncIterator[bytes]:
-    """What arrives, as much as there is at a time."""
+    """Yield the bytes as they arrive."""
     while True:
-        yield await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+        yield await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S)
 
 
 async def _acknowledge(leg: Leg, started: asyncio.Event) -> None:
     while True:
         leg.write(_ACK)
-        await asyncio.sleep(_ACK_S if started.is_set() else _FIRST_ACK_S)
+        await asyncio.sleep(STREAM_ACK_S if started.is_set() else STREAM_FIRST_ACK_S)
 
 
 async def _line(leg: Leg) -> bytes:
-    """The next line that says something: a server sends empty ones while it prepares, for
+    """Return the next line that says something: a server sends empty ones while it prepares, for
     `repl-diskless-sync-delay` seconds at first.
     """
     while (line := await leg.line()) == b"":
@@ -221,11 +222,11 @@ async def _skip_data(leg: Leg) -> None:
     if not head.startswith(_MARK):
         left = int(head[1:])
         while left:
-            left -= len(await leg.raw(min(left, _READ_BYTES), within_s=_SILENCE_S))
+            left -= len(await leg.raw(min(left, STREAM_READ_BYTES), within_s=STREAM_SILENCE_S))
         return
     mark, tail = head[len(_MARK) :], b""
     while True:
-        tail += await leg.raw(_READ_BYTES, within_s=_SILENCE_S)
+        tail += await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S)
         at = tail.find(mark)
         if at >= 0:
             leg.unread(tail[at + len(mark) :])
@@ -233,7 +234,7 @@ async def _skip_data(leg: Leg) -> None:
         tail = tail[-len(mark) :]
 
 
-async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEARD_S) -> None:
+async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = STREAM_HEARD_S) -> None:
     """Read the stream of a side until a key comes that a script writes there without declaring it.
 
     Raises:
@@ -252,7 +253,7 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
                 tasks.append(asyncio.create_task(_acknowledge(leg, started)))
                 while not {name for _, name in stream.take()[0]} & set(probes.names):
                     await probes.write()
-                    stream.feed(await leg.raw(_READ_BYTES, within_s=_SILENCE_S))
+                    stream.feed(await leg.raw(STREAM_READ_BYTES, within_s=STREAM_SILENCE_S))
                     started.set()
         except TimeoutError:
             raise not_heard(
@@ -271,8 +272,8 @@ async def check_heard(endpoint: Endpoint, prefix: str, *, within_s: float = _HEA
 
 
 async def check_allowed(endpoint: Endpoint, *, without_data: bool = False) -> None:
-    """Whether a side lets us be its replica at a bearable cost; with `without_data`, only where it
-    sends none of its data.
+    """Return whether a side lets us be its replica at a bearable cost; with `without_data`, only
+    where it sends none of its data.
 
     Raises:
         DecisionRefused: it does not, and why.
@@ -333,8 +334,8 @@ async def begin_here(store: ControlStore, leg: Leg, key: bytes, value: bytes) ->
 
 
 async def reached(store: ControlStore, endpoint: Endpoint) -> bool:
-    """Whether everything that the server has propagated until now was read into the journal: exact,
-    by its own offset.
+    """Return whether everything that the server has propagated until now was read into the journal:
+    exact, by its own offset.
     """
     async with await endpoint.connect(name="exodus-feed") as leg:
         facts = info_of(await leg.call("INFO", "replication"))

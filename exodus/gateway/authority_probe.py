@@ -12,11 +12,11 @@ import logging
 from exodus.gateway.orders import Orders
 from exodus.gateway.tls import TlsContexts
 from exodus.net.connect import open_streams
+from exodus.plan.bounds import AUTHORITY_PROBE_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
 log = logging.getLogger(__name__)
-_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 _BUSY = (b"LOADING", b"MASTERDOWN", b"BUSY", b"ERR")
 NOT_ASKED = "the authority was not asked yet"
 
@@ -36,12 +36,12 @@ class AuthorityProbe:
         while True:
             side = self._orders.authority
             try:
-                async with asyncio.timeout(_PROBE_S):
+                async with asyncio.timeout(AUTHORITY_PROBE_S):
                     reader, writer = await self._connect(side)
             except (OSError, TimeoutError) as exc:
                 self.why = f"the {side} takes no connection: {str(exc) or type(exc).__name__}"
                 self._orders.login_needed = False  # unknown
-                await asyncio.sleep(_PROBE_S)
+                await asyncio.sleep(AUTHORITY_PROBE_S)
                 continue
             try:
                 await self._watch(side, reader, writer)
@@ -55,7 +55,7 @@ class AuthorityProbe:
     ) -> None:
         while side is self._orders.authority:
             writer.write(b"PING\r\n")
-            async with asyncio.timeout(_PROBE_S):
+            async with asyncio.timeout(AUTHORITY_PROBE_S):
                 line = await reader.readline()
             if not line:
                 return
@@ -64,7 +64,7 @@ class AuthorityProbe:
             self._orders.login_needed = failed and code == b"NOAUTH"
             busy = failed and code in _BUSY
             self.why = f"the {side} answers {code.decode('ascii', 'replace')}" if busy else ""
-            await asyncio.sleep(_PROBE_S)
+            await asyncio.sleep(AUTHORITY_PROBE_S)
 
     async def _connect(self, side: Side) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await open_streams(self._plan.address(side), self._tls.side(side))
@@ -77,7 +77,7 @@ class AuthorityProbe:
         """
         self._requires_login.pop(side, None)
         try:
-            async with asyncio.timeout(_PROBE_S):
+            async with asyncio.timeout(AUTHORITY_PROBE_S):
                 reader, writer = await self._connect(side)
                 with contextlib.closing(writer):
                     writer.write(b"PING\r\n")

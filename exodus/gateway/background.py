@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable, Coroutine
 
 from exodus.cancellation import end_all
+from exodus.plan.bounds import BACKGROUND_RESTART_S
 
 log = logging.getLogger(__name__)
-_RESTART_S = 1.0  # between a task's failure and its next start
 
 
 class BackgroundTasks:
@@ -40,7 +40,7 @@ class BackgroundTasks:
             except Exception:
                 log.exception("a gateway task failed and is started again; the relay goes on")
                 self.failures += 1
-                await asyncio.sleep(_RESTART_S)
+                await asyncio.sleep(BACKGROUND_RESTART_S)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -14,11 +14,11 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.session import Session
 from exodus.gateway.tls import TlsContexts
+from exodus.plan.bounds import CANARY_LINGERS_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 
 log = logging.getLogger(__name__)
-_LINGERS_S = 1.0  # for reads that were asked before the canary ended
 
 
 class CanaryControl:
@@ -54,7 +54,7 @@ class CanaryControl:
             self._tasks.spawn(self._begin(route.canary, route.follower))
         else:
             self._serve(0.0)
-            asyncio.get_running_loop().call_later(_LINGERS_S, self._disconnect)
+            asyncio.get_running_loop().call_later(CANARY_LINGERS_S, self._disconnect)
 
     def ask(self, session: Session, read: CanaryRead, request: bytes, protocol: int) -> None:
         """Send a session's read to the follower."""

@@ -34,9 +34,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import StrEnum
 
+from exodus.plan.bounds import CANARY_WINDOW_READS
 from exodus.telemetry.histogram import Histogram
 
-_WINDOW_READS = 100  # that the limit looks back at
 _SALT = 0x63616E61  # picks another share of the keys than the comparer's
 
 
@@ -110,7 +110,7 @@ class Canary:
         self.answer_us = Histogram()  # of the follower, from the question
         self._bad_max = bad_max
         self._gave_up = gave_up
-        self._recent: deque[bool] = deque(maxlen=_WINDOW_READS)
+        self._recent: deque[bool] = deque(maxlen=CANARY_WINDOW_READS)
         self._bad = 0
 
     def restart(self) -> None:
@@ -123,7 +123,7 @@ class Canary:
     def note(self, outcome: Outcome) -> None:
         """Count one read."""
         self.counts[outcome] += 1
-        if len(self._recent) == _WINDOW_READS:
+        if len(self._recent) == CANARY_WINDOW_READS:
             self._bad -= self._recent[0]
         bad = outcome in BAD
         self._recent.append(bad)

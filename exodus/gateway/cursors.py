@@ -41,8 +41,11 @@ def mark_reply(frame: bytes, tag: int) -> bytes | None:
     if not frame.startswith(b"*2\r\n$"):
         return frame  # an error
     begin = frame.index(b"\r\n", 5) + 2
-    end = frame.index(b"\r\n", begin)
-    value = int(frame[begin:end])
+    end = frame.find(b"\r\n", begin)
+    cursor = frame[begin : max(end, begin)]
+    if len(cursor) > _DIGITS_MAX or not cursor.isdigit():
+        return frame  # no cursor that a client could continue with
+    value = int(cursor)
     if not value:
         return frame
     if value > _MASK:

@@ -7,7 +7,7 @@ backup are such losses. So a number below the last acknowledged one is a loss, w
 The next batch, the next heartbeat and each retirement of intents look for it.
 
 Intents are kept until the store has fsynced. WAITAOF tells that (Redis 7.2, Valkey). Where it does
-not exist, or the store has no AOF, intents are kept for `INTENTS_KEPT_S`.
+not exist, or the store has no AOF, intents are kept for `DURABILITY_INTENTS_KEPT_S`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from redis.exceptions import ResponseError
 
 from exodus.control.store import ControlStore
 from exodus.net.client import answered
-
-INTENTS_KEPT_S = 2.0  # longer than `appendfsync everysec` takes
-_FSYNC_MS = 2_000  # one WAITAOF may take so long
+from exodus.plan.bounds import DURABILITY_FSYNC_MS, DURABILITY_INTENTS_KEPT_S
 
 StoreCommand = Sequence[str | bytes]
 
@@ -103,9 +101,11 @@ class Durability:
             # There is one AOF: what is written now is fsynced after everything before it.
             await answered(one.set(self._store.keys.fsync(self.process), until, ex=60))
             try:
-                done: Any = await answered(one.execute_command("WAITAOF", 1, 0, _FSYNC_MS))
+                done: Any = await answered(
+                    one.execute_command("WAITAOF", 1, 0, DURABILITY_FSYNC_MS)
+                )
             except ResponseError:
-                await asyncio.sleep(INTENTS_KEPT_S)
+                await asyncio.sleep(DURABILITY_INTENTS_KEPT_S)
                 done = [1]
             found = await answered(one.hget(self._store.keys.acknowledged, self.process))
         if self._number(found) < until:

@@ -15,16 +15,18 @@ from collections.abc import Iterable
 
 from exodus.gateway.relay import Connection, Hub, LegProtocol, open_leg
 from exodus.gateway.session import Session, Stage
-from exodus.plan.bounds import CONNECT_TIMEOUT_S, DRAIN_PATIENCE_S
+from exodus.plan.bounds import (
+    CONNECT_TIMEOUT_S,
+    DRAIN_PATIENCE_S,
+    HANDOVER_LOOK_S,
+    HANDOVER_UNBLOCK_AGAIN_S,
+)
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.scanner import ReplyScanner
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.001  # between two looks at whether a session is idle
 _WHOAMI = encode("ACL", "WHOAMI")
-# Between two attempts to end a blocking command, which the authority may not have received yet.
-_UNBLOCK_AGAIN_S = 0.01
 
 
 async def drain_writes(
@@ -45,7 +47,7 @@ async def drain_writes(
         busy: list[Connection] = []
         end_blocked = loop.time() >= again
         if end_blocked:
-            again = loop.time() + _UNBLOCK_AGAIN_S
+            again = loop.time() + HANDOVER_UNBLOCK_AGAIN_S
         for connection in left:
             session = connection.session
             patient = loop.time() < patience
@@ -65,7 +67,7 @@ async def drain_writes(
         if not busy or loop.time() >= deadline:
             return len(busy)
         left = busy
-        await _set_within(settled, _UNBLOCK_AGAIN_S)
+        await _set_within(settled, HANDOVER_UNBLOCK_AGAIN_S)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:
@@ -103,12 +105,12 @@ async def _move(hub: Hub, connection: Connection, side: Side, *, within_s: float
     may_be_idle = connection.may_be_idle = asyncio.Event()
     while why is None and not session.idle:
         if loop.time() >= again:
-            again = loop.time() + _UNBLOCK_AGAIN_S
+            again = loop.time() + HANDOVER_UNBLOCK_AGAIN_S
             why = session.unblock(reads=True)
         if loop.time() >= deadline:
             why = "a request was under way for too long"
         if why is None:
-            await _set_within(may_be_idle, _LOOK_S)
+            await _set_within(may_be_idle, HANDOVER_LOOK_S)
         if connection.client_gone:
             return None
         why = why or session.cannot_switch

@@ -19,10 +19,9 @@ from exodus.gateway.journaler import Journaler
 from exodus.gateway.scripts import digest
 from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.net.client import answered
-from exodus.plan.bounds import HEARTBEAT_S, HELD_HEARTBEAT_S
+from exodus.plan.bounds import HEARTBEAT_S, HEARTBEATS_TELEMETRY_KEPT_S, HELD_HEARTBEAT_S
 
 log = logging.getLogger(__name__)
-_TELEMETRY_KEPT_S = 3600
 
 
 class HeartbeatWriter:
@@ -89,7 +88,7 @@ class HeartbeatWriter:
                     continue
                 key = self._store.keys.telemetry(self._process)
                 value = orjson.dumps(self._snapshot())
-                await answered(self._store.client.set(key, value, ex=_TELEMETRY_KEPT_S))
+                await answered(self._store.client.set(key, value, ex=HEARTBEATS_TELEMETRY_KEPT_S))
             except STORE_ERRORS as exc:
                 self._store_state.failed(exc)
 

@@ -15,14 +15,12 @@ from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.groups import SessionGroup, SessionGroups
 from exodus.gateway.handover import drain_writes
 from exodus.gateway.journaler import Journaler
-from exodus.gateway.settlement import GRACE_S
 from exodus.gateway.spare_legs import SpareLegs
+from exodus.plan.bounds import HOLDS_FLUSH_LOOK_S, HOLDS_SPARE_LEGS_KEPT_S, SETTLEMENT_GRACE_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
 log = logging.getLogger(__name__)
-_FLUSH_LOOK_S = 0.01  # between two looks at what is unflushed, where no flush ends
-_SPARE_LEGS_KEPT_S = 5.0  # made before a hold that does not come
 
 
 class Holds:
@@ -55,7 +53,7 @@ class Holds:
         group.held_at = authority
         group.released_alone = False
         now = asyncio.get_running_loop().time()
-        group.hold_deadline = now + self._seconds_max + GRACE_S
+        group.hold_deadline = now + self._seconds_max + SETTLEMENT_GRACE_S
 
     def complete_soon(self, group: SessionGroup) -> None:
         """Complete a hold in a task of its own.
@@ -93,7 +91,7 @@ class Holds:
         while self._unflushed():
             if loop.time() >= deadline:
                 return False
-            await self._journaler.next_flush(_FLUSH_LOOK_S)
+            await self._journaler.next_flush(HOLDS_FLUSH_LOOK_S)
         return True
 
     async def _prepare_legs(self, group: SessionGroup) -> None:
@@ -105,7 +103,7 @@ class Holds:
         main = self._groups.main
         await self._prepare_legs(main)
         self._beat_now.set()
-        await asyncio.sleep(_SPARE_LEGS_KEPT_S)
+        await asyncio.sleep(HOLDS_SPARE_LEGS_KEPT_S)
         if not main.orders.hold:
             self._spare_legs.drop()
 

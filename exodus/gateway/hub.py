@@ -30,7 +30,7 @@ from exodus.gateway.identity import identify, note_end
 from exodus.gateway.intents import MANIFEST
 from exodus.gateway.journaler import Journaler
 from exodus.gateway.last_route import LastRoute
-from exodus.gateway.listeners import BACKLOG_MAX, inherited, listen, unlink
+from exodus.gateway.listeners import inherited, listen, unlink
 from exodus.gateway.logins import Logins
 from exodus.gateway.lost_legs import LostLegs
 from exodus.gateway.options import GatewayOptions
@@ -49,6 +49,7 @@ from exodus.gateway.tables import Tables
 from exodus.gateway.tls import TlsContexts
 from exodus.gateway.undescribed import UndescribedCommands
 from exodus.plan.address import Address
+from exodus.plan.bounds import HUB_DRAIN_LOOK_S, HUB_FLUSH_S, LISTENERS_BACKLOG_MAX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
@@ -57,8 +58,6 @@ from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
 
 log = logging.getLogger(__name__)
-_DRAIN_LOOK_S = 0.01  # between two looks at the sessions that are left
-_FLUSH_S = 2.0  # a stopping gateway gives the control store so long
 
 
 class Gateway:
@@ -209,8 +208,8 @@ class Gateway:
     def gap(self, why: str) -> None:
         self.journaler.gap(why)
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
-        self.shadow_stream.offer(db, request, reply, write=write)
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes) -> None:
+        self.shadow_stream.offer(db, request, reply, write=write, client=client)
 
     def ask_follower(
         self, session: Session, read: CanaryRead, request: bytes, protocol: int
@@ -311,7 +310,7 @@ class Gateway:
         unix = sock.family is socket.AF_UNIX
         serve = loop.create_unix_server if unix else loop.create_server
         tls = self.tls_contexts.listener
-        return await serve(self._accept, sock=sock, ssl=tls, backlog=BACKLOG_MAX)
+        return await serve(self._accept, sock=sock, ssl=tls, backlog=LISTENERS_BACKLOG_MAX)
 
     def _accept(self) -> asyncio.Protocol:
         self.connections_ever += 1
@@ -329,7 +328,7 @@ class Gateway:
         await self._drain()
         self.canary.end()
         await asyncio.sleep(0)
-        flushed = await self.holds.flushed(_FLUSH_S)
+        flushed = await self.holds.flushed(HUB_FLUSH_S)
         await self.tasks.end()
         self.spare_legs.drop()
         if flushed:
@@ -350,11 +349,11 @@ class Gateway:
         loop, drain_s = asyncio.get_running_loop(), self.options.drain_s
         deadline = loop.time() + drain_s
         while loop.time() < deadline and self.connections:
-            await asyncio.sleep(_DRAIN_LOOK_S)
-        while loop.time() < deadline + _FLUSH_S and any(
+            await asyncio.sleep(HUB_DRAIN_LOOK_S)
+        while loop.time() < deadline + HUB_FLUSH_S and any(
             connection.session.writes_in_flight for connection in self.connections
         ):
-            await asyncio.sleep(_DRAIN_LOOK_S)
+            await asyncio.sleep(HUB_DRAIN_LOOK_S)
         if self.connections:
             kinds = Counter(kind_of(connection.session) for connection in self.connections)
             log.warning(

@@ -39,12 +39,16 @@ from exodus.gateway.marks import Marks
 from exodus.gateway.pipe import StorePipe, StoreRefused
 from exodus.gateway.spool import Spool
 from exodus.net.client import answered
-from exodus.plan.bounds import HEARTBEAT_S, JOURNAL_BATCH_KEYS, JOURNAL_WINDOW_S
+from exodus.plan.bounds import (
+    HEARTBEAT_S,
+    JOURNAL_BATCH_KEYS,
+    JOURNAL_WINDOW_S,
+    JOURNALER_RETRY_S,
+    JOURNALER_ROTATE_BYTES,
+    JOURNALER_ROTATE_S,
+)
 
 log = logging.getLogger(__name__)
-_RETRY_S = 0.25  # while the store is away
-_ROTATE_S = 2.0  # between two rotations: each asks the store to fsync
-_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
 _STORE_ERRORS = (StoreRefused, RedisError, OSError, TimeoutError)
 
 
@@ -221,7 +225,7 @@ class Journaler:
             self._keep(*self._marks.take())
             self._drop_spooled(old)
             self._flushed.set()
-            await asyncio.sleep(_RETRY_S)
+            await asyncio.sleep(JOURNALER_RETRY_S)
             self._wake.set()
             return
         old = self._old_segment
@@ -246,7 +250,7 @@ class Journaler:
             # All of it, again: a part that was stored only marks keys twice.
             self._keep(keys, barriers)
             if not keys and not barriers:  # gaps stay where they are
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(JOURNALER_RETRY_S)
             self._wake.set()
         finally:
             self._in_flight = 0
@@ -362,7 +366,7 @@ class Journaler:
                     )
                     if self._spool:
                         return  # `_drop_spooled` sees to them as long as the store is away
-                    await asyncio.sleep(_RETRY_S)
+                    await asyncio.sleep(JOURNALER_RETRY_S)
                 else:
                     if losses == self._tails_lost:
                         self._durability.safe(number)
@@ -429,8 +433,8 @@ class Journaler:
         them.
         """
         now = time.monotonic()
-        grown = self._intents.segments > 1 or self._intents.used_bytes > _ROTATE_BYTES
-        if self._old_segment is None and grown and now - self._rotated_at >= _ROTATE_S:
+        grown = self._intents.segments > 1 or self._intents.used_bytes > JOURNALER_ROTATE_BYTES
+        if self._old_segment is None and grown and now - self._rotated_at >= JOURNALER_ROTATE_S:
             self._rotated_at = now
             self._begin_segment()
             log_pending()

@@ -17,12 +17,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from exodus.plan.bounds import (
+    LISTENERS_ASK_S,
+    LISTENERS_BACKLOG_MAX,
+    LISTENERS_FDS_MAX,
+    LISTENERS_TAKEOVER_S,
+)
+
 log = logging.getLogger(__name__)
-# Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
-BACKLOG_MAX = 4096
-_FDS_MAX = 64  # sockets that a predecessor can hand over
-_TAKEOVER_S = 30  # a successor may take so long
-_ASK_S = 5  # to ask a predecessor
 _TAKEN = b"taken"
 
 
@@ -45,7 +47,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((host, port))
             port = sock.getsockname()[1]  # for port 0 the kernel chose one, which all share
-            sock.listen(BACKLOG_MAX)
+            sock.listen(LISTENERS_BACKLOG_MAX)
             sock.setblocking(False)
     except OSError:
         for sock in found:
@@ -61,7 +63,7 @@ def _listen_unix(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
-        sock.listen(BACKLOG_MAX)
+        sock.listen(LISTENERS_BACKLOG_MAX)
     except OSError:
         sock.close()
         raise
@@ -105,7 +107,7 @@ class Offer:
             except OSError:
                 return  # closed
             with peer:
-                peer.settimeout(_TAKEOVER_S)
+                peer.settimeout(LISTENERS_TAKEOVER_S)
                 try:
                     socket.send_fds(peer, [b"fds"], [sock.fileno() for sock in self._sockets])
                     if peer.recv(16) == _TAKEN:
@@ -136,10 +138,10 @@ class Takeover:
 def take_over(path: Path) -> Takeover | None:
     """Take the sockets of a predecessor that offers them at `path`; None without one."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    peer.settimeout(_ASK_S)
+    peer.settimeout(LISTENERS_ASK_S)
     try:
         peer.connect(str(path))
-        _, fds, _, _ = socket.recv_fds(peer, 16, _FDS_MAX)
+        _, fds, _, _ = socket.recv_fds(peer, 16, LISTENERS_FDS_MAX)
     except OSError:
         peer.close()
         return None

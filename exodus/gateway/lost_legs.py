@@ -16,10 +16,10 @@ from exodus.gateway.session import Unanswered
 from exodus.gateway.side_clients import SideClients
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.net.client import answered
+from exodus.plan.bounds import LOST_LEGS_RETRY_S
 from exodus.plan.vocabulary import Side
 
 log = logging.getLogger(__name__)
-_RETRY_S = 0.5  # between two attempts to end a lost connection on the server
 
 
 class LostLegs:
@@ -76,4 +76,4 @@ class LostLegs:
                 if side is not self._authority():
                     return  # the side was given up for dead, with whatever it still executes
                 log.info("waiting for the %s to end a lost connection: %s", side, exc)
-                await asyncio.sleep(_RETRY_S)
+                await asyncio.sleep(LOST_LEGS_RETRY_S)

@@ -8,6 +8,7 @@ from collections import Counter
 from exodus.commands.table import CommandTable
 from exodus.gateway.canary_reads import Canary
 from exodus.gateway.scripts import Scripts
+from exodus.plan.sample import NameTest
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 
@@ -22,12 +23,14 @@ class Orders:
         "epoch",
         "hold",
         "journal",
+        "left_out",
         "login_needed",
         "picks",
         "risks",
         "scripts",
         "scripts_unseen",
         "shadow_below",
+        "shadow_names",
         "shadow_salt",
         "shadow_scripts",
         "silence_covers_pushes",
@@ -47,6 +50,9 @@ class Orders:
         self.picks = False  # some requests are picked for the comparer or as canary reads
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
+        self.shadow_names: NameTest | None = None  # which names are sampled; None: all
+        # Command and reason -> requests of sampled keys that the comparer is not offered
+        self.left_out: Counter[tuple[bytes, str]] = Counter()
         self.shadow_scripts = False  # offer read-only scripts of sampled keys to the comparer too
         self.canary_below = 0  # likewise, for canary reads (canary_reads.py)
         self.canary: Canary | None = None
@@ -69,6 +75,12 @@ class Orders:
     def sampled(self, key: bytes) -> bool:
         """Tell whether a key is sampled.
 
-        By hash: every gateway agrees, and a key's requests are sampled all or none.
+        By hash and name: every gateway agrees, and a key's requests are sampled all or none.
         """
-        return zlib.crc32(key, self.shadow_salt) < self.shadow_below
+        return zlib.crc32(key, self.shadow_salt) < self.shadow_below and (
+            self.shadow_names is None or self.shadow_names(key)
+        )
+
+    def leave_out(self, command: bytes, why: str) -> None:
+        """Count a request of a sampled key that the comparer is not offered."""
+        self.left_out[(command, why)] += 1

@@ -23,11 +23,11 @@ from exodus.gateway.store_state import STORE_ERRORS
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.tables import load_table
 from exodus.net.client import answered, make_client
+from exodus.plan.bounds import PROCESS_OWN_FILES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
 
 log = logging.getLogger(__name__)
-_OWN_FILES = 64  # open files of the process itself
 
 
 async def room(plan: Plan, connections_expected: int) -> str:
@@ -38,7 +38,7 @@ async def room(plan: Plan, connections_expected: int) -> str:
     _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
     found = []
-    files = 2 * connections_expected + _OWN_FILES
+    files = 2 * connections_expected + PROCESS_OWN_FILES
     if connections_expected and files > files_max:
         found.append(
             f"{connections_expected} connections take {files} open files "

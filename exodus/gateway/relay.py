@@ -69,8 +69,8 @@ class Hub(Protocol):
     def learn_command(self, side: Side, args: list[bytes], db: int) -> None:
         """See `Outlet.learn_command`."""
 
-    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
-        """See `Outlet.shadow`."""
+    def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool, client: bytes) -> None:
+        """See `Outlet.shadow`; `client` says who sent it."""
 
     def ask_follower(
         self, session: Session, read: CanaryRead, request: bytes, protocol: int
@@ -451,7 +451,8 @@ class Connection:
         self.hub.learn_command(self.side, args, db)
 
     def shadow(self, db: int, request: bytes, reply: bytes, *, write: bool) -> None:
-        self.hub.shadow(db, request, reply, write=write)
+        client = self.host.encode() + b" " + self.session.state.name
+        self.hub.shadow(db, request, reply, write=write, client=client)
 
     def ask_follower(self, read: CanaryRead, request: bytes, protocol: int) -> None:
         self.hub.ask_follower(self.session, read, request, protocol)

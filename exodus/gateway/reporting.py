@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from exodus import compiled
 from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessState
 from exodus.gateway.authority_probe import NOT_ASKED
+from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import kind_of
+from exodus.plan.bounds import REPORTING_LOG_EVERY_S, REPORTING_NAME_CHARS_MAX, REPORTING_NAMES_MAX
 from exodus.telemetry.counters import OTHER
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import States
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
     from exodus.gateway.relay import Connection
 
 log = logging.getLogger(__name__)
-_NAMES_MAX = 100  # client names told one by one
-_NAME_CHARS_MAX = 64
-_LOG_EVERY_S = 0.2  # looks for changes to log
+
+
+def _left_out(orders: Orders) -> dict[str, dict[str, int]]:
+    """Return command → reason → requests of sampled keys that the comparer is not offered."""
+    found: dict[str, dict[str, int]] = {}
+    for (command, why), count in list(orders.left_out.items()):
+        found.setdefault(command.decode("ascii", "replace"), {})[why] = count
+    return found
 
 
 def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
@@ -61,6 +68,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             canary=gateway.canary.facts(),
             redirect=gateway.redirects.facts(),
             shadow_dropped=gateway.shadow_stream.dropped,
+            shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,
         ),
     )
@@ -100,13 +108,15 @@ def in_flight(gateway: Gateway) -> int:
 
 
 def _name(connection: Connection) -> str:
-    return connection.session.state.name.decode("utf-8", "backslashreplace")[:_NAME_CHARS_MAX]
+    return connection.session.state.name.decode("utf-8", "backslashreplace")[
+        :REPORTING_NAME_CHARS_MAX
+    ]
 
 
 def _names(connections: Iterable[Connection]) -> dict[str, int]:
     """Count connections by client name: the most frequent names, and the rest together."""
     found = Counter(_name(connection) for connection in connections)
-    named = dict(found.most_common(_NAMES_MAX))
+    named = dict(found.most_common(REPORTING_NAMES_MAX))
     rest = found.total() - sum(named.values())
     return {**named, OTHER: rest} if rest else named
 
@@ -116,7 +126,7 @@ def _clients(connections: Iterable[Connection]) -> list[dict[str, object]]:
     found = Counter((_name(each), each.host, kind_of(each.session)) for each in connections)
     return [
         {"name": name, "host": host, "kind": kind, "connections": count}
-        for (name, host, kind), count in found.most_common(_NAMES_MAX)
+        for (name, host, kind), count in found.most_common(REPORTING_NAMES_MAX)
     ]
 
 
@@ -298,4 +308,4 @@ async def log_states(gateway: Gateway) -> None:
             states.now("route", gateway.route_follower.route.text)
         for why in list(gateway.journaler.gaps):
             states.once(f"a gap is open until a verification closes it: {why}")
-        await asyncio.sleep(_LOG_EVERY_S)
+        await asyncio.sleep(REPORTING_LOG_EVERY_S)

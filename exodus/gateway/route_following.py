@@ -32,12 +32,17 @@ from exodus.gateway.redirect import RedirectControl
 from exodus.gateway.relay import Hub
 from exodus.gateway.settlement import Settlement
 from exodus.gateway.store_state import STORE_ERRORS, StoreState
-from exodus.plan.bounds import HEARTBEAT_S, HEARTBEAT_STALE_S, MOVE_SECONDS_MAX
+from exodus.plan.bounds import (
+    HEARTBEAT_S,
+    HEARTBEAT_STALE_S,
+    MOVE_SECONDS_MAX,
+    ROUTE_FOLLOWING_REMEMBER_S,
+)
 from exodus.plan.plan import Plan
+from exodus.plan.sample import name_test
 from exodus.plan.vocabulary import Feed, Hold, JournalMode, Side
 
 log = logging.getLogger(__name__)
-_REMEMBER_S = 0.5  # after an epoch was acted on: no file is written while applications wait
 _LOST_ROUTE = "the control store lost the newest route, and may have lost entries of the journal"
 
 
@@ -161,7 +166,7 @@ class RouteFollower:
             if groups.main.holding is None or groups.main.held:
                 # Else when the hold is complete: a heartbeat before that would only be in its way.
                 self._heartbeats.now.set()
-        delay_s = 0 if route.hold_until_told else _REMEMBER_S
+        delay_s = 0 if route.hold_until_told else ROUTE_FOLLOWING_REMEMBER_S
         asyncio.get_running_loop().call_later(delay_s, self._remember, route)
 
     def _remember(self, route: Route) -> None:
@@ -206,8 +211,11 @@ class RouteFollower:
         orders.epoch = route.epoch
         orders.journal = journal
         orders.shadow_scripts = route.shadow_scripts
+        if route.shadow_salt != orders.shadow_salt:
+            orders.left_out.clear()  # another sampling begins
+        orders.shadow_names = name_test(route.shadow_include, route.shadow_exclude)
         orders.pick(
-            shadow_below=int(route.shadow_rate * 2**32),
+            shadow_below=route.sample.below,
             shadow_salt=route.shadow_salt,
             canary_below=orders.canary_below,
         )

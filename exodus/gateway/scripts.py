@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from exodus.plan.bounds import SCRIPTS_BYTES_MAX
-
-_ASKED_DIGESTS_MAX = 10_000
+from exodus.plan.bounds import SCRIPTS_ASKED_DIGESTS_MAX, SCRIPTS_BYTES_MAX
 
 
 class Scripts:
@@ -44,12 +42,12 @@ class Scripts:
     def ask(self, sha: bytes) -> None:
         """Note the digest of a script that the authority ran."""
         sha = sha.lower()
-        if sha not in self._shas and len(sha) == 40 and len(self.asked) < _ASKED_DIGESTS_MAX:
+        if sha not in self._shas and len(sha) == 40 and len(self.asked) < SCRIPTS_ASKED_DIGESTS_MAX:
             self.asked.add(sha)
 
     @property
     def waiting(self) -> bool:
-        """Whether `take` has something to hand over."""
+        """Return whether `take` has something to hand over."""
         return bool(self._fresh)
 
     def take(self) -> list[bytes]:

@@ -14,14 +14,16 @@ from exodus.control.store import ControlStore
 from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.groups import SessionGroup
 from exodus.gateway.options import Settle
+from exodus.plan.bounds import (
+    SETTLEMENT_AGAIN_S,
+    SETTLEMENT_GRACE_S,
+    SETTLEMENT_RELEASE_WAIT_S,
+    SETTLEMENT_TEND_EVERY_S,
+)
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, JournalMode
 
 log = logging.getLogger(__name__)
-_RELEASE_WAIT_S = 1.0  # the release of held writes waits so long for the fence to be lifted
-_AGAIN_S = 0.5  # between two attempts
-_TEND_EVERY_S = 10.0  # between two looks at the fence
-GRACE_S = 1.0  # between a flow's time limit on a hold and the gateway's; the flow should end it
 
 
 class Settlement:
@@ -54,14 +56,14 @@ class Settlement:
         """Lift the fence of a switch that was given up, or it would refuse the held writes."""
         self.begin()
         if self._settling is not None:
-            await asyncio.wait([self._settling], timeout=_RELEASE_WAIT_S)
+            await asyncio.wait([self._settling], timeout=SETTLEMENT_RELEASE_WAIT_S)
 
     async def _settle_until_done(self, settle: Settle) -> None:
         while left := await settle(self._store, self._plan):
             log.warning("still to be repaired after a switch: %s", "; ".join(left))
             if self._main.orders.hold and not self._main.released_alone:
                 return  # another switch has begun, and repairs it
-            await asyncio.sleep(_AGAIN_S)
+            await asyncio.sleep(SETTLEMENT_AGAIN_S)
 
     async def _tend(self, settle: Settle) -> None:
         """Settle once: put a lost fence up again, and close one that a dead switch left open."""
@@ -72,7 +74,11 @@ class Settlement:
     def look(self, route: Route) -> None:
         """Settle where a switch looks unfinished; tend the fence from time to time."""
         now = asyncio.get_running_loop().time()
-        if route.switch and route.hold is Hold.NONE and now - self._tended_at > _TEND_EVERY_S:
+        if (
+            route.switch
+            and route.hold is Hold.NONE
+            and now - self._tended_at > SETTLEMENT_TEND_EVERY_S
+        ):
             self._tended_at = now
             if self._settle is not None and (self._tending is None or self._tending.done()):
                 self._tending = self._tasks.spawn(self._tend(self._settle))
@@ -81,5 +87,5 @@ class Settlement:
             self._unfinished_since = None
         elif self._unfinished_since is None:
             self._unfinished_since = now
-        elif now - self._unfinished_since > self._plan.hold_seconds_max + GRACE_S:
+        elif now - self._unfinished_since > self._plan.hold_seconds_max + SETTLEMENT_GRACE_S:
             self.begin()

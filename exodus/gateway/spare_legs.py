@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 
 from exodus.gateway.relay import Hub, LegProtocol, open_leg
+from exodus.plan.bounds import SPARE_LEGS_LEGS_MAX
 from exodus.plan.vocabulary import Side
 
 log = logging.getLogger(__name__)
-_LEGS_MAX = 1_000
 
 
 class SpareLegs:
@@ -37,7 +37,7 @@ class SpareLegs:
             self.drop()
             self._side = authority.other
         side = self._side
-        for _ in range(min(sessions, _LEGS_MAX) - len(self._legs)):
+        for _ in range(min(sessions, SPARE_LEGS_LEGS_MAX) - len(self._legs)):
             try:
                 leg = await open_leg(self._hub, side, owner=None)
             except (OSError, TimeoutError) as exc:

@@ -23,14 +23,16 @@ from pathlib import Path
 
 from exodus.errors import OperatorError
 from exodus.gateway.listeners import Offer, Takeover, listen, take_over, unlink
+from exodus.plan.bounds import (
+    SUPERVISOR_KILL_AFTER_S,
+    SUPERVISOR_POLL_S,
+    SUPERVISOR_RESTART_S,
+    SUPERVISOR_SLOTS_MAX,
+    SUPERVISOR_YOUNG_S,
+)
 from exodus.private_files import private_folder
 
 log = logging.getLogger(__name__)
-_SLOTS_MAX = 256  # numbers of workers
-_YOUNG_S = 5.0  # a worker that lived less than this is restarted only after `_RESTART_S`
-_RESTART_S = 1.0
-_POLL_S = 0.1
-_KILL_AFTER_S = 5.0  # after the time that workers have to drain
 
 
 def lock_state(folder: Path) -> int | None:
@@ -54,7 +56,7 @@ def free_slots(state_dir: Path, id_: str, count: int) -> list[int]:
     Folders with intents or a spool come first: their keys are to be journalled.
     """
     free: list[tuple[bool, int]] = []
-    for number in range(_SLOTS_MAX):
+    for number in range(SUPERVISOR_SLOTS_MAX):
         folder = state_dir / f"{id_}-{number}"
         if not folder.exists():
             if len(free) >= count:
@@ -150,7 +152,7 @@ class Supervisor:
             ):
                 self._takeover.confirm()
                 self._takeover = None
-            time.sleep(_POLL_S)
+            time.sleep(SUPERVISOR_POLL_S)
         if self._offer.taken.is_set():
             log.info("a successor accepts on the port: draining")
         self._offer.close()
@@ -169,7 +171,9 @@ class Supervisor:
                 status,
             )
             worker.process = None
-            worker.again_s = now + (_RESTART_S if now - worker.started_s < _YOUNG_S else 0.0)
+            worker.again_s = now + (
+                SUPERVISOR_RESTART_S if now - worker.started_s < SUPERVISOR_YOUNG_S else 0.0
+            )
         if now < worker.again_s:
             return
         fds = [sock.fileno() for sock in worker.sockets]
@@ -198,7 +202,7 @@ class Supervisor:
         ]
         for process in alive:
             process.terminate()
-        deadline = time.monotonic() + self._drain_s + _KILL_AFTER_S
+        deadline = time.monotonic() + self._drain_s + SUPERVISOR_KILL_AFTER_S
         for process in alive:
             try:
                 process.wait(max(0.1, deadline - time.monotonic()))

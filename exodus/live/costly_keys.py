@@ -1,5 +1,5 @@
-"""Keys whose copies cost far more than the writes that caused them: a list that grows is copied
-whole after each write.
+"""Keys whose copies cost far more than the writes that caused them, such as a growing list that is
+copied whole after each write.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ import logging
 from collections.abc import Iterable
 
 from exodus.control.changes import Key
-from exodus.plan.bounds import HEAVY_KEYS_MAX
+from exodus.plan.bounds import (
+    COSTLY_KEYS_COPIES_MIN,
+    COSTLY_KEYS_SHOWN,
+    COSTLY_KEYS_TOLD_BYTES,
+    HEAVY_KEYS_MAX,
+)
 
 log = logging.getLogger(__name__)
-_COPIES_MIN = 10
-_TOLD_BYTES = 64 * 1024 * 1024
-_SHOWN = 5
 
 
 class HeavyKeys:
@@ -37,7 +39,7 @@ class HeavyKeys:
 
     def _costs_much(self, key: Key) -> bool:
         copies, total = self._copied[key]
-        return copies >= _COPIES_MIN and total >= _TOLD_BYTES
+        return copies >= COSTLY_KEYS_COPIES_MIN and total >= COSTLY_KEYS_TOLD_BYTES
 
     def _row(self, key: Key) -> dict[str, object]:
         copies, total = self._copied[key]
@@ -53,7 +55,7 @@ class HeavyKeys:
         costly = sorted(
             filter(self._costs_much, self._copied), key=lambda key: -self._copied[key][1]
         )
-        return [self._row(key) for key in costly[:_SHOWN]]
+        return [self._row(key) for key in costly[:COSTLY_KEYS_SHOWN]]
 
 
 def text_of(row: dict[str, object]) -> str:

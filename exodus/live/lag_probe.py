@@ -1,15 +1,13 @@
-"""The lag that an application sees: a write goes through a gateway, as an application's would, and
-is waited for at the follower.
+"""The lag that an application sees: a write through a gateway, waited for at the follower.
 
-What the lanes measure begins with a journal entry. This begins with the answer to a write, so it
-has the gateway's journalling and the feed in it. One syncer does it, the one that holds the key's
-partition, once a second and never while writes are held.
+The lanes measure from the journal entry. This measures from the answer to a write, so it includes
+the gateway's journalling and the feed. The syncer that holds the key's partition does it once a
+second, never while writes are held.
 
-The write is a DEL of a key that the authority does not have. It changes nothing there, so that no
-application hears of it that tracks keys or listens to notifications; but it is journalled as any
-other. Beforehand the key is put on the follower, where live sync then removes it. A replica takes
-no key: with native replication the key is written at the authority, in its highest database that is
-empty.
+The write is a DEL of a key that the authority does not have. It changes nothing, so no application
+hears of it, and it is journalled as any other. Before it, the key is put on the follower, where
+live sync removes it. A replica takes no writes. With native replication the key is written at the
+authority, in its highest empty database.
 """
 
 from __future__ import annotations
@@ -23,16 +21,17 @@ from exodus.control.changes import partition_of
 from exodus.control.route import Route
 from exodus.errors import ExodusError
 from exodus.net.leg import Leg, ReplyError, close_all
+from exodus.plan.bounds import (
+    LAG_PROBE_EVERY_S,
+    LAG_PROBE_GIVEN_UP_S,
+    LAG_PROBE_KEPT,
+    LAG_PROBE_KEY_MS,
+    LAG_PROBE_POLL_S,
+)
 from exodus.plan.plan import Plan
 from exodus.topology.applications import connect_as_application
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import empty_database
-
-_EVERY_S = 1.0
-_POLL_S = 0.002
-_GIVEN_UP_S = 5.0
-_KEY_MS = 10_000
-_KEPT = 120  # measurements: two minutes
 
 
 class LagProbe:
@@ -45,7 +44,7 @@ class LagProbe:
         self._mine = mine
         self._key = f"{plan.rehearsal_prefix}lag-probe".encode()
         self._db = 0
-        self.lag_ms: deque[float] = deque(maxlen=_KEPT)
+        self.lag_ms: deque[float] = deque(maxlen=LAG_PROBE_KEPT)
         self.misses = 0  # not seen for 5 s, which then counts as its lag
         self.why = ""
 
@@ -56,7 +55,7 @@ class LagProbe:
     async def run(self) -> None:
         """Measure again and again; failures are said in `why`."""
         while True:
-            await asyncio.sleep(_EVERY_S)
+            await asyncio.sleep(LAG_PROBE_EVERY_S)
             if not self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 continue
             try:
@@ -85,15 +84,15 @@ class LagProbe:
             while self._mine(partition_of(self._db, self._key, self._plan.partitions)):
                 await self._measure(writer, reader)
                 self.why = ""
-                await asyncio.sleep(_EVERY_S)
+                await asyncio.sleep(LAG_PROBE_EVERY_S)
         finally:
             await close_all((writer, reader))
 
     async def _measure(self, writer: Leg, reader: Leg) -> None:
         if self._route.native:
-            await writer.call("SET", self._key, "1", "PX", _KEY_MS)
+            await writer.call("SET", self._key, "1", "PX", LAG_PROBE_KEY_MS)
         else:
-            await reader.call("SET", self._key, "1", "PX", _KEY_MS)
+            await reader.call("SET", self._key, "1", "PX", LAG_PROBE_KEY_MS)
             try:
                 await writer.call("DEL", self._key)
             except (ExodusError, ReplyError):
@@ -101,16 +100,18 @@ class LagProbe:
                 raise
         began = time.monotonic()
         while await reader.call("EXISTS", self._key) != self._route.native:
-            if time.monotonic() - began > _GIVEN_UP_S:
+            if time.monotonic() - began > LAG_PROBE_GIVEN_UP_S:
                 self.misses += 1
                 break
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(LAG_PROBE_POLL_S)
         self.lag_ms.append((time.monotonic() - began) * 1000)
         if self._route.native:
             await writer.call("DEL", self._key)
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest of the values that at least this share of them do not exceed; 0 of none."""
+    """Return the smallest of the values that at least this share of them do not exceed; 0 of
+    none.
+    """
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0

@@ -1,11 +1,9 @@
-"""The lanes of one process in one epoch: every partition that it holds the lease of, worked
-together.
+"""The lanes of one process in one epoch: all partitions whose leases it holds, worked together.
 
-What gathered in all of them within a cadence is read in one call, deduplicated, and written in one
-guarded batch, so that many partitions cost no more round trips than one. A partition's position
-moves only when every key before it was synced; a batch is guarded by the epoch and by the token of
-each partition that is held, so losing one of them voids the batch, which is then done again without
-it.
+What gathers within a cadence is read in one call, deduplicated, and written in one guarded batch.
+So many partitions cost no more round trips than one. A position moves only after every key before
+it was synced. The epoch and the token of each held partition guard a batch. Losing one voids the
+batch, which is done again without that partition.
 """
 
 from __future__ import annotations
@@ -32,17 +30,18 @@ from exodus.live.rescan import rescan
 from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
-from exodus.plan.bounds import JOURNAL_RETAIN_MS, LEASE_MS
+from exodus.plan.bounds import (
+    JOURNAL_RETAIN_MS,
+    LANES_BATCH_KEYS,
+    LANES_CADENCE_S,
+    LANES_IDLE_S,
+    LANES_LAG_MS_MAX,
+    LANES_TRIM_EVERY_S,
+    LANES_WAIT_MS,
+    LEASE_MS,
+)
 from exodus.plan.vocabulary import Side
 
-_WAIT_MS = 500
-# Lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much
-# later
-_CADENCE_S = 0.02
-_BATCH_KEYS = 256
-_TRIM_EVERY_S = 10.0
-_IDLE_S = 0.2
-_LAG_MS_MAX = 3_600_000
 _ADVANCE = lua("exodus.live", "advance_positions")
 
 
@@ -70,7 +69,7 @@ class LaneCounts:
         self.heavy = HeavyKeys()
         self.lag = HdrHistogram(
             1,
-            _LAG_MS_MAX,
+            LANES_LAG_MS_MAX,
             2,
             # Ms from an entry's time to its being synced, by the store's clock; emptied at each
             # heartbeat
@@ -99,7 +98,7 @@ class Lanes:
 
     @property
     def partitions(self) -> list[int]:
-        """What is held now."""
+        """Return the partitions held now."""
         return sorted(self._leases.tokens)
 
     async def run(self) -> None:
@@ -123,13 +122,15 @@ class Lanes:
                 await self._tend(copier)
                 await self._recover()
                 if not self._positions:
-                    await asyncio.sleep(_IDLE_S)
+                    await asyncio.sleep(LANES_IDLE_S)
                     continue
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(max(0.0, looked + _CADENCE_S - time.monotonic())):
+                    async with asyncio.timeout(
+                        max(0.0, looked + LANES_CADENCE_S - time.monotonic())
+                    ):
                         await self.hurry.wait()
                 looked = time.monotonic()
-                changes = await self._engine.feed.tail(self._positions, wait_ms=_WAIT_MS)
+                changes = await self._engine.feed.tail(self._positions, wait_ms=LANES_WAIT_MS)
                 if not changes:
                     continue
                 self._keeper.note(changes)
@@ -155,7 +156,7 @@ class Lanes:
             self._restarted, self.why, self._recovery = [], self._recovery.result(), None
         elif self._restarted and self._recovery is None and 0 in self._positions:
             self._recovery = asyncio.create_task(server_runs.recover(self._engine, self._restarted))
-        elif not self._restarted and self.why and time.monotonic() - self._asked > _IDLE_S:
+        elif not self._restarted and self.why and time.monotonic() - self._asked > LANES_IDLE_S:
             self._asked = time.monotonic()
             self.why = await server_runs.left(self._store)  # another syncer compares
 
@@ -244,8 +245,8 @@ class Lanes:
         counts["coalesced"] += seen - sum(map(len, by_db.values()))
         for db, unique in by_db.items():
             keys = list(unique)
-            for start in range(0, len(keys), _BATCH_KEYS):
-                part = keys[start : start + _BATCH_KEYS]
+            for start in range(0, len(keys), LANES_BATCH_KEYS):
+                part = keys[start : start + LANES_BATCH_KEYS]
                 report = await copier.sync_keys(db, part)
                 for name in ("copied", "removed", "payload_bytes"):
                     counts[name] += getattr(report, name)
@@ -301,8 +302,8 @@ class Lanes:
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         for each in changes.values():
             for written_ms in each.times_ms:
-                self._tally.lag.record_value(min(max(now_ms - written_ms, 1), _LAG_MS_MAX))
-        if time.monotonic() - self._trimmed > _TRIM_EVERY_S:
+                self._tally.lag.record_value(min(max(now_ms - written_ms, 1), LANES_LAG_MS_MAX))
+        if time.monotonic() - self._trimmed > LANES_TRIM_EVERY_S:
             self._trimmed = time.monotonic()
             await self._trim(now_ms)
 

@@ -1,8 +1,8 @@
-"""Which keys of the lanes were written and not compared since, and comparing them.
+"""Comparing the keys that the lanes copied since the last verification.
 
-Keys stand here from the moment their journal entry is read until a comparison finds them equal with
-no newer entry come in. What a later pass over everything speaks for goes at once. Comparing happens
-beside the lanes' own work, a batch a second, and without a pause while more wait.
+A key is listed from its journal entry until a comparison finds it equal with no newer entry. A
+complete pass removes the keys it covers at once. The comparison runs beside the lanes, a batch a
+second, and without a pause while more keys wait.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from exodus.control import journal
 from exodus.control.changes import Changes, Key, id_order
 from exodus.control.freshness import PartitionState, Pass, last_pass, save_partitions
 from exodus.engine import Engine
-from exodus.plan.bounds import DIRTY_KEYS_MAX
-from exodus.verify.comparison import Comparison, ComparisonCounts, open_comparison
-
-_BATCH_KEYS = 2_000
-_EVERY_S = 1.0
-_PAUSE_S = 0.05
-_BACK_ENTRIES_MAX = (
-    1_000_000  # read again after a restart; what lies further back counts as overflow
+from exodus.plan.bounds import (
+    DIRTY_KEYS_MAX,
+    RECHECK_BACK_ENTRIES_MAX,
+    RECHECK_BATCH_KEYS,
+    RECHECK_EVERY_S,
+    RECHECK_PAUSE_S,
 )
+from exodus.verify.comparison import Comparison, ComparisonCounts, open_comparison
 
 
 class DirtyKeys:
@@ -64,7 +63,7 @@ class DirtyKeys:
         }
 
     def state(self, now_ms: int) -> PartitionState:
-        """As it is written to the control store."""
+        """Return the state as the control store holds it."""
         oldest = next(iter(self.keys.values()), b"0-0")
         return PartitionState(
             at_ms=now_ms,
@@ -106,7 +105,7 @@ class Keeper:
         if newest is not None:
             start = newest.positions.get(partition, "0-0").encode()
             changes = await journal.since(
-                self._store, {partition: start}, until=position, at_most=_BACK_ENTRIES_MAX
+                self._store, {partition: start}, until=position, at_most=RECHECK_BACK_ENTRIES_MAX
             )
             changes.last_id = position
             dirty.note(changes)
@@ -132,9 +131,11 @@ class Keeper:
                         for partition, dirty in self.partitions.items()
                     },
                 )
-                more = len(batch) == _BATCH_KEYS
+                more = len(batch) == RECHECK_BATCH_KEYS
                 await asyncio.sleep(
-                    _PAUSE_S if more else max(_PAUSE_S, began + _EVERY_S - time.monotonic())
+                    RECHECK_PAUSE_S
+                    if more
+                    else max(RECHECK_PAUSE_S, began + RECHECK_EVERY_S - time.monotonic())
                 )
         finally:
             if comparison is not None:
@@ -158,7 +159,7 @@ class Keeper:
         for dirty in self.partitions.values():
             for key, entry_id in dirty.keys.items():
                 found[key] = entry_id
-                if len(found) >= _BATCH_KEYS:
+                if len(found) >= RECHECK_BATCH_KEYS:
                     return found
         return found
 

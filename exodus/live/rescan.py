@@ -1,6 +1,4 @@
-"""What a FLUSHDB, FLUSHALL or SWAPDB, or a gap in a feed, may have changed: found by looking at
-both sides instead of repeating it.
-"""
+"""Finding what a FLUSHDB, FLUSHALL, SWAPDB, or a gap in a feed changed, by comparing both sides."""
 
 from __future__ import annotations
 
@@ -9,11 +7,10 @@ from exodus.copy.scan import scan_once
 from exodus.engine import Engine
 from exodus.live.server_runs import may_remove
 from exodus.net.leg import NoDatabase
+from exodus.plan.bounds import RESCAN_BATCH_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.verify.extra_keys import open_extra_keys
 from exodus.verify.reconcile import mark_differing
-
-_BATCH_KEYS = 500
 
 
 async def rescan(engine: Engine, barrier: Barrier) -> int:
@@ -44,7 +41,7 @@ async def rescan(engine: Engine, barrier: Barrier) -> int:
                             continue  # no key is there
                         cursor = -1
                         while cursor:
-                            cursor, keys = await scan_once(leg, max(cursor, 0), _BATCH_KEYS)
+                            cursor, keys = await scan_once(leg, max(cursor, 0), RESCAN_BATCH_KEYS)
                             keys = [key for key in keys if not is_own(key)]
                             found = (
                                 [(db, key) for key in keys]

@@ -1,16 +1,15 @@
-"""Lives of the two servers: a server that restarts may come back with less than it had, and no
-journal tells what is missing.
+"""Restarts of the two servers: one may come back with less than it had, and no journal tells what
+is missing.
 
-The control store holds, for each side, the run id of the server whose keys the journal's positions
-speak for. A syncer that finds another one opens a gap, compares both sides in full, marks what
-differs, and closes the gap once that is copied. So a server that comes back empty, from an older
-snapshot, or as its replica after a failover is made equal again by itself, and nobody can switch
-before it is.
+The control store holds each side's run id. A syncer that finds another one opens a gap, compares
+both sides in full, marks what differs, and closes the gap once that is copied. So a server that
+comes back empty, from an older snapshot, or as its replica after a failover becomes equal again,
+and nobody can switch before.
 
-Two things wait for a person:
+Two cases wait for a person:
 
-* a follower that holds keys and not this migration's mark: it may be the wrong server (`regain`);
-* keys that only the follower has: an authority that restarted may have lost them (`exodus repair
+* a follower with keys and without this migration's mark: it may be the wrong server (`regain`);
+* keys that only the follower has: the authority may have lost them (`exodus repair
   --remove-extra`).
 """
 
@@ -26,6 +25,7 @@ from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
 from exodus.copy.guard import replace_write_grant
 from exodus.engine import Engine
+from exodus.plan.bounds import SERVER_RUNS_POLL_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
@@ -34,7 +34,6 @@ from exodus.verify.reconcile import mark_differing
 
 _GAP = "life:"
 _EMPTIED = "emptied"  # in place of a run id: what the server had is gone, though it did not restart
-_POLL_S = 0.1
 
 
 async def begin(store: ControlStore, run_ids: dict[Side, str]) -> None:
@@ -103,7 +102,8 @@ async def left(store: ControlStore, *, only_comparing: bool = False) -> str:
 
 
 async def may_remove(engine: Engine) -> bool:
-    """Whether a key that only the follower has was deleted at the authority for all that is known.
+    """Return whether a key that only the follower has was deleted at the authority for all that is
+    known.
 
     Not where the authority restarted, as it may have lost the key; nor while a gap is open, as a
     write may be unknown.
@@ -155,7 +155,7 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
 async def _synced(engine: Engine) -> None:
     goal = await engine.feed.positions()
     while not await journal.reached(engine.store, goal):
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(SERVER_RUNS_POLL_S)
 
 
 async def regain(store: ControlStore, plan: Plan, route: Route) -> str:

@@ -1,9 +1,9 @@
 """The syncer: the process of live sync. It follows the route, and runs the lanes (`lanes.py`) while
 the route asks for them.
 
-It does nothing until the route says `sync`, and follows the route's direction, so reverse sync
-after a cutover is the same code with the sides swapped. Failures of any server are waited out;
-nothing is skipped: a key that cannot be carried is listed as a dead letter.
+It also follows the route's direction, so reverse sync after a cutover is the same code with the
+sides swapped. It waits out failures of any server and skips nothing: a key that fails to copy is a
+dead letter.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from exodus.live.lanes import LaneCounts, Lanes
 from exodus.live.server_runs import regain
 from exodus.native.replica import Attachment, check_filled
 from exodus.net.leg import ReplyError
+from exodus.plan.bounds import SYNCER_BACKOFF_S, SYNCER_BEHIND_MS, SYNCER_TIDY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold
 from exodus.telemetry.sample import Sample
@@ -40,13 +41,6 @@ from exodus.telemetry.states import WAITS
 from exodus.topology.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
-_BACKOFF_S = 0.25
-# After the end of an epoch of ours: applications' writes are held at that moment, and who moves
-# them needs the processor
-_TIDY_S = 0.1
-_BEHIND_MS = (
-    2_000  # an oldest entry older than this, and not getting younger: live sync does not converge
-)
 
 
 # What each counter of `LaneCounts` counts, for Prometheus.
@@ -91,7 +85,7 @@ class Syncer(RouteFollower):
             return
         if before.sync and not route.sync:
             # The follower's guard has ended our write grant already. Only the tidying up is left.
-            await asyncio.sleep(_TIDY_S)
+            await asyncio.sleep(SYNCER_TIDY_S)
             newer = await self._read_route()
             if newer is None:
                 return
@@ -159,7 +153,7 @@ class Syncer(RouteFollower):
                         follower, self._plan.name, route.writer_epoch
                     ):
                         self._why = waits_for or self._why
-                        await asyncio.sleep(_BACKOFF_S)
+                        await asyncio.sleep(SYNCER_BACKOFF_S)
                         continue
                 has_it = True
                 if route.native:
@@ -174,20 +168,20 @@ class Syncer(RouteFollower):
                 # The right to the follower is still ours: a server that stood still for longer than
                 # a lease must not end live sync for good.
                 self._why = exc.why
-                await asyncio.sleep(_BACKOFF_S)
+                await asyncio.sleep(SYNCER_BACKOFF_S)
             except EpochEnded as exc:
                 self._why, has_it = exc.why, False
             except OperatorError as exc:
                 self._why = exc.what
                 self.tally.counts["retries"] += 1
-                await asyncio.sleep(4 * _BACKOFF_S)
+                await asyncio.sleep(4 * SYNCER_BACKOFF_S)
             except (ExodusError, ReplyError, *STORE_ERRORS) as exc:
                 self._why = (
                     exc.what if isinstance(exc, ExodusError) else f"{type(exc).__name__}: {exc}"
                 )
                 self.tally.counts["retries"] += 1
                 self._states.away("live sync", self._why, verbs=WAITS)
-                await asyncio.sleep(_BACKOFF_S)
+                await asyncio.sleep(SYNCER_BACKOFF_S)
             finally:
                 if lanes is not None:
                     with contextlib.suppress(
@@ -206,7 +200,7 @@ class Syncer(RouteFollower):
         )
         self._oldest_ms = await journal.oldest_ms(self._store, self._plan.partitions, now_ms)
         self._rates.look(self.tally, self._oldest_ms)
-        if self._oldest_ms > _BEHIND_MS and not self._why and not self.converges:
+        if self._oldest_ms > SYNCER_BEHIND_MS and not self._why and not self.converges:
             self._why = (
                 f"does not converge: {self._oldest_ms} ms behind and growing at "
                 f"{self._rates.synced_per_s:.0f} keys/s; "
@@ -217,11 +211,11 @@ class Syncer(RouteFollower):
 
     @property
     def converges(self) -> bool:
-        """Whether live sync keeps up: its oldest entry is young, or younger than before."""
-        return self._oldest_ms <= _BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
+        """Return whether live sync keeps up: its oldest entry is young, or younger than before."""
+        return self._oldest_ms <= SYNCER_BEHIND_MS or self._oldest_ms < self._rates.oldest_ms_before
 
     def heartbeat(self, at_ms: int) -> SyncerHeartbeat:
-        """What this process says of itself."""
+        """Return what this process reports of itself."""
         lag = self._rates
         return SyncerHeartbeat(
             process=self.process,
@@ -273,7 +267,7 @@ class Syncer(RouteFollower):
         }
 
     def metrics(self) -> Iterable[Sample]:
-        """Return the samples for Prometheus."""
+        """Yield the samples for Prometheus."""
         yield "exodus_syncer_lag_entries", "journal entries not synced", {}, self._lag_entries
         yield (
             "exodus_syncer_oldest_dirty_ms",

@@ -8,12 +8,9 @@ from exodus.control.changes import Key
 from exodus.copy.read import clock_ms
 from exodus.native.link import connect_side
 from exodus.net.leg import Leg, ReplyError
+from exodus.plan.bounds import EXPIRIES_RESTATEMENTS
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
-
-RESTATEMENTS = (
-    20  # a reading that ran over the turn of a millisecond, or a write in between, asks for another
-)
 
 
 async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
@@ -32,7 +29,7 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
     async with await connect_side(plan, Side.SOURCE) as leg:
         for db, key in keys:
             await leg.select(db)
-            for _ in range(RESTATEMENTS):
+            for _ in range(EXPIRIES_RESTATEMENTS):
                 if await _restated(leg, key):
                     break
             else:

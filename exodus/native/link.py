@@ -29,7 +29,7 @@ class ReplicationLink:
 
     @property
     def text(self) -> str:
-        """As `exodus status` says it."""
+        """Return the link as `exodus status` shows it."""
         if not self.follows:
             return "the target is a server of its own"
         return (
@@ -57,12 +57,12 @@ def replication_link_of(info: dict[str, str]) -> ReplicationLink:
 
 
 async def replication_link_on(leg: Leg) -> ReplicationLink:
-    """What a server says of itself as a replica, over an open connection."""
+    """Return what a server reports of itself as a replica."""
     return replication_link_of(info_of(await leg.call("INFO")))
 
 
 async def look(plan: Plan) -> ReplicationLink:
-    """The same of the target.
+    """Return the same of the target.
 
     Raises:
         TargetError: it does not answer.

@@ -22,7 +22,7 @@ from exodus.topology.pair_checks import check_empty
 
 
 async def check_possible(plan: Plan, store: ControlStore) -> None:
-    """Whether the target can become the source's replica. Changes nothing.
+    """Return whether the target can become the source's replica. Changes nothing.
 
     Raises:
         DecisionRefused: it cannot, and why.

@@ -45,6 +45,7 @@ from exodus.native.link import (
 )
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, Reply, ReplyError, close_all
+from exodus.plan.bounds import REPLICA_BEHIND_S, REPLICA_LOOK_S, REPLICA_POLL_S, REPLICA_TRIES
 from exodus.plan.own_keys import without_own
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
@@ -55,10 +56,6 @@ _LEAVE: list[Command] = [
     ("CONFIG", "SET", "masteruser", ""),
     ("CONFIG", "SET", "masterauth", ""),
 ]  # without the source's login
-_TRIES = 3
-_POLL_S = 0.002
-_BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
-_LOOK_S = 1.0
 
 
 # ---------------------------------------------------------------------- the effects, each
@@ -185,7 +182,7 @@ async def detach(plan: Plan, writer_epoch: int) -> None:
             source, plan, [value], [("SET", native_guard_key(plan.name), _CLOSED)]
         )  # first: who attaches again gets this along
     async with await connect_side(plan, Side.TARGET) as leg:
-        for _ in range(_TRIES):
+        for _ in range(REPLICA_TRIES):
             if not await _change(leg, plan, [value, _CLOSED], _LEAVE):
                 return  # it is another's by now
             if await _change(
@@ -245,7 +242,7 @@ async def wait_reached(authority: Leg, follower: Leg, *, within_s: float) -> int
                 why=link.text,
                 next_step="wait, or write less",
             )
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(REPLICA_POLL_S)
 
 
 class ReplicaSync:
@@ -271,7 +268,7 @@ class ReplicaSync:
         """
         del db  # the stream has all of them
         wanted = without_own(keys)
-        await wait_reached(*self._legs, within_s=_BEHIND_S)
+        await wait_reached(*self._legs, within_s=REPLICA_BEHIND_S)
         return BatchReport(
             copied=len(wanted),
             skipped=len(keys) - len(wanted),
@@ -280,7 +277,7 @@ class ReplicaSync:
 
 
 async def check_filled(plan: Plan) -> None:
-    """Whether the target is a replica that has loaded its first copy.
+    """Return whether the target is a replica that has loaded its first copy.
 
     Raises:
         TargetError: it is not, and how far it has come.
@@ -318,7 +315,7 @@ class Attachment:
                     if isinstance(exc, ExodusError)
                     else f"{type(exc).__name__}: {exc}"
                 )
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(REPLICA_LOOK_S)
 
     async def _look(self) -> None:
         now = await read_route(self._store)

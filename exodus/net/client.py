@@ -15,17 +15,15 @@ from exodus.plan.bounds import CONNECT_TIMEOUT_S
 
 
 async def answered(reply: Any) -> Any:
-    """What redis-py's asyncio client returns; its annotations also allow for its blocking twin, and
-    for text.
-    """
+    """Await a reply of redis-py's asyncio client, whose annotations also allow a plain value."""
     return await reply
 
 
 def make_client(
     address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any
 ) -> redis.Redis:
-    """A redis-py client for control work (never the hot path), without retries: callers decide what
-    a failure means. `more` is for redis-py.
+    """Make a redis-py client for control work, without retries: the caller decides what a failure
+    means. `more` goes to redis-py.
     """
     if address.tls:
         more |= {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def info_of(raw: bytes) -> dict[str, str]:
-    """The fields of an INFO reply."""
+    """Return the fields of an INFO reply."""
     pairs = (
         line.partition(":") for line in raw.decode("utf-8", "replace").splitlines() if ":" in line
     )

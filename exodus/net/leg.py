@@ -1,10 +1,9 @@
-"""One connection of ours to one server, for the hot path: requests encoded by hand, replies read by
+"""One connection to one server, for the hot path: requests encoded by hand, replies read by
 hiredis.
 
-redis-py's objects cost about twelve times the client CPU per key here
-(docs/decisions/0006-own-connection.md), so the engine that copies keys speaks through this. Replies
-are RESP2 values with bytes; an error reply comes back as a `hiredis.ReplyError` value, and only
-`call` raises it.
+redis-py takes about twelve times the client CPU a key (docs/decisions/0006-own-connection.md).
+Replies are RESP2 values with bytes. An error reply is a `hiredis.ReplyError` value, and only `call`
+raises it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
 from exodus.net.connect import login_of, open_streams
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
-from exodus.plan.bounds import REPLY_TIMEOUT_S
+from exodus.plan.bounds import LEG_READ_BYTES, REPLY_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg, encode, encode_many
 
 Reply = Any  # bytes, int, None, list of these, or hiredis.ReplyError
 ReplyError = hiredis.ReplyError
-_READ_BYTES = 256 * 1024
 _NOT_YET = ("LOADING", "MASTERDOWN", "BUSY ")
 _NO_DATABASE = ("out of range", "invalid DB index", "not allowed in cluster mode")
 
@@ -35,18 +33,18 @@ class NoDatabase(ReplyError):
 
 
 def no_database(said: str) -> bool:
-    """Whether an answer to SELECT says that there is no such database."""
+    """Return whether an answer to SELECT says that there is no such database."""
     return any(text in said for text in _NO_DATABASE)
 
 
 def error_of(side: Side) -> type[SourceError] | type[TargetError]:
-    """The error that is a side's to mend."""
+    """Return the kind of error that names this side."""
     return SourceError if side is Side.SOURCE else TargetError
 
 
 def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
-    """The error for a connection that ended or did not come about. Safe to retry: whole-key states
-    are idempotent.
+    """Return the error for a lost connection. The work is safe to retry: whole-key states are
+    idempotent.
     """
     return error_of(side)(
         f"the connection to the {side} {address.url} failed",
@@ -104,7 +102,7 @@ class Leg:
         """
         context = ssl_context(address)
         try:
-            reader, writer = await open_streams(address, context, limit=_READ_BYTES)
+            reader, writer = await open_streams(address, context, limit=LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             raise lost(side, address, exc) from exc
         leg = cls(address, side, reader, writer)
@@ -146,7 +144,7 @@ class Leg:
             raise lost(self.side, self.address, exc) from exc
 
     async def replies(self, count: int) -> list[Reply]:
-        """The next `count` replies, in order."""
+        """Return the next `count` replies, in order."""
         found: list[Reply] = []
         parser = self._parser
         while len(found) < count:
@@ -162,7 +160,7 @@ class Leg:
             # Not wait_for: in Python 3.11 it swallows a cancellation that comes together with the
             # data, and a lane would not end.
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                data = await self._reader.read(_READ_BYTES)
+                data = await self._reader.read(LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             raise lost(self.side, self.address, exc) from exc
         if not data:
@@ -170,8 +168,8 @@ class Leg:
         return data
 
     async def answered(self, expected: bytes) -> bool:
-        """Whether the server answers exactly these bytes, which are then taken off; otherwise
-        `replies` gives what it said.
+        """Return whether the next reply is exactly these bytes, and consume them. Otherwise
+        `replies` returns the reply.
 
         For answers that are known beforehand: one comparison in place of an object a reply.
         """
@@ -188,7 +186,7 @@ class Leg:
         return as_expected
 
     async def raw(self, at_most: int, *, within_s: float) -> bytes:
-        """Bytes that are no replies (a replication stream), as many as there are."""
+        """Return the bytes that arrived, where they are no replies (a replication stream)."""
         if self._unread:
             data, self._unread = self._unread[:at_most], self._unread[at_most:]
             return data
@@ -202,10 +200,10 @@ class Leg:
         return data
 
     async def line(self) -> bytes:
-        """The next line of such bytes, without its end."""
+        """Return the next line of such bytes, without its end."""
         found = b""
         while b"\n" not in found:
-            found += await self.raw(_READ_BYTES, within_s=REPLY_TIMEOUT_S)
+            found += await self.raw(LEG_READ_BYTES, within_s=REPLY_TIMEOUT_S)
         line, _, rest = found.partition(b"\n")
         self.unread(rest)
         return line.rstrip(b"\r")

@@ -9,7 +9,7 @@ from exodus.plan.address import Address
 
 
 def ssl_context(address: Address) -> ssl.SSLContext | None:
-    """The TLS settings of one leg, or None for plain TCP.
+    """Return the TLS settings of one leg, or None for plain TCP.
 
     Raises:
         OperatorError: one of its files cannot be used.

@@ -6,7 +6,7 @@ file holds makes the reader raise: what cannot be read sets `broken` to the reas
 before it count. Nothing is kept but the bytes of one unfinished record, at most
 `CAPTURE_RECORD_BYTES_MAX`.
 
-docs/decisions/0014-reading-packets.md says why no library does this.
+docs/decisions/0015-reading-packets.md says why no library does this.
 """
 
 from __future__ import annotations

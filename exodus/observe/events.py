@@ -42,6 +42,7 @@ class Event:
         "key",
         "keys",
         "latency_us",
+        "own",
         "pattern",
         "queued",
         "reply_bytes",
@@ -76,6 +77,7 @@ class Event:
         self.pattern = pattern  # of the first key, with the server's database; empty: no key
         self.key = key  # tells keys apart, in this process only
         self.keys = keys
+        self.own = False  # all its keys are Exodus's own
         self.write = write
         self.blocking = blocking  # it may have waited for another client, so its latency is its own
         self.expiry_ms = expiry_ms  # that it gives to its key

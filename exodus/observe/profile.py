@@ -70,6 +70,7 @@ class Profile:
         self.seconds = 0.0  # that were watched; 0: the time between the first and the last request
         self.requests = 0
         self.writes = 0
+        self.on_keys = 0  # requests that name a key of an application: Exodus's own name none
         self.unreadable = 0  # lines of MONITOR that are none
         self.from_scripts = 0  # executed by a script; counted apart, since the script was counted
         self.rows: dict[tuple[str, str], Row] = {}
@@ -90,6 +91,7 @@ class Profile:
         """Count one request."""
         self.requests += 1
         self.writes += event.write
+        self.on_keys += event.keys > 0 and not event.own
         self.commands[event.command] += 1
         self.databases[event.db] += 1
         at = event.at
@@ -177,6 +179,7 @@ class Profile:
                 for name, period in (("second", 1), ("minute", 60), ("hour", 3_600))
             },
             "writes": self.writes,
+            "on_keys": self.on_keys,
             "unreadable": self.unreadable,
             "from_scripts": self.from_scripts,
             "clients": len(self.clients),

@@ -14,6 +14,7 @@ from exodus.commands.semantics import Role, block_timeout
 from exodus.commands.table import Command, CommandTable
 from exodus.observe.events import NO_EXPIRY, Event
 from exodus.plan.bounds import KEY_PATTERNS_MAX, PATTERNS_REMEMBERED_MAX, SHAPES_MAX
+from exodus.plan.own_keys import is_own
 
 OTHER = "(other)"
 _PATTERN_BYTES_MAX = 128
@@ -155,6 +156,7 @@ class Shapes:
         if keys:
             key = keys[0]
             made.keys = len(keys)
+            made.own = all(map(is_own, keys))
             made.key = hash((db, key))
             made.pattern = self._of_key.get(key) or self._pattern(key)
             if command.write:

@@ -129,12 +129,12 @@ class Address(Tls):
 
     @property
     def url(self) -> str:
-        """The address without its password, fit to be shown."""
+        """Return the address without its password, fit to be shown."""
         user = f"{self.username}@" if self.username else ""
         return f"{'rediss' if self.tls else 'redis'}://{user}{self.host}:{self.port}"
 
     def secret(self, field: str) -> str | None:
-        """The password, from where the address says it is.
+        """Return the password from the place that the address names.
 
         Raises:
             OperatorError: the named variable is not set, or the file cannot be read.
@@ -209,7 +209,7 @@ class Credentials(BaseModel):
         return self
 
     def at(self, address: Address) -> Address:
-        """The same server as this user."""
+        """Return the address of the same server with this user."""
         changed = {
             "username": self.username,
             "password": None,

@@ -1,109 +1,106 @@
-"""Every bound of the data plane. Each queue, buffer, wait, and retry names one of these, with its
-unit.
+"""Every bound of the data plane, with its unit. Each queue, buffer, wait, and retry names one.
+
+Bounds that several modules share come first, by subject. The others follow, by module.
 """
 
-# Bounds. Each queue, buffer, wait and retry of the data plane names one of these.
-STREAM_FRAME_BYTES = 64 * 1024  # a request longer than this is forwarded while it still arrives
-RETAINED_ARG_BYTES = (
-    1024 * 1024
-)  # an argument longer than this is skipped, never copied; as a key it is a gap
-SCRIPTS_BYTES_MAX = (
-    8 * 1024 * 1024
-)  # texts of scripts that a gateway keeps, to load them on the other side at a switch
-# Answered requests that wait until the server tells what their command is; more are a gap
-UNKNOWN_REQUESTS_MAX = 1_000
-UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # all their arguments together
-CURSOR_BITS = (
-    45  # of a SCAN cursor that are the server's own; the bits above say from which authority it is
-)
-RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # all retained arguments of one request together
-INLINE_BYTES_MAX = 64 * 1024  # the servers' own limit for an inline request or a header line
-HELD_BYTES_MAX = (
-    1024 * 1024
-)  # what a session keeps of a client while its writes are held, before it stops reading
-TRANSACTION_BYTES_MAX = (
-    1024 * 1024
-)  # a queued MULTI larger than this cannot be carried over a switch
-WHOLE_REPLY_BYTES_MAX = (
-    16 * 1024 * 1024
-)  # of a reply that is taken apart, or changed, before it is passed on
-SUBSCRIPTIONS_TRACKED_MAX = 10_000
-JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
+# Requests and replies in a gateway.
+STREAM_FRAME_BYTES = 64 * 1024  # A longer request is forwarded while it still arrives.
+RETAINED_ARG_BYTES = 1024 * 1024  # A longer argument is not copied. As a key it is a gap.
+RETAINED_FRAME_BYTES = 16 * 1024 * 1024  # The copied arguments of one request.
+INLINE_BYTES_MAX = 64 * 1024  # The servers' own limit for an inline request or a header line.
+WHOLE_REPLY_BYTES_MAX = 16 * 1024 * 1024  # A reply that the gateway splits or changes.
+TRANSACTION_BYTES_MAX = 1024 * 1024  # A longer queued MULTI is not carried over a switch.
+SUBSCRIPTIONS_TRACKED_MAX = 10_000  # Channels and patterns of one session.
+PIPELINE_MAX = 2_000  # Unanswered requests of a session. It is then read again at half of them.
+CURSOR_BITS = 45  # The server's part of a SCAN cursor. The bits above name the authority.
+SCRIPTS_BYTES_MAX = 8 * 1024 * 1024  # Script texts kept, to be loaded on the other side.
+UNKNOWN_REQUESTS_MAX = 1_000  # Requests whose command the server has yet to describe, else a gap.
+UNKNOWN_BYTES_MAX = 4 * 1024 * 1024  # The arguments of those requests.
+
+# Turns of clients in a gateway's event loop.
+TURN_BYTES = 64 * 1024  # Bytes of one client, before the others have their turn.
+TURN_BYTES_BUSY = 4 * 1024  # The same for a client that sends many requests in them.
+TURN_REQUESTS = 100  # More requests than this in one turn are many.
+TURNS_S = 0.001  # All clients that need several turns share this much of a pass of the loop.
+
+# The journal, the spool, and the intent log.
+JOURNAL_WINDOW_S = 0.01  # Keys written within it are one journal entry.
 JOURNAL_BATCH_KEYS = 4_000
-JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far
-SPOOL_BYTES_MAX = 256 * 1024 * 1024
+JOURNAL_RETAIN_MS = 15 * 60 * 1000  # A backfill chunk may look back this far.
+SPOOL_BYTES_MAX = 256 * 1024 * 1024  # Journal on disk while the control store is away.
 INTENT_SEGMENT_BYTES = 1024 * 1024
 INTENT_SEGMENTS_MAX = 64
+
+# Heartbeats, leases, and turns of phases.
 HEARTBEAT_S = 0.5
-HELD_HEARTBEAT_S = (
-    0.05  # while writes are held; a switch that waits for a word asks for it on the route's channel
-)
-HEARTBEAT_STALE_S = 5.0
+HELD_HEARTBEAT_S = 0.05  # While writes are held.
+HEARTBEAT_STALE_S = 5.0  # An older heartbeat is of a process that went away.
 LEASE_MS = 5_000
-TURN_MS = 15_000  # for which a process has the turn of a phase after it renewed it last
+TURN_MS = 15_000  # A phase's turn ends so long after its last renewal.
 TURN_RENEW_S = 3.0
-HEAVY_BYTES = 64 * 1024  # of a key's payload, from which on its copies are counted one by one
-HEAVY_KEYS_MAX = 1_000
-BUNDLES_KEPT = 8  # evidence bundles in the control store
-BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # of one, compressed
+
+# The hold of a switch.
 HOLD_SECONDS_MAX = 10.0
-HOLD_ACK_S = (
-    1.5  # in which every gateway must say that it holds; one that does not costs no more than this
-)
-# Under a hold, for a request that does not end or that cannot be read; then its session is closed
-DRAIN_PATIENCE_S = 0.5
-TURN_BYTES = 64 * 1024  # of one client, read before others have their turn
-TURN_BYTES_BUSY = 4 * 1024  # likewise, where these bytes are many requests
-TURN_REQUESTS = 100  # so many in one turn are many
-TURNS_S = 0.001  # that all clients which need several turns get in one pass of the event loop
-# Unanswered requests of one session, before it is read no further until half of them are answered
-PIPELINE_MAX = 2_000
-MOVE_SECONDS_MAX = (
-    1.0  # in which a session's requests under way must be answered, or it is closed at the switch
-)
-SHADOW_QUEUE_MAX = 10_000
-CANARY_IN_FLIGHT_MAX = (
-    10_000  # reads that the follower was asked and has not answered; beyond, it counts as failing
-)
+HOLD_ACK_S = 1.5  # Every gateway must confirm the hold in this time, else the switch is undone.
+HELD_BYTES_MAX = 1024 * 1024  # Requests kept of one session while writes are held.
+DRAIN_PATIENCE_S = 0.5  # A session with an endless or unreadable request is closed after this.
+MOVE_SECONDS_MAX = 1.0  # A session whose requests are not answered by then is closed.
+
+# Shadow traffic and canary reads.
+SHADOW_QUEUE_MAX = 10_000  # Sampled pairs that wait to be published.
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
-SHADOW_BYTES_PER_S_MAX = (
-    2 * 1024 * 1024
-)  # of sampled requests and replies that one gateway process puts into the control store
-SHADOW_KEPT_MS = 15_000  # for how long they stay there
-# That Compare waits for one request that it tries; a command that takes longer is tried no more
-COMPARE_SECONDS_MAX = 1.0
+SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the control store.
+SHADOW_KEPT_MS = 15_000  # Sampled pairs expire from the control store after this.
+COMPARE_SECONDS_MAX = 1.0  # A command that takes longer on the target is not tried again.
+SHADOW_CLIENT_BYTES_MAX = 100  # A client's name in a sampled pair.
+CANARY_IN_FLIGHT_MAX = 10_000  # Reads without the follower's answer. More count as failing.
+
+# Compare.
+COMPARE_LOOKS_S = (0.05, 0.5, 5.0)  # Waits before both sides are asked again for a difference.
+COMPARE_EXPIRY_MS = 500  # Expiries in replies may differ by this.
+COMPARE_PENDING_MAX = 1_000  # Differences that wait for another look. More are inconclusive.
+COMPARE_ASKS_PER_S_MAX = 100.0  # Requests that Compare asks the authority again.
+COMPARE_STATES_PER_S_MAX = 100  # States of sampled keys that Compare reads from both sides.
+COMPARE_WRITES_KEPT = 5  # The last writes of a sampled key that a divergence names.
+COMPARE_LAGS_KEPT = 500  # The last times from a write to its copy.
+COMPARE_KEYS_MAX = 100_000  # Sampled keys that Compare copies to the follower.
+COMPARISONS_KEPT = 100  # Runs of Compare whose figures are kept.
+DIVERGENCES_MAX = 10_000  # Rows of the ledger. More are counted.
+DIVERGENCE_VALUE_CHARS = 200  # Of a value in the ledger.
+DIVERGENCE_VALUES_KEPT_MS = 7 * 86_400_000
+
+# Sending clients away at the end.
 REDIRECT_PER_S_MAX = 1_000
-REDIRECT_RETURNS_MIN = (
-    3  # connections that come while clients are sent away, before it may stop for them
-)
-REDIRECT_RETURNS_SHARE_MAX = 0.5  # of those that were ended
-STATUS_CLIENTS_MAX = 16  # of /metrics and /health at a time, each a thread
-STATUS_SECONDS_MAX = 5.0  # that one of them gets
+REDIRECT_RETURNS_MIN = 3  # Connections that come back, before redirecting may stop by itself.
+REDIRECT_RETURNS_SHARE_MAX = 0.5  # Of the ended connections. More come back: it stops.
+
+# Connections.
 CONNECT_TIMEOUT_S = 5.0
-REPLY_TIMEOUT_S = 60.0  # without a byte: a dead peer; one DUMP of the largest key takes seconds
-DEAD_LETTER_ATTEMPTS = 5
-READ_BATCH_BYTES = (
-    1024 * 1024
-)  # what one reading call collects; a call costs a server some 5 µs a key and 10 ms a MB
-LARGE_KEY_BYTES = (
-    1024 * 1024
-    # Of memory; a larger key is copied in pieces: its DUMP would block a server for over 10 ms, and
-    # its RESTORE too
-)
-LARGE_ELEMENTS = 10_000  # likewise, where a server does not tell the memory of a key
-CHUNK_BYTES = 512 * 1024  # of a large key, in one command
+REPLY_TIMEOUT_S = 60.0  # Without a byte the peer is dead. A DUMP of the largest key takes seconds.
+STATUS_CLIENTS_MAX = 16  # Clients of /metrics and /health at a time. Each has a thread.
+STATUS_SECONDS_MAX = 5.0  # One of them is cut off after this.
+
+# Copying keys.
+READ_BATCH_BYTES = 1024 * 1024  # One reading call. It costs about 5 µs a key and 10 ms a MB.
+LARGE_KEY_BYTES = 1024 * 1024  # In memory. The DUMP of a larger key blocks for over 10 ms.
+LARGE_ELEMENTS = 10_000  # The same, where a server does not report the memory of a key.
+CHUNK_BYTES = 512 * 1024  # Of a large key, in one command.
 CHUNK_ELEMENTS = 1_000
-MIGRATE_TIMEOUT_MS = (
-    1_000  # the source does nothing else for as long as the target does not answer it
-)
-CHUNKS_KEPT = 100_000
-REPAIR_SECONDS_MAX = 120.0  # for live sync to come to keys that were marked to be copied again
-# Journal entries not synced, beyond which a full comparison waits before it marks more keys
-MARKED_AHEAD_ENTRIES_MAX = 1_000
-# Of one partition, written since the last verification pass and not compared since; beyond, a new
-# pass is needed
-DIRTY_KEYS_MAX = 200_000
-# Watching traffic (exodus/observe). Each has a counter that the report shows when it was hit.
+MIGRATE_TIMEOUT_MS = 1_000  # The source is blocked while the target does not answer a MIGRATE.
+CHUNKS_KEPT = 100_000  # Rows of chunks that a backfill keeps.
+HEAVY_BYTES = 64 * 1024  # The copies of a key with a larger payload are counted one by one.
+HEAVY_KEYS_MAX = 1_000
+
+# Verification and repair.
+REPAIR_SECONDS_MAX = 120.0  # Live sync must reach the keys marked for repair in this time.
+MARKED_AHEAD_ENTRIES_MAX = 1_000  # More unsynced entries pause a comparison that marks keys.
+DIRTY_KEYS_MAX = 200_000  # Of one partition, since the last pass. More require a new pass.
+
+# Evidence.
+BUNDLES_KEPT = 8  # Bundles in the control store.
+BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # One compressed bundle.
+
+# Watching traffic. Each has a counter that the report shows when it was hit.
 CAPTURE_RECORD_BYTES_MAX = 16 * 1024 * 1024  # of one packet in a capture file; tcpdump cuts at 256K
 CAPTURE_INTERFACES_MAX = 1_024  # of one section of a pcapng file
 CAPTURE_READ_BYTES = 1024 * 1024  # of a capture file, read at a time
@@ -129,7 +126,10 @@ CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
 WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
 WORKLOAD_BYTES_MAX = 64 * 1024 * 1024  # of its file
 SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
-# Playing a workload (exodus load)
+SAMPLE_SECONDS_MAX = 120.0
+SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
+
+# Playing a workload.
 PLAYED_KEYS_MAX = 100_000  # of one key pattern
 PLAYED_PREPARED_BYTES_MAX = 256 * 1024 * 1024  # of scratch keys that are made for reads to find
 PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
@@ -137,5 +137,404 @@ PLAYED_UNIT_REQUESTS_MAX = 1_000  # of one burst or transaction
 PLAYED_CONNECTIONS_MAX = 500
 PLAYED_WAITING_MAX = 100_000  # requests without an answer; beyond, due ones are not sent
 PLAYED_LAST_ANSWERS_S = 10.0  # for answers, after the last request
-SAMPLE_SECONDS_MAX = 120.0
-SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
+
+# exodus/backfill/forecast.py
+FORECAST_SAMPLE_KEYS = 2_000
+FORECAST_SLICES = 32
+FORECAST_BATCH_KEYS = 200
+
+# exodus/backfill/migrate.py
+MIGRATE_LANE_PROBE_MS = 60_000
+# Of one SCAN, and so of one MIGRATE: every MIGRATE waits for the target once, so few keys cost more
+# each
+MIGRATE_LANE_BATCH_KEYS = 512
+
+# exodus/backfill/progress.py
+PROGRESS_EVERY_S = 2.0
+PROGRESS_WINDOW_S = 20.0
+
+# exodus/backfill/slices.py
+BACKFILL_BATCH_KEYS = 256  # asked of one SCAN
+BACKFILL_CHUNK_KEYS = 4_096
+BACKFILL_CHUNK_BYTES = 8 * 1024 * 1024
+BACKFILL_QUEUED_BATCHES = 2
+BACKFILL_RETRIES = 5
+BACKFILL_BACKOFF_S = 0.2
+BACKFILL_NO_ROOM_S = 1.0
+
+# exodus/cancellation.py
+# More than an ending takes: who is cancelled again while it cleans up has to be able to bear it
+CANCEL_AGAIN_S = 0.5
+
+# exodus/closing/archive.py
+ARCHIVE_SCAN_KEYS = 1_000
+
+# exodus/closing/collect.py
+EVIDENCE_SCAN_KEYS = 500
+
+# exodus/closing/ends.py
+ENDS_FOLLOW_S = 15.0
+ENDS_LISTED = 1_000  # of the keys that stay, by name
+
+# exodus/closing/finalise_checks.py
+FINALISE_LAG_MS_MAX = 10_000
+FINALISE_CLIENTS_SHOWN = 20
+
+# exodus/closing/redirect.py
+REDIRECT_FOLLOW_S = 10.0
+
+# exodus/closing/report.py
+REPORT_ROWS_MAX = 200
+REPORT_CELL_MAX = 400  # characters
+
+# exodus/control/accepted_names.py
+ACCEPTED_NAMES_SHOWN = 10
+
+# exodus/control/approvers.py
+ATTESTED_KEPT_S = 30 * 86_400  # a run may wait for a worker that long
+
+# exodus/control/freshness.py
+FRESHNESS_COMING_MAX = 5_000  # entries of one partition that are looked into
+
+# exodus/control/letters.py
+LETTERS_ACCEPTED_MAX = 1_000  # more than a person can look at by name
+
+# exodus/control/steps.py
+STEPS_ENDED_KEPT_MS = 30 * 24 * 3_600_000  # for how long the steps of a run that ended are kept
+
+# exodus/copy/chunked.py
+LARGE_KEY_COPY_ATTEMPTS = 2
+LARGE_KEY_STAGE_MS = 3_600_000
+
+# exodus/copy/guard.py
+GUARD_TOUCHES_MAX = 3
+
+# exodus/copy/impact.py
+IMPACT_PROBE_EVERY_S = 0.05
+IMPACT_LOOK_EVERY_S = 0.5
+IMPACT_SETTLE_MS = 200  # of a rest, in which what was asked before it is answered
+IMPACT_FIRST_S = 0.3  # before the first turn, where nobody else can tell the applications' share
+IMPACT_TOLD_S = 0.01  # of pause a batch: less is not worth a line in a log
+IMPACT_BASELINE_PROBES = 20
+IMPACT_WINDOW_PROBES = 100
+
+# exodus/copy/key.py
+COPY_APART_MAX = 10_000
+COPY_READ_ATTEMPTS = 100  # of which all but a few fail by chance
+
+# exodus/copy/payload.py
+PAYLOAD_CHUNK = 500  # elements in one command
+
+# exodus/copy/read.py
+# without scripts: keys whose value and expiry are read in one transaction
+READ_TRANSACTION_KEYS = 64
+READ_SCAN_KEYS_MIN = 16
+READ_CALL_NAMES = 2_000
+READ_SCRIPT_MS_PLENTY = 200  # a server's limit for scripts from which on nothing has to be smaller
+READ_SCRIPT_BYTES_MIN = 16 * 1024
+READ_SCRIPT_SHARE = 0.25  # of that limit, for one call
+
+# exodus/copy/scan.py
+SCAN_KEYS_PER_SLICE = 1_000  # a smaller database is one slice: slices overlap by a call each
+
+
+# exodus/cutover/canary_share.py
+CANARY_FOLLOW_S = 10.0
+
+# exodus/cutover/context.py
+SWITCH_OUTCOME_S = 15.0  # how long the store is asked whether a change of the route was made
+SWITCH_RETRY_S = 0.1
+
+# exodus/cutover/fence.py
+# After which a fence that shut Exodus out goes up again, where the switch back that let it in is
+# gone
+FENCE_LET_IN_S = 15
+
+# exodus/cutover/forced_rollback.py
+FORCED_ROLLBACK_TRIES = 3
+FORCED_ROLLBACK_BETWEEN_S = 1.0
+
+# exodus/cutover/held_comparison.py
+HELD_COMPARISON_NAMED = 5
+
+# exodus/cutover/levers.py
+LEVERS_KEEP_S = 2.0
+LEVERS_ABORT_S = 3600  # after which a word that nobody heard is forgotten
+
+# exodus/cutover/preconditions.py
+PRECONDITIONS_NAMED = 5
+
+# exodus/cutover/rehearsal.py
+REHEARSAL_SESSIONS = 4
+REHEARSAL_WITHIN_S = 10.0
+
+# exodus/cutover/script_loading.py
+SCRIPT_LOADING_BATCH = 100
+
+# exodus/cutover/steps_after_switch.py
+# gateways work off what they held; the fence stands, so strays can wait
+SWITCH_AFTER_RELEASE_S = 0.1
+
+# exodus/cutover/steps_before_hold.py
+SWITCH_PRE_DRAIN_S = 60.0
+SWITCH_PRE_DRAIN_MS = 500  # what is left then is synced under the hold, in about this time
+# That gateways get to connect their sessions to the new side beforehand; one that cannot does it
+# under the hold
+SWITCH_SOON_S = 1.0
+SWITCH_LOOK_S = 0.2  # while a person or the window lets it wait
+
+# exodus/cutover/steps_under_hold.py
+SWITCH_HELD_SPOT_CHECK_KEYS = 2_000
+SWITCH_HELD_POLL_S = 0.002  # while writes are held, where no word comes
+
+# exodus/cutover/switch.py
+# For a step before writes are held, and for undoing one: a server that does not answer costs no
+# more
+SWITCH_STEP_S = 15.0
+
+# exodus/feeds/feed.py
+FEED_TAIL_ENTRIES = 256
+FEED_PROBE_EVERY_S = 0.5
+FEED_POLL_S = 0.02
+
+# exodus/feeds/pushes.py
+PUSHES_READ_BYTES = 256 * 1024
+PUSHES_LOOK_S = 1.0
+PUSHES_SILENCE_S = 5.0  # it is asked each second whether it is there
+PUSHES_BEACON_MS = 10_000
+PUSHES_BEACONS_KEPT = 16
+PUSHES_AGAIN_S = 0.5
+PUSHES_SCAN_KEYS = 1_000
+
+# exodus/feeds/reader.py
+FEED_READER_PROBE_MS = 60_000
+FEED_READER_BACKOFF_S = 0.5
+
+# exodus/feeds/replication.py
+STREAM_READ_BYTES = 256 * 1024
+STREAM_SILENCE_S = 30.0  # the authority pings its replicas every 10 s
+STREAM_ACK_S = 1.0
+STREAM_FIRST_ACK_S = 0.1  # the stream begins only after an ACK that finds us online
+STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by default
+
+# exodus/gateway/authority_probe.py
+AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
+
+# exodus/gateway/background.py
+BACKGROUND_RESTART_S = 1.0  # between a task's failure and its next start
+
+# exodus/gateway/canary_control.py
+CANARY_LINGERS_S = 1.0  # for reads that were asked before the canary ended
+
+# exodus/gateway/canary_reads.py
+CANARY_WINDOW_READS = 100  # that the limit looks back at
+
+# exodus/gateway/durability.py
+DURABILITY_INTENTS_KEPT_S = 2.0  # longer than `appendfsync everysec` takes
+DURABILITY_FSYNC_MS = 2_000  # one WAITAOF may take so long
+
+# exodus/gateway/handover.py
+HANDOVER_LOOK_S = 0.001  # between two looks at whether a session is idle
+# Between two attempts to end a blocking command, which the authority may not have received yet.
+HANDOVER_UNBLOCK_AGAIN_S = 0.01
+
+# exodus/gateway/heartbeats.py
+HEARTBEATS_TELEMETRY_KEPT_S = 3600
+
+# exodus/gateway/holds.py
+HOLDS_FLUSH_LOOK_S = 0.01  # between two looks at what is unflushed, where no flush ends
+HOLDS_SPARE_LEGS_KEPT_S = 5.0  # made before a hold that does not come
+
+# exodus/gateway/hub.py
+HUB_DRAIN_LOOK_S = 0.01  # between two looks at the sessions that are left
+HUB_FLUSH_S = 2.0  # a stopping gateway gives the control store so long
+
+# exodus/gateway/journaler.py
+JOURNALER_RETRY_S = 0.25  # while the store is away
+JOURNALER_ROTATE_S = 2.0  # between two rotations: each asks the store to fsync
+JOURNALER_ROTATE_BYTES = 64 * 1024  # a smaller segment is not rotated
+
+# exodus/gateway/listeners.py
+# Connections that wait to be accepted. The kernel caps the number at net.core.somaxconn.
+LISTENERS_BACKLOG_MAX = 4096
+LISTENERS_FDS_MAX = 64  # sockets that a predecessor can hand over
+LISTENERS_TAKEOVER_S = 30  # a successor may take so long
+LISTENERS_ASK_S = 5  # to ask a predecessor
+
+# exodus/gateway/lost_legs.py
+LOST_LEGS_RETRY_S = 0.5  # between two attempts to end a lost connection on the server
+
+# exodus/gateway/process.py
+PROCESS_OWN_FILES = 64  # open files of the process itself
+
+# exodus/gateway/reporting.py
+REPORTING_NAMES_MAX = 100  # client names told one by one
+REPORTING_NAME_CHARS_MAX = 64
+REPORTING_LOG_EVERY_S = 0.2  # looks for changes to log
+
+# exodus/gateway/route_following.py
+# after an epoch was acted on: no file is written while applications wait
+ROUTE_FOLLOWING_REMEMBER_S = 0.5
+
+# exodus/gateway/scripts.py
+SCRIPTS_ASKED_DIGESTS_MAX = 10_000
+
+# exodus/gateway/settlement.py
+# the release of held writes waits so long for the fence to be lifted
+SETTLEMENT_RELEASE_WAIT_S = 1.0
+SETTLEMENT_AGAIN_S = 0.5  # between two attempts
+SETTLEMENT_TEND_EVERY_S = 10.0  # between two looks at the fence
+# between a flow's time limit on a hold and the gateway's; the flow should end it
+SETTLEMENT_GRACE_S = 1.0
+
+# exodus/gateway/shadow_stream.py
+SHADOW_STREAM_PUBLISH_EVERY_S = 0.05
+SHADOW_STREAM_BATCH_PAIRS = 500
+
+# exodus/gateway/spare_legs.py
+SPARE_LEGS_LEGS_MAX = 1_000
+
+# exodus/gateway/supervisor.py
+SUPERVISOR_SLOTS_MAX = 256  # numbers of workers
+SUPERVISOR_YOUNG_S = 5.0  # a worker that lived less than this is restarted only after `_RESTART_S`
+SUPERVISOR_RESTART_S = 1.0
+SUPERVISOR_POLL_S = 0.1
+SUPERVISOR_KILL_AFTER_S = 5.0  # after the time that workers have to drain
+
+# exodus/gc_tuning.py
+GC_TUNING_BULK_OBJECTS = 100_000  # more than the batches that are under way hold
+
+# exodus/live/costly_keys.py
+COSTLY_KEYS_COPIES_MIN = 10
+COSTLY_KEYS_TOLD_BYTES = 64 * 1024 * 1024
+COSTLY_KEYS_SHOWN = 5
+
+# exodus/live/lag_probe.py
+LAG_PROBE_EVERY_S = 1.0
+LAG_PROBE_POLL_S = 0.002
+LAG_PROBE_GIVEN_UP_S = 5.0
+LAG_PROBE_KEY_MS = 10_000
+LAG_PROBE_KEPT = 120  # measurements: two minutes
+
+# exodus/live/lanes.py
+LANES_WAIT_MS = 500
+# Lanes look no more often: what gathers meanwhile is synced in one batch, and at most this much
+# later
+LANES_CADENCE_S = 0.02
+LANES_BATCH_KEYS = 256
+LANES_TRIM_EVERY_S = 10.0
+LANES_IDLE_S = 0.2
+LANES_LAG_MS_MAX = 3_600_000
+
+# exodus/live/recheck.py
+RECHECK_BATCH_KEYS = 2_000
+RECHECK_EVERY_S = 1.0
+RECHECK_PAUSE_S = 0.05
+RECHECK_BACK_ENTRIES_MAX = 1_000_000
+
+# exodus/live/rescan.py
+RESCAN_BATCH_KEYS = 500
+
+# exodus/live/server_runs.py
+SERVER_RUNS_POLL_S = 0.1
+
+# exodus/live/syncer.py
+SYNCER_BACKOFF_S = 0.25
+# After the end of an epoch of ours: applications' writes are held at that moment, and who moves
+# them needs the processor
+SYNCER_TIDY_S = 0.1
+SYNCER_BEHIND_MS = 2_000
+
+# exodus/native/expiries.py
+EXPIRIES_RESTATEMENTS = 20
+
+# exodus/native/replica.py
+REPLICA_TRIES = 3
+REPLICA_POLL_S = 0.002
+REPLICA_BEHIND_S = 1.0  # a batch waits no longer for the replica: the leases have to be renewed
+REPLICA_LOOK_S = 1.0
+
+# exodus/net/leg.py
+LEG_READ_BYTES = 256 * 1024
+
+# exodus/topology/pair_checks.py
+PAIR_CHECKS_OWN_KEYS_MAX = 1_000
+
+# exodus/verify/comparison.py
+COMPARE_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
+# Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it
+# comes
+COMPARE_RELATIVE_SLACK_MS = 1_000
+
+# exodus/verify/passes.py
+VERIFY_BATCH_KEYS = 500
+VERIFY_LISTED_MAX = 1_000
+VERIFY_SLICES_AT_A_TIME = 3
+VERIFY_KEEP_EVERY_S = 0.5
+
+# exodus/verify/reconcile.py
+RECONCILE_NAMED = 5
+RECONCILE_POLL_S = 0.05
+
+# tasks/backfill.py
+TASKS_BACKFILL_BUDGET_S = 20.0
+
+# tasks/beside.py
+TASKS_BESIDE_NAMED = 5
+
+# tasks/budget.py
+TASKS_BUDGET_EVERY_S = 20.0
+
+# tasks/canary.py
+TASKS_CANARY_LOOK_S = 0.2
+
+# tasks/compatibility.py
+# of one key: a lane copies the keys of 20 ms in one batch
+TASKS_COMPATIBILITY_NAMED = 10
+TASKS_COMPATIBILITY_COPIES_PER_S_MAX = 50
+
+# tasks/context.py
+TASKS_STORE_AWAY_S = 30.0
+TASKS_AGAIN_S = 0.5
+
+TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name
+
+# tasks/decision.py
+TASKS_DECISION_TEXT_MAX = 2_000
+
+# tasks/evidence.py
+TASKS_EVIDENCE_REASONS_MAX = 5
+TASKS_EVIDENCE_ROWS_MAX = 500
+
+# tasks/functions.py
+TASKS_FUNCTIONS_NAMED = 10
+
+# tasks/live_sync.py
+TASKS_LIVE_SYNC_FOLLOW_S = 15.0
+TASKS_LIVE_SYNC_REPAIR_ROUNDS = 5
+# a replication stream begins after repl-diskless-sync-delay, by default 5 s
+TASKS_LIVE_SYNC_PROOF_S = 20.0
+
+# tasks/native.py
+TASKS_NATIVE_WATCH_S = 20.0  # of one task, like one round of a slice
+TASKS_NATIVE_STUCK_S = 60.0  # without another byte or key
+TASKS_NATIVE_POLL_S = 0.2
+
+# tasks/probe.py
+TASKS_PROBE_PINGS = 20
+TASKS_PROBE_ADDED_MS = 1.0  # to the median of PING, before the row says that it is slower
+TASKS_PROBE_NAMED = 10  # settings that changed, listed by name
+
+# tasks/profile.py
+TASKS_PROFILE_HOT_KEYS = 20
+
+# tasks/progress.py
+TASKS_PROGRESS_LOOK_S = 0.3
+TASKS_PROGRESS_TELL_S = 5.0
+
+# tasks/runs.py
+TASKS_RUNS_WHY_MAX = 500
+TASKS_RUNS_RUNS_READ = 50  # rollbacks, newest first; other migrations may have some
+
+# tasks/turn.py
+TASKS_TURN_LOOK_S = 0.5

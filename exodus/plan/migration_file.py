@@ -1,4 +1,4 @@
-"""`migration.yaml`: reading it, and telling what is wrong with it."""
+"""Reading `migration.yaml`, with an error that names the field and the value."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
 
 
 def _place(field: str) -> str:
-    """A field's name as it is shown where it is not one of ours."""
+    """Return an unknown field's name, masked where it may be a secret."""
     return field if _NAME.fullmatch(field) else "a field"

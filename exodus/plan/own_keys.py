@@ -34,14 +34,12 @@ _NAMES = re.compile(
 
 
 def is_own(key: bytes) -> bool:
-    """Whether a key is one of Exodus's own."""
+    """Return whether a key is one of Exodus's own."""
     return key.startswith(RESERVED_PREFIX) and _NAMES.fullmatch(key) is not None
 
 
 def without_own(keys: Sequence[bytes]) -> Sequence[bytes]:
-    """Keys that are the applications'; one look at all of them together, as there hardly ever is
-    another.
-    """
+    """Return the applications' keys. One check for all of them, since an own key is rare."""
     if RESERVED_PREFIX not in b"\n".join(keys):
         return keys
     return [key for key in keys if not is_own(key)]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from exodus.plan.address import Address, Credentials
 from exodus.plan.bounds import HOLD_SECONDS_MAX
+from exodus.plan.compare_rules import CompareRule
 from exodus.plan.own_keys import is_own
 from exodus.plan.scope import Filters, Rename, Scope, check_renames
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Users, Workers
@@ -58,6 +59,12 @@ class Options(BaseModel):
     sample: float = Field(
         default=0.05, gt=0, le=1, description="share of key hashes that Compare samples"
     )
+    sample_include: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare samples, as in KEYS; []: all"
+    )
+    sample_exclude: tuple[str, ...] = Field(
+        default=(), description="patterns of names that Compare does not sample"
+    )
     observe_seconds: float = Field(
         default=10.0, gt=0, le=86_400, description="seconds for which a phase watches the traffic"
     )
@@ -100,6 +107,18 @@ class Options(BaseModel):
         default=False,
         description="Compare also tries read-only scripts (EVAL_RO, EVALSHA_RO, FCALL_RO), as "
         "compare_user, on the target",
+    )
+    compare_rules: tuple[CompareRule, ...] = Field(
+        default=(),
+        description="how replies of some commands are compared, in place of Exodus's own rules",
+    )
+    compare_masked: bool = Field(
+        default=False, description="the ledger of divergences shows no values, only their lengths"
+    )
+    compare_repair: bool = Field(
+        default=False,
+        description="Compare copies a key again once a difference of it is confirmed; false: "
+        "exodus repair does",
     )
     fence: Fencing = Field(
         default=Fencing(), description="how the side that stops being the authority refuses writes"
@@ -256,11 +275,11 @@ class Plan(Options):
         return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
     def address(self, side: Side) -> Address:
-        """The address of one side."""
+        """Return the address of one side."""
         return self.source if side is Side.SOURCE else self.target
 
     def acting(self, role: UserRole) -> Self:
-        """The same plan, whose addresses have the users of a role."""
+        """Return the same plan with the users of a role."""
         found = {side: self.users.of(role, side) for side in Side}
         return self.model_copy(
             update={
@@ -271,15 +290,15 @@ class Plan(Options):
         )
 
     def own_users(self, side: Side) -> set[str]:
-        """Names of all users of Exodus's own on a side, which no fence may touch."""
+        """Return the names of Exodus's own users on a side. No fence may touch them."""
         names = {
             user.username for role in UserRole if (user := self.users.of(role, side)) is not None
         }
         return names | ({name} if (name := self.address(side).username) else set())
 
     def through_gateway(self, login: Side | None) -> Address:
-        """The gateway, as an application reaches it: with Exodus's own login of a side, which that
-        side checks, or with none.
+        """Return the gateway's address as an application reaches it, with Exodus's login of a side
+        or with none.
         """
         names = ("username", "password", "password_env", "password_file")
         more = (

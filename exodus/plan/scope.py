@@ -1,18 +1,16 @@
-"""What a migration carries, and under which names: filters and renames as rules that give the same
-answer wherever they are asked. No I/O.
+"""The scope of a migration: filters and renames, as rules with the same answer everywhere. No I/O.
 
-One meaning holds everywhere: *the target is to be what the rules leave of the source*. A key that a
-rule leaves out counts as absent, whether the backfill, live sync, verification or a repair comes to
-it. Rules are therefore about things that only a write can change. Memory and the time left to live
-are not: a key would pass a bound by itself, and be a difference that nobody made. So size is bytes
-of a string or elements of any other type, and an expiry is held against a date.
+The target is what the rules leave of the source. A filtered key counts as absent for the backfill,
+live sync, verification, and repair. So rules use only what a write changes. Memory and the
+remaining time to live change by themselves, and a key would become a difference that nobody made.
+Size is therefore the bytes of a string or the elements of any other type, and an expiry is compared
+with a date.
 
-Renames never let two keys of the source meet in one: where two rules could, the plan is refused; a
-key of the source that already has a name which renamed keys get is *taken*, and listed as one that
-cannot be carried.
+Renames never let two source keys meet in one name. If two rules could, the plan is refused. A
+source key whose name a renamed key gets is *taken*: it is listed as a key that cannot be copied.
 
-Rules are about the source. After a cutover everything flows back under its own name, whatever the
-rules say, so that a rollback loses no write; what they left behind on the source is left alone.
+Rules are about the source. After a cutover every key flows back under its own name, so a rollback
+loses no write. What the rules left on the source stays there.
 """
 
 from __future__ import annotations
@@ -88,12 +86,12 @@ class FilterRule(BaseModel):
 
     @property
     def needs_state(self) -> bool:
-        """Whether the name alone does not decide."""
+        """Return whether the rule needs more than the name."""
         bounds = (self.string_bytes_over, self.elements_over, self.expiry, self.expires_before)
         return bool(self.types) or any(bound is not None for bound in bounds)
 
     def holds(self, state: KeyState) -> bool:
-        """Whether the conditions beside name and database hold."""
+        """Return whether the conditions beside name and database hold."""
         kind, length, expiry_ms = state
         if self.types and kind not in self.types:
             return False
@@ -165,12 +163,12 @@ class Rename(BaseModel):
 
     @property
     def new_prefix(self) -> str:
-        """What stands at the beginning of the new name."""
+        """Return the beginning of the new name."""
         return self.prefix if self.to_prefix is None else self.to_prefix
 
     @property
     def new_database(self) -> int | None:
-        """Where keys come to; None: where they were."""
+        """Return the new database; None where it stays."""
         return self.database if self.to_database is None else self.to_database
 
     def __str__(self) -> str:
@@ -244,8 +242,8 @@ class Scope:
     # ------------------------------------------------------------------ filters
 
     def filtered_by(self, db: int, key: bytes, state: KeyState | None = None) -> str | None:
-        """Why a key of the source is not carried, or None: it is. Without its state, rules that
-        need one do not count; see `undecided`.
+        """Return the rule that filters a key of the source; None: the key is carried. Without its
+        state, rules that need one do not count; see `undecided`.
         """
         if self._kept(key):
             return None
@@ -259,7 +257,7 @@ class Scope:
         return "no include rule meets it"
 
     def undecided(self, db: int, key: bytes) -> bool:
-        """Whether a key that its name does not leave out may be left out for its state."""
+        """Return whether only its state decides whether a key is filtered."""
         if self._kept(key):
             return False
         if any(rule.might_meet(db, key) for rule in self._exclude):
@@ -270,7 +268,7 @@ class Scope:
     # ------------------------------------------------------------------ renames
 
     def target_key(self, db: int, key: bytes) -> Key:
-        """Where a key of the source is on the target."""
+        """Return a source key's database and name on the target."""
         rule = self._rename_of(db, key)
         if rule is None:
             return db, key
@@ -278,9 +276,7 @@ class Scope:
         return (db if to_db is None else to_db), to_prefix + key[len(prefix) :]
 
     def name_conflict(self, db: int, key: bytes) -> str | None:
-        """Why a key of the source cannot be carried: its name on the target is not free. None: it
-        is.
-        """
+        """Return why the name of a source key is taken on the target; None: it is free."""
         if not self._renames or self._kept(key):
             return None
         if self._rename_of(db, key) is not None:
@@ -294,8 +290,8 @@ class Scope:
         return None
 
     def source_key(self, db: int, key: bytes) -> Key | None:
-        """The reverse of `place`: which key of the source comes to this one of the target; None
-        where none does.
+        """Return the source key that is stored under this name on the target; None where there is
+        none.
         """
         if not self._renames:
             return db, key
@@ -342,19 +338,19 @@ class _Matcher:
         )
 
     def meets(self, db: int, key: bytes, state: KeyState | None) -> bool:
-        """Whether the key certainly meets the rule."""
+        """Return whether the key certainly meets the rule."""
         if not self._named(db, key):
             return False
         return not self._needs_state or (state is not None and self._rule.holds(state))
 
     def might_meet(self, db: int, key: bytes) -> bool:
-        """Whether only its state can tell."""
+        """Return whether only the state of the key can tell."""
         return self._needs_state and self._named(db, key)
 
 
 def glob(pattern: bytes) -> re.Pattern[bytes]:
-    """A pattern as KEYS takes it, as a regular expression over bytes; what is not closed counts as
-    the servers count it.
+    """Compile a KEYS pattern to a regular expression over bytes. An unclosed bracket counts as on
+    the servers.
     """
     out: list[bytes] = []
     at = 0
@@ -377,8 +373,8 @@ def glob(pattern: bytes) -> re.Pattern[bytes]:
 
 
 def _class(pattern: bytes, at: int) -> tuple[bytes, int]:
-    """What follows `[`, up to its end, and where that is. Ends of a range may stand in either
-    order, as on the servers.
+    """Translate what follows `[`, and return its end. The ends of a range may stand in either
+    order.
     """
     negated = pattern[at : at + 1] == b"^"
     at += negated

@@ -24,7 +24,7 @@ class RoleUser(BaseModel):
     )
 
     def of(self, side: Side) -> Credentials | None:
-        """The user on one side."""
+        """Return the user on one side."""
         return self.source if side is Side.SOURCE else self.target
 
 
@@ -43,7 +43,7 @@ class Users(BaseModel):
     verifier: RoleUser = Field(default=RoleUser(), description="compares both sides; only reads")
 
     def of(self, role: UserRole, side: Side) -> Credentials | None:
-        """The user of a role on a side."""
+        """Return the user of a role on a side."""
         found = {
             UserRole.GATEWAY: self.gateway,
             UserRole.COMPARER: self.comparer,
@@ -96,7 +96,7 @@ class Login(BaseModel):
         return self
 
     def secret(self) -> str | None:
-        """What it shows to the source; None: nothing.
+        """Return the password that an application shows to the source; None: nothing.
 
         Raises:
             OperatorError: as `Address.secret`.
@@ -104,7 +104,7 @@ class Login(BaseModel):
         return read_secret(f"logins: {self.user}", self.password_env, self.password_file)
 
     def target_secret(self) -> str:
-        """What it is to show to the target.
+        """Return the password that it is to show to the target.
 
         Raises:
             OperatorError: as `Address.secret`.
@@ -236,11 +236,11 @@ class Fencing(BaseModel):
         return self
 
     def of(self, side: Side) -> FenceKind:
-        """The kind for one side."""
+        """Return the kind for one side."""
         return self.source if side is Side.SOURCE else self.target
 
     def instruction(self, side: Side) -> str:
-        """What a person does there."""
+        """Return what a person does to fence a side."""
         return self.source_instruction if side is Side.SOURCE else self.target_instruction
 
 

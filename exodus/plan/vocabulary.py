@@ -13,7 +13,7 @@ class Side(StrEnum):
 
     @property
     def other(self) -> Side:
-        """The opposite place."""
+        """Return the opposite place."""
         return Side.TARGET if self is Side.SOURCE else Side.SOURCE
 
 

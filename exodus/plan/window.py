@@ -1,5 +1,5 @@
-"""The window in which a switch may begin by itself: hours of the day, and how quiet it has to be.
-No I/O; the clock is an argument.
+"""The window in which a switch may begin by itself: hours of the day, and how quiet it must be. No
+I/O; the clock is an argument.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Window(BaseModel):
     )
 
     def is_open(self, now_ms: int) -> bool:
-        """Whether a switch may begin now."""
+        """Return whether a switch may begin now."""
         opens, closes, now = _minutes(self.opens), _minutes(self.closes), self._now(now_ms)
         return opens <= now < closes if opens < closes else now >= opens or now < closes
 
@@ -55,7 +55,7 @@ class Window(BaseModel):
         return now.hour * 60 + now.minute
 
     def text(self) -> str:
-        """As the form and the evidence say it."""
+        """Return the window as forms and the evidence show it."""
         return (
             f"between {self.opens} and {self.closes} UTC, when lag ≤ {self.lag_ms_max} ms for "
             f"{self.quiet_seconds:.0f} s"
@@ -70,7 +70,7 @@ class QuietWatch:
         self._quiet_since_ms: int | None = None
 
     def look(self, now_ms: int, lag_ms: int) -> str | None:
-        """Why the switch may not begin yet, or None: now."""
+        """Return why the switch may not begin yet, or None: now."""
         window = self._window
         if lag_ms > window.lag_ms_max:
             self._quiet_since_ms = None

@@ -1,7 +1,7 @@
-"""Taking apart one aggregate reply: where each of its elements begins and ends.
+"""Splitting one aggregate reply into its elements.
 
-The hot path never needs it. A reply to EXEC is taken apart where what it says of one command
-matters: whether a SELECT was accepted, and which cursor a SCAN gave.
+The hot path does not need it. The gateway splits an EXEC reply to learn whether a SELECT was
+accepted, and which cursor a SCAN returned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Element(NamedTuple):
 
     @property
     def error(self) -> bool:
-        """Whether it is an error, simple or as a blob."""
+        """Return whether the element is an error, simple or as a blob."""
         return self.kind in (0x2D, 0x21)
 
 

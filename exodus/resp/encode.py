@@ -1,4 +1,4 @@
-"""Writing requests and the few replies that the gateway gives in a server's name."""
+"""Encoding requests, and the few replies that the gateway gives itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HEADS = tuple(b"$%d\r\n" % length for length in range(_HEADS_MAX))
 
 
 def encode(*args: Arg) -> bytes:
-    """One request as an array of bulk strings."""
+    """Encode one request as an array of bulk strings."""
     return _joined([b"*%d" % len(args)], args)
 
 
@@ -38,5 +38,5 @@ def _joined(parts: list[bytes], args: tuple[Arg, ...]) -> bytes:
 
 
 def null_array(protocol: int) -> bytes:
-    """What EXEC answers when a watched key changed, in RESP2 or RESP3."""
+    """Return EXEC's answer after a watched key changed, in RESP2 or RESP3."""
     return b"_\r\n" if protocol == 3 else b"*-1\r\n"

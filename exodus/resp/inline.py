@@ -19,7 +19,7 @@ _PLAIN = re.compile(rb"[^\"'\v\f\0]*").fullmatch  # what `bytes.split` splits as
 
 # The quoting rules are one table of cases, and a call a byte would cost more.
 def split_line(line: bytes) -> list[bytes] | None:  # noqa: C901, PLR0912
-    """The arguments of one line (without its end), or None where quotes are unbalanced.
+    """Return the arguments of one line (without its end), or None where quotes are unbalanced.
 
     A closing quote must be followed by white space or the end, as in the servers.
     """

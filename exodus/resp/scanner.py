@@ -287,7 +287,7 @@ class Reply:
 
     @property
     def nil(self) -> bool:
-        """The null of RESP3 or one of the two of RESP2."""
+        """Return the null of RESP3 or one of the two of RESP2."""
         return self.kind == 0x5F or (self.kind in (_DOLLAR, _STAR) and self.head == b"-1")
 
 
@@ -322,7 +322,7 @@ _SHORT_LINE_BYTES = 24
 
 
 def _length(data: bytes, at: int, eol: int) -> int:
-    """The number between two positions, or `_NO_NUMBER`."""
+    """Return the number between two positions, or `_NO_NUMBER`."""
     number = 0
     index = at
     while index < eol and index < at + _DIGITS_MAX and 0x30 <= data[index] <= 0x39:

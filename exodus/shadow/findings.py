@@ -1,36 +1,37 @@
-"""What Compare found and a person has to look at: each has a name, by which it is accepted in the
-decision. No I/O.
+"""Findings of Compare that a person has to look at. Each has a name, by which the decision accepts
+it. No I/O.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
-from exodus.control.accepted_names import why_not_all
+from exodus.control.accepted_names import names_in, why_not_all
+from exodus.shadow.divergences import is_open, name_of
 
 Json = dict[str, Any]
 FINDINGS_MAX = 1_000  # more than a person can look at by name
 NOTHING_COMPARED = "nothing compared"
 
 
-def findings(rows: Sequence[Json], convergence: Json, divergences: Sequence[Json]) -> list[Json]:
-    """Return the findings, each with its name, what it is, and why."""
+def findings(rows: Sequence[Json], divergences: Sequence[Json]) -> list[Json]:
+    """Return the findings, each with its name, what it is, its cause and its remedy.
+
+    Args:
+        rows: what was compared, command by command.
+        divergences: the rows of the ledger; healed and accepted ones are no findings.
+    """
     found = [
         {
-            "name": _name(row, row["command"]),
+            "name": name_of(row),
             "finding": row["kind"],
-            "cause": row["cause"],
+            "cause": row["cause"] or "not judged to the end",
+            "detail": row.get("detail", ""),
+            "remedy": row.get("remedy", ""),
         }
         for row in divergences
-    ]
-    found += [
-        {
-            "name": _name(row, "state"),
-            "finding": "the state does not converge",
-            "cause": f"{row['kind']}: {row['detail']}",
-        }
-        for row in convergence["differ"]
+        if is_open(row)
     ]
     if not sum(row["compared"] for row in rows):
         found.append(
@@ -38,30 +39,61 @@ def findings(rows: Sequence[Json], convergence: Json, divergences: Sequence[Json
                 "name": NOTHING_COMPARED,
                 "finding": "no request of a sampled key was compared",
                 "cause": "the applications asked for none meanwhile, or only for what is not "
-                "compared; watch for longer (--seconds), or raise sample",
+                "compared",
+                "detail": "",
+                "remedy": "watch for longer (--seconds), or raise sample",
             }
         )
     return list({row["name"]: row for row in found}.values())
 
 
-def _name(row: Mapping[str, Any], what: str) -> str:
-    """A name that fits on one line."""
-    key = (
-        str(row["key"]).encode("unicode_escape").decode()
-        if not str(row["key"]).isprintable()
-        else str(row["key"])
-    )
-    return f"{row['db']}:{key} {what}"
-
-
-def why_not_accepted(found: Sequence[Json], text: str) -> str | None:
-    """Return why names, one a line, do not accept every finding and nothing else; None: they do."""
-    there = {row["name"] for row in found}
+def why_not_accepted(found: Sequence[Json], text: str, *, still_open: Set[str]) -> str | None:
+    """Return why names, one a line, do not accept every open finding and nothing else; None: they
+    do. A finding that was healed since may be named, and need not.
+    """
+    listed = {row["name"] for row in found}
+    names = names_in(text, listed)
+    healed = listed - still_open
     return why_not_all(
-        text,
-        there,
+        "\n".join(name for name in names if name not in healed),
+        listed & still_open,
         field="accept_findings",
         noun="finding",
         resolved="resolved",
         resolve="resolve them",
     )
+
+
+def summary_lines(found: Json, summary: Json, open_findings: Sequence[Json]) -> list[str]:
+    """Return the lines of the decision's form.
+
+    Args:
+        found: what the comparison returned.
+        summary: single figures of the phase.
+        open_findings: what is neither healed nor accepted.
+    """
+    compared, figures = summary["replies_compared"], found["figures"]
+    inconclusive = summary["replies_inconclusive"]
+    share = inconclusive / compared * 100 if compared else 0.0
+    why = max(figures["inconclusive_why"].items(), key=lambda each: each[1], default=("", 0))[0]
+    left = sum(row["calls"] > 0 and not row["compared"] for row in found["coverage"])
+    half = figures["half_life_s"]
+    lines = [
+        found["bound"],
+        f"accepted: {compared:,} requests of {len(found['rows'])} commands were tried; "
+        f"{left} observed commands were not compared (artifact coverage)",
+        f"inconclusive: {inconclusive:,} replies ({share:.1f} %)" + (f", {why}" if why else ""),
+        f"dropped: {summary['samples_dropped']:,} sampled requests, {figures['rows_lost']:,} rows",
+        f"converging: lag p99 {figures['lag_ms_p99']} ms, at most {figures['dirty_max']:,} keys "
+        f"dirty, {figures['dirty_slope_per_s']:+g} a second, half of a burst gone after "
+        + ("more than the run" if half is None else f"{half:g} s"),
+        f"{summary['sampled_keys']:,} sampled keys, {summary['keys_inconclusive']} of them written "
+        "all the time",
+    ]
+    if open_findings:
+        lines.insert(
+            0,
+            f"{len(open_findings)} FINDING(S): resolve them, or accept each by name: "
+            + ", ".join(f"{row['name']} ({row['cause']})" for row in open_findings[:10]),
+        )
+    return lines

@@ -1,20 +1,31 @@
-"""When two replies mean the same: per command, over both protocol versions.
+"""When two replies mean the same: rules as data, over both protocol versions.
 
-RESP2 and RESP3 say one thing in different shapes (a map as flat pairs, a set as an array, a double
-as a bulk string), and two healthy servers may order a set's members differently. Errors are
-compared by their first word: texts differ between versions. Scores are compared as numbers: Redis
-7.0 prints 443344.12345670001 where Valkey 9 prints 4.433441234567e+5.
+RESP2 and RESP3 say one thing in different shapes: `$-1`, `*-1` and `_` are nothing, a map is flat
+pairs, a double is a bulk string, `#t` is 1. Errors are compared by their first word, since texts
+differ between versions. Scores are compared as doubles: Redis 7.0 prints 443344.12345670001 where
+Valkey 9 prints 4.433441234567e+5.
+
+`DEFAULTS` has Exodus's own rules. A migration file's `compare_rules` come before them, and may name
+a function of a Python package (entry points `exodus.reply_rules`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import entry_points
+from itertools import zip_longest
 
 import hiredis
 
-from exodus.commands.semantics import NUMERIC, UNORDERED, UNORDERED_PAIRS
+from exodus.errors import OperatorError
+from exodus.plan.compare_rules import CompareRule, ReplyRule
+from exodus.plan.scope import glob
 
+Words = Sequence[bytes]
+Function = Callable[[Words, object, object], bool]  # request, authority's reply, follower's reply
+GROUP = "exodus.reply_rules"
 # The server's own trouble, which says nothing about the data.
 INFRASTRUCTURE = frozenset(
     {
@@ -30,30 +41,100 @@ INFRASTRUCTURE = frozenset(
         "NOAUTH",
     }
 )
+# Their replies are the time left, which runs on between two questions.
+_SECONDS = {b"TTL": 1, b"EXPIRETIME": 0}  # told in seconds; the time left is rounded
+TIME_LEFT = frozenset({b"TTL", b"PTTL"})
 
 
-class ReplyRule(StrEnum):
-    """How a command's replies are compared."""
-
-    EXACT = "exact"
-    UNORDERED = "unordered"
-    NUMERIC = "numeric tolerance"
-    SCORED = "members with scores as numbers"
+def _rule(commands: str, rule: ReplyRule, **more: float) -> CompareRule:
+    return CompareRule(commands=tuple(commands.split()), rule=rule, **more)
 
 
-_ALWAYS_SCORED = frozenset({b"ZPOPMIN", b"ZPOPMAX"})
+DEFAULTS = (
+    _rule("SMEMBERS HKEYS HVALS KEYS SINTER SUNION SDIFF PUBSUB", ReplyRule.MULTISET),
+    _rule("HGETALL", ReplyRule.MAP),
+    _rule("ZPOPMIN ZPOPMAX", ReplyRule.SCORED),
+    _rule("ZUNION ZINTER ZDIFF", ReplyRule.TIES),
+    _rule("INCRBYFLOAT HINCRBYFLOAT ZINCRBY ZSCORE ZMSCORE", ReplyRule.NUMERIC),
+    _rule("GEODIST GEOPOS", ReplyRule.NUMERIC, relative=1e-11),
+    _rule("PFCOUNT", ReplyRule.APPROXIMATE, relative=0.01),
+    _rule("TTL PTTL EXPIRETIME PEXPIRETIME", ReplyRule.EXPIRY),
+)
+_GEO_SEARCH = frozenset(
+    b"GEOSEARCH GEORADIUS GEORADIUS_RO GEORADIUSBYMEMBER GEORADIUSBYMEMBER_RO".split()
+)
 _WITH_SCORES = (b"WITHSCORES", b"WITHSCORE")
+_SCORED = _rule("(with scores)", ReplyRule.SCORED)
+_EXACT = _rule("(any)", ReplyRule.EXACT)
+_UNSORTED = _rule("(unsorted)", ReplyRule.MULTISET)
+_SORTED = _rule("(sorted)", ReplyRule.NUMERIC, relative=1e-11)
 
 
-def rule_of(command: bytes, args: Sequence[bytes] = ()) -> ReplyRule:
-    """The rule for a command's name in upper case, and what its request asks for."""
-    if command in _ALWAYS_SCORED or (
-        command.startswith(b"Z") and any(arg.upper() in _WITH_SCORES for arg in args[2:])
-    ):
-        return ReplyRule.SCORED
-    if command in UNORDERED or command in UNORDERED_PAIRS:
-        return ReplyRule.UNORDERED
-    return ReplyRule.NUMERIC if command in NUMERIC else ReplyRule.EXACT
+class Rules:
+    """The rules of one migration."""
+
+    def __init__(self, own: Iterable[CompareRule] = ()) -> None:
+        """Take the migration's own rules.
+
+        Raises:
+            OperatorError: one names a function that no package brings.
+        """
+        self._rules: dict[bytes, list[tuple[CompareRule, Callable[[bytes], object] | None]]] = {}
+        self._functions: dict[str, Function] = {}
+        for rule in (*own, *DEFAULTS):
+            fits = None if rule.pattern is None else glob(rule.pattern.encode()).fullmatch
+            for name in rule.commands:
+                self._rules.setdefault(name.encode(), []).append((rule, fits))
+            if rule.function is not None:
+                self._functions[rule.function] = _function(rule.function)
+
+    def of(self, command: bytes, args: Words = ()) -> CompareRule:
+        """The rule for a command's name in upper case, and what its request asks for."""
+        key = args[1] if len(args) > 1 else b""
+        for rule, fits in self._rules.get(command, ()):
+            if fits is None or fits(key):
+                return _SCORED if rule.rule is ReplyRule.TIES and not _scored(args) else rule
+        if command in _GEO_SEARCH:
+            words = {arg.upper() for arg in args}
+            return _SORTED if words & {b"ASC", b"DESC"} else _UNSORTED
+        return _SCORED if command.startswith(b"Z") and _scored(args) else _EXACT
+
+    def never(self, command: bytes, args: Words = ()) -> bool:
+        """Whether replies to a request are not compared."""
+        return self.of(command, args).rule is ReplyRule.NEVER
+
+    def equivalent(
+        self, command: bytes, authority: object, follower: object, args: Words = ()
+    ) -> bool:
+        """Whether two parsed replies to the same request mean the same."""
+        codes = error_code(authority), error_code(follower)
+        if codes != (None, None):
+            return codes[0] == codes[1]
+        rule = self.of(command, args)
+        if rule.rule is ReplyRule.EXPIRY and command in _SECONDS:
+            rule = rule.model_copy(
+                update={"expiry_ms": max(_SECONDS[command], rule.expiry_ms / 1000)}
+            )
+        if rule.function is not None:
+            return bool(self._functions[rule.function](args, authority, follower))
+        return _EQUAL[rule.rule](rule, authority, follower)
+
+
+def _function(name: str) -> Function:
+    found = [each for each in entry_points(group=GROUP) if each.name == name]
+    if not found:
+        there = ", ".join(sorted(each.name for each in entry_points(group=GROUP))) or "none"
+        raise OperatorError(
+            f"compare_rules: no package brings the function {name!r}",
+            why=f"entry points {GROUP}: {there}",
+            next_step="install the package where the comparer runs, or correct function",
+        )
+    loaded: Function = found[0].load()
+    return loaded
+
+
+def _scored(args: Words) -> bool:
+    return any(arg.upper() in _WITH_SCORES for arg in args[2:])
 
 
 def parse(raw: bytes) -> object:
@@ -65,7 +146,7 @@ def parse(raw: bytes) -> object:
     reader = hiredis.Reader()
     reader.feed(raw)
     value = reader.gets()
-    if value is False:
+    if value is False and not raw.startswith(b"#"):
         raise ValueError("not a whole reply")
     return value
 
@@ -75,47 +156,21 @@ def error_code(value: object) -> str | None:
     return str(value).split(" ", 1)[0] if isinstance(value, hiredis.ReplyError) else None
 
 
-def canonical(command: bytes, value: object, args: Sequence[bytes] = ()) -> object:
-    """A reply in a shape in which equal means the same under the command's rule."""
-    rule = rule_of(command, args)
+def canonical(value: object) -> object:
+    """A reply as RESP2 would say it: lists of bytes and nothing."""
     if isinstance(value, hiredis.ReplyError):
         return ("error", error_code(value))
-    if rule is ReplyRule.SCORED and isinstance(value, list):
-        return _pairs(value)
-    if command in UNORDERED_PAIRS and isinstance(value, list) and len(value) % 2 == 0:
-        return frozenset(zip(map(_atom, value[::2]), map(_atom, value[1::2]), strict=True))
     if isinstance(value, dict):
-        pairs = [(_atom(key), canonical(command, inner)) for key, inner in value.items()]
-        return (
-            frozenset(pairs)
-            if command in UNORDERED_PAIRS
-            else tuple(part for pair in pairs for part in pair)
-        )
-    if isinstance(value, set | frozenset | list | tuple):
-        parts = [canonical(command, inner) for inner in value]
-        return tuple(sorted(parts, key=repr)) if rule is ReplyRule.UNORDERED else tuple(parts)
-    if rule is ReplyRule.NUMERIC:
-        return _rounded(value)
+        return [canonical(part) for pair in value.items() for part in pair]
+    if isinstance(value, set | frozenset):
+        return sorted((canonical(part) for part in value), key=repr)
+    if isinstance(value, list | tuple):
+        return [canonical(part) for part in value]
     return _atom(value)
 
 
-def _pairs(value: list[object]) -> object:
-    """Members or ranks with their scores, which RESP3 nests and RESP2 does not."""
-    flat = [part for each in value for part in (each if isinstance(each, list) else [each])]
-    return tuple(_number(part) if index % 2 else _atom(part) for index, part in enumerate(flat))
-
-
-def _number(value: object) -> object:
-    try:
-        return float(value) if isinstance(value, bytes | str | int | float) else value
-    except ValueError:
-        return _atom(value)
-
-
 def _atom(value: object) -> object:
-    if isinstance(value, bool):
-        return b"%d" % value
-    if isinstance(value, int):
+    if isinstance(value, bool | int):
         return b"%d" % value
     if isinstance(value, float):
         return b"%.17g" % value
@@ -124,17 +179,97 @@ def _atom(value: object) -> object:
     return value
 
 
-def _rounded(value: object) -> object:
-    if isinstance(value, bytes | str | int | float):
-        try:
-            return float(f"{float(value):.12g}")
-        except ValueError:
-            return _atom(value)
-    return value
+def _flat(value: object) -> list[object]:
+    """Members or ranks with their scores, which RESP3 nests and RESP2 does not."""
+    found = canonical(value)
+    if not isinstance(found, list):
+        return [found]
+    return [part for each in found for part in (each if isinstance(each, list) else [each])]
 
 
-def equivalent(
-    command: bytes, authority: object, follower: object, args: Sequence[bytes] = ()
-) -> bool:
-    """Whether two parsed replies to the same request mean the same."""
-    return canonical(command, authority, args) == canonical(command, follower, args)
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, bytes) else None
+    except ValueError:
+        return None
+
+
+def _close(rule: CompareRule, here: object, there: object) -> bool:
+    """Whether two canonical replies are equal where numbers may differ by the tolerance."""
+    if isinstance(here, list) and isinstance(there, list):
+        return len(here) == len(there) and all(
+            _close(rule, one, other) for one, other in zip(here, there, strict=True)
+        )
+    one, other = _number(here), _number(there)
+    if one is None or other is None:
+        return here == there
+    return math.isclose(one, other, rel_tol=rule.relative, abs_tol=rule.absolute)
+
+
+def _exact(_: CompareRule, here: object, there: object) -> bool:
+    return canonical(here) == canonical(there)
+
+
+def _multiset(_: CompareRule, here: object, there: object) -> bool:
+    one, other = canonical(here), canonical(there)
+    if not isinstance(one, list) or not isinstance(other, list):
+        return one == other
+    return Counter(map(repr, one)) == Counter(map(repr, other))
+
+
+def _map(_: CompareRule, here: object, there: object) -> bool:
+    one, other = _flat(here), _flat(there)
+    if len(one) != len(other):
+        return False
+    pairs = [
+        Counter(zip_longest(map(repr, each[::2]), map(repr, each[1::2]))) for each in (one, other)
+    ]
+    return pairs[0] == pairs[1]
+
+
+def _pairs(value: object) -> list[tuple[object, object]]:
+    flat = _flat(value)
+    members, scores = flat[::2], flat[1::2]
+    numbers = [number if (number := _number(each)) is not None else each for each in scores]
+    return list(zip_longest(members, numbers))
+
+
+def _scores(_: CompareRule, here: object, there: object) -> bool:
+    return _pairs(here) == _pairs(there)
+
+
+def _ties(_: CompareRule, here: object, there: object) -> bool:
+    one, other = _pairs(here), _pairs(there)
+    return [score for _, score in one] == [score for _, score in other] and Counter(one) == Counter(
+        other
+    )
+
+
+def _numeric(rule: CompareRule, here: object, there: object) -> bool:
+    return _close(rule, canonical(here), canonical(there))
+
+
+def _expiry(rule: CompareRule, here: object, there: object) -> bool:
+    """Negative numbers say that there is no key or no expiry. Seconds are told as they are."""
+    one, other = _number(canonical(here)), _number(canonical(there))
+    if one is None or other is None or min(one, other) < 0:
+        return canonical(here) == canonical(there)
+    return abs(one - other) <= rule.expiry_ms
+
+
+def _codes(*_: object) -> bool:
+    return True  # neither is an error
+
+
+_EQUAL: dict[ReplyRule, Callable[[CompareRule, object, object], bool]] = {
+    ReplyRule.EXACT: _exact,
+    ReplyRule.MULTISET: _multiset,
+    ReplyRule.MAP: _map,
+    ReplyRule.SCORED: _scores,
+    ReplyRule.TIES: _ties,
+    ReplyRule.NUMERIC: _numeric,
+    ReplyRule.APPROXIMATE: _numeric,
+    ReplyRule.EXPIRY: _expiry,
+    ReplyRule.ERROR_CODE: _codes,
+    ReplyRule.NEVER: _codes,
+}

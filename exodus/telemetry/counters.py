@@ -1,9 +1,8 @@
-"""Counts, sizes and latencies per command and per key prefix, cheap enough to be kept for every
-request.
+"""Counts, sizes, and latencies for each command and key prefix, cheap enough for every request.
 
-Nothing here grows with what clients send: commands and prefixes above their bounds are counted
-together as `(other)`, and single keys stand in sketches only. No argument of a request is kept but
-the beginnings of keys.
+Nothing here grows with what clients send. Commands and prefixes above their bounds are counted
+together as `(other)`. Single keys are in sketches only. No argument is kept but the beginnings of
+keys.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ class CommandSnapshot(TypedDict):
     latency_us_p50: int
     latency_us_p99: int
     latency_us_max: int
+    latency_us_steps: list[tuple[int, int]]  # value and count; two snapshots give a window
 
 
 class PrefixSnapshot(TypedDict):
@@ -88,7 +88,7 @@ class CommandCounters:
         self.reply_sizes = Histogram()
 
     def snapshot(self) -> CommandSnapshot:
-        """As JSON."""
+        """Return it as JSON."""
         latency = self.latency_us
         return {
             "calls": self.calls,
@@ -105,6 +105,7 @@ class CommandCounters:
             "latency_us_p50": latency.quantile(0.50),
             "latency_us_p99": latency.quantile(0.99),
             "latency_us_max": latency.value_max,
+            "latency_us_steps": latency.eighths(),
         }
 
 
@@ -121,7 +122,7 @@ class PrefixCounters:
         self.reply_bytes = 0
 
     def snapshot(self) -> PrefixSnapshot:
-        """As JSON."""
+        """Return it as JSON."""
         return {
             "calls": self.calls,
             "writes": self.writes,
@@ -135,12 +136,12 @@ class KeyStatistics(Protocol):
     """What is kept of single keys (`sketches.py`)."""
 
     def take_in(self, hot: list[bytes], distinct: list[bytes]) -> None:
-        """The keys of one request in `HOT_SAMPLE`, and of every request those whose `hash` is
-        divisible by `DISTINCT_SAMPLE`.
+        """Take in the keys of one request in `HOT_SAMPLE`, and every key whose `hash` is divisible
+        by `DISTINCT_SAMPLE`.
         """
 
     def hot(self, at_most: int) -> list[tuple[bytes, int]]:
-        """The keys that were named most often, with about how often."""
+        """Return the keys that were named most often, with about how often."""
 
     def distinct(self) -> int:
         """About how many different keys were named."""
@@ -271,11 +272,11 @@ class Telemetry:
         return counters
 
     def snapshot(self) -> dict[str, CommandSnapshot]:
-        """All commands, as JSON."""
+        """Return all commands as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.commands.items())}
 
     def samples(self) -> Iterator[Sample]:
-        """For Prometheus."""
+        """Yield the samples for Prometheus."""
         for name, counters in list(self.commands.items()):
             labels = {"command": name}
             yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
@@ -345,11 +346,11 @@ class Telemetry:
         )
 
     def prefixes_snapshot(self) -> dict[str, PrefixSnapshot]:
-        """All key prefixes, as JSON."""
+        """Return all key prefixes as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.prefixes.items())}
 
     def hot_keys(self) -> list[tuple[str, int]]:
-        """The keys that were named most often, with about how often, as JSON."""
+        """Return the keys that were named most often, with about how often, as JSON."""
         self._take_in()
         return [
             (key.decode("utf-8", "backslashreplace"), count)

@@ -1,9 +1,9 @@
-"""A histogram in the layout of HdrHistogram, with two significant digits: counts by magnitude, then
+"""A histogram in the layout of HdrHistogram with two significant digits: counts by magnitude, then
 by 128 steps of it.
 
-hdrhistogram's own `record_value` costs more than the rest of a request's counting together
-(docs/design/gateway-speed.md), and its counts are asked for only when somebody looks. The layout is
-the same, so that the tests can hold every quantile against the library's.
+hdrhistogram's `record_value` costs more than all other counting of a request
+(docs/design/gateway-speed.md). The layout is the same, so tests compare every quantile with the
+library's.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Histogram:
         self.total += 1
 
     def quantile(self, share: float) -> int:
-        """The smallest value (rounded up within its step) that `share` of all, rounded to a whole
-        number, do not exceed; 0 where there are none.
+        """Return the smallest value (rounded up within its step) that `share` of all, rounded to a
+        whole number, do not exceed; 0 where there are none.
         """
         wanted = max(1, int(share * self.total + 0.5))
         seen = 0
@@ -57,10 +57,19 @@ class Histogram:
         return 0
 
     def steps(self) -> list[tuple[int, int]]:
-        """Each value that was seen (the highest of its step) and how often; two histograms add up
-        by it.
+        """Return each value seen (the highest of its step) and its count. Histograms add up by
+        it.
         """
         return [(_highest(index), count) for index, count in enumerate(self.counts) if count]
+
+    def eighths(self) -> list[tuple[int, int]]:
+        """Return the steps in eighths of an octave, small enough to be sent every second."""
+        found: dict[int, int] = {}
+        for value, count in self.steps():
+            low = max(0, value.bit_length() - 4)
+            high = ((value >> low) + 1 << low) - 1
+            found[high] = found.get(high, 0) + count
+        return list(found.items())
 
 
 def _highest(index: int) -> int:

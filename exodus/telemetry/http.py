@@ -1,9 +1,7 @@
-"""`/metrics` for Prometheus and `/health` for supervisors, on threads of their own and on loopback
-unless told otherwise.
+"""`/metrics` for Prometheus and `/health` for supervisors, on own threads, on loopback by default.
 
-They ask for no login. So there is a bound to what a client can hold of them: it is done within
-`STATUS_SECONDS_MAX`, or it is cut off, and where all threads are taken the oldest client makes room
-for the newest.
+They ask for no login, so a client's cost is bounded: a connection lasts at most
+`STATUS_SECONDS_MAX`. If all threads are taken, the oldest client makes room for the newest.
 """
 
 from __future__ import annotations
@@ -79,13 +77,13 @@ class _Bounded(ThreadingHTTPServer):
                 self._cut(request)
 
     def _cut(self, request: socket.socket) -> None:
-        """Its thread then reads the end, or cannot write any more, and ends."""
+        """Cut a connection, so that its thread ends."""
         del self._clients[request]
         with contextlib.suppress(OSError):  # it was gone already
             request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was cut off, or went away, is no error of ours."""
+        """Ignore a client that was cut off or went away."""
         del request
         failure = sys.exc_info()[1]
         if not isinstance(failure, OSError):
@@ -134,7 +132,7 @@ class StatusServer:
 
     @property
     def port(self) -> int:
-        """The port that was got."""
+        """Return the port that the server listens on."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:

@@ -1,10 +1,10 @@
-"""Which keys are hot, and how many there are, in memory of a fixed size: sketches of Apache
+"""Hot keys and the number of distinct keys, in memory of a fixed size: sketches of Apache
 DataSketches.
 
-Both sketches see a sample of what goes by, one chosen so that the estimate stays straight: hot keys
-see one request in `HOT_SAMPLE` with that weight, the distinct count sees the keys whose hash is
-divisible by `DISTINCT_SAMPLE` and is multiplied by it. The hash is Python's own, another one in
-each process: what two processes found can be shown side by side, and not be merged.
+Both see a sample. Hot keys see one request in `HOT_SAMPLE` with that weight. The distinct count
+sees keys whose hash is divisible by `DISTINCT_SAMPLE` and is multiplied by it. The hash is Python's
+own and differs between processes, so the results of two processes can be shown side by side and not
+be merged.
 """
 
 from __future__ import annotations

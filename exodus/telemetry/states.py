@@ -1,7 +1,7 @@
-"""What a process's surroundings are in: each change is logged once, at INFO, with its reason.
+"""The state of a process's surroundings: each change is logged once, at INFO, with its reason.
 
-A server that is away is asked again all the time. Its log has one line when it went and one when it
-came back.
+A server that is away is asked all the time. The log has one line when it went and one when it came
+back.
 """
 
 from __future__ import annotations

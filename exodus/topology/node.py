@@ -51,7 +51,7 @@ class NodeFacts:
 
     @property
     def version_text(self) -> str:
-        """As people write it."""
+        """Return the version as people write it."""
         return ".".join(map(str, self.version))
 
 
@@ -64,7 +64,7 @@ class Node:
         self.name = f"{address.host}:{address.port}"
 
     async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
-        """A connection of its own."""
+        """Connect to the server."""
         return await Leg.connect(self.address, self.side, db=db, name=name)
 
     async def info(self) -> dict[str, str]:
@@ -206,7 +206,7 @@ async def _database_count(leg: Leg) -> int:
 
 
 def payload_fits(authority: NodeFacts, follower: NodeFacts) -> bool:
-    """Whether the follower takes the authority's DUMP payloads by their version.
+    """Return whether the follower takes the authority's DUMP payloads by their version.
 
     Upward always works; Valkey 9 (80) and Redis 7.4 and later (12 and up) refuse each other's
     (docs/decisions/0002-payload-versions.md, run on seven servers).

@@ -16,6 +16,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.net.client import answered
 from exodus.net.leg import Leg
+from exodus.plan.bounds import PAIR_CHECKS_OWN_KEYS_MAX
 from exodus.plan.own_keys import RESERVED_PREFIX, is_own
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Login
@@ -26,7 +27,6 @@ from exodus.topology.node import LIMITS, NodeFacts, payload_fits
 from exodus.topology.permits import try_rights
 
 OWNED = "owned"  # report: this migration has begun to copy, so the target's keys are its own
-_OWN_KEYS_MAX = 1_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
 async def check_pair(
     source: Endpoint, target: Endpoint, plan: Plan, store: ControlStore | None = None
 ) -> list[Finding]:
-    """The pre-flight checks. Changes nothing.
+    """Run the pre-flight checks. They change nothing.
 
     Raises:
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
@@ -127,8 +127,8 @@ async def check_pair(
 
 
 async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> list[Finding]:
-    """Whether the control store keeps what it is told; `sides` are the run ids of source and
-    target, where they are known.
+    """Check that the control store keeps its data. `sides` are the run ids of source and target,
+    where known.
     """
     found = await check_store(store, sides)
     return [
@@ -140,8 +140,8 @@ async def check_control_store(store: ControlStore, sides: Mapping[str, str]) -> 
 async def check_empty(
     target: Endpoint, facts: NodeFacts, plan: Plan, store: ControlStore | None
 ) -> Finding:
-    """Whether the target holds keys that are not this migration's; fatal where the plan does not
-    allow it.
+    """Check that the target holds no keys but this migration's; fatal where the plan does not allow
+    them.
     """
     foreign = sum(facts.databases.values())
     if store is not None and await store.report(OWNED) is not None:
@@ -186,7 +186,7 @@ async def foreign_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
 async def _own_keys(endpoint: Endpoint, facts: NodeFacts) -> int:
     """Count Exodus's own keys on a side; 0 where the side has too many keys to look."""
     found = 0
-    if sum(facts.databases.values()) < _OWN_KEYS_MAX:
+    if sum(facts.databases.values()) < PAIR_CHECKS_OWN_KEYS_MAX:
         for node in await endpoint.each_node():
             for db in facts.databases:
                 async with await node.connect(db) as leg:

@@ -1,13 +1,13 @@
-"""Tries every command that a role will use, as the role's user, without running it.
+"""Trying every command that a role will use, as the role's user, without running it.
 
-A server checks a user's rights when a command is queued in a transaction, so each is queued there
-and the transaction is given up. What no server queues (MONITOR, PSYNC) is asked by ACL DRYRUN,
-where the server has it and allows it.
+A server checks a user's rights when a command is queued in a transaction. So each command is
+queued, and the transaction is discarded. Commands that no server queues (MONITOR, PSYNC) are tried
+by ACL DRYRUN, where it is allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ class Refused:
 
     @property
     def remedy(self) -> str:
-        """What to type on that side."""
+        """Return what to type on that side."""
         if _NO_PERMISSION not in self.said:
             return (
                 f"give the {self.side} its command {self.command} back (rename-command), or "
@@ -63,12 +63,12 @@ def _roles(plan: Plan, side: Side) -> list[UserRole]:
 
 
 def wanted_of(plan: Plan, side: Side) -> Wanted:
-    """What a plan makes use of on a side."""
+    """Return the features that a plan uses on a side."""
     return Wanted(plan.fence.of(side), plan.feed, plan.strategy)
 
 
 async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> list[Refused]:
-    """Commands that the users of a side will need and may not run.
+    """Return the commands that a side's users need and may not run.
 
     Raises:
         SourceError, TargetError: the side does not answer.
@@ -116,7 +116,8 @@ async def why_not(address: Address, side: Side, command: str) -> str | None:
 
 
 async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
-    """Why each command is refused; allowed ones, and those that cannot be tried, are left out.
+    """Return why each command is refused. Allowed commands, and those that cannot be tried, are
+    left out.
 
     Without MULTI or COMMAND the rest cannot be tried, and these are named alone.
     """
@@ -173,7 +174,7 @@ async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
 
 
 def _requests(rows: Sequence[Any], commands: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Each command that the server has, with as many arguments as it takes at least."""
+    """Return each command that the server has, with its smallest number of arguments."""
     arities = {row[0].decode().lower(): row for row in rows if row}
     found: dict[str, tuple[str, ...]] = {}
     for command in commands:
@@ -188,8 +189,3 @@ def _requests(rows: Sequence[Any], commands: Sequence[str]) -> dict[str, tuple[s
         words = [part.upper() for part in command.split("|")]
         found[command] = (*words, *[_ARGUMENT] * (arity - len(words)))
     return found
-
-
-def refusals(found: Iterable[Refused]) -> list[Refused]:
-    """Those without which the engine does not go on."""
-    return [each for each in found if not each.right.without]

@@ -1,12 +1,12 @@
-"""Which commands Exodus's users need on source and target: by role, by server version, each with
+"""The commands that Exodus's users need on source and target, by role and server version, each with
 its reason.
 
 `exodus users` prints users from this table, and the pre-flight checks try it
-(`exodus/topology/permits.py`). Whoever lets the engine use another command adds it here;
+(`exodus/topology/permits.py`). If the engine needs another command, add it here:
 `tests/fault/test_users.py` runs a migration with exactly these rights.
 
-A right is written as in an ACL rule, without its `+`. What a server does not have yet is left out
-by `SINCE`, since a server refuses a rule with a command that it does not know.
+A right is written as in an ACL rule, without its `+`. `SINCE` leaves out commands that a server
+version lacks, since a server refuses a rule with an unknown command.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ SINCE: dict[str, dict[str, Version]] = {
     "command|list": {"redis": (7, 0), "valkey": (7, 2)},
     "acl|dryrun": {"redis": (7, 0), "valkey": (7, 2)},
     "client|no-touch": {"redis": (7, 2), "valkey": (7, 2)},
+    "lcs": {"redis": (7, 0), "valkey": (7, 2)},
+    "sintercard": {"redis": (7, 0), "valkey": (7, 2)},
+    "zintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "hpexpiretime": {"redis": (7, 4), "valkey": (9, 0)},
     "hpexpireat": {"redis": (7, 4), "valkey": (9, 0)},
 }
@@ -80,7 +83,7 @@ class Right:
     without: str = ""  # what happens without it, where the engine goes on; empty: it does not
 
     def applies(self, role: UserRole, side: Side, wanted: Wanted) -> bool:
-        """Whether a role needs it on a side."""
+        """Return whether a role needs it on a side."""
         return (
             role in self.roles
             and side in self.sides
@@ -280,6 +283,13 @@ RIGHTS = (
         without="what the target refuses is listed as a difference",
     ),
     Right(
+        _words("copy"),
+        _COMPARER,
+        "scratch copies, on which Compare tries writes",
+        frozenset({Side.TARGET}),
+        without="writes are not tried",
+    ),
+    Right(
         _words("script|kill function|kill"),
         _COMPARER,
         "to end a script that Compare tried and that takes too long (compare_scripts)",
@@ -353,7 +363,7 @@ RIGHTS = (
 
 
 def has(command: str, engine: str, version: Version) -> bool:
-    """Whether a server of this version has a command."""
+    """Return whether a server of this version has a command."""
     since = SINCE.get(command)
     return since is None or version >= since[engine]
 
@@ -361,8 +371,8 @@ def has(command: str, engine: str, version: Version) -> bool:
 def rights_of(
     role: UserRole, side: Side, engine: str, version: Version, wanted: Wanted
 ) -> list[tuple[str, Right]]:
-    """Each command that a role needs on a side, once, with its first reason; what it cannot do
-    without goes first.
+    """Return each command that a role needs on a side with its first reason; the indispensable ones
+    first.
     """
     found: dict[str, Right] = {}
     for right in sorted(RIGHTS, key=lambda right: bool(right.without)):
@@ -400,7 +410,7 @@ def server_of(text: str) -> tuple[str, Version]:
 def rule_of(
     roles: Iterable[UserRole], side: Side, engine: str, version: Version, wanted: Wanted
 ) -> str:
-    """What ACL SETUSER gets behind name and password, for a user of these roles."""
+    """Return the ACL SETUSER rule for a user of these roles."""
     commands = dict.fromkeys(
         command for role in roles for command, _ in rights_of(role, side, engine, version, wanted)
     )

@@ -1,11 +1,8 @@
-"""Comparing keys of both sides: type, absolute expiry, and the value, whatever each version makes
-of it.
+"""Comparing keys of both sides: type, absolute expiry, and value, across encodings and versions.
 
-A batch is read with one call a side. Where both allow DUMP, all but strings come as payloads, and
-those whose values are seen to be equal (`decode.py`) are done; all others are asked for by type,
-one by one, before anything is said of them. Large keys are looked at in pieces. Where DUMP is not
-allowed everything comes by type: streams, hashes whose fields may expire and types of modules one
-by one.
+A batch takes one call a side. Where both sides allow DUMP, all types but strings come as payloads.
+Payloads with visibly equal values (`decode.py`) are done. All others are read by type before
+anything is reported. Large keys are compared in chunks. Without DUMP everything is read by type.
 """
 
 from __future__ import annotations
@@ -25,16 +22,12 @@ from exodus.copy.scan import scan_once
 from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
+from exodus.plan.bounds import COMPARE_APART_KEYS, COMPARE_RELATIVE_SLACK_MS
 from exodus.plan.own_keys import is_own, without_own
 from exodus.plan.scope import Scope
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
-
-_APART_KEYS = 32  # that need reads of their own, of up to LARGE_KEY_BYTES each, at a time
-# Redis 6.2 sends its replicas the time left of SET … PX and EXPIRE, which they count from when it
-# comes
-_RELATIVE_SLACK_MS = 1_000
 
 
 class Depth(StrEnum):
@@ -53,7 +46,7 @@ _READS = {
 
 
 def in_sample(key: bytes, share: float) -> bool:
-    """Whether a key is among that share of all keys; the same ones each time."""
+    """Return whether a key is among that share of all keys; the same ones each time."""
     return crc32(key) < share * 2**32
 
 
@@ -146,8 +139,8 @@ class Comparison:
     async def scan(
         self, db: int, cursor: int, count: int, tally: ComparisonCounts, *, at_least: bool = False
     ) -> tuple[int, Batch]:
-        """Keys of the authority with all that is compared; the next cursor. Arguments as in
-        `Reader.scan`.
+        """Do one SCAN call of the authority and read all that is compared; return the next cursor.
+        Arguments as in `Reader.scan`.
 
         Exodus's own are left out, and what SCAN gave twice, and what the rules leave out by its
         name. What they leave out for its state counts as absent: it is not to be on the follower
@@ -178,7 +171,7 @@ class Comparison:
         return following, Batch.of(list(unique.values()))
 
     async def follow(self, db: int, ours: Batch) -> Batch:
-        """The same keys as the follower has them, wherever it has them."""
+        """Return the same keys as the follower has them, wherever it has them."""
         if not self._scope.renames:
             if not await entered(self._legs[1], db):
                 return Batch.of([_absent(key) for key in ours.keys])
@@ -230,7 +223,7 @@ class Comparison:
         return await self.compare(db, ours, theirs, tally)
 
     async def _as_they_are(self, db: int, keys: Sequence[bytes]) -> list[ScannedKey]:
-        """Keys of the follower, read without knowing what the authority has."""
+        """Read keys of the follower without knowing what the authority has."""
         if not self._scope.renames:
             if not await entered(self._legs[1], db):
                 return [_absent(key) for key in keys]
@@ -272,8 +265,8 @@ class Comparison:
         return found
 
     def _doubtful(self, ours: Batch, theirs: Batch) -> Sequence[int]:
-        """Where a key is to be looked at by itself, since it is not there or not seen to be the
-        same.
+        """Return where a key is to be looked at by itself, since it is not there or not seen to be
+        the same.
         """
         every = range(len(ours.keys))
         kinds = set(ours.kinds)
@@ -369,8 +362,8 @@ class Comparison:
         return found
 
     def _kind(self, there: ScannedKey) -> bytes:
-        """The type of a key that was read as one of the same type as the other side's: what its
-        payload says.
+        """Return the type of a key that was read as one of the same type as the other side's: what
+        its payload says.
         """
         if (
             self._dumps
@@ -381,7 +374,7 @@ class Comparison:
         return there.kind
 
     def _same(self, kind: bytes, here: Reply, there: Reply) -> bool:
-        """Whether two values are equal that differ byte for byte."""
+        """Return whether two values are equal that differ byte for byte."""
         if self._dumps:
             return (
                 kind != b"string"
@@ -389,8 +382,8 @@ class Comparison:
         return self._whole and bool(canonical(kind, [here]) == canonical(kind, [there]))
 
     def _needs_more(self, here: ScannedKey, there: ScannedKey) -> bool:
-        """Whether reads of its own are needed, and not in pieces: of what is not seen to be equal,
-        and by its type may nevertheless be.
+        """Return whether reads of its own are needed, and not in pieces: of what is not seen to be
+        equal, and by its type may nevertheless be.
         """
         kind = here.kind
         if (
@@ -412,10 +405,10 @@ class Comparison:
         return kind not in PLAIN_TYPES or (self._field_expiry and kind == b"hash")
 
     async def _apart(self, db: int, rows: Sequence[ScannedKey]) -> dict[bytes, str | None]:
-        """Of keys that need reads of their own: what differs, if anything."""
+        """Compare keys that need reads of their own."""
         found: dict[bytes, str | None] = {}
-        for start in range(0, len(rows), _APART_KEYS):
-            part = rows[start : start + _APART_KEYS]
+        for start in range(0, len(rows), COMPARE_APART_KEYS):
+            part = rows[start : start + COMPARE_APART_KEYS]
             here = [(db, row.key, row.kind) for row in part]
             there = [(*self._scope.target_key(db, row.key), row.kind) for row in part]
             ours, theirs = await asyncio.gather(
@@ -432,7 +425,7 @@ class Comparison:
         return found
 
     async def _values(self, leg: Leg, keys: Sequence[tuple[int, bytes, bytes]]) -> list[Reply]:
-        """Values of keys, each given with its database and type."""
+        """Read the values of keys, each given with database and type."""
         found: dict[tuple[int, bytes], Reply] = {}
         for db in dict.fromkeys(db for db, _, _ in keys):
             await leg.select(db)
@@ -467,7 +460,7 @@ class Comparison:
         return [found[db, name] for db, name, _ in keys]
 
     async def _in_pieces(self, db: int, key: bytes, kind: bytes) -> tuple[int, int, str | None]:
-        """A large key: its expiries, and what differs."""
+        """Compare one large key in chunks."""
         to_db, to = self._scope.target_key(db, key)
         await self._legs[0].select(db)
         await self._legs[1].select(to_db)
@@ -520,7 +513,7 @@ async def open_comparison(
     relative = engine.plan.strategy is CopyStrategy.NATIVE and not all(
         side.capabilities.get("pexpiretime") for side in facts
     )
-    slack_ms = _RELATIVE_SLACK_MS if relative else 0
+    slack_ms = COMPARE_RELATIVE_SLACK_MS if relative else 0
     return Comparison(
         authority,
         follower,

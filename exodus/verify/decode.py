@@ -1,15 +1,14 @@
-"""Values out of DUMP payloads, in the shape of `value.canonical`: what one server writes as a
-ziplist and another as a listpack becomes the same.
+"""Decoding values out of DUMP payloads, in the shape of `value.canonical`, so that a ziplist and a
+listpack compare equal.
 
-A server dumps a key in half the time that it takes to answer it element by element, and we cut up
-one block of bytes in place of an object an element from the protocol. So a comparison reads
-payloads, and of most keys never asks for more. What is here only ever shows that two payloads *are*
-equal: where it cannot, because they differ or because it does not know the format, the values are
-asked for by type (`comparison.py`).
+A server dumps a key in half the time of an answer element by element, and the client cuts one block
+of bytes in place of one object an element. This module only shows that two payloads *are* equal. If
+it cannot, because they differ or the format is unknown, the values are read by type
+(`comparison.py`).
 
-Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each in
-docs/decisions/0002-payload-versions.md. `tests/property/test_payload_values.py` holds it against
-what all servers answer.
+Formats: redis/redis src/rdb.c, ziplist.c, listpack.c, intset.c, t_stream.c; the number of each is
+in docs/decisions/0002-payload-versions.md. `tests/property/test_payload_values.py` compares it with
+the answers of all servers.
 """
 
 from __future__ import annotations
@@ -59,13 +58,13 @@ DAMAGED = (
 
 
 def kind_of(payload: bytes) -> bytes:
-    """The type that TYPE tells of the key; empty where its number is not known here."""
+    """Return the type that TYPE tells of the key; empty where its number is not known here."""
     return _KINDS.get(payload[0], b"") if payload else b""
 
 
 def apart(kinds: list[bytes], ours: list[Reply], theirs: list[Reply]) -> list[int]:
-    """Where two columns of values are not shown to be equal. Those of strings are values, all
-    others payloads.
+    """Return the places where two columns are not shown to be equal. Strings are values, all others
+    payloads.
 
     Args:
         kinds: the type of each key on one side; strings are compared byte by byte, whatever is in
@@ -84,7 +83,7 @@ def apart(kinds: list[bytes], ours: list[Reply], theirs: list[Reply]) -> list[in
 
 
 def same_value(one: bytes, other: bytes) -> bool:
-    """Whether two payloads are shown to be of equal values."""
+    """Return whether two payloads are shown to be of equal values."""
     size = len(one)
     kind = kind_of(one)
     if size <= _FOOTER_BYTES or kind != kind_of(other):
@@ -107,7 +106,7 @@ def same_value(one: bytes, other: bytes) -> bool:
 
 
 def decode(payload: bytes) -> Reply:
-    """The value, as `value.canonical` has it; scores of sorted sets in a mapping.
+    """Return the value, as `value.canonical` has it; scores of sorted sets in a mapping.
 
     Raises:
         UnknownFormatError: it is none of a list, set, hash, sorted set or stream whose format is
@@ -118,8 +117,8 @@ def decode(payload: bytes) -> Reply:
 
 
 def _parts(payload: bytes) -> list[Reply]:
-    """The elements as they were written, one after the other; of a stream its nodes, the last id
-    and the groups.
+    """Return the elements as they were written, one after the other; of a stream its nodes, the
+    last id and the groups.
     """
     number, body = payload[0], _Body(payload)
     found: list[Reply] = []
@@ -217,7 +216,9 @@ def _id(ms: int, sequence: int) -> bytes:
 
 
 def _entries(ms: int, sequence: int, packed: list[Reply]) -> list[tuple[bytes, tuple[bytes, ...]]]:
-    """Of one node: its ids count from the node's, and most entries have the fields of its first."""
+    """Decode the entries of one node. Ids count from the node's, and most entries have the fields
+    of its first.
+    """
     found = []
     count = _number(packed[2])
     fields = [_text(field) for field in packed[3 : 3 + count]]
@@ -283,11 +284,11 @@ class _Body:
         self._at += size
 
     def score(self) -> float:
-        """A double."""
+        """Read a double."""
         return float(unpack_from("<d", self.raw(8))[0])
 
     def length(self) -> int:
-        """A count, or a number of a stream."""
+        """Read a count, or a number of a stream."""
         view, at = self._view, self._at
         if at >= self._end:
             raise IndexError("no more lengths")
@@ -317,7 +318,7 @@ class _Body:
         return _id(ms, self.length())
 
     def text(self) -> bytes:
-        """A string: as it is, as a number, or compressed."""
+        """Read a string: plain, as a number, or compressed."""
         view, at = self._view, self._at
         if at >= self._end:
             raise IndexError("no more strings")
@@ -342,7 +343,7 @@ def _cut(data: bytes, at: int, size: int, end: int) -> bytes:
 
 
 def _signed(data: bytes, at: int, size: int) -> int:
-    """A number of `size` bytes, the lowest first."""
+    """Read a little-endian number of `size` bytes."""
     view = data
     if size > len(data) - at:
         raise IndexError("a number beyond the end")

@@ -27,8 +27,8 @@ class ExtraKeys:
         await close_all((self._authority, self._behind))
 
     async def among(self, db: int, keys: Sequence[bytes]) -> list[tuple[int, Divergence]]:
-        """Of keys of the follower's database `db`: those that the authority does not have, or that
-        the rules leave out by name.
+        """Return those of the follower's keys in database `db` that the authority lacks, or that
+        the rules filter by name.
 
         Each with the database that it has on the authority, and under its name there, so that
         copying it again removes it; one that no key of the authority comes to keeps its own.
@@ -70,7 +70,7 @@ class ExtraKeys:
         return extra
 
     async def _lacking(self, db: int, keys: Sequence[bytes]) -> set[bytes]:
-        """Those that the authority does not have; one question for all of them as long as it has
+        """Return the keys that the authority lacks. One question serves for all keys while it has
         them all.
         """
         if not await entered(self._authority, db):

@@ -1,9 +1,8 @@
-"""A verification in parts: processes on several machines compare slices, and one puts together what
-they found.
+"""A verification in parts: processes on several machines compare slices, and one merges the
+results.
 
-A part keeps how far it has come, so whoever takes it up again goes on there. Slices overlap by a
-SCAN call. Inside a part that is settled as in one process; a key at the border of two parts was
-counted by both, and is taken off once.
+A part keeps its progress, so another process can continue it. Slices overlap by a SCAN call. A key
+at the border of two parts was counted by both, and is subtracted once.
 """
 
 from __future__ import annotations

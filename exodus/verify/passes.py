@@ -1,12 +1,11 @@
-"""A pass over all keys of both sides: slices of the authority compared with the follower, and
-slices of the follower looked through for keys that should not be there. Several at a time, each
-over connections of its own, so that both servers are kept at work and a slow link is used well.
+"""A pass over all keys of both sides: slices of the authority are compared with the follower, and
+slices of the follower are searched for extra keys.
 
-Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to the slice that sees it
-first: the last call of a slice and the first of the next one are held against each other at their
-border, so that every key is compared and counted once. Where each slice is, what borders are open,
-and all that was counted change together between two batches, and can be written down at any such
-moment (`PassState.keep`) and be gone on with.
+Several slices run at a time, each over its own connections, so that both servers stay busy and a
+slow link is used well. Slices overlap by a SCAN call (`scan.py`). A key of the overlap belongs to
+the slice that sees it first. The last call of a slice is compared with the first of the next, so
+every key counts once. Positions, open borders, and counts change together between two batches, so
+`PassState.keep` can store them at any such moment.
 """
 
 from __future__ import annotations
@@ -27,6 +26,12 @@ from exodus.copy.impact import Pace
 from exodus.copy.read import Batch
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
+from exodus.plan.bounds import (
+    VERIFY_BATCH_KEYS,
+    VERIFY_KEEP_EVERY_S,
+    VERIFY_LISTED_MAX,
+    VERIFY_SLICES_AT_A_TIME,
+)
 from exodus.plan.own_keys import without_own
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import (
@@ -39,10 +44,6 @@ from exodus.verify.comparison import (
 )
 from exodus.verify.extra_keys import ExtraKeys, open_extra_keys
 
-BATCH_KEYS = 500
-LISTED_MAX = 1_000
-SLICES_AT_A_TIME = 3
-_KEEP_EVERY_S = 0.5
 _COUNTS = (
     "keys_authority",
     "keys_follower",
@@ -83,16 +84,16 @@ class VerificationReport(ComparisonCounts):
 
     @property
     def clean(self) -> bool:
-        """Whether nothing differs."""
+        """Return whether nothing differs."""
         return self.divergences_total == 0
 
     @property
     def speaks_for_all(self) -> bool:
-        """Whether every key was compared with its value."""
+        """Return whether every key was compared with its value."""
         return self.depth is Depth.FULL and self.share >= 1
 
     def as_json(self) -> Json:
-        """For reports and artifacts."""
+        """Return the report for evidence and artifacts."""
         return {
             "depth": str(self.depth),
             "share": self.share,
@@ -132,7 +133,7 @@ class _Direction:
         ] = {}  # marks of equal keys at borders → their types, where the walk compares
 
     async def pieces(self, endpoint: Endpoint, slices: int) -> deque[Slice]:
-        """Those that are not done; all of them where the walk has not begun."""
+        """Return the slices that are not done; all of them where the walk has not begun."""
         if self.walk.cursors is None:
             self.walk.cursors = {
                 piece.slice_id: piece.start for piece in await plan_slices(endpoint, slices)
@@ -140,11 +141,11 @@ class _Direction:
         return deque(map(Slice.parse, self.walk.cursors))
 
     def cursor(self, piece: Slice) -> int:
-        """Where it goes on."""
+        """Return the cursor from which a slice continues."""
         return (self.walk.cursors or {})[piece.slice_id]
 
     def borders(self, piece: Slice, before: int, after: int) -> list[str]:
-        """The borders that the call from cursor `before` to cursor `after` is at, if any."""
+        """Return the borders that the call from cursor `before` to cursor `after` is at, if any."""
         found = (
             [f"{piece.node}/{piece.db}/{piece.index}"]
             if piece.index and before == piece.start
@@ -155,8 +156,8 @@ class _Direction:
         return found
 
     def seen(self, borders: Iterable[str], keys: Iterable[bytes]) -> set[bytes]:
-        """Those keys that the slice on the other side of a border has seen; the others are this
-        one's.
+        """Return the keys that the slice across a border has seen. The others belong to this
+        slice.
         """
         marks = {_mark(key): key for key in keys}
         found: set[bytes] = set()
@@ -234,8 +235,8 @@ class PassState:
         self.backwards = _Direction(kept.backwards if kept is not None else DirectionProgress())
 
     def add(self, tally: ComparisonCounts, found: Sequence[Divergence], **counts: int) -> None:
-        """A batch was looked at, and its walk counts it at the same moment: nothing is counted
-        twice or lost.
+        """Add a batch and its place in the walk at one moment, so that nothing is counted twice or
+        lost.
         """
         report = self.report
         for name, count in counts.items():
@@ -252,8 +253,8 @@ class PassState:
         if (
             store is None
             or kept is None
-            or time.monotonic() - self._saved < _KEEP_EVERY_S
-            or len(self.suspects) > LISTED_MAX
+            or time.monotonic() - self._saved < VERIFY_KEEP_EVERY_S
+            or len(self.suspects) > VERIFY_LISTED_MAX
         ):
             return  # with so many differences it is not worth going on with
         self._saved = time.monotonic()
@@ -282,7 +283,7 @@ async def look(engine: Engine, way: PassState, note: Note) -> None:
     Raises:
         SourceError, TargetError: a side was lost.
     """
-    at_once = engine.plan.workers.count or SLICES_AT_A_TIME
+    at_once = engine.plan.workers.count or VERIFY_SLICES_AT_A_TIME
     forwards = await way.forwards.pieces(engine.authority, engine.plan.slices)
     backwards = await way.backwards.pieces(engine.follower, engine.plan.slices)
     with gc_tuning.seldom():
@@ -350,7 +351,7 @@ async def _side_by_side(
         tally = ComparisonCounts()
         # No call that ends a slice sees more of the next one than the call that begins it.
         after, batch = await comparison.scan(
-            piece.db, before, BATCH_KEYS, tally, at_least=before == piece.start
+            piece.db, before, VERIFY_BATCH_KEYS, tally, at_least=before == piece.start
         )
         borders = walk.borders(piece, before, after)
         if borders and (theirs := walk.seen(borders, batch.keys)):
@@ -380,7 +381,7 @@ async def _find_extra_keys(
                 await leg.select(piece.db)
                 cursor = walk.cursor(piece)
                 while True:
-                    after, scanned = await scan_once(leg, cursor, BATCH_KEYS)
+                    after, scanned = await scan_once(leg, cursor, VERIFY_BATCH_KEYS)
                     await pace.turn()
                     borders = walk.borders(piece, cursor, after)
                     await _look_through(

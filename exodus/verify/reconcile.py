@@ -1,8 +1,8 @@
-"""Verification: both sides, both directions.
+"""Verification of both sides, in both directions.
 
-Keys are compared in batches, and large ones piece by piece, so memory does not grow with the
-keyspace. What differs is looked at again after a pause, since live sync may be on its way, and only
-then called a divergence. A divergence names key and kind, never a value.
+Keys are compared in batches, and large ones in chunks, so memory does not grow with the keyspace. A
+difference is looked at again after a pause, since live sync may be about to copy it. Only then is
+it a divergence. A divergence names the key and the kind, never a value.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from exodus.errors import TargetError
 from exodus.native import expiries
 from exodus.net.client import answered
 from exodus.net.leg import Leg, close_all
-from exodus.plan.bounds import JOURNAL_RETAIN_MS, MARKED_AHEAD_ENTRIES_MAX, REPAIR_SECONDS_MAX
+from exodus.plan.bounds import (
+    EXPIRIES_RESTATEMENTS,
+    JOURNAL_RETAIN_MS,
+    MARKED_AHEAD_ENTRIES_MAX,
+    RECONCILE_NAMED,
+    RECONCILE_POLL_S,
+    REPAIR_SECONDS_MAX,
+    VERIFY_BATCH_KEYS,
+    VERIFY_LISTED_MAX,
+)
 from exodus.plan.own_keys import is_own
 from exodus.verify.comparison import (
     Comparison,
@@ -34,10 +43,7 @@ from exodus.verify.comparison import (
     entered,
     open_comparison,
 )
-from exodus.verify.passes import BATCH_KEYS, LISTED_MAX, PassState, VerificationReport, look
-
-_NAMED = 5
-_POLL_S = 0.05
+from exodus.verify.passes import PassState, VerificationReport, look
 
 
 async def verify(
@@ -107,10 +113,10 @@ async def verify(
     divergences = {
         key: found for key, found in suspects.items() if key not in moving and key not in known
     }
-    report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:LISTED_MAX]
+    report.dirty_total, report.dirty = len(dirty), list(dirty.values())[:VERIFY_LISTED_MAX]
     report.divergences_total, report.divergences = (
         len(divergences),
-        list(divergences.values())[:LISTED_MAX],
+        list(divergences.values())[:VERIFY_LISTED_MAX],
     )
     report.keys_verified = report.keys_authority - sum(
         found.kind != "extra" for found in suspects.values()
@@ -157,16 +163,16 @@ async def mark_differing(
                 each for each in found if each.kind == "extra" and not each.key.startswith(probes)
             ]
         )
-        if extra and done.extra < _NAMED:
+        if extra and done.extra < RECONCILE_NAMED:
             done.names = ", ".join(
                 [
                     *filter(None, [done.names]),
-                    *[_name(each) for each in extra[: _NAMED - done.extra]],
+                    *[_name(each) for each in extra[: RECONCILE_NAMED - done.extra]],
                 ]
             )
         done.extra += len(extra)
         while gently and await _behind(engine):
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(RECONCILE_POLL_S)
         await engine.feed.mark(
             [(divergence.db, divergence.key) for divergence in found if divergence not in extra]
         )
@@ -197,9 +203,9 @@ async def _again(
     suspects: dict[Key, Divergence] = {}
     for db, members in by_db.items():
         await comparison.select(db)
-        for start in range(0, len(members), BATCH_KEYS):
+        for start in range(0, len(members), VERIFY_BATCH_KEYS):
             for found in await comparison.differences(
-                db, members[start : start + BATCH_KEYS], tally
+                db, members[start : start + VERIFY_BATCH_KEYS], tally
             ):
                 suspects[(db, found.key)] = found
     return suspects
@@ -215,7 +221,7 @@ async def spot_check(engine: Engine, keys: Sequence[Key]) -> list[Divergence]:
 
 
 async def compare_now(comparison: Comparison, keys: Sequence[Key]) -> list[Divergence]:
-    """The same over connections that are open already."""
+    """Return the same over connections that are open already."""
     wanted = [key for key in keys if not is_own(key[1])]
     return list((await _again(comparison, wanted, ComparisonCounts())).values())
 
@@ -229,8 +235,8 @@ async def reconcile(
     share: float = 1.0,
     progress: PassProgress | None = None,
 ) -> Json:
-    """A pass that is kept as report `verification.NAME`. Of all keys and their values, and clean,
-    it counts: it closes the gaps that were open before it, and freshness counts from it.
+    """Run a pass and keep it as report `verification.NAME`. A clean pass over all keys and values
+    closes the gaps that were open before it, and freshness counts from it.
 
     One that was killed is gone on with, as long as live sync goes on and all that changed since it
     began is in the feed.
@@ -282,7 +288,7 @@ async def begin_pass(engine: Engine, name: str) -> PassProgress:
 
 
 async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
-    """Where the pass `name` goes on: what a killed one has left, or the beginning."""
+    """Return where the pass `name` continues: after a killed one, or at the beginning."""
     store, sides = engine.store, (engine.authority_facts, engine.follower_facts)
     of = orjson.dumps(
         [
@@ -327,8 +333,8 @@ async def _listed(store: ControlStore, name: str) -> list[Json]:
 
 
 async def _close_gaps(store: ControlStore, since_ms: int) -> None:
-    """A clean pass over everything closes the gaps that were open before it began, and those of
-    gateways that are gone.
+    """Close the gaps that were open before a clean pass over everything, and those of gateways that
+    are gone.
     """
     for name, raw in (await answered(store.client.hgetall(store.keys.gap))).items():
         if orjson.loads(raw)["at_ms"] < since_ms:
@@ -336,12 +342,12 @@ async def _close_gaps(store: ControlStore, since_ms: int) -> None:
 
 
 def keys_of(report: Json) -> list[Key]:
-    """The keys that a report of `reconcile` lists as divergent."""
+    """Return the keys that a report of `reconcile` lists as divergent."""
     return [(row["db"], bytes.fromhex(row["key_hex"])) for row in report["divergences"]]
 
 
 async def dead_letters(store: ControlStore) -> list[Key]:
-    """The keys that could not be carried, and that nobody has accepted."""
+    """Return the keys that could not be carried, and that nobody has accepted."""
     return list(await letters.open_letters(store))
 
 
@@ -371,8 +377,8 @@ async def _there(leg: Leg, places: Mapping[Key, Key]) -> set[Key]:
     for db in sorted({db for db, _ in places.values()}):
         if await entered(leg, db):
             mine = [(key, name) for key, (at, name) in places.items() if at == db]
-            for start in range(0, len(mine), BATCH_KEYS):
-                part = mine[start : start + BATCH_KEYS]
+            for start in range(0, len(mine), VERIFY_BATCH_KEYS):
+                part = mine[start : start + VERIFY_BATCH_KEYS]
                 exist = await leg.pipeline([("EXISTS", name) for _, name in part])
                 found.update(key for (key, _), there in zip(part, exist, strict=True) if there == 1)
     return found
@@ -425,7 +431,8 @@ async def repair(
     return {
         **extra,
         **dict.fromkeys(
-            changing, f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"
+            changing,
+            f"it changed at each of {EXPIRIES_RESTATEMENTS} tries to say its expiry again",
         ),
         **failing,
     }
@@ -446,8 +453,8 @@ async def copy_now(engine: Engine, keys: Sequence[Key]) -> int:
         for db, key in keys:
             by_db.setdefault(db, []).append(key)
         for db, members in by_db.items():
-            for start in range(0, len(members), BATCH_KEYS):
-                part = members[start : start + BATCH_KEYS]
+            for start in range(0, len(members), VERIFY_BATCH_KEYS):
+                part = members[start : start + VERIFY_BATCH_KEYS]
                 report = await copier.sync_keys(db, part)
                 broken = {failure.key for failure in report.failed}
                 failures += len(broken)

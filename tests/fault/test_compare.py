@@ -12,7 +12,7 @@ from exodus.net.client import answered
 from exodus.plan.vocabulary import Side
 from tasks.comparison import _convergence
 from tasks.context import Opened
-from tests.fault.test_compare_harm import _comparing, _row
+from tests.support.comparing import comparing, row_of
 from tests.support.local_migration import LocalMigration
 
 pytestmark = pytest.mark.fault
@@ -28,7 +28,7 @@ async def test_scores_that_are_printed_differently_are_equal(local: LocalMigrati
     source.delete("probe")
     target.delete("probe")
     assert len(printed) == 2, f"this pair of servers prints a score in one way: {printed}"
-    async with _comparing(local):
+    async with comparing(local):
         app = local.app()
         await app.zadd("z", {"m": 443344.1234567, "n": 0.1 + 0.2, "big": 1e21})
         for _ in range(3):
@@ -36,7 +36,7 @@ async def test_scores_that_are_printed_differently_are_equal(local: LocalMigrati
             await app.zrange("z", 0, -1, withscores=True)
             await app.zrangebyscore("z", "-inf", "+inf", withscores=True)
         for command in ("ZSCORE", "ZRANGE", "ZRANGEBYSCORE"):
-            await _row(local, command, "equal", 3)
+            await row_of(local, command, "equal", 3)
         assert await answered(local.store.client.hgetall(local.store.keys.divergence)) == {}
 
 
@@ -52,7 +52,7 @@ async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigr
             await app.set("hot", number)
             await app.expire("renewed", 1_000 + number)
 
-    async with _comparing(local):
+    async with comparing(local):
         app = local.app()
         await app.set("cold", 1)
         await app.set("spoiled", 1)
@@ -60,9 +60,9 @@ async def test_a_key_that_is_written_all_the_time_is_not_judged(local: LocalMigr
         writing = asyncio.create_task(write())
         try:
             for command in ("SET", "EXPIRE"):
-                await _row(local, command, "compared", 50)
+                await row_of(local, command, "compared", 50)
             await app.get("spoiled")
-            await _row(local, "GET", "compared")
+            await row_of(local, "GET", "compared")
             target.set("spoiled", 2)
             found = await _convergence(Opened(local.plan, local.store, local.plan))
         finally:

@@ -191,7 +191,7 @@ async def test_migrate_comes_to_its_decision(
         ).values():
             sent.update(progress.strategies)
         assert (sent["MIGRATE"] >= KEYS) is (strategy is CopyStrategy.MIGRATE)
-        assert (await local.store.phases())[Phase.MIGRATE]["state"] == "approved"
+        assert (await local.store.phases())[Phase.MIGRATE].state == "approved"
         await local.drained()
         assert (await local.verify()).divergences == []
     finally:

@@ -35,7 +35,7 @@ async def test_a_backfill_keeps_its_budget_says_why_it_is_slow_and_hears_of_anot
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # At every probe, so that the copy is not over before the budget bites
-    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(impact, "IMPACT_LOOK_EVERY_S", 0.0)
     _fill(local, 60_000, "x" * 100)
     local.plan = local.plan.model_copy(update={"budget": Budget(cpu_share_max=0.001), "slices": 1})
     await local.start_live_sync()
@@ -185,7 +185,7 @@ async def test_a_replica_of_the_target_that_falls_behind_holds_the_copy(
     local: LocalMigration, make_server, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     """Or the target's output buffer for it would grow to its limit, and the replica be dropped."""
-    monkeypatch.setattr(impact, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(impact, "IMPACT_LOOK_EVERY_S", 0.0)
     _fill(local, 60_000, "x" * 500)
     local.plan = local.plan.model_copy(
         update={"budget": Budget(replica_behind_mb_max=1), "slices": 1}

@@ -188,7 +188,7 @@ async def test_a_dead_target_is_left_behind_with_a_list_of_what_stays_there(
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(forced_rollback, "CONNECT_TIMEOUT_S", 0.3)
-            patch.setattr(forced_rollback, "_BETWEEN_S", 0.05)
+            patch.setattr(forced_rollback, "FORCED_ROLLBACK_BETWEEN_S", 0.05)
             keys, total = await dirty_keys(ready.store, ready.plan, 100)
             assert (keys, total) == ([(0, b"stays there")], 1)
             done = await forced_rollback.force_back(ready.store, ready.plan)

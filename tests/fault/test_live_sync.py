@@ -154,7 +154,7 @@ async def test_an_epoch_that_ends_leaves_no_connection_however_often_it_is_cance
     modern: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who ends tasks cancels them again and again, also while they give their connections back."""
-    monkeypatch.setattr(cancellation, "_AGAIN_S", 0.0)
+    monkeypatch.setattr(cancellation, "CANCEL_AGAIN_S", 0.0)
     modern.plan = modern.plan.model_copy(update={"feed": Feed.REPLICATION})
     await modern.store.save_plan(modern.plan)
     await modern.gateway()

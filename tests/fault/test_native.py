@@ -364,7 +364,10 @@ async def test_a_key_whose_expiry_changes_at_every_try_is_listed_with_the_reason
     monkeypatch.setattr(Leg, "transaction", overtaken)
     left = await reconcile.repair(await older.engine(), [(0, b"k"), (0, b"calm")])
     assert left == {
-        (0, b"k"): f"it changed at each of {expiries.RESTATEMENTS} tries to say its expiry again"
+        (
+            0,
+            b"k",
+        ): f"it changed at each of {expiries.EXPIRIES_RESTATEMENTS} tries to say its expiry again"
     }
 
 

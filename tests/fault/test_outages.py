@@ -134,9 +134,9 @@ async def test_a_switch_that_cannot_drain_is_undone(
     """With the target stopped, the switch gives up within its time, lifts the fence, and writes go
     on at the source.
     """
-    monkeypatch.setattr(steps_before_hold, "_PRE_DRAIN_S", 0.2)
-    monkeypatch.setattr(switch, "_STEP_S", 1.5)
-    monkeypatch.setattr(steps_before_hold, "PRE_DRAIN_MS", 60_000)
+    monkeypatch.setattr(steps_before_hold, "SWITCH_PRE_DRAIN_S", 0.2)
+    monkeypatch.setattr(switch, "SWITCH_STEP_S", 1.5)
+    monkeypatch.setattr(steps_before_hold, "SWITCH_PRE_DRAIN_MS", 60_000)
     local.plan = local.plan.model_copy(update={"hold_seconds_max": 1.0})
     await local.gateway()
     await local.syncer()

@@ -18,6 +18,7 @@ from blocks import Migration
 from blocks.endpoint import RedisEndpoint
 from exodus.closing import bundle, bundle_store
 from exodus.control import steps, turn
+from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.control.turn import Holder
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.plan.bounds import TURN_MS
@@ -71,8 +72,8 @@ async def test_two_phases_that_begin_at_once_cannot_both(
     looked = asyncio.Barrier(2)
     loop = asyncio.get_running_loop()
 
-    def is_open(state: dict) -> bool:
-        return state["state"] == "running"
+    def is_open(state: PhaseState) -> bool:
+        return state.state == "running"
 
     monkeypatch.setattr(phase_ledger, "is_open", is_open)
     opened = Opened(local.plan, local.store, local.plan)
@@ -89,7 +90,7 @@ async def test_two_phases_that_begin_at_once_cannot_both(
     monkeypatch.setattr(local.store, "phases", phases)
 
     async def claim(run: str, phase: Phase) -> None:
-        state = {"state": "running", "flow_run_id": run}
+        state = PhaseState(state=PhaseStatus.RUNNING, flow_run_id=run)
         await phase_ledger._claim(opened, phase, run, state)
 
     tasks = [
@@ -99,7 +100,7 @@ async def test_two_phases_that_begin_at_once_cannot_both(
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     refused = [each for each in ended if isinstance(each, DecisionRefused)]
     assert len(refused) == 1, ended
-    assert len([state for state in (await read()).values() if state["state"] == "running"]) == 1
+    assert len([state for state in (await read()).values() if state.state == "running"]) == 1
 
 
 async def test_the_first_answer_of_a_step_is_the_one_that_counts(local: LocalMigration) -> None:

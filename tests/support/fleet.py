@@ -21,6 +21,7 @@ import yaml
 
 from examples.shop.check import check
 from examples.shop.model import Model
+from examples.shop.place import Place
 from examples.shop.preload import preload
 from examples.shop.workload import Tally, Writer, connect
 from exodus.backfill.slices import copy_slice
@@ -134,7 +135,7 @@ class Application:
             client = self._libraries.open(number, url)
             writer = GatedWriter(
                 number,
-                url,
+                Place(url),
                 self.model,
                 self.tally,
                 writers=self._writers,

@@ -11,6 +11,7 @@ from exodus.gateway.session.transaction cimport Transaction
 from exodus.resp.scanner cimport Request
 
 cdef Py_ssize_t _SHADOW_BYTES_MAX, _TRANSACTION_BYTES, _ALL_NAMES
+cdef bytes _MULTI, _TRANSACTION
 cdef int _ON, _HELLO_WORDS, _CLIENT_REPLY_WORDS
 
 @cython.final
@@ -24,8 +25,12 @@ cdef class Admission:
     cdef bint must_wait(self, Command command, list args) except -1
     @cython.locals(parts=SessionParts, args=list, pending=Pending, transaction=Transaction)
     cdef Pending admit(self, Command command, Request request, bytes buffered, Py_ssize_t start, Py_ssize_t end, double now)
-    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, predicted=Prediction, comparable=bint)
+    @cython.locals(parts=SessionParts, command=Command, orders=Orders, keys=list, predicted=Prediction)
     cdef _pick(self, Pending pending, list args, bytes buffered, Py_ssize_t start, Py_ssize_t end)
+    @cython.locals(parts=SessionParts, command=Command)
+    cpdef _why_not_picked(self, Pending pending, bint whole)
+    @cython.locals(parts=SessionParts, orders=Orders, first=bytes)
+    cdef _pick_transaction(self, Pending pending, Transaction transaction)
     cdef _describe(self, Pending pending, list args, bint skipped)
     cdef _describe_script(self, Pending pending, list args)
     cdef _queue(self, Transaction transaction, Pending pending, bytes raw, Py_ssize_t size)

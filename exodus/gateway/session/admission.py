@@ -32,6 +32,8 @@ from exodus.resp.scanner import SKIPPED, Request
 _ASK_CLIENT_ID = encode("CLIENT", "ID")
 _REPLY_ON_REQUEST = encode("CLIENT", "REPLY", "ON")
 _REPLY_MODES = {b"ON": REPLY_ON, b"OFF": REPLY_OFF, b"SKIP": REPLY_SKIP}
+_MULTI, _TRANSACTION = encode("MULTI"), b"MULTI"
+TOO_LARGE = "larger than is compared"
 _SHADOW_BYTES_MAX = SHADOW_PAYLOAD_BYTES_MAX
 _TRANSACTION_BYTES = TRANSACTION_BYTES_MAX
 _ON = REPLY_ON
@@ -122,8 +124,11 @@ class Admission:
             self._queue(transaction, pending, buffered[start:end], request.size)
         elif command.role is not Role.PLAIN:
             self._predict(pending, args, buffered[start:end], now)
-        if parts.orders.picks and transaction is None:
-            self._pick(pending, args, buffered, start, end)
+        if parts.orders.picks:
+            if transaction is None:
+                self._pick(pending, args, buffered, start, end)
+            elif pending.transaction is transaction:
+                self._pick_transaction(pending, transaction)
         parts.pending.push(pending)
         if pending.rewritten is not None and command.role is Role.RESET:
             parts.expect_own_reply(now, LOGIN)
@@ -139,24 +144,22 @@ class Admission:
     def _pick(
         self, pending: Pending, args: list[bytes], buffered: bytes, start: int, end: int
     ) -> None:
-        """Pick a request for the comparer or as a canary read, if its one key is in a share."""
+        """Pick a request for the comparer or as a canary read, if its first key is in a share."""
         parts, command = self.parts, pending.command
-        orders = parts.orders
-        comparable = command.plain or (
-            orders.shadow_scripts and command.script and not pending.write
-        )
-        if not comparable or parts.replies.silence_asked or command.name in NOT_COMPARABLE:
-            return
-        if start == end or pending.size > _SHADOW_BYTES_MAX:
-            return
+        orders, predicted = parts.orders, parts.predicted
         keys = pending.keys or command.keys(args)
-        if len(keys) != 1:
+        if not keys or keys[0] is SKIPPED:
             return
-        predicted = parts.predicted
+        why_not = self._why_not_picked(pending, start != end)
+        if why_not is not None:
+            if orders.shadow_below and orders.sampled(keys[0]):
+                orders.leave_out(command.name, why_not)
+            return
         # A canary read has the same reply on two healthy servers, byte for byte. It is in
         # database 0, where the gateway's own connections are.
         if (
             orders.canary_below
+            and len(keys) == 1
             and not pending.write
             and command.name in EXACT_ELSEWHERE
             and not predicted.db
@@ -169,6 +172,40 @@ class Admission:
             return
         pending.raw = buffered[start:end]
         pending.shadowed = True
+
+    def _why_not_picked(self, pending: Pending, whole: bool) -> str | None:
+        """Return why a request cannot be compared; None: it can."""
+        parts, command = self.parts, pending.command
+        if not command.plain:
+            if not command.script:
+                return "it may block, or does more than its reply says"
+            if pending.write:
+                return "a script that may write"
+            if not parts.orders.shadow_scripts:
+                return "a script, and compare_scripts is off"
+        if parts.replies.silence_asked:
+            return "the client asked for no reply"
+        if command.name in NOT_COMPARABLE:
+            return "its reply differs between healthy servers"
+        if not whole or pending.size > _SHADOW_BYTES_MAX:
+            return TOO_LARGE
+        return None
+
+    def _pick_transaction(self, pending: Pending, transaction: Transaction) -> None:
+        """Pick a transaction for the comparer, if the first key that it names is in the share."""
+        parts = self.parts
+        orders, first = parts.orders, transaction.first_key
+        if first is None or not orders.shadow_below or not orders.sampled(first):
+            return
+        if pending.substitute is not None or transaction.whole or transaction.unreadable:
+            orders.leave_out(_TRANSACTION, "it does more than its replies say")
+        elif parts.replies.silence_asked:
+            orders.leave_out(_TRANSACTION, "the client asked for no reply")
+        elif transaction.raw_bytes > _SHADOW_BYTES_MAX or len(transaction.raw) != transaction.count:
+            orders.leave_out(_TRANSACTION, TOO_LARGE)
+        else:
+            pending.raw = _MULTI + b"".join(transaction.raw)
+            pending.shadowed = True
 
     def _describe(self, pending: Pending, args: list[bytes], skipped: bool) -> None:
         """Note the effects of a request besides its keys. Changes nothing of the session.
@@ -218,6 +255,8 @@ class Admission:
             transaction.raw.append(raw)
         self._queue_effect(transaction, pending)
         transaction.count += 1
+        if transaction.first_key is None:
+            transaction.first_key = pending.key
         pending.confirms = False
         if pending.unseen is not None and pending.unseen not in transaction.unseen:
             transaction.unseen.append(pending.unseen)

@@ -34,7 +34,7 @@ from exodus.control.changes import Key
 from exodus.control.gap_reasons import UNREADABLE
 from exodus.gateway.logins import Logins
 from exodus.gateway.orders import Orders
-from exodus.gateway.session.admission import Admission
+from exodus.gateway.session.admission import TOO_LARGE, Admission
 from exodus.gateway.session.effects import Effects, Unanswered
 from exodus.gateway.session.matching import CONFIRMATIONS, OUT_OF_BAND, Matching
 from exodus.gateway.session.outlet import Outlet
@@ -319,6 +319,8 @@ class Session:
         if head.shadowed:
             if unfinished_bytes <= SHADOW_PAYLOAD_BYTES_MAX:
                 return False
+            if head.canary is None:
+                self.parts.orders.leave_out(head.command.name, TOO_LARGE)
             head.shadowed, head.canary = False, None  # too large to be kept
             buffer.edits -= 1
         if head.cursor:

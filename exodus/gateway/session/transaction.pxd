@@ -5,5 +5,6 @@ cimport cython
 cdef class Transaction:
     cdef public list effects, raw, unseen, undescribed, texts, commands
     cdef public Py_ssize_t raw_bytes, count
+    cdef public bytes first_key
     cdef public bint writes, whole
     cdef public object unreadable

@@ -27,6 +27,7 @@ class Transaction:
         "commands",
         "count",
         "effects",
+        "first_key",
         "raw",
         "raw_bytes",
         "texts",
@@ -43,6 +44,7 @@ class Transaction:
         self.count = 0  # of commands
         self.raw: list[bytes] = []  # the queued requests, without MULTI
         self.raw_bytes = 0
+        self.first_key: bytes | None = None  # of the first command that names one
         self.writes = False
         self.whole = False  # EXEC's reply has to be parsed
         self.unseen: list[str] = []  # gaps that EXEC opens

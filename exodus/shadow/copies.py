@@ -1,0 +1,235 @@
+"""The sampled keys' copies on the follower, on which requests are tried.
+
+A sampled key is *seeded* at first sight: its state is copied once. From then on only the journal
+keeps its copy up, as live sync does in Migrate. So a copy shows what copying made of it, and a
+comparison can find a fault of it. With live sync on, the lanes own the follower's keys: nothing is
+copied here, and `caught_up` tells whether they have come to a key's last write.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+from exodus.control import journal
+from exodus.control.changes import Barrier, Changes, Key, id_order, pack, partition_of
+from exodus.copy.key import BatchReport, Copier, Failure
+from exodus.copy.payload import State
+from exodus.engine import Engine
+from exodus.net.client import answered
+from exodus.net.leg import Leg
+from exodus.plan.bounds import COMPARE_KEYS_MAX, COMPARE_LAGS_KEPT
+from exodus.plan.own_keys import is_own
+from exodus.plan.sample import KeySample
+
+_ABSENT = 0
+
+
+@dataclass(slots=True)
+class Copied:
+    """What is known of one sampled key."""
+
+    version: int = 0  # how often the journal has named it
+    print_authority: int | None = None  # checksum of the state that was copied last
+    print_follower: int | None = None  # of what the follower made of it
+    print_before: int | None = None  # of what the follower had after the copy before
+    expiry_ms: int = 0  # of the state that was copied last
+
+
+@dataclass
+class CopiesState:
+    """What outlasts a lost connection: else each one would copy every key again."""
+
+    positions: dict[int, bytes]  # of the journal, up to which copies are kept up
+    keys: dict[Key, Copied] = field(default_factory=dict)
+    filtered: set[Key] = field(default_factory=set)  # left out by rules when they were copied last
+    judged: set[Key] = field(default_factory=set)  # a reply or the state was compared to the end
+    untold: list[Key] = field(default_factory=list)  # of those, what the store does not know
+    dirty: int = 0  # keys that the journal named last time
+    lags_ms: deque[int] = field(default_factory=lambda: deque(maxlen=COMPARE_LAGS_KEPT))
+    refused: int = 0  # keys that were not seeded, beyond COMPARE_KEYS_MAX
+
+    def judge(self, keys: Iterable[Key]) -> None:
+        """Note that keys were compared to the end."""
+        for key in keys:
+            if key not in self.judged:
+                self.judged.add(key)
+                self.untold.append(key)
+
+
+class SampledCopies:
+    """Seeds sampled keys and keeps their copies up."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        copier: Copier,
+        ours: Leg,
+        state: CopiesState,
+        failed: Callable[[Failure], Awaitable[None]],
+        sample: KeySample,
+    ) -> None:
+        """`ours` connects to the follower as Exodus; `failed` is told of keys that failed to
+        copy.
+        """
+        self._engine = engine
+        self._copier = copier
+        self._ours = ours
+        self._failed = failed
+        self._synced: dict[int, bytes] = {}
+        self.state = state
+        self._sampled = sample.test()
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.state.keys
+
+    def joined(self, key: Key) -> bool:
+        """Return whether a key is here only because a sampled request names it too.
+
+        The journal says nothing of its writes while only sampled keys are journalled. So it is
+        copied again each time such a request is tried, and nothing is concluded from its state.
+        """
+        return not self._engine.route.sync and not self._sampled(key[1])
+
+    async def follow(self, sample: KeySample) -> None:
+        """Keep only what is still sampled: the journal tells nothing of the rest any more."""
+        self._sampled = sample.test()
+        left = [key for key in self.state.keys if self.joined(key)]
+        by_db: dict[int, list[bytes]] = {}
+        for key in left:
+            del self.state.keys[key]
+            db, name = self._engine.scope.target_key(*key)
+            by_db.setdefault(db, []).append(name)
+        for db, names in by_db.items():
+            await self._ours.select(db)
+            await self._ours.pipeline([("UNLINK", name) for name in names])
+        if left:
+            store = self._engine.store
+            await answered(store.client.srem(store.keys.seeded, *[pack([key]) for key in left]))
+
+    def settled(self) -> list[Key]:
+        """Return the keys whose copies are to be equal: not those that were only named too."""
+        left_out = self.state.filtered
+        return [key for key in self.state.keys if key not in left_out and not self.joined(key)]
+
+    def version(self, key: Key) -> int:
+        """Return a number that is another one after each journalled write of the key."""
+        copied = self.state.keys.get(key)
+        return 0 if copied is None else copied.version
+
+    async def seed(self, keys: Iterable[Key]) -> None:
+        """Copy keys that were not seen before."""
+        room = COMPARE_KEYS_MAX - len(self.state.keys)
+        wanted = [key for key in dict.fromkeys(keys) if key not in self and not is_own(key[1])]
+        self.state.refused += max(0, len(wanted) - room)
+        await self.copy(wanted[:room])
+
+    async def keep_up(self) -> None:
+        """Copy the keys that the journal named since the last call."""
+        store, state = self._engine.store, self.state
+        found = await journal.each_since(store, state.positions)
+        named: dict[Key, None] = {}
+        for changes in found.values():
+            named |= dict.fromkeys(self._named(changes))
+        await self.copy(named)
+        state.dirty = len(named)
+        if named and not self._engine.route.sync:
+            now_ms = await store.now_ms()
+            times = [at_ms for changes in found.values() for at_ms in changes.times_ms]
+            state.lags_ms.extend(max(0, now_ms - at_ms) for at_ms in times[-COMPARE_LAGS_KEPT:])
+        for partition, changes in found.items():
+            if changes.last_id is not None:
+                state.positions[partition] = changes.last_id
+        for key in named:
+            if key in state.keys:
+                state.keys[key].version += 1
+        if self._engine.route.sync:
+            self._synced = await journal.positions(store)
+
+    def _named(self, changes: Changes) -> list[Key]:
+        """The keys that may have changed: of a barrier, each sampled key of its databases."""
+        named = [key for key in changes.keys if not is_own(key[1])]
+        barriers = [*changes.barriers, *([Barrier("gap")] if changes.gap else [])]
+        for barrier in barriers:
+            named += [
+                key
+                for key in self.state.keys
+                if not barrier.databases or key[0] in barrier.databases
+            ]
+        return named
+
+    def caught_up(self, key: Key) -> bool:
+        """Return whether the follower has what the journal had for this key at the last
+        `keep_up`.
+        """
+        if not self._engine.route.sync:
+            return True
+        partition = partition_of(*key, self._engine.plan.partitions)
+        wanted = self.state.positions.get(partition, b"0-0")
+        return id_order(self._synced.get(partition, b"0-0")) >= id_order(wanted)
+
+    async def copy(self, keys: Iterable[Key]) -> None:
+        """Copy keys now, and write down that the follower has them for Compare alone."""
+        by_db: dict[int, list[bytes]] = {}
+        for db, key in keys:
+            if not is_own(key):
+                by_db.setdefault(db, []).append(key)
+        for db, names in by_db.items():
+            if self._engine.route.sync:
+                for name in names:
+                    self.state.keys.setdefault((db, name), Copied())
+            else:
+                await self._copy(db, names)
+
+    async def _copy(self, db: int, names: list[bytes]) -> None:
+        engine, state = self._engine, self.state
+        fresh = [(db, name) for name in names if (db, name) not in state.keys]
+        if fresh:
+            await answered(
+                engine.store.client.sadd(engine.store.keys.seeded, *[pack([key]) for key in fresh])
+            )
+            for key in fresh:
+                state.keys[key] = Copied()
+        report = BatchReport()
+        states = await self._copier.read(db, names, report)
+        await self._copier.write(db, states, report)
+        if engine.scope:
+            state.filtered.difference_update((db, name) for name in names)
+            state.filtered.update((db, name) for name in report.filtered_keys)
+        await self._note_prints(db, [each for each in states if not each.large])
+        for failure in report.failed:
+            await self._failed(failure)
+
+    async def _note_prints(self, db: int, states: list[State]) -> None:
+        """Note checksums of what was read and of what the follower made of it."""
+        if self._engine.follower_facts.payload_version is None:
+            return  # it does not let us see payloads
+        by_place: dict[int, list[tuple[State, bytes]]] = {}
+        for each in states:
+            to_db, to = self._engine.scope.target_key(db, each.key)
+            by_place.setdefault(to_db, []).append((each, to))
+        for to_db, part in by_place.items():
+            await self._ours.select(to_db)
+            dumps = await self._ours.pipeline([("DUMP", to) for _, to in part])
+            for (each, _), dump in zip(part, dumps, strict=True):
+                copied = self.state.keys[(db, each.key)]
+                copied.print_before = copied.print_follower
+                copied.print_follower = print_of(dump)
+                copied.print_authority = print_of_state(each)
+                copied.expiry_ms = each.expiry_ms
+
+
+def print_of(dump: object) -> int:
+    """Return a checksum of a payload; of a key that is not there, 0."""
+    return zlib.crc32(dump) or 1 if isinstance(dump, bytes) else _ABSENT
+
+
+def print_of_state(state: State) -> int:
+    """Return a checksum of a state that was read from the authority; of an absent key, 0."""
+    if not state.exists:
+        return _ABSENT
+    if state.payload is not None:
+        return print_of(state.payload)
+    return print_of(repr(state.commands).encode())

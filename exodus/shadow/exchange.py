@@ -1,0 +1,66 @@
+"""A sampled request and what the authority answered, as the shadow stream carries it. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exodus.resp.scanner import RequestScanner
+
+
+class Unreadable(ValueError):
+    """An entry of the shadow stream that is no request with its reply."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and its reply."""
+
+    at_ms: int  # when a gateway published it, by the control store's clock
+    db: int
+    requests: tuple[list[bytes], ...]  # one; those of a transaction without MULTI and EXEC
+    reply: bytes
+    write: bool
+    transaction: bool = False
+    client: str = ""  # who sent it
+
+    @property
+    def args(self) -> list[bytes]:
+        """The request, or the first one of a transaction."""
+        return self.requests[0]
+
+    @property
+    def command(self) -> bytes:
+        """The command's name in upper case; MULTI for a transaction."""
+        return b"MULTI" if self.transaction else self.args[0].upper()
+
+    def wire(self, requests: Sequence[list[bytes]] | None = None) -> list[list[bytes]]:
+        """What is sent; the last reply is the exchange's. `requests` stand in for its own."""
+        sent = list(self.requests if requests is None else requests)
+        return [[b"MULTI"], *sent, [b"EXEC"]] if self.transaction else sent
+
+    @classmethod
+    def of(cls, entry_id: bytes, fields: Mapping[bytes, bytes]) -> Exchange:
+        """Read an entry.
+
+        Raises:
+            Unreadable: it has no whole request, or lacks a field.
+        """
+        try:
+            requests = [each.args for each in RequestScanner().feed(fields[b"q"])]
+            db, reply = int(fields[b"db"]), fields[b"r"]
+        except (KeyError, IndexError, ValueError) as exc:
+            raise Unreadable(f"entry {entry_id.decode()}: {type(exc).__name__}") from exc
+        transaction = bool(requests) and requests[0] == [b"MULTI"]
+        requests = requests[1:] if transaction else requests[:1]
+        if not requests or not all(requests):
+            raise Unreadable(f"entry {entry_id.decode()}: an empty request")
+        return cls(
+            int(entry_id.partition(b"-")[0]),
+            db,
+            tuple(requests),
+            reply,
+            fields.get(b"w") == b"1",
+            transaction,
+            fields.get(b"c", b"").decode("utf-8", "backslashreplace").strip(),
+        )

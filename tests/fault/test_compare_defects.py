@@ -1,0 +1,474 @@
+"""A catalogue of planted defects: each is found, with its cause; without one, nothing is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from redis.exceptions import ResponseError
+
+from exodus.control.registry import heartbeats
+from exodus.engine import open_engine
+from exodus.plan.address import Credentials
+from exodus.plan.vocabulary import Side
+from exodus.shadow import divergences
+from exodus.shadow.causes import Cause
+from exodus.shadow.repairs import repair_divergences
+from tests.support.comparing import comparer_follows, comparing, ledger, row_of
+from tests.support.local_migration import LocalMigration
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+_FAR = 2_000_000_000_000
+_STATE = "state"
+
+
+class Defect(NamedTuple):
+    """What applications do, what goes wrong on the target, and the row that tells of it."""
+
+    name: str
+    made: list[str]  # through the gateway; {k} is the key
+    asked: str
+    planted: list[str]  # on the target
+    command: str  # of the row
+    cause: Cause
+
+
+_WRITTEN = Cause.FOLLOWER_WRITTEN
+CATALOGUE = [
+    Defect("stale value", ["SET {k} new"], "GET {k}", ["SET {k} old"], "GET", _WRITTEN),
+    Defect(
+        "score in the 15th digit",
+        ["ZADD {k} 0.123456789012345 m"],
+        "ZSCORE {k} m",
+        ["ZADD {k} 0.123456789012346 m"],
+        "ZSCORE",
+        Cause.PRECISION,
+    ),
+    Defect(
+        "number in a string rounded",
+        ["SET {k} 3.14159265358979"],
+        "GET {k}",
+        ["SET {k} 3.14159265358978"],
+        "GET",
+        Cause.PRECISION,
+    ),
+    Defect(
+        "consumer group missing",
+        ["XADD {k} 1-1 f v", "XGROUP CREATE {k} g 0"],
+        "XLEN {k}",
+        ["XGROUP DESTROY {k} g"],
+        _STATE,
+        _WRITTEN,
+    ),
+    Defect(
+        "pending entry lost",
+        ["XADD {k} 1-1 f v", "XGROUP CREATE {k} g 0", "XREADGROUP GROUP g c STREAMS {k} >"],
+        "XLEN {k}",
+        ["XACK {k} g 1-1"],
+        _STATE,
+        _WRITTEN,
+    ),
+    Defect(
+        "last id of a stream",
+        ["XADD {k} 1-1 f v"],
+        "XLEN {k}",
+        ["XSETID {k} 9-9"],
+        _STATE,
+        _WRITTEN,
+    ),
+    Defect(
+        "stream entry missing",
+        ["XADD {k} 1-1 f v", "XADD {k} 1-2 f v"],
+        "XRANGE {k} - +",
+        ["XDEL {k} 1-1"],
+        "XRANGE",
+        _WRITTEN,
+    ),
+    Defect(
+        "expiry off by 1 s",
+        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
+        "GET {k}",
+        [f"PEXPIREAT {{k}} {_FAR + 1000}"],
+        _STATE,
+        _WRITTEN,
+    ),
+    Defect(
+        "expiry off by 1 s, as a client sees it",
+        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
+        "PTTL {k}",
+        [f"PEXPIREAT {{k}} {_FAR - 1000}"],
+        "PTTL",
+        _WRITTEN,
+    ),
+    Defect(
+        "expiry lost",
+        ["SET {k} v", f"PEXPIREAT {{k}} {_FAR}"],
+        "TTL {k}",
+        ["PERSIST {k}"],
+        "TTL",
+        _WRITTEN,
+    ),
+    Defect("key in another database", ["SET {k} v"], "GET {k}", ["MOVE {k} 5"], "GET", _WRITTEN),
+    Defect(
+        "list reversed",
+        ["RPUSH {k} a b c"],
+        "LRANGE {k} 0 -1",
+        ["DEL {k}", "RPUSH {k} c b a"],
+        "LRANGE",
+        _WRITTEN,
+    ),
+    Defect(
+        "element of a list",
+        ["RPUSH {k} a b c"],
+        "LINDEX {k} 1",
+        ["LSET {k} 1 x"],
+        "LINDEX",
+        _WRITTEN,
+    ),
+    Defect(
+        "expiry of a hash field lost",
+        ["HSET {k} f 1 g 2", f"HPEXPIREAT {{k}} {_FAR} FIELDS 1 f"],
+        "HLEN {k}",
+        ["HPERSIST {k} FIELDS 1 f"],
+        _STATE,
+        _WRITTEN,
+    ),
+    Defect("key deleted", ["HSET {k} f 1"], "HGETALL {k}", ["DEL {k}"], "HGETALL", _WRITTEN),
+    Defect("extra field", ["HSET {k} f 1"], "HGETALL {k}", ["HSET {k} g 2"], "HGETALL", _WRITTEN),
+    Defect("field missing", ["HSET {k} f 1 g 2"], "HGET {k} g", ["HDEL {k} g"], "HGET", _WRITTEN),
+    Defect("member lost", ["SADD {k} a b"], "SMEMBERS {k}", ["SREM {k} a"], "SMEMBERS", _WRITTEN),
+    Defect("another type", ["SET {k} 1"], "TYPE {k}", ["DEL {k}", "RPUSH {k} 1"], "TYPE", _WRITTEN),
+    Defect("string cut", ["SET {k} abc"], "STRLEN {k}", ["SET {k} ab"], "STRLEN", _WRITTEN),
+    Defect(
+        "bit flipped", ["SETBIT {k} 7 1"], "GETBIT {k} 7", ["SETBIT {k} 7 0"], "GETBIT", _WRITTEN
+    ),
+    Defect(
+        "member of a sorted set lost",
+        ["ZADD {k} 1 a 2 b"],
+        "ZCARD {k}",
+        ["ZREM {k} a"],
+        "ZCARD",
+        _WRITTEN,
+    ),
+    Defect(
+        "empty string lost",
+        ["SET {k} x", "SETRANGE {k} 0 y"],
+        "EXISTS {k}",
+        ["DEL {k}"],
+        "EXISTS",
+        _WRITTEN,
+    ),
+    Defect(
+        "deleted key is back",
+        ["SET {k} v", "DEL {k}"],
+        "EXISTS {k}",
+        ["SET {k} v"],
+        "EXISTS",
+        Cause.RESURRECTED,
+    ),
+    Defect(
+        "position moved",
+        ["GEOADD {k} 13.361389 38.115556 m"],
+        "GEOPOS {k} m",
+        ["GEOADD {k} 13.5 38.2 m"],
+        "GEOPOS",
+        _WRITTEN,
+    ),
+    Defect("nobody reads it", ["SET {k} v"], "PING", ["SET {k} w"], _STATE, _WRITTEN),
+]
+
+
+def _key(defect: Defect) -> str:
+    return "d:" + defect.name.replace(" ", "-").replace(",", "")
+
+
+def _words(text: str, key: str) -> list[str]:
+    return [word.replace("{k}", key) for word in text.split()]
+
+
+async def _settled(local: LocalMigration) -> None:
+    """Wait until the comparer has judged everything, twice over."""
+
+    async def quiet() -> bool:
+        (beat,) = await heartbeats(local.store, "comparer")
+        return not beat.facts.behind and not beat.facts.pending
+
+    await until(quiet, within_s=20, otherwise="the comparer did not come to an end")
+
+
+async def _rows(local: LocalMigration, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """The confirmed rows by key and command, once those wanted are there."""
+    found: dict[tuple[str, str], Any] = {}
+
+    async def there() -> bool:
+        found.clear()
+        for row in await ledger(local):
+            if row["state"] == "confirmed":
+                found[row["key"], row["command"]] = row
+        return wanted <= found.keys()
+
+    try:
+        await until(there, within_s=20, otherwise="not all is found")
+    except AssertionError as exc:
+        raise AssertionError(f"not found: {sorted(wanted - found.keys())}") from exc
+    return found
+
+
+async def test_each_planted_defect_is_found_and_labelled(modern: LocalMigration) -> None:
+    target = modern.servers[Side.TARGET].client()
+    async with comparing(modern):
+        app = modern.app()
+        for defect in CATALOGUE:
+            for command in defect.made:
+                await app.execute_command(*_words(command, _key(defect)))
+        for defect in CATALOGUE:
+            await app.execute_command(*_words(defect.asked, _key(defect)))
+        await row_of(modern, "GET", "equal", 3)
+        await _settled(modern)
+        assert await ledger(modern) == [], "a difference was confirmed before any was planted"
+        for defect in CATALOGUE:
+            for command in defect.planted:
+                target.execute_command(*_words(command, _key(defect)))
+        for defect in CATALOGUE:
+            await app.execute_command(*_words(defect.asked, _key(defect)))
+        found = await _rows(modern, {(_key(each), each.command) for each in CATALOGUE})
+        labels = {
+            each.name: found[_key(each), each.command]["cause"]
+            for each in CATALOGUE
+            if found[_key(each), each.command]["cause"] != each.cause
+        }
+        assert labels == {}
+        row = found["d:stale-value", "GET"]
+        assert (row["db"], row["times"], row["remedy"] != "") == (0, 1, True)
+        assert any(" SET from 127.0.0.1" in line for line in row["writes"])
+        (kept,) = [
+            each
+            for each in await divergences.rows(modern.store)
+            if (each["key"], each["command"]) == ("d:stale-value", "GET")
+        ]
+        assert (kept["authority_value"], kept["follower_value"]) == ("b'new'", "b'old'")
+
+        done = await repair_divergences(await open_engine(modern.store, modern.plan))
+        assert done["left"] == []
+        assert {row["state"] for row in await ledger(modern)} == {"healed"}
+        assert target.get("d:stale-value") == b"new"
+
+
+async def _one_cause(local: LocalMigration, key: str, command: str, cause: Cause) -> dict[str, Any]:
+    found = await _rows(local, {(key, command)})
+    assert found[key, command]["cause"] == cause, found[key, command]
+    return dict(found[key, command])
+
+
+async def test_a_write_past_the_gateway(local: LocalMigration) -> None:
+    source = local.servers[Side.SOURCE].client()
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", 1)
+        await app.get("k")
+        await row_of(local, "GET", "equal")
+        source.set("k", 2)
+        await app.get("k")
+        await _one_cause(local, "k", "GET", Cause.PAST_GATEWAY)
+
+
+async def test_keys_that_a_script_does_not_declare(local: LocalMigration) -> None:
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", 1)
+        await app.get("k")
+        await row_of(local, "GET", "equal")
+        await app.eval("return redis.call('SET', 'k', 'by a script')", 0)
+        await asyncio.sleep(1)  # the gateway tells its counters twice a second
+        await app.get("k")
+        await _one_cause(local, "k", "GET", Cause.UNDECLARED)
+
+
+async def test_an_older_state_that_was_restored(local: LocalMigration) -> None:
+    target = local.servers[Side.TARGET].client()
+    async with comparing(local):
+        app = local.app()
+
+        async def written(value: bytes) -> bytes:
+            await app.set("k", value)
+
+            async def copied() -> bool:
+                return target.get("k") == value
+
+            await until(copied, within_s=5, otherwise="the write was not copied")
+            return target.dump("k")
+
+        older = await written(b"one")
+        await written(b"two")
+        target.restore("k", 0, older, replace=True)
+        await app.get("k")
+        await _one_cause(local, "k", "GET", Cause.STALE)
+
+
+async def test_a_key_that_the_target_evicted(local: LocalMigration) -> None:
+    target = local.servers[Side.TARGET].client()
+    async with comparing(local):
+        app = local.app()
+        for number in range(50):
+            await app.set(f"k{number}", "x" * 1_000)
+        await app.get("k1")
+        await row_of(local, "GET", "equal")
+        target.config_set("maxmemory-policy", "allkeys-random")
+        target.config_set("maxmemory", target.info("memory")["used_memory"] - 30_000)
+
+        async def evicted() -> bool:
+            target.set("pressure", "x" * 100)
+            return target.info("stats")["evicted_keys"] > 0 and len(target.keys("k*")) < 45
+
+        await until(evicted, within_s=10, otherwise="nothing was evicted")
+        target.config_set("maxmemory", 0)
+        gone = next(f"k{n}" for n in range(50) if not target.exists(f"k{n}"))
+        await app.get(gone)
+        await _one_cause(local, gone, "GET", Cause.EVICTED)
+
+
+async def test_a_key_whose_expiry_was_lost_on_its_way(local: LocalMigration) -> None:
+    """It expires on the authority alone."""
+    target = local.servers[Side.TARGET].client()
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", "v", px=2_500)
+        await app.get("k")
+        await row_of(local, "GET", "equal")
+        target.persist("k")
+        await asyncio.sleep(2.6)
+        assert await app.get("k") is None
+        await _one_cause(local, "k", "GET", Cause.EXPIRED)
+
+
+def _user(local: LocalMigration, folder: Path, *rights: str) -> None:
+    secret = folder / "app"
+    secret.write_text("app-secret")
+    local.servers[Side.TARGET].client().execute_command(
+        "ACL", "SETUSER", "shop", "reset", "on", ">app-secret", *rights
+    )
+    user = Credentials(username="shop", password_file=secret)
+    local.plan = local.plan.model_copy(update={"compare_user": user, "compare_scripts": True})
+
+
+async def test_a_right_that_is_missing_on_the_target(local: LocalMigration, tmp_path: Path) -> None:
+    _user(local, tmp_path, "~*", "+@read", "+set", "+select", "+client|setname")
+    async with comparing(local):
+        app = local.app()
+        await app.set("k", 1)
+        await app.lpush("list", 1)
+        row = await _one_cause(local, "list", "LPUSH", Cause.PERMISSION)
+        assert row["kind"] == "the target refuses it"
+        await row_of(local, "SET", "equal")
+
+
+async def test_a_function_that_is_missing_on_the_target(
+    modern: LocalMigration, tmp_path: Path
+) -> None:
+    source = modern.servers[Side.SOURCE].client()
+    source.function_load(
+        "#!lua name=lib\nredis.register_function{function_name='f', callback=function(keys) "
+        "return redis.call('GET', keys[1]) end, flags={'no-writes'}}"
+    )
+    source.set("k", "v")
+    _user(modern, tmp_path, "~*", "+@read", "+@scripting", "+select", "+client|setname")
+    async with comparing(modern):
+        await modern.change(shadow_salt=8, shadow_scripts=True)
+        await comparer_follows(modern)
+        assert await modern.app().fcall_ro("f", 1, "k") == b"v"
+        row = await _one_cause(modern, "k", "FCALL_RO", Cause.CONFIGURATION)
+        assert "exodus carry" in row["remedy"]
+
+
+async def test_a_script_whose_reply_is_never_the_same(
+    modern: LocalMigration, tmp_path: Path
+) -> None:
+    modern.servers[Side.SOURCE].client().set("k", "v")
+    _user(modern, tmp_path, "~*", "+@read", "+@scripting", "+time", "+select", "+client|setname")
+    async with comparing(modern):
+        await modern.change(shadow_salt=8, shadow_scripts=True)
+        await comparer_follows(modern)
+        await modern.app().eval_ro("return redis.call('TIME')[2]", 1, "k")
+        await _one_cause(modern, "k", "EVAL_RO", Cause.NON_DETERMINISTIC)
+
+
+async def test_a_command_that_the_target_lacks(modern: LocalMigration, tmp_path: Path) -> None:
+    """XDELEX is of Redis 8.2."""
+    target = modern.servers[Side.TARGET].client()
+    assert b"xdelex" not in target.command_list(), "this target has it"
+    _user(modern, tmp_path, "~*", "+@all")
+    async with comparing(modern):
+        app = modern.app()
+        await app.xadd("k", {"f": 1}, id="1-1")
+        await app.execute_command("XDELEX", "k", "IDS", 1, "1-1")
+        await _one_cause(modern, "k", "XDELEX", Cause.VERSION)
+
+
+async def test_nothing_is_confirmed_without_a_defect(modern: LocalMigration) -> None:
+    """A minute of writes of every kind, with expiries, scripts and transactions, by two clients."""
+    stop, made = asyncio.Event(), 0
+
+    async def work(seed: int) -> int:
+        app, chance, done = modern.app(), random.Random(seed), 0
+        while not stop.is_set():
+            key = str(chance.randrange(150))
+            for step in chance.sample(_steps(key, chance), 4):
+                try:
+                    await step(app)
+                except ResponseError as exc:
+                    assert "WRONGTYPE" not in str(exc)
+            done += 4
+            await asyncio.sleep(0.004)
+        return done
+
+    async with comparing(modern):
+        workers = [asyncio.create_task(work(seed)) for seed in (1, 2)]
+        await asyncio.sleep(60)
+        stop.set()
+        made = sum(await asyncio.gather(*workers))
+        await _settled(modern)
+        rows = await ledger(modern)
+        (beat,) = await heartbeats(modern.store, "comparer")
+    assert made > 5_000
+    assert rows == []
+    equal = sum(row.get("equal", 0) for row in beat.facts.rows.values())
+    assert equal > 1_000, beat.facts
+    assert beat.facts.states_compared > 1_000
+
+
+def _steps(key: str, chance: random.Random) -> list[Callable[[Any], Any]]:
+    number = chance.randrange(1_000)
+    return [
+        lambda app: app.set(f"s{key}", number),
+        lambda app: app.get(f"s{key}"),
+        lambda app: app.set(f"e{key}", number, px=chance.randrange(50, 3_000)),
+        lambda app: app.get(f"e{key}"),
+        lambda app: app.pttl(f"e{key}"),
+        lambda app: app.hset(f"h{key}", f"f{number % 7}", number),
+        lambda app: app.hgetall(f"h{key}"),
+        lambda app: app.hdel(f"h{key}", f"f{number % 7}"),
+        lambda app: app.rpush(f"l{key}", number),
+        lambda app: app.lpop(f"l{key}"),
+        lambda app: app.lrange(f"l{key}", 0, -1),
+        lambda app: app.zadd(f"z{key}", {str(number % 9): number / 7}),
+        lambda app: app.zrange(f"z{key}", 0, -1, withscores=True),
+        lambda app: app.sadd(f"m{key}", number % 9),
+        lambda app: app.smembers(f"m{key}"),
+        lambda app: app.xadd(f"x{key}", {"f": number}, maxlen=20),
+        lambda app: app.xrange(f"x{key}"),
+        lambda app: app.mget(f"s{key}", f"e{key}"),
+        lambda app: app.delete(f"s{key}"),
+        lambda app: app.eval("return redis.call('INCR', KEYS[1])", 1, f"c{key}"),
+        lambda app: app.get(f"c{key}"),
+        lambda app: _transaction(app, key, number),
+    ]
+
+
+async def _transaction(app: Any, key: str, number: int) -> None:
+    async with app.pipeline(transaction=True) as pipe:
+        await pipe.set(f"s{key}", number).get(f"s{key}").execute()

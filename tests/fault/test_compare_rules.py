@@ -1,0 +1,123 @@
+"""Each rule against real servers of both families, over both versions of the protocol: equal data
+is equal, and the nearest thing to it is not.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from exodus.net.leg import Leg
+from exodus.plan.compare_rules import CompareRule, ReplyRule
+from exodus.plan.vocabulary import Side
+from exodus.resp.encode import encode
+from exodus.shadow.rules import INFRASTRUCTURE, Rules, error_code
+from tests.support.local_migration import LocalMigration
+
+pytestmark = pytest.mark.fault
+_FAR = 2_000_000_000_000
+
+# Rule of their replies, how both keys are made, what makes the second differ, the request
+CASES = [
+    (ReplyRule.EXACT, ["SET k 1"], "SET k 2", "GET k"),
+    (ReplyRule.EXACT, ["RPUSH k a b"], "LSET k 0 c", "LRANGE k 0 -1"),
+    (ReplyRule.EXACT, ["XADD k 1-1 f v"], "XADD k 1-2 f v", "XRANGE k - +"),
+    (ReplyRule.MULTISET, ["SADD k a b c d e"], "SADD k f", "SMEMBERS k"),
+    (ReplyRule.MULTISET, ["HSET k a 1 b 1 c 2"], "HSET k c 1", "HVALS k"),
+    (ReplyRule.MAP, ["HSET k a 1 b 2"], "HSET k a 2 b 1", "HGETALL k"),
+    (ReplyRule.SCORED, ["ZADD k 443344.1234567 m 1 n"], "ZADD k 1.5 n", "ZRANGE k 0 -1 WITHSCORES"),
+    (ReplyRule.TIES, ["ZADD k 1 a 1 b 2 c"], "ZADD k 3 a", "ZUNION 1 k WITHSCORES"),
+    (
+        ReplyRule.NUMERIC,
+        ["ZADD k 443344.1234567 m"],
+        "ZADD k 443344.123456701 m",
+        "ZSCORE k m",
+    ),
+    (ReplyRule.NUMERIC, ["GEOADD k 13.361389 38.115556 m"], "GEOADD k 13.4 38.1 m", "GEOPOS k m"),
+    (ReplyRule.APPROXIMATE, ["PFADD k a b c"], "PFADD k d e f g h", "PFCOUNT k"),
+    (ReplyRule.EXPIRY, ["SET k v", f"PEXPIREAT k {_FAR}"], f"PEXPIREAT k {_FAR + 1000}", "PTTL k"),
+    (ReplyRule.EXPIRY, ["SET k v", f"PEXPIREAT k {_FAR}"], "PERSIST k", "TTL k"),
+    (ReplyRule.EXACT, ["RPUSH k a"], "DEL k", "GET k"),  # an error on one side only
+]
+
+
+async def _ask(leg: Leg, protocol: int, text: str) -> object:
+    await leg.call("HELLO", protocol)
+    leg.write(encode(*text.split()))
+    await leg.drain()
+    return (await leg.replies(1))[0]
+
+
+@pytest.mark.parametrize("protocols", [(2, 2), (2, 3), (3, 2), (3, 3)])
+@pytest.mark.parametrize(("rule", "made", "other", "request_"), CASES)
+async def test_a_rule_tells_equal_data_from_other_data(
+    local: LocalMigration,
+    protocols: tuple[int, int],
+    rule: ReplyRule,
+    made: list[str],
+    other: str,
+    request_: str,
+) -> None:
+    rules, args = Rules(), [word.encode() for word in request_.split()]
+    assert rules.of(args[0], args).rule is rule
+    one, two = [
+        await Leg.connect(local.servers[side].address(), side, name="test") for side in Side
+    ]
+    async with one, two:
+        for leg in (one, two):
+            for command in made:
+                await leg.call(*command.split())
+        here = await _ask(one, protocols[0], request_)
+        there = await _ask(two, protocols[1], request_)
+        assert rules.equivalent(args[0], here, there, args), (here, there)
+        await two.call(*other.split())
+        there = await _ask(two, protocols[1], request_)
+        assert not rules.equivalent(args[0], here, there, args), (here, there)
+
+
+async def test_geo_searches_have_no_order_unless_they_ask_for_one(local: LocalMigration) -> None:
+    rules = Rules()
+    plain = b"GEOSEARCH k FROMLONLAT 15 37 BYRADIUS 200 km".split()
+    assert rules.of(plain[0], plain).rule is ReplyRule.MULTISET
+    asked = [*plain, b"ASC", b"WITHDIST"]
+    found = []
+    for side in Side:
+        client = local.servers[side].client()
+        client.geoadd("k", (13.361389, 38.115556, "a"))
+        client.geoadd("k", (15.087269, 37.502669, "b"))
+        found.append([client.execute_command(*each) for each in (plain, asked)])
+    assert rules.equivalent(plain[0], list(reversed(found[0][0])), found[1][0], plain)
+    assert rules.equivalent(asked[0], found[0][1], found[1][1], asked)
+    assert not rules.equivalent(asked[0], list(reversed(found[0][1])), found[1][1], asked)
+
+
+async def test_only_the_code_of_an_error_counts_where_a_rule_says_so(
+    local: LocalMigration,
+) -> None:
+    """Two servers word the same refusal differently; a reply of any content is a success."""
+    rules = Rules([CompareRule(commands=("LPOS",), rule=ReplyRule.ERROR_CODE)])
+    replies = []
+    for side in Side:
+        async with await Leg.connect(local.servers[side].address(), side, name="test") as leg:
+            await leg.call("SET", "text", "x")
+            await leg.call("RPUSH", "list", *(["a"] if side is Side.SOURCE else ["b", "a"]))
+            replies.append(await leg.pipeline([("LPOS", "text", "a"), ("LPOS", "list", "a")]))
+    (wrong, found), (wrong_there, found_there) = replies
+    assert found != found_there
+    assert rules.equivalent(b"LPOS", found, found_there, [b"LPOS", b"list"])
+    assert rules.equivalent(b"LPOS", wrong, wrong_there, [b"LPOS", b"text"])
+    assert not rules.equivalent(b"LPOS", wrong, found_there, [b"LPOS", b"text"])
+
+
+async def test_a_server_s_own_trouble_is_no_data(local: LocalMigration) -> None:
+    target = local.servers[Side.TARGET].client()
+    target.config_set("maxmemory", 1)
+    target.config_set("maxmemory-policy", "noeviction")
+    address = local.servers[Side.TARGET].address()
+    async with await Leg.connect(address, Side.TARGET, name="test") as leg:
+        (full,) = await leg.pipeline([("SET", "k", "v")])
+        target.config_set("maxmemory", 0)
+        target.replicaof("127.0.0.1", 1)
+        (replica,) = await leg.pipeline([("SET", "k", "v")])
+        target.replicaof("NO", "ONE")
+    assert [error_code(full), error_code(replica)] == ["OOM", "READONLY"]
+    assert {"OOM", "READONLY", "LOADING", "BUSY", "MOVED", "CLUSTERDOWN"} <= INFRASTRUCTURE

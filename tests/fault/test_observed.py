@@ -1,0 +1,102 @@
+"""Pre-test and Analyze on real servers: Exodus's own traffic is no evidence, and a client that
+bypasses the gateways is found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+import redis.asyncio as redis
+
+from exodus.gateway.tables import load_table
+from exodus.observe.monitor import capture
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from tasks import clients, probe
+from tasks.context import Opened
+from tests.support.local_migration import LocalMigration
+from tests.support.wait import until
+
+pytestmark = pytest.mark.fault
+
+
+async def _watch(local: LocalMigration, seconds: float) -> dict:
+    table = (await load_table(local.plan)).commands
+    return (await capture(local.plan.source, table, seconds=seconds)).report()
+
+
+async def test_exodus_s_own_requests_are_no_traffic_copy(local: LocalMigration) -> None:
+    """PING, INFO, and probes of Exodus made the check true that the copy works."""
+    watching = asyncio.create_task(_watch(local, 2.0))
+    await asyncio.sleep(0.5)
+    await Endpoint(Side.SOURCE, local.plan.source).facts()
+    alone = await watching
+    assert alone["requests"] > 0
+    assert alone["on_keys"] == 0
+    watching = asyncio.create_task(_watch(local, 2.0))
+    await asyncio.sleep(0.5)
+    with local.servers[Side.SOURCE].client() as client:
+        client.set("order:1", "x")
+    assert (await watching)["on_keys"] == 1
+
+
+async def test_a_client_that_bypasses_the_gateways_is_found_by_name(local: LocalMigration) -> None:
+    await local.gateway()
+    through = local.app(client_name="shop")
+    await through.set("k", "v")
+    it = Opened(local.plan, local.store, local.plan)
+
+    async def found() -> dict[str, int]:
+        rows = await clients._look(it)
+        return {name: row["connections"] - row["through_gateways"] for name, row in rows.items()}
+
+    async def nobody() -> bool:
+        return await found() == {}
+
+    await until(nobody, within_s=10, otherwise="a client behind the gateway counts as direct")
+    source = local.servers[Side.SOURCE]
+    login = source.address()
+    direct = redis.Redis(
+        port=source.port,
+        username=login.username,
+        password=login.secret("test"),
+        client_name="billing",
+    )
+    await direct.ping()
+
+    async def seen() -> bool:
+        return await found() == {"billing": 1}
+
+    await until(seen, within_s=10, otherwise="the direct client was not found")
+    await direct.aclose()
+
+
+@pytest.mark.parametrize(
+    ("change", "red"),
+    [
+        (("CONFIG", "SET", "maxmemory-policy", "allkeys-lru"), "the source's settings"),
+        (("ACL", "SETUSER", "stranger", "on", ">p", "~*", "+get"), "the source's users"),
+        (("REPLICAOF", "127.0.0.1", "1"), "the source's role"),
+        (None, ""),
+    ],
+)
+async def test_a_change_of_the_source_is_found_and_named(
+    local: LocalMigration, change: tuple[str, ...] | None, red: str
+) -> None:
+    """A digest of everything told that something changed, and not what."""
+    it = Opened(local.plan, local.store, local.plan)
+    before = await inspect.unwrap(probe.fingerprint_source.fn)(it)
+    assert "password" not in str(before)
+    with local.servers[Side.SOURCE].client() as client:
+        if change is not None:
+            client.execute_command(*change)
+    rows = await inspect.unwrap(probe.unchanged.fn)(it, before)
+    failed = {
+        row["check"]: row["detail"] for row in rows if not row["ok"] and row["level"] == "must"
+    }
+    assert any(name.startswith(red) for name in failed) if red else failed == {}
+    if red == "the source's settings":
+        assert failed == {"the source's settings are unchanged": "maxmemory-policy"}
+    assert rows[-1]["detail"].startswith("PING p50 ")

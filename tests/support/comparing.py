@@ -1,0 +1,72 @@
+"""A comparer in the test's own process, and what it has counted and found."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+
+from exodus.control.registry import heartbeats
+from exodus.control.route import read_route
+from exodus.net.client import answered
+from exodus.plan.vocabulary import JournalMode
+from exodus.shadow.comparer import Comparer
+from tests.support.local_migration import LocalMigration
+from tests.support.wait import until
+
+
+@asynccontextmanager
+async def comparing(local: LocalMigration) -> AsyncIterator[None]:
+    await local.gateway()
+    comparer = Comparer(local.store, local.plan, "comparer-1")
+    task = asyncio.create_task(comparer.run())
+    try:
+        await local.start_live_sync()
+        await local.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
+
+        async def follows() -> bool:
+            return any(
+                beat.state == "comparing" and not beat.why
+                for beat in await heartbeats(local.store, "comparer")
+            )
+
+        await until(follows, within_s=10, otherwise="the comparer did not begin")
+        yield
+    finally:
+        comparer.stop()
+        await task
+
+
+async def comparer_follows(local: LocalMigration) -> None:
+    epoch = (await read_route(local.store)).epoch
+
+    async def follows() -> bool:
+        return any(
+            beat.epoch == epoch and beat.state == "comparing"
+            for beat in await heartbeats(local.store, "comparer")
+        )
+
+    await until(follows, within_s=10, otherwise="the comparer did not follow")
+
+
+async def row_of(local: LocalMigration, command: str, outcome: str, count: int = 1) -> None:
+    async def seen() -> bool:
+        (beat,) = await heartbeats(local.store, "comparer")
+        return beat.facts.rows.get(command, {}).get(outcome, 0) >= count
+
+    await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
+
+
+async def counted(local: LocalMigration, command: str) -> dict[str, int]:
+    """Outcome -> replies of one command."""
+    (beat,) = await heartbeats(local.store, "comparer")
+    return beat.facts.rows.get(command, {})
+
+
+async def ledger(local: LocalMigration) -> list[dict[str, Any]]:
+    """The rows of the ledger of divergences."""
+    raw = await answered(local.store.client.hgetall(local.store.keys.divergence))
+    return [orjson.loads(row) for row in raw.values()]

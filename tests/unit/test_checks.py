@@ -1,0 +1,81 @@
+"""Checks of a phase: each level can be false, and a false one has its consequence."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from tasks.checks import (
+    Level,
+    any_fatal,
+    check,
+    frames,
+    of_findings,
+    open_findings,
+    summary_lines,
+    why_not_accepted,
+)
+from tasks.evidence import _run_gate
+
+# What Great Expectations itself imports
+pytestmark = pytest.mark.filterwarnings("ignore")
+FINDINGS = [
+    {"check": "servers", "severity": "ok", "what": "two", "why": "", "next_step": ""},
+    {
+        "check": "eviction",
+        "severity": "warning",
+        "what": "the target evicts keys",
+        "why": "they count as missing",
+        "next_step": "set noeviction",
+    },
+]
+FATAL = {
+    "check": "memory",
+    "severity": "fatal",
+    "what": "too small",
+    "why": "the copy does not fit",
+    "next_step": "set maxmemory",
+}
+
+
+def _failed(name: str, rows: list[dict]) -> list[str]:
+    return [row["on"] for row in _run_gate(name, pd.DataFrame(rows)) if row["outcome"] != "pass"]
+
+
+def test_a_fatal_finding_fails_the_gate_of_required_checks() -> None:
+    good, bad = of_findings(FINDINGS), of_findings([*FINDINGS, FATAL])
+    assert (any_fatal(good), any_fatal(bad)) == (False, True)
+    assert _failed("checks", frames(good)["checks"]) == []
+    assert _failed("checks", frames(bad)["checks"]) == ["column=ok, value_set=[True]"]
+
+
+def test_a_warning_keeps_its_reason_and_fails_no_gate() -> None:
+    checks = of_findings(FINDINGS)
+    (found,) = open_findings(checks)
+    assert (found["why"], found["next_step"]) == ("they count as missing", "set noeviction")
+    assert _failed("advice", frames(checks)["advice"]) == []
+    lines = summary_lines(checks)
+    assert lines[0].startswith("1 FINDING(S)")
+    assert "they count as missing" in lines[1]
+    assert lines[-1] == "1 of 2 checks hold"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "accepted", "refused"),
+    [
+        ("approve", "", True),
+        ("approve", "eviction", False),
+        ("approve", "eviction\nmemory", True),
+        ("reject", "", False),
+    ],
+)
+def test_a_warning_is_accepted_by_name(verdict: str, accepted: str, refused: bool) -> None:
+    answer = {"decision": verdict, "accept_findings": accepted}
+    assert (why_not_accepted(of_findings(FINDINGS), answer) is not None) is refused
+
+
+def test_information_is_neither_required_nor_a_finding() -> None:
+    checks = [check("known", False, level=Level.INFO)]
+    assert not any_fatal(checks)
+    assert open_findings(checks) == []
+    assert frames(checks) == {"checks": [], "advice": checks}
