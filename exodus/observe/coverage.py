@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from exodus.observe.segments import Unread
+from exodus.plan.bounds import UNPARSED_REASONS_MAX
 from exodus.telemetry.counters import OTHER
-
-_REASONS_MAX = 64
 
 
 @dataclass
@@ -45,7 +44,7 @@ class Coverage:
         """Count bytes of watched connections that are in no request and no reply."""
         if size <= 0:
             return
-        if reason not in self.unparsed_bytes and len(self.unparsed_bytes) >= _REASONS_MAX:
+        if reason not in self.unparsed_bytes and len(self.unparsed_bytes) >= UNPARSED_REASONS_MAX:
             reason = OTHER
         self.unparsed_bytes[reason] = self.unparsed_bytes.get(reason, 0) + size
 

@@ -19,12 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exodus.net.leg import Leg, ReplyError
 from exodus.observe.shapes import pattern_of
-from exodus.plan.bounds import LARGE_KEY_BYTES, SAMPLE_BATCH_KEYS
+from exodus.plan.bounds import LARGE_KEY_BYTES, SAMPLE_BATCH_KEYS, SAMPLE_GROUPS_MAX
 from exodus.plan.own_keys import is_own
 
 _Z95 = 1.96  # of a normal distribution: 95 % lie within
 _SAMPLED_ELEMENTS = 5  # of a key, by MEMORY USAGE
-_GROUPS_MAX = 500
 
 
 class SampledKey(NamedTuple):
@@ -100,8 +99,8 @@ def keyspace_of(sample: Sequence[SampledKey], *, keys: int) -> Keyspace:
         keys=keys,
         sampled=sampled,
         complete=sampled >= keys,
-        groups=groups[:_GROUPS_MAX],
-        groups_left_out=sum(group.sampled for group in groups[_GROUPS_MAX:]),
+        groups=groups[:SAMPLE_GROUPS_MAX],
+        groups_left_out=sum(group.sampled for group in groups[SAMPLE_GROUPS_MAX:]),
     )
 
 

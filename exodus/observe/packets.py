@@ -33,15 +33,15 @@ from exodus.plan.bounds import (
     HELD_SEGMENTS_MAX,
     HELD_SEGMENTS_S,
     REORDERED_SEGMENTS_MAX,
+    WATCHED_CLOSED_MAX,
     WATCHED_CONNECTIONS_MAX,
+    WATCHED_PORTS_MAX,
 )
 
 _MASK = (1 << 32) - 1
 _HALF = 1 << 31
 _CLIENT, _SERVER = 0, 1
 _SWEEP_PACKETS = 4_096
-_CLOSED_REMEMBERED_MAX = 1_000
-_PORTS_COUNTED_MAX = 1_000
 _LATE_BYTES = 1 << 20  # behind the first ones of a connection, at which its SYN still belongs to it
 
 
@@ -292,7 +292,7 @@ class PacketWatcher:
             self.coverage.other_ports += 1
             for raw in (key[-4:-2], key[-2:]):  # of many clients, the server's is the most frequent
                 port = int.from_bytes(raw, "big")
-                if port in self.ports_seen or len(self.ports_seen) < _PORTS_COUNTED_MAX:
+                if port in self.ports_seen or len(self.ports_seen) < WATCHED_PORTS_MAX:
                     self.ports_seen[port] += 1
             return None
         found = self._open.get(key)
@@ -336,7 +336,7 @@ class PacketWatcher:
         self._holding.pop(key, None)
         self._holding.pop(_turned(key), None)
         connection.finish()
-        if len(self._closed) >= _CLOSED_REMEMBERED_MAX:
+        if len(self._closed) >= WATCHED_CLOSED_MAX:
             del self._closed[next(iter(self._closed))]
         self._closed[_one_way(key, side)] = None
 

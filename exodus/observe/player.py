@@ -29,7 +29,9 @@ from exodus.observe.composer import Composer, Unit
 from exodus.observe.distribution import Distribution
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
+    PLAYED_CLEANING_KEYS,
     PLAYED_CONNECTIONS_MAX,
+    PLAYED_ERRORS_MAX,
     PLAYED_LAST_ANSWERS_S,
     PLAYED_PREPARED_BYTES_MAX,
     PLAYED_WAITING_MAX,
@@ -41,9 +43,7 @@ from exodus.resp.encode import encode
 SCRATCH = b"exodus:load:"
 _TOKEN_LETTERS = 8
 _TICK_S = 0.001
-_ERRORS_MAX = 64
 _LATE_US_MAX = 10_000
-_CLEANING_BATCH = 1_000
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -81,7 +81,7 @@ class Played:
         if isinstance(reply, ReplyError):
             code = str(reply).split(" ", 1)[0][:32]
             codes = self.errors.setdefault(shape, {})
-            if code in codes or len(codes) < _ERRORS_MAX:
+            if code in codes or len(codes) < PLAYED_ERRORS_MAX:
                 codes[code] = codes.get(code, 0) + 1
 
     def report(self) -> dict[str, Any]:
@@ -313,7 +313,7 @@ class Player:
         async with await Leg.connect(self._target, Side.TARGET, name="exodus-load") as leg:
             while True:
                 cursor, keys = await leg.call(
-                    "SCAN", cursor, "MATCH", self._prefix + b"*", "COUNT", _CLEANING_BATCH
+                    "SCAN", cursor, "MATCH", self._prefix + b"*", "COUNT", PLAYED_CLEANING_KEYS
                 )
                 if keys:
                     self.played.removed += await leg.call("UNLINK", *keys)

@@ -15,6 +15,7 @@ from exodus.observe.events import LATENCY_UNKNOWN, NO_EXPIRY, Answer, Event
 from exodus.observe.skew import KeyCounts
 from exodus.plan.bounds import (
     PROFILE_CLIENTS_MAX,
+    PROFILE_ERRORS_MAX,
     PROFILE_PATTERNS_MAX,
     PROFILE_ROWS_MAX,
     PROFILE_SECONDS_MAX,
@@ -22,7 +23,6 @@ from exodus.plan.bounds import (
 from exodus.telemetry.counters import OTHER
 
 TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
-_ERRORS_MAX = 64
 _SHAPES_SHOWN = 200
 _PATTERNS_SHOWN = 50
 _CLIENTS_SHOWN = 50
@@ -133,7 +133,7 @@ class Profile:
         if event.latency_us != LATENCY_UNKNOWN and not event.blocking:
             row.latency_us.record(event.latency_us)
         if event.error:
-            known = event.error in row.errors or len(row.errors) < _ERRORS_MAX
+            known = event.error in row.errors or len(row.errors) < PROFILE_ERRORS_MAX
             code = event.error if known else OTHER
             row.errors[code] = row.errors.get(code, 0) + 1
 

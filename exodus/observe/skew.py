@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from datasketches import frequent_items_error_type, frequent_strings_sketch, hll_sketch
 
+from exodus.plan.bounds import SKEW_BATCH_KEYS
+
 _LG_KEYS = 12
 _LG_BUCKETS = 12
-_WAITING_MAX = 512
 _EXPONENT_MAX = 3.0
 _EXPONENT_STEPS = 40
 _RANKS_SUMMED_MAX = 2_000  # terms of a Zipf sum that are added one by one; an integral for the rest
@@ -46,7 +47,7 @@ class KeyCounts:
     def record(self, key: int) -> None:
         """Count one request of a key."""
         self._waiting.append(key)
-        if len(self._waiting) >= _WAITING_MAX:
+        if len(self._waiting) >= SKEW_BATCH_KEYS:
             self._take_in()
 
     def _take_in(self) -> None:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
+from exodus.plan.bounds import PLAYED_ELEMENTS_MAX
+
 Arg = bytes | str | int
 VALUE = b"(a value)"  # told by identity
 _FIELDS = 10
 _MEMBERS = 1_000
 _ELEMENTS = 16
-_ELEMENTS_MAX = 128  # of a prepared list, set, or sorted set
 
 
 class Template(NamedTuple):
@@ -164,7 +165,7 @@ OPTIONS_BEFORE = {"ZADD": frozenset({"NX", "XX", "GT", "LT", "CH", "INCR"})}  # 
 def preparation(family: str, key: bytes, size: int, draw: Random) -> tuple[Arg, ...]:
     """Return the request that makes a key which reads find, of about `size` bytes."""
     value = b"v" * max(1, size)
-    elements = min(max(size // 24, 1), _ELEMENTS_MAX)
+    elements = min(max(size // 24, 1), PLAYED_ELEMENTS_MAX)
     if family == HASH:
         each = b"v" * max(1, size // _FIELDS)
         return ("HSET", key, *[arg for n in range(_FIELDS) for arg in (f"f{n}", each)])

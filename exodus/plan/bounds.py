@@ -128,8 +128,17 @@ WORKLOAD_BYTES_MAX = 64 * 1024 * 1024  # of its file
 SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
 SAMPLE_SECONDS_MAX = 120.0
 SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
+WATCHED_CLOSED_MAX = 1_000  # closed connections whose last packets are told from new ones
+WATCHED_PORTS_MAX = 1_000  # other ports that are counted, for the hint about a wrong one
+UNPARSED_REASONS_MAX = 64
+SKEW_BATCH_KEYS = 512  # that are counted before they go into a sketch
+PROFILE_ERRORS_MAX = 64  # error codes of one operation
+SAMPLE_GROUPS_MAX = 500  # pairs of pattern and type of a keyspace sample
 
 # Playing a workload.
+PLAYED_ERRORS_MAX = 64  # error codes of one shape
+PLAYED_CLEANING_KEYS = 1_000  # removed in one command
+PLAYED_ELEMENTS_MAX = 128  # of a prepared list, set, or sorted set
 PLAYED_KEYS_MAX = 100_000  # of one key pattern
 PLAYED_PREPARED_BYTES_MAX = 256 * 1024 * 1024  # of scratch keys that are made for reads to find
 PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
