@@ -100,7 +100,13 @@ class Capture:
             time.sleep(CAPTURE_POLL_S)
         for path, (reader, _) in read.items():
             self._ended(reader, str(path))
-            self._privacy(path)
+        if open_to_others(folder):
+            exposed = sum(map(open_to_others, read))
+            if exposed:
+                self.remarks.append(
+                    f"other users can read {exposed} files of {folder}, which hold keys and "
+                    f"values: chmod 700 {folder}"
+                )
         if not read:
             raise OperatorError(
                 f"--from: the folder {folder} has no capture file",

@@ -307,6 +307,8 @@ class Conversation:
                 return Answer.NONE
         elif role is Role.CLIENT and words[:1] == [b"SETNAME"] and len(args) == 3:
             self._name = args[2][:_NAME_BYTES_MAX].decode("utf-8", "backslashreplace") or self._name
+        elif role is Role.CLIENT and words == [b"SETINFO", b"LIB-NAME"] and len(args) == 4:
+            self._coverage.library(args[3][:_NAME_BYTES_MAX].decode("utf-8", "backslashreplace"))
         return None
 
     # Replies.

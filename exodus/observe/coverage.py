@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from exodus.observe.segments import Unread
-from exodus.plan.bounds import UNPARSED_REASONS_MAX
+from exodus.plan.bounds import UNPARSED_REASONS_MAX, WATCHED_LIBRARIES_MAX
 from exodus.telemetry.counters import OTHER
 
 
@@ -38,6 +38,7 @@ class Coverage:
     requests_without_reply: int = 0  # cut off, lost, or still under way at the end
     requests_not_executed: int = 0  # of transactions that were discarded or refused
     empty_requests: int = 0  # that no server answers
+    libraries: dict[str, int] = field(default_factory=dict)  # connections by client library
     unread: Unread = field(default_factory=Unread)
 
     def unparsed(self, reason: str, size: int) -> None:
@@ -47,6 +48,12 @@ class Coverage:
         if reason not in self.unparsed_bytes and len(self.unparsed_bytes) >= UNPARSED_REASONS_MAX:
             reason = OTHER
         self.unparsed_bytes[reason] = self.unparsed_bytes.get(reason, 0) + size
+
+    def library(self, name: str) -> None:
+        """Count a connection by the client library that it names."""
+        if name not in self.libraries and len(self.libraries) >= WATCHED_LIBRARIES_MAX:
+            name = OTHER
+        self.libraries[name] = self.libraries.get(name, 0) + 1
 
     @property
     def parsed_share(self) -> float:

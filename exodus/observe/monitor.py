@@ -4,22 +4,29 @@ applications.
 It makes the events of `events.py`, without answers. MONITOR's lines are simple strings on the wire,
 so the reply scanner frames them; their quoted arguments use the escapes of inline requests. It
 shows no replies, no CONFIG and no refused commands, and it costs the source a good part of its
-throughput while it runs (more than half of it by Redis' own documentation), so it runs for a stated
-time.
+throughput while it runs (more than half of it by Redis' own documentation). So it runs for a stated
+time, and ends before if it costs too much (`monitor_cost.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
+from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
+from exodus.net.info import info_of
 from exodus.net.leg import Leg
+from exodus.observe.monitor_cost import Look, MonitorCost
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import Shapes
 from exodus.plan.address import Address
-from exodus.plan.bounds import PROFILE_CLIENTS_MAX
+from exodus.plan.bounds import (
+    MONITOR_BASELINE_S,
+    MONITOR_CPU_SHARE_MAX,
+    MONITOR_LOOK_S,
+    PROFILE_CLIENTS_MAX,
+)
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
@@ -94,16 +101,31 @@ class MonitorReader:
 
 
 async def capture(
-    address: Address, table: CommandTable, *, seconds: float, profile: Profile | None = None
+    address: Address,
+    table: CommandTable,
+    *,
+    seconds: float,
+    profile: Profile | None = None,
+    cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
 ) -> Profile:
     """Watch the source for `seconds`, into the given profile or a new one.
+
+    It ends before if the server spends more than `cpu_share_max` of a core on it, or keeps too much
+    of it in its memory; `Profile.cost` says so. The time before MONITOR is for comparison.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
     watcher = MonitorReader(table, profile)
-    async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg:
+    async with (
+        await Leg.connect(address, Side.SOURCE, name="exodus-monitor-cost") as asked,
+        await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg,
+    ):
+        before = await _look(asked)
+        await asyncio.sleep(MONITOR_BASELINE_S)
+        started = await _look(asked)
+        cost = MonitorCost(before, started, started, cpu_share_max)
         leg.write(encode("MONITOR"))
         await leg.drain()
         answer = await leg.line()
@@ -115,9 +137,26 @@ async def capture(
                 "analyze learns the same once applications use the gateway",
             )
         began = loop.time()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while True:
-                    watcher.feed(await leg.raw(_READ_BYTES, within_s=2 * seconds))
+        reading = loop.create_task(_read(leg, watcher, within_s=2 * seconds))
+        try:
+            while not reading.done() and not cost.too_much and loop.time() < began + seconds:
+                left = began + seconds - loop.time()
+                await asyncio.wait([reading], timeout=min(MONITOR_LOOK_S, left))
+                cost.last = await _look(asked)
+            if reading.done():
+                reading.result()
+        finally:
+            await end_all([reading])
     watcher.profile.seconds = loop.time() - began
+    watcher.profile.cost = cost.report()
     return watcher.profile
+
+
+async def _read(leg: Leg, watcher: MonitorReader, *, within_s: float) -> None:
+    while True:
+        watcher.feed(await leg.raw(_READ_BYTES, within_s=within_s))
+
+
+async def _look(leg: Leg) -> Look:
+    info = info_of(await leg.call("INFO"))
+    return Look.of(asyncio.get_running_loop().time(), info)

@@ -84,6 +84,7 @@ class Profile:
         self.depths = Distribution()
         self.batches = Distribution()  # requests of each transaction that was run
         self.dropped: Counter[str] = Counter()
+        self.cost: dict[str, Any] = {}  # of watching, for the server
         self.first_at = 0.0
         self.last_at = 0.0
 
@@ -196,6 +197,7 @@ class Profile:
             "commands": self._commands(),
             "patterns": self._patterns(),
             "dropped": dict(self.dropped),
+            "cost": self.cost,
         }
 
     def _commands(self) -> list[dict[str, Any]]:

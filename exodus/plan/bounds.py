@@ -129,11 +129,16 @@ SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
 SAMPLE_SECONDS_MAX = 120.0
 SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
 WATCHED_CLOSED_MAX = 1_000  # closed connections whose last packets are told from new ones
+WATCHED_LIBRARIES_MAX = 500  # names of client libraries
 WATCHED_PORTS_MAX = 1_000  # other ports that are counted, for the hint about a wrong one
 UNPARSED_REASONS_MAX = 64
 SKEW_BATCH_KEYS = 512  # that are counted before they go into a sketch
 PROFILE_ERRORS_MAX = 64  # error codes of one operation
 SAMPLE_GROUPS_MAX = 500  # pairs of pattern and type of a keyspace sample
+MONITOR_BASELINE_S = 0.3  # before MONITOR, in which the server's own cost is measured
+MONITOR_LOOK_S = 0.5  # between two looks at what it costs
+MONITOR_CPU_SHARE_MAX = 0.3  # of a core of the server, that MONITOR may add
+MONITOR_BUFFER_BYTES_MAX = 32 * 1024 * 1024  # of its lines that wait in the server's memory
 
 # Playing a workload.
 PLAYED_ERRORS_MAX = 64  # error codes of one shape

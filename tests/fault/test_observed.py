@@ -30,13 +30,13 @@ async def _watch(local: LocalMigration, seconds: float) -> dict:
 async def test_exodus_s_own_requests_are_no_traffic_copy(local: LocalMigration) -> None:
     """PING, INFO, and probes of Exodus made the check true that the copy works."""
     watching = asyncio.create_task(_watch(local, 2.0))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
     await Endpoint(Side.SOURCE, local.plan.source).facts()
     alone = await watching
     assert alone["requests"] > 0
     assert alone["on_keys"] == 0
     watching = asyncio.create_task(_watch(local, 2.0))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1.0)
     with local.servers[Side.SOURCE].client() as client:
         client.set("order:1", "x")
     assert (await watching)["on_keys"] == 1

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ import redis
 import redis.asyncio
 
 from exodus.cli import app
-from exodus.observe import known_commands
+from exodus.observe import known_commands, monitor
 from exodus.observe.capture_files import Packet
 from exodus.observe.coverage import Reconciled, commandstats, reconcile
 from exodus.observe.events import Answer, Event
@@ -201,6 +202,7 @@ def test_what_was_seen_is_what_the_server_counted(recorded: Recorded) -> None:
     assert coverage.requests_not_executed == 2
     assert coverage.pushes >= 2 * 50
     assert {event.db for event in events} == {0, 3}
+    assert coverage.libraries["redis-py"] > 5
     assert {"app-2", "app-3"} <= {event.client for event in events}
     assert max(event.reply_bytes for event in events) > 400_000
     assert max(event.depth for event in events) > 50
@@ -312,7 +314,9 @@ def test_a_file_a_pipe_and_a_folder_say_the_same(recorded: Recorded, tmp_path: P
             del row["keys_distinct"], row["hottest_share"], row["zipf_exponent"]
     assert by_file["profile"] == by_pipe["profile"]
     assert by_folder["profile"]["requests"] == by_file["profile"]["requests"]
-    assert any("chmod 600" in remark for remark in by_folder["remarks"])
+    assert by_folder["remarks"] == [
+        f"other users can read 3 files of {folder}, which hold keys and values: chmod 700 {folder}"
+    ]
     assert by_file["profile"]["requests"] > 9_000
     assert "user:*" in {row["pattern"] for row in by_file["profile"]["patterns"]}
 
@@ -359,25 +363,74 @@ def test_a_folder_that_grows_is_followed(redis82: DatabaseServer, tmp_path: Path
     assert commands["INCRBY"] == 60
 
 
+_BUSY = """
+import os, redis, time
+client = redis.Redis.from_url(os.environ["URL"])
+while True:
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(200):
+            pipe.set(f"user:{number}", "v" * 200)
+        pipe.execute()
+    time.sleep(0.01)
+"""
+
+
+def url_of(server: DatabaseServer) -> str:
+    address = server.address()
+    return f"redis://{address.username}:{address.secret('test')}@127.0.0.1:{server.port}"
+
+
+@contextlib.contextmanager
+def busy(server: DatabaseServer) -> Iterator[None]:
+    """An application with long pipelines, in a process of its own: each request costs the server
+    little, and so a line of MONITOR much.
+    """
+    process = subprocess.Popen([sys.executable, "-c", _BUSY], env={"URL": url_of(server)})
+    try:
+        with server.client() as client:
+            wait_until(lambda: client.dbsize() == 200, within_s=10, otherwise="nothing was written")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_servers_own_counts_are_held_against_monitor(redis82: DatabaseServer) -> None:
-    going = threading.Event()
-
-    def work() -> None:
-        with redis82.client() as client:
-            while not going.wait(0.005):
-                client.set("user:1", "v")
-
-    address = redis82.address()
-    url = f"redis://{address.username}:{address.secret('test')}@127.0.0.1:{redis82.port}"
-    worker = threading.Thread(target=work)
-    worker.start()
-    report = report_of("--from", "monitor", "--server", url, "--seconds", "2")
-    going.set()
-    worker.join()
+    with busy(redis82):
+        report = report_of("--from", "monitor", "--server", url_of(redis82), "--seconds", "2")
     rows = {row["command"]: row for row in report["reconciled"]}
     assert rows["SET"]["seen"] > 50
     assert rows["SET"]["seen"] <= rows["SET"]["executed"]
     assert "no latency" in report["remarks"][0]
+    assert "of a core" in report["remarks"][1]
+
+
+@pytest.mark.parametrize("share_max", [0.0, 1.0])
+async def test_monitor_ends_when_it_costs_too_much(
+    redis82: DatabaseServer, share_max: float
+) -> None:
+    """Its cost is measured by the server's own processor time."""
+    table = known_commands.known_table()
+    with busy(redis82):
+        profile = await monitor.capture(
+            redis82.address(), table, seconds=4.0, cpu_share_max=share_max
+        )
+    cost = profile.report()["cost"]
+    assert cost["requests_per_s_during"] > 100
+    assert 0 < cost["cpu_share_added"] < 1
+    if share_max:
+        assert profile.seconds >= 4
+        assert cost["stopped"] == ""
+    else:
+        assert profile.seconds < 3
+        assert "of a core of the server, more than 0.0%" in cost["stopped"]
+
+    def gone() -> bool:
+        with redis82.client() as client:
+            names = {each["name"] for each in client.client_list()}
+        return not names & {"exodus-monitor", "exodus-monitor-cost"}
+
+    wait_until(gone, within_s=5, otherwise="MONITOR still runs")
 
 
 @pytest.mark.parametrize(
