@@ -26,7 +26,7 @@ async def capture_traffic(it: Opened, seconds: float | None) -> Json:
     """Watch the source by MONITOR; return the profile and keep it as a report."""
     table = (await load_table(it.plan)).commands
     profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
-    report = profile.report(table)
+    report = profile.report()
     await it.store.save_report("profile.pre-test", report)
     return report
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from exodus.cli import decisions, levers, migrations, phases, processes, stack
+from exodus.cli import decisions, levers, migrations, phases, processes, stack, traffic
 from exodus.cli.apply import apply
 from exodus.cli.carry import carry
 from exodus.cli.context import choosable
@@ -54,6 +54,8 @@ for command in (
     processes.syncer,
     processes.comparer,
     migrations.migrations,
+    traffic.capture,
+    traffic.load,
     users,
 ):
     app.command()(command)

@@ -1,10 +1,11 @@
 """Pre-test capture by MONITOR: what the source executes, in order, without touching the
 applications.
 
-MONITOR's lines are simple strings on the wire, so the reply scanner frames them; their quoted
-arguments use the escapes of inline requests. It shows no replies, no CONFIG and no refused
-commands, and it costs the source a good part of its throughput while it runs (more than half of it
-by Redis' own documentation), so it runs for a stated time.
+It makes the events of `events.py`, without answers. MONITOR's lines are simple strings on the wire,
+so the reply scanner frames them; their quoted arguments use the escapes of inline requests. It
+shows no replies, no CONFIG and no refused commands, and it costs the source a good part of its
+throughput while it runs (more than half of it by Redis' own documentation), so it runs for a stated
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
 from exodus.net.leg import Leg
 from exodus.observe.profile import Profile
+from exodus.observe.shapes import Shapes
 from exodus.plan.address import Address
+from exodus.plan.bounds import PROFILE_CLIENTS_MAX
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import encode
 from exodus.resp.inline import split_line
@@ -44,12 +47,13 @@ def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
 
 
 class MonitorReader:
-    """MONITOR's bytes in, a profile out; no I/O."""
+    """MONITOR's bytes in, events into a profile; no I/O."""
 
-    def __init__(self, table: CommandTable) -> None:
-        self.profile = Profile()
+    def __init__(self, table: CommandTable, profile: Profile | None = None) -> None:
+        self.profile = Profile() if profile is None else profile
         self.last_stamp = 0.0
-        self._table = table
+        self._shapes = Shapes(table)
+        self._connections: dict[str, int] = {}
         self._scanner = ReplyScanner()
         self._tail = b""
 
@@ -69,18 +73,36 @@ class MonitorReader:
             if client == "lua":
                 self.profile.from_scripts += 1
                 continue
-            self.profile.add(self._table, args, db, client)
+            self.profile.add(
+                self._shapes.event(
+                    self.last_stamp,
+                    self._number(client),
+                    client,
+                    db,
+                    self._shapes.table.of(args),
+                    args,
+                    sum(map(len, args)),
+                )
+            )
         self._tail = buffered[at:]
 
+    def _number(self, client: str) -> int:
+        """Return the number of a connection, which has its own address for as long as it lasts."""
+        if client not in self._connections and len(self._connections) >= PROFILE_CLIENTS_MAX:
+            self._connections.clear()
+        return self._connections.setdefault(client, len(self._connections) + 1)
 
-async def capture(address: Address, table: CommandTable, *, seconds: float) -> Profile:
-    """Watch the source for `seconds`.
+
+async def capture(
+    address: Address, table: CommandTable, *, seconds: float, profile: Profile | None = None
+) -> Profile:
+    """Watch the source for `seconds`, into the given profile or a new one.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
-    watcher = MonitorReader(table)
+    watcher = MonitorReader(table, profile)
     async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg:
         leg.write(encode("MONITOR"))
         await leg.drain()

@@ -1,81 +1,253 @@
-"""A workload profile: what was seen of the traffic, bounded in memory whatever the traffic is."""
+"""What was seen of the traffic, summed up: events in, counts by shape and key pattern out.
+
+Bounded in memory whatever the traffic is: shapes and patterns are bounded where events are made
+(`shapes.py`), and their pairs, clients, and seconds here. What is over a bound is counted as
+`(other)`, and `dropped` says how much that was.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
-from exodus.commands.table import CommandTable
-from exodus.plan.own_keys import is_own
+from exodus.observe.distribution import Distribution
+from exodus.observe.events import LATENCY_UNKNOWN, NO_EXPIRY, Answer, Event
+from exodus.observe.skew import KeyCounts
+from exodus.plan.bounds import (
+    PROFILE_CLIENTS_MAX,
+    PROFILE_PATTERNS_MAX,
+    PROFILE_ROWS_MAX,
+    PROFILE_SECONDS_MAX,
+)
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.telemetry.counters import OTHER
 
-_NAMES_MAX = 10_000
+TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
+_OWN = RESERVED_PREFIX.decode()
+_ERRORS_MAX = 64
+_SHAPES_SHOWN = 200
+_PATTERNS_SHOWN = 50
+_CLIENTS_SHOWN = 50
 
 
-def prefix_of(key: bytes) -> str:
-    """The part of a key before its first colon, which is how most applications name things."""
-    return key.split(b":", 1)[0][:40].decode("utf-8", "replace")
+class Row:
+    """The requests of one shape on one pattern. Latencies in µs, sizes in bytes."""
+
+    __slots__ = (
+        "answered",
+        "blocking",
+        "calls",
+        "command",
+        "errors",
+        "expiries_ms",
+        "keys",
+        "latency_us",
+        "nils",
+        "queued",
+        "reply_sizes",
+        "request_sizes",
+        "write",
+    )
+
+    def __init__(self, event: Event) -> None:
+        self.command = event.command
+        self.write = event.write
+        self.blocking = event.blocking
+        self.calls = 0
+        self.answered = 0
+        self.nils = 0
+        self.keys = 0
+        self.queued = 0
+        self.errors: dict[str, int] = {}
+        self.request_sizes = Distribution()
+        self.reply_sizes = Distribution()
+        self.latency_us = Distribution()
+        self.expiries_ms = Distribution()
 
 
-@dataclass
 class Profile:
     """Counts of one observation."""
 
-    seconds: float = 0.0
-    requests: int = 0
-    writes: int = 0
-    on_keys: int = 0  # requests that name a key of an application: Exodus's own name none
-    unreadable: int = 0
-    from_scripts: int = 0  # executed by a script; counted apart, since the script was counted too
-    commands: Counter[str] = field(default_factory=Counter)
-    prefixes: Counter[str] = field(default_factory=Counter)
-    databases: Counter[int] = field(default_factory=Counter)
-    clients: set[str] = field(default_factory=set)
-    argument_bytes: int = 0
+    def __init__(self) -> None:
+        self.seconds = 0.0  # that were watched; 0: the time between the first and the last request
+        self.requests = 0
+        self.writes = 0
+        self.on_keys = 0  # requests that name a key of an application
+        self.unreadable = 0  # lines of MONITOR that are none
+        self.from_scripts = 0  # executed by a script; counted apart, since the script was counted
+        self.rows: dict[tuple[str, str], Row] = {}
+        self.commands: Counter[str] = Counter()
+        self.keys: dict[str, KeyCounts] = {}
+        self.databases: Counter[int] = Counter()
+        self.clients: Counter[str] = Counter()
+        self.connections: set[int] = set()
+        self.by_second: dict[int, int] = {}
+        # Requests under way of a connection, at each request outside of transactions
+        self.depths = Distribution()
+        self.batches = Distribution()  # requests of each transaction that was run
+        self.dropped: Counter[str] = Counter()
+        self.first_at = 0.0
+        self.last_at = 0.0
 
-    def add(self, table: CommandTable, args: list[bytes], db: int, client: str) -> None:
+    def add(self, event: Event) -> None:
         """Count one request."""
-        command = table.of(args)
         self.requests += 1
-        self.writes += command.write
-        name = command.name.decode("ascii", "replace")
-        self.commands[
-            name if len(self.commands) < _NAMES_MAX or name in self.commands else "(other)"
-        ] += 1
-        self.databases[db] += 1
-        if len(self.clients) < _NAMES_MAX:
-            self.clients.add(client)
-        self.argument_bytes += sum(map(len, args))
-        keys = command.keys(args)
-        self.on_keys += any(not is_own(key) for key in keys)
-        for key in keys[:8]:
-            prefix = prefix_of(key)
-            self.prefixes[
-                prefix if len(self.prefixes) < _NAMES_MAX or prefix in self.prefixes else "(other)"
-            ] += 1
+        self.writes += event.write
+        self.on_keys += event.keys > 0 and not event.pattern.startswith(_OWN)
+        self.commands[event.command] += 1
+        self.databases[event.db] += 1
+        at = event.at
+        second = int(at)
+        if second in self.by_second or len(self.by_second) < PROFILE_SECONDS_MAX:
+            self.by_second[second] = self.by_second.get(second, 0) + 1
+        else:
+            self.dropped["seconds"] += 1
+        self.last_at = max(self.last_at, at)
+        self.first_at = min(self.first_at or at, at)
+        self._who(event)
+        row = self.rows.get((event.shape, event.pattern)) or self._row(event)
+        row.calls += 1
+        row.keys += event.keys
+        row.queued += event.queued
+        row.request_sizes.record(event.request_bytes)
+        if event.expiry_ms != NO_EXPIRY:
+            row.expiries_ms.record(event.expiry_ms)
+        if event.answer is not Answer.UNKNOWN:
+            self._answer(row, event)
+        if not event.queued and event.command not in TRANSACTION:
+            self.depths.record(event.depth)
+        if event.batch:
+            self.batches.record(event.batch)
+        if event.keys:
+            keys = self.keys.get(event.pattern) or self._keys(event.pattern)
+            keys.record(event.key)
 
-    def report(self, table: CommandTable) -> dict[str, Any]:
-        """As JSON."""
+    @property
+    def watched_s(self) -> float:
+        """The time that was watched, in s."""
+        return self.seconds or self.last_at - self.first_at
+
+    @staticmethod
+    def _answer(row: Row, event: Event) -> None:
+        row.answered += 1
+        row.reply_sizes.record(event.reply_bytes)
+        row.nils += event.answer is Answer.NIL
+        if event.latency_us != LATENCY_UNKNOWN and not event.blocking:
+            row.latency_us.record(event.latency_us)
+        if event.error:
+            known = event.error in row.errors or len(row.errors) < _ERRORS_MAX
+            code = event.error if known else OTHER
+            row.errors[code] = row.errors.get(code, 0) + 1
+
+    def _who(self, event: Event) -> None:
+        if event.client in self.clients or len(self.clients) < PROFILE_CLIENTS_MAX:
+            self.clients[event.client] += 1
+        else:
+            self.clients[OTHER] += 1
+            self.dropped["clients"] += 1
+        if len(self.connections) < PROFILE_CLIENTS_MAX:
+            self.connections.add(event.connection)
+
+    def _row(self, event: Event) -> Row:
+        if len(self.rows) >= PROFILE_ROWS_MAX:
+            self.dropped["rows"] += 1
+            return self.rows.setdefault((OTHER, OTHER), Row(event))
+        row = self.rows[event.shape, event.pattern] = Row(event)
+        return row
+
+    def _keys(self, pattern: str) -> KeyCounts:
+        if len(self.keys) >= PROFILE_PATTERNS_MAX:
+            self.dropped["patterns"] += 1
+            pattern = OTHER
+        return self.keys.setdefault(pattern, KeyCounts())
+
+    def peak(self, seconds: int) -> float:
+        """Return the highest rate of requests a second over whole periods of so many seconds."""
+        periods: Counter[int] = Counter()
+        for second, count in self.by_second.items():
+            periods[second // seconds] += count
+        span = min(seconds, max(1.0, self.watched_s))
+        return max(periods.values(), default=0) / span
+
+    def report(self) -> dict[str, Any]:
+        """Return what a person or a program asks of it, as JSON."""
+        seconds = self.watched_s
         return {
-            "seconds": round(self.seconds, 3),
+            "seconds": round(seconds, 3),
             "requests": self.requests,
-            "requests_per_s": round(self.requests / self.seconds, 1) if self.seconds else 0.0,
+            "requests_per_s": round(self.requests / seconds, 1) if seconds else 0.0,
+            "requests_per_s_peak": {
+                name: round(self.peak(period), 1)
+                for name, period in (("second", 1), ("minute", 60), ("hour", 3_600))
+            },
             "writes": self.writes,
             "on_keys": self.on_keys,
             "unreadable": self.unreadable,
             "from_scripts": self.from_scripts,
             "clients": len(self.clients),
+            "connections": len(self.connections),
+            "clients_by_requests": dict(self.clients.most_common(_CLIENTS_SHOWN)),
             "databases": {str(db): count for db, count in self.databases.items()},
-            "argument_bytes": self.argument_bytes,
-            "commands": [
-                {
-                    "command": name,
-                    "calls": count,
-                    "write": table.of(name.encode().split(b"|")).write,
-                }
-                for name, count in self.commands.most_common(200)
-            ],
-            "prefixes": [
-                {"prefix": name, "keys": count} for name, count in self.prefixes.most_common(50)
-            ],
+            "depth_p99": self.depths.quantile(0.99),
+            "transactions": self.batches.total,
+            "argument_bytes": sum(
+                value * count
+                for row in self.rows.values()
+                for value, count in row.request_sizes.pairs()
+            ),
+            "commands": self._commands(),
+            "patterns": self._patterns(),
+            "dropped": dict(self.dropped),
         }
+
+    def _commands(self) -> list[dict[str, Any]]:
+        shapes: dict[str, list[Row]] = {}
+        for (shape, _), row in self.rows.items():
+            shapes.setdefault(shape, []).append(row)
+        found = [_shape_report(shape, rows) for shape, rows in shapes.items()]
+        return sorted(found, key=lambda row: -row["calls"])[:_SHAPES_SHOWN]
+
+    def _patterns(self) -> list[dict[str, Any]]:
+        patterns: dict[str, list[Row]] = {}
+        for (_, pattern), row in self.rows.items():
+            if row.keys:
+                patterns.setdefault(pattern, []).append(row)
+        found: list[dict[str, Any]] = [
+            {
+                "pattern": pattern,
+                "calls": sum(row.calls for row in rows),
+                "writes": sum(row.calls for row in rows if row.write),
+                "keys_distinct": (skew := self.keys[pattern].skew()).distinct
+                if pattern in self.keys
+                else 0,
+                "hottest_share": skew.top_shares[0] if pattern in self.keys else 0.0,
+                "zipf_exponent": skew.exponent if pattern in self.keys else 0.0,
+            }
+            for pattern, rows in patterns.items()
+        ]
+        return sorted(found, key=lambda row: -row["calls"])[:_PATTERNS_SHOWN]
+
+
+def _shape_report(shape: str, rows: list[Row]) -> dict[str, Any]:
+    latency, requests, replies = Distribution(), Distribution(), Distribution()
+    errors: Counter[str] = Counter()
+    for row in rows:
+        latency.add(row.latency_us)
+        requests.add(row.request_sizes)
+        replies.add(row.reply_sizes)
+        errors.update(row.errors)
+    return {
+        "command": rows[0].command,
+        "shape": shape,
+        "calls": sum(row.calls for row in rows),
+        "answered": sum(row.answered for row in rows),
+        "write": rows[0].write,
+        "errors": dict(errors),
+        "request_bytes_p50": requests.quantile(0.5),
+        "request_bytes_p99": requests.quantile(0.99),
+        "reply_bytes_p50": replies.quantile(0.5),
+        "reply_bytes_p99": replies.quantile(0.99),
+        "latency_us_p50": latency.quantile(0.5),
+        "latency_us_p99": latency.quantile(0.99),
+        "latency_us_max": latency.value_max,
+    }

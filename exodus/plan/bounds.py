@@ -96,6 +96,43 @@ REPAIR_SECONDS_MAX = 120.0  # Live sync must reach the keys marked for repair in
 MARKED_AHEAD_ENTRIES_MAX = 1_000  # More unsynced entries pause a comparison that marks keys.
 DIRTY_KEYS_MAX = 200_000  # Of one partition, since the last pass. More require a new pass.
 
+# Watching traffic (exodus/observe). Each has a counter that the report shows when it was hit.
+CAPTURE_RECORD_BYTES_MAX = 16 * 1024 * 1024  # of one packet in a capture file; tcpdump cuts at 256K
+CAPTURE_INTERFACES_MAX = 1_024  # of one section of a pcapng file
+CAPTURE_READ_BYTES = 1024 * 1024  # of a capture file, read at a time
+WATCHED_CONNECTIONS_MAX = 20_000  # beyond, the one that was silent for the longest is forgotten
+# Of one connection, behind a segment that is missing although its receiver has it: another order
+# in the capture brings it within so many segments, or the capture lost it
+REORDERED_SEGMENTS_MAX = 64
+HELD_SEGMENTS_MAX = 1_024  # likewise, behind one that its receiver also misses: it is sent again
+HELD_SEGMENT_BYTES_MAX = 4 * 1024 * 1024  # of one connection
+HELD_SEGMENTS_S = 3.0  # of the capture's time
+HELD_ALL_BYTES_MAX = 256 * 1024 * 1024  # of all connections together
+UNANSWERED_EVENTS_MAX = 10_000  # of one connection; beyond, the oldest has no answer
+QUEUED_EVENTS_MAX = 10_000  # of one transaction
+SHAPES_MAX = 4_000
+KEY_PATTERNS_MAX = 4_000
+PATTERNS_REMEMBERED_MAX = 50_000  # keys whose pattern is not worked out again
+PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
+PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
+PROFILE_CLIENTS_MAX = 20_000
+PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
+CAPTURE_FILES_MAX = 10_000  # of a folder
+CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
+WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
+WORKLOAD_BYTES_MAX = 64 * 1024 * 1024  # of its file
+SAMPLE_BATCH_KEYS = 100  # of a keyspace sample, in one SCAN
+# Playing a workload (exodus load)
+PLAYED_KEYS_MAX = 100_000  # of one key pattern
+PLAYED_PREPARED_BYTES_MAX = 256 * 1024 * 1024  # of scratch keys that are made for reads to find
+PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
+PLAYED_UNIT_REQUESTS_MAX = 1_000  # of one burst or transaction
+PLAYED_CONNECTIONS_MAX = 500
+PLAYED_WAITING_MAX = 100_000  # requests without an answer; beyond, due ones are not sent
+PLAYED_LAST_ANSWERS_S = 10.0  # for answers, after the last request
+SAMPLE_SECONDS_MAX = 120.0
+SAMPLE_BUSY_SHARE_MAX = 0.1  # of the server's time that a keyspace sample may take
+
 # Evidence.
 BUNDLES_KEPT = 8  # Bundles in the control store.
 BUNDLE_BYTES_MAX = 32 * 1024 * 1024  # One compressed bundle.

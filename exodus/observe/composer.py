@@ -1,0 +1,350 @@
+"""What is played of a workload model: units of requests with the times at which they are due.
+
+A unit is a burst (requests that a client sends without waiting in between) or a transaction. Units
+come at random times with the model's mean rate (a Poisson process), whatever the server does, so a
+slow server cannot slow the load down. Operations, keys, sizes, and expiries are drawn from the
+model's distributions. No I/O, no clock; all chance is the `Random` that it is given.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from random import Random
+from typing import NamedTuple
+
+from exodus.errors import OperatorError
+from exodus.observe.distribution import Distribution
+from exodus.observe.templates import (
+    KEYLESS,
+    OPTIONS,
+    OPTIONS_BEFORE,
+    REPEATED,
+    STRING,
+    TEMPLATES,
+    VALUE,
+    Arg,
+    Template,
+    preparation,
+)
+from exodus.observe.workload import Operation, Pattern, Workload
+from exodus.plan.bounds import (
+    PLAYED_KEYS_MAX,
+    PLAYED_PREPARED_BYTES_MAX,
+    PLAYED_UNIT_REQUESTS_MAX,
+    PLAYED_VALUE_BYTES_MAX,
+)
+from exodus.resp.encode import encode
+
+_TRANSACTION = ("MULTI", "EXEC", "DISCARD")
+_DEFAULT_EXPIRY_MS = 60_000
+_KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
+
+
+class Sent(NamedTuple):
+    """One request to be sent."""
+
+    shape: str
+    data: bytes
+
+
+class Unit(NamedTuple):
+    """Requests that are sent together on one connection, `due_s` after the beginning."""
+
+    due_s: float
+    requests: list[Sent]
+
+
+class Weighted:
+    """Draws an index with given weights."""
+
+    __slots__ = ("_sums", "_total")
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._sums = list(accumulate(weights))
+        self._total = self._sums[-1] if self._sums else 0.0
+
+    def __bool__(self) -> bool:
+        return self._total > 0
+
+    def draw(self, draw: Random) -> int:
+        """Return an index."""
+        return min(bisect_right(self._sums, draw.random() * self._total), len(self._sums) - 1)
+
+
+class Values:
+    """Draws a value of a distribution."""
+
+    __slots__ = ("_values", "_weighted")
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._values = [value for value, _ in pairs]
+        self._weighted = Weighted([count for _, count in pairs])
+
+    def __bool__(self) -> bool:
+        return bool(self._weighted)
+
+    def draw(self, draw: Random) -> int:
+        """Return a value."""
+        return self._values[self._weighted.draw(draw)]
+
+
+class _Keys:
+    """The scratch keys of one pattern."""
+
+    def __init__(self, pattern: Pattern, prefix: bytes) -> None:
+        self.distinct = max(1, min(pattern.keys_distinct, PLAYED_KEYS_MAX))
+        self._prefix = prefix
+        self._name = pattern.pattern.encode("utf-8", "backslashreplace")
+        self._ranks = Weighted(shares_of(pattern, self.distinct))
+
+    def draw(self, family: str, draw: Random) -> bytes:
+        return self.of(family, self._ranks.draw(draw))
+
+    def of(self, family: str, rank: int) -> bytes:
+        """Return the key of a rank: the first variable part is its number."""
+        name = self._name.replace(b"*", b"%d" % rank, 1).replace(b"*", b"0")
+        return b"%s%s:%s" % (self._prefix, family.encode(), name)
+
+
+def shares_of(pattern: Pattern, distinct: int) -> list[float]:
+    """Return each rank's share: the hottest as they were seen, the others by the Zipf fit."""
+    top = pattern.top_shares[:distinct]
+    rest = max(0.0, 1 - sum(top))
+    tail = [rank**-pattern.zipf_exponent for rank in range(len(top) + 1, distinct + 1)]
+    whole = sum(tail)
+    return [*top, *(share / whole * rest for share in tail)] if whole else top or [1.0]
+
+
+class _Part:
+    """An operation that can be played."""
+
+    def __init__(self, operation: Operation, template: Template | None, family: str) -> None:
+        self.operation = operation
+        self.template = template
+        self.family = family
+        words = [operation.command, *operation.options]
+        self.shape = " ".join(words) + f" /{operation.arity}"
+        self.request_bytes = Values(operation.request_bytes.values)
+        self.expiry_ms = Values(operation.expiry_ms.values)
+        self.keys_each = max(1, round(operation.keys / operation.calls)) if operation.calls else 1
+
+
+class Composer:
+    """Draws units of a workload."""
+
+    def __init__(self, workload: Workload, *, prefix: bytes, speed: float, draw: Random) -> None:
+        self.workload = workload
+        self.not_played: dict[str, int] = {}  # requests of the model, by shape
+        self._prefix = prefix
+        self._draw = draw
+        self._parts: list[_Part] = []
+        patterns = {each.pattern: each for each in workload.patterns}
+        self._keys = {name: _Keys(each, prefix) for name, each in patterns.items()}
+        families = _families(workload.operations)
+        for operation in workload.operations:
+            self._add(operation, families)
+        self._singles = Weighted(
+            [part.operation.calls - part.operation.in_transactions for part in self._parts]
+        )
+        self._inside = Weighted([part.operation.in_transactions for part in self._parts])
+        bursts = bursts_of(workload.depths.distribution())
+        self._bursts = Values(bursts)
+        self._batches = Values(workload.transactions.values)
+        count = sum(count for _, count in bursts) if self._singles else 0
+        self._single = Weighted([count, workload.transactions.total if self._inside else 0])
+        units = count + (workload.transactions.total if self._inside else 0)
+        # What is not played leaves its time free: the rates of the others stay as they were
+        played = self._played_share()
+        self.units_per_s = units * played / workload.seconds * speed
+        self._at_s = 0.0
+
+    def check(self) -> None:
+        """Refuse what cannot be played.
+
+        Raises:
+            OperatorError: nothing of the model can be.
+        """
+        if not self.units_per_s:
+            names = ", ".join(list(self.not_played)[:8])
+            raise OperatorError(
+                "--model: nothing of this workload can be played",
+                why=f"its operations are {names}" if names else "it has no operation",
+                next_step="capture the traffic of an application that uses keys",
+            )
+
+    def _add(self, operation: Operation, families: dict[str, str]) -> None:
+        template = TEMPLATES.get(operation.command)
+        why_not = (
+            operation.command in _TRANSACTION
+            or operation.blocking
+            or bool(operation.subcommand)
+            or (template is None and operation.command not in KEYLESS)
+            or (template is not None and operation.pattern not in self._keys)
+            or not _options_known(operation)
+        )
+        if not why_not:
+            family = template.family if template else ""
+            family = family or families.get(operation.pattern, STRING)
+            self._parts.append(_Part(operation, template, family))
+        elif operation.command not in _TRANSACTION:
+            name = " ".join(
+                word
+                for word in (operation.command, operation.subcommand, *operation.options)
+                if word
+            )
+            self.not_played[name] = self.not_played.get(name, 0) + operation.calls
+
+    def _played_share(self) -> float:
+        """The share of the requests outside of transactions that is played."""
+        singles = [each for each in self.workload.operations if each.command not in _TRANSACTION]
+        total = sum(each.calls - each.in_transactions for each in singles)
+        played = sum(part.operation.calls - part.operation.in_transactions for part in self._parts)
+        return played / total if total else 1.0
+
+    def preparation(self) -> Iterator[tuple[str, bytes]]:
+        """Requests that make what the reads found, as (shape, request)."""
+        seen: set[tuple[str, str]] = set()
+        room = PLAYED_PREPARED_BYTES_MAX
+        for part in self._parts:
+            name = part.operation.pattern
+            if part.template is None or (name, part.family) in seen:
+                continue
+            seen.add((name, part.family))
+            sizes, found_share = self._found(name, part.family)
+            keys = self._keys[name]
+            for rank in range(keys.distinct):
+                size = min(sizes.draw(self._draw) if sizes else 1, PLAYED_VALUE_BYTES_MAX)
+                room -= size + _KEY_BYTES
+                if room < 0:
+                    return
+                if self._draw.random() < found_share:
+                    key = keys.of(part.family, rank)
+                    made = preparation(part.family, key, size - 8, self._draw)
+                    yield "prepare", encode(*made)
+
+    def _found(self, pattern: str, family: str) -> tuple[Values, float]:
+        """Return what reads of a pattern found: the sizes, and the share of them with a value."""
+        sizes, written = Distribution(), Distribution()
+        answered = nils = 0
+        for part in self._parts:
+            operation = part.operation
+            if operation.pattern != pattern or part.family != family:
+                continue
+            if operation.write:
+                written.add(operation.request_bytes.distribution())
+            else:
+                answered += operation.answered
+                nils += operation.nils
+                sizes.add(operation.reply_bytes.distribution())
+        # The answers that were nil are among the sizes, as the smallest of all
+        pairs = sizes.pairs()
+        left = nils
+        while pairs and left > 0:
+            value, count = pairs[0]
+            pairs = [(value, count - left), *pairs[1:]] if count > left else pairs[1:]
+            left -= count
+        share = 1 - nils / answered if answered else 0.0
+        return Values(pairs or written.pairs()), share
+
+    def unit(self) -> Unit:
+        """Return the next unit."""
+        draw = self._draw
+        self._at_s += draw.expovariate(self.units_per_s)
+        if self._single.draw(draw) == 0:
+            size = min(self._bursts.draw(draw), PLAYED_UNIT_REQUESTS_MAX)
+            made = [self._request(self._parts[self._singles.draw(draw)]) for _ in range(size)]
+            return Unit(self._at_s, made)
+        size = min(self._batches.draw(draw), PLAYED_UNIT_REQUESTS_MAX)
+        inside = [self._request(self._parts[self._inside.draw(draw)]) for _ in range(size)]
+        return Unit(
+            self._at_s,
+            [Sent("MULTI /1", encode("MULTI")), *inside, Sent("EXEC /1", encode("EXEC"))],
+        )
+
+    def _request(self, part: _Part) -> Sent:
+        operation, draw = part.operation, self._draw
+        words: list[Arg] = [operation.command]
+        if part.template is None:
+            words += [self._prefix + b"channel" if word == "CHANNEL" else word for word in
+                      KEYLESS[operation.command]]  # fmt: skip
+        else:
+            keys = self._keys[operation.pattern]
+            before = OPTIONS_BEFORE.get(operation.command, frozenset())
+            for _ in range(part.keys_each if part.template.many_keys else 1):
+                words.append(keys.draw(part.family, draw))
+                words += [word for word in operation.options if word in before]
+                if part.template.each_value:
+                    words.append(VALUE)
+            if not part.template.each_value:
+                words += self._arguments(part)
+            for option in operation.options:
+                if option not in before:
+                    words += [option, *OPTIONS[operation.command][option]]
+        words = [self._expiry(word, part) for word in words]
+        return Sent(part.shape, _filled(words, part.request_bytes.draw(draw)))
+
+    def _arguments(self, part: _Part) -> list[Arg]:
+        """Return the arguments behind the key, repeated where the model's request has more."""
+        assert part.template is not None
+        once = list(part.template.arguments(self._draw))
+        if part.operation.command not in REPEATED:
+            return once
+        low, _, high = part.operation.arity.partition("-")
+        wanted = (int(low) + int(high or low)) // 2 - len(part.operation.options) - 2
+        while len(once) + len(part.template.arguments(self._draw)) <= wanted:
+            once += part.template.arguments(self._draw)
+        return once
+
+    def _expiry(self, word: Arg, part: _Part) -> Arg:
+        if not isinstance(word, str) or not word.startswith("EXPIRY_"):
+            return word
+        millis = part.expiry_ms.draw(self._draw) if part.expiry_ms else _DEFAULT_EXPIRY_MS
+        if word == "EXPIRY_MS":
+            return max(1, millis)
+        return max(1, round(millis / 1000))
+
+
+def _options_known(operation: Operation) -> bool:
+    known = OPTIONS.get(operation.command, {}).keys() | OPTIONS_BEFORE.get(
+        operation.command, frozenset()
+    )
+    return set(operation.options) <= known
+
+
+def _families(operations: Sequence[Operation]) -> dict[str, str]:
+    """Return the family of each pattern's keys, as most of its requests have it."""
+    counts: dict[str, dict[str, int]] = {}
+    for operation in operations:
+        template = TEMPLATES.get(operation.command)
+        if template is not None and template.family:
+            of = counts.setdefault(operation.pattern, {})
+            of[template.family] = of.get(template.family, 0) + operation.calls
+    return {pattern: max(of, key=lambda each: of[each]) for pattern, of in counts.items()}
+
+
+def bursts_of(depths: Distribution) -> list[tuple[int, int]]:
+    """Return how many bursts had which size: a burst of three has requests at depth 1, 2, and 3."""
+    found: list[tuple[int, int]] = []
+    deeper = 0
+    for depth, count in reversed(depths.pairs()):
+        if count > deeper:
+            found.append((depth, count - deeper))
+            deeper = count
+    return found[::-1]
+
+
+def _filled(words: Sequence[Arg], size: int) -> bytes:
+    """Encode a request with values that give it the size, as far as its other arguments allow."""
+    places = [place for place, word in enumerate(words) if word is VALUE]
+    if not places:
+        return encode(*words)
+    filled = [b"" if word is VALUE else word for word in words]
+    left = size - len(encode(*filled))
+    for number, place in enumerate(places):
+        each = left // (len(places) - number)
+        left -= each
+        digits = len(str(max(each, 1))) - 1  # its length takes more of them than that of nothing
+        filled[place] = b"v" * min(max(1, each - digits), PLAYED_VALUE_BYTES_MAX)
+    return encode(*filled)
