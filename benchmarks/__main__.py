@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, cutover, gateway, livesync, memory, verify
+from benchmarks import backfill, compare, cutover, gateway, livesync, memory, verify
 from benchmarks.result import Result
 
 
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "livesync": (livesync.measure,),
     "gateway": (gateway.measure,),
     "cutover": (cutover.measure,),
+    "compare": (compare.measure,),
 }
 
 

@@ -29,6 +29,7 @@ WHOLE_REPLY_BYTES_MAX = (
 )  # of a reply that is taken apart, or changed, before it is passed on
 SUBSCRIPTIONS_TRACKED_MAX = 10_000
 JOURNAL_WINDOW_S = 0.01  # keys written within it are one journal entry
+SAMPLE_WINDOW_S = 0.04  # likewise, while only sampled keys are journalled: nobody waits for them
 JOURNAL_BATCH_KEYS = 4_000
 JOURNAL_RETAIN_MS = 15 * 60 * 1000  # a backfill chunk may look back this far
 SPOOL_BYTES_MAX = 256 * 1024 * 1024
