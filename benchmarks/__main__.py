@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import backfill, capture, cutover, gateway, livesync, memory, verify
+from benchmarks import backfill, capture, compare, cutover, gateway, livesync, memory, verify
 from benchmarks.result import Result
 
 
@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[Callable[..., Result | list[Result]], ...]] = {
     "gateway": (gateway.measure,),
     "cutover": (cutover.measure,),
     "capture": (capture.measure,),
+    "compare": (compare.measure,),
 }
 
 

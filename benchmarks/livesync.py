@@ -81,7 +81,8 @@ def _write(app: redis.Redis, deadline: float, number: int) -> int:
     return number
 
 
-def _file(rig: Rig, source: Server, target: Server, control: Server) -> tuple[Plan, Path]:
+def migration_file(rig: Rig, source: Server, target: Server, control: Server) -> tuple[Plan, Path]:
+    """A plan between two servers, and the file that its processes read."""
     port = free_port()
     plan = Plan.model_validate(
         {
@@ -118,7 +119,7 @@ def measure(*, full: bool) -> Result:
         target = rig.server(ServerKind.VALKEY_91, "target")
         control = rig.server(ServerKind.VALKEY_91, "control", appendonly="yes")
         native = rig.server(ServerKind.REDIS_62, "native")
-        plan, path = _file(rig, source, target, control)
+        plan, path = migration_file(rig, source, target, control)
         with client(native) as replica, client(source) as direct:
             replica.replicaof("127.0.0.1", source.port)
             uvloop.run(_start(plan, control.address()))

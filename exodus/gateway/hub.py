@@ -177,7 +177,7 @@ class Gateway:
             last_route=self._last_route,
             old_sides=tables.old,
             stopping=self._stopping,
-            gap=self.journaler.gap,
+            journaler=self.journaler,
         )
 
     # ------------------------------------------------------------------ Hub, for connections

@@ -113,6 +113,7 @@ class Journaler:
         self._rotated_at = 0.0
         self._flushed = asyncio.Event()
         self.hurry = asyncio.Event()  # a hold waits for everything to be in the store
+        self.window_s = JOURNAL_WINDOW_S
         self.entries = 0
         self.store_away_since: float | None = None
         # Sessions call these for every write: before it is forwarded, and after its answer.
@@ -191,7 +192,7 @@ class Journaler:
                 await self._wake.wait()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(JOURNAL_WINDOW_S):  # the coalescing window
+                async with asyncio.timeout(self.window_s):  # the coalescing window
                     await self.hurry.wait()
             await self._flush()
 

@@ -12,6 +12,8 @@ from exodus.plan.sample import NameTest
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 
+_crc32 = zlib.crc32
+
 
 class Orders:
     """Shared by all sessions of one group. Changed in place, and read for every request."""
@@ -77,7 +79,7 @@ class Orders:
 
         By hash and name: every gateway agrees, and a key's requests are sampled all or none.
         """
-        return zlib.crc32(key, self.shadow_salt) < self.shadow_below and (
+        return _crc32(key, self.shadow_salt) < self.shadow_below and (
             self.shadow_names is None or self.shadow_names(key)
         )
 

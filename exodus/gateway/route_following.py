@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from exodus.control import registry
 from exodus.control.route import (
@@ -26,6 +25,7 @@ from exodus.gateway.groups import SessionGroup, SessionGroups
 from exodus.gateway.handover import move_all
 from exodus.gateway.heartbeats import HeartbeatWriter
 from exodus.gateway.holds import Holds
+from exodus.gateway.journaler import Journaler
 from exodus.gateway.last_route import LastRoute
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import RedirectControl
@@ -35,8 +35,10 @@ from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.plan.bounds import (
     HEARTBEAT_S,
     HEARTBEAT_STALE_S,
+    JOURNAL_WINDOW_S,
     MOVE_SECONDS_MAX,
     ROUTE_FOLLOWING_REMEMBER_S,
+    SAMPLE_WINDOW_S,
 )
 from exodus.plan.plan import Plan
 from exodus.plan.sample import name_test
@@ -68,7 +70,7 @@ class RouteFollower:
         last_route: LastRoute,
         old_sides: frozenset[Side],
         stopping: asyncio.Event,
-        gap: Callable[[str], None],
+        journaler: Journaler,
     ) -> None:
         self._hub = hub
         self._store = store
@@ -86,7 +88,7 @@ class RouteFollower:
         self._last_route = last_route
         self._old_sides = old_sides  # CLIENT REPLY OFF keeps back messages too
         self._stopping = stopping
-        self._gap = gap
+        self._journaler = journaler
         self._applying = asyncio.Lock()
         self._looked_at = 0.0
         self.route = Route(epoch=-1)
@@ -140,7 +142,7 @@ class RouteFollower:
             found.epoch,
             self.applied,
         )
-        self._gap(_LOST_ROUTE)
+        self._journaler.gap(_LOST_ROUTE)
         if not await restore_route(self._store, found, self.route):
             log.info("another process has put a route back already")
 
@@ -149,6 +151,8 @@ class RouteFollower:
         groups = self._groups
         async with self._applying:
             before, self.route = self.route, route
+            sampling = route.journal is JournalMode.SAMPLE
+            self._journaler.window_s = SAMPLE_WINDOW_S if sampling else JOURNAL_WINDOW_S
             self._canary.ordered = route.canary
             if route.rehearsal_name is not None:
                 groups.rehearsal_name = route.rehearsal_name.encode()

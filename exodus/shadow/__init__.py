@@ -1,7 +1,10 @@
 """Shadow traffic: what the target answers, compared with what applications were answered. The
 target serves nobody.
 
-`rules.py` says when two replies are equal. `comparer.py` is the process that tries sampled requests
-on the target. `findings.py` names what a person has to look at. The gateway samples by key hash, so
-a sampled key has its whole history. Read `comparer.py` first.
+`comparer.py` is the process. `copies.py` keeps the sampled keys on the target, and `scratch.py`
+copies of them on which writes are tried. `verdicts.py` judges replies by `rules.py`, `sweep.py`
+states. `investigation.py` looks for the cause of what is confirmed (`causes.py`), and `reports.py`
+writes it into the ledger of divergences (`divergences.py`), which `repairs.py` works off.
+`equivalence.py`, `coverage.py` and `findings.py` make the evidence of the decision. The gateway
+samples by key hash, so a sampled key has its whole history. Read `verdicts.py` first.
 """

@@ -99,12 +99,11 @@ class Comparer(RouteFollower):
         self._opened = False
 
     async def _keep_comparing(self, route: Route) -> None:
-        shadow_at = await self._last_id()
-        self._copies = CopiesState(await journal.ends(self._store, self._plan.partitions))
-        self._opened = True
-        self._beat_now.set()
+        shadow_at: bytes | None = None
         while True:
             try:
+                if shadow_at is None:
+                    shadow_at = await self._begin()
                 # Its server refuses everything else, the engine's first look included.
                 if self._slow.script_runs:
                     await self._kill_left_script(route)
@@ -129,6 +128,14 @@ class Comparer(RouteFollower):
                 )
                 self._states.away("comparing", self._why, verbs=WAITS)
                 await asyncio.sleep(0.5)
+
+    async def _begin(self) -> bytes:
+        """Note from where on sampled requests and the journal are read; the request's position."""
+        shadow_at = await self._last_id()
+        self._copies = CopiesState(await journal.ends(self._store, self._plan.partitions))
+        self._opened = True
+        self._beat_now.set()
+        return shadow_at
 
     async def _open(
         self, engine: Engine, opened: contextlib.AsyncExitStack

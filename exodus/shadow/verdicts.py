@@ -291,13 +291,13 @@ class Judge:
             await self._try_no_more(exchange, row)
             return
         why = self._why_undecided(pending, here, there)
-        if why:
-            self._tally.undecided(row, why)
-        elif error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
+        if error_code(there) in INFRASTRUCTURE or error_code(here) in INFRASTRUCTURE:
             row["infrastructure"] += 1
-        elif self._same(exchange, here, there):
+        elif why != MOVED and self._same(exchange, here, there):
             await self._equal(exchange, keys, row)
             row["late"] += 1
+        elif why:
+            self._tally.undecided(row, why)
         elif pending.looks < len(COMPARE_LOOKS_S):
             if pending.looks == len(COMPARE_LOOKS_S) - 1:
                 await self._reporter.pending(exchange, keys, f"look {pending.looks}")

@@ -147,28 +147,34 @@ class Admission:
         """Pick a request for the comparer or as a canary read, if its first key is in a share."""
         parts, command = self.parts, pending.command
         orders, predicted = parts.orders, parts.predicted
-        keys = pending.keys or command.keys(args)
-        if not keys or keys[0] is SKIPPED:
-            return
+        first = pending.key
+        if first is None:
+            keys = command.keys(args)
+            if not keys or keys[0] is SKIPPED:
+                return
+            first = keys[0]
+        sampled = orders.shadow_below > 0 and orders.sampled(first)
+        if not sampled and not orders.canary_below:
+            return  # by far the most
         why_not = self._why_not_picked(pending, start != end)
         if why_not is not None:
-            if orders.shadow_below and orders.sampled(keys[0]):
+            if sampled:
                 orders.leave_out(command.name, why_not)
             return
         # A canary read has the same reply on two healthy servers, byte for byte. It is in
         # database 0, where the gateway's own connections are.
         if (
             orders.canary_below
-            and len(keys) == 1
             and not pending.write
             and command.name in EXACT_ELSEWHERE
             and not predicted.db
             and not predicted.selects_in_flight
             and predicted.protocol
-            and chosen(keys[0], orders.canary_below)
+            and chosen(first, orders.canary_below)
+            and len(command.keys(args)) == 1
         ):
             pending.canary = CanaryRead()
-        elif not (orders.shadow_below and orders.sampled(keys[0])):
+        elif not sampled:
             return
         pending.raw = buffered[start:end]
         pending.shadowed = True

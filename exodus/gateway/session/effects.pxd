@@ -17,7 +17,7 @@ cdef class Effects:
 
     @cython.locals(parts=SessionParts, predicted=Prediction, db=Py_ssize_t, key=bytes)
     cdef intend(self, Pending pending)
-    @cython.locals(parts=SessionParts, journals=bint, intents=list, barriers=list)
+    @cython.locals(parts=SessionParts, orders=Orders, journals=bint, intents=list, barriers=list)
     cdef log(self)
     @cython.locals(parts=SessionParts, orders=Orders, db=Py_ssize_t, key=bytes)
     cdef mark(self, Pending pending, Reply reply, list marks, object done)

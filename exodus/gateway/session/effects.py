@@ -59,10 +59,13 @@ class Effects:
     def log(self) -> None:
         """Log the intents. Their requests are forwarded next."""
         parts = self.parts
-        journals = parts.orders.journal is not _OFF
+        orders = parts.orders
+        journals = orders.journal is not _OFF
         if self.intents:
             intents, self.intents = self.intents, []
-            if journals:
+            if orders.journal is _SAMPLE:
+                intents = [key for key in intents if orders.sampled(key[1])]
+            if journals and intents:
                 parts.out.log_intents(intents, None)
         if self.barriers:
             barriers, self.barriers = self.barriers, []
@@ -95,14 +98,16 @@ class Effects:
         """
         parts = self.parts
         orders = parts.orders
-        if (
-            pending.transaction is not None
-            or pending.barrier is not None
-            or orders.journal is _SAMPLE
-        ):
+        if pending.transaction is not None or pending.barrier is not None:
             self._mark_several(pending, reply, marks, done)
             return
         db = parts.state.db
+        if orders.journal is _SAMPLE:
+            for key in pending.keys:
+                if orders.sampled(key):
+                    marks.append((db, key))  # noqa: PERF401 - likewise
+            marks.extend([entry for entry in pending.elsewhere if orders.sampled(entry[1])])
+            return
         for key in pending.keys:
             marks.append((db, key))  # noqa: PERF401 - no closure in the compiled form
         if pending.elsewhere:
