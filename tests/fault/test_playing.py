@@ -352,6 +352,27 @@ async def test_a_sample_estimates_the_keyspace(redis82: DatabaseServer) -> None:
     assert users.memory_bytes_mean_low <= users.memory_bytes_mean <= users.memory_bytes_mean_high
 
 
+def test_the_model_has_the_sample_of_the_server(redis82: DatabaseServer, tmp_path: Path) -> None:
+    with redis82.client() as client, Recorder(redis82.port) as recorder:
+        for number in range(300):
+            client.set(f"user:{number}", "v", ex=100)
+    file, model = tmp_path / "x.pcap", tmp_path / "model.json"
+    recorder.write(file)
+    arguments = ["--from", str(file), "--port", str(redis82.port), "--model", str(model)]
+    command = [sys.executable, "-m", app.__name__, "capture", *arguments]
+    without = subprocess.run([*command, "--sample", "9"], capture_output=True, check=False)
+    assert without.returncode == 2
+    assert b"--sample 9 needs --model and --server" in without.stderr
+    sampled = ["--server", url_of(redis82), "--sample", "1000"]
+    subprocess.run([*command, *sampled], capture_output=True, check=True)
+    found = Workload.load(model)
+    assert found.keyspace is not None
+    (group,) = found.keyspace.groups
+    assert (group.pattern, group.kind, group.keys) == ("user:*", "string", 300)
+    assert group.expiring_share == 1
+    assert only(found, "SET").calls == 300
+
+
 async def test_a_sample_keeps_to_its_time_and_its_share(redis82: DatabaseServer) -> None:
     with redis82.client() as client, client.pipeline(transaction=False) as pipe:
         for number in range(20_000):

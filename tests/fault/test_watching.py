@@ -32,6 +32,7 @@ from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.segments import FIN, RST, SYN, Unread, segment_of
 from exodus.resp.encode import encode
+from tests.support.libraries import Coredis, Glide, Library
 from tests.support.packets import Recorder, pcap
 from tests.support.servers import DatabaseServer
 from tests.support.wait import wait_until
@@ -109,6 +110,21 @@ async def many(server: DatabaseServer) -> None:
         await asyncio.gather(*map(one, range(10)))
 
 
+async def others(server: DatabaseServer) -> None:
+    """coredis with a pool, and glide with all callers on one connection; both speak RESP3."""
+    for make in (Coredis, Glide):
+        library = make("127.0.0.1", server.port)
+
+        async def one(number: int, on: Library = library) -> None:
+            key = b"other:%d" % number
+            for _ in range(20):
+                await on.ask([b"SET", key, b"v" * number])
+                await on.batch([[b"GET", key], [b"RPUSH", b"list:1", key]], atomic=number % 2 == 0)
+
+        await asyncio.gather(*map(one, range(8)))
+        await library.aclose()
+
+
 def benchmark(server: DatabaseServer) -> None:
     """As redis-benchmark -P 50: what is sent does not wait for what comes."""
     address = server.address()
@@ -141,6 +157,7 @@ class Recorded:
                     redis_py(server, protocol)
                     publish(server, protocol)
                 asyncio.run(many(server))
+                asyncio.run(others(server))
                 benchmark(server)
                 after = commandstats(control.info("commandstats"))
         assert recorder.dropped == 0
@@ -198,11 +215,13 @@ def test_what_was_seen_is_what_the_server_counted(recorded: Recorded) -> None:
     errors = Counter(event.error for event in events if event.answer is Answer.ERROR)
     assert errors["WRONGTYPE"] == 4
     assert errors["ERR"] >= 4
-    assert sum(event.batch for event in events) == 2 * 20 * 3
+    # Of redis-py 20 of three requests in each protocol; of the others 4 callers with 20 of two
+    assert sum(event.batch for event in events) == 2 * 20 * 3 + 2 * 4 * 20 * 2
     assert coverage.requests_not_executed == 2
     assert coverage.pushes >= 2 * 50
     assert {event.db for event in events} == {0, 3}
     assert coverage.libraries["redis-py"] > 5
+    assert "GlidePy" in coverage.libraries
     assert {"app-2", "app-3"} <= {event.client for event in events}
     assert max(event.reply_bytes for event in events) > 400_000
     assert max(event.depth for event in events) > 50
