@@ -84,7 +84,7 @@ class Comparer(RouteFollower):
         before, self._route = self._route, route
         self._sample = route.sample
         on, was_on = route.shadow_rate > 0, before.shadow_rate > 0
-        if on != was_on or route.shadow_salt != before.shadow_salt:
+        if on != was_on or _work_of(route) != _work_of(before):
             await self._stop_work()
             if on:
                 self._tally = Tally()
@@ -294,6 +294,11 @@ class Comparer(RouteFollower):
                     {"command": name, "outcome": outcome},
                     count,
                 )
+
+
+def _work_of(route: Route) -> tuple[object, ...]:
+    """Return what the work depends on: a change of it ends one sampling and begins another."""
+    return route.shadow_salt, route.authority, route.sync, route.native, route.writer_epoch
 
 
 async def run_comparer(store: ControlStore, plan: Plan, process: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from exodus.control.registry import heartbeats
+from exodus.net.client import answered
 from exodus.plan.vocabulary import Side
 from tests.support.comparing import comparing, counted, ledger, row_of
 from tests.support.local_migration import LocalMigration
@@ -155,3 +156,25 @@ async def test_nothing_is_confirmed_while_keys_are_written_all_the_time(
         for command in ("GET", "HGETALL", "LRANGE"):
             row = await counted(local, command)
             assert row["equal"] > 10, row
+
+
+async def test_with_live_sync_on_the_lanes_own_the_target(local: LocalMigration) -> None:
+    """Compare copies nothing then, and waits for the lanes before it confirms."""
+    source, target = (local.servers[side].client() for side in Side)
+    source.set("old", 1)
+    await local.syncer()
+    async with comparing(local):
+        await local.start_live_sync()
+        await local.backfill()
+        app = local.app()
+        await app.set("k", "right")
+        await local.drained()
+        await app.get("k")
+        await app.get("old")
+        await row_of(local, "GET", "equal", 2)
+        assert not await answered(local.store.client.exists(local.store.keys.seeded))
+        target.set("k", "stale")
+        await app.get("k")
+        await row_of(local, "GET", "divergences")
+        assert target.get("k") == b"stale"
+        assert [row["key"] for row in await ledger(local) if row["command"] == "GET"] == ["k"]
