@@ -56,7 +56,8 @@ async def run(args: argparse.Namespace) -> int:
     await asyncio.gather(*tasks)
     path = args.report.with_suffix(".model")
     model.save(path)
-    args.report.write_text(
+    scratch = args.report.with_suffix(".part")
+    scratch.write_text(
         json.dumps(
             {
                 "acknowledged_writes": tally.acknowledged,
@@ -69,6 +70,7 @@ async def run(args: argparse.Namespace) -> int:
             }
         )
     )
+    scratch.replace(args.report)  # whoever waits for the report finds it whole
     return 0
 
 

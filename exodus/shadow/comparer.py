@@ -19,7 +19,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
@@ -35,6 +35,7 @@ from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.address import Address
+from exodus.plan.bounds import COMPARE_LOOKS_S
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
@@ -61,8 +62,17 @@ class Comparer(RouteFollower):
 
     kind = ProcessKind.COMPARER
 
-    def __init__(self, store: ControlStore, plan: Plan, process: str) -> None:
+    def __init__(
+        self,
+        store: ControlStore,
+        plan: Plan,
+        process: str,
+        *,
+        looks_s: Sequence[float] = COMPARE_LOOKS_S,
+    ) -> None:
+        """A difference is asked for again after each pause of `looks_s`."""
         super().__init__(store, process, log)
+        self._looks_s = looks_s
         self._plan = plan.acting(UserRole.COMPARER)
         self._work: asyncio.Task[None] | None = None
         self._opened = False  # the sampled requests are read from a known position on
@@ -186,8 +196,9 @@ class Comparer(RouteFollower):
             self._tally,
             reporter,
             now,
+            self._looks_s,
         )
-        return copies, judge, Sweep(copies, investigation, reporter, now)
+        return copies, judge, Sweep(copies, investigation, reporter, now, self._looks_s)
 
     async def _kill_left_script(self, route: Route) -> None:
         """End the script that a lost connection left on the follower."""

@@ -8,11 +8,11 @@ name it meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.control.changes import Key
-from exodus.plan.bounds import COMPARE_LOOKS_S, COMPARE_STATES_PER_S_MAX
+from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.divergences import STATE
 from exodus.shadow.investigation import Investigation
@@ -39,11 +39,14 @@ class Sweep:
         investigation: Investigation,
         reporter: Reporter,
         now: Callable[[], float],
+        looks_s: Sequence[float],
     ) -> None:
+        """A state that differs is read again after each pause of `looks_s`."""
         self._copies = copies
         self._investigation = investigation
         self._reporter = reporter
         self._now = now
+        self._looks_s = looks_s
         self._round: deque[Key] = deque()
         self._suspects: dict[Key, Suspect] = {}
         self._at = now()
@@ -83,7 +86,7 @@ class Sweep:
         differ = {(found.db, found.key) for found in await self._investigation.differences(keys)}
         for key in keys:
             if key in differ:
-                self._suspects[key] = Suspect(self._now() + COMPARE_LOOKS_S[0], versions[key])
+                self._suspects[key] = Suspect(self._now() + self._looks_s[0], versions[key])
             else:
                 self._copies.state.judge([key])
                 await self._reporter.equal([key], STATE)
@@ -93,8 +96,8 @@ class Sweep:
         if not found or self._copies.version(key) != suspect.version or key not in self._copies:
             del self._suspects[key]
             return
-        if suspect.looks < len(COMPARE_LOOKS_S):
-            suspect.due = self._now() + COMPARE_LOOKS_S[suspect.looks]
+        if suspect.looks < len(self._looks_s):
+            suspect.due = self._now() + self._looks_s[suspect.looks]
             suspect.looks += 1
             return
         del self._suspects[key]

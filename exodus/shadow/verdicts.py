@@ -6,7 +6,7 @@ the key's writes a little later. So a difference is no verdict yet:
 1. Wait until the follower has what the journal has for the key (`SampledCopies.keep_up`).
 2. Ask the follower. An equal reply ends it: *equal*.
 3. Ask the authority again. If its reply moved, or the journal names the key again: *inconclusive*.
-4. Ask again after each pause of `COMPARE_LOOKS_S`. A reply that becomes equal is equal, and *late*.
+4. Ask again after each pause of `looks_s`. A reply that becomes equal is equal, and *late*.
 5. A difference that stays is *confirmed*. Only then, and only where the plan says
    `compare_repair`, the key is copied again. Nothing heals a key before it is judged.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from exodus.commands.semantics import COMPARED_READS, COMPARED_WRITES, NOT_COMPARABLE
@@ -27,7 +27,7 @@ from exodus.commands.table import CommandTable
 from exodus.control.changes import Key
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply
-from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_LOOKS_S, COMPARE_PENDING_MAX
+from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.reports import Reporter
@@ -94,9 +94,14 @@ class Judge:
         tally: Tally,
         reporter: Reporter,
         now: Callable[[], float],
+        looks_s: Sequence[float],
     ) -> None:
-        """`follower` connects as an application's user, `ours` as Exodus."""
+        """`follower` connects as an application's user, `ours` as Exodus.
+
+        Both sides are asked again after each pause of `looks_s`.
+        """
         self._engine = engine
+        self._looks_s = looks_s
         self._copies = copies
         self._authority = authority
         self._follower = follower
@@ -267,7 +272,7 @@ class Judge:
         self._push(Pending(0.0, self._numbers, exchange, keys, here, self._version(keys)))
 
     def _push(self, pending: Pending) -> None:
-        pending.due = self._now() + COMPARE_LOOKS_S[pending.looks]
+        pending.due = self._now() + self._looks_s[pending.looks]
         pending.looks += 1
         heapq.heappush(self._pending, pending)
         self._waiting[_identity(pending.exchange)] = pending
@@ -298,8 +303,8 @@ class Judge:
             row["late"] += 1
         elif why:
             self._tally.undecided(row, why)
-        elif pending.looks < len(COMPARE_LOOKS_S):
-            if pending.looks == len(COMPARE_LOOKS_S) - 1:
+        elif pending.looks < len(self._looks_s):
+            if pending.looks == len(self._looks_s) - 1:
                 await self._reporter.pending(exchange, keys, f"look {pending.looks}")
                 pending.kept = True
             self._push(pending)

@@ -17,11 +17,13 @@ from exodus.shadow.comparer import Comparer
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
 
+LOOKS_S = (0.05, 0.5, 2.0)  # The last look of the product comes 5 s later: tests would wait for it.
+
 
 @asynccontextmanager
 async def comparing(local: LocalMigration) -> AsyncIterator[None]:
     await local.gateway()
-    comparer = Comparer(local.store, local.plan, "comparer-1")
+    comparer = Comparer(local.store, local.plan, "comparer-1", looks_s=LOOKS_S)
     task = asyncio.create_task(comparer.run())
     try:
         await local.start_live_sync()
