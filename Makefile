@@ -35,8 +35,8 @@ install: $(STAMP)  ## make .venv with the pinned versions
 demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_TAKEN SEED KEEP=1 APPROVE=ask)
 	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) $(if $(KEEP),--keep)
 
-test: $(STAMP)  ## every test, and what lint checks; two files at a time, the longest first
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder \
+test: $(STAMP)  ## every test, and what lint checks; three files at a time, the longest first
+	$(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder \
 	  || $(BIN)/python -m tests.support.once_more
 
 unit: $(STAMP)  ## the fast tests
