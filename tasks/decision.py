@@ -71,18 +71,22 @@ def phase_form(
     return form((APPROVE, REJECT), means)
 
 
+def _accepting(means: str, *, field: str, title: str, description: str) -> type[RunInput]:
+    """Return a form that takes, beside approve or reject, names to accept, one a line."""
+    listed = Field(default="", title=title, description=description, max_length=100_000)
+    return form((APPROVE, REJECT), means, **{field: (str, listed)})
+
+
 def findings_form(*, findings: bool) -> type[RunInput]:
     """Return the form of a phase whose open findings are accepted by name."""
     if not findings:
         return phase_form()
-    listed = Field(
-        default="",
+    return _accepting(
+        "approve: the next phase may begin, with the findings accepted; reject: it may not",
+        field="accept_findings",
         title="Accept findings",
         description="One name a line, as in the artifact advice.",
-        max_length=100_000,
     )
-    means = "approve: the next phase may begin, with the findings accepted; reject: it may not"
-    return form((APPROVE, REJECT), means, accept_findings=(str, listed))
 
 
 def migrate_form(*, dead_letters: bool) -> type[RunInput]:
@@ -90,27 +94,24 @@ def migrate_form(*, dead_letters: bool) -> type[RunInput]:
     means = "approve: Commit may begin; reject: it may not"
     if not dead_letters:
         return phase_form(means)
-    listed = Field(
-        default="",
+    return _accepting(
+        means,
+        field="accept_dead_letters",
         title="Accept dead letters",
         description="One name a line, as listed. These keys are not on the target.",
-        max_length=100_000,
     )
-    return form((APPROVE, REJECT), means, accept_dead_letters=(str, listed))
 
 
 def compare_form(*, findings: bool) -> type[RunInput]:
     """Return Compare's form. Findings are accepted by name."""
     if not findings:
         return phase_form()
-    listed = Field(
-        default="",
+    return _accepting(
+        "approve: Test may begin, with the findings accepted by name; reject: it may not",
+        field="accept_findings",
         title="Accept findings",
         description="One name a line, as in the artifact findings.",
-        max_length=100_000,
     )
-    means = "approve: Test may begin, with the findings accepted by name; reject: it may not"
-    return form((APPROVE, REJECT), means, accept_findings=(str, listed))
 
 
 def _tick(title: str, description: str) -> Any:

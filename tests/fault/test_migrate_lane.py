@@ -71,6 +71,13 @@ def _no_more(following: int, found: int) -> bool:
     return False
 
 
+def _sent_late(sending: LocalMigration, lane: MigrateLane) -> tuple[str | int, ...]:
+    """Return what the source sends with the lane's user, for a test to send too late."""
+    login = ("AUTH2", lane._user, lane._password)
+    port = sending.plan.target.port
+    return ("MIGRATE", "127.0.0.1", port, "", 0, 500, "COPY", "REPLACE", *login, "KEYS", "k")
+
+
 async def _end(lane: MigrateLane) -> None:
     await lane._copier.close()
     await lane.close()
@@ -126,21 +133,7 @@ async def test_one_that_is_sent_after_the_switch_is_refused(sending: LocalMigrat
         report = BatchReport()
         assert await lane._send(0, [(b"k", 1)], report) == ""
         assert (target.get("k"), report.copied) == (b"old", 1)
-        late = (
-            "MIGRATE",
-            "127.0.0.1",
-            sending.plan.target.port,
-            "",
-            0,
-            500,
-            "COPY",
-            "REPLACE",
-            "AUTH2",
-            lane._user,
-            lane._password,
-            "KEYS",
-            "k",
-        )
+        late = _sent_late(sending, lane)
         await sending.drained()
         assert (await switch.apply(sending.store, sending.plan, Side.TARGET)).switched
         await app.set("k", "new")
@@ -159,21 +152,7 @@ async def test_who_takes_a_slice_up_voids_what_was_sent_before(sending: LocalMig
     source = sending.servers[Side.SOURCE].client()
     source.set("k", 1)
     lane = await _lane(engine)
-    late = (
-        "MIGRATE",
-        "127.0.0.1",
-        sending.plan.target.port,
-        "",
-        0,
-        500,
-        "COPY",
-        "REPLACE",
-        "AUTH2",
-        lane._user,
-        lane._password,
-        "KEYS",
-        "k",
-    )
+    late = _sent_late(sending, lane)
     assert source.execute_command(*late) == b"OK"
     again = await _lane(engine)
     try:
