@@ -328,9 +328,8 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         tamper(file.plan.target)
     with ThreadPoolExecutor(1) as pool:  # both only read
         checking = pool.submit(_check_model, file.plan.target, told["model"])
-        time.sleep(
-            _SHORT_TTL_S
-        )  # the shop's shortest expiries end, so that both counts include the same keys
+        # The shop's shortest expiries end, so that both counts include the same keys.
+        time.sleep(_SHORT_TTL_S)
         found = asyncio.run(_compare(file))
         model = checking.result()
     demo.summary.update(

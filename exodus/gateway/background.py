@@ -37,7 +37,7 @@ class BackgroundTasks:
         while True:
             try:
                 await work()
-            except Exception:
+            except Exception:  # logged, counted, and shown by the heartbeat
                 log.exception("a gateway task failed and is started again; the relay goes on")
                 self.failures += 1
                 await asyncio.sleep(BACKGROUND_RESTART_S)

@@ -152,7 +152,7 @@ class Supervisor:
             ):
                 self._takeover.confirm()
                 self._takeover = None
-            time.sleep(SUPERVISOR_POLL_S)
+            time.sleep(SUPERVISOR_POLL_S)  # this process relays nothing: no client waits for it
         if self._offer.taken.is_set():
             log.info("a successor accepts on the port: draining")
         self._offer.close()

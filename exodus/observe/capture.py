@@ -97,7 +97,7 @@ class Capture:
                     break
             if self.seconds is None or time.monotonic() >= ends:
                 break
-            time.sleep(CAPTURE_POLL_S)
+            time.sleep(CAPTURE_POLL_S)  # no client waits for this process
         for path, (reader, _) in read.items():
             self._ended(reader, str(path))
         if open_to_others(folder):

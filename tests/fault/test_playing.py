@@ -74,7 +74,7 @@ def application(server: DatabaseServer, seed: int) -> None:
                     for _ in range(draw.randint(2, 8)):
                         one(pipe)
                     pipe.execute()
-            time.sleep(draw.random() * 0.004)
+            time.sleep(draw.random() * 0.004)  # the rate that the profile must find
 
 
 def model_of(recorder: Recorder, port: int, since: float = 0.0) -> Workload:
@@ -234,9 +234,9 @@ def test_a_stall_of_the_server_is_not_hidden(
         wait_until(
             lambda: len(client.keys("exodus:load:*")) > 200, within_s=20, otherwise="nothing played"
         )
-        time.sleep(0.8)
+        time.sleep(0.8)  # some requests are answered in time
         redis82.pause()
-        time.sleep(1.5)
+        time.sleep(1.5)  # the stall that the report must show
         redis82.resume()
     output, _ = process.communicate(timeout=60)
     report = json.loads(output)
