@@ -122,6 +122,8 @@ PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
 PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
 PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
+SIZING_KEYS_MAX = 2_000  # of the source, that are restored on the target and measured
+SIZING_SECONDS_MAX = 20.0
 COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
@@ -568,3 +570,13 @@ TASKS_PROOFS_NAMED = 5  # commands or shapes in one line
 TASKS_PROOFS_SEEN_MIN = 0.99  # of the server's own count, that the copy must show
 TASKS_PROOFS_PARSED_MIN = 0.99  # of the watched bytes
 TASKS_PROOFS_PLAYED_MIN = 0.8  # of the observed requests
+
+# exodus/shadow/shape_proofs.py
+SHAPE_PROOFS_MAX = 500  # kinds of requests that are tried
+
+# tasks/sizing.py, tasks/predictions.py
+TASKS_SIZING_HEADROOM = 1.25  # for writes meanwhile, buffers, and a background save
+TASKS_SIZING_LOOKS_MAX = 1_000  # of the history, from scheduled runs of Analyze
+TASKS_PREDICTED_MEMORY_OFF = 0.25  # of the measured size
+TASKS_PREDICTED_WATCH_S = 3.0  # of the gateways after a cutover
+TASKS_PREDICTED_P99_OFF = 0.5  # of the source's
