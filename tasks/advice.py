@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from exodus.net.leg import ReplyError
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED
 from exodus.plan.vocabulary import CopyStrategy, Side
 from exodus.topology.providers import recognise, risks
@@ -38,15 +39,10 @@ async def find_provider_risks(it: Opened, commands: list[Json]) -> list[Json]:
 
 
 async def _refused(it: Opened, side: Side) -> list[str]:
-    """Return which commands, that tell providers apart, a server does not have."""
-    asked = {"COMMAND": ("COMMAND", "COUNT"), "OBJECT": ("OBJECT", "HELP")}
+    """Return COMMAND if a server does not have it, which tells some providers apart."""
     async with await it.endpoint(side).connect(name="exodus-provider") as leg:
-        replies = await leg.pipeline(list(asked.values()))
-    return [
-        name
-        for name, reply in zip(asked, replies, strict=True)
-        if isinstance(reply, Exception) and "unknown" in str(reply)
-    ]
+        (reply,) = await leg.pipeline([("COMMAND", "INFO", "GET")])
+    return ["COMMAND"] if isinstance(reply, ReplyError) else []
 
 
 def judge_provider(rows: list[Json]) -> list[Json]:

@@ -9,10 +9,11 @@ from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED, TASKS_PROOFS_PLAYED_MI
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
 from exodus.shadow.shape_proofs import Verdict, prove, shapes_of
+from exodus.topology.endpoint import Endpoint
 from tasks.checks import Level, check
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-from tasks.trials import observed
+from tasks.trials import observed, trying
 
 
 @kept_task("Prove each observed kind of request")
@@ -20,21 +21,16 @@ from tasks.trials import observed
 async def prove_shapes(it: Opened, commands: list[Json]) -> list[Json]:
     """Try what Pre-test and the gateways observed on scratch keys; a row a kind of request.
 
-    It runs on the target, as `compare_user` if there is one, and with `prove_on_source` also on the
-    source.
+    It runs on the target, and with `prove_on_source` also on the source.
     """
     shapes = shapes_of(await observed(it), commands)
-    user = it.plan.compare_user
+    sides = [Side.TARGET, *([Side.SOURCE] if it.plan.prove_on_source else [])]
     async with AsyncExitStack() as legs:
-        target = it.endpoint(Side.TARGET)
-        if user is not None:
-            target = type(target)(Side.TARGET, user.at(it.plan.target))
-        theirs = await legs.enter_async_context(await target.connect(name="exodus-prove"))
-        ours = None
-        if it.plan.prove_on_source:
-            source = it.endpoint(Side.SOURCE)
-            ours = await legs.enter_async_context(await source.connect(name="exodus-prove"))
-        return await prove(shapes, theirs, ours, Rules(it.plan.compare_rules))
+        ends = [Endpoint(side, trying(it, side)) for side in sides]
+        target, *source = [
+            await legs.enter_async_context(await end.connect(name="exodus-prove")) for end in ends
+        ]
+        return await prove(shapes, target, next(iter(source), None), Rules(it.plan.compare_rules))
 
 
 @kept_task("Load the observed scripts on the target")

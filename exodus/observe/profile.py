@@ -19,6 +19,7 @@ from exodus.plan.bounds import (
     PROFILE_PATTERNS_MAX,
     PROFILE_ROWS_MAX,
     PROFILE_SECONDS_MAX,
+    RATES_SHOWN_MAX,
 )
 from exodus.telemetry.counters import OTHER
 
@@ -177,6 +178,20 @@ class Profile:
         span = min(seconds, max(1.0, self.watched_s))
         return max(periods.values(), default=0) / span
 
+    def rates(self) -> list[dict[str, float]]:
+        """Return the rate over time, in at most `RATES_SHOWN_MAX` periods of equal length."""
+        if not self.by_second:
+            return []
+        first, last = min(self.by_second), max(self.by_second)
+        period = -(-(last - first + 1) // RATES_SHOWN_MAX)
+        counts: Counter[int] = Counter()
+        for second, count in self.by_second.items():
+            counts[(second - first) // period] += count
+        return [
+            {"at_s": first + number * period, "requests_per_s": round(counts[number] / period, 1)}
+            for number in range((last - first) // period + 1)
+        ]
+
     def report(self) -> dict[str, Any]:
         """Return what a person or a program asks of it, as JSON."""
         seconds = self.watched_s
@@ -188,6 +203,7 @@ class Profile:
                 name: round(self.peak(period), 1)
                 for name, period in (("second", 1), ("minute", 60), ("hour", 3_600))
             },
+            "rates": self.rates(),
             "writes": self.writes,
             "on_keys": self.on_keys,
             "unreadable": self.unreadable,

@@ -124,6 +124,7 @@ PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
 SIZING_KEYS_MAX = 2_000  # of the source, that are restored on the target and measured
 SIZING_SECONDS_MAX = 20.0
+RATES_SHOWN_MAX = 300  # points of the rate over time
 COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
@@ -528,6 +529,7 @@ TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name
 TASKS_DECISION_TEXT_MAX = 2_000
 
 # tasks/evidence.py
+TASKS_EVIDENCE_NAMED = 5  # rows of a frame that one expectation names
 TASKS_EVIDENCE_REASONS_MAX = 5
 TASKS_EVIDENCE_ROWS_MAX = 500
 
@@ -580,3 +582,9 @@ TASKS_SIZING_LOOKS_MAX = 1_000  # of the history, from scheduled runs of Analyze
 TASKS_PREDICTED_MEMORY_OFF = 0.25  # of the measured size
 TASKS_PREDICTED_WATCH_S = 3.0  # of the gateways after a cutover
 TASKS_PREDICTED_P99_OFF = 0.5  # of the source's
+
+# tasks/plots.py
+TASKS_PLOTS_BARS = 20
+
+# exodus/cli/report.py
+CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal

@@ -13,6 +13,7 @@ A verdict is
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from enum import StrEnum
@@ -24,8 +25,10 @@ from exodus.observe.workload import Workload
 from exodus.plan.bounds import SHAPE_PROOFS_MAX
 from exodus.shadow.rules import Rules, error_code
 from exodus.shadow.shape_specs import Spec, spec_of
+from exodus.topology.permits import refused_of
 
 _KEYS = ("K1", "K2", "K3")
+_NO_RIGHT = re.compile("NOPERM|permission", re.IGNORECASE)
 _LACKS = ("unknown command", "unknown subcommand", "syntax error", "wrong number of arguments")
 # Their replies are another each time.
 _NEVER_EQUAL = frozenset({"TIME", "DUMP", "MEMORY|USAGE", "OBJECT|IDLETIME", "XINFO|STREAM"})
@@ -84,6 +87,8 @@ async def prove(
 ) -> list[dict[str, Any]]:
     """Try each shape; a row of verdict and reason for each.
 
+    What the connection's user may not run is not sent.
+
     Scratch keys are removed in the same pipeline. Replies of the source are compared by `rules`.
 
     Raises:
@@ -100,6 +105,8 @@ async def prove(
         )
         if isinstance(spec, str):
             verdict, how = Verdict.NOT_PROVABLE, spec
+        elif (why := await _not_allowed([target, source], spec, keys)) is not None:
+            verdict, how = Verdict.NOT_PROVABLE, why
         else:
             theirs = await _tried(target, spec, keys)
             ours = None if source is None else await _tried(source, spec, keys)
@@ -117,10 +124,27 @@ async def prove(
     return rows
 
 
+def _lines(spec: Spec, keys: dict[str, str]) -> list[list[str]]:
+    lines = [[keys.get(word, word) for word in words] for words in (*spec.before, spec.request)]
+    return [*lines, ["UNLINK", *keys.values()]]
+
+
+async def _not_allowed(legs: Sequence[Leg | None], spec: Spec, keys: dict[str, str]) -> str | None:
+    """Return why a trial cannot be run by the users of the connections; None: it can."""
+    lines = _lines(spec, keys)
+    for leg in legs:
+        if leg is None:
+            continue
+        said = await refused_of(leg, leg.address.username or "default", lines)
+        for line, why in zip(lines, said, strict=True):
+            if why is not None and _NO_RIGHT.search(why):
+                return f"Exodus's user on the {leg.side} may not run {line[0]}"
+    return None
+
+
 async def _tried(leg: Leg, spec: Spec, keys: dict[str, str]) -> Reply:
     """Return the reply to the request, or the first error before it."""
-    lines = [[keys.get(word, word) for word in words] for words in (*spec.before, spec.request)]
-    replies = await leg.pipeline([*lines, ["UNLINK", *keys.values()]])
+    replies = await leg.pipeline(_lines(spec, keys))
     before = next((reply for reply in replies[:-2] if isinstance(reply, ReplyError)), None)
     return before if before is not None else replies[-2]
 

@@ -8,6 +8,7 @@ probe cannot show before it is too late.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
+
+_ADDRESS = re.compile(r"[0-9.]+|[0-9a-f:]+")
 
 
 class Rule(BaseModel):
@@ -36,7 +39,8 @@ class Provider(BaseModel):
     hosts: tuple[str, ...] = Field(description="how its servers' names end")
     hosts_contain: tuple[str, ...] = Field(default=(), description="what the name has as well")
     needs_refused: tuple[str, ...] = Field(
-        default=(), description="commands that it refuses, and nobody else all of them"
+        default=(),
+        description="commands that it refuses; for a service whose servers have an IP address only",
     )
     source: str = Field(description="page that has the rules")
     read: str = Field(description="day on which it was read")
@@ -48,7 +52,11 @@ class Provider(BaseModel):
             return host.endswith(self.hosts) and (
                 not self.hosts_contain or any(part in host for part in self.hosts_contain)
             )
-        return bool(self.needs_refused) and refused.issuperset(self.needs_refused)
+        return (
+            bool(self.needs_refused)
+            and refused.issuperset(self.needs_refused)
+            and _ADDRESS.fullmatch(host) is not None
+        )
 
 
 class Risk(NamedTuple):

@@ -163,7 +163,7 @@ async def test_a_kind_that_cannot_be_tried_is_a_finding_and_so_is_a_missing_righ
         target.execute_command("ACL", "SETUSER", "narrow", "on", ">p", "~*", "+@all", "-get")
     user = Credentials(username="narrow", password_file=secret)
     (row,) = red(judge_shapes(await proved(opened(local, compare_user=user), "GET"))).values()
-    assert "user on the target may not run it" in row["detail"]
+    assert "user on the target may not run GET" in row["detail"]
 
 
 async def test_a_script_that_the_target_does_not_compile_is_named(local: LocalMigration) -> None:
