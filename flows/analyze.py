@@ -81,17 +81,18 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     }
     lists = {
         "recommendations": advice,
-        "shapes": shapes,
-        "sizing": size["rows"],
         "provider-risks": risks,
         "predictions": predicted,
+        "rates": workload["rates"],
+        "changes": workload["changes"],
         "dry-run": foreseen,
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
         "clients": workload["clients"],
         "direct-clients": direct,
     }
-    shown = {**frames(checks), **({"commands": commands} if commands else {})}
+    frame_of = {"commands": commands, "shapes": shapes, "sizing": size["rows"]}
+    shown = {**frames(checks), **{name: rows for name, rows in frame_of.items() if rows}}
     evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
         findings_form(findings=bool(open_findings(checks))),

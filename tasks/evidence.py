@@ -70,6 +70,19 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnSumToBeBetween(column="calls", min_value=1),
             gxe.ExpectColumnValuesToBeInSet(column="target_has_it", value_set=[True]),
         ],
+        "shapes": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="shape"),
+            gxe.ExpectColumnSumToBeBetween(column="calls", min_value=1),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="verdict", value_set=["same", "accepted", "differs", "not provable"]
+            ),
+        ],
+        "sizing": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="type"),
+            gxe.ExpectColumnValuesToBeBetween(column="keys_sampled", min_value=1),
+            # Far from 1 the sample was not the same keys on both sides
+            gxe.ExpectColumnValuesToBeBetween(column="ratio", min_value=0.05, max_value=20),
+        ],
         "comparison": lambda: [
             # Each divergence is a finding, and so is an empty comparison. The decision accepts
             # findings by name.

@@ -588,3 +588,10 @@ TASKS_PLOTS_BARS = 20
 
 # exodus/cli/report.py
 CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal
+
+# exodus/telemetry/windows.py, exodus/control/windows.py
+TELEMETRY_WINDOW_S = 10.0  # of the gateways' counters
+TELEMETRY_WINDOW_BYTES_MAX = 32 * 1024  # packed; a larger one is kept without key prefixes
+TELEMETRY_WINDOWS_MAX = 8_640  # of all gateways: a day of one
+TELEMETRY_WINDOWS_KEPT_S = 7 * 24 * 3_600  # after the last one
+TASKS_PROFILE_WINDOWS_S = 24 * 3_600.0  # that Analyze shows
