@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from exodus.net.leg import ReplyError
-from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED
+from exodus.plan.bounds import TASKS_ADVICE_LONG_S, TASKS_COMPATIBILITY_NAMED
 from exodus.plan.vocabulary import CopyStrategy, Side
 from exodus.topology.providers import recognise, risks
 from tasks.checks import Level, check, open_findings
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-_LONG_S = 3_600.0
 
 
 @kept_task("Find the providers' rules")
@@ -127,7 +125,7 @@ def _strategy(plan: Json, size: Json) -> Json:
     if size["refused"] and named is not CopyStrategy.KEYS:
         advice = "set strategy: keys: the target refuses payloads of the source, which only copies "
         advice += "by type get over"
-    elif size["keys_per_s"] and size["keys"] / size["keys_per_s"] > _LONG_S:
+    elif size["keys_per_s"] and size["keys"] / size["keys_per_s"] > TASKS_ADVICE_LONG_S:
         advice = "native (the target as a replica) is faster for so many keys, if the target's "
         advice += "version is no older and nothing is filtered"
     else:

@@ -15,7 +15,7 @@ from exodus.plan.bounds import (
 )
 from exodus.plan.vocabulary import Side
 from tasks.checks import Level, check
-from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _SHOWN = frozenset({"recommendation", "strategy", "duration", "risk", "large hot key"})
@@ -55,39 +55,34 @@ async def foresee_strategies(it: Opened) -> list[Json]:
 
 
 @kept_task("Find large hot keys")
-def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
+@opens_migration
+async def weigh_hot_keys(it: Opened, hot: list[Json]) -> list[Json]:
     """Return advice on large keys that are used often.
 
     Live sync copies the full key after each write.
     """
-
-    async def work() -> list[Json]:
-        rows: list[Json] = []
-        async with opened(migration) as it:
-            node = await it.endpoint(Side.SOURCE).any_node()
-            databases = sorted((await node.facts()).databases)
+    rows: list[Json] = []
+    node = await it.endpoint(Side.SOURCE).any_node()
+    for db in sorted((await node.facts()).databases):
+        async with await node.connect(db, name="exodus-weigh") as leg:
             for row in hot:
                 key = row["key"].encode()
-                for db in databases:
-                    async with await node.connect(db, name="exodus-weigh") as leg:
-                        kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
-                    if isinstance(used, int) and used >= HEAVY_BYTES:
-                        per_s = used * min(
-                            row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX
-                        )
-                        rows.append(
-                            {
-                                "topic": "large hot key",
-                                "finding": f"{row['key']} of database {db}: {kind!s}, "
-                                f"{used:,} bytes, {row['requests_per_s']:,} requests/s",
-                                "advice": "if these are writes, live sync copies up to "
-                                f"{per_s / 1e6:,.1f} MB/s for this key: "
-                                "trim or split it, write it less often, or set strategy: native",
-                            }
-                        )
-        return rows
+                kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
+                if isinstance(used, int) and used >= HEAVY_BYTES:
+                    rows.append(_heavy(row, db, kind, used))
+    return rows
 
-    return run(work())
+
+def _heavy(row: Json, db: int, kind: object, used: int) -> Json:
+    per_s = used * min(row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX)
+    name = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+    return {
+        "topic": "large hot key",
+        "finding": f"{row['key']} of database {db}: {name}, {used:,} bytes, "
+        f"{row['requests_per_s']:,} requests/s",
+        "advice": f"if these are writes, live sync copies up to {per_s / 1e6:,.1f} MB/s for this "
+        "key: trim or split it, write it less often, or set strategy: native",
+    }
 
 
 def risk_rows(workload: Json) -> list[Json]:

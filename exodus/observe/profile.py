@@ -15,19 +15,19 @@ from exodus.observe.events import LATENCY_UNKNOWN, NO_EXPIRY, Answer, Event
 from exodus.observe.skew import KeyCounts
 from exodus.plan.bounds import (
     PROFILE_CLIENTS_MAX,
+    PROFILE_CLIENTS_SHOWN,
     PROFILE_ERRORS_MAX,
     PROFILE_PATTERNS_MAX,
+    PROFILE_PATTERNS_SHOWN,
     PROFILE_ROWS_MAX,
     PROFILE_SECONDS_MAX,
+    PROFILE_SHAPES_SHOWN,
     RATES_SHOWN_MAX,
 )
 from exodus.telemetry.counters import OTHER
 
 OWN_CLIENTS = "exodus-"  # how the names of Exodus's own connections begin
 TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
-_SHAPES_SHOWN = 200
-_PATTERNS_SHOWN = 50
-_CLIENTS_SHOWN = 50
 
 
 class Row:
@@ -210,7 +210,7 @@ class Profile:
             "from_scripts": self.from_scripts,
             "clients": len(self.clients),
             "connections": len(self.connections),
-            "clients_by_requests": dict(self.clients.most_common(_CLIENTS_SHOWN)),
+            "clients_by_requests": dict(self.clients.most_common(PROFILE_CLIENTS_SHOWN)),
             "databases": {str(db): count for db, count in self.databases.items()},
             "depth_p99": self.depths.quantile(0.99),
             "transactions": self.batches.total,
@@ -230,7 +230,7 @@ class Profile:
         for (shape, _), row in self.rows.items():
             shapes.setdefault(shape, []).append(row)
         found = [_shape_report(shape, rows) for shape, rows in shapes.items()]
-        return sorted(found, key=lambda row: -row["calls"])[:_SHAPES_SHOWN]
+        return sorted(found, key=lambda row: -row["calls"])[:PROFILE_SHAPES_SHOWN]
 
     def _patterns(self) -> list[dict[str, Any]]:
         patterns: dict[str, list[Row]] = {}
@@ -250,7 +250,7 @@ class Profile:
             }
             for pattern, rows in patterns.items()
         ]
-        return sorted(found, key=lambda row: -row["calls"])[:_PATTERNS_SHOWN]
+        return sorted(found, key=lambda row: -row["calls"])[:PROFILE_PATTERNS_SHOWN]
 
 
 def _shape_report(shape: str, rows: list[Row]) -> dict[str, Any]:
