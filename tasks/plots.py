@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _HEIGHT = 900, 420
 _MS = 1_000
+_FEW = 2  # points, between which no line can be seen
 _SCRIPT = re.compile("<script.*?</script>", re.DOTALL)  # for tooltips: an image runs none
 
 
@@ -65,7 +66,7 @@ def _mix(rows: list[Json]) -> Graph:
 
 def _rate(rows: list[Json]) -> Graph:
     """Draw the rate over the time that was watched."""
-    chart = _chart("Line", "Requests a second", show_dots=len(rows) < 2, show_legend=False)
+    chart = _chart("Line", "Requests a second", show_dots=len(rows) < _FEW, show_legend=False)
     chart.x_labels = [time.strftime("%H:%M:%S", time.gmtime(row["at_s"])) for row in rows]
     chart.x_labels_major_count = 8
     chart.show_minor_x_labels = False
@@ -109,6 +110,27 @@ def _candidates(rows: list[Json]) -> Graph:
     return chart
 
 
+def _convergence(rows: list[Json]) -> Graph:
+    """Draw how many sampled keys were being copied, and how many differences were not judged."""
+    chart = _chart("Line", "Keys under way, by seconds of sampling", show_dots=len(rows) < _FEW)
+    chart.x_labels = [f"{row['at_s']:,.0f}" for row in rows]
+    chart.x_labels_major_count = 8
+    chart.show_minor_x_labels = False
+    chart.add("written, copy under way", [row["dirty"] for row in rows])
+    chart.add("differences not judged", [row["pending"] for row in rows])
+    return chart
+
+
+def _coverage(rows: list[Json]) -> Graph:
+    """Draw how much of each command was compared."""
+    top = [row for row in rows if row["calls"]][:TASKS_PLOTS_BARS]
+    chart = _chart("HorizontalStackedBar", "Requests by command: compared, or not")
+    chart.x_labels = [str(row["command"]) for row in top[::-1]]
+    for name in ("compared", "not_sampled", "left_out"):
+        chart.add(name.replace("_", " "), [row[name] for row in top[::-1]])
+    return chart
+
+
 # Name of the plot: the rows that it is of, and how it is drawn.
 _PLOTS: dict[str, tuple[str, Callable[[list[Json]], Graph]]] = {
     "plot-mix": ("shapes", _mix),
@@ -117,4 +139,6 @@ _PLOTS: dict[str, tuple[str, Callable[[list[Json]], Graph]]] = {
     "plot-sizes": ("sizing", _sizes),
     "plot-trial": ("trial", _trial),
     "plot-candidates": ("candidates", _candidates),
+    "plot-convergence": ("dirty", _convergence),
+    "plot-coverage": ("coverage", _coverage),
 }

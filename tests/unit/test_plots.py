@@ -29,6 +29,8 @@ LISTS = {
     "sizing": SIZING,
     "trial": TRIAL,
     "candidates": CANDIDATES,
+    "dirty": [{"at_s": 0.5 * second, "dirty": second, "pending": 1} for second in range(5)],
+    "coverage": [{"command": "MGET", "calls": 9, "compared": 5, "not_sampled": 3, "left_out": 1}],
     "patterns": [],
 }
 
@@ -39,7 +41,7 @@ def _texts(svg: str) -> str:
 
 def test_each_plot_shows_its_rows() -> None:
     plots = draw(FRAMES, LISTS)
-    assert len(plots) == 6
+    assert len(plots) == 8
     mix = _texts(plots["plot-mix"])
     assert "GET <b>39" in mix
     assert "GET <b>3 " not in mix  # the rarest are left out
@@ -48,6 +50,8 @@ def test_each_plot_shows_its_rows() -> None:
     assert "BLPOP" not in latency  # it waits
     assert "hash" in _texts(plots["plot-sizes"])
     assert "b:1" in _texts(plots["plot-candidates"])
+    assert "not judged" in _texts(plots["plot-convergence"])
+    assert "MGET" in _texts(plots["plot-coverage"])
 
 
 def test_without_rows_there_is_no_plot() -> None:
@@ -73,7 +77,7 @@ def test_the_page_of_a_phase_has_plots_checks_and_rows() -> None:
         "gates": [{"gate": "checks", "outcome": "FAIL"}],
     }
     page = render_evidence("orders", "analyze", evidence)
-    assert page.count("data:image/svg+xml;base64,") == 7
+    assert page.count("data:image/svg+xml;base64,") == 9
     assert "&lt;i&gt;memory" in page
     assert "alert(1)" not in page
     assert "GET &lt;b&gt;1" in page
