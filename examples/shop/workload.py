@@ -5,6 +5,7 @@ key under way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -148,7 +149,7 @@ class Writer:
         self.client = connect(self.url)
         self.script = self.client.register_script(_SCRIPT)
         # As after a start: whoever stands in between learns the script's text
-        with contextlib.suppress(RedisError):  # then the next call loads it
+        with contextlib.suppress(redis.RedisError):  # then the next call loads it
             await self.client.script_load(_SCRIPT)
 
     async def act(self, action: Callable[[], Awaitable[None]]) -> None:
