@@ -20,12 +20,12 @@ from exodus.cutover import forced_rollback, switch
 from exodus.cutover.fence import blocks_exodus, record_confirmation
 from exodus.cutover.levers import end_hold
 from exodus.cutover.preconditions import Approved
-from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.errors import DecisionRefused
 from exodus.plan.bounds import TASKS_CUTOVER_LISTED
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
+from exodus.rehearsal.rehearse import rehearse
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key, prepare

@@ -54,7 +54,7 @@ class Route(BaseModel):
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
     rehearsal_prefix: str | None = (
-        None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py
+        None  # while a rehearsal goes on: what its keys begin with, see exodus/rehearsal/
     )
     rehearsal_name: str | None = (
         None  # sessions with this client name, drawn for it, are held and switched alone

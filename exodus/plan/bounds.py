@@ -279,9 +279,8 @@ LEVERS_ABORT_S = 3600  # after which a word that nobody heard is forgotten
 # exodus/cutover/preconditions.py
 PRECONDITIONS_NAMED = 5
 
-# exodus/cutover/rehearsal.py
-REHEARSAL_SESSIONS = 4
-REHEARSAL_WITHIN_S = 10.0
+# exodus/cutover/rehearsal_report.py
+REHEARSAL_NAMED = 5  # what changed since, listed by name
 
 # exodus/cutover/script_loading.py
 SCRIPT_LOADING_BATCH = 100
@@ -491,6 +490,18 @@ VERIFY_KEEP_EVERY_S = 0.5
 # exodus/verify/reconcile.py
 RECONCILE_NAMED = 5
 RECONCILE_POLL_S = 0.05
+
+# exodus/rehearsal/
+REHEARSAL_SESSIONS = 4  # that count; one more removes keys, two more push and pop
+REHEARSAL_KEYS = 20  # of each counting session
+REHEARSAL_PAUSE_S = 0.002  # between two requests of a session
+REHEARSAL_PUSH_S = 0.02
+REHEARSAL_SETTLE_S = 0.3  # of writes before each switch, and after the last
+REHEARSAL_WITHIN_S = 10.0  # gateways follow an epoch within this
+REHEARSAL_AGAIN_S = 0.05  # between two looks at whether sessions go on
+REHEARSAL_GATEWAY_S = 20.0  # a gateway of the rehearsal's own starts within this
+REHEARSAL_PRE_DRAIN_S = 10.0
+REHEARSAL_ERRORS_KEPT = 20
 
 # tasks/backfill.py
 TASKS_BACKFILL_BUDGET_S = 20.0

@@ -1,0 +1,37 @@
+"""The checks of the phase Test, and what follows when one of them fails."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class CheckLevel(StrEnum):
+    """What follows from a check that fails."""
+
+    REQUIRED = "required"  # Test cannot be approved
+    ADVISORY = "advisory"  # an approval accepts it by name
+    OFF = "off"  # it is not run
+
+
+class GateChecks(BaseModel):
+    """The checks of Test (docs/phases/test.md): a level for each, and how it is run.
+
+    required: Test cannot be approved while it fails; advisory: an approval accepts the failure by
+    name; off: it is not run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    rehearsal: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="rehearsal of the switch, there and back, on reserved keys",
+    )
+    rehearsal_rounds: int = Field(
+        default=3, ge=1, le=100, description="rounds of the rehearsal, there and back each"
+    )
+    rehearsal_kill: bool = Field(
+        default=True,
+        description="in one round of the rehearsal a gateway of its own is killed (SIGKILL)",
+    )
