@@ -1,0 +1,127 @@
+"""The checks of Test as tasks: each at the level that the migration file gives to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prefect import Task
+from redis.exceptions import RedisError
+
+from exodus.acceptance.rows import Checked, told
+from exodus.errors import ExodusError
+from exodus.plan.gate_checks import CheckLevel
+from exodus.rehearsal.rehearse import rehearse
+from tasks.checks import Level, check
+from tasks.context import Json, Opened, opens_migration
+from tasks.kept import kept_task
+
+_LEVELS = {CheckLevel.REQUIRED: Level.MUST, CheckLevel.ADVISORY: Level.SHOULD}
+Work = Callable[[Opened], Awaitable[Sequence[Checked]]]
+
+
+def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json]]]:
+    """Make a check a task; `name` is its field in `test_checks`.
+
+    A check that cannot be run to its end has failed.
+    """
+
+    def make(work: Work) -> Task[[str], list[Json]]:
+        async def rows(it: Opened) -> list[Json]:
+            level: CheckLevel = getattr(it.plan.test_checks, name)
+            if level is CheckLevel.OFF:
+                return [_row(told(f"{name}: not run", "off in test_checks"), Level.INFO)]
+            try:
+                found = await work(it)
+            except (ExodusError, RedisError, OSError, TimeoutError) as exc:
+                found = [_broken(name, exc)]
+            return [_row(each, _LEVELS[level] if each.judged else Level.INFO) for each in found]
+
+        made: Task[[str], list[Json]] = kept_task(title)(opens_migration(rows))
+        return made
+
+    return make
+
+
+def _broken(name: str, exc: Exception) -> Checked:
+    if isinstance(exc, ExodusError):
+        what, why, next_step = exc.what, exc.why, exc.next_step
+    else:
+        what, why, next_step = str(exc) or type(exc).__name__, "", "look at the log of this run"
+    return Checked(f"{name}: could be run", False, what, why, next_step)
+
+
+def _row(found: Checked, level: Level) -> Json:
+    facts = asdict(found)
+    row = check(
+        found.check,
+        found.ok,
+        found.detail,
+        level=level,
+        why=facts["why"],
+        next_step=facts["next_step"],
+    )
+    return {**row, "line": found.line}
+
+
+@_gate_check("rehearsal", "Rehearse the switch")
+async def rehearse_rounds(it: Opened) -> list[Checked]:
+    """Switch the rehearsal's prefix to the target and back, under writes, in rounds."""
+    found = await rehearse(it.store, it.plan)
+    return judge_rehearsal(found)
+
+
+def judge_rehearsal(found: dict[str, Any]) -> list[Checked]:
+    """Return the rows of a rehearsal."""
+    written = found["acknowledged_writes"]
+    killed = found["killed"]
+    death = (
+        f"a gateway was killed at '{killed['step']}' to the {killed['to']}"
+        if killed["done"]
+        else f"no gateway was killed: {killed['why']}"
+    )
+    figures = (
+        f"stall p50 {found['stall_ms_p50']}, p99 {found['stall_ms_p99']}, max "
+        f"{found['stall_ms_max']} ms"
+    )
+    line = (
+        f"rehearsed {found['rounds']} times there and back under writes: {found['lost_writes']} of "
+        f"{written:,} lost, {found['resurrected_writes']} resurrected; {figures}; {death}"
+    )
+    again = "read the gateways' logs and the artifact rehearsal, then exodus start test"
+    fences = "; ".join(dict.fromkeys(row["fence"] for row in found["switches"] if row["fence"]))
+    return [
+        Checked(
+            "the rehearsal lost no write",
+            not found["lost_writes"],
+            f"{found['lost_writes']} of {written:,} lost",
+            "a write that was acknowledged was missing afterwards",
+            again,
+            line=line,
+        ),
+        Checked(
+            "the rehearsal resurrected no write",
+            not found["resurrected_writes"],
+            f"{found['resurrected_writes']} of {written:,}",
+            "a key that was removed was there again, or a job came twice",
+            again,
+        ),
+        Checked(
+            "the rehearsal met no error",
+            not found["error_count"],
+            "; ".join(found["errors"][:3]) or "none",
+            "an application's request would fail at the cutover",
+            again,
+        ),
+        Checked(
+            "the rehearsal was under writes",
+            written > 0,
+            f"{written:,} acknowledged",
+            "without writes it shows nothing",
+            "look whether a gateway serves the plan's gateway address",
+        ),
+        told("the rehearsal's stalls", f"{figures}; without a switch {found['quiet_ms_max']} ms"),
+        told("the rehearsal's killed gateway", death),
+        told("the rehearsal's fence", fences),
+    ]
