@@ -7,12 +7,14 @@ from prefect.client.schemas.objects import State
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
-from tasks.checks import any_fatal, check, frames, open_findings, summary_lines, why_not_accepted
+from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.decision import ask, close_phase, findings_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
 from tasks.probe import check_sides, exercise_target, fingerprint_source, unchanged
-from tasks.profile import capture_traffic
+from tasks.proofs import judge_candidates, judge_copy, judge_followed, judge_mix
+from tasks.trials import rank_candidates, try_mix
+from tasks.watching import expire_captures, follow_event, watch_copy
 
 PHASE = Phase.PRE_TEST
 
@@ -24,31 +26,38 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
     sides = check_sides(migration)
     if any_fatal(sides):
         evaluate(migration, PHASE, frames(sides), {})
+    expired = expire_captures(migration)
     before = fingerprint_source(migration)
-    profile = capture_traffic(migration, seconds)
+    watched = watch_copy(migration, seconds)
+    followed = follow_event(migration, watched)
     exercises = exercise_target(migration)
+    tried = try_mix(migration)
+    candidates = rank_candidates(migration, tried)
     production = unchanged(migration, before)
     checks = [
-        check(
-            "the copy has requests of applications",
-            profile["on_keys"] > 0,
-            f"{profile['on_keys']} of {profile['requests']} requests name an application's key",
-            why="Exodus's own requests do not count",
-            next_step="watch for longer (--seconds), while the applications work",
-        ),
-        check(
-            "every request could be parsed",
-            profile["unreadable"] == 0,
-            f"{profile['unreadable']} unreadable",
-        ),
+        *judge_copy(watched),
+        *judge_followed(followed),
         *sides,
         *exercises,
+        *judge_mix(tried),
+        *judge_candidates(candidates),
         *production,
     ]
     summary = {
-        key: profile[key] for key in ("seconds", "requests", "requests_per_s", "writes", "clients")
+        key: watched[key]
+        for key in ("source", "seconds", "requests", "requests_per_s", "writes", "clients")
     }
-    evaluate(migration, PHASE, frames(checks), summary)
+    lists = {
+        "shapes": watched["commands"],
+        "patterns": watched["patterns"],
+        "seen-of-executed": watched["reconciled"],
+        "followed": followed,
+        "trial": tried.get("steps", []),
+        "candidates": candidates,
+        "remarks": [{"remark": text} for text in watched["remarks"]],
+        "deleted-captures": [{"file": name} for name in expired],
+    }
+    evaluate(migration, PHASE, frames(checks), summary, lists)
     decision = ask(
         findings_form(findings=bool(open_findings(checks))),
         migration=migration,
@@ -56,9 +65,10 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
         gate="observe",
         question="Can Exodus observe representative traffic safely?",
         summary=[
-            f"{profile['requests']:,} requests of {profile['clients']} clients in "
-            f"{profile['seconds']:.0f} s, all parsed",
+            f"{watched['requests']:,} requests of {watched['clients']} clients in "
+            f"{watched['seconds']:.0f} s, by {watched['source']}",
             *summary_lines(checks),
+            *watched["remarks"],
         ],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, _: why_not_accepted(checks, answer),

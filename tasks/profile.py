@@ -1,4 +1,4 @@
-"""Watch the workload: by MONITOR in Pre-test, by the gateways' counters later."""
+"""Learn the workload from the gateways' counters."""
 
 from __future__ import annotations
 
@@ -12,23 +12,10 @@ import orjson
 from exodus.commands.semantics import ROLES, Role
 from exodus.control import registry
 from exodus.errors import DecisionRefused
-from exodus.gateway.tables import load_table
 from exodus.net.client import answered
-from exodus.observe.monitor import capture
 from exodus.plan.bounds import TASKS_PROFILE_HOT_KEYS
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-
-@kept_task("Capture traffic")
-@opens_migration
-async def capture_traffic(it: Opened, seconds: float | None) -> Json:
-    """Watch the source by MONITOR; return the profile and keep it as a report."""
-    table = (await load_table(it.plan)).commands
-    profile = await capture(it.plan.source, table, seconds=seconds or it.plan.observe_seconds)
-    report = profile.report()
-    await it.store.save_report("profile.pre-test", report)
-    return report
 
 
 async def snapshots(it: Opened) -> dict[str, Json]:

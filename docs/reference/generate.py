@@ -171,7 +171,8 @@ def _migration_file() -> str:
 
 def _field(name: str, field: FieldInfo, models: list[type[BaseModel]]) -> tuple[str, str, str, str]:
     kind = _type(field.annotation, models)
-    bounds = ", ".join(_bound(each) for each in field.metadata if _bound(each))
+    unit = "entries" if get_origin(field.annotation) is tuple else "characters"
+    bounds = ", ".join(_bound(each, unit) for each in field.metadata if _bound(each, unit))
     return (
         f"`{name}`",
         kind + (f", {bounds}" if bounds else ""),
@@ -180,14 +181,14 @@ def _field(name: str, field: FieldInfo, models: list[type[BaseModel]]) -> tuple[
     )
 
 
-def _bound(constraint: object) -> str:
+def _bound(constraint: object, unit: str) -> str:
     for kind, (sign, attribute) in _BOUNDS.items():
         if isinstance(constraint, kind):
             return f"{sign} {getattr(constraint, attribute):,}"
     if isinstance(constraint, MinLen) and constraint.min_length > 1:
-        return f"at least {constraint.min_length} characters"
+        return f"at least {constraint.min_length} {unit}"
     if isinstance(constraint, MaxLen):
-        return f"at most {constraint.max_length:,} characters"
+        return f"at most {constraint.max_length:,} {unit}"
     pattern = getattr(constraint, "pattern", None)
     return f"`{pattern}`" if pattern else ""
 

@@ -24,7 +24,7 @@ from exodus.net.leg import Leg, ReplyError
 from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.composer import Composer
-from exodus.observe.coverage import Reconciled, commandstats, reconcile
+from exodus.observe.coverage import commandstats, reconcile
 from exodus.observe.keyspace import Keyspace, sample_keys
 from exodus.observe.known_commands import commands_at, known_table
 from exodus.observe.packets import PacketWatcher
@@ -232,8 +232,7 @@ def _by_monitor(profile: Profile, address: Address | None, seconds: float | None
             next_step="exodus capture --from monitor --server redis://user@host:port --seconds 10",
         )
     table = _table(address)
-    before = _stats(address)
-    asyncio.run(monitor.capture(address, table, seconds=seconds, profile=profile))
+    watch = asyncio.run(monitor.capture(address, table, seconds=seconds, profile=profile))
     cost = profile.cost
     said = [
         "MONITOR shows no answer, no latency, no refused command, and no CONFIG or AUTH",
@@ -245,7 +244,7 @@ def _by_monitor(profile: Profile, address: Address | None, seconds: float | None
     return {
         "profile": profile.report(),
         "remarks": said,
-        "reconciled": _reconciled(before, _stats(address), profile),
+        "reconciled": [row.report() for row in watch.reconciled or []],
     }
 
 
@@ -323,8 +322,7 @@ def _stats(address: Address) -> dict[str, int]:
 def _reconciled(
     before: dict[str, int], after: dict[str, int], profile: Profile
 ) -> list[dict[str, Any]]:
-    rows: list[Reconciled] = reconcile(before, after, profile.commands)
-    return [{"command": row.command, "seen": row.seen, "executed": row.executed} for row in rows]
+    return [row.report() for row in reconcile(before, after, profile.commands)]
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -95,6 +95,10 @@ class ControlStore:
         """Keep the last result of a task where status and later phases read it."""
         await answered(self.client.set(self.keys.report(name), orjson.dumps(report, default=str)))
 
+    async def drop_report(self, name: str) -> None:
+        """Forget a result that no longer counts."""
+        await answered(self.client.delete(self.keys.report(name)))
+
     async def report(self, name: str) -> Json | None:
         """Return the last result of that name, or None."""
         raw = await answered(self.client.get(self.keys.report(name)))

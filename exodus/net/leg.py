@@ -132,6 +132,12 @@ class Leg:
             raise
         return leg
 
+    @property
+    def local(self) -> str:
+        """This end's address, as CLIENT LIST and MONITOR name the connection."""
+        host, port = self._writer.get_extra_info("sockname")[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     def write(self, data: bytes) -> None:
         """Queue bytes that are encoded already."""
         self._writer.write(data)

@@ -36,6 +36,7 @@ class Capture:
     seconds: float | None = None  # of the capture's time; of the clock, where it still grows
     on_progress: Callable[[], None] = lambda: None  # called after each piece
     remarks: list[str] = field(default_factory=list)
+    only_new: bool = False  # of a folder: nothing that is in it at the beginning
     files: int = 0
     _over: bool = False  # the time is
 
@@ -86,7 +87,7 @@ class Capture:
     def _folder(self, folder: Path) -> None:
         """Read each file to its end; with a time limit, look for more until it is over."""
         ends = time.monotonic() + (self.seconds or 0)
-        read: dict[Path, tuple[CaptureReader, int]] = {}
+        read = {path: _skipped(path) for path in _in_order(folder)} if self.only_new else {}
         going = True
         while going:
             for path in _in_order(folder):
@@ -129,7 +130,7 @@ class Capture:
     def _take(self, reader: CaptureReader, data: bytes) -> bool:
         """Hand packets on; return whether more are wanted."""
         packets: list[Packet] = reader.feed(data)
-        if packets and self.seconds is not None:
+        if packets and self.seconds is not None and not self.only_new:
             last = (self.watcher.first_at or packets[0].at) + self.seconds
             if packets[-1].at > last:
                 self.watcher.feed([packet for packet in packets if packet.at <= last])
@@ -169,6 +170,31 @@ class Capture:
                 else "the capture has no TCP connection",
                 next_step="name the server's port: --port PORT",
             )
+
+
+def is_capture(path: Path) -> bool:
+    """Return whether a file begins as a capture does.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    reader = CaptureReader()
+    try:
+        with _opened(path) as file:
+            reader.feed(file.read(_HEAD_BYTES))
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        return False
+    return reader.begun and reader.broken is None
+
+
+def _skipped(path: Path) -> tuple[CaptureReader, int]:
+    """Read a file to its end for its header only."""
+    reader, at = CaptureReader(), 0
+    with _opened(path) as file:
+        while data := file.read(CAPTURE_READ_BYTES):
+            at += len(data)
+            reader.feed(data)
+    return reader, at
 
 
 def _opened(path: Path) -> BinaryIO:

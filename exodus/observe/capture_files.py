@@ -59,6 +59,11 @@ class CaptureReader:
         self._last_at = 0.0
 
     @property
+    def begun(self) -> bool:
+        """Whether the beginning of a capture was read."""
+        return bool(self._kind)
+
+    @property
     def partial_bytes(self) -> int:
         """Bytes of a record that is not complete: at a file's end, the file was cut off."""
         return len(self._kept)

@@ -134,8 +134,17 @@ class _Part:
 class Composer:
     """Draws units of a workload."""
 
-    def __init__(self, workload: Workload, *, prefix: bytes, speed: float, draw: Random) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        *,
+        prefix: bytes,
+        speed: float,
+        draw: Random,
+        prepared_bytes_max: int = PLAYED_PREPARED_BYTES_MAX,
+    ) -> None:
         self.workload = workload
+        self.prepared_bytes_max = prepared_bytes_max
         self.not_played: dict[str, int] = {}  # requests of the model, by shape
         self._prefix = prefix
         self._draw = draw
@@ -206,7 +215,7 @@ class Composer:
     def preparation(self) -> Iterator[tuple[str, bytes]]:
         """Requests that make what the reads found, as (shape, request)."""
         seen: set[tuple[str, str]] = set()
-        room = PLAYED_PREPARED_BYTES_MAX
+        room = self.prepared_bytes_max
         for part in self._parts:
             name = part.operation.pattern
             if part.template is None or (name, part.family) in seen:
@@ -227,7 +236,7 @@ class Composer:
     def _found(self, pattern: str, family: str) -> tuple[Values, float]:
         """Return what reads of a pattern found: the sizes, and the share of them with a value."""
         sizes, written = Distribution(), Distribution()
-        answered = nils = 0
+        answered = nils = unseen = 0
         for part in self._parts:
             operation = part.operation
             if operation.pattern != pattern or part.family != family:
@@ -236,6 +245,7 @@ class Composer:
                 written.add(operation.request_bytes.distribution())
             else:
                 answered += operation.answered
+                unseen += operation.calls - operation.answered
                 nils += operation.nils
                 sizes.add(operation.reply_bytes.distribution())
         # The answers that were nil are among the sizes, as the smallest of all
@@ -245,7 +255,8 @@ class Composer:
             value, count = pairs[0]
             pairs = [(value, count - left), *pairs[1:]] if count > left else pairs[1:]
             left -= count
-        share = 1 - nils / answered if answered else 0.0
+        # MONITOR shows no answers: then each read is taken to have found something
+        share = 1 - nils / answered if answered else float(unseen > 0)
         return Values(pairs or written.pairs()), share
 
     def unit(self) -> Unit:

@@ -112,9 +112,16 @@ class Reconciled:
         """Seen of executed; 1 where the server counted none."""
         return self.seen / self.executed if self.executed else 1.0
 
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
 
-def commandstats(info: Mapping[str, Any]) -> dict[str, int]:
-    """Return the calls by command of an `INFO commandstats` reply, the rejected ones included."""
+
+def commandstats(info: Mapping[str, Any], *, rejected: bool = True) -> dict[str, int]:
+    """Return the calls by command of an `INFO commandstats` reply.
+
+    With `rejected`, also those that the server refused before it ran them.
+    """
     found = {}
     for key, value in info.items():
         if not key.startswith("cmdstat_"):
@@ -124,7 +131,8 @@ def commandstats(info: Mapping[str, Any]) -> dict[str, int]:
             if isinstance(value, Mapping)
             else dict(part.partition("=")[::2] for part in str(value).split(","))
         )
-        calls = int(figures.get("calls", 0)) + int(figures.get("rejected_calls", 0))
+        calls = int(figures.get("calls", 0))
+        calls += int(figures.get("rejected_calls", 0)) if rejected else 0
         found[key.removeprefix("cmdstat_").upper()] = calls
     return found
 

@@ -11,12 +11,16 @@ time, and ends before if it costs too much (`monitor_cost.py`).
 from __future__ import annotations
 
 import asyncio
+import secrets
+from collections import Counter
+from typing import NamedTuple
 
 from exodus.cancellation import end_all
-from exodus.commands.table import CommandTable
+from exodus.commands.table import Command, CommandTable
 from exodus.errors import SourceError
 from exodus.net.info import info_of
-from exodus.net.leg import Leg
+from exodus.net.leg import Leg, ReplyError
+from exodus.observe.coverage import Reconciled, commandstats, reconcile
 from exodus.observe.monitor_cost import Look, MonitorCost
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import Shapes
@@ -25,6 +29,7 @@ from exodus.plan.bounds import (
     MONITOR_BASELINE_S,
     MONITOR_CPU_SHARE_MAX,
     MONITOR_LOOK_S,
+    MONITOR_MARKED_S,
     PROFILE_CLIENTS_MAX,
 )
 from exodus.plan.vocabulary import Side
@@ -33,6 +38,20 @@ from exodus.resp.inline import split_line
 from exodus.resp.scanner import ReplyScanner
 
 _READ_BYTES = 256 * 1024
+_MARK = b"exodus-mark:"
+_SETNAME_ARGS = 3
+# Containers and commands that a server shows in MONITOR not at all, or only in part
+HIDDEN = frozenset(
+    {"ACL", "AUTH", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "FAILOVER", "HELLO", "LATENCY"}
+    | {"MODULE", "MONITOR", "PSYNC", "REPLCONF", "REPLICAOF", "SLAVEOF", "SLOWLOG", "SYNC"}
+)
+
+
+class MonitorWatch(NamedTuple):
+    """What MONITOR showed. `reconciled` is None where the server does not tell its counts."""
+
+    profile: Profile
+    reconciled: list[Reconciled] | None
 
 
 def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
@@ -59,6 +78,10 @@ class MonitorReader:
     def __init__(self, table: CommandTable, profile: Profile | None = None) -> None:
         self.profile = Profile() if profile is None else profile
         self.last_stamp = 0.0
+        self.mark = b""  # an argument of PING; what is executed between two of these is counted
+        self.marks = 0
+        self.names: dict[str, str] = {}  # of connections that are known by address
+        self.between: Counter[str] = Counter()  # by command, of scripts also
         self._shapes = Shapes(table)
         self._connections: dict[str, int] = {}
         self._scanner = ReplyScanner()
@@ -77,6 +100,11 @@ class MonitorReader:
                 self.profile.unreadable += 1
                 continue
             self.last_stamp, db, client, args = parsed
+            command = self._shapes.table.of(args)
+            if self.mark:
+                self._count(command, args)
+            if command.name == b"CLIENT|SETNAME" and len(args) == _SETNAME_ARGS:
+                self._named(client, args[2])
             if client == "lua":
                 self.profile.from_scripts += 1
                 continue
@@ -84,14 +112,23 @@ class MonitorReader:
                 self._shapes.event(
                     self.last_stamp,
                     self._number(client),
-                    client,
+                    self.names.get(client, client),
                     db,
-                    self._shapes.table.of(args),
+                    command,
                     args,
                     sum(map(len, args)),
                 )
             )
         self._tail = buffered[at:]
+
+    def _named(self, client: str, name: bytes) -> None:
+        if len(self.names) < PROFILE_CLIENTS_MAX:
+            self.names[client] = name.decode("utf-8", "backslashreplace")
+
+    def _count(self, command: Command, args: list[bytes]) -> None:
+        if self.marks == 1 and command.known:
+            self.between[command.name.decode("ascii", "replace")] += 1
+        self.marks += args[-1] == self.mark and command.name == b"PING"
 
     def _number(self, client: str) -> int:
         """Return the number of a connection, which has its own address for as long as it lasts."""
@@ -107,21 +144,35 @@ async def capture(
     seconds: float,
     profile: Profile | None = None,
     cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
-) -> Profile:
+    own: dict[str, str] | None = None,
+) -> MonitorWatch:
     """Watch the source for `seconds`, into the given profile or a new one.
 
     It ends before if the server spends more than `cpu_share_max` of a core on it, or keeps too much
     of it in its memory; `Profile.cost` says so. The time before MONITOR is for comparison.
+
+    What was seen is held against the server's own counts. Both are of the time between two
+    transactions of Exodus, each with a mark and INFO commandstats, so they must be equal.
+
+    Args:
+        address: the source.
+        table: its commands.
+        seconds: to watch.
+        profile: that counts what is seen.
+        cpu_share_max: of a core, that MONITOR may cost.
+        own: names of Exodus's own connections by their address; it may grow meanwhile.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
     watcher = MonitorReader(table, profile)
+    watcher.names = {} if own is None else own
     async with (
         await Leg.connect(address, Side.SOURCE, name="exodus-monitor-cost") as asked,
         await Leg.connect(address, Side.SOURCE, name="exodus-monitor") as leg,
     ):
+        watcher.names[asked.local] = asked.name
         before = await _look(asked)
         await asyncio.sleep(MONITOR_BASELINE_S)
         started = await _look(asked)
@@ -137,19 +188,46 @@ async def capture(
                 "analyze learns the same once applications use the gateway",
             )
         began = loop.time()
-        reading = loop.create_task(_read(leg, watcher, within_s=2 * seconds))
+        watcher.mark = _MARK + secrets.token_hex(8).encode()
+        reading = loop.create_task(_read(leg, watcher, within_s=2 * seconds + MONITOR_MARKED_S))
         try:
+            first = await _counts(asked, watcher.mark)
             while not reading.done() and not cost.too_much and loop.time() < began + seconds:
                 left = began + seconds - loop.time()
                 await asyncio.wait([reading], timeout=min(MONITOR_LOOK_S, left))
                 cost.last = await _look(asked)
+            watcher.profile.seconds = loop.time() - began
+            last = await _counts(asked, watcher.mark)
+            ends = loop.time() + MONITOR_MARKED_S
+            while not reading.done() and watcher.marks < 2 and loop.time() < ends:
+                await asyncio.wait([reading], timeout=0.01)
             if reading.done():
                 reading.result()
         finally:
             await end_all([reading])
-    watcher.profile.seconds = loop.time() - began
     watcher.profile.cost = cost.report()
-    return watcher.profile
+    counted = first is not None and last is not None
+    seen = {name: calls for name, calls in watcher.between.items() if not _hidden(name)}
+    return MonitorWatch(
+        watcher.profile, reconcile(first or {}, last or {}, seen) if counted else None
+    )
+
+
+def _hidden(name: str) -> bool:
+    return name.partition("|")[0] in HIDDEN
+
+
+async def _counts(leg: Leg, mark: bytes) -> dict[str, int] | None:
+    """Return the server's counts at a mark, without what MONITOR hides; None: it does not say."""
+    try:
+        replies = await leg.transaction([("PING", mark), ("INFO", "commandstats")])
+    except ReplyError:
+        return None
+    told = (replies or [None])[-1]
+    if not isinstance(told, bytes):
+        return None
+    found = commandstats(info_of(told), rejected=False)
+    return {name: calls for name, calls in found.items() if not _hidden(name)}
 
 
 async def _read(leg: Leg, watcher: MonitorReader, *, within_s: float) -> None:

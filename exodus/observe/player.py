@@ -33,7 +33,6 @@ from exodus.plan.bounds import (
     PLAYED_CONNECTIONS_MAX,
     PLAYED_ERRORS_MAX,
     PLAYED_LAST_ANSWERS_S,
-    PLAYED_PREPARED_BYTES_MAX,
     PLAYED_WAITING_MAX,
     READ_BATCH_BYTES,
 )
@@ -190,7 +189,7 @@ class Player:
                 for line in self._lines:
                     line.close()
                 if not keep:
-                    await self._remove()
+                    self.played.removed = await remove_scratch(self._target, self._prefix)
         return self.played
 
     async def _check(self, leg: Leg) -> None:
@@ -203,11 +202,12 @@ class Player:
             )
         limit = int(info.get("maxmemory", 0))
         used = int(info.get("used_memory", 0))
-        if limit and used + PLAYED_PREPARED_BYTES_MAX > limit:
+        needed = self._composer.prepared_bytes_max
+        if limit and used + needed > limit:
             raise OperatorError(
                 f"--target: {self._target.url} may run out of memory",
                 why=f"it uses {used:,} of {limit:,} bytes (maxmemory), and the load may need "
-                f"{PLAYED_PREPARED_BYTES_MAX:,}: keys of applications would be evicted or refused",
+                f"{needed:,}: keys of applications would be evicted or refused",
                 next_step="raise maxmemory for the test, or name an empty server",
             )
 
@@ -307,18 +307,34 @@ class Player:
             next_step="look into the server's log; the scratch keys are removed if it answers",
         )
 
-    async def _remove(self) -> None:
-        """Remove the scratch keys, over a connection that waits for nothing else."""
-        cursor: bytes = b"0"
-        async with await Leg.connect(self._target, Side.TARGET, name="exodus-load") as leg:
-            while True:
+
+async def remove_scratch(target: Address, prefix: bytes) -> int:
+    """Remove the scratch keys of a run, over a connection that waits for nothing else.
+
+    Returns how many there were.
+
+    Raises:
+        TargetError: the server went away.
+    """
+    removed = 0
+    cursor: bytes = b"0"
+    async with await Leg.connect(target, Side.TARGET, name="exodus-load") as leg:
+        while True:
+            try:
                 cursor, keys = await leg.call(
-                    "SCAN", cursor, "MATCH", self._prefix + b"*", "COUNT", PLAYED_CLEANING_KEYS
+                    "SCAN", cursor, "MATCH", prefix + b"*", "COUNT", PLAYED_CLEANING_KEYS
                 )
                 if keys:
-                    self.played.removed += await leg.call("UNLINK", *keys)
-                if cursor == b"0":
-                    return
+                    removed += await leg.call("UNLINK", *keys)
+            except ReplyError as exc:
+                raise TargetError(
+                    f"{target.url} does not let the load remove its scratch keys",
+                    why=str(exc),
+                    next_step=f"remove the keys {prefix.decode()}* from it, and let the user run "
+                    "SCAN and UNLINK",
+                ) from exc
+            if cursor == b"0":
+                return removed
 
 
 def remarks(played: Played, composer: Composer) -> list[str]:

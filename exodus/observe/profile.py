@@ -22,6 +22,7 @@ from exodus.plan.bounds import (
 )
 from exodus.telemetry.counters import OTHER
 
+OWN_CLIENTS = "exodus-"  # how the names of Exodus's own connections begin
 TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
 _SHAPES_SHOWN = 200
 _PATTERNS_SHOWN = 50
@@ -29,7 +30,10 @@ _CLIENTS_SHOWN = 50
 
 
 class Row:
-    """The requests of one shape on one pattern. Latencies in µs, sizes in bytes."""
+    """The requests of one shape on one pattern. Latencies in µs, sizes in bytes.
+
+    `own` of the calls are Exodus's own.
+    """
 
     __slots__ = (
         "answered",
@@ -41,6 +45,7 @@ class Row:
         "keys",
         "latency_us",
         "nils",
+        "own",
         "queued",
         "reply_sizes",
         "request_sizes",
@@ -51,6 +56,7 @@ class Row:
         self.command = event.command
         self.write = event.write
         self.blocking = event.blocking
+        self.own = 0
         self.calls = 0
         self.answered = 0
         self.nils = 0
@@ -92,7 +98,8 @@ class Profile:
         """Count one request."""
         self.requests += 1
         self.writes += event.write
-        self.on_keys += event.keys > 0 and not event.own
+        own = event.own or event.client.startswith(OWN_CLIENTS)
+        self.on_keys += event.keys > 0 and not own
         self.commands[event.command] += 1
         self.databases[event.db] += 1
         at = event.at
@@ -103,9 +110,11 @@ class Profile:
             self.dropped["seconds"] += 1
         self.last_at = max(self.last_at, at)
         self.first_at = min(self.first_at or at, at)
-        self._who(event)
+        if not own:
+            self._who(event)
         row = self.rows.get((event.shape, event.pattern)) or self._row(event)
         row.calls += 1
+        row.own += own
         row.keys += event.keys
         row.queued += event.queued
         row.request_sizes.record(event.request_bytes)

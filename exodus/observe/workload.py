@@ -23,6 +23,10 @@ from exodus.telemetry.counters import OTHER
 
 VERSION = 1
 _PUBSUB = ("PUBLISH", "SPUBLISH", "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+_COLUMNS = [
+    *("shape", "pattern", "command", "write", "calls", "keys", "reads", "writes"),
+    *("request_bytes", "reply_bytes", "blocking"),
+]
 _SCRIPTS = ("EVAL", "EVALSHA", "FCALL", "EVAL_RO", "EVALSHA_RO", "FCALL_RO")
 
 
@@ -166,24 +170,28 @@ class Workload(_Part):
 
 
 def frame_of(profile: Profile) -> pd.DataFrame:
-    """Return a profile's rows as a frame, one row an operation, the most frequent first."""
+    """Return a profile's rows as a frame, one row an operation, the most frequent first.
+
+    Exodus's own requests are no workload.
+    """
     rows: list[dict[str, Any]] = [
         {
             "shape": shape,
             "pattern": pattern,
             "command": row.command,
             "write": row.write,
-            "calls": row.calls,
+            "calls": row.calls - row.own,
             "keys": row.keys,
-            "reads": 0 if row.write else row.calls,
-            "writes": row.calls if row.write else 0,
+            "reads": 0 if row.write else row.calls - row.own,
+            "writes": row.calls - row.own if row.write else 0,
             "request_bytes": round(row.request_sizes.mean * row.request_sizes.total),
             "reply_bytes": round(row.reply_sizes.mean * row.reply_sizes.total),
-            "blocking": row.calls if row.blocking else 0,
+            "blocking": row.calls - row.own if row.blocking else 0,
         }
         for (shape, pattern), row in profile.rows.items()
+        if row.calls > row.own
     ]
-    frame = pd.DataFrame.from_records(rows)
+    frame = pd.DataFrame.from_records(rows, columns=_COLUMNS)
     return frame.sort_values(["calls", "shape", "pattern"], ascending=[False, True, True])
 
 
@@ -200,13 +208,14 @@ def workload_of(
     Raises:
         OperatorError: there is nothing to model.
     """
-    if not profile.requests or profile.watched_s <= 0:
+    frame = frame_of(profile)
+    requests = int(frame["calls"].sum())
+    if not requests or profile.watched_s <= 0:
         raise OperatorError(
             "--model: no workload to model",
-            why=f"{profile.requests} requests in {profile.watched_s:.1f} s were seen",
+            why=f"{requests} requests in {profile.watched_s:.1f} s were seen",
             next_step="watch for longer, while applications work",
         )
-    frame = frame_of(profile)
     kept = frame.head(WORKLOAD_OPERATIONS_MAX)
     keys = zip(kept["shape"], kept["pattern"], strict=True)
     by_command = frame.groupby("command")["calls"].sum()
@@ -214,9 +223,9 @@ def workload_of(
         taken_at=datetime.now(UTC),
         source=source,
         seconds=round(profile.watched_s, 6),
-        requests=profile.requests,
+        requests=requests,
         rates=Rates(
-            mean=round(profile.requests / profile.watched_s, 3),
+            mean=round(requests / profile.watched_s, 3),
             peak_second=round(profile.peak(1), 3),
             peak_minute=round(profile.peak(60), 3),
             peak_hour=round(profile.peak(3_600), 3),
@@ -271,9 +280,9 @@ def _operation(key: tuple[str, str], row: Row) -> Operation:
         pattern=pattern,
         write=row.write,
         blocking=row.blocking,
-        calls=row.calls,
-        in_transactions=row.queued,
-        answered=row.answered,
+        calls=row.calls - row.own,
+        in_transactions=min(row.queued, row.calls - row.own),
+        answered=min(row.answered, row.calls - row.own),
         nils=row.nils,
         keys=row.keys,
         errors=row.errors,

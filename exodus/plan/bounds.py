@@ -122,6 +122,7 @@ PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
 PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
 PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
+COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
 WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
@@ -137,6 +138,7 @@ SKEW_BATCH_KEYS = 512  # that are counted before they go into a sketch
 PROFILE_ERRORS_MAX = 64  # error codes of one operation
 SAMPLE_GROUPS_MAX = 500  # pairs of pattern and type of a keyspace sample
 MONITOR_BASELINE_S = 0.3  # before MONITOR, in which the server's own cost is measured
+MONITOR_MARKED_S = 2.0  # for the last mark to be seen
 MONITOR_LOOK_S = 0.5  # between two looks at what it costs
 MONITOR_CPU_SHARE_MAX = 0.3  # of a core of the server, that MONITOR may add
 MONITOR_BUFFER_BYTES_MAX = 32 * 1024 * 1024  # of its lines that wait in the server's memory
@@ -151,6 +153,11 @@ PLAYED_VALUE_BYTES_MAX = 16 * 1024 * 1024  # of one value
 PLAYED_UNIT_REQUESTS_MAX = 1_000  # of one burst or transaction
 PLAYED_CONNECTIONS_MAX = 500
 PLAYED_WAITING_MAX = 100_000  # requests without an answer; beyond, due ones are not sent
+RAMP_SPEEDS = (0.25, 0.5, 1.0)  # of Pre-test's trial on the target, one after another
+RAMP_STEP_S = 1.0
+RAMP_RATE_MAX = 5_000.0  # requests a second
+RAMP_PREPARED_BYTES_MAX = 16 * 1024 * 1024
+RAMP_CONNECTIONS_MAX = 20
 PLAYED_LAST_ANSWERS_S = 10.0  # for answers, after the last request
 
 # exodus/backfill/forecast.py
@@ -565,3 +572,10 @@ TASKS_RUNS_RUNS_READ = 50  # rollbacks, newest first; other migrations may have 
 
 # tasks/turn.py
 TASKS_TURN_LOOK_S = 0.5
+
+# tasks/watching.py, tasks/proofs.py
+TASKS_WATCHING_PATTERNS = 200  # key patterns that are shown
+TASKS_PROOFS_NAMED = 5  # commands or shapes in one line
+TASKS_PROOFS_SEEN_MIN = 0.99  # of the server's own count, that the copy must show
+TASKS_PROOFS_PARSED_MIN = 0.99  # of the watched bytes
+TASKS_PROOFS_PLAYED_MIN = 0.8  # of the observed requests

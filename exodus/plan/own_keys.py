@@ -15,6 +15,7 @@ lower-case letters, digits and dashes.
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
 | exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
 | exodus:{probe}, {exercise}    | what a server can do; removed at once                         |
+| exodus:{watched}              | whether a copy of the traffic shows a read; never written     |
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NAMES = re.compile(
     rb"[a-z0-9][a-z0-9-]{0,39}\}:(?:epoch|fence|native|lane:[0-9]+)"
     rb"|(?:stage|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
-    rb"|(?:probe|exercise)\}"
+    rb"|(?:probe|exercise|watched)\}"
     rb")"
 )
 

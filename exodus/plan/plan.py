@@ -5,6 +5,7 @@ The control store and the Prefect blocks hold a `Plan`. It never carries a passw
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -68,6 +69,27 @@ class Options(BaseModel):
     )
     observe_seconds: float = Field(
         default=10.0, gt=0, le=86_400, description="seconds for which a phase watches the traffic"
+    )
+    capture_folder: Path | None = Field(
+        default=None,
+        description="folder on the worker's machine into which tcpdump rotates its files; Pre-test "
+        "watches these packets in place of MONITOR",
+    )
+    capture_hours_max: float | None = Field(
+        default=None,
+        gt=0,
+        description="hours after which Pre-test deletes files of capture_folder; null: never",
+    )
+    candidates: tuple[Address, ...] = Field(
+        default=(),
+        max_length=8,
+        description="other servers that Pre-test tries with the same traffic as the target, and "
+        "ranks",
+    )
+    prove_on_source: bool = Field(
+        default=False,
+        description="Analyze also runs each observed kind of request on scratch keys of the "
+        "source, and compares the replies",
     )
     rehearsal_prefix: str = Field(
         default="exodus-rehearsal:", min_length=1, description="prefix of the rehearsal's own keys"
@@ -191,6 +213,24 @@ class Options(BaseModel):
             else value
         )
 
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _by_url(cls, value: object) -> object:
+        """Read each server as source and target are read."""
+        if not isinstance(value, list):
+            return value
+        servers = [{"url": server} if isinstance(server, str) else server for server in value]
+        return [
+            Address.parse(
+                str(server["url"]),
+                field=f"candidates.{place}",
+                **{name: more for name, more in server.items() if name != "url"},
+            )
+            if isinstance(server, dict) and "url" in server
+            else server
+            for place, server in enumerate(servers)
+        ]
+
     @field_validator("renames")
     @classmethod
     def _apart(cls, value: tuple[Rename, ...]) -> tuple[Rename, ...]:
@@ -269,6 +309,16 @@ class Plan(Options):
                 f"compare_user is {self.compare_user.username!r}, a user of Exodus's own: name "
                 "one with an application's rights"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tries_others_only(self) -> Self:
+        for place, server in enumerate(self.candidates):
+            if (server.host, server.port) == (self.source.host, self.source.port):
+                raise ValueError(
+                    f"candidates.{place} is the source: Pre-test would write scratch keys there; "
+                    "leave it away"
+                )
         return self
 
     @property

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fault
 
 async def _watch(local: LocalMigration, seconds: float) -> dict:
     table = (await load_table(local.plan)).commands
-    return (await capture(local.plan.source, table, seconds=seconds)).report()
+    return (await capture(local.plan.source, table, seconds=seconds)).profile.report()
 
 
 async def test_exodus_s_own_requests_are_no_traffic_copy(local: LocalMigration) -> None:

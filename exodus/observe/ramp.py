@@ -1,0 +1,120 @@
+"""A trial of a server with the mix that was observed: slowly at first, bounded, and cleaned up.
+
+It plays the workload model on scratch keys at a quarter, half, and all of the mean rate, or of
+`RAMP_RATE_MAX` where that is less. It ends at the first step in which requests fail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from exodus.net.info import info_of
+from exodus.net.leg import Leg
+from exodus.observe.composer import Composer
+from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.workload import Workload
+from exodus.plan.address import Address
+from exodus.plan.bounds import (
+    RAMP_CONNECTIONS_MAX,
+    RAMP_PREPARED_BYTES_MAX,
+    RAMP_RATE_MAX,
+    RAMP_SPEEDS,
+    RAMP_STEP_S,
+)
+from exodus.plan.vocabulary import Side
+
+_NO_RIGHT = "NOPERM"
+
+
+@dataclass
+class Ramp:
+    """What a trial did."""
+
+    steps: list[dict[str, Any]] = field(default_factory=list)  # speed and report of each
+    not_played: dict[str, int] = field(default_factory=dict)  # requests of the model by shape
+    requests: int = 0  # of the model
+    refused: dict[str, int] = field(default_factory=dict)  # by shape: the user has no right
+    errors: dict[str, dict[str, int]] = field(default_factory=dict)  # others, by shape and word
+    memory_bytes: int = 0  # that the server used more at the end than before
+    left: int = 0  # scratch keys that were still there after their removal
+
+    @property
+    def played_share(self) -> float:
+        """The share of the model's requests whose shape was played."""
+        missed = sum(self.not_played.values())
+        return 1 - missed / self.requests if self.requests else 0.0
+
+    @property
+    def sent(self) -> int:
+        """How many requests were sent."""
+        return sum(int(step["sent"]) for step in self.steps)
+
+    def add(self, speed: float, played: Played) -> None:
+        """Take a step."""
+        self.steps.append({"speed": speed, **played.report()})
+        for shape, codes in played.errors.items():
+            for code, count in codes.items():
+                if code == _NO_RIGHT:
+                    self.refused[shape] = self.refused.get(shape, 0) + count
+                else:
+                    found = self.errors.setdefault(shape, {})
+                    found[code] = found.get(code, 0) + count
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        last = self.steps[-1] if self.steps else {}
+        return {
+            "steps": self.steps,
+            "sent": self.sent,
+            "played_share": round(self.played_share, 6),
+            "not_played": self.not_played,
+            "refused": self.refused,
+            "errors": self.errors,
+            "memory_bytes": self.memory_bytes,
+            "left": self.left,
+            "requests_per_s": last.get("requests_per_s", 0.0),
+            "latency_us": last.get("latency_us", {}),
+        }
+
+
+async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
+    """Play a workload on a server in steps, and remove the scratch keys whatever happened.
+
+    Raises:
+        OperatorError: the server has no room, is a replica, or refuses the login; or nothing of
+            the workload can be played.
+        TargetError: it went away.
+    """
+    prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
+    top = min(1.0, RAMP_RATE_MAX / max(workload.rates.mean, 1e-9))
+    found = Ramp(requests=workload.requests)
+    connections = min(workload.connections, RAMP_CONNECTIONS_MAX)
+    before = await _used_memory(server)
+    try:
+        for share in RAMP_SPEEDS:
+            composer = Composer(
+                workload,
+                prefix=prefix,
+                speed=share * top,
+                draw=Random(seed),  # noqa: S311 - a load that can be repeated
+                prepared_bytes_max=RAMP_PREPARED_BYTES_MAX,
+            )
+            composer.check()
+            found.not_played = composer.not_played
+            player = Player(server, composer, prefix=prefix)
+            played = await player.run(seconds=RAMP_STEP_S, connections=connections, keep=True)
+            found.add(share * top, played)
+            if found.errors:
+                break
+        found.memory_bytes = max(0, await _used_memory(server) - before)
+    finally:
+        await remove_scratch(server, prefix)
+    found.left = await remove_scratch(server, prefix)
+    return found
+
+
+async def _used_memory(server: Address) -> int:
+    async with await Leg.connect(server, Side.TARGET, name="exodus-load") as leg:
+        return int(info_of(await leg.call("INFO", "memory")).get("used_memory", 0))

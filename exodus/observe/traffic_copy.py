@@ -1,0 +1,174 @@
+"""Is the copy of the traffic a copy? Reads of Exodus's own that it must show.
+
+A copy is MONITOR, or the packets of a folder. Each read goes to the source itself, so a copy of
+another server, of another port, or with a filter does not show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exodus.cancellation import end_all
+from exodus.commands.table import CommandTable
+from exodus.errors import SourceError
+from exodus.net.info import info_of
+from exodus.net.leg import Leg, ReplyError
+from exodus.observe import monitor
+from exodus.observe.capture import Capture
+from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
+from exodus.observe.monitor import HIDDEN
+from exodus.observe.packets import PacketWatcher
+from exodus.observe.profile import Profile
+from exodus.observe.shapes import pattern_of
+from exodus.plan.address import Address
+from exodus.plan.bounds import COPY_PROBES, MONITOR_BASELINE_S
+from exodus.plan.own_keys import RESERVED_PREFIX
+from exodus.plan.vocabulary import Side
+
+PROBED_KEY = RESERVED_PREFIX + b"watched}"
+PROBED_PATTERN = pattern_of(PROBED_KEY)
+MONITOR, PACKETS = "MONITOR", "packets"
+
+
+@dataclass
+class Watched:
+    """What a copy showed, and what it was to show."""
+
+    source: str  # MONITOR or packets
+    profile: Profile
+    probes_sent: int
+    reconciled: list[Reconciled] | None  # None: the server does not tell its counts
+    coverage: Coverage | None = None  # of packets
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def probes_seen(self) -> int:
+        """How many reads of Exodus's the copy shows."""
+        return sum(
+            row.calls
+            for (_, pattern), row in self.profile.rows.items()
+            if pattern == PROBED_PATTERN
+        )
+
+    @property
+    def seen_share(self) -> float | None:
+        """The share of the server's count that the copy shows; None: the server tells none."""
+        if self.reconciled is None:
+            return None
+        executed = sum(row.executed for row in self.reconciled)
+        seen = sum(min(row.seen, row.executed) for row in self.reconciled)
+        return seen / executed if executed else 1.0
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        share = self.seen_share
+        return {
+            **self.profile.report(),
+            "source": self.source,
+            "probes_sent": self.probes_sent,
+            "probes_seen": self.probes_seen,
+            "seen_share": None if share is None else round(share, 6),
+            "reconciled": [row.report() for row in self.reconciled or []],
+            "coverage": None if self.coverage is None else self.coverage.report(),
+            "remarks": self.remarks,
+        }
+
+
+async def watch_monitor(address: Address, table: CommandTable, *, seconds: float) -> Watched:
+    """Watch a server by MONITOR while probes of it are sent.
+
+    Raises:
+        SourceError: it refuses MONITOR or the probes, or went away.
+    """
+    profile = Profile()
+    own: dict[str, str] = {}
+    watching = asyncio.create_task(
+        monitor.capture(address, table, seconds=seconds, profile=profile, own=own)
+    )
+    sent = await _probed(address, watching, seconds, own)
+    watch = watching.result()
+    said = (
+        [f"ended after {profile.seconds:.1f} s: {why}"] if (why := profile.cost["stopped"]) else []
+    )
+    return Watched(MONITOR, profile, sent, watch.reconciled, remarks=said)
+
+
+async def watch_packets(
+    address: Address, table: CommandTable, folder: Path, *, seconds: float
+) -> Watched:
+    """Watch the packets that come into a folder while probes of the server are sent.
+
+    Raises:
+        SourceError: the server went away, or refuses the probes.
+        OperatorError: the folder cannot be read, has too many files, or no packet of the server.
+    """
+    profile = Profile()
+    watcher = PacketWatcher(table, profile, [address.port])
+    capture = Capture(str(folder), watcher, seconds, only_new=True)
+    async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor-cost") as leg:
+        before = await _counts(leg)
+        watching = asyncio.create_task(asyncio.to_thread(capture.run))
+        sent = await _probed(address, watching, seconds, {})
+        watching.result()
+        after = await _counts(leg)
+    profile.seconds = watcher.last_at - watcher.first_at
+    seen = {
+        name: calls
+        for name, calls in profile.commands.items()
+        if name.partition("|")[0] not in HIDDEN
+    }
+    counted = before is not None and after is not None
+    return Watched(
+        PACKETS,
+        profile,
+        sent,
+        reconcile(before or {}, after or {}, seen) if counted else None,
+        watcher.coverage,
+        capture.remarks + watcher.coverage.remarks(),
+    )
+
+
+async def _counts(leg: Leg) -> dict[str, int] | None:
+    try:
+        found = commandstats(info_of(await leg.call("INFO", "commandstats")))
+    except ReplyError:
+        return None
+    return {name: calls for name, calls in found.items() if name.partition("|")[0] not in HIDDEN}
+
+
+async def _probed(
+    address: Address, watching: asyncio.Task[Any], seconds: float, own: dict[str, str]
+) -> int:
+    """Wait for a watcher's end; meanwhile send probes, not in its first and last tenth.
+
+    Returns how many the server answered.
+    """
+    probing = asyncio.create_task(_send(address, seconds, own))
+    try:
+        await asyncio.wait([watching])
+        await asyncio.wait([probing], timeout=seconds)
+        return probing.result() if probing.done() else 0
+    finally:
+        await end_all([probing, watching])
+
+
+async def _send(address: Address, seconds: float, own: dict[str, str]) -> int:
+    sent = 0
+    await asyncio.sleep(MONITOR_BASELINE_S + seconds / 10)
+    async with await Leg.connect(address, Side.SOURCE, name="exodus-copy-probe") as leg:
+        own[leg.local] = leg.name
+        for _ in range(COPY_PROBES):
+            try:
+                await leg.call("EXISTS", PROBED_KEY)
+            except ReplyError as exc:
+                raise SourceError(
+                    "the source refuses the reads that the copy of the traffic is to show",
+                    why=str(exc),
+                    next_step="let Exodus's user run EXISTS on exodus:* (exodus users)",
+                ) from exc
+            sent += 1
+            await asyncio.sleep(0.6 * seconds / COPY_PROBES)
+    return sent

@@ -1,0 +1,76 @@
+"""Try the observed traffic on the target, and on other servers that may become it."""
+
+from __future__ import annotations
+
+from exodus.errors import ExodusError
+from exodus.observe.ramp import ramp
+from exodus.observe.workload import Workload
+from exodus.plan.address import Address
+from tasks.context import Json, Opened, opens_migration
+from tasks.kept import kept_task
+from tasks.watching import WORKLOAD
+
+
+async def observed(it: Opened) -> Workload | None:
+    """Return the workload model of the last Pre-test, or None."""
+    kept = await it.store.report(WORKLOAD)
+    return Workload.model_validate(kept) if kept is not None else None
+
+
+async def _tried(server: Address, workload: Workload | None) -> Json:
+    if workload is None:
+        return {"why": "no workload was observed"}
+    try:
+        return {**(await ramp(server, workload)).report(), "why": ""}
+    except ExodusError as exc:
+        return {"why": f"{exc.what}: {exc.why}"}
+
+
+@kept_task("Try the observed mix on the target")
+@opens_migration
+async def try_mix(it: Opened) -> Json:
+    """Play the workload model on scratch keys of the target, in steps; as `compare_user` if any."""
+    user = it.plan.compare_user
+    target = it.plan.target if user is None else user.at(it.plan.target)
+    return await _tried(target, await observed(it))
+
+
+@kept_task("Rank candidates for the target")
+@opens_migration
+async def rank_candidates(it: Opened, target: Json) -> list[Json]:
+    """Try the same mix on each candidate of the plan; the target's trial is given.
+
+    Returns a row a server, the best first: by errors, then by what it does not have, then by its
+    99th percentile at the same rate.
+    """
+    if not it.plan.candidates:
+        return []
+    workload = await observed(it)
+    tried = {it.plan.target.url: target}
+    for address in it.plan.candidates:
+        tried[address.url] = await _tried(address, workload)
+    rows = [
+        {**_ranked(url, found), "is_target": url == it.plan.target.url}
+        for url, found in tried.items()
+    ]
+    return sorted(rows, key=_order)
+
+
+def _ranked(url: str, found: Json) -> Json:
+    errors = found.get("errors", {})
+    return {
+        "server": url,
+        "why_not": found["why"],
+        "errors": sum(sum(codes.values()) for codes in errors.values()),
+        "shapes_with_errors": ", ".join(sorted(errors)),
+        "refused": sum(found.get("refused", {}).values()),
+        "p50_us": found.get("latency_us", {}).get("p50"),
+        "p99_us": found.get("latency_us", {}).get("p99"),
+        "requests_per_s": found.get("requests_per_s", 0.0),
+        "memory_bytes": found.get("memory_bytes"),
+    }
+
+
+def _order(row: Json) -> tuple[bool, int, int, float]:
+    p99 = row["p99_us"]
+    return bool(row["why_not"]), row["errors"], row["refused"], float("inf") if p99 is None else p99

@@ -1,0 +1,135 @@
+"""Watch a copy of the source's traffic, by MONITOR or from packets, and follow it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import Artifact
+
+from exodus.errors import OperatorError
+from exodus.gateway.tables import load_table
+from exodus.observe.capture import is_capture
+from exodus.observe.traffic_copy import (
+    PROBED_PATTERN,
+    Watched,
+    watch_monitor,
+    watch_packets,
+)
+from exodus.observe.workload import workload_of
+from exodus.plan.bounds import TASKS_WATCHING_PATTERNS
+from exodus.plan.vocabulary import Phase
+from exodus.safe_text import markdown
+from tasks.artifacts import create_table_artifact
+from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.evidence import artifact_key
+from tasks.kept import kept_task
+
+PROFILE, WORKLOAD = "profile.pre-test", "workload.pre-test"
+
+
+@kept_task("Watch a copy of the traffic")
+@opens_migration
+async def watch_copy(it: Opened, seconds: float | None) -> Json:
+    """Watch for some seconds. Keep the profile and the workload model as reports; return the first.
+
+    Raises:
+        SourceError: the source refuses to be watched, or the probes of the copy.
+        OperatorError: the capture folder cannot be read, or has no packet of the source.
+    """
+    watched = await _watched(it, seconds or it.plan.observe_seconds)
+    report = watched.report()
+    coverage = watched.coverage
+    if not watched.profile.on_keys:
+        await it.store.drop_report(WORKLOAD)  # the evidence says that nobody worked
+    else:
+        model = workload_of(
+            watched.profile,
+            source=watched.source,
+            parsed_share=None if coverage is None else coverage.parsed_share,
+            lost_bytes=0 if coverage is None else coverage.lost_bytes,
+        )
+        await it.store.save_report(WORKLOAD, model.model_dump(mode="json"))
+    await it.store.save_report(PROFILE, report)
+    return report
+
+
+async def _watched(it: Opened, seconds: float) -> Watched:
+    table = (await load_table(it.plan)).commands
+    folder = it.plan.capture_folder
+    if folder is None:
+        return await watch_monitor(it.plan.source, table, seconds=seconds)
+    return await watch_packets(it.plan.source, table, folder, seconds=seconds)
+
+
+@kept_task("Follow an event to its artifact")
+def follow_event(migration: str, watched: Json) -> list[Json]:
+    """Show the observed key patterns, and read both the stored metric and the artifact again.
+
+    Returns what the copy, the control store, and the artifact have of Exodus's own reads.
+    """
+    key = artifact_key(migration, Phase.PRE_TEST, "traffic")
+    rows = [row for row in watched["patterns"] if row["pattern"] != PROBED_PATTERN]
+    probed = {"pattern": PROBED_PATTERN, "calls": watched["probes_seen"], "writes": 0}
+    create_table_artifact(
+        key=key,
+        table=[probed, *rows[:TASKS_WATCHING_PATTERNS]],
+        description="What the copy shows, by key pattern; the first row is of Exodus's own reads",
+    )
+    shown = Artifact.get(key)
+    data: Any = getattr(shown, "data", None)  # None where there is no such artifact
+
+    async def stored() -> int:
+        async with opened(migration) as it:
+            report = await it.store.report(PROFILE)
+            return int(report["probes_seen"]) if report is not None else 0
+
+    return [
+        {"where": "copy", "events": watched["probes_seen"]},
+        {"where": "control store", "events": run(stored())},
+        {"where": "artifact", "events": events_of(data)},
+    ]
+
+
+def events_of(data: Any) -> int:
+    """Return how many of Exodus's own reads a stored artifact shows."""
+    rows: list[Json] = json.loads(data) if isinstance(data, str) else data or []
+    names = (markdown(PROBED_PATTERN), PROBED_PATTERN)
+    return sum(int(row["calls"]) for row in rows if row["pattern"] in names)
+
+
+@kept_task("Delete old capture files")
+@opens_migration
+async def expire_captures(it: Opened) -> list[str]:
+    """Delete the files of `capture_folder` that are older than `capture_hours_max`; their names.
+
+    Only capture files are deleted: they contain keys and values of production.
+    """
+    folder, hours = it.plan.capture_folder, it.plan.capture_hours_max
+    if folder is None or hours is None:
+        return []
+    return await asyncio.to_thread(delete_captures, folder, time.time() - hours * 3_600)
+
+
+def delete_captures(folder: Path, before: float) -> list[str]:
+    """Delete capture files that nobody has written since `before` (s since 1970); their names.
+
+    Raises:
+        OperatorError: a file cannot be deleted.
+    """
+    gone = []
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and path.stat().st_mtime < before and is_capture(path):
+                path.unlink()
+                gone.append(path.name)
+    except OSError as exc:
+        raise OperatorError(
+            f"capture_folder: {exc.filename or folder} cannot be deleted",
+            why=exc.strerror or str(exc),
+            next_step="let the worker's user delete files there, or leave capture_hours_max away",
+        ) from exc
+    return gone
