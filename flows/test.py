@@ -7,7 +7,14 @@ from prefect.client.schemas.objects import State
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
-from tasks.acceptance import rehearse_rounds
+from tasks.acceptance import (
+    check_delivery,
+    check_latency,
+    check_logins,
+    check_replicas,
+    check_settings,
+    rehearse_rounds,
+)
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.cutover import show_rehearsal
@@ -30,6 +37,11 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
     rows = [
         *sides,
         *exercise_target(migration),
+        *check_logins(migration),
+        *check_delivery(migration),
+        *check_settings(migration),
+        *check_replicas(migration),
+        *check_latency(migration),
         *rehearse_rounds(migration),
     ]
     show_rehearsal(migration)

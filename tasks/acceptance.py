@@ -9,6 +9,7 @@ from typing import Any
 from prefect import Task
 from redis.exceptions import RedisError
 
+from exodus.acceptance import delivery, latency, logins, standing
 from exodus.acceptance.rows import Checked, told
 from exodus.errors import ExodusError
 from exodus.plan.gate_checks import CheckLevel
@@ -63,6 +64,36 @@ def _row(found: Checked, level: Level) -> Json:
         next_step=facts["next_step"],
     )
     return {**row, "line": found.line}
+
+
+@_gate_check("logins", "Check logins and rights")
+async def check_logins(it: Opened) -> list[Checked]:
+    """Check every user's login and rights on the target."""
+    return await logins.check_logins(it.plan, it.store)
+
+
+@_gate_check("delivery", "Try transactions, scripts and subscriptions")
+async def check_delivery(it: Opened) -> list[Checked]:
+    """Try what a plain read or write does not show."""
+    return await delivery.check_delivery(it.plan, it.store)
+
+
+@_gate_check("settings", "Check settings and modules")
+async def check_settings(it: Opened) -> list[Checked]:
+    """Check settings, memory, persistence and modules of the target."""
+    return await standing.check_settings(it.plan)
+
+
+@_gate_check("replicas", "Check replicas")
+async def check_replicas(it: Opened) -> list[Checked]:
+    """Check that the target has as many replicas as the source, and that they keep up."""
+    return await standing.check_replicas(it.plan)
+
+
+@_gate_check("latency", "Measure latency from each gateway")
+async def check_latency(it: Opened) -> list[Checked]:
+    """Let each gateway measure how long both sides take to answer it."""
+    return await latency.check_latency(it.plan, it.store)
 
 
 @_gate_check("rehearsal", "Rehearse the switch")

@@ -340,6 +340,7 @@ STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by 
 
 # exodus/gateway/authority_probe.py
 AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
+AUTHORITY_PROBE_PINGS = 50  # of each side, where Test asks how far they are
 
 # exodus/gateway/background.py
 BACKGROUND_RESTART_S = 1.0  # between a task's failure and its next start
@@ -497,6 +498,15 @@ VERIFY_KEEP_EVERY_S = 0.5
 # exodus/verify/reconcile.py
 RECONCILE_NAMED = 5
 RECONCILE_POLL_S = 0.05
+
+# exodus/acceptance/
+ACCEPTANCE_NAMED = 10  # listed by name in a row
+ACCEPTANCE_DELIVERY_S = 5.0  # one attempt may take so long
+ACCEPTANCE_LATENCY_S = 15.0  # gateways tell within this
+ACCEPTANCE_LOOK_S = 0.1
+ACCEPTANCE_REPLICA_LAG_BYTES_MAX = 1024 * 1024
+CERTIFICATE_DAYS_MIN = 14
+MEMORY_MARGIN = 1.25  # of the target's memory over the source's: versions encode differently
 
 # exodus/rehearsal/
 REHEARSAL_SESSIONS = 4  # that count; one more removes keys, two more push and pop

@@ -24,6 +24,31 @@ class GateChecks(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    logins: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="logins, rights and TLS of the target, for every user of the source",
+    )
+    delivery: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="transactions, scripts, functions, publish/subscribe, keyspace events, and "
+        "blocking requests on the target",
+    )
+    settings: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="settings, memory, persistence and modules of the target",
+    )
+    replicas: CheckLevel = Field(
+        default=CheckLevel.ADVISORY, description="replicas of the target, as many as the source's"
+    )
+    latency: CheckLevel = Field(
+        default=CheckLevel.REQUIRED, description="round trips from each gateway to the target"
+    )
+    latency_ms_added_max: float = Field(
+        default=5.0,
+        gt=0,
+        description="milliseconds by which a round trip to the target may be longer than one to "
+        "the source, at the median",
+    )
     rehearsal: CheckLevel = Field(
         default=CheckLevel.REQUIRED,
         description="rehearsal of the switch, there and back, on reserved keys",
