@@ -8,16 +8,19 @@ from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.acceptance import (
+    check_business,
+    check_data,
     check_delivery,
     check_latency,
     check_logins,
     check_replicas,
     check_settings,
     rehearse_rounds,
+    remove_trial_copy,
+    show_tables,
 )
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
-from tasks.cutover import show_rehearsal
 from tasks.decision import ask, close_phase, findings_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
@@ -30,6 +33,7 @@ PHASE = Phase.TEST
 def test(migration: MigrationName = MIGRATION) -> State[str]:
     """Try on the target what applications will do there, and rehearse the switch."""
     open_phase(migration, PHASE)
+    remove_trial_copy(migration, "before")
     sides = check_sides(migration)
     if any_fatal(sides):
         evaluate(migration, PHASE, frames(sides), {})
@@ -42,9 +46,12 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         *check_settings(migration),
         *check_replicas(migration),
         *check_latency(migration),
+        *check_data(migration),
+        *check_business(migration),
         *rehearse_rounds(migration),
     ]
-    show_rehearsal(migration)
+    remove_trial_copy(migration, "after")
+    show_tables(migration)
     summary = {
         "checks": len(rows),
         "required_failing": sum(not row["ok"] and row["level"] == "must" for row in rows),

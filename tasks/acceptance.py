@@ -9,13 +9,17 @@ from typing import Any
 from prefect import Task
 from redis.exceptions import RedisError
 
-from exodus.acceptance import delivery, latency, logins, standing
+from exodus.acceptance import business, delivery, latency, logins, standing, trial_copy
 from exodus.acceptance.rows import Checked, told
+from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
 from exodus.plan.gate_checks import CheckLevel
+from exodus.plan.vocabulary import Phase
 from exodus.rehearsal.rehearse import rehearse
+from tasks.artifacts import create_table_artifact
 from tasks.checks import Level, check
-from tasks.context import Json, Opened, opens_migration
+from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.evidence import artifact_key
 from tasks.kept import kept_task
 
 _LEVELS = {CheckLevel.REQUIRED: Level.MUST, CheckLevel.ADVISORY: Level.SHOULD}
@@ -96,6 +100,27 @@ async def check_latency(it: Opened) -> list[Checked]:
     return await latency.check_latency(it.plan, it.store)
 
 
+@_gate_check("data", "Copy a sample and verify it")
+async def check_data(it: Opened) -> list[Checked]:
+    """Copy a sample of keys into an empty database of the target, and compare it in full."""
+    trial = await trial_copy.copy_trial(it.plan, it.store)
+    return await trial_copy.verify_trial(it.plan, it.store, trial)
+
+
+@_gate_check("business", "Run business checks")
+async def check_business(it: Opened) -> list[Checked]:
+    """Run the checks of the plan's folder and webhook on both sides."""
+    return await business.check_business(it.plan, it.proposed, it.store)
+
+
+@kept_task("Remove the trial copy")
+@opens_migration
+async def remove_trial_copy(it: Opened, when: str) -> int:
+    """Remove what a trial copy left on the target; `when` tells the calls of a run apart."""
+    del when
+    return await trial_copy.remove_trial(it.plan, it.store)
+
+
 @_gate_check("rehearsal", "Rehearse the switch")
 async def rehearse_rounds(it: Opened) -> list[Checked]:
     """Switch the rehearsal's prefix to the target and back, under writes, in rounds."""
@@ -156,3 +181,27 @@ def judge_rehearsal(found: dict[str, Any]) -> list[Checked]:
         told("the rehearsal's killed gateway", death),
         told("the rehearsal's fence", fences),
     ]
+
+
+@kept_task("Show rehearsal and business checks")
+def show_tables(migration: str) -> int:
+    """Show the switches of the rehearsal, and the rows that business checks found wrong.
+
+    Returns how many rows there are.
+    """
+
+    async def read() -> dict[str, list[Json]]:
+        async with opened(migration) as it:
+            rehearsal = await it.store.report(REPORT) or {}
+            found = await it.store.report(business.REPORT) or {}
+            return {"rehearsal": rehearsal.get("switches", []), "business": found.get("rows", [])}
+
+    tables = run(read())
+    for name, rows in tables.items():
+        if rows:
+            create_table_artifact(
+                key=artifact_key(migration, Phase.TEST, name),
+                table=rows,
+                description=f"{Phase.TEST}: {name}",
+            )
+    return sum(map(len, tables.values()))

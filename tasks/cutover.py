@@ -20,14 +20,13 @@ from exodus.cutover import forced_rollback, switch
 from exodus.cutover.fence import blocks_exodus, record_confirmation
 from exodus.cutover.levers import end_hold
 from exodus.cutover.preconditions import Approved
-from exodus.cutover.rehearsal_report import REPORT
 from exodus.cutover.settle import settle
 from exodus.errors import DecisionRefused
 from exodus.plan.bounds import TASKS_CUTOVER_LISTED
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
 from exodus.rehearsal.rehearse import rehearse
-from tasks.artifacts import create_markdown_artifact, create_table_artifact
+from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key, prepare
 from tasks.kept import kept_task
@@ -54,24 +53,6 @@ async def read_authority(it: Opened, after: str) -> Json:
 async def rehearse_switch(it: Opened) -> Json:
     """Switch the rehearsal's prefix to the target and back, under writes."""
     return await rehearse(it.store, it.plan)
-
-
-@kept_task("Show the rehearsal")
-def show_rehearsal(migration: str) -> int:
-    """Show each switch of the last rehearsal as a table; returns how many there are."""
-
-    async def read() -> Json | None:
-        async with opened(migration) as it:
-            return await it.store.report(REPORT)
-
-    rows = (run(read()) or {}).get("switches", [])
-    if rows:
-        create_table_artifact(
-            key=artifact_key(migration, Phase.TEST, "rehearsal"),
-            table=rows,
-            description="Switches of the rehearsal",
-        )
-    return len(rows)
 
 
 @kept_task("List the steps of the switch")

@@ -508,6 +508,19 @@ ACCEPTANCE_REPLICA_LAG_BYTES_MAX = 1024 * 1024
 CERTIFICATE_DAYS_MIN = 14
 MEMORY_MARGIN = 1.25  # of the target's memory over the source's: versions encode differently
 
+# exodus/acceptance/business.py
+BUSINESS_ROWS_MAX = 200  # of a check, kept in the evidence
+BUSINESS_SHOWN = 3  # in its row
+BUSINESS_TIMEOUT_S = 10.0  # one request of a check
+BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
+
+# exodus/acceptance/trial_copy.py
+TRIAL_BATCH_KEYS = 200
+TRIAL_BUSINESS_KEYS_MAX = 20_000  # of one pattern of business checks
+TRIAL_LOOKS = 4  # at a key that changes while it is copied
+TRIAL_SETTLE_S = 0.2
+TRIAL_WEIGHED_KEYS_MIN = 100  # fewer say nothing about all keys' memory
+
 # exodus/rehearsal/
 REHEARSAL_SESSIONS = 4  # that count; one more removes keys, two more push and pop
 REHEARSAL_KEYS = 20  # of each counting session

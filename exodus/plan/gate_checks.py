@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -48,6 +49,35 @@ class GateChecks(BaseModel):
         gt=0,
         description="milliseconds by which a round trip to the target may be longer than one to "
         "the source, at the median",
+    )
+    data: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="trial copy of a sample of keys into an empty database of the target, compared "
+        "in full, with its memory",
+    )
+    data_keys: int = Field(
+        default=1_000, ge=1, le=100_000, description="keys of the trial copy, of every part"
+    )
+    business: CheckLevel = Field(
+        default=CheckLevel.REQUIRED, description="business checks, where any are named"
+    )
+    business_folder: Path | None = Field(
+        default=None,
+        description="folder of Python files on the worker's machine, each with a function "
+        "check(source, target) that returns a pandas.DataFrame",
+    )
+    business_patterns: tuple[str, ...] = Field(
+        default=(),
+        description="patterns of names that the trial copy has whole, for business checks",
+    )
+    business_webhook: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of a service that judges both sides: POST of JSON, answered with ok and "
+        "rows",
+    )
+    business_seconds_max: float = Field(
+        default=120.0, gt=0, le=3_600, description="seconds that business checks may take in all"
     )
     rehearsal: CheckLevel = Field(
         default=CheckLevel.REQUIRED,
