@@ -9,7 +9,7 @@ from typing import Any
 from prefect import Task
 from redis.exceptions import RedisError
 
-from exodus.acceptance import business, delivery, latency, logins, standing, trial_copy
+from exodus.acceptance import business, delivery, latency, load, logins, standing, trial_copy
 from exodus.acceptance.rows import Checked, told
 from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
@@ -107,6 +107,12 @@ async def check_data(it: Opened) -> list[Checked]:
     return await trial_copy.verify_trial(it.plan, it.store, trial)
 
 
+@_gate_check("load", "Play the observed load")
+async def check_load(it: Opened) -> list[Checked]:
+    """Play the observed workload on scratch keys of the target, up to its knee."""
+    return await load.check_load(it.plan, it.store)
+
+
 @_gate_check("business", "Run business checks")
 async def check_business(it: Opened) -> list[Checked]:
     """Run the checks of the plan's folder and webhook on both sides."""
@@ -183,9 +189,9 @@ def judge_rehearsal(found: dict[str, Any]) -> list[Checked]:
     ]
 
 
-@kept_task("Show rehearsal and business checks")
+@kept_task("Show rehearsal, load and business checks")
 def show_tables(migration: str) -> int:
-    """Show the switches of the rehearsal, and the rows that business checks found wrong.
+    """Show the rehearsal's switches, the load's steps, and what business checks found wrong.
 
     Returns how many rows there are.
     """
@@ -194,7 +200,12 @@ def show_tables(migration: str) -> int:
         async with opened(migration) as it:
             rehearsal = await it.store.report(REPORT) or {}
             found = await it.store.report(business.REPORT) or {}
-            return {"rehearsal": rehearsal.get("switches", []), "business": found.get("rows", [])}
+            played = await it.store.report(load.REPORT) or {}
+            return {
+                "rehearsal": rehearsal.get("switches", []),
+                "business": found.get("rows", []),
+                "load": played.get("steps", []),
+            }
 
     tables = run(read())
     for name, rows in tables.items():

@@ -514,6 +514,14 @@ BUSINESS_SHOWN = 3  # in its row
 BUSINESS_TIMEOUT_S = 10.0  # one request of a check
 BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
 
+# exodus/acceptance/load.py
+LOAD_CONNECTIONS_MAX = 64
+LOAD_PREPARED_BYTES_MAX = 32 * 1024 * 1024
+LOAD_LATE_US_MAX = 5_000  # 1 % of the requests left later than that: the player is no measure
+LOAD_SLACK_US = 5_000  # what the player itself may add to a latency
+LOAD_CALLS_MIN = 100  # of a command: fewer have no 99th percentile
+LOAD_ANSWERED_SHARE_MIN = 0.99
+
 # exodus/acceptance/trial_copy.py
 TRIAL_BATCH_KEYS = 200
 TRIAL_BUSINESS_KEYS_MAX = 20_000  # of one pattern of business checks

@@ -58,6 +58,22 @@ class GateChecks(BaseModel):
     data_keys: int = Field(
         default=1_000, ge=1, le=100_000, description="keys of the trial copy, of every part"
     )
+    load: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="the observed workload, played on scratch keys of the target at 1 and 2 times "
+        "its rate, and on to the knee",
+    )
+    load_seconds: float = Field(
+        default=2.0, gt=0, le=600, description="seconds for which each speed is played"
+    )
+    load_speed_max: float = Field(
+        default=4.0, ge=2, le=1_000, description="times the observed rate that are tried at most"
+    )
+    load_times_max: float = Field(
+        default=2.0,
+        ge=1,
+        description="times the latency that applications have now, which the target may take",
+    )
     business: CheckLevel = Field(
         default=CheckLevel.REQUIRED, description="business checks, where any are named"
     )
