@@ -11,6 +11,7 @@ from tasks.acceptance import (
     check_business,
     check_data,
     check_delivery,
+    check_failures,
     check_latency,
     check_load,
     check_logins,
@@ -50,6 +51,7 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         *check_load(migration),
         *check_data(migration),
         *check_business(migration),
+        *check_failures(migration),
         *rehearse_rounds(migration),
     ]
     remove_trial_copy(migration, "after")

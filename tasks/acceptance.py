@@ -9,7 +9,16 @@ from typing import Any
 from prefect import Task
 from redis.exceptions import RedisError
 
-from exodus.acceptance import business, delivery, latency, load, logins, standing, trial_copy
+from exodus.acceptance import (
+    business,
+    delivery,
+    failures,
+    latency,
+    load,
+    logins,
+    standing,
+    trial_copy,
+)
 from exodus.acceptance.rows import Checked, told
 from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
@@ -103,6 +112,8 @@ async def check_latency(it: Opened) -> list[Checked]:
 @_gate_check("data", "Copy a sample and verify it")
 async def check_data(it: Opened) -> list[Checked]:
     """Copy a sample of keys into an empty database of the target, and compare it in full."""
+    if (why := await trial_copy.why_not_now(it.store)) is not None:
+        return [told("trial copy: not made", why)]
     trial = await trial_copy.copy_trial(it.plan, it.store)
     return await trial_copy.verify_trial(it.plan, it.store, trial)
 
@@ -125,6 +136,12 @@ async def remove_trial_copy(it: Opened, when: str) -> int:
     """Remove what a trial copy left on the target; `when` tells the calls of a run apart."""
     del when
     return await trial_copy.remove_trial(it.plan, it.store)
+
+
+@_gate_check("failures", "Try a slow, full and restarted target")
+async def check_failures(it: Opened) -> list[Checked]:
+    """Try failures of the target on a disposable server."""
+    return await failures.check_failures(it.plan, it.store)
 
 
 @_gate_check("rehearsal", "Rehearse the switch")

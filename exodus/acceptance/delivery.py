@@ -20,6 +20,7 @@ from exodus.control import registry
 from exodus.control.store import ControlStore
 from exodus.cutover.functions import compare_libraries
 from exodus.cutover.script_loading import load_scripts, unseen
+from exodus.cutover.script_loading import told as scripts_told
 from exodus.errors import ExodusError
 from exodus.net.client import answered, make_client
 from exodus.net.leg import Leg, ReplyError
@@ -164,12 +165,10 @@ async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
             "EVALSHA would be answered NOSCRIPT, or with an error",
             "correct the script, or choose a target that takes it",
         ),
-        Checked(
+        told(
             "scripts called by digest only",
-            not asked,
-            f"{asked} scripts whose text no gateway has seen" if asked else "none",
-            "calls of them inside transactions would fail on the target",
-            "load them on the target (SCRIPT LOAD), or let a gateway see one EVAL or SCRIPT LOAD",
+            scripts_told(asked) or "none",
+            line=scripts_told(asked),
         ),
     ]
     if libraries.not_told:

@@ -113,6 +113,14 @@ async def _empty_database(plan: Plan) -> int:
     )
 
 
+async def why_not_now(store: ControlStore) -> str | None:
+    """Return why no trial copy can be made now, or None."""
+    route = await read_route(store)
+    if route.sync or route.native or route.authority is not Side.SOURCE:
+        return "the migration itself copies to the target now; exodus verify compares both sides"
+    return None
+
+
 async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
     """Copy the sample, within the impact budget.
 
@@ -121,12 +129,9 @@ async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
         SourceError, TargetError: a side was lost.
     """
     await remove_trial(plan, store)
-    route = await read_route(store)
-    if route.sync or route.native or route.authority is not Side.SOURCE:
+    if (why := await why_not_now(store)) is not None:
         raise DecisionRefused(
-            "no trial copy is made now",
-            why="the migration itself copies to the target",
-            next_step="exodus verify compares both sides",
+            "no trial copy is made now", why=why, next_step="exodus verify compares both sides"
         )
     trial = TrialCopy(await _empty_database(plan))
     async with _opened(plan, store, trial.database) as engine:

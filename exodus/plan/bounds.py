@@ -514,6 +514,14 @@ BUSINESS_SHOWN = 3  # in its row
 BUSINESS_TIMEOUT_S = 10.0  # one request of a check
 BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
 
+# exodus/acceptance/disposable.py, failures.py
+DISPOSABLE_START_S = 10.0
+DISPOSABLE_LOOK_S = 0.02
+FAILURES_KEYS = 400
+FAILURES_VALUE_BYTES = 10_000
+FAILURES_ROOM_BYTES = 1_000_000  # of the full target: for a part of the keys
+FAILURES_SLOW_MS = 300
+
 # exodus/acceptance/load.py
 LOAD_CONNECTIONS_MAX = 64
 LOAD_PREPARED_BYTES_MAX = 32 * 1024 * 1024
@@ -534,7 +542,7 @@ REHEARSAL_SESSIONS = 4  # that count; one more removes keys, two more push and p
 REHEARSAL_KEYS = 20  # of each counting session
 REHEARSAL_PAUSE_S = 0.002  # between two requests of a session
 REHEARSAL_PUSH_S = 0.02
-REHEARSAL_SETTLE_S = 0.3  # of writes before each switch, and after the last
+REHEARSAL_SETTLE_S = 0.2  # of writes before each switch, and after the last
 REHEARSAL_WITHIN_S = 10.0  # gateways follow an epoch within this
 REHEARSAL_AGAIN_S = 0.05  # between two looks at whether sessions go on
 REHEARSAL_GATEWAY_S = 20.0  # a gateway of the rehearsal's own starts within this

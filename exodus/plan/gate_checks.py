@@ -64,7 +64,7 @@ class GateChecks(BaseModel):
         "its rate, and on to the knee",
     )
     load_seconds: float = Field(
-        default=2.0, gt=0, le=600, description="seconds for which each speed is played"
+        default=1.5, gt=0, le=600, description="seconds for which each speed is played"
     )
     load_speed_max: float = Field(
         default=4.0, ge=2, le=1_000, description="times the observed rate that are tried at most"
@@ -94,6 +94,11 @@ class GateChecks(BaseModel):
     )
     business_seconds_max: float = Field(
         default=120.0, gt=0, le=3_600, description="seconds that business checks may take in all"
+    )
+    failures: CheckLevel = Field(
+        default=CheckLevel.ADVISORY,
+        description="a slow, a full and a restarted target, tried on a disposable server with the "
+        "target's engine and settings",
     )
     rehearsal: CheckLevel = Field(
         default=CheckLevel.REQUIRED,

@@ -29,7 +29,7 @@ from exodus.plan.bounds import (
     REHEARSAL_SESSIONS,
 )
 
-_POP_S = 1
+_POP_S = 0.3
 
 
 class ProbeClients:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -30,13 +29,9 @@ from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import Side
 from exodus.private_files import write_private
 from exodus.stack.home import free_port
+from exodus.stack.tied import tied
 
 _VARIABLE = "EXODUS_REHEARSAL_"
-# The kernel ends it with the thread that started it (prctl PR_SET_PDEATHSIG, 1).
-_WITH_ITS_PARENT = (
-    f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)}); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-)
 
 
 class OwnGateway:
@@ -94,10 +89,7 @@ class OwnGateway:
         command += ["--state-dir", str(self._folder / "state"), "--log-level", "WARNING"]
         with (self._folder / "log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-c",
-                _WITH_ITS_PARENT,
-                *command,
+                *tied([sys.executable, *command]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
