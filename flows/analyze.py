@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from exodus.plan.vocabulary import Phase
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
+from tasks.advice import find_provider_risks, judge_provider, recommend
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
 from tasks.clients import direct_clients
@@ -17,9 +18,8 @@ from tasks.compatibility import (
     advice_lines,
     check_commands,
     foresee_strategies,
-    judge_size,
     judge_workload,
-    recommend,
+    risk_rows,
     strategy_line,
     weigh_hot_keys,
     workload_line,
@@ -27,8 +27,11 @@ from tasks.compatibility import (
 from tasks.decision import ask, close_phase, findings_form
 from tasks.evidence import evaluate
 from tasks.ledger import open_phase
+from tasks.predictions import keep_predictions
 from tasks.probe import check_sides, describe_sides
 from tasks.profile import learn_workload
+from tasks.shapes import judge_scripts, judge_shapes, prove_shapes, try_scripts
+from tasks.sizing import judge_size, measure_size
 
 PHASE = Phase.ANALYZE
 
@@ -36,7 +39,7 @@ PHASE = Phase.ANALYZE
 @phase_flow(PHASE)
 def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -> State[str]:
     """Learn the workload from the gateways for `seconds` and compare it with the target."""
-    open_phase(migration, PHASE)
+    began = open_phase(migration, PHASE)
     sides = check_sides(migration)
     if any_fatal(sides):
         evaluate(migration, PHASE, frames(sides), {})
@@ -44,13 +47,26 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     workload = learn_workload(migration, seconds)
     direct = direct_clients(migration)
     commands = check_commands(migration, workload["commands"])
+    shapes = prove_shapes(migration, workload["commands"])
+    scripts = try_scripts(migration)
+    size = measure_size(migration)
+    risks = find_provider_risks(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
+    foreseen = foresee_strategies(migration)
+    predicted = keep_predictions(migration, size, workload)
+    checks = [
+        *sides,
+        *judge_workload(workload, commands, direct),
+        *judge_shapes(shapes),
+        *judge_scripts(scripts),
+        *judge_size(size),
+        *judge_provider(risks),
+    ]
     advice = [
-        *recommend(migration, facts, workload),
+        *recommend(began["plan"], facts, size, checks, predicted),
+        *risk_rows(workload),
         *weigh_hot_keys(migration, workload["hot_keys"]),
     ]
-    foreseen = foresee_strategies(migration)
-    checks = [*sides, *judge_size(facts), *judge_workload(workload, commands, direct)]
     summary = {
         key: workload[key]
         for key in (
@@ -65,13 +81,18 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     }
     lists = {
         "recommendations": advice,
+        "provider-risks": risks,
+        "predictions": predicted,
+        "rates": workload["rates"],
+        "changes": workload["changes"],
         "dry-run": foreseen,
         "prefixes": workload["prefixes"],
         "hot-keys": workload["hot_keys"],
         "clients": workload["clients"],
         "direct-clients": direct,
     }
-    shown = {**frames(checks), **({"commands": commands} if commands else {})}
+    frame_of = {"commands": commands, "shapes": shapes, "sizing": size["rows"]}
+    shown = {**frames(checks), **{name: rows for name, rows in frame_of.items() if rows}}
     evaluate(migration, PHASE, shown, summary, lists)
     decision = ask(
         findings_form(findings=bool(open_findings(checks))),
@@ -80,10 +101,10 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
         gate="strategy",
         question="Is the target and migration strategy acceptable?",
         summary=[
+            *advice_lines(advice),
             *summary_lines(checks),
             workload_line(workload, commands),
             strategy_line(foreseen),
-            *advice_lines(advice),
             *beside,
         ],
         evidence=f"evidence.{PHASE}",

@@ -50,6 +50,7 @@ from tasks.live_sync import (
     verify_sides,
     wait_caught_up,
 )
+from tasks.predictions import score_predictions
 
 PHASE = Phase.COMMIT
 
@@ -163,12 +164,14 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
         description="Timeline of the cutover",
     )
     checks, verified = _after(migration, outcome)
+    predicted = score_predictions(migration)
     hold = outcome["facts"].get("hold_ms")
     evaluate(
         migration,
         PHASE,
         frames(checks),
         {"hold_ms": hold, "keys_verified": verified, "authority": outcome["authority"]},
+        {"predictions": predicted},
     )
     business = ask(
         phase_form(
@@ -186,6 +189,7 @@ def commit(migration: MigrationName = MIGRATION) -> State[str]:
                 if outcome["flows_back"]
                 else "the journal keeps writes for a way back"
             ),
+            *(f"{row['what']}: {row['came']}, {row['verdict']}" for row in predicted),
         ],
         evidence=f"evidence.{PHASE}",
         refuse=lambda answer, attempt: (

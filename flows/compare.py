@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from prefect.client.schemas.objects import State
 
+from exodus.plan.bounds import FINDINGS_MAX
 from exodus.plan.vocabulary import Phase
-from exodus.shadow.findings import FINDINGS_MAX, findings, summary_lines
+from exodus.shadow.findings import findings, summary_lines
 from flows.lifecycle import go_on
 from flows.phase import MIGRATION, SECONDS, MigrationName, Seconds, phase_flow
 from tasks.comparison import (

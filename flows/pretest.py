@@ -50,6 +50,7 @@ def pre_test(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) -
     lists = {
         "shapes": watched["commands"],
         "patterns": watched["patterns"],
+        "rates": watched["rates"],
         "seen-of-executed": watched["reconciled"],
         "followed": followed,
         "trial": tried.get("steps", []),

@@ -5,6 +5,7 @@ The UI renders every text as Markdown, and texts come from clients and servers.
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from prefect import artifacts
@@ -23,6 +24,14 @@ def create_table_artifact(*, key: str, table: list[Json], description: str) -> N
         key=key,
         table=[{name: _cell(value) for name, value in row.items()} for row in table],
         description=description,
+    )
+
+
+def create_plot_artifact(*, key: str, svg: str, description: str) -> None:
+    """Show a plot. The image is in the address itself, so the UI asks nobody for it."""
+    data = base64.b64encode(svg.encode()).decode()
+    artifacts.create_image_artifact(
+        key=key, image_url=f"data:image/svg+xml;base64,{data}", description=description
     )
 
 

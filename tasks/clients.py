@@ -10,11 +10,10 @@ import orjson
 from exodus.closing.collect import connected_clients
 from exodus.control import registry
 from exodus.net.client import answered
+from exodus.plan.bounds import TASKS_CLIENTS_BETWEEN_S
 from exodus.plan.vocabulary import Side
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
-
-_BETWEEN_S = 1.0  # a connection that opens or closes between two reads is no finding
 
 
 @kept_task("Find clients that bypass the gateways")
@@ -27,7 +26,7 @@ async def direct_clients(it: Opened) -> list[Json]:
     gateway process also has one connection without a name, its probe.
     """
     first = await _look(it)
-    await asyncio.sleep(_BETWEEN_S)
+    await asyncio.sleep(TASKS_CLIENTS_BETWEEN_S)
     second = await _look(it)
     return [row for name, row in sorted(second.items()) if name in first]
 

@@ -17,7 +17,16 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
 from exodus.net.client import answered
 from exodus.net.leg import Leg
-from exodus.plan.bounds import COMPARE_LOOKS_S, COMPARISONS_KEPT
+from exodus.plan.bounds import (
+    COMPARE_LOOKS_S,
+    COMPARISONS_KEPT,
+    TASKS_COMPARISON_EXPIRY_STEP_MS,
+    TASKS_COMPARISON_FOLLOW_S,
+    TASKS_COMPARISON_LOOK_S,
+    TASKS_COMPARISON_LOOKS_MAX,
+    TASKS_COMPARISON_POLL_S,
+    TASKS_COMPARISON_SETTLE_S,
+)
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
@@ -30,13 +39,7 @@ from tasks.context import Json, Opened, opened, run
 from tasks.kept import kept_task
 from tasks.profile import difference, snapshots
 
-_FOLLOW_S = 15.0
-_SETTLE_S = 1.0
 _JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
-_POLL_S = 0.2
-_LOOK_S = 0.5
-_LOOKS_MAX = 500
-_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
 _OUTCOMES = (
     "compared",
     "equal",
@@ -61,7 +64,7 @@ async def _wait(it: Opened, epoch: int) -> None:
             it.store,
             kind,
             lambda beat: beat.epoch >= epoch,
-            within_s=_FOLLOW_S,
+            within_s=TASKS_COMPARISON_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
         )
 
@@ -85,7 +88,12 @@ async def _watch(it: Opened, seconds: float) -> list[Moment]:
                 sum(beat.facts.pending for beat in beats),
             )
         )
-        await asyncio.sleep(min(max(_LOOK_S, seconds / _LOOKS_MAX), max(0.0, seconds - passed)))
+        await asyncio.sleep(
+            min(
+                max(TASKS_COMPARISON_LOOK_S, seconds / TASKS_COMPARISON_LOOKS_MAX),
+                max(0.0, seconds - passed),
+            )
+        )
     return series
 
 
@@ -139,7 +147,7 @@ async def _judged(it: Opened) -> None:
         beats = await registry.heartbeats(it.store, "comparer")
         if not any(beat.facts.pending for beat in beats):
             return
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(TASKS_COMPARISON_POLL_S)
 
 
 async def _rows(it: Opened) -> list[Json]:
@@ -235,7 +243,7 @@ async def _convergence(it: Opened) -> Json:
                 break
             suspects = [(found.db, found.key) for found in differ]
             before = await _fingerprints(leg, suspects)
-            await asyncio.sleep(_SETTLE_S * pause)
+            await asyncio.sleep(TASKS_COMPARISON_SETTLE_S * pause)
             differ = await spot_check(engine, suspects)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
@@ -276,7 +284,7 @@ async def _fingerprints(leg: Leg, keys: list[Key]) -> dict[Key, object]:
             strict=True,
         ):
             expires = (
-                round((at_ms + left_ms) / _EXPIRY_STEP_MS)
+                round((at_ms + left_ms) / TASKS_COMPARISON_EXPIRY_STEP_MS)
                 if isinstance(left_ms, int) and left_ms > 0
                 else left_ms
             )

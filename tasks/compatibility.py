@@ -15,10 +15,10 @@ from exodus.plan.bounds import (
 )
 from exodus.plan.vocabulary import Side
 from tasks.checks import Level, check
-from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
-_SIZE_MARGIN = 1.25
+_SHOWN = frozenset({"recommendation", "strategy", "duration", "risk", "large hot key"})
 
 
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
@@ -55,90 +55,47 @@ async def foresee_strategies(it: Opened) -> list[Json]:
 
 
 @kept_task("Find large hot keys")
-def weigh_hot_keys(migration: str, hot: list[Json]) -> list[Json]:
+@opens_migration
+async def weigh_hot_keys(it: Opened, hot: list[Json]) -> list[Json]:
     """Return advice on large keys that are used often.
 
     Live sync copies the full key after each write.
     """
-
-    async def work() -> list[Json]:
-        rows: list[Json] = []
-        async with opened(migration) as it:
-            node = await it.endpoint(Side.SOURCE).any_node()
-            databases = sorted((await node.facts()).databases)
+    rows: list[Json] = []
+    node = await it.endpoint(Side.SOURCE).any_node()
+    for db in sorted((await node.facts()).databases):
+        async with await node.connect(db, name="exodus-weigh") as leg:
             for row in hot:
                 key = row["key"].encode()
-                for db in databases:
-                    async with await node.connect(db, name="exodus-weigh") as leg:
-                        kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
-                    if isinstance(used, int) and used >= HEAVY_BYTES:
-                        per_s = used * min(
-                            row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX
-                        )
-                        rows.append(
-                            {
-                                "topic": "large hot key",
-                                "finding": f"{row['key']} of database {db}: {kind!s}, "
-                                f"{used:,} bytes, {row['requests_per_s']:,} requests/s",
-                                "advice": "if these are writes, live sync copies up to "
-                                f"{per_s / 1e6:,.1f} MB/s for this key: "
-                                "trim or split it, write it less often, or set strategy: native",
-                            }
-                        )
-        return rows
-
-    return run(work())
-
-
-@kept_task("Recommend size and strategy")
-def recommend(migration: str, facts: Json, workload: Json) -> list[Json]:
-    """Return target sizing, strategy and risks as rows of `topic`, `finding`, `advice`."""
-    del migration
-    source, target = facts["source"], facts["target"]
-    needed = int(source["used_memory"] * _SIZE_MARGIN)
-    rows = [
-        {
-            "topic": "target size",
-            "finding": f"the source uses {source['used_memory']:,} bytes for "
-            f"{sum(source['databases'].values()):,} keys",
-            "advice": f"maxmemory of the target: {needed:,} bytes or more"
-            + (
-                ""
-                if not target["maxmemory"] or target["maxmemory"] >= needed
-                else f" (it is {target['maxmemory']:,})"
-            ),
-        },
-        {
-            "topic": "strategy",
-            "finding": f"DUMP version {source['payload_version']} to {target['payload_version']}",
-            "advice": "dump-restore; payloads that the target refuses are copied by type",
-        },
-        {
-            "topic": "reverse sync",
-            "finding": f"DUMP version {target['payload_version']} to {source['payload_version']}",
-            "advice": "payloads if they fit, else by type; types that only the target has "
-            "cannot flow back",
-        },
-    ]
-    for side, node in facts.items():
-        lacking = sorted(name for name, able in node["capabilities"].items() if not able)
-        rows.append(
-            {
-                "topic": f"{side} capabilities",
-                "finding": f"not available: {', '.join(lacking) or 'none'}",
-                "advice": "found by probing; no action needed",
-            }
-        )
-    for risk, count in workload.get("risks", {}).items():
-        rows.append(
-            {
-                "topic": "risk",
-                "finding": f"{risk}: {count}",
-                "advice": "these keys are not in the journal: verify before the cutover, or "
-                "declare the keys",
-            }
-        )
+                kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
+                if isinstance(used, int) and used >= HEAVY_BYTES:
+                    rows.append(_heavy(row, db, kind, used))
     return rows
+
+
+def _heavy(row: Json, db: int, kind: object, used: int) -> Json:
+    per_s = used * min(row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX)
+    name = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+    return {
+        "topic": "large hot key",
+        "finding": f"{row['key']} of database {db}: {name}, {used:,} bytes, "
+        f"{row['requests_per_s']:,} requests/s",
+        "advice": f"if these are writes, live sync copies up to {per_s / 1e6:,.1f} MB/s for this "
+        "key: trim or split it, write it less often, or set strategy: native",
+    }
+
+
+def risk_rows(workload: Json) -> list[Json]:
+    """Return what the gateways met that the journal cannot see, as rows of advice."""
+    return [
+        {
+            "topic": "risk",
+            "finding": f"{risk}: {count}",
+            "advice": "these keys are not in the journal: verify before the cutover, or declare "
+            "the keys",
+        }
+        for risk, count in workload.get("risks", {}).items()
+    ]
 
 
 def judge_workload(workload: Json, commands: list[Json], direct: list[Json]) -> list[Json]:
@@ -178,23 +135,6 @@ def judge_workload(workload: Json, commands: list[Json], direct: list[Json]) -> 
     ]
 
 
-def judge_size(facts: Json) -> list[Json]:
-    """Return the checks of the target's size, with the arithmetic."""
-    used, room = facts["source"]["used_memory"], facts["target"]["maxmemory"]
-    needed = int(used * _SIZE_MARGIN)
-    return [
-        check(
-            "the target has room for the copy and a reserve",
-            not room or room >= needed,
-            f"the source uses {used:,} bytes, times {_SIZE_MARGIN} is {needed:,}; maxmemory of the "
-            f"target is {f'{room:,}' if room else 'not set'}",
-            level=Level.SHOULD,
-            why="encodings differ between versions, and writes go on while the copy runs",
-            next_step=f"set maxmemory of the target to {needed:,} or more",
-        )
-    ]
-
-
 def workload_line(workload: Json, commands: list[Json]) -> str:
     """Return the workload in one line. A command that waits for data is not slow."""
     busy = [row for row in commands if not row["waits"]]
@@ -208,9 +148,12 @@ def workload_line(workload: Json, commands: list[Json]) -> str:
 
 
 def advice_lines(advice: list[Json]) -> list[str]:
-    """Return the advice that a decision needs: the strategy, risks, and large hot keys."""
-    wanted = [row for row in advice if row["topic"] in ("strategy", "risk", "large hot key")]
-    return [f"{row['finding']}: {row['advice']}" for row in wanted[:TASKS_COMPATIBILITY_NAMED]]
+    """Return the advice that a decision needs, the recommendation first."""
+    wanted = [row for row in advice if row["topic"] in _SHOWN]
+    return [
+        f"{row['topic']}: {row['finding']}; {row['advice']}"
+        for row in wanted[:TASKS_COMPATIBILITY_NAMED]
+    ]
 
 
 def strategy_line(foreseen: list[Json]) -> str:

@@ -17,7 +17,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 from pydantic import ConfigDict, Field, create_model
 
-from exodus.plan.bounds import TASKS_DECISION_TEXT_MAX
+from exodus.plan.bounds import TASKS_DECISION_FIELDS_MAX, TASKS_DECISION_TEXT_MAX
 from exodus.plan.settings import Fencing
 from exodus.plan.vocabulary import FenceKind, Side
 from exodus.plan.window import Window
@@ -28,7 +28,6 @@ from tasks.ledger import announce, finish_phase, record_decision, who_answered
 APPROVE, REJECT = "approve", "reject"
 IN_WINDOW = "approve in window"
 RETRY, ABANDON = "retry", "abandon"
-FIELDS_MAX = 4  # with more, Prefect's dialog (1440 × 900) has no room for the summary
 
 
 def form(words: tuple[str, ...], means: str, **more: Any) -> type[RunInput]:
@@ -50,9 +49,10 @@ def form(words: tuple[str, ...], means: str, **more: Any) -> type[RunInput]:
         ),
         **more,
     }
-    if len(fields) > FIELDS_MAX:
+    if len(fields) > TASKS_DECISION_FIELDS_MAX:
         raise ValueError(
-            f"a form has {len(fields)} fields, {FIELDS_MAX} at most: {', '.join(fields)}"
+            f"a form has {len(fields)} fields, {TASKS_DECISION_FIELDS_MAX} at most: "
+            + ", ".join(fields)
         )
     made: type[RunInput] = create_model("Decision", __base__=_Strict, **fields)
     return made

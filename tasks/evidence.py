@@ -19,13 +19,19 @@ from exodus.control.phases import PhaseState, PhaseStatus
 from exodus.errors import EvidenceFailed
 from exodus.plan.bounds import (
     LETTERS_ACCEPTED_MAX,
+    TASKS_EVIDENCE_NAMED,
     TASKS_EVIDENCE_REASONS_MAX,
     TASKS_EVIDENCE_ROWS_MAX,
 )
 from exodus.safe_text import markdown
-from tasks.artifacts import create_markdown_artifact, create_table_artifact
+from tasks.artifacts import (
+    create_markdown_artifact,
+    create_plot_artifact,
+    create_table_artifact,
+)
 from tasks.context import Json, opened, run
 from tasks.kept import kept_task
+from tasks.plots import draw
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +75,19 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToNotBeNull(column="calls"),
             gxe.ExpectColumnSumToBeBetween(column="calls", min_value=1),
             gxe.ExpectColumnValuesToBeInSet(column="target_has_it", value_set=[True]),
+        ],
+        "shapes": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="shape"),
+            gxe.ExpectColumnSumToBeBetween(column="calls", min_value=1),
+            gxe.ExpectColumnValuesToBeInSet(
+                column="verdict", value_set=["same", "accepted", "differs", "not provable"]
+            ),
+        ],
+        "sizing": lambda: [
+            gxe.ExpectColumnValuesToNotBeNull(column="type"),
+            gxe.ExpectColumnValuesToBeBetween(column="keys_sampled", min_value=1),
+            # Far from 1 the sample was not the same keys on both sides
+            gxe.ExpectColumnValuesToBeBetween(column="ratio", min_value=0.05, max_value=20),
         ],
         "comparison": lambda: [
             # Each divergence is a finding, and so is an empty comparison. The decision accepts
@@ -114,7 +133,10 @@ def _run_gate(name: str, frame: pd.DataFrame) -> list[Json]:
             name=name,
             validation_definitions=[validation],
             actions=[],
-            result_format={"result_format": "SUMMARY"},
+            result_format={
+                "result_format": "COMPLETE",
+                "unexpected_index_column_names": list(frame.columns[:1]),
+            },
         )
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": frame})
@@ -138,9 +160,18 @@ def _run_gate(name: str, frame: pd.DataFrame) -> list[Json]:
                         "observed_value", result["result"].get("unexpected_count", "")
                     )
                 ),
+                "rows": _rows_that_failed(result["result"]),
             }
         )
     return rows
+
+
+def _rows_that_failed(result: Json) -> str:
+    """Return the rows that an expectation found wrong, by the first column of their frame."""
+    found = result.get("unexpected_index_list") or []
+    names = [str(next(iter(row.values()))) for row in found[:TASKS_EVIDENCE_NAMED]]
+    more = len(found) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")
 
 
 def _infos(info: Any) -> list[Any]:
@@ -191,6 +222,11 @@ def evaluate(
                 table=rows[:TASKS_EVIDENCE_ROWS_MAX],
                 description=f"{phase}: {name}",
             )
+    plots = draw(frames, lists or {})
+    for name, svg in plots.items():
+        create_plot_artifact(
+            key=artifact_key(migration, phase, name), svg=svg, description=f"{phase}: {name}"
+        )
     create_table_artifact(
         key=artifact_key(migration, phase, "gates"),
         table=gates,
@@ -215,6 +251,7 @@ def evaluate(
         "summary": summary,
         "frames": frames,
         "lists": lists or {},
+        "plots": plots,
         "gates": gates,
         "passed": passed,
     }
@@ -225,7 +262,7 @@ def evaluate(
     ]
     judged = [
         f"{row['gate']}: {row['expectation']} ({row['on']}): {row['outcome']}, observed "
-        f"{row['observed']}"
+        f"{row['observed']}" + (f": {row['rows']}" if row["rows"] else "")
         for row in failed
     ]
     why = "; ".join([*named, *judged][:TASKS_EVIDENCE_REASONS_MAX])

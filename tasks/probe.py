@@ -14,7 +14,7 @@ from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from tasks.checks import Level, check, of_findings
-from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _KEY = RESERVED_PREFIX + b"exercise}"
@@ -52,24 +52,20 @@ async def describe_sides(it: Opened) -> Json:
 
 
 @kept_task("Exercise the target")
-def exercise_target(migration: str) -> list[Json]:
+@opens_migration
+async def exercise_target(it: Opened) -> list[Json]:
     """Write and read each type once on a key of Exodus, and remove the key."""
-
-    async def work() -> list[Json]:
-        rows: list[Json] = []
-        async with opened(migration) as it:
-            node = await it.endpoint(Side.TARGET).any_node()
-            async with await node.connect(name="exodus-exercise") as leg:
-                for name, commands, wanted in _EXERCISES:
-                    replies = await leg.pipeline(commands)  # type: ignore[arg-type]
-                    errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
-                    ok = not errors and replies[-1] == wanted
-                    detail = errors[0] if errors else "" if ok else f"answered {replies[-1]!r}"
-                    rows.append(check(f"target takes: {name}", ok, detail))
-                await leg.call("UNLINK", _KEY)
-        return rows
-
-    return run(work())
+    rows: list[Json] = []
+    node = await it.endpoint(Side.TARGET).any_node()
+    async with await node.connect(name="exodus-exercise") as leg:
+        for name, commands, wanted in _EXERCISES:
+            replies = await leg.pipeline(commands)  # type: ignore[arg-type]
+            errors = [str(reply) for reply in replies if isinstance(reply, ReplyError)]
+            ok = not errors and replies[-1] == wanted
+            detail = errors[0] if errors else "" if ok else f"answered {replies[-1]!r}"
+            rows.append(check(f"target takes: {name}", ok, detail))
+        await leg.call("UNLINK", _KEY)
+    return rows
 
 
 async def _state_of(endpoint: Endpoint) -> Json:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from exodus.commands.semantics import ROLES, Role
-from exodus.control import registry
+from exodus.control import registry, windows
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
-from exodus.plan.bounds import TASKS_PROFILE_HOT_KEYS
+from exodus.plan.bounds import (
+    RATES_SHOWN_MAX,
+    TASKS_PROFILE_HOT_KEYS,
+    TASKS_PROFILE_WINDOWS_S,
+)
+from exodus.telemetry.windows import over_time, quantile
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
+
+_PROFILE = "profile.analyze"
+_SLOWER = 2  # times its last p99: then a command is listed as changed
 
 
 async def snapshots(it: Opened) -> dict[str, Json]:
@@ -61,9 +68,46 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         "prefixes": _prefixes(before, after),
         "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
         "commands": commands,
+        "rates": await _history(it),
     }
-    await it.store.save_report("profile.analyze", report)
+    last = await it.store.report(_PROFILE)
+    report["changes"] = [] if last is None else changes(last, report)
+    await it.store.save_report(_PROFILE, report)
     return report
+
+
+async def _history(it: Opened) -> list[Json]:
+    """Return rate, errors and latency over the last day, from the windows of all gateways."""
+    since = await it.store.now_ms() - int(TASKS_PROFILE_WINDOWS_S * 1000)
+    return over_time(await windows.read(it.store, since), RATES_SHOWN_MAX)
+
+
+def changes(last: Json, now: Json) -> list[Json]:
+    """Return what is otherwise than when Analyze last looked: commands, rate, slowest latency."""
+    before = {row["command"]: row for row in last["commands"]}
+    after = {row["command"]: row for row in now["commands"]}
+    found = [
+        {"what": "requests a second", "was": last["requests_per_s"], "is": now["requests_per_s"]}
+    ]
+    found += [
+        {"what": f"{name}: calls", "was": 0, "is": after[name]["calls"]}
+        for name in sorted(after.keys() - before.keys())
+    ]
+    found += [
+        {"what": f"{name}: calls", "was": before[name]["calls"], "is": 0}
+        for name in sorted(before.keys() - after.keys())
+    ]
+    found += [
+        {
+            "what": f"{name}: p99 in µs",
+            "was": before[name]["latency_us_p99"],
+            "is": row["latency_us_p99"],
+        }
+        for name, row in after.items()
+        if name in before
+        and row["latency_us_p99"] > _SLOWER * max(1, before[name]["latency_us_p99"])
+    ]
+    return found
 
 
 def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> list[Json]:
@@ -124,17 +168,6 @@ def difference(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:
         for share in (50, 99):
             row[f"latency_us_p{share}"] = quantile(latencies[name], share / 100)
     return sorted((row for row in rows.values() if row["calls"]), key=lambda row: -row["calls"])
-
-
-def quantile(steps: Mapping[int, int], share: float) -> int:
-    """Return the smallest value that this share of all does not exceed; 0 without any."""
-    total = sum(steps.values())
-    seen = 0
-    for value in sorted(steps):
-        seen += steps[value]
-        if total and seen >= share * total:
-            return value
-    return 0
 
 
 def _prefixes(before: dict[str, Json], after: dict[str, Json]) -> list[Json]:

@@ -6,6 +6,7 @@ from exodus.errors import ExodusError
 from exodus.observe.ramp import ramp
 from exodus.observe.workload import Workload
 from exodus.plan.address import Address
+from exodus.plan.vocabulary import Side, UserRole
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 from tasks.watching import WORKLOAD
@@ -15,6 +16,17 @@ async def observed(it: Opened) -> Workload | None:
     """Return the workload model of the last Pre-test, or None."""
     kept = await it.store.report(WORKLOAD)
     return Workload.model_validate(kept) if kept is not None else None
+
+
+def trying(it: Opened, side: Side) -> Address:
+    """Return a side with the user as which requests are tried: `compare_user`, else the comparer's.
+
+    An application's user exists on the target only.
+    """
+    user = it.plan.compare_user
+    if user is not None and side is Side.TARGET:
+        return user.at(it.plan.target)
+    return it.plan.acting(UserRole.COMPARER).address(side)
 
 
 async def _tried(server: Address, workload: Workload | None) -> Json:
@@ -29,10 +41,8 @@ async def _tried(server: Address, workload: Workload | None) -> Json:
 @kept_task("Try the observed mix on the target")
 @opens_migration
 async def try_mix(it: Opened) -> Json:
-    """Play the workload model on scratch keys of the target, in steps; as `compare_user` if any."""
-    user = it.plan.compare_user
-    target = it.plan.target if user is None else user.at(it.plan.target)
-    return await _tried(target, await observed(it))
+    """Play the workload model on scratch keys of the target, in steps."""
+    return await _tried(trying(it, Side.TARGET), await observed(it))
 
 
 @kept_task("Rank candidates for the target")

@@ -6,10 +6,9 @@ from collections import deque
 
 from pydantic import BaseModel, ConfigDict
 
-from exodus.plan.bounds import PROGRESS_WINDOW_S
+from exodus.plan.bounds import PROGRESS_SHARE_MIN, PROGRESS_WINDOW_S
 
 REPORT = "progress"
-_SHARE_MIN = 0.01  # done, before an end is told
 
 
 class ProgressSample(BaseModel):
@@ -74,7 +73,7 @@ class ProgressMeter:
         )
         left = max(0, found.keys_total - found.keys)
         rates = [rate for rate, _ in (overall, recent) if rate > 0]
-        known = bool(rates) and found.keys >= _SHARE_MIN * found.keys_total
+        known = bool(rates) and found.keys >= PROGRESS_SHARE_MIN * found.keys_total
         return Progress(
             **found.model_dump(),
             what=self._what,

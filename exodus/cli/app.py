@@ -18,6 +18,7 @@ from exodus.cli.deploy import deploy
 from exodus.cli.doctor import doctor
 from exodus.cli.evidence import evidence
 from exodus.cli.output import say, show, show_error
+from exodus.cli.report import report
 from exodus.cli.users import users
 from exodus.errors import ExodusError
 
@@ -76,6 +77,7 @@ for of_a_migration in (
     phases.verify,
     phases.repair,
     migrations.archive,
+    report,
     carry,
     doctor,
 ):

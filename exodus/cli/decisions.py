@@ -23,11 +23,11 @@ from exodus.cli.waiting import WaitOption, wait_asked
 from exodus.control.approvers import of_this_process
 from exodus.control.ledger import NEXT, digest
 from exodus.errors import DecisionRefused, OperatorError
+from exodus.plan.bounds import DECISIONS_SUSPENDS_WITHIN_S
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.vocabulary import Phase
 
 Json = dict[str, Any]
-_SUSPENDS_WITHIN_S = 60.0
 _APPROVE, _REJECT = "approve", "reject"
 _AFTER_ROLLBACK = {_APPROVE: "retry", _REJECT: "abandon"}
 _MEANS = {
@@ -97,7 +97,7 @@ def answer_open_decision(
 
 def _wait_suspended(api: PrefectApi, run_id: str) -> None:
     """Wait for the run's suspension: a decision is announced a moment before it."""
-    deadline = time.monotonic() + _SUSPENDS_WITHIN_S
+    deadline = time.monotonic() + DECISIONS_SUSPENDS_WITHIN_S
     while not api.asks(run_id):
         state = api.run(run_id)["state"]
         if (

@@ -16,14 +16,12 @@ from typing import Any, cast
 import httpx
 
 from exodus.errors import OperatorError, OrchestratorError
+from exodus.plan.bounds import ASKED_ONCE_S, PREFECT_API_AGAIN_S, PREFECT_API_RUNS_MAX
 from exodus.plan.vocabulary import Phase
 from exodus.stack.home import Home
 from exodus.stack.up import MIGRATION
 
 _ATTEMPTS = 20
-_AGAIN_S = 0.5
-_ASKED_ONCE_S = 2.0
-_RUNS_MAX = 200  # of all migrations
 Json = dict[str, Any]
 
 
@@ -96,7 +94,7 @@ class PrefectApi:
                 if answer.status_code != 503:
                     return answer
                 failure = "HTTP 503: its database is locked"
-            time.sleep(_AGAIN_S)
+            time.sleep(PREFECT_API_AGAIN_S)
         raise OrchestratorError(
             f"Prefect at {self.url} does not answer",
             why=failure,
@@ -144,9 +142,9 @@ class PrefectApi:
         wanted = sorted(set(run_ids))
         if not wanted:
             return {}
-        asked = {"flow_runs": {"id": {"any_": wanted}}, "limit": _RUNS_MAX}
+        asked = {"flow_runs": {"id": {"any_": wanted}}, "limit": PREFECT_API_RUNS_MAX}
         try:
-            answer = self._http.post("/flow_runs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            answer = self._http.post("/flow_runs/filter", json=asked, timeout=ASKED_ONCE_S)
             return {run["id"]: run for run in answer.json()}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
             raise self._tells_nothing(exc) from exc
@@ -159,7 +157,7 @@ class PrefectApi:
             "limit": 1,
         }
         try:
-            answer = self._http.post("/logs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            answer = self._http.post("/logs/filter", json=asked, timeout=ASKED_ONCE_S)
             lines = [line for row in answer.json() for line in row["message"].splitlines()]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
             return f"its log cannot be read: {exc}"
@@ -181,14 +179,16 @@ class PrefectApi:
         asked = {
             "flows": {"name": {"any_": list(Phase)}},
             "sort": "EXPECTED_START_TIME_DESC",
-            "limit": _RUNS_MAX,
+            "limit": PREFECT_API_RUNS_MAX,
         }
         try:
-            answer = self._http.post("/flow_runs/filter", json=asked, timeout=_ASKED_ONCE_S)
+            answer = self._http.post("/flow_runs/filter", json=asked, timeout=ASKED_ONCE_S)
             flows = {
                 flow["id"]: flow["name"]
                 for flow in self._http.post(
-                    "/flows/filter", json={"flows": asked["flows"]}, timeout=_ASKED_ONCE_S
+                    "/flows/filter",
+                    json={"flows": asked["flows"]},
+                    timeout=ASKED_ONCE_S,
                 ).json()
             }
             found: dict[str, Json] = {}

@@ -32,11 +32,15 @@ from exodus.observe.player import Player, remarks, scratch_prefix
 from exodus.observe.profile import Profile
 from exodus.observe.workload import Workload, workload_of
 from exodus.plan.address import Address
-from exodus.plan.bounds import PLAYED_CONNECTIONS_MAX, SAMPLE_BUSY_SHARE_MAX, SAMPLE_SECONDS_MAX
+from exodus.plan.bounds import (
+    PLAYED_CONNECTIONS_MAX,
+    SAMPLE_BUSY_SHARE_MAX,
+    SAMPLE_SECONDS_MAX,
+    TRAFFIC_STATUS_S,
+)
 from exodus.plan.vocabulary import Side
 
 _MONITOR = "monitor"
-_STATUS_S = 1.0
 _SHOWN = 25
 
 
@@ -151,7 +155,7 @@ def load(
     said = [0.0]
 
     def status(now: float) -> None:
-        if now - said[0] < _STATUS_S:
+        if now - said[0] < TRAFFIC_STATUS_S:
             return
         said[0] = now
         played = player.played
@@ -272,12 +276,12 @@ def _by_packets(
 
 
 def _status(watcher: PacketWatcher, profile: Profile) -> Any:
-    """Return what prints the status line, once in `_STATUS_S`."""
+    """Return what prints the status line, once in `TRAFFIC_STATUS_S`."""
     said = [time.monotonic()]
 
     def status() -> None:
         now = time.monotonic()
-        if now - said[0] < _STATUS_S:
+        if now - said[0] < TRAFFIC_STATUS_S:
             return
         said[0] = now
         coverage = watcher.coverage

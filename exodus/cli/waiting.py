@@ -13,6 +13,7 @@ from exodus.cli.output import show
 from exodus.cli.prefect_api import PrefectApi
 from exodus.cli.runs import OPEN
 from exodus.errors import DecisionRefused
+from exodus.plan.bounds import WAITING_EVERY_S
 from exodus.plan.migration_file import MigrationFile
 
 Json = dict[str, Any]
@@ -24,7 +25,6 @@ WaitOption = Annotated[
         help="wait until the phase asks its next question or has ended; exit status 1 if it failed",
     ),
 ]
-_EVERY_S = 1.0
 
 
 def wait_asked(
@@ -72,4 +72,4 @@ def wait_asked(
         if now is not None and now not in OPEN:
             show(f"{name}: {now}")
             return
-        time.sleep(_EVERY_S)
+        time.sleep(WAITING_EVERY_S)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,7 @@ class Section:
 
     title: str
     tables: list[Table]
+    plots: list[str] = field(default_factory=list)  # SVG, written by tasks/plots.py
 
 
 @cache
@@ -130,6 +132,38 @@ def _event(entry: Json) -> tuple[object, ...]:
     )
 
 
+def _plots_of(document: object) -> list[str]:
+    """Return the plots of a phase's evidence, as addresses of images: nothing in them can run."""
+    plots = document.get("plots") if isinstance(document, Mapping) else None
+    return [
+        f"data:image/svg+xml;base64,{base64.b64encode(str(svg).encode()).decode()}"
+        for svg in (plots or {}).values()
+    ]
+
+
+def _without_plots(document: object) -> object:
+    if not isinstance(document, Mapping):
+        return document
+    return {name: part for name, part in document.items() if name != "plots"}
+
+
+def render_evidence(name: str, phase: str, evidence: Mapping[str, object]) -> str:
+    """Return the evidence of one phase as a page: the checks first, then plots and rows."""
+    frames = cast("Json", evidence.get("frames") or {})
+    sections = [
+        Section("Summary", _tables("", evidence.get("summary") or {})),
+        *(Section(frame, _tables("", rows)) for frame, rows in frames.items()),
+        Section("Plots", [], _plots_of(evidence)),
+        *(
+            Section(title, _tables("", rows))
+            for title, rows in cast("Json", evidence.get("lists") or {}).items()
+            if rows
+        ),
+        Section("Gates", _tables("", evidence.get("gates") or [])),
+    ]
+    return _template().render(name=f"{name}: {phase}", sections=sections, rows_max=REPORT_ROWS_MAX)
+
+
 def render(documents: Mapping[str, object]) -> str:
     """Return the page."""
     plan = cast("Json", documents.get("plan") or {})
@@ -139,7 +173,7 @@ def render(documents: Mapping[str, object]) -> str:
         Section("Decisions", [Table("", _DECISION, decisions)] if decisions else []),
         Section("What happened", [Table("", _EVENT, list(map(_event, ledger)))] if ledger else []),
         *(
-            Section(name, _tables(name, document))
+            Section(name, _tables(name, _without_plots(document)), _plots_of(document))
             for name, document in sorted(documents.items())
             if name not in ("plan", "ledger")
         ),

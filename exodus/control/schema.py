@@ -91,6 +91,8 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         packed keys of the target that writes were tried on
     telemetry:ID     string   gateway → flows, status
         counters and histograms, JSON; expires
+    windows          stream   gateway → flows
+        counters of 10 s each, packed; bounded in number, expires
     report:NAME      string   flows → status, later phases
         last result of a task, JSON
     fence:SIDE       string   cutover → cutover, gateways
@@ -127,6 +129,7 @@ class Keys:
         self.position = self.prefix + "position"
         self.trimmed = self.prefix + "trimmed"
         self.token = self.prefix + "token"
+        self.windows = self.prefix + "windows"
         self.dead = self.prefix + "dead"
         self.accepted = self.prefix + "accepted"
         self.gap = self.prefix + "gap"

@@ -16,6 +16,7 @@ from exodus.gateway.session import Session
 from exodus.gateway.tls import TlsContexts
 from exodus.plan.bounds import CANARY_LINGERS_S
 from exodus.plan.plan import Plan
+from exodus.plan.sample import share_bound
 from exodus.plan.vocabulary import Side, UserRole
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class CanaryControl:
         orders.pick(
             shadow_below=orders.shadow_below,
             shadow_salt=orders.shadow_salt,
-            canary_below=int(share * 2**32),
+            canary_below=share_bound(share),
         )
 
     async def _begin(self, share: float, side: Side) -> None:

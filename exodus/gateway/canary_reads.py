@@ -29,12 +29,12 @@ stops canary reads at once, and the route ends them for every gateway.
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable
 from enum import StrEnum
 
 from exodus.plan.bounds import CANARY_WINDOW_READS
+from exodus.plan.sample import in_share
 from exodus.telemetry.histogram import Histogram
 
 _SALT = 0x63616E61  # picks another share of the keys than the comparer's
@@ -137,8 +137,5 @@ class Canary:
 
 
 def chosen(key: bytes, below: int) -> bool:
-    """Tell whether a key is in the share `below` of 2**32.
-
-    A larger share has all keys of a smaller one. Every gateway chooses the same keys.
-    """
-    return zlib.crc32(key, _SALT) < below
+    """Tell whether a key is in the canary's share. Every gateway chooses the same keys."""
+    return in_share(key, below, _SALT)

@@ -10,11 +10,10 @@ Before the first switch, cursors pass unchanged. All values stay below 2**53.
 
 from __future__ import annotations
 
-from exodus.plan.bounds import CURSOR_BITS
+from exodus.plan.bounds import CURSOR_BITS, CURSORS_DIGITS_MAX
 
 _TAGS = 255  # then they repeat
 _MASK = (1 << CURSOR_BITS) - 1
-_DIGITS_MAX = 20  # of a cursor
 
 
 def tag_of(generation: int) -> int:
@@ -24,7 +23,7 @@ def tag_of(generation: int) -> int:
 
 def server_cursor(cursor: bytes, tag: int) -> bytes:
     """Return the server's cursor for a client's, or 0 if another authority gave it."""
-    if len(cursor) > _DIGITS_MAX or not cursor.isdigit():
+    if len(cursor) > CURSORS_DIGITS_MAX or not cursor.isdigit():
         return cursor  # the server refuses it
     value = int(cursor)
     if not value:
@@ -43,7 +42,7 @@ def mark_reply(frame: bytes, tag: int) -> bytes | None:
     begin = frame.index(b"\r\n", 5) + 2
     end = frame.find(b"\r\n", begin)
     cursor = frame[begin : max(end, begin)]
-    if len(cursor) > _DIGITS_MAX or not cursor.isdigit():
+    if len(cursor) > CURSORS_DIGITS_MAX or not cursor.isdigit():
         return frame  # no cursor that a client could continue with
     value = int(cursor)
     if not value:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import orjson
 
-from exodus.control import registry
+from exodus.control import registry, windows
 from exodus.control.heartbeats import GatewayHeartbeat, Heartbeat
 from exodus.control.registry import Claim
 from exodus.control.store import ControlStore
@@ -20,6 +20,7 @@ from exodus.gateway.scripts import digest
 from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.net.client import answered
 from exodus.plan.bounds import HEARTBEAT_S, HEARTBEATS_TELEMETRY_KEPT_S, HELD_HEARTBEAT_S
+from exodus.telemetry.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class HeartbeatWriter:
         stopping: asyncio.Event,
         describe: Callable[[int], GatewayHeartbeat],
         snapshot: Callable[[], dict[str, object]],
+        windows: Windows,
         log_pending: Callable[[], None],
     ) -> None:
         self._store = store
@@ -50,6 +52,7 @@ class HeartbeatWriter:
         self._store_state = store_state
         self._stopping = stopping
         self._snapshot = snapshot
+        self._windows = windows
         self._log_pending = log_pending
         self._known_ms = 0  # the store's time, as last read
         self._asked_ms: int | None = None  # the store's time when a switch asked for a heartbeat
@@ -89,6 +92,10 @@ class HeartbeatWriter:
                 key = self._store.keys.telemetry(self._process)
                 value = orjson.dumps(self._snapshot())
                 await answered(self._store.client.set(key, value, ex=HEARTBEATS_TELEMETRY_KEPT_S))
+                window = self._windows.due(self._known_ms)
+                if window is not None:
+                    await windows.keep(self._store, self._process, window)
+                    self._windows.kept()
             except STORE_ERRORS as exc:
                 self._store_state.failed(exc)
 

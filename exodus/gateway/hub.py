@@ -56,6 +56,7 @@ from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
+from exodus.telemetry.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,7 @@ class Gateway:
             stopping=self._stopping,
             describe=self.heartbeat,
             snapshot=lambda: reporting.snapshot(self),
+            windows=Windows(self.telemetry),
             log_pending=self._log_pending,
         )
         self._last_route = LastRoute(options.state_dir)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 
 from exodus.commands.table import CommandTable
 from exodus.gateway.canary_reads import Canary
 from exodus.gateway.scripts import Scripts
-from exodus.plan.sample import NameTest
+from exodus.plan.sample import NameTest, in_share
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
-
-_crc32 = zlib.crc32
 
 
 class Orders:
@@ -79,7 +76,7 @@ class Orders:
 
         By hash and name: every gateway agrees, and a key's requests are sampled all or none.
         """
-        return _crc32(key, self.shadow_salt) < self.shadow_below and (
+        return in_share(key, self.shadow_below, self.shadow_salt) and (
             self.shadow_names is None or self.shadow_names(key)
         )
 

@@ -18,3 +18,17 @@ def databases_of(info: dict[str, str]) -> dict[int, int]:
         for key, value in info.items()
         if key.startswith("db") and key[2:].isdigit()
     }
+
+
+_NO_DATA = (
+    "used_memory_startup",
+    "mem_clients_normal",
+    "mem_clients_slaves",
+    "mem_replication_backlog",
+    "mem_aof_buffer",
+)
+
+
+def data_bytes(info: dict[str, str]) -> int:
+    """Return what the keys take of a server's memory: all but the server's own and its buffers."""
+    return max(0, int(info["used_memory"]) - sum(int(info.get(name, 0)) for name in _NO_DATA))

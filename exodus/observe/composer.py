@@ -30,6 +30,7 @@ from exodus.observe.templates import (
 )
 from exodus.observe.workload import Operation, Pattern, Workload
 from exodus.plan.bounds import (
+    COMPOSER_DEFAULT_EXPIRY_MS,
     PLAYED_KEYS_MAX,
     PLAYED_PREPARED_BYTES_MAX,
     PLAYED_UNIT_REQUESTS_MAX,
@@ -38,7 +39,6 @@ from exodus.plan.bounds import (
 from exodus.resp.encode import encode
 
 _TRANSACTION = ("MULTI", "EXEC", "DISCARD")
-_DEFAULT_EXPIRY_MS = 60_000
 _KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
 
 
@@ -311,7 +311,7 @@ class Composer:
     def _expiry(self, word: Arg, part: _Part) -> Arg:
         if not isinstance(word, str) or not word.startswith("EXPIRY_"):
             return word
-        millis = part.expiry_ms.draw(self._draw) if part.expiry_ms else _DEFAULT_EXPIRY_MS
+        millis = part.expiry_ms.draw(self._draw) if part.expiry_ms else COMPOSER_DEFAULT_EXPIRY_MS
         if word == "EXPIRY_MS":
             return max(1, millis)
         return max(1, round(millis / 1000))

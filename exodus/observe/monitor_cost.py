@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from exodus.plan.bounds import MONITOR_BUFFER_BYTES_MAX, MONITOR_CPU_SHARE_MAX
-
-_REQUESTS_MIN = 200  # of the time before, for a figure a request
+from exodus.plan.bounds import (
+    MONITOR_BUFFER_BYTES_MAX,
+    MONITOR_COST_REQUESTS_MIN,
+    MONITOR_CPU_SHARE_MAX,
+)
 
 
 class Look(NamedTuple):
@@ -55,7 +57,7 @@ class MonitorCost:
         """The share of a core that the server spends more than the same requests cost before."""
         share, rate = _rates(self.began, self.last)
         share_before, rate_before = _rates(self.before, self.began)
-        if self.began.requests - self.before.requests >= _REQUESTS_MIN:
+        if self.began.requests - self.before.requests >= MONITOR_COST_REQUESTS_MIN:
             share_before *= rate / rate_before
         return max(0.0, share - share_before)
 

@@ -34,6 +34,8 @@ from exodus.plan.bounds import (
     PLAYED_ERRORS_MAX,
     PLAYED_LAST_ANSWERS_S,
     PLAYED_WAITING_MAX,
+    PLAYER_LATE_US_MAX,
+    PLAYER_TICK_S,
     READ_BATCH_BYTES,
 )
 from exodus.plan.vocabulary import Side
@@ -41,8 +43,6 @@ from exodus.resp.encode import encode
 
 SCRATCH = b"exodus:load:"
 _TOKEN_LETTERS = 8
-_TICK_S = 0.001
-_LATE_US_MAX = 10_000
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -244,7 +244,7 @@ class Player:
             now = loop.time() - began
             if unit.due_s > now:
                 on_progress(now)
-                await asyncio.sleep(min(unit.due_s - now, _TICK_S))
+                await asyncio.sleep(min(unit.due_s - now, PLAYER_TICK_S))
                 continue
             count = len(unit.requests)
             played.due += count
@@ -298,7 +298,7 @@ class Player:
             lost = next((line.lost for line in self._lines if line.lost is not None), None)
             if lost is not None:
                 raise self._gone(lost)
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(PLAYER_TICK_S)
 
     def _gone(self, why: str) -> ExodusError:
         return TargetError(
@@ -355,7 +355,7 @@ def remarks(played: Played, composer: Composer) -> list[str]:
     if unanswered:
         said.append(f"{unanswered:,} requests got no answer within {PLAYED_LAST_ANSWERS_S:.0f} s")
     late = played.late_us.quantile(0.99)
-    if late > _LATE_US_MAX:
+    if late > PLAYER_LATE_US_MAX:
         said.append(
             f"1 % of the requests left {late / 1000:.0f} ms late or more: this machine is too slow "
             "for the load, and the latencies contain it"

@@ -15,18 +15,19 @@ from exodus.observe.events import LATENCY_UNKNOWN, NO_EXPIRY, Answer, Event
 from exodus.observe.skew import KeyCounts
 from exodus.plan.bounds import (
     PROFILE_CLIENTS_MAX,
+    PROFILE_CLIENTS_SHOWN,
     PROFILE_ERRORS_MAX,
     PROFILE_PATTERNS_MAX,
+    PROFILE_PATTERNS_SHOWN,
     PROFILE_ROWS_MAX,
     PROFILE_SECONDS_MAX,
+    PROFILE_SHAPES_SHOWN,
+    RATES_SHOWN_MAX,
 )
 from exodus.telemetry.counters import OTHER
 
 OWN_CLIENTS = "exodus-"  # how the names of Exodus's own connections begin
 TRANSACTION = frozenset({"MULTI", "EXEC", "DISCARD"})
-_SHAPES_SHOWN = 200
-_PATTERNS_SHOWN = 50
-_CLIENTS_SHOWN = 50
 
 
 class Row:
@@ -177,6 +178,20 @@ class Profile:
         span = min(seconds, max(1.0, self.watched_s))
         return max(periods.values(), default=0) / span
 
+    def rates(self) -> list[dict[str, float]]:
+        """Return the rate over time, in at most `RATES_SHOWN_MAX` periods of equal length."""
+        if not self.by_second:
+            return []
+        first, last = min(self.by_second), max(self.by_second)
+        period = -(-(last - first + 1) // RATES_SHOWN_MAX)
+        counts: Counter[int] = Counter()
+        for second, count in self.by_second.items():
+            counts[(second - first) // period] += count
+        return [
+            {"at_s": first + number * period, "requests_per_s": round(counts[number] / period, 1)}
+            for number in range((last - first) // period + 1)
+        ]
+
     def report(self) -> dict[str, Any]:
         """Return what a person or a program asks of it, as JSON."""
         seconds = self.watched_s
@@ -188,13 +203,14 @@ class Profile:
                 name: round(self.peak(period), 1)
                 for name, period in (("second", 1), ("minute", 60), ("hour", 3_600))
             },
+            "rates": self.rates(),
             "writes": self.writes,
             "on_keys": self.on_keys,
             "unreadable": self.unreadable,
             "from_scripts": self.from_scripts,
             "clients": len(self.clients),
             "connections": len(self.connections),
-            "clients_by_requests": dict(self.clients.most_common(_CLIENTS_SHOWN)),
+            "clients_by_requests": dict(self.clients.most_common(PROFILE_CLIENTS_SHOWN)),
             "databases": {str(db): count for db, count in self.databases.items()},
             "depth_p99": self.depths.quantile(0.99),
             "transactions": self.batches.total,
@@ -214,7 +230,7 @@ class Profile:
         for (shape, _), row in self.rows.items():
             shapes.setdefault(shape, []).append(row)
         found = [_shape_report(shape, rows) for shape, rows in shapes.items()]
-        return sorted(found, key=lambda row: -row["calls"])[:_SHAPES_SHOWN]
+        return sorted(found, key=lambda row: -row["calls"])[:PROFILE_SHAPES_SHOWN]
 
     def _patterns(self) -> list[dict[str, Any]]:
         patterns: dict[str, list[Row]] = {}
@@ -234,7 +250,7 @@ class Profile:
             }
             for pattern, rows in patterns.items()
         ]
-        return sorted(found, key=lambda row: -row["calls"])[:_PATTERNS_SHOWN]
+        return sorted(found, key=lambda row: -row["calls"])[:PROFILE_PATTERNS_SHOWN]
 
 
 def _shape_report(shape: str, rows: list[Row]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
 from exodus.observe.composer import Composer
-from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.player import SCRATCH, Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.templates import TEMPLATES
 from exodus.observe.workload import Workload
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
@@ -24,6 +25,7 @@ from exodus.plan.bounds import (
     RAMP_STEP_S,
 )
 from exodus.plan.vocabulary import Side
+from exodus.topology.permits import refused_of
 
 _NO_RIGHT = "NOPERM"
 
@@ -50,6 +52,17 @@ class Ramp:
     def sent(self) -> int:
         """How many requests were sent."""
         return sum(int(step["sent"]) for step in self.steps)
+
+    def drop(self, workload: Workload, refused: set[str]) -> Workload:
+        """Return the workload without commands that the server's user may not run."""
+        kept = []
+        for operation in workload.operations:
+            if operation.command in refused:
+                shape = " ".join((operation.command, *operation.options))
+                self.refused[shape] = self.refused.get(shape, 0) + operation.calls
+            else:
+                kept.append(operation)
+        return workload.model_copy(update={"operations": kept}) if self.refused else workload
 
     def add(self, speed: float, played: Played) -> None:
         """Take a step."""
@@ -91,6 +104,7 @@ async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
     top = min(1.0, RAMP_RATE_MAX / max(workload.rates.mean, 1e-9))
     found = Ramp(requests=workload.requests)
     connections = min(workload.connections, RAMP_CONNECTIONS_MAX)
+    workload = found.drop(workload, await _refused(server, workload))
     before = await _used_memory(server)
     try:
         for share in RAMP_SPEEDS:
@@ -113,6 +127,28 @@ async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
         await remove_scratch(server, prefix)
     found.left = await remove_scratch(server, prefix)
     return found
+
+
+async def _refused(server: Address, workload: Workload) -> set[str]:
+    """Return the commands that the server's user may not run on a scratch key."""
+    names = sorted({each.command for each in workload.operations if each.command in TEMPLATES})
+    async with await Leg.connect(server, Side.TARGET, name="exodus-load") as leg:
+        arity = {
+            row[0].decode().upper(): abs(row[1])
+            for row in await leg.call("COMMAND", "INFO", *names)
+            if row
+        }
+        asked = [name for name in names if name in arity]
+        said = await refused_of(
+            leg,
+            server.username or "default",
+            [(name, *[SCRATCH + b"try"] * (arity[name] - 1)) for name in asked],
+        )
+    return {
+        name
+        for name, why in zip(asked, said, strict=True)
+        if why is not None and "ermission" in why
+    }
 
 
 async def _used_memory(server: Address) -> int:

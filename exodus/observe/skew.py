@@ -15,13 +15,15 @@ from typing import NamedTuple
 
 from datasketches import frequent_items_error_type, frequent_strings_sketch, hll_sketch
 
-from exodus.plan.bounds import SKEW_BATCH_KEYS
+from exodus.plan.bounds import (
+    SKEW_BATCH_KEYS,
+    SKEW_EXPONENT_MAX,
+    SKEW_LG_KEYS,
+    SKEW_RANKS_SUMMED_MAX,
+)
 
-_LG_KEYS = 12
 _LG_BUCKETS = 12
-_EXPONENT_MAX = 3.0
 _EXPONENT_STEPS = 40
-_RANKS_SUMMED_MAX = 2_000  # terms of a Zipf sum that are added one by one; an integral for the rest
 TOP = 20
 
 
@@ -40,7 +42,7 @@ class KeyCounts:
 
     def __init__(self) -> None:
         self.total = 0
-        self._hot = frequent_strings_sketch(_LG_KEYS)
+        self._hot = frequent_strings_sketch(SKEW_LG_KEYS)
         self._keys = hll_sketch(_LG_BUCKETS)
         self._waiting: list[int] = []
 
@@ -81,7 +83,7 @@ def zipf_exponent(shares: list[float], distinct: int) -> float:
     wanted = sum(shares[:top])
     if top >= distinct:  # all keys are known: the slope of the ranks themselves
         return _slope(shares[:top])
-    low, high = 0.0, _EXPONENT_MAX
+    low, high = 0.0, SKEW_EXPONENT_MAX
     for _ in range(_EXPONENT_STEPS):
         middle = (low + high) / 2
         if zipf_sum(middle, top) / zipf_sum(middle, distinct) < wanted:
@@ -93,7 +95,7 @@ def zipf_exponent(shares: list[float], distinct: int) -> float:
 
 def zipf_sum(exponent: float, ranks: int) -> float:
     """Return the sum of 1/rank**exponent over the first ranks."""
-    exact = min(ranks, _RANKS_SUMMED_MAX)
+    exact = min(ranks, SKEW_RANKS_SUMMED_MAX)
     total: float = sum(rank**-exponent for rank in range(1, exact + 1))
     if ranks > exact:
         begin, end = exact + 0.5, ranks + 0.5
@@ -114,4 +116,4 @@ def _slope(shares: list[float]) -> float:
     y = sum(share * b for _, b, share in points) / weight
     spread = sum(share * (a - x) ** 2 for a, _, share in points)
     slope = sum(share * (a - x) * (b - y) for a, b, share in points) / spread
-    return round(min(max(-slope, 0.0), _EXPONENT_MAX), 3)
+    return round(min(max(-slope, 0.0), SKEW_EXPONENT_MAX), 3)

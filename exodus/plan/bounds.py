@@ -122,6 +122,9 @@ PROFILE_ROWS_MAX = 20_000  # pairs of shape and key pattern
 PROFILE_PATTERNS_MAX = 500  # key patterns whose keys are told apart, some 100 KB each
 PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
+SIZING_KEYS_MAX = 2_000  # of the source, that are restored on the target and measured
+SIZING_SECONDS_MAX = 20.0
+RATES_SHOWN_MAX = 300  # points of the rate over time
 COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
@@ -576,6 +579,7 @@ TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name
 TASKS_DECISION_TEXT_MAX = 2_000
 
 # tasks/evidence.py
+TASKS_EVIDENCE_NAMED = 5  # rows of a frame that one expectation names
 TASKS_EVIDENCE_REASONS_MAX = 5
 TASKS_EVIDENCE_ROWS_MAX = 500
 
@@ -618,3 +622,106 @@ TASKS_PROOFS_NAMED = 5  # commands or shapes in one line
 TASKS_PROOFS_SEEN_MIN = 0.99  # of the server's own count, that the copy must show
 TASKS_PROOFS_PARSED_MIN = 0.99  # of the watched bytes
 TASKS_PROOFS_PLAYED_MIN = 0.8  # of the observed requests
+
+# exodus/shadow/shape_proofs.py
+SHAPE_PROOFS_MAX = 500  # kinds of requests that are tried
+
+# tasks/sizing.py, tasks/predictions.py
+TASKS_SIZING_HEADROOM = 1.25  # for writes meanwhile, buffers, and a background save
+TASKS_SIZING_LOOKS_MAX = 1_000  # of the history, from scheduled runs of Analyze
+TASKS_PREDICTED_MEMORY_OFF = 0.25  # of the measured size
+TASKS_PREDICTED_WATCH_S = 3.0  # of the gateways after a cutover
+TASKS_PREDICTED_P99_OFF = 0.5  # of the source's
+
+# tasks/plots.py
+TASKS_PLOTS_BARS = 20
+
+# exodus/cli/report.py
+CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal
+
+# exodus/telemetry/windows.py, exodus/control/windows.py
+TELEMETRY_WINDOW_S = 10.0  # of the gateways' counters
+TELEMETRY_WINDOW_BYTES_MAX = 32 * 1024  # packed; a larger one is kept without key prefixes
+TELEMETRY_WINDOWS_MAX = 8_640  # of all gateways: a day of one
+TELEMETRY_WINDOWS_KEPT_S = 7 * 24 * 3_600  # after the last one
+TASKS_PROFILE_WINDOWS_S = 24 * 3_600.0  # that Analyze shows
+
+# exodus/backfill/progress.py
+PROGRESS_SHARE_MIN = 0.01  # done, before an end is told
+
+# exodus/cli/decisions.py
+DECISIONS_SUSPENDS_WITHIN_S = 60.0
+
+# exodus/cli/prefect_api.py
+PREFECT_API_AGAIN_S = 0.5
+ASKED_ONCE_S = 2.0
+PREFECT_API_RUNS_MAX = 200  # of all migrations
+
+# exodus/cli/traffic.py
+TRAFFIC_STATUS_S = 1.0
+
+# exodus/cli/waiting.py
+WAITING_EVERY_S = 1.0
+
+# exodus/gateway/cursors.py
+CURSORS_DIGITS_MAX = 20  # of a cursor
+
+# exodus/observe/composer.py
+COMPOSER_DEFAULT_EXPIRY_MS = 60_000
+
+# exodus/observe/monitor_cost.py
+MONITOR_COST_REQUESTS_MIN = 200  # of the time before, for a figure a request
+
+# exodus/observe/player.py
+PLAYER_TICK_S = 0.001
+PLAYER_LATE_US_MAX = 10_000
+
+# exodus/observe/profile.py
+PROFILE_SHAPES_SHOWN = 200
+PROFILE_PATTERNS_SHOWN = 50
+PROFILE_CLIENTS_SHOWN = 50
+
+# exodus/observe/skew.py
+SKEW_LG_KEYS = 12
+SKEW_EXPONENT_MAX = 3.0
+SKEW_RANKS_SUMMED_MAX = 2_000  # terms of a Zipf sum, added one by one; then an integral
+
+# exodus/plan/scope.py
+SCOPE_DATABASE_MAX = 1_000_000
+
+# exodus/shadow/findings.py
+FINDINGS_MAX = 1_000  # more than a person can look at by name
+
+# exodus/shadow/sampling.py
+SAMPLING_FOLLOW_S = 10.0
+
+# exodus/shadow/sweep.py
+SWEEP_EVERY_S = 0.5
+
+# exodus/shadow/verdicts.py
+VERDICTS_KILL_S = 0.2  # between two attempts to end a script
+
+
+# exodus/stack/processes.py
+LOG_LINES_SHOWN = 20
+PROCESSES_TERM_S = 10.0
+
+# exodus/telemetry/sketches.py
+KEY_BYTES_MAX = 1024  # a longer key is counted by its beginning
+
+# tasks/advice.py
+TASKS_ADVICE_LONG_S = 3_600.0
+
+# tasks/clients.py
+TASKS_CLIENTS_BETWEEN_S = 1.0  # a connection that opens or closes between two reads is no finding
+
+# tasks/comparison.py
+TASKS_COMPARISON_FOLLOW_S = 15.0
+TASKS_COMPARISON_SETTLE_S = 1.0
+TASKS_COMPARISON_POLL_S = 0.2
+TASKS_COMPARISON_LOOK_S = 0.5
+TASKS_COMPARISON_LOOKS_MAX = 500
+TASKS_COMPARISON_EXPIRY_STEP_MS = 1_000  # a smaller move of an expiry is the time between two reads
+
+# tasks/decision.py
+TASKS_DECISION_FIELDS_MAX = 4  # with more, Prefect's dialog has no room for the summary

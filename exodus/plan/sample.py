@@ -14,6 +14,19 @@ from exodus.plan.scope import glob
 NameTest = Callable[[bytes], bool]
 
 
+def share_bound(share: float) -> int:
+    """Return the bound of the hashes that are in a share of the keys."""
+    return int(share * 2**32)
+
+
+def in_share(key: bytes, below: int, salt: int = 0) -> bool:
+    """Return whether a key's hash is below a bound of `share_bound`.
+
+    A larger share has all keys of a smaller one. Another salt picks other keys.
+    """
+    return zlib.crc32(key, salt) < below
+
+
 def name_test(include: Sequence[str], exclude: Sequence[str]) -> NameTest | None:
     """Return what tells whether a name passes the patterns; None where every name does."""
     if not include and not exclude:
@@ -41,13 +54,13 @@ class KeySample:
     @property
     def below(self) -> int:
         """Return the bound of the hashes that are sampled."""
-        return int(self.rate * 2**32)
+        return share_bound(self.rate)
 
     def test(self) -> NameTest:
         """Return what tells whether a key is sampled."""
         below, salt, passes = self.below, self.salt, name_test(self.include, self.exclude)
 
         def sampled(key: bytes) -> bool:
-            return zlib.crc32(key, salt) < below and (passes is None or passes(key))
+            return in_share(key, below, salt) and (passes is None or passes(key))
 
         return sampled

@@ -22,8 +22,9 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from exodus.plan.bounds import SCOPE_DATABASE_MAX
+
 Key = tuple[int, bytes]  # (database, name)
-_DATABASE_MAX = 1_000_000
 
 
 class KeyState(NamedTuple):
@@ -80,7 +81,7 @@ class FilterRule(BaseModel):
     @field_validator("databases")
     @classmethod
     def _databases(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(not 0 <= db <= _DATABASE_MAX for db in value):
+        if any(not 0 <= db <= SCOPE_DATABASE_MAX for db in value):
             raise ValueError("a database is a number from 0 on")
         return value
 
@@ -141,13 +142,16 @@ class Rename(BaseModel):
         default="", description="prefix of the names on the source; empty: all names"
     )
     database: int | None = Field(
-        default=None, ge=0, le=_DATABASE_MAX, description="database of the source; null: each"
+        default=None, ge=0, le=SCOPE_DATABASE_MAX, description="database of the source; null: each"
     )
     to_prefix: str | None = Field(
         default=None, description="prefix in its place on the target; null: the same"
     )
     to_database: int | None = Field(
-        default=None, ge=0, le=_DATABASE_MAX, description="database on the target; null: the same"
+        default=None,
+        ge=0,
+        le=SCOPE_DATABASE_MAX,
+        description="database on the target; null: the same",
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,6 @@ from exodus.control.accepted_names import names_in, why_not_all
 from exodus.shadow.divergences import is_open, name_of
 
 Json = dict[str, Any]
-FINDINGS_MAX = 1_000  # more than a person can look at by name
 NOTHING_COMPARED = "nothing compared"
 
 

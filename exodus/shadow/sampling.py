@@ -8,8 +8,7 @@ from exodus.control import registry
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, OperatorError
-
-_FOLLOW_S = 10.0
+from exodus.plan.bounds import SAMPLING_FOLLOW_S
 
 
 async def set_sample(
@@ -52,7 +51,7 @@ async def set_sample(
             store,
             kind,
             lambda beat: beat.epoch >= route.epoch,
-            within_s=_FOLLOW_S,
+            within_s=SAMPLING_FOLLOW_S,
             otherwise=f"a {kind} did not follow the route",
         )
     return route

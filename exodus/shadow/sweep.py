@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.control.changes import Key
-from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX
+from exodus.plan.bounds import COMPARE_STATES_PER_S_MAX, SWEEP_EVERY_S
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.divergences import STATE
 from exodus.shadow.investigation import Investigation
 from exodus.shadow.reports import Reporter
-
-_EVERY_S = 0.5
 
 
 @dataclass
@@ -65,14 +63,14 @@ class Sweep:
     async def step(self) -> None:
         """Compare the next keys, if it is time."""
         now = self._now()
-        if now - self._at < _EVERY_S:
+        if now - self._at < SWEEP_EVERY_S:
             return
         self._at = now
         await self._copies.keep_up()
         due = [key for key, suspect in self._suspects.items() if suspect.due <= now]
         for key in due:
             await self._look(key, self._suspects[key])
-        await self._next_ones(int(COMPARE_STATES_PER_S_MAX * _EVERY_S))
+        await self._next_ones(int(COMPARE_STATES_PER_S_MAX * SWEEP_EVERY_S))
 
     async def _next_ones(self, count: int) -> None:
         if not self._round:

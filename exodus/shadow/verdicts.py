@@ -27,7 +27,7 @@ from exodus.commands.table import CommandTable
 from exodus.control.changes import Key
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply
-from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX
+from exodus.plan.bounds import COMPARE_ASKS_PER_S_MAX, COMPARE_PENDING_MAX, VERDICTS_KILL_S
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
 from exodus.shadow.reports import Reporter
@@ -35,7 +35,6 @@ from exodus.shadow.rules import INFRASTRUCTURE, TIME_LEFT, Rules, error_code, pa
 from exodus.shadow.scratch import NoScratch, Scratch
 from exodus.shadow.trials import Slow, TooSlow, TrialConnection, kill_script
 
-_KILL_S = 0.2  # between two attempts to end a script
 MOVED = "the authority's reply moved"
 WRITTEN = "the key was written meanwhile"
 LAGGING = "live sync did not come to the key"
@@ -412,7 +411,7 @@ class Judge:
             self._slow.script_runs = True
             # A busy server may begin the script only after a first SCRIPT KILL: only the reply
             # shows that it ended.
-            while not await self._follower.ends_within(_KILL_S):
+            while not await self._follower.ends_within(VERDICTS_KILL_S):
                 await kill_script(self._ours)
             self._slow.script_runs = False
 

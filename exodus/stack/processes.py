@@ -13,10 +13,8 @@ from pathlib import Path
 import psutil
 
 from exodus.errors import StackError
+from exodus.plan.bounds import LOG_LINES_SHOWN, PROCESSES_TERM_S
 from exodus.stack.home import Running
-
-LOG_LINES_SHOWN = 20
-_TERM_S = 10.0
 
 
 @dataclass
@@ -107,13 +105,13 @@ def end(entries: Sequence[Running]) -> list[str]:
             continue
         family = [process, *process.children(recursive=True)]
         _signal(entry.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=_TERM_S)
+        _, alive = psutil.wait_procs(family, timeout=PROCESSES_TERM_S)
         for left in alive:
             try:
                 left.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(alive, timeout=_TERM_S)
+        psutil.wait_procs(alive, timeout=PROCESSES_TERM_S)
         ended.append(entry.name)
     return ended
 

@@ -13,13 +13,13 @@ from collections import Counter
 
 from datasketches import frequent_items_error_type, frequent_strings_sketch, hll_sketch
 
+from exodus.plan.bounds import KEY_BYTES_MAX
 from exodus.telemetry.counters import DISTINCT_SAMPLE, HOT_SAMPLE
 
 _HOT_LG_KEYS = (
     10  # 2**10 counters, three quarters of them in use: an error of at most 0.35 % of all requests
 )
 _HLL_LG_BUCKETS = 12  # 2**12 buckets: a relative error of 1.6 % (one standard deviation)
-KEY_BYTES_MAX = 1024  # a longer key is counted by its beginning
 
 
 def _text(key: bytes) -> str:

@@ -115,6 +115,33 @@ async def why_not(address: Address, side: Side, command: str) -> str | None:
         return (await _try(leg, address.username or "default", [command])).get(command)
 
 
+async def refused_of(leg: Leg, user: str, requests: Sequence[Sequence[Any]]) -> list[str | None]:
+    """Return why the connection's user may not run each request, or None: it may.
+
+    ACL DRYRUN tells it without a trace in the server's log. Where it is not there, the request's
+    command is queued in a transaction and discarded, and a refusal stands in ACL LOG.
+
+    Raises:
+        SourceError, TargetError: the server went away.
+    """
+    if not requests:
+        return []
+    said = await leg.pipeline([("ACL", "DRYRUN", user, *request) for request in requests])
+    if not any(isinstance(reply, ReplyError) for reply in said):
+        return [None if reply == b"OK" else reply.decode("utf-8", "replace") for reply in said]
+    names = [_name(request) for request in requests]
+    refused = await _try(leg, user, list(dict.fromkeys(names)))
+    return [refused.get(name) for name in names]
+
+
+_CONTAINERS = frozenset({"object", "memory", "xgroup", "xinfo", "script", "function", "client"})
+
+
+def _name(request: Sequence[Any]) -> str:
+    head = str(request[0]).lower()
+    return f"{head}|{str(request[1]).lower()}" if head in _CONTAINERS else head
+
+
 async def _try(leg: Leg, user: str, commands: Sequence[str]) -> dict[str, str]:
     """Return why each command is refused. Allowed commands, and those that cannot be tried, are
     left out.

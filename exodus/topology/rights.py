@@ -180,6 +180,13 @@ RIGHTS = (
         without="keep_usage carries nothing",
     ),
     Right(
+        _words("object|encoding"),
+        _SYNCER,
+        "which encodings a sample of the keys has, for Analyze",
+        frozenset({Side.SOURCE}),
+        without="Analyze lists the encodings as unknown",
+    ),
+    Right(
         _words("config|get"),
         _ALL,
         "limits, databases and settings of the server",

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from zlib import crc32
 
 from exodus.copy.chunked import At, differs_in_chunks, expiry_of
 from exodus.copy.filtered import filtered_keys
@@ -24,6 +23,7 @@ from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
 from exodus.plan.bounds import COMPARE_APART_KEYS, COMPARE_RELATIVE_SLACK_MS
 from exodus.plan.own_keys import is_own, without_own
+from exodus.plan.sample import in_share, share_bound
 from exodus.plan.scope import Scope
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
@@ -43,11 +43,6 @@ _READS = {
     Depth.OUTLINE: ReadMode.OUTLINE,
     Depth.FULL: ReadMode.COMPARABLE,
 }
-
-
-def in_sample(key: bytes, share: float) -> bool:
-    """Return whether a key is among that share of all keys; the same ones each time."""
-    return crc32(key) < share * 2**32
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class Comparison:
             keys = [
                 key
                 for key in dict.fromkeys(found)
-                if not is_own(key) and (self._share >= 1 or in_sample(key, self._share))
+                if not is_own(key) and (self._share >= 1 or in_share(key, share_bound(self._share)))
             ]
             filtered = (
                 await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)

@@ -33,13 +33,13 @@ from exodus.plan.bounds import (
     VERIFY_SLICES_AT_A_TIME,
 )
 from exodus.plan.own_keys import without_own
+from exodus.plan.sample import in_share, share_bound
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import (
     Comparison,
     ComparisonCounts,
     Depth,
     Divergence,
-    in_sample,
     open_comparison,
 )
 from exodus.verify.extra_keys import ExtraKeys, open_extra_keys
@@ -410,10 +410,11 @@ async def _look_through(
         keys = [key for key in keys if key not in theirs]
     mine, share = keys, way.report.share
     if share < 1:
+        below = share_bound(share)
         keys = [
             key
             for key in keys
-            if in_sample((engine.scope.source_key(piece.db, key) or (0, key))[1], share)
+            if in_share((engine.scope.source_key(piece.db, key) or (0, key))[1], below)
         ]
     before = extra_keys.spared, extra_keys.left_behind
     found = [found for _, found in await extra_keys.among(piece.db, keys)]

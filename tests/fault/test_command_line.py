@@ -132,3 +132,36 @@ def test_abort_without_a_switch_is_refused(file: Path, tmp_path: Path) -> None:
     done = _run(tmp_path, "abort", "--why", "nothing to abort", "--file", str(file))
     assert done.returncode == 1
     assert done.stderr.startswith("error: no switch is under way [refused]")
+
+
+def test_the_evidence_of_a_phase_is_shown_listed_and_written(
+    file: Path, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    found = {
+        "phase": "analyze",
+        "summary": {"requests": 5},
+        "frames": {"checks": [{"check": "room", "ok": True, "level": "must", "detail": "enough"}]},
+        "lists": {"shapes": [{"shape": "GET", "calls": number} for number in range(50)]},
+        "plots": {"plot-mix": "<svg/>"},
+        "gates": [],
+        "passed": True,
+    }
+
+    async def keep() -> None:
+        async with await ControlStore.connect(control_server.address(), "orders") as store:
+            await store.save_report("evidence.analyze", found)
+
+    asyncio.run(keep())
+    assert "analyze" in _run(file.parent, "report").stdout
+    shown = _run(file.parent, "report", "analyze").stdout
+    assert "enough" in shown
+    assert "and 10 more" in shown
+    page = tmp_path / "analyze.html"
+    assert _run(file.parent, "report", "analyze", "--html", str(page)).returncode == 0
+    assert "data:image/svg+xml" in page.read_text()
+    assert page.stat().st_mode & 0o077 == 0
+    missing = _run(file.parent, "report", "test")
+    assert missing.returncode == 2
+    assert "there is some of: analyze" in missing.stderr
+    nowhere = _run(file.parent, "report", "analyze", "--html", "/nowhere/x.html")
+    assert "--html: /nowhere/x.html cannot be written" in nowhere.stderr

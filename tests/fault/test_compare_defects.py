@@ -311,26 +311,30 @@ async def test_an_older_state_that_was_restored(local: LocalMigration) -> None:
         await _one_cause(local, "k", "GET", Cause.STALE)
 
 
-async def test_a_key_that_the_target_evicted(local: LocalMigration) -> None:
-    target = local.servers[Side.TARGET].client()
+@pytest.mark.parametrize(
+    ("side", "cause"),
+    [(Side.TARGET, Cause.EVICTED), (Side.SOURCE, Cause.EVICTED_AUTHORITY)],
+)
+async def test_a_key_that_a_side_evicted(local: LocalMigration, side: Side, cause: Cause) -> None:
+    box = local.servers[side].client()
     async with comparing(local):
         app = local.app()
         for number in range(50):
             await app.set(f"k{number}", "x" * 1_000)
         await app.get("k1")
         await row_of(local, "GET", "equal")
-        target.config_set("maxmemory-policy", "allkeys-random")
-        target.config_set("maxmemory", target.info("memory")["used_memory"] - 30_000)
+        box.config_set("maxmemory-policy", "allkeys-random")
+        box.config_set("maxmemory", box.info("memory")["used_memory"] - 30_000)
 
         async def evicted() -> bool:
-            target.set("pressure", "x" * 100)
-            return target.info("stats")["evicted_keys"] > 0 and len(target.keys("k*")) < 45
+            box.set("pressure", "x" * 100)
+            return box.info("stats")["evicted_keys"] > 0 and len(box.keys("k*")) < 45
 
         await until(evicted, within_s=10, otherwise="nothing was evicted")
-        target.config_set("maxmemory", 0)
-        gone = next(f"k{n}" for n in range(50) if not target.exists(f"k{n}"))
+        box.config_set("maxmemory", 0)
+        gone = next(f"k{n}" for n in range(50) if not box.exists(f"k{n}"))
         await app.get(gone)
-        await _one_cause(local, gone, "GET", Cause.EVICTED)
+        await _one_cause(local, gone, "GET", cause)
 
 
 async def test_a_key_whose_expiry_was_lost_on_its_way(local: LocalMigration) -> None:

@@ -10,11 +10,14 @@ import inspect
 import pytest
 import redis.asyncio as redis
 
+from exodus.control import windows
 from exodus.gateway.tables import load_table
 from exodus.observe.monitor import capture
 from exodus.plan.vocabulary import Side
+from exodus.stack.home import free_port
+from exodus.telemetry import windows as telemetry_windows
 from exodus.topology.endpoint import Endpoint
-from tasks import clients, probe
+from tasks import clients, probe, profile
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
 from tests.support.wait import until
@@ -100,3 +103,49 @@ async def test_a_change_of_the_source_is_found_and_named(
     if red == "the source's settings":
         assert failed == {"the source's settings are unchanged": "maxmemory-policy"}
     assert rows[-1]["detail"].startswith("PING p50 ")
+
+
+async def test_windows_of_the_gateways_are_kept_for_analyze(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry_windows, "TELEMETRY_WINDOW_S", 1.0)
+    await local.gateway("gw-1")
+    await local.gateway("gw-2", port=free_port())
+    client = local.app()
+    for number in range(300):
+        await client.set(f"order:{number}", "x")
+
+    async def seen() -> int:
+        found = await windows.read(local.store, 0)
+        assert {window["process"] for window in found} <= {"gw-1", "gw-2"}
+        return sum(window["commands"].get("SET", {}).get("calls", 0) for window in found)
+
+    async def kept() -> bool:
+        return await seen() > 0
+
+    await until(kept, within_s=10, otherwise="no window was kept")
+    for number in range(100):
+        await client.set(f"order:{number}", "x")
+    it = Opened(local.plan, local.store, local.plan)
+    learn = inspect.unwrap(profile.learn_workload.fn)
+    report = await learn(it, 1.5)
+    assert report["changes"] == []
+    assert sum(row["requests_per_s"] for row in report["rates"]) > 0
+    await client.get("order:1")
+    again = await learn(it, 0.5)
+    assert "requests a second" in {row["what"] for row in again["changes"]}
+
+
+def test_what_changed_since_the_last_look_is_named() -> None:
+    def look(**p99: int) -> dict:
+        rows = [
+            {"command": name, "calls": 5, "latency_us_p99": value} for name, value in p99.items()
+        ]
+        return {"requests_per_s": 10.0, "commands": rows}
+
+    found = profile.changes(look(GET=100, SET=100, DEL=5), look(GET=110, SET=900, INCR=5))
+    assert [(row["what"], row["was"], row["is"]) for row in found[1:]] == [
+        ("INCR: calls", 0, 5),
+        ("DEL: calls", 5, 0),
+        ("SET: p99 in µs", 100, 900),
+    ]

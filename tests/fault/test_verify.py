@@ -19,10 +19,11 @@ from exodus.copy.impact import read_budget
 from exodus.copy.scan import plan_slices
 from exodus.engine import Engine
 from exodus.plan.plan import Plan
+from exodus.plan.sample import in_share, share_bound
 from exodus.plan.settings import Budget
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
-from exodus.verify.comparison import Depth, in_sample
+from exodus.verify.comparison import Depth
 from exodus.verify.parts import merge_parts, plan_parts, read_part
 from exodus.verify.passes import PassState
 from exodus.verify.reconcile import reconcile, verify
@@ -178,7 +179,9 @@ async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str
     part = await verify(engine, settle_s=0.01, attempts=2, under_way=PassState(share=0.25))
     assert 800 < part.keys_authority < 1_200
     assert {(row.key, row.kind) for row in part.divergences} == {
-        (key, kind) for key, kind in outlined | {(b"string", "value")} if in_sample(key, 0.25)
+        (key, kind)
+        for key, kind in outlined | {(b"string", "value")}
+        if in_share(key, share_bound(0.25))
     }
     source.flushall()
     target.flushall()

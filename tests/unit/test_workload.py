@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from exodus.commands.table import Command
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
-from tasks.compatibility import judge_size, judge_workload, workload_line
+from tasks.compatibility import judge_workload, workload_line
 from tasks.profile import _prefixes, difference, quantile
 
 GET = Command(b"GET", write=False, first=1, last=1)
@@ -66,13 +64,6 @@ def test_prefixes_are_of_the_window() -> None:
 
 def test_a_percentile_of_nothing_is_zero() -> None:
     assert quantile({}, 0.99) == 0
-
-
-@pytest.mark.parametrize(("room", "ok"), [(0, True), (124, False), (125, True)])
-def test_a_target_without_a_reserve_is_a_finding(room: int, ok: bool) -> None:
-    (row,) = judge_size({"source": {"used_memory": 100}, "target": {"maxmemory": room}})
-    assert (row["ok"], row["level"]) == (ok, "should")
-    assert "100 bytes, times 1.25 is 125" in row["detail"]
 
 
 def test_each_check_of_the_workload_can_fail() -> None:

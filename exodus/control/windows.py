@@ -1,0 +1,35 @@
+"""Windows of the gateways' counters in the control store, bounded in number and age."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exodus.control.store import ControlStore
+from exodus.net.client import answered
+from exodus.plan.bounds import TELEMETRY_WINDOWS_KEPT_S, TELEMETRY_WINDOWS_MAX
+from exodus.telemetry.windows import unpack
+
+
+async def keep(store: ControlStore, process: str, window: bytes) -> None:
+    """Add a window of one gateway.
+
+    Raises:
+        redis.exceptions.RedisError: the store does not take it.
+    """
+    await answered(
+        store.client.xadd(
+            store.keys.windows,
+            {"process": process, "window": window},
+            maxlen=TELEMETRY_WINDOWS_MAX,
+            approximate=True,
+        )
+    )
+    await answered(store.client.expire(store.keys.windows, TELEMETRY_WINDOWS_KEPT_S))
+
+
+async def read(store: ControlStore, since_ms: int) -> list[dict[str, Any]]:
+    """Return the windows since a time of the store, the oldest first."""
+    found = await answered(store.client.xrange(store.keys.windows, min=str(since_ms)))
+    return [
+        {"process": fields[b"process"].decode(), **unpack(fields[b"window"])} for _, fields in found
+    ]

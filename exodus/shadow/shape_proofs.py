@@ -1,0 +1,176 @@
+"""Each observed kind of request, run on scratch keys of the target; where allowed, of the source.
+
+A verdict is
+
+| verdict       | means                                                                   |
+| ------------- | ----------------------------------------------------------------------- |
+| same          | both sides ran it, and their replies mean the same                      |
+| accepted      | the target ran it; the source was not asked (`prove_on_source`)         |
+| differs       | the replies differ, or only one side ran it                             |
+| missing       | the target does not have the command or the option                      |
+| not provable  | Exodus cannot try it, or its user may not run it                        |
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from exodus.net.leg import Leg, Reply, ReplyError
+from exodus.observe.monitor import HIDDEN
+from exodus.observe.workload import Workload
+from exodus.plan.bounds import SHAPE_PROOFS_MAX
+from exodus.shadow.rules import Rules, error_code
+from exodus.shadow.shape_specs import Spec, spec_of
+from exodus.topology.permits import refused_of
+
+_KEYS = ("K1", "K2", "K3")
+_NO_RIGHT = re.compile("NOPERM|permission", re.IGNORECASE)
+_LACKS = ("unknown command", "unknown subcommand", "syntax error", "wrong number of arguments")
+# Their replies are another each time.
+_NEVER_EQUAL = frozenset({"TIME", "DUMP", "MEMORY|USAGE", "OBJECT|IDLETIME", "XINFO|STREAM"})
+
+
+class Verdict(StrEnum):
+    """What a trial of a shape showed."""
+
+    SAME = "same"
+    ACCEPTED = "accepted"
+    DIFFERS = "differs"
+    MISSING = "missing"
+    NOT_PROVABLE = "not provable"
+
+
+class Shape(NamedTuple):
+    """A kind of request, and how often it was observed."""
+
+    command: str  # with its subcommand as CONTAINER|SUBCOMMAND
+    options: tuple[str, ...]
+    calls: int
+    origin: str  # who observed it
+
+    @property
+    def text(self) -> str:
+        """Return it as a person reads it."""
+        return " ".join((self.command.replace("|", " "), *self.options))
+
+
+def shapes_of(workload: Workload | None, commands: Sequence[dict[str, Any]]) -> list[Shape]:
+    """Return the shapes of a workload model and of the gateways' commands, the most frequent first.
+
+    What sets a connection up (AUTH, CLIENT) is left out. Gateways count commands without options.
+    Where the model has shapes of a command, these count; else the command without options does.
+    """
+    calls: dict[tuple[str, tuple[str, ...]], int] = {}
+    for operation in workload.operations if workload is not None else ():
+        name = operation.command
+        if operation.subcommand:
+            name += f"|{operation.subcommand}"
+        shape = name, tuple(operation.options)
+        calls[shape] = calls.get(shape, 0) + operation.calls
+    seen = {name for name, _ in calls}
+    found = [Shape(*shape, count, "pre-test") for shape, count in calls.items()]
+    found += [
+        Shape(row["command"], (), row["calls"], "gateways")
+        for row in commands
+        if row["command"] not in seen
+    ]
+    found = [shape for shape in found if shape.command.partition("|")[0] not in HIDDEN]
+    return sorted(found, key=lambda shape: -shape.calls)
+
+
+async def prove(
+    shapes: Sequence[Shape], target: Leg, source: Leg | None, rules: Rules
+) -> list[dict[str, Any]]:
+    """Try each shape; a row of verdict and reason for each.
+
+    What the connection's user may not run is not sent.
+
+    Scratch keys are removed in the same pipeline. Replies of the source are compared by `rules`.
+
+    Raises:
+        SourceError, TargetError: a side went away.
+    """
+    prefix = f"exodus:load:{secrets.token_hex(4)}"
+    rows = []
+    for number, shape in enumerate(shapes):
+        keys = {name: f"{prefix}:{{{number}}}:{name}" for name in _KEYS}
+        spec = (
+            spec_of(shape.command, shape.options)
+            if number < SHAPE_PROOFS_MAX
+            else f"more than {SHAPE_PROOFS_MAX} shapes were observed"
+        )
+        if isinstance(spec, str):
+            verdict, how = Verdict.NOT_PROVABLE, spec
+        elif (why := await _not_allowed([target, source], spec, keys)) is not None:
+            verdict, how = Verdict.NOT_PROVABLE, why
+        else:
+            theirs = await _tried(target, spec, keys)
+            ours = None if source is None else await _tried(source, spec, keys)
+            request = [keys.get(word, word).encode() for word in spec.request]
+            verdict, how = _judge(shape.command, request, theirs, ours, rules, source is not None)
+        rows.append(
+            {
+                "shape": shape.text,
+                "calls": shape.calls,
+                "observed_by": shape.origin,
+                "verdict": str(verdict),
+                "how": how,
+            }
+        )
+    return rows
+
+
+def _lines(spec: Spec, keys: dict[str, str]) -> list[list[str]]:
+    lines = [[keys.get(word, word) for word in words] for words in (*spec.before, spec.request)]
+    return [*lines, ["UNLINK", *keys.values()]]
+
+
+async def _not_allowed(legs: Sequence[Leg | None], spec: Spec, keys: dict[str, str]) -> str | None:
+    """Return why a trial cannot be run by the users of the connections; None: it can."""
+    lines = _lines(spec, keys)
+    for leg in legs:
+        if leg is None:
+            continue
+        said = await refused_of(leg, leg.address.username or "default", lines)
+        for line, why in zip(lines, said, strict=True):
+            if why is not None and _NO_RIGHT.search(why):
+                return f"Exodus's user on the {leg.side} may not run {line[0]}"
+    return None
+
+
+async def _tried(leg: Leg, spec: Spec, keys: dict[str, str]) -> Reply:
+    """Return the reply to the request, or the first error before it."""
+    replies = await leg.pipeline(_lines(spec, keys))
+    before = next((reply for reply in replies[:-2] if isinstance(reply, ReplyError)), None)
+    return before if before is not None else replies[-2]
+
+
+def _judge(
+    command: str, request: list[bytes], theirs: Reply, ours: Reply, rules: Rules, compared: bool
+) -> tuple[Verdict, str]:
+    for side, reply in (("target", theirs), *([("source", ours)] if compared else [])):
+        if error_code(reply) == "NOPERM":
+            return Verdict.NOT_PROVABLE, f"Exodus's user on the {side} may not run it"
+    target_failed = isinstance(theirs, ReplyError)
+    if target_failed and any(text in str(theirs) for text in _LACKS):
+        if compared and isinstance(ours, ReplyError):
+            return Verdict.NOT_PROVABLE, f"neither side takes the trial: {theirs}"
+        return Verdict.MISSING, str(theirs)
+    if not compared:
+        if target_failed:
+            return Verdict.DIFFERS, f"the target answers: {theirs}"
+        return Verdict.ACCEPTED, ""
+    if command in _NEVER_EQUAL and not target_failed and not isinstance(ours, ReplyError):
+        return Verdict.ACCEPTED, "the reply is another each time"
+    name = command.partition("|")[0].encode()
+    if rules.equivalent(name, ours, theirs, request):
+        return Verdict.SAME, ""
+    return Verdict.DIFFERS, f"source: {_shown(ours)}; target: {_shown(theirs)}"
+
+
+def _shown(reply: Reply) -> str:
+    return str(reply)[:80]

@@ -1,0 +1,318 @@
+"""How each kind of request is tried on scratch keys: as data.
+
+One line a command: its name, what prepares its keys (`-`: nothing), and the request. `K1`, `K2`,
+and `K3` are scratch keys that do not exist before. `?` is where option words go. A command without
+a line cannot be tried: it concerns every key or the server, or nobody has written its line yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+
+class Spec(NamedTuple):
+    """How a command is tried: the requests before, and the words of the request itself."""
+
+    before: tuple[tuple[str, ...], ...]
+    request: tuple[str, ...]
+
+
+_LINES = """
+GET | SET K1 v | GET K1
+SET | - | SET K1 v ?
+SETEX | - | SETEX K1 60 v
+PSETEX | - | PSETEX K1 60000 v
+SETNX | - | SETNX K1 v
+GETSET | SET K1 v | GETSET K1 w
+GETDEL | SET K1 v | GETDEL K1
+GETEX | SET K1 v | GETEX K1 ?
+STRLEN | SET K1 v | STRLEN K1
+APPEND | SET K1 v | APPEND K1 w
+GETRANGE | SET K1 value | GETRANGE K1 1 3
+SUBSTR | SET K1 value | SUBSTR K1 1 3
+SETRANGE | SET K1 value | SETRANGE K1 1 x
+MGET | SET K1 v | MGET K1 K2
+MSET | - | MSET K1 v K2 w
+MSETNX | - | MSETNX K1 v K2 w
+INCR | SET K1 1 | INCR K1
+DECR | SET K1 1 | DECR K1
+INCRBY | SET K1 1 | INCRBY K1 2
+DECRBY | SET K1 1 | DECRBY K1 2
+INCRBYFLOAT | SET K1 1.5 | INCRBYFLOAT K1 0.25
+LCS | SET K1 hello ; SET K2 help | LCS K1 K2 ?
+DEL | SET K1 v | DEL K1
+UNLINK | SET K1 v | UNLINK K1
+EXISTS | SET K1 v | EXISTS K1 K2
+TOUCH | SET K1 v | TOUCH K1
+TYPE | SET K1 v | TYPE K1
+RENAME | SET K1 v | RENAME K1 K2
+RENAMENX | SET K1 v | RENAMENX K1 K2
+COPY | SET K1 v | COPY K1 K2 ?
+EXPIRE | SET K1 v | EXPIRE K1 60 ?
+PEXPIRE | SET K1 v | PEXPIRE K1 60000 ?
+EXPIREAT | SET K1 v | EXPIREAT K1 4000000000 ?
+PEXPIREAT | SET K1 v | PEXPIREAT K1 4000000000000 ?
+TTL | SET K1 v EX 60 | TTL K1
+PTTL | SET K1 v EX 60 | PTTL K1
+EXPIRETIME | SET K1 v EXAT 4000000000 | EXPIRETIME K1
+PEXPIRETIME | SET K1 v EXAT 4000000000 | PEXPIRETIME K1
+PERSIST | SET K1 v EX 60 | PERSIST K1
+SORT | RPUSH K1 3 1 2 | SORT K1 ?
+SORT_RO | RPUSH K1 3 1 2 | SORT_RO K1 ?
+OBJECT|ENCODING | RPUSH K1 a | OBJECT ENCODING K1
+OBJECT|REFCOUNT | RPUSH K1 a | OBJECT REFCOUNT K1
+OBJECT|IDLETIME | RPUSH K1 a | OBJECT IDLETIME K1
+MEMORY|USAGE | RPUSH K1 a | MEMORY USAGE K1
+DUMP | SET K1 v | DUMP K1
+HSET | - | HSET K1 f v
+HMSET | - | HMSET K1 f v
+HSETNX | - | HSETNX K1 f v
+HGET | HSET K1 f v | HGET K1 f
+HMGET | HSET K1 f v | HMGET K1 f g
+HGETALL | HSET K1 f v | HGETALL K1
+HKEYS | HSET K1 f v | HKEYS K1
+HVALS | HSET K1 f v | HVALS K1
+HLEN | HSET K1 f v | HLEN K1
+HEXISTS | HSET K1 f v | HEXISTS K1 f
+HSTRLEN | HSET K1 f v | HSTRLEN K1 f
+HDEL | HSET K1 f v | HDEL K1 f
+HINCRBY | HSET K1 n 1 | HINCRBY K1 n 2
+HINCRBYFLOAT | HSET K1 n 1 | HINCRBYFLOAT K1 n 0.5
+HRANDFIELD | HSET K1 f v | HRANDFIELD K1
+HSCAN | HSET K1 f v | HSCAN K1 0 ?
+HGETDEL | HSET K1 f v | HGETDEL K1 ? FIELDS 1 f
+HGETEX | HSET K1 f v | HGETEX K1 ? FIELDS 1 f
+HSETEX | - | HSETEX K1 ? FIELDS 1 f v
+HEXPIRE | HSET K1 f v | HEXPIRE K1 60 ? FIELDS 1 f
+HPEXPIRE | HSET K1 f v | HPEXPIRE K1 60000 ? FIELDS 1 f
+HEXPIREAT | HSET K1 f v | HEXPIREAT K1 4000000000 ? FIELDS 1 f
+HPEXPIREAT | HSET K1 f v | HPEXPIREAT K1 4000000000000 ? FIELDS 1 f
+HTTL | HSET K1 f v | HTTL K1 FIELDS 1 f
+HPTTL | HSET K1 f v | HPTTL K1 FIELDS 1 f
+HEXPIRETIME | HSET K1 f v | HEXPIRETIME K1 FIELDS 1 f
+HPEXPIRETIME | HSET K1 f v | HPEXPIRETIME K1 FIELDS 1 f
+HPERSIST | HSET K1 f v | HPERSIST K1 FIELDS 1 f
+LPUSH | - | LPUSH K1 a b
+RPUSH | - | RPUSH K1 a b
+LPUSHX | RPUSH K1 a | LPUSHX K1 b
+RPUSHX | RPUSH K1 a | RPUSHX K1 b
+LPOP | RPUSH K1 a b | LPOP K1
+RPOP | RPUSH K1 a b | RPOP K1
+LLEN | RPUSH K1 a b | LLEN K1
+LINDEX | RPUSH K1 a b | LINDEX K1 1
+LRANGE | RPUSH K1 a b | LRANGE K1 0 -1
+LTRIM | RPUSH K1 a b | LTRIM K1 0 0
+LSET | RPUSH K1 a b | LSET K1 0 c
+LREM | RPUSH K1 a b | LREM K1 0 a
+LINSERT | RPUSH K1 a b | LINSERT K1 ? a c
+LPOS | RPUSH K1 a b | LPOS K1 b ?
+LMOVE | RPUSH K1 a b | LMOVE K1 K2 LEFT RIGHT
+RPOPLPUSH | RPUSH K1 a b | RPOPLPUSH K1 K2
+LMPOP | RPUSH K1 a b | LMPOP 1 K1 LEFT ?
+BLPOP | RPUSH K1 a b | BLPOP K1 1
+BRPOP | RPUSH K1 a b | BRPOP K1 1
+BLMOVE | RPUSH K1 a b | BLMOVE K1 K2 LEFT RIGHT 1
+BRPOPLPUSH | RPUSH K1 a b | BRPOPLPUSH K1 K2 1
+BLMPOP | RPUSH K1 a b | BLMPOP 1 1 K1 LEFT ?
+SADD | - | SADD K1 a b
+SREM | SADD K1 a b | SREM K1 a
+SISMEMBER | SADD K1 a b | SISMEMBER K1 a
+SMISMEMBER | SADD K1 a b | SMISMEMBER K1 a c
+SMEMBERS | SADD K1 a b | SMEMBERS K1
+SCARD | SADD K1 a b | SCARD K1
+SPOP | SADD K1 a | SPOP K1
+SRANDMEMBER | SADD K1 a | SRANDMEMBER K1
+SMOVE | SADD K1 a b | SMOVE K1 K2 a
+SSCAN | SADD K1 a b | SSCAN K1 0 ?
+SINTER | SADD K1 a b ; SADD K2 b | SINTER K1 K2
+SUNION | SADD K1 a b ; SADD K2 b | SUNION K1 K2
+SDIFF | SADD K1 a b ; SADD K2 b | SDIFF K1 K2
+SINTERSTORE | SADD K1 a b ; SADD K2 b | SINTERSTORE K3 K1 K2
+SUNIONSTORE | SADD K1 a b ; SADD K2 b | SUNIONSTORE K3 K1 K2
+SDIFFSTORE | SADD K1 a b ; SADD K2 b | SDIFFSTORE K3 K1 K2
+SINTERCARD | SADD K1 a b ; SADD K2 b | SINTERCARD 2 K1 K2 ?
+ZADD | - | ZADD K1 ? 1.5 a
+ZREM | ZADD K1 1 a 2 b | ZREM K1 a
+ZSCORE | ZADD K1 1.5 a | ZSCORE K1 a
+ZMSCORE | ZADD K1 1.5 a | ZMSCORE K1 a b
+ZRANK | ZADD K1 1 a 2 b | ZRANK K1 b ?
+ZREVRANK | ZADD K1 1 a 2 b | ZREVRANK K1 b ?
+ZINCRBY | ZADD K1 1 a | ZINCRBY K1 1.5 a
+ZCARD | ZADD K1 1 a 2 b | ZCARD K1
+ZCOUNT | ZADD K1 1 a 2 b | ZCOUNT K1 -inf 1
+ZLEXCOUNT | ZADD K1 0 a 0 b | ZLEXCOUNT K1 - +
+ZRANGE | ZADD K1 1 a 2 b | ZRANGE K1 0 1 ?
+ZRANGESTORE | ZADD K1 1 a 2 b | ZRANGESTORE K2 K1 0 1 ?
+ZREVRANGE | ZADD K1 1 a 2 b | ZREVRANGE K1 0 1 ?
+ZRANGEBYSCORE | ZADD K1 1 a 2 b | ZRANGEBYSCORE K1 0 9 ?
+ZREVRANGEBYSCORE | ZADD K1 1 a 2 b | ZREVRANGEBYSCORE K1 9 0 ?
+ZRANGEBYLEX | ZADD K1 0 a 0 b | ZRANGEBYLEX K1 - + ?
+ZREVRANGEBYLEX | ZADD K1 0 a 0 b | ZREVRANGEBYLEX K1 + - ?
+ZREMRANGEBYLEX | ZADD K1 0 a 0 b | ZREMRANGEBYLEX K1 - [a
+ZREMRANGEBYRANK | ZADD K1 1 a 2 b | ZREMRANGEBYRANK K1 0 0
+ZREMRANGEBYSCORE | ZADD K1 1 a 2 b | ZREMRANGEBYSCORE K1 0 1
+ZPOPMIN | ZADD K1 1 a 2 b | ZPOPMIN K1
+ZPOPMAX | ZADD K1 1 a 2 b | ZPOPMAX K1
+ZMPOP | ZADD K1 1 a 2 b | ZMPOP 1 K1 MIN ?
+BZPOPMIN | ZADD K1 1 a 2 b | BZPOPMIN K1 1
+BZPOPMAX | ZADD K1 1 a 2 b | BZPOPMAX K1 1
+BZMPOP | ZADD K1 1 a 2 b | BZMPOP 1 1 K1 MIN ?
+ZRANDMEMBER | ZADD K1 1 a | ZRANDMEMBER K1
+ZSCAN | ZADD K1 1 a | ZSCAN K1 0 ?
+ZUNION | ZADD K1 1 a ; ZADD K2 2 a | ZUNION 2 K1 K2 ?
+ZINTER | ZADD K1 1 a ; ZADD K2 2 a | ZINTER 2 K1 K2 ?
+ZDIFF | ZADD K1 1 a ; ZADD K2 2 b | ZDIFF 2 K1 K2 ?
+ZUNIONSTORE | ZADD K1 1 a ; ZADD K2 2 a | ZUNIONSTORE K3 2 K1 K2 ?
+ZINTERSTORE | ZADD K1 1 a ; ZADD K2 2 a | ZINTERSTORE K3 2 K1 K2 ?
+ZDIFFSTORE | ZADD K1 1 a ; ZADD K2 2 b | ZDIFFSTORE K3 2 K1 K2
+ZINTERCARD | ZADD K1 1 a ; ZADD K2 2 a | ZINTERCARD 2 K1 K2 ?
+XADD | - | XADD K1 ? 5-1 f v
+XLEN | XADD K1 5-1 f v | XLEN K1
+XRANGE | XADD K1 5-1 f v | XRANGE K1 - + ?
+XREVRANGE | XADD K1 5-1 f v | XREVRANGE K1 + - ?
+XDEL | XADD K1 5-1 f v | XDEL K1 5-1
+XTRIM | XADD K1 5-1 f v | XTRIM K1 ?
+XREAD | XADD K1 5-1 f v | XREAD ? STREAMS K1 0
+XGROUP|CREATE | XADD K1 5-1 f v | XGROUP CREATE K1 g 0
+XGROUP|DESTROY | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XGROUP DESTROY K1 g
+XGROUP|SETID | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XGROUP SETID K1 g 0
+XGROUP|CREATECONSUMER | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XGROUP CREATECONSUMER K1 g c
+XGROUP|DELCONSUMER | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XGROUP DELCONSUMER K1 g c
+XREADGROUP | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XREADGROUP GROUP g c ? STREAMS K1 >
+XACK | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XACK K1 g 5-1
+XPENDING | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XPENDING K1 g
+XCLAIM | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XCLAIM K1 g c 0 5-1 ?
+XAUTOCLAIM | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XAUTOCLAIM K1 g c 0 0 ?
+XINFO|STREAM | XADD K1 5-1 f v | XINFO STREAM K1
+XINFO|GROUPS | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XINFO GROUPS K1
+XINFO|CONSUMERS | XADD K1 5-1 f v ; XGROUP CREATE K1 g 0 | XINFO CONSUMERS K1 g
+SETBIT | - | SETBIT K1 7 1
+GETBIT | SETBIT K1 7 1 | GETBIT K1 7
+BITCOUNT | SETBIT K1 7 1 | BITCOUNT K1 ?
+BITPOS | SETBIT K1 7 1 | BITPOS K1 1
+BITOP | SETBIT K1 7 1 | BITOP NOT K2 K1
+BITFIELD | - | BITFIELD K1 ?
+BITFIELD_RO | SETBIT K1 7 1 | BITFIELD_RO K1 GET u8 0
+PFADD | - | PFADD K1 a b
+PFCOUNT | PFADD K1 a b | PFCOUNT K1
+PFMERGE | PFADD K1 a b | PFMERGE K2 K1
+GEOADD | - | GEOADD K1 ? 13.36 38.11 a
+GEOPOS | GEOADD K1 13.36 38.11 a | GEOPOS K1 a
+GEODIST | GEOADD K1 13.36 38.11 a 15.08 37.5 b | GEODIST K1 a b
+GEOHASH | GEOADD K1 13.36 38.11 a | GEOHASH K1 a
+GEOSEARCH | GEOADD K1 13.36 38.11 a | GEOSEARCH K1 FROMMEMBER a BYRADIUS 10 km ?
+GEORADIUS | GEOADD K1 13.36 38.11 a | GEORADIUS K1 13.36 38.11 10 km ?
+GEORADIUSBYMEMBER | GEOADD K1 13.36 38.11 a | GEORADIUSBYMEMBER K1 a 10 km ?
+EVAL | - | EVAL return{KEYS[1]} 1 K1
+EVAL_RO | - | EVAL_RO return{KEYS[1]} 1 K1
+EVALSHA | SCRIPT LOAD return{KEYS[1]} | EVALSHA SHA 1 K1
+EVALSHA_RO | SCRIPT LOAD return{KEYS[1]} | EVALSHA_RO SHA 1 K1
+SCRIPT|LOAD | - | SCRIPT LOAD return{KEYS[1]}
+SCRIPT|EXISTS | SCRIPT LOAD return{KEYS[1]} | SCRIPT EXISTS SHA
+MULTI | MULTI ; SET K1 v | EXEC
+EXEC | MULTI ; SET K1 v | EXEC
+DISCARD | MULTI ; SET K1 v | DISCARD
+WATCH | WATCH K1 ; SET K2 v | UNWATCH
+UNWATCH | WATCH K1 ; SET K2 v | UNWATCH
+PUBLISH | - | PUBLISH K1 v
+PING | - | PING
+ECHO | - | ECHO v
+TIME | - | TIME
+"""
+
+# Option words by command, in the order in which they are written, with what follows each.
+_OPTION_LINES = """
+SET | NX | XX | GET | KEEPTTL | EX 60 | PX 60000 | EXAT 4000000000 | PXAT 4000000000000
+GETEX | EX 60 | PX 60000 | EXAT 4000000000 | PXAT 4000000000000 | PERSIST
+COPY | REPLACE
+EXPIRE PEXPIRE EXPIREAT PEXPIREAT HEXPIRE HPEXPIRE HEXPIREAT HPEXPIREAT | NX | XX | GT | LT
+LCS | LEN | IDX | MINMATCHLEN 1 | WITHMATCHLEN
+SORT SORT_RO | BY nosort | LIMIT 0 2 | GET # | ASC | DESC | ALPHA | STORE K2
+HSCAN SSCAN ZSCAN | MATCH * | COUNT 10 | NOVALUES
+HGETEX | EX 60 | PX 60000 | EXAT 4000000000 | PXAT 4000000000000 | PERSIST
+HSETEX | FNX | FXX | EX 60 | PX 60000 | EXAT 4000000000 | PXAT 4000000000000 | KEEPTTL
+LINSERT | BEFORE | AFTER
+LPOS | RANK 1 | COUNT 1 | MAXLEN 10
+LMPOP BLMPOP ZMPOP BZMPOP | COUNT 1
+SINTERCARD ZINTERCARD | LIMIT 1
+ZADD | NX | XX | GT | LT | CH | INCR
+GEOADD | NX | XX | CH
+ZRANK ZREVRANK | WITHSCORE
+ZRANGE ZRANGESTORE | BYSCORE | BYLEX | REV | LIMIT 0 1 | WITHSCORES
+ZREVRANGE | WITHSCORES
+ZRANGEBYSCORE ZREVRANGEBYSCORE | WITHSCORES | LIMIT 0 1
+ZRANGEBYLEX ZREVRANGEBYLEX | LIMIT 0 1
+ZUNION ZINTER ZDIFF ZUNIONSTORE ZINTERSTORE | WEIGHTS 1 2 | AGGREGATE | SUM | MIN | MAX | WITHSCORES
+XADD | NOMKSTREAM | MAXLEN ~ 10 | MINID ~ 1-1 | LIMIT 10
+XTRIM | MAXLEN 10 | MINID 1-1
+XRANGE XREVRANGE | COUNT 1
+XREAD | COUNT 1 | BLOCK 1
+XREADGROUP | COUNT 1 | BLOCK 1 | NOACK
+XCLAIM | IDLE 1 | TIME 1 | RETRYCOUNT 1 | FORCE | JUSTID
+XAUTOCLAIM | COUNT 1 | JUSTID
+BITCOUNT | 0 -1 | BYTE | BIT
+BITFIELD | GET u8 0 | SET u8 0 1 | OVERFLOW WRAP | INCRBY u8 0 1
+GEOSEARCH | ASC | DESC | COUNT 1 | ANY | WITHCOORD | WITHDIST | WITHHASH
+GEORADIUS GEORADIUSBYMEMBER | WITHCOORD | WITHDIST | WITHHASH | COUNT 1 | ANY | ASC | DESC
+"""
+# Words that the request itself has already: shapes name them as options.
+_WRITTEN = frozenset(
+    {"FIELDS", "STREAMS", "GROUP", "FROMMEMBER", "BYRADIUS", "LEFT", "RIGHT", "MIN", "MAX"}
+)
+_MARK = "?"
+
+
+_SHA = hashlib.sha1(b"return{KEYS[1]}", usedforsecurity=False).hexdigest()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_SHA if word == "SHA" else word for word in text.split())
+
+
+def _specs() -> dict[str, Spec]:
+    found = {}
+    for line in _LINES.strip().splitlines():
+        name, before, request = line.split(" | ")  # a subcommand's name has the sign itself
+        requests = [] if before == "-" else before.split(" ; ")
+        found[name] = Spec(tuple(map(_words, requests)), _words(request))
+    return found
+
+
+def _options() -> dict[str, dict[str, tuple[str, ...]]]:
+    found = {}
+    for line in _OPTION_LINES.strip().splitlines():
+        names, *options = (part.strip() for part in line.split("|"))
+        for name in names.split():
+            found[name] = {_words(option)[0]: _words(option) for option in options}
+    return found
+
+
+SPECS = _specs()
+OPTIONS = _options()
+
+
+def spec_of(command: str, options: tuple[str, ...]) -> Spec | str:
+    """Return how a shape is tried, or why it cannot be.
+
+    Args:
+        command: the name, with its subcommand as CONTAINER|SUBCOMMAND.
+        options: the option words that were observed.
+    """
+    spec = SPECS.get(command)
+    if spec is None:
+        return "Exodus has no trial for this command"
+    known = OPTIONS.get(command, {})
+    wanted = [
+        word for word in options if not (word in _WRITTEN and word in spec.request) or word in known
+    ]
+    unknown = [word for word in wanted if word not in known]
+    if unknown or (wanted and _MARK not in spec.request):
+        return f"Exodus has no trial with {', '.join(unknown or wanted)}"
+    words = [word for name, parts in known.items() if name in wanted for word in parts]
+    if command == "LINSERT":
+        words = words or ["BEFORE"]
+    if command in ("XTRIM", "BITFIELD") and not words:
+        words = list(next(iter(known.values())))
+    at = spec.request.index(_MARK) if _MARK in spec.request else len(spec.request)
+    return spec._replace(request=(*spec.request[:at], *words, *spec.request[at + 1 :]))

@@ -1,0 +1,133 @@
+"""Analyze's size of the target, measured by a sample that is restored there, and its growth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hiredis import ReplyError
+
+from exodus.net.info import data_bytes, databases_of
+from exodus.observe.sizing import Sizing, growth, measure
+from exodus.plan.bounds import TASKS_SIZING_HEADROOM, TASKS_SIZING_LOOKS_MAX
+from exodus.plan.vocabulary import Side
+from tasks.checks import Level, check
+from tasks.context import Json, Opened, opens_migration
+from tasks.kept import kept_task
+
+HISTORY = "history.analyze"
+_MONTH_DAYS = 30
+
+
+@kept_task("Measure the size on the target")
+@opens_migration
+async def measure_size(it: Opened) -> Json:
+    """Restore a sample of keys on the target, measure it, and remember the source's size.
+
+    Scratch keys are removed at once. Each run adds a look to the history, so that scheduled runs
+    show the growth.
+    """
+    source = await it.endpoint(Side.SOURCE).any_node()
+    target = await it.endpoint(Side.TARGET).any_node()
+    async with (
+        await source.connect(name="exodus-sizing") as ours,
+        await target.connect(name="exodus-sizing") as theirs,
+    ):
+        info, theirs_info = await source.info(), await target.info()
+        databases = databases_of(info)
+        used = data_bytes(info)
+        keys = sum(databases.values())
+        try:
+            found = await measure(ours, theirs, sorted(databases), keys=keys, used_bytes=used)
+        except ReplyError as exc:
+            found = Sizing(keys, used, why_not=str(exc))
+    history = await _remembered(it, used, keys)
+    grown = growth(history)
+    return {
+        "keys": keys,
+        "keys_per_s": found.keys_per_s,
+        "rows": found.rows(),
+        "why_not": found.why_not,
+        "sampled": found.sampled,
+        "restored": sum(each.restored for each in found.types.values()),
+        "refused": {
+            f"{kind} {why}": count
+            for kind, each in found.types.items()
+            for why, count in each.refused.items()
+        },
+        "source_data_bytes": used,
+        "needed_bytes": found.needed_bytes,
+        "wanted_bytes": round(found.needed_bytes * TASKS_SIZING_HEADROOM),
+        "arithmetic": found.arithmetic(TASKS_SIZING_HEADROOM),
+        "target_own_bytes": int(theirs_info.get("used_memory_startup", 0)),
+        "target_maxmemory": int(theirs_info.get("maxmemory", 0)),
+        "target_maxclients": int(theirs_info.get("maxclients", 0)),
+        "source_clients": int(info.get("connected_clients", 0)),
+        "growth_bytes_a_day": None if grown is None else round(grown[0]),
+        "growth_explained": None if grown is None else round(grown[1], 3),
+        "looks": len(history),
+    }
+
+
+async def _remembered(it: Opened, used: int, keys: int) -> list[dict[str, Any]]:
+    """Add a look to the history, and return it."""
+    kept = await it.store.report(HISTORY)
+    looks: list[dict[str, Any]] = [*(kept or {}).get("looks", [])]
+    looks.append({"at_ms": await it.store.now_ms(), "used_memory": used, "keys": keys})
+    looks = looks[-TASKS_SIZING_LOOKS_MAX:]
+    await it.store.save_report(HISTORY, {"looks": looks})
+    return looks
+
+
+def judge_size(size: Json) -> list[Json]:
+    """Return the checks of the target's size, with the arithmetic."""
+    room, wanted = size["target_maxmemory"], size["wanted_bytes"]
+    wanted += size["target_own_bytes"]
+    clients, clients_max = size["source_clients"], size["target_maxclients"]
+    day = size["growth_bytes_a_day"]
+    full_in = (room - wanted) / day if room and day and day > 0 else None
+    checks = [
+        check(
+            "the target has room for the copy and a reserve",
+            not room or room >= wanted,
+            f"{size['arithmetic']}, and {size['target_own_bytes']:,} of the server itself; "
+            f"maxmemory of the target is {f'{room:,}' if room else 'not set'}",
+            level=Level.SHOULD,
+            why="writes go on while the copy runs, and buffers and a background save need memory",
+            next_step=f"set maxmemory of the target to {wanted:,} or more",
+        ),
+        check(
+            "a sample of the keys can be restored on the target",
+            not size["why_not"] and not size["refused"],
+            size["why_not"]
+            or (
+                f"{size['restored']:,} of {size['sampled']:,} keys"
+                + "".join(f"; {why} {count}" for why, count in size["refused"].items())
+            ),
+            level=Level.SHOULD,
+            why="these keys are copied by type, which is slower; their size is a guess",
+            next_step="read the artifact sizing; choose a target of a version that loads them",
+        ),
+        check(
+            "the target takes the connections",
+            not clients_max or clients_max >= clients * TASKS_SIZING_HEADROOM,
+            f"{clients:,} on the source now, times {TASKS_SIZING_HEADROOM}; maxclients of the "
+            f"target is {clients_max:,}",
+            level=Level.SHOULD,
+            why="clients beyond it are refused",
+            next_step="raise maxclients of the target",
+        ),
+    ]
+    if day is not None:
+        checks.append(
+            check(
+                "the target has room for a month of growth",
+                full_in is None or full_in > _MONTH_DAYS,
+                f"{day:,} bytes a day over {size['looks']} looks "
+                f"({size['growth_explained']:.0%} explained)"
+                + ("" if full_in is None else f"; full in {full_in:,.0f} days"),
+                level=Level.SHOULD,
+                why="the target would be full soon after the cutover",
+                next_step="raise maxmemory of the target",
+            )
+        )
+    return checks

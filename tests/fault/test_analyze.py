@@ -1,0 +1,353 @@
+"""Analyze's answers on real servers, each with the defect that it is for."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from exodus.copy.guard import set_writer_epoch
+from exodus.plan.address import Credentials
+from exodus.plan.vocabulary import Side
+from exodus.shadow.shape_specs import OPTIONS, SPECS, Spec, spec_of
+from exodus.topology.endpoint import Endpoint
+from tasks import advice, predictions, shapes, sizing
+from tasks.advice import judge_provider, recommend
+from tasks.checks import check
+from tasks.context import Json, Opened
+from tasks.shapes import judge_scripts, judge_shapes
+from tasks.sizing import judge_size
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
+
+pytestmark = pytest.mark.fault
+
+
+def red(checks: list[Json]) -> dict[str, Json]:
+    return {row["check"]: row for row in checks if not row["ok"]}
+
+
+def opened(local: LocalMigration, **changes: object) -> Opened:
+    plan = local.plan.model_copy(update=changes)
+    return Opened(plan, local.store, plan)
+
+
+def seen(*commands: str) -> list[Json]:
+    """Commands as the gateways count them."""
+    return [
+        {"command": name, "calls": 10, "waits": False, "latency_us_p99": 9} for name in commands
+    ]
+
+
+async def proved(it: Opened, *commands: str) -> list[Json]:
+    return await inspect.unwrap(shapes.prove_shapes.fn)(it, seen(*commands))
+
+
+async def sized(it: Opened) -> Json:
+    return await inspect.unwrap(sizing.measure_size.fn)(it)
+
+
+# Compatibility.
+
+
+async def test_every_trial_runs_where_its_command_exists(
+    redis82: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """A line with a mistake would make a good target look bad."""
+    local = LocalMigration(redis82, valkey91, control_server, tmp_path)
+    await local.open()
+    try:
+        rows = await proved(opened(local, prove_on_source=True), *SPECS)
+    finally:
+        await local.close()
+    by = {row["shape"].replace(" ", "|"): row for row in rows}
+    bad = {name: row["how"] for name, row in by.items() if row["verdict"] == "not provable"}
+    assert bad == {}
+    missing = {name for name, row in by.items() if row["verdict"] == "missing"}
+    with valkey91.client() as target:
+        known = {name.upper() for name in target.command()}
+        assert {name.partition("|")[0] for name in missing}.isdisjoint(known)
+        assert target.dbsize() == 0
+    with redis82.client() as source:
+        assert source.dbsize() == 0
+    same = [name for name, row in by.items() if row["verdict"] == "same"]
+    assert len(same) > 170, {n: r["how"] for n, r in by.items() if r["verdict"] == "differs"}
+
+
+def test_every_option_that_shapes_name_is_written() -> None:
+    for name, options in OPTIONS.items():
+        for option in options:
+            spec = spec_of(name, (option,))
+            assert isinstance(spec, Spec), (name, option)
+            assert option in spec.request
+    assert spec_of("FT.SEARCH", ()) == "Exodus has no trial for this command"
+    assert spec_of("SET", ("NEW",)) == "Exodus has no trial with NEW"
+
+
+async def test_what_the_target_lacks_or_answers_otherwise_is_named(
+    redis82: DatabaseServer,
+    redis62: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    local = LocalMigration(redis82, redis62, control_server, tmp_path)
+    await local.open()
+    try:
+        it = opened(local, prove_on_source=True)
+        rows = await proved(it, "GET", "LMPOP", "OBJECT|ENCODING")
+        found = red(judge_shapes(rows))
+        name, option = "EXPIRE", "NX"
+        assert "LMPOP" in found["the target takes every observed kind of request"]["detail"]
+        assert "OBJECT ENCODING" in found["the target answers as the source does"]["detail"]
+        assert len(found) == 2
+        model = {
+            "version": 1,
+            "taken_at": "2026-01-01T00:00:00Z",
+            "source": "MONITOR",
+            "seconds": 1,
+            "requests": 5,
+            "rates": {"mean": 5, "peak_second": 5, "peak_minute": 5, "peak_hour": 5},
+            "operations": [
+                {
+                    "command": name,
+                    "subcommand": "",
+                    "options": [option],
+                    "arity": "4",
+                    "pattern": "a:*",
+                    "write": True,
+                    "blocking": False,
+                    "calls": 5,
+                    "in_transactions": 0,
+                    "answered": 0,
+                    "nils": 0,
+                    "keys": 5,
+                    "errors": {},
+                    **{
+                        field: {}
+                        for field in ("request_bytes", "reply_bytes", "latency_us", "expiry_ms")
+                    },
+                }
+            ],
+            "operations_left_out": 0,
+            "patterns": [],
+            "depths": {},
+            "transactions": {},
+            "scripts": 0,
+            "blocking": 0,
+            "pubsub": 0,
+            "connections": 1,
+            "clients": 1,
+            "databases": {"0": 5},
+        }
+        await local.store.save_report("workload.pre-test", model)
+        (row,) = red(judge_shapes(await proved(opened(local)))).values()
+        assert "EXPIRE NX (ERR" in row["detail"]
+    finally:
+        await local.close()
+
+
+async def test_a_kind_that_cannot_be_tried_is_a_finding_and_so_is_a_missing_right(
+    local: LocalMigration, tmp_path: Path
+) -> None:
+    rows = await proved(opened(local), "GET", "FLUSHALL", "JSON.SET")
+    (row,) = red(judge_shapes(rows)).values()
+    assert row["check"] == "most observed requests could be tried"
+    assert "33.3% of 30 requests" in row["detail"]
+    secret = tmp_path / "narrow"
+    secret.write_text("p")
+    with local.servers[Side.TARGET].client() as target:
+        target.execute_command("ACL", "SETUSER", "narrow", "on", ">p", "~*", "+@all", "-get")
+    user = Credentials(username="narrow", password_file=secret)
+    (row,) = red(judge_shapes(await proved(opened(local, compare_user=user), "GET"))).values()
+    assert "user on the target may not run GET" in row["detail"]
+
+
+async def test_a_script_that_the_target_does_not_compile_is_named(local: LocalMigration) -> None:
+    tried = inspect.unwrap(shapes.try_scripts.fn)
+    await local.store.client.hset(local.store.keys.scripts, b"a" * 40, b"return 1")
+    assert red(judge_scripts(await tried(opened(local)))) == {}
+    await local.store.client.hset(local.store.keys.scripts, b"b" * 40, b"return +")
+    (row,) = red(judge_scripts(await tried(opened(local)))).values()
+    assert "bbbbbbbbbbbb" in row["detail"]
+
+
+# Size.
+
+
+async def test_the_size_is_what_the_target_takes(local: LocalMigration) -> None:
+    """The estimate from a sample is held against the same keys, really copied."""
+    with local.servers[Side.SOURCE].client() as source:
+        for number in range(4_000):
+            source.set(f"s:{number}", "x" * (number % 400))
+            source.sadd(f"t:{number}", *(f"m{each}" for each in range(number % 30 + 1)))
+    size = await sized(opened(local))
+    assert red(judge_size(size)) == {}
+    assert size["sampled"] == 2_000
+    with local.servers[Side.TARGET].client() as target:
+        assert target.dbsize() == 0
+        before = target.info("memory")["used_memory"]
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
+    await local.backfill()
+    with local.servers[Side.TARGET].client() as target:
+        took = target.info("memory")["used_memory"] - before
+    assert size["needed_bytes"] == pytest.approx(took, rel=0.3)
+    types = {row["type"]: row for row in size["rows"]}
+    assert types["set"]["ratio"] < types["string"]["ratio"]
+
+    with local.servers[Side.TARGET].client() as target:
+        target.config_set("maxmemory", size["wanted_bytes"] // 2)
+    found = red(judge_size(await sized(opened(local))))
+    assert "the target has room for the copy and a reserve" in found
+
+
+async def test_payloads_that_the_target_refuses_are_counted_by_encoding(
+    redis62: DatabaseServer,
+    valkey91: DatabaseServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    local = LocalMigration(valkey91, redis62, control_server, tmp_path)
+    await local.open()
+    try:
+        with valkey91.client() as source:
+            source.hset("h", "f", "v")
+        size = await sized(opened(local))
+        (row,) = red(judge_size(size)).values()
+        assert "0 of 1 keys" in row["detail"]
+        assert "hash listpack: ERR 1" in row["detail"]
+    finally:
+        await local.close()
+
+
+def _size(**more: object) -> Json:
+    return {
+        "target_maxmemory": 1_000_000,
+        "wanted_bytes": 900_000,
+        "target_own_bytes": 0,
+        "source_clients": 1,
+        "target_maxclients": 100,
+        "growth_bytes_a_day": 1_000,
+        "growth_explained": 0.9,
+        "looks": 5,
+        "arithmetic": "",
+        "why_not": "",
+        "refused": {},
+        "restored": 1,
+        "sampled": 1,
+        "keys": 1_000,
+        "keys_per_s": 1_000.0,
+        **more,
+    }
+
+
+def test_growth_that_fills_the_target_is_a_finding() -> None:
+    assert red(judge_size(_size())) == {}
+    found = red(judge_size(_size(growth_bytes_a_day=10_000)))
+    assert "the target takes the connections" in red(judge_size(_size(source_clients=90)))
+    assert "full in 10 days" in found["the target has room for a month of growth"]["detail"]
+
+
+async def test_a_large_key_is_counted_and_not_restored(local: LocalMigration) -> None:
+    with local.servers[Side.SOURCE].client() as source:
+        source.set("large", "y" * 2_000_000)
+    size = await sized(opened(local))
+    assert red(judge_size(size)) == {}
+    (row,) = size["rows"]
+    assert (row["large"], row["restored"]) == (1, 0)
+    assert size["needed_bytes"] > 2_000_000
+
+
+async def test_looks_at_the_size_are_kept_for_the_next_run(local: LocalMigration) -> None:
+    assert (await sized(opened(local)))["looks"] == 1
+    assert (await sized(opened(local)))["looks"] == 2
+
+
+# Providers, advice, predictions.
+
+
+@pytest.mark.parametrize(
+    ("host", "provider", "command"),
+    [
+        ("x.0001.use1.cache.amazonaws.com", "AWS ElastiCache", "CONFIG|SET"),
+        ("clustercfg.x.memorydb.us-east-1.amazonaws.com", "AWS MemoryDB", "DEBUG"),
+        ("shop.redis.cache.windows.net", "Azure Cache for Redis", "MIGRATE"),
+        ("shop.westeurope.redis.azure.net", "Azure Managed Redis", "SWAPDB"),
+        ("redis-1.c1.us-east-1-2.ec2.redns.redis-cloud.com", "Redis Cloud", "MOVE"),
+        ("eu1-shop.upstash.io", "Upstash", "CONFIG|SET"),
+        ("shop-x.aivencloud.com", "Aiven", "MONITOR"),
+        ("db-valkey-x.db.ondigitalocean.com", "DigitalOcean", "CONFIG|SET"),
+    ],
+)
+async def test_a_providers_rule_that_concerns_the_workload_is_a_finding(
+    local: LocalMigration,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    provider: str,
+    command: str,
+) -> None:
+    it = opened(local, target=local.plan.target.model_copy(update={"host": host}))
+
+    async def refuses_nothing(*_: object) -> list[str]:
+        return []
+
+    monkeypatch.setattr(advice, "_refused", refuses_nothing)
+    find = inspect.unwrap(advice.find_provider_risks.fn)
+    rows = await find(it, seen("GET", command))
+    assert rows[0]["provider"] == provider
+    assert rows[0]["concerns"] == command
+    assert rows[0]["source"].startswith("https://")
+    assert list(red(judge_provider(rows))) == [
+        "no rule of the target's provider concerns the workload"
+    ]
+    assert red(judge_provider(await find(it, seen("GET")))) == {}
+
+
+async def test_a_server_of_ones_own_has_no_provider(local: LocalMigration) -> None:
+    find = inspect.unwrap(advice.find_provider_risks.fn)
+    assert await find(opened(local), seen("CONFIG|SET")) == []
+
+
+def _advice(checks: list[Json], **size: object) -> dict[str, Json]:
+    facts = {"source": {"payload_version": 9}, "target": {"payload_version": 80}}
+    foreseen = predictions.backfill_seconds(_size(**size), 8)
+    rows = [{}, {"low": foreseen[0], "high": foreseen[1], "because": ""}]
+    plan = {"strategy": size.pop("strategy", "keys")}
+    return {row["topic"]: row for row in recommend(plan, facts, _size(**size), checks, rows)}
+
+
+def test_the_advice_may_be_not_to_migrate_yet() -> None:
+    good = check("memory", True)
+    assert _advice([good])["recommendation"]["finding"] == "migrate"
+    found = _advice([good, check("commands", False, "LMPOP")])["recommendation"]
+    assert (found["finding"], found["advice"]) == ("do not migrate yet", "because commands: LMPOP")
+    finding = check("room", False, "small", level="should")
+    assert "resolved or accepted" in _advice([finding])["recommendation"]["finding"]
+    assert (
+        "strategy: keys"
+        in _advice([], refused={"hash": 1}, strategy="migrate")["strategy"]["advice"]
+    )
+    assert "native" in _advice([], keys=10**9)["strategy"]["advice"]
+
+
+async def test_predictions_are_scored_against_what_came(local: LocalMigration) -> None:
+    keep = inspect.unwrap(predictions.keep_predictions.fn)
+    workload = {"commands": seen("GET")}
+    with local.servers[Side.SOURCE].client() as source:
+        source.mset({f"k:{number}": "x" * 2_000 for number in range(20_000)})
+    rows = await keep(opened(local), await sized(opened(local)), workload)
+    assert all(row["low"] < row["high"] for row in rows)
+    await set_writer_epoch(Endpoint(Side.TARGET, local.plan.target), local.plan.name, 0)
+    await local.backfill()
+    await local.store.save_report("evidence.migrate", {"summary": {"seconds": 10_000.0}})
+    score = inspect.unwrap(predictions.score_predictions.fn)
+    scored = await score(opened(local))
+    found = {row["what"]: row["verdict"] for row in scored}
+    assert found == {
+        "bytes that the keys take on the target": "as predicted",
+        "seconds of the backfill": "NOT as predicted",
+        "p99 of the slowest common command in µs": "not measured",
+    }, scored

@@ -1,0 +1,107 @@
+"""Windows of counters add up to what was counted, exactly."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from exodus.commands.table import Command
+from exodus.plan.bounds import TELEMETRY_WINDOW_BYTES_MAX
+from exodus.telemetry.counters import NoKeyStatistics, Telemetry
+from exodus.telemetry.histogram import Histogram
+from exodus.telemetry.windows import Windows, merge, over_time, pack, unpack
+
+GET, SET = Command(b"GET", write=False, first=1, last=1, step=1), Command(b"SET", write=True)
+
+
+def _count(telemetry: Telemetry, command: Command, micros: int, error: bytes = b"") -> None:
+    telemetry.observe(command, b"user:1", micros / 1_000_000, 10, 20, error)
+
+
+def test_windows_of_two_gateways_add_up_to_the_exact_percentile() -> None:
+    draw = random.Random(7)
+    whole = Histogram()
+    kept = []
+    for _ in range(2):
+        telemetry = Telemetry(NoKeyStatistics())
+        windows = Windows(telemetry)
+        assert windows.due(0) is None
+        for number in range(1, 4):
+            for _ in range(500):
+                micros = int(draw.expovariate(1 / 900))
+                whole.record(micros)
+                _count(telemetry, GET, micros)
+            assert windows.due(number * 10_000 - 5_000) is None
+            packed = windows.due(number * 10_000)
+            assert packed is not None
+            windows.kept()
+            kept.append(unpack(packed))
+    (row,) = merge(kept)
+    assert row["calls"] == 3_000
+    for share in (50, 99):
+        assert row[f"latency_us_p{share}"] == whole.quantile(share / 100)
+
+
+def test_a_window_that_was_not_kept_is_part_of_the_next() -> None:
+    telemetry = Telemetry(NoKeyStatistics())
+    windows = Windows(telemetry)
+    _count(telemetry, GET, 100)
+    windows.due(0)  # what was counted since the process began is of the first window
+    assert windows.due(10_000) is not None  # and the store was away
+    _count(telemetry, SET, 100, b"OOM")
+    packed = windows.due(20_000)
+    assert packed is not None
+    window = unpack(packed)
+    assert window["seconds"] == 20
+    assert {name: row["calls"] for name, row in window["commands"].items()} == {"GET": 1, "SET": 1}
+    assert merge([window])[1]["error_codes"] == {"OOM": 1}
+    assert window["prefixes"]["user:"]["calls"] == 2
+
+
+def test_a_clock_that_goes_back_begins_anew() -> None:
+    telemetry = Telemetry(NoKeyStatistics())
+    windows = Windows(telemetry)
+    windows.due(100_000)
+    _count(telemetry, GET, 100)
+    assert windows.due(1_000) is None
+    _count(telemetry, GET, 100)
+    packed = windows.due(11_000)
+    assert packed is not None
+    assert unpack(packed)["commands"]["GET"]["calls"] == 1
+
+
+def test_a_large_window_is_kept_without_its_prefixes() -> None:
+    draw = random.Random(1)
+    prefixes = {
+        draw.randbytes(30).hex(): dict.fromkeys(("calls", "writes"), draw.randrange(10**6))
+        for _ in range(3_000)
+    }
+    window = {"at_ms": 1, "seconds": 10.0, "commands": {}, "prefixes": prefixes}
+    packed = pack(window)
+    assert len(packed) < TELEMETRY_WINDOW_BYTES_MAX
+    assert unpack(packed)["cut"]
+    with pytest.raises(ValueError, match="no window"):
+        unpack(b"something else")
+
+
+def test_the_rate_over_time_adds_gateways_up_and_shows_a_gap() -> None:
+    def window(at_s: int, calls: int) -> dict:
+        row = {
+            "calls": calls,
+            "request_bytes": 0,
+            "reply_bytes": 0,
+            "write": False,
+            "errors": {"ERR": 1},
+            "latency_us": [[calls, 1]],
+        }
+        return {"at_ms": at_s * 1000, "seconds": 10.0, "commands": {"GET": row}, "prefixes": {}}
+
+    rows = over_time([window(10, 100), window(10, 300), window(40, 50)], 300)
+    assert [(row["at_s"], row["requests_per_s"], row["errors"]) for row in rows] == [
+        (0, 40.0, 2),
+        (30, 5.0, 1),
+    ]
+    assert rows[0]["latency_us_p99"] == 300
+    assert len(over_time([window(10 * n, 1) for n in range(1, 1_000)], 50)) <= 51
+    assert over_time([], 10) == []

@@ -1,0 +1,83 @@
+"""Plots show their rows, run nothing, and are the same each time."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from exodus.closing.report import render_evidence
+from tasks.plots import draw
+
+SHAPES = [{"shape": f"GET <b>{number}", "calls": number + 1} for number in range(40)]
+COMMANDS = [
+    {"command": "GET", "calls": 5, "waits": False, "latency_us_p50": 100, "latency_us_p99": 900},
+    {
+        "command": "BLPOP",
+        "calls": 5,
+        "waits": True,
+        "latency_us_p50": 10**6,
+        "latency_us_p99": 10**6,
+    },
+]
+RATES = [{"at_s": 1_700_000_000 + second, "requests_per_s": 10.0 * second} for second in range(5)]
+SIZING = [{"type": "hash", "source_bytes_a_key": 90.0, "target_bytes_a_key": 70.0}]
+TRIAL = [{"requests_per_s": 100.0, "latency_us": {"p50": 90, "p99": 900, "p999": 2_000}}]
+CANDIDATES = [{"server": "a:1", "p99_us": 900}, {"server": "b:1", "p99_us": None}]
+FRAMES = {"commands": COMMANDS}
+LISTS = {
+    "shapes": SHAPES,
+    "rates": RATES,
+    "sizing": SIZING,
+    "trial": TRIAL,
+    "candidates": CANDIDATES,
+    "dirty": [{"at_s": 0.5 * second, "dirty": second, "pending": 1} for second in range(5)],
+    "coverage": [{"command": "MGET", "calls": 9, "compared": 5, "not_sampled": 3, "left_out": 1}],
+    "patterns": [],
+}
+
+
+def _texts(svg: str) -> str:
+    return " ".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_each_plot_shows_its_rows() -> None:
+    plots = draw(FRAMES, LISTS)
+    assert len(plots) == 8
+    mix = _texts(plots["plot-mix"])
+    assert "GET <b>39" in mix
+    assert "GET <b>3 " not in mix  # the rarest are left out
+    latency = _texts(plots["plot-latency"])
+    assert "GET" in latency
+    assert "BLPOP" not in latency  # it waits
+    assert "hash" in _texts(plots["plot-sizes"])
+    assert "b:1" in _texts(plots["plot-candidates"])
+    assert "not judged" in _texts(plots["plot-convergence"])
+    assert "MGET" in _texts(plots["plot-coverage"])
+
+
+def test_without_rows_there_is_no_plot() -> None:
+    assert draw({"commands": []}, {"rates": [], "shapes": []}) == {}
+    waiting = draw({"commands": COMMANDS[1:]}, {})
+    assert "BLPOP" in _texts(waiting["plot-latency"])
+
+
+def test_plots_run_nothing_and_ask_nobody() -> None:
+    for svg in draw(FRAMES, LISTS).values():
+        assert "<script" not in svg
+        assert "href" not in svg
+        assert "url(" not in svg
+    assert draw(FRAMES, LISTS) == draw(FRAMES, LISTS)
+
+
+def test_the_page_of_a_phase_has_plots_checks_and_rows() -> None:
+    evidence = {
+        "summary": {"requests": 5},
+        "frames": {"checks": [{"check": "<i>memory", "ok": False, "level": "must"}]},
+        "lists": {"shapes": SHAPES[:2], "empty": []},
+        "plots": draw(FRAMES, LISTS) | {"evil": "<svg onload='alert(1)'>"},
+        "gates": [{"gate": "checks", "outcome": "FAIL"}],
+    }
+    page = render_evidence("orders", "analyze", evidence)
+    assert page.count("data:image/svg+xml;base64,") == 9
+    assert "&lt;i&gt;memory" in page
+    assert "alert(1)" not in page
+    assert "GET &lt;b&gt;1" in page
