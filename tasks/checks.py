@@ -62,9 +62,14 @@ def of_findings(findings: Sequence[Json]) -> list[Json]:
     ]
 
 
+def failing(checks: Sequence[Json]) -> list[Json]:
+    """Return the required checks that do not hold."""
+    return [row for row in checks if not row["ok"] and row["level"] == Level.MUST]
+
+
 def any_fatal(checks: Sequence[Json]) -> bool:
     """Return whether a check fails the phase."""
-    return any(not row["ok"] and row["level"] == Level.MUST for row in checks)
+    return bool(failing(checks))
 
 
 def frames(checks: Sequence[Json]) -> dict[str, list[Json]]:
@@ -79,26 +84,43 @@ def open_findings(checks: Sequence[Json]) -> list[Json]:
     return [row for row in checks if not row["ok"] and row["level"] == Level.SHOULD]
 
 
+def _text(row: Json) -> str:
+    return (
+        f"{row['check']}: {row['detail']}"
+        + (f" ({row['why']})" if row["why"] else "")
+        + (f"; {row['next_step']}" if row["next_step"] else "")
+    )
+
+
 def summary_lines(checks: Sequence[Json]) -> list[str]:
-    """Return the lines of the decision's form: findings first, each with its reason."""
-    found = open_findings(checks)
-    passed = sum(row["ok"] for row in checks)
-    lines = [f"{passed} of {len(checks)} checks hold"]
+    """Return the lines of the decision's form: what fails first, each with its reason, then the
+    figures that a check tells in any case.
+    """
+    lines: list[str] = []
+    must, found = failing(checks), open_findings(checks)
+    if must:
+        lines.append(f"{len(must)} REQUIRED CHECK(S) FAIL: this cannot be approved:")
+        lines += map(_text, must)
     if found:
-        lines.insert(0, f"{len(found)} FINDING(S): resolve them, or accept each by name:")
-        lines[1:1] = [
-            f"{row['check']}: {row['detail']}"
-            + (f" ({row['why']})" if row["why"] else "")
-            + (f"; {row['next_step']}" if row["next_step"] else "")
-            for row in found
-        ]
-    return lines
+        lines.append(f"{len(found)} FINDING(S): resolve them, or accept each by name:")
+        lines += map(_text, found)
+    passed = sum(row["ok"] for row in checks)
+    lines.append(f"{passed} of {len(checks)} checks hold")
+    return lines + [row["line"] for row in checks if row.get("line")]
 
 
 def why_not_accepted(checks: Sequence[Json], answer: Json) -> str | None:
-    """Return why an approval does not accept every open finding; None: it does, or it rejects."""
+    """Return why an approval is refused: a required check fails, or a finding is not accepted.
+
+    None: it is not, or it is a rejection.
+    """
     if answer["decision"] != "approve":
         return None
+    if must := failing(checks):
+        return (
+            f"{len(must)} required check(s) fail: {', '.join(row['check'] for row in must)}; "
+            "reject, correct the cause, and start the phase again"
+        )
     return why_not_all(
         answer.get("accept_findings", ""),
         {row["check"] for row in open_findings(checks)},

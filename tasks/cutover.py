@@ -20,12 +20,12 @@ from exodus.cutover import forced_rollback, switch
 from exodus.cutover.fence import blocks_exodus, record_confirmation
 from exodus.cutover.levers import end_hold
 from exodus.cutover.preconditions import Approved
-from exodus.cutover.rehearsal import rehearse
 from exodus.cutover.settle import settle
 from exodus.errors import DecisionRefused
 from exodus.plan.bounds import TASKS_CUTOVER_LISTED
 from exodus.plan.vocabulary import Hold, Phase, Side
 from exodus.plan.window import Window
+from exodus.rehearsal.rehearse import rehearse
 from tasks.artifacts import create_markdown_artifact
 from tasks.context import Json, Opened, opened, opens_migration, run
 from tasks.evidence import artifact_key, prepare
@@ -48,7 +48,7 @@ async def read_authority(it: Opened, after: str) -> Json:
     return {"authority": str(route.authority), "epoch": route.epoch}
 
 
-@kept_task("Rehearse the switch")
+@kept_task("Renew the rehearsal")
 @opens_migration
 async def rehearse_switch(it: Opened) -> Json:
     """Switch the rehearsal's prefix to the target and back, under writes."""

@@ -58,6 +58,12 @@ def expectations(name: str) -> list[Any]:
             gxe.ExpectColumnValuesToNotBeNull(column="ok"),
             gxe.ExpectColumnValuesToBeInSet(column="ok", value_set=[True]),
         ],
+        "gate": lambda: [
+            # A required check that fails keeps the decision from being approved (tasks/checks.py).
+            gxe.ExpectColumnValuesToNotBeNull(column="check"),
+            gxe.ExpectColumnValuesToNotBeNull(column="ok"),
+            gxe.ExpectColumnValuesToBeInSet(column="level", value_set=["must", "should", "info"]),
+        ],
         "advice": lambda: [
             # What should hold and does not is a finding. The decision accepts findings by name.
             gxe.ExpectColumnValuesToNotBeNull(column="check"),

@@ -22,7 +22,7 @@ from exodus.copy.guard import set_writer_epoch
 from exodus.cutover.feed_choice import choose_feeds, chosen_feed
 from exodus.cutover.fence import Fence, blocks_exodus, read_record
 from exodus.cutover.preconditions import check_fresh
-from exodus.cutover.rehearsal import check_rehearsal
+from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.engine import open_engine
 from exodus.errors import DecisionRefused
 from exodus.feeds.feed import JournalFeed, begin_feed, prove
@@ -461,11 +461,15 @@ async def check_rehearsed(it: Opened) -> str:
     """Return when the switch was rehearsed, in words.
 
     Raises:
-        DecisionRefused: it was never rehearsed, or too long ago, or the rehearsal failed.
+        DecisionRefused: it was never rehearsed, too long ago, of something else, or it failed.
     """
     if (await read_route(it.store)).authority is Side.TARGET:
         return "already cut over"  # the flow runs from the top again after its second decision
-    return await check_rehearsal(it.store, it.plan)
+    async with (
+        await it.endpoint(Side.SOURCE).connect(name="exodus-rehearsal") as source,
+        await it.endpoint(Side.TARGET).connect(name="exodus-rehearsal") as target,
+    ):
+        return await check_rehearsal(it.store, it.plan, source, target)
 
 
 @live_task(name="Check verification freshness")

@@ -59,6 +59,15 @@ class RedirectFacts(_Facts):
     stopped: str = ""  # why it stopped by itself
 
 
+class LatencyFacts(_Facts):
+    """How long both sides took to answer one gateway, when Test asked for it."""
+
+    asked_ms: int = 0  # by the store's clock; 0: never
+    ping_ms_p50: dict[str, float] = Field(default_factory=dict)  # by side
+    ping_ms_p99: dict[str, float] = Field(default_factory=dict)
+    failed: str = ""  # a side that did not answer, and why
+
+
 class GatewayFacts(_Facts):
     """The facts of a gateway process."""
 
@@ -81,6 +90,7 @@ class GatewayFacts(_Facts):
     room: str = ""
     canary: CanaryFacts = CanaryFacts()
     redirect: RedirectFacts = RedirectFacts()
+    latency: LatencyFacts = LatencyFacts()
     shadow_dropped: int = 0
     # command → reason → requests of sampled keys that are not compared
     shadow_left_out: dict[str, dict[str, int]] = Field(default_factory=dict)

@@ -54,7 +54,7 @@ class Route(BaseModel):
     canary: float = 0.0  # share of key hashes whose reads the follower is asked, too
     writer_epoch: int = 0
     rehearsal_prefix: str | None = (
-        None  # while a rehearsal goes on: what its keys begin with, see cutover/rehearsal.py
+        None  # while a rehearsal goes on: what its keys begin with, see exodus/rehearsal/
     )
     rehearsal_name: str | None = (
         None  # sessions with this client name, drawn for it, are held and switched alone
@@ -106,6 +106,7 @@ _CHANGE = lua("exodus.control", "change_route")
 
 SOON = b"soon"  # the word of `say_soon`
 
+_LATENCY = b"latency "
 _ASK = lua("exodus.control", "ask_for_heartbeats")
 
 
@@ -119,6 +120,22 @@ async def ask_for_beats(store: ControlStore) -> int:
 def asked_at_ms(word: bytes | None) -> int | None:
     """Return the time of `ask_for_beats`, if the message is one."""
     return int(word[4:]) if word is not None and word.startswith(b"say ") else None
+
+
+async def ask_for_latency(store: ControlStore) -> int:
+    """Ask every gateway how long both sides take to answer it; their heartbeats then tell it,
+    with this time (the store's, in ms).
+    """
+    at_ms = await store.now_ms()
+    await answered(store.client.publish(store.keys.route_changed, b"%s%d" % (_LATENCY, at_ms)))
+    return at_ms
+
+
+def latency_asked_ms(word: bytes | None) -> int | None:
+    """Return the time of `ask_for_latency`, if the message is one."""
+    if word is None or not word.startswith(_LATENCY):
+        return None
+    return int(word.removeprefix(_LATENCY))
 
 
 async def say_soon(store: ControlStore) -> None:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from redis.asyncio.client import PubSub
 
 from exodus.control import registry
-from exodus.control.heartbeats import GatewayHeartbeat
+from exodus.control.heartbeats import GatewayHeartbeat, ProcessState
 from exodus.control.process import STORE_ERRORS
 from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
@@ -45,6 +45,7 @@ class Switch:
     facts: dict[str, str | int | float] = field(default_factory=dict)
     switched: bool = False
     released: bool = False  # writes go on at the new side
+    told: bool = True  # `exodus status` shows its steps
     closing: bool = False
     held_until_told: bool = (
         False  # no server would refuse the writes of a gateway that ended its hold alone
@@ -112,6 +113,10 @@ class Switch:
         finally:
             row["ms"] = round((time.monotonic() - began) * 1000, 1)
             self.timeline.append(row)
+
+    def held(self, beat: GatewayHeartbeat) -> bool:
+        """Return whether a gateway holds all writes that this switch is about."""
+        return beat.state is ProcessState.HELD
 
     def left_s(self) -> float:
         """Return the seconds that writes may still be held. The clock is monotonic and runs while

@@ -15,7 +15,7 @@ from exodus.control.gap_reasons import SCRIPTS
 from exodus.control.gaps import open_gaps
 from exodus.control.store import ControlStore
 from exodus.cutover.beside_keys import compare, required
-from exodus.cutover.rehearsal import check_rehearsal
+from exodus.cutover.rehearsal_report import check_rehearsal
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
 from exodus.net.leg import Leg
@@ -74,7 +74,8 @@ async def check_standing(
     if authority is not None and follower is not None:
         await _check_beside(plan, authority, follower)
         await _check_renamed(store, follower)
-    return await check_rehearsal(store, plan)
+    reached = [leg for leg in (authority, follower) if leg is not None]
+    return await check_rehearsal(store, plan, *reached)
 
 
 async def check_gaps(store: ControlStore, *, scripts_later: bool = False) -> None:

@@ -44,7 +44,7 @@ async def hold(switch: Switch) -> None:
     )
     epoch = switch.route.epoch
     await switch.gateways(
-        lambda beat: beat.epoch == epoch and beat.state is ProcessState.HELD,
+        lambda beat: beat.epoch == epoch and switch.held(beat),
         "not every gateway could hold its writes",
         min(HOLD_ACK_S, switch.left_s()),
     )

@@ -20,7 +20,7 @@ switch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.control.process import STORE_ERRORS
@@ -223,33 +223,8 @@ async def apply(
         approved=approved,
         began_ms=await store.now_ms(),
     )
-    done: list[Step] = []
     try:
-        for step in steps(plan, to):
-            tell(switch, step)
-            if not switch.holding:  # writes would wait for it
-                await say(store, step.name)
-            done.append(step)
-            with switch.timed(step.name) as row:
-                try:
-                    async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
-                        await _do(step, switch)
-                except (ExodusError, *STORE_ERRORS) as exc:
-                    row["failed"] = str(exc) or type(exc).__name__
-                    failure: BaseException | None = exc
-                else:
-                    failure = None
-            if failure is None:
-                continue
-            if isinstance(failure, SwitchUnknown):
-                raise failure
-            if not switch.switched:
-                await _undo(switch, done)
-                raise _given_up(switch, step, failure) from failure
-            # The authority has changed: what is left is done by the gateways when the hold's time
-            # is over (`settle`).
-            why = failure.why if isinstance(failure, ExodusError) else type(failure).__name__
-            switch.facts["unfinished"] = f"{step.name}: {why}"
+        await perform(switch, steps(plan, to), tell)
     except ExodusError as exc:
         await keep_failed(
             store,
@@ -261,6 +236,40 @@ async def apply(
         await over(store)
         await switch.close()
     return switch
+
+
+async def perform(switch: Switch, wanted: Sequence[Step], tell: Tell = _silent) -> None:
+    """Do steps in order and time each. Where one fails before the authority changed, undo them all.
+
+    Raises:
+        ExodusError: as `apply` does.
+    """
+    done: list[Step] = []
+    for step in wanted:
+        tell(switch, step)
+        if switch.told and not switch.holding:  # writes would wait for it
+            await say(switch.store, step.name)
+        done.append(step)
+        with switch.timed(step.name) as row:
+            try:
+                async with asyncio.timeout(_limit_s(switch) if step.bounded else None):
+                    await _do(step, switch)
+            except (ExodusError, *STORE_ERRORS) as exc:
+                row["failed"] = str(exc) or type(exc).__name__
+                failure: BaseException | None = exc
+            else:
+                failure = None
+        if failure is None:
+            continue
+        if isinstance(failure, SwitchUnknown):
+            raise failure
+        if not switch.switched:
+            await _undo(switch, done)
+            raise _given_up(switch, step, failure) from failure
+        # The authority has changed: what is left is done by the gateways when the hold's time is
+        # over (`settle`).
+        why = failure.why if isinstance(failure, ExodusError) else type(failure).__name__
+        switch.facts["unfinished"] = f"{step.name}: {why}"
 
 
 async def _do(step: Step, switch: Switch) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 
+from exodus.control.heartbeats import LatencyFacts
 from exodus.gateway.orders import Orders
 from exodus.gateway.tls import TlsContexts
 from exodus.net.connect import open_streams
-from exodus.plan.bounds import AUTHORITY_PROBE_S
+from exodus.plan.bounds import AUTHORITY_PROBE_PINGS, AUTHORITY_PROBE_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 
@@ -29,6 +31,7 @@ class AuthorityProbe:
         self._tls = tls
         self._orders = orders
         self._requires_login: dict[Side, bool] = {}  # of a side that may become the authority
+        self.latency = LatencyFacts()
         self.why = NOT_ASKED  # the authority does not serve; empty when it does
 
     async def run(self) -> None:
@@ -86,6 +89,34 @@ class AuthorityProbe:
         except (OSError, TimeoutError, ValueError) as exc:
             why = str(exc) or type(exc).__name__
             log.info("whether the %s requires a login is unknown: %s", side, why)
+
+    async def measure(self, asked_ms: int) -> None:
+        """Measure how long each side takes to answer a PING here."""
+        found = LatencyFacts(asked_ms=asked_ms)
+        for side in Side:
+            try:
+                pings = await self._pings(side)
+            except (OSError, TimeoutError, ValueError) as exc:
+                found.failed = f"the {side} does not answer: {str(exc) or type(exc).__name__}"
+                break
+            found.ping_ms_p50[side] = pings[len(pings) // 2]
+            found.ping_ms_p99[side] = pings[-1 - len(pings) // 100]
+        self.latency = found
+
+    async def _pings(self, side: Side) -> list[float]:
+        """Return the round trips in ms, the shortest first."""
+        took = []
+        async with asyncio.timeout(AUTHORITY_PROBE_S * AUTHORITY_PROBE_PINGS):
+            reader, writer = await self._connect(side)
+            with contextlib.closing(writer):
+                for _ in range(AUTHORITY_PROBE_PINGS):
+                    began = time.perf_counter()
+                    writer.write(b"PING\r\n")
+                    async with asyncio.timeout(AUTHORITY_PROBE_S):
+                        if not await reader.readline():
+                            raise ConnectionResetError("it closed the connection")
+                    took.append(round((time.perf_counter() - began) * 1000, 3))
+        return sorted(took)
 
     def requires_login(self, side: Side) -> bool:
         """Tell whether a side is known to require a login."""

@@ -100,11 +100,12 @@ class Holds:
 
     async def prepare(self) -> None:
         """Do what takes time with every session before a hold: applications wait under it."""
-        main = self._groups.main
-        await self._prepare_legs(main)
+        groups = self._groups
+        group = groups.main if groups.rehearsal_name is None else groups.rehearsal
+        await self._prepare_legs(group)
         self._beat_now.set()
         await asyncio.sleep(HOLDS_SPARE_LEGS_KEPT_S)
-        if not main.orders.hold:
+        if not groups.holding:
             self._spare_legs.drop()
 
     def release(self, group: SessionGroup) -> None:

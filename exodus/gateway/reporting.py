@@ -67,6 +67,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
             room=gateway.room_why,
             canary=gateway.canary.facts(),
             redirect=gateway.redirects.facts(),
+            latency=gateway.probe.latency,
             shadow_dropped=gateway.shadow_stream.dropped,
             shadow_left_out=_left_out(main.orders),
             task_failures=gateway.tasks.failures,

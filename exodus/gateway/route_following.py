@@ -12,6 +12,7 @@ from exodus.control.route import (
     announced,
     asked_at_ms,
     change_route,
+    latency_asked_ms,
     read_route,
     restore_route,
 )
@@ -103,6 +104,10 @@ class RouteFollower:
         if asked_ms is not None:
             self._heartbeats.ask(asked_ms)
             return
+        latency_ms = latency_asked_ms(word)
+        if latency_ms is not None:
+            self._tasks.spawn(self._measure_latency(latency_ms))
+            return
         if word == SOON:
             self._tasks.spawn(self._holds.prepare())
             return
@@ -129,6 +134,10 @@ class RouteFollower:
         elif self._groups.overdue:
             await self._end_hold(route)
         self._settlement.look(self.route)
+
+    async def _measure_latency(self, asked_ms: int) -> None:
+        await self._probe.measure(asked_ms)
+        self._heartbeats.now.set()
 
     async def _restore(self, found: Route) -> None:
         """Put the newest route back: the store lost it after it had acknowledged it.

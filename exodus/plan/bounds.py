@@ -289,9 +289,8 @@ LEVERS_ABORT_S = 3600  # after which a word that nobody heard is forgotten
 # exodus/cutover/preconditions.py
 PRECONDITIONS_NAMED = 5
 
-# exodus/cutover/rehearsal.py
-REHEARSAL_SESSIONS = 4
-REHEARSAL_WITHIN_S = 10.0
+# exodus/cutover/rehearsal_report.py
+REHEARSAL_NAMED = 5  # what changed since, listed by name
 
 # exodus/cutover/script_loading.py
 SCRIPT_LOADING_BATCH = 100
@@ -344,6 +343,7 @@ STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by 
 
 # exodus/gateway/authority_probe.py
 AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
+AUTHORITY_PROBE_PINGS = 50  # of each side, where Test asks how far they are
 
 # exodus/gateway/background.py
 BACKGROUND_RESTART_S = 1.0  # between a task's failure and its next start
@@ -501,6 +501,56 @@ VERIFY_KEEP_EVERY_S = 0.5
 # exodus/verify/reconcile.py
 RECONCILE_NAMED = 5
 RECONCILE_POLL_S = 0.05
+
+# exodus/acceptance/
+ACCEPTANCE_NAMED = 10  # listed by name in a row
+ACCEPTANCE_DELIVERY_S = 5.0  # one attempt may take so long
+ACCEPTANCE_LATENCY_S = 15.0  # gateways tell within this
+ACCEPTANCE_LOOK_S = 0.1
+ACCEPTANCE_REPLICA_LAG_BYTES_MAX = 1024 * 1024
+CERTIFICATE_DAYS_MIN = 14
+MEMORY_MARGIN = 1.25  # of the target's memory over the source's: versions encode differently
+
+# exodus/acceptance/business.py
+BUSINESS_ROWS_MAX = 200  # of a check, kept in the evidence
+BUSINESS_SHOWN = 3  # in its row
+BUSINESS_TIMEOUT_S = 10.0  # one request of a check
+BUSINESS_ANSWER_BYTES_MAX = 4 * 1024 * 1024  # of the webhook
+
+# exodus/acceptance/disposable.py, failures.py
+DISPOSABLE_START_S = 10.0
+DISPOSABLE_LOOK_S = 0.02
+FAILURES_KEYS = 400
+FAILURES_VALUE_BYTES = 10_000
+FAILURES_ROOM_BYTES = 1_000_000  # of the full target: for a part of the keys
+FAILURES_SLOW_MS = 300
+
+# exodus/acceptance/load.py
+LOAD_CONNECTIONS_MAX = 64
+LOAD_PREPARED_BYTES_MAX = 32 * 1024 * 1024
+LOAD_LATE_US_MAX = 5_000  # 1 % of the requests left later than that: the player is no measure
+LOAD_SLACK_US = 5_000  # what the player itself may add to a latency
+LOAD_CALLS_MIN = 100  # of a command: fewer have no 99th percentile
+LOAD_ANSWERED_SHARE_MIN = 0.99
+
+# exodus/acceptance/trial_copy.py
+TRIAL_BATCH_KEYS = 200
+TRIAL_BUSINESS_KEYS_MAX = 20_000  # of one pattern of business checks
+TRIAL_LOOKS = 4  # at a key that changes while it is copied
+TRIAL_SETTLE_S = 0.2
+TRIAL_WEIGHED_KEYS_MIN = 100  # fewer say nothing about all keys' memory
+
+# exodus/rehearsal/
+REHEARSAL_SESSIONS = 4  # that count; one more removes keys, two more push and pop
+REHEARSAL_KEYS = 20  # of each counting session
+REHEARSAL_PAUSE_S = 0.002  # between two requests of a session
+REHEARSAL_PUSH_S = 0.02
+REHEARSAL_SETTLE_S = 0.2  # of writes before each switch, and after the last
+REHEARSAL_WITHIN_S = 10.0  # gateways follow an epoch within this
+REHEARSAL_AGAIN_S = 0.05  # between two looks at whether sessions go on
+REHEARSAL_GATEWAY_S = 20.0  # a gateway of the rehearsal's own starts within this
+REHEARSAL_PRE_DRAIN_S = 10.0
+REHEARSAL_ERRORS_KEPT = 20
 
 # tasks/backfill.py
 TASKS_BACKFILL_BUDGET_S = 20.0

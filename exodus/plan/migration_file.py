@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exodus.errors import OperatorError
 from exodus.plan.address import Address
+from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Workers
 from exodus.plan.window import Window
@@ -32,7 +33,7 @@ class MigrationFile(BaseModel):
 
 
 _SERVERS = ("source", "target", "control_store")
-_MODELS = (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window)
+_MODELS = (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window, GateChecks)
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields} | {"url"})
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from exodus.plan.address import Address, Credentials
 from exodus.plan.bounds import HOLD_SECONDS_MAX
 from exodus.plan.compare_rules import CompareRule
+from exodus.plan.gate_checks import GateChecks
 from exodus.plan.own_keys import is_own
 from exodus.plan.scope import Filters, Rename, Scope, check_renames
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Users, Workers
@@ -141,6 +142,9 @@ class Options(BaseModel):
         default=False,
         description="Compare copies a key again once a difference of it is confirmed; false: "
         "exodus repair does",
+    )
+    test_checks: GateChecks = Field(
+        default=GateChecks(), description="what Test checks before Migrate, and how strictly"
     )
     fence: Fencing = Field(
         default=Fencing(), description="how the side that stops being the authority refuses writes"

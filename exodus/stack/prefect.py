@@ -33,7 +33,7 @@ _IMPORTED_BEFOREHAND = (
     "exodus.observe.monitor",
     "exodus.closing.collect",
     "exodus.cutover.forced_rollback",
-    "exodus.cutover.rehearsal",
+    "exodus.rehearsal.rehearse",
     "exodus.gateway.process",
     "exodus.backfill.slices",
     "exodus.backfill.forecast",

@@ -18,11 +18,11 @@ from exodus.control.route import read_route
 from exodus.control.schema import native_guard_key
 from exodus.cutover import switch
 from exodus.cutover.context import Switch
-from exodus.cutover.rehearsal import rehearse
 from exodus.errors import CutoverAborted, DecisionRefused, TargetError
 from exodus.native import expiries, link, possible, replica
 from exodus.net.leg import Leg, Reply
 from exodus.plan.vocabulary import CopyStrategy, Side
+from exodus.rehearsal.rehearse import rehearse
 from exodus.resp.encode import Arg
 from exodus.stack.servers import ServerKind
 from exodus.verify import reconcile

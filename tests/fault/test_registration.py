@@ -19,7 +19,7 @@ from exodus.control.freshness import last_pass, record_pass
 from exodus.control.ledger import NEXT, LedgerEntry
 from exodus.control.phase_order import check_may_begin
 from exodus.control.store import ControlStore
-from exodus.cutover.rehearsal import REPORT, check_rehearsal
+from exodus.cutover.rehearsal_report import REPORT, check_rehearsal, fingerprint
 from exodus.errors import DecisionRefused
 from exodus.plan.address import Address
 from exodus.plan.migration_file import MigrationFile
@@ -172,7 +172,13 @@ async def test_what_a_change_voids_does_not_count_any_more(
             store, Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, Phase.TEST, Phase.MIGRATE
         )
         await store.save_report(
-            REPORT, {"at_ms": await store.now_ms(), "ok": True, "stall_ms_max": 1.0}
+            REPORT,
+            {
+                "at_ms": await store.now_ms(),
+                "ok": True,
+                "stall_ms_max": 1.0,
+                "fingerprint": await fingerprint(file.plan),
+            },
         )
         await record_pass(store, await store.now_ms(), {0: b"0-0"}, 10)
         await check_may_begin(store, file.plan, Phase.COMMIT)

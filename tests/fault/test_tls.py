@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from exodus.cutover.rehearsal import rehearse
 from exodus.errors import OperatorError
 from exodus.net.client import make_client
 from exodus.plan.vocabulary import Side
+from exodus.rehearsal.rehearse import rehearse
 from exodus.resp.encode import encode
 from tests.support.local_migration import LocalMigration
 

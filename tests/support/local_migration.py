@@ -26,6 +26,7 @@ from exodus.gateway.options import GatewayOptions
 from exodus.gateway.tables import load_table
 from exodus.live.syncer import Syncer
 from exodus.native import link, possible, replica
+from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Side
@@ -53,7 +54,12 @@ class LocalMigration:
         self.folder = folder
         self.port = free_port()
         name = f"t{secrets.token_hex(4)}"
-        fields = {"hold_seconds_max": 5.0, "rehearsal_hours_max": None, **plan}
+        fields = {
+            "hold_seconds_max": 5.0,
+            "rehearsal_hours_max": None,
+            "test_checks": GateChecks(rehearsal_rounds=1, rehearsal_kill=False),
+            **plan,
+        }
         self.plan = Plan(name=name, source=source.address(), target=target.address(), **fields)  # type: ignore[arg-type]
         self.store: ControlStore
         self.gateways: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}

@@ -79,3 +79,17 @@ def test_information_is_neither_required_nor_a_finding() -> None:
     assert not any_fatal(checks)
     assert open_findings(checks) == []
     assert frames(checks) == {"checks": [], "advice": checks}
+
+
+def test_a_required_check_that_fails_cannot_be_approved_whatever_is_accepted() -> None:
+    checks = [check("rights", False, "-set"), check("replicas", False, level=Level.SHOULD)]
+    assert "this cannot be approved" in summary_lines(checks)[0]
+    answer = {"decision": "approve", "accept_findings": "rights\nreplicas"}
+    assert "1 required check(s) fail: rights" in (why_not_accepted(checks, answer) or "")
+    assert why_not_accepted(checks, {"decision": "reject"}) is None
+    assert _failed("gate", checks) == []
+
+
+def test_figures_of_a_check_are_lines_of_the_form() -> None:
+    checks = [{**check("stall", True), "line": "stall p99 12 ms"}, check("other", True)]
+    assert summary_lines(checks) == ["2 of 2 checks hold", "stall p99 12 ms"]

@@ -1,0 +1,108 @@
+"""`python -m exodus.acceptance.business_runner`: runs business checks in a process of their own.
+
+A job as JSON on standard input, the verdicts as JSON on the last line of standard output. What a
+check prints goes to standard error. The caller ends the process when its time is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+from pydantic import SecretStr
+
+from exodus.acceptance.read_only import ReadOnlyClient, open_read_only
+from exodus.plan.address import Address
+
+OK = "ok"  # the column that says it, where a file has no expectations
+
+
+def main() -> None:
+    """Run the job."""
+    job = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):
+        verdicts = [_verdict(Path(file), job) for file in job["files"]]
+    sys.stdout.write("\n" + json.dumps(verdicts, default=str) + "\n")
+
+
+def _verdict(file: Path, job: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": file.stem, "ok": False, "why": "", "rows": [], "row_count": 0}
+    try:
+        module = _load(file)
+        check: Callable[..., pd.DataFrame] = module.check
+        with _side(job, "source") as source, _side(job, "target") as target:
+            frame = check(source, target)
+        bad, why = _judge(module, frame)
+    except Exception as exc:  # noqa: BLE001 - whatever a check raises is its verdict
+        line = traceback.extract_tb(exc.__traceback__)[-1]
+        return {**found, "why": f"{type(exc).__name__}: {exc} ({line.filename}:{line.lineno})"}
+    rows = json.loads(bad.head(job["rows_max"]).to_json(orient="records", date_format="iso"))
+    return {**found, "ok": not why, "why": why, "rows": rows, "row_count": len(frame)}
+
+
+def _load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"business_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _side(job: dict[str, Any], side: str) -> ReadOnlyClient:
+    told = dict(job[side])
+    password, db = told.pop("secret"), told.pop("db")
+    address = Address.model_validate(
+        {**told, "password": SecretStr(password) if password is not None else None}
+    )
+    return open_read_only(address, side, db=db, timeout_s=job["timeout_s"])
+
+
+def _judge(module: ModuleType, frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the rows that are wrong, and why; an empty text: none is."""
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"check returned {type(frame).__name__}, not a pandas.DataFrame")
+    frame = frame.reset_index(drop=True)
+    if frame.empty:
+        return frame, "the check returned no rows: it has looked at nothing"
+    wanted = getattr(module, "expectations", None)
+    if wanted is not None:
+        return _expected(wanted(), frame)
+    if OK not in frame.columns:
+        return frame, f"the frame has no column {OK!r}, and the file no expectations()"
+    bad = frame[~frame[OK].fillna(value=False).astype(bool)]
+    return bad, f"{len(bad)} of {len(frame)} rows are not ok" if len(bad) else ""
+
+
+def _expected(wanted: Sequence[Any], frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx  # it takes seconds, and few checks need it
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    asset = context.data_sources.add_pandas("business").add_dataframe_asset("frame")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    bad: set[int] = set()
+    why: list[str] = []
+    for expectation in wanted:
+        result = batch.validate(expectation, result_format="COMPLETE")
+        if result.success:
+            continue
+        bad |= set(result.result.get("unexpected_index_list") or [])
+        observed = result.result.get("observed_value", result.result.get("unexpected_count", ""))
+        name = expectation.expectation_type.removeprefix("expect_").replace("_", " ")
+        why.append(f"{name} ({getattr(expectation, 'column', 'the frame')}): observed {observed}")
+    return (frame.loc[sorted(bad)] if bad else frame if why else frame.head(0)), "; ".join(why)
+
+
+if __name__ == "__main__":
+    main()

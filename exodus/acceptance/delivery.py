@@ -1,0 +1,248 @@
+"""What a plain read or write does not show: transactions, scripts, functions, publish/subscribe,
+keyspace events, blocking requests.
+
+Tried on the target on scratch keys, as `compare_user` where the plan names one: with an
+application's rights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+import redis.asyncio as redis
+from redis.exceptions import NoPermissionError
+
+from exodus.acceptance.rows import Checked, told
+from exodus.control import registry
+from exodus.control.store import ControlStore
+from exodus.cutover.functions import compare_libraries
+from exodus.cutover.script_loading import load_scripts, unseen
+from exodus.cutover.script_loading import told as scripts_told
+from exodus.errors import ExodusError
+from exodus.net.client import answered, make_client
+from exodus.net.leg import Leg, ReplyError
+from exodus.plan.bounds import ACCEPTANCE_DELIVERY_S, ACCEPTANCE_NAMED
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+
+_SCRATCH = "exodus:load:smoke:"
+_SCRIPT = "redis.call('SET', KEYS[1], ARGV[1]); return redis.call('GET', KEYS[1])"
+_BLOCK_S = 0.2
+
+
+async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
+    """Try each of them once."""
+    user = plan.compare_user
+    address = plan.target if user is None else user.at(plan.target)
+    prefix = f"{_SCRATCH}{secrets.token_hex(6)}:"
+    clients = [
+        make_client(
+            address, field="target", timeout_s=ACCEPTANCE_DELIVERY_S, client_name="exodus-smoke"
+        )
+        for _ in range(2)
+    ]
+    one, other = clients
+    tries: list[tuple[str, Callable[[], Awaitable[str]]]] = [
+        ("transaction", lambda: _transaction(one, f"{prefix}t")),
+        ("watched key that changes", lambda: _watch(one, other, f"{prefix}w")),
+        ("script", lambda: _script(one, f"{prefix}s")),
+        ("publish and subscribe", lambda: _publish(one, other, f"{prefix}channel")),
+        ("blocking pop", lambda: _block(one, other, f"{prefix}b")),
+        ("time limit of a blocking pop", lambda: _block_out(one, f"{prefix}empty")),
+    ]
+    rows = []
+    try:
+        for name, attempt in tries:
+            rows.append(await _tried(name, attempt, as_application=user is not None))
+    finally:
+        async with await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as leg:
+            await leg.call("UNLINK", *[f"{prefix}{name}" for name in ("t", "w", "s", "b", "empty")])
+        for client in clients:
+            await client.aclose()
+    rows += await _code(plan, store)
+    return [*rows, await _events(plan, prefix)]
+
+
+async def _tried(
+    name: str, attempt: Callable[[], Awaitable[str]], *, as_application: bool
+) -> Checked:
+    try:
+        async with asyncio.timeout(ACCEPTANCE_DELIVERY_S):
+            wrong = await attempt()
+    except NoPermissionError as exc:
+        if not as_application:
+            return told(f"target takes: {name}", f"Exodus's user may not; set compare_user: {exc}")
+        wrong = str(exc)
+    except (redis.RedisError, OSError, TimeoutError) as exc:
+        wrong = str(exc) or f"no answer within {ACCEPTANCE_DELIVERY_S:.0f} s"
+    return Checked(
+        f"target takes: {name}",
+        not wrong,
+        wrong,
+        "applications that use it would fail after the cutover",
+        "look at the target's settings and at the user's rights there",
+    )
+
+
+async def _transaction(client: redis.Redis, key: str) -> str:
+    async with client.pipeline(transaction=True) as pipe:
+        pipe.set(key, "1", px=60_000)
+        pipe.incr(key)
+        found = await pipe.execute()
+    return "" if found == [True, 2] else f"answered {found!r}"
+
+
+async def _watch(client: redis.Redis, other: redis.Redis, key: str) -> str:
+    async with client.pipeline(transaction=True) as pipe:
+        await pipe.watch(key)
+        await answered(other.set(key, "theirs", px=60_000))
+        pipe.multi()
+        pipe.set(key, "ours")
+        try:
+            await pipe.execute()
+        except redis.WatchError:
+            return ""
+    return "EXEC ran although a watched key had changed"
+
+
+async def _script(client: redis.Redis, key: str) -> str:
+    found = await answered(client.eval(_SCRIPT, 1, key, "v"))
+    return "" if found == b"v" else f"answered {found!r}"
+
+
+async def _publish(client: redis.Redis, other: redis.Redis, channel: str) -> str:
+    async with client.pubsub() as subscriber:
+        await subscriber.subscribe(channel)
+        await subscriber.get_message(timeout=ACCEPTANCE_DELIVERY_S)  # the subscription itself
+        heard_by = await answered(other.publish(channel, "v"))
+        message = await subscriber.get_message(
+            ignore_subscribe_messages=True, timeout=ACCEPTANCE_DELIVERY_S
+        )
+    if heard_by < 1 or message is None or message["data"] != b"v":
+        return f"a message to one subscriber reached {heard_by}, and came as {message!r}"
+    return ""
+
+
+async def _block(client: redis.Redis, other: redis.Redis, key: str) -> str:
+    waiting = asyncio.ensure_future(answered(client.blpop([key], timeout=ACCEPTANCE_DELIVERY_S)))
+    await asyncio.sleep(_BLOCK_S / 4)
+    await answered(other.rpush(key, "v"))
+    found = await waiting
+    return "" if found is not None and found[1] == b"v" else f"answered {found!r}"
+
+
+async def _block_out(client: redis.Redis, key: str) -> str:
+    began = time.monotonic()
+    found = await answered(client.blpop([key], timeout=_BLOCK_S))
+    took = time.monotonic() - began
+    if found is not None:
+        return f"answered {found!r}"
+    return "" if took >= _BLOCK_S / 2 else f"a limit of {_BLOCK_S} s ended after {took:.3f} s"
+
+
+async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
+    """Check that the target takes the applications' scripts and function libraries."""
+    async with (
+        await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source,
+        await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
+    ):
+        loaded: set[bytes] = set()
+        refused = await load_scripts(store, target, loaded)
+        missing = await _missing(target, loaded)
+        libraries = await compare_libraries(source, target)
+        not_loaded = {} if not libraries.code else await _libraries_refused(target, libraries.code)
+    asked = unseen(await registry.heartbeats(store, "gateway"))
+    wrong = [*refused, *missing]
+    rows = [
+        Checked(
+            "scripts of the applications",
+            not wrong,
+            "; ".join(wrong[:ACCEPTANCE_NAMED]) or f"{len(loaded)} are loaded on the target",
+            "EVALSHA would be answered NOSCRIPT, or with an error",
+            "correct the script, or choose a target that takes it",
+        ),
+        told(
+            "scripts called by digest only",
+            scripts_told(asked) or "none",
+            line=scripts_told(asked),
+        ),
+    ]
+    if libraries.not_told:
+        return [*rows, told("function libraries", libraries.not_told)]
+    refusals = [libraries.not_taken] if libraries.not_taken and libraries.differ else []
+    refusals += [f"{name}: {why}" for name, why in not_loaded.items()]
+    rows.append(
+        Checked(
+            "function libraries",
+            not refusals,
+            "; ".join(refusals)
+            or f"{len(libraries.equal)} equal, {len(libraries.differ)} that the cutover carries",
+            "FCALL would fail",
+            "correct the library, or choose a target that takes it",
+        )
+    )
+    return rows
+
+
+async def _missing(target: Leg, digests: set[bytes]) -> list[str]:
+    wanted = sorted(digests)
+    there = await target.call("SCRIPT", "EXISTS", *wanted) if wanted else []
+    return [
+        f"{sha.decode()[:12]}…: not on the target"
+        for sha, found in zip(wanted, there, strict=True)
+        if not found
+    ]
+
+
+async def _libraries_refused(target: Leg, code: dict[str, bytes]) -> dict[str, str]:
+    """Return why the target does not take a library: tried under a name of Exodus's own."""
+    found: dict[str, str] = {}
+    for name, text in code.items():
+        head, _, body = text.partition(b"\n")
+        scratch = b"exodus_smoke_" + secrets.token_hex(4).encode()
+        engine = head.split(b" ", 1)[0]
+        # Functions are registered under their names, so those of a library that is there clash.
+        library = engine + b" name=" + scratch + b"\n" + body
+        reply = (await target.pipeline([("FUNCTION", "LOAD", library)]))[0]
+        if not isinstance(reply, ReplyError):
+            await target.call("FUNCTION", "DELETE", scratch)
+        elif "already exists" not in str(reply) and not str(reply).startswith("NOPERM"):
+            found[name] = str(reply)[:200]
+    return found
+
+
+async def _events(plan: Plan, prefix: str) -> Checked:
+    """Check that keyspace events come, where the source sends them."""
+    what = "target takes: keyspace events"
+    async with await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source:
+        reply = (await source.pipeline([("CONFIG", "GET", "notify-keyspace-events")]))[0]
+    flags = reply[1].decode() if isinstance(reply, list) and reply else ""
+    if "K" not in flags and "E" not in flags:
+        return told(what, "the source sends none")
+    client = make_client(plan.target, field="target", timeout_s=ACCEPTANCE_DELIVERY_S)
+    key = f"{prefix}event"
+    channel = f"__keyspace@0__:{key}" if "K" in flags else "__keyevent@0__:*"
+    try:
+        async with client.pubsub() as subscriber:
+            await subscriber.psubscribe(channel)
+            await subscriber.get_message(timeout=ACCEPTANCE_DELIVERY_S)
+            await answered(client.set(key, "v", px=60_000))
+            await answered(client.delete(key))
+            message = await subscriber.get_message(
+                ignore_subscribe_messages=True, timeout=ACCEPTANCE_DELIVERY_S
+            )
+    except (redis.RedisError, OSError, ExodusError) as exc:
+        return Checked(what, False, str(exc), "subscribers of keyspace events get none of these")
+    finally:
+        await client.aclose()
+    return Checked(
+        what,
+        message is not None,
+        f"the source sends {flags}; the target sent {'one' if message else 'none'}",
+        "subscribers of keyspace events get none of these",
+        "exodus carry settings, or CONFIG SET notify-keyspace-events on the target",
+    )

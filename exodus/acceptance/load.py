@@ -1,0 +1,257 @@
+"""The observed workload, played on the target at its own rate, at twice it, and up to its knee.
+
+It is an open loop on scratch keys (`exodus/observe/player.py`). The requirement is what
+applications have now: the percentiles that the gateways measured in Analyze, with an allowance. A
+step in which the machine of the player was late itself is red only by what that does not explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from exodus.acceptance.observed import LEARNT, observed_workload
+from exodus.acceptance.rows import Checked, told
+from exodus.control.store import ControlStore
+from exodus.copy.impact import Pace
+from exodus.net.info import info_of
+from exodus.net.leg import Leg
+from exodus.observe.composer import Composer
+from exodus.observe.distribution import Distribution
+from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.workload import Workload
+from exodus.plan.bounds import (
+    ACCEPTANCE_NAMED,
+    LOAD_ANSWERED_SHARE_MIN,
+    LOAD_CALLS_MIN,
+    LOAD_CONNECTIONS_MAX,
+    LOAD_LATE_US_MAX,
+    LOAD_PREPARED_BYTES_MAX,
+    LOAD_SLACK_US,
+)
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+
+REPORT = "test.load"
+_REQUIRED = (1.0, 2.0)  # times the observed rate: what must hold
+_SHARES = {"p50": 0.5, "p99": 0.99}
+
+
+@dataclass
+class Step:
+    """One speed, and how the target took it."""
+
+    speed: float
+    played: Played
+    cpu_share: float  # of one core of the target
+    evicted: int
+    slower: list[str] = field(default_factory=list)  # commands beyond what applications have now
+
+    @property
+    def late(self) -> bool:
+        """Return whether the machine of the player was too slow for this speed."""
+        return self.played.late_us.quantile(0.99) > LOAD_LATE_US_MAX
+
+    @property
+    def kept_up(self) -> bool:
+        """Return whether all that was due was answered."""
+        return self.played.answered >= self.played.due * LOAD_ANSWERED_SHARE_MIN
+
+    @property
+    def failed(self) -> dict[str, dict[str, int]]:
+        """Return the errors, by shape and first word."""
+        return self.played.errors
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the target is fast enough at this speed."""
+        kept_up = self.kept_up or self.late
+        return kept_up and not self.slower and not self.failed and not self.evicted
+
+    def row(self) -> dict[str, Any]:
+        """Return the row of the artifact."""
+        return {
+            "speed": self.speed,
+            "requests_per_s": round(self.played.answered / max(self.played.seconds, 1e-9), 1),
+            "due": self.played.due,
+            "answered": self.played.answered,
+            **{
+                f"latency_us_{name}": self.played.latency_us.quantile(share)
+                for name, share in _SHARES.items()
+            },
+            "latency_us_max": self.played.latency_us.value_max,
+            "cpu_share": round(self.cpu_share, 3),
+            "evicted_keys": self.evicted,
+            "errors": sum(sum(codes.values()) for codes in self.failed.values()),
+            "slower": "; ".join(self.slower),
+            "judged": not self.late,
+        }
+
+
+async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
+    """Play the observed workload on the target, and judge each step."""
+    workload = await observed_workload(store)
+    if workload is None:
+        return [told("load", "no workload was observed: Pre-test keeps its model")]
+    observed = (await store.report(LEARNT) or {}).get("commands", [])
+    required = required_us(observed, plan.test_checks.load_times_max)
+    steps: list[Step] = []
+    stopped = ""
+    prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
+    source = Endpoint(Side.SOURCE, plan.source)
+    async with Pace(store, source, plan.budget, what="load test") as pace:
+        try:
+            for speed in _speeds(plan.test_checks.load_speed_max):
+                await pace.turn()
+                if pace.why:
+                    stopped = f"the impact budget ended it before {speed:g}x: {pace.why}"
+                    break
+                steps.append(await _step(plan, workload, required, prefix, speed))
+                if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
+                    break
+        finally:
+            await remove_scratch(plan.target, prefix)
+    await store.save_report(
+        REPORT, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
+    )
+    return judge_load(workload, steps, required, stopped)
+
+
+def _speeds(most: float) -> list[float]:
+    """Return the speeds to try: those that are required, then twice as fast each time."""
+    found = list(_REQUIRED)
+    while found[-1] * 2 <= most:
+        found.append(found[-1] * 2)
+    return found
+
+
+def required_us(observed: list[dict[str, Any]], times_max: float) -> dict[str, dict[str, int]]:
+    """Return how long each command may take, by percentile: as long as applications wait now, times
+    the allowance, and what the measurement itself adds.
+    """
+    return {
+        str(row["command"]).partition("|")[0].upper(): {
+            name: int(row[f"latency_us_{name}"] * times_max) + LOAD_SLACK_US for name in _SHARES
+        }
+        for row in observed
+        if not row.get("waits") and row["calls"] >= LOAD_CALLS_MIN
+    }
+
+
+async def _step(
+    plan: Plan,
+    workload: Workload,
+    required: Mapping[str, Mapping[str, int]],
+    prefix: bytes,
+    speed: float,
+) -> Step:
+    composer = Composer(
+        workload,
+        prefix=prefix,
+        speed=speed,
+        draw=Random(1),  # noqa: S311 - a load that can be repeated
+        prepared_bytes_max=LOAD_PREPARED_BYTES_MAX,
+    )
+    composer.check()
+    before = await _info(plan)
+    played = await Player(plan.target, composer, prefix=prefix).run(
+        seconds=plan.test_checks.load_seconds,
+        connections=min(max(workload.connections, 1), LOAD_CONNECTIONS_MAX),
+        keep=True,
+    )
+    after = await _info(plan)
+    cpu = sum(
+        float(after[name]) - float(before[name]) for name in ("used_cpu_user", "used_cpu_sys")
+    )
+    evicted = int(after.get("evicted_keys", 0)) - int(before.get("evicted_keys", 0))
+    step = Step(speed, played, cpu / max(played.seconds, 1e-9), evicted)
+    step.slower = _slower(played, required)
+    return step
+
+
+async def _info(plan: Plan) -> dict[str, str]:
+    async with await Leg.connect(plan.target, Side.TARGET, name="exodus-load") as leg:
+        return info_of(await leg.call("INFO"))
+
+
+def _slower(played: Played, required: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Return the commands that take longer than required; what was seldom sent says nothing."""
+    # A request that left late is answered late: that is not the server's.
+    late = played.late_us.quantile(0.99)
+    by_command: dict[str, Distribution] = {}
+    for shape, found in played.by_shape.items():
+        by_command.setdefault(shape.split(" ", 1)[0], Distribution()).add(found)
+    return [
+        f"{command} {name} {found.quantile(_SHARES[name]) / 1000:.1f} ms, at most "
+        f"{(most + late) / 1000:.1f} ms"
+        for command, found in by_command.items()
+        if found.total >= LOAD_CALLS_MIN
+        for name, most in required.get(command, {}).items()
+        if found.quantile(_SHARES[name]) > most + late
+    ]
+
+
+def judge_load(
+    workload: Workload,
+    steps: list[Step],
+    required: Mapping[str, Mapping[str, int]],
+    stopped: str,
+) -> list[Checked]:
+    """Return the rows: one for each speed that must hold, and the headroom."""
+    rows = [_judged(workload, step) for step in steps if step.speed in _REQUIRED]
+    tried = {step.speed for step in steps}
+    rows += [
+        told(f"load: {speed:g} times the observed rate", stopped or "not reached: see before")
+        for speed in _REQUIRED
+        if speed not in tried
+    ]
+    held = [step.speed for step in steps if step.holds and not step.late]
+    last = steps[-1] if steps else None
+    most = f"{max(held):g} times the observed rate" if held else "less than the observed rate"
+    if last is not None and last.late:
+        headroom = f"{most} at least; this machine plays no faster"
+    elif last is None or last.holds:
+        headroom = f"{most} at least" + (f"; {stopped}" if stopped else "")
+    else:
+        headroom = f"{most}; the knee is below {last.speed:g} times"
+    if not required:
+        headroom += "; no latency was required, since Analyze has none"
+    busy = f", {last.cpu_share * 100:.0f} % of a core of the target" if last is not None else ""
+    return [
+        *rows,
+        told("load: headroom", headroom + busy, line=f"load: headroom {headroom}{busy}"),
+    ]
+
+
+def _judged(workload: Workload, step: Step) -> Checked:
+    what = f"load: {step.speed:g} times the observed rate"
+    row = step.row()
+    detail = (
+        f"{row['requests_per_s']:,} requests/s (observed {workload.rates.mean:,.0f}), p50 "
+        f"{row['latency_us_p50'] / 1000:.1f} ms, p99 {row['latency_us_p99'] / 1000:.1f} ms"
+    )
+    wrong = []
+    if step.failed:
+        errors = [
+            f"{shape}: {', '.join(f'{count} {code}' for code, count in codes.items())}"
+            for shape, codes in step.failed.items()
+        ]
+        wrong.append(f"errors: {'; '.join(errors[:ACCEPTANCE_NAMED])}")
+    if step.evicted:
+        wrong.append(f"{step.evicted:,} keys were evicted")
+    if not step.kept_up and not step.late:
+        wrong.append(f"{row['answered']:,} of {row['due']:,} requests were answered in time")
+    wrong += step.slower[:ACCEPTANCE_NAMED]
+    if step.late and not wrong:
+        late_ms = step.played.late_us.quantile(0.99) / 1000
+        return told(what, f"{detail}; not judged: this machine sent {late_ms:.0f} ms late (p99)")
+    return Checked(
+        what,
+        not wrong,
+        f"{detail}; {'; '.join(wrong)}" if wrong else detail,
+        "applications would wait longer than they do now, or get errors",
+        "give the target more room or a faster machine, or raise test_checks.load_times_max",
+    )

@@ -1,0 +1,224 @@
+"""Logins and rights: may each user of the source do on the target what it may do now?
+
+Rights are asked of the target (ACL DRYRUN): once as the user is there, once with the rules that it
+has on the source, which a user of Exodus's own gets for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+from collections.abc import Iterable, Sequence
+
+from exodus.acceptance.observed import observed_commands
+from exodus.acceptance.rows import Checked, told
+from exodus.control.store import ControlStore
+from exodus.cutover.beside_keys import application_users, compare_user_rules, login_names
+from exodus.cutover.beside_read import SideUser, read
+from exodus.cutover.beside_rows import StateOutcome
+from exodus.errors import OperatorError, TargetError
+from exodus.net.connect import open_streams
+from exodus.net.leg import Leg, ReplyError
+from exodus.net.tls import ssl_context
+from exodus.plan.bounds import ACCEPTANCE_NAMED, CERTIFICATE_DAYS_MIN
+from exodus.plan.plan import Plan
+from exodus.plan.settings import Login
+from exodus.plan.vocabulary import Side
+from exodus.topology.applications import takes_nobody
+from exodus.topology.endpoint import Endpoint
+
+_PROBE_USER = "exodus-smoke-"
+_DAY_S = 86_400
+_CARRY = "exodus carry users, or create the user on the target; then exodus start test"
+# Where each argument is no key
+_WORDS: dict[str, tuple[str, ...]] = {
+    "EVAL": ("return 1", "1", "KEY"),
+    "EVAL_RO": ("return 1", "1", "KEY"),
+    "EVALSHA": ("0" * 40, "1", "KEY"),
+    "EVALSHA_RO": ("0" * 40, "1", "KEY"),
+    "FCALL": ("f", "1", "KEY"),
+    "FCALL_RO": ("f", "1", "KEY"),
+    "XREAD": ("STREAMS", "KEY", "0"),
+    "XREADGROUP": ("GROUP", "g", "c", "STREAMS", "KEY", ">"),
+}
+
+
+async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
+    """Check users, passwords, rights, and TLS of the target against the source's."""
+    commands = await observed_commands(store)
+    async with (
+        await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source,
+        await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
+    ):
+        rows = await _users(plan, source, target, commands)
+    rows += [await _mapped(plan, login) for login in plan.logins]
+    rows.append(await _nobody(plan))
+    return rows + await _tls(plan)
+
+
+async def _users(plan: Plan, source: Leg, target: Leg, commands: Iterable[str]) -> list[Checked]:
+    ours, theirs = await read(source), await read(target)
+    for side, users in ((Side.SOURCE, ours.users), (Side.TARGET, theirs.users)):
+        if isinstance(users, str):
+            return [told("users", f"the {side} does not tell them: {users}")]
+    logins, there = login_names(plan), theirs.users
+    assert isinstance(there, dict)
+    rows: list[Checked] = []
+    for name, user in sorted(application_users(plan, ours).items()):
+        on_target = logins.get(name, name)
+        found = compare_user_rules(name, user, there.get(on_target), mapped=name in logins)
+        required = found.outcome is StateOutcome.REQUIRED
+        detail = f"{found.follower}: {found.means}" if required else "it exists there"
+        rows.append(Checked(f"login of user {name}", not required, detail, found.means, _CARRY))
+        if not required:
+            rows.append(await _rights(target, name, on_target, user, commands))
+    return rows or [told("users", "the source has none but Exodus's")]
+
+
+async def _rights(
+    target: Leg, name: str, on_target: str, user: SideUser, commands: Iterable[str]
+) -> Checked:
+    """Return what `name` may do on the source and not on the target."""
+    what = f"rights of user {name}"
+    probe = _PROBE_USER + secrets.token_hex(6)
+    rules = [*user.rules["commands"].split(), *user.rules["keys"].split()]
+    rules += user.rules["channels"].split()
+    made = (
+        await target.pipeline(
+            [("ACL", "SETUSER", probe, "reset", f">{secrets.token_hex(16)}", *rules)]
+        )
+    )[0]
+    if isinstance(made, ReplyError) and str(made).startswith("NOPERM"):
+        return told(what, f"Exodus's user may not ask for them: {made}")
+    if isinstance(made, ReplyError):
+        return Checked(
+            what,
+            False,
+            f"the target does not take the user's rules: {made}",
+            "it has other commands or categories",
+            "give the user rules there that fit its work",
+        )
+    try:
+        key = _key_of(user.rules["keys"])
+        requests = await _requests(target, sorted(commands), key)
+        asked = await target.pipeline(
+            [("ACL", "DRYRUN", who, *request) for request in requests for who in (probe, on_target)]
+        )
+    finally:
+        await target.call("ACL", "DELUSER", probe)
+    return _judged(what, [" ".join(request[:2]) for request in requests], asked)
+
+
+def _judged(what: str, names: Sequence[str], asked: Sequence[object]) -> Checked:
+    before, after = asked[::2], asked[1::2]
+    denied = [
+        name.split(" ", 1)[0]
+        for name, ours, theirs in zip(names, before, after, strict=True)
+        if ours == b"OK" and isinstance(theirs, bytes) and theirs != b"OK"
+    ]
+    unknown = [reply for reply in after if isinstance(reply, ReplyError)]
+    if unknown and len(unknown) == len(after):
+        return told(what, f"the target does not tell (ACL DRYRUN): {unknown[0]}")
+    return Checked(
+        what,
+        not denied,
+        f"not allowed there: {', '.join(denied[:ACCEPTANCE_NAMED])}"
+        if denied
+        else f"{sum(reply == b'OK' for reply in after)} observed commands allowed on both sides",
+        "applications would get NOPERM after the cutover",
+        _CARRY,
+    )
+
+
+def _key_of(patterns: str) -> str:
+    """Return a key that a user with these patterns may use."""
+    for pattern in patterns.split():
+        _, _, name = pattern.partition("~")
+        if name and not set("[]?\\") & set(name):
+            return name.replace("*", "0")
+    return "0"
+
+
+async def _requests(target: Leg, commands: Sequence[str], key: str) -> list[list[str]]:
+    """Return a request of each command, with as many arguments as the target asks for."""
+    told_of = await target.pipeline([("COMMAND", "INFO", name.lower()) for name in commands])
+    made = []
+    for command, reply in zip(commands, told_of, strict=True):
+        facts = reply[0] if isinstance(reply, list) and reply else None
+        name, _, subcommand = command.partition("|")
+        if name in _WORDS:
+            made.append([name, *[key if word == "KEY" else word for word in _WORDS[name]]])
+        elif isinstance(facts, list):  # a command that the target lacks has a row of its own
+            head = [name, *([subcommand] if subcommand else [])]
+            # Arguments that are no keys may be anything.
+            made.append([*head, *[key] * (abs(int(facts[1])) - len(head))])
+    return made
+
+
+async def _mapped(plan: Plan, login: Login) -> Checked:
+    """Log in on the target as the gateways do for an application."""
+    user = login.target_user or login.user
+    what = f"login of user {login.user} as {user}"
+    address = plan.target.model_copy(
+        update={
+            "username": user,
+            "password": None,
+            "password_env": login.target_password_env,
+            "password_file": login.target_password_file,
+        }
+    )
+    try:
+        async with await Leg.connect(address, Side.TARGET, name="exodus-smoke"):
+            return Checked(what, True, "the target takes it")
+    except (OperatorError, TargetError) as exc:
+        return Checked(what, False, exc.why or exc.what, "its applications cannot log in", _CARRY)
+
+
+async def _nobody(plan: Plan) -> Checked:
+    """Check that clients without a login are taken, where the source takes them."""
+    what = "clients without a login"
+    if not await takes_nobody(plan, Side.SOURCE):
+        return told(what, "the source takes none")
+    mapped = any(login.user == "default" for login in plan.logins)
+    taken = mapped or await takes_nobody(plan, Side.TARGET)
+    return Checked(
+        what,
+        taken,
+        "taken by both sides" if taken else "the source takes them, the target does not",
+        "applications that show no login cannot work there",
+        "let the target's user default in, or map it in logins of the migration file",
+    )
+
+
+async def _tls(plan: Plan) -> list[Checked]:
+    """Check the target's certificate, and that it is not less private than the source."""
+    source, target = plan.source, plan.target
+    if not target.tls:
+        return [
+            Checked(
+                "TLS",
+                not source.tls,
+                "the source speaks TLS, the target does not" if source.tls else "on neither side",
+                "requests would be readable on the way",
+                "give the target a certificate and set tls, or name a network that you trust",
+            )
+        ]
+    try:
+        _, writer = await open_streams(target, ssl_context(target))
+    except (OSError, TimeoutError, ssl.SSLError) as exc:
+        return [Checked("TLS", False, str(exc) or type(exc).__name__, "no client can connect")]
+    certificate = writer.get_extra_info("peercert") or {}
+    cipher = writer.get_extra_info("cipher") or ("", "")
+    writer.close()
+    until = ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else 0.0
+    days = (until - time.time()) / _DAY_S
+    return [
+        Checked(
+            "TLS",
+            days >= CERTIFICATE_DAYS_MIN,
+            f"{cipher[1]}, the certificate is valid for {days:.0f} days",
+            f"it expires within {CERTIFICATE_DAYS_MIN} days",
+            "renew the target's certificate before the cutover",
+        )
+    ]

@@ -1,0 +1,27 @@
+"""What applications were seen to do: read from the reports of Pre-test and Analyze."""
+
+from __future__ import annotations
+
+from exodus.control.store import ControlStore
+from exodus.observe.workload import Workload
+
+WORKLOAD, LEARNT = "workload.pre-test", "profile.analyze"
+
+
+async def observed_workload(store: ControlStore) -> Workload | None:
+    """Return the workload model of the last Pre-test, or None."""
+    kept = await store.report(WORKLOAD)
+    return Workload.model_validate(kept) if kept is not None else None
+
+
+async def observed_commands(store: ControlStore) -> dict[str, int]:
+    """Return each observed command (`XGROUP|CREATE` with its subcommand) with its calls."""
+    found: dict[str, int] = {}
+    workload = await observed_workload(store)
+    for each in workload.operations if workload is not None else []:
+        name = f"{each.command}|{each.subcommand}" if each.subcommand else each.command
+        found[name.upper()] = found.get(name.upper(), 0) + each.calls
+    for row in (await store.report(LEARNT) or {}).get("commands", []):
+        name = str(row["command"]).upper()
+        found[name] = max(found.get(name, 0), int(row["calls"]))
+    return found

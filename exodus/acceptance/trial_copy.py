@@ -1,0 +1,379 @@
+"""A trial copy: a sample of the source's keys in an empty database of the target.
+
+Keys are copied by the engine's own `sync(key)` and compared by its own comparison, in full. The
+copy stays until `remove_trial`, because business checks read it. A key that changed since it was
+copied is copied again before it is judged: only a difference of a key that stood still counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from exodus.acceptance.rows import Checked, told
+from exodus.control.changes import Key
+from exodus.control.route import read_route
+from exodus.control.schema import guard_key
+from exodus.control.store import ControlStore
+from exodus.copy.impact import Pace
+from exodus.copy.key import Copier
+from exodus.copy.scan import plan_slices, scan_once
+from exodus.engine import Engine, open_engine
+from exodus.errors import DecisionRefused, TargetError
+from exodus.net.info import info_of
+from exodus.net.leg import ReplyError
+from exodus.plan.bounds import (
+    ACCEPTANCE_NAMED,
+    MEMORY_MARGIN,
+    TRIAL_BATCH_KEYS,
+    TRIAL_BUSINESS_KEYS_MAX,
+    TRIAL_LOOKS,
+    TRIAL_SETTLE_S,
+    TRIAL_WEIGHED_KEYS_MIN,
+)
+from exodus.plan.own_keys import is_own
+from exodus.plan.plan import Plan
+from exodus.plan.scope import Rename
+from exodus.plan.vocabulary import Side
+from exodus.topology.endpoint import Endpoint
+from exodus.verify.comparison import Divergence, open_comparison
+from exodus.verify.reconcile import compare_now
+
+REPORT = "test.trial"  # where the copy is, until it is removed
+_SLICES = 8
+
+
+@dataclass
+class TrialCopy:
+    """What was copied, and where."""
+
+    database: int  # of the target
+    keys: list[Key] = field(default_factory=list)
+    whole: dict[str, int] = field(default_factory=dict)  # pattern of business checks → its keys
+    failed: dict[str, str] = field(default_factory=dict)  # key → reason
+    stood: dict[Key, bytes] = field(default_factory=dict)  # as each key was before its copy
+    memory_source: int = 0  # of the copied keys, by MEMORY USAGE
+    memory_target: int = 0
+
+
+def _scratch_engine(engine: Engine, database: int, guard_name: str) -> Engine:
+    """Return the engine with a copy's keys in one database; those of other databases than the
+    first get a prefix.
+    """
+    databases = sorted(engine.authority_facts.databases)
+    renames = [
+        Rename(
+            database=db, to_database=database, to_prefix=f"db{db}:" if db != databases[0] else None
+        )
+        for db in databases
+    ]
+    plan = engine.plan.model_copy(update={"name": guard_name, "renames": tuple(renames)})
+    return Engine(
+        plan,
+        engine.store,
+        engine.route.model_copy(update={"writer_epoch": 1, "native": False}),
+        engine.authority,
+        engine.follower,
+        engine.authority_facts,
+        engine.follower_facts,
+    )
+
+
+@asynccontextmanager
+async def _opened(plan: Plan, store: ControlStore, database: int) -> AsyncIterator[Engine]:
+    """Around the work on one copy: its guard is there, and gone afterwards."""
+    guard_name = f"trial-{secrets.token_hex(4)}"
+    engine = await open_engine(store, plan, await read_route(store))
+    engine = _scratch_engine(engine, database, guard_name)
+    async with await engine.follower.connect(name="exodus-trial") as leg:
+        await leg.call("SET", guard_key(guard_name), 1)
+        try:
+            yield engine
+        finally:
+            await leg.call("UNLINK", guard_key(guard_name))
+
+
+async def _empty_database(plan: Plan) -> int:
+    """Return the last database that has no key on either side."""
+    facts = await Endpoint(Side.TARGET, plan.target).facts()
+    source = await Endpoint(Side.SOURCE, plan.source).facts()
+    taken = facts.databases.keys() | source.databases.keys()
+    for database in range(facts.database_count - 1, 0, -1):
+        if database not in taken:
+            return database
+    raise DecisionRefused(
+        "there is no empty database for a trial copy",
+        why=f"the target lets Exodus into {facts.database_count} database(s), and database 0 is "
+        "where the migration goes",
+        next_step="give the target another database, or set test_checks.data: off",
+    )
+
+
+async def why_not_now(store: ControlStore) -> str | None:
+    """Return why no trial copy can be made now, or None."""
+    route = await read_route(store)
+    if route.sync or route.native or route.authority is not Side.SOURCE:
+        return "the migration itself copies to the target now; exodus verify compares both sides"
+    return None
+
+
+async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
+    """Copy the sample, within the impact budget.
+
+    Raises:
+        DecisionRefused: the target has no empty database.
+        SourceError, TargetError: a side was lost.
+    """
+    await remove_trial(plan, store)
+    if (why := await why_not_now(store)) is not None:
+        raise DecisionRefused(
+            "no trial copy is made now", why=why, next_step="exodus verify compares both sides"
+        )
+    trial = TrialCopy(await _empty_database(plan))
+    async with _opened(plan, store, trial.database) as engine:
+        async with Pace(store, engine.authority, plan.budget, what="trial copy") as pace:
+            keys = await _sample(engine, plan, trial)
+            await _note(engine, trial, keys)
+            copier = await engine.copier(engine.guard(), name="exodus-trial")
+            try:
+                for start in range(0, len(keys), TRIAL_BATCH_KEYS):
+                    await pace.turn()
+                    await _copy(engine, copier, trial, keys[start : start + TRIAL_BATCH_KEYS])
+            finally:
+                await copier.close()
+        await _weigh(engine, trial)
+    return trial
+
+
+async def _note(engine: Engine, trial: TrialCopy, keys: Sequence[Key]) -> None:
+    """Write down what will be there, so that a later run can remove what a dead one left."""
+    names = [engine.scope.target_key(db, key)[1].hex() for db, key in keys]
+    await engine.store.save_report(REPORT, {"database": trial.database, "keys": names})
+
+
+async def _sample(engine: Engine, plan: Plan, trial: TrialCopy) -> list[Key]:
+    """Draw keys from every part of the keyspace, and all that business checks ask for."""
+    wanted = plan.test_checks.data_keys
+    slices = await plan_slices(engine.authority, _SLICES)
+    total = sum(engine.authority_facts.databases.values()) or 1
+    found: list[Key] = []
+    for piece in slices:
+        share = engine.authority_facts.databases[piece.db] / total / piece.count
+        quota, cursor = -(-int(wanted * share * 1000) // 1000) + 1, piece.start
+        async with await engine.authority.connect(db=piece.db, name="exodus-trial") as leg:
+            while quota > 0:
+                cursor, keys = await scan_once(leg, cursor, TRIAL_BATCH_KEYS)
+                some = [key for key in keys if _carried(engine, piece.db, key)][:quota]
+                found += [(piece.db, key) for key in some]
+                quota -= len(some)
+                if piece.ended(cursor):
+                    break
+    for pattern in plan.test_checks.business_patterns:
+        whole = await _matching(engine, pattern)
+        trial.whole[pattern] = len(whole)
+        found += whole
+    return list(dict.fromkeys(found))
+
+
+def _carried(engine: Engine, db: int, key: bytes) -> bool:
+    probes = engine.plan.rehearsal_prefix.encode()
+    return not is_own(key) and not key.startswith(probes) and not engine.scope.filtered_by(db, key)
+
+
+async def _matching(engine: Engine, pattern: str) -> list[Key]:
+    found: list[Key] = []
+    for db in engine.authority_facts.databases:
+        async with await engine.authority.connect(db=db, name="exodus-trial") as leg:
+            cursor = b"0"
+            while len(found) < TRIAL_BUSINESS_KEYS_MAX:
+                cursor, keys = await leg.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                found += [(db, key) for key in keys if _carried(engine, db, key)]
+                if cursor == b"0":
+                    break
+    return found[:TRIAL_BUSINESS_KEYS_MAX]
+
+
+async def _states(endpoint: Endpoint, keys: Sequence[Key]) -> dict[Key, bytes]:
+    """Return a digest of each key's value and expiry; of one that is not there, of that."""
+    found: dict[Key, bytes] = {}
+    for db in sorted({db for db, _ in keys}):
+        mine = [key for at, key in keys if at == db]
+        async with await endpoint.connect(db=db, name="exodus-trial") as leg:
+            now = await leg.call("TIME")
+            replies = await leg.pipeline(
+                [(command, key) for key in mine for command in ("DUMP", "PTTL")]
+            )
+        at_ms = int(now[0]) * 1000 + int(now[1]) // 1000
+        for key, value, left in zip(mine, replies[::2], replies[1::2], strict=True):
+            expires = isinstance(left, int) and left >= 0
+            # Two readings of one expiry differ by what passes between TIME and PTTL.
+            rounded = round((at_ms + left) / 1000) if expires else left
+            text = b"%r %r" % (value if isinstance(value, bytes) else None, rounded)
+            found[db, key] = hashlib.sha256(text).digest()
+    return found
+
+
+async def _copy(engine: Engine, copier: Copier, trial: TrialCopy, keys: Sequence[Key]) -> None:
+    before = await _states(engine.authority, keys)
+    for db in sorted({db for db, _ in keys}):
+        report = await copier.sync_keys(db, [key for at, key in keys if at == db])
+        for failure in report.failed:
+            trial.failed[f"{db}:{failure.key.decode('utf-8', 'backslashreplace')}"] = failure.reason
+    for key in keys:
+        if key not in trial.stood:
+            trial.keys.append(key)
+    trial.stood |= before
+
+
+async def _weigh(engine: Engine, trial: TrialCopy) -> None:
+    async with await engine.follower.connect(db=trial.database, name="exodus-trial") as target:
+        for db in sorted({db for db, _ in trial.keys}):
+            mine = [key for at, key in trial.keys if at == db]
+            there = [engine.scope.target_key(db, key)[1] for key in mine]
+            async with await engine.authority.connect(db=db, name="exodus-trial") as source:
+                ours = await source.pipeline([("MEMORY", "USAGE", key) for key in mine])
+            theirs = await target.pipeline([("MEMORY", "USAGE", key) for key in there])
+            both = [
+                (here, over)
+                for here, over in zip(ours, theirs, strict=True)
+                if isinstance(here, int) and isinstance(over, int)
+            ]
+            trial.memory_source += sum(here for here, _ in both)
+            trial.memory_target += sum(over for _, over in both)
+
+
+async def verify_trial(plan: Plan, store: ControlStore, trial: TrialCopy) -> list[Checked]:
+    """Compare every copied key in full, and the memory with the estimate."""
+    async with _opened(plan, store, trial.database) as engine:
+        wrong, moving = await _differences(engine, trial)
+        async with await engine.authority.connect(name="exodus-trial") as leg:
+            source = info_of(await leg.call("INFO", "memory"))
+    return [
+        *_judged(trial, wrong, moving),
+        _memory(trial, source, engine.follower_facts.maxmemory, engine.follower_facts.used_memory),
+    ]
+
+
+async def _differences(engine: Engine, trial: TrialCopy) -> tuple[dict[Key, Divergence], list[Key]]:
+    """Return what differs although the source stood still, and the keys that never stood still."""
+    wrong: dict[Key, Divergence] = {}
+    left = [key for key in trial.keys if f"{key[0]}:{_text(key[1])}" not in trial.failed]
+    comparison = await open_comparison(engine)
+    copier = await engine.copier(engine.guard(), name="exodus-trial")
+    try:
+        for _ in range(TRIAL_LOOKS):
+            found = {(each.db, each.key): each for each in await compare_now(comparison, left)}
+            if not found:
+                return wrong, []
+            now = await _states(engine.authority, list(found))
+            stood = {key for key in found if now[key] == trial.stood[key]}
+            wrong |= {key: found[key] for key in stood}
+            left = [key for key in found if key not in stood]
+            await asyncio.sleep(TRIAL_SETTLE_S)
+            await _copy(engine, copier, trial, left)
+    finally:
+        await comparison.close()
+        await copier.close()
+    return wrong, left
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "backslashreplace")
+
+
+def _judged(trial: TrialCopy, wrong: dict[Key, Divergence], moving: Sequence[Key]) -> list[Checked]:
+    keys = len(trial.keys)
+    if not keys:
+        return [told("trial copy", "the source has no keys to copy")]
+    expiries = [each for each in wrong.values() if each.kind == "expiry"]
+    values = [each for each in wrong.values() if each.kind != "expiry"]
+
+    def named(found: Sequence[Divergence]) -> str:
+        return "; ".join(
+            f"{each.db}:{_text(each.key)}: {each.kind} {each.detail}".strip()
+            for each in found[:ACCEPTANCE_NAMED]
+        )
+
+    failed = [f"{key}: {why}" for key, why in trial.failed.items()]
+    what = f"{keys:,} keys in database {trial.database} of the target"
+    return [
+        Checked(
+            "trial copy: every key could be carried",
+            not failed,
+            "; ".join(failed[:ACCEPTANCE_NAMED]) or what,
+            "Migrate would list these keys as dead letters",
+            "mend what the reason says, filter these keys out, or be ready to accept them by name",
+        ),
+        Checked(
+            "trial copy: values are equal",
+            not values,
+            named(values) or f"{keys - len(expiries) - len(moving):,} keys compared in full",
+            "the copy of a key that did not change is not the key",
+            "look at the keys on both sides, and for others who write to the target",
+        ),
+        Checked(
+            "trial copy: expiries are equal",
+            not expiries,
+            named(expiries) or "none differs",
+            "keys would live longer or shorter than now",
+            "compare the clocks of both servers, and look for others who write to the target",
+        ),
+        told(
+            "trial copy: keys that never stood still",
+            f"{len(moving)} changed in each of {TRIAL_LOOKS} looks, and were not judged",
+        ),
+    ]
+
+
+def _memory(trial: TrialCopy, source: dict[str, str], limit: int, used: int) -> Checked:
+    what = "trial copy: memory"
+    if not trial.memory_source:
+        return told(what, "no key was weighed")
+    factor = trial.memory_target / trial.memory_source
+    needed = int(int(source.get("used_memory", 0)) * factor)
+    short = bool(limit) and used + needed > limit
+    larger = factor > MEMORY_MARGIN and len(trial.keys) >= TRIAL_WEIGHED_KEYS_MIN
+    detail = (
+        f"the sample takes {factor:.2f} times its memory on the source; all keys then take about "
+        f"{needed:,} bytes of {f'{limit:,}' if limit else 'no limit'}"
+    )
+    return Checked(
+        what,
+        not larger and not short,
+        detail,
+        f"the estimate allows for {MEMORY_MARGIN} times",
+        f"set maxmemory of the target to {int(needed * MEMORY_MARGIN):,} or more",
+        line=f"trial copy of {len(trial.keys):,} keys: {detail}",
+    )
+
+
+async def remove_trial(plan: Plan, store: ControlStore) -> int:
+    """Remove the trial copy, also one that a dead run left; how many keys it had.
+
+    Raises:
+        SourceError, TargetError: the target was lost; the copy is still known.
+    """
+    kept = await store.report(REPORT)
+    if kept is None:
+        return 0
+    names = [bytes.fromhex(name) for name in kept["keys"]]
+    removed = 0
+    endpoint = Endpoint(Side.TARGET, plan.target)
+    async with await endpoint.connect(db=int(kept["database"]), name="exodus-trial") as leg:
+        for start in range(0, len(names), TRIAL_BATCH_KEYS):
+            part = names[start : start + TRIAL_BATCH_KEYS]
+            replies = await leg.pipeline([("UNLINK", name) for name in part])
+            refused = next((each for each in replies if isinstance(each, ReplyError)), None)
+            if refused is not None:
+                raise TargetError(
+                    "the trial copy cannot be removed",
+                    why=str(refused),
+                    next_step=f"let Exodus's user run UNLINK in database {kept['database']}",
+                )
+            removed += sum(map(int, replies))
+    await store.drop_report(REPORT)
+    return removed

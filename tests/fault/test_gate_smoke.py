@@ -1,0 +1,287 @@
+"""The smoke checks of Test on real servers: each planted defect turns its row red, and without one
+no row is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+import redis
+
+from exodus.acceptance.delivery import check_delivery
+from exodus.acceptance.latency import check_latency
+from exodus.acceptance.logins import check_logins
+from exodus.acceptance.rows import Checked
+from exodus.acceptance.standing import _versions, check_replicas, check_settings
+from exodus.plan.address import Credentials
+from exodus.plan.gate_checks import CheckLevel, GateChecks
+from exodus.plan.vocabulary import Side
+from exodus.stack.servers import ServerKind
+from tasks import acceptance
+from tasks.checks import failing, open_findings
+from tasks.context import Opened
+from tests.support.local_migration import LocalMigration
+from tests.support.servers import DatabaseServer
+
+pytestmark = pytest.mark.fault
+_RIGHTS = ("on", ">secret", "~order:*", "&*", "+@all", "-@dangerous")
+_APP = "shop"
+
+
+def _red(rows: Sequence[Checked]) -> dict[str, str]:
+    return {row.check: row.detail for row in rows if row.judged and not row.ok}
+
+
+async def _all(local: LocalMigration) -> list[Checked]:
+    plan, store = local.plan, local.store
+    return [
+        *await check_logins(plan, store),
+        *await check_delivery(plan, store),
+        *await check_settings(plan),
+        *await check_replicas(plan),
+    ]
+
+
+def _users(local: LocalMigration) -> None:
+    for box in local.servers.values():
+        box.client().execute_command("ACL", "SETUSER", _APP, *_RIGHTS)
+
+
+async def _observe(local: LocalMigration, *commands: str) -> None:
+    rows = [{"command": name, "calls": 1} for name in commands]
+    await local.store.save_report("profile.analyze", {"commands": rows})
+
+
+async def test_nothing_is_red_where_nothing_is_wrong_and_nothing_is_left(
+    local: LocalMigration,
+) -> None:
+    _users(local)
+    await _observe(local, "GET", "SET", "EVAL", "XGROUP|CREATE", "BLPOP", "HGETALL", "PUBLISH")
+    await local.gateway()
+    rows = [*await _all(local), *await check_latency(local.plan, local.store)]
+    assert _red(rows) == {}
+    shown = {row.check: row.detail for row in rows}
+    assert shown[f"rights of user {_APP}"] == "7 observed commands allowed on both sides"
+    assert shown["latency from gateway gw-1"].startswith("PING p50 ")
+    for box in local.servers.values():
+        with box.client(decode_responses=True) as client:
+            assert client.keys("*") == []
+            assert sorted(client.acl_users()) == ["default", "exodus", _APP]
+
+
+class Defect(NamedTuple):
+    """What is wrong, and the row that tells of it."""
+
+    name: str
+    plant: Callable[[redis.Redis, redis.Redis], object]  # source, target
+    red: str
+
+
+def _on_target(*command: object) -> Callable[[redis.Redis, redis.Redis], object]:
+    return lambda _, target: target.execute_command(*command)
+
+
+def _on_source(*command: object) -> Callable[[redis.Redis, redis.Redis], object]:
+    return lambda source, _: source.execute_command(*command)
+
+
+DEFECTS = [
+    Defect("user missing", _on_target("ACL", "DELUSER", _APP), f"login of user {_APP}"),
+    Defect("user off", _on_target("ACL", "SETUSER", _APP, "off"), f"login of user {_APP}"),
+    Defect(
+        "another password",
+        _on_target("ACL", "SETUSER", _APP, "resetpass", ">other"),
+        f"login of user {_APP}",
+    ),
+    Defect("command", _on_target("ACL", "SETUSER", _APP, "-set"), f"rights of user {_APP}"),
+    Defect("category", _on_target("ACL", "SETUSER", _APP, "-@scripting"), f"rights of user {_APP}"),
+    Defect(
+        "key pattern",
+        _on_target("ACL", "SETUSER", _APP, "resetkeys", "~cart:*"),
+        f"rights of user {_APP}",
+    ),
+    Defect(
+        "login asked for",
+        _on_target("ACL", "SETUSER", "default", "resetpass", ">p"),
+        "clients without a login",
+    ),
+    Defect(
+        "eviction policy",
+        lambda source, target: (
+            source.config_set("maxmemory-policy", "noeviction"),
+            target.config_set("maxmemory-policy", "allkeys-random"),
+        ),
+        "setting maxmemory-policy",
+    ),
+    Defect(
+        "smaller maxmemory",
+        lambda source, target: (
+            source.config_set("maxmemory", 200_000_000),
+            target.config_set("maxmemory", 100_000_000),
+        ),
+        "maxmemory of the target",
+    ),
+    Defect(
+        "append-only file",
+        _on_source("CONFIG", "SET", "appendonly", "yes"),
+        "persistence of the target",
+    ),
+    Defect("snapshots", _on_source("CONFIG", "SET", "save", "60 1"), "persistence of the target"),
+    Defect(
+        "keyspace events",
+        _on_source("CONFIG", "SET", "notify-keyspace-events", "KEA"),
+        "target takes: keyspace events",
+    ),
+    Defect(
+        "largest value",
+        _on_target("CONFIG", "SET", "proto-max-bulk-len", 2_000_000),
+        "setting proto-max-bulk-len",
+    ),
+]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+async def test_a_planted_defect_is_found(local: LocalMigration, defect: Defect) -> None:
+    _users(local)
+    await _observe(local, "GET", "SET", "EVAL")
+    with (
+        local.servers[Side.SOURCE].client() as source,
+        local.servers[Side.TARGET].client() as target,
+    ):
+        defect.plant(source, target)
+        red = _red(await _all(local))
+        assert defect.red in red, red
+
+
+@pytest.mark.parametrize(
+    ("right", "red"),
+    [
+        ("-@transaction", "target takes: transaction"),
+        ("-@scripting", "target takes: script"),
+        ("-@pubsub", "target takes: publish and subscribe"),
+        ("-@blocking", "target takes: blocking pop"),
+    ],
+)
+async def test_what_applications_may_not_do_there_is_found(
+    local: LocalMigration, right: str, red: str
+) -> None:
+    secret = local.folder / "secret"
+    secret.write_text("secret\n")
+    local.servers[Side.TARGET].client().execute_command(
+        "ACL", "SETUSER", _APP, "on", ">secret", "~*", "&*", "+@all", right
+    )
+    user = Credentials(username=_APP, password_file=secret)
+    plan = local.plan.model_copy(update={"compare_user": user})
+    assert red in _red(await check_delivery(plan, local.store))
+
+
+async def test_a_script_and_a_library_that_the_target_does_not_take_are_found(
+    modern: LocalMigration,
+) -> None:
+    keys = modern.store.keys
+    await modern.store.client.hset(keys.scripts, "a" * 40, "this is no Lua")
+    source = modern.servers[Side.SOURCE].client()
+    source.execute_command(
+        "FUNCTION",
+        "LOAD",
+        "#!lua name=good\nredis.register_function('good', function() return 1 end)",
+    )
+    red = _red(await check_delivery(modern.plan, modern.store))
+    assert set(red) == {"scripts of the applications"}
+    assert "aaaaaaaaaaaa…" in red["scripts of the applications"]
+    await modern.store.client.delete(keys.scripts)
+    # A library that only the source's version takes
+    source.execute_command(
+        "FUNCTION",
+        "LOAD",
+        "#!lua name=newer\nif redis.REDIS_VERSION_NUM < 524288 then redis.older() end\n"
+        "redis.register_function('newer', function() return 1 end)",
+    )
+    red = _red(await check_delivery(modern.plan, modern.store))
+    assert set(red) == {"function libraries"}
+    assert modern.servers[Side.TARGET].client().execute_command("FUNCTION", "LIST") == []
+
+
+async def test_a_script_that_was_flushed_meanwhile_is_loaded_again(local: LocalMigration) -> None:
+    await local.gateway()
+    app = local.app()
+    await app.eval("return 1", 0)
+    await asyncio.sleep(0.6)  # until the next heartbeat keeps the text
+    rows = {row.check: row for row in await check_delivery(local.plan, local.store)}
+    assert rows["scripts of the applications"].detail == "1 are loaded on the target"
+    assert rows["scripts called by digest only"].line == ""
+    digest = local.servers[Side.SOURCE].client().script_load("return 2")  # past the gateways
+    assert await app.evalsha(digest, 0) == 2
+    await asyncio.sleep(0.6)
+    rows = {row.check: row for row in await check_delivery(local.plan, local.store)}
+    assert rows["scripts called by digest only"].line.startswith("1 scripts are called by EVALSHA")
+
+
+async def test_a_missing_module_an_older_one_and_missing_replicas_are_found(
+    modern: LocalMigration, make_server: Callable[..., DatabaseServer]
+) -> None:
+    modern.servers[Side.SOURCE].client().execute_command("VADD", "v", "VALUES", 1, 1, "e")
+    assert "module vectorset" in _red(await check_settings(modern.plan))
+    assert _red(_versions({"search": 20_810}, {"search": 20_600})) == {
+        "version of module search": "20810 on the source, 20600 on the target"
+    }
+    assert _red(_versions({"search": 20_810}, {"search": 20_810, "json": 1})) == {}
+    replica = make_server(ServerKind.REDIS_82)
+    source = modern.servers[Side.SOURCE]
+    with replica.client() as client:
+        address = source.address()
+        client.config_set("masteruser", address.username or "")
+        client.config_set("masterauth", address.secret("test") or "")
+        client.replicaof("127.0.0.1", source.port)
+    while source.client().info("replication")["connected_slaves"] == 0:
+        await asyncio.sleep(0.05)
+    assert "replicas of the target" in _red(await check_replicas(modern.plan))
+
+
+async def test_a_slow_and_a_silent_target_are_found(local: LocalMigration) -> None:
+    gateway = await local.gateway()
+    target = local.servers[Side.TARGET]
+
+    async def slow(side: Side) -> list[float]:
+        return sorted([0.2, 0.3, 0.4] if side is Side.SOURCE else [5.5, 5.6, 9.0])
+
+    measured, gateway.probe._pings = gateway.probe._pings, slow  # type: ignore[method-assign]
+    red = _red(await check_latency(local.plan, local.store))
+    assert "5.60 ms to the target" in red["latency from gateway gw-1"]
+    gateway.probe._pings = measured  # type: ignore[method-assign]
+    target.stop()
+    red = _red(await check_latency(local.plan, local.store))
+    target.start()
+    assert "the target does not answer" in red["latency from gateway gw-1"]
+
+
+async def test_without_a_gateway_latency_is_red(local: LocalMigration) -> None:
+    assert _red(await check_latency(local.plan, local.store)) == {
+        "latency from the gateways": "no gateway is registered"
+    }
+
+
+@pytest.mark.parametrize(
+    ("level", "must", "should"),
+    [(CheckLevel.REQUIRED, 1, 0), (CheckLevel.ADVISORY, 0, 1), (CheckLevel.OFF, 0, 0)],
+)
+async def test_the_migration_file_says_what_a_failure_means(
+    local: LocalMigration, level: CheckLevel, must: int, should: int
+) -> None:
+    plan = local.plan.model_copy(update={"test_checks": GateChecks(latency=level)})
+    rows = await inspect.unwrap(acceptance.check_latency.fn)(Opened(plan, local.store, plan))
+    assert (len(failing(rows)), len(open_findings(rows))) == (must, should)
+    assert rows
+
+
+async def test_a_check_that_cannot_be_run_has_failed(local: LocalMigration) -> None:
+    local.servers[Side.TARGET].stop()
+    it = Opened(local.plan, local.store, local.plan)
+    rows = await inspect.unwrap(acceptance.check_replicas.fn)(it)
+    local.servers[Side.TARGET].start()
+    (row,) = rows
+    assert (row["ok"], row["check"]) == (False, "replicas: could be run")

@@ -1,0 +1,50 @@
+"""A rehearsal predicts: its stalls are those of real cutovers, measured in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from exodus.cutover import switch
+from exodus.plan.gate_checks import GateChecks
+from exodus.plan.vocabulary import Side
+from exodus.rehearsal.clients import ProbeClients
+from exodus.rehearsal.rehearse import percentile, rehearse
+from tests.support.full import FULL
+from tests.support.local_migration import LocalMigration
+
+pytestmark = pytest.mark.fault
+_SWITCHES = 20 if FULL else 6
+_SETTLE_S = 0.3
+_TIMES = 2.0  # how far the two may be apart
+_NOISE_MS = 15.0  # what the machine itself adds to a stall
+
+
+async def test_a_rehearsal_stalls_as_long_as_a_cutover(local: LocalMigration) -> None:
+    """20 and 20 in the long form: none lost, p99 within a factor of two."""
+    await local.gateway()
+    checks = GateChecks(rehearsal_rounds=_SWITCHES // 2, rehearsal_kill=False)
+    plan = local.reached().model_copy(update={"test_checks": checks})
+    rehearsed = await rehearse(local.store, plan)
+    assert (rehearsed["lost_writes"], rehearsed["error_count"]) == (0, 0)
+
+    await local.syncer()
+    await local.start_live_sync()
+    clients = ProbeClients(plan.through_gateway(None), "app:", "app", timeout_s=10)
+    await clients.start()
+    real: list[float] = []
+    for number in range(_SWITCHES):
+        await asyncio.sleep(_SETTLE_S)
+        clients.begin_window()
+        await switch.apply(local.store, plan, Side.SOURCE if number % 2 else Side.TARGET)
+        await asyncio.sleep(_SETTLE_S)
+        real.append(clients.stall_ms)
+    await clients.stop()
+    assert clients.errors == []
+    foreseen, was = rehearsed["stall_ms_p99"], percentile(real, 0.99)
+    figures = {"foreseen": foreseen, "real": was, "each": [round(each, 1) for each in real]}
+    print(json.dumps(figures))
+    assert foreseen <= was * _TIMES + _NOISE_MS, figures
+    assert was <= foreseen * _TIMES + _NOISE_MS, figures
