@@ -7,7 +7,8 @@ import logging
 import redis.asyncio as redis
 
 from exodus.gateway.store_state import STORE_ERRORS
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 
@@ -24,7 +25,7 @@ class SideClients:
     def client(self, side: Side) -> redis.Redis:
         """Return the client of a side."""
         if side not in self._clients:
-            self._clients[side] = make_client(self._plan.address(side), field=side)
+            self._clients[side] = make_side_client(self._plan.address(side), field=side)
         return self._clients[side]
 
     async def unblock(self, side: Side, client_id: int) -> None:

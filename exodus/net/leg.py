@@ -16,8 +16,9 @@ import hiredis
 
 from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
 from exodus.net.connect import login_of, open_streams
+from exodus.net.masters import doubt, end_with_master, located
 from exodus.net.tls import ssl_context
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place, Service
 from exodus.plan.bounds import LEG_READ_BYTES, REPLY_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg, encode, encode_many
@@ -42,7 +43,7 @@ def error_of(side: Side) -> type[SourceError] | type[TargetError]:
     return SourceError if side is Side.SOURCE else TargetError
 
 
-def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
+def lost(side: Side, address: Place, exc: BaseException) -> ExodusError:
     """Return the error for a lost connection. The work is safe to retry: whole-key states are
     idempotent.
     """
@@ -68,7 +69,11 @@ def not_yet(side: Side, said: str) -> ExodusError | None:
 
 
 class Leg:
-    """One connection. Not shared between tasks."""
+    """One connection. Not shared between tasks.
+
+    A leg to a service is a leg to the server that is its master when the leg is made. It ends when
+    another server becomes the master.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Leg:
         writer: asyncio.StreamWriter,
     ) -> None:
         self.address = address
+        self.place: Place = address  # to connect anew
         self.side = side
         self.db = 0
         self.name = ""
@@ -88,7 +94,7 @@ class Leg:
 
     @classmethod
     async def connect(
-        cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus"
+        cls, place: Place, side: Side, *, db: int = 0, name: str = "exodus"
     ) -> Self:
         """Connect, log in and choose a database.
 
@@ -100,16 +106,21 @@ class Leg:
             SourceError, TargetError: the side does not answer.
             OperatorError: it refuses the credentials.
         """
-        context = ssl_context(address)
+        context = ssl_context(place)
         try:
+            address = await located(place)
             reader, writer = await open_streams(address, context, limit=LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
-            raise lost(side, address, exc) from exc
+            doubt(place)
+            raise lost(side, place, exc) from exc
         leg = cls(address, side, reader, writer)
+        leg.place = place
         try:
             login = login_of(address, side)
             if login:
                 await leg.call_encoded(login)
+            if isinstance(place, Service):
+                await leg._bind_to_master(place)
             leg.name = name
             if name:
                 await leg.call("CLIENT", "SETNAME", name)
@@ -131,6 +142,19 @@ class Leg:
             await leg.close()
             raise
         return leg
+
+    async def _bind_to_master(self, service: Service) -> None:
+        """End this leg with its server's role as the master.
+
+        Raises:
+            SourceError, TargetError: the server is no master (any more).
+        """
+        end_with_master(service, self.address, self.end)
+        (role,) = await self.pipeline([("ROLE",)])
+        # Whoever connects without a login, or without the right to ROLE, relies on the Sentinels.
+        if isinstance(role, list) and role[0] != b"master":
+            doubt(service)
+            raise lost(self.side, self.address, ConnectionError("it is a replica now"))
 
     def write(self, data: bytes) -> None:
         """Queue bytes that are encoded already."""

@@ -77,6 +77,12 @@ REDIRECT_RETURNS_SHARE_MAX = 0.5  # Of the ended connections. More come back: it
 
 # Connections.
 CONNECT_TIMEOUT_S = 5.0
+SENTINEL_ANSWER_S = 1.0  # For one Sentinel to answer, and for a server to tell its role.
+TOPOLOGY_LOOK_S = 1.0  # Between two looks at the Sentinels; +switch-master wakes it sooner.
+TOPOLOGY_FRESH_S = 5.0  # A master that was seen within it is connected to without asking again.
+TOPOLOGY_SIGHTS_KEPT = 120  # Looks at a master's offsets, to tell what a failover lost.
+FAILOVERS_KEPT = 200  # Failovers of both sides that the control store remembers.
+FEED_ANNOUNCED_PORT = 1  # The port that a change feed announces: no server listens there.
 REPLY_TIMEOUT_S = 60.0  # Without a byte the peer is dead. A DUMP of the largest key takes seconds.
 STATUS_CLIENTS_MAX = 16  # Clients of /metrics and /health at a time. Each has a thread.
 STATUS_SECONDS_MAX = 5.0  # One of them is cut off after this.
