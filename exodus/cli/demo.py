@@ -26,6 +26,7 @@ from exodus.control.ledger import FINALISE, NEXT
 from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
+from exodus.net.masters import located
 from exodus.plan.address import Address
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.vocabulary import Phase, Side
@@ -125,7 +126,8 @@ def run_demo(demo: Demo) -> bool:
 
 
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
-    source = f"redis://{file.plan.source.host}:{file.plan.source.port}"
+    address = asyncio.run(located(file.plan.source))
+    source = f"redis://{address.host}:{address.port}"
     _path(demo, "address").write_text(source)
     command = [
         sys.executable,
@@ -325,9 +327,9 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
     _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
     told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
     if demo.tamper:
-        tamper(file.plan.target)
+        tamper(asyncio.run(located(file.plan.target)))
     with ThreadPoolExecutor(1) as pool:  # both only read
-        checking = pool.submit(_check_model, file.plan.target, told["model"])
+        checking = pool.submit(_check_model, asyncio.run(located(file.plan.target)), told["model"])
         # The shop's shortest expiries end, so that both counts include the same keys.
         time.sleep(_SHORT_TTL_S)
         found = asyncio.run(_compare(file))

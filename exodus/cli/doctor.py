@@ -20,7 +20,7 @@ from exodus.cli.prefect_api import PrefectApi
 from exodus.control.durable import StoreFinding, check_store
 from exodus.errors import ExodusError
 from exodus.net.tls import ssl_context
-from exodus.plan.address import Address
+from exodus.plan.address import Place, Service
 from exodus.plan.migration_file import MigrationFile
 from exodus.private_files import open_to_others
 from exodus.stack.home import Home
@@ -86,7 +86,7 @@ def warn_of_open_prefect(api: PrefectApi) -> None:
             say(f"warning: {finding.what}: {finding.why}; {finding.next_step}")
 
 
-def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
+def _check_tls(name: str, tls: Place) -> list[StoreFinding]:
     files = [("ca_file", tls.ca_file), ("cert_file", tls.cert_file), ("key_file", tls.key_file)]
     given = [(field, path) for field, path in files if path is not None]
     if not tls.tls:
@@ -114,13 +114,24 @@ def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
 
 def _check_modes(file: MigrationFile, home: Home) -> list[StoreFinding]:
     plan = file.plan
-    addresses = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
+    addresses: dict[str, Place] = {
+        "source": plan.source,
+        "target": plan.target,
+        "control_store": file.control_store,
+    }
     secrets: list[Path] = [
         *([home.root, *home.private_files()] if home.root.exists() else []),
         *(
             path
             for address in addresses.values()
             for path in (address.password_file, address.key_file)
+            if path is not None
+        ),
+        *(
+            path
+            for service in addresses.values()
+            if isinstance(service, Service)
+            for path in (service.sentinel_password_file, service.sentinel_key_file)
             if path is not None
         ),
         *(
@@ -161,11 +172,16 @@ def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
     """Return all findings."""
     api = PrefectApi.known(home)
     plan = file.plan
-    sides = [
+    sides: list[tuple[str, Place]] = [
         ("source", plan.source),
         ("target", plan.target),
         ("control_store", file.control_store),
         ("gateway", plan.through_gateway(None)),
+        *(
+            (f"{name}.sentinels", place.sentinel_addresses[0])
+            for name, place in (("source", plan.source), ("target", plan.target))
+            if isinstance(place, Service)
+        ),
     ]
     return [
         *([] if api is None else check_prefect(api.url)),

@@ -22,7 +22,8 @@ from exodus.gateway.options import GatewayOptions
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.tables import load_table
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import PROCESS_OWN_FILES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
@@ -44,7 +45,7 @@ async def room(plan: Plan, connections_expected: int) -> str:
             f"{connections_expected} connections take {files} open files "
             f"and {files_max} are allowed (ulimit -n)"
         )
-    client = make_client(plan.acting(UserRole.GATEWAY).source, field="source")
+    client = make_side_client(plan.acting(UserRole.GATEWAY).source, field="source")
     try:
         clients = await answered(client.info("clients"))
         most = clients.get("maxclients")

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from exodus import gc_tuning
@@ -39,6 +39,7 @@ from exodus.plan.vocabulary import Hold
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Syncer(RouteFollower):
         super().__init__(store, process, log)
         self.tally = LaneCounts()
         self._plan = plan
+        self._topology = TopologyWatch(plan, store)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
         self._stream: FeedReader | None = None
@@ -78,6 +80,9 @@ class Syncer(RouteFollower):
         self._lag_entries = 0
         self._oldest_ms = 0
         self._rates = _Rates()
+
+    def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return (self._topology.run(),)
 
     async def _follow(self, route: Route) -> None:
         before = self._route
@@ -224,6 +229,7 @@ class Syncer(RouteFollower):
             state=ProcessState.SYNCING if self._route.sync else ProcessState.IDLE,
             why=self._store_why
             or self._why
+            or self._topology.why
             or next(
                 (
                     part.why

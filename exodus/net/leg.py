@@ -93,9 +93,7 @@ class Leg:
         self._unread = b""
 
     @classmethod
-    async def connect(
-        cls, place: Place, side: Side, *, db: int = 0, name: str = "exodus"
-    ) -> Self:
+    async def connect(cls, place: Place, side: Side, *, db: int = 0, name: str = "exodus") -> Self:
         """Connect, log in and choose a database.
 
         Args:

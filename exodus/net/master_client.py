@@ -8,7 +8,7 @@ import redis.asyncio as redis
 
 from exodus.net.client import NamedTls, make_client
 from exodus.net.masters import doubt, located
-from exodus.plan.address import Address, Place, Service, ServerLogin
+from exodus.plan.address import Address, Place, ServerLogin, Service
 
 
 def make_side_client(place: Place, *, field: str, **more: Any) -> redis.Redis:
@@ -38,7 +38,7 @@ class _ToMaster(redis.Connection):
         address = await located(self._service)
         self.host, self.port = address.host, address.port
         try:
-            await super()._connect()
+            await super()._connect()  # type: ignore[no-untyped-call]
         except OSError:
             doubt(self._service)
             raise

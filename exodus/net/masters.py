@@ -31,7 +31,7 @@ from exodus.net.info import info_of
 from exodus.net.sentinel import Sentinels, Verdict, decide
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address, Place, Service, place_of
-from exodus.plan.bounds import SENTINEL_ANSWER_S, TOPOLOGY_FRESH_S
+from exodus.plan.bounds import SENTINEL_ANSWER_S, TOPOLOGY_FRESH_S, TOPOLOGY_UNWATCHED_S
 from exodus.resp.encode import encode_many
 
 _READ_BYTES = 64 * 1024
@@ -73,14 +73,19 @@ class Master:
         self.service = service
         self.believed: Believed | None = None
         self.why = "the Sentinels were not asked yet"  # what is not known; empty: all is
+        self.watches = 0  # that hear of a failover at once
         self._looked_at = -TOPOLOGY_FRESH_S
         self._ends: dict[int, tuple[str, int, asyncio.AbstractEventLoop, Any]] = {}
         self._next = 0
 
     @property
     def fresh(self) -> bool:
-        """Return whether the master was seen of late, and nobody doubts it."""
-        return time.monotonic() - self._looked_at < TOPOLOGY_FRESH_S
+        """Return whether the master was seen of late, and nobody doubts it.
+
+        After SENTINEL FAILOVER the old master may say for seconds that it is the master.
+        """
+        within_s = TOPOLOGY_FRESH_S if self.watches else TOPOLOGY_UNWATCHED_S
+        return time.monotonic() - self._looked_at < within_s
 
     def doubt(self) -> None:
         """Ask the Sentinels before the next connection."""
@@ -263,7 +268,7 @@ class Lookout:
         _, reader, writer = self._asked
         asked = encode_many([("ROLE",), ("INFO", "server"), ("INFO", "replication")])
         writer.write(login + asked)
-        parser, replies = hiredis.Reader(), []
+        parser, replies = hiredis.Reader(), list[Any]()
         wanted = 3 + bool(login)
         while len(replies) < wanted:
             data = await reader.read(_READ_BYTES)
@@ -286,9 +291,9 @@ def role_report(role: Any, server: Any, replication: Any) -> RoleReport:
     Raises:
         ValueError: the server refuses to tell.
     """
-    for reply in (server, replication):
-        if isinstance(reply, hiredis.ReplyError):
-            raise ValueError(str(reply))
+    refused = next((str(said) for said in (server, replication) if not isinstance(said, bytes)), "")
+    if refused:
+        raise ValueError(refused)
     facts = info_of(server) | info_of(replication)
     if isinstance(role, hiredis.ReplyError) and not str(role).startswith("NOPERM"):
         raise ValueError(str(role))

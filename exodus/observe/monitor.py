@@ -20,7 +20,7 @@ from exodus.net.leg import Leg
 from exodus.observe.monitor_cost import Look, MonitorCost
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import Shapes
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 from exodus.plan.bounds import (
     MONITOR_BASELINE_S,
     MONITOR_CPU_SHARE_MAX,
@@ -101,7 +101,7 @@ class MonitorReader:
 
 
 async def capture(
-    address: Address,
+    address: Place,
     table: CommandTable,
     *,
     seconds: float,

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from exodus.errors import OperatorError
+from exodus.errors import Bug, OperatorError
 from exodus.safe_text import remember
 
 _OTHER_SCHEMES = (
@@ -44,7 +44,7 @@ _DATABASE = re.compile(r"/[0-9]{1,3}")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
-P = TypeVar("P", "Address", "Service")
+P = TypeVar("P", bound="ServerLogin")
 
 
 class Tls(BaseModel):
@@ -211,7 +211,9 @@ class Service(ServerLogin):
     @classmethod
     def _is_a_list(cls, value: object) -> object:
         if isinstance(value, str):
-            raise ValueError("sentinels is a list: write [host:port, host:port, host:port]")
+            raise ValueError(  # noqa: TRY004 - pydantic shows it as an error of the field
+                "sentinels is a list: write [host:port, host:port, host:port]"
+            )
         return value
 
     @field_validator("sentinels")
@@ -228,7 +230,8 @@ class Service(ServerLogin):
     def _is_one_word(cls, value: str) -> str:
         if not _SERVICE.fullmatch(value):
             raise ValueError(
-                f"service {value!r} is no name of a master: Sentinel takes letters, digits and . - _"
+                f"service {value!r} is no name of a master: Sentinel takes letters, digits and "
+                ". - _"
             )
         return value
 
@@ -282,6 +285,21 @@ class Service(ServerLogin):
 
 
 Place = Address | Service
+
+
+def one_server(place: Place) -> Address:
+    """Return the address of a place that the plan allows to be one server only.
+
+    Raises:
+        Bug: it is a service.
+    """
+    if isinstance(place, Service):
+        raise Bug(
+            f"{place.url} is a service, and one server is needed",
+            why="the plan's check of strategy and topology let it pass",
+            next_step="report this; nothing was changed",
+        )
+    return place
 
 
 def place_of(host: str, port: int) -> str:
