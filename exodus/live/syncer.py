@@ -35,7 +35,7 @@ from exodus.native.replica import Attachment, check_filled
 from exodus.net.leg import ReplyError
 from exodus.plan.bounds import SYNCER_BACKOFF_S, SYNCER_BEHIND_MS, SYNCER_TIDY_S
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Hold
+from exodus.plan.vocabulary import Hold, Side
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
 from exodus.topology.endpoint import Endpoint
@@ -68,7 +68,7 @@ class Syncer(RouteFollower):
         super().__init__(store, process, log)
         self.tally = LaneCounts()
         self._plan = plan
-        self._topology = TopologyWatch(plan, store)
+        self._topology = TopologyWatch(plan, store, self._failed_over)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
         self._stream: FeedReader | None = None
@@ -83,6 +83,11 @@ class Syncer(RouteFollower):
 
     def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return (self._topology.run(),)
+
+    def _failed_over(self, side: Side) -> None:
+        log.warning("failover of the %s: both sides are compared", side)
+        if self._lanes is not None:
+            self._lanes.look_now()
 
     async def _follow(self, route: Route) -> None:
         before = self._route

@@ -16,7 +16,7 @@ import hiredis
 
 from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
 from exodus.net.connect import login_of, open_streams
-from exodus.net.masters import doubt, end_with_master, located
+from exodus.net.masters import doubt, end_with_master, failovers_of, located
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address, Place, Service
 from exodus.plan.bounds import LEG_READ_BYTES, REPLY_TIMEOUT_S
@@ -107,6 +107,7 @@ class Leg:
         context = ssl_context(place)
         try:
             address = await located(place)
+            term = failovers_of(place)
             reader, writer = await open_streams(address, context, limit=LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
             doubt(place)
@@ -118,7 +119,7 @@ class Leg:
             if login:
                 await leg.call_encoded(login)
             if isinstance(place, Service):
-                await leg._bind_to_master(place)
+                await leg._bind_to_master(place, term)
             leg.name = name
             if name:
                 await leg.call("CLIENT", "SETNAME", name)
@@ -141,8 +142,8 @@ class Leg:
             raise
         return leg
 
-    async def _bind_to_master(self, service: Service) -> None:
-        """End this leg with its server's role as the master.
+    async def _bind_to_master(self, service: Service, term: str) -> None:
+        """End this leg with its server's role as the master, which began with `term`.
 
         Raises:
             SourceError, TargetError: the server is no master (any more).
@@ -150,9 +151,10 @@ class Leg:
         end_with_master(service, self.address, self.end)
         (role,) = await self.pipeline([("ROLE",)])
         # Whoever connects without a login, or without the right to ROLE, relies on the Sentinels.
-        if isinstance(role, list) and role[0] != b"master":
+        replica = isinstance(role, list) and role[0] != b"master"
+        if replica or failovers_of(service) != term:
             doubt(service)
-            raise lost(self.side, self.address, ConnectionError("it is a replica now"))
+            raise lost(self.side, self.address, ConnectionError("it is not the master any more"))
 
     def write(self, data: bytes) -> None:
         """Queue bytes that are encoded already."""
