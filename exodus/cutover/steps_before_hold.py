@@ -19,6 +19,7 @@ from exodus.cutover.levers import check_aborted, postponed, say
 from exodus.cutover.preconditions import check_gaps, check_standing
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
+from exodus.cutover.topology_check import look_at_services
 from exodus.engine import open_engine
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.live import server_runs
@@ -87,6 +88,7 @@ async def readiness(switch: Switch) -> None:
             why=f"route: {switch.route.why}",
             next_step="run the migrate phase first: exodus start migrate",
         )
+    switch.standing = await look_at_services(switch.plan)
     await _check_server_runs(switch)
     for kind in ("gateway", "syncer"):
         await registry.wait_for(

@@ -118,7 +118,12 @@ class Gateway:
         self.undescribed = UndescribedCommands(
             tables.commands, self._clients.client, journaler.mark, journaler.gap
         )
-        self.topology = TopologyWatch(plan.acting(UserRole.GATEWAY), self.store, self._failed_over)
+        self.topology = TopologyWatch(
+            plan.acting(UserRole.GATEWAY),
+            self.store,
+            self._failed_over,
+            lambda _: self.settlement.tend_now(),
+        )
         self._logins = Logins(plan.logins) if plan.logins else None
         self._rehearsal_logins = self._logins_of_rehearsals()
 

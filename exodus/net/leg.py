@@ -315,6 +315,11 @@ class Leg:
             raise next(reply for reply in replies if isinstance(reply, ReplyError))
         return None if outcome is None else list(outcome)
 
+    @property
+    def ended(self) -> bool:
+        """Return whether this end of the connection is closed."""
+        return self._writer.is_closing()
+
     def end(self) -> None:
         """End the connection, without waiting for it."""
         self._writer.close()

@@ -61,7 +61,8 @@ class Believed:
     announced: str  # host:port, as the Sentinels say
     address: Address
     config_epoch: int
-    replicas: tuple[str, ...]  # announced
+    replicas: tuple[str, ...]  # announced; those that answer a Sentinel
+    down: tuple[str, ...]  # replicas that answer none
     role: RoleReport
     sure: bool  # a majority of the Sentinels answered
 
@@ -96,7 +97,7 @@ class Master:
         if self.believed is None:
             unknown = RoleReport(True, "", 0, "", "", -1)
             address = self.service.server(announced)
-            self.believed = Believed(announced, address, config_epoch, replicas, unknown, False)
+            self.believed = Believed(announced, address, config_epoch, replicas, (), unknown, False)
 
     def take(self, verdict: Verdict | None, role: RoleReport | str, sentinels_why: str) -> bool:
         """Believe a verdict whose server says that it is the master; return whether the master is
@@ -112,7 +113,13 @@ class Master:
             return False
         address = self.service.server(verdict.master)
         self.believed = Believed(
-            verdict.master, address, verdict.config_epoch, verdict.replicas, role, verdict.sure
+            verdict.master,
+            address,
+            verdict.config_epoch,
+            verdict.replicas,
+            verdict.down,
+            role,
+            verdict.sure,
         )
         self.why = (
             ""

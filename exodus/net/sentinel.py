@@ -35,6 +35,7 @@ class Answer:
     master: str
     config_epoch: int
     replicas: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()  # replicas that do not answer this Sentinel
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Verdict:
 
     master: str
     config_epoch: int
-    replicas: tuple[str, ...]
+    replicas: tuple[str, ...]  # those that answer a Sentinel
+    down: tuple[str, ...]
     answered: int
     asked: int
 
@@ -65,13 +67,10 @@ def decide(answers: Sequence[Answer], asked: int, seen_epoch: int) -> Verdict | 
         agreed = all(answer.master == master for answer in answers)
         if not agreed or len(answers) * 2 <= asked:
             return None
-    replicas = {
-        name
-        for answer in answers
-        if (answer.config_epoch, answer.master) == (newest, master)
-        for name in answer.replicas
-    }
-    return Verdict(master, newest, tuple(sorted(replicas - {master})), len(answers), asked)
+    believed = [each for each in answers if (each.config_epoch, each.master) == (newest, master)]
+    up = {name for answer in believed for name in answer.replicas} - {master}
+    down = {name for answer in believed for name in answer.down} - up - {master}
+    return Verdict(master, newest, tuple(sorted(up)), tuple(sorted(down)), len(answers), asked)
 
 
 class Sentinels:
@@ -138,7 +137,8 @@ class Sentinels:
             address.place,
             place_of(_text(where[0]), int(where[1])),
             int(master["config-epoch"]),
-            tuple(_announced(replica) for replica in replicas if _is_server(replica)),
+            tuple(_announced(row) for row in replicas if _is_server(row) and not _is_down(row)),
+            tuple(_announced(row) for row in replicas if _is_server(row) and _is_down(row)),
         )
 
 
@@ -148,6 +148,11 @@ def _text(value: str | bytes) -> str:
 
 def _announced(row: Mapping[str, Any]) -> str:
     return place_of(str(row["ip"]), int(row["port"]))
+
+
+def _is_down(row: Mapping[str, Any]) -> bool:
+    """Return whether a Sentinel says that a replica does not answer; redis-py splits `flags`."""
+    return bool({"s_down", "disconnected"} & set(str(row["flags"]).split(",")))
 
 
 def _is_server(row: Mapping[str, Any]) -> bool:

@@ -271,6 +271,9 @@ SWITCH_RETRY_S = 0.1
 # After which a fence that shut Exodus out goes up again, where the switch back that let it in is
 # gone
 FENCE_LET_IN_S = 15
+REPLICAS_HAVE_S = 0.5  # for a replica of the new side to have all that was copied
+FENCE_REPLICA_S = 1.0  # for the guard to come to a replica
+FENCE_POLL_S = 0.005
 
 # exodus/cutover/forced_rollback.py
 FORCED_ROLLBACK_TRIES = 3

@@ -66,13 +66,19 @@ class TopologyWatch:
     """The watch of one process over the services of a plan; nothing where there are none."""
 
     def __init__(
-        self, plan: Plan, store: ControlStore, changed: Callable[[Side], None] | None = None
+        self,
+        plan: Plan,
+        store: ControlStore,
+        changed: Callable[[Side], None] | None = None,
+        appeared: Callable[[Side], None] | None = None,
     ) -> None:
+        """`changed` hears of failovers, `appeared` of replicas that were not there before."""
         self._services = {
             side: place for side in Side if isinstance(place := plan.address(side), Service)
         }
         self._store = store
         self._changed = changed
+        self._appeared = appeared
         self._states = States(log)
 
     async def begin(self) -> None:
@@ -129,12 +135,22 @@ class TopologyWatch:
 
     def tell(self, side: Side, why: str) -> None:
         """Log what is not known of a service, once."""
-        self._states.away(f"the topology of the {side}", why, kind=why.partition(":")[0])
+        self._states.away(
+            f"the master of the {side}",
+            why,
+            kind=why.partition(":")[0],
+            verbs=("is not known for certain", "is known again"),
+        )
 
     def failed_over(self, side: Side) -> None:
-        """Tell the owner."""
+        """Tell the owner of a failover."""
         if self._changed is not None:
             self._changed(side)
+
+    def appeared(self, side: Side) -> None:
+        """Tell the owner of another replica."""
+        if self._appeared is not None:
+            self._appeared(side)
 
 
 class _ServiceWatch:
@@ -148,6 +164,7 @@ class _ServiceWatch:
         self._sights: deque[Sight] = deque(maxlen=TOPOLOGY_SIGHTS_KEPT)
         self._seen: tuple[str, int] | None = None
         self._noted: tuple[str, int] | None = None
+        self._replicas: set[str] = set()
         # Since when writes may be lost, and bytes that are; until the store has taken it.
         self._lost: tuple[float | None, int | None] = (None, None)
         self._changed_at = 0.0
@@ -190,6 +207,9 @@ class _ServiceWatch:
             self._changed_at = time.monotonic()
             self._lost = lost_since(self._sights, believed)
             self._owner.failed_over(self._side)
+        if not set(believed.replicas) <= self._replicas:
+            self._owner.appeared(self._side)
+        self._replicas = set(believed.replicas)
         if not master.why:
             role = believed.role
             self._sights.append(Sight(time.monotonic(), role.replid, role.offset))

@@ -19,7 +19,10 @@ from exodus.control.gaps import open_gaps
 from exodus.control.run_ids import known_run_ids
 from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy.scan import plan_slices
-from exodus.errors import ExodusError
+from exodus.cutover import switch
+from exodus.cutover.context import Switch
+from exodus.cutover.settle import settle
+from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
 from exodus.feeds.feed import begin_feed
 from exodus.net.leg import Leg
 from exodus.plan.vocabulary import Side
@@ -104,7 +107,7 @@ async def _local(
     await local.open()
     with source.client() as client:
         client.mset({f"k{number}": number for number in range(KEYS)})
-    await local.gateway()
+    await local.gateway(settle=settle)
     await local.syncer()
     await begin_feed(local.store, local.plan, local.feed)
     await local.start_live_sync()
@@ -215,5 +218,155 @@ async def test_a_failover_loses_nothing_more(
         assert lost == 0 or side is Side.SOURCE
         if side is Side.TARGET:
             assert load.errors == []  # no application notices
+    finally:
+        await local.close()
+
+
+# ---------------------------------------------------------------------- the switch
+
+
+async def _switched(local: LocalMigration, to: Side) -> dict[str, object]:
+    """Switch as an operator does: again, where it was refused or given up; return its facts."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return (await switch.apply(local.store, local.plan, to)).facts
+        except (DecisionRefused, CutoverAborted):
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+
+
+def _fenced(box: DatabaseServer) -> bool:
+    with box.client() as client:
+        return "-@write" in str(client.acl_getuser("default"))
+
+
+async def test_both_ways_between_two_services(
+    source_service: ServiceBox,
+    target_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """Every server of the old side is fenced, and none of the new one."""
+    local = await _local(source_service, target_service, control_server, tmp_path)
+    boxes = {Side.SOURCE: source_service, Side.TARGET: target_service}
+    try:
+        load = Load(local)
+        await local.backfill()
+        for to in (Side.TARGET, Side.SOURCE):
+            facts = await _switched(local, to)
+            assert facts["replicas_with_all_keys"] == 1
+            await load.more()
+            assert all(map(_fenced, boxes[to.other].nodes))
+            assert not any(map(_fenced, boxes[to].nodes))
+        assert await _agrees(local, load) == 0
+        assert load.errors == []
+    finally:
+        await local.close()
+
+
+@pytest.mark.parametrize("side", list(Side))
+@pytest.mark.parametrize("before", ["hold", "fence", "close_epoch"])
+async def test_a_failover_in_the_middle_gives_the_switch_up(
+    source_service: ServiceBox,
+    target_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    side: Side,
+    before: str,
+) -> None:
+    """Nothing is switched, no server stays fenced, and writes go on; later it goes through."""
+    local = await _local(
+        source_service, target_service, control_server, tmp_path, hold_seconds_max=8.0
+    )
+    box = source_service if side is Side.SOURCE else target_service
+    name = {"hold": "hold", "fence": "raise_fence", "close_epoch": "close_epoch"}[before]
+    done = getattr(switch, name)
+
+    async def after_a_failover(running: Switch) -> None:
+        was = await asyncio.to_thread(box.master)
+        await asyncio.to_thread(box.failover)
+        await asyncio.to_thread(box.wait_other, was)
+        await done(running)
+
+    try:
+        load = Load(local)
+        await local.backfill()
+        await load.more()
+        with monkeypatch.context() as patch:
+            patch.setattr(switch, name, after_a_failover)
+            with pytest.raises((CutoverAborted, DecisionRefused)):
+                await switch.apply(local.store, local.plan, Side.TARGET)
+        await load.more(50)
+        assert not any(map(_fenced, (*source_service.nodes, *target_service.nodes)))
+        await _agrees(local, load)
+        load = Load(local)
+        await _switched(local, Side.TARGET)
+        await load.more()
+        await _agrees(local, load, Side.TARGET)
+    finally:
+        await local.close()
+
+
+async def test_a_failover_of_the_new_authority(
+    source_service: ServiceBox,
+    target_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """After the switch changes go on flowing back, to a source that is equal again."""
+    local = await _local(source_service, target_service, control_server, tmp_path)
+    try:
+        load = Load(local)
+        await local.backfill()
+        await _switched(local, Side.TARGET)
+        await load.more()
+        before = target_service.kill_master()
+        await _noted(local)
+        await load.more(100)
+        await asyncio.to_thread(target_service.wait_other, before)
+        await _agrees(local, load, Side.TARGET)
+        assert all(map(_fenced, source_service.nodes))
+    finally:
+        await local.close()
+
+
+async def test_servers_of_the_old_side_that_appear_are_fenced(
+    source_service: ServiceBox,
+    target_service: ServiceBox,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """Its master is killed, and comes back without its fence: the gateways fence it. The way back
+    gives every server its rules again.
+    """
+    local = LocalMigration(source_service, target_service, control_server, tmp_path)  # type: ignore[arg-type]
+    await local.open()
+    try:
+        await local.gateway(settle=settle)
+        await local.syncer()
+        await local.start_live_sync()
+        load = Load(local)
+        await local.backfill()
+        await _switched(local, Side.TARGET)
+        await load.more()
+        before = source_service.kill_master()
+        await asyncio.to_thread(source_service.wait_other, before)
+        before.start()
+        source_service.follow(before)
+        assert not _fenced(before)
+
+        async def fenced() -> bool:
+            return all(map(_fenced, source_service.nodes))
+
+        await until(fenced, within_s=20, otherwise="the server that came back was never fenced")
+        assert await _agrees(local, load, Side.TARGET) == 0
+        load = Load(local)
+        await _switched(local, Side.SOURCE)
+        await load.more()
+        assert not any(map(_fenced, source_service.nodes))
+        assert await _agrees(local, load) == 0
     finally:
         await local.close()

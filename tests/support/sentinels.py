@@ -179,6 +179,10 @@ class ServiceBox:
             time.sleep(0.05)
         raise AssertionError(f"the Sentinels of {self.name} do not know each other: {said}")
 
+    def follow(self, node: DatabaseServer) -> None:
+        """Make a server a replica of the master, as its Sentinels do after some seconds."""
+        self._follow(node, self.master())
+
     def _follow(self, node: DatabaseServer, master: DatabaseServer) -> None:
         with node.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", master.port)
