@@ -24,6 +24,7 @@ from exodus.plan.address import Place, Service
 from exodus.plan.migration_file import MigrationFile
 from exodus.private_files import open_to_others
 from exodus.stack.home import Home
+from exodus.topology.service_checks import check_services
 
 _ANSWERS_S = 5.0
 _OTHER_ORIGIN = "http://another-origin.invalid"
@@ -168,6 +169,13 @@ async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
         return [StoreFinding("fatal", exc.what, exc.why, exc.next_step)]
 
 
+async def _check_topology(file: MigrationFile) -> list[StoreFinding]:
+    return [
+        StoreFinding(each.severity, f"{each.check}: {each.what}", each.why, each.next_step)
+        for each in await check_services(file.plan)
+    ]
+
+
 def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
     """Return all findings."""
     api = PrefectApi.known(home)
@@ -186,6 +194,7 @@ def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
     return [
         *([] if api is None else check_prefect(api.url)),
         *asyncio.run(_check_control_store(file)),
+        *asyncio.run(_check_topology(file)),
         *(finding for name, tls in sides for finding in _check_tls(name, tls)),
         *_check_modes(file, home),
     ]

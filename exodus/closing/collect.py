@@ -18,6 +18,7 @@ from exodus.control import journal, ledger, registry
 from exodus.control.changes import Key, unpack
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
+from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import read_record
 from exodus.errors import SourceError, TargetError
@@ -128,6 +129,18 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
             ]
         },
     }
+    masters, failovers = await read_topologies(store), await read_failovers(store)
+    if masters:
+        documents["topology"] = {
+            "masters": [
+                {"side": str(side), **each.model_dump(mode="json")}
+                for side, each in masters.items()
+            ],
+            "failovers": [
+                {"at_ms": each.at_ms, "side": str(each.side), "what": each.text}
+                for each in failovers
+            ],
+        }
     for kind in ("gateway", "syncer", "comparer"):
         documents[f"{kind}s"] = {
             "processes": [

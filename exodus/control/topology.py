@@ -27,7 +27,7 @@ class Topology(BaseModel):
     master: str
     config_epoch: int  # the Sentinels' count
     run_id: str
-    replicas: list[str] = []  # when the epoch began
+    replicas: str = ""  # with commas; Lua's JSON cannot tell an empty list from an object
     at_ms: int  # by the store's clock
 
 

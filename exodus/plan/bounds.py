@@ -82,6 +82,7 @@ TOPOLOGY_LOOK_S = 1.0  # Between two looks at the Sentinels; +switch-master wake
 TOPOLOGY_FRESH_S = 5.0  # A watched master that was seen within it is connected to without asking.
 TOPOLOGY_UNWATCHED_S = 0.25  # The same where no watch would hear of a failover.
 TOPOLOGY_SIGHTS_KEPT = 120  # Looks at a master's offsets, to tell what a failover lost.
+SENTINELS_MIN = 3  # Fewer Sentinels cannot outvote a stale one.
 FAILOVERS_KEPT = 200  # Failovers of both sides that the control store remembers.
 FEED_ANNOUNCED_PORT = 1  # The port that a change feed announces: no server listens there.
 REPLY_TIMEOUT_S = 60.0  # Without a byte the peer is dead. A DUMP of the largest key takes seconds.

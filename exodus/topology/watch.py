@@ -83,20 +83,26 @@ class TopologyWatch:
 
     async def begin(self) -> None:
         """Look once, so that the masters are known; what no Sentinel tells comes from the store."""
+        await self._seed()
+        for service in self._services.values():
+            async with Lookout(service) as lookout:
+                await lookout.look()
+
+    async def _seed(self) -> None:
         if not self._services:
             return
         with contextlib.suppress(*_STORE_ERRORS):
             for side, topology in (await read_topologies(self._store)).items():
                 if side in self._services:
                     master_of(self._services[side]).seed(
-                        topology.master, topology.config_epoch, tuple(topology.replicas)
+                        topology.master,
+                        topology.config_epoch,
+                        tuple(topology.replicas.split(",")) if topology.replicas else (),
                     )
-        for service in self._services.values():
-            async with Lookout(service) as lookout:
-                await lookout.look()
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        await self._seed()
         watching = [
             asyncio.create_task(_ServiceWatch(side, service, self).run())
             for side, service in self._services.items()
@@ -207,9 +213,12 @@ class _ServiceWatch:
             self._changed_at = time.monotonic()
             self._lost = lost_since(self._sights, believed)
             self._owner.failed_over(self._side)
-        if not set(believed.replicas) <= self._replicas:
+        replicas = set(believed.replicas)
+        if replicas != self._replicas:
+            self._noted = None  # with these replicas
+        if not replicas <= self._replicas:
             self._owner.appeared(self._side)
-        self._replicas = set(believed.replicas)
+        self._replicas = replicas
         if not master.why:
             role = believed.role
             self._sights.append(Sight(time.monotonic(), role.replid, role.offset))
@@ -236,7 +245,7 @@ class _ServiceWatch:
             master=believed.announced,
             config_epoch=believed.config_epoch,
             run_id=believed.role.run_id,
-            replicas=list(believed.replicas),
+            replicas=",".join(believed.replicas),
             at_ms=at_ms,
         )
         return await self._owner.note(self._side, topology, failover)

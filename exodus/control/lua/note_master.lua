@@ -5,7 +5,12 @@ local raw = redis.call('HGET', KEYS[1], ARGV[1])
 local epoch = 1
 if raw then
   local known = cjson.decode(raw)
-  if known.master == ARGV[3] and known.config_epoch == tonumber(ARGV[2]) then return 0 end
+  if known.master == ARGV[3] and known.config_epoch == tonumber(ARGV[2]) then
+    known.replicas = cjson.decode(ARGV[4]).replicas
+    redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(known))
+    return 0
+  end
+  if known.config_epoch > tonumber(ARGV[2]) then return 0 end
   epoch = known.epoch + 1
   local failover = cjson.decode(ARGV[5])
   failover.epoch, failover.before = epoch, known.master
