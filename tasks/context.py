@@ -21,10 +21,10 @@ from redis.exceptions import RedisError
 from blocks import Migration
 from exodus.cancellation import beside
 from exodus.control.store import ControlStore
-from exodus.errors import ControlStoreError, OperatorError
+from exodus.errors import ControlStoreError, OperatorError, SourceError, TargetError
 from exodus.net.client import answered
-from exodus.plan.address import Address
-from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_STORE_AWAY_S
+from exodus.plan.address import Address, Service
+from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_FAILOVER_S, TASKS_STORE_AWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.safe_text import mask_logs
@@ -150,12 +150,35 @@ def opens_migration(
 
         async def work() -> R:
             async with opened(given.pop("migration")) as it:
-                return await cast("Callable[..., Awaitable[R]]", function)(it, **given)
+                do = cast("Callable[..., Awaitable[R]]", function)
+                return await _through_failovers(it.plan, lambda: do(it, **given))
 
         return run(work())
 
     plain.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Callable[Concatenate[str, P], R]", plain)
+
+
+async def _through_failovers(plan: Plan, work: Callable[[], Awaitable[R]]) -> R:
+    """Do a task's work; repeat it where a side behind Sentinel fails over meanwhile.
+
+    A task is repeatable: a flow runs it again after a crash as well.
+
+    Raises:
+        SourceError, TargetError: the side did not come back within `TASKS_FAILOVER_S`.
+    """
+    deadline = 0.0
+    while True:
+        try:
+            return await work()
+        except (SourceError, TargetError) as exc:
+            side = Side.SOURCE if isinstance(exc, SourceError) else Side.TARGET
+            now = time.monotonic()
+            deadline = deadline or now + TASKS_FAILOVER_S
+            if not isinstance(plan.address(side), Service) or now > deadline:
+                raise
+            log.warning("the %s may fail over, the task is repeated: %s", side, exc.why)
+        await asyncio.sleep(TASKS_AGAIN_S)
 
 
 @opens_migration

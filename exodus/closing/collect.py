@@ -7,6 +7,7 @@ The reports include the digest by buckets that finalise takes of the source's la
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import Counter
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from exodus.errors import SourceError, TargetError
 from exodus.native import link
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
+from exodus.plan.address import Service
 from exodus.plan.bounds import EVIDENCE_SCAN_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
@@ -32,6 +34,7 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 _BUCKETS = 64
+_SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(cmd|pubsub)")  # as Sentinels name themselves
 _FOOT_BYTES = 10  # of a DUMP payload: version and checksum
 Json = dict[str, Any]
 
@@ -210,15 +213,16 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
 
 async def connected_clients(plan: Plan, side: Side) -> list[Json]:
     """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by
-    their names, which begin with `exodus`.
+    their names, which begin with `exodus`. Those of a service's Sentinels are left out.
     """
+    watched = isinstance(plan.address(side), Service)
     found: Counter[tuple[str, str, str, str]] = Counter()
     for node in await Endpoint(side, plan.address(side)).each_node():
         async with await node.connect(name="exodus-clients") as leg:
             for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
                 facts = dict(pair.partition("=")[::2] for pair in line.split())
                 name, flags = facts.get("name", ""), facts.get("flags", "")
-                if not name.startswith("exodus"):
+                if not name.startswith("exodus") and not (watched and _SENTINEL.fullmatch(name)):
                     kind = "replica" if "S" in flags else "subscriber" if "P" in flags else "client"
                     found[
                         (

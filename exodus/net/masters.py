@@ -32,9 +32,10 @@ from exodus.net.sentinel import Sentinels, Verdict, decide
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address, Place, Service, place_of
 from exodus.plan.bounds import SENTINEL_ANSWER_S, TOPOLOGY_FRESH_S, TOPOLOGY_UNWATCHED_S
-from exodus.resp.encode import encode_many
+from exodus.resp.encode import encode, encode_many
 
 _READ_BYTES = 64 * 1024
+_NAME = "exodus-topology"  # no application's connection
 
 
 class NoMaster(OSError):
@@ -266,17 +267,18 @@ class Lookout:
             return str(exc) or type(exc).__name__
 
     async def _ask_role(self, address: Address) -> RoleReport:
-        login = b""
+        begin, wanted = b"", 3
         if self._asked is None or self._asked[0] != address:
             self._hang_up()
             reader, writer = await open_streams(address, ssl_context(address))
             self._asked = (address, reader, writer)
             login = login_of(address, self._service.service)
+            begin = login + encode("CLIENT", "SETNAME", _NAME)
+            wanted += 1 + bool(login)
         _, reader, writer = self._asked
         asked = encode_many([("ROLE",), ("INFO", "server"), ("INFO", "replication")])
-        writer.write(login + asked)
+        writer.write(begin + asked)
         parser, replies = hiredis.Reader(), list[Any]()
-        wanted = 3 + bool(login)
         while len(replies) < wanted:
             data = await reader.read(_READ_BYTES)
             if not data:

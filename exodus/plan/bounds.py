@@ -522,6 +522,7 @@ TASKS_COMPATIBILITY_COPIES_PER_S_MAX = 50
 
 # tasks/context.py
 TASKS_STORE_AWAY_S = 30.0
+TASKS_FAILOVER_S = 30.0  # for a side behind Sentinel to have a master again
 TASKS_AGAIN_S = 0.5
 
 TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name
