@@ -74,6 +74,7 @@ async def readiness(switch: Switch) -> None:
     await end_canary(
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
+    switch.standing = await look_at_services(switch.plan)
     method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
     switch.old_grant = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))
@@ -88,7 +89,6 @@ async def readiness(switch: Switch) -> None:
             why=f"route: {switch.route.why}",
             next_step="run the migrate phase first: exodus start migrate",
         )
-    switch.standing = await look_at_services(switch.plan)
     await _check_server_runs(switch)
     for kind in ("gateway", "syncer"):
         await registry.wait_for(

@@ -255,6 +255,7 @@ class Gateway:
                 connection.drop_leg()
                 ended += 1
         self.spare_legs.drop()
+        self.route_follower.remember()
         log.warning("failover of the %s: %d sessions end", side, ended)
         self.settlement.tend_now()
         self.heartbeats.now.set()
@@ -293,7 +294,6 @@ class Gateway:
 
     async def run(self, route: Route, ready: asyncio.Event | None = None) -> None:
         """Serve until SIGTERM or `stop`."""
-        await self.topology.begin()
         await self.route_follower.apply(route)
         options = self.options
         sockets = [inherited(fd) for fd in options.listen_fds]

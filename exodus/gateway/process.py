@@ -27,6 +27,7 @@ from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import PROCESS_OWN_FILES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """
     plan, route = await start_state(store, options.state_dir)
     check_pinned(options.pinned, plan)
+    await TopologyWatch(plan.acting(UserRole.GATEWAY), store).begin()
     check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)
     await check_address(plan, options.listen_host, lend=options.lend_address)
     # Before anything in the folder is read: to read it mends what a crash tore.

@@ -37,6 +37,7 @@ from exodus.plan.vocabulary import Side
 from exodus.telemetry.states import States
 
 log = logging.getLogger(__name__)
+Masters = dict[str, tuple[str, int, list[str]]]  # side → master, config epoch, replicas
 _STORE_ERRORS = (RedisError, OSError, TimeoutError)
 
 
@@ -60,6 +61,26 @@ def lost_since(sights: deque[Sight], now: Believed) -> tuple[float | None, int |
     kept = [sight.at for sight in of_old if sight.offset < role.offset_before]
     lost = max(0, of_old[-1].offset - (role.offset_before - 1))
     return (max(kept) if kept else None), lost
+
+
+def known_masters(plan: Plan) -> Masters:
+    """Return what this process knows of the services of a plan, fit to be kept on disk."""
+    found: Masters = {}
+    for side in Side:
+        place = plan.address(side)
+        believed = master_of(place).believed if isinstance(place, Service) else None
+        if believed is not None:
+            found[str(side)] = (believed.announced, believed.config_epoch, list(believed.replicas))
+    return found
+
+
+def seed_masters(plan: Plan, known: Masters) -> None:
+    """Begin with what was kept."""
+    for side in Side:
+        place = plan.address(side)
+        if isinstance(place, Service) and str(side) in known:
+            announced, config_epoch, replicas = known[str(side)]
+            master_of(place).seed(announced, config_epoch, tuple(replicas))
 
 
 class TopologyWatch:
@@ -94,10 +115,9 @@ class TopologyWatch:
         with contextlib.suppress(*_STORE_ERRORS):
             for side, topology in (await read_topologies(self._store)).items():
                 if side in self._services:
+                    replicas = topology.replicas.split(",") if topology.replicas else []
                     master_of(self._services[side]).seed(
-                        topology.master,
-                        topology.config_epoch,
-                        tuple(topology.replicas.split(",")) if topology.replicas else (),
+                        topology.master, topology.config_epoch, tuple(replicas)
                     )
 
     async def run(self) -> None:

@@ -4,6 +4,7 @@ session. A failover is real: kill -9, or SENTINEL FAILOVER.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,15 @@ class ServiceBox:
                     raise
                 time.sleep(0.1)
 
+    def pause_sentinels(self, count: int) -> None:
+        """SIGSTOP the last `count` of them."""
+        for sentinel in self.sentinels[-count:]:
+            sentinel.started.process.send_signal(signal.SIGSTOP)
+
+    def resume_sentinels(self) -> None:
+        for sentinel in self.sentinels:
+            sentinel.started.process.send_signal(signal.SIGCONT)
+
     def wait_other(self, before: DatabaseServer) -> DatabaseServer:
         """Wait for another master than `before`."""
         deadline = time.monotonic() + WITHIN_S
@@ -168,10 +178,12 @@ class ServiceBox:
             said = []
             for number in range(SENTINELS):
                 with self.asked(number) as sentinel:
-                    said.append(sentinel.sentinel_master(self.name))  # type: ignore[attr-defined]
+                    rows = sentinel.sentinel_slaves(self.name)  # type: ignore[attr-defined]
+                    up = sum(row["flags"] == "slave" for row in rows)
+                    said.append({**sentinel.sentinel_master(self.name), "up": up})  # type: ignore[attr-defined]
             if all(
                 row["num-other-sentinels"] == SENTINELS - 1
-                and row["num-slaves"] >= len(self.nodes) - 1
+                and row["up"] >= len(self.nodes) - 1
                 and row["flags"] == "master"
                 for row in said
             ):
