@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 HOT = (
+    "exodus.plan.share",
     "exodus.resp.encode",
     "exodus.resp.inline",
     "exodus.resp.scanner",

@@ -17,7 +17,7 @@ from exodus.gateway.tls import TlsContexts
 from exodus.net.masters import standing
 from exodus.plan.bounds import CANARY_LINGERS_S
 from exodus.plan.plan import Plan
-from exodus.plan.sample import share_bound
+from exodus.plan.share import share_bound
 from exodus.plan.vocabulary import Side, UserRole
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from exodus.plan.bounds import CANARY_WINDOW_READS
-from exodus.plan.sample import in_share
+from exodus.plan.share import in_share
 from exodus.telemetry.histogram import Histogram
 
 _SALT = 0x63616E61  # picks another share of the keys than the comparer's

@@ -1,5 +1,6 @@
 # Types for the compiled form of orders.py; nothing here changes what it does.
 from exodus.commands.table cimport CommandTable
+from exodus.plan.share cimport in_share
 from exodus.telemetry.counters cimport Telemetry
 
 cdef class Orders:

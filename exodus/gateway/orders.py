@@ -7,7 +7,8 @@ from collections import Counter
 from exodus.commands.table import CommandTable
 from exodus.gateway.canary_reads import Canary
 from exodus.gateway.scripts import Scripts
-from exodus.plan.sample import NameTest, in_share
+from exodus.plan.sample import NameTest
+from exodus.plan.share import in_share
 from exodus.plan.vocabulary import JournalMode, Side
 from exodus.telemetry.counters import Telemetry
 

@@ -5,26 +5,13 @@ Gateways and comparers ask the same rule, so all of a key's requests are sampled
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from exodus.plan.scope import glob
+from exodus.plan.share import in_share, share_bound
 
 NameTest = Callable[[bytes], bool]
-
-
-def share_bound(share: float) -> int:
-    """Return the bound of the hashes that are in a share of the keys."""
-    return int(share * 2**32)
-
-
-def in_share(key: bytes, below: int, salt: int = 0) -> bool:
-    """Return whether a key's hash is below a bound of `share_bound`.
-
-    A larger share has all keys of a smaller one. Another salt picks other keys.
-    """
-    return zlib.crc32(key, salt) < below
 
 
 def name_test(include: Sequence[str], exclude: Sequence[str]) -> NameTest | None:

@@ -23,8 +23,8 @@ from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
 from exodus.plan.bounds import COMPARE_APART_KEYS, COMPARE_RELATIVE_SLACK_MS
 from exodus.plan.own_keys import is_own, without_own
-from exodus.plan.sample import in_share, share_bound
 from exodus.plan.scope import Scope
+from exodus.plan.share import in_share, share_bound
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
@@ -143,10 +143,11 @@ class Comparison:
         """
         if self._scope.filters or self._share < 1:
             following, found = await scan_once(self._legs[0], cursor, count)
+            whole, below = self._share >= 1, share_bound(self._share)
             keys = [
                 key
                 for key in dict.fromkeys(found)
-                if not is_own(key) and (self._share >= 1 or in_share(key, share_bound(self._share)))
+                if not is_own(key) and (whole or in_share(key, below, 0))
             ]
             filtered = (
                 await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)

@@ -33,7 +33,7 @@ from exodus.plan.bounds import (
     VERIFY_SLICES_AT_A_TIME,
 )
 from exodus.plan.own_keys import without_own
-from exodus.plan.sample import in_share, share_bound
+from exodus.plan.share import in_share, share_bound
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import (
     Comparison,
@@ -414,7 +414,7 @@ async def _look_through(
         keys = [
             key
             for key in keys
-            if in_share((engine.scope.source_key(piece.db, key) or (0, key))[1], below)
+            if in_share((engine.scope.source_key(piece.db, key) or (0, key))[1], below, 0)
         ]
     before = extra_keys.spared, extra_keys.left_behind
     found = [found for _, found in await extra_keys.among(piece.db, keys)]

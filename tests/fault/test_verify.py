@@ -19,8 +19,8 @@ from exodus.copy.impact import read_budget
 from exodus.copy.scan import plan_slices
 from exodus.engine import Engine
 from exodus.plan.plan import Plan
-from exodus.plan.sample import in_share, share_bound
 from exodus.plan.settings import Budget
+from exodus.plan.share import in_share, share_bound
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.comparison import Depth
@@ -181,7 +181,7 @@ async def test_a_pass_can_look_at_less(local: LocalMigration, lacking: tuple[str
     assert {(row.key, row.kind) for row in part.divergences} == {
         (key, kind)
         for key, kind in outlined | {(b"string", "value")}
-        if in_share(key, share_bound(0.25))
+        if in_share(key, share_bound(0.25), 0)
     }
     source.flushall()
     target.flushall()
