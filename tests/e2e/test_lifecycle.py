@@ -76,7 +76,9 @@ class Operator:
         def there() -> bool:
             now = self.status()
             state = now["phases"].get(phase, {})
-            assert (state.get("state"), state.get("flow_run_id")) != ("failed", self.started), state
+            assert (state.get("state"), state.get("flow_run_id")) != ("failed", self.started), (
+                f"{phase} failed: {state.get('why')}"
+            )
             return (
                 now["waiting"] is not None
                 and now["waiting"]["phase"] == phase
