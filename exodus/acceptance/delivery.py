@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 import redis.asyncio as redis
 from redis.exceptions import NoPermissionError
 
+from exodus.acceptance.observed import tried_as
 from exodus.acceptance.rows import Checked, told
 from exodus.control import registry
 from exodus.control.store import ControlStore
@@ -36,8 +37,7 @@ _BLOCK_S = 0.2
 
 async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
     """Try each of them once."""
-    user = plan.compare_user
-    address = plan.target if user is None else user.at(plan.target)
+    address = tried_as(plan)
     prefix = f"{_SCRATCH}{secrets.token_hex(6)}:"
     clients = [
         make_client(
@@ -57,7 +57,7 @@ async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
     rows = []
     try:
         for name, attempt in tries:
-            rows.append(await _tried(name, attempt, as_application=user is not None))
+            rows.append(await _tried(name, attempt, as_application=plan.compare_user is not None))
     finally:
         async with await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as leg:
             await leg.call("UNLINK", *[f"{prefix}{name}" for name in ("t", "w", "s", "b", "empty")])
@@ -75,12 +75,12 @@ async def _tried(
             wrong = await attempt()
     except NoPermissionError as exc:
         if not as_application:
-            return told(f"target takes: {name}", f"Exodus's user may not; set compare_user: {exc}")
+            return told(f"delivery: {name}", f"Exodus's user may not; set compare_user: {exc}")
         wrong = str(exc)
     except (redis.RedisError, OSError, TimeoutError) as exc:
         wrong = str(exc) or f"no answer within {ACCEPTANCE_DELIVERY_S:.0f} s"
     return Checked(
-        f"target takes: {name}",
+        f"delivery: {name}",
         not wrong,
         wrong,
         "applications that use it would fail after the cutover",
@@ -217,7 +217,7 @@ async def _libraries_refused(target: Leg, code: dict[str, bytes]) -> dict[str, s
 
 async def _events(plan: Plan, prefix: str) -> Checked:
     """Check that keyspace events come, where the source sends them."""
-    what = "target takes: keyspace events"
+    what = "delivery: keyspace events"
     async with await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source:
         reply = (await source.pipeline([("CONFIG", "GET", "notify-keyspace-events")]))[0]
     flags = reply[1].decode() if isinstance(reply, list) and reply else ""

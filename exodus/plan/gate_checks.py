@@ -29,6 +29,10 @@ class GateChecks(BaseModel):
         default=CheckLevel.REQUIRED,
         description="logins, rights and TLS of the target, for every user of the source",
     )
+    commands: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="every observed kind of request, tried on scratch keys of the target",
+    )
     delivery: CheckLevel = Field(
         default=CheckLevel.REQUIRED,
         description="transactions, scripts, functions, publish/subscribe, keyspace events, and "

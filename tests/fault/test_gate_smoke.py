@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 import redis
 
+from exodus.acceptance.commands import check_commands
 from exodus.acceptance.delivery import check_delivery
 from exodus.acceptance.latency import check_latency
 from exodus.acceptance.logins import check_logins
@@ -40,6 +41,7 @@ async def _all(local: LocalMigration) -> list[Checked]:
     plan, store = local.plan, local.store
     return [
         *await check_logins(plan, store),
+        *await check_commands(plan, store),
         *await check_delivery(plan, store),
         *await check_settings(plan),
         *await check_replicas(plan),
@@ -134,7 +136,7 @@ DEFECTS = [
     Defect(
         "keyspace events",
         _on_source("CONFIG", "SET", "notify-keyspace-events", "KEA"),
-        "target takes: keyspace events",
+        "delivery: keyspace events",
     ),
     Defect(
         "largest value",
@@ -157,13 +159,34 @@ async def test_a_planted_defect_is_found(local: LocalMigration, defect: Defect) 
         assert defect.red in red, red
 
 
+async def test_an_observed_request_that_the_target_lacks_or_refuses_is_found(
+    local: LocalMigration, make_server: Callable[..., DatabaseServer]
+) -> None:
+    await _observe(local, "GET", "HSET", "XGROUP|CREATE", "FLUSHALL")
+    rows = await check_commands(local.plan, local.store)
+    assert _red(rows) == {}
+    assert "FLUSHALL" in rows[-1].detail
+    older = make_server(ServerKind.REDIS_62)
+    plan = local.plan.model_copy(update={"target": older.address()})
+    await _observe(local, "GET", "SINTERCARD", "EXPIRETIME")
+    red = _red(await check_commands(plan, local.store))
+    assert list(red) == ["the target has every observed kind of request"]
+    assert "SINTERCARD" in str(red)
+    assert "EXPIRETIME" in str(red)
+    await _observe(local, "SET", "GET")
+    local.servers[Side.TARGET].client().config_set("maxmemory", 1)
+    red = _red(await check_commands(local.plan, local.store))
+    assert list(red) == ["the target answers every observed kind of request"]
+    assert local.servers[Side.TARGET].client().keys("*") == []
+
+
 @pytest.mark.parametrize(
     ("right", "red"),
     [
-        ("-@transaction", "target takes: transaction"),
-        ("-@scripting", "target takes: script"),
-        ("-@pubsub", "target takes: publish and subscribe"),
-        ("-@blocking", "target takes: blocking pop"),
+        ("-@transaction", "delivery: transaction"),
+        ("-@scripting", "delivery: script"),
+        ("-@pubsub", "delivery: publish and subscribe"),
+        ("-@blocking", "delivery: blocking pop"),
     ],
 )
 async def test_what_applications_may_not_do_there_is_found(
