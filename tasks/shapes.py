@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from exodus.cutover.script_loading import load_scripts
+from exodus.control import registry
+from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.plan.bounds import TASKS_COMPATIBILITY_NAMED, TASKS_PROOFS_PLAYED_MIN
 from exodus.plan.vocabulary import Side
 from exodus.shadow.rules import Rules
@@ -40,7 +41,8 @@ async def try_scripts(it: Opened) -> Json:
     loaded: set[bytes] = set()
     async with await it.endpoint(Side.TARGET).connect(name="exodus-prove") as leg:
         refused = await load_scripts(it.store, leg, loaded)
-    return {"scripts": len(loaded), "refused": refused}
+    beats = await registry.heartbeats(it.store, "gateway")
+    return {"scripts": len(loaded), "refused": refused, "unseen": unseen(beats)}
 
 
 def judge_shapes(rows: list[Json]) -> list[Json]:
@@ -91,7 +93,15 @@ def judge_scripts(tried: Json) -> list[Json]:
             "; ".join(refused[:TASKS_COMPATIBILITY_NAMED]) or f"{tried['scripts']} scripts",
             why="calls of it would fail after the cutover",
             next_step="correct the script, or let Exodus's user run SCRIPT LOAD on the target",
-        )
+        ),
+        check(
+            "the text of every called script was seen",
+            not tried["unseen"],
+            f"{tried['unseen']} scripts are called by EVALSHA whose text no gateway has seen",
+            level=Level.SHOULD,
+            why="the target does not have them: calls inside transactions fail after the cutover",
+            next_step="load them on the target (SCRIPT LOAD), or let the applications connect anew",
+        ),
     ]
 
 

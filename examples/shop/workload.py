@@ -5,6 +5,7 @@ key under way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -147,6 +148,9 @@ class Writer:
         self.url = self.place.url
         self.client = connect(self.url)
         self.script = self.client.register_script(_SCRIPT)
+        # As after a start: whoever stands in between learns the script's text
+        with contextlib.suppress(redis.RedisError):  # then the next call loads it
+            await self.client.script_load(_SCRIPT)
 
     async def act(self, action: Callable[[], Awaitable[None]]) -> None:
         """One of the actions."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _EPOCH_MS = 10**12  # a number of milliseconds from there on is a time, below it a duration
 _DECISION = ("when", "phase", "gate", "verdict", "by", "why", "evidence (digest)")
 _EVENT = ("when", "phase", "event", "outcome", "by", "facts")
+_REASONS = ("why", "next_step")
 Json = dict[str, Any]
 
 
@@ -147,13 +148,24 @@ def _without_plots(document: object) -> object:
     return {name: part for name, part in document.items() if name != "plots"}
 
 
+def _open_reasons(rows: list[Json]) -> list[Json]:
+    """Return checks with reason and remedy where they do not hold; elsewhere these mislead."""
+    return [
+        {
+            name: "" if row.get("ok") is True and name in _REASONS else value
+            for name, value in row.items()
+        }
+        for row in rows
+    ]
+
+
 def render_evidence(name: str, phase: str, evidence: Mapping[str, object]) -> str:
     """Return the evidence of one phase as a page: the checks first, then plots and rows."""
     frames = cast("Json", evidence.get("frames") or {})
     sections = [
         Section("Summary", _tables("", evidence.get("summary") or {})),
-        *(Section(frame, _tables("", rows)) for frame, rows in frames.items()),
         Section("Plots", [], _plots_of(evidence)),
+        *(Section(frame, _tables("", _open_reasons(rows))) for frame, rows in frames.items()),
         *(
             Section(title, _tables("", rows))
             for title, rows in cast("Json", evidence.get("lists") or {}).items()

@@ -20,6 +20,7 @@ from tasks.shapes import judge_scripts, judge_shapes
 from tasks.sizing import judge_size
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
+from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
@@ -173,6 +174,17 @@ async def test_a_script_that_the_target_does_not_compile_is_named(local: LocalMi
     await local.store.client.hset(local.store.keys.scripts, b"b" * 40, b"return +")
     (row,) = red(judge_scripts(await tried(opened(local)))).values()
     assert "bbbbbbbbbbbb" in row["detail"]
+    await local.gateway()
+    with local.servers[Side.SOURCE].client() as source:
+        sha = source.script_load("return 7")
+    assert await local.app().evalsha(sha, 0) == 7
+
+    async def called() -> bool:
+        return (await tried(opened(local)))["unseen"] == 1
+
+    await until(called, within_s=10, otherwise="the call of an unseen script was not noticed")
+    found = red(judge_scripts(await tried(opened(local))))
+    assert "the text of every called script was seen" in found
 
 
 # Size.
