@@ -23,6 +23,7 @@ from exodus.acceptance import (
 from exodus.acceptance.rows import Checked, told
 from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
+from exodus.net.leg import ReplyError
 from exodus.plan.gate_checks import CheckLevel
 from exodus.rehearsal.rehearse import rehearse
 from tasks.checks import Level, check
@@ -46,7 +47,7 @@ def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json
                 return [_row(told(f"{name}: not run", "off in test_checks"), Level.INFO)]
             try:
                 found = await work(it)
-            except (ExodusError, RedisError, OSError, TimeoutError) as exc:
+            except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
                 found = [_broken(name, exc)]
             return [_row(each, _LEVELS[level] if each.judged else Level.INFO) for each in found]
 

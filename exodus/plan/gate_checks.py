@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class CheckLevel(StrEnum):
@@ -115,3 +115,12 @@ class GateChecks(BaseModel):
         default=True,
         description="in one round of the rehearsal a gateway of its own is killed (SIGKILL)",
     )
+
+    @field_validator("business_folder")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError(
+                "business_folder must be an absolute path: a worker runs in a folder of its own"
+            )
+        return value

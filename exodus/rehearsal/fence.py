@@ -47,6 +47,10 @@ class RehearsedFence:
             self.why_not = f"{method.kind} would refuse the applications' writes"
             return
         self._method = method
+        refused = (await self._ask(("ACL", "DELUSER", _USER + secrets.token_hex(8))))[0]
+        if isinstance(refused, ReplyError):
+            self.why_not = f"Exodus's user may not remove a user made for it: {refused}"
+            return
         for user in await self._leg.call("ACL", "USERS"):
             if user.decode("utf-8", "replace").startswith(_USER):  # of a rehearsal that died
                 await self._leg.call("ACL", "DELUSER", user)

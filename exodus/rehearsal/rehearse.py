@@ -24,6 +24,7 @@ from exodus.control.store import ControlStore
 from exodus.cutover.rehearsal_report import REPORT, fingerprint
 from exodus.cutover.switch import perform
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
+from exodus.net.leg import ReplyError
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
@@ -68,10 +69,9 @@ async def rehearse(store: ControlStore, plan: Plan, *, seed: int | None = None) 
     try:
         seed = secrets.randbits(32) if seed is None else seed
         found = await _Rehearsal(store, plan, seed).run()
-    except ExodusError as exc:
-        await store.save_report(
-            REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"}
-        )
+    except (ExodusError, ReplyError) as exc:
+        why = f"{exc.what}: {exc.why}" if isinstance(exc, ExodusError) else str(exc)
+        await store.save_report(REPORT, {"at_ms": at_ms, "ok": False, "why": why})
         raise
     bad = [f"{found[name]} {name.replace('_', ' ')}" for name in _BAD if found[name]]
     found = {**found, "at_ms": at_ms, "ok": not bad, "why": ", ".join(bad)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,10 +23,12 @@ from exodus.plan.address import Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.rights import Wanted
 from tasks import acceptance
 from tasks.checks import failing, open_findings
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
+from tests.support.roles import administrator, make_users
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
@@ -308,3 +311,40 @@ async def test_a_check_that_cannot_be_run_has_failed(local: LocalMigration) -> N
     local.servers[Side.TARGET].start()
     (row,) = rows
     assert (row["ok"], row["check"]) == (False, "replicas: could be run")
+
+
+async def test_with_the_users_of_its_roles_nothing_is_red(
+    make_server: Callable[..., DatabaseServer], control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """What those users may not ask is said, and not taken for a defect."""
+    kinds = {Side.SOURCE: ServerKind.REDIS_62, Side.TARGET: ServerKind.VALKEY_91}
+    servers = {side: make_server(kind) for side, kind in kinds.items()}
+    own, users = make_users(servers, dict.fromkeys(Side, Wanted()), tmp_path)
+    local = LocalMigration(*servers.values(), control_server, tmp_path)
+    local.plan = local.reached().model_copy(
+        update={str(side): address for side, address in own.items()} | {"users": users}
+    )
+    await local.open()
+    administrator(servers[Side.SOURCE]).set("k", "v")
+    for box in servers.values():
+        administrator(box).execute_command("ACL", "SETUSER", _APP, *_RIGHTS)
+    await local.gateway()
+    await _observe(local, "GET", "SET", "EVAL")
+    it = Opened(local.plan, local.store, local.plan)
+    rows = []
+    for name in (
+        "check_logins",
+        "check_commands",
+        "check_delivery",
+        "check_settings",
+        "check_replicas",
+        "check_latency",
+        "check_data",
+        "rehearse_rounds",
+    ):
+        rows += await inspect.unwrap(getattr(acceptance, name).fn)(it)
+    await local.close()
+    assert [row for row in rows if not row["ok"]] == []
+    shown = {row["check"]: row["detail"] for row in rows}
+    assert "Exodus's user may not ask for them" in shown[f"rights of user {_APP}"]
+    assert "may not remove a user made for it" in shown["the rehearsal's fence"]
