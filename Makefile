@@ -8,6 +8,7 @@ KEYS ?= 200000
 WRITES ?= 2000
 PATH_TAKEN ?= commit
 SEED ?= 1
+TOPOLOGY ?= standalone
 APPROVE ?= auto
 NAME ?=
 
@@ -32,8 +33,8 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(HOT) $(APPLICATIONS)
 
 install: $(STAMP)  ## make .venv with the pinned versions
 
-demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_TAKEN SEED KEEP=1 APPROVE=ask)
-	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) $(if $(KEEP),--keep)
+demo: $(STAMP)  ## a whole migration under application writes (KEYS WRITES PATH_TAKEN SEED TOPOLOGY KEEP=1 APPROVE=ask)
+	$(BIN)/exodus demo --keys $(KEYS) --writes $(WRITES) --path-taken $(PATH_TAKEN) --seed $(SEED) --approve $(APPROVE) --topology $(TOPOLOGY) $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## every test, and what lint checks; three files at a time, the longest first
 	$(BIN)/python -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder \

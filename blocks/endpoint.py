@@ -1,4 +1,6 @@
-"""One Redis or Valkey server. By default its secret stays in a file or a variable of the worker."""
+"""One Redis or Valkey server, or a service behind Sentinel. By default its secrets stay in files or
+variables of the worker.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,26 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from exodus.plan.address import Address
+from exodus.errors import OperatorError
+from exodus.plan.address import Address, Place, Service
+
+_TLS = ("ca_file", "cert_file", "key_file", "server_name")
+_SENTINEL = (
+    "sentinel_username",
+    "sentinel_password_file",
+    "sentinel_password_env",
+    "sentinel_tls",
+    "sentinel_ca_file",
+    "sentinel_cert_file",
+    "sentinel_key_file",
+    "sentinel_server_name",
+)
 
 
 class RedisEndpoint(Block):
-    """A Redis or Valkey server: address, login and TLS."""
+    """A Redis or Valkey server, or a master with replicas behind Sentinel: address, login and
+    TLS.
+    """
 
     _block_type_name: ClassVar[str | None] = "RedisEndpoint"
     _block_type_slug: ClassVar[str | None] = "redis-endpoint"
@@ -20,9 +37,23 @@ class RedisEndpoint(Block):
     )
 
     url: str = Field(
+        default="",
         title="URL",
-        description="redis://user@host:port, or rediss:// for TLS, without the password",
+        description="redis://user@host:port, or rediss:// for TLS, without the password; empty "
+        "where Sentinels are named",
     )
+    sentinels: list[str] = Field(
+        default=[], title="Sentinels", description="host:port of each Sentinel, in place of a URL"
+    )
+    service: str = Field(
+        default="",
+        title="Service",
+        description="Name by which the Sentinels know the master",
+    )
+    username: str | None = Field(
+        default=None, title="User", description="ACL user, where Sentinels are named"
+    )
+    tls: bool = Field(default=False, title="TLS", description="Use TLS, where Sentinels are named")
     password_file: str | None = Field(
         default=None,
         title="Password file",
@@ -58,20 +89,79 @@ class RedisEndpoint(Block):
         description="Name in the server's certificate, if it is not the URL's host",
     )
 
-    def address(self, field: str) -> Address:
-        """Return the server's address for the engine.
+    sentinel_username: str | None = Field(
+        default=None, title="User on the Sentinels", description="Null: the user default"
+    )
+    sentinel_password_file: str | None = Field(
+        default=None,
+        title="Password file of the Sentinels",
+        description="File on the worker whose first line is the password",
+    )
+    sentinel_password_env: str | None = Field(
+        default=None,
+        title="Password variable of the Sentinels",
+        description="Environment variable of the worker that holds the password",
+    )
+    sentinel_tls: bool = Field(
+        default=False, title="TLS to the Sentinels", description="Use TLS to the Sentinels"
+    )
+    sentinel_ca_file: str | None = Field(
+        default=None, title="CA file of the Sentinels", description="PEM file"
+    )
+    sentinel_cert_file: str | None = Field(
+        default=None, title="Client certificate for the Sentinels", description="PEM file"
+    )
+    sentinel_key_file: str | None = Field(
+        default=None, title="Client key for the Sentinels", description="PEM file"
+    )
+    sentinel_server_name: str | None = Field(
+        default=None,
+        title="Server name of the Sentinels",
+        description="Name in their certificate, if it is not the host",
+    )
+    address_map: dict[str, str] = Field(
+        default={},
+        title="Address map",
+        description="Announced address: reachable address",
+    )
+
+    def place(self, field: str) -> Place:
+        """Return the server's or service's address for the engine.
 
         Raises:
             exodus.errors.OperatorError: the URL is invalid.
+            pydantic.ValidationError: a field of the service is.
         """
+        if not self.sentinels and not self.service:
+            return self.address(field)
+        names = ("username", "tls", *_TLS, *_SENTINEL)
+        return Service(
+            sentinels=tuple(self.sentinels),
+            service=self.service,
+            password=self.password,
+            password_file=self.password_file,
+            password_env=self.password_env,
+            address_map=self.address_map,
+            **{name: getattr(self, name) for name in names},
+        )
+
+    def address(self, field: str) -> Address:
+        """Return the address of a single server, as a control store is.
+
+        Raises:
+            exodus.errors.OperatorError: the URL is invalid, or Sentinels are named.
+        """
+        if self.sentinels or self.service:
+            raise OperatorError(
+                f"{field} is one server, and its block names Sentinels",
+                why="only source and target may be behind Sentinel",
+                next_step=f"give the block of {field} a URL",
+            )
         return Address.parse(
             self.url,
             field=field,
             **({"password": self.password} if self.password is not None else {}),
             password_file=self.password_file,
             password_env=self.password_env,
-            ca_file=self.ca_file,
-            cert_file=self.cert_file,
-            key_file=self.key_file,
-            server_name=self.server_name,
+            **{name: getattr(self, name) for name in _TLS},
         )

@@ -37,7 +37,7 @@ class Migration(Block):
         """Return the plan with the secrets of its servers, which no dump contains."""
         return Plan(
             name=self.migration,
-            source=self.source.address("source"),
-            target=self.target.address("target"),
+            source=self.source.place("source"),
+            target=self.target.place("target"),
             **self.options.model_dump(),
         )

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import httpx
 from prefect.blocks.core import Block
@@ -22,7 +22,7 @@ from blocks.endpoint import RedisEndpoint
 from blocks.migration import Migration
 from exodus.control.store import ControlStore
 from exodus.errors import ExodusError, OperatorError, OrchestratorError
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place, Service
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.plan import Options
 from exodus.safe_text import lines
@@ -35,8 +35,8 @@ _AGAIN_S = 0.5
 _PREFECT_FAILS = (httpx.HTTPError, PrefectException, RuntimeError)
 
 
-def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint:
-    if not with_secrets and address.password is not None:
+def _block(place: Place, field: str, *, with_secrets: bool) -> RedisEndpoint:
+    if not with_secrets and place.password is not None:
         raise OperatorError(
             f"{field}: the migration file contains the password",
             why="blocks hold the name of a file or a variable; everybody who may log in to "
@@ -44,18 +44,41 @@ def _block(address: Address, field: str, *, with_secrets: bool) -> RedisEndpoint
             next_step=f"set {field}.password_file or {field}.password_env; or use exodus "
             "apply --with-secrets",
         )
-    files = {name: getattr(address, name) for name in ("ca_file", "cert_file", "key_file")}
-    secret = address.secret(field)  # also checks a file or variable that the block only names
+    secret = place.secret(field)  # also checks a file or variable that the block only names
     return RedisEndpoint(
-        url=address.url,
         password=SecretStr(secret) if secret and with_secrets else None,
-        password_file=None
-        if with_secrets or address.password_file is None
-        else str(address.password_file.absolute()),
-        password_env=None if with_secrets else address.password_env,
-        server_name=address.server_name,
-        **{name: None if path is None else str(path.absolute()) for name, path in files.items()},
+        password_file=None if with_secrets else _absolute(place.password_file),
+        password_env=None if with_secrets else place.password_env,
+        server_name=place.server_name,
+        **{name: _absolute(getattr(place, name)) for name in ("ca_file", "cert_file", "key_file")},
+        **({"url": place.url} if isinstance(place, Address) else _service(place)),
     )
+
+
+def _service(service: Service) -> dict[str, Any]:
+    """Return the fields of a block that name Sentinels and their login."""
+    for sentinel in service.sentinel_addresses[:1]:
+        sentinel.secret("sentinel")
+    plain = (
+        "service",
+        "username",
+        "tls",
+        "address_map",
+        "sentinel_username",
+        "sentinel_password_env",
+        "sentinel_tls",
+        "sentinel_server_name",
+    )
+    files = ("password_file", "ca_file", "cert_file", "key_file")
+    return {
+        "sentinels": list(service.sentinels),
+        **{name: getattr(service, name) for name in plain},
+        **{f"sentinel_{name}": _absolute(getattr(service, f"sentinel_{name}")) for name in files},
+    }
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def save_blocks(file: MigrationFile, *, with_secrets: bool = False) -> None:

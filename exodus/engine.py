@@ -78,10 +78,10 @@ class Engine:
 
     @property
     def run_ids(self) -> dict[Side, str]:
-        """Return the run ids of both servers."""
+        """Return the lives of both servers: run ids, and failovers where Sentinel makes any."""
         return {
-            self.route.authority: self.authority_facts.run_id,
-            self.route.follower: self.follower_facts.run_id,
+            self.route.authority: self.authority_facts.life,
+            self.route.follower: self.follower_facts.life,
         }
 
     def guard(self, tokens: Mapping[int, int] | None = None) -> Guard:

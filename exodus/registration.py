@@ -26,7 +26,7 @@ from exodus.cutover.fence import read_record
 from exodus.cutover.preflight import check_all
 from exodus.errors import ExodusError
 from exodus.net.client import answered
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place, place_of
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side
@@ -83,53 +83,67 @@ class Examined:
         return [finding for finding in self.findings if finding.severity == "fatal"]
 
 
-def _place(address: Address) -> tuple[str, int]:
-    host = address.host.lower()
-    return ("loopback" if host in _LOOPBACK else host), address.port
+def _places(place: Place) -> set[tuple[str, int, str]]:
+    """Return where a place is reached: a server, or the Sentinels with the name of the service."""
+    return {
+        ("loopback" if host.lower() in _LOOPBACK else host.lower(), port, service)
+        for host, port, service in _reached(place)
+    }
+
+
+def _reached(place: Place) -> list[tuple[str, int, str]]:
+    if isinstance(place, Address):
+        return [(place.host, place.port, "")]
+    return [(each.host, each.port, place.service) for each in place.sentinel_addresses]
 
 
 def _same_places(file: MigrationFile) -> list[Finding]:
     """Find servers that are given twice, and a gateway in the place of a server; asks nobody."""
     plan = file.plan
-    named = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
+    named: dict[str, Place] = {
+        "source": plan.source,
+        "target": plan.target,
+        "control_store": file.control_store,
+    }
     found = []
     for first, second in (
         ("target", "source"),
         ("control_store", "source"),
         ("control_store", "target"),
     ):
-        if _place(named[first]) == _place(named[second]):
+        if _places(named[first]) & _places(named[second]):
+            host, port, service = _reached(named[first])[0]
+            shown = f"{place_of(host, port)}{f', {service}' if service else ''}"
             found.append(
                 Finding(
                     "different servers",
                     "fatal",
-                    f"{first} is the {second}: both are {named[first].host}:{named[first].port}",
+                    f"{first} is the {second}: both are {shown}",
                     "source, target and control store are three servers",
                     f"correct {first}",
                 )
             )
-    for name, address in named.items():
-        if plan.gateway.port == address.port and _is_here(plan.gateway.host, address):
-            found.append(
-                Finding(
-                    "gateway",
-                    "fatal",
-                    f"gateway.port is {address.port}, the port of the {name}",
-                    "a gateway listens on a port of its own",
-                    "choose another gateway.port, which applications then use",
+    for name, place in named.items():
+        for host, port, _ in _reached(place):
+            if plan.gateway.port == port and _is_here(plan.gateway.host, host):
+                found.append(
+                    Finding(
+                        "gateway",
+                        "fatal",
+                        f"gateway.port is {port}, the port of the {name}",
+                        "a gateway listens on a port of its own",
+                        "choose another gateway.port, which applications then use",
+                    )
                 )
-            )
     return found
 
 
-def _is_here(listen_host: str, address: Address) -> bool:
+def _is_here(listen_host: str, host: str) -> bool:
     """Return whether a server can be in the place of a listening address: on the same host, or on
     this machine.
     """
     wildcard = listen_host in ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared, never bound
-    return listen_host == address.host or (
-        address.host in _LOOPBACK and (wildcard or listen_host in _LOOPBACK)
-    )
+    return listen_host == host or (host in _LOOPBACK and (wildcard or listen_host in _LOOPBACK))
 
 
 async def _check_port(plan: Plan, store: ControlStore) -> Finding:

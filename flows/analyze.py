@@ -49,7 +49,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     commands = check_commands(migration, workload["commands"])
     shapes = prove_shapes(migration, workload["commands"])
     scripts = try_scripts(migration)
-    size = measure_size(migration)
+    size = measure_size(migration, workload)
     risks = find_provider_risks(migration, workload["commands"])
     beside = compare_beside(migration, PHASE)
     foreseen = foresee_strategies(migration)
@@ -81,6 +81,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     }
     lists = {
         "recommendations": advice,
+        "shards": size["shards"],
         "provider-risks": risks,
         "predictions": predicted,
         "rates": workload["rates"],

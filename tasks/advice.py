@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exodus.net.leg import ReplyError
+from exodus.net.masters import located
 from exodus.plan.bounds import TASKS_ADVICE_LONG_S, TASKS_COMPATIBILITY_NAMED
 from exodus.plan.vocabulary import CopyStrategy, Side
 from exodus.topology.providers import recognise, risks
@@ -18,7 +19,7 @@ async def find_provider_risks(it: Opened, commands: list[Json]) -> list[Json]:
     rows = []
     for side in Side:
         refused = await _refused(it, side)
-        provider = recognise(it.plan.address(side).host, refused)
+        provider = recognise((await located(it.plan.address(side))).host, refused)
         if provider is None:
             continue
         rows += [

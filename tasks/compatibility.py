@@ -7,7 +7,8 @@ from collections import Counter
 from exodus.backfill.forecast import forecast
 from exodus.commands.table import CommandTable
 from exodus.engine import open_engine
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import (
     HEAVY_BYTES,
     TASKS_COMPATIBILITY_COPIES_PER_S_MAX,
@@ -24,7 +25,7 @@ _SHOWN = frozenset({"recommendation", "strategy", "duration", "risk", "large hot
 async def _tables(it: Opened) -> dict[Side, CommandTable]:
     tables: dict[Side, CommandTable] = {}
     for side in Side:
-        client = make_client(it.plan.address(side), field=side)
+        client = make_side_client(it.plan.address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)
         try:
             tables[side] = CommandTable.from_replies(

@@ -19,15 +19,17 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from blocks import Migration
+from exodus.cancellation import beside
 from exodus.control.store import ControlStore
-from exodus.errors import ControlStoreError, OperatorError
+from exodus.errors import ControlStoreError, OperatorError, SourceError, TargetError
 from exodus.net.client import answered
-from exodus.plan.address import Address
-from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_STORE_AWAY_S
+from exodus.plan.address import Address, Service
+from exodus.plan.bounds import TASKS_AGAIN_S, TASKS_FAILOVER_S, TASKS_STORE_AWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.safe_text import mask_logs
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.watch import TopologyWatch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +37,7 @@ P = ParamSpec("P")
 Json = dict[str, Any]
 log = logging.getLogger(__name__)
 mask_logs()
-_PLACE = ("host", "port", "username", "tls", "server_name")
+_PLACE = ("host", "port", "sentinels", "service", "username", "tls", "server_name")
 
 
 def live_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
@@ -100,7 +102,9 @@ async def opened(migration: str, *, beginning: bool = False) -> AsyncIterator[Op
     async with await connect(block.control_store.address("control_store"), proposed.name) as store:
         registered = None if beginning else await registered_plan(store)
         plan = proposed if registered is None else in_place(registered, proposed)
-        yield Opened(plan, store, proposed)
+        watch = TopologyWatch(plan, store)
+        async with beside(watch.run()):
+            yield Opened(plan, store, proposed)
 
 
 async def registered_plan(store: ControlStore) -> Plan | None:
@@ -119,7 +123,7 @@ def in_place(registered: Plan, block: Plan) -> Plan:
     changed = {}
     for side in Side:
         ours, theirs = registered.address(side), block.address(side)
-        if any(getattr(ours, name) != getattr(theirs, name) for name in _PLACE):
+        if any(getattr(ours, name, None) != getattr(theirs, name, None) for name in _PLACE):
             raise OperatorError(
                 f"the Migration block names another {side} than the registered plan",
                 why=f"{theirs.url} is not {ours.url}, with which this phase began",
@@ -146,12 +150,35 @@ def opens_migration(
 
         async def work() -> R:
             async with opened(given.pop("migration")) as it:
-                return await cast("Callable[..., Awaitable[R]]", function)(it, **given)
+                do = cast("Callable[..., Awaitable[R]]", function)
+                return await _through_failovers(it.plan, lambda: do(it, **given))
 
         return run(work())
 
     plain.__signature__ = signature  # type: ignore[attr-defined]
     return cast("Callable[Concatenate[str, P], R]", plain)
+
+
+async def _through_failovers(plan: Plan, work: Callable[[], Awaitable[R]]) -> R:
+    """Do a task's work; repeat it where a side behind Sentinel fails over meanwhile.
+
+    A task is repeatable: a flow runs it again after a crash as well.
+
+    Raises:
+        SourceError, TargetError: the side did not come back within `TASKS_FAILOVER_S`.
+    """
+    deadline = 0.0
+    while True:
+        try:
+            return await work()
+        except (SourceError, TargetError) as exc:
+            side = Side.SOURCE if isinstance(exc, SourceError) else Side.TARGET
+            now = time.monotonic()
+            deadline = deadline or now + TASKS_FAILOVER_S
+            if not isinstance(plan.address(side), Service) or now > deadline:
+                raise
+            log.warning("the %s may fail over, the task is repeated: %s", side, exc.why)
+        await asyncio.sleep(TASKS_AGAIN_S)
 
 
 @opens_migration

@@ -30,7 +30,8 @@ from exodus.live import server_runs
 from exodus.live.costly_keys import text_of
 from exodus.live.rescan import rescan
 from exodus.native import possible, replica
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import (
     TASKS_LIVE_SYNC_FOLLOW_S,
     TASKS_LIVE_SYNC_PROOF_S,
@@ -105,7 +106,7 @@ async def start_live_sync(it: Opened) -> Json:
         await runs.begin(it.store, it.plan, epoch=route.epoch, writer_epoch=writer)
         await server_runs.begin(
             it.store,
-            {side: (await it.endpoint(side).facts()).run_id for side in Side},
+            {side: (await it.endpoint(side).facts()).life for side in Side},
         )
         feeds = await choose_feeds(it.store, it.plan)
         await begin_feed(it.store, it.plan, feeds[Side.SOURCE].feed)
@@ -142,7 +143,7 @@ async def start_live_sync(it: Opened) -> Json:
     # source checks.
     through = it.plan.through_gateway(Side.SOURCE) if route.feed is Feed.GATEWAY else it.plan.source
     undeclared = route.feed is not Feed.GATEWAY
-    client = make_client(
+    client = make_side_client(
         through,
         field="source",
         db=await empty_database(it.endpoint(Side.SOURCE)) if undeclared else 0,

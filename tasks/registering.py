@@ -10,7 +10,7 @@ from prefect.logging import get_run_logger
 
 from exodus.control.approvers import Identity
 from exodus.control.store import ControlStore
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Service
 from exodus.plan.migration_file import MigrationFile
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -19,6 +19,7 @@ from exodus.topology.pair_checks import raise_if_fatal
 from tasks.context import in_place, registered_plan
 
 _LOCAL = ("password", "password_env", "password_file", "ca_file", "cert_file", "key_file")
+_SENTINEL_LOCAL = tuple(f"sentinel_{name}" for name in _LOCAL if name != "password")
 
 
 async def register_block(store: ControlStore, proposed: Plan, control_store: Address) -> Plan:
@@ -51,6 +52,7 @@ def _meant(registered: Plan, proposed: Plan) -> Plan:
     same = {}
     for side in Side:
         address = registered.address(side)
-        local = {name: getattr(address, name) for name in _LOCAL}
+        names = (*_LOCAL, *_SENTINEL_LOCAL) if isinstance(address, Service) else _LOCAL
+        local = {name: getattr(address, name) for name in names}
         same[str(side)] = proposed.address(side).model_copy(update=local)
     return proposed.model_copy(update=same)

@@ -20,7 +20,7 @@ _MONTH_DAYS = 30
 
 @kept_task("Measure the size on the target")
 @opens_migration
-async def measure_size(it: Opened) -> Json:
+async def measure_size(it: Opened, workload: Json) -> Json:
     """Restore a sample of keys on the target, measure it, and remember the source's size.
 
     Scratch keys are removed at once. Each run adds a look to the history, so that scheduled runs
@@ -46,6 +46,7 @@ async def measure_size(it: Opened) -> Json:
         "keys": keys,
         "keys_per_s": found.keys_per_s,
         "rows": found.rows(),
+        "shards": found.shards(workload["hot_keys"], workload["requests_per_s"]),
         "why_not": found.why_not,
         "sampled": found.sampled,
         "restored": sum(each.restored for each in found.types.values()),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from exodus.errors import ExodusError
+from exodus.net.masters import NoMaster, located
 from exodus.observe.ramp import ramp
 from exodus.observe.workload import Workload
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 from exodus.plan.vocabulary import Side, UserRole
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
@@ -18,7 +19,7 @@ async def observed(it: Opened) -> Workload | None:
     return Workload.model_validate(kept) if kept is not None else None
 
 
-def trying(it: Opened, side: Side) -> Address:
+def trying(it: Opened, side: Side) -> Place:
     """Return a side with the user as which requests are tried: `compare_user`, else the comparer's.
 
     An application's user exists on the target only.
@@ -29,13 +30,15 @@ def trying(it: Opened, side: Side) -> Address:
     return it.plan.acting(UserRole.COMPARER).address(side)
 
 
-async def _tried(server: Address, workload: Workload | None) -> Json:
+async def _tried(place: Place, workload: Workload | None) -> Json:
     if workload is None:
         return {"why": "no workload was observed"}
     try:
-        return {**(await ramp(server, workload)).report(), "why": ""}
+        return {**(await ramp(await located(place), workload)).report(), "why": ""}
     except ExodusError as exc:
         return {"why": f"{exc.what}: {exc.why}"}
+    except NoMaster as exc:
+        return {"why": str(exc)}
 
 
 @kept_task("Try the observed mix on the target")

@@ -27,7 +27,7 @@ from exodus.control.store import ControlStore
 from exodus.control.turn import Holder
 from exodus.errors import DecisionRefused, ExodusError, OperatorError
 from exodus.net.tls import ssl_context
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place
 from exodus.plan.bounds import TASKS_TURN_LOOK_S, TURN_MS, TURN_RENEW_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Phase, Side, UserRole, WorkersKind
@@ -43,7 +43,11 @@ def check_worker(plan: Plan, control_store: Address) -> None:
     Raises:
         OperatorError: a password or a TLS file is missing here, or a library is not installed.
     """
-    servers = {"source": plan.source, "target": plan.target, "control_store": control_store}
+    servers: dict[str, Place] = {
+        "source": plan.source,
+        "target": plan.target,
+        "control_store": control_store,
+    }
     for role in UserRole:
         for side in Side:
             user = plan.users.of(role, side)

@@ -12,6 +12,7 @@ from prefect.artifacts import Artifact
 
 from exodus.errors import OperatorError
 from exodus.gateway.tables import load_table
+from exodus.net.masters import located
 from exodus.observe.capture import is_capture
 from exodus.observe.traffic_copy import (
     PROBED_PATTERN,
@@ -59,10 +60,10 @@ async def watch_copy(it: Opened, seconds: float | None) -> Json:
 
 async def _watched(it: Opened, seconds: float) -> Watched:
     table = (await load_table(it.plan)).commands
-    folder = it.plan.capture_folder
+    folder, source = it.plan.capture_folder, await located(it.plan.source)
     if folder is None:
-        return await watch_monitor(it.plan.source, table, seconds=seconds)
-    return await watch_packets(it.plan.source, table, folder, seconds=seconds)
+        return await watch_monitor(source, table, seconds=seconds)
+    return await watch_packets(source, table, folder, seconds=seconds)
 
 
 @kept_task("Follow an event to its artifact")

@@ -6,6 +6,12 @@ import pytest
 
 from tests.support.local_migration import local, modern
 from tests.support.script import Script
+from tests.support.sentinels import (
+    _source_service,
+    _target_service,
+    source_service,
+    target_service,
+)
 from tests.support.servers import (
     _control,
     _redis62,
@@ -24,6 +30,8 @@ __all__ = [
     "_control",
     "_redis62",
     "_redis82",
+    "_source_service",
+    "_target_service",
     "_valkey81",
     "_valkey91",
     "control_server",
@@ -32,6 +40,8 @@ __all__ = [
     "modern",
     "redis62",
     "redis82",
+    "source_service",
+    "target_service",
     "valkey81",
     "valkey91",
 ]

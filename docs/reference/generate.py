@@ -138,7 +138,9 @@ def _migration_file() -> str:
         "a default are required.\n"
         "`source`, `target` and `control_store` also take `url: redis://user@host:port` "
         "(`rediss://` for TLS) in place of\n"
-        "`host`, `port`, `username` and `tls`.\n\n"
+        "`host`, `port`, `username` and `tls`.\n"
+        "[Behind Sentinel](../operating/sentinel.md) `source` and `target` name `sentinels` and "
+        "`service`.\n\n"
     )
     models: list[type[BaseModel]] = []
     plan = MigrationFile.model_fields["plan"].annotation
@@ -194,6 +196,8 @@ def _bound(constraint: object, unit: str) -> str:
 
 
 def _type(annotation: Any, models: list[type[BaseModel]]) -> str:
+    if get_origin(annotation) is dict:
+        return " → ".join(_type(each, models) for each in get_args(annotation))
     if get_origin(annotation) is tuple:
         return f"list of {_type(get_args(annotation)[0], models)}"
     if get_origin(annotation) is Union or type(annotation).__name__ == "UnionType":

@@ -31,7 +31,7 @@ async def run(args: argparse.Namespace) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     model = Model(seed=args.seed, keys=args.keys, began_ms=int(time.time() * 1000))
-    tally = Tally()
+    tally = Tally(rides_failovers=args.ride_failovers)
     place = Place(args.url, args.url_file)
     client = connect(place.url)
     await preload(client, model)
@@ -63,6 +63,7 @@ async def run(args: argparse.Namespace) -> int:
                 "acknowledged_writes": tally.acknowledged,
                 "unknown_writes": tally.unknown,
                 "app_errors": tally.errors,
+                "lost_connections": tally.lost_connections,
                 "errors": tally.texts,
                 "max_write_stall_ms": round(tally.stall_ms_max, 1),
                 "jobs_consumed": len(model.jobs_consumed),
@@ -103,6 +104,11 @@ def main() -> int:
         type=int,
         default=0,
         help="of the writes, so many are now and then sent together",
+    )
+    parser.add_argument(
+        "--ride-failovers",
+        action="store_true",
+        help="a lost connection is no error: connect again, and read what became of the write",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stop-file", type=Path, required=True)

@@ -50,11 +50,16 @@ class Tally:
     acknowledged: int = 0
     unknown: int = 0
     errors: int = 0
+    rides_failovers: bool = False  # connects again, as applications behind Sentinel do
+    lost_connections: int = 0
     texts: list[str] = field(default_factory=list)
     stall_ms_max: float = 0.0
 
     def error(self, exc: BaseException) -> None:
         """Count an error."""
+        if self.rides_failovers and isinstance(exc, redis.ConnectionError | OSError):
+            self.lost_connections += 1
+            return
         self.errors += 1
         if len(self.texts) < 20:
             self.texts.append(f"{type(exc).__name__}: {exc}"[:200])

@@ -25,6 +25,7 @@ from exodus.acceptance.rows import Checked, told
 from exodus.acceptance.trial_copy import REPORT as TRIAL
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
+from exodus.net.masters import located
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     BUSINESS_ANSWER_BYTES_MAX,
@@ -139,8 +140,8 @@ async def _run(
 ) -> list[dict[str, Any]]:
     job = {
         "files": [str(path.absolute()) for path in files],
-        "source": _told(plan.source, "source", 0),
-        "target": _told(plan.target, "target", database),
+        "source": _told(await located(plan.source), "source", 0),
+        "target": _told(await located(plan.target), "target", database),
         "rows_max": BUSINESS_ROWS_MAX,
         "timeout_s": BUSINESS_TIMEOUT_S,
     }

@@ -23,8 +23,9 @@ from exodus.cutover.functions import compare_libraries
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.script_loading import told as scripts_told
 from exodus.errors import ExodusError
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
+from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import ACCEPTANCE_DELIVERY_S, ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -40,7 +41,7 @@ async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
     address = tried_as(plan)
     prefix = f"{_SCRATCH}{secrets.token_hex(6)}:"
     clients = [
-        make_client(
+        make_side_client(
             address, field="target", timeout_s=ACCEPTANCE_DELIVERY_S, client_name="exodus-smoke"
         )
         for _ in range(2)
@@ -223,7 +224,7 @@ async def _events(plan: Plan, prefix: str) -> Checked:
     flags = reply[1].decode() if isinstance(reply, list) and reply else ""
     if "K" not in flags and "E" not in flags:
         return told(what, "the source sends none")
-    client = make_client(plan.target, field="target", timeout_s=ACCEPTANCE_DELIVERY_S)
+    client = make_side_client(plan.target, field="target", timeout_s=ACCEPTANCE_DELIVERY_S)
     key = f"{prefix}event"
     channel = f"__keyspace@0__:{key}" if "K" in flags else "__keyevent@0__:*"
     try:

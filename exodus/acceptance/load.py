@@ -18,6 +18,7 @@ from exodus.control.store import ControlStore
 from exodus.copy.impact import Pace
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
+from exodus.net.masters import located
 from exodus.observe.composer import Composer
 from exodus.observe.distribution import Distribution
 from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
@@ -113,7 +114,7 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
                 if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
                     break
         finally:
-            await remove_scratch(plan.target, prefix)
+            await remove_scratch(await located(plan.target), prefix)
     await store.save_report(
         REPORT, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
     )
@@ -157,7 +158,7 @@ async def _step(
     )
     composer.check()
     before = await _info(plan)
-    played = await Player(plan.target, composer, prefix=prefix).run(
+    played = await Player(await located(plan.target), composer, prefix=prefix).run(
         seconds=plan.test_checks.load_seconds,
         connections=min(max(workload.connections, 1), LOAD_CONNECTIONS_MAX),
         keep=True,

@@ -20,6 +20,7 @@ from exodus.cutover.beside_rows import StateOutcome
 from exodus.errors import OperatorError, TargetError
 from exodus.net.connect import open_streams
 from exodus.net.leg import Leg, ReplyError
+from exodus.net.masters import located
 from exodus.net.tls import ssl_context
 from exodus.plan.bounds import ACCEPTANCE_NAMED, CERTIFICATE_DAYS_MIN
 from exodus.plan.plan import Plan
@@ -209,7 +210,8 @@ async def _tls(plan: Plan) -> list[Checked]:
             )
         ]
     try:
-        _, writer = await open_streams(target, ssl_context(target))
+        server = await located(target)
+        _, writer = await open_streams(server, ssl_context(server))
     except (OSError, TimeoutError, ssl.SSLError) as exc:
         return [Checked("TLS", False, str(exc) or type(exc).__name__, "no client can connect")]
     certificate = writer.get_extra_info("peercert") or {}

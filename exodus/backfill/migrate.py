@@ -33,6 +33,7 @@ from exodus.copy.value import Command
 from exodus.engine import Engine
 from exodus.errors import DecisionRefused, OperatorError
 from exodus.net.leg import Leg, Reply, ReplyError, close_all
+from exodus.plan.address import one_server
 from exodus.plan.bounds import (
     MIGRATE_LANE_BATCH_KEYS,
     MIGRATE_LANE_PROBE_MS,
@@ -246,7 +247,7 @@ class MigrateLane:
             NoRoom: the target takes nothing now.
         """
         keys = [key for key, _ in part]
-        target = self._plan.target
+        target = one_server(self._plan.target)
         login = ("AUTH2", self._user, self._password)
         send: Command = (
             "MIGRATE",

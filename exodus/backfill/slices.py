@@ -84,7 +84,7 @@ async def copy_slice(
     progress = (await load_progress(engine.store, run)).get(piece.slice_id)
     if progress is None:
         progress = SliceProgress(
-            slice_id=piece.slice_id, run_id=engine.authority_facts.run_id, cursor=piece.start
+            slice_id=piece.slice_id, run_id=engine.authority_facts.life, cursor=piece.start
         )
     if progress.done:
         return progress
@@ -176,7 +176,7 @@ class _SliceCopy:
     async def run(self) -> None:
         """Copy until the slice or the time ends."""
         progress = self._progress
-        run_id = (await self._node.facts()).run_id
+        run_id = (await self._node.facts()).life
         if run_id != progress.run_id:  # the cursor was another server's life's (race rule 5)
             progress.run_id, progress.cursor = run_id, self._piece.start
             progress.restarts += 1

@@ -18,6 +18,7 @@ import orjson
 import redis
 
 from exodus.cli.decisions import answer_open_decision
+from exodus.cli.demo_failover import fail_over
 from exodus.cli.output import say, show_table
 from exodus.cli.phases import read_status
 from exodus.cli.prefect_api import PrefectApi
@@ -26,13 +27,14 @@ from exodus.control.ledger import FINALISE, NEXT
 from exodus.control.store import ControlStore
 from exodus.engine import open_engine
 from exodus.errors import OperatorError, StackError
-from exodus.plan.address import Address
+from exodus.net.masters import located
+from exodus.plan.address import Address, Service
 from exodus.plan.migration_file import MigrationFile, load_migration
 from exodus.plan.vocabulary import Phase, Side
 from exodus.stack.home import Home
 from exodus.stack.prefect import project_root
 from exodus.stack.processes import Started, last_lines, start
-from exodus.stack.up import Wanted, down, up
+from exodus.stack.up import TopologyKind, Wanted, down, up
 from exodus.verify.reconcile import verify
 
 Json = dict[str, Any]
@@ -64,6 +66,7 @@ class Demo:
     keep: bool
     ask: bool
     tamper: bool
+    topology: TopologyKind = TopologyKind.STANDALONE
     phases: list[Json] = field(default_factory=list)
     summary: Json = field(default_factory=dict)
     rolled_back: bool = False
@@ -92,7 +95,10 @@ def run_demo(demo: Demo) -> bool:
     try:
         up(
             demo.home,
-            Wanted(options={"advance": "auto", "observe_seconds": _OBSERVE_S}),
+            Wanted(
+                options={"advance": "auto", "observe_seconds": _OBSERVE_S},
+                topology=demo.topology,
+            ),
             say,
             serving=serving,
         )
@@ -125,7 +131,8 @@ def run_demo(demo: Demo) -> bool:
 
 
 def _start_app(demo: Demo, file: MigrationFile) -> Started:
-    source = f"redis://{file.plan.source.host}:{file.plan.source.port}"
+    address = asyncio.run(located(file.plan.source))
+    source = f"redis://{address.host}:{address.port}"
     _path(demo, "address").write_text(source)
     command = [
         sys.executable,
@@ -149,6 +156,7 @@ def _start_app(demo: Demo, file: MigrationFile) -> Started:
         str(_path(demo, "ready")),
         "--seconds-max",
         str(_APP_S_MAX),
+        *(["--ride-failovers"] if demo.topology is TopologyKind.SENTINEL else []),
     ]
     app = start("application", command, log=demo.home.log("application"), cwd=project_root())
     say(f"application: preload {demo.keys:,} keys, then {demo.writes:,} writes a second")
@@ -196,8 +204,12 @@ def _run_phases(demo: Demo, file: MigrationFile, api: PrefectApi, app: Started) 
     api.start(Phase.PRE_TEST, {"migration": file.plan.name})
     answered: set[tuple[str, str, int]] = set()
     changed = time.monotonic()
+    fails_over = isinstance(file.plan.source, Service)
     while True:
         status = asyncio.run(read_status(file))
+        if fails_over and status["phases"].get(Phase.MIGRATE, {}).get("state") == "running":
+            fails_over = False
+            fail_over(file, demo.home)
         waiting = status["waiting"]
         if (
             waiting is not None
@@ -325,9 +337,9 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
     _wait(lambda: app.process.poll() is not None, app, "the application did not stop", 60)
     told = cast("Json", orjson.loads(_path(demo, "app.json").read_bytes()))
     if demo.tamper:
-        tamper(file.plan.target)
+        tamper(asyncio.run(located(file.plan.target)))
     with ThreadPoolExecutor(1) as pool:  # both only read
-        checking = pool.submit(_check_model, file.plan.target, told["model"])
+        checking = pool.submit(_check_model, asyncio.run(located(file.plan.target)), told["model"])
         # The shop's shortest expiries end, so that both counts include the same keys.
         time.sleep(_SHORT_TTL_S)
         found = asyncio.run(_compare(file))
@@ -341,6 +353,7 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         duplicated=model["duplicated"],
         resurrected_keys=model["resurrected_keys"],
         app_errors=told["app_errors"],
+        **_failovers(file, told),
         max_write_stall_ms=told["max_write_stall_ms"],
         ttl_drift_ms_max=found["ttl_drift_ms_max"],
         unknown_writes=told["unknown_writes"],
@@ -352,6 +365,18 @@ def _reconcile(demo: Demo, file: MigrationFile, app: Started) -> None:
         say(f"  divergence: db{row['db']} {row['key']}: {row['kind']} ({row['detail']})")
     for text in model["problems"][:20]:
         say(f"  model: {text}")
+
+
+def _failovers(file: MigrationFile, told: Json) -> Json:
+    """Return what the source's failover did to the application, where the source is a service."""
+    if not isinstance(file.plan.source, Service):
+        return {}
+    failovers = asyncio.run(read_status(file))["failovers"]
+    return {
+        "failovers": len(failovers),
+        "failover": "; ".join(each["text"] for each in failovers),
+        "lost_connections": told["lost_connections"],
+    }
 
 
 def _check_model(target: Address, model: str) -> Json:
@@ -441,6 +466,7 @@ def _judge(demo: Demo) -> bool:
     summary["ok"] = (
         all(summary.get(name) == 0 for name in zero)
         and summary["acknowledged_writes"] > 0
+        and summary.get("failovers", 1) == 1
         and asyncio.run(read_status(file))["authority"] == Side.TARGET
         and (demo.path_taken is PathTaken.COMMIT or demo.rolled_back)
     )

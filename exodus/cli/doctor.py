@@ -20,10 +20,11 @@ from exodus.cli.prefect_api import PrefectApi
 from exodus.control.durable import StoreFinding, check_store
 from exodus.errors import ExodusError
 from exodus.net.tls import ssl_context
-from exodus.plan.address import Address
+from exodus.plan.address import Place, Service
 from exodus.plan.migration_file import MigrationFile
 from exodus.private_files import open_to_others
 from exodus.stack.home import Home
+from exodus.topology.service_checks import check_services
 
 _ANSWERS_S = 5.0
 _OTHER_ORIGIN = "http://another-origin.invalid"
@@ -86,7 +87,7 @@ def warn_of_open_prefect(api: PrefectApi) -> None:
             say(f"warning: {finding.what}: {finding.why}; {finding.next_step}")
 
 
-def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
+def _check_tls(name: str, tls: Place) -> list[StoreFinding]:
     files = [("ca_file", tls.ca_file), ("cert_file", tls.cert_file), ("key_file", tls.key_file)]
     given = [(field, path) for field, path in files if path is not None]
     if not tls.tls:
@@ -114,13 +115,24 @@ def _check_tls(name: str, tls: Address) -> list[StoreFinding]:
 
 def _check_modes(file: MigrationFile, home: Home) -> list[StoreFinding]:
     plan = file.plan
-    addresses = {"source": plan.source, "target": plan.target, "control_store": file.control_store}
+    addresses: dict[str, Place] = {
+        "source": plan.source,
+        "target": plan.target,
+        "control_store": file.control_store,
+    }
     secrets: list[Path] = [
         *([home.root, *home.private_files()] if home.root.exists() else []),
         *(
             path
             for address in addresses.values()
             for path in (address.password_file, address.key_file)
+            if path is not None
+        ),
+        *(
+            path
+            for service in addresses.values()
+            if isinstance(service, Service)
+            for path in (service.sentinel_password_file, service.sentinel_key_file)
             if path is not None
         ),
         *(
@@ -157,19 +169,32 @@ async def _check_control_store(file: MigrationFile) -> list[StoreFinding]:
         return [StoreFinding("fatal", exc.what, exc.why, exc.next_step)]
 
 
+async def _check_topology(file: MigrationFile) -> list[StoreFinding]:
+    return [
+        StoreFinding(each.severity, f"{each.check}: {each.what}", each.why, each.next_step)
+        for each in await check_services(file.plan)
+    ]
+
+
 def examine(file: MigrationFile, home: Home) -> list[StoreFinding]:
     """Return all findings."""
     api = PrefectApi.known(home)
     plan = file.plan
-    sides = [
+    sides: list[tuple[str, Place]] = [
         ("source", plan.source),
         ("target", plan.target),
         ("control_store", file.control_store),
         ("gateway", plan.through_gateway(None)),
+        *(
+            (f"{name}.sentinels", place.sentinel_addresses[0])
+            for name, place in (("source", plan.source), ("target", plan.target))
+            if isinstance(place, Service)
+        ),
     ]
     return [
         *([] if api is None else check_prefect(api.url)),
         *asyncio.run(_check_control_store(file)),
+        *asyncio.run(_check_topology(file)),
         *(finding for name, tls in sides for finding in _check_tls(name, tls)),
         *_check_modes(file, home),
     ]

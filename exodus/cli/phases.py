@@ -32,6 +32,7 @@ from exodus.control.letters import accepted_letters
 from exodus.control.phase_order import check_may_begin, text_of_end
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
+from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy.impact import read_paces
 from exodus.cutover.canary_share import read_canary, text_of
 from exodus.cutover.feed_choice import chosen_feed
@@ -208,6 +209,7 @@ def _with_runs(
     return found, ""
 
 
+_FAILOVERS_SHOWN = 3
 _SHOWN_OF_END = {"at_ms", "decided_by", "why", "flow_run_id"}
 _AFTER = {
     PhaseEnd.FINALISED: "follow the checklist of commit's run (artifact checklist); then "
@@ -362,6 +364,14 @@ async def read_status(migration: MigrationFile, api: PrefectApi | None = None) -
                 _beat(beat, now_ms) for beat in await registry.heartbeats(store, "comparer")
             ],
             "lag_entries": await journal.lag_entries(store, migration.plan.partitions),
+            "topology": {
+                str(side): each.model_dump(mode="json")
+                for side, each in (await read_topologies(store)).items()
+            },
+            "failovers": [
+                {**each.model_dump(mode="json"), "text": each.text}
+                for each in await read_failovers(store)
+            ],
             "feeds": {
                 str(side): (await chosen_feed(store, migration.plan, side)).text(side)
                 for side in Side
@@ -425,6 +435,13 @@ def _show(status: Json, api: PrefectApi | None) -> None:
         f"open gaps {len(status['open_gaps'])}"
         + "".join(f" · {side} fenced ({kind})" for side, kind in status["fences"].items())
     )
+    for side, service in status["topology"].items():
+        show(
+            f"{side}: master {service['master']}, replicas {service['replicas'] or 'none'} "
+            f"(topology epoch {service['epoch']})"
+        )
+    for failover in status["failovers"][-_FAILOVERS_SHOWN:]:
+        show(f"{when(failover['at_ms'])}: {failover['text']}")
     show(status["feeds"][status["authority"]])
     for gap in status["open_gaps"]:
         show(f"open gap: {gap.get('why', '')}")

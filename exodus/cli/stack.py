@@ -13,7 +13,7 @@ from exodus.cli.doctor import warn_of_open_prefect
 from exodus.cli.output import say, show, show_json
 from exodus.cli.prefect_api import PrefectApi
 from exodus.stack.home import Home
-from exodus.stack.up import Wanted
+from exodus.stack.up import TopologyKind, Wanted
 from exodus.stack.up import down as stop_stack
 from exodus.stack.up import up as start_stack
 
@@ -68,6 +68,10 @@ def demo(
     path_taken: Annotated[
         PathTaken, typer.Option(help="commit; or rollback: cut over, roll back, retry, commit")
     ] = PathTaken.COMMIT,
+    topology: Annotated[
+        TopologyKind,
+        typer.Option(help="sentinel: the source is behind Sentinel, and fails over in Migrate"),
+    ] = TopologyKind.STANDALONE,
     seed: Annotated[int, typer.Option(help="seed of the application")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="leave the stack running")] = False,
     approve: Annotated[str, typer.Option(help="auto; or ask: a person decides")] = "auto",
@@ -87,7 +91,16 @@ def demo(
     Example: exodus demo --keys 20000
     """
     demo_ = Demo(
-        Home(out / "stack"), out, keys, writes, path_taken, seed, keep, approve == "ask", tamper
+        Home(out / "stack"),
+        out,
+        keys,
+        writes,
+        path_taken,
+        seed,
+        keep,
+        approve == "ask",
+        tamper,
+        topology,
     )
     if not run_demo(demo_):
         raise typer.Exit(1)

@@ -43,6 +43,9 @@ def users(
     ] = FenceKind.AUTO,
     feed: Annotated[Feed, typer.Option(help="change feed")] = Feed.AUTO,
     strategy: Annotated[CopyStrategy, typer.Option(help="copy strategy")] = CopyStrategy.KEYS,
+    sentinel: Annotated[
+        bool, typer.Option("--sentinel", help="the server is one of a service behind Sentinel")
+    ] = False,
     together: Annotated[bool, typer.Option(help="one user with the rights of all roles")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -51,7 +54,7 @@ def users(
     Example: exodus users --for redis-6.2 --side source
     """
     engine, version = server_of(server)
-    wanted = Wanted(fence, feed, strategy)
+    wanted = Wanted(fence, feed, strategy, sentinel)
     groups = [list(UserRole)] if together else [[role] for role in UserRole]
     documents: list[dict[str, Any]] = []
     for roles in groups:

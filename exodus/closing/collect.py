@@ -7,6 +7,7 @@ The reports include the digest by buckets that finalise takes of the source's la
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections import Counter
 from datetime import UTC, datetime
@@ -18,12 +19,14 @@ from exodus.control import journal, ledger, registry
 from exodus.control.changes import Key, unpack
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
+from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy.scan import scan_once
 from exodus.cutover.fence import read_record
 from exodus.errors import SourceError, TargetError
 from exodus.native import link
 from exodus.net.client import answered
 from exodus.net.info import databases_of, info_of
+from exodus.plan.address import Service
 from exodus.plan.bounds import EVIDENCE_SCAN_KEYS
 from exodus.plan.own_keys import is_own
 from exodus.plan.plan import Plan
@@ -31,6 +34,7 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 _BUCKETS = 64
+_SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(cmd|pubsub)")  # as Sentinels name themselves
 _FOOT_BYTES = 10  # of a DUMP payload: version and checksum
 Json = dict[str, Any]
 
@@ -128,6 +132,18 @@ async def collect(store: ControlStore, plan: Plan) -> dict[str, object]:
             ]
         },
     }
+    masters, failovers = await read_topologies(store), await read_failovers(store)
+    if masters:
+        documents["topology"] = {
+            "masters": [
+                {"side": str(side), **each.model_dump(mode="json")}
+                for side, each in masters.items()
+            ],
+            "failovers": [
+                {"at_ms": each.at_ms, "side": str(each.side), "what": each.text}
+                for each in failovers
+            ],
+        }
     for kind in ("gateway", "syncer", "comparer"):
         documents[f"{kind}s"] = {
             "processes": [
@@ -197,15 +213,16 @@ async def _own_keys(endpoint: Endpoint) -> list[bytes]:
 
 async def connected_clients(plan: Plan, side: Side) -> list[Json]:
     """Connections to a side that are not Exodus's: by user, host, name and kind. Ours are known by
-    their names, which begin with `exodus`.
+    their names, which begin with `exodus`. Those of a service's Sentinels are left out.
     """
+    watched = isinstance(plan.address(side), Service)
     found: Counter[tuple[str, str, str, str]] = Counter()
     for node in await Endpoint(side, plan.address(side)).each_node():
         async with await node.connect(name="exodus-clients") as leg:
             for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
                 facts = dict(pair.partition("=")[::2] for pair in line.split())
                 name, flags = facts.get("name", ""), facts.get("flags", "")
-                if not name.startswith("exodus"):
+                if not name.startswith("exodus") and not (watched and _SENTINEL.fullmatch(name)):
                     kind = "replica" if "S" in flags else "subscriber" if "P" in flags else "client"
                     found[
                         (

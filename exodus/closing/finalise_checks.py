@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from exodus.closing.collect import connected_clients, last_state
@@ -14,6 +15,7 @@ from exodus.control.store import ControlStore
 from exodus.cutover.fence import Record, blocks_exodus, read_record
 from exodus.errors import DecisionRefused, OperatorError, SourceError
 from exodus.net.client import answered
+from exodus.net.masters import NoMaster, standing
 from exodus.plan.bounds import FINALISE_CLIENTS_SHOWN, FINALISE_LAG_MS_MAX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import FenceKind, Phase, Side
@@ -203,14 +205,15 @@ async def _dump(plan: Plan, fence: Record | None) -> str:
 
 
 def _dump_command(plan: Plan, username: str | None) -> str:
-    address, file = plan.source, f"{plan.name}-source.rdb"
-    tls = (
-        f" --tls{f' --cacert {address.ca_file}' if address.ca_file else ''}" if address.tls else ""
-    )
+    place, file = plan.source, f"{plan.name}-source.rdb"
+    # Any server of a service has the data: the master's name is known once it was asked.
+    server = "-h MASTER -p PORT"
+    with contextlib.suppress(NoMaster):
+        address = standing(place)
+        server = f"-h {address.host} -p {address.port}"
+    tls = f" --tls{f' --cacert {place.ca_file}' if place.ca_file else ''}" if place.tls else ""
     user = f" --user {username} --askpass" if username else ""
-    return (
-        f"redis-cli -h {address.host} -p {address.port}{user}{tls} --rdb {file} && sha256sum {file}"
-    )
+    return f"redis-cli {server}{user}{tls} --rdb {file} && sha256sum {file}"
 
 
 def _text_of(state: Json) -> str:

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Coroutine, Iterable
+from typing import Any, ClassVar
 
 from redis.exceptions import RedisError
 
@@ -63,6 +63,10 @@ class RouteFollower(ABC):
     async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Measure what the next heartbeat reports; `asked` where somebody waits for it."""
 
+    def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        """Return what else runs as long as the process."""
+        return ()
+
     def stop(self) -> None:
         """Ask the process to end in order."""
         self._stopping.set()
@@ -80,6 +84,7 @@ class RouteFollower(ABC):
                 self._stopping,
                 registry.follow(self._look, self._store, poll_s=HEARTBEAT_S),
                 self._beat(),
+                *self._works(),
             )
         finally:
             await self._stop_work()

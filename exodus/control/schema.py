@@ -61,6 +61,10 @@ Every key begins with `exodus:{MIGRATION}:` (the braces keep a migration in one 
         digest → text of a script that a client loaded or ran
     lives            hash     syncers, flows → syncers, cutover
         side → run id of the server that the journal speaks for
+    topology         hash     gateways, syncers → everybody
+        side → the master of a service, JSON: address, epoch
+    failovers        list     gateways, syncers → status, report
+        failovers of both sides, and what they may have lost, JSON
     ledger           stream   flows → preconditions
         decisions and phase ends, chained, never trimmed
     steps:RUN        hash     flows → flows
@@ -134,6 +138,8 @@ class Keys:
         self.accepted = self.prefix + "accepted"
         self.gap = self.prefix + "gap"
         self.lives = self.prefix + "lives"
+        self.topology = self.prefix + "topology"
+        self.failovers = self.prefix + "failovers"
         self.ledger = self.prefix + "ledger"
         self.phase = self.prefix + "phase"
         self.shadow = self.prefix + "shadow"

@@ -216,7 +216,7 @@ class GuardedLeg:
         async with self._turn:
             self._armed, self._at = None, 0
             before = self.leg
-            self.leg = await Leg.connect(before.address, before.side, name=before.name)
+            self.leg = await Leg.connect(before.place, before.side, name=before.name)
             await before.close()
             await self.leg.call("PING")
 

@@ -19,6 +19,7 @@ from exodus.control.route import Route, change_route, read_route
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
 from exodus.cutover.preconditions import NOTHING_MORE, Approved
+from exodus.cutover.topology_check import Standing
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
 from exodus.net.leg import Leg, close_all
 from exodus.plan.bounds import SWITCH_OUTCOME_S, SWITCH_RETRY_S
@@ -66,6 +67,7 @@ class Switch:
     legs_turn: asyncio.Lock = field(
         default_factory=asyncio.Lock
     )  # of who asks over `legs` beside another task
+    standing: Standing = field(default_factory=dict)  # of services, when the switch began
     scripts_loaded: set[bytes] = field(default_factory=set)  # on the new side, by digest
     while_held: ExitStack = field(default_factory=ExitStack)
     _fences: dict[Side, Fence] = field(default_factory=dict)

@@ -13,13 +13,17 @@ another value and changes nothing (race rule 6).
 
 `open` lowers the fence and keeps the grant to raise it again. The grant is taken from the value
 that `check_possible` saw. A switch that was frozen while another one came and went gets none.
+
+A service behind Sentinel is fenced on its master and on every replica (`fence_replicas.py`). The
+record keeps what was before for each of them. `keep_raised` fences servers that appear later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Self, TypeVar
 
 import orjson
@@ -29,6 +33,7 @@ from exodus.control.schema import fence_guard_key
 from exodus.control.store import ControlStore
 from exodus.cutover.fence_methods import (
     KEEP_US_OUT,
+    Call,
     Command,
     DoesNotHold,
     FenceMethod,
@@ -36,10 +41,12 @@ from exodus.cutover.fence_methods import (
     choose_fence_method,
     fence_method_of,
 )
+from exodus.cutover.fence_replicas import Replicas
 from exodus.errors import Bug, CutoverAborted, DecisionRefused, ExodusError, OperatorError
 from exodus.lua import lua
 from exodus.net.client import answered
 from exodus.net.leg import Leg, Reply, ReplyError, close_all, error_of
+from exodus.plan.address import Address
 from exodus.plan.bounds import FENCE_LET_IN_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
@@ -47,6 +54,7 @@ from exodus.topology.endpoint import Endpoint
 
 T = TypeVar("T")
 _FORGET = lua("exodus.cutover", "forget_fence")
+_REPLACE = lua("exodus.cutover", "replace_fence")
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,14 @@ class Record:
 
     switch: str  # id of the switch that it belongs to
     kind: str
-    kept: Kept  # as it was before
+    kept: Kept  # as it was before; of a service: on the master that was fenced
+    master: str = ""  # host:port of that master; empty for a standalone server
+    nodes: dict[str, Kept] = field(default_factory=dict)  # the same of other servers of a service
+    lowered: list[str] = field(default_factory=list)  # servers whose fence is down for good
+
+    def kept_of(self, server: str) -> Kept | None:
+        """Return what was before on one server; None where it was not fenced."""
+        return self.kept if self.master in ("", server) else self.nodes.get(server)
 
 
 async def read_record(store: ControlStore, side: Side) -> Record | None:
@@ -98,6 +113,7 @@ class Fence:
         self._plan = plan
         self._address = plan.acting(UserRole.SWITCH).address(side)
         self._guard = fence_guard_key(store.migration)
+        self._replicas = Replicas(side, self._address, self._guard)
         self._leg: Leg | None = None
         self._probe: Leg | None = None  # as an application that needs no password
         self._method: FenceMethod | None = None
@@ -110,6 +126,7 @@ class Fence:
         """Give the connections back."""
         legs, self._leg, self._probe = (self._leg, self._probe), None, None
         await close_all(legs)
+        await self._replicas.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -122,9 +139,17 @@ class Fence:
         await self._ours()
 
     async def _ours(self) -> Leg:
-        if self._leg is None:
+        if self._leg is None or self._leg.ended:  # a failover ends it
             self._leg = await Endpoint(self._side, self._address).connect(name="exodus-fence")
         return self._leg
+
+    async def _master(self) -> str:
+        """Return host:port of the master of a service; empty for a standalone server."""
+        leg = await self._ours()
+        return "" if isinstance(self._address, Address) else leg.address.place
+
+    def _on(self, replica: str) -> Call:
+        return partial(self._replicas.call, replica)
 
     async def _ask(self, *commands: Command) -> list[Reply]:
         """Replies of commands sent together, errors as values; a connection that failed is not used
@@ -200,8 +225,29 @@ class Fence:
                 f"(docs/operating/users.md), or choose fence.{self._side} in the "
                 "migration file (docs/operating/fences.md)",
             )
+        await self._check_replicas(method)
         self._method = method
         return method
+
+    async def _check_replicas(self, method: FenceMethod) -> None:
+        """Check that every replica of a service can be fenced in the same way.
+
+        Raises:
+            DecisionRefused: one cannot.
+        """
+        for name in await self._replicas.current():
+            try:
+                await self._replicas.call(name, ("PING",))
+                why = await method.why_not(self._on(name))
+            except (ExodusError, ReplyError) as exc:
+                why = exc.why if isinstance(exc, ExodusError) else str(exc)
+            if why is not None:
+                raise DecisionRefused(
+                    f"the {self._side} cannot be fenced on its replica {name}",
+                    why=why,
+                    next_step=f"let Exodus reach every server of the {self._side} (address_map) "
+                    "with the same user and rights (docs/operating/sentinel.md), then retry",
+                )
 
     async def prepare(self, switch: str) -> None:
         """Look up what is now, give `switch` the right to fence, connect for the proof. Nobody
@@ -212,11 +258,15 @@ class Fence:
             CutoverAborted: another switch took the right since `check_possible`.
         """
         method = self._method or await self.check_possible()
-        kept = await self._by_method(method.look(self._ask))
+        master = await self._master()
+        found = {master: await self._by_method(method.look(self._ask))}
+        for name in await self._replicas.current():
+            found[name] = await self._by_method(method.look(self._on(name)))
         before = await self.record()
         if before is not None and before.kind == method.kind:
-            kept |= before.kept  # as it was before any fence of ours
-        self._prepared = Record(switch, method.kind, kept)
+            for name in found:
+                found[name] |= before.kept_of(name) or {}  # as it was before any fence of ours
+        self._prepared = Record(switch, method.kind, found.pop(master), master, found)
         if not await self._change(self._seen, [("SET", self._guard, switch)]):
             raise CutoverAborted(
                 f"the {self._side} was not fenced",
@@ -268,6 +318,13 @@ class Fence:
                 why=stale if stale is not None else f"switch {record.switch} was ended: {found!r}",
                 next_step="nothing was switched; start it again",
             )
+        if record.master != await self._master():
+            await self._call(("UNWATCH",))
+            raise CutoverAborted(
+                f"the {self._side} was not fenced",
+                why=f"there was a failover: {record.master} is not its master any more",
+                next_step="nothing was switched; start it again",
+            )
         if not await self._transaction(method.up(record.kept)):
             raise CutoverAborted(
                 f"the fence of the {self._side} was not touched",
@@ -275,6 +332,7 @@ class Fence:
                 next_step="look at `exodus status`",
             )
         try:
+            await asyncio.gather(*[self._raise_on(name, record) for name in record.nodes])
             return await self._by_method(method.prove(self._ask, self._probe, record.kept))
         except DoesNotHold as exc:
             raise error_of(self._side)(
@@ -282,6 +340,37 @@ class Fence:
                 why=str(exc),
                 next_step="nothing was switched; see docs/operating/fences.md",
             ) from exc
+
+    async def _raise_on(self, name: str, record: Record) -> None:
+        """Raise the fence on a replica, and prove it.
+
+        Raises:
+            CutoverAborted: the replica does not have this switch's guard.
+            DoesNotHold: it would let writes pass as a master.
+        """
+        method, kept = self._method_of(record), record.nodes[name]
+        stale = method.stale(
+            await self._replicas.call(name, *method.recheck()) if method.recheck() else [], kept
+        )
+        if stale is not None:
+            raise CutoverAborted(
+                f"the replica {name} of the {self._side} was not fenced",
+                why=stale,
+                next_step="nothing was switched; start it again",
+            )
+        if not await self._replicas.change(name, record.switch.encode(), method.up(kept)):
+            raise CutoverAborted(
+                f"the replica {name} of the {self._side} was not fenced",
+                why="the guard of this switch did not come to it: it is behind its master",
+                next_step="nothing was switched; look at its replication, then retry",
+            )
+        await self._by_method(method.prove_on_replica(self._on(name), kept))
+
+    @property
+    def fenced_servers(self) -> set[str]:
+        """Return the servers of a service that this fence was raised on."""
+        record = self._prepared
+        return set() if record is None else {record.master, *record.nodes}
 
     async def _transaction(self, commands: list[Command]) -> bool:
         """Return whether it was done: not where the guard was touched since it was watched."""
@@ -312,17 +401,45 @@ class Fence:
     async def kill_strays(self) -> int:
         """End connections on this side that the fence may have left a way."""
         record = await self.record()
-        return (
-            0
-            if record is None
-            else await self._by_method(self._method_of(record).kill_strays(self._ask, record.kept))
-        )
+        if record is None:
+            return 0
+        method, ended = self._method_of(record), 0
+        kept = record.kept_of(await self._master())
+        if kept is not None:
+            ended += await self._by_method(method.kill_strays(self._ask, kept))
+        for name in await self._replicas.current():
+            kept = record.kept_of(name)
+            if kept is not None:
+                ended += await self._by_method(method.kill_strays(self._on(name), kept))
+        return ended
 
     async def open(self, record: Record) -> None:
         """Give back what was taken, and keep the right to take it again: the authority is about to
         come here.
         """
-        await self._change(record.switch.encode(), self._method_of(record).down(record.kept))
+        await self._everywhere(record, self._method_of(record).down)
+
+    async def _everywhere(
+        self, record: Record, commands: Callable[[Kept], list[Command]]
+    ) -> list[str]:
+        """Do commands on every server that was fenced, under the guard; return those where it was
+        done.
+        """
+        guard, done = record.switch.encode(), []
+        master = await self._master()
+        kept = record.kept_of(master)
+        if kept is not None and await self._change(guard, commands(kept)):
+            done.append(master)
+        names = [
+            name for name in await self._replicas.current() if record.kept_of(name) is not None
+        ]
+        changed = await asyncio.gather(
+            *[
+                self._replicas.change(name, guard, commands(record.kept_of(name) or {}))
+                for name in names
+            ]
+        )
+        return [*done, *(name for name, did in zip(names, changed, strict=True) if did)]
 
     async def suspend(self) -> None:
         """Return the same for a fence that keeps Exodus out, for a while: call it again and again
@@ -339,27 +456,72 @@ class Fence:
 
     async def resume(self, record: Record) -> None:
         """Take it again: the authority did not come here after all."""
-        await self._change(record.switch.encode(), self._method_of(record).up(record.kept))
+        await self._everywhere(record, self._method_of(record).up)
 
     async def keep_raised(self, record: Record) -> None:
-        """See that the fence of this side is up, as long as no switch back has let Exodus in."""
+        """See that the fence of this side is up, as long as no switch back has let Exodus in; also
+        on servers of a service that appeared since.
+        """
         if not await answered(
             self._store.client.exists(self._store.keys.fence_suspended(self._side))
         ):
-            await self.resume(record)
+            await self.resume(await self._with_new_servers(record))
+
+    async def _with_new_servers(self, record: Record) -> Record:
+        """Note what is now on servers that were not fenced yet: who lowers the fence must know it.
+
+        Where another process does the same, its record counts at the next look.
+        """
+        method = self._method_of(record)
+        places: dict[str, Call] = {await self._master(): self._ask}
+        places |= {name: self._on(name) for name in await self._replicas.current()}
+        new = {
+            name: await self._by_method(method.look(call))
+            for name, call in places.items()
+            if record.kept_of(name) is None
+        }
+        if not new:
+            return record
+        key = self._store.keys.fence(self._side)
+        raw = await answered(self._store.client.get(key))
+        if raw is None or Record(**orjson.loads(raw)) != record:
+            return record
+        wider = replace(record, nodes={**record.nodes, **new})
+        done = await answered(
+            self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(wider)))
+        )
+        return wider if int(done) else record
 
     async def lower(self, record: Record) -> None:
-        """Give back what was taken, for good."""
-        down, ended = (
-            self._method_of(record).down(record.kept),
-            ("SET", self._guard, f"ended {record.switch}"),
-        )
+        """Give back what was taken, for good.
+
+        Raises:
+            SourceError, TargetError: a server does not answer; it is done again.
+        """
+        method, guard = self._method_of(record), record.switch.encode()
+        master = await self._master()
+        kept = record.kept_of(master)
+        down = [] if kept is None else method.down(kept)
+        if master:
+            # The master first: applications wait for it. Its guard stays until the replicas, which
+            # are lowered under it, are done.
+            if master not in record.lowered:
+                await self._change(guard, down)
+                record = await self._note_lowered(record, master)
+            down = []
+            for name in await self._replicas.current():
+                kept = record.kept_of(name)
+                if kept is not None and name not in record.lowered:
+                    await self._replicas.change(name, guard, method.down(kept))
+                    record = await self._note_lowered(record, name)
+            self._check_all_lowered(record)
+        ended = ("SET", self._guard, f"ended {record.switch}")
         if record.kind in KEEP_US_OUT:
             # Our own write to the guard is refused until it is down. Who dies in between leaves the
             # record, and it is done again.
-            await self._change(record.switch.encode(), down)
+            await self._change(guard, down)
             down = []
-        await self._change(record.switch.encode(), [ended, *down])
+        await self._change(guard, [ended, *down])
         await answered(
             self._store.client.eval(_FORGET, 1, self._store.keys.fence(self._side), record.switch)
         )
@@ -367,3 +529,32 @@ class Fence:
             await answered(
                 self._store.client.delete(self._store.keys.fence_confirmation(self._side))
             )  # the way may be open again: to be said anew
+
+    def _check_all_lowered(self, record: Record) -> None:
+        """Check that no server of the service is left fenced: it may be the master one day.
+
+        Raises:
+            SourceError, TargetError: one does not answer.
+        """
+        down = self._replicas.down()
+        left = [name for name in (record.master, *record.nodes) if name in down]
+        left = [name for name in left if name not in record.lowered]
+        if left:
+            raise error_of(self._side)(
+                f"the fence on {', '.join(left)} could not be lifted",
+                why="it answers no Sentinel, and may still refuse writes if it is promoted later",
+                next_step="start it; or remove it, then SENTINEL RESET on each Sentinel",
+            )
+
+    async def _note_lowered(self, record: Record, server: str) -> Record:
+        """Note that a server's fence is down, so that nobody lowers it again over what its owner
+        sets from then on.
+        """
+        key = self._store.keys.fence(self._side)
+        raw = await answered(self._store.client.get(key))
+        after = replace(record, lowered=[*record.lowered, server])
+        if raw is not None and Record(**orjson.loads(raw)) == record:
+            await answered(
+                self._store.client.eval(_REPLACE, 1, key, raw, orjson.dumps(asdict(after)))
+            )
+        return after

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, cast
 from exodus.errors import OperatorError
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
+from exodus.plan.address import Service
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side
@@ -113,6 +114,14 @@ class FenceMethod(ABC):
         Raises:
             DoesNotHold: they are not.
         """
+
+    async def prove_on_replica(self, call: Call, kept: Kept) -> None:
+        """Show that the fence will stand if this replica becomes the master.
+
+        Raises:
+            DoesNotHold: it would not.
+        """
+        await self.prove(call, None, kept)
 
     async def kill_strays(self, call: Call, kept: Kept) -> int:
         """End connections that are not named like ours, so that they look for the new side. How
@@ -305,6 +314,13 @@ class MinReplicasFence(_SideWideFence):
             )
         }
 
+    async def prove_on_replica(self, call: Call, kept: Kept) -> None:
+        """Read the setting back: every write is refused there anyway."""
+        del kept
+        (found,) = _sure(await call(("CONFIG", "GET", self._WANTED)))
+        if _text(found[1]) != str(_NEVER_MET):
+            raise DoesNotHold(f"{self._WANTED} is {_text(found[1])}")
+
     def up(self, kept: Kept) -> list[Command]:
         """Require replicas that never exist. A lag of 0 would switch the check off."""
         lag = kept[self._LAG]
@@ -433,11 +449,13 @@ async def choose_fence_method(
     """
     wanted = plan.fence.of(side)
     # A person's word is never taken unasked.
-    kinds = (
+    kinds: list[FenceKind] = (
         [FenceKind.ACL, FenceKind.MIN_REPLICAS, FenceKind.REPLICA]
         if wanted is FenceKind.AUTO
         else [wanted]
     )
+    if isinstance(plan.address(side), Service):  # Sentinel would make it a master again
+        kinds = [kind for kind in kinds if kind is not FenceKind.REPLICA]
     reasons: list[str] = []
     for kind in kinds:
         method = fence_method_of(kind, feed, confirmed, plan.own_users(side))

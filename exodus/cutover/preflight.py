@@ -13,6 +13,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Cutover, Feed, FenceKind, Side, UserRole
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import Finding, check_pair
+from exodus.topology.service_checks import check_services
 
 
 async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
@@ -22,7 +23,10 @@ async def check_all(plan: Plan, store: ControlStore) -> list[Finding]:
         SourceError, TargetError, OperatorError: a side does not answer or refuses the login.
     """
     source, target = (Endpoint(side, plan.address(side)) for side in Side)
-    found = await check_pair(source, target, plan, store)
+    found = await check_services(plan)
+    if any(finding.severity == "fatal" for finding in found):
+        return found
+    found += await check_pair(source, target, plan, store)
     if plan.cutover is Cutover.GATEWAY and not any(
         finding.severity == "fatal" for finding in found
     ):

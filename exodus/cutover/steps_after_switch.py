@@ -8,13 +8,33 @@ import time
 from exodus.control.route import read_route
 from exodus.cutover.context import Switch
 from exodus.cutover.settle import settle
+from exodus.cutover.topology_check import check_replicas_have, check_unchanged
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
+from exodus.plan.address import Address
 from exodus.plan.bounds import HOLD_ACK_S, SWITCH_AFTER_RELEASE_S
 from exodus.plan.vocabulary import Hold, JournalMode
 
 
+async def check_services(switch: Switch) -> None:
+    """Check that both sides have the servers that the switch prepared for, and that what was copied
+    has reached a replica.
+
+    Raises:
+        CutoverAborted: there was a failover, or a server appeared; nothing was switched.
+    """
+    old = switch.plan.address(switch.old)
+    fenced = None if isinstance(old, Address) else switch.fence(switch.old).fenced_servers
+    _, acknowledged = await asyncio.gather(
+        check_unchanged(switch.plan, switch.standing, switch.old, fenced),
+        check_replicas_have(switch.plan, switch.to, switch.legs[switch.to], switch.left_s()),
+    )
+    if acknowledged is not None:
+        switch.facts["replicas_with_all_keys"] = acknowledged
+
+
 async def change_authority(switch: Switch) -> None:
     """Make the new side the authority, and wait for the gateways to follow."""
+    await check_services(switch)
     switch.check_time()
     await switch.change(
         authority=switch.to,

@@ -19,6 +19,7 @@ from exodus.cutover.levers import check_aborted, postponed, say
 from exodus.cutover.preconditions import check_gaps, check_standing
 from exodus.cutover.script_loading import load_scripts, unseen
 from exodus.cutover.settle import settle
+from exodus.cutover.topology_check import look_at_services
 from exodus.engine import open_engine
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.live import server_runs
@@ -73,6 +74,7 @@ async def readiness(switch: Switch) -> None:
     await end_canary(
         store, switch.route, "a switch is about to begin: canary reads end"
     )  # a gateway that gives them up later would change the route
+    switch.standing = await look_at_services(switch.plan)
     method = await switch.fence(switch.old).check_possible()
     switch.legs[switch.old] = await switch.endpoint(switch.old).connect(name="exodus-switch")
     switch.old_grant = await switch.legs[switch.old].call("GET", guard_key(switch.plan.name))

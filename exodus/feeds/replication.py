@@ -31,6 +31,7 @@ from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.bounds import (
+    FEED_ANNOUNCED_PORT,
     JOURNAL_WINDOW_S,
     LEASE_MS,
     STREAM_ACK_S,
@@ -171,7 +172,7 @@ async def _begin(leg: Leg, table: CommandTable, known: Cursor | None) -> tuple[S
     """
     asks = await leg.pipeline(
         [
-            ("REPLCONF", "listening-port", 1),
+            ("REPLCONF", "listening-port", FEED_ANNOUNCED_PORT),
             ("REPLCONF", "capa", "eof", "capa", "psync2"),
             ("REPLCONF", "rdb-filter-only", ""),
         ]

@@ -14,6 +14,7 @@ from exodus.control.heartbeats import LatencyFacts
 from exodus.gateway.orders import Orders
 from exodus.gateway.tls import TlsContexts
 from exodus.net.connect import open_streams
+from exodus.net.masters import standing
 from exodus.plan.bounds import AUTHORITY_PROBE_PINGS, AUTHORITY_PROBE_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
@@ -56,7 +57,8 @@ class AuthorityProbe:
     async def _watch(
         self, side: Side, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        while side is self._orders.authority:
+        address = standing(self._plan.address(side))
+        while side is self._orders.authority and address == standing(self._plan.address(side)):
             writer.write(b"PING\r\n")
             async with asyncio.timeout(AUTHORITY_PROBE_S):
                 line = await reader.readline()
@@ -70,7 +72,7 @@ class AuthorityProbe:
             await asyncio.sleep(AUTHORITY_PROBE_S)
 
     async def _connect(self, side: Side) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await open_streams(self._plan.address(side), self._tls.side(side))
+        return await open_streams(standing(self._plan.address(side)), self._tls.side(side))
 
     async def foresee(self, side: Side) -> None:
         """Ask a side that may soon be the authority whether it requires a login.

@@ -14,6 +14,7 @@ from exodus.gateway.orders import Orders
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.session import Session
 from exodus.gateway.tls import TlsContexts
+from exodus.net.masters import standing
 from exodus.plan.bounds import CANARY_LINGERS_S
 from exodus.plan.plan import Plan
 from exodus.plan.sample import share_bound
@@ -102,12 +103,12 @@ class CanaryControl:
                 self._beat_now.set()
 
     async def _connected(self, side: Side) -> CanaryConnections | None:
-        address = self._plan.acting(UserRole.GATEWAY).address(side)
+        place = self._plan.acting(UserRole.GATEWAY).address(side)
         wait_s = self._plan.canary.wait_ms_max / 1000
-        follower = CanaryConnections(
-            self.canary, address, self._tls.side(side), field=side, wait_s=wait_s
-        )
         try:
+            follower = CanaryConnections(
+                self.canary, standing(place), self._tls.side(side), field=side, wait_s=wait_s
+            )
             await follower.connect()
         except (OSError, TimeoutError) as exc:
             self._give_up(f"the {side} takes no connection: {str(exc) or type(exc).__name__}")

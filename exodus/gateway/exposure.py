@@ -18,6 +18,7 @@ from typing import Any
 
 from exodus.errors import OperatorError
 from exodus.net.connect import open_streams
+from exodus.net.masters import located
 from exodus.net.tls import ssl_context
 from exodus.plan.address import Address
 from exodus.plan.bounds import CONNECT_TIMEOUT_S
@@ -66,7 +67,11 @@ async def check_address(plan: Plan, listen_host: str, *, lend: bool) -> None:
     if is_local(listen_host) or lend:
         return
     for side in Side:
-        address = plan.address(side)
+        try:
+            address = await located(plan.address(side))
+        except (OSError, TimeoutError) as exc:
+            log.warning("whether the %s asks everybody for a login is not known: %s", side, exc)
+            continue
         if is_local(address.host) and await _lets_anybody_in(address):
             raise OperatorError(
                 f"the gateway would open the {side} to the network: it listens on {listen_host}",

@@ -90,6 +90,10 @@ async def move_all(
     outcomes = await asyncio.gather(
         *[_move(hub, connection, side, within_s=within_s) for connection in members]
     )
+    for connection in members:
+        leg = connection.leg
+        if leg is not None and connection.side is side and leg.address != hub.address(side):
+            connection.drop_leg()  # there was a failover of this side meanwhile
     return sum(1 for why in outcomes if why is not None)
 
 

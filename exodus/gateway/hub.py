@@ -48,15 +48,17 @@ from exodus.gateway.store_state import STORE_ERRORS, StoreState
 from exodus.gateway.tables import Tables
 from exodus.gateway.tls import TlsContexts
 from exodus.gateway.undescribed import UndescribedCommands
+from exodus.net.masters import standing
 from exodus.plan.address import Address
 from exodus.plan.bounds import HUB_DRAIN_LOOK_S, HUB_FLUSH_S, LISTENERS_BACKLOG_MAX
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import Side, UserRole
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from exodus.telemetry.http import StatusServer
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.sketches import KeySketches
 from exodus.telemetry.windows import Windows
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +119,12 @@ class Gateway:
         self.undescribed = UndescribedCommands(
             tables.commands, self._clients.client, journaler.mark, journaler.gap
         )
+        self.topology = TopologyWatch(
+            plan.acting(UserRole.GATEWAY),
+            self.store,
+            self._failed_over,
+            lambda _: self.settlement.tend_now(),
+        )
         self._logins = Logins(plan.logins) if plan.logins else None
         self._rehearsal_logins = self._logins_of_rehearsals()
 
@@ -162,6 +170,7 @@ class Gateway:
             log_pending=self._log_pending,
         )
         self._last_route = LastRoute(options.state_dir)
+        self.settlement = Settlement(store, plan, self.tasks, self.groups.main, options.settle)
         self.route_follower = RouteFollower(
             self,
             store=store,
@@ -169,7 +178,7 @@ class Gateway:
             process=options.process,
             groups=self.groups,
             holds=self.holds,
-            settlement=Settlement(store, plan, self.tasks, self.groups.main, options.settle),
+            settlement=self.settlement,
             canary=self.canary,
             redirects=self.redirects,
             probe=self.probe,
@@ -188,7 +197,7 @@ class Gateway:
         return self.groups.orders_for(name)
 
     def address(self, side: Side) -> Address:
-        return self.plan.address(side)
+        return standing(self.plan.address(side))
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         return self.tls_contexts.side(side)
@@ -231,12 +240,27 @@ class Gateway:
         if self.undescribed.note(side, args, db):
             self.tasks.spawn(self.undescribed.resolve())
 
-    def lost_leg(self, side: Side, local_address: str, left: Unanswered) -> None:
+    def lost_leg(
+        self, side: Side, address: Address | None, local_address: str, left: Unanswered
+    ) -> None:
         leg = self.lost_legs.add(left)
-        self.tasks.spawn(self.lost_legs.mark_again(side, local_address, leg))
+        self.tasks.spawn(self.lost_legs.mark_again(side, address, local_address, leg))
 
     def spare_leg(self, side: Side) -> LegProtocol | None:
         return self.spare_legs.take(side)
+
+    def _failed_over(self, side: Side) -> None:
+        """End the legs to the server that was the master of a side, as its own failover does."""
+        ended = 0
+        for connection in list(self.connections):
+            if connection.side is side and connection.leg is not None:
+                connection.drop_leg()
+                ended += 1
+        self.spare_legs.drop()
+        self.route_follower.remember()
+        log.warning("failover of the %s: %d sessions end", side, ended)
+        self.settlement.tend_now()
+        self.heartbeats.now.set()
 
     # ------------------------------------------------------------------ reports
 
@@ -292,6 +316,7 @@ class Gateway:
             self.heartbeats.run,
             self.shadow_stream.publish,
             self.probe.run,
+            self.topology.run,
             lambda: reporting.log_states(self),
         ):
             self.tasks.keep_running(work)

@@ -1,4 +1,7 @@
-"""The last plan and route, kept on disk: a gateway starts with them while the store is away."""
+"""The last plan and route, kept on disk: a gateway starts with them while the store is away.
+
+The masters of services are kept too, for where no Sentinel answers either.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from exodus.control.store import ControlStore
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.plan.plan import Plan
 from exodus.private_files import write_private
+from exodus.topology.watch import known_masters, seed_masters
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +28,11 @@ class LastRoute:
 
     def write(self, plan: Plan, route: Route) -> None:
         """Replace the file. Only logs what fails."""
-        last = {"plan": plan.model_dump(mode="json"), "route": route.model_dump(mode="json")}
+        last = {
+            "plan": plan.model_dump(mode="json"),
+            "route": route.model_dump(mode="json"),
+            "masters": known_masters(plan),
+        }
         try:
             write_private(self._path, orjson.dumps(last))
         except OSError as exc:
@@ -35,7 +43,9 @@ class LastRoute:
         if not self._path.exists():
             return None
         last = orjson.loads(self._path.read_bytes())
-        return Plan.model_validate(last["plan"]), Route.model_validate(last["route"])
+        plan = Plan.model_validate(last["plan"])
+        seed_masters(plan, last.get("masters", {}))
+        return plan, Route.model_validate(last["route"])
 
     def forget(self) -> None:
         """Remove the file."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Sequence
 
-from exodus.plan.address import Address
+from exodus.plan.address import ServerLogin
 from exodus.plan.settings import Login
 from exodus.resp.encode import encode
 from exodus.resp.scanner import RequestScanner
@@ -39,7 +39,7 @@ class Logins:
             else:
                 self._known.append((login.user.encode(), secret.encode(), theirs))
 
-    def with_own(self, source: Address, target: Address) -> Logins:
+    def with_own(self, source: ServerLogin, target: ServerLogin) -> Logins:
         """Return these logins and Exodus's own, for the sessions of a rehearsal.
 
         Raises:

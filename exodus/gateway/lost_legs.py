@@ -16,6 +16,7 @@ from exodus.gateway.session import Unanswered
 from exodus.gateway.side_clients import SideClients
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.net.client import answered
+from exodus.plan.address import Address
 from exodus.plan.bounds import LOST_LEGS_RETRY_S
 from exodus.plan.vocabulary import Side
 
@@ -49,11 +50,13 @@ class LostLegs:
             for barrier in left.barriers:
                 self._journaler.intend([], barrier)
 
-    async def mark_again(self, side: Side, local_address: str, leg: object) -> None:
+    async def mark_again(
+        self, side: Side, address: Address | None, local_address: str, leg: object
+    ) -> None:
         """Mark a lost leg's writes, once the authority cannot execute them any more."""
         left = self._left[leg]
         try:
-            await self._end_on_server(side, local_address)
+            await self._end_on_server(side, address, local_address)
         except Exception as exc:
             log.exception("the outcome of a lost connection's writes is unknown: a gap is open")
             why = f"the writes of a lost connection: {type(exc).__name__}"
@@ -65,10 +68,12 @@ class LostLegs:
             self._journaler.gap(why)
         del self._left[leg]  # not before: until here it counts as unflushed
 
-    async def _end_on_server(self, side: Side, local_address: str) -> None:
+    async def _end_on_server(self, side: Side, address: Address | None, local_address: str) -> None:
         while True:
             try:
                 client = self._clients.client(side)
+                if address is not None and address.place != self._clients.place(side):
+                    return  # after a failover: what it still executes, the new master does not have
                 await answered(client.execute_command("CLIENT", "KILL", "ADDR", local_address))
                 await answered(client.ping())
                 return

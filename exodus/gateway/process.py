@@ -22,10 +22,12 @@ from exodus.gateway.options import GatewayOptions
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.gateway.supervisor import lock_state
 from exodus.gateway.tables import load_table
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import PROCESS_OWN_FILES
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ async def room(plan: Plan, connections_expected: int) -> str:
             f"{connections_expected} connections take {files} open files "
             f"and {files_max} are allowed (ulimit -n)"
         )
-    client = make_client(plan.acting(UserRole.GATEWAY).source, field="source")
+    client = make_side_client(plan.acting(UserRole.GATEWAY).source, field="source")
     try:
         clients = await answered(client.info("clients"))
         most = clients.get("maxclients")
@@ -105,6 +107,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     """
     plan, route = await start_state(store, options.state_dir)
     check_pinned(options.pinned, plan)
+    await TopologyWatch(plan.acting(UserRole.GATEWAY), store).begin()
     check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)
     await check_address(plan, options.listen_host, lend=options.lend_address)
     # Before anything in the folder is read: to read it mends what a crash tore.

@@ -19,7 +19,7 @@ cdef class Turns:
 
 cdef class LegProtocol:
     cdef public Connection owner
-    cdef public object transport, arrived
+    cdef public object transport, arrived, address
     cdef public list early
     cdef public bint lost
     cdef public str local_address

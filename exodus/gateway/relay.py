@@ -49,7 +49,11 @@ class Hub(Protocol):
         """Return the orders for a client name: a rehearsal's sessions follow their own."""
 
     def address(self, side: Side) -> Address:
-        """Return the address of a side."""
+        """Return the address of a side: of its master of now.
+
+        Raises:
+            OSError: no master is known.
+        """
 
     def tls(self, side: Side) -> ssl.SSLContext | None:
         """Return the TLS context towards a side; None: no TLS."""
@@ -83,8 +87,12 @@ class Hub(Protocol):
     def settled(self) -> None:
         """See `Outlet.settled`."""
 
-    def lost_leg(self, side: Side, local_address: str, left: Unanswered) -> None:
-        """Mark the writes of a lost leg again, once the authority cannot execute them any more."""
+    def lost_leg(
+        self, side: Side, address: Address | None, local_address: str, left: Unanswered
+    ) -> None:
+        """Mark the writes of a lost leg again, once the server at `address` cannot execute them as
+        the authority any more.
+        """
 
     def spare_leg(self, side: Side) -> LegProtocol | None:
         """Return a leg to a side that was made beforehand, or None."""
@@ -134,6 +142,7 @@ class LegProtocol:
 
     def __init__(self, owner: Connection | None) -> None:
         self.owner = owner
+        self.address: Address | None = None  # of its server
         self.transport: asyncio.Transport | None = None
         self.early: list[bytes] = []  # bytes for a handover, which reads them
         self.arrived: asyncio.Event | None = None
@@ -236,15 +245,16 @@ class Connection:
             side = self.orders.authority
             try:
                 leg = await open_leg(self.hub, side, owner=self)
+                stands = leg.address == self.hub.address(side)
             except (OSError, TimeoutError) as exc:
                 # As with a server that is down: the client's connection ends.
                 log.debug("no leg to the %s: %s", side, exc)
                 if self.client is not None:
                     self.client.abort()
                 return
-            if side is self.orders.authority:
+            if stands and side is self.orders.authority:
                 break
-            leg.owner = None  # the authority changed while the leg was being made
+            leg.owner = None  # the authority or its master changed while the leg was being made
             if leg.transport is not None:
                 leg.transport.abort()
         self.leg, self.side = leg, side
@@ -406,7 +416,7 @@ class Connection:
             return
         left = self.session.unanswered()
         if left and self.orders.journal is not JournalMode.OFF:
-            self.hub.lost_leg(self.side, leg.local_address, left)
+            self.hub.lost_leg(self.side, leg.address, leg.local_address, left)
         self.session.server_closed()
         self.hub.connections.discard(self)
         if self.client is not None and not self.client_gone:
@@ -498,5 +508,6 @@ async def open_leg(hub: Hub, side: Side, *, owner: Connection | None) -> LegProt
         OSError, TimeoutError: it does not take the connection.
     """
     leg = LegProtocol(owner)
-    await open_protocol(hub.address(side), hub.tls(side), lambda: cast("asyncio.Protocol", leg))
+    leg.address = hub.address(side)
+    await open_protocol(leg.address, hub.tls(side), lambda: cast("asyncio.Protocol", leg))
     return leg

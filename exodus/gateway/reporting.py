@@ -44,7 +44,7 @@ def heartbeat(gateway: Gateway, at_ms: int) -> GatewayHeartbeat:
         at_ms=at_ms,
         epoch=gateway.route_follower.applied,
         state=_state(gateway),
-        why=gateway.store_state.why_away,
+        why=gateway.store_state.why_away or gateway.topology.why,
         facts=GatewayFacts(
             authority=str(main.orders.authority),
             connections=len(gateway.connections),

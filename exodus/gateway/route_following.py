@@ -182,6 +182,10 @@ class RouteFollower:
         delay_s = 0 if route.hold_until_told else ROUTE_FOLLOWING_REMEMBER_S
         asyncio.get_running_loop().call_later(delay_s, self._remember, route)
 
+    def remember(self) -> None:
+        """Keep plan, route and masters on disk as they are now."""
+        self._remember(self.route)
+
     def _remember(self, route: Route) -> None:
         if route.epoch == self.applied and not self._stopping.is_set():
             self._last_route.write(self._plan, route)  # else a later one is kept

@@ -52,6 +52,10 @@ class Settlement:
         if self._settle is not None and (self._settling is None or self._settling.done()):
             self._settling = self._tasks.spawn(self._settle_until_done(self._settle))
 
+    def tend_now(self) -> None:
+        """Look at the fence at the next look at the route: a side has another server."""
+        self._tended_at = -SETTLEMENT_TEND_EVERY_S
+
     async def before_release(self) -> None:
         """Lift the fence of a switch that was given up, or it would refuse the held writes."""
         self.begin()

@@ -8,6 +8,7 @@ import redis.asyncio as redis
 
 from exodus.gateway.store_state import STORE_ERRORS
 from exodus.net.client import answered, make_client
+from exodus.net.masters import standing
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 
@@ -15,17 +16,35 @@ log = logging.getLogger(__name__)
 
 
 class SideClients:
-    """One client a side, made when it is needed."""
+    """One client a side, made when it is needed: to the server that sessions connect to now."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan.acting(UserRole.GATEWAY)
-        self._clients: dict[Side, redis.Redis] = {}
+        self._clients: dict[Side, tuple[str, redis.Redis]] = {}
+        self._left: list[redis.Redis] = []  # to servers that were the master before
 
     def client(self, side: Side) -> redis.Redis:
-        """Return the client of a side."""
-        if side not in self._clients:
-            self._clients[side] = make_client(self._plan.address(side), field=side)
-        return self._clients[side]
+        """Return the client of a side.
+
+        Raises:
+            OSError: no master is known.
+        """
+        address = standing(self._plan.address(side))
+        place, client = self._clients.get(side, ("", None))
+        if client is not None and place != address.place:
+            self._left.append(client)
+        if client is None or place != address.place:
+            client = make_client(address, field=side)
+            self._clients[side] = (address.place, client)
+        return client
+
+    def place(self, side: Side) -> str:
+        """Return host and port of the server that sessions connect to now.
+
+        Raises:
+            OSError: no master is known.
+        """
+        return standing(self._plan.address(side)).place
 
     async def unblock(self, side: Side, client_id: int) -> None:
         """End a connection's blocking command, as if its timeout had passed."""
@@ -37,5 +56,5 @@ class SideClients:
 
     async def close(self) -> None:
         """Close the clients."""
-        for client in self._clients.values():
+        for client in (*self._left, *(client for _, client in self._clients.values())):
             await client.aclose()

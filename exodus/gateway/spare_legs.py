@@ -27,8 +27,10 @@ class SpareLegs:
         """Return a leg to a side, or None."""
         while self._legs and self._side is side:
             leg = self._legs.pop()
-            if not leg.lost:
+            if not leg.lost and leg.address == self._hub.address(side):
                 return leg
+            if leg.transport is not None:
+                leg.transport.abort()
         return None
 
     async def prepare(self, authority: Side, sessions: int) -> None:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
 from exodus.gateway.store_state import STORE_ERRORS
-from exodus.net.client import answered, make_client
+from exodus.net.client import answered
+from exodus.net.master_client import make_side_client
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 
@@ -32,7 +33,7 @@ async def load_table(plan: Plan) -> Tables:
     replies = []
     old: set[Side] = set()
     for side in Side:
-        client = make_client(plan.acting(UserRole.GATEWAY).address(side), field=side)
+        client = make_side_client(plan.acting(UserRole.GATEWAY).address(side), field=side)
         client.response_callbacks.pop("COMMAND", None)  # redis-py would reshape the rows
         try:
             rows = await answered(client.execute_command("COMMAND"))

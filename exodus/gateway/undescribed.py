@@ -97,10 +97,10 @@ class UndescribedCommands:
             self._asking = False
 
     async def _ask(self, side: Side, name: bytes) -> bool:
-        client = self._client(side)
-        client.response_callbacks.pop("COMMAND INFO", None)
-        client.response_callbacks.pop("COMMAND", None)
         try:
+            client = self._client(side)
+            client.response_callbacks.pop("COMMAND INFO", None)
+            client.response_callbacks.pop("COMMAND", None)
             rows: Any = await answered(client.execute_command("COMMAND", "INFO", name))
         except (RedisError, OSError, TimeoutError) as exc:
             log.warning("the %s does not tell what the command %r is: %s", side, name[:64], exc)

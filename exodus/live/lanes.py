@@ -165,6 +165,10 @@ class Lanes:
         self._positions.clear()
         await self._leases.give_back(self.partitions)
 
+    def look_now(self) -> None:
+        """Look at both servers before the next batch: one of them may be another one."""
+        self._tended = 0.0
+
     # ------------------------------------------------------------------ leases
 
     async def _tend(self, copier: KeySync) -> None:

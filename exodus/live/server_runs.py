@@ -113,7 +113,7 @@ async def may_remove(engine: Engine) -> bool:
     (node,) = await engine.authority.each_node()
     return (await known_run_ids(engine.store)).get(engine.route.authority) in (
         None,
-        (await node.facts()).run_id,
+        (await node.facts()).life,
     )
 
 
@@ -176,7 +176,7 @@ async def regain(store: ControlStore, plan: Plan, route: Route) -> str:
     if value == right:
         return ""
     facts = await node.facts()
-    restarted = (await known_run_ids(store)).get(side) not in (None, facts.run_id)
+    restarted = (await known_run_ids(store)).get(side) not in (None, facts.life)
     older = value is not None and value.isdigit() and int(value) < route.writer_epoch
     if value is not None and not (older and restarted):
         return (

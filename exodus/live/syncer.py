@@ -13,7 +13,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from exodus import gc_tuning
@@ -35,10 +35,11 @@ from exodus.native.replica import Attachment, check_filled
 from exodus.net.leg import ReplyError
 from exodus.plan.bounds import SYNCER_BACKOFF_S, SYNCER_BEHIND_MS, SYNCER_TIDY_S
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Hold
+from exodus.plan.vocabulary import Hold, Side
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Syncer(RouteFollower):
         super().__init__(store, process, log)
         self.tally = LaneCounts()
         self._plan = plan
+        self._topology = TopologyWatch(plan, store, self._failed_over)
         self._lanes: Lanes | None = None
         self._work: asyncio.Task[None] | None = None
         self._stream: FeedReader | None = None
@@ -78,6 +80,14 @@ class Syncer(RouteFollower):
         self._lag_entries = 0
         self._oldest_ms = 0
         self._rates = _Rates()
+
+    def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return (self._topology.run(),)
+
+    def _failed_over(self, side: Side) -> None:
+        log.warning("failover of the %s: both sides are compared", side)
+        if self._lanes is not None:
+            self._lanes.look_now()
 
     async def _follow(self, route: Route) -> None:
         before = self._route
@@ -224,6 +234,7 @@ class Syncer(RouteFollower):
             state=ProcessState.SYNCING if self._route.sync else ProcessState.IDLE,
             why=self._store_why
             or self._why
+            or self._topology.why
             or next(
                 (
                     part.why

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg
+from exodus.plan.address import one_server
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg
@@ -73,7 +74,7 @@ async def look(plan: Plan) -> ReplicationLink:
 
 def replication_source(plan: Plan) -> str:
     """Return the name by which the target knows its source."""
-    return f"{plan.source.host}:{plan.source.port}"
+    return one_server(plan.source).place
 
 
 async def connect_side(plan: Plan, side: Side) -> Leg:

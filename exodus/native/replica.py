@@ -45,6 +45,7 @@ from exodus.native.link import (
 )
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, Reply, ReplyError, close_all
+from exodus.plan.address import one_server
 from exodus.plan.bounds import REPLICA_BEHIND_S, REPLICA_LOOK_S, REPLICA_POLL_S, REPLICA_TRIES
 from exodus.plan.own_keys import without_own
 from exodus.plan.plan import Plan
@@ -121,6 +122,7 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
     async with await connect_side(plan, Side.TARGET) as leg:
         if (await replication_link_on(leg)).follows == replication_source(plan):
             return False
+        source = one_server(plan.source)
         login: list[Command] = [
             ("CONFIG", "SET", "masteruser", plan.source.username or ""),
             ("CONFIG", "SET", "masterauth", plan.source.secret("source") or ""),
@@ -129,7 +131,7 @@ async def attach(plan: Plan, writer_epoch: int) -> bool:
             leg,
             plan,
             [b"%d" % writer_epoch],
-            [*login, ("REPLICAOF", plan.source.host, plan.source.port)],
+            [*login, ("REPLICAOF", source.host, source.port)],
         ):
             raise DecisionRefused(
                 "the target was not made a replica of the source",

@@ -49,17 +49,18 @@ def make_client(
         **more,
     )
     if address.tls and address.server_name:
-        client.connection_pool.connection_class = _NamedTls
+        client.connection_pool.connection_class = NamedTls
         client.connection_pool.connection_kwargs["server_name"] = address.server_name
     return client
 
 
-class _NamedTls(redis.SSLConnection):
-    """Asks for the certificate of a name that is not the host's."""
+class NamedTls(redis.SSLConnection):
+    """Asks for the certificate of a name that may be another than the host's."""
 
-    def __init__(self, *, server_name: str, **more: Any) -> None:
+    def __init__(self, *, server_name: str | None, **more: Any) -> None:
         super().__init__(**more)
         self._server_name = server_name
 
     def _connection_arguments(self) -> Mapping[str, Any]:
-        return {**super()._connection_arguments(), "server_hostname": self._server_name}
+        name = self._server_name or self.host
+        return {**super()._connection_arguments(), "server_hostname": name}

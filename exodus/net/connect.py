@@ -12,7 +12,7 @@ import ssl
 from collections.abc import Callable
 from typing import TypeVar
 
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place
 from exodus.plan.bounds import CONNECT_TIMEOUT_S
 from exodus.resp.encode import encode
 
@@ -65,7 +65,7 @@ async def open_protocol(
     return made
 
 
-def login_of(address: Address, field: str) -> bytes:
+def login_of(address: Place, field: str) -> bytes:
     """Return the encoded AUTH of an address; empty without a password. `field` names the address in
     errors.
 

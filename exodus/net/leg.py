@@ -16,8 +16,9 @@ import hiredis
 
 from exodus.errors import ExodusError, OperatorError, SourceError, TargetError
 from exodus.net.connect import login_of, open_streams
+from exodus.net.masters import doubt, end_with_master, failovers_of, located
 from exodus.net.tls import ssl_context
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place, Service
 from exodus.plan.bounds import LEG_READ_BYTES, REPLY_TIMEOUT_S
 from exodus.plan.vocabulary import Side
 from exodus.resp.encode import Arg, encode, encode_many
@@ -42,7 +43,7 @@ def error_of(side: Side) -> type[SourceError] | type[TargetError]:
     return SourceError if side is Side.SOURCE else TargetError
 
 
-def lost(side: Side, address: Address, exc: BaseException) -> ExodusError:
+def lost(side: Side, address: Place, exc: BaseException) -> ExodusError:
     """Return the error for a lost connection. The work is safe to retry: whole-key states are
     idempotent.
     """
@@ -68,7 +69,11 @@ def not_yet(side: Side, said: str) -> ExodusError | None:
 
 
 class Leg:
-    """One connection. Not shared between tasks."""
+    """One connection. Not shared between tasks.
+
+    A leg to a service is a leg to the server that is its master when the leg is made. It ends when
+    another server becomes the master.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,7 @@ class Leg:
         writer: asyncio.StreamWriter,
     ) -> None:
         self.address = address
+        self.place: Place = address  # to connect anew
         self.side = side
         self.db = 0
         self.name = ""
@@ -87,9 +93,7 @@ class Leg:
         self._unread = b""
 
     @classmethod
-    async def connect(
-        cls, address: Address, side: Side, *, db: int = 0, name: str = "exodus"
-    ) -> Self:
+    async def connect(cls, place: Place, side: Side, *, db: int = 0, name: str = "exodus") -> Self:
         """Connect, log in and choose a database.
 
         Args:
@@ -100,16 +104,22 @@ class Leg:
             SourceError, TargetError: the side does not answer.
             OperatorError: it refuses the credentials.
         """
-        context = ssl_context(address)
+        context = ssl_context(place)
         try:
+            address = await located(place)
+            term = failovers_of(place)
             reader, writer = await open_streams(address, context, limit=LEG_READ_BYTES)
         except (OSError, TimeoutError) as exc:
-            raise lost(side, address, exc) from exc
+            doubt(place)
+            raise lost(side, place, exc) from exc
         leg = cls(address, side, reader, writer)
+        leg.place = place
         try:
             login = login_of(address, side)
             if login:
                 await leg.call_encoded(login)
+            if isinstance(place, Service):
+                await leg._bind_to_master(place, term)
             leg.name = name
             if name:
                 await leg.call("CLIENT", "SETNAME", name)
@@ -137,6 +147,20 @@ class Leg:
         """This end's address, as CLIENT LIST and MONITOR name the connection."""
         host, port = self._writer.get_extra_info("sockname")[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    async def _bind_to_master(self, service: Service, term: str) -> None:
+        """End this leg with its server's role as the master, which began with `term`.
+
+        Raises:
+            SourceError, TargetError: the server is no master (any more).
+        """
+        end_with_master(service, self.address, self.end)
+        (role,) = await self.pipeline([("ROLE",)])
+        # Whoever connects without a login, or without the right to ROLE, relies on the Sentinels.
+        replica = isinstance(role, list) and role[0] != b"master"
+        if replica or failovers_of(service) != term:
+            doubt(service)
+            raise lost(self.side, self.address, ConnectionError("it is not the master any more"))
 
     def write(self, data: bytes) -> None:
         """Queue bytes that are encoded already."""
@@ -296,6 +320,11 @@ class Leg:
         if isinstance(outcome, ReplyError):
             raise next(reply for reply in replies if isinstance(reply, ReplyError))
         return None if outcome is None else list(outcome)
+
+    @property
+    def ended(self) -> bool:
+        """Return whether this end of the connection is closed."""
+        return self._writer.is_closing()
 
     def end(self) -> None:
         """End the connection, without waiting for it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 
 from exodus.errors import OperatorError
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 
 
-def ssl_context(address: Address) -> ssl.SSLContext | None:
+def ssl_context(address: Place) -> ssl.SSLContext | None:
     """Return the TLS settings of one leg, or None for plain TCP.
 
     Raises:
@@ -34,7 +34,7 @@ def ssl_context(address: Address) -> ssl.SSLContext | None:
     return context
 
 
-def _unusable(address: Address, fields: str, exc: OSError) -> OperatorError:
+def _unusable(address: Place, fields: str, exc: OSError) -> OperatorError:
     return OperatorError(
         f"the TLS files of {address.url} cannot be used: {fields}",
         why=str(exc),

@@ -24,7 +24,7 @@ from exodus.observe.coverage import Reconciled, commandstats, reconcile
 from exodus.observe.monitor_cost import Look, MonitorCost
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import Shapes
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 from exodus.plan.bounds import (
     MONITOR_BASELINE_S,
     MONITOR_CPU_SHARE_MAX,
@@ -138,7 +138,7 @@ class MonitorReader:
 
 
 async def capture(
-    address: Address,
+    address: Place,
     table: CommandTable,
     *,
     seconds: float,

@@ -15,16 +15,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from redis.crc import key_slot
+
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.bounds import (
+    CLUSTER_SLOTS,
     LARGE_KEY_BYTES,
     READ_BATCH_BYTES,
     SAMPLE_BATCH_KEYS,
     SAMPLE_BUSY_SHARE_MAX,
     SIZING_KEYS_MAX,
     SIZING_SECONDS_MAX,
+    SIZING_SHARDS,
 )
 from exodus.plan.own_keys import is_own
+
+Json = dict[str, Any]
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Sizing:
     used_bytes: int  # of the source's data set, as INFO memory tells it
     types: dict[str, TypeSize] = field(default_factory=dict)
     why_not: str = ""  # nothing was restored
+    slots: Counter[int] = field(default_factory=Counter)  # sampled bytes by cluster slot
     dumped: int = 0
     dump_s: float = 0.0  # that the source took for all payloads, in batches over one connection
     restore_s: float = 0.0  # likewise, the target
@@ -116,6 +123,40 @@ class Sizing:
             }
             for kind, each in sorted(self.types.items(), key=lambda item: -item[1].keys)
         ]
+
+    def shards(self, hot: Sequence[Mapping[str, Any]], requests_per_s: float) -> list[Json]:
+        """Return for several numbers of shards what the fullest and the busiest one would have.
+
+        Args:
+            hot: the hottest keys, with their requests a second.
+            requests_per_s: of all keys. What the hot keys do not take spreads evenly.
+        """
+        rows = []
+        total = sum(self.slots.values())
+        for count in SIZING_SHARDS:
+            memory: Counter[int] = Counter()
+            for slot, size in self.slots.items():
+                memory[slot * count // CLUSTER_SLOTS] += size
+            busy: Counter[int] = Counter()
+            hottest = sum(row["requests_per_s"] for row in hot)
+            for row in hot:
+                slot = key_slot(row["key"].encode())
+                busy[slot * count // CLUSTER_SLOTS] += row["requests_per_s"]
+            rest = max(0.0, requests_per_s - hottest) / count
+            most = max(busy.values(), default=0.0) + rest
+            rows.append(
+                {
+                    "shards": count,
+                    "fullest_share": round(max(memory.values(), default=0) / total, 4)
+                    if total
+                    else 0.0,
+                    "even_share": round(1 / count, 4),
+                    "busiest_requests_per_s": round(most, 1),
+                    "busiest_share": round(most / requests_per_s, 4) if requests_per_s else 0.0,
+                    "hottest_key": hot[0]["key"] if hot else "",
+                }
+            )
+        return rows
 
     def arithmetic(self, headroom: float) -> str:
         """Return the sum in words that a person can redo."""
@@ -180,6 +221,7 @@ async def _batch(
         each.keys += 1
         each.source_bytes += size
         each.encodings[as_text] += 1
+        found.slots[key_slot(key)] += size
         if size > LARGE_KEY_BYTES:
             each.large += 1
         else:

@@ -7,6 +7,7 @@ another server, of another port, or with a filter does not show it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from exodus.net.leg import Leg, ReplyError
 from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
+from exodus.observe.events import Event
 from exodus.observe.monitor import HIDDEN
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
@@ -88,12 +90,34 @@ async def watch_monitor(address: Address, table: CommandTable, *, seconds: float
     watching = asyncio.create_task(
         monitor.capture(address, table, seconds=seconds, profile=profile, own=own)
     )
-    sent = await _probed(address, watching, seconds, own)
+    sent = (await _probed(address, watching, seconds, own)).sent
     watch = watching.result()
     said = (
         [f"ended after {profile.seconds:.1f} s: {why}"] if (why := profile.cost["stopped"]) else []
     )
     return Watched(MONITOR, profile, sent, watch.reconciled, remarks=said)
+
+
+class _Marked:
+    """Hands events on, and counts those between the first and the last probe that it sees.
+
+    The server's own counts are told with these two probes, so both are of the same requests.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._between: Counter[str] = Counter()
+        self._begun = False
+        self.counted: Counter[str] = Counter()  # up to the last probe
+
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        self._profile.add(event)
+        if self._begun and event.command.partition("|")[0] not in HIDDEN:
+            self._between[event.command] += 1
+        if event.pattern == PROBED_PATTERN:
+            self._begun = True
+            self.counted = self._between.copy()
 
 
 async def watch_packets(
@@ -106,69 +130,85 @@ async def watch_packets(
         OperatorError: the folder cannot be read, has too many files, or no packet of the server.
     """
     profile = Profile()
-    watcher = PacketWatcher(table, profile, [address.port])
+    marked = _Marked(profile)
+    watcher = PacketWatcher(table, marked, [address.port])
     capture = Capture(str(folder), watcher, seconds, only_new=True)
-    async with await Leg.connect(address, Side.SOURCE, name="exodus-monitor-cost") as leg:
-        before = await _counts(leg)
-        watching = asyncio.create_task(asyncio.to_thread(capture.run))
-        sent = await _probed(address, watching, seconds, {})
-        watching.result()
-        after = await _counts(leg)
+    watching = asyncio.create_task(asyncio.to_thread(capture.run))
+    probes = await _probed(address, watching, seconds, {})
+    watching.result()
     profile.seconds = watcher.last_at - watcher.first_at
-    seen = {
-        name: calls
-        for name, calls in profile.commands.items()
-        if name.partition("|")[0] not in HIDDEN
-    }
-    counted = before is not None and after is not None
+    first, last = probes.first, probes.last
+    counted = None if first is None or last is None else reconcile(first, last, marked.counted)
     return Watched(
         PACKETS,
         profile,
-        sent,
-        reconcile(before or {}, after or {}, seen) if counted else None,
+        probes.sent,
+        counted,
         watcher.coverage,
         capture.remarks + watcher.coverage.remarks(),
     )
 
 
-async def _counts(leg: Leg) -> dict[str, int] | None:
-    try:
-        found = commandstats(info_of(await leg.call("INFO", "commandstats")))
-    except ReplyError:
-        return None
-    return {name: calls for name, calls in found.items() if name.partition("|")[0] not in HIDDEN}
+@dataclass
+class _Probes:
+    """What was sent, and the server's counts at the first and the last of it."""
+
+    sent: int = 0
+    first: dict[str, int] | None = None  # None: the server does not tell
+    last: dict[str, int] | None = None
 
 
 async def _probed(
     address: Address, watching: asyncio.Task[Any], seconds: float, own: dict[str, str]
-) -> int:
-    """Wait for a watcher's end; meanwhile send probes, not in its first and last tenth.
-
-    Returns how many the server answered.
-    """
-    probing = asyncio.create_task(_send(address, seconds, own))
+) -> _Probes:
+    """Wait for a watcher's end; meanwhile send probes, not in its first and last tenth."""
+    probes = _Probes()
+    probing = asyncio.create_task(_send(address, seconds, own, probes))
     try:
         await asyncio.wait([watching])
         await asyncio.wait([probing], timeout=seconds)
-        return probing.result() if probing.done() else 0
+        if probing.done():
+            probing.result()
+        return probes
     finally:
         await end_all([probing, watching])
 
 
-async def _send(address: Address, seconds: float, own: dict[str, str]) -> int:
-    sent = 0
+async def _send(address: Address, seconds: float, own: dict[str, str], probes: _Probes) -> None:
     await asyncio.sleep(MONITOR_BASELINE_S + seconds / 10)
     async with await Leg.connect(address, Side.SOURCE, name="exodus-copy-probe") as leg:
         own[leg.local] = leg.name
-        for _ in range(COPY_PROBES):
+        for number in range(COPY_PROBES):
             try:
-                await leg.call("EXISTS", PROBED_KEY)
+                if number == 0:
+                    probes.first = await _marked_counts(leg)
+                elif number == COPY_PROBES - 1:
+                    probes.last = await _marked_counts(leg)
+                else:
+                    await leg.call("EXISTS", PROBED_KEY)
             except ReplyError as exc:
                 raise SourceError(
                     "the source refuses the reads that the copy of the traffic is to show",
                     why=str(exc),
                     next_step="let Exodus's user run EXISTS on exodus:* (exodus users)",
                 ) from exc
-            sent += 1
+            probes.sent += 1
             await asyncio.sleep(0.6 * seconds / COPY_PROBES)
-    return sent
+
+
+async def _marked_counts(leg: Leg) -> dict[str, int] | None:
+    """Send a probe and ask for the server's counts at once; None: it does not tell them.
+
+    Raises:
+        hiredis.ReplyError: it refuses the probe.
+    """
+    try:
+        replies = await leg.transaction([("EXISTS", PROBED_KEY), ("INFO", "commandstats")])
+    except ReplyError:
+        await leg.call("EXISTS", PROBED_KEY)
+        return None
+    told = (replies or [None])[-1]
+    if not isinstance(told, bytes):
+        return None
+    found = commandstats(info_of(told))
+    return {name: calls for name, calls in found.items() if name.partition("|")[0] not in HIDDEN}

@@ -1,7 +1,11 @@
-"""The address of one server, its TLS settings, and where its password is.
+"""The address of one server or of a service behind Sentinel, its TLS settings, and where its
+password is.
 
 A password is a `SecretStr` that no dump contains. The plan names an environment variable or a file
 in its place, and whoever connects reads it there.
+
+`Address` is one server. `Service` is a master with its replicas: Sentinels say which server is the
+master now (`exodus/net/masters.py`). `Place` is either.
 """
 
 from __future__ import annotations
@@ -9,12 +13,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
-from exodus.errors import OperatorError
+from exodus.errors import Bug, OperatorError
 from exodus.safe_text import remember
 
 _OTHER_SCHEMES = (
@@ -31,6 +42,9 @@ _OTHER_SCHEMES = (
 _SPLITS = re.compile(r"[/?#@\s]")
 _DATABASE = re.compile(r"/[0-9]{1,3}")
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_SERVICE = re.compile(r"[A-Za-z0-9._-]+")
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+P = TypeVar("P", bound="ServerLogin")
 
 
 class Tls(BaseModel):
@@ -53,11 +67,9 @@ class Tls(BaseModel):
     )
 
 
-class Address(Tls):
-    """The address and login of one server. `password` is never dumped."""
+class ServerLogin(Tls):
+    """The login of a server. `password` is never dumped."""
 
-    host: str = Field(min_length=1, description="host name or IP address")
-    port: int = Field(ge=1, le=65535, description="TCP port; 6379 if the URL names none")
     username: str | None = Field(default=None, description="ACL user; null: the user default")
     password: SecretStr | None = Field(default=None, exclude=True)
     password_env: str | None = Field(
@@ -66,6 +78,23 @@ class Address(Tls):
     password_file: Path | None = Field(
         default=None, description="file whose first line is the password"
     )
+
+    def secret(self, field: str) -> str | None:
+        """Return the password from the place that the address names.
+
+        Raises:
+            OperatorError: the named variable is not set, or the file cannot be read.
+        """
+        if self.password is not None:
+            return remember(self.password.get_secret_value())
+        return read_secret(field, self.password_env, self.password_file)
+
+
+class Address(ServerLogin):
+    """The address and login of one server."""
+
+    host: str = Field(min_length=1, description="host name or IP address")
+    port: int = Field(ge=1, le=65535, description="TCP port; 6379 if the URL names none")
 
     @classmethod
     def parse(cls, url: str, *, field: str, **more: object) -> Self:
@@ -83,7 +112,9 @@ class Address(Tls):
                 f"{field}: the scheme of the URL is "
                 f"{scheme if scheme in _OTHER_SCHEMES else 'not known'}",
                 why="Exodus speaks the Redis protocol: redis:// (plain) or rediss:// (TLS)",
-                next_step=f"write {field} as redis://user@host:port",
+                next_step=f"write {field} as redis://user@host:port"
+                if not scheme.lower().endswith("+sentinel")
+                else f"name {field}.sentinels and {field}.service in place of {field}.url",
             )
         if _SPLITS.search(rest.rpartition("@")[0]):
             raise OperatorError(
@@ -133,15 +164,165 @@ class Address(Tls):
         user = f"{self.username}@" if self.username else ""
         return f"{'rediss' if self.tls else 'redis'}://{user}{self.host}:{self.port}"
 
-    def secret(self, field: str) -> str | None:
-        """Return the password from the place that the address names.
+    @property
+    def place(self) -> str:
+        """Return host and port."""
+        return place_of(self.host, self.port)
 
-        Raises:
-            OperatorError: the named variable is not set, or the file cannot be read.
-        """
-        if self.password is not None:
-            return remember(self.password.get_secret_value())
-        return read_secret(field, self.password_env, self.password_file)
+
+class Service(ServerLogin):
+    """A master with replicas behind Sentinel, and the login of these servers."""
+
+    sentinels: tuple[str, ...] = Field(
+        min_length=1, description="addresses of the Sentinels, each as host:port; name all of them"
+    )
+    service: str = Field(
+        min_length=1, max_length=200, description="name by which the Sentinels know the master"
+    )
+    sentinel_username: str | None = Field(
+        default=None, description="ACL user on the Sentinels; null: the user default"
+    )
+    sentinel_password_env: str | None = Field(
+        default=None, description="environment variable that holds the Sentinels' password"
+    )
+    sentinel_password_file: Path | None = Field(
+        default=None, description="file whose first line is the Sentinels' password"
+    )
+    sentinel_tls: bool = Field(default=False, description="use TLS to the Sentinels")
+    sentinel_ca_file: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the Sentinels' certificate"
+    )
+    sentinel_cert_file: Path | None = Field(
+        default=None, description="PEM file of the client certificate, if Sentinels ask for one"
+    )
+    sentinel_key_file: Path | None = Field(
+        default=None, description="PEM file of that certificate's key"
+    )
+    sentinel_server_name: str | None = Field(
+        default=None, description="name in the Sentinels' certificate; null: the host"
+    )
+    address_map: dict[str, str] = Field(
+        default={},
+        description="announced address: reachable address, where Exodus cannot reach what the "
+        "Sentinels announce; both as host:port, or both as host",
+    )
+
+    @field_validator("sentinels", mode="before")
+    @classmethod
+    def _is_a_list(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(  # noqa: TRY004 - pydantic shows it as an error of the field
+                "sentinels is a list: write [host:port, host:port, host:port]"
+            )
+        return value
+
+    @field_validator("sentinels")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            split_place(text)
+        if len(set(value)) != len(value):
+            raise ValueError("sentinels names one address twice; name each Sentinel once")
+        return value
+
+    @field_validator("service")
+    @classmethod
+    def _is_one_word(cls, value: str) -> str:
+        if not _SERVICE.fullmatch(value):
+            raise ValueError(
+                f"service {value!r} is no name of a master: Sentinel takes letters, digits and "
+                ". - _"
+            )
+        return value
+
+    @field_validator("address_map")
+    @classmethod
+    def _maps_alike(cls, value: dict[str, str]) -> dict[str, str]:
+        for announced, reachable in value.items():
+            if _has_port(announced) is not _has_port(reachable):
+                raise ValueError(
+                    f"address_map: {announced} → {reachable}: write host:port on both sides, or "
+                    "host on both"
+                )
+            for text in (announced, reachable):
+                if _has_port(text):
+                    split_place(text)
+        return value
+
+    @property
+    def url(self) -> str:
+        """Return the service without its password, fit to be shown."""
+        user = f"{self.username}@" if self.username else ""
+        scheme = "rediss+sentinel" if self.tls else "redis+sentinel"
+        return f"{scheme}://{user}{','.join(self.sentinels)}/{self.service}"
+
+    @property
+    def sentinel_addresses(self) -> tuple[Address, ...]:
+        """Return the addresses of the Sentinels, with their login."""
+        return tuple(
+            Address(
+                host=host,
+                port=port,
+                username=self.sentinel_username,
+                password_env=self.sentinel_password_env,
+                password_file=self.sentinel_password_file,
+                tls=self.sentinel_tls,
+                ca_file=self.sentinel_ca_file,
+                cert_file=self.sentinel_cert_file,
+                key_file=self.sentinel_key_file,
+                server_name=self.sentinel_server_name,
+            )
+            for host, port in map(split_place, self.sentinels)
+        )
+
+    def server(self, announced: str) -> Address:
+        """Return the reachable address of a server that Sentinels announce as host:port."""
+        host, port = split_place(self.address_map.get(announced, announced))
+        if announced not in self.address_map:
+            host = self.address_map.get(host, host)
+        fields = {name: getattr(self, name) for name in ServerLogin.model_fields}
+        return Address(host=host, port=port, **fields)
+
+
+Place = Address | Service
+
+
+def one_server(place: Place) -> Address:
+    """Return the address of a place that the plan allows to be one server only.
+
+    Raises:
+        Bug: it is a service.
+    """
+    if isinstance(place, Service):
+        raise Bug(
+            f"{place.url} is a service, and one server is needed",
+            why="the plan's check of strategy and topology let it pass",
+            next_step="report this; nothing was changed",
+        )
+    return place
+
+
+def place_of(host: str, port: int) -> str:
+    """Return host and port as one text."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_place(text: str) -> tuple[str, int]:
+    """Reverse `place_of`.
+
+    Raises:
+        ValueError: the text is not host:port.
+    """
+    host, colon, port = text.rpartition(":")
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    whole = bool(colon and inner and port.isdigit() and 0 < int(port) <= 65535)
+    if not whole or not _HOST.fullmatch(inner) or (":" in inner) is (inner == host):
+        raise ValueError(f"{text!r} is no address: write host:port, or [IPv6 address]:port")
+    return inner, int(port)
+
+
+def _has_port(text: str) -> bool:
+    return ":" in text and not (text.count(":") > 1 and not text.startswith("["))
 
 
 def read_secret(field: str, env: str | None, file: Path | None) -> str | None:
@@ -208,8 +389,8 @@ class Credentials(BaseModel):
             )
         return self
 
-    def at(self, address: Address) -> Address:
-        """Return the address of the same server with this user."""
+    def at(self, address: P) -> P:
+        """Return the address of the same server or service with this user."""
         changed = {
             "username": self.username,
             "password": None,

@@ -77,6 +77,14 @@ REDIRECT_RETURNS_SHARE_MAX = 0.5  # Of the ended connections. More come back: it
 
 # Connections.
 CONNECT_TIMEOUT_S = 5.0
+SENTINEL_ANSWER_S = 1.0  # For one Sentinel to answer, and for a server to tell its role.
+TOPOLOGY_LOOK_S = 1.0  # Between two looks at the Sentinels; +switch-master wakes it sooner.
+TOPOLOGY_FRESH_S = 5.0  # A watched master that was seen within it is connected to without asking.
+TOPOLOGY_UNWATCHED_S = 0.25  # The same where no watch would hear of a failover.
+TOPOLOGY_SIGHTS_KEPT = 120  # Looks at a master's offsets, to tell what a failover lost.
+SENTINELS_MIN = 3  # Fewer Sentinels cannot outvote a stale one.
+FAILOVERS_KEPT = 200  # Failovers of both sides that the control store remembers.
+FEED_ANNOUNCED_PORT = 1  # The port that a change feed announces: no server listens there.
 REPLY_TIMEOUT_S = 60.0  # Without a byte the peer is dead. A DUMP of the largest key takes seconds.
 STATUS_CLIENTS_MAX = 16  # Clients of /metrics and /health at a time. Each has a thread.
 STATUS_SECONDS_MAX = 5.0  # One of them is cut off after this.
@@ -124,6 +132,8 @@ PROFILE_CLIENTS_MAX = 20_000
 PROFILE_SECONDS_MAX = 8 * 24 * 3_600  # whose rates are kept
 SIZING_KEYS_MAX = 2_000  # of the source, that are restored on the target and measured
 SIZING_SECONDS_MAX = 20.0
+CLUSTER_SLOTS = 16_384  # of every cluster
+SIZING_SHARDS = (3, 6, 12)  # for which the fullest and the busiest shard is told
 RATES_SHOWN_MAX = 300  # points of the rate over time
 COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
 CAPTURE_FILES_MAX = 10_000  # of a folder
@@ -274,6 +284,9 @@ SWITCH_RETRY_S = 0.1
 # After which a fence that shut Exodus out goes up again, where the switch back that let it in is
 # gone
 FENCE_LET_IN_S = 15
+REPLICAS_HAVE_S = 0.5  # for a replica of the new side to have all that was copied
+FENCE_REPLICA_S = 1.0  # for the guard to come to a replica
+FENCE_POLL_S = 0.005
 
 # exodus/cutover/forced_rollback.py
 FORCED_ROLLBACK_TRIES = 3
@@ -571,6 +584,7 @@ TASKS_COMPATIBILITY_COPIES_PER_S_MAX = 50
 
 # tasks/context.py
 TASKS_STORE_AWAY_S = 30.0
+TASKS_FAILOVER_S = 30.0  # for a side behind Sentinel to have a master again
 TASKS_AGAIN_S = 0.5
 
 TASKS_CUTOVER_LISTED = 1_000  # keys that stay, listed by name

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exodus.errors import OperatorError
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place, Service
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Workers
@@ -33,7 +33,10 @@ class MigrationFile(BaseModel):
 
 
 _SERVERS = ("source", "target", "control_store")
-_MODELS = (Plan, Address, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window, GateChecks)
+_MODELS = (
+    *(Plan, Address, Service, Login, Workers, Budget, Listen, Fencing, CanaryPlan, Window),
+    GateChecks,
+)
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields} | {"url"})
 
 
@@ -77,30 +80,55 @@ def migration_of(raw: Mapping[str, Any], where: str) -> MigrationFile:
         OperatorError: a field cannot be; the message names the field and the value.
     """
     fields = dict(raw)
-    servers: dict[str, Address] = {}
-    for name in _SERVERS:
-        server = fields.pop(name, None)
-        if isinstance(server, str):
-            server = {"url": server}
-        if not isinstance(server, dict) or not isinstance(server.get("url"), str):
-            raise OperatorError(
-                f"{name} is not a server" if server else f"{name} is missing",
-                why="each of source, target and control_store needs a url",
-                next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  "
-                "password_env: NAME_OF_A_VARIABLE",
-            )
-        more = {key: value for key, value in server.items() if key != "url"}
-        try:
-            servers[name] = Address.parse(server["url"], field=name, **more)
-        except ValidationError as exc:
-            raise _as_operator_error(exc, where, name + ".") from exc
+    servers = {name: _place(name, fields.pop(name, None), where) for name in _SERVERS}
     try:
         plan = Plan.model_validate(
             {**fields, "source": servers["source"], "target": servers["target"]}
         )
     except ValidationError as exc:
         raise _as_operator_error(exc, where, "") from exc
-    return MigrationFile(plan=plan, control_store=servers["control_store"])
+    control_store = servers["control_store"]
+    if isinstance(control_store, Service):
+        raise OperatorError(
+            "control_store is one server, and it names sentinels",
+            why="after a failover the control store could lack the last entries of the journal",
+            next_step="name its address in control_store.url (docs/operating/production.md)",
+        )
+    return MigrationFile(plan=plan, control_store=control_store)
+
+
+def _place(name: str, server: object, where: str) -> Place:
+    """Read one of `_SERVERS`: a URL, a mapping with a URL, or a mapping with Sentinels.
+
+    Raises:
+        OperatorError: it is neither, or a field of it cannot be.
+    """
+    if isinstance(server, str):
+        server = {"url": server}
+    by_url = isinstance(server, dict) and isinstance(server.get("url"), str)
+    by_sentinels = isinstance(server, dict) and ("sentinels" in server or "service" in server)
+    if not isinstance(server, dict) or not (by_url or by_sentinels):
+        raise OperatorError(
+            f"{name} is not a server" if server else f"{name} is missing",
+            why="each of source, target and control_store needs a url; source and target may have "
+            "sentinels and service in its place",
+            next_step=f"add to {where}:\n{name}:\n  url: redis://user@host:port\n  "
+            "password_env: NAME_OF_A_VARIABLE",
+        )
+    if "url" in server and by_sentinels:
+        raise OperatorError(
+            f"{name} has a url and sentinels",
+            why="the Sentinels say which server is the master, so a url cannot",
+            next_step=f"leave {name}.url away; its user goes into {name}.username, and rediss:// "
+            f"becomes {name}.tls: true",
+        )
+    more = {key: value for key, value in server.items() if key != "url"}
+    try:
+        if by_sentinels:
+            return Service.model_validate(more)
+        return Address.parse(server["url"], field=name, **more)
+    except ValidationError as exc:
+        raise _as_operator_error(exc, where, name + ".") from exc
 
 
 def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> OperatorError:
@@ -126,7 +154,7 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
             else ""
         )
         return OperatorError(
-            f"{_place(field)}: there is no such field{number}",
+            f"{_shown(field)}: there is no such field{number}",
             why=why,
             next_step=f"is it {near[0]}?" if near else "see docs/operating/migration-file.md",
         )
@@ -137,11 +165,11 @@ def _as_operator_error(exc: ValidationError, where: str, prefix: str) -> Operato
         first["input"], (dict, list)
     )  # with fields of its own, which may be anything
     value = "" if whole or (hidden and isinstance(first["input"], str)) else f" {first['input']!r}"
-    return OperatorError(
-        f"{field}:{value} {first['msg'].lower()}", why=why, next_step=f"correct {field}"
-    )
+    ours = first["msg"].removeprefix("Value error, ")
+    said = ours if ours != first["msg"] else ours.lower()
+    return OperatorError(f"{field}:{value} {said}", why=why, next_step=f"correct {field}")
 
 
-def _place(field: str) -> str:
+def _shown(field: str) -> str:
     """Return an unknown field's name, masked where it may be a secret."""
     return field if _NAME.fullmatch(field) else "a field"

@@ -10,14 +10,14 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from exodus.plan.address import Address, Credentials
+from exodus.plan.address import Address, Credentials, Place, Service
 from exodus.plan.bounds import HOLD_SECONDS_MAX
 from exodus.plan.compare_rules import CompareRule
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.own_keys import is_own
 from exodus.plan.scope import Filters, Rename, Scope, check_renames
 from exodus.plan.settings import Budget, CanaryPlan, Fencing, Listen, Login, Users, Workers
-from exodus.plan.vocabulary import CopyStrategy, Cutover, Feed, Side, UserRole
+from exodus.plan.vocabulary import CopyStrategy, Cutover, Feed, FenceKind, Side, UserRole
 from exodus.plan.window import Window
 
 
@@ -292,8 +292,29 @@ class Plan(Options):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="lower-case letters, digits and dashes"
     )
-    source: Address = Field(description="the server that applications use today")
-    target: Address = Field(description="the server that takes over")
+    source: Place = Field(description="the server or service that applications use today")
+    target: Place = Field(description="the server or service that takes over")
+
+    @model_validator(mode="after")
+    def _fits_its_topology(self) -> Self:
+        services = [side for side in Side if isinstance(self.address(side), Service)]
+        if self.strategy is CopyStrategy.NATIVE and services:
+            raise ValueError(
+                f"strategy: native with {services[0]}.sentinels: Sentinel would undo what native "
+                "replication sets; set strategy: keys"
+            )
+        if self.strategy is CopyStrategy.MIGRATE and Side.TARGET in services:
+            raise ValueError(
+                "strategy: migrate with target.sentinels: the users that MIGRATE needs are not "
+                "replicated, so a failover would end the copy; set strategy: keys"
+            )
+        for side in services:
+            if self.fence.of(side) is FenceKind.REPLICA:
+                raise ValueError(
+                    f"fence.{side}: replica with {side}.sentinels: Sentinel would make the fenced "
+                    "server a master again; set acl, min-replicas or auto"
+                )
+        return self
 
     @model_validator(mode="after")
     def _compares_as_an_application(self) -> Self:
@@ -314,7 +335,7 @@ class Plan(Options):
     @model_validator(mode="after")
     def _tries_others_only(self) -> Self:
         for place, server in enumerate(self.candidates):
-            if (server.host, server.port) == (self.source.host, self.source.port):
+            if server.url.partition("@")[2] == self.source.url.partition("@")[2]:
                 raise ValueError(
                     f"candidates.{place} is the source: Pre-test would write scratch keys there; "
                     "leave it away"
@@ -328,7 +349,7 @@ class Plan(Options):
             return Scope()
         return Scope(self.filters, self.renames, always=self.rehearsal_prefix, never=is_own)
 
-    def address(self, side: Side) -> Address:
+    def address(self, side: Side) -> Place:
         """Return the address of one side."""
         return self.source if side is Side.SOURCE else self.target
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import yaml
 
@@ -23,7 +23,7 @@ from exodus.control import registry
 from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, ExodusError
-from exodus.plan.address import Address
+from exodus.plan.address import Address, Place
 from exodus.plan.bounds import REHEARSAL_AGAIN_S, REHEARSAL_GATEWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
@@ -54,13 +54,12 @@ class OwnGateway:
         named = {name: self._named(name, address) for name, address in servers.items()}
         write_private(self._file, yaml.safe_dump({**more, **named}))
 
-    def _named(self, name: str, address: Address) -> dict[str, object]:
+    def _named(self, name: str, address: Place) -> dict[str, Any]:
         """Return a server for the file; a password goes into the child's environment."""
-        given: dict[str, object] = {"url": address.url}
-        fields = address.model_dump(
-            mode="json", exclude={"host", "port", "username", "tls"}, exclude_none=True
-        )
-        given |= fields
+        in_url = {"host", "port", "username", "tls"} if isinstance(address, Address) else set()
+        given = address.model_dump(mode="json", exclude=in_url, exclude_none=True)
+        if in_url:
+            given["url"] = address.url
         if address.password is not None:
             variable = _VARIABLE + name.upper()
             self._env[variable] = address.password.get_secret_value()

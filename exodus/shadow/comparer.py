@@ -19,7 +19,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
 
 from exodus.cancellation import end_all
 from exodus.commands.table import CommandTable
@@ -34,7 +35,7 @@ from exodus.engine import Engine, open_engine
 from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 from exodus.plan.bounds import COMPARE_LOOKS_S
 from exodus.plan.plan import Plan
 from exodus.plan.sample import KeySample
@@ -50,6 +51,7 @@ from exodus.shadow.trials import Slow, TrialConnection, kill_script
 from exodus.shadow.verdicts import Judge, Tally
 from exodus.telemetry.sample import Sample
 from exodus.telemetry.states import WAITS
+from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
 _BATCH = 200
@@ -74,6 +76,7 @@ class Comparer(RouteFollower):
         super().__init__(store, process, log)
         self._looks_s = looks_s
         self._plan = plan.acting(UserRole.COMPARER)
+        self._topology = TopologyWatch(self._plan, store)
         self._work: asyncio.Task[None] | None = None
         self._opened = False  # the sampled requests are read from a known position on
         self._tally = Tally()
@@ -87,6 +90,9 @@ class Comparer(RouteFollower):
         self._pending = 0
         self._sample = KeySample()
         self._rules = Rules(plan.compare_rules)
+
+    def _works(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return (self._topology.run(),)
 
     async def _follow(self, route: Route) -> None:
         if route.epoch == self._route.epoch:
@@ -155,10 +161,10 @@ class Comparer(RouteFollower):
             await engine.follower.connect(name="exodus-compare")
         )
         authority = await self._tries(
-            (await engine.authority.any_node()).address, engine.route.authority, opened
+            (await engine.authority.any_node()).place, engine.route.authority, opened
         )
         follower = await self._tries(
-            self._as_application(ours.address), engine.route.follower, opened
+            self._as_application(ours.place), engine.route.follower, opened
         )
         copier = await engine.copier(engine.guard(), name="exodus-compare")
         opened.push_async_callback(copier.close)
@@ -209,15 +215,15 @@ class Comparer(RouteFollower):
         self._slow.script_runs = False
 
     async def _tries(
-        self, address: Address, side: Side, opened: contextlib.AsyncExitStack
+        self, place: Place, side: Side, opened: contextlib.AsyncExitStack
     ) -> TrialConnection:
-        tries = TrialConnection(await Leg.connect(address, side, name="exodus-compare"))
+        tries = TrialConnection(await Leg.connect(place, side, name="exodus-compare"))
         opened.push_async_callback(tries.close)
         return tries
 
-    def _as_application(self, address: Address) -> Address:
+    def _as_application(self, place: Place) -> Place:
         user = self._plan.compare_user
-        return address if user is None else user.at(address)
+        return place if user is None else user.at(place)
 
     async def _last_id(self) -> bytes:
         found = await answered(self._store.client.xrevrange(self._store.keys.shadow, count=1))

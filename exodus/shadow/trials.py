@@ -47,7 +47,7 @@ class TrialConnection:
         if self._late is not None:
             await self.close()
             before = self._leg
-            self._leg = await Leg.connect(before.address, before.side, name=before.name)
+            self._leg = await Leg.connect(before.place, before.side, name=before.name)
         asked = asyncio.create_task(self._ask(db, requests))
         try:
             done, _ = await asyncio.wait([asked], timeout=COMPARE_SECONDS_MAX)

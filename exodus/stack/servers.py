@@ -22,6 +22,9 @@ from exodus.resp.encode import encode
 from exodus.stack.processes import Started, start, wait_ready
 
 USER = "exodus"
+# A failover on one machine then takes about two seconds.
+SENTINEL_DOWN_AFTER_MS = 500
+SENTINEL_FAILOVER_TIMEOUT_MS = 3_000
 
 
 class ServerKind(StrEnum):
@@ -125,6 +128,34 @@ def start_server(
     write_private(file, "\n".join(lines) + "\n")
     started = start(name, [str(binary(kind)), str(file.absolute())], log=log, cwd=folder, port=port)
     return Server(kind, port, started, password_file)
+
+
+def start_sentinel(
+    kind: ServerKind,
+    *,
+    name: str,
+    port: int,
+    folder: Path,
+    log: Path,
+    service: str,
+    master_port: int,
+    quorum: int,
+) -> Server:
+    """Start a Sentinel on loopback for a master of this machine, without waiting for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"port {port}",
+        "bind 127.0.0.1",
+        f"dir {folder.absolute()}",
+        f"sentinel monitor {service} 127.0.0.1 {master_port} {quorum}",
+        f"sentinel down-after-milliseconds {service} {SENTINEL_DOWN_AFTER_MS}",
+        f"sentinel failover-timeout {service} {SENTINEL_FAILOVER_TIMEOUT_MS}",
+        f"sentinel parallel-syncs {service} 1",
+    ]
+    file = folder / "sentinel.conf"
+    write_private(file, "\n".join(lines) + "\n")
+    command = [str(binary(kind)), str(file.absolute()), "--sentinel"]
+    return Server(kind, port, start(name, command, log=log, cwd=folder, port=port))
 
 
 def wait_server(server: Server, *, within_s: float = 10.0) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,26 @@ from redis.exceptions import RedisError
 from exodus.control.store import ControlStore
 from exodus.errors import ExodusError, OperatorError
 from exodus.plan.address import Address
+from exodus.plan.bounds import SENTINELS_MIN
 from exodus.plan.migration_file import load_migration
 from exodus.plan.vocabulary import Side
 from exodus.private_files import write_private
 from exodus.stack import prefect, servers
 from exodus.stack.home import Home, Running, free_port
 from exodus.stack.processes import Started, end, start, wait_ready
-from exodus.stack.servers import ServerKind, start_server, wait_server
+from exodus.stack.servers import ServerKind, start_sentinel, start_server, wait_server
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import check_pair, raise_if_fatal
 
 MIGRATION = "demo"
 DATA_PLANE = ("gateway", "syncer", "comparer")
+
+
+class TopologyKind(StrEnum):
+    """What the embedded source is."""
+
+    STANDALONE = "standalone"
+    SENTINEL = "sentinel"
 
 
 @dataclass
@@ -47,6 +56,7 @@ class Wanted:
     source_kind: ServerKind = ServerKind.REDIS_62
     target_kind: ServerKind = ServerKind.VALKEY_91
     options: dict[str, Any] | None = None
+    topology: TopologyKind = TopologyKind.STANDALONE
 
 
 def urls(home: Home) -> dict[str, str]:
@@ -201,7 +211,7 @@ class _Stack:
 
     def _servers(self, wanted: Wanted) -> None:
         home = self.home
-        given: dict[str, dict[str, str]] = {}
+        given: dict[str, dict[str, Any]] = {}
         embedded = []
         for name, url, password_file, kind in (
             ("source", wanted.source_url, wanted.source_password_file, wanted.source_kind),
@@ -215,9 +225,20 @@ class _Stack:
             shutil.rmtree(home.data / name, ignore_errors=True)  # a stack begins empty
             server = self._embedded(name, kind, server_port)
             embedded.append(server)
+            secret = str(home.secret(name).absolute())
+            if name == "source" and wanted.topology is TopologyKind.SENTINEL:
+                more, sentinels = self._behind_sentinel(name, kind, server)
+                embedded += more
+                given[name] = {
+                    "sentinels": sentinels,
+                    "service": name,
+                    "username": servers.USER,
+                    "password_file": secret,
+                }
+                continue
             given[name] = {
                 "url": f"redis://{servers.USER}@127.0.0.1:{server_port}",
-                "password_file": str(home.secret(name).absolute()),
+                "password_file": secret,
             }
         for server in embedded:
             wait_server(server)
@@ -228,6 +249,42 @@ class _Stack:
             **(wanted.options or {}),
         }
         write_private(home.migration_file, yaml.safe_dump(document, sort_keys=False))
+
+    def _behind_sentinel(
+        self, name: str, kind: ServerKind, master: servers.Server
+    ) -> tuple[list[servers.Server], list[str]]:
+        """Start a replica and Sentinels for a master that was started."""
+        home = self.home
+        wait_server(master)
+        replica = start_server(
+            kind,
+            name=f"{name}-replica",
+            port=free_port(),
+            folder=home.data / f"{name}-replica",
+            log=home.log(f"{name}-replica"),
+            password_file=home.secret(name),
+            replicaof=f"127.0.0.1 {master.port}",
+            repl_diskless_sync_delay="0",
+        )
+        found = [replica]
+        for number in range(1, SENTINELS_MIN + 1):
+            sentinel = f"{name}-sentinel-{number}"
+            shutil.rmtree(home.data / sentinel, ignore_errors=True)
+            found.append(
+                start_sentinel(
+                    kind,
+                    name=sentinel,
+                    port=free_port(),
+                    folder=home.data / sentinel,
+                    log=home.log(sentinel),
+                    service=name,
+                    master_port=master.port,
+                    quorum=SENTINELS_MIN // 2 + 1,
+                )
+            )
+        for server in found:
+            self.add(server.started)
+        return found, [f"127.0.0.1:{server.port}" for server in found[1:]]
 
     def _embedded(self, name: str, kind: ServerKind, port: int) -> servers.Server:
         home = self.home

@@ -1,13 +1,15 @@
 """A side of the migration as a set of nodes.
 
-A standalone server is one node. Callers ask for the node of a key or for all nodes, so that
-Sentinel and Cluster need no change in them.
+A standalone server is one node. A service behind Sentinel is one node too, which is another server
+after a failover; its replicas are nodes for fences only. Callers ask for the node of a key or for
+all nodes, so that Cluster needs no change in them.
 """
 
 from __future__ import annotations
 
 from exodus.net.leg import Leg
-from exodus.plan.address import Address
+from exodus.net.masters import master_of
+from exodus.plan.address import Address, Place, Service
 from exodus.plan.vocabulary import Side
 from exodus.topology.node import Node, NodeFacts
 
@@ -17,14 +19,29 @@ class Endpoint:
     answers for all.
     """
 
-    def __init__(self, side: Side, address: Address) -> None:
+    def __init__(self, side: Side, place: Place) -> None:
         self.side = side
-        self.address = address
-        self._nodes = [Node(side, address)]
+        self.place = place
+        self._nodes = [Node(side, place)]
 
     async def each_node(self) -> list[Node]:
         """Return every node that holds keys: for scans, change feeds, fences, and guards."""
         return self._nodes
+
+    def replicas(self) -> list[Node]:
+        """Return the replicas of a service, as its Sentinels name them: each may be the master
+        next. A standalone server's are not known, and nothing promotes them by itself.
+        """
+        if isinstance(self.place, Address):
+            return []
+        believed = master_of(self.place).believed
+        announced = believed.replicas if believed is not None else ()
+        return [Node(self.side, self.place.server(name)) for name in announced]
+
+    @property
+    def service(self) -> Service | None:
+        """Return the service behind Sentinel that this side is, or None."""
+        return self.place if isinstance(self.place, Service) else None
 
     async def any_node(self) -> Node:
         """Return one node, for what all nodes answer alike: commands, version, users."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from exodus.errors import OperatorError
 from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg, ReplyError, not_yet
-from exodus.plan.address import Address
+from exodus.net.masters import failovers_of
+from exodus.plan.address import Address, Place
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 
@@ -48,6 +49,14 @@ class NodeFacts:
     script_ms: int = (
         _SCRIPT_MS  # a script that runs for longer makes the server answer BUSY to everybody
     )
+    failovers: str = ""  # of its service; empty for a server that stands alone
+
+    @property
+    def life(self) -> str:
+        """Return what is another one where the server may have lost keys: it restarted, another
+        took its place, or it was a replica meanwhile.
+        """
+        return self.run_id + self.failovers
 
     @property
     def version_text(self) -> str:
@@ -56,16 +65,19 @@ class NodeFacts:
 
 
 class Node:
-    """One server of a side."""
+    """One server of a side, or the server that is the master of a service.
 
-    def __init__(self, side: Side, address: Address) -> None:
+    The name stays through failovers, so that a slice is the same slice after one.
+    """
+
+    def __init__(self, side: Side, place: Place) -> None:
         self.side = side
-        self.address = address
-        self.name = f"{address.host}:{address.port}"
+        self.place = place
+        self.name = place.place if isinstance(place, Address) else place.service
 
     async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
-        """Connect to the server."""
-        return await Leg.connect(self.address, self.side, db=db, name=name)
+        """Connect to the server, or to the master of now."""
+        return await Leg.connect(self.place, self.side, db=db, name=name)
 
     async def info(self) -> dict[str, str]:
         """Return the fields of INFO.
@@ -95,6 +107,7 @@ class Node:
             SourceError, TargetError, OperatorError: it does not answer, or refuses INFO.
         """
         async with await self.connect() as leg:
+            failovers = failovers_of(self.place)
             info = await self._info(leg)
             engine = "valkey" if "valkey_version" in info else "redis"
             version = tuple(
@@ -148,6 +161,7 @@ class Node:
             engine=engine,
             version=version,
             run_id=info["run_id"],
+            failovers=failovers,
             payload_version=payload,
             databases=databases,
             used_memory=int(info.get("used_memory", 0)),

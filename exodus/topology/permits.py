@@ -13,7 +13,7 @@ from typing import Any
 
 from exodus.errors import OperatorError
 from exodus.net.leg import Leg, ReplyError
-from exodus.plan.address import Address
+from exodus.plan.address import Place, Service
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.rights import Right, Version, Wanted, rights_of
@@ -64,7 +64,8 @@ def _roles(plan: Plan, side: Side) -> list[UserRole]:
 
 def wanted_of(plan: Plan, side: Side) -> Wanted:
     """Return the features that a plan uses on a side."""
-    return Wanted(plan.fence.of(side), plan.feed, plan.strategy)
+    sentinel = isinstance(plan.address(side), Service)
+    return Wanted(plan.fence.of(side), plan.feed, plan.strategy, sentinel)
 
 
 async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> list[Refused]:
@@ -104,7 +105,7 @@ async def try_rights(plan: Plan, side: Side, engine: str, version: Version) -> l
     return found
 
 
-async def why_not(address: Address, side: Side, command: str) -> str | None:
+async def why_not(address: Place, side: Side, command: str) -> str | None:
     """Return why the user of an address may not run a command, or None: it may, or that cannot be
     tried.
 

@@ -65,6 +65,7 @@ class Wanted:
     fence: FenceKind = FenceKind.AUTO
     feed: Feed = Feed.AUTO
     strategy: CopyStrategy = CopyStrategy.KEYS
+    sentinel: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Right:
     fences: frozenset[FenceKind] = frozenset()
     feeds: frozenset[Feed] = frozenset()
     strategies: frozenset[CopyStrategy] = frozenset()
+    sentinel: bool = False  # only on the servers of a service behind Sentinel
     without: str = ""  # what happens without it, where the engine goes on; empty: it does not
 
     def applies(self, role: UserRole, side: Side, wanted: Wanted) -> bool:
@@ -90,6 +92,7 @@ class Right:
             and (not self.fences or wanted.fence in self.fences)
             and (not self.feeds or wanted.feed in self.feeds)
             and (not self.strategies or wanted.strategy in self.strategies)
+            and (not self.sentinel or wanted.sentinel)
         )
 
 
@@ -109,6 +112,18 @@ RIGHTS = (
         "to name the connection, to see who answers, and how it fares",
     ),
     Right(_words("command"), _ALL, "which commands the server has, and where their keys stand"),
+    Right(
+        _words("role"),
+        _ALL,
+        "behind Sentinel: whether the server is the master",
+        sentinel=True,
+    ),
+    Right(
+        _words("wait"),
+        _SWITCH,
+        "behind Sentinel: that a replica has what was copied, before the cutover",
+        sentinel=True,
+    ),
     Right(_words("multi discard"), _ALL, "to try rights without running anything"),
     Right(
         _words("acl|whoami"),

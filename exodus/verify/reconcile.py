@@ -294,7 +294,7 @@ async def _progress(engine: Engine, name: str, what: str) -> PassProgress:
         [
             engine.route.authority,
             engine.route.writer_epoch,
-            *[facts.run_id for facts in sides],
+            *[facts.life for facts in sides],
             what,
             engine.plan.model_dump_json(
                 include={"source", "target", "filters", "renames", "allow_nonempty", "slices"}

@@ -24,6 +24,8 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
+HOT = [{"key": "{a}1", "requests_per_s": 400.0}, {"key": "{a}2", "requests_per_s": 100.0}]
+
 
 def red(checks: list[Json]) -> dict[str, Json]:
     return {row["check"]: row for row in checks if not row["ok"]}
@@ -46,7 +48,8 @@ async def proved(it: Opened, *commands: str) -> list[Json]:
 
 
 async def sized(it: Opened) -> Json:
-    return await inspect.unwrap(sizing.measure_size.fn)(it)
+    workload = {"hot_keys": HOT, "requests_per_s": 1_000.0}
+    return await inspect.unwrap(sizing.measure_size.fn)(it, workload)
 
 
 # Compatibility.
@@ -261,6 +264,19 @@ def test_growth_that_fills_the_target_is_a_finding() -> None:
     found = red(judge_size(_size(growth_bytes_a_day=10_000)))
     assert "the target takes the connections" in red(judge_size(_size(source_clients=90)))
     assert "full in 10 days" in found["the target has room for a month of growth"]["detail"]
+
+
+async def test_the_fullest_and_the_busiest_shard_are_told(local: LocalMigration) -> None:
+    """Keys of one hash tag are in one shard, whatever their number."""
+    with local.servers[Side.SOURCE].client() as source:
+        source.mset({f"{{b}}{number}": "x" * 500 for number in range(300)})
+        source.mset({f"other:{number}": "x" * 500 for number in range(300)})
+    three, six, _ = (await sized(opened(local)))["shards"]
+    assert three["fullest_share"] > 0.6
+    assert 0.4 < six["fullest_share"] < 0.7
+    assert three["hottest_key"] == "{a}1"
+    assert three["busiest_requests_per_s"] == pytest.approx(500 + 500 / 3, abs=0.1)
+    assert six["busiest_share"] == pytest.approx(0.5 + 0.5 / 6, abs=0.001)
 
 
 async def test_a_large_key_is_counted_and_not_restored(local: LocalMigration) -> None:

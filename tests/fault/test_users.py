@@ -275,6 +275,7 @@ def test_every_right_has_its_reason_and_the_server_takes_the_rule(
                 *map(Wanted, FenceKind),
                 *(Wanted(strategy=way) for way in CopyStrategy),
                 *(Wanted(feed=feed) for feed in Feed),
+                Wanted(sentinel=True),
             ]:
                 for side in Side:
                     client.execute_command(

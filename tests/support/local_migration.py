@@ -32,6 +32,7 @@ from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import CopyStrategy, Feed, JournalMode, Side
 from exodus.stack.home import free_port
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.watch import TopologyWatch
 from exodus.verify.passes import VerificationReport
 from exodus.verify.reconcile import verify
 from tests.support.servers import DatabaseServer
@@ -77,6 +78,7 @@ class LocalMigration:
     async def gateway(
         self, process: str = "gw-1", port: int | None = None, **options: object
     ) -> Gateway:
+        await TopologyWatch(self.plan, self.store).begin()
         gateway = Gateway(
             self.store,
             self.plan,
@@ -206,6 +208,10 @@ class LocalMigration:
             )
 
         await until(quiet, within_s=20, otherwise="the journal never drained")
+
+    async def feed_drained(self) -> bool:
+        """Whether the feed in force is drained."""
+        return await (await self.engine()).feed.drained()
 
     async def verify(self) -> VerificationReport:
         return await verify(await self.engine(), settle_s=0.1, attempts=4)

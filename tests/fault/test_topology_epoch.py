@@ -1,0 +1,56 @@
+"""Topology epochs and failovers in the control store: many processes note the same one."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from exodus.control.store import ControlStore
+from exodus.control.topology import (
+    Failover,
+    Topology,
+    note_master,
+    read_failovers,
+    read_topologies,
+)
+from exodus.plan.vocabulary import Side
+from tests.support.servers import DatabaseServer
+
+pytestmark = pytest.mark.fault
+
+
+def _topology(master: str, config_epoch: int, replicas: str = "") -> Topology:
+    return Topology(
+        master=master, config_epoch=config_epoch, run_id="run", replicas=replicas, at_ms=1_000
+    )
+
+
+def _failover(master: str, safe_until_ms: int | None = None) -> Failover:
+    return Failover(
+        side=Side.SOURCE, master=master, at_ms=5_000, safe_until_ms=safe_until_ms, lost_bytes_min=7
+    )
+
+
+async def test_a_new_master_is_one_epoch_and_one_failover(control_server: DatabaseServer) -> None:
+    name = f"t{secrets.token_hex(4)}"
+    async with await ControlStore.connect(control_server.address(), name) as store:
+
+        async def note(topology: Topology, failover: Failover) -> int:
+            return await note_master(store, Side.SOURCE, topology, failover)
+
+        assert await note(_topology("a:1", 1, "b:1"), _failover("a:1")) == 1
+        assert await read_failovers(store) == []
+        assert await note(_topology("a:1", 1), _failover("a:1")) == 0
+        assert (await read_topologies(store))[Side.SOURCE].replicas == ""
+        # Noted first by a process that had not watched the old master, then by one that had.
+        assert await note(_topology("b:1", 2), _failover("b:1")) == 2
+        assert await note(_topology("b:1", 2, "a:1"), _failover("b:1", 4_000)) == 0
+        assert await note(_topology("b:1", 2, "a:1"), _failover("b:1", 3_000)) == 0
+        (failover,) = await read_failovers(store)
+        assert (failover.before, failover.master, failover.epoch) == ("a:1", "b:1", 2)
+        assert (failover.safe_until_ms, failover.lost_bytes_min) == (4_000, 7)
+        # A process that still believes the old master changes nothing.
+        assert await note(_topology("a:1", 1), _failover("a:1")) == 0
+        found = (await read_topologies(store))[Side.SOURCE]
+        assert (found.master, found.epoch, found.replicas) == ("b:1", 2, "a:1")
