@@ -28,6 +28,7 @@ from exodus.plan.settings import Login
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.applications import takes_nobody
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.permits import why_refused
 
 _PROBE_USER = "exodus-smoke-"
 _DAY_S = 86_400
@@ -83,10 +84,10 @@ async def _rights(
 ) -> Checked:
     """Return what `name` may do on the source and not on the target."""
     what = f"rights of user {name}"
-    may = (await target.pipeline([("ACL", "DELUSER", _PROBE_USER + secrets.token_hex(6))]))[0]
-    if isinstance(may, ReplyError):
-        return told(what, f"Exodus's user may not ask for them: {may}")
     probe = _PROBE_USER + secrets.token_hex(6)
+    refused = await why_refused(target, ("ACL", "SETUSER", probe), ("ACL", "DELUSER", probe))
+    if refused is not None:
+        return told(what, f"Exodus's user may not ask for them: {refused}")
     rules = [*user.rules["commands"].split(), *user.rules["keys"].split()]
     rules += user.rules["channels"].split()
     made = (

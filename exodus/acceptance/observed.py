@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.observe.workload import Workload
-from exodus.plan.address import Address
+from exodus.plan.address import Place
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import UserRole
 
 WORKLOAD, LEARNT = "workload.pre-test", "profile.analyze"
 
 
-def tried_as(plan: Plan) -> Address:
+def tried_as(plan: Plan) -> Place:
     """Return the target with the user as which requests are tried: `compare_user`, else the
     comparer's.
     """

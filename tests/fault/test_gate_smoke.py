@@ -28,7 +28,7 @@ from tasks import acceptance
 from tasks.checks import failing, open_findings
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
-from tests.support.roles import administrator, make_users
+from tests.support.roles import administrator, denied, make_users
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
@@ -347,4 +347,5 @@ async def test_with_the_users_of_its_roles_nothing_is_red(
     assert [row for row in rows if not row["ok"]] == []
     shown = {row["check"]: row["detail"] for row in rows}
     assert "Exodus's user may not ask for them" in shown[f"rights of user {_APP}"]
-    assert "may not remove a user made for it" in shown["the rehearsal's fence"]
+    assert "may not make and remove a user" in shown["the rehearsal's fence"]
+    assert denied(servers) == []
