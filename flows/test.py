@@ -9,6 +9,7 @@ from flows.lifecycle import go_on
 from flows.phase import MIGRATION, MigrationName, phase_flow
 from tasks.acceptance import (
     check_business,
+    check_commands,
     check_data,
     check_delivery,
     check_failures,
@@ -17,9 +18,9 @@ from tasks.acceptance import (
     check_logins,
     check_replicas,
     check_settings,
+    read_tables,
     rehearse_rounds,
     remove_trial_copy,
-    show_tables,
 )
 from tasks.beside import compare_beside
 from tasks.checks import any_fatal, frames, open_findings, summary_lines, why_not_accepted
@@ -44,6 +45,7 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         *sides,
         *exercise_target(migration),
         *check_logins(migration),
+        *check_commands(migration),
         *check_delivery(migration),
         *check_settings(migration),
         *check_replicas(migration),
@@ -55,13 +57,13 @@ def test(migration: MigrationName = MIGRATION) -> State[str]:
         *rehearse_rounds(migration),
     ]
     remove_trial_copy(migration, "after")
-    show_tables(migration)
+    tables = read_tables(migration)
     summary = {
         "checks": len(rows),
         "required_failing": sum(not row["ok"] and row["level"] == "must" for row in rows),
         "findings": len(open_findings(rows)),
     }
-    evaluate(migration, PHASE, {"gate": rows}, summary)
+    evaluate(migration, PHASE, {"gate": rows}, summary, tables)
     decision = ask(
         findings_form(findings=bool(open_findings(rows))),
         migration=migration,

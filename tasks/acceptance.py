@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from exodus.acceptance import (
     business,
+    commands,
     delivery,
     failures,
     latency,
@@ -22,13 +23,11 @@ from exodus.acceptance import (
 from exodus.acceptance.rows import Checked, told
 from exodus.cutover.rehearsal_report import REPORT
 from exodus.errors import ExodusError
+from exodus.net.leg import ReplyError
 from exodus.plan.gate_checks import CheckLevel
-from exodus.plan.vocabulary import Phase
 from exodus.rehearsal.rehearse import rehearse
-from tasks.artifacts import create_table_artifact
 from tasks.checks import Level, check
-from tasks.context import Json, Opened, opened, opens_migration, run
-from tasks.evidence import artifact_key
+from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _LEVELS = {CheckLevel.REQUIRED: Level.MUST, CheckLevel.ADVISORY: Level.SHOULD}
@@ -48,7 +47,7 @@ def _gate_check(name: str, title: str) -> Callable[[Work], Task[[str], list[Json
                 return [_row(told(f"{name}: not run", "off in test_checks"), Level.INFO)]
             try:
                 found = await work(it)
-            except (ExodusError, RedisError, OSError, TimeoutError) as exc:
+            except (ExodusError, ReplyError, RedisError, OSError, TimeoutError) as exc:
                 found = [_broken(name, exc)]
             return [_row(each, _LEVELS[level] if each.judged else Level.INFO) for each in found]
 
@@ -83,6 +82,12 @@ def _row(found: Checked, level: Level) -> Json:
 async def check_logins(it: Opened) -> list[Checked]:
     """Check every user's login and rights on the target."""
     return await logins.check_logins(it.plan, it.store)
+
+
+@_gate_check("commands", "Try every observed kind of request")
+async def check_commands(it: Opened) -> list[Checked]:
+    """Try each kind of request that was observed on scratch keys of the target."""
+    return await commands.check_commands(it.plan, it.store)
 
 
 @_gate_check("delivery", "Try transactions, scripts and subscriptions")
@@ -133,8 +138,13 @@ async def check_business(it: Opened) -> list[Checked]:
 @kept_task("Remove the trial copy")
 @opens_migration
 async def remove_trial_copy(it: Opened, when: str) -> int:
-    """Remove what a trial copy left on the target; `when` tells the calls of a run apart."""
-    del when
+    """Remove what a trial copy left on the target, `before` or `after` the checks.
+
+    Before them, figures of an earlier run are forgotten too: they are not this run's.
+    """
+    if when == "before":
+        for report in (load.REPORT, business.REPORT):
+            await it.store.drop_report(report)
     return await trial_copy.remove_trial(it.plan, it.store)
 
 
@@ -206,30 +216,15 @@ def judge_rehearsal(found: dict[str, Any]) -> list[Checked]:
     ]
 
 
-@kept_task("Show rehearsal, load and business checks")
-def show_tables(migration: str) -> int:
-    """Show the rehearsal's switches, the load's steps, and what business checks found wrong.
-
-    Returns how many rows there are.
-    """
-
-    async def read() -> dict[str, list[Json]]:
-        async with opened(migration) as it:
-            rehearsal = await it.store.report(REPORT) or {}
-            found = await it.store.report(business.REPORT) or {}
-            played = await it.store.report(load.REPORT) or {}
-            return {
-                "rehearsal": rehearsal.get("switches", []),
-                "business": found.get("rows", []),
-                "load": played.get("steps", []),
-            }
-
-    tables = run(read())
-    for name, rows in tables.items():
-        if rows:
-            create_table_artifact(
-                key=artifact_key(migration, Phase.TEST, name),
-                table=rows,
-                description=f"{Phase.TEST}: {name}",
-            )
-    return sum(map(len, tables.values()))
+@kept_task("Read rehearsal, load and business rows")
+@opens_migration
+async def read_tables(it: Opened) -> dict[str, list[Json]]:
+    """Return the rehearsal's switches, the load's steps, and what business checks found wrong."""
+    rehearsal = await it.store.report(REPORT) or {}
+    found = await it.store.report(business.REPORT) or {}
+    played = await it.store.report(load.REPORT) or {}
+    return {
+        "rehearsal": rehearsal.get("switches", []),
+        "load": played.get("steps", []),
+        "business": found.get("rows", []),
+    }

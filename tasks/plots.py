@@ -131,6 +131,25 @@ def _coverage(rows: list[Json]) -> Graph:
     return chart
 
 
+def _load(rows: list[Json]) -> Graph:
+    """Draw the latency of the observed load at each multiple of its rate."""
+    chart = _chart("Line", "Latency of the load, in ms, by times the observed rate")
+    chart.x_labels = [f"{row['speed']:g}" for row in rows]
+    for name in ("p50", "p99"):
+        chart.add(name, [row[f"latency_us_{name}"] / _MS for row in rows])
+    return chart
+
+
+def _stalls(rows: list[Json]) -> Graph:
+    """Draw the stall of each rehearsed switch, and of the same time without one."""
+    whole = [row for row in rows if not row["killed"]] or rows
+    chart = _chart("Bar", "Longest request at each rehearsed switch, in ms")
+    chart.x_labels = [f"{row['round']} to {row['to']}" for row in whole]
+    chart.add("at the switch", [row["stall_ms"] for row in whole])
+    chart.add("before it", [row["quiet_ms"] for row in whole])
+    return chart
+
+
 # Name of the plot: the rows that it is of, and how it is drawn.
 _PLOTS: dict[str, tuple[str, Callable[[list[Json]], Graph]]] = {
     "plot-mix": ("shapes", _mix),
@@ -141,4 +160,6 @@ _PLOTS: dict[str, tuple[str, Callable[[list[Json]], Graph]]] = {
     "plot-candidates": ("candidates", _candidates),
     "plot-convergence": ("dirty", _convergence),
     "plot-coverage": ("coverage", _coverage),
+    "plot-load": ("load", _load),
+    "plot-stalls": ("rehearsal", _stalls),
 }

@@ -13,8 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 import redis.asyncio as redis
-from redis.exceptions import NoPermissionError
 
+from exodus.acceptance.observed import tried_as
 from exodus.acceptance.rows import Checked, told
 from exodus.control import registry
 from exodus.control.store import ControlStore
@@ -25,10 +25,12 @@ from exodus.errors import ExodusError
 from exodus.net.client import answered
 from exodus.net.leg import Leg, ReplyError
 from exodus.net.master_client import make_side_client
+from exodus.plan.address import Place
 from exodus.plan.bounds import ACCEPTANCE_DELIVERY_S, ACCEPTANCE_NAMED
 from exodus.plan.plan import Plan
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.permits import why_refused
 
 _SCRATCH = "exodus:load:smoke:"
 _SCRIPT = "redis.call('SET', KEYS[1], ARGV[1]); return redis.call('GET', KEYS[1])"
@@ -37,8 +39,7 @@ _BLOCK_S = 0.2
 
 async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
     """Try each of them once."""
-    user = plan.compare_user
-    address = plan.target if user is None else user.at(plan.target)
+    address = tried_as(plan)
     prefix = f"{_SCRATCH}{secrets.token_hex(6)}:"
     clients = [
         make_side_client(
@@ -55,10 +56,15 @@ async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
         ("blocking pop", lambda: _block(one, other, f"{prefix}b")),
         ("time limit of a blocking pop", lambda: _block_out(one, f"{prefix}empty")),
     ]
+    refused = {} if plan.compare_user is not None else await _refused(address, prefix)
     rows = []
     try:
         for name, attempt in tries:
-            rows.append(await _tried(name, attempt, as_application=user is not None))
+            why = refused.get(name)
+            said = f"Exodus's user may not; set compare_user: {why}"
+            rows.append(
+                await _tried(name, attempt) if why is None else told(f"delivery: {name}", said)
+            )
     finally:
         async with await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as leg:
             await leg.call("UNLINK", *[f"{prefix}{name}" for name in ("t", "w", "s", "b", "empty")])
@@ -68,20 +74,33 @@ async def check_delivery(plan: Plan, store: ControlStore) -> list[Checked]:
     return [*rows, await _events(plan, prefix)]
 
 
-async def _tried(
-    name: str, attempt: Callable[[], Awaitable[str]], *, as_application: bool
-) -> Checked:
+async def _refused(address: Place, prefix: str) -> dict[str, str]:
+    """Return what Exodus's own user may not try, and why; a try would stand in the server's log."""
+    needed: dict[str, list[tuple[object, ...]]] = {
+        "transaction": [("MULTI",), ("SET", prefix, 1), ("INCR", prefix), ("EXEC",)],
+        "watched key that changes": [("WATCH", prefix), ("SET", prefix, 1), ("EXEC",)],
+        "script": [("EVAL", "return 1", 1, prefix), ("SET", prefix, 1), ("GET", prefix)],
+        "publish and subscribe": [("SUBSCRIBE", prefix), ("PUBLISH", prefix, 1)],
+        "blocking pop": [("BLPOP", prefix, 1), ("RPUSH", prefix, 1)],
+        "time limit of a blocking pop": [("BLPOP", prefix, 1)],
+    }
+    found = {}
+    async with await Leg.connect(address, Side.TARGET, name="exodus-smoke") as leg:
+        for name, requests in needed.items():
+            why = await why_refused(leg, *requests)
+            if why is not None:
+                found[name] = why
+    return found
+
+
+async def _tried(name: str, attempt: Callable[[], Awaitable[str]]) -> Checked:
     try:
         async with asyncio.timeout(ACCEPTANCE_DELIVERY_S):
             wrong = await attempt()
-    except NoPermissionError as exc:
-        if not as_application:
-            return told(f"target takes: {name}", f"Exodus's user may not; set compare_user: {exc}")
-        wrong = str(exc)
     except (redis.RedisError, OSError, TimeoutError) as exc:
         wrong = str(exc) or f"no answer within {ACCEPTANCE_DELIVERY_S:.0f} s"
     return Checked(
-        f"target takes: {name}",
+        f"delivery: {name}",
         not wrong,
         wrong,
         "applications that use it would fail after the cutover",
@@ -150,10 +169,13 @@ async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
     async with (
         await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source,
         await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
+        await Endpoint(Side.TARGET, plan.acting(UserRole.SWITCH).target).connect(
+            name="exodus-smoke"
+        ) as loading,
     ):
         loaded: set[bytes] = set()
-        refused = await load_scripts(store, target, loaded)
-        missing = await _missing(target, loaded)
+        refused = await load_scripts(store, loading, loaded)
+        missing = await _missing(loading, loaded)
         libraries = await compare_libraries(source, target)
         not_loaded = {} if not libraries.code else await _libraries_refused(target, libraries.code)
     asked = unseen(await registry.heartbeats(store, "gateway"))
@@ -191,6 +213,8 @@ async def _code(plan: Plan, store: ControlStore) -> list[Checked]:
 
 async def _missing(target: Leg, digests: set[bytes]) -> list[str]:
     wanted = sorted(digests)
+    if await why_refused(target, ("SCRIPT", "EXISTS", "0" * 40)) is not None:
+        return []  # it was loaded just now
     there = await target.call("SCRIPT", "EXISTS", *wanted) if wanted else []
     return [
         f"{sha.decode()[:12]}…: not on the target"
@@ -202,6 +226,12 @@ async def _missing(target: Leg, digests: set[bytes]) -> list[str]:
 async def _libraries_refused(target: Leg, code: dict[str, bytes]) -> dict[str, str]:
     """Return why the target does not take a library: tried under a name of Exodus's own."""
     found: dict[str, str] = {}
+    asked = (
+        ("FUNCTION", "LOAD", "#!lua name=exodus_smoke\n"),
+        ("FUNCTION", "DELETE", "exodus_smoke"),
+    )
+    if await why_refused(target, *asked) is not None:
+        return found  # the cutover carries them, and tells what was refused
     for name, text in code.items():
         head, _, body = text.partition(b"\n")
         scratch = b"exodus_smoke_" + secrets.token_hex(4).encode()
@@ -211,14 +241,14 @@ async def _libraries_refused(target: Leg, code: dict[str, bytes]) -> dict[str, s
         reply = (await target.pipeline([("FUNCTION", "LOAD", library)]))[0]
         if not isinstance(reply, ReplyError):
             await target.call("FUNCTION", "DELETE", scratch)
-        elif "already exists" not in str(reply) and not str(reply).startswith("NOPERM"):
+        elif "already exists" not in str(reply):
             found[name] = str(reply)[:200]
     return found
 
 
 async def _events(plan: Plan, prefix: str) -> Checked:
     """Check that keyspace events come, where the source sends them."""
-    what = "target takes: keyspace events"
+    what = "delivery: keyspace events"
     async with await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source:
         reply = (await source.pipeline([("CONFIG", "GET", "notify-keyspace-events")]))[0]
     flags = reply[1].decode() if isinstance(reply, list) and reply else ""

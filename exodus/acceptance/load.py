@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from exodus.acceptance.observed import LEARNT, observed_workload
+from exodus.acceptance.observed import LEARNT, observed_workload, tried_as
 from exodus.acceptance.rows import Checked, told
 from exodus.control.store import ControlStore
 from exodus.copy.impact import Pace
@@ -22,6 +22,7 @@ from exodus.net.masters import located
 from exodus.observe.composer import Composer
 from exodus.observe.distribution import Distribution
 from exodus.observe.player import Played, Player, remove_scratch, scratch_prefix
+from exodus.observe.ramp import refused_commands
 from exodus.observe.workload import Workload
 from exodus.plan.bounds import (
     ACCEPTANCE_NAMED,
@@ -103,6 +104,14 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
     stopped = ""
     prefix = scratch_prefix(Random())  # noqa: S311 - a name, not a secret
     source = Endpoint(Side.SOURCE, plan.source)
+    unplayed: list[str] = []
+    if plan.compare_user is None:  # an application's user must be allowed to do what it did
+        refused = await refused_commands(await located(tried_as(plan)), workload)
+        unplayed = sorted({each.command for each in workload.operations} & refused)
+        operations = [each for each in workload.operations if each.command not in refused]
+        workload = workload.model_copy(update={"operations": operations})
+    if not workload.operations:
+        return [told("load", f"Exodus's user may run none of it: {', '.join(unplayed)}")]
     async with Pace(store, source, plan.budget, what="load test") as pace:
         try:
             for speed in _speeds(plan.test_checks.load_speed_max):
@@ -118,7 +127,11 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
     await store.save_report(
         REPORT, {"at_ms": await store.now_ms(), "steps": [step.row() for step in steps]}
     )
-    return judge_load(workload, steps, required, stopped)
+    rows = judge_load(workload, steps, required, stopped)
+    if unplayed:
+        said = f"Exodus's user may not run them; set compare_user: {', '.join(unplayed)}"
+        rows.append(told("load: not played", said))
+    return rows
 
 
 def _speeds(most: float) -> list[float]:
@@ -158,7 +171,7 @@ async def _step(
     )
     composer.check()
     before = await _info(plan)
-    played = await Player(await located(plan.target), composer, prefix=prefix).run(
+    played = await Player(await located(tried_as(plan)), composer, prefix=prefix).run(
         seconds=plan.test_checks.load_seconds,
         connections=min(max(workload.connections, 1), LOAD_CONNECTIONS_MAX),
         keep=True,

@@ -25,9 +25,10 @@ from exodus.net.tls import ssl_context
 from exodus.plan.bounds import ACCEPTANCE_NAMED, CERTIFICATE_DAYS_MIN
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Login
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import Side, UserRole
 from exodus.topology.applications import takes_nobody
 from exodus.topology.endpoint import Endpoint
+from exodus.topology.permits import why_refused
 
 _PROBE_USER = "exodus-smoke-"
 _DAY_S = 86_400
@@ -48,9 +49,10 @@ _WORDS: dict[str, tuple[str, ...]] = {
 async def check_logins(plan: Plan, store: ControlStore) -> list[Checked]:
     """Check users, passwords, rights, and TLS of the target against the source's."""
     commands = await observed_commands(store)
+    acting = plan.acting(UserRole.SWITCH)  # who may change users, for the fence
     async with (
-        await Endpoint(Side.SOURCE, plan.source).connect(name="exodus-smoke") as source,
-        await Endpoint(Side.TARGET, plan.target).connect(name="exodus-smoke") as target,
+        await Endpoint(Side.SOURCE, acting.source).connect(name="exodus-smoke") as source,
+        await Endpoint(Side.TARGET, acting.target).connect(name="exodus-smoke") as target,
     ):
         rows = await _users(plan, source, target, commands)
     rows += [await _mapped(plan, login) for login in plan.logins]
@@ -83,6 +85,9 @@ async def _rights(
     """Return what `name` may do on the source and not on the target."""
     what = f"rights of user {name}"
     probe = _PROBE_USER + secrets.token_hex(6)
+    refused = await why_refused(target, ("ACL", "SETUSER", probe), ("ACL", "DELUSER", probe))
+    if refused is not None:
+        return told(what, f"Exodus's user may not ask for them: {refused}")
     rules = [*user.rules["commands"].split(), *user.rules["keys"].split()]
     rules += user.rules["channels"].split()
     made = (

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from exodus.control.store import ControlStore
 from exodus.observe.workload import Workload
+from exodus.plan.address import Place
+from exodus.plan.plan import Plan
+from exodus.plan.vocabulary import UserRole
 
 WORKLOAD, LEARNT = "workload.pre-test", "profile.analyze"
+
+
+def tried_as(plan: Plan) -> Place:
+    """Return the target with the user as which requests are tried: `compare_user`, else the
+    comparer's.
+    """
+    if plan.compare_user is not None:
+        return plan.compare_user.at(plan.target)
+    return plan.acting(UserRole.COMPARER).target
 
 
 async def observed_workload(store: ControlStore) -> Workload | None:

@@ -104,7 +104,7 @@ async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
     top = min(1.0, RAMP_RATE_MAX / max(workload.rates.mean, 1e-9))
     found = Ramp(requests=workload.requests)
     connections = min(workload.connections, RAMP_CONNECTIONS_MAX)
-    workload = found.drop(workload, await _refused(server, workload))
+    workload = found.drop(workload, await refused_commands(server, workload))
     before = await _used_memory(server)
     try:
         for share in RAMP_SPEEDS:
@@ -129,7 +129,7 @@ async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
     return found
 
 
-async def _refused(server: Address, workload: Workload) -> set[str]:
+async def refused_commands(server: Address, workload: Workload) -> set[str]:
     """Return the commands that the server's user may not run on a scratch key."""
     names = sorted({each.command for each in workload.operations if each.command in TEMPLATES})
     async with await Leg.connect(server, Side.TARGET, name="exodus-load") as leg:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class CheckLevel(StrEnum):
@@ -28,6 +28,10 @@ class GateChecks(BaseModel):
     logins: CheckLevel = Field(
         default=CheckLevel.REQUIRED,
         description="logins, rights and TLS of the target, for every user of the source",
+    )
+    commands: CheckLevel = Field(
+        default=CheckLevel.REQUIRED,
+        description="every observed kind of request, tried on scratch keys of the target",
     )
     delivery: CheckLevel = Field(
         default=CheckLevel.REQUIRED,
@@ -111,3 +115,12 @@ class GateChecks(BaseModel):
         default=True,
         description="in one round of the rehearsal a gateway of its own is killed (SIGKILL)",
     )
+
+    @field_validator("business_folder")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError(
+                "business_folder must be an absolute path: a worker runs in a folder of its own"
+            )
+        return value

@@ -32,6 +32,26 @@ from exodus.plan.bounds import (
 _POP_S = 0.3
 
 
+def _counter(prefix: str, session: int, step: int) -> str:
+    return f"{prefix}counter:{session}:{step % REHEARSAL_KEYS}"
+
+
+def _removed(prefix: str, step: int) -> str:
+    return f"{prefix}removed:{step % REHEARSAL_KEYS}"
+
+
+def _jobs(prefix: str) -> str:
+    return f"{prefix}jobs"
+
+
+def names(prefix: str) -> list[bytes]:
+    """Return the name of every key that sessions with this prefix write."""
+    steps = range(REHEARSAL_KEYS)
+    found = [_counter(prefix, each, step) for each in range(REHEARSAL_SESSIONS) for step in steps]
+    found += [_removed(prefix, step) for step in steps]
+    return [name.encode() for name in [*found, _jobs(prefix)]]
+
+
 class ProbeClients:
     """Sessions of the reserved prefix, and what they found."""
 
@@ -54,7 +74,7 @@ class ProbeClients:
         self._under_way: dict[int, bytes] = {}
         self._away: set[int | None] = set()  # sessions whose last request failed
         self._prefix = prefix
-        self._jobs = f"{prefix}jobs"
+        self._jobs = _jobs(prefix)
         self._pushed: set[bytes] = set()
         self._popped: list[bytes] = []
         self._queue = queue
@@ -107,7 +127,7 @@ class ProbeClients:
     async def _write(self, client: redis.Redis, number: int) -> None:
         step = 0
         while not self._stop.is_set():
-            key = f"{self._prefix}counter:{number}:{step % REHEARSAL_KEYS}"
+            key = _counter(self._prefix, number, step)
             with self._request(number, key):
                 value = int(await answered(client.incr(key)))
                 self._lost += max(0, self.acknowledged.get(key, 0) + 1 - value)
@@ -118,7 +138,7 @@ class ProbeClients:
     async def _remove(self, client: redis.Redis, number: int) -> None:
         step = 0
         while not self._stop.is_set():
-            key = f"{self._prefix}removed:{step % REHEARSAL_KEYS}"
+            key = _removed(self._prefix, step)
             removed = key in self._removed
             if step // REHEARSAL_KEYS % 2 == 0:
                 self._removed.discard(key)  # what becomes of it is not known before the answer

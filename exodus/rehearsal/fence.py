@@ -19,6 +19,7 @@ from exodus.net.leg import Leg, Reply, ReplyError
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, FenceKind, Side, UserRole
+from exodus.topology.permits import why_refused
 
 _USER = "exodus-rehearsal-"
 _PROBE = RESERVED_PREFIX + b"fence}:probe"
@@ -47,6 +48,10 @@ class RehearsedFence:
             self.why_not = f"{method.kind} would refuse the applications' writes"
             return
         self._method = method
+        refused = await why_refused(self._leg, ("ACL", "SETUSER", _USER), ("ACL", "DELUSER", _USER))
+        if refused is not None:
+            self.why_not = f"Exodus's user may not make and remove a user for it: {refused}"
+            return
         for user in await self._leg.call("ACL", "USERS"):
             if user.decode("utf-8", "replace").startswith(_USER):  # of a rehearsal that died
                 await self._leg.call("ACL", "DELUSER", user)

@@ -20,13 +20,14 @@ from typing import Any, Self
 import yaml
 
 from exodus.control import registry
+from exodus.control.route import read_route
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, ExodusError
 from exodus.plan.address import Address, Place
 from exodus.plan.bounds import REHEARSAL_AGAIN_S, REHEARSAL_GATEWAY_S
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Listen
-from exodus.plan.vocabulary import Side
+from exodus.plan.vocabulary import JournalMode, Side
 from exodus.private_files import write_private
 from exodus.stack.home import free_port
 from exodus.stack.tied import tied
@@ -115,10 +116,14 @@ class OwnGateway:
             self._process.kill()
 
     async def close(self) -> None:
-        """End it in order, so that nobody waits for its heartbeat, and remove what it left."""
+        """End it, so that nobody waits for its heartbeat, and remove what it left.
+
+        In order only where its journal counts: before Migrate it has nothing to say.
+        """
         if self._process is not None:
+            journals = (await read_route(self._store)).journal is JournalMode.ALL
             if self._process.returncode is None:
-                self._process.terminate()
+                (self._process.terminate if journals else self._process.kill)()
             try:
                 async with asyncio.timeout(REHEARSAL_GATEWAY_S):
                     await self._process.wait()

@@ -12,6 +12,7 @@ given up, as a cutover would be, and its stall is told apart.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from random import Random
@@ -24,6 +25,7 @@ from exodus.control.store import ControlStore
 from exodus.cutover.rehearsal_report import REPORT, fingerprint
 from exodus.cutover.switch import perform
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
+from exodus.net.leg import ReplyError
 from exodus.plan.address import Address
 from exodus.plan.bounds import (
     CONNECT_TIMEOUT_S,
@@ -33,7 +35,7 @@ from exodus.plan.bounds import (
 )
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Hold, Side
-from exodus.rehearsal.clients import ProbeClients, again
+from exodus.rehearsal.clients import ProbeClients, again, names
 from exodus.rehearsal.own_gateway import OwnGateway, started
 from exodus.rehearsal.steps import RehearsedSwitch, steps
 from exodus.topology.applications import connect_as_application, takes_nobody
@@ -68,10 +70,9 @@ async def rehearse(store: ControlStore, plan: Plan, *, seed: int | None = None) 
     try:
         seed = secrets.randbits(32) if seed is None else seed
         found = await _Rehearsal(store, plan, seed).run()
-    except ExodusError as exc:
-        await store.save_report(
-            REPORT, {"at_ms": at_ms, "ok": False, "why": f"{exc.what}: {exc.why}"}
-        )
+    except (ExodusError, ReplyError) as exc:
+        why = f"{exc.what}: {exc.why}" if isinstance(exc, ExodusError) else str(exc)
+        await store.save_report(REPORT, {"at_ms": at_ms, "ok": False, "why": why})
         raise
     bad = [f"{found[name]} {name.replace('_', ' ')}" for name in _BAD if found[name]]
     found = {**found, "at_ms": at_ms, "ok": not bad, "why": ", ".join(bad)}
@@ -112,11 +113,15 @@ class _Rehearsal:
     plan: Plan
     seed: int
     rows: list[dict[str, Any]] = field(default_factory=list)
-    guard_name: str = field(default_factory=lambda: f"rehearsal-{secrets.token_hex(4)}")
     name: str = field(default_factory=lambda: f"exodus-rehearsal-{secrets.token_hex(16)}")
     writer: int = 0
     lost: int = 0
     resurrected: int = 0
+
+    @property
+    def guard_name(self) -> str:
+        """Return the name of its guards."""
+        return _guard_name(self.plan.name)
 
     def _death(self) -> _Death | None:
         checks = self.plan.test_checks
@@ -160,7 +165,7 @@ class _Rehearsal:
                 rehearsal_hold=Hold.NONE,
             )
             await self._count(clients)
-            await _clean(plan, prefix, self.guard_name)
+            await _clean(plan, self.guard_name)
         whole = [row["stall_ms"] for row in self.rows if not row["killed"]]
         return {
             "switches": self.rows,
@@ -328,23 +333,17 @@ async def _login(plan: Plan) -> Address:
     return plan.through_gateway(Side.SOURCE)
 
 
-async def _prefix_keys(side: Endpoint, prefix: str) -> list[bytes]:
-    found: list[bytes] = []
-    for node in await side.each_node():
-        async with await node.connect(name="exodus-rehearsal") as leg:
-            cursor = b"0"
-            while True:
-                cursor, keys = await leg.call("SCAN", cursor, "MATCH", f"{prefix}*", "COUNT", 1000)
-                found.extend(keys)
-                if cursor == b"0":
-                    break
-    return found
-
-
-async def _clean(plan: Plan, prefix: str, guard_name: str) -> None:
+async def _clean(plan: Plan, guard_name: str) -> None:
+    """Remove the keys of this rehearsal, and of one that died: their names are always the same."""
+    prefix = plan.rehearsal_prefix
+    keys = [*names(prefix), *names(prefix + _KILLED_KEYS)]
+    keys += [guard_key(guard_name), fence_guard_key(guard_name)]
     for side in Side:
         endpoint = Endpoint(side, plan.address(side))
-        keys = await _prefix_keys(endpoint, prefix)
-        keys += [guard_key(guard_name), fence_guard_key(guard_name)]
         async with await endpoint.connect(name="exodus-rehearsal") as leg:
             await leg.pipeline([("UNLINK", key) for key in keys])
+
+
+def _guard_name(migration: str) -> str:
+    """Return the name for guards, in place of the migration's own."""
+    return f"rehearsal-{hashlib.sha256(migration.encode()).hexdigest()[:8]}"

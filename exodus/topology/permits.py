@@ -135,6 +135,12 @@ async def refused_of(leg: Leg, user: str, requests: Sequence[Sequence[Any]]) -> 
     return [refused.get(name) for name in names]
 
 
+async def why_refused(leg: Leg, *requests: Sequence[Any]) -> str | None:
+    """Return why the connection's user may not run one of these requests, or None: it may."""
+    said = await refused_of(leg, leg.address.username or "default", requests)
+    return next((why for why in said if why is not None), None)
+
+
 _CONTAINERS = frozenset({"object", "memory", "xgroup", "xinfo", "script", "function", "client"})
 
 

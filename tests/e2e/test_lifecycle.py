@@ -217,6 +217,24 @@ async def _backfilled(file: MigrationFile) -> tuple[int, bool]:
         )
 
 
+def _cannot_be_approved(operator: Operator, asked: dict) -> None:
+    """A required check of Test fails: the form says so, and whoever approves is asked again."""
+    words, _ = operator.form(asked, 1)
+    assert "REQUIRED CHECK(S) FAIL: this cannot be approved" in words
+    assert "setting maxmemory" in words
+    operator.api.resume(
+        asked["flow_run_id"],
+        {
+            "decision": "approve",
+            "decided_by": "the test",
+            "why": "because it is tested",
+            "accept_findings": "failures: a full target",
+        },
+    )
+    words, _ = operator.form(asked, 2)
+    assert "Asked again: 1 required check" in words
+
+
 def _close_the_way_and_say_so(operator: Operator) -> None:
     """A fence that only a person can put up, through the calls of the UI: the form shows what to
     do, and nothing is switched before it is said.
@@ -263,10 +281,22 @@ def test_a_whole_migration(operator: Operator, application: Path) -> None:
     operator.answer("reject")
     operator.ended("rollback", "rejected")
 
+    target = operator.file.plan.target
+    policy = redis.Redis(
+        host=target.host,
+        port=target.port,
+        username=target.username,
+        password=target.secret("target"),
+    )
     for phase in ("pre-test", "analyze", "compare", "test"):
+        if phase == "test":
+            policy.config_set("maxmemory-policy", "allkeys-lru")
         rejected = operator.start(phase)
         asked = operator.waiting(phase)
         assert asked["question"]
+        if phase == "test":
+            _cannot_be_approved(operator, asked)
+            policy.config_set("maxmemory-policy", "noeviction")
         if phase == "pre-test":
             run = api.run(asked["flow_run_id"])
             with pytest.raises(OperatorError, match="REJECT"):

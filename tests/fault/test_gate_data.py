@@ -186,3 +186,15 @@ async def test_no_copy_is_made_beside_live_sync_or_without_a_database(
     await local.start_live_sync()
     with pytest.raises(DecisionRefused, match="no trial copy is made now"):
         await copy_trial(_plan(local), local.store)
+
+
+async def test_a_key_that_cannot_be_carried_is_found(modern: LocalMigration) -> None:
+    """A type that only the source has."""
+    source = modern.servers[Side.SOURCE].client()
+    source.set("k", "v")
+    source.execute_command("VADD", "vectors", "VALUES", 1, 1, "e")
+    plan = _plan(modern)
+    trial = await copy_trial(plan, modern.store)
+    red = _red(await verify_trial(plan, modern.store, trial))
+    assert list(red) == ["trial copy: every key could be carried"]
+    assert "0:vectors: " in red["trial copy: every key could be carried"]

@@ -18,6 +18,7 @@ from exodus.gateway.tables import load_table
 from exodus.observe.monitor import capture
 from exodus.observe.player import Played
 from exodus.observe.workload import Workload, workload_of
+from exodus.plan.address import Credentials
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.plan import Plan
 from exodus.plan.settings import Budget
@@ -110,10 +111,12 @@ async def test_a_slow_target_is_found_with_the_command(local: LocalMigration) ->
 async def test_a_target_that_refuses_or_evicts_is_found(local: LocalMigration) -> None:
     await _observed(local, latency_us=200_000)
     target = local.servers[Side.TARGET].client()
-    target.execute_command("ACL", "SETUSER", "exodus", "-get")
-    red = _red(await check_load(_plan(local), local.store))
-    target = local.servers[Side.TARGET].client()
-    target.execute_command("ACL", "SETUSER", "exodus", "+get")
+    secret = local.folder / "secret"
+    secret.write_text("secret\n")
+    target.execute_command("ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all", "-get")
+    user = Credentials(username="shop", password_file=secret)
+    plan = _plan(local).model_copy(update={"compare_user": user})
+    red = _red(await check_load(plan, local.store))
     assert "errors: GET" in red[_ONE]
     assert "NOPERM" in red[_ONE]
     used = target.info("memory")["used_memory"]

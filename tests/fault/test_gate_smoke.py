@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import redis
 
+from exodus.acceptance.commands import check_commands
 from exodus.acceptance.delivery import check_delivery
 from exodus.acceptance.latency import check_latency
 from exodus.acceptance.logins import check_logins
@@ -21,10 +23,12 @@ from exodus.plan.address import Credentials
 from exodus.plan.gate_checks import CheckLevel, GateChecks
 from exodus.plan.vocabulary import Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.rights import Wanted
 from tasks import acceptance
 from tasks.checks import failing, open_findings
 from tasks.context import Opened
 from tests.support.local_migration import LocalMigration
+from tests.support.roles import administrator, denied, make_users
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
@@ -40,6 +44,7 @@ async def _all(local: LocalMigration) -> list[Checked]:
     plan, store = local.plan, local.store
     return [
         *await check_logins(plan, store),
+        *await check_commands(plan, store),
         *await check_delivery(plan, store),
         *await check_settings(plan),
         *await check_replicas(plan),
@@ -134,7 +139,7 @@ DEFECTS = [
     Defect(
         "keyspace events",
         _on_source("CONFIG", "SET", "notify-keyspace-events", "KEA"),
-        "target takes: keyspace events",
+        "delivery: keyspace events",
     ),
     Defect(
         "largest value",
@@ -157,13 +162,34 @@ async def test_a_planted_defect_is_found(local: LocalMigration, defect: Defect) 
         assert defect.red in red, red
 
 
+async def test_an_observed_request_that_the_target_lacks_or_refuses_is_found(
+    local: LocalMigration, make_server: Callable[..., DatabaseServer]
+) -> None:
+    await _observe(local, "GET", "HSET", "XGROUP|CREATE", "FLUSHALL")
+    rows = await check_commands(local.plan, local.store)
+    assert _red(rows) == {}
+    assert "FLUSHALL" in rows[-1].detail
+    older = make_server(ServerKind.REDIS_62)
+    plan = local.plan.model_copy(update={"target": older.address()})
+    await _observe(local, "GET", "SINTERCARD", "EXPIRETIME")
+    red = _red(await check_commands(plan, local.store))
+    assert list(red) == ["the target has every observed kind of request"]
+    assert "SINTERCARD" in str(red)
+    assert "EXPIRETIME" in str(red)
+    await _observe(local, "SET", "GET")
+    local.servers[Side.TARGET].client().config_set("maxmemory", 1)
+    red = _red(await check_commands(local.plan, local.store))
+    assert list(red) == ["the target answers every observed kind of request"]
+    assert local.servers[Side.TARGET].client().keys("*") == []
+
+
 @pytest.mark.parametrize(
     ("right", "red"),
     [
-        ("-@transaction", "target takes: transaction"),
-        ("-@scripting", "target takes: script"),
-        ("-@pubsub", "target takes: publish and subscribe"),
-        ("-@blocking", "target takes: blocking pop"),
+        ("-@transaction", "delivery: transaction"),
+        ("-@scripting", "delivery: script"),
+        ("-@pubsub", "delivery: publish and subscribe"),
+        ("-@blocking", "delivery: blocking pop"),
     ],
 )
 async def test_what_applications_may_not_do_there_is_found(
@@ -285,3 +311,41 @@ async def test_a_check_that_cannot_be_run_has_failed(local: LocalMigration) -> N
     local.servers[Side.TARGET].start()
     (row,) = rows
     assert (row["ok"], row["check"]) == (False, "replicas: could be run")
+
+
+async def test_with_the_users_of_its_roles_nothing_is_red(
+    make_server: Callable[..., DatabaseServer], control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """What those users may not ask is said, and not taken for a defect."""
+    kinds = {Side.SOURCE: ServerKind.REDIS_62, Side.TARGET: ServerKind.VALKEY_91}
+    servers = {side: make_server(kind) for side, kind in kinds.items()}
+    own, users = make_users(servers, dict.fromkeys(Side, Wanted()), tmp_path)
+    local = LocalMigration(*servers.values(), control_server, tmp_path)
+    local.plan = local.reached().model_copy(
+        update={str(side): address for side, address in own.items()} | {"users": users}
+    )
+    await local.open()
+    administrator(servers[Side.SOURCE]).set("k", "v")
+    for box in servers.values():
+        administrator(box).execute_command("ACL", "SETUSER", _APP, *_RIGHTS)
+    await local.gateway()
+    await _observe(local, "GET", "SET", "EVAL")
+    it = Opened(local.plan, local.store, local.plan)
+    rows = []
+    for name in (
+        "check_logins",
+        "check_commands",
+        "check_delivery",
+        "check_settings",
+        "check_replicas",
+        "check_latency",
+        "check_data",
+        "rehearse_rounds",
+    ):
+        rows += await inspect.unwrap(getattr(acceptance, name).fn)(it)
+    await local.close()
+    assert [row for row in rows if not row["ok"]] == []
+    shown = {row["check"]: row["detail"] for row in rows}
+    assert "Exodus's user may not ask for them" in shown[f"rights of user {_APP}"]
+    assert "may not make and remove a user" in shown["the rehearsal's fence"]
+    assert denied(servers) == []

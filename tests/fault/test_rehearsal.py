@@ -21,7 +21,9 @@ from exodus.cutover.rehearsal_report import PLAN_FIELDS, REPORT, check_rehearsal
 from exodus.errors import CutoverAborted, DecisionRefused
 from exodus.plan.gate_checks import GateChecks
 from exodus.plan.vocabulary import Side
+from exodus.rehearsal.clients import names
 from exodus.rehearsal.copying import ReservedSync
+from exodus.rehearsal.fence import RehearsedFence
 from exodus.rehearsal.rehearse import rehearse
 from exodus.rehearsal.steps import RehearsedSwitch, live_sync_done
 from exodus.topology.endpoint import Endpoint
@@ -253,6 +255,40 @@ async def test_a_spot_check_finds_a_key_that_was_not_carried(
     with pytest.raises(CutoverAborted, match="keys of the rehearsal differ between the sides"):
         await rehearse(local.store, local.reached())
     assert (await read_route(local.store)).rehearsal_prefix is None
+
+
+async def test_a_fence_that_does_not_hold_is_found(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await local.gateway()
+    prepare = RehearsedFence.prepare
+
+    async def without_effect(self: RehearsedFence, *given: object) -> None:
+        await prepare(self, *given)  # type: ignore[arg-type]
+        self._commands = [("PING",)]
+
+    monkeypatch.setattr(RehearsedFence, "prepare", without_effect)
+    with pytest.raises(CutoverAborted, match="the fence on the source does not hold"):
+        await rehearse(local.store, local.reached())
+    report = await local.store.report(REPORT)
+    assert report is not None
+    assert "does not hold" in report["why"]
+
+
+async def test_what_a_dead_rehearsal_left_is_removed_without_a_scan(local: LocalMigration) -> None:
+    """A SCAN of a production server for a handful of keys would be felt."""
+    await local.gateway()
+    for box in local.servers.values():
+        box.client().mset(dict.fromkeys(names("exodus-rehearsal:killed:"), 1))
+        box.client().execute_command("ACL", "SETUSER", "exodus-rehearsal-0011223344556677")
+        box.client().config_resetstat()
+    assert (await rehearse(local.store, local.reached()))["ok"]
+    for box in local.servers.values():
+        assert box.client().keys("*") == []
+        assert (
+            "exodus-rehearsal-0011223344556677" not in box.client(decode_responses=True).acl_users()
+        )
+        assert "cmdstat_scan" not in box.client().info("commandstats")
 
 
 @pytest.mark.parametrize(

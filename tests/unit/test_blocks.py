@@ -138,6 +138,7 @@ def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> 
         logins=[{"user": "app", "password_env": "A", "target_password_env": "B"}],
         users={"gateway": sides, "comparer": sides, "switch": sides, "verifier": sides},
         compare_user={**user, "username": "app"},
+        test_checks={"load": "off", "business_folder": "/checks", "rehearsal_rounds": 7},
         fence={"source": "acl"},
         canary={"steps": [5]},
         hold_seconds_max=2.0,

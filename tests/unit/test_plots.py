@@ -32,6 +32,11 @@ LISTS = {
     "dirty": [{"at_s": 0.5 * second, "dirty": second, "pending": 1} for second in range(5)],
     "coverage": [{"command": "MGET", "calls": 9, "compared": 5, "not_sampled": 3, "left_out": 1}],
     "patterns": [],
+    "load": [{"speed": 2.0, "latency_us_p50": 100, "latency_us_p99": 900}],
+    "rehearsal": [
+        {"round": 1, "to": "target", "killed": "", "stall_ms": 30.0, "quiet_ms": 4.0},
+        {"round": 2, "to": "source", "killed": "at 'hold'", "stall_ms": 1_500.0, "quiet_ms": 4.0},
+    ],
 }
 
 
@@ -41,7 +46,7 @@ def _texts(svg: str) -> str:
 
 def test_each_plot_shows_its_rows() -> None:
     plots = draw(FRAMES, LISTS)
-    assert len(plots) == 8
+    assert len(plots) == 10
     mix = _texts(plots["plot-mix"])
     assert "GET <b>39" in mix
     assert "GET <b>3 " not in mix  # the rarest are left out
@@ -52,6 +57,7 @@ def test_each_plot_shows_its_rows() -> None:
     assert "b:1" in _texts(plots["plot-candidates"])
     assert "not judged" in _texts(plots["plot-convergence"])
     assert "MGET" in _texts(plots["plot-coverage"])
+    assert "2 to source" not in _texts(plots["plot-stalls"])  # a gateway was killed in it
 
 
 def test_without_rows_there_is_no_plot() -> None:
@@ -77,7 +83,7 @@ def test_the_page_of_a_phase_has_plots_checks_and_rows() -> None:
         "gates": [{"gate": "checks", "outcome": "FAIL"}],
     }
     page = render_evidence("orders", "analyze", evidence)
-    assert page.count("data:image/svg+xml;base64,") == 9
+    assert page.count("data:image/svg+xml;base64,") == 11
     assert "&lt;i&gt;memory" in page
     assert "alert(1)" not in page
     assert "GET &lt;b&gt;1" in page
