@@ -128,11 +128,14 @@ class Sentinels:
                 pipe.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
                 pipe.execute_command("SENTINEL MASTER", name)
                 pipe.execute_command("SENTINEL SLAVES", name)
-                where, master, replicas = await pipe.execute()
+                where, master, replicas = await pipe.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as exc:
             return str(exc) or type(exc).__name__
-        if not where:
+        if where is None:
             return f"knows no master {name!r}"
+        for reply in (where, master, replicas):
+            if isinstance(reply, RedisError):
+                return str(reply)
         return Answer(
             address.place,
             place_of(_text(where[0]), int(where[1])),
