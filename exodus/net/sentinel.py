@@ -154,8 +154,10 @@ def _announced(row: Mapping[str, Any]) -> str:
 
 
 def _is_down(row: Mapping[str, Any]) -> bool:
-    """Return whether a Sentinel says that a replica does not answer; redis-py splits `flags`."""
-    return bool({"s_down", "disconnected"} & set(str(row["flags"]).split(",")))
+    """Return whether a Sentinel says that a replica does not answer (not only that its connection
+    ended, which is so for a moment after `Fence.kill_strays`).
+    """
+    return "s_down" in str(row["flags"]).split(",")
 
 
 def _is_server(row: Mapping[str, Any]) -> bool:
