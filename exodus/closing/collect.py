@@ -7,7 +7,6 @@ The reports include the digest by buckets that finalise takes of the source's la
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from collections import Counter
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from exodus.cutover.fence import read_record
 from exodus.errors import SourceError, TargetError
 from exodus.native import link
 from exodus.net.client import answered
-from exodus.net.info import databases_of, info_of
+from exodus.net.info import databases_of, info_of, is_sentinel
 from exodus.plan.address import Service
 from exodus.plan.bounds import EVIDENCE_SCAN_KEYS
 from exodus.plan.own_keys import is_own
@@ -34,7 +33,6 @@ from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 
 _BUCKETS = 64
-_SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(cmd|pubsub)")  # as Sentinels name themselves
 _FOOT_BYTES = 10  # of a DUMP payload: version and checksum
 Json = dict[str, Any]
 
@@ -222,7 +220,7 @@ async def connected_clients(plan: Plan, side: Side) -> list[Json]:
             for line in (await leg.call("CLIENT", "LIST")).decode("utf-8", "replace").splitlines():
                 facts = dict(pair.partition("=")[::2] for pair in line.split())
                 name, flags = facts.get("name", ""), facts.get("flags", "")
-                if not name.startswith("exodus") and not (watched and _SENTINEL.fullmatch(name)):
+                if not name.startswith("exodus") and not (watched and is_sentinel(name)):
                     kind = "replica" if "S" in flags else "subscriber" if "P" in flags else "client"
                     found[
                         (

@@ -40,7 +40,8 @@ class Failover(BaseModel):
     epoch: int = 0
     before: str = ""
     master: str
-    at_ms: int  # when it was noticed, by the store's clock
+    at_ms: int  # when the last process noticed it, by the store's clock
+    witnessed: bool = False  # told by a process that had used the old master until then
     safe_until_ms: int | None = None  # what was acknowledged before has reached the new master
     lost_bytes_min: int | None = None  # of the replication stream; null: not known
 

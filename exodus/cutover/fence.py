@@ -192,7 +192,11 @@ class Fence:
     def _method_of(self, record: Record) -> FenceMethod:
         ours = self._plan.own_users(self._side)
         return fence_method_of(
-            FenceKind(record.kind), Feed.GATEWAY, record.kept, ours
+            FenceKind(record.kind),
+            Feed.GATEWAY,
+            record.kept,
+            ours,
+            watched=not isinstance(self._address, Address),
         )  # it was found possible: the feed does not matter any more
 
     async def check_possible(self) -> FenceMethod:

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar, cast
 
 from exodus.errors import OperatorError
-from exodus.net.info import info_of
+from exodus.net.info import info_of, is_sentinel
 from exodus.net.leg import Leg, ReplyError
 from exodus.plan.address import Service
 from exodus.plan.own_keys import RESERVED_PREFIX
@@ -135,7 +135,12 @@ class FenceMethod(ABC):
             dict(pair.partition("=")[::2] for pair in line.split())
             for line in _text(listed).splitlines()
         ]
-        others = [facts["id"] for facts in clients if not facts.get("name", "").startswith(_OURS)]
+        others = [
+            facts["id"]
+            for facts in clients
+            if not facts.get("name", "").startswith(_OURS)
+            and not is_sentinel(facts.get("name", ""))
+        ]
         return sum(
             reply == 1
             for reply in await call(*[("CLIENT", "KILL", "ID", number) for number in others])
@@ -149,9 +154,12 @@ class AclFence(FenceMethod):
 
     kind = FenceKind.ACL
 
-    def __init__(self, ours: Iterable[str] = ()) -> None:
-        """`ours` are the names of further users of Exodus's own."""
+    def __init__(self, ours: Iterable[str] = (), *, watched: bool = False) -> None:
+        """`ours` are the names of further users of Exodus's own; `watched`: by Sentinels, which may
+        be connected as a fenced user.
+        """
         self._ours = frozenset(ours)
+        self._watched = watched
 
     async def why_not(self, call: Call) -> str | None:
         """Exodus needs the right to change ACLs, and a user that is not the applications'."""
@@ -264,7 +272,28 @@ class AclFence(FenceMethod):
         """Return every connection of fenced users: a pop that blocked before the fence could still
         be served.
         """
+        if self._watched:
+            return await self._kill_others(call, kept)
         return sum(_sure(await call(*[("CLIENT", "KILL", "USER", user) for user in kept])))
+
+    async def _kill_others(self, call: Call, kept: Kept) -> int:
+        """Do the same without Sentinels and replicas: a Sentinel that cannot reach a replica does
+        not promote it.
+        """
+        listed = _text(_sure(await call(("CLIENT", "LIST")))[0])
+        clients = [
+            dict(pair.partition("=")[::2] for pair in line.split()) for line in listed.splitlines()
+        ]
+        ids = [
+            facts["id"]
+            for facts in clients
+            if facts.get("user") in kept
+            and "S" not in facts.get("flags", "")
+            and not is_sentinel(facts.get("name", ""))
+        ]
+        return sum(
+            reply == 1 for reply in await call(*[("CLIENT", "KILL", "ID", each) for each in ids])
+        )
 
 
 class _SideWideFence(FenceMethod):
@@ -424,13 +453,18 @@ KEEP_US_OUT = frozenset(
 
 
 def fence_method_of(
-    kind: FenceKind, feed: Feed, confirmed: Kept | None, ours: Iterable[str] = ()
+    kind: FenceKind,
+    feed: Feed,
+    confirmed: Kept | None,
+    ours: Iterable[str] = (),
+    *,
+    watched: bool = False,
 ) -> FenceMethod:
     """Return the means of a kind that was chosen, where `feed` is in force; `ours` are users that
     no fence touches.
     """
     if kind is FenceKind.ACL:
-        return AclFence(ours)
+        return AclFence(ours, watched=watched)
     if kind is FenceKind.MIN_REPLICAS:
         return MinReplicasFence()
     if kind is FenceKind.REPLICA:
@@ -454,11 +488,12 @@ async def choose_fence_method(
         if wanted is FenceKind.AUTO
         else [wanted]
     )
-    if isinstance(plan.address(side), Service):  # Sentinel would make it a master again
+    watched = isinstance(plan.address(side), Service)
+    if watched:  # Sentinel would make it a master again
         kinds = [kind for kind in kinds if kind is not FenceKind.REPLICA]
     reasons: list[str] = []
     for kind in kinds:
-        method = fence_method_of(kind, feed, confirmed, plan.own_users(side))
+        method = fence_method_of(kind, feed, confirmed, plan.own_users(side), watched=watched)
         try:
             why = await method.why_not(call)
         except ReplyError as exc:

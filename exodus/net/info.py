@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_SENTINEL = re.compile(r"sentinel-[0-9a-f]{8}-(cmd|pubsub)")
+
 
 def info_of(raw: bytes) -> dict[str, str]:
     """Return the fields of an INFO reply."""
@@ -9,6 +13,11 @@ def info_of(raw: bytes) -> dict[str, str]:
         line.partition(":") for line in raw.decode("utf-8", "replace").splitlines() if ":" in line
     )
     return {key: value.strip() for key, _, value in pairs}
+
+
+def is_sentinel(name: str) -> bool:
+    """Return whether a connection's name is one that a Sentinel gives itself."""
+    return _SENTINEL.fullmatch(name) is not None
 
 
 def databases_of(info: dict[str, str]) -> dict[int, int]:

@@ -128,11 +128,14 @@ class Sentinels:
                 pipe.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", name)
                 pipe.execute_command("SENTINEL MASTER", name)
                 pipe.execute_command("SENTINEL SLAVES", name)
-                where, master, replicas = await pipe.execute()
+                where, master, replicas = await pipe.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as exc:
             return str(exc) or type(exc).__name__
-        if not where:
+        if where is None:
             return f"knows no master {name!r}"
+        for reply in (where, master, replicas):
+            if isinstance(reply, RedisError):
+                return str(reply)
         return Answer(
             address.place,
             place_of(_text(where[0]), int(where[1])),
@@ -151,8 +154,10 @@ def _announced(row: Mapping[str, Any]) -> str:
 
 
 def _is_down(row: Mapping[str, Any]) -> bool:
-    """Return whether a Sentinel says that a replica does not answer; redis-py splits `flags`."""
-    return bool({"s_down", "disconnected"} & set(str(row["flags"]).split(",")))
+    """Return whether a Sentinel says that a replica does not answer (not only that its connection
+    ended, which is so for a moment after `Fence.kill_strays`).
+    """
+    return "s_down" in str(row["flags"]).split(",")
 
 
 def _is_server(row: Mapping[str, Any]) -> bool:

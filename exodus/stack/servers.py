@@ -24,7 +24,7 @@ from exodus.stack.processes import Started, start, wait_ready
 USER = "exodus"
 # A failover on one machine then takes about two seconds.
 SENTINEL_DOWN_AFTER_MS = 500
-SENTINEL_FAILOVER_TIMEOUT_MS = 3_000
+SENTINEL_FAILOVER_TIMEOUT_MS = 2_000
 
 
 class ServerKind(StrEnum):

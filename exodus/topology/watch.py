@@ -256,6 +256,7 @@ class _ServiceWatch:
             side=self._side,
             master=believed.announced,
             at_ms=noticed_ms,
+            witnessed=bool(self._changed_at),
             safe_until_ms=None
             if since is None
             else noticed_ms - int((self._changed_at - since) * 1000),

@@ -31,7 +31,7 @@ from exodus.stack.home import free_port
 from exodus.verify.reconcile import keys_of, reconcile, repair
 from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
-from tests.support.sentinels import ServiceBox
+from tests.support.sentinels import WITHIN_S, ServiceBox
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
@@ -64,6 +64,7 @@ _IN_THE_MIDDLE = [
     )
 ]
 WRITERS = 4
+ON_ITS_WAY_MS = 100  # an answer that the gateway had passed on
 
 
 class Load:
@@ -94,7 +95,7 @@ class Load:
             await asyncio.sleep(0.002)
         await client.aclose()
 
-    async def more(self, count: int = 50, within_s: float = 20) -> None:
+    async def more(self, count: int = 50, within_s: float = WITHIN_S) -> None:
         """Wait for this many more acknowledged writes."""
         wanted = len(self.acknowledged) + count
 
@@ -119,7 +120,8 @@ class Load:
         for name in lost:
             at = self.acknowledged[name]
             assert any(
-                (each.safe_until_ms is None or at >= each.safe_until_ms - 1) and at <= each.at_ms
+                (each.safe_until_ms is None or at >= each.safe_until_ms)
+                and at <= each.at_ms + ON_ITS_WAY_MS
                 for each in failovers
             ), (name, at, failovers)
         return len(lost)
@@ -147,7 +149,7 @@ async def _noted(local: LocalMigration, count: int = 1) -> None:
     async def there() -> bool:
         return len(await read_failovers(local.store)) >= count
 
-    await until(there, within_s=20, otherwise="the failover was never noted")
+    await until(there, within_s=WITHIN_S, otherwise="the failover was never noted")
 
 
 async def _agrees(local: LocalMigration, load: Load, authority: Side = Side.SOURCE) -> int:

@@ -26,9 +26,16 @@ def _topology(master: str, config_epoch: int, replicas: str = "") -> Topology:
     )
 
 
-def _failover(master: str, safe_until_ms: int | None = None) -> Failover:
+def _failover(
+    master: str, safe_until_ms: int | None = None, *, at_ms: int = 5_000, witnessed: bool = True
+) -> Failover:
     return Failover(
-        side=Side.SOURCE, master=master, at_ms=5_000, safe_until_ms=safe_until_ms, lost_bytes_min=7
+        side=Side.SOURCE,
+        master=master,
+        at_ms=at_ms,
+        witnessed=witnessed,
+        safe_until_ms=safe_until_ms,
+        lost_bytes_min=7,
     )
 
 
@@ -44,10 +51,17 @@ async def test_a_new_master_is_one_epoch_and_one_failover(control_server: Databa
         assert await note(_topology("a:1", 1), _failover("a:1")) == 0
         assert (await read_topologies(store))[Side.SOURCE].replicas == ""
         # Noted first by a process that had not watched the old master, then by one that had.
-        assert await note(_topology("b:1", 2), _failover("b:1")) == 2
+        stranger = _failover("b:1", at_ms=5_900, witnessed=False)
+        assert await note(_topology("b:1", 2), stranger) == 2
         assert await note(_topology("b:1", 2, "a:1"), _failover("b:1", 4_000)) == 0
         assert await note(_topology("b:1", 2, "a:1"), _failover("b:1", 3_000)) == 0
         (failover,) = await read_failovers(store)
+        assert failover.at_ms == 5_000
+        # A gateway that was frozen used the old master for longer; a task that began later did not.
+        assert await note(_topology("b:1", 2, "a:1"), _failover("b:1", 3_000, at_ms=7_000)) == 0
+        assert await note(_topology("b:1", 2, "a:1"), stranger) == 0
+        (failover,) = await read_failovers(store)
+        assert failover.at_ms == 7_000
         assert (failover.before, failover.master, failover.epoch) == ("a:1", "b:1", 2)
         assert (failover.safe_until_ms, failover.lost_bytes_min) == (4_000, 7)
         # A process that still believes the old master changes nothing.

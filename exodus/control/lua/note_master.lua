@@ -8,17 +8,18 @@ if raw then
   if known.master == ARGV[3] and known.config_epoch == tonumber(ARGV[2]) then
     known.replicas = cjson.decode(ARGV[4]).replicas
     redis.call('HSET', KEYS[1], ARGV[1], cjson.encode(known))
-    -- Who noted the failover may not have watched the master before it, as this process has.
+    -- Who noted the failover may not have used the old master until then, as this process has.
     local told = cjson.decode(ARGV[5])
-    if told.safe_until_ms ~= cjson.null then
-      for at = -1, -2, -1 do
-        local last = redis.call('LINDEX', KEYS[2], at)
-        local failover = last and cjson.decode(last)
-        if failover and failover.side == ARGV[1] and failover.epoch == known.epoch
-            and failover.safe_until_ms == cjson.null then
+    for at = -1, told.witnessed and -2 or 0, -1 do
+      local last = redis.call('LINDEX', KEYS[2], at)
+      local failover = last and cjson.decode(last)
+      if failover and failover.side == ARGV[1] and failover.epoch == known.epoch then
+        if failover.safe_until_ms == cjson.null then
           failover.safe_until_ms, failover.lost_bytes_min = told.safe_until_ms, told.lost_bytes_min
-          redis.call('LSET', KEYS[2], at, cjson.encode(failover))
         end
+        failover.at_ms = failover.witnessed and math.max(failover.at_ms, told.at_ms) or told.at_ms
+        failover.witnessed = true
+        redis.call('LSET', KEYS[2], at, cjson.encode(failover))
       end
     end
     return 0
