@@ -18,7 +18,7 @@ from tasks.checks import check
 from tasks.context import Json, Opened
 from tasks.shapes import judge_scripts, judge_shapes
 from tasks.sizing import judge_size
-from tests.support.local_migration import LocalMigration
+from tests.support.local_migration import LocalMigration, between
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
@@ -62,12 +62,8 @@ async def test_every_trial_runs_where_its_command_exists(
     tmp_path: Path,
 ) -> None:
     """A line with a mistake would make a good target look bad."""
-    local = LocalMigration(redis82, valkey91, control_server, tmp_path)
-    await local.open()
-    try:
+    async with between(redis82, valkey91, control_server, tmp_path) as local:
         rows = await proved(opened(local, prove_on_source=True), *SPECS)
-    finally:
-        await local.close()
     by = {row["shape"].replace(" ", "|"): row for row in rows}
     bad = {name: row["how"] for name, row in by.items() if row["verdict"] == "not provable"}
     assert bad == {}
@@ -98,9 +94,7 @@ async def test_what_the_target_lacks_or_answers_otherwise_is_named(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    local = LocalMigration(redis82, redis62, control_server, tmp_path)
-    await local.open()
-    try:
+    async with between(redis82, redis62, control_server, tmp_path) as local:
         it = opened(local, prove_on_source=True)
         rows = await proved(it, "GET", "LMPOP", "OBJECT|ENCODING")
         found = red(judge_shapes(rows))
@@ -150,8 +144,6 @@ async def test_what_the_target_lacks_or_answers_otherwise_is_named(
         await local.store.save_report("workload.pre-test", model)
         (row,) = red(judge_shapes(await proved(opened(local)))).values()
         assert "EXPIRE NX (ERR" in row["detail"]
-    finally:
-        await local.close()
 
 
 async def test_a_kind_that_cannot_be_tried_is_a_finding_and_so_is_a_missing_right(
@@ -225,17 +217,13 @@ async def test_payloads_that_the_target_refuses_are_counted_by_encoding(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    local = LocalMigration(valkey91, redis62, control_server, tmp_path)
-    await local.open()
-    try:
+    async with between(valkey91, redis62, control_server, tmp_path) as local:
         with valkey91.client() as source:
             source.hset("h", "f", "v")
         size = await sized(opened(local))
         (row,) = red(judge_size(size)).values()
         assert "0 of 1 keys" in row["detail"]
         assert "hash listpack: ERR 1" in row["detail"]
-    finally:
-        await local.close()
 
 
 def _size(**more: object) -> Json:

@@ -21,7 +21,7 @@ from exodus.plan.vocabulary import Side
 from tasks import trials, watching
 from tasks.context import Json, Opened
 from tasks.proofs import judge_candidates, judge_copy, judge_mix
-from tests.support.local_migration import LocalMigration
+from tests.support.local_migration import LocalMigration, between
 from tests.support.packets import Recorder, pcap
 from tests.support.servers import DatabaseServer
 
@@ -223,9 +223,7 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
     tmp_path: Path,
 ) -> None:
     """EXPIRE NX came with Redis 7.0. The target has 6.2, the candidate a version that has it."""
-    local = LocalMigration(redis82, redis62, control_server, tmp_path)
-    await local.open()
-    try:
+    async with between(redis82, redis62, control_server, tmp_path) as local:
         async with shopping(redis82, ("EXPIRE", "order:1", 60, "NX")):
             await watched(opened(local))
         try_mix = inspect.unwrap(trials.try_mix.fn)
@@ -260,8 +258,6 @@ async def test_what_the_target_lacks_and_who_may_not_run_it_is_found(
             target.execute_command("ACL", "SETUSER", "narrow", "+@all", "-unlink")
             (row,) = red(judge_mix(await try_mix(opened(local, compare_user=user)))).values()
             assert "remove its scratch keys" in row["detail"]
-    finally:
-        await local.close()
 
 
 def test_the_source_is_no_candidate() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest_asyncio
@@ -226,6 +227,19 @@ class LocalMigration:
         for _, task in (*self.syncers.values(), *self.gateways.values()):
             await asyncio.wait([task], timeout=10)
         await self.store.close()
+
+
+@asynccontextmanager
+async def between(
+    source: DatabaseServer, target: DatabaseServer, control: DatabaseServer, folder: Path
+) -> AsyncIterator[LocalMigration]:
+    """A migration between other servers than the fixtures'."""
+    local = LocalMigration(source, target, control, folder)
+    await local.open()
+    try:
+        yield local
+    finally:
+        await local.close()
 
 
 @pytest_asyncio.fixture
