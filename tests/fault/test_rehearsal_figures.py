@@ -24,7 +24,7 @@ _SHARE, _NOISE_MS = (0.99, 15.0) if FULL else (0.5, 30.0)
 
 
 async def test_a_rehearsal_stalls_as_long_as_a_cutover(local: LocalMigration) -> None:
-    """20 and 20 in the long form: none lost, p99 within a factor of two; the median in the short."""
+    """20 and 20 in the long form, and none lost: p99 within a factor of two. Short: the median."""
     await local.gateway()
     checks = GateChecks(rehearsal_rounds=_SWITCHES // 2, rehearsal_kill=False)
     plan = local.reached().model_copy(update={"test_checks": checks})
