@@ -7,6 +7,7 @@ theirs is copied by the same `sync(key)` as any other, under a guard of the rehe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 from exodus.control.changes import Key
@@ -38,7 +39,9 @@ class ReservedSync:
             began = time.monotonic()
             await self._copy(self._changes())
             self.took_ms = (time.monotonic() - began) * 1000
-            await asyncio.sleep(LANES_CADENCE_S)
+            with contextlib.suppress(TimeoutError):  # the end of it does not wait for the cadence
+                async with asyncio.timeout(LANES_CADENCE_S):
+                    await self._ending.wait()
 
     def _changes(self) -> set[bytes]:
         return {key for each in self._clients for key in each.changes()}

@@ -230,7 +230,9 @@ async def test_a_lost_and_a_resurrected_write_are_found(
 
     monkeypatch.setattr(ReservedSync, "_copy", nothing)
     monkeypatch.setattr(ReservedSync, "finish", _nothing_left)
-    found = await rehearse(local.store, local.reached())
+    checks = GateChecks(rehearsal_rounds=4, rehearsal_kill=False)
+    plan = local.reached().model_copy(update={"test_checks": checks})
+    found = await rehearse(local.store, plan)
     assert not found["ok"]
     assert found["lost_writes"] > 0
     assert found["resurrected_writes"] > 0
