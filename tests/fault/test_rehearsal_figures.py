@@ -19,11 +19,12 @@ pytestmark = pytest.mark.fault
 _SWITCHES = 20 if FULL else 6
 _SETTLE_S = 0.3
 _TIMES = 2.0  # how far the two may be apart
-_NOISE_MS = 15.0  # what the machine itself adds to a stall
+# Of few stalls on a loaded machine the last percentile is the machine's.
+_SHARE, _NOISE_MS = (0.99, 15.0) if FULL else (0.5, 30.0)
 
 
 async def test_a_rehearsal_stalls_as_long_as_a_cutover(local: LocalMigration) -> None:
-    """20 and 20 in the long form: none lost, p99 within a factor of two."""
+    """20 and 20 in the long form, and none lost: p99 within a factor of two. Short: the median."""
     await local.gateway()
     checks = GateChecks(rehearsal_rounds=_SWITCHES // 2, rehearsal_kill=False)
     plan = local.reached().model_copy(update={"test_checks": checks})
@@ -43,8 +44,11 @@ async def test_a_rehearsal_stalls_as_long_as_a_cutover(local: LocalMigration) ->
         real.append(clients.stall_ms)
     await clients.stop()
     assert clients.errors == []
-    foreseen, was = rehearsed["stall_ms_p99"], percentile(real, 0.99)
-    figures = {"foreseen": foreseen, "real": was, "each": [round(each, 1) for each in real]}
+    each = [row["stall_ms"] for row in rehearsed["switches"]]
+    foreseen, was = percentile(each, _SHARE), percentile(real, _SHARE)
+    assert FULL is False or foreseen == rehearsed["stall_ms_p99"]
+    real = [round(stall, 1) for stall in real]
+    figures = {"foreseen": foreseen, "real": was, "rehearsed": each, "cutovers": real}
     print(json.dumps(figures))
     assert foreseen <= was * _TIMES + _NOISE_MS, figures
     assert was <= foreseen * _TIMES + _NOISE_MS, figures
