@@ -4,9 +4,9 @@ A file of the folder has a function `check(source, target)` that returns a panda
 row that is not `ok`, or that an expectation of the file finds, is shown. The clients are read-only
 (`read_only.py`), and the checks run in a process of their own (`business_runner.py`).
 
-The code is an operator's. The folder is taken only where the migration's block on this worker names
-it too, so whoever can write to the control store cannot name another, and only if nobody but its
-owner can change it. Its digest is in the evidence.
+The code is an operator's. Folder and webhook are taken only where the migration's block names them
+too, so whoever can write to the control store cannot name others. Nobody but its owner may be able
+to change the folder. Its digest is in the evidence.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from exodus.plan.plan import Plan
 
 REPORT = "test.business"
 _OTHERS_WRITE = 0o022
+_REFUSED = "the business checks are not run"
 
 
 async def check_business(plan: Plan, proposed: Plan, store: ControlStore) -> list[Checked]:
@@ -61,6 +62,7 @@ async def check_business(plan: Plan, proposed: Plan, store: ControlStore) -> lis
         rows.append(told("business checks: code", f"{folder}: sha256 {digest}", line=line))
         verdicts += await _run(plan, files, database, checks.business_seconds_max)
     if webhook is not None:
+        _agreed("business_webhook", webhook, proposed.test_checks.business_webhook)
         verdicts.append(await _ask(plan, webhook, database, checks.business_seconds_max))
     await store.save_report(
         REPORT,
@@ -93,20 +95,29 @@ def _judged(verdict: dict[str, Any]) -> Checked:
     )
 
 
+def _agreed(field: str, registered: object, here: object) -> None:
+    """Refuse what only the control store names.
+
+    Raises:
+        OperatorError: the migration's block names another, or none.
+    """
+    if here != registered:
+        raise OperatorError(
+            _REFUSED,
+            why=f"test_checks.{field} of the registered plan is not that of the migration's block: "
+            "code runs, and services are asked, only where both agree",
+            next_step="exodus apply migration.yaml, then exodus start test",
+        )
+
+
 def _trusted(folder: Path, named_here: Path | None) -> tuple[list[Path], str]:
     """Return the files of a folder whose code may run here, and their digest.
 
     Raises:
         OperatorError: it may not.
     """
-    refuse = "the business checks are not run"
-    if named_here != folder:
-        raise OperatorError(
-            refuse,
-            why=f"the registered plan names {folder}, the migration's block {named_here}: code "
-            "runs only where both agree",
-            next_step="exodus apply migration.yaml, then exodus start test",
-        )
+    _agreed("business_folder", folder, named_here)
+    refuse = _REFUSED
     files = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
     if not files:
         raise OperatorError(

@@ -30,6 +30,7 @@ from exodus.plan.bounds import (
     LOAD_CALLS_MIN,
     LOAD_CONNECTIONS_MAX,
     LOAD_LATE_US_MAX,
+    LOAD_PLAYS_MAX,
     LOAD_PREPARED_BYTES_MAX,
     LOAD_SLACK_US,
 )
@@ -72,6 +73,11 @@ class Step:
         """Return whether the target is fast enough at this speed."""
         kept_up = self.kept_up or self.late
         return kept_up and not self.slower and not self.failed and not self.evicted
+
+    @property
+    def order(self) -> tuple[bool, bool, int]:
+        """Return what makes one play of a speed better than another."""
+        return not self.holds, self.late, self.played.latency_us.quantile(0.99)
 
     def row(self) -> dict[str, Any]:
         """Return the row of the artifact."""
@@ -119,7 +125,7 @@ async def check_load(plan: Plan, store: ControlStore) -> list[Checked]:
                 if pace.why:
                     stopped = f"the impact budget ended it before {speed:g}x: {pace.why}"
                     break
-                steps.append(await _step(plan, workload, required, prefix, speed))
+                steps.append(await _best(plan, workload, required, prefix, speed))
                 if not steps[-1].holds or (steps[-1].late and speed >= _REQUIRED[-1]):
                     break
         finally:
@@ -153,6 +159,25 @@ def required_us(observed: list[dict[str, Any]], times_max: float) -> dict[str, d
         for row in observed
         if not row.get("waits") and row["calls"] >= LOAD_CALLS_MIN
     }
+
+
+async def _best(
+    plan: Plan,
+    workload: Workload,
+    required: Mapping[str, Mapping[str, int]],
+    prefix: bytes,
+    speed: float,
+) -> Step:
+    """Play one speed, and again where it was slow: a target that is too slow is so each time."""
+    best: Step | None = None
+    for _ in range(LOAD_PLAYS_MAX):
+        step = await _step(plan, workload, required, prefix, speed)
+        if best is None or step.order < best.order:
+            best = step
+        if (step.holds and not step.late) or step.failed or step.evicted:
+            return step
+    assert best is not None
+    return best
 
 
 async def _step(
@@ -193,8 +218,8 @@ async def _info(plan: Plan) -> dict[str, str]:
 
 def _slower(played: Played, required: Mapping[str, Mapping[str, int]]) -> list[str]:
     """Return the commands that take longer than required; what was seldom sent says nothing."""
-    # A request that left late is answered late: that is not the server's.
-    late = played.late_us.quantile(0.99)
+    # A request that left late is answered late, and its answer is read late: not by the server.
+    late = 2 * played.late_us.quantile(0.99)
     by_command: dict[str, Distribution] = {}
     for shape, found in played.by_shape.items():
         by_command.setdefault(shape.split(" ", 1)[0], Distribution()).add(found)

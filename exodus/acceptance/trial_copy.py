@@ -360,6 +360,12 @@ async def remove_trial(plan: Plan, store: ControlStore) -> int:
     kept = await store.report(REPORT)
     if kept is None:
         return 0
+    if int(kept["database"]) <= 0:  # no copy of ours: somebody else wrote to the control store
+        raise DecisionRefused(
+            "the trial copy is not removed",
+            why=f"the control store says that it is in database {kept['database']}, and none is",
+            next_step="find out who writes to the control store; then remove the report test.trial",
+        )
     names = [bytes.fromhex(name) for name in kept["keys"]]
     removed = 0
     endpoint = Endpoint(Side.TARGET, plan.target)

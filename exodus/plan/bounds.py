@@ -542,6 +542,7 @@ FAILURES_SLOW_MS = 300
 LOAD_CONNECTIONS_MAX = 64
 LOAD_PREPARED_BYTES_MAX = 32 * 1024 * 1024
 LOAD_LATE_US_MAX = 5_000  # 1 % of the requests left later than that: the player is no measure
+LOAD_PLAYS_MAX = 3  # of one speed, as long as it is too slow
 LOAD_SLACK_US = 5_000  # what the player itself may add to a latency
 LOAD_CALLS_MIN = 100  # of a command: fewer have no 99th percentile
 LOAD_ANSWERED_SHARE_MIN = 0.99

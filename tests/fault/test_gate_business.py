@@ -141,7 +141,10 @@ async def test_code_runs_only_where_nobody_else_can_put_it(local: LocalMigration
     # Somebody wrote another folder into the control store
     with pytest.raises(OperatorError, match="not run") as caught:
         await check_business(plan, local.plan, local.store)
-    assert "the migration's block None" in caught.value.why
+    assert "only where both agree" in caught.value.why
+    hook = _plan(local, business_webhook="http://127.0.0.1:1/")
+    with pytest.raises(OperatorError, match="not run"):
+        await check_business(hook, local.plan, local.store)
     (folder / "one.py").chmod(0o666)
     with pytest.raises(OperatorError, match="not run") as caught:
         await _rows(local, plan)

@@ -175,6 +175,17 @@ async def test_what_a_dead_run_left_is_removed_and_nothing_of_others(
     assert await remove_trial(plan, local.store) == 0
 
 
+async def test_a_report_of_somebody_else_removes_nothing(local: LocalMigration) -> None:
+    """The control store may be written to by others: no key of database 0 goes because of it."""
+    with local.servers[Side.TARGET].client() as target:
+        target.set("order:1", 1)
+        report = {"database": 0, "keys": [b"order:1".hex()]}
+        await local.store.save_report(REPORT, report)
+        with pytest.raises(DecisionRefused, match="not removed"):
+            await remove_trial(_plan(local), local.store)
+        assert target.get("order:1") == b"1"
+
+
 async def test_no_copy_is_made_beside_live_sync_or_without_a_database(
     local: LocalMigration,
 ) -> None:
