@@ -39,6 +39,8 @@ from exodus.plan.bounds import (
 from exodus.resp.encode import encode
 
 _TRANSACTION = ("MULTI", "EXEC", "DISCARD")
+_SET_UP = ("AUTH", "HELLO", "CLIENT", "SELECT", "QUIT", "RESET")  # of a connection
+_APART = (*_TRANSACTION, *_SET_UP)  # are played in another way, or with each connection
 _KEY_BYTES = 60  # of a key and its bookkeeping, where prepared bytes are estimated
 
 
@@ -186,7 +188,7 @@ class Composer:
     def _add(self, operation: Operation, families: dict[str, str]) -> None:
         template = TEMPLATES.get(operation.command)
         why_not = (
-            operation.command in _TRANSACTION
+            operation.command in _APART
             or operation.blocking
             or bool(operation.subcommand)
             or (template is None and operation.command not in KEYLESS)
@@ -197,7 +199,7 @@ class Composer:
             family = template.family if template else ""
             family = family or families.get(operation.pattern, STRING)
             self._parts.append(_Part(operation, template, family))
-        elif operation.command not in _TRANSACTION:
+        elif operation.command not in _APART:
             name = " ".join(
                 word
                 for word in (operation.command, operation.subcommand, *operation.options)
@@ -207,7 +209,7 @@ class Composer:
 
     def _played_share(self) -> float:
         """The share of the requests outside of transactions that is played."""
-        singles = [each for each in self.workload.operations if each.command not in _TRANSACTION]
+        singles = [each for each in self.workload.operations if each.command not in _APART]
         total = sum(each.calls - each.in_transactions for each in singles)
         played = sum(part.operation.calls - part.operation.in_transactions for part in self._parts)
         return played / total if total else 1.0

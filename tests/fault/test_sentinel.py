@@ -47,7 +47,6 @@ _FAILOVERS = [
     or (side, how, when)
     in (
         (Side.SOURCE, "kill", "backfill"),
-        (Side.SOURCE, "command", "live sync"),
         (Side.TARGET, "kill", "live sync"),
     )
 ]
@@ -425,7 +424,7 @@ async def test_without_sentinels_applications_are_served_and_nobody_switches(
         await load.more()
         assert load.errors == []
     finally:
-        source_service.resume_sentinels()
+        source_service.restart_sentinels()
         await local.close()
 
 
@@ -446,14 +445,14 @@ async def test_a_frozen_sentinel_that_wakes_does_not_lead_back(
         await _noted(local)
         after = masters.standing(source_service.address()).port
         await load.more(50)
-        source_service.resume_sentinels()
+        source_service.wake_sentinels()
         for _ in range(20):
             assert (await masters.located(source_service.address())).port == after
             await asyncio.sleep(0.02)
         await _agrees(local, load)
         assert len(await read_failovers(local.store)) == 1
     finally:
-        source_service.resume_sentinels()
+        source_service.restart_sentinels()
         await local.close()
 
 

@@ -14,8 +14,8 @@ import redis
 
 from exodus.plan.address import Service
 from exodus.stack.home import Home, free_port
-from exodus.stack.processes import end
-from exodus.stack.servers import USER, ServerKind, start_sentinel, wait_server
+from exodus.stack.processes import end, start
+from exodus.stack.servers import USER, ServerKind, binary, start_sentinel, wait_server
 from tests.support.servers import DatabaseServer
 
 SENTINELS = 3
@@ -29,6 +29,7 @@ class ServiceBox:
         self, kind: ServerKind, folder: Path, *, name: str = "mymaster", replicas: int = 1
     ) -> None:
         self.kind = kind
+        self._folder = folder
         self.name = name
         config = {"repl_diskless_sync_delay": "0", "repl_backlog_size": "16mb"}
         homes = [Home(folder / f"node-{number}") for number in range(replicas + 1)]
@@ -131,9 +132,23 @@ class ServiceBox:
         for sentinel in self.sentinels[-count:]:
             sentinel.started.process.send_signal(signal.SIGSTOP)
 
-    def resume_sentinels(self) -> None:
+    def wake_sentinels(self) -> None:
+        """SIGCONT. They act on nothing for 30 s (TILT), and answer as before."""
         for sentinel in self.sentinels:
             sentinel.started.process.send_signal(signal.SIGCONT)
+
+    def restart_sentinels(self) -> None:
+        """Start all anew, with what each knew: without TILT."""
+        for number, sentinel in enumerate(self.sentinels):
+            sentinel.started.process.kill()
+            sentinel.started.process.wait()
+            folder = self._folder / f"sentinel-{number}"
+            command = [str(binary(self.kind)), str(folder / "sentinel.conf"), "--sentinel"]
+            sentinel.started = start(
+                f"sentinel-{number}", command, log=sentinel.started.log, port=sentinel.port
+            )
+        for sentinel in self.sentinels:
+            wait_server(sentinel)
 
     def wait_other(self, before: DatabaseServer) -> DatabaseServer:
         """Wait for another master than `before`."""

@@ -249,3 +249,13 @@ def test_a_whole_keyspace_has_no_interval() -> None:
     assert found.groups[1].large == 1
     assert found.groups[1].expiring_share == 1
     assert keyspace_of([], keys=0).groups == []
+
+
+def test_what_sets_connections_up_is_no_part_of_the_mix() -> None:
+    """An application that connects often looked as if half of its requests could not be tried."""
+    setting_up = operation("AUTH", 500, pattern="", keys=0)
+    played = composer(workload(operation("GET", 100), setting_up))
+    assert played.not_played == {}
+    assert composer(workload(operation("GET", 100), operation("LCS", 100))).not_played == {
+        "LCS": 100
+    }
