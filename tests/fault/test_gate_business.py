@@ -81,6 +81,7 @@ async def test_the_shipped_checks_hold_on_a_copy_and_find_what_is_planted(
     await remove_trial(plan, local.store)
 
 
+_EXITS = "import sys\ndef check(source, target):\n    sys.exit(3)\n"
 _BAD = {
     "raises": ("def check(source, target):\n    return 1 / 0\n", "ZeroDivisionError"),
     "empty": (
@@ -99,7 +100,6 @@ _BAD = {
     ),
     "syntax": ("def check(:\n", "SyntaxError"),
     "nothing": ("x = 1\n", "AttributeError"),
-    "exits": ("import sys\ndef check(source, target):\n    sys.exit(3)\n", ""),
     "prints": (
         "import pandas as pd\nprint('hello')\n"
         "def check(source, target):\n    print('again')\n"
@@ -119,10 +119,19 @@ def _folder(local: LocalMigration, text: str) -> Path:
 
 
 async def test_a_check_that_fails_in_any_way_is_red(local: LocalMigration) -> None:
-    for name, (text, why) in _BAD.items():
-        red = _red(await _rows(local, _plan(local, business_folder=_folder(local, text))))
-        assert (red == {}) is (why is None), (name, red)
-        assert why is None or why in next(iter(red.values())), (name, red)
+    folder = _folder(local, _EXITS)
+    red = _red(await _rows(local, _plan(local, business_folder=folder)))
+    assert list(red) == ["business: checks of the folder"]
+    (folder / "one.py").unlink()
+    for name, (text, _) in _BAD.items():
+        (folder / f"{name}.py").write_text(text)
+        (folder / f"{name}.py").chmod(0o600)
+    red = _red(await _rows(local, _plan(local, business_folder=folder)))
+    for name, (_, why) in _BAD.items():
+        said = red.pop(f"business: {name}", None)
+        assert (said is None) is (why is None), name
+        assert why is None or why in str(said), name
+    assert red == {}
     for box in local.servers.values():
         assert box.client().keys("*") == []
 
