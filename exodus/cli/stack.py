@@ -70,7 +70,7 @@ def demo(
     ] = PathTaken.COMMIT,
     topology: Annotated[
         TopologyKind,
-        typer.Option(help="sentinel: the source is behind Sentinel, and fails over in Migrate"),
+        typer.Option(help="sentinel: both sides are behind Sentinel; the source fails over"),
     ] = TopologyKind.STANDALONE,
     seed: Annotated[int, typer.Option(help="seed of the application")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="leave the stack running")] = False,

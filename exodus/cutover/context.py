@@ -22,6 +22,7 @@ from exodus.cutover.preconditions import NOTHING_MORE, Approved
 from exodus.cutover.topology_check import Standing
 from exodus.errors import CutoverAborted, DecisionRefused, SwitchUnknown
 from exodus.net.leg import Leg, close_all
+from exodus.plan.address import Address
 from exodus.plan.bounds import SWITCH_OUTCOME_S, SWITCH_RETRY_S
 from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Feed, Side, UserRole
@@ -85,6 +86,15 @@ class Switch:
     def fence(self, side: Side) -> Fence:
         """Return the fence of a side, with its connections kept."""
         return self._fences.setdefault(side, Fence(self.store, side, self.plan))
+
+    @property
+    def fenced_servers(self) -> set[str] | None:
+        """Return the servers of the old side that are fenced; None for a standalone server, whose
+        replicas nothing promotes.
+        """
+        if isinstance(self.plan.address(self.old), Address):
+            return None
+        return self.fence(self.old).fenced_servers
 
     async def close(self) -> None:
         """Give connections back."""

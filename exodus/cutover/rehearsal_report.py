@@ -18,6 +18,7 @@ from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.net.info import info_of
 from exodus.net.leg import Leg
+from exodus.plan.address import Service
 from exodus.plan.bounds import REHEARSAL_NAMED
 from exodus.plan.plan import Plan
 
@@ -62,6 +63,24 @@ _NO_SETTING_OF_A_SWITCH = frozenset(
 )
 
 
+# What another server of the same service has of its own: a failover voids no rehearsal.
+_OF_ONE_SERVER = frozenset(
+    {
+        "bind",
+        "dir",
+        "logfile",
+        "pidfile",
+        "port",
+        "replica-announce-ip",
+        "replica-announce-port",
+        "slave-announce-ip",
+        "slave-announce-port",
+        "tls-port",
+        "unixsocket",
+    }
+)
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(orjson.dumps(value)).hexdigest()[:16]
 
@@ -87,8 +106,11 @@ async def fingerprint_of_side(leg: Leg) -> dict[str, str]:
     if not isinstance(config, list):
         return {**found, f"{leg.side}.settings": _NOT_TOLD}
     texts = [each.decode("utf-8", "replace") for each in config]
+    left_out = _NO_SETTING_OF_A_SWITCH
+    if isinstance(leg.place, Service):
+        left_out |= _OF_ONE_SERVER
     for name, value in zip(texts[::2], texts[1::2], strict=True):
-        if name not in _NO_SETTING_OF_A_SWITCH:
+        if name not in left_out:
             found[f"{leg.side}.{name}"] = _digest(value)
     return found
 

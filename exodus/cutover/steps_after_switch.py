@@ -10,7 +10,6 @@ from exodus.cutover.context import Switch
 from exodus.cutover.settle import settle
 from exodus.cutover.topology_check import check_replicas_have, check_unchanged
 from exodus.errors import CutoverAborted, DecisionRefused, ExodusError
-from exodus.plan.address import Address
 from exodus.plan.bounds import HOLD_ACK_S, SWITCH_AFTER_RELEASE_S
 from exodus.plan.vocabulary import Hold, JournalMode
 
@@ -22,10 +21,8 @@ async def check_services(switch: Switch) -> None:
     Raises:
         CutoverAborted: there was a failover, or a server appeared; nothing was switched.
     """
-    old = switch.plan.address(switch.old)
-    fenced = None if isinstance(old, Address) else switch.fence(switch.old).fenced_servers
     _, acknowledged = await asyncio.gather(
-        check_unchanged(switch.plan, switch.standing, switch.old, fenced),
+        check_unchanged(switch.plan, switch.standing, switch.old, switch.fenced_servers),
         check_replicas_have(switch.plan, switch.to, switch.legs[switch.to], switch.left_s()),
     )
     if acknowledged is not None:

@@ -39,7 +39,7 @@ DATA_PLANE = ("gateway", "syncer", "comparer")
 
 
 class TopologyKind(StrEnum):
-    """What the embedded source is."""
+    """What the embedded source and target are."""
 
     STANDALONE = "standalone"
     SENTINEL = "sentinel"
@@ -226,7 +226,7 @@ class _Stack:
             server = self._embedded(name, kind, server_port)
             embedded.append(server)
             secret = str(home.secret(name).absolute())
-            if name == "source" and wanted.topology is TopologyKind.SENTINEL:
+            if name != "control_store" and wanted.topology is TopologyKind.SENTINEL:
                 more, sentinels = self._behind_sentinel(name, kind, server)
                 embedded += more
                 given[name] = {

@@ -9,6 +9,7 @@ import pytest
 
 from exodus.control.store import ControlStore
 from exodus.cutover.fence import Fence
+from exodus.cutover.rehearsal_report import changed, fingerprint_of_side
 from exodus.cutover.topology_check import (
     check_replicas_have,
     check_unchanged,
@@ -109,6 +110,21 @@ async def test_what_changed_under_a_switch_gives_it_up(
     with pytest.raises(CutoverAborted) as caught:
         await check_unchanged(plan, {}, Side.SOURCE, servers)
     assert "there was a failover" in caught.value.why
+
+
+async def test_a_failover_voids_no_rehearsal(source_service: ServiceBox) -> None:
+    """Port and folder are a server's own; any other setting is the service's."""
+    prints = []
+    for node in source_service.nodes:
+        async with await Leg.connect(node.address(), Side.SOURCE) as leg:
+            leg.place = source_service.address()
+            prints.append(await fingerprint_of_side(leg))
+    assert changed(*prints) == []
+    async with await Leg.connect(source_service.address(), Side.SOURCE) as leg:
+        await leg.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        now = await fingerprint_of_side(leg)
+        await leg.call("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert "maxmemory-policy" in str(changed(prints[0], now))
 
 
 async def test_a_replica_of_the_new_side_must_have_all_keys(
