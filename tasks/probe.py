@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
+from collections import Counter
 from dataclasses import asdict
 
 from exodus.control.route import read_route
@@ -17,6 +19,7 @@ from tasks.checks import Level, check, of_findings
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
+_NAME = re.compile(r" name=(\S*)")
 _KEY = RESERVED_PREFIX + b"exercise}"
 # One write and one read a type, on a key of Exodus, and the expected reply of the read.
 _EXERCISES: list[tuple[str, list[tuple[object, ...]], object]] = [
@@ -86,10 +89,19 @@ async def _state_of(endpoint: Endpoint) -> Json:
         "users": sorted(hashlib.sha256(user.encode()).hexdigest() for user in _texts(users)),
         "settings": dict(zip(told[::2], told[1::2], strict=True)) if len(told) > 1 else {},
         "own_connections": clients.count(b" name=exodus") if isinstance(clients, bytes) else 0,
+        "clients": _clients(clients),
         "used_memory": int(node["used_memory"]),
         "ping_ms_p50": round(sorted(pings)[len(pings) // 2], 3),
         "ping_ms_max": round(max(pings), 3),
     }
+
+
+def _clients(reply: Reply) -> dict[str, int]:
+    """Return connections by name, of an answer to CLIENT LIST."""
+    if not isinstance(reply, bytes):
+        return {}
+    found = Counter(_NAME.findall(reply.decode("utf-8", "backslashreplace")))
+    return {name or "(no name)": count for name, count in sorted(found.items())}
 
 
 def _texts(reply: Reply) -> list[str]:
@@ -131,7 +143,17 @@ async def unchanged(it: Opened, before: Json) -> list[Json]:
     )
     users = len(set(before["users"]) ^ set(now["users"]))
     same_route = (str(route.authority), route.epoch) == (before["authority"], before["epoch"])
+    came = sorted(name for name in now["clients"] if name not in before["clients"])
+    foreign = [name for name in came if not name.startswith("exodus")]
+    own = sorted(name for name in now["clients"] if name.startswith("exodus"))
     return [
+        check(
+            "only Exodus's own connections were added to the source",
+            not foreign,
+            (f"new: {', '.join(foreign[:TASKS_PROBE_NAMED])}; " if foreign else "")
+            + f"of Exodus: {', '.join(own) or 'none'}",
+            level=Level.INFO,
+        ),
         check("the source's role is unchanged", now["role"] == before["role"], now["role"]),
         check(
             "the source's users are unchanged",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from exodus.gateway.relay import Connection
 
 log = logging.getLogger(__name__)
+_LIBRARY = ("setinfo lib-name", "setinfo lib-ver")  # of `SessionState.replay`
 
 
 def _left_out(orders: Orders) -> dict[str, dict[str, int]]:
@@ -123,12 +124,21 @@ def _names(connections: Iterable[Connection]) -> dict[str, int]:
 
 
 def _clients(connections: Iterable[Connection]) -> list[dict[str, object]]:
-    """Count connections by name, host and kind: the most frequent ones."""
-    found = Counter((_name(each), each.host, kind_of(each.session)) for each in connections)
+    """Count connections by name, library, host and kind: the most frequent ones."""
+    found = Counter(
+        (_name(each), _library(each), each.host, kind_of(each.session)) for each in connections
+    )
     return [
-        {"name": name, "host": host, "kind": kind, "connections": count}
-        for (name, host, kind), count in found.most_common(REPORTING_NAMES_MAX)
+        {"name": name, "library": library, "host": host, "kind": kind, "connections": count}
+        for (name, library, host, kind), count in found.most_common(REPORTING_NAMES_MAX)
     ]
+
+
+def _library(connection: Connection) -> str:
+    """Return the client library that CLIENT SETINFO named, with its version; empty: it did not."""
+    told = connection.session.state.replay
+    parts = [told[word].rsplit(b"\r\n", 2)[1] for word in _LIBRARY if word in told]
+    return b" ".join(parts).decode("utf-8", "backslashreplace")[:REPORTING_NAME_CHARS_MAX]
 
 
 def metrics(gateway: Gateway) -> Iterable[Sample]:

@@ -11,6 +11,7 @@ import pytest
 import redis.asyncio as redis
 
 from exodus.control import windows
+from exodus.gateway import reporting
 from exodus.gateway.tables import load_table
 from exodus.observe.monitor import capture
 from exodus.plan.vocabulary import Side
@@ -103,6 +104,17 @@ async def test_a_change_of_the_source_is_found_and_named(
     if red == "the source's settings":
         assert failed == {"the source's settings are unchanged": "maxmemory-policy"}
     assert rows[-1]["detail"].startswith("PING p50 ")
+
+
+async def test_clients_are_told_with_their_library(local: LocalMigration) -> None:
+    """The source (Redis 6.2) has no CLIENT SETINFO; the target answers it after the switch."""
+    gateway = await local.gateway()
+    await local.change(authority=Side.TARGET)
+    client = local.app(client_name="shop", single_connection_client=True)
+    await client.client_setinfo("LIB-NAME", "shoplib")
+    await client.client_setinfo("LIB-VER", "1.2")
+    rows = {row["name"]: row["library"] for row in reporting._clients(gateway.connections)}
+    assert rows == {"shop": "shoplib 1.2"}
 
 
 async def test_windows_of_the_gateways_are_kept_for_analyze(
