@@ -18,10 +18,10 @@ from tasks.compatibility import (
     advice_lines,
     check_commands,
     foresee_strategies,
+    heavy_rows,
     judge_workload,
     risk_rows,
     strategy_line,
-    weigh_hot_keys,
     workload_line,
 )
 from tasks.decision import ask, close_phase, findings_form
@@ -65,7 +65,7 @@ def analyze(migration: MigrationName = MIGRATION, seconds: Seconds = SECONDS) ->
     advice = [
         *recommend(began["plan"], facts, size, checks, predicted),
         *risk_rows(workload),
-        *weigh_hot_keys(migration, workload["hot_keys"]),
+        *heavy_rows(workload),
     ]
     summary = {
         key: workload[key]

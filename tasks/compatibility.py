@@ -10,7 +10,6 @@ from exodus.engine import open_engine
 from exodus.net.client import answered
 from exodus.net.master_client import make_side_client
 from exodus.plan.bounds import (
-    HEAVY_BYTES,
     TASKS_COMPATIBILITY_COPIES_PER_S_MAX,
     TASKS_COMPATIBILITY_NAMED,
 )
@@ -55,31 +54,16 @@ async def foresee_strategies(it: Opened) -> list[Json]:
     return await forecast(await open_engine(it.store, it.plan))
 
 
-@kept_task("Find large hot keys")
-@opens_migration
-async def weigh_hot_keys(it: Opened, hot: list[Json]) -> list[Json]:
-    """Return advice on large keys that are used often.
-
-    Live sync copies the full key after each write.
-    """
-    rows: list[Json] = []
-    node = await it.endpoint(Side.SOURCE).any_node()
-    for db in sorted((await node.facts()).databases):
-        async with await node.connect(db, name="exodus-weigh") as leg:
-            for row in hot:
-                key = row["key"].encode()
-                kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
-                if isinstance(used, int) and used >= HEAVY_BYTES:
-                    rows.append(_heavy(row, db, kind, used))
-    return rows
+def heavy_rows(workload: Json) -> list[Json]:
+    """Return advice on large keys that are used often."""
+    return [_heavy(row) for row in workload["large_hot_keys"]]
 
 
-def _heavy(row: Json, db: int, kind: object, used: int) -> Json:
-    per_s = used * min(row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX)
-    name = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+def _heavy(row: Json) -> Json:
+    per_s = row["bytes"] * min(row["requests_per_s"], TASKS_COMPATIBILITY_COPIES_PER_S_MAX)
     return {
         "topic": "large hot key",
-        "finding": f"{row['key']} of database {db}: {name}, {used:,} bytes, "
+        "finding": f"{row['key']} of database {row['db']}: {row['type']}, {row['bytes']:,} bytes, "
         f"{row['requests_per_s']:,} requests/s",
         "advice": f"if these are writes, live sync copies up to {per_s / 1e6:,.1f} MB/s for this "
         "key: trim or split it, write it less often, or set strategy: native",

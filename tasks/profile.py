@@ -7,16 +7,20 @@ from collections import Counter
 from typing import Any
 
 import orjson
+from redis.crc import key_slot
 
 from exodus.commands.semantics import ROLES, Role
 from exodus.control import registry, windows
 from exodus.errors import DecisionRefused
 from exodus.net.client import answered
+from exodus.observe.shapes import hashed_words
 from exodus.plan.bounds import (
+    HEAVY_BYTES,
     RATES_SHOWN_MAX,
     TASKS_PROFILE_HOT_KEYS,
     TASKS_PROFILE_WINDOWS_S,
 )
+from exodus.plan.vocabulary import Side
 from exodus.telemetry.windows import over_time, quantile
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
@@ -54,6 +58,8 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     await asyncio.sleep(watched)
     after = await snapshots(it)
     commands = difference(before, after)
+    hot = _hot(before, after, watched)
+    shown = hashed_words if it.plan.hash_names else str
     requests = sum(row["calls"] for row in commands)
     report = {
         "seconds": watched,
@@ -64,8 +70,9 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         "connections": sum(snapshot["connections"] for snapshot in after.values()),
         "gateways": len(after),
         "risks": _risks(after),
-        "hot_keys": _hot(before, after, watched),
-        "prefixes": _prefixes(before, after),
+        "hot_keys": [{**row, "key": shown(row["key"])} for row in hot],
+        "large_hot_keys": [{**row, "key": shown(row["key"])} for row in await _large(it, hot)],
+        "prefixes": [{**row, "prefix": shown(row["prefix"])} for row in _prefixes(before, after)],
         "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
         "commands": commands,
         "rates": await _history(it),
@@ -117,10 +124,29 @@ def _hot(before: dict[str, Json], after: dict[str, Json], seconds: float) -> lis
         earlier = dict(before.get(process, {}).get("hot_keys", []))
         counts.update({key: count - earlier.get(key, 0) for key, count in snapshot["hot_keys"]})
     return [
-        {"key": key, "requests_per_s": round(count / seconds, 1)}
+        {
+            "key": key,
+            "slot": key_slot(key.encode()),
+            "requests_per_s": round(count / seconds, 1),
+        }
         for key, count in counts.most_common(TASKS_PROFILE_HOT_KEYS)
         if count > 0
     ]
+
+
+async def _large(it: Opened, hot: list[Json]) -> list[Json]:
+    """Return the hot keys that are large: live sync copies the full key after each write."""
+    rows: list[Json] = []
+    node = await it.endpoint(Side.SOURCE).any_node()
+    for db in sorted((await node.facts()).databases):
+        async with await node.connect(db, name="exodus-weigh") as leg:
+            for row in hot:
+                key = row["key"].encode()
+                kind, used = await leg.pipeline([("TYPE", key), ("MEMORY", "USAGE", key)])
+                if isinstance(used, int) and used >= HEAVY_BYTES:
+                    name = kind.decode("ascii", "replace") if isinstance(kind, bytes) else str(kind)
+                    rows.append({**row, "db": db, "type": name, "bytes": used})
+    return rows
 
 
 def _risks(snapshots: dict[str, Json]) -> dict[str, int]:

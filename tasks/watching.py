@@ -62,8 +62,8 @@ async def _watched(it: Opened, seconds: float) -> Watched:
     table = (await load_table(it.plan)).commands
     folder, source = it.plan.capture_folder, await located(it.plan.source)
     if folder is None:
-        return await watch_monitor(source, table, seconds=seconds)
-    return await watch_packets(source, table, folder, seconds=seconds)
+        return await watch_monitor(source, table, seconds=seconds, hashed=it.plan.hash_names)
+    return await watch_packets(source, table, folder, seconds=seconds, hashed=it.plan.hash_names)
 
 
 @kept_task("Follow an event to its artifact")

@@ -75,14 +75,16 @@ def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
 class MonitorReader:
     """MONITOR's bytes in, events into a profile; no I/O."""
 
-    def __init__(self, table: CommandTable, profile: Profile | None = None) -> None:
+    def __init__(
+        self, table: CommandTable, profile: Profile | None = None, *, hashed: bool = False
+    ) -> None:
         self.profile = Profile() if profile is None else profile
         self.last_stamp = 0.0
         self.mark = b""  # an argument of PING; what is executed between two of these is counted
         self.marks = 0
         self.names: dict[str, str] = {}  # of connections that are known by address
         self.between: Counter[str] = Counter()  # by command, of scripts also
-        self._shapes = Shapes(table)
+        self._shapes = Shapes(table, hashed=hashed)
         self._connections: dict[str, int] = {}
         self._scanner = ReplyScanner()
         self._tail = b""
@@ -145,6 +147,7 @@ async def capture(
     profile: Profile | None = None,
     cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
     own: dict[str, str] | None = None,
+    hashed: bool = False,
 ) -> MonitorWatch:
     """Watch the source for `seconds`, into the given profile or a new one.
 
@@ -161,12 +164,13 @@ async def capture(
         profile: that counts what is seen.
         cpu_share_max: of a core, that MONITOR may cost.
         own: names of Exodus's own connections by their address; it may grow meanwhile.
+        hashed: key patterns are shown by hashes of their words.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
     """
     loop = asyncio.get_running_loop()
-    watcher = MonitorReader(table, profile)
+    watcher = MonitorReader(table, profile, hashed=hashed)
     watcher.names = {} if own is None else own
     async with (
         await Leg.connect(address, Side.SOURCE, name="exodus-monitor-cost") as asked,

@@ -224,9 +224,11 @@ class _Connection:
 class PacketWatcher:
     """The connections of all packets; events go to `sink`."""
 
-    def __init__(self, table: CommandTable, sink: Sink, ports: Iterable[int]) -> None:
+    def __init__(
+        self, table: CommandTable, sink: Sink, ports: Iterable[int], *, hashed: bool = False
+    ) -> None:
         self.coverage = Coverage()
-        self.shapes = Shapes(table)
+        self.shapes = Shapes(table, hashed=hashed)
         self.first_at = 0.0  # times of the first and the last packet, in s
         self.last_at = 0.0
         self.held_bytes = 0

@@ -9,6 +9,7 @@ are bounded: clients may send any bytes.
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 
 from exodus.commands.semantics import Role, block_timeout
 from exodus.commands.table import Command, CommandTable
@@ -85,6 +86,8 @@ _EXPIRY_WORDS = {b"EX": (1000, False), b"PX": (1, False), b"EXAT": (1000, True),
 _NUMBER_DIGITS_MAX = 15
 _EXPIRES_BY_WORD = frozenset({b"SET", b"GETEX"})
 
+_LITERAL = re.compile(r"[^:/.|,{}\[\]#@*…]+")
+_HASH_DIGITS = 8
 _DIGITS = re.compile(rb"[0-9]+")
 _WORD = re.compile(rb"[^:/.|,{}\[\]#@]+")
 _MIXED = re.compile(rb"(?=[^0-9]*[0-9])[0-9A-Za-z_=+~-]+").fullmatch
@@ -110,6 +113,14 @@ def pattern_of(key: bytes) -> str:
     )
 
 
+def hashed_words(name: str) -> str:
+    """Return a key name or pattern with each of its words as a hash: the same word, the same hash.
+
+    It hides names from who reads a report. Who can guess a word can recognise it.
+    """
+    return _LITERAL.sub(lambda word: sha256(word[0].encode()).hexdigest()[:_HASH_DIGITS], name)
+
+
 def _part(found: re.Match[bytes]) -> bytes:
     part = found.group()
     if len(part) >= _VARIABLE_LETTERS and _MIXED(part) is not None:
@@ -122,8 +133,9 @@ def _part(found: re.Match[bytes]) -> bytes:
 class Shapes:
     """Makes events of requests; one for all connections of a source."""
 
-    def __init__(self, table: CommandTable) -> None:
+    def __init__(self, table: CommandTable, *, hashed: bool = False) -> None:
         self.table = table
+        self._hashed = hashed  # words of patterns are hashed, but those of Exodus's own keys
         self.shapes_dropped = 0  # requests whose shape was one too many
         self.patterns_dropped = 0
         self._shapes: dict[tuple[Command, int, tuple[bytes, ...]], str] = {}
@@ -190,7 +202,8 @@ class Shapes:
             if len(self._patterns) >= KEY_PATTERNS_MAX:
                 self.patterns_dropped += 1
                 return OTHER
-            kept = self._patterns[pattern] = pattern
+            kept = hashed_words(pattern) if self._hashed and not is_own(key) else pattern
+            self._patterns[pattern] = kept
         if len(self._of_key) >= PATTERNS_REMEMBERED_MAX:
             self._of_key.clear()
         if len(key) <= _PATTERN_BYTES_MAX:

@@ -128,7 +128,7 @@ class Sizing:
         """Return for several numbers of shards what the fullest and the busiest one would have.
 
         Args:
-            hot: the hottest keys, with their requests a second.
+            hot: the hottest keys, with their slot and requests a second.
             requests_per_s: of all keys. What the hot keys do not take spreads evenly.
         """
         rows = []
@@ -140,8 +140,7 @@ class Sizing:
             busy: Counter[int] = Counter()
             hottest = sum(row["requests_per_s"] for row in hot)
             for row in hot:
-                slot = key_slot(row["key"].encode())
-                busy[slot * count // CLUSTER_SLOTS] += row["requests_per_s"]
+                busy[row["slot"] * count // CLUSTER_SLOTS] += row["requests_per_s"]
             rest = max(0.0, requests_per_s - hottest) / count
             most = max(busy.values(), default=0.0) + rest
             rows.append(

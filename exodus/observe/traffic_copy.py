@@ -79,8 +79,12 @@ class Watched:
         }
 
 
-async def watch_monitor(address: Address, table: CommandTable, *, seconds: float) -> Watched:
+async def watch_monitor(
+    address: Address, table: CommandTable, *, seconds: float, hashed: bool = False
+) -> Watched:
     """Watch a server by MONITOR while probes of it are sent.
+
+    With `hashed`, key patterns are shown by hashes of their words.
 
     Raises:
         SourceError: it refuses MONITOR or the probes, or went away.
@@ -88,7 +92,7 @@ async def watch_monitor(address: Address, table: CommandTable, *, seconds: float
     profile = Profile()
     own: dict[str, str] = {}
     watching = asyncio.create_task(
-        monitor.capture(address, table, seconds=seconds, profile=profile, own=own)
+        monitor.capture(address, table, seconds=seconds, profile=profile, own=own, hashed=hashed)
     )
     sent = (await _probed(address, watching, seconds, own)).sent
     watch = watching.result()
@@ -121,9 +125,11 @@ class _Marked:
 
 
 async def watch_packets(
-    address: Address, table: CommandTable, folder: Path, *, seconds: float
+    address: Address, table: CommandTable, folder: Path, *, seconds: float, hashed: bool = False
 ) -> Watched:
     """Watch the packets that come into a folder while probes of the server are sent.
+
+    With `hashed`, key patterns are shown by hashes of their words.
 
     Raises:
         SourceError: the server went away, or refuses the probes.
@@ -131,7 +137,7 @@ async def watch_packets(
     """
     profile = Profile()
     marked = _Marked(profile)
-    watcher = PacketWatcher(table, marked, [address.port])
+    watcher = PacketWatcher(table, marked, [address.port], hashed=hashed)
     capture = Capture(str(folder), watcher, seconds, only_new=True)
     watching = asyncio.create_task(asyncio.to_thread(capture.run))
     probes = await _probed(address, watching, seconds, {})

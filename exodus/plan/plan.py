@@ -80,6 +80,10 @@ class Options(BaseModel):
         gt=0,
         description="hours after which Pre-test deletes files of capture_folder; null: never",
     )
+    hash_names: bool = Field(
+        default=False,
+        description="the evidence of Pre-test and Analyze shows words of key names as hashes",
+    )
     candidates: tuple[Address, ...] = Field(
         default=(),
         max_length=8,

@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+from redis.crc import key_slot
 
 from exodus.copy.guard import set_writer_epoch
 from exodus.plan.address import Credentials
@@ -24,7 +25,11 @@ from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 
-HOT = [{"key": "{a}1", "requests_per_s": 400.0}, {"key": "{a}2", "requests_per_s": 100.0}]
+SLOT = key_slot(b"{a}1")
+HOT = [
+    {"key": "{a}1", "slot": SLOT, "requests_per_s": 400.0},
+    {"key": "{a}2", "slot": SLOT, "requests_per_s": 100.0},
+]
 
 
 def red(checks: list[Json]) -> dict[str, Json]:

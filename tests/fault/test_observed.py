@@ -144,6 +144,20 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     assert report["changes"] == []
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
     await client.get("order:1")
+    with local.servers[Side.SOURCE].client() as source:
+        source.set("order:7", "x" * 100_000)
+    hidden = Opened(local.plan.model_copy(update={"hash_names": True}), local.store, local.plan)
+    for _ in range(300):
+        await client.strlen("order:7")
+
+    async def found() -> bool:
+        for _ in range(100):
+            await client.strlen("order:7")
+        report = await learn(hidden, 1.2)
+        assert "order" not in str(report)
+        return [row["bytes"] > 90_000 for row in report["large_hot_keys"]] == [True]
+
+    await until(found, within_s=30, otherwise="the large hot key was not found")
     again = await learn(it, 0.5)
     assert "requests a second" in {row["what"] for row in again["changes"]}
 

@@ -9,8 +9,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
+import orjson
 import pytest
 import redis.asyncio
 
@@ -269,3 +271,16 @@ def test_the_source_is_no_candidate() -> None:
             target=target,
             candidates=[{"url": "redis://127.0.0.1:6379"}],  # type: ignore[arg-type]
         )
+
+
+async def test_names_can_be_shown_as_hashes(local: LocalMigration) -> None:
+    async with shopping(local.servers[Side.SOURCE]):
+        report = await watched(opened(local, hash_names=True))
+    assert red(judge_copy(report)) == {}  # Exodus's own key is found by its name
+    kept = orjson.dumps(report) + orjson.dumps(await local.store.report(watching.WORKLOAD))
+    assert b"order" not in kept
+    assert b"cart" not in kept
+    patterns = {row["pattern"] for row in report["patterns"]}
+    assert f"{sha256(b'order').hexdigest()[:8]}:*" in patterns
+    tried = await inspect.unwrap(trials.try_mix.fn)(opened(local))
+    assert red(judge_mix(tried)) == {}
