@@ -266,7 +266,6 @@ class _Stack:
             log=home.log(f"{name}-replica"),
             password_file=home.secret(name),
             replicaof=f"127.0.0.1 {master.port}",
-            repl_diskless_sync_delay="0",
         )
         found = [replica]
         for number in range(1, SENTINELS_MIN + 1):
