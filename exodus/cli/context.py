@@ -117,7 +117,7 @@ def of_block(block: dict[str, Any]) -> MigrationFile:
         name: {
             field: value
             for field, value in data[name].items()
-            if value is not None and not field.startswith("_")
+            if value and not field.startswith("_")  # a block has every field, most of them empty
         }
         for name in ("source", "target", "control_store")
     }

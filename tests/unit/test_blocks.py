@@ -11,6 +11,7 @@ import pytest
 
 from blocks import Migration, RedisEndpoint
 from blocks.register import _block
+from exodus.cli.context import of_block
 from exodus.cli.prefect_api import PrefectApi
 from exodus.errors import OperatorError
 from exodus.plan.address import Address
@@ -165,3 +166,28 @@ def test_a_plan_is_the_same_after_its_way_through_the_blocks(tmp_path: Path) -> 
     assert {field: getattr(found, field) for field in Plan.model_fields} == {
         field: getattr(plan, field) for field in Plan.model_fields
     }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"url": "rediss://exodus@h:1", "password_file": "/p"},
+        {"sentinels": ["h:1", "h:2"], "service": "orders", "tls": True, "username": "exodus"},
+    ],
+)
+def test_the_command_line_reads_a_block_back(source: dict[str, object]) -> None:
+    """A block has the fields of a URL and of Sentinels, and most of them are empty."""
+    given = {"target": {"url": "redis://h:2"}, "control_store": {"url": "redis://h:3"}}
+    block = Migration(
+        migration="orders",
+        source=RedisEndpoint(**source),  # type: ignore[arg-type]
+        **{name: RedisEndpoint(**fields) for name, fields in given.items()},
+    )
+    sides = {
+        name: getattr(block, name).model_dump(mode="json", exclude={"block_type_slug"})
+        for name in ("source", *given)
+    }
+    data = {"migration": "orders", "options": {}, **sides}
+    read = of_block({"name": "orders", "data": data}).plan
+    assert read.source == block.source.place("source")
+    assert read.target == block.target.place("target")
