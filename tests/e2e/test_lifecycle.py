@@ -120,11 +120,15 @@ class Operator:
         return words, schema["properties"]
 
     def ended(self, phase: str, state: str) -> None:
-        wait_until(
-            lambda: self.status()["phases"][phase]["state"] == state,
-            within_s=60,
-            otherwise=f"{phase} never became {state}",
-        )
+        try:
+            wait_until(
+                lambda: self.status()["phases"][phase]["state"] == state,
+                within_s=60,
+                otherwise=f"{phase} never became {state}",
+            )
+        except AssertionError as exc:
+            asked = self.exodus("answer").stdout  # what the form says, as for a person
+            raise AssertionError(f"{exc}; open now: {asked[:2_000]}") from exc
 
     def run_state(self, run_id: str, *names: str) -> dict:
         wait_until(
