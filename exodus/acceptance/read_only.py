@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
+from exodus.net.client import tls_options
 from exodus.plan.address import Address
 
 # They change nothing but the connection, and some servers do not call them reads.
@@ -98,14 +99,6 @@ def open_read_only(address: Address, field: str, *, db: int, timeout_s: float) -
         redis.RedisError: it does not answer.
         OperatorError: the password's variable or file cannot be read.
     """
-    more: dict[str, Any] = {}
-    if address.tls:
-        more = {
-            "ssl": True,
-            "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
-            "ssl_certfile": str(address.cert_file) if address.cert_file else None,
-            "ssl_keyfile": str(address.key_file) if address.key_file else None,
-        }
     client = ReadOnlyClient(
         host=address.host,
         port=address.port,
@@ -117,7 +110,7 @@ def open_read_only(address: Address, field: str, *, db: int, timeout_s: float) -
         retry=Retry(NoBackoff(), 0),
         client_name="exodus-business",
         driver_info=None,
-        **more,
+        **tls_options(address),
     )
     if address.tls and address.server_name:
         client.connection_pool.connection_class = _NamedTls

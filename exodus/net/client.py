@@ -19,19 +19,24 @@ async def answered(reply: Any) -> Any:
     return await reply
 
 
+def tls_options(address: Address) -> dict[str, Any]:
+    """Return what redis-py's clients, both kinds, take for the address's TLS; nothing without."""
+    if not address.tls:
+        return {}
+    return {
+        "ssl": True,
+        "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
+        "ssl_certfile": str(address.cert_file) if address.cert_file else None,
+        "ssl_keyfile": str(address.key_file) if address.key_file else None,
+    }
+
+
 def make_client(
     address: Address, *, field: str, db: int = 0, timeout_s: float = CONNECT_TIMEOUT_S, **more: Any
 ) -> redis.Redis:
     """Make a redis-py client for control work, without retries: the caller decides what a failure
     means. `more` goes to redis-py.
     """
-    if address.tls:
-        more |= {
-            "ssl": True,
-            "ssl_ca_certs": str(address.ca_file) if address.ca_file else None,
-            "ssl_certfile": str(address.cert_file) if address.cert_file else None,
-            "ssl_keyfile": str(address.key_file) if address.key_file else None,
-        }
     client = redis.Redis(
         host=address.host,
         port=address.port,
@@ -46,6 +51,7 @@ def make_client(
         # otherwise
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **tls_options(address),
         **more,
     )
     if address.tls and address.server_name:

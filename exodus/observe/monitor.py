@@ -41,7 +41,7 @@ _READ_BYTES = 256 * 1024
 _MARK = b"exodus-mark:"
 _SETNAME_ARGS = 3
 # Containers and commands that a server shows in MONITOR not at all, or only in part
-HIDDEN = frozenset(
+_HIDDEN = frozenset(
     {"ACL", "AUTH", "CLIENT", "CLUSTER", "CONFIG", "DEBUG", "FAILOVER", "HELLO", "LATENCY"}
     | {"MODULE", "MONITOR", "PSYNC", "REPLCONF", "REPLICAOF", "SLAVEOF", "SLOWLOG", "SYNC"}
 )
@@ -211,14 +211,15 @@ async def capture(
             await end_all([reading])
     watcher.profile.cost = cost.report()
     counted = first is not None and last is not None
-    seen = {name: calls for name, calls in watcher.between.items() if not _hidden(name)}
+    seen = {name: calls for name, calls in watcher.between.items() if not hidden(name)}
     return MonitorWatch(
         watcher.profile, reconcile(first or {}, last or {}, seen) if counted else None
     )
 
 
-def _hidden(name: str) -> bool:
-    return name.partition("|")[0] in HIDDEN
+def hidden(name: str) -> bool:
+    """Return whether MONITOR shows a command not at all, or only in part."""
+    return name.partition("|")[0] in _HIDDEN
 
 
 async def _counts(leg: Leg, mark: bytes) -> dict[str, int] | None:
@@ -231,7 +232,7 @@ async def _counts(leg: Leg, mark: bytes) -> dict[str, int] | None:
     if not isinstance(told, bytes):
         return None
     found = commandstats(info_of(told), rejected=False)
-    return {name: calls for name, calls in found.items() if not _hidden(name)}
+    return {name: calls for name, calls in found.items() if not hidden(name)}
 
 
 async def _read(leg: Leg, watcher: MonitorReader, *, within_s: float) -> None:

@@ -21,7 +21,7 @@ from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
 from exodus.observe.events import Event
-from exodus.observe.monitor import HIDDEN
+from exodus.observe.monitor import hidden
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
@@ -117,7 +117,7 @@ class _Marked:
     def add(self, event: Event) -> None:
         """Count one event."""
         self._profile.add(event)
-        if self._begun and event.command.partition("|")[0] not in HIDDEN:
+        if self._begun and not hidden(event.command):
             self._between[event.command] += 1
         if event.pattern == PROBED_PATTERN:
             self._begun = True
@@ -217,4 +217,4 @@ async def _marked_counts(leg: Leg) -> dict[str, int] | None:
     if not isinstance(told, bytes):
         return None
     found = commandstats(info_of(told))
-    return {name: calls for name, calls in found.items() if name.partition("|")[0] not in HIDDEN}
+    return {name: calls for name, calls in found.items() if not hidden(name)}

@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from exodus.net.leg import Leg, Reply, ReplyError
-from exodus.observe.monitor import HIDDEN
+from exodus.observe.monitor import hidden
 from exodus.observe.workload import Workload
 from exodus.plan.bounds import SHAPE_PROOFS_MAX
 from exodus.shadow.rules import Rules, error_code
@@ -78,7 +78,7 @@ def shapes_of(workload: Workload | None, commands: Sequence[dict[str, Any]]) -> 
         for row in commands
         if row["command"] not in seen
     ]
-    found = [shape for shape in found if shape.command.partition("|")[0] not in HIDDEN]
+    found = [shape for shape in found if not hidden(shape.command)]
     return sorted(found, key=lambda shape: -shape.calls)
 
 

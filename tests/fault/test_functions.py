@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from exodus.cutover.functions import carry_functions
 from exodus.plan.vocabulary import Side
-from tests.support.local_migration import LocalMigration
+from tests.support.local_migration import between
 from tests.support.servers import DatabaseServer
 
 pytestmark = pytest.mark.fault
@@ -22,25 +20,13 @@ _CODE = (
 _OTHER = _CODE.replace("INCRBY", "DECRBY")
 
 
-@asynccontextmanager
-async def _local(
-    source: DatabaseServer, target: DatabaseServer, control: DatabaseServer, folder: Path
-) -> AsyncIterator[LocalMigration]:
-    local = LocalMigration(source, target, control, folder)
-    await local.open()
-    try:
-        yield local
-    finally:
-        await local.close()
-
-
 async def test_libraries_follow_the_authority(
     redis82: DatabaseServer,
     valkey91: DatabaseServer,
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    async with _local(redis82, valkey91, control_server, tmp_path) as local:
+    async with between(redis82, valkey91, control_server, tmp_path) as local:
         with redis82.client() as source, valkey91.client() as target:
             for client in (source, target):
                 client.function_flush()
@@ -72,7 +58,7 @@ async def test_libraries_follow_the_authority(
 async def test_a_follower_without_functions_is_named(
     redis82: DatabaseServer, redis62: DatabaseServer, control_server: DatabaseServer, tmp_path: Path
 ) -> None:
-    async with _local(redis82, redis62, control_server, tmp_path) as local:
+    async with between(redis82, redis62, control_server, tmp_path) as local:
         with redis82.client() as source:
             source.function_flush()
             source.function_load(_CODE)
@@ -89,5 +75,5 @@ async def test_an_authority_without_functions_has_none_to_carry(
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
-    async with _local(redis62, valkey91, control_server, tmp_path) as local:
+    async with between(redis62, valkey91, control_server, tmp_path) as local:
         assert (await carry_functions(await local.engine())).as_rows() == []
