@@ -153,7 +153,7 @@ class Writer:
         self.url = self.place.url
         self.client = connect(self.url)
         self.script = self.client.register_script(_SCRIPT)
-        # As after a start: whoever stands in between learns the script's text
+        # As after a start. A gateway learns the script's text from it.
         with contextlib.suppress(redis.RedisError):  # then the next call loads it
             await self.client.script_load(_SCRIPT)
 
