@@ -19,11 +19,12 @@ from exodus.control.changes import Key
 from exodus.control.route import read_route
 from exodus.control.schema import guard_key
 from exodus.control.store import ControlStore
+from exodus.copy.guard import no_room
 from exodus.copy.impact import Pace
 from exodus.copy.key import Copier
 from exodus.copy.scan import plan_slices, scan_once
 from exodus.engine import Engine, open_engine
-from exodus.errors import DecisionRefused, TargetError
+from exodus.errors import DecisionRefused, NoRoom, TargetError
 from exodus.net.info import info_of
 from exodus.net.leg import ReplyError
 from exodus.plan.bounds import (
@@ -58,6 +59,8 @@ class TrialCopy:
     stood: dict[Key, bytes] = field(default_factory=dict)  # as each key was before its copy
     memory_source: int = 0  # of the copied keys, by MEMORY USAGE
     memory_target: int = 0
+    wanted: int = 0  # keys of the sample
+    full: str = ""  # why the target took no more keys; the rest of the sample is not there
 
 
 def _scratch_engine(engine: Engine, database: int, guard_name: str) -> Engine:
@@ -84,13 +87,26 @@ def _scratch_engine(engine: Engine, database: int, guard_name: str) -> Engine:
 
 
 @asynccontextmanager
-async def _opened(plan: Plan, store: ControlStore, database: int) -> AsyncIterator[Engine]:
-    """Around the work on one copy: its guard is there, and gone afterwards."""
+async def _opened(
+    plan: Plan, store: ControlStore, database: int, *, writes: bool = True
+) -> AsyncIterator[Engine]:
+    """Around the work on one copy: its guard is there, and gone afterwards. Without `writes` there
+    is none.
+
+    Raises:
+        NoRoom: the target takes no guard.
+    """
     guard_name = f"trial-{secrets.token_hex(4)}"
     engine = await open_engine(store, plan, await read_route(store))
     engine = _scratch_engine(engine, database, guard_name)
+    if not writes:
+        yield engine
+        return
     async with await engine.follower.connect(name="exodus-trial") as leg:
-        await leg.call("SET", guard_key(guard_name), 1)
+        try:
+            await leg.call("SET", guard_key(guard_name), 1)
+        except ReplyError as exc:
+            raise no_room(Side.TARGET, str(exc)[:200]) from exc
         try:
             yield engine
         finally:
@@ -122,7 +138,7 @@ async def why_not_now(store: ControlStore) -> str | None:
 
 
 async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
-    """Copy the sample, within the impact budget.
+    """Copy the sample, within the impact budget, as far as the target has room (`full`).
 
     Raises:
         DecisionRefused: the target has no empty database.
@@ -134,19 +150,28 @@ async def copy_trial(plan: Plan, store: ControlStore) -> TrialCopy:
             "no trial copy is made now", why=why, next_step="exodus verify compares both sides"
         )
     trial = TrialCopy(await _empty_database(plan))
-    async with _opened(plan, store, trial.database) as engine:
-        async with Pace(store, engine.authority, plan.budget, what="trial copy") as pace:
-            keys = await _sample(engine, plan, trial)
-            await _note(engine, trial, keys)
-            copier = await engine.copier(engine.guard(), name="exodus-trial")
-            try:
-                for start in range(0, len(keys), TRIAL_BATCH_KEYS):
-                    await pace.turn()
-                    await _copy(engine, copier, trial, keys[start : start + TRIAL_BATCH_KEYS])
-            finally:
-                await copier.close()
+    try:
+        async with _opened(plan, store, trial.database) as engine:
+            await _copy_sample(engine, trial)
+    except NoRoom as exc:
+        trial.full = exc.why
+    async with _opened(plan, store, trial.database, writes=False) as engine:
         await _weigh(engine, trial)
     return trial
+
+
+async def _copy_sample(engine: Engine, trial: TrialCopy) -> None:
+    async with Pace(engine.store, engine.authority, engine.plan.budget, what="trial copy") as pace:
+        keys = await _sample(engine, engine.plan, trial)
+        trial.wanted = len(keys)
+        await _note(engine, trial, keys)
+        copier = await engine.copier(engine.guard(), name="exodus-trial")
+        try:
+            for start in range(0, len(keys), TRIAL_BATCH_KEYS):
+                await pace.turn()
+                await _copy(engine, copier, trial, keys[start : start + TRIAL_BATCH_KEYS])
+        finally:
+            await copier.close()
 
 
 async def _note(engine: Engine, trial: TrialCopy, keys: Sequence[Key]) -> None:
@@ -248,7 +273,7 @@ async def _weigh(engine: Engine, trial: TrialCopy) -> None:
 
 async def verify_trial(plan: Plan, store: ControlStore, trial: TrialCopy) -> list[Checked]:
     """Compare every copied key in full, and the memory with the estimate."""
-    async with _opened(plan, store, trial.database) as engine:
+    async with _opened(plan, store, trial.database, writes=not trial.full) as engine:
         wrong, moving = await _differences(engine, trial)
         async with await engine.authority.connect(name="exodus-trial") as leg:
             source = info_of(await leg.call("INFO", "memory"))
@@ -273,8 +298,12 @@ async def _differences(engine: Engine, trial: TrialCopy) -> tuple[dict[Key, Dive
             stood = {key for key in found if now[key] == trial.stood[key]}
             wrong |= {key: found[key] for key in stood}
             left = [key for key in found if key not in stood]
+            if trial.full:
+                break
             await asyncio.sleep(TRIAL_SETTLE_S)
             await _copy(engine, copier, trial, left)
+    except NoRoom as exc:
+        trial.full = exc.why
     finally:
         await comparison.close()
         await copier.close()
@@ -288,7 +317,7 @@ def _text(key: bytes) -> str:
 def _judged(trial: TrialCopy, wrong: dict[Key, Divergence], moving: Sequence[Key]) -> list[Checked]:
     keys = len(trial.keys)
     if not keys:
-        return [told("trial copy", "the source has no keys to copy")]
+        return [] if trial.full else [told("trial copy", "the source has no keys to copy")]
     expiries = [each for each in wrong.values() if each.kind == "expiry"]
     values = [each for each in wrong.values() if each.kind != "expiry"]
 
@@ -331,6 +360,14 @@ def _judged(trial: TrialCopy, wrong: dict[Key, Divergence], moving: Sequence[Key
 
 def _memory(trial: TrialCopy, source: dict[str, str], limit: int, used: int) -> Checked:
     what = "trial copy: memory"
+    if trial.full:
+        return Checked(
+            what,
+            False,
+            f"the target took {len(trial.keys):,} of {trial.wanted or 'the'} keys: {trial.full}",
+            "Migrate would stop at the same place",
+            "make room on the target, or mend what the reason says",
+        )
     if not trial.memory_source:
         return told(what, "no key was weighed")
     factor = trial.memory_target / trial.memory_source

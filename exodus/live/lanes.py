@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hdrh.histogram import HdrHistogram
 
@@ -36,6 +36,7 @@ from exodus.plan.bounds import (
     LANES_CADENCE_S,
     LANES_IDLE_S,
     LANES_LAG_MS_MAX,
+    LANES_STANDING_S,
     LANES_TRIM_EVERY_S,
     LANES_WAIT_MS,
     LEASE_MS,
@@ -43,6 +44,7 @@ from exodus.plan.bounds import (
 from exodus.plan.vocabulary import Side
 
 _ADVANCE = lua("exodus.live", "advance_positions")
+_NO_KEYS: tuple[int, Sequence[bytes]] = (0, ())
 
 
 class LaneCounts:
@@ -94,12 +96,26 @@ class Lanes:
         self.why = ""  # what a full comparison is made for, or what it leaves to a person
         self._tended = self._renewed = self._asked = 0.0
         self._trimmed = time.monotonic()
+        self._step, self._part, self._since = "begins", _NO_KEYS, time.monotonic()
         self.hurry = asyncio.Event()  # writes are held, and wait for what is in the journal
 
     @property
     def partitions(self) -> list[int]:
         """Return the partitions held now."""
         return sorted(self._leases.tokens)
+
+    @property
+    def standing(self) -> str:
+        """Return what the lanes have been at since when, where that is longer than usual."""
+        seconds, (db, keys) = time.monotonic() - self._since, self._part
+        if seconds < LANES_STANDING_S:
+            return ""
+        first = [f"{db}:{key.decode('utf-8', 'backslashreplace')}" for key in keys[:1]]
+        part = f" {len(keys)} keys from {first[0]} on" if first else ""
+        return f"live sync {self._step}{part} for {seconds:.0f} s now"
+
+    def _at(self, step: str, part: tuple[int, Sequence[bytes]] = _NO_KEYS) -> None:
+        self._step, self._part, self._since = step, part, time.monotonic()
 
     async def run(self) -> None:
         """Sync until the epoch ends.
@@ -119,6 +135,7 @@ class Lanes:
             while True:
                 if keeping.done():
                     keeping.result()  # it only ends by failing
+                self._at("renews its leases")
                 await self._tend(copier)
                 await self._recover()
                 if not self._positions:
@@ -130,6 +147,7 @@ class Lanes:
                     ):
                         await self.hurry.wait()
                 looked = time.monotonic()
+                self._at("reads the journal")
                 changes = await self._engine.feed.tail(self._positions, wait_ms=LANES_WAIT_MS)
                 if not changes:
                     continue
@@ -140,6 +158,7 @@ class Lanes:
                     if not await self._drop_lost(copier):
                         raise
                     continue
+                self._at("writes down its positions")
                 await self._advance(changes)
         finally:
             try:
@@ -251,6 +270,7 @@ class Lanes:
             keys = list(unique)
             for start in range(0, len(keys), LANES_BATCH_KEYS):
                 part = keys[start : start + LANES_BATCH_KEYS]
+                self._at("copies", (db, part))
                 report = await copier.sync_keys(db, part)
                 for name in ("copied", "removed", "payload_bytes"):
                     counts[name] += getattr(report, name)
@@ -271,6 +291,7 @@ class Lanes:
             return  # a replica flushes and swaps as its source does
         for each in changes.values():
             for barrier in each.barriers:
+                self._at(f"looks for what a {barrier.what} changed")
                 counts["marked_by_barriers"] += await rescan(self._engine, barrier)
 
     async def _renew_in_time(self) -> None:

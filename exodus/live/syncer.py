@@ -193,6 +193,7 @@ class Syncer(RouteFollower):
                 self._states.away("live sync", self._why, verbs=WAITS)
                 await asyncio.sleep(SYNCER_BACKOFF_S)
             finally:
+                self._lanes = None
                 if lanes is not None:
                     with contextlib.suppress(
                         *STORE_ERRORS
@@ -212,8 +213,8 @@ class Syncer(RouteFollower):
         self._rates.look(self.tally, self._oldest_ms)
         if self._oldest_ms > SYNCER_BEHIND_MS and not self._why and not self.converges:
             self._why = (
-                f"does not converge: {self._oldest_ms} ms behind and growing at "
-                f"{self._rates.synced_per_s:.0f} keys/s; "
+                f"does not converge: {self._oldest_ms} ms behind and growing, while "
+                f"{self._rates.synced_per_s:.0f} keys/s are copied; "
                 "start more syncers, or wait for a quieter hour"
             )
         elif self._why.startswith("does not converge") and self.converges:
@@ -233,6 +234,7 @@ class Syncer(RouteFollower):
             epoch=self._route.epoch,
             state=ProcessState.SYNCING if self._route.sync else ProcessState.IDLE,
             why=self._store_why
+            or (self._lanes.standing if self._route.sync and self._lanes is not None else "")
             or self._why
             or self._topology.why
             or next(

@@ -463,6 +463,7 @@ LANES_CADENCE_S = 0.02
 LANES_BATCH_KEYS = 256
 LANES_TRIM_EVERY_S = 10.0
 LANES_IDLE_S = 0.2
+LANES_STANDING_S = 5.0  # A step that takes longer is told.
 LANES_LAG_MS_MAX = 3_600_000
 
 # exodus/live/recheck.py

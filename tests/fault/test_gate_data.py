@@ -5,6 +5,7 @@ that is written meanwhile turns none.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -156,6 +157,26 @@ async def test_memory_that_does_not_suffice_is_found(local: LocalMigration) -> N
         trial = await copy_trial(plan, local.store)
         red = _red(await verify_trial(plan, local.store, trial))
         assert list(red) == ["trial copy: memory"]
+
+
+@pytest.mark.parametrize("room", [0, 300_000])
+async def test_a_target_that_is_full_before_the_copy_ends_is_found(
+    local: LocalMigration, room: int
+) -> None:
+    """Its own row is red, and no key that was copied is called different."""
+    _fill(local)
+    with local.servers[Side.SOURCE].client() as source:
+        for number in range(100):
+            source.set(f"large:{number}", random.randbytes(10_000))
+    with local.servers[Side.TARGET].client() as target:
+        target.config_set("maxmemory", target.info("memory")["used_memory"] + room)
+        plan = _plan(local)
+        trial = await copy_trial(plan, local.store)
+        red = _red(await verify_trial(plan, local.store, trial))
+        assert list(red) == ["trial copy: memory"]
+        assert "the target took" in red["trial copy: memory"]
+        await remove_trial(plan, local.store)
+        assert target.dbsize() == 0
 
 
 async def test_what_a_dead_run_left_is_removed_and_nothing_of_others(
