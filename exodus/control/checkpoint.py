@@ -20,7 +20,7 @@ class SliceProgress(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     slice_id: str  # "NODE/DB/INDEX of COUNT"
-    run_id: str  # the node's, from INFO server
+    run_id: str  # of the node, from INFO server; empty before it was asked
     cursor: int = 0  # SCAN goes on from here
     done: bool = False
     scans: int = 0  # SCAN calls made, over all attempts

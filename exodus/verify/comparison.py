@@ -16,8 +16,9 @@ from enum import StrEnum
 from exodus.copy.chunked import At, differs_in_chunks, expiry_of
 from exodus.copy.filtered import filtered_keys
 from exodus.copy.impact import Turn, unpaced
-from exodus.copy.read import Batch, Reader, ReadMode, ScannedKey
-from exodus.copy.scan import scan_once
+from exodus.copy.read import Batch, ReadMode, ScannedKey
+from exodus.copy.read_cluster import reader_of
+from exodus.copy.scan import Slice, scan_once
 from exodus.copy.value import PLAIN_TYPES, canonical, reads_of
 from exodus.engine import Engine
 from exodus.net.leg import Leg, NoDatabase, Reply, close_all
@@ -114,13 +115,18 @@ class Comparison:
         )
         what = ReadMode.VALUE if self._whole and not self._dumps else _READS[depth]
         self._readers = (
-            Reader(authority, authority_facts, what),
-            Reader(follower, follower_facts, what),
+            reader_of(authority, authority_facts, what),
+            reader_of(follower, follower_facts, what),
         )
         self._share = share
         self._turn = turn
         self._slack_ms = slack_ms
         self._field_expiry = all(facts.capabilities.get("hash field ttl") for facts in self._facts)
+
+    async def begin(self, piece: Slice) -> None:
+        """Scan a slice of the authority from here on: its node, in its database."""
+        self._legs[0].pin(piece.node)
+        await self.select(piece.db)
 
     async def select(self, db: int) -> None:
         """Change the database on both sides. Where one does not have it, no key is there."""

@@ -22,7 +22,7 @@ from exodus.cancellation import end_all
 from exodus.control.changes import Key
 from exodus.control.checkpoint import DirectionProgress, PassProgress, save_pass
 from exodus.control.store import ControlStore, Json
-from exodus.copy.impact import Pace
+from exodus.copy.impact import Paces
 from exodus.copy.read import Batch
 from exodus.copy.scan import Slice, plan_slices, scan_once
 from exodus.engine import Engine
@@ -298,7 +298,7 @@ async def _look(
     at_once: int,
 ) -> None:
     forwards, backwards = pieces
-    async with Pace(
+    async with Paces(
         engine.store, engine.authority, engine.plan.budget, what="verification"
     ) as pace:
         passes = [
@@ -316,7 +316,7 @@ async def _look(
 
 
 async def _compare(
-    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Paces, note: Note
 ) -> None:
     """Slices of the authority, one after the other, as long as there are any."""
     report, walk = way.report, way.forwards
@@ -345,7 +345,7 @@ async def _side_by_side(
     """Batches of the authority's keys with the follower's, and the cursor after them; the authority
     reads the next while the follower reads this.
     """
-    await comparison.select(piece.db)
+    await comparison.begin(piece)
 
     async def scan(before: int) -> tuple[int, list[str], Batch, ComparisonCounts]:
         tally = ComparisonCounts()
@@ -367,7 +367,7 @@ async def _side_by_side(
 
 
 async def _find_extra_keys(
-    engine: Engine, way: PassState, pieces: deque[Slice], pace: Pace, note: Note
+    engine: Engine, way: PassState, pieces: deque[Slice], pace: Paces, note: Note
 ) -> None:
     """Slices of the follower. Keys that both sides have are compared forwards; only those that
     should not be there are of interest.
@@ -378,6 +378,7 @@ async def _find_extra_keys(
         async with await engine.follower.connect(name="exodus-verify") as leg:
             while pieces:
                 piece = pieces.popleft()
+                leg.pin(piece.node)
                 await leg.select(piece.db)
                 cursor = walk.cursor(piece)
                 while True:
