@@ -212,8 +212,8 @@ class Lanes:
         ):  # a replica takes no writes, of whoever comes with whatever token
             async with await self._engine.follower.connect(name="exodus-lease") as leg:
                 for partition in taken:
-                    # The follower refuses whoever comes with an older token, even if it wakes up
-                    # after we are gone.
+                    # The follower refuses a syncer with an older token, even one that wakes up
+                    # after this process has ended.
                     await leg.call(
                         "SET",
                         lane_guard_key(self._engine.plan.name, partition),

@@ -179,7 +179,7 @@ class Player:
         keep: bool,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Played:
-        """Prepare, play for some seconds, and remove the scratch keys whatever happened.
+        """Prepare, play for some seconds, and remove the scratch keys, after an error too.
 
         Raises:
             OperatorError: the server has no room, is a replica, or refuses the login.
