@@ -4,6 +4,7 @@ a bounded number of copies.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from exodus.engine import open_engine
 from exodus.feeds import reader
 from exodus.live import lanes
 from exodus.live.lanes import Lanes
+from exodus.plan.bounds import LEASE_MS
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import Feed, Side
 from exodus.verify.reconcile import verify
@@ -73,6 +75,32 @@ async def test_an_error_of_exodus_does_not_end_live_sync(
     beat = syncer.heartbeat(0)
     assert beat.facts.task_failures == 1
     assert "an error of Exodus: RuntimeError: planted" in beat.why
+
+
+async def test_leases_last_through_a_long_rescan(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another syncer would begin the same rescan, and both would look at every key."""
+    seen: list[set[bytes]] = []
+
+    async def long(*_: object) -> int:
+        for _ in range(8):
+            await asyncio.sleep(LEASE_MS / 4_000)
+            names = [local.store.keys.lease(each) for each in range(local.plan.partitions)]
+            seen.append(set(await local.store.client.mget(names)))
+        return 0
+
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.drained()
+    names = [local.store.keys.lease(each) for each in range(local.plan.partitions)]
+    before = set(await local.store.client.mget(names))
+    monkeypatch.setattr(lanes, "rescan", long)
+    await local.app().flushdb()
+    await local.drained()
+    assert seen
+    assert all(owners == before and None not in owners for owners in seen)
 
 
 async def test_what_live_sync_stands_at_is_told(
