@@ -20,6 +20,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from exodus.cancellation import end_all
@@ -106,7 +107,7 @@ class Comparer(RouteFollower):
                 self._tally = Tally()
                 self._slow = Slow()
                 self._baseline, self._states_compared = None, 0
-                self._work = asyncio.create_task(self._keep_comparing(route))
+                self._work = self._tasks.keep_running(partial(self._keep_comparing, route))
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
@@ -284,7 +285,7 @@ class Comparer(RouteFollower):
             at_ms=at_ms,
             epoch=self._route.epoch,
             state=ProcessState.COMPARING if self._opened else ProcessState.IDLE,
-            why=self._store_why or self._why,
+            why=self._store_why or self._tasks.why or self._why,
             facts=ComparerFacts(
                 behind=self._behind,
                 pending=self._pending,
@@ -298,6 +299,7 @@ class Comparer(RouteFollower):
                 divergences_lost=self._reporter.lost if self._reporter is not None else 0,
                 states_compared=self._states_compared,
                 keys_refused=self._copies.refused,
+                task_failures=self._tasks.failures,
             ),
         )
 
