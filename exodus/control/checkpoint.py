@@ -81,6 +81,7 @@ class PassProgress(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     of: str  # sides, their run ids, epoch and rules
+    layout: str = ""  # which node had which slots when the pass began; empty without a cluster
     since_ms: int  # when the pass began, by the store's clock
     at_ms: int  # when this was written
     synced: dict[int, str]  # the feed's positions that it speaks for

@@ -96,20 +96,12 @@ class GuardedCluster(GuardedLeg):
 
     async def check(self, *, enforced: bool) -> None:
         """Ask every node for its guard; see `GuardedLeg.check`."""
-        routed = self._routed
-        await routed.look()
-        for shard in routed.shards:
-            leg = await routed.node(shard.master)
-            guard = self._guard_of(shard.master)
-            try:
-                found = await leg.pipeline(
-                    [("HMGET", guard, *self._fields) if guard else ("PING",)]
-                )
-            except (SourceError, TargetError):
-                routed.drop(leg)
-                raise
-            if enforced and isinstance(found[0], list):
-                self.guard.check(found[0])
+        for node, leg in (await self._routed.pulse()).items():
+            guard = self._guard_of(node)
+            asked: Command = ("HMGET", guard, *self._fields) if guard else ("PING",)
+            (found,) = await leg.pipeline([asked])
+            if enforced and isinstance(found, list):
+                self.guard.check(found)
 
     async def reopen(self) -> None:
         """Connect anew, after a connection was lost.

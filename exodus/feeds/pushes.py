@@ -35,7 +35,7 @@ from exodus.control import journal
 from exodus.control.changes import RESYNC, Barrier, Key
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
-from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_states, id_of, to_be_heard
+from exodus.feeds.reader import BEGIN, FeedReader, Probes, feed_states, id_of, missed, to_be_heard
 from exodus.net.client import answered
 from exodus.net.info import info_of
 from exodus.net.leg import Leg, ReplyError
@@ -274,7 +274,7 @@ class PushReader(FeedReader):
         await asker.begin()
         if not fresh:
             self.gaps += 1
-        await self._append(node, [], [] if fresh else [Barrier(RESYNC)], [])
+        await self._append(node, [], [] if fresh else [missed(node)], [])
         self.why = ""
         looked = renewed = time.monotonic()
         while True:

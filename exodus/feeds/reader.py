@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from exodus.cancellation import end_all
 from exodus.commands.slots import Shard, slot_of
+from exodus.control.changes import Barrier
 from exodus.control.leases import give_back_lease, hold_lease
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused, ExodusError
@@ -231,6 +232,11 @@ def id_of(node: Node) -> str:
     server.
     """
     return node.shard.node_id if node.shard is not None else ""
+
+
+def missed(node: Node) -> Barrier:
+    """Return the barrier for what was not heard of a node: its slots, or all of a single server."""
+    return Barrier.resync(node.shard.ranges if node.shard is not None else None)
 
 
 def _prefix(node: Node) -> str:

@@ -33,6 +33,7 @@ from exodus.feeds.reader import (
     feed_state,
     feed_states,
     id_of,
+    missed,
     to_be_heard,
 )
 from exodus.net.info import info_of
@@ -120,7 +121,7 @@ class ReplicationFeed(FeedReader):
             self.connects += 1
             if not resumed:
                 self.gaps += 1
-                await self._append(node, stream, [], [Barrier(RESYNC)])
+                await self._append(node, stream, [], [missed(node)])
             self.why = ""
             started = asyncio.Event()
             acknowledging = asyncio.create_task(_acknowledge(leg, started))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 
 from exodus.control import freshness, journal
+from exodus.control.changes import Ranges
 from exodus.control.gaps import close_gap, open_gap, open_gaps
 from exodus.control.route import Route, read_route
 from exodus.control.run_ids import covered, known_run_ids, note_run_ids
@@ -29,6 +30,7 @@ from exodus.plan.plan import Plan
 from exodus.plan.vocabulary import Side
 from exodus.topology.endpoint import Endpoint
 from exodus.topology.pair_checks import foreign_keys
+from exodus.verify.only import Only
 from exodus.verify.reconcile import mark_differing
 
 _GAP = "life:"
@@ -126,7 +128,8 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
     # A key that only the follower has is one that it was to remove and forgot, unless the authority
     # forgot it, or an open gap says that not all of the authority's writes are known.
     forgot = engine.route.authority not in sides and all(name.startswith(_GAP) for name in gaps)
-    found = await mark_differing(engine, remove_extra=forgot, gently=True)
+    only = Only.of(engine, {side: await _changed_slots(engine, side) for side in sides})
+    found = await mark_differing(engine, remove_extra=forgot, gently=True, only=only)
     await _synced(engine)
     verified = any(gaps.get(_GAP + side, {}).get("verified") for side in sides)
     await note_run_ids(store, engine.run_ids)
@@ -140,12 +143,25 @@ async def recover(engine: Engine, sides: list[Side]) -> str:
             await open_gap(store, _GAP + side, why, verified=verified)
         return why
     if (
-        verified
+        verified and only is None
     ):  # as a verification, it speaks for everything up to where it began; what it marked is dirty
         await freshness.record_pass(store, since_ms, synced, found.keys)
     for side in sides:
         await close_gap(store, _GAP + side)
     return ""
+
+
+async def _changed_slots(engine: Engine, side: Side) -> Ranges | None:
+    """Return the slots of a cluster whose master may have lost keys; None: all of the side."""
+    endpoint = engine.authority if side is engine.route.authority else engine.follower
+    known = (await known_run_ids(engine.store)).get(side, "")
+    found: list[tuple[int, int]] = []
+    for node in await endpoint.each_node():
+        if node.shard is None:
+            return None
+        if not covered(known, (await node.facts()).life):
+            found += node.shard.ranges
+    return tuple(found)
 
 
 async def _synced(engine: Engine) -> None:

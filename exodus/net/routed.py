@@ -99,6 +99,7 @@ class RoutedLeg(Leg):
         self._legs: dict[str, Leg] = {}  # by the master's announced address
         self._modes: list[Sequence[Arg]] = []  # for each connection, such as CLIENT NO-TOUCH
         self._pinned: str | None = None
+        self._beating: dict[str, Leg] | None = None  # that `pulse` returned
 
     @classmethod
     async def open(cls, cluster: Cluster, side: Side, *, db: int = 0, name: str) -> Self:
@@ -351,6 +352,22 @@ class RoutedLeg(Leg):
             return
         await (await self.any_leg()).select(db)
         self.db = db
+
+    async def pulse(self) -> dict[str, Leg]:
+        """Return the connections to all masters, by address: the same ones each time.
+
+        Raises:
+            SourceError, TargetError: one has ended since, or another node is a master.
+        """
+        await self.look()
+        before, now = self._beating, {shard.master for shard in self.shards}
+        if before is None:
+            self._beating = before = {name: await self.node(name) for name in now}
+        ended = [name for name, leg in before.items() if leg.ended]
+        if ended or before.keys() != now:
+            changed = ", ".join(sorted(ended or before.keys() ^ now))
+            raise lost(self.side, self.cluster, ConnectionError(f"{changed} is another node now"))
+        return before
 
     async def answer_all(self) -> None:
         """See that every master answers.

@@ -8,7 +8,7 @@ of now. Callers ask for the node of a key, for all nodes, or for a connection th
 from __future__ import annotations
 
 from exodus.commands.slots import first_slot
-from exodus.net.clusters import NoMaster, look
+from exodus.net.clusters import NoMaster, cluster_of, look
 from exodus.net.leg import Leg, lost
 from exodus.net.masters import master_of
 from exodus.net.routed import RoutedLeg, together
@@ -57,6 +57,20 @@ class Endpoint:
             if node.shard is not None and node.shard.has(slot):
                 return node
         raise lost(self.side, self.place, NoMaster(f"no node has slot {slot}"))
+
+    async def layout(self) -> str:
+        """Return which node of a cluster has which slots now; nothing for another side. A scan of
+        all nodes may miss a key whose slot moved meanwhile.
+
+        Raises:
+            SourceError, TargetError: no node says it.
+        """
+        if self.cluster is None:
+            return ""
+        cluster_of(self.cluster).doubt()
+        nodes = await self.each_node()
+        shards = [node.shard for node in nodes if node.shard is not None]
+        return " ".join(f"{shard.node_id}:{shard.ranges}" for shard in shards)
 
     def replicas(self) -> list[Node]:
         """Return the replicas of a service, as its Sentinels name them: each may be the master

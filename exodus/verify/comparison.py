@@ -29,6 +29,7 @@ from exodus.plan.share import in_share, share_bound
 from exodus.plan.vocabulary import CopyStrategy
 from exodus.topology.node import NodeFacts
 from exodus.verify.decode import apart, kind_of, same_value
+from exodus.verify.only import Only
 
 
 class Depth(StrEnum):
@@ -94,6 +95,7 @@ class Comparison:
         depth: Depth = Depth.FULL,
         share: float = 1.0,
         turn: Turn = unpaced,
+        only: Only | None = None,
     ) -> None:
         """Take the legs over.
 
@@ -104,7 +106,9 @@ class Comparison:
             depth: what is compared.
             share: of the keys that `scan` gives.
             turn: waited for before each piece of a large key.
+            only: the keys that `scan` gives; None: all.
         """
+        self._only = only
         self._legs = (authority, follower)
         self._facts = (authority_facts, follower_facts)
         self._scope = scope
@@ -147,13 +151,15 @@ class Comparison:
         name. What they leave out for its state counts as absent: it is not to be on the follower
         either.
         """
-        if self._scope.filters or self._share < 1:
+        if self._scope.filters or self._share < 1 or self._only is not None:
             following, found = await scan_once(self._legs[0], cursor, count)
             whole, below = self._share >= 1, share_bound(self._share)
             keys = [
                 key
                 for key in dict.fromkeys(found)
-                if not is_own(key) and (whole or in_share(key, below, 0))
+                if not is_own(key)
+                and (whole or in_share(key, below, 0))
+                and (self._only is None or self._only.has(db, key))
             ]
             filtered = (
                 await filtered_keys(self._legs[0], self._facts[0], self._scope, db, keys)
@@ -500,7 +506,12 @@ def _absent(key: bytes) -> ScannedKey:
 
 
 async def open_comparison(
-    engine: Engine, *, depth: Depth = Depth.FULL, share: float = 1.0, turn: Turn = unpaced
+    engine: Engine,
+    *,
+    depth: Depth = Depth.FULL,
+    share: float = 1.0,
+    turn: Turn = unpaced,
+    only: Only | None = None,
 ) -> Comparison:
     """Connections of their own for comparing. Arguments as in `Comparison`."""
     authority, follower = await engine.authority_leg(name="exodus-verify"), None
@@ -526,4 +537,5 @@ async def open_comparison(
         depth=depth,
         share=share,
         turn=turn,
+        only=only,
     )

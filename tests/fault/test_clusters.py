@@ -15,16 +15,20 @@ import redis.asyncio
 
 from exodus.backfill.slices import copy_slice
 from exodus.commands.slots import slot_of
+from exodus.control import freshness
 from exodus.control.gaps import open_gaps
 from exodus.control.topology import read_failovers, read_topologies
 from exodus.copy.scan import plan_slices
 from exodus.errors import SourceError, TargetError
 from exodus.feeds.feed import begin_feed
 from exodus.live import server_runs
+from exodus.plan.scope import Rename
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
-from exodus.verify.reconcile import keys_of, reconcile, repair
+from exodus.verify import reconcile as reconciling
+from exodus.verify.reconcile import keys_of, reconcile, repair, verify
 from tests.support.clusters import ClusterBox, contents_of
+from tests.support.full import FULL
 from tests.support.local_migration import LocalMigration
 from tests.support.servers import DatabaseServer
 from tests.support.wait import until
@@ -51,7 +55,7 @@ def fill(client: redis.Redis | redis.RedisCluster, count: int = 600, prefix: str
     client.set(f"{prefix}:large", "x" * 3_000_000)
 
 
-def contents(box: Box) -> dict[bytes, tuple[bytes, object, int]]:
+def contents(box: Box) -> dict[bytes, tuple[bytes, object, bool]]:
     if isinstance(box, ClusterBox):
         return box.contents()
     with box.client() as client:
@@ -218,6 +222,129 @@ async def test_live_sync_follows_every_node(
         await local.close()
 
 
+async def test_a_verification_during_a_reshard_counts_for_nothing(
+    make_cluster: MakeCluster,
+    make_server: MakeServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A key that moves to a node that was scanned already would be missed."""
+    source, target = make_cluster(ServerKind.VALKEY_81), make_server(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+    try:
+        with source.client() as client:
+            fill(client, 50)
+        await local.start_live_sync()
+        await local.backfill()
+        engine = await local.engine()
+        assert (await reconcile(engine, "before"))["divergences"] == []
+        seen = await freshness.last_pass(local.store)
+
+        async def reshards(*given: object, **more: object) -> object:
+            report = await verify(*given, **more)  # type: ignore[arg-type]
+            await asyncio.to_thread(source.move_slot, 0, source.masters()[1])
+            return report
+
+        monkeypatch.setattr(reconciling, "verify", reshards)
+        with pytest.raises(SourceError, match="slots moved"):
+            await reconcile(engine, "meanwhile")
+        assert await freshness.last_pass(local.store) == seen
+        monkeypatch.undo()
+        assert (await reconcile(engine, "after"))["divergences"] == []
+    finally:
+        await local.close()
+
+
+async def test_databases_move_to_where_a_cluster_has_them(
+    make_cluster: MakeCluster,
+    make_server: MakeServer,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """By renames, or to a cluster that has several (Valkey 9)."""
+    source, target = make_server(ServerKind.REDIS_62), make_cluster(ServerKind.VALKEY_91, masters=2)
+    wide = make_cluster(ServerKind.VALKEY_91, masters=2, cluster_databases="16")
+    for db in (0, 3):
+        with source.client(db=db) as client:
+            fill(client, 60, prefix=f"db{db}")
+    rename = Rename(database=3, to_database=0, prefix="", to_prefix="three:")
+    for box, renames in ((target, (rename,)), (wide, ())):
+        folder = tmp_path / f"{len(renames)}"
+        folder.mkdir()
+        local = await local_between(source, box, control_server, folder, renames=renames)
+        try:
+            await local.start_live_sync()
+            await local.backfill()
+            report = await local.verify()
+            assert report.divergences == []
+            assert report.keys_verified == 2 * len(contents(source))
+        finally:
+            await local.close()
+    assert {key for key in contents(target) if key.startswith(b"three:")} == {
+        b"three:" + key.replace(b"db0", b"db3") for key in contents(source)
+    }
+
+
+async def test_keys_of_one_slot_are_copied_together(
+    make_cluster: MakeCluster, control_server: DatabaseServer, tmp_path: Path
+) -> None:
+    """Hash tags: a large slot, and a large key in it."""
+    source, target = make_cluster(ServerKind.REDIS_82), make_cluster(ServerKind.VALKEY_91)
+    local = await local_between(source, target, control_server, tmp_path)
+    try:
+        with source.client() as client:
+            fill(client, 2_000, prefix="{tag}")
+            client.rpush("{tag}:long", *[f"element {number}" for number in range(200_000)])
+        await local.start_live_sync()
+        await local.backfill()
+        assert (await local.verify()).divergences == []
+        assert contents(source) == contents(target)
+    finally:
+        await local.close()
+
+
+@pytest.mark.parametrize("side", list(Side))
+async def test_after_a_failover_only_that_nodes_slots_are_compared(
+    side: Side,
+    make_cluster: MakeCluster,
+    control_server: DatabaseServer,
+    tmp_path: Path,
+) -> None:
+    """What differs there is copied again. What was made to differ elsewhere shows that nobody
+    looked.
+    """
+    boxes = {
+        each: make_cluster(ServerKind.VALKEY_81, replicas=int(each is side), masters=2)
+        for each in Side
+    }
+    target = boxes[Side.TARGET]
+    local = await local_between(boxes[Side.SOURCE], target, control_server, tmp_path)
+    try:
+        with boxes[Side.SOURCE].client() as client:
+            fill(client, 100)
+        await begin(local)
+        await local.backfill()
+        await quiet(local)
+        failed, other = boxes[side].masters()
+        names = [f"k:{number}:string" for number in range(100)]
+        here = next(name for name in names if boxes[side].master_of(name) is failed)
+        elsewhere = next(name for name in names if boxes[side].master_of(name) is other)
+        with target.client() as client:
+            wrong = dict.fromkeys((here, elsewhere), "spoiled")
+            client.mset_nonatomic(wrong)
+            await asyncio.to_thread(boxes[side].failover, failed)
+
+            async def mended() -> bool:
+                return client.get(here) != b"spoiled"
+
+            await until(mended, within_s=30, otherwise="the failed node's slots were not compared")
+            await quiet(local)
+            assert client.get(elsewhere) == b"spoiled"
+    finally:
+        await local.close()
+
+
 class Faults:
     """Faults of a cluster, each once, while something else goes on."""
 
@@ -249,25 +376,58 @@ class Faults:
             await asyncio.to_thread(self.box.move_slot, slot, to, pause_s=0.02)
         await asyncio.to_thread(self.box.wait_ready)
 
+    async def atomic(self) -> None:
+        """The same by CLUSTER MIGRATESLOTS, which Valkey 9 has."""
+        for number in range(6):
+            slot = slot_of(f"k:{number}:string".encode())
+            to = self.random.choice(self.box.masters())
+            await asyncio.to_thread(self.box.migrate_slots, range(slot, slot + 40), to)
 
-@pytest.mark.parametrize("fault", ["failover", "kill", "reshard"])
-@pytest.mark.parametrize("side", list(Side))
-@pytest.mark.parametrize("feed", [Feed.REPLICATION, Feed.TRACKING])
+
+# Seeds 0 to 7 of each in the long form: more than a hundred.
+_FAULTS = [
+    (fault, side, feed, seed)
+    for fault in ("failover", "kill", "reshard", "atomic")
+    for side in Side
+    for feed in (Feed.REPLICATION, Feed.TRACKING)
+    for seed in range(8 if FULL else 1)
+    if FULL
+    or (fault, side, feed)
+    in (
+        ("failover", Side.SOURCE, Feed.TRACKING),
+        ("failover", Side.TARGET, Feed.REPLICATION),
+        ("kill", Side.SOURCE, Feed.REPLICATION),
+        ("kill", Side.TARGET, Feed.TRACKING),
+        ("reshard", Side.SOURCE, Feed.REPLICATION),
+        ("reshard", Side.SOURCE, Feed.TRACKING),
+        ("reshard", Side.TARGET, Feed.TRACKING),
+        ("atomic", Side.SOURCE, Feed.TRACKING),
+        ("atomic", Side.SOURCE, Feed.REPLICATION),
+        ("atomic", Side.TARGET, Feed.REPLICATION),
+    )
+]
+
+
+@pytest.mark.parametrize(("fault", "side", "feed", "seed"), _FAULTS)
 async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
-    feed: Feed,
-    side: Side,
     fault: str,
+    side: Side,
+    feed: Feed,
+    seed: int,
     make_cluster: MakeCluster,
     control_server: DatabaseServer,
     tmp_path: Path,
 ) -> None:
     boxes = {
-        Side.SOURCE: make_cluster(ServerKind.VALKEY_81, replicas=int(side is Side.SOURCE)),
+        Side.SOURCE: make_cluster(
+            ServerKind.VALKEY_91 if fault == "atomic" else ServerKind.VALKEY_81,
+            replicas=int(side is Side.SOURCE),
+        ),
         Side.TARGET: make_cluster(ServerKind.VALKEY_91, replicas=int(side is Side.TARGET)),
     }
     source, target = boxes[Side.SOURCE], boxes[Side.TARGET]
     local = await local_between(source, target, control_server, tmp_path, feed=feed)
-    faults = Faults(boxes[side], seed=7)
+    faults = Faults(boxes[side], seed)
     try:
         with source.client() as client:
             fill(client, 400)
@@ -280,6 +440,14 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
             await copied(local, piece)
         await breaking
         await writers.more()
+        moved = fault in ("reshard", "atomic")
+
+        async def told() -> bool:
+            failed_over = moved or bool(await read_failovers(local.store))
+            return failed_over and (await read_topologies(local.store))[side].epoch > 1
+
+        # One that is undone between two looks of the watch is not told.
+        await until(told, within_s=10, otherwise="nobody tells of the fault")
         if fault != "kill":
             await getattr(faults, fault)()
         await writers.more()
@@ -301,14 +469,8 @@ async def test_a_fault_during_backfill_and_live_sync_loses_nothing(
         assert found["divergences"] == []
         assert not await open_gaps(local.store)
         assert contents(source) == contents(target)
-        if fault == "reshard":
+        if moved:
             writers.check(target)  # a failover may lose what no replica had
-
-        async def told() -> bool:
-            failed_over = fault == "reshard" or bool(await read_failovers(local.store))
-            return failed_over and (await read_topologies(local.store))[side].epoch > 1
-
-        await until(told, within_s=10, otherwise="nobody tells of the fault")
     finally:
         await local.close()
 

@@ -4,9 +4,6 @@ done as `redis-cli --cluster` does them.
 
 from __future__ import annotations
 
-import contextlib
-import random
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,25 +12,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from exodus.commands.slots import SLOTS, slot_of
+from exodus.commands.slots import slot_of
 from exodus.plan.address import Cluster
-from exodus.stack.home import Home, free_port
+from exodus.stack.clusters import CLUSTER_SETTINGS, cluster_port, join, slots_of
+from exodus.stack.home import Home
 from exodus.stack.servers import USER, ServerKind
 from tests.support.servers import DatabaseServer
 
 WITHIN_S = 30.0
-NODE_TIMEOUT_MS = 1_000
-
-
-def cluster_port() -> int:
-    """A free port whose bus port, 10,000 above, is one too."""
-    while True:
-        port = free_port()
-        if port >= 55_000:
-            continue
-        with contextlib.suppress(OSError), socket.socket() as bus:
-            bus.bind(("127.0.0.1", port + 10_000))
-            return port
 
 
 class ClusterBox:
@@ -58,34 +44,16 @@ class ClusterBox:
         self._password_file = homes[0].secret("exodus")
         for home in homes[1:]:  # one password for all nodes, as an operator has it
             home.secret("exodus").write_text(self._password_file.read_text())
-        settings = {
-            "cluster_enabled": "yes",
-            "cluster_node_timeout": str(NODE_TIMEOUT_MS),
-            "cluster_config_file": "nodes.conf",
-            "repl_diskless_sync_delay": "0",
-            "repl_backlog_size": "16mb",
-            **config,
-        }
+        settings = {**CLUSTER_SETTINGS, "repl_backlog_size": "16mb", **config}
         self.nodes = [
             DatabaseServer(kind, home.root, port=cluster_port(), **settings) for home in homes
         ]
-        first = self.nodes[:masters]
-        for number, node in enumerate(first):
-            start, end = number * SLOTS // masters, (number + 1) * SLOTS // masters - 1
-            with node.client() as client:
-                client.execute_command("CLUSTER", "ADDSLOTS", *range(start, end + 1))
-        for number, node in enumerate(self.nodes):
-            with node.client() as client:
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        with self.nodes[0].client() as client:
-            for node in self.nodes[1:]:
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
-        for number, node in enumerate(self.nodes[masters : count - spare]):
-            self._replicate(node, first[number % masters])
-        self.wait_ready()
-        self._until(
-            lambda: sum(len(row) - 3 for row in self._slots()) == masters * replicas,
-            "a replica is not known",
+        join(
+            [node.port for node in self.nodes],
+            masters=masters,
+            spare=spare,
+            username=USER,
+            password=self._password_file.read_text().strip(),
         )
 
     # ---- as one server
@@ -107,9 +75,9 @@ class ClusterBox:
             **more,  # type: ignore[arg-type]
         )
 
-    def contents(self) -> dict[bytes, tuple[bytes, object, int]]:
-        """Return each application's key with its type, its value and its expiry."""
-        found: dict[bytes, tuple[bytes, object, int]] = {}
+    def contents(self) -> dict[bytes, tuple[bytes, object, bool]]:
+        """Return each application's key with its type, its value, and whether it expires."""
+        found: dict[bytes, tuple[bytes, object, bool]] = {}
         for node in self.masters():
             with node.client() as client:
                 found |= contents_of(client)
@@ -133,12 +101,7 @@ class ClusterBox:
         return [self._by_port(port) for port in ports]
 
     def master_of(self, key: str) -> DatabaseServer:
-        slot = slot_of(key.encode())
-        return next(
-            self._by_port(int(master[1]))
-            for first, last, master, *_ in self._slots()
-            if first <= slot <= last
-        )
+        return self.owner_of(slot_of(key.encode()))
 
     def _by_port(self, port: int) -> DatabaseServer:
         return next(node for node in self.nodes if node.port == port)
@@ -146,26 +109,11 @@ class ClusterBox:
     def _slots(self) -> list[list[object]]:
         node = next(node for node in self.nodes if node.running)
         with node.client() as client:
-            raw = client.connection_pool.get_connection()
-            try:
-                raw.send_command("CLUSTER", "SLOTS")
-                return sorted(raw.read_response())
-            finally:
-                client.connection_pool.release(raw)
+            return slots_of(client)
 
     def _id(self, node: DatabaseServer) -> str:
         with node.client() as client:
             return client.execute_command("CLUSTER", "MYID").decode()
-
-    def _replicate(self, node: DatabaseServer, master: DatabaseServer) -> None:
-        wanted = self._id(master)
-        self._until(lambda: _tried(node, "CLUSTER", "REPLICATE", wanted), "no replica was made")
-
-        def up() -> bool:
-            with node.client() as client:
-                return client.info("replication").get("master_link_status") == "up"
-
-        self._until(up, "a replica is not in step")
 
     def wait_ready(self) -> None:
         """Wait until every running node calls the cluster ok, and all agree who has what."""
@@ -178,7 +126,7 @@ class ClusterBox:
                 with node.client() as client:
                     if b"cluster_state:ok" not in _raw(client, "CLUSTER", "INFO"):
                         return False
-                    rows = sorted(_raw(client, "CLUSTER", "SLOTS"))
+                    rows = slots_of(client)
                     views.add(tuple((row[0], row[1], row[2][1], len(row)) for row in rows))
             return len(views) == 1
 
@@ -191,7 +139,7 @@ class ClusterBox:
             found = set()
             for node in self.nodes:
                 with node.client() as client:
-                    rows = _raw(client, "CLUSTER", "SLOTS")
+                    rows = slots_of(client)
                     found |= {each[0].decode() for row in rows for each in row[2:]}
             return found == wanted
 
@@ -232,14 +180,35 @@ class ClusterBox:
             self.move_slot(slot, to, pause_s=pause_s, keys_at_once=keys_at_once)
         self.wait_ready()
 
-    def move_slot(
-        self, slot: int, to: DatabaseServer, *, pause_s: float = 0.0, keys_at_once: int = 100
-    ) -> None:
-        owner = next(
+    def migrate_slots(self, slots: range, to: DatabaseServer) -> None:
+        """Move those slots of a range that one node has, by CLUSTER MIGRATESLOTS."""
+        owner = self.owner_of(slots[0])
+        last = next(
+            min(last, slots[-1])
+            for first, last, master, *_ in self._slots()
+            if first <= slots[0] <= last
+        )
+        if owner is to:
+            return
+        wanted = self._id(to)
+        with owner.client() as client:
+            client.execute_command(
+                *("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", slots[0], last, "NODE", wanted)
+            )
+        self._until(lambda: self.owner_of(slots[0]) is to, "slots did not move")
+        self.wait_ready()
+
+    def owner_of(self, slot: int) -> DatabaseServer:
+        return next(
             self._by_port(int(master[1]))
             for first, last, master, *_ in self._slots()
             if first <= slot <= last
         )
+
+    def move_slot(
+        self, slot: int, to: DatabaseServer, *, pause_s: float = 0.0, keys_at_once: int = 100
+    ) -> None:
+        owner = self.owner_of(slot)
         if owner is to:
             return
         with self.migrating(slot, to):
@@ -249,11 +218,7 @@ class ClusterBox:
     @contextmanager
     def migrating(self, slot: int, to: DatabaseServer) -> Iterator[DatabaseServer]:
         """A slot on its way: some of its keys may be on either node. At the end it has arrived."""
-        owner = next(
-            self._by_port(int(master[1]))
-            for first, last, master, *_ in self._slots()
-            if first <= slot <= last
-        )
+        owner = self.owner_of(slot)
         ours, theirs = self._id(owner), self._id(to)
         with owner.client() as here, to.client() as there:
             there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ours)
@@ -292,8 +257,10 @@ class ClusterBox:
             node.close()
 
 
-def contents_of(client: redis.Redis) -> dict[bytes, tuple[bytes, object, int]]:
-    """Return each application's key of one server, database 0, with type, value and expiry."""
+def contents_of(client: redis.Redis) -> dict[bytes, tuple[bytes, object, bool]]:
+    """Return each application's key of one server, database 0, with its type, its value, and
+    whether it expires.
+    """
     reads = {
         b"string": client.get,
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -302,15 +269,13 @@ def contents_of(client: redis.Redis) -> dict[bytes, tuple[bytes, object, int]]:
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
         b"stream": client.xrange,
     }
-    found: dict[bytes, tuple[bytes, object, int]] = {}
+    found: dict[bytes, tuple[bytes, object, bool]] = {}
     for key in client.scan_iter(count=1_000):
         if key.startswith(b"exodus"):
             continue
         kind = client.type(key)
         if kind != b"none":
-            left = client.pttl(key)
-            at = -1 if left < 0 else round((time.time() * 1000 + left) / 1000)
-            found[key] = (kind, reads[kind](key), at)
+            found[key] = (kind, reads[kind](key), client.pttl(key) >= 0)
     return found
 
 
@@ -321,19 +286,6 @@ def _raw(client: redis.Redis, *command: object) -> object:
         return raw.read_response()
     finally:
         client.connection_pool.release(raw)
-
-
-def _tried(node: DatabaseServer, *command: object) -> bool:
-    try:
-        with node.client() as client:
-            client.execute_command(*command)
-    except redis.ResponseError:
-        return False
-    return True
-
-
-def shuffled_slots(seed: int, count: int) -> list[int]:
-    return random.Random(seed).sample(range(SLOTS), count)
 
 
 @pytest.fixture
