@@ -9,6 +9,7 @@ answers that, and a server behind TLS names its TLS ports there.
 
 from __future__ import annotations
 
+import re
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 
 SLOTS = 16_384
 NO_SHARD = -1
+_NAME = re.compile(r"slots (\d+)-\d+(?: and \d+ more)? \((\w+)\)")
 
 
 def slot_of(key: bytes) -> int:
@@ -56,11 +58,16 @@ class Shard:
     replicas: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """Return the shard's name for people: by its slots, so that it stays through a failover."""
+    def text(self) -> str:
+        """Return its slots in words."""
         first, last = self.ranges[0]
         more = f" and {len(self.ranges) - 1} more" if len(self.ranges) > 1 else ""
         return f"slots {first}-{last}{more}"
+
+    @property
+    def name(self) -> str:
+        """Return the shard's name in checkpoints: its slots, and its master. See `shard_named`."""
+        return f"{self.text} ({self.node_id[:8]})"
 
     def has(self, slot: int) -> bool:
         """Return whether a slot is its."""
@@ -72,16 +79,19 @@ class Shard:
         return sum(last - first + 1 for first, last in self.ranges)
 
 
-def first_slot(name: str) -> int:
-    """Return the first slot of a shard by its name.
+def shard_named(shards: Sequence[Shard], name: str) -> Shard | None:
+    """Return the shard that was named so. That is the one of the same master, whatever slots it has
+    by now. After a failover, it is the one that has the first of these slots.
 
     Raises:
         ValueError: the name is not one of `Shard.name`.
     """
-    word, _, rest = name.partition(" ")
-    if word != "slots":
+    found = _NAME.fullmatch(name)
+    if found is None:
         raise ValueError(f"{name!r} is no name of a shard")
-    return int(rest.partition("-")[0])
+    slot, node_id = int(found[1]), found[2]
+    same = (shard for shard in shards if shard.node_id.startswith(node_id))
+    return next(same, None) or next((shard for shard in shards if shard.has(slot)), None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,7 @@ class View:
     @property
     def text(self) -> str:
         """Return the shards in words."""
-        return ", ".join(f"{shard.name} {shard.master}" for shard in self.shards)
+        return ", ".join(f"{shard.text} {shard.master}" for shard in self.shards)
 
 
 def view_of(reply: Sequence[Any], epoch: int, asked: str, place: Callable[[str, int], str]) -> View:

@@ -26,9 +26,9 @@ from typing import Self, TypeVar
 from exodus.commands.slots import (
     LATER,
     Shard,
-    first_slot,
     is_redirect,
     redirected_to,
+    shard_named,
     slot_of,
 )
 from exodus.errors import Bug, ExodusError, SourceError, TargetError
@@ -99,6 +99,7 @@ class RoutedLeg(Leg):
         self._legs: dict[str, Leg] = {}  # by the master's announced address
         self._modes: list[Sequence[Arg]] = []  # for each connection, such as CLIENT NO-TOUCH
         self._pinned: str | None = None
+        self._scanned: Shard | None = None
         self._beating: dict[str, Leg] | None = None  # that `pulse` returned
 
     @classmethod
@@ -192,14 +193,15 @@ class RoutedLeg(Leg):
         raise failed or lost(self.side, self.cluster, NoMaster("no node has slots"))
 
     def pin(self, node: str) -> None:
-        """Let SCAN go to one shard, by `Shard.name`."""
-        self._pinned = node
+        """Let SCAN go to one shard, by `Shard.name`: to the node that is its master now."""
+        self._pinned, self._scanned = node, None
 
     async def pinned(self) -> Leg:
-        """Return the connection to that shard's master of now.
+        """Return the connection to that node.
 
         Raises:
-            SourceError, TargetError: it does not answer.
+            SourceError, TargetError: it does not answer, or is a master no more: a cursor that it
+                gave means nothing on another node (race rule 5).
         """
         if self._pinned is None:
             raise Bug(
@@ -207,7 +209,12 @@ class RoutedLeg(Leg):
                 why="SCAN was sent to a cluster as a whole",
                 next_step="report this; nothing was changed",
             )
-        return await self.node(self._of_slot(first_slot(self._pinned)))
+        if self._scanned is None:
+            self._scanned = shard_named(self.shards, self._pinned)
+        now = {(shard.node_id, shard.master) for shard in self.shards}
+        if self._scanned is None or (self._scanned.node_id, self._scanned.master) not in now:
+            raise lost(self.side, self.cluster, NoMaster(f"{self._pinned}: no master any more"))
+        return await self.node(self._scanned.master)
 
     def name_of(self, leg: Leg) -> str:
         """Return the announced address of the node that a connection leads to."""

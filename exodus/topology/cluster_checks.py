@@ -69,7 +69,7 @@ async def _check(side: Side, cluster: Cluster) -> list[Finding]:
                     check,
                     "fatal",
                     f"{shard.master} has no slot with a guard key",
-                    f"every {CLUSTER_GUARD_EVERY}th slot has one, and {shard.name} has none of "
+                    f"every {CLUSTER_GUARD_EVERY}th slot has one, and {shard.text} has none of "
                     "these; the node could not be written to",
                     f"give it {CLUSTER_GUARD_EVERY} slots in a row, or none",
                 )

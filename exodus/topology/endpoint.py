@@ -7,7 +7,7 @@ of now. Callers ask for the node of a key, for all nodes, or for a connection th
 
 from __future__ import annotations
 
-from exodus.commands.slots import first_slot
+from exodus.commands.slots import shard_named
 from exodus.net.clusters import NoMaster, cluster_of, look
 from exodus.net.leg import Leg, lost
 from exodus.net.masters import master_of
@@ -44,19 +44,18 @@ class Endpoint:
         return [Node(self.side, place.server(shard.master), shard=shard) for shard in view.shards]
 
     async def node(self, name: str) -> Node:
-        """Return the node of that name: of a cluster, the one that has the first slot of it now.
+        """Return the node of that name; of a cluster, the shard that was named so (`shard_named`).
 
         Raises:
-            SourceError, TargetError: no node of a cluster has that slot.
+            SourceError, TargetError: no node of a cluster has its slots.
         """
         nodes = await self.each_node()
         if self.cluster is None:
             return next(node for node in nodes if node.name == name)
-        slot = first_slot(name)
-        for node in nodes:
-            if node.shard is not None and node.shard.has(slot):
-                return node
-        raise lost(self.side, self.place, NoMaster(f"no node has slot {slot}"))
+        shard = shard_named([node.shard for node in nodes if node.shard is not None], name)
+        if shard is None:
+            raise lost(self.side, self.place, NoMaster(f"no node has {name}"))
+        return next(node for node in nodes if node.shard is shard)
 
     async def layout(self) -> str:
         """Return which node of a cluster has which slots now; nothing for another side. A scan of

@@ -25,6 +25,7 @@ from exodus.control import journal
 from exodus.control.changes import Barrier
 from exodus.control.route import change_route, read_route
 from exodus.control.store import ControlStore
+from exodus.copy.guard import Guard
 from exodus.copy.key import BatchReport, Copier
 from exodus.copy.scan import scan_once
 from exodus.net.routed import RoutedLeg
@@ -97,7 +98,6 @@ class ClusterWorld(World):
         self.source = source
         for number in range(KEYS):
             await self.source.call("SET", b"k%d" % number, f"before {number}")
-        self.unscanned = [node.name for node in await self.engine.authority.each_node()]
 
     async def scan_node(self) -> None:
         """A slice is a node; up to three are open at once, some of an old epoch."""
@@ -105,7 +105,8 @@ class ClusterWorld(World):
             return
         nodes = [node.name for node in await self.engine.authority.each_node()]
         name = self.unscanned.pop() if self.unscanned else self.draw.choice(nodes)
-        copier: Copier = await self.engine.copier(self.engine.guard(), node=name)
+        guard = self.engine.guard() if self.guarded else Guard()
+        copier: Copier = await self.engine.copier(guard, node=name)
         self.copiers.append(copier)
         positions = await journal.ends(self.store, 1)
         leg = await self.engine.authority.connect(name="scan", node=name)
@@ -114,13 +115,10 @@ class ClusterWorld(World):
         states = await copier.read(0, keys, BatchReport())
         self.chunks.append((self.engine, copier, keys, states, positions))
 
-    async def write_chunk(self) -> None:
-        before = len(self.chunks)
-        engine = self.chunks[0][0] if before == 1 else None
-        await super().write_chunk()
-        if engine is not None and engine is not self.engine:
-            # Of an old epoch: whoever takes the slices up begins them again.
-            self.unscanned = [node.name for node in await self.engine.authority.each_node()]
+    async def epoch(self) -> None:
+        """Slices that were not written in the old epoch are scanned again."""
+        await super().epoch()
+        self.unscanned = [node.name for node in await self.engine.authority.each_node()]
 
     async def kill(self) -> None:
         changes = await journal.since(self.store, {0: self.position})
@@ -225,7 +223,7 @@ def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Side, Clust
 
 
 @settings(
-    max_examples=200 if FULL else 20,
+    max_examples=300 if FULL else 60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -236,7 +234,7 @@ def test_drained_means_equal_while_slots_move(
     assert asyncio.run(_play(boxes, control_server, seed, steps))
 
 
-@pytest.mark.parametrize("without", ["moved keys", "overtaken keys"])
+@pytest.mark.parametrize("without", ["guard", "moved keys", "overtaken keys"])
 def test_without_its_rule_the_sides_differ(
     boxes: dict[Side, ClusterBox], control_server: DatabaseServer, without: str
 ) -> None:

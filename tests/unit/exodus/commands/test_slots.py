@@ -10,9 +10,9 @@ from exodus.commands.slots import (
     SLOTS,
     Shard,
     View,
-    first_slot,
     is_redirect,
     redirected_to,
+    shard_named,
     slot_of,
     tag_of,
     view_of,
@@ -79,12 +79,19 @@ def test_a_moved_corrects_one_slot() -> None:
     assert not view.move(250, "10.9.9.9:1")
 
 
-def test_the_name_of_a_shard_has_its_first_slot() -> None:
-    split = Shard("h:1", "a", ((5, 9), (20, 20)))
-    assert split.name == "slots 5-9 and 1 more"
-    assert first_slot(split.name) == 5
+def test_a_shard_is_found_by_its_name() -> None:
+    split = Shard("h:1", "0123456789", ((5, 9), (20, 20)))
+    assert split.name == "slots 5-9 and 1 more (01234567)"
+    other = Shard("h:2", "abcdefgh", ((10, 19),))
+    assert shard_named([other, split], split.name) is split
+    # Its first slot moved: a scan of it goes on where it was.
+    less, more = Shard("h:1", "0123456789", ((6, 9),)), Shard("h:2", "abcdefgh", ((5, 5), (10, 19)))
+    assert shard_named([more, less], split.name) is less
+    promoted = Shard("h:3", "99999999", ((5, 9), (20, 20)))
+    assert shard_named([other, promoted], split.name) is promoted
+    assert shard_named([other], split.name) is None
     with pytest.raises(ValueError, match="no name of a shard"):
-        first_slot("127.0.0.1:7001")
+        shard_named([split], "127.0.0.1:7001")
 
 
 @pytest.mark.parametrize(
