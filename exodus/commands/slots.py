@@ -116,6 +116,15 @@ class View:
         number = self.moved.get(slot, self._owners[slot])
         return None if number == NO_SHARD else self.shards[number]
 
+    def owners(self, keys: Sequence[bytes]) -> list[int]:
+        """Return the number of each key's shard in `shards`; `NO_SHARD` where none has its slot."""
+        owners, moved, last = self._owners, self.moved, SLOTS - 1
+        # Most keys have no tag, and most views no correction: this is done for every key copied.
+        slots = [slot_of(key) if b"{" in key else crc_hqx(key, 0) & last for key in keys]
+        if moved:
+            return [moved.get(slot, owners[slot]) for slot in slots]
+        return [owners[slot] for slot in slots]
+
     def move(self, slot: int, announced: str) -> bool:
         """Note a MOVED; return whether the node is one of this view."""
         number = next(

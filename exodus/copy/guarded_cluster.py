@@ -35,6 +35,7 @@ from exodus.lua import lua
 from exodus.net.leg import Leg, NoDatabase, Reply, ReplyError
 from exodus.net.routed import RoutedLeg, key_of, together
 from exodus.plan.bounds import CLUSTER_AGAIN_S, CLUSTER_REDIRECT_S, CLUSTER_SCRIPT_ARGS_MAX
+from exodus.resp.encode import encode_arguments
 
 _WRITE = lua("exodus.copy", "write_guarded").encode()
 _WRITE_SHA = hashlib.sha1(_WRITE, usedforsecurity=False).hexdigest()
@@ -79,8 +80,30 @@ class GuardedCluster(GuardedLeg):
 
     async def run_packed(self, db: int, packed: Packed) -> tuple[list[Reply], bytes]:
         """Write keys as payloads; see `run_commands`. Return the replies, and what was sent."""
-        replies = await self._run_all(db, packed.as_commands())
-        return replies, b"".join([*packed.keys, *packed.payloads])
+        sent = b"".join([*packed.keys, *packed.payloads])
+        if not self._scripts:
+            return await self._run_all(db, packed.as_commands()), sent
+        async with self._turn:
+            await self._enter(db)
+            replies: list[Reply] = [b"OK"] * len(packed)
+            by_node = self._routed.by_node(packed.keys)
+            answers = await together(
+                self._script(db, node, packed.words(places), len(places))
+                for node, places in by_node.items()
+            )
+            left: list[int] = []
+            for places, answer in zip(by_node.values(), answers, strict=True):
+                if isinstance(answer, str):
+                    left += places  # nothing was written: another guard is used
+                    continue
+                for at, said in self._refused(answer):
+                    replies[places[at]] = ReplyError(said)
+                    left += [places[at]] if is_redirect(said) else []
+            if left:
+                commands = packed.as_commands()
+                pieces = [_Piece(at, commands[at], packed.keys[at]) for at in sorted(left)]
+                await self._run_pieces(db, pieces, replies)
+        return replies, sent
 
     async def run_states(self, db: int, states: Sequence[State]) -> Ran:
         """Write states; see `run_commands`."""
@@ -154,15 +177,22 @@ class GuardedCluster(GuardedLeg):
                 _Piece(at, command, first if whole else key_of(command) or b"")
                 for at, command in enumerate(commands)
             ]
-            if self._scripts:
-                left = await self._by_script(db, left, replies, wanted=whole)
-            by_key: dict[bytes, list[_Piece]] = {}
-            for piece in left:
-                by_key.setdefault(piece.key, []).append(piece)
-            deadline = time.monotonic() + CLUSTER_REDIRECT_S
-            for key, pieces in by_key.items():
-                await self._apart(db, key, pieces, replies, deadline)
+            await self._run_pieces(db, left, replies, wanted=whole)
             return replies
+
+    async def _run_pieces(
+        self, db: int, pieces: list[_Piece], replies: list[Reply], *, wanted: bool = False
+    ) -> None:
+        """Write by script, and what no script can write apart."""
+        left = pieces
+        if self._scripts:
+            left = await self._by_script(db, left, replies, wanted=wanted)
+        by_key: dict[bytes, list[_Piece]] = {}
+        for piece in left:
+            by_key.setdefault(piece.key, []).append(piece)
+        deadline = time.monotonic() + CLUSTER_REDIRECT_S
+        for key, part in by_key.items():
+            await self._apart(db, key, part, replies, deadline)
 
     async def _enter(self, db: int) -> None:
         try:
@@ -207,21 +237,91 @@ class GuardedCluster(GuardedLeg):
         self, db: int, node: str, pieces: list[_Piece], replies: list[Reply], *, wanted: bool
     ) -> tuple[list[_Piece], list[_Piece]]:
         """Run one script; return the pieces to be sent again, and those to be written apart."""
-        routed, since = self._routed, time.monotonic()
-        leg = await routed.node(node)
-        words: list[bytes | str | int] = [db, int(wanted), len(self.guard.values)]
-        for field, (_, value) in zip(self._fields, self.guard.values, strict=True):
-            words += [field, value]
-        for piece in pieces:
-            words.append(len(piece.command))
-            words += piece.command
-        keys = [self._guard_of(node)] if self.guard.values else []
-        if keys == [b""]:
+        since = time.monotonic()
+        words = b"".join(
+            [
+                encode_arguments(len(piece.command)) + encode_arguments(*piece.command)
+                for piece in pieces
+            ]
+        )
+        count = sum(len(piece.command) for piece in pieces)
+        answer = await self._script(db, node, words, len(pieces), words_in=count, wanted=wanted)
+        if isinstance(answer, str):
             for piece in pieces:
-                piece.said = _NO_GUARD.format(node=node)
-            return [], pieces
+                piece.said = answer
+            return ([], pieces) if answer.startswith(_NO_GUARD[:8]) else (pieces, [])
+        if wanted:
+            for piece, reply in zip(pieces, answer[4], strict=True):
+                replies[piece.at] = reply
+        away: set[bytes] = set()
+        for at, said in self._refused(answer):
+            piece = pieces[at]
+            replies[piece.at] = ReplyError(said)
+            if is_redirect(said):
+                piece.said = said
+                away.add(piece.key)
+        if away:
+            self._routed.doubt(since)
+            await self._routed.look()
+        return [], [piece for piece in pieces if piece.key in away]
+
+    def _refused(self, answer: list[Reply]) -> list[tuple[int, str]]:
+        """Return the commands that a script says were refused, each by its place and with the
+        error.
+        """
+        refused = answer[3]
+        return [
+            (number - 1, _text(error))
+            for number, error in zip(refused[::2], refused[1::2], strict=True)
+        ]
+
+    async def _script(
+        self,
+        db: int,
+        node: str,
+        words: bytes,
+        count: int,
+        *,
+        words_in: int | None = None,
+        wanted: bool = False,
+    ) -> list[Reply] | str:
+        """Run the script on one node; return its answer, or the error for which nothing was done.
+
+        Args:
+            db: the database to write to.
+            node: announced address.
+            words: `count` commands, encoded, each behind the number of its words.
+            count: number of commands.
+            words_in: number of words of all commands; None: six each.
+            wanted: return every reply.
+
+        Raises:
+            EpochEnded: the guard does not hold; nothing was written.
+            NoRoom: the node takes no writes now.
+            SourceError, TargetError: it was lost.
+        """
+        routed, since = self._routed, time.monotonic()
+        guard = self._guard_of(node) if self.guard.values else b""
+        if self.guard.values and not guard:
+            return _NO_GUARD.format(node=node)
+        head: list[bytes | str | int] = [1, guard] if guard else [0]
+        head += [db, int(wanted), len(self.guard.values)]
+        for field, (_, value) in zip(self._fields, self.guard.values, strict=True):
+            head += [field, value]
+        size = 2 + len(head) + count + (6 * count if words_in is None else words_in)
+        start, body = b"*%d\r\n" % size, encode_arguments(*head)
+        leg = await routed.node(node)
         try:
-            answer = await self._called(leg, [len(keys), *keys, *words])
+            try:
+                answer = await leg.call_encoded(
+                    b"".join([start, encode_arguments("EVALSHA", _WRITE_SHA), body, words])
+                )
+            except ReplyError as exc:
+                if not str(exc).startswith("NOSCRIPT"):
+                    raise
+                answer = await leg.call_encoded(
+                    b"".join([start, encode_arguments("EVAL", _WRITE), body, words])
+                )
         except (SourceError, TargetError):
             routed.drop(leg)
             raise
@@ -229,39 +329,15 @@ class GuardedCluster(GuardedLeg):
             said = str(exc)
             if not is_redirect(said):
                 raise no_room(self.leg.side, said[:200]) from exc
-            self._moving.update(map(slot_of, keys))
+            self._moving.add(slot_of(guard))
             await routed.noted(said, leg, since)
-            for piece in pieces:
-                piece.said = said
-            return pieces, []
-        field, found, _, refused, told = answer
+            return said
+        field, found = answer[:2]
         if field:
             values: list[bytes | None] = [value for _, value in self.guard.values]
             values[field - 1] = found
             self.guard.check(values)
-        if wanted:
-            for piece, reply in zip(pieces, told, strict=True):
-                replies[piece.at] = reply
-        away: set[bytes] = set()
-        for number, error in zip(refused[::2], refused[1::2], strict=True):
-            piece, said = pieces[number - 1], _text(error)
-            replies[piece.at] = ReplyError(said)
-            if is_redirect(said):
-                piece.said = said
-                away.add(piece.key)
-        if away:
-            routed.doubt(since)
-            await routed.look()
-        return [], [piece for piece in pieces if piece.key in away]
-
-    async def _called(self, leg: Leg, words: list[bytes | str | int]) -> list[Reply]:
-        try:
-            found = await leg.call("EVALSHA", _WRITE_SHA, *words)
-        except ReplyError as exc:
-            if not str(exc).startswith("NOSCRIPT"):
-                raise
-            found = await leg.call("EVAL", _WRITE, *words)
-        return list(found)
+        return list(answer)
 
     # ------------------------------------------------------------------ one key
 

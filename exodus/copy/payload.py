@@ -124,6 +124,30 @@ class Packed:
             ]
         )
 
+    def words(self, at: Sequence[int]) -> bytes:
+        """Return the commands for the keys at these places, each behind the number of its words, as
+        encoded arguments of a script.
+        """
+        word = (
+            b"$1\r\n6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
+            b"$7\r\nREPLACE\r\n$6\r\nABSTTL\r\n"
+        )
+        keys, expiries_ms, payloads = self.keys, self.expiries_ms, self.payloads
+        return b"".join(
+            [
+                word
+                % (
+                    len(key := keys[place]),
+                    key,
+                    len(at_ms := b"%d" % expiries_ms[place] if expiries_ms[place] > 0 else b"0"),
+                    at_ms,
+                    len(payload := payloads[place]),
+                    payload,
+                )
+                for place in at
+            ]
+        )
+
     def as_commands(self) -> list[Command]:
         """Return the commands that write them."""
         return [

@@ -81,7 +81,7 @@ class ClusterReader(Reader):
         """Return the keys named, in their order."""
         if not self._scripted:
             return await self._one_by_one.keys(keys)
-        by_node = self._by_node(keys)
+        by_node = self._routed.by_node(keys)
         parts = await together(
             self._of_node(node, [keys[at] for at in places]) for node, places in by_node.items()
         )
@@ -107,7 +107,7 @@ class ClusterReader(Reader):
         keys = others.keys
         if not self._scripted or not keys:
             return Batch.of(await self._one_by_one.keys(keys))
-        by_node = self._by_node(keys)
+        by_node = self._routed.by_node(keys)
         parts = await together(
             self._like_of_node(node, others.at(places)) for node, places in by_node.items()
         )
@@ -131,12 +131,6 @@ class ClusterReader(Reader):
             if not is_redirect(str(exc)):
                 raise
             return None
-
-    def _by_node(self, keys: Sequence[bytes]) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for at, key in enumerate(keys):
-            found.setdefault(self._routed.master_of(key), []).append(at)
-        return found
 
 
 def reader_of(leg: Leg, facts: NodeFacts, what: ReadMode, limits: Limits | None = None) -> Reader:

@@ -25,6 +25,7 @@ from typing import Self, TypeVar
 
 from exodus.commands.slots import (
     LATER,
+    NO_SHARD,
     Shard,
     is_redirect,
     redirected_to,
@@ -174,6 +175,22 @@ class RoutedLeg(Leg):
         except NoMaster as exc:
             cluster_of(self.cluster).doubt()
             raise lost(self.side, self.cluster, exc) from exc
+
+    def by_node(self, keys: Sequence[bytes]) -> dict[str, list[int]]:
+        """Return the announced addresses of the nodes that have keys, each with the places of its
+        keys.
+
+        Raises:
+            SourceError, TargetError: no node has the slot of a key.
+        """
+        view = cluster_of(self.cluster).known
+        owners = view.owners(keys)
+        if NO_SHARD in owners:
+            self.master_of(keys[owners.index(NO_SHARD)])  # says which slot it is
+        found: dict[int, list[int]] = {number: [] for number in set(owners)}
+        for at, number in enumerate(owners):
+            found[number].append(at)
+        return {view.shards[number].master: places for number, places in found.items()}
 
     async def of(self, key: bytes) -> Leg:
         """Return the connection to the node of a key, for what holds state on it."""

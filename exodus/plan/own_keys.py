@@ -17,6 +17,7 @@ lower-case letters, digits and dashes.
 | exodus:{fence}:probe          | whether a fence holds; expires                                |
 | exodus:{migrate}:probe        | whether MIGRATE reaches the target; expires                   |
 | exodus:{probe}, {exercise}    | what a server can do; removed at once                         |
+| exodus:{probe.N}              | the same on a node of a cluster, in a slot of it              |
 | exodus:{watched}              | whether a copy of the traffic shows a read; never written     |
 """
 
@@ -32,7 +33,7 @@ _NAMES = re.compile(
     rb"|[a-z0-9][a-z0-9-]{0,39}\.[0-9]{1,7}\}:guard"
     rb"|(?:stage(?:\.[0-9]{1,7})?|proof)\}:[0-9a-f]{16}"
     rb"|(?:fence|migrate)\}:probe"
-    rb"|(?:probe|exercise|watched)\}"
+    rb"|(?:probe(?:\.[0-9]{1,7})?|exercise|watched)\}"
     rb")"
 )
 

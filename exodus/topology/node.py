@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from exodus.commands.slots import Shard
+from exodus.commands.slots import Shard, tag_of
 from exodus.errors import OperatorError
 from exodus.net.info import databases_of, info_of
 from exodus.net.leg import Leg, ReplyError, not_yet
@@ -29,7 +29,7 @@ _PAYLOAD_VERSIONS: dict[str, list[tuple[tuple[int, ...], int]]] = {
     "redis": [((7, 4), 12), ((7, 2), 11), ((7,), 10), ((5,), 9), ((4,), 8)],
     "valkey": [((9,), 80), ((7, 2), 11)],
 }
-_PROBE = RESERVED_PREFIX + b"probe}"
+_PROBE = RESERVED_PREFIX + b"%b}"  # never written
 _HASH_FIELD_TTL = (b"HPEXPIREAT", b"HEXPIRE")
 
 
@@ -88,6 +88,15 @@ class Node:
         else:
             self.name = place.place if isinstance(place, Address) else place.service
 
+    @property
+    def _scratch(self) -> bytes:
+        """Return the name of a key that nobody has; on a cluster one of this node's slots, since
+        another node's would be refused.
+        """
+        if self.shard is None:
+            return _PROBE % b"probe"
+        return _PROBE % tag_of(b"probe", self.shard.ranges[0][0])
+
     async def connect(self, db: int = 0, *, name: str = "exodus") -> Leg:
         """Connect to the server, or to the master of now."""
         return await Leg.connect(self.place, self.side, db=db, name=name)
@@ -128,7 +137,7 @@ class Node:
                 for part in info.get("valkey_version", info["redis_version"]).split(".")
                 if part.isdigit()
             )
-            scratch = _PROBE  # never written
+            scratch = self._scratch
             names = (
                 "pexpiretime",
                 "acl",
@@ -164,7 +173,7 @@ class Node:
             able["monitor"] = able["monitor"] and bool(probes[2]) and probes[2][0] is not None
             user = probes[1].decode() if able["acl"] else "default"
             databases = databases_of(info)
-            payload = await _payload_version(leg, engine, version)
+            payload = await _payload_version(leg, scratch, engine, version)
             limits = await _settings_of(leg, *LIMITS)
             script_ms = (await _settings_of(leg, _SCRIPT_LIMIT)).get(
                 _SCRIPT_LIMIT
@@ -224,13 +233,15 @@ def of_all(nodes: Sequence[NodeFacts]) -> NodeFacts:
     )
 
 
-async def _payload_version(leg: Leg, engine: str, version: tuple[int, ...]) -> int | None:
+async def _payload_version(
+    leg: Leg, scratch: bytes, engine: str, version: tuple[int, ...]
+) -> int | None:
     """Return the version in the footer of DUMP payloads, None where DUMP is refused.
 
     Writes nothing: applications that track keys or listen to notifications would hear of a key of
     ours.
     """
-    allowed, libraries = await leg.pipeline([("DUMP", _PROBE), ("FUNCTION", "DUMP")])
+    allowed, libraries = await leg.pipeline([("DUMP", scratch), ("FUNCTION", "DUMP")])
     if isinstance(allowed, ReplyError):
         return None
     if isinstance(libraries, bytes):  # from Redis 7.0 on; it ends as the payload of a key does

@@ -25,6 +25,7 @@ from exodus.live import server_runs
 from exodus.plan.scope import Rename
 from exodus.plan.vocabulary import Cutover, Feed, Side
 from exodus.stack.servers import ServerKind
+from exodus.topology.endpoint import Endpoint
 from exodus.verify import reconcile as reconciling
 from exodus.verify.reconcile import keys_of, reconcile, repair, verify
 from tests.support.clusters import ClusterBox, contents_of
@@ -102,6 +103,20 @@ async def test_a_backfill_makes_both_sides_equal(
         assert contents(source) == contents(target)
     finally:
         await local.close()
+
+
+@pytest.mark.parametrize("kind", list(ServerKind))
+async def test_each_node_tells_what_a_single_server_of_its_kind_tells(
+    kind: ServerKind, make_cluster: MakeCluster, make_server: MakeServer
+) -> None:
+    """A node refuses questions for keys of other nodes' slots: that says nothing of what it can."""
+    box, alone = make_cluster(kind), make_server(kind)
+    facts = await Endpoint(Side.SOURCE, box.address()).facts()
+    single = await Endpoint(Side.SOURCE, alone.address()).facts()
+    assert facts.capabilities == single.capabilities
+    assert facts.payload_version == single.payload_version is not None
+    assert (facts.engine, facts.version) == (single.engine, single.version)
+    assert facts.database_count == 1
 
 
 class Writers:
