@@ -42,6 +42,8 @@ from tasks.profile import difference, snapshots
 _JUDGED_S = sum(COMPARE_LOOKS_S) + 2.0
 _OUTCOMES = (
     "compared",
+    "by_reply",
+    "by_error",
     "equal",
     "inconclusive",
     "not_comparable",
@@ -115,6 +117,7 @@ async def _figures(it: Opened, series: list[Moment]) -> Json:
         "keys_judged": sum(beat.facts.keys_judged for beat in beats),
         "keys_open": len(open_keys),
         "states_compared": sum(beat.facts.states_compared for beat in beats),
+        "away_ms": sum(beat.facts.away_ms for beat in beats),
         "rows_lost": sum(beat.facts.divergences_lost for beat in beats),
         "inconclusive_why": dict(inconclusive),
         **convergence(series, [lag for beat in beats for lag in beat.facts.lags_ms]),
@@ -196,6 +199,7 @@ def shadow(migration: str, seconds: float | None) -> Json:
                 rows = await _rows(it)
                 converged = await _convergence(it)
                 gateways = await registry.heartbeats(it.store, "gateway")
+                comparers = await registry.heartbeats(it.store, "comparer")
                 calls = difference(before, await snapshots(it))
                 return {
                     "rows": rows,
@@ -203,6 +207,8 @@ def shadow(migration: str, seconds: float | None) -> Json:
                         {row["command"]: row["calls"] for row in calls},
                         rows,
                         [beat.facts.shadow_left_out for beat in gateways],
+                        [beat.facts.by_error for beat in comparers],
+                        [beat.facts.why_not_tried for beat in comparers],
                     ),
                     "dropped": await _dropped(it) - dropped,
                     "convergence": converged,
@@ -247,7 +253,7 @@ async def _convergence(it: Opened) -> Json:
             differ = await spot_check(engine, suspects)
             after = await _fingerprints(leg, [(found.db, found.key) for found in differ])
             written = {key for key, fingerprint in after.items() if fingerprint != before[key]}
-    known = await divergences.open_ids(it.store)
+    known = await divergences.open_kinds(it.store)
     for found in differ:
         key = (found.db, found.key)
         if key not in written and divergences.row_id(key, divergences.STATE) not in known:
@@ -335,7 +341,9 @@ def remove_sample(migration: str) -> int:
             names = it.store.keys
             seeded, scratch = await _listed(it, names.seeded), await _listed(it, names.scratch)
             await _unlink(it, [it.plan.scope.target_key(*key) for key in seeded] + scratch)
-            await answered(it.store.client.delete(names.seeded, names.scratch))
+            await answered(
+                it.store.client.delete(names.seeded, names.seeding, names.sampling, names.scratch)
+            )
             return len(seeded)
 
     return run(work())

@@ -77,12 +77,16 @@ def summary_lines(found: Json, summary: Json, open_findings: Sequence[Json]) -> 
     why = max(figures["inconclusive_why"].items(), key=lambda each: each[1], default=("", 0))[0]
     left = sum(row["calls"] > 0 and not row["compared"] for row in found["coverage"])
     half = figures["half_life_s"]
+    by_error = sum(row.get("by_error", 0) for row in found["rows"])
+    by_reply = sum(row.get("by_reply", 0) for row in found["rows"])
     lines = [
         found["bound"],
         f"accepted: {compared:,} requests of {len(found['rows'])} commands were tried; "
         f"{left} observed commands were not compared (artifact coverage)",
         f"inconclusive: {inconclusive:,} replies ({share:.1f} %)" + (f", {why}" if why else ""),
-        f"dropped: {summary['samples_dropped']:,} sampled requests, {figures['rows_lost']:,} rows",
+        f"judged: {by_reply:,} by their reply, {by_error:,} writes by their error only",
+        f"dropped: {summary['samples_dropped']:,} sampled requests, {figures['rows_lost']:,} rows; "
+        f"no comparer ran for {figures['away_ms'] / 1000:.1f} s",
         f"converging: lag p99 {figures['lag_ms_p99']} ms, at most {figures['dirty_max']:,} keys "
         f"dirty, {figures['dirty_slope_per_s']:+g} a second, half of a burst gone after "
         + ("more than the run" if half is None else f"{half:g} s"),

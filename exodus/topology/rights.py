@@ -35,6 +35,8 @@ SINCE: dict[str, dict[str, Version]] = {
     "acl|dryrun": {"redis": (7, 0), "valkey": (7, 2)},
     "client|no-touch": {"redis": (7, 2), "valkey": (7, 2)},
     "lcs": {"redis": (7, 0), "valkey": (7, 2)},
+    "lmpop": {"redis": (7, 0), "valkey": (7, 2)},
+    "zmpop": {"redis": (7, 0), "valkey": (7, 2)},
     "sintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "zintercard": {"redis": (7, 0), "valkey": (7, 2)},
     "hpexpiretime": {"redis": (7, 4), "valkey": (9, 0)},
@@ -305,7 +307,7 @@ RIGHTS = (
         without="what the target refuses is listed as a difference",
     ),
     Right(
-        _words("copy"),
+        _words("copy dbsize"),
         _COMPARER,
         "scratch copies, on which Compare tries writes",
         frozenset({Side.TARGET}),

@@ -62,6 +62,21 @@ async def row_of(local: LocalMigration, command: str, outcome: str, count: int =
     await until(seen, within_s=15, otherwise=f"no {command} was counted as {outcome}")
 
 
+async def quiet(local: LocalMigration) -> None:
+    """Wait until the comparer has judged everything, and knows that nobody has written its keys for
+    a while: no journal entry that is under way copies a key again.
+
+    Of what a test has sent, some outcome must have been seen before.
+    """
+
+    async def settled() -> bool:
+        (beat,) = await heartbeats(local.store, "comparer")
+        facts = beat.facts
+        return not facts.behind and not facts.pending and not facts.keys_unsettled
+
+    await until(settled, within_s=30, otherwise="the comparer did not come to an end")
+
+
 async def counted(local: LocalMigration, command: str) -> dict[str, int]:
     """Outcome -> replies of one command."""
     (beat,) = await heartbeats(local.store, "comparer")

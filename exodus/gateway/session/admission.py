@@ -185,8 +185,6 @@ class Admission:
         if not command.plain:
             if not command.script:
                 return "it may block, or does more than its reply says"
-            if pending.write:
-                return "a script that may write"
             if not parts.orders.shadow_scripts:
                 return "a script, and compare_scripts is off"
         if parts.replies.silence_asked:
