@@ -50,7 +50,7 @@ from exodus.shadow.reports import Reporter, Writes
 from exodus.shadow.requests import Requests
 from exodus.shadow.resume import work_of
 from exodus.shadow.rules import Rules
-from exodus.shadow.scratch import Scratch, scratch_database
+from exodus.shadow.scratch import Scratch, remove_left, scratch_database
 from exodus.shadow.sweep import Sweep
 from exodus.shadow.tally import Tally
 from exodus.shadow.trials import Slow, TrialConnection, kill_script, try_no_more, unconfined
@@ -223,6 +223,7 @@ class Comparer(RouteFollower):
         await reporter.begin()
         now = asyncio.get_running_loop().time
         requests = Requests(table, engine.scope, self._rules)
+        await remove_left(self._store, ours)
         db = scratch_database(engine)
         into = (
             None if db is None else await Leg.connect(ours.place, ours.side, db=db, name=ours.name)
@@ -230,7 +231,6 @@ class Comparer(RouteFollower):
         if into is not None:
             await opened.enter_async_context(into)
         scratch = Scratch(engine, ours, follower, into)
-        await scratch.clean()
 
         async def too_slow(command: bytes, script: bool) -> None:
             await try_no_more(command, self._slow, follower, ours, script=script)

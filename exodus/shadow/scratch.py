@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from exodus.control.changes import Key, pack, unpack
+from exodus.control.store import ControlStore
 from exodus.engine import Engine
 from exodus.net.client import answered
 from exodus.net.info import info_of
@@ -44,6 +45,17 @@ def scratch_database(engine: Engine) -> int | None:
     used |= {engine.scope.target_key(db, b"")[0] for db in engine.authority_facts.databases}
     free = (db for db in range(engine.follower_facts.database_count - 1, 0, -1) if db not in used)
     return next(free, None)
+
+
+async def remove_left(store: ControlStore, ours: Leg) -> None:
+    """Remove the scratch copies that a killed comparer left on the follower."""
+    packed = await answered(store.client.smembers(store.keys.scratch))
+    by_db: dict[int, list[bytes]] = {}
+    for db, name in (key for one in packed for key in unpack(one)):
+        by_db.setdefault(db, []).append(name)
+    for db, names in by_db.items():
+        await ours.select(db)
+        await ours.pipeline([("UNLINK", name) for name in names])
 
 
 class Scratch:
@@ -127,14 +139,6 @@ class Scratch:
         finally:
             await into.pipeline([("UNLINK", *keys)])
         return Outcome(replies, after, misses, await self._remove_strays(into) if script else 0)
-
-    async def clean(self) -> None:
-        """Remove the scratch copies that a killed comparer left in this database."""
-        packed = await answered(self._store.client.smembers(self._store.keys.scratch))
-        if self._into is not None:
-            db = self._into.db
-            left = [name for one in packed for at, name in unpack(one) if at == db]
-            await self._into.pipeline([("UNLINK", name) for name in left])
 
     async def _empty(self, keys: Sequence[bytes]) -> Leg:
         """Return the connection to the database, once it is known to be empty and the keys are

@@ -226,6 +226,7 @@ async def test_scratch_copies_that_a_killed_comparer_left_are_removed(
     await answered(local.store.client.sadd(local.store.keys.scratch, pack([(15, b"k")])))
     left.set("k", "of a trial")
     async with comparing(local):
+        assert not left.exists("k")
         app = local.app()
         await app.set("k", 1)
         await row_of(local, "SET", "compared")
