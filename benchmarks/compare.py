@@ -131,7 +131,7 @@ def measure(*, full: bool) -> list[Result]:
             lambda: uvloop.run(_registered(plan, address)),
         )
         compared, port = 0, plan.gateway.port
-        _us_a_request(gateway, port, 1.0, 1, ("set",))  # makes the keys
+        _us_a_request(gateway, port, 1.0, 10, ("set",))  # makes the keys
         for _, (name, pipeline) in itertools.product(range(windows), _PIPELINES.items()):
             uvloop.run(_sample(plan, address, 0.0))
             without = _us_a_request(gateway, port, seconds, pipeline)

@@ -27,6 +27,7 @@ class Orders:
         "login_needed",
         "picks",
         "risks",
+        "rule",
         "scripts",
         "scripts_unseen",
         "shadow_below",
@@ -48,6 +49,7 @@ class Orders:
         self.journal = JournalMode.OFF
         self.login_needed = False  # the authority answers NOAUTH without a login
         self.picks = False  # some requests are picked for the comparer or as canary reads
+        self.rule = 0  # counts changes of what is picked
         self.shadow_below = 0  # of 2**32; a key whose hash is below is sampled
         self.shadow_salt = 0
         self.shadow_names: NameTest | None = None  # which names are sampled; None: all
@@ -65,6 +67,7 @@ class Orders:
 
     def pick(self, *, shadow_below: int = 0, shadow_salt: int = 0, canary_below: int = 0) -> None:
         """Choose the shares of key hashes that are picked; none is while both are 0."""
+        self.rule += 1
         self.shadow_below, self.shadow_salt, self.canary_below = (
             shadow_below,
             shadow_salt,

@@ -51,6 +51,7 @@ MOVE_SECONDS_MAX = 1.0  # A session whose requests are not answered by then is c
 SHADOW_QUEUE_MAX = 10_000  # Sampled pairs that wait to be published.
 SHADOW_PAYLOAD_BYTES_MAX = 64 * 1024
 SHADOW_BYTES_PER_S_MAX = 2 * 1024 * 1024  # Of one gateway process, into the control store.
+SHADOW_ENTRY_PAIRS = 100  # Sampled pairs in one entry of the stream.
 SHADOW_KEPT_MS = 15_000  # Sampled pairs expire from the control store after this.
 COMPARE_SECONDS_MAX = 1.0  # A command that takes longer on the target is not tried again.
 SHADOW_CLIENT_BYTES_MAX = 100  # A client's name in a sampled pair.

@@ -31,6 +31,7 @@ from exodus.control.changes import pack
 from exodus.control.heartbeats import ComparerFacts, ComparerHeartbeat, ProcessKind, ProcessState
 from exodus.control.process import STORE_ERRORS, RouteFollower
 from exodus.control.route import Route
+from exodus.control.shadow_pairs import Unreadable, unpack_pairs
 from exodus.control.store import ControlStore
 from exodus.copy.key import Failure
 from exodus.engine import Engine, open_engine
@@ -44,7 +45,7 @@ from exodus.plan.sample import KeySample
 from exodus.plan.vocabulary import Side, UserRole
 from exodus.shadow import divergences, resume
 from exodus.shadow.copies import CopiesState, SampledCopies
-from exodus.shadow.exchange import Exchange, Unreadable
+from exodus.shadow.exchange import Exchange
 from exodus.shadow.investigation import Baseline, Investigation
 from exodus.shadow.reports import Reporter, Writes
 from exodus.shadow.requests import Requests
@@ -61,7 +62,7 @@ from exodus.telemetry.states import WAITS
 from exodus.topology.watch import TopologyWatch
 
 log = logging.getLogger(__name__)
-_BATCH = 200
+_ENTRIES = 4  # of the shadow stream that are taken at a time
 _WAIT_MS = 200
 _ALWAYS = 2**63  # a time that never comes
 _WAIT_PENDING_MS = 20  # while replies are to be asked for again
@@ -293,7 +294,7 @@ class Comparer(RouteFollower):
         found = await answered(
             self._store.client.xread(
                 {name: after},
-                count=_BATCH,
+                count=_ENTRIES,
                 block=_WAIT_PENDING_MS if judge.pending else _WAIT_MS,
             )
         )
@@ -303,19 +304,24 @@ class Comparer(RouteFollower):
             await copies.keep_up()
             return
         entries = next(iter(found.values()))[0] if isinstance(found, dict) else found[0][1]
-        await judge.take(self._exchanges(entries))
-        self._behind = len(entries)
-        if len(entries) == _BATCH:  # more may be there
+        exchanges = self._exchanges(entries)
+        await judge.take(exchanges)
+        self._behind = len(exchanges)
+        if len(entries) == _ENTRIES:  # more may be there
             self._told_until_ms = int(entries[-1][0].partition(b"-")[0])
         self._shadow_at = bytes(entries[-1][0])
 
-    def _exchanges(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Iterable[Exchange]:
+    def _exchanges(self, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> list[Exchange]:
+        found: list[Exchange] = []
         for entry_id, fields in entries:
+            at_ms = int(entry_id.partition(b"-")[0])
             try:
-                yield Exchange.of(entry_id, fields)
+                pairs = unpack_pairs(fields.get(b"p", b"no field p"))
+                found += [Exchange.of(at_ms, pair) for pair in pairs]
             except Unreadable as exc:
                 self._tally.not_tried["an entry of the shadow stream cannot be read"] += 1
                 log.warning("the shadow stream: %s", exc)
+        return found
 
     async def _measure(self, now_ms: int, *, asked: bool) -> None:
         """Raise what ended the work, if anything but the route did: the process ends by it."""

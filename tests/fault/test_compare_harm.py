@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from exodus.cancellation import end_all
 from exodus.control.registry import heartbeats
 from exodus.control.route import read_route
+from exodus.control.shadow_pairs import pack_pair
 from exodus.cutover.canary_share import set_canary
 from exodus.plan.address import Credentials
 from exodus.plan.plan import Plan
@@ -124,9 +125,8 @@ async def test_compare_tries_only_what_it_knows(local: LocalMigration) -> None:
             ("COPY", "k", "other", "REPLACE"),
             ("TOUCH", "k"),
         ):
-            await local.store.client.xadd(
-                local.store.keys.shadow, {"db": 0, "q": encode(*args), "r": b"+OK\r\n", "w": 1}
-            )  # type: ignore[dict-item]
+            pair = pack_pair(0, True, encode(*args), b"+OK\r\n", b"")
+            await local.store.client.xadd(local.store.keys.shadow, {"p": pair})
         await local.app().get("k")
         await row_of(local, "GET", "compared")
         await row_of(local, "TOUCH", "not_tried")

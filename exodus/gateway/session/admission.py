@@ -154,6 +154,8 @@ class Admission:
                 return
             first = keys[0]
         sampled = orders.shadow_below > 0 and orders.sampled(first)
+        if pending.write and len(pending.keys) == 1 and pending.keys[0] is first:
+            pending.sampled_as = orders.rule if sampled else -orders.rule
         if not sampled and not orders.canary_below:
             return  # by far the most
         why_not = self._why_not_picked(pending, start != end)
