@@ -58,8 +58,8 @@ class Engine:
 
     def __post_init__(self) -> None:
         forwards = self.route.authority is Side.SOURCE
-        # Rules are about the source. What is written at the target after a cutover flows back
-        # whatever they say, or a rollback would lose it.
+        # Rules apply from source to target. After a cutover every write at the target flows back:
+        # a rollback would lose a filtered one.
         self.scope, self.left_behind = (
             (self.plan.scope, Scope()) if forwards else (Scope(), self.plan.scope)
         )

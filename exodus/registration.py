@@ -37,8 +37,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _COPY = (Phase.TEST, Phase.MIGRATE)
 _ALL = (Phase.PRE_TEST, Phase.ANALYZE, Phase.COMPARE, *_COPY)
 _REHEARSED = (Phase.TEST, REHEARSAL)
-# Field of the plan → what was decided or proved under its old value and does not hold under a new
-# one.
+# Field of the plan → the decisions and proofs that a new value of it voids.
 _VOIDS: dict[str, tuple[str, ...]] = {
     "source": (*_ALL, REHEARSAL, VERIFICATION),
     "target": (*_ALL, REHEARSAL, VERIFICATION),

@@ -62,8 +62,8 @@ def _after(migration: str, outcome: Json) -> tuple[list[Json], int]:
         "the target is the authority", now["authority"] == Side.TARGET, f"epoch {now['epoch']}"
     )
     if not outcome["flows_back"]:
-        # The source's fence blocks Exodus too: the source stays as it was at the switch, and the
-        # journal keeps what a way back needs.
+        # The source's fence blocks Exodus too. The source stays as it was at the switch, and the
+        # journal keeps every write for a rollback.
         spot = outcome["facts"].get("spot_checked_keys", 0)
         return [
             switched,

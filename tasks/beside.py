@@ -8,32 +8,14 @@ from exodus.cutover.beside_rows import Row, StateOutcome
 from exodus.plan.bounds import TASKS_BESIDE_NAMED
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
-from tasks.context import live_task, opened, run
+from tasks.context import Opened, live_task, opens_migration
 from tasks.evidence import artifact_key
 
 
 @live_task(name="Compare users, settings and code")
 def compare_beside(migration: str, phase: Phase) -> list[str]:
     """Compare users, settings and code of both sides; return lines for a summary."""
-
-    async def work() -> list[Row]:
-        async with opened(migration) as it:
-            route = await read_route(it.store)
-            ends = [
-                await it.endpoint(side).any_node() for side in (route.authority, route.follower)
-            ]
-            async with (
-                await ends[0].connect(name="exodus-beside") as authority,
-                await ends[1].connect(name="exodus-beside") as follower,
-            ):
-                rows = await beside_keys.compare(it.plan, authority, follower)
-            await it.store.save_report(
-                f"beside.{phase}",
-                {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]},
-            )
-            return rows
-
-    rows = run(work())
+    rows = _compared(migration, phase)
     create_table_artifact(
         key=artifact_key(migration, phase, "beside"),
         table=[row.as_json() for row in rows],
@@ -53,3 +35,17 @@ def compare_beside(migration: str, phase: Phase) -> list[str]:
             f"{len(must)} THING(S) MUST BE MENDED; the cutover is refused until then: {named}"
         )
     return lines
+
+
+@opens_migration
+async def _compared(it: Opened, phase: Phase) -> list[Row]:
+    route = await read_route(it.store)
+    ends = [await it.endpoint(side).any_node() for side in (route.authority, route.follower)]
+    async with (
+        await ends[0].connect(name="exodus-beside") as authority,
+        await ends[1].connect(name="exodus-beside") as follower,
+    ):
+        rows = await beside_keys.compare(it.plan, authority, follower)
+    report = {"at_ms": await it.store.now_ms(), "rows": [row.as_json() for row in rows]}
+    await it.store.save_report(f"beside.{phase}", report)
+    return rows

@@ -12,7 +12,7 @@ from exodus.errors import CutoverAborted
 from exodus.plan.bounds import TASKS_CANARY_LOOK_S
 from exodus.plan.settings import CanaryPlan
 from tasks.artifacts import create_table_artifact
-from tasks.context import Json, Opened, opened, opens_migration, run
+from tasks.context import Json, Opened, opens_migration
 from tasks.decision import ask, phase_form
 from tasks.evidence import artifact_key
 from tasks.kept import kept_task
@@ -59,14 +59,10 @@ async def observe_canary(it: Opened, phase: str, percent: int, why: str) -> Json
 
 
 @kept_task("End canary reads")
-def end_canary(migration: str, why: str) -> None:
+@opens_migration
+async def end_canary(it: Opened, why: str) -> None:
     """Send reads to the authority only."""
-
-    async def work() -> None:
-        async with opened(migration) as it:
-            await canary_share.set_canary(it.store, it.plan, 0, why=why)
-
-    run(work())
+    await canary_share.set_canary(it.store, it.plan, 0, why=why)
 
 
 def try_canary(migration: str, phase: str, limits: CanaryPlan) -> list[str]:

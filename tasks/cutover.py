@@ -131,14 +131,10 @@ def switch_authority(
 
 
 @kept_task("Record the firewall confirmation")
-def confirm_fence(migration: str, side: str, by: str) -> None:
+@opens_migration
+async def confirm_fence(it: Opened, side: str, by: str) -> None:
     """Record that a person confirmed that only gateways and Exodus reach a side, for one switch."""
-
-    async def work() -> None:
-        async with opened(migration) as it:
-            await record_confirmation(it.store, it.plan, Side(side), by)
-
-    run(work())
+    await record_confirmation(it.store, it.plan, Side(side), by)
 
 
 @kept_task("Check that the target answers")
@@ -192,23 +188,22 @@ def why_not_finalise(migration: str, decided_by: Json, attempt: int) -> str | No
     Kept for each answer: a refused answer stays refused.
     """
     del attempt
-
-    async def work() -> list[str]:
-        async with opened(migration) as it:
-            return await finalise_checks.problems(
-                it.store, it.plan, Identity.model_validate(decided_by)
-            )
-
     rollback = _why_rollback_is_open(migration)
-    return "; ".join(([rollback] if rollback else []) + run(work())) or None
+    return "; ".join([*filter(None, [rollback]), *_problems(migration, decided_by)]) or None
+
+
+@opens_migration
+async def _problems(it: Opened, decided_by: Json) -> list[str]:
+    return await finalise_checks.problems(it.store, it.plan, Identity.model_validate(decided_by))
 
 
 def _why_rollback_is_open(migration: str) -> str | None:
-    async def work() -> int:
-        async with opened(migration) as it:
-            return await finalise_checks.switched_ms(it.store)
+    return why_rollback_is_open(migration, _switched_ms(migration))
 
-    return why_rollback_is_open(migration, run(work()))
+
+@opens_migration
+async def _switched_ms(it: Opened) -> int:
+    return await finalise_checks.switched_ms(it.store)
 
 
 @kept_task("Write the evidence bundle")
@@ -291,15 +286,15 @@ def finalise(migration: str, decided_by: Json) -> Json:
             why=rollback,
             next_step="answer the rollback; then retry the run of commit",
         )
+    return _finalised(migration, decided_by)
 
-    async def work() -> Json:
-        async with opened(migration) as it:
-            await finalise_checks.check(it.store, it.plan, Identity.model_validate(decided_by))
-            report = await ends.finalise(it.store, it.plan)
-            await it.store.save_report("finalised", report)
-            return report
 
-    return run(work())
+@opens_migration
+async def _finalised(it: Opened, decided_by: Json) -> Json:
+    await finalise_checks.check(it.store, it.plan, Identity.model_validate(decided_by))
+    report = await ends.finalise(it.store, it.plan)
+    await it.store.save_report("finalised", report)
+    return report
 
 
 @kept_task("Clean up the abandoned migration")

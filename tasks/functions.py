@@ -9,21 +9,14 @@ from exodus.engine import open_engine
 from exodus.plan.bounds import TASKS_FUNCTIONS_NAMED
 from exodus.plan.vocabulary import Phase
 from tasks.artifacts import create_table_artifact
-from tasks.context import Opened, live_task, opened, opens_migration, run
+from tasks.context import Opened, live_task, opens_migration
 from tasks.evidence import artifact_key
 
 
 @live_task(name="Copy function libraries")
 def carry_libraries(migration: str, phase: Phase) -> list[str]:
     """Load the authority's libraries on the follower; return lines for a decision's summary."""
-
-    async def work() -> Libraries:
-        async with opened(migration) as it:
-            found = await carry_functions(await open_engine(it.store, it.plan))
-            await it.store.save_report(f"functions.{phase}", found.as_json())
-            return found
-
-    found = run(work())
+    found = _carried(migration, phase)
     rows = found.as_rows()
     if rows:
         create_table_artifact(
@@ -45,6 +38,13 @@ def carry_libraries(migration: str, phase: Phase) -> list[str]:
             f"there: {named}"
         )
     return lines
+
+
+@opens_migration
+async def _carried(it: Opened, phase: Phase) -> Libraries:
+    found = await carry_functions(await open_engine(it.store, it.plan))
+    await it.store.save_report(f"functions.{phase}", found.as_json())
+    return found
 
 
 @live_task(name="Check scripts before the cutover")

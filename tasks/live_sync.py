@@ -52,7 +52,7 @@ from exodus.topology.pair_checks import empty_database
 from exodus.verify.parts import Found, Part, merge_parts, plan_parts, read_part
 from exodus.verify.reconcile import KEPT, dead_letters, keys_of, mark_differing, reconcile, repair
 from tasks.budget import budget_heard
-from tasks.context import Json, Opened, live_task, opened, opens_migration, run
+from tasks.context import Json, Opened, live_task, opens_migration
 from tasks.kept import kept_task
 from tasks.native import REPORT as NATIVE_REPORT
 from tasks.progress import telling, watched
@@ -269,19 +269,16 @@ async def plan_verification(it: Opened, name: str) -> list[Json]:
 
 
 @kept_task("Compare part", run_name="Compare {part[name]}", retries=2, retry_delay_seconds=2)
-def compare_part(migration: str, part: Json) -> Json:
+@opens_migration
+async def compare_part(it: Opened, part: Json) -> Json:
     """Compare the slices of one part, on the worker that takes it."""
-
-    async def work() -> Json:
-        async with opened(migration) as it, budget_heard(it.store):
-            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-            found = await read_part(engine, Part.model_validate(part))
-            return {
-                **found.model_dump(mode="json"),
-                "worker": f"{socket.gethostname()}:{os.getpid()}",
-            }
-
-    return run(work())
+    async with budget_heard(it.store):
+        engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+        found = await read_part(engine, Part.model_validate(part))
+        return {
+            **found.model_dump(mode="json"),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+        }
 
 
 def _look_at(name: str) -> Callable[[ControlStore, Plan], Awaitable[ProgressSample | None]]:
@@ -318,27 +315,25 @@ def verify_sides(migration: str, name: str, found: list[Json] | None = None) -> 
 
     The report is kept as `verification.NAME`: evidence for a form, with its time.
     """
-
-    async def work() -> Json:
-        async with opened(migration) as it, budget_heard(it.store):
-            engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
-            if not found:
-                return await reconcile(engine, name)
-            parts = [
-                Found.model_validate({key: part[key] for key in Found.model_fields})
-                for part in found
-            ]
-            report = await reconcile(
-                engine, name, progress=await merge_parts(it.store, name, parts)
-            )
-            report["workers"] = sorted({part["worker"] for part in found})
-            await it.store.save_report(f"verification.{name}", report)
-            return report
-
     if found:
-        return run(work())
+        return _verified(migration, name, found)
     with watched(migration, name, "verification", _look_at(name)):
-        return run(work())
+        return _verified(migration, name, [])
+
+
+@opens_migration
+async def _verified(it: Opened, name: str, found: list[Json]) -> Json:
+    async with budget_heard(it.store):
+        engine = await open_engine(it.store, it.plan.acting(UserRole.VERIFIER))
+        if not found:
+            return await reconcile(engine, name)
+        parts = [
+            Found.model_validate({key: part[key] for key in Found.model_fields}) for part in found
+        ]
+        report = await reconcile(engine, name, progress=await merge_parts(it.store, name, parts))
+        report["workers"] = sorted({part["worker"] for part in found})
+        await it.store.save_report(f"verification.{name}", report)
+        return report
 
 
 @kept_task("Wait until written keys are compared")
@@ -376,43 +371,38 @@ async def wait_compared(it: Opened, within_s: float = 60.0) -> Json:
 
 
 @kept_task("Repair divergences")
-def repair_divergences(migration: str, name: str) -> Json:
+@opens_migration
+async def repair_divergences(it: Opened, name: str) -> Json:
     """Copy the divergences and the dead letters again and verify, as long as the number falls."""
-
-    async def work() -> Json:
-        async with opened(migration) as it, budget_heard(it.store):
-            engine = await open_engine(it.store, it.plan)
-            found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
-            repaired = 0
-            left_alone: dict[Key, str] = {}
-            for _ in range(TASKS_LIVE_SYNC_REPAIR_ROUNDS):
-                before = found["divergences_total"] + len(found["dead_letters"])
-                keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
-                left_alone = await repair(engine, keys)
-                repaired += len(keys) - len(left_alone)
-                found = await reconcile(engine, name)
-                left = found["divergences_total"] + len(found["dead_letters"])
-                if not left or left >= before:
-                    break
-            kept = [
-                key
-                for key, why in left_alone.items()
-                if why == KEPT.format(side=engine.route.follower)
-            ]
-            if kept and found["divergences_total"]:
-                named = ", ".join(
-                    f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10]
-                )
-                raise DecisionRefused(
-                    f"{len(kept)} keys exist only on the {engine.route.follower}: {named}",
-                    why="the other side may have lost them, or an unreported write made "
-                    "them; Exodus does not remove them without your order",
-                    next_step="list them with exodus verify, remove them with exodus repair "
-                    "--remove-extra, then start the phase again",
-                )
-            return {**found, "repaired": repaired}
-
-    return run(work())
+    async with budget_heard(it.store):
+        engine = await open_engine(it.store, it.plan)
+        found = await it.store.report(f"verification.{name}") or await reconcile(engine, name)
+        repaired = 0
+        left_alone: dict[Key, str] = {}
+        for _ in range(TASKS_LIVE_SYNC_REPAIR_ROUNDS):
+            before = found["divergences_total"] + len(found["dead_letters"])
+            keys = list(dict.fromkeys([*keys_of(found), *await dead_letters(it.store)]))
+            left_alone = await repair(engine, keys)
+            repaired += len(keys) - len(left_alone)
+            found = await reconcile(engine, name)
+            left = found["divergences_total"] + len(found["dead_letters"])
+            if not left or left >= before:
+                break
+        kept = [
+            key for key, why in left_alone.items() if why == KEPT.format(side=engine.route.follower)
+        ]
+        if kept and found["divergences_total"]:
+            named = ", ".join(
+                f"{db}:{key.decode('utf-8', 'backslashreplace')}" for db, key in kept[:10]
+            )
+            raise DecisionRefused(
+                f"{len(kept)} keys exist only on the {engine.route.follower}: {named}",
+                why="the other side may have lost them, or an unreported write made "
+                "them; Exodus does not remove them without your order",
+                next_step="list them with exodus verify, remove them with exodus repair "
+                "--remove-extra, then start the phase again",
+            )
+        return {**found, "repaired": repaired}
 
 
 @kept_task("Check accepted dead letters")

@@ -21,11 +21,12 @@ from exodus.plan.bounds import (
     TASKS_PROFILE_WINDOWS_S,
 )
 from exodus.plan.vocabulary import Side
-from exodus.telemetry.windows import over_time, quantile
+from exodus.telemetry.windows import over_time, prefix_latencies, quantile
 from tasks.context import Json, Opened, opens_migration
 from tasks.kept import kept_task
 
 _PROFILE = "profile.analyze"
+_NO_LATENCY = {"latency_us_p50": None, "latency_us_p99": None}  # of a prefix without windows
 _SLOWER = 2  # times its last p99: then a command is listed as changed
 
 
@@ -60,6 +61,8 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     commands = difference(before, after)
     hot = _hot(before, after, watched)
     shown = hashed_words if it.plan.hash_names else str
+    kept = await _windows(it)
+    latencies = prefix_latencies(kept)
     requests = sum(row["calls"] for row in commands)
     report = {
         "seconds": watched,
@@ -72,10 +75,13 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
         "risks": _risks(after),
         "hot_keys": [{**row, "key": shown(row["key"])} for row in hot],
         "large_hot_keys": [{**row, "key": shown(row["key"])} for row in await _large(it, hot)],
-        "prefixes": [{**row, "prefix": shown(row["prefix"])} for row in _prefixes(before, after)],
+        "prefixes": [
+            {**row, **latencies.get(row["prefix"], _NO_LATENCY), "prefix": shown(row["prefix"])}
+            for row in _prefixes(before, after)
+        ],
         "clients": [row for snapshot in after.values() for row in snapshot["clients"]],
         "commands": commands,
-        "rates": await _history(it),
+        "rates": over_time(kept, RATES_SHOWN_MAX),
     }
     last = await it.store.report(_PROFILE)
     report["changes"] = [] if last is None else changes(last, report)
@@ -83,10 +89,10 @@ async def learn_workload(it: Opened, seconds: float | None) -> Json:
     return report
 
 
-async def _history(it: Opened) -> list[Json]:
-    """Return rate, errors and latency over the last day, from the windows of all gateways."""
+async def _windows(it: Opened) -> list[Json]:
+    """Return the windows of all gateways over the last day."""
     since = await it.store.now_ms() - int(TASKS_PROFILE_WINDOWS_S * 1000)
-    return over_time(await windows.read(it.store, since), RATES_SHOWN_MAX)
+    return await windows.read(it.store, since)
 
 
 def changes(last: Json, now: Json) -> list[Json]:

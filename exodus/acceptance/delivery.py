@@ -236,7 +236,7 @@ async def _libraries_refused(target: Leg, code: dict[str, bytes]) -> dict[str, s
         head, _, body = text.partition(b"\n")
         scratch = b"exodus_smoke_" + secrets.token_hex(4).encode()
         engine = head.split(b" ", 1)[0]
-        # Functions are registered under their names, so those of a library that is there clash.
+        # A server registers each function by name, so the functions of a loaded library clash.
         library = engine + b" name=" + scratch + b"\n" + body
         reply = (await target.pipeline([("FUNCTION", "LOAD", library)]))[0]
         if not isinstance(reply, ReplyError):

@@ -87,7 +87,7 @@ app.add_typer(evidence, name="evidence")
 
 def main() -> None:
     """Run the console script."""
-    # A command that receives SIGTERM must still stop what it started.
+    # A command that receives SIGTERM must still stop the processes that it started.
     # Long-lived processes install their own handlers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.excepthook = lambda kind, exc, traceback: say(

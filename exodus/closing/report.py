@@ -79,7 +79,7 @@ def _cell(name: str, value: object) -> str:
 
 
 def _tables(title: str, value: object) -> list[Table]:
-    """Return a document's tables: one of its single values, and those of its parts."""
+    """Return a document's tables: one of its single values, and one of each part."""
     if isinstance(value, Mapping) and value:
         if all(isinstance(each, Mapping) for each in value.values()):
             return [_rows(title, [{"name": name, **each} for name, each in value.items()])]

@@ -134,8 +134,8 @@ SCRIPT_REFUSALS = (
     b"ERR Can't execute 'fcall",
     b"MASTERDOWN ",
 )
-# How the error of a command begins that the server does not have, or that this user or moment may
-# not run: it did nothing, whatever it is.
+# First words of errors that refuse a command: the server does not have it, or the user may not run
+# it now. A refused command changed nothing.
 REFUSALS = (
     b"NOAUTH ",
     b"NOPERM ",
@@ -150,8 +150,8 @@ REFUSALS = (
     b"ERR Can't execute",
 )
 
-# Commands without keys that change what the server holds, or from whom it has it: no journal can
-# say which keys.
+# Commands without keys that replace data, or change where the data comes from. No journal can name
+# the keys.
 REPLACES_DATA = frozenset(
     {
         b"REPLICAOF",
@@ -216,9 +216,8 @@ NOT_COMPARABLE = frozenset(
     b"XPENDING XREADGROUP XCLAIM XAUTOCLAIM "
     b"LOLWUT ACL MODULE MONITOR PSYNC SYNC REPLCONF SHUTDOWN".split()
 )
-# Reads of one key whose reply is a function of its value alone, with the same bytes on every
-# version: what canary reads are made of. Not the time left, not what a server orders by its own
-# hash table, not floating point, and nothing that a script does.
+# Reads for the canary: the reply depends on one key's value alone, and has the same bytes on every
+# version. No time to live, no order of a hash table, no floating point, no script.
 EXACT_ELSEWHERE = frozenset(
     b"GET STRLEN GETRANGE SUBSTR GETBIT BITCOUNT BITPOS EXISTS TYPE HGET HMGET HEXISTS HLEN "
     b"HSTRLEN LLEN LRANGE LINDEX LPOS SCARD SISMEMBER "

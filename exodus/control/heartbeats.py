@@ -117,6 +117,7 @@ class SyncerFacts(_Facts):
     synced_per_s: float = 0.0
     heavy: list[dict[str, Any]] = Field(default_factory=list)  # rows of `costly_keys.py`
     excluded_by_rule: dict[str, int] = Field(default_factory=dict)
+    task_failures: int = 0  # errors of Exodus, after which the work began again
     strategies: dict[str, int] = Field(default_factory=dict)
     counts: dict[str, int] = Field(default_factory=dict)
 
@@ -141,6 +142,7 @@ class ComparerFacts(_Facts):
     lags_ms: list[int] = Field(default_factory=list)  # from a write to its copy, the last ones
     divergences_lost: int = 0  # rows that the ledger had no room for
     states_compared: int = 0  # states of sampled keys, each time anew
+    task_failures: int = 0  # errors of Exodus, after which the work began again
     keys_refused: int = 0  # keys beyond COMPARE_KEYS_MAX
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from redis.exceptions import RedisError
 
+from exodus.background import BackgroundTasks
 from exodus.cancellation import until_stopped, wait_at_most
 from exodus.control import registry
 from exodus.control.heartbeats import Heartbeat, ProcessKind
@@ -37,6 +38,7 @@ class RouteFollower(ABC):
         self.process = process
         self._store = store
         self._states = States(log)
+        self._tasks = BackgroundTasks(self.kind)
         self._route = Route(epoch=-1)  # the last one acted on in full
         self._why = ""  # why its work waits
         self._store_why = ""

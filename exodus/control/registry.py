@@ -36,7 +36,7 @@ Comparers = Literal["comparer", ProcessKind.COMPARER]
 
 
 async def beat(store: ControlStore, heartbeat: Heartbeat, *, announce: bool = False) -> None:
-    """Write one heartbeat; `announce` wakes whoever waits for it."""
+    """Write one heartbeat. With `announce`, a process that waits for it wakes up."""
     await store.register(
         heartbeat.kind, heartbeat.process, heartbeat.model_dump(mode="json"), announce=announce
     )

@@ -64,7 +64,7 @@ class Route(BaseModel):
     redirect: Redirect | None = None
     # A gateway that cannot read the route goes on holding: no server would refuse its writes
     hold_until_told: bool = False
-    # Id of the last switch that was begun: what a fence and a closed epoch on a side belong to
+    # Id of the last switch that began. A fence and a closed epoch on a side carry it
     switch: str = ""
     why: str = ""
 

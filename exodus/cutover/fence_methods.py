@@ -359,7 +359,7 @@ class MinReplicasFence(_SideWideFence):
         ]
 
     def down(self, kept: Kept) -> list[Command]:
-        """Return the settings as they were, and no others, whatever the control store keeps."""
+        """Return the settings from before the fence. Others that the store names are ignored."""
         return [("CONFIG", "SET", name, int(kept[name])) for name in (self._WANTED, self._LAG)]
 
 

@@ -44,7 +44,7 @@ async def postponed(store: ControlStore) -> str | None:
 
 
 async def give_up(store: ControlStore, plan: Plan, why: str) -> Route:
-    """End a switch at whatever step it is: undone before the authority changed, finished after it.
+    """End a switch at its present step: undo it before the authority changed, finish it after.
     Writes go on.
     """
     await answered(store.client.set(store.keys.abort, why, ex=LEVERS_ABORT_S))

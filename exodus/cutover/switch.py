@@ -266,7 +266,7 @@ async def perform(switch: Switch, wanted: Sequence[Step], tell: Tell = _silent) 
         if not switch.switched:
             await _undo(switch, done)
             raise _given_up(switch, step, failure) from failure
-        # The authority has changed: what is left is done by the gateways when the hold's time is
+        # The authority has changed. The gateways do the remaining steps when the hold's time is
         # over (`settle`).
         why = failure.why if isinstance(failure, ExodusError) else type(failure).__name__
         switch.facts["unfinished"] = f"{step.name}: {why}"

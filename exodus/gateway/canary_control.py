@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import CanaryFacts
 from exodus.control.route import Route
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.canary_connections import CanaryConnections
 from exodus.gateway.canary_reads import Canary, CanaryRead
 from exodus.gateway.orders import Orders

@@ -98,7 +98,7 @@ class Durability:
         """
         until = self._acknowledged
         async with self._store.client.client() as one:
-            # There is one AOF: what is written now is fsynced after everything before it.
+            # A server has one AOF, so this write is fsynced after all writes before it.
             await answered(one.set(self._store.keys.fsync(self.process), until, ex=60))
             try:
                 done: Any = await answered(

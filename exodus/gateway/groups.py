@@ -25,7 +25,7 @@ class SessionGroup:
 
 
 class SessionGroups:
-    """The applications' sessions, and those of a rehearsal."""
+    """The applications' sessions, and a rehearsal's sessions."""
 
     def __init__(self, table: CommandTable, telemetry: Telemetry) -> None:
         self.connections: set[Connection] = set()

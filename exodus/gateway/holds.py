@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from exodus.background import BackgroundTasks
 from exodus.control.route import Route
 from exodus.gateway.authority_probe import AuthorityProbe
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.groups import SessionGroup, SessionGroups
 from exodus.gateway.handover import drain_writes
 from exodus.gateway.journaler import Journaler

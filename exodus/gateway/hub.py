@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import cast
 
+from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import GatewayHeartbeat
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
 from exodus.errors import OperatorError
 from exodus.gateway import reporting
 from exodus.gateway.authority_probe import AuthorityProbe
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.canary_control import CanaryControl
 from exodus.gateway.canary_reads import CanaryRead
 from exodus.gateway.groups import SessionGroups
@@ -74,7 +74,7 @@ class Gateway:
         self.options = options
         self.turns = Turns()
         self.telemetry = Telemetry(KeySketches())
-        self.tasks = BackgroundTasks()
+        self.tasks = BackgroundTasks("gateway")
         self.connections_ever = 0
         self.refused = 0  # connections that were closed at once
         self.sessions_closed: Counter[str] = Counter()  # by the gateway, by reason

@@ -77,7 +77,7 @@ class IntentLog:
         self._read_manifest()
 
     def recover(self) -> LoggedIntents:
-        """Return what the segments hold, also those of an earlier process. They stay on disk."""
+        """Return the intents of all segments, an earlier process's too. They stay on disk."""
         found = LoggedIntents()
         if self._unlisted:
             found.damage.append(self._unlisted)

@@ -9,7 +9,7 @@ from pathlib import Path
 from exodus.control.store import ControlStore
 from exodus.plan.plan import Plan
 
-# Repairs what a switch that ended early left on both sides, and returns what is still to be done.
+# Finishes the work that an interrupted switch left on both sides; returns the steps still open.
 Settle = Callable[[ControlStore, Plan], Awaitable[list[str]]]
 
 

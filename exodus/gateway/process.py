@@ -110,7 +110,7 @@ async def serve(store: ControlStore, options: GatewayOptions) -> None:
     await TopologyWatch(plan.acting(UserRole.GATEWAY), store).begin()
     check_certificates(plan, options.client_ca_file, lend=options.lend_certificate)
     await check_address(plan, options.listen_host, lend=options.lend_address)
-    # Before anything in the folder is read: to read it mends what a crash tore.
+    # Lock the folder before reading it: reading repairs records that a crash cut.
     if lock_state(options.state_dir) is None:
         raise OperatorError(
             f"{options.state_dir} belongs to a gateway that runs",

@@ -16,9 +16,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection
 
+from exodus.background import BackgroundTasks
 from exodus.control.heartbeats import RedirectFacts
 from exodus.control.route import Redirect, Route
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.relay import Connection
 from exodus.gateway.route_changes import RouteChanges
 from exodus.gateway.session import Session

@@ -16,6 +16,7 @@ from exodus.control.heartbeats import GatewayFacts, GatewayHeartbeat, ProcessSta
 from exodus.gateway.authority_probe import NOT_ASKED
 from exodus.gateway.orders import Orders
 from exodus.gateway.redirect import kind_of
+from exodus.observe.shapes import hashed_words
 from exodus.plan.bounds import REPORTING_LOG_EVERY_S, REPORTING_NAME_CHARS_MAX, REPORTING_NAMES_MAX
 from exodus.telemetry.counters import OTHER
 from exodus.telemetry.sample import Sample
@@ -161,7 +162,7 @@ def metrics(gateway: Gateway) -> Iterable[Sample]:
             {"risk": risk},
             count,
         )
-    yield from gateway.telemetry.samples()
+    yield from gateway.telemetry.samples(hashed_words if gateway.plan.hash_names else str)
 
 
 def _process_metrics(gateway: Gateway) -> Iterable[Sample]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from exodus.background import BackgroundTasks
 from exodus.control import registry
 from exodus.control.route import (
     SOON,
@@ -19,7 +20,6 @@ from exodus.control.route import (
 from exodus.control.store import ControlStore
 from exodus.errors import DecisionRefused
 from exodus.gateway.authority_probe import AuthorityProbe
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.canary_control import CanaryControl
 from exodus.gateway.cursors import tag_of
 from exodus.gateway.groups import SessionGroup, SessionGroups

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from exodus.background import BackgroundTasks
 from exodus.control.route import Route
 from exodus.control.store import ControlStore
-from exodus.gateway.background import BackgroundTasks
 from exodus.gateway.groups import SessionGroup
 from exodus.gateway.options import Settle
 from exodus.plan.bounds import (

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from hdrh.histogram import HdrHistogram
 
-from exodus.cancellation import end_all
+from exodus.cancellation import beside, end_all
 from exodus.control import journal
 from exodus.control.changes import Changes, id_order
 from exodus.control.leases import Leases
@@ -212,8 +212,8 @@ class Lanes:
         ):  # a replica takes no writes, of whoever comes with whatever token
             async with await self._engine.follower.connect(name="exodus-lease") as leg:
                 for partition in taken:
-                    # The follower refuses whoever comes with an older token, even if it wakes up
-                    # after we are gone.
+                    # The follower refuses a syncer with an older token, even one that wakes up
+                    # after this process has ended.
                     await leg.call(
                         "SET",
                         lane_guard_key(self._engine.plan.name, partition),
@@ -289,10 +289,19 @@ class Lanes:
                 await self._renew_in_time()
         if self._engine.route.native:
             return  # a replica flushes and swaps as its source does
-        for each in changes.values():
-            for barrier in each.barriers:
+        barriers = [barrier for each in changes.values() for barrier in each.barriers]
+        if not barriers:
+            return
+        async with beside(self._keep_leases()):  # a rescan looks at every key
+            for barrier in barriers:
                 self._at(f"looks for what a {barrier.what} changed")
                 counts["marked_by_barriers"] += await rescan(self._engine, barrier)
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_MS / 3000)
+            with contextlib.suppress(LeaseEnded):  # the next batch says so
+                await self._renew_in_time()
 
     async def _renew_in_time(self) -> None:
         # By a clock of its own: with a write a second this came before `_tend` each time, and what

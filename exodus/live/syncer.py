@@ -14,6 +14,7 @@ import logging
 import signal
 import time
 from collections.abc import Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 from exodus import gc_tuning
@@ -107,16 +108,16 @@ class Syncer(RouteFollower):
         if not same:
             await self._stop_work()
             if route.sync:
-                self._work = asyncio.create_task(self._keep_syncing(route))
+                self._work = self._tasks.keep_running(partial(self._keep_syncing, route))
                 if route.native:
                     self._attachment = Attachment(self._store, self._plan, route)
-                    self._attaching = asyncio.create_task(self._attachment.run())
+                    self._attaching = self._tasks.keep_running(self._attachment.run)
                 authority = Endpoint(route.authority, self._plan.address(route.authority))
                 self._stream = reader_of(
                     self._store, route.feed, self._plan.partitions, authority, self.process
                 )
                 if self._stream is not None:
-                    self._streaming = asyncio.create_task(self._stream.run())
+                    self._streaming = self._tasks.keep_running(self._stream.run)
         elif self._lanes is not None:
             self._lanes.hurry.set() if route.hold is Hold.WRITES else self._lanes.hurry.clear()
         self._route = route
@@ -145,7 +146,7 @@ class Syncer(RouteFollower):
                 route,
                 lambda partition: self._lanes is not None and partition in self._lanes.partitions,
             )
-            self._probing = asyncio.create_task(self._probe.run())
+            self._probing = self._tasks.keep_running(self._probe.run)
 
     async def _keep_syncing(self, route: Route) -> None:
         """Run lanes, again and again, until another route comes (`_follow` then ends this).
@@ -235,6 +236,7 @@ class Syncer(RouteFollower):
             state=ProcessState.SYNCING if self._route.sync else ProcessState.IDLE,
             why=self._store_why
             or (self._lanes.standing if self._route.sync and self._lanes is not None else "")
+            or self._tasks.why
             or self._why
             or self._topology.why
             or next(
@@ -264,6 +266,7 @@ class Syncer(RouteFollower):
                 excluded_by_rule=dict(self.tally.excluded),
                 strategies={str(how): count for how, count in self.tally.strategies.items()},
                 counts=dict(self.tally.counts),
+                task_failures=self._tasks.failures,
             ),
         )
 
@@ -313,6 +316,12 @@ class Syncer(RouteFollower):
                 {},
                 self._probe.percentile(0.99),
             )
+        yield (
+            "exodus_syncer_task_failures_total",
+            "tasks of the process that failed and were started again",
+            {},
+            self._tasks.failures,
+        )
         for name, value in self.tally.counts.items():
             yield f"exodus_syncer_{name}_total", COUNTED[name], {}, value
         for rule, count in list(self.tally.excluded.items()):

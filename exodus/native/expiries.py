@@ -38,8 +38,8 @@ async def restate_expiries(plan: Plan, keys: Sequence[Key]) -> list[Key]:
 
 
 async def _restated(leg: Leg, key: bytes) -> bool:
-    # Stricter than `large.expiry_of`, which is only compared with: what is read here is written
-    # back, and may not be a millisecond off.
+    # Stricter than `large.expiry_of`, which only compares: this value is written back, and must be
+    # exact to the millisecond.
     watching, before, left_ms, after = await leg.pipeline(
         [("WATCH", key), ("TIME",), ("PTTL", key), ("TIME",)]
     )

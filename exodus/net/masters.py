@@ -165,7 +165,7 @@ _masters_turn = threading.Lock()
 
 
 def master_of(service: Service) -> Master:
-    """Return what this process knows of a service; one object, whatever user connects."""
+    """Return what this process knows of a service. All users of a service share one object."""
     with _masters_turn:
         return _masters.setdefault((service.sentinels, service.service), Master(service))
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from exodus.errors import OperatorError
 from exodus.observe.capture_files import CaptureReader, Packet
 from exodus.observe.packets import PacketWatcher
-from exodus.plan.bounds import CAPTURE_FILES_MAX, CAPTURE_POLL_S, CAPTURE_READ_BYTES
+from exodus.plan.bounds import CAPTURE_FILES_MAX, CAPTURE_POLL_S, CAPTURE_READ_BYTES, COPY_LATE_S
 from exodus.private_files import open_to_others
 
 STANDARD_INPUT = "-"
@@ -37,6 +37,9 @@ class Capture:
     on_progress: Callable[[], None] = lambda: None  # called after each piece
     remarks: list[str] = field(default_factory=list)
     only_new: bool = False  # of a folder: nothing that is in it at the beginning
+    begun: Callable[[], None] = lambda: None  # called when what comes from now on is read
+    enough: Callable[[], bool] = lambda: True  # without, a folder is read for `late_s` longer
+    late_s: float = COPY_LATE_S
     files: int = 0
     _over: bool = False  # the time is
 
@@ -86,8 +89,9 @@ class Capture:
 
     def _folder(self, folder: Path) -> None:
         """Read each file to its end; with a time limit, look for more until it is over."""
-        ends = time.monotonic() + (self.seconds or 0)
         read = {path: _skipped(path) for path in _in_order(folder)} if self.only_new else {}
+        self.begun()
+        ends = time.monotonic() + (self.seconds or 0)
         going = True
         while going:
             for path in _in_order(folder):
@@ -96,7 +100,8 @@ class Capture:
                 read[path] = reader, at
                 if not going:
                     break
-            if self.seconds is None or time.monotonic() >= ends:
+            late_s = time.monotonic() - ends
+            if self.seconds is None or late_s >= (0 if self.enough() else self.late_s):
                 break
             time.sleep(CAPTURE_POLL_S)  # no client waits for this process
         for path, (reader, _) in read.items():

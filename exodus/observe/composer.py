@@ -56,6 +56,7 @@ class Unit(NamedTuple):
 
     due_s: float
     requests: list[Sent]
+    waits: bool = False  # one blocking request, for a connection of its own
 
 
 class Weighted:
@@ -156,16 +157,24 @@ class Composer:
         families = _families(workload.operations)
         for operation in workload.operations:
             self._add(operation, families)
+        alone = [part.operation.calls - part.operation.in_transactions for part in self._parts]
+        blocking = [part.operation.blocking for part in self._parts]
         self._singles = Weighted(
-            [part.operation.calls - part.operation.in_transactions for part in self._parts]
+            [0 if waits else calls for calls, waits in zip(alone, blocking, strict=True)]
         )
+        self._waits = Weighted(
+            [calls if waits else 0 for calls, waits in zip(alone, blocking, strict=True)]
+        )
+        waits = sum(calls for calls, waits in zip(alone, blocking, strict=True) if waits)
         self._inside = Weighted([part.operation.in_transactions for part in self._parts])
-        bursts = bursts_of(workload.depths.distribution())
+        # A client sends nothing behind a request that blocks
+        bursts = less_singles(bursts_of(workload.depths.distribution()), waits)
         self._bursts = Values(bursts)
         self._batches = Values(workload.transactions.values)
         count = sum(count for _, count in bursts) if self._singles else 0
-        self._single = Weighted([count, workload.transactions.total if self._inside else 0])
-        units = count + (workload.transactions.total if self._inside else 0)
+        transactions = workload.transactions.total if self._inside else 0
+        self._kind = Weighted([count, transactions, waits])
+        units = count + transactions + waits
         # What is not played leaves its time free: the rates of the others stay as they were
         played = self._played_share()
         self.units_per_s = units * played / workload.seconds * speed
@@ -185,11 +194,15 @@ class Composer:
                 next_step="capture the traffic of an application that uses keys",
             )
 
+    @property
+    def blocks(self) -> bool:
+        """Return whether units may wait for another client."""
+        return bool(self._waits)
+
     def _add(self, operation: Operation, families: dict[str, str]) -> None:
         template = TEMPLATES.get(operation.command)
         why_not = (
             operation.command in _APART
-            or operation.blocking
             or bool(operation.subcommand)
             or (template is None and operation.command not in KEYLESS)
             or (template is not None and operation.pattern not in self._keys)
@@ -265,7 +278,12 @@ class Composer:
         """Return the next unit."""
         draw = self._draw
         self._at_s += draw.expovariate(self.units_per_s)
-        if self._single.draw(draw) == 0:
+        kind = self._kind.draw(draw)
+        if kind == 2:
+            return Unit(
+                self._at_s, [self._request(self._parts[self._waits.draw(draw)])], waits=True
+            )
+        if kind == 0:
             size = min(self._bursts.draw(draw), PLAYED_UNIT_REQUESTS_MAX)
             made = [self._request(self._parts[self._singles.draw(draw)]) for _ in range(size)]
             return Unit(self._at_s, made)
@@ -346,6 +364,15 @@ def bursts_of(depths: Distribution) -> list[tuple[int, int]]:
             found.append((depth, count - deeper))
             deeper = count
     return found[::-1]
+
+
+def less_singles(bursts: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Return the bursts without so many of one request."""
+    return [
+        (size, max(0, number - count) if size == 1 else number)
+        for size, number in bursts
+        if size != 1 or number > count
+    ]
 
 
 def _filled(words: Sequence[Arg], size: int) -> bytes:

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from exodus.cancellation import end_all
+from exodus.cancellation import end_all, wait_at_most
 from exodus.commands.table import Command, CommandTable
 from exodus.errors import SourceError
 from exodus.net.info import info_of
@@ -70,6 +71,15 @@ def parse_line(line: bytes) -> tuple[float, int, str, list[bytes]] | None:
         return (float(stamp), int(db), client.decode("ascii", "replace"), args) if args else None
     except ValueError:
         return None
+
+
+@dataclass
+class Beside:
+    """Requests that somebody sends while MONITOR is on, and that it must show."""
+
+    begin: asyncio.Event = field(default_factory=asyncio.Event)  # MONITOR is on
+    stop: asyncio.Event = field(default_factory=asyncio.Event)  # send no more
+    ended: asyncio.Event = field(default_factory=asyncio.Event)  # all were answered
 
 
 class MonitorReader:
@@ -148,6 +158,7 @@ async def capture(
     cpu_share_max: float = MONITOR_CPU_SHARE_MAX,
     own: dict[str, str] | None = None,
     hashed: bool = False,
+    beside: Beside | None = None,
 ) -> MonitorWatch:
     """Watch the source for `seconds`, into the given profile or a new one.
 
@@ -165,6 +176,7 @@ async def capture(
         cpu_share_max: of a core, that MONITOR may cost.
         own: names of Exodus's own connections by their address; it may grow meanwhile.
         hashed: key patterns are shown by hashes of their words.
+        beside: requests of others, which are told when they are seen. MONITOR ends behind the last.
 
     Raises:
         SourceError: it refuses the credentials or MONITOR.
@@ -196,11 +208,16 @@ async def capture(
         reading = loop.create_task(_read(leg, watcher, within_s=2 * seconds + MONITOR_MARKED_S))
         try:
             first = await _counts(asked, watcher.mark)
+            if beside is not None:
+                beside.begin.set()
             while not reading.done() and not cost.too_much and loop.time() < began + seconds:
                 left = began + seconds - loop.time()
                 await asyncio.wait([reading], timeout=min(MONITOR_LOOK_S, left))
                 cost.last = await _look(asked)
             watcher.profile.seconds = loop.time() - began
+            if beside is not None:
+                beside.stop.set()
+                await wait_at_most(beside.ended, MONITOR_MARKED_S)
             last = await _counts(asked, watcher.mark)
             ends = loop.time() + MONITOR_MARKED_S
             while not reading.done() and watcher.marks < 2 and loop.time() < ends:

@@ -61,6 +61,7 @@ class _Connection:
     __slots__ = (
         "acked",
         "closed",
+        "confirmed",
         "coverage",
         "held",
         "held_acked",
@@ -75,6 +76,8 @@ class _Connection:
         self.coverage = coverage
         self.next: list[int | None] = [None, None]  # the next sequence number of each side
         self.acked: list[int | None] = [None, None]  # of each side, by the other's last payload
+        # of each side, by the other's last segment without payload
+        self.confirmed: list[int | None] = [None, None]
         self.held: list[_Held] = []
         self.held_bytes = 0
         self.held_acked = False  # the receiver has what is missing
@@ -94,7 +97,10 @@ class _Connection:
 
     def acknowledge(self, side: int, ack: int) -> None:
         """A segment without payload acknowledges the other side's bytes."""
+        self.confirmed[1 - side] = ack
         there = self.next[1 - side]
+        if not self.held:
+            return
         if there is not None and 0 < ((ack - there) & _MASK) < _HALF:
             self.held_acked = True
             self._check()
@@ -114,6 +120,13 @@ class _Connection:
         while self.held:
             self._skip()
             self._drain()
+        for side in (_CLIENT, _SERVER):
+            at, confirmed = self.next[side], self.confirmed[side]
+            # Bytes that the other side has, and behind which no segment was seen. One: a lost FIN
+            if at is not None and confirmed is not None and 1 < ((confirmed - at) & _MASK) < _HALF:
+                size = (confirmed - at) & _MASK
+                self.coverage.lost_bytes += size
+                self._gap(side, size)
         self.talk.finish()
 
     def _ready(self, one: _Held) -> bool:
@@ -261,7 +274,7 @@ class PacketWatcher:
             key, seq, ack, flags, payload, missing = segment
             found = known(key)
             if not payload and not missing and not flags & (SYN | FIN | RST):
-                if found is not None and found[0].held:
+                if found is not None:
                     found[0].acknowledge(found[1], ack)
                 continue
             if found is None or flags & SYN:

@@ -61,6 +61,7 @@ class Played:
     sent: int = 0
     answered: int = 0
     not_sent: int = 0  # due while `PLAYED_WAITING_MAX` requests waited for an answer
+    not_waited: int = 0  # blocking ones, due while every connection for them waited
     prepared: int = 0  # scratch keys made before
     removed: int = 0  # scratch keys removed afterwards
     latency_us: Distribution = field(default_factory=Distribution)
@@ -68,15 +69,16 @@ class Played:
     by_shape: dict[str, Distribution] = field(default_factory=dict)
     errors: dict[str, dict[str, int]] = field(default_factory=dict)  # by shape and first word
 
-    def answer(self, shape: str, latency_s: float, reply: Any) -> None:
-        """Count an answer."""
+    def answer(self, shape: str, latency_s: float | None, reply: Any) -> None:
+        """Count an answer. That of a blocking request has no latency of the server."""
         self.answered += 1
-        micros = int(latency_s * 1_000_000)
-        self.latency_us.record(micros)
-        found = self.by_shape.get(shape)
-        if found is None:
-            found = self.by_shape[shape] = Distribution()
-        found.record(micros)
+        if latency_s is not None:
+            micros = int(latency_s * 1_000_000)
+            self.latency_us.record(micros)
+            found = self.by_shape.get(shape)
+            if found is None:
+                found = self.by_shape[shape] = Distribution()
+            found.record(micros)
         if isinstance(reply, ReplyError):
             code = str(reply).split(" ", 1)[0][:32]
             codes = self.errors.setdefault(shape, {})
@@ -91,6 +93,7 @@ class Played:
             "sent": self.sent,
             "answered": self.answered,
             "not_sent": self.not_sent,
+            "not_waited": self.not_waited,
             "requests_per_s": round(self.sent / self.seconds, 1) if self.seconds else 0.0,
             "errors": sum(sum(codes.values()) for codes in self.errors.values()),
             "errors_by_shape": self.errors,
@@ -115,7 +118,7 @@ class _Line(asyncio.Protocol):
     """One connection: requests out, answers counted."""
 
     def __init__(self, played: Played, now: Callable[[], float]) -> None:
-        self.waiting: deque[tuple[str, float]] = deque()
+        self.waiting: deque[tuple[str, float | None]] = deque()
         self.lost: str | None = None
         self._played, self._now = played, now
         self._parser = hiredis.Reader(notEnoughData=Ellipsis)
@@ -133,7 +136,8 @@ class _Line(asyncio.Protocol):
 
     def send(self, unit: Unit, due: float) -> None:
         """Send a unit's requests together."""
-        self.waiting.extend((request.shape, due) for request in unit.requests)
+        since = None if unit.waits else due
+        self.waiting.extend((request.shape, since) for request in unit.requests)
         self._transport.write(b"".join([request.data for request in unit.requests]))
 
     def data_received(self, data: bytes) -> None:
@@ -147,7 +151,7 @@ class _Line(asyncio.Protocol):
                     self._transport.close()
             elif self.waiting:
                 shape, due = self.waiting.popleft()
-                self._played.answer(shape, now - due, reply)
+                self._played.answer(shape, None if due is None else now - due, reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = self.lost or (str(exc) if exc else "the server closed the connection")
@@ -164,6 +168,7 @@ class Player:
         self.played = Played()
         self._target, self._composer, self._prefix = target, composer, prefix
         self._lines: list[_Line] = []
+        self._blocking_lines: list[_Line] = []
         self._next = 0
 
     async def run(
@@ -174,7 +179,7 @@ class Player:
         keep: bool,
         on_progress: Callable[[float], None] = lambda _: None,
     ) -> Played:
-        """Prepare, play for some seconds, and remove the scratch keys whatever happened.
+        """Prepare, play for some seconds, and remove the scratch keys, after an error too.
 
         Raises:
             OperatorError: the server has no room, is a replica, or refuses the login.
@@ -186,7 +191,7 @@ class Player:
                 await self._prepare(leg)
                 await self._play(seconds, min(connections, PLAYED_CONNECTIONS_MAX), on_progress)
             finally:
-                for line in self._lines:
+                for line in self._all_lines():
                     line.close()
                 if not keep:
                     self.played.removed = await remove_scratch(self._target, self._prefix)
@@ -248,7 +253,9 @@ class Player:
                 continue
             count = len(unit.requests)
             played.due += count
-            if played.sent - played.answered + count > PLAYED_WAITING_MAX:
+            if unit.waits:
+                self._send_blocking(unit, began)
+            elif played.sent - played.answered + count > PLAYED_WAITING_MAX:
                 played.not_sent += count
             else:
                 self._line().send(unit, began + unit.due_s)
@@ -260,7 +267,25 @@ class Player:
         await self._last_answers(began + seconds)
         played.seconds = seconds
 
+    def _all_lines(self) -> list[_Line]:
+        return [*self._lines, *self._blocking_lines]
+
+    def _send_blocking(self, unit: Unit, began: float) -> None:
+        line = next((each for each in self._blocking_lines if not each.waiting), None)
+        if line is None:
+            self.played.not_waited += 1
+            return
+        if line.lost is not None:
+            raise self._gone(line.lost)
+        line.send(unit, began + unit.due_s)
+        self.played.sent += 1
+
     async def _connect(self, connections: int) -> None:
+        await self._open(connections, self._lines)
+        if self._composer.blocks:
+            await self._open(connections, self._blocking_lines)
+
+    async def _open(self, connections: int, lines: list[_Line]) -> None:
         loop = asyncio.get_running_loop()
         login = login_of(self._target, "--target")
         context = ssl_context(self._target)
@@ -271,13 +296,13 @@ class Player:
                 )
             except (OSError, TimeoutError) as exc:
                 raise TargetError(
-                    f"{self._target.url} took {len(self._lines)} of {connections} connections",
+                    f"{self._target.url} took {len(lines)} of {connections} connections",
                     why=str(exc) or type(exc).__name__,
                     next_step="raise maxclients, or play with fewer: --connections N",
                 ) from exc
             line.log_in(login)
             line.log_in(encode("CLIENT", "SETNAME", "exodus-load"))
-            self._lines.append(line)
+            lines.append(line)
 
     def _line(self) -> _Line:
         """Return a connection that waits for nothing, else the one that waits for the fewest."""
@@ -292,10 +317,10 @@ class Player:
 
     async def _last_answers(self, ends: float) -> None:
         loop = asyncio.get_running_loop()
-        while loop.time() < ends or any(line.waiting for line in self._lines):
+        while loop.time() < ends or any(line.waiting for line in self._all_lines()):
             if loop.time() > ends + PLAYED_LAST_ANSWERS_S:
                 return
-            lost = next((line.lost for line in self._lines if line.lost is not None), None)
+            lost = next((line.lost for line in self._all_lines() if line.lost is not None), None)
             if lost is not None:
                 raise self._gone(lost)
             await asyncio.sleep(PLAYER_TICK_S)
@@ -350,6 +375,11 @@ def remarks(played: Played, composer: Composer) -> list[str]:
         said.append(
             f"{played.not_sent:,} requests were due while {PLAYED_WAITING_MAX:,} waited for an "
             "answer, and were not sent: the server is slower than the load"
+        )
+    if played.not_waited:
+        said.append(
+            f"{played.not_waited:,} blocking requests were due while every connection for them "
+            "waited, and were not sent: the workload has more clients that wait"
         )
     unanswered = played.sent - played.answered
     if unanswered:

@@ -93,7 +93,7 @@ class Ramp:
 
 
 async def ramp(server: Address, workload: Workload, *, seed: int = 1) -> Ramp:
-    """Play a workload on a server in steps, and remove the scratch keys whatever happened.
+    """Play a workload on a server in steps, and remove the scratch keys, after an error too.
 
     Raises:
         OperatorError: the server has no room, is a replica, or refuses the login; or nothing of

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from exodus.plan.bounds import PLAYED_ELEMENTS_MAX
+from exodus.plan.bounds import PLAYED_ELEMENTS_MAX, PLAYED_WAIT_S
 
 Arg = bytes | str | int
 VALUE = b"(a value)"  # told by identity
@@ -78,6 +78,8 @@ TEMPLATES: dict[str, Template] = {
     "RPUSH": Template(LIST, _fixed(VALUE)),
     "LPOP": Template(LIST, _fixed()),
     "RPOP": Template(LIST, _fixed()),
+    "BLPOP": Template(LIST, _fixed(PLAYED_WAIT_S)),
+    "BRPOP": Template(LIST, _fixed(PLAYED_WAIT_S)),
     "LLEN": Template(LIST, _fixed()),
     "LINDEX": Template(LIST, _fixed(0)),
     "LRANGE": Template(LIST, _fixed(0, _ELEMENTS - 1)),
@@ -104,6 +106,8 @@ TEMPLATES: dict[str, Template] = {
     "ZREVRANGEBYSCORE": Template(SORTED, _fixed(_MEMBERS, 0)),
     "ZPOPMIN": Template(SORTED, _fixed()),
     "ZPOPMAX": Template(SORTED, _fixed()),
+    "BZPOPMIN": Template(SORTED, _fixed(PLAYED_WAIT_S)),
+    "BZPOPMAX": Template(SORTED, _fixed(PLAYED_WAIT_S)),
     "ZREMRANGEBYRANK": Template(SORTED, _fixed(0, 0)),
     "ZREMRANGEBYSCORE": Template(SORTED, _fixed(0, 1)),
     "XADD": Template(STREAM, _fixed("*", "f", VALUE)),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exodus.cancellation import end_all
+from exodus.cancellation import end_all, wait_at_most
 from exodus.commands.table import CommandTable
 from exodus.errors import SourceError
 from exodus.net.info import info_of
@@ -21,18 +23,19 @@ from exodus.observe import monitor
 from exodus.observe.capture import Capture
 from exodus.observe.coverage import Coverage, Reconciled, commandstats, reconcile
 from exodus.observe.events import Event
-from exodus.observe.monitor import hidden
+from exodus.observe.monitor import Beside, hidden
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
 from exodus.observe.shapes import pattern_of
 from exodus.plan.address import Address
-from exodus.plan.bounds import COPY_PROBES, MONITOR_BASELINE_S
+from exodus.plan.bounds import COPY_PROBES
 from exodus.plan.own_keys import RESERVED_PREFIX
 from exodus.plan.vocabulary import Side
 
 PROBED_KEY = RESERVED_PREFIX + b"watched}"
 PROBED_PATTERN = pattern_of(PROBED_KEY)
 MONITOR, PACKETS = "MONITOR", "packets"
+_PROBED_SHARE = 0.7  # of the time to watch: what is sent later may come too late
 
 
 @dataclass
@@ -89,17 +92,24 @@ async def watch_monitor(
     Raises:
         SourceError: it refuses MONITOR or the probes, or went away.
     """
-    profile = Profile()
-    own: dict[str, str] = {}
+    profile, probes = Profile(), _Probes()
     watching = asyncio.create_task(
-        monitor.capture(address, table, seconds=seconds, profile=profile, own=own, hashed=hashed)
+        monitor.capture(
+            address,
+            table,
+            seconds=seconds,
+            profile=profile,
+            own=probes.own,
+            hashed=hashed,
+            beside=probes.beside,
+        )
     )
-    sent = (await _probed(address, watching, seconds, own)).sent
+    await _probed(address, watching, seconds, probes)
     watch = watching.result()
     said = (
         [f"ended after {profile.seconds:.1f} s: {why}"] if (why := profile.cost["stopped"]) else []
     )
-    return Watched(MONITOR, profile, sent, watch.reconciled, remarks=said)
+    return Watched(MONITOR, profile, probes.sent, watch.reconciled, remarks=said)
 
 
 class _Marked:
@@ -111,16 +121,16 @@ class _Marked:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._between: Counter[str] = Counter()
-        self._begun = False
+        self.probes = 0  # that were seen
         self.counted: Counter[str] = Counter()  # up to the last probe
 
     def add(self, event: Event) -> None:
         """Count one event."""
         self._profile.add(event)
-        if self._begun and not hidden(event.command):
+        if self.probes and not hidden(event.command):
             self._between[event.command] += 1
         if event.pattern == PROBED_PATTERN:
-            self._begun = True
+            self.probes += 1
             self.counted = self._between.copy()
 
 
@@ -135,12 +145,21 @@ async def watch_packets(
         SourceError: the server went away, or refuses the probes.
         OperatorError: the folder cannot be read, has too many files, or no packet of the server.
     """
-    profile = Profile()
+    profile, probes = Profile(), _Probes()
     marked = _Marked(profile)
     watcher = PacketWatcher(table, marked, [address.port], hashed=hashed)
-    capture = Capture(str(folder), watcher, seconds, only_new=True)
+    loop = asyncio.get_running_loop()
+    capture = Capture(
+        str(folder),
+        watcher,
+        seconds,
+        only_new=True,
+        begun=lambda: _soon(loop, probes.beside.begin.set),
+        enough=lambda: marked.probes >= probes.sent,
+    )
+    loop.call_later(_PROBED_SHARE * seconds, probes.beside.stop.set)
     watching = asyncio.create_task(asyncio.to_thread(capture.run))
-    probes = await _probed(address, watching, seconds, {})
+    await _probed(address, watching, seconds, probes)
     watching.result()
     profile.seconds = watcher.last_at - watcher.first_at
     first, last = probes.first, probes.last
@@ -159,47 +178,64 @@ async def watch_packets(
 class _Probes:
     """What was sent, and the server's counts at the first and the last of it."""
 
-    sent: int = 0
+    sent: int = 0  # and answered
+    own: dict[str, str] = field(default_factory=dict)  # the name of their connection, by address
+    beside: Beside = field(default_factory=Beside)
     first: dict[str, int] | None = None  # None: the server does not tell
     last: dict[str, int] | None = None
 
 
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(call)
+
+
 async def _probed(
-    address: Address, watching: asyncio.Task[Any], seconds: float, own: dict[str, str]
-) -> _Probes:
-    """Wait for a watcher's end; meanwhile send probes, not in its first and last tenth."""
-    probes = _Probes()
-    probing = asyncio.create_task(_send(address, seconds, own, probes))
+    address: Address, watching: asyncio.Task[Any], seconds: float, probes: _Probes
+) -> None:
+    """Wait for a watcher's end; meanwhile send probes."""
+    probing = asyncio.create_task(_send(address, seconds, probes))
     try:
         await asyncio.wait([watching])
-        await asyncio.wait([probing], timeout=seconds)
         if probing.done():
             probing.result()
-        return probes
     finally:
         await end_all([probing, watching])
 
 
-async def _send(address: Address, seconds: float, own: dict[str, str], probes: _Probes) -> None:
-    await asyncio.sleep(MONITOR_BASELINE_S + seconds / 10)
-    async with await Leg.connect(address, Side.SOURCE, name="exodus-copy-probe") as leg:
-        own[leg.local] = leg.name
-        for number in range(COPY_PROBES):
-            try:
-                if number == 0:
-                    probes.first = await _marked_counts(leg)
-                elif number == COPY_PROBES - 1:
-                    probes.last = await _marked_counts(leg)
-                else:
-                    await leg.call("EXISTS", PROBED_KEY)
-            except ReplyError as exc:
-                raise SourceError(
-                    "the source refuses the reads that the copy of the traffic is to show",
-                    why=str(exc),
-                    next_step="let Exodus's user run EXISTS on exodus:* (exodus users)",
-                ) from exc
-            probes.sent += 1
-            await asyncio.sleep(0.6 * seconds / COPY_PROBES)
+async def _send(address: Address, seconds: float, probes: _Probes) -> None:
+    """Send probes once the watcher sees them, until it says that it stops."""
+    beside = probes.beside
+    try:
+        async with await Leg.connect(address, Side.SOURCE, name="exodus-copy-probe") as leg:
+            probes.own[leg.local] = leg.name
+            await beside.begin.wait()
+            await _send_all(leg, seconds, probes)
+    finally:
+        beside.ended.set()
+
+
+async def _send_all(leg: Leg, seconds: float, probes: _Probes) -> None:
+    stop = probes.beside.stop
+    for number in range(COPY_PROBES):
+        last = number == COPY_PROBES - 1 or (number > 0 and stop.is_set())
+        try:
+            if number == 0:
+                probes.first = await _marked_counts(leg)
+            elif last:
+                probes.last = await _marked_counts(leg)
+            else:
+                await leg.call("EXISTS", PROBED_KEY)
+        except ReplyError as exc:
+            raise SourceError(
+                "the source refuses the reads that the copy of the traffic is to show",
+                why=str(exc),
+                next_step="let Exodus's user run EXISTS on exodus:* (exodus users)",
+            ) from exc
+        probes.sent += 1
+        if last:
+            return
+        await wait_at_most(stop, _PROBED_SHARE * seconds / COPY_PROBES)
 
 
 async def _marked_counts(leg: Leg) -> dict[str, int] | None:

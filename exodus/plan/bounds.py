@@ -146,6 +146,7 @@ CLUSTER_SLOTS = 16_384  # of every cluster
 SIZING_SHARDS = (3, 6, 12)  # for which the fullest and the busiest shard is told
 RATES_SHOWN_MAX = 300  # points of the rate over time
 COPY_PROBES = 20  # reads of Exodus's own that a copy of the traffic must show
+COPY_LATE_S = 10.0  # for the last of them to come, after the time is over
 CAPTURE_FILES_MAX = 10_000  # of a folder
 CAPTURE_POLL_S = 0.5  # between two looks at a folder that grows
 WORKLOAD_OPERATIONS_MAX = 2_000  # of a workload model
@@ -161,7 +162,7 @@ SKEW_BATCH_KEYS = 512  # that are counted before they go into a sketch
 PROFILE_ERRORS_MAX = 64  # error codes of one operation
 SAMPLE_GROUPS_MAX = 500  # pairs of pattern and type of a keyspace sample
 MONITOR_BASELINE_S = 0.3  # before MONITOR, in which the server's own cost is measured
-MONITOR_MARKED_S = 2.0  # for the last mark to be seen
+MONITOR_MARKED_S = 15.0  # for the last mark to be seen: a busy server's lines come late
 MONITOR_LOOK_S = 0.5  # between two looks at what it costs
 MONITOR_CPU_SHARE_MAX = 0.3  # of a core of the server, that MONITOR may add
 MONITOR_BUFFER_BYTES_MAX = 32 * 1024 * 1024  # of its lines that wait in the server's memory
@@ -181,6 +182,7 @@ RAMP_STEP_S = 1.0
 RAMP_RATE_MAX = 5_000.0  # requests a second
 RAMP_PREPARED_BYTES_MAX = 16 * 1024 * 1024
 RAMP_CONNECTIONS_MAX = 20
+PLAYED_WAIT_S = 1  # the timeout of blocking requests
 PLAYED_LAST_ANSWERS_S = 10.0  # for answers, after the last request
 
 # exodus/backfill/forecast.py
@@ -368,8 +370,9 @@ STREAM_HEARD_S = 20.0  # a stream begins after repl-diskless-sync-delay, 5 s by 
 AUTHORITY_PROBE_S = 2.0  # between two questions to the authority, and how long one may take
 AUTHORITY_PROBE_PINGS = 50  # of each side, where Test asks how far they are
 
-# exodus/gateway/background.py
+# exodus/background.py
 BACKGROUND_RESTART_S = 1.0  # between a task's failure and its next start
+BACKGROUND_TOLD_S = 10.0  # a failure stands in the heartbeats
 
 # exodus/gateway/canary_control.py
 CANARY_LINGERS_S = 1.0  # for reads that were asked before the canary ended
@@ -667,7 +670,7 @@ CLI_REPORT_ROWS_MAX = 40  # of one table in the terminal
 
 # exodus/telemetry/windows.py, exodus/control/windows.py
 TELEMETRY_WINDOW_S = 10.0  # of the gateways' counters
-TELEMETRY_WINDOW_BYTES_MAX = 32 * 1024  # packed; a larger one is kept without key prefixes
+TELEMETRY_WINDOW_BYTES_MAX = 32 * 1024  # packed; a larger one lacks what prefixes took
 TELEMETRY_WINDOWS_MAX = 8_640  # of all gateways: a day of one
 TELEMETRY_WINDOWS_KEPT_S = 7 * 24 * 3_600  # after the last one
 TASKS_PROFILE_WINDOWS_S = 24 * 3_600.0  # that Analyze shows

@@ -96,8 +96,8 @@ class Phase(StrEnum):
 
 
 class UserRole(StrEnum):
-    """As which of its users Exodus connects. `syncer` is a side's own user: whatever has no user of
-    its own uses that.
+    """The users as which Exodus connects. `syncer` is a side's own user; a role without a user
+    connects as it.
     """
 
     SYNCER = "syncer"  # copies keys, and does all that phases do on both sides

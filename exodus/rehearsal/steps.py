@@ -82,7 +82,7 @@ class RehearsedSwitch(Switch):
 
 
 def steps() -> list[Step]:
-    """Return the steps of a rehearsed switch, named as those of a switch."""
+    """Return the steps of a rehearsed switch. They have the names of a switch's steps."""
     return [
         Step("prepare", "connect, copy the keys, grant the right to write", _prepare),
         Step(
@@ -179,8 +179,8 @@ async def live_sync_done(switch: Switch) -> None:
     """
     store, prefix = switch.store, switch.plan.rehearsal_prefix.encode()
     feed = JournalFeed(store, switch.plan.partitions)
-    # Not what is in the journal by now: a key that changed while it was copied is marked once more,
-    # behind that, and a barrier marks every key.
+    # The journal's present end is not enough: a key that changed during its copy is marked again
+    # behind it, and a barrier marks every key.
     while (left := await feed.changes_since(await feed.synced())).barriers or any(
         key.startswith(prefix) for _, key in left.keys
     ):

@@ -32,7 +32,7 @@ _FRAME_BYTES_MAX = RETAINED_FRAME_BYTES
 _SHORT_BYTES = 32  # to copy so much costs no more than to ask whether it is needed
 
 
-# Told by identity: what is cut out of a stream is always another object
+# Compared by identity: bytes cut out of a stream are always another object
 SKIPPED = b"(an argument that was not kept)"
 PAYLOAD = b"(a value that nobody asks for)"
 

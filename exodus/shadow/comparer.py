@@ -22,6 +22,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from exodus.cancellation import end_all
@@ -123,7 +124,7 @@ class Comparer(RouteFollower):
                 self._baseline, self._states_compared, self._away_ms = None, 0, 0
                 self._reporter, self._lost_before = None, 0
                 self._judge = self._replies = self._shadow_at = None
-                self._work = asyncio.create_task(self._keep_comparing(route))
+                self._work = self._tasks.keep_running(partial(self._keep_comparing, route))
         self._beat_now.set()
 
     async def _stop_work(self) -> None:
@@ -377,7 +378,7 @@ class Comparer(RouteFollower):
             at_ms=at_ms,
             epoch=self._route.epoch,
             state=ProcessState.COMPARING if self._opened else ProcessState.IDLE,
-            why=self._store_why or self._why,
+            why=self._store_why or self._tasks.why or self._why,
             facts=ComparerFacts(
                 behind=self._behind,
                 pending=self._pending,
@@ -395,6 +396,7 @@ class Comparer(RouteFollower):
                 divergences_lost=self._lost,
                 states_compared=self._states_compared,
                 keys_refused=self._copies.refused,
+                task_failures=self._tasks.failures,
             ),
         )
 

@@ -7,7 +7,7 @@ keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypedDict
 
 from exodus.commands.table import Command
@@ -112,7 +112,7 @@ class CommandCounters:
 class PrefixCounters:
     """The counters of the keys that begin alike."""
 
-    __slots__ = ("calls", "errors", "reply_bytes", "request_bytes", "writes")
+    __slots__ = ("calls", "errors", "latency_us", "reply_bytes", "request_bytes", "writes")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -120,6 +120,7 @@ class PrefixCounters:
         self.errors = 0
         self.request_bytes = 0
         self.reply_bytes = 0
+        self.latency_us = Histogram()
 
     def snapshot(self) -> PrefixSnapshot:
         """Return it as JSON."""
@@ -199,7 +200,8 @@ class Telemetry:
         counters.calls += 1
         counters.request_bytes += request_bytes
         counters.reply_bytes += reply_bytes
-        counters.latency_us.record(int(seconds * 1_000_000))
+        micros = int(seconds * 1_000_000)
+        counters.latency_us.record(micros)
         counters.request_sizes.record(request_bytes)
         counters.reply_sizes.record(reply_bytes)
         if error:
@@ -230,6 +232,7 @@ class Telemetry:
         prefix.calls += 1
         prefix.request_bytes += request_bytes
         prefix.reply_bytes += reply_bytes
+        prefix.latency_us.record(micros)
         if command.write:
             prefix.writes += 1
         if error:
@@ -275,8 +278,8 @@ class Telemetry:
         """Return all commands as JSON."""
         return {name: counters.snapshot() for name, counters in list(self.commands.items())}
 
-    def samples(self) -> Iterator[Sample]:
-        """Yield the samples for Prometheus."""
+    def samples(self, shown: Callable[[str], str] = str) -> Iterator[Sample]:
+        """Yield the samples for Prometheus, with key prefixes as `shown` returns them."""
         for name, counters in list(self.commands.items()):
             labels = {"command": name}
             yield "exodus_gateway_requests_total", "answered requests", labels, counters.calls
@@ -318,7 +321,7 @@ class Telemetry:
                     count,
                 )
         for prefix, seen in list(self.prefixes.items()):
-            labels = {"prefix": prefix}
+            labels = {"prefix": shown(prefix)}
             yield (
                 "exodus_gateway_prefix_requests_total",
                 "requests by the beginning of their first key",

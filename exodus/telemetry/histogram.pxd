@@ -11,3 +11,5 @@ cdef class Histogram:
     cpdef record(self, Py_ssize_t value)
     @cython.locals(wanted=Py_ssize_t, seen=Py_ssize_t, index=Py_ssize_t)
     cpdef Py_ssize_t quantile(self, double share) except -1
+    @cython.locals(left=Py_ssize_t, index=Py_ssize_t)
+    cpdef list steps(self)

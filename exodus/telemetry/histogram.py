@@ -60,7 +60,15 @@ class Histogram:
         """Return each value seen (the highest of its step) and its count. Histograms add up by
         it.
         """
-        return [(_highest(index), count) for index, count in enumerate(self.counts) if count]
+        found = []
+        left = self.total
+        for index in range(_SIZE):  # by index, as above: a window asks this of every key prefix
+            if not left:
+                break
+            if self.counts[index]:
+                found.append((_highest(index), self.counts[index]))
+                left -= self.counts[index]
+        return found
 
     def eighths(self) -> list[tuple[int, int]]:
         """Return the steps in eighths of an octave, small enough to be sent every second."""

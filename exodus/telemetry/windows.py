@@ -65,7 +65,10 @@ def _look(telemetry: Telemetry, at_ms: int) -> Json:
             }
             for name, counters in list(telemetry.commands.items())
         },
-        "prefixes": telemetry.prefixes_snapshot(),
+        "prefixes": {
+            name: {**counters.snapshot(), "latency_us": dict(counters.latency_us.steps())}
+            for name, counters in list(telemetry.prefixes.items())
+        },
     }
 
 
@@ -81,12 +84,13 @@ def _between(before: Json, after: Json) -> Json:
                 "errors": _more(was.get("errors", {}), now["errors"]),
                 "latency_us": sorted(_more(was.get("latency_us", {}), now["latency_us"]).items()),
             }
-    prefixes = {}
+    prefixes: Json = {}
     for name, now in after["prefixes"].items():
         was = before["prefixes"].get(name, {})
         found = {field: now[field] - was.get(field, 0) for field in _PREFIX_COUNTS}
         if found["calls"]:
-            prefixes[name] = found
+            steps = _more(was.get("latency_us", {}), now["latency_us"])
+            prefixes[name] = {**found, "latency_us": sorted(steps.items())}
     return {
         "at_ms": after["at_ms"],
         "seconds": (after["at_ms"] - before["at_ms"]) / 1000,
@@ -100,8 +104,16 @@ def _more(was: Mapping[Any, int], now: Mapping[Any, int]) -> dict[Any, int]:
 
 
 def pack(window: Json) -> bytes:
-    """Return a window as it is kept. One that is too large is kept without its prefixes."""
+    """Return a window as it is kept. One that is too large is kept without the prefixes'
+    latencies, and where it still is, without its prefixes.
+    """
     data = zlib.compress(orjson.dumps(window), level=1)
+    if len(data) > TELEMETRY_WINDOW_BYTES_MAX:
+        counts = {
+            name: {field: row[field] for field in _PREFIX_COUNTS}
+            for name, row in window["prefixes"].items()
+        }
+        data = zlib.compress(orjson.dumps({**window, "prefixes": counts, "cut": True}), level=6)
     if len(data) > TELEMETRY_WINDOW_BYTES_MAX:
         data = zlib.compress(orjson.dumps({**window, "prefixes": {}, "cut": True}), level=6)
     return data
@@ -121,12 +133,15 @@ def unpack(data: bytes) -> Json:
 
 
 def quantile(steps: Mapping[int, int], share: float) -> int:
-    """Return the smallest value that this share of all does not exceed; 0 without any."""
-    total = sum(steps.values())
+    """Return the smallest value that this share of all does not exceed; 0 without any.
+
+    The share is rounded to a whole number, as `Histogram.quantile` does.
+    """
+    wanted = max(1, int(share * sum(steps.values()) + 0.5))
     seen = 0
     for value in sorted(steps):
         seen += steps[value]
-        if total and seen >= share * total:
+        if seen >= wanted:
             return value
     return 0
 
@@ -152,6 +167,22 @@ def merge(windows: Iterable[Json]) -> list[Json]:
         for share in (50, 99):
             row[f"latency_us_p{share}"] = quantile(latencies[name], share / 100)
     return sorted(rows.values(), key=lambda row: -row["calls"])
+
+
+def prefix_latencies(windows: Iterable[Json]) -> dict[str, Json]:
+    """Return p50 and p99 in µs of each key prefix over all windows; without a prefix whose
+    latencies did not fit into a window.
+    """
+    latencies: dict[str, Counter[int]] = {}
+    for window in windows:
+        for name, found in window["prefixes"].items():
+            steps = latencies.setdefault(name, Counter())
+            steps.update(dict(map(tuple, found.get("latency_us", ()))))
+    return {
+        name: {f"latency_us_p{share}": quantile(steps, share / 100) for share in (50, 99)}
+        for name, steps in latencies.items()
+        if steps
+    }
 
 
 def over_time(windows: Sequence[Json], points: int) -> list[Json]:

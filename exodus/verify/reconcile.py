@@ -333,8 +333,8 @@ async def _listed(store: ControlStore, name: str) -> list[Json]:
 
 
 async def _close_gaps(store: ControlStore, since_ms: int) -> None:
-    """Close the gaps that were open before a clean pass over everything, and those of gateways that
-    are gone.
+    """Close the gaps that a clean pass over all keys covers, and the gaps of gateways that have
+    ended.
     """
     for name, raw in (await answered(store.client.hgetall(store.keys.gap))).items():
         if orjson.loads(raw)["at_ms"] < since_ms:

@@ -4,6 +4,7 @@ a bounded number of copies.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from exodus.control.route import read_route
 from exodus.control.schema import guard_key
 from exodus.engine import open_engine
 from exodus.feeds import reader
+from exodus.live import lanes
+from exodus.live.lanes import Lanes
+from exodus.plan.bounds import LEASE_MS
 from exodus.plan.settings import Listen
 from exodus.plan.vocabulary import Feed, Side
 from exodus.verify.reconcile import verify
@@ -47,6 +51,82 @@ async def test_a_right_that_comes_after_its_route_is_taken(local: LocalMigration
     target.set(guard, route.writer_epoch)
     await local.drained()
     assert target.get("k") == b"v"
+
+
+async def test_an_error_of_exodus_does_not_end_live_sync(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the lanes, they begin again, and the heartbeat says what it was."""
+    planted = iter([RuntimeError("planted")])
+    real = Lanes._sync
+
+    async def failing(lanes: Lanes, *more: object) -> None:
+        for error in planted:
+            raise error
+        await real(lanes, *more)
+
+    monkeypatch.setattr(Lanes, "_sync", failing)
+    await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
+    await local.app().set("k", "v")
+    await local.drained()
+    assert local.servers[Side.TARGET].client().get("k") == b"v"
+    beat = syncer.heartbeat(0)
+    assert beat.facts.task_failures == 1
+    assert "an error of Exodus: RuntimeError: planted" in beat.why
+
+
+async def test_leases_last_through_a_long_rescan(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another syncer would begin the same rescan, and both would look at every key."""
+    seen: list[set[bytes]] = []
+
+    async def long(*_: object) -> int:
+        for _ in range(8):
+            await asyncio.sleep(LEASE_MS / 4_000)
+            names = [local.store.keys.lease(each) for each in range(local.plan.partitions)]
+            seen.append(set(await local.store.client.mget(names)))
+        return 0
+
+    await local.gateway()
+    await local.syncer()
+    await local.start_live_sync()
+    await local.drained()
+    names = [local.store.keys.lease(each) for each in range(local.plan.partitions)]
+    before = set(await local.store.client.mget(names))
+    monkeypatch.setattr(lanes, "rescan", long)
+    await local.app().flushdb()
+    await local.drained()
+    assert seen
+    assert all(owners == before and None not in owners for owners in seen)
+
+
+async def test_what_live_sync_stands_at_is_told(
+    local: LocalMigration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower that does not answer: the heartbeat says which step waits, and for which keys."""
+    monkeypatch.setattr(lanes, "LANES_STANDING_S", 0.5)
+    await local.gateway()
+    syncer = await local.syncer()
+    await local.start_live_sync()
+    await local.app().set("first", "v")
+    await local.drained()
+    assert syncer.heartbeat(0).why == ""
+    local.servers[Side.TARGET].pause()
+    try:
+        await local.app().set("k", "v")
+
+        async def told() -> bool:
+            why = syncer.heartbeat(0).why
+            return "live sync copies 1 keys from 0:k on" in why or "renews its leases" in why
+
+        await until(told, within_s=20, otherwise="nothing was told of the stall")
+    finally:
+        local.servers[Side.TARGET].resume()
+    await local.drained()
+    assert syncer.heartbeat(0).why == ""
 
 
 async def test_syncers_share_partitions_and_take_over_from_a_dead_one(

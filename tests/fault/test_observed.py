@@ -117,6 +117,16 @@ async def test_clients_are_told_with_their_library(local: LocalMigration) -> Non
     assert rows == {"shop": "shoplib 1.2"}
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_metrics_hide_key_prefixes_where_the_plan_says_so(
+    local: LocalMigration, hidden: bool
+) -> None:
+    local.plan = local.plan.model_copy(update={"hash_names": hidden})
+    gateway = await local.gateway()
+    await local.app().set("customer:1", "x")
+    assert ("customer" in str(list(reporting.metrics(gateway)))) is not hidden
+
+
 async def test_windows_of_the_gateways_are_kept_for_analyze(
     local: LocalMigration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +153,8 @@ async def test_windows_of_the_gateways_are_kept_for_analyze(
     report = await learn(it, 1.5)
     assert report["changes"] == []
     assert sum(row["requests_per_s"] for row in report["rates"]) > 0
+    (orders,) = (row for row in report["prefixes"] if row["prefix"] == "order:")
+    assert 0 < orders["latency_us_p50"] <= orders["latency_us_p99"]
     await client.get("order:1")
     with local.servers[Side.SOURCE].client() as source:
         source.set("order:7", "x" * 100_000)

@@ -26,7 +26,7 @@ from exodus.observe.keyspace import sample_keys
 from exodus.observe.known_commands import known_table
 from exodus.observe.packets import PacketWatcher
 from exodus.observe.profile import Profile
-from exodus.observe.workload import Operation, Workload, workload_of
+from exodus.observe.workload import Operation, Spread, Workload, workload_of
 from exodus.plan.vocabulary import Side
 from tests.support.packets import Recorder
 from tests.support.servers import DatabaseServer
@@ -256,6 +256,46 @@ def test_speed_is_a_multiple_of_the_rate(
     )
     assert fast["sent"] / slow["sent"] == pytest.approx(8, rel=0.2)
     assert fast["errors"] == slow["errors"] == 0
+
+
+def test_requests_that_wait_are_played_apart(
+    observed: tuple[Workload, Path], redis82: DatabaseServer
+) -> None:
+    """Workers that wait for jobs delay nobody, their waiting is no latency, and workers that had
+    no connection are told.
+    """
+    model, file = observed
+    pops = only(model, "LPUSH").model_copy(
+        update={"command": "BRPOP", "blocking": True, "in_transactions": 0, "answered": 0}
+    )
+    jobs = [each for each in model.operations if not each.in_transactions] + [pops]
+    file = file.with_name("jobs.json")
+    model.model_copy(update={"operations": jobs, "transactions": Spread()}).save(file)
+    report = load(file, url_of(redis82), "--seconds", "3", "--connections", "100")
+    assert report["errors"] == 0, report["errors_by_shape"]
+    assert report["not_waited"] == 0
+    assert report["sent"] == report["answered"] == report["due"]
+    assert "BRPOP" not in str(report["latency_us_by_shape"])
+    with redis82.client() as client:
+        calls = int(client.info("commandstats")["cmdstat_brpop"]["calls"])
+        assert calls == report["sent"] - sum(
+            row["calls"] for row in report["latency_us_by_shape"].values()
+        )
+    few = load(
+        file,
+        url_of(redis82),
+        "--seconds",
+        "3",
+        "--speed",
+        "30",
+        "--connections",
+        "1",
+        "--seed",
+        "2",
+    )
+    assert few["not_waited"] > 0
+    assert few["due"] == few["sent"] + few["not_waited"] + few["not_sent"]
+    assert "blocking requests were due" in str(few["remarks"])
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

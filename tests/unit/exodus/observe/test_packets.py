@@ -261,6 +261,34 @@ def test_another_protocol_on_the_port_is_counted() -> None:
 # Order, repetition, loss.
 
 
+@pytest.mark.parametrize("reset", [True, False])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_last_segment_that_is_missing_is_lost(side: int, reset: bool) -> None:
+    """Nothing follows it on its side. That it was there, only the other side's ACK shows."""
+    talk = Talk()
+    talk.client(SET).server(b"+OK\r\n").client(GET)
+    talk.server(b"$4\r\nlast\r\n")
+    if side == 0:
+        talk.client(SET)
+    missing = talk.made.pop()
+    talk.ack(1 - side)
+    if reset:
+        talk.reset(1 - side)
+    events, watcher = watched(talk.pcap())
+    assert watcher.coverage.lost_bytes == len(missing.payload)
+    assert watcher.coverage.gaps == 1
+    assert [event.command for event in events] == ["SET", "GET"]
+    assert (events[1].answer is Answer.UNKNOWN) == (side == 1)
+
+
+def test_the_end_of_a_connection_is_no_loss() -> None:
+    talk = simple()
+    for _ in range(3):
+        talk.ack(0).ack(1)
+    _, watcher = watched(talk.pcap())
+    assert watcher.coverage.lost_bytes == watcher.coverage.gaps == 0
+
+
 def conversation(draw: random.Random, exchanges: int, *, begin: bool = True) -> Talk:
     """Batches of requests and their answers, cut into packets anywhere."""
     talk = Talk(begin=begin, first=(2**32 - 300, 2**32 - 200))

@@ -10,13 +10,15 @@ from exodus.commands.table import Command
 from exodus.plan.bounds import TELEMETRY_WINDOW_BYTES_MAX
 from exodus.telemetry.counters import NoKeyStatistics, Telemetry
 from exodus.telemetry.histogram import Histogram
-from exodus.telemetry.windows import Windows, merge, over_time, pack, unpack
+from exodus.telemetry.windows import Windows, merge, over_time, pack, prefix_latencies, unpack
 
 GET, SET = Command(b"GET", write=False, first=1, last=1, step=1), Command(b"SET", write=True)
 
 
-def _count(telemetry: Telemetry, command: Command, micros: int, error: bytes = b"") -> None:
-    telemetry.observe(command, b"user:1", micros / 1_000_000, 10, 20, error)
+def _count(
+    telemetry: Telemetry, command: Command, micros: int, error: bytes = b"", key: bytes = b"user:1"
+) -> None:
+    telemetry.observe(command, key, micros / 1_000_000, 10, 20, error)
 
 
 def test_windows_of_two_gateways_add_up_to_the_exact_percentile() -> None:
@@ -41,6 +43,32 @@ def test_windows_of_two_gateways_add_up_to_the_exact_percentile() -> None:
     assert row["calls"] == 3_000
     for share in (50, 99):
         assert row[f"latency_us_p{share}"] == whole.quantile(share / 100)
+
+
+def test_latencies_by_key_prefix_are_exact_over_gateways() -> None:
+    draw = random.Random(8)
+    whole = {"user:": Histogram(), "cart:": Histogram()}
+    kept = []
+    for _ in range(2):
+        telemetry = Telemetry(NoKeyStatistics())
+        windows = Windows(telemetry)
+        windows.due(0)
+        for number in range(1, 4):
+            for _ in range(500):
+                prefix = draw.choice(list(whole))
+                micros = int(draw.expovariate(1 / (300 if prefix == "user:" else 5_000)))
+                whole[prefix].record(micros)
+                _count(telemetry, GET, micros, key=prefix.encode() + b"1")
+            packed = windows.due(number * 10_000)
+            assert packed is not None
+            windows.kept()
+            kept.append(unpack(packed))
+    found = prefix_latencies(kept)
+    for prefix, histogram in whole.items():
+        for share in (50, 99):
+            assert found[prefix][f"latency_us_p{share}"] == histogram.quantile(share / 100)
+    without = [{**kept[0], "prefixes": {"user:": {"calls": 1}}}]
+    assert prefix_latencies(without) == {}
 
 
 def test_a_window_that_was_not_kept_is_part_of_the_next() -> None:
@@ -71,16 +99,24 @@ def test_a_clock_that_goes_back_begins_anew() -> None:
     assert unpack(packed)["commands"]["GET"]["calls"] == 1
 
 
-def test_a_large_window_is_kept_without_its_prefixes() -> None:
+@pytest.mark.parametrize(("number", "kept"), [(400, True), (3_000, False)])
+def test_a_large_window_is_kept_without_latencies_then_without_its_prefixes(
+    number: int, kept: bool
+) -> None:
     draw = random.Random(1)
+    counts = ("calls", "request_bytes", "reply_bytes", "writes", "errors")
     prefixes = {
-        draw.randbytes(30).hex(): dict.fromkeys(("calls", "writes"), draw.randrange(10**6))
-        for _ in range(3_000)
+        draw.randbytes(30).hex(): dict.fromkeys(counts, draw.randrange(10**6))
+        | {"latency_us": [[draw.randrange(10**6), draw.randrange(10**6)] for _ in range(50)]}
+        for _ in range(number)
     }
     window = {"at_ms": 1, "seconds": 10.0, "commands": {}, "prefixes": prefixes}
     packed = pack(window)
     assert len(packed) < TELEMETRY_WINDOW_BYTES_MAX
     assert unpack(packed)["cut"]
+    left = unpack(packed)["prefixes"]
+    assert len(left) == (number if kept else 0)
+    assert "latency_us" not in str(left)
     with pytest.raises(ValueError, match="no window"):
         unpack(b"something else")
 
