@@ -307,6 +307,14 @@ RIGHTS = (
         without="what the target refuses is listed as a difference",
     ),
     Right(
+        _words("blpop brpop bzpopmin bzpopmax"),
+        _COMPARER,
+        "the applications' blocking pops, played on scratch keys; compare_user plays them instead, "
+        "where it is named",
+        frozenset({Side.TARGET}),
+        without="they are not played, and Pre-test says so",
+    ),
+    Right(
         _words("copy dbsize"),
         _COMPARER,
         "scratch copies, on which Compare tries writes",
