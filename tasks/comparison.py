@@ -32,7 +32,8 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
-from exodus.shadow.findings import NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opened, run
@@ -210,6 +211,14 @@ def shadow(migration: str, seconds: float | None) -> Json:
                         [beat.facts.by_error for beat in comparers],
                         [beat.facts.why_not_tried for beat in comparers],
                     ),
+                    "other_states": {
+                        command: sum(
+                            beat.facts.by_error[command].get(OTHER_STATE, 0)
+                            for beat in comparers
+                            if command in beat.facts.by_error
+                        )
+                        for command in {name for beat in comparers for name in beat.facts.by_error}
+                    },
                     "dropped": await _dropped(it) - dropped,
                     "convergence": converged,
                     **await _figures(it, series),
@@ -366,7 +375,10 @@ def why_findings_stand(
                 divergences.name_of(row)
                 for row in await divergences.rows(it.store)
                 if divergences.is_open(row)
-            } | {NOTHING_COMPARED}
+            }
+            # What is no row of the ledger nobody heals.
+            open_names |= {row["name"] for row in found if row["name"].endswith(EFFECT)}
+            open_names.add(NOTHING_COMPARED)
             return why_not_accepted(found, accepted, still_open=open_names)
 
     return run(work())
