@@ -12,6 +12,7 @@ import orjson
 
 from exodus.control import registry
 from exodus.control.changes import Key, unpack
+from exodus.control.heartbeats import ComparerHeartbeat
 from exodus.control.route import change_route, read_route
 from exodus.copy.guard import set_writer_epoch
 from exodus.engine import open_engine
@@ -32,7 +33,8 @@ from exodus.shadow import divergences
 from exodus.shadow.causes import Cause
 from exodus.shadow.coverage import coverage
 from exodus.shadow.equivalence import Moment, bound_text, convergence
-from exodus.shadow.findings import NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.findings import EFFECT, NOTHING_COMPARED, why_not_accepted
+from exodus.shadow.write_replies import OTHER_STATE
 from exodus.topology.endpoint import Endpoint
 from exodus.verify.reconcile import spot_check
 from tasks.context import Json, Opened, opens_migration
@@ -166,6 +168,15 @@ async def _rows(it: Opened) -> list[Json]:
     return sorted(rows, key=lambda row: -int(row["compared"]))
 
 
+def _other_states(comparers: Iterable[ComparerHeartbeat]) -> dict[str, int]:
+    """Return command → writes that led to another state when they were run again."""
+    found: Counter[str] = Counter()
+    for beat in comparers:
+        for command, reasons in beat.facts.by_error.items():
+            found[command] += reasons.get(OTHER_STATE, 0)
+    return dict(found)
+
+
 @kept_task("Compare sampled requests")
 @opens_migration
 async def shadow(it: Opened, seconds: float | None) -> Json:
@@ -206,6 +217,7 @@ async def shadow(it: Opened, seconds: float | None) -> Json:
                 [beat.facts.by_error for beat in comparers],
                 [beat.facts.why_not_tried for beat in comparers],
             ),
+            "other_states": _other_states(comparers),
             "dropped": await _dropped(it) - dropped,
             "convergence": converged,
             **await _figures(it, series),
@@ -350,7 +362,10 @@ async def why_findings_stand(
         divergences.name_of(row)
         for row in await divergences.rows(it.store)
         if divergences.is_open(row)
-    } | {NOTHING_COMPARED}
+    }
+    # What is no row of the ledger nobody heals.
+    open_names |= {row["name"] for row in found if row["name"].endswith(EFFECT)}
+    open_names.add(NOTHING_COMPARED)
     return why_not_accepted(found, accepted, still_open=open_names)
 
 

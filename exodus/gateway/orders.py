@@ -55,7 +55,7 @@ class Orders:
         self.shadow_names: NameTest | None = None  # which names are sampled; None: all
         # Command and reason -> requests of sampled keys that the comparer is not offered
         self.left_out: Counter[tuple[bytes, str]] = Counter()
-        self.shadow_scripts = False  # offer read-only scripts of sampled keys to the comparer too
+        self.shadow_scripts = False  # offer scripts of sampled keys to the comparer too
         self.canary_below = 0  # likewise, for canary reads (canary_reads.py)
         self.canary: Canary | None = None
         self.risks: Counter[str] = Counter()  # requests that the journal may miss, by kind

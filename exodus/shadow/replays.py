@@ -16,6 +16,8 @@ TIMED = "its effect or its reply depends on the time at which it runs"
 UNREAD = "its reply is not what such a request is answered"
 _XADD_FLAGS = frozenset({b"NOMKSTREAM", b"KEEPREF", b"DELREF", b"ACKED"})
 _XADD_TRIMS = frozenset({b"MAXLEN", b"MINID"})
+# Their expiry is a part of the value, and counts from when they run.
+_FIELD_EXPIRIES = frozenset({b"HEXPIRE", b"HPEXPIRE", b"HSETEX", b"HGETEX"})
 _EXPIRE_IF = frozenset({b"GT", b"LT"})  # compare the time left with the one that is there
 
 
@@ -40,7 +42,7 @@ def replay(exchange: Exchange, reply: object) -> tuple[Exchange, object]:
 
 def _replay(args: Sequence[bytes], reply: object) -> tuple[list[bytes], object]:
     name, words = args[0].upper(), list(args)
-    if name.endswith((b"TTL", b"EXPIRETIME")):
+    if name.endswith((b"TTL", b"EXPIRETIME")) or name in _FIELD_EXPIRIES:
         raise NoReplay(TIMED)
     if b"EXPIRE" in name and _EXPIRE_IF & {word.upper() for word in words[3:]}:
         raise NoReplay(TIMED)

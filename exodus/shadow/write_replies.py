@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from exodus.control import registry
 from exodus.engine import Engine
 from exodus.net.leg import NoDatabase, Reply
-from exodus.plan.bounds import COMPARE_REPLAYS_PER_S_MAX, COMPARE_TOLD_MS
+from exodus.plan.bounds import COMPARE_REPLAYS_PER_S_MAX, COMPARE_TOLD_MS, COMPARE_TRIES_MAX
 from exodus.shadow.causes import Cause, cause_of_refusal, near
 from exodus.shadow.copies import SampledCopies
 from exodus.shadow.exchange import Exchange
@@ -47,7 +47,6 @@ UNDECLARED = "the script may use keys that it does not declare"
 SLOW = "it took longer than Compare waits"
 TROUBLE = "a server was in trouble"
 LOST = "a connection was lost each time that it was tried"
-TRIES_MAX = 2  # of one step
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class WriteReplies:
             step = steps[0]  # it stays there while a connection may be lost
             self._left -= len(step.writes)
             histories.tries += 1
-            why = LOST if histories.tries > TRIES_MAX else await self._why_not(step)
+            why = LOST if histories.tries > COMPARE_TRIES_MAX else await self._why_not(step)
             histories.tries = 0
             steps.popleft()
             if why == SILENT and self._copies.state.read_until_ms < step.at_ms + COMPARE_TOLD_MS:

@@ -2,82 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
-
 import pytest
 
 from exodus.control.changes import pack
 from exodus.control.heartbeats import ComparerHeartbeat
 from exodus.control.registry import heartbeats
 from exodus.net.client import answered
-from exodus.plan.vocabulary import JournalMode, Side
+from exodus.plan.vocabulary import Side
 from exodus.shadow.divergences import DivergenceState
 from exodus.shadow.resume import ENDED
-from exodus.stack.processes import Started, start
-from tests.support.comparing import counted, ledger, quiet, row_of
+from tests.support.comparing import comparing_apart, counted, ledger, quiet, row_of
 from tests.support.local_migration import LocalMigration
-from tests.support.process import migration_file
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
 _KEYS = 40
-
-
-class _Comparers:
-    """Comparers as processes of their own, one after the other."""
-
-    def __init__(self, local: LocalMigration) -> None:
-        self._local = local
-        self._file = migration_file(local)
-        self._running: list[Started] = []
-
-    async def begin(self) -> None:
-        command = [sys.executable, "-m", "exodus.cli.app", "comparer", "--file", str(self._file)]
-        name = f"comparer-{len(self._running)}"
-        started = start(
-            name, [*command, "--id", "comparer"], log=Path(self._local.folder / f"{name}.log")
-        )
-        self._running.append(started)
-
-        async def compares() -> bool:
-            return any(
-                beat.pid == started.process.pid and beat.state == "comparing" and not beat.why
-                for beat in await heartbeats(self._local.store, "comparer")
-            )
-
-        await until(compares, within_s=30, otherwise="the comparer did not begin")
-
-    async def kill(self) -> None:
-        """-9, once it has written down where it is."""
-        process = self._running[-1].process
-        os.kill(process.pid, signal.SIGKILL)
-        await asyncio.to_thread(process.wait, 10)
-
-    def end(self) -> None:
-        for started in self._running:
-            if started.process.poll() is None:
-                started.process.terminate()
-                started.process.wait(20)
-
-
-@asynccontextmanager
-async def _sampling(local: LocalMigration) -> AsyncIterator[_Comparers]:
-    await local.store.save_plan(local.plan)
-    await local.gateway()
-    await local.start_live_sync()
-    await local.change(journal=JournalMode.SAMPLE, sync=False, shadow_rate=1.0, shadow_salt=7)
-    comparers = _Comparers(local)
-    try:
-        await comparers.begin()
-        yield comparers
-    finally:
-        comparers.end()
 
 
 async def _beat(local: LocalMigration) -> ComparerHeartbeat:
@@ -95,7 +34,7 @@ async def test_a_restarted_comparer_copies_nothing_again(local: LocalMigration) 
     """What it copied again would be healed before it is judged."""
     source, target = (local.servers[side].client() for side in Side)
     source.mset({f"k{number}": number for number in range(_KEYS)})
-    async with _sampling(local) as comparers:
+    async with comparing_apart(local) as comparers:
         app = local.app()
         for number in range(_KEYS):
             await app.get(f"k{number}")
@@ -119,7 +58,7 @@ async def test_a_restarted_comparer_copies_nothing_again(local: LocalMigration) 
 async def test_what_was_counted_and_known_is_taken_up(local: LocalMigration) -> None:
     source = local.servers[Side.SOURCE].client()
     source.mset({f"k{number}": number for number in range(_KEYS)})
-    async with _sampling(local) as comparers:
+    async with comparing_apart(local) as comparers:
         app = local.app()
         for number in range(_KEYS):
             await app.get(f"k{number}")
@@ -140,7 +79,7 @@ async def test_a_key_that_differed_when_the_comparer_was_killed_is_found(
 ) -> None:
     """What it had not judged to the end is inconclusive; the next one finds the difference."""
     target = local.servers[Side.TARGET].client()
-    async with _sampling(local) as comparers:
+    async with comparing_apart(local) as comparers:
         app = local.app()
         await app.set("k", "right")
         await app.get("k")
@@ -177,7 +116,7 @@ async def test_a_key_whose_first_copy_was_under_way_is_copied_again(
     """The store was told of the key before the target had it."""
     source, target = (local.servers[side].client() for side in Side)
     source.mset({"whole": 1, "half": 2})
-    async with _sampling(local) as comparers:
+    async with comparing_apart(local) as comparers:
         app = local.app()
         await app.get("whole")
         await row_of(local, "GET", "equal")

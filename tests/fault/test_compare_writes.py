@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exodus.control import registry
 from exodus.control.changes import pack
 from exodus.control.registry import heartbeats
 from exodus.net.client import answered
@@ -16,8 +18,12 @@ from exodus.plan.compare_rules import CompareRule, ReplyRule
 from exodus.plan.vocabulary import Side
 from exodus.shadow import histories
 from exodus.shadow.causes import Cause
+from exodus.shadow.findings import findings
+from exodus.shadow.write_replies import LIVE_SYNC, OTHER_STATE, SILENT
+from exodus.stack.servers import ServerKind
 from tests.support.comparing import comparer_follows, comparing, counted, ledger, row_of
-from tests.support.local_migration import LocalMigration
+from tests.support.local_migration import LocalMigration, between
+from tests.support.servers import DatabaseServer
 from tests.support.wait import until
 
 pytestmark = pytest.mark.fault
@@ -202,6 +208,72 @@ async def test_a_write_past_the_gateway_is_taken_for_no_reply_of_the_target(
         assert (await counted(local, "INCRBY")).get("divergences", 0) == 0
 
 
+async def test_a_reply_of_another_command_with_the_same_effect_is_confirmed(
+    redis62: DatabaseServer,
+    control_server: DatabaseServer,
+    make_server: Callable[..., DatabaseServer],
+    tmp_path: Path,
+) -> None:
+    """On this target GETDEL is what DEL is elsewhere, and LPOP takes from the right."""
+    renamed = {"GETDEL": "gone", "DEL": "GETDEL", "LPOP": "gone2", "RPOP": "LPOP"}
+    lines = "\nrename-command ".join(f"{name} {to}" for name, to in renamed.items())
+    target = make_server(ServerKind.VALKEY_91, rename_command=lines)
+    async with between(redis62, target, control_server, tmp_path) as local, comparing(local):
+        app = local.app()
+        for number in range(4):
+            await app.rpush(f"list{number}", "a", "b", "c")
+        await app.set("k", "v")
+        await _settled(local, 5)
+        assert await app.getdel("k") == b"v"
+        for number in range(4):
+            assert await app.lpop(f"list{number}") == b"a"
+        await row_of(local, "GETDEL", "divergences")
+        (row,) = await ledger(local)
+        assert (row["key"], row["command"], row["cause"]) == ("k", "GETDEL", Cause.VERSION)
+
+        async def told() -> bool:
+            return (await _reasons(local, "LPOP")).get(OTHER_STATE) == 4
+
+        await until(told, within_s=15, otherwise="the effect of LPOP was not told")
+        (finding,) = findings([await _lpop(local)], [], {"LPOP": 4})
+        assert finding["name"] == "LPOP effect"
+
+
+async def _lpop(local: LocalMigration) -> dict[str, Any]:
+    return {"command": "LPOP", **await counted(local, "LPOP")}
+
+
+async def test_nothing_is_confirmed_while_a_gateway_is_silent(local: LocalMigration) -> None:
+    """It may have writes of the key to tell of."""
+    rule = CompareRule(commands=("ZADD",), rule=ReplyRule.EXACT)
+    local.plan = local.plan.model_copy(update={"compare_rules": (rule,)})
+    async with comparing(local):
+        (beat,) = await heartbeats(local.store, "gateway")
+        await registry.beat(local.store, beat.model_copy(update={"process": "gw-silent"}))
+        app = local.app()
+        await app.zadd("z", {"a": 1, "b": 2})
+        await _settled(local, 1)
+        await _send(app, "ZADD {k} INCR 443343.1234567 a", "z")
+
+        async def told() -> bool:
+            return SILENT in await _reasons(local, "ZADD")
+
+        await until(told, within_s=20, otherwise="the write has no outcome")
+        assert await ledger(local) == []
+
+
+async def test_with_live_sync_on_replies_to_writes_are_not_compared(
+    local: LocalMigration,
+) -> None:
+    await local.syncer()
+    async with comparing(local):
+        await local.start_live_sync()
+        app = local.app()
+        await app.set("k", 1)
+        await row_of(local, "SET", "by_error")
+        assert await _reasons(local, "SET") == {LIVE_SYNC: 1}
+
+
 async def test_what_is_in_the_unused_database_is_left_alone(local: LocalMigration) -> None:
     """Somebody begins to use it while Compare runs: it tries nothing there any more."""
     target = local.servers[Side.TARGET].client()
@@ -226,10 +298,9 @@ async def test_scratch_copies_that_a_killed_comparer_left_are_removed(
     await answered(local.store.client.sadd(local.store.keys.scratch, pack([(15, b"k")])))
     left.set("k", "of a trial")
     async with comparing(local):
-        assert not left.exists("k")
-        app = local.app()
-        await app.set("k", 1)
+        await local.app().set("k", 1)
         await row_of(local, "SET", "compared")
+        assert not left.exists("k")
 
 
 _USER = ("~*", "+@read", "+@write", "+@scripting", "+client|setname")
@@ -246,6 +317,10 @@ def _user(local: LocalMigration, folder: Path, *rights: str) -> None:
     local.plan = local.plan.model_copy(update={"compare_user": user, "compare_scripts": True})
 
 
+_LIBRARY = (
+    "#!lua name=lib\nredis.register_function('counts', function(keys, args) "
+    "return redis.call('INCRBY', keys[1], args[1]) end)"
+)
 _COUNTS = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 _TELLS_VERSION = "redis.call('INCR', KEYS[1]) return redis.REDIS_VERSION"
 _READS_ANOTHER = "redis.call('INCR', KEYS[1]) return redis.call('GET', 'undeclared')"
@@ -262,13 +337,23 @@ async def test_scripts_that_write_are_tried_on_scratch_copies(
         await modern.change(shadow_salt=8, shadow_scripts=True)
         await comparer_follows(modern)
         app = modern.app()
-        for key in ("same", "version", "reads", "writes"):
+        for key in ("same", "version", "reads", "writes", "called", "lacks"):
             await app.set(key, 1)
         await app.mset({"undeclared": "v", "stray": 1})
-        await _settled(modern, 5)
+        await _settled(modern, 7)
         assert await app.eval(_COUNTS, 1, "same", 4) == 5
         await row_of(modern, "EVAL", "by_reply")
         assert await ledger(modern) == []
+        for side in Side:
+            modern.servers[side].client().function_load(_LIBRARY)
+        assert await app.fcall("counts", 1, "called", 4) == 5
+        await row_of(modern, "FCALL", "by_reply")
+        assert await ledger(modern) == []
+        target.function_flush()
+        await app.fcall("counts", 1, "lacks", 4)
+        await row_of(modern, "FCALL", "divergences")
+        (row,) = await ledger(modern)
+        assert (row["key"], row["cause"]) == ("lacks", Cause.CONFIGURATION)
         await app.eval(_READS_ANOTHER, 1, "reads")
         await app.eval(_WRITES_ANOTHER, 1, "writes")
 

@@ -41,7 +41,9 @@ def test_what_was_drawn_is_named(text: str, reply: object, again: str, wanted: o
     assert expected == wanted
 
 
-@pytest.mark.parametrize("text", ["PEXPIRE k 100 GT", "EXPIREAT k 100 lt", "TTL k", "HPTTL k"])
+@pytest.mark.parametrize(
+    "text", ["PEXPIRE k 100 GT", "EXPIREAT k 100 lt", "TTL k", "HPTTL k", "HEXPIRE k 9 FIELDS 1 f"]
+)
 def test_what_depends_on_the_time_is_not_run_again(text: str) -> None:
     with pytest.raises(NoReplay, match="time"):
         replay(_exchange(text), 1)
